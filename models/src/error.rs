@@ -1,0 +1,20 @@
+//! What can go wrong in a model.
+
+use crate::weights::WeightsError;
+
+/// The result of anything in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of a model: its weights, its inputs, or the tensor library below.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The tensor library refused an operation.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+    /// A checkpoint could not be read or does not fit the model.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// A config file, an input shape or an adapter does not fit the model; the text names the thing and the way out.
+    #[error("{0}")]
+    Mismatch(String),
+}

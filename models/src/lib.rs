@@ -1,0 +1,10 @@
+//! The models of Tandem: Wan DiT, VAE, UMT5, their adapters, and the files all of these are stored in.
+//!
+//! Everything here is a pure function of weights and inputs: nothing draws a random number from a
+//! generator with state, and only [`adapter::files`] and [`weights`] touch the disk.
+
+pub mod error;
+pub mod names;
+pub mod weights;
+
+pub use error::{Error, Result};
