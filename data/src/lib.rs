@@ -6,14 +6,32 @@
 //!
 //! This crate knows neither models nor tensors on devices: it builds and tests without a GPU.
 
+pub mod atomic;
+pub mod bucket;
+pub mod cache;
+pub mod clip;
 mod colour;
 pub mod config;
+pub mod dataset;
 pub mod decode;
 pub mod error;
 pub mod glob;
+pub mod hashes;
+pub mod key;
 pub mod metadata;
+pub mod order;
+pub mod resample;
 pub mod scan;
+pub mod tensor;
 
+pub use bucket::{Bucket, BucketRow, BucketTable, Buckets, Window};
+pub use cache::{Cache, Entry, Lookup, MissReason};
+pub use clip::Clip;
 pub use config::{CaptionSource, DataConfig, EmptyCaptions, Extract, SizeMultiple, Stills};
+pub use dataset::{Dataset, Source};
 pub use error::{DataError, Result};
+pub use hashes::ContentHashes;
+pub use key::Key;
+pub use order::{Batch, Cursor, Order, OrderItem};
 pub use scan::{Item, Media, scan};
+pub use tensor::{HostTensor, Storage};

@@ -2,7 +2,7 @@
 
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use super::{Engine, Frame, FrameStream, MAX_PIXELS, Probe};
 use crate::error::{DataError, Result};
@@ -82,20 +82,20 @@ pub(super) fn frames(path: &Path, times: Vec<f64>) -> Result<FrameStream> {
     let mut command = Command::new("ffmpeg");
     command.args(["-v", "error", "-nostdin", "-i"]).arg(input(path));
     command.args(["-map", "0:v:0", "-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "pipe:1"]);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Complaints were read by the probe; here an unread pipe that fills up would stop the program for ever.
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn().map_err(|error| absent(path, "a video", error))?;
-    let (Some(output), Some(errors)) = (child.stdout.take(), child.stderr.take()) else {
+    let Some(output) = child.stdout.take() else {
         return Err(DataError::unreadable(path, "ffmpeg gave no output"));
     };
     let output = BufReader::with_capacity(1 << 20, output);
-    Ok(Box::new(Stream { path: path.to_path_buf(), child, output, errors, times: times.into_iter(), done: false }))
+    Ok(Box::new(Stream { path: path.to_path_buf(), child, output, times: times.into_iter(), done: false }))
 }
 
 struct Stream {
     path: PathBuf,
     child: Child,
     output: BufReader<ChildStdout>,
-    errors: ChildStderr,
     times: std::vec::IntoIter<f64>,
     done: bool,
 }
@@ -112,15 +112,7 @@ impl Iterator for Stream {
             Ok(frame) => Some(Ok(frame)),
             Err(error) => {
                 self.done = true;
-                // The program is ending, or is of no use any more; either way its complaint can be read to the end.
-                let _ = self.child.kill();
-                let mut complaint = Vec::new();
-                let _ = (&mut self.errors).take(1 << 16).read_to_end(&mut complaint);
-                let reason = if complaint.is_empty() {
-                    format!("decoding ended {} frames early ({error})", self.times.len() + 1)
-                } else {
-                    message(&complaint)
-                };
+                let reason = format!("ffmpeg stopped {} frames before the end ({error})", self.times.len() + 1);
                 Some(Err(DataError::unreadable(&self.path, reason)))
             }
         }

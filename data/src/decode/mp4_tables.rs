@@ -1,6 +1,6 @@
 //! The sample tables of an MP4 track, unrolled into frames: where they lie, and when they are shown.
 
-use super::bytes::{Bytes, boxes, child};
+use super::bytes::{Bytes, child};
 
 /// Where one coded frame lies in the file.
 #[derive(Debug, Clone, Copy)]
@@ -214,6 +214,7 @@ fn display(durations: &[i32], offsets: &[i32], clock: &Clock, edit: &Edit) -> Sh
 
 #[cfg(test)]
 mod tests {
+    use super::super::bytes::boxes;
     use super::*;
 
     #[test]
