@@ -170,10 +170,15 @@ impl BucketTable {
 
 impl std::fmt::Display for BucketTable {
     fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
-        writeln!(formatter, "{:>11} {:>6} {:>6} {:>8} {:>9}", "size", "frames", "clips", "windows", "enlarged")?;
+        writeln!(
+            formatter,
+            "{:>11} {:>6} {:>6} {:>8} {:>9}",
+            "size", "frames", "clips", "windows", "enlarged"
+        )?;
         for row in &self.rows {
             let size = format!("{}x{}", row.bucket.width, row.bucket.height);
-            let (frames, clips, windows, enlarged) = (row.bucket.frames, row.clips, row.windows, row.enlarged);
+            let (frames, clips, windows, enlarged) =
+                (row.bucket.frames, row.clips, row.windows, row.enlarged);
             writeln!(formatter, "{size:>11} {frames:>6} {clips:>6} {windows:>8} {enlarged:>9}")?;
         }
         Ok(())

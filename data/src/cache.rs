@@ -190,14 +190,18 @@ pub fn encode_entry(
     let mut stored = BTreeMap::new();
     for (name, tensor, storage) in tensors {
         let (dtype, bytes) = match storage {
-            Storage::F32 => (Dtype::F32, tensor.data().iter().flat_map(|value| value.to_le_bytes()).collect()),
-            Storage::Bf16 => {
-                (Dtype::BF16, tensor.data().iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect())
+            Storage::F32 => {
+                (Dtype::F32, tensor.data().iter().flat_map(|value| value.to_le_bytes()).collect())
             }
+            Storage::Bf16 => (
+                Dtype::BF16,
+                tensor.data().iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
+            ),
         };
         stored.insert(*name, Stored { dtype, shape: tensor.shape(), bytes });
     }
-    let digest = digest(stored.iter().map(|(name, tensor)| (*name, tensor.dtype, tensor.shape, &tensor.bytes[..])));
+    let digest =
+        digest(stored.iter().map(|(name, tensor)| (*name, tensor.dtype, tensor.shape, &tensor.bytes[..])));
     let mut metadata: HashMap<String, String> =
         meta.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
     metadata.insert(KEY.into(), key.to_string());
@@ -213,7 +217,8 @@ pub fn encode_entry(
 /// # Errors
 /// What is wrong, in a few words.
 pub fn decode_entry(bytes: &[u8], key: &Key) -> std::result::Result<Entry, String> {
-    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| format!("its header is invalid: {error}"))?;
+    let (_, header) =
+        SafeTensors::read_metadata(bytes).map_err(|error| format!("its header is invalid: {error}"))?;
     let metadata = header.metadata().clone().unwrap_or_default();
     let field = |name: &str| metadata.get(name).map(String::as_str).unwrap_or_default();
     if field(KEY) != key.to_string() {
@@ -222,18 +227,25 @@ pub fn decode_entry(bytes: &[u8], key: &Key) -> std::result::Result<Entry, Strin
     if field(VERSION) != FORMAT_VERSION.to_string() {
         return Err("it was written by another version".into());
     }
-    let file = SafeTensors::deserialize(bytes).map_err(|error| format!("its contents are invalid: {error}"))?;
+    let file =
+        SafeTensors::deserialize(bytes).map_err(|error| format!("its contents are invalid: {error}"))?;
     let views: BTreeMap<String, _> = file.tensors().into_iter().collect();
-    let found = digest(views.iter().map(|(name, view)| (name.as_str(), view.dtype(), view.shape(), view.data())));
+    let found =
+        digest(views.iter().map(|(name, view)| (name.as_str(), view.dtype(), view.shape(), view.data())));
     if found != field(SHA256) {
         return Err("its contents do not match their checksum".into());
     }
     let mut tensors = BTreeMap::new();
     for (name, view) in views {
         let data = match view.dtype() {
-            Dtype::F32 => view.data().chunks_exact(4).map(|le| f32::from_le_bytes([le[0], le[1], le[2], le[3]])).collect(),
+            Dtype::F32 => view
+                .data()
+                .chunks_exact(4)
+                .map(|le| f32::from_le_bytes([le[0], le[1], le[2], le[3]]))
+                .collect(),
             Dtype::BF16 => {
-                let halves: Vec<bf16> = view.data().chunks_exact(2).map(|le| bf16::from_le_bytes([le[0], le[1]])).collect();
+                let halves: Vec<bf16> =
+                    view.data().chunks_exact(2).map(|le| bf16::from_le_bytes([le[0], le[1]])).collect();
                 halves.to_f32_vec()
             }
             other => return Err(format!("tensor {name} has the unexpected type {other:?}")),

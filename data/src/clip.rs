@@ -44,7 +44,8 @@ pub fn cover(frame: Frame, width: u32, height: u32) -> Option<Vec<u8>> {
     if image.dimensions() == (width, height) {
         return Some(image.into_raw());
     }
-    let scale = (f64::from(width) / f64::from(image.width())).max(f64::from(height) / f64::from(image.height()));
+    let scale =
+        (f64::from(width) / f64::from(image.width())).max(f64::from(height) / f64::from(image.height()));
     let side = |source: u32, target: u32| ((f64::from(source) * scale).round() as u32).max(target);
     let (scaled_width, scaled_height) = (side(image.width(), width), side(image.height(), height));
     let scaled = imageops::resize(&image, scaled_width, scaled_height, FilterType::Lanczos3);
@@ -86,7 +87,10 @@ impl Iterator for Cutter {
             }
             let missing = || {
                 let needed = first.wanted.last().map_or(0, |last| last + 1);
-                DataError::unreadable(&self.path, format!("it ended after {} frames; {needed} are needed", self.next_frame))
+                DataError::unreadable(
+                    &self.path,
+                    format!("it ended after {} frames; {needed} are needed", self.next_frame),
+                )
             };
             let frame = match self.frames.next() {
                 None => Err(missing()),
@@ -105,12 +109,15 @@ impl Cutter {
         let index = self.next_frame;
         self.next_frame += 1;
         if (frame.width, frame.height) != self.size {
-            let (found, first) = (format!("{}x{}", frame.width, frame.height), format!("{}x{}", self.size.0, self.size.1));
+            let (found, first) =
+                (format!("{}x{}", frame.width, frame.height), format!("{}x{}", self.size.0, self.size.1));
             let reason = format!("frame {} is {found} where the first is {first}", index + 1);
             return Err(DataError::unreadable(&self.path, reason));
         }
         let wants = |unfinished: &Unfinished| unfinished.wanted.get(unfinished.filled) == Some(&index);
-        let Some(bucket) = self.unfinished.iter().find(|unfinished| wants(unfinished)).map(|first| first.clip.bucket) else {
+        let Some(bucket) =
+            self.unfinished.iter().find(|unfinished| wants(unfinished)).map(|first| first.clip.bucket)
+        else {
             return Ok(());
         };
         let pixels = cover(frame, bucket.width, bucket.height);
@@ -132,13 +139,16 @@ mod tests {
     #[test]
     fn covering_keeps_the_centre_and_planes_run_from_minus_one_to_one() {
         // Three vertical stripes; a square out of the middle holds only the second.
-        let row: Vec<u8> = [[255, 0, 0], [0, 255, 0], [0, 0, 255]].iter().flat_map(|rgb| rgb.repeat(8)).collect();
+        let row: Vec<u8> =
+            [[255, 0, 0], [0, 255, 0], [0, 0, 255]].iter().flat_map(|rgb| rgb.repeat(8)).collect();
         let frame = Frame { width: 24, height: 8, rgb: row.repeat(8), time: 0.0 };
         let pixels = cover(frame, 8, 8).unwrap();
         assert!(pixels.chunks(3).all(|pixel| pixel == [0, 255, 0]));
         let bucket = Bucket { width: 8, height: 8, frames: 1 };
         let clip = Clip { source: String::new(), caption: String::new(), bucket, start: 0, pixels };
         let planes = clip.planes();
-        assert!(planes[..64].iter().all(|&red| red == -1.0) && planes[64..128].iter().all(|&green| green == 1.0));
+        assert!(
+            planes[..64].iter().all(|&red| red == -1.0) && planes[64..128].iter().all(|&green| green == 1.0)
+        );
     }
 }

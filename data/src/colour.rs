@@ -122,13 +122,16 @@ pub(crate) fn to_planes(
     };
     let mut y_plane = Vec::with_capacity(even_width * even_height);
     for row in 0..even_height {
-        y_plane.extend((0..even_width).map(|column| (luma(pixel(column, row)) * luma_scale + offset + 0.5) as u8));
+        y_plane.extend(
+            (0..even_width).map(|column| (luma(pixel(column, row)) * luma_scale + offset + 0.5) as u8),
+        );
     }
     let mut cb_plane = Vec::with_capacity(even_width * even_height / 4);
     let mut cr_plane = Vec::with_capacity(even_width * even_height / 4);
     for row in (0..even_height).step_by(2) {
         for column in (0..even_width).step_by(2) {
-            let block = [(0, 0), (1, 0), (0, 1), (1, 1)].map(|(right, down)| pixel(column + right, row + down));
+            let block =
+                [(0, 0), (1, 0), (0, 1), (1, 1)].map(|(right, down)| pixel(column + right, row + down));
             let mean = [0, 1, 2].map(|channel| block.iter().map(|pixel| pixel[channel]).sum::<f32>() / 4.0);
             let y = luma(mean);
             let code = |difference: f32, share: f32| {

@@ -170,16 +170,21 @@ impl DataConfig {
         }
         self.check_sizes(multiple)?;
         self.check_frames()?;
-        for (key, rate) in
-            [("fps", self.fps), ("source_fps", self.source_fps), ("picture_folder_fps", self.picture_folder_fps)]
-        {
+        for (key, rate) in [
+            ("fps", self.fps),
+            ("source_fps", self.source_fps),
+            ("picture_folder_fps", self.picture_folder_fps),
+        ] {
             if rate.is_some_and(|fps| !(0.1..=1000.0).contains(&fps)) {
                 return refuse(key, "must lie between 0.1 and 1000 frames a second".into());
             }
         }
         self.check_extraction()?;
         if let Some((pattern, _)) = self.repeats.iter().find(|&(_, &times)| times == 0) {
-            return refuse("repeats", format!("\"{pattern}\" has 0 repeats; move those clips elsewhere to leave them out"));
+            return refuse(
+                "repeats",
+                format!("\"{pattern}\" has 0 repeats; move those clips elsewhere to leave them out"),
+            );
         }
         Ok(())
     }
@@ -209,7 +214,10 @@ impl DataConfig {
                 let down = (frames.min(MAX_FRAMES).max(1) - 1) / 4 * 4 + 1;
                 return refuse(
                     "frames",
-                    format!("{frames} is not of the form 4n+1 (up to {MAX_FRAMES}); nearest: {down}, {}", down + 4),
+                    format!(
+                        "{frames} is not of the form 4n+1 (up to {MAX_FRAMES}); nearest: {down}, {}",
+                        down + 4
+                    ),
                 );
             }
         }
@@ -242,7 +250,9 @@ impl DataConfig {
     pub fn full_caption(&self, caption: &str) -> String {
         let triggered = match &self.trigger {
             Some(word) if caption.is_empty() => word.clone(),
-            Some(word) if !caption.to_lowercase().contains(&word.to_lowercase()) => format!("{word}, {caption}"),
+            Some(word) if !caption.to_lowercase().contains(&word.to_lowercase()) => {
+                format!("{word}, {caption}")
+            }
             _ => caption.to_string(),
         };
         format!("{}{triggered}", self.caption_prefix)

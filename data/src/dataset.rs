@@ -83,7 +83,8 @@ impl Dataset {
 
     /// What goes where, for the plan.
     pub fn table(&self) -> BucketTable {
-        let sizes: Vec<(u32, u32)> = self.sources.iter().map(|source| (source.probe.width, source.probe.height)).collect();
+        let sizes: Vec<(u32, u32)> =
+            self.sources.iter().map(|source| (source.probe.width, source.probe.height)).collect();
         BucketTable::new(&self.windows, &sizes)
     }
 
@@ -97,7 +98,11 @@ impl Dataset {
     ///
     /// # Errors
     /// When the file cannot be opened; damage further in comes out of the iterator.
-    pub fn clips(&self, source: usize, windows: &[Window]) -> Result<impl Iterator<Item = Result<Clip>> + use<>> {
+    pub fn clips(
+        &self,
+        source: usize,
+        windows: &[Window],
+    ) -> Result<impl Iterator<Item = Result<Clip>> + use<>> {
         let known = &self.sources[source];
         let mut windows: Vec<&Window> = windows.iter().filter(|window| window.source == source).collect();
         windows.sort_by_key(|window| window.start);

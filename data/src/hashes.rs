@@ -81,7 +81,8 @@ impl ContentHashes {
             return Ok(());
         }
         let text = serde_json::to_vec(&self.known).map_err(|error| DataError::encode(&self.index, error))?;
-        atomic::write(&self.index, |file| file.write_all(&text)).map_err(DataError::io("write", &self.index))?;
+        atomic::write(&self.index, |file| file.write_all(&text))
+            .map_err(DataError::io("write", &self.index))?;
         self.changed = false;
         Ok(())
     }

@@ -54,11 +54,12 @@ pub fn parse_jsonl(text: &str) -> std::result::Result<Vec<Row>, Fault> {
     let mut rows = Vec::new();
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let line_number = index + 1;
-        let object: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_str(line).map_err(|error| (line_number, format!("is not a JSON object: {error}")))?;
+        let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line)
+            .map_err(|error| (line_number, format!("is not a JSON object: {error}")))?;
         let field = |names: &[&'static str]| -> std::result::Result<&str, Fault> {
             let name = names.iter().find(|&&name| object.contains_key(name));
-            let name = name.ok_or_else(|| (line_number, format!("has none of the keys {}", names.join(", "))))?;
+            let name =
+                name.ok_or_else(|| (line_number, format!("has none of the keys {}", names.join(", "))))?;
             object[*name].as_str().ok_or_else(|| (line_number, format!("\"{name}\" is not a text")))
         };
         rows.push(row(line_number, field(&FILE_COLUMNS)?, field(&CAPTION_COLUMNS)?)?);
@@ -84,7 +85,9 @@ pub fn parse_csv(text: &str) -> std::result::Result<Vec<Row>, Fault> {
             let (found, wanted) = (fields.len(), heading.len());
             return Err((
                 line,
-                format!("has {found} fields where the heading has {wanted}; put captions with commas in \"quotes\""),
+                format!(
+                    "has {found} fields where the heading has {wanted}; put captions with commas in \"quotes\""
+                ),
             ));
         }
         rows.push(row(line, &fields[file], &fields[caption])?);
@@ -173,7 +176,8 @@ mod tests {
 
     #[test]
     fn jsonl_names_the_line_and_the_missing_key() {
-        let fault = parse_jsonl("{\"file_name\": \"a.mp4\", \"text\": \"x\"}\n\n{\"video\": \"b.mp4\"}").unwrap_err();
+        let fault =
+            parse_jsonl("{\"file_name\": \"a.mp4\", \"text\": \"x\"}\n\n{\"video\": \"b.mp4\"}").unwrap_err();
         assert_eq!(fault.0, 3);
         assert!(fault.1.contains("caption, prompt, text"), "{}", fault.1);
     }

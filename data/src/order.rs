@@ -60,7 +60,8 @@ impl Order {
         let mut batches = Vec::new();
         for (bucket, mut entries) in by_bucket {
             random.shuffle(&mut entries);
-            batches.extend(entries.chunks(self.batch_size).map(|items| Batch { bucket, items: items.to_vec() }));
+            batches
+                .extend(entries.chunks(self.batch_size).map(|items| Batch { bucket, items: items.to_vec() }));
         }
         random.shuffle(&mut batches);
         if epoch == 0

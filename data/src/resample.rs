@@ -28,7 +28,8 @@ mod tests {
 
     #[test]
     fn rates_convert_by_time() {
-        let at = |fps: f64, count: usize| -> Vec<f64> { (0..count).map(|index| index as f64 / fps).collect() };
+        let at =
+            |fps: f64, count: usize| -> Vec<f64> { (0..count).map(|index| index as f64 / fps).collect() };
         assert_eq!(nearest_frames(&at(16.0, 5), 16.0, 0, 5), [0, 1, 2, 3, 4]);
         assert_eq!(nearest_frames(&at(32.0, 9), 16.0, 1, 3), [2, 4, 6]);
         assert_eq!(nearest_frames(&at(24.0, 9), 16.0, 0, 6), [0, 1, 3, 4, 6, 7]);

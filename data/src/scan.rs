@@ -99,8 +99,12 @@ pub fn scan(config: &DataConfig) -> Result<Vec<Item>> {
 
 fn way_out(source: CaptionSource) -> &'static str {
     match source {
-        CaptionSource::Metadata => "add each to metadata.jsonl or metadata.csv in its folder, or set data.captions = \"auto\"",
-        CaptionSource::Txt => "put a .txt file of the same name beside each (for a folder of pictures: beside the folder)",
+        CaptionSource::Metadata => {
+            "add each to metadata.jsonl or metadata.csv in its folder, or set data.captions = \"auto\""
+        }
+        CaptionSource::Txt => {
+            "put a .txt file of the same name beside each (for a folder of pictures: beside the folder)"
+        }
         CaptionSource::Auto => {
             "put a .txt file of the same name beside each (for a folder of pictures: beside the folder), or list \
              them in metadata.jsonl; data.empty_captions = \"allow\" accepts empty files"

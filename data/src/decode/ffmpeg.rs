@@ -22,7 +22,8 @@ pub(super) fn probe(path: &Path, codec: &str) -> Result<Probe> {
     let report: serde_json::Value =
         serde_json::from_slice(&output.stdout).map_err(|error| DataError::unreadable(path, error))?;
     let (times, end) = frame_times(&report);
-    let name = report.pointer("/streams/0/codec_name").and_then(|name| name.as_str()).unwrap_or(codec).to_string();
+    let name =
+        report.pointer("/streams/0/codec_name").and_then(|name| name.as_str()).unwrap_or(codec).to_string();
     if times.is_empty() {
         return Err(DataError::unreadable(path, "ffmpeg finds no frame in it"));
     }
@@ -55,7 +56,8 @@ fn message(stderr: &[u8]) -> String {
 
 /// Times from the first frame on, and when the last one ends.
 fn frame_times(report: &serde_json::Value) -> (Vec<f64>, f64) {
-    let seconds = |frame: &serde_json::Value, key: &str| -> Option<f64> { frame.get(key)?.as_str()?.parse().ok() };
+    let seconds =
+        |frame: &serde_json::Value, key: &str| -> Option<f64> { frame.get(key)?.as_str()?.parse().ok() };
     let empty = Vec::new();
     let frames = report.get("frames").and_then(|frames| frames.as_array()).unwrap_or(&empty);
     let mut times: Vec<f64> = Vec::with_capacity(frames.len());
@@ -112,7 +114,8 @@ impl Iterator for Stream {
             Ok(frame) => Some(Ok(frame)),
             Err(error) => {
                 self.done = true;
-                let reason = format!("ffmpeg stopped {} frames before the end ({error})", self.times.len() + 1);
+                let reason =
+                    format!("ffmpeg stopped {} frames before the end ({error})", self.times.len() + 1);
                 Some(Err(DataError::unreadable(&self.path, reason)))
             }
         }

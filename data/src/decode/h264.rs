@@ -22,7 +22,8 @@ pub(super) fn probe(path: &Path, track: &Track) -> Result<Probe> {
         return super::ffmpeg::probe(path, &codec);
     }
     let sideways = track.quarter_turns % 2 == 1;
-    let (width, height) = if sideways { (header.height, header.width) } else { (header.width, header.height) };
+    let (width, height) =
+        if sideways { (header.height, header.width) } else { (header.width, header.height) };
     let times = track.shown.times.iter().copied().flatten().collect();
     let (end, codec) = (track.shown.end, "H.264".to_string());
     Ok(Probe { width, height, times, end, codec, engine: Engine::OpenH264 })
@@ -114,9 +115,12 @@ impl Stream {
         self.next_sample += 1;
         let number = self.next_sample;
         let picture = self.decoder.decode(&packet);
-        let picture = picture.map_err(|error| format!("frame {number} is damaged ({})", first_line(&error)))?;
+        let picture =
+            picture.map_err(|error| format!("frame {number} is damaged ({})", first_line(&error)))?;
         match picture {
-            Some(picture) => deliver(&picture, &self.track, self.colour, &mut self.displayed, &mut self.ready),
+            Some(picture) => {
+                deliver(&picture, &self.track, self.colour, &mut self.displayed, &mut self.ready)
+            }
             None => Ok(()),
         }
     }
@@ -175,8 +179,10 @@ fn deliver(
     let Some(time) = time else { return Ok(()) };
     let (width, height) = picture.dimensions();
     let (luma_stride, chroma_stride, _) = picture.strides();
-    let planes = Planes { y_cb_cr: [picture.y(), picture.u(), picture.v()], strides: (luma_stride, chroma_stride) };
-    let rgb = colour::to_rgb(&planes, width, height, colour).ok_or("the decoder gave an incomplete picture")?;
+    let planes =
+        Planes { y_cb_cr: [picture.y(), picture.u(), picture.v()], strides: (luma_stride, chroma_stride) };
+    let rgb =
+        colour::to_rgb(&planes, width, height, colour).ok_or("the decoder gave an incomplete picture")?;
     let frame = Frame { width: width as u32, height: height as u32, rgb, time };
     ready.push_back(turned(frame, track.quarter_turns));
     Ok(())
@@ -212,7 +218,8 @@ mod tests {
     fn quarter_turns_move_the_top_left_pixel_clockwise() {
         let rgb = (0..6).flat_map(|pixel| [pixel; 3]).collect();
         let frame = Frame { width: 3, height: 2, rgb, time: 0.0 };
-        let order = |turns| -> Vec<u8> { turned(frame.clone(), turns).rgb.iter().step_by(3).copied().collect() };
+        let order =
+            |turns| -> Vec<u8> { turned(frame.clone(), turns).rgb.iter().step_by(3).copied().collect() };
         assert_eq!(order(1), [3, 0, 4, 1, 5, 2]);
         assert_eq!(order(2), [5, 4, 3, 2, 1, 0]);
         assert_eq!(order(3), [2, 5, 1, 4, 0, 3]);

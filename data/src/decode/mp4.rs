@@ -55,7 +55,9 @@ pub(super) fn read(path: &Path) -> Result<Contents> {
         TopLevel::NotMp4 => Ok(Contents::Other(format!("a {} video", extension(path)))),
         TopLevel::Fragmented => Ok(Contents::Other("a fragmented MP4".into())),
         TopLevel::Broken(reason) => Err(DataError::unreadable(path, reason)),
-        TopLevel::Moov(moov) => contents(Bytes(&moov), length).map_err(|reason| DataError::unreadable(path, reason)),
+        TopLevel::Moov(moov) => {
+            contents(Bytes(&moov), length).map_err(|reason| DataError::unreadable(path, reason))
+        }
     }
 }
 
@@ -90,7 +92,8 @@ fn find_moov(file: &mut File, length: u64) -> std::io::Result<TopLevel> {
         };
         if size < header_bytes || size > length - at {
             let (name, left) = (name.escape_ascii(), length - at);
-            let reason = format!("it is truncated or damaged: box '{name}' claims {size} bytes where {left} are left");
+            let reason =
+                format!("it is truncated or damaged: box '{name}' claims {size} bytes where {left} are left");
             return Ok(TopLevel::Broken(reason));
         }
         match &name {
@@ -107,7 +110,9 @@ fn find_moov(file: &mut File, length: u64) -> std::io::Result<TopLevel> {
     }
     Ok(match moov {
         Some(moov) => TopLevel::Moov(moov),
-        None => TopLevel::Broken("it has no index (no 'moov' box): the recording was probably cut off".into()),
+        None => {
+            TopLevel::Broken("it has no index (no 'moov' box): the recording was probably cut off".into())
+        }
     })
 }
 
@@ -119,7 +124,8 @@ fn contents(moov: Bytes, file_length: u64) -> Parsed<Contents> {
         descend(*track, &[b"mdia", b"hdlr"]).and_then(|hdlr| hdlr.0.get(8..12).map(|kind| kind == b"vide"))
     };
     let track = tracks().find(|track| is_video(track) == Some(true)).ok_or("it has no video track")?;
-    let table = descend(track, &[b"mdia", b"minf", b"stbl"]).ok_or("the index of its video track is damaged")?;
+    let table =
+        descend(track, &[b"mdia", b"minf", b"stbl"]).ok_or("the index of its video track is damaged")?;
     let (codec, entry) = sample_entry(table).ok_or("the description of its video track is damaged")?;
     if !matches!(&codec, b"avc1" | b"avc3") {
         return Ok(Contents::Other(codec_name(codec)));
@@ -128,7 +134,8 @@ fn contents(moov: Bytes, file_length: u64) -> Parsed<Contents> {
         return Ok(Contents::Other("a fragmented MP4".into()));
     }
     let avcc = child(entry, b"avcC").ok_or("its H.264 track has no decoder settings (avcC)")?;
-    let (length_bytes, sps, pps) = decoder_settings(avcc).ok_or("its H.264 decoder settings (avcC) are damaged")?;
+    let (length_bytes, sps, pps) =
+        decoder_settings(avcc).ok_or("its H.264 decoder settings (avcC) are damaged")?;
     if sps.is_empty() || pps.is_empty() {
         return Ok(Contents::Other("H.264 with its settings inside the stream".into()));
     }

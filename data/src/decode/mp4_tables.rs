@@ -86,7 +86,12 @@ const SMALLEST_SAMPLE: u32 = 2;
 ///
 /// # Errors
 /// What is missing, contradictory or beyond the file's end.
-pub(super) fn read(stbl: Bytes, clock: &Clock, edit: &Edit, file_length: u64) -> Parsed<(Vec<Sample>, Shown)> {
+pub(super) fn read(
+    stbl: Bytes,
+    clock: &Clock,
+    edit: &Edit,
+    file_length: u64,
+) -> Parsed<(Vec<Sample>, Shown)> {
     let table = |name: &[u8; 4]| child(stbl, name);
     let sizes = sample_sizes(table(b"stsz").ok_or("it has no table of frame sizes")?, file_length)?;
     if sizes.is_empty() {
@@ -110,8 +115,12 @@ fn sample_sizes(mut stsz: Bytes, file_length: u64) -> Parsed<Vec<u32>> {
     let (common, count) = stsz.u32().zip(stsz.u32()).ok_or(damaged)?;
     if common == 0 {
         // The length of the bytes at hand bounds the count, whatever the header claims.
-        let bytes = usize::try_from(count).ok().and_then(|count| stsz.take(count.checked_mul(4)?)).ok_or(damaged)?;
-        return Ok(bytes.chunks_exact(4).map(|size| u32::from_be_bytes([size[0], size[1], size[2], size[3]])).collect());
+        let bytes =
+            usize::try_from(count).ok().and_then(|count| stsz.take(count.checked_mul(4)?)).ok_or(damaged)?;
+        return Ok(bytes
+            .chunks_exact(4)
+            .map(|size| u32::from_be_bytes([size[0], size[1], size[2], size[3]]))
+            .collect());
     }
     if common < SMALLEST_SAMPLE || u64::from(common) * u64::from(count) > file_length {
         return Err(format!("it claims {count} frames of {common} bytes each, more than the file holds"));
@@ -197,16 +206,17 @@ fn display(durations: &[i32], offsets: &[i32], clock: &Clock, edit: &Edit) -> Sh
         decode_time += duration;
     }
     composed.sort_unstable();
-    let cut = edit.length.map_or(f64::INFINITY, |length| {
-        edit.start as f64 + length as f64 / clock.movie * clock.track
-    });
+    let cut = edit
+        .length
+        .map_or(f64::INFINITY, |length| edit.start as f64 + length as f64 / clock.movie * clock.track);
     // Half a unit of slack: the edit's length was rounded to movie units.
     let is_shown = |time: i64| time >= edit.start && (time as f64) < cut - 0.5;
     // A cut that leaves nothing is a broken edit list; players then show everything.
     let honour = composed.iter().any(|&(time, _)| is_shown(time));
     let kept = |time: i64| !honour || is_shown(time);
     let first = composed.iter().find(|&&(time, _)| kept(time)).map_or(0, |&(time, _)| time);
-    let end = composed.iter().rev().find(|&&(time, _)| kept(time)).map_or(0, |&(time, duration)| time + duration);
+    let end =
+        composed.iter().rev().find(|&&(time, _)| kept(time)).map_or(0, |&(time, duration)| time + duration);
     let seconds = |time: i64| (time - first) as f64 / clock.track;
     let times = composed.iter().map(|&(time, _)| kept(time).then(|| seconds(time))).collect();
     Shown { times, end: seconds(end) }
@@ -234,6 +244,10 @@ mod tests {
         assert!(sample_sizes(Bytes(&stsz), 1000).is_err());
         stsz[4..8].copy_from_slice(&0_u32.to_be_bytes());
         assert!(sample_sizes(Bytes(&stsz), 1000).is_err());
-        assert!(boxes(&[0, 0, 0, 1, b'a', b'b', b'c', b'd', 255, 255, 255, 255, 255, 255, 255, 255]).next().is_none());
+        assert!(
+            boxes(&[0, 0, 0, 1, b'a', b'b', b'c', b'd', 255, 255, 255, 255, 255, 255, 255, 255])
+                .next()
+                .is_none()
+        );
     }
 }

@@ -53,9 +53,8 @@ fn read(path: &Path, time: f64) -> Result<Frame> {
 
 fn open(path: &Path) -> Result<impl ImageDecoder + use<>> {
     let file = File::open(path).map_err(DataError::io("read", path))?;
-    let mut reader = ImageReader::new(BufReader::new(file))
-        .with_guessed_format()
-        .map_err(DataError::io("read", path))?;
+    let mut reader =
+        ImageReader::new(BufReader::new(file)).with_guessed_format().map_err(DataError::io("read", path))?;
     if reader.format().is_none() {
         return Err(DataError::unreadable(path, "its contents are no known picture format"));
     }
