@@ -1,1 +1,4 @@
 //! Proofs.
+mod data_cache;
+mod data_decode;
+mod data_pipeline;

@@ -1,1 +1,2 @@
 //! Helpers of the proofs.
+pub mod film;
