@@ -1,1 +1,4 @@
-//! Proofs.
+//! The proofs: each claim of Tandem with the test that would catch the plausible bug.
+
+mod dit;
+mod gradients;
