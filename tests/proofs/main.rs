@@ -1,1 +1,4 @@
 //! Proofs.
+
+mod weights;
+mod weights_corrupted;
