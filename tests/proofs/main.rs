@@ -2,3 +2,4 @@
 
 mod dit;
 mod gradients;
+mod weights;
