@@ -3,3 +3,4 @@
 mod dit;
 mod gradients;
 mod weights;
+mod weights_corrupted;
