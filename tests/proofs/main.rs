@@ -2,5 +2,6 @@
 
 mod dit;
 mod gradients;
+mod solver;
 mod weights;
 mod weights_corrupted;

@@ -12,6 +12,9 @@ pub enum Error {
     /// A model, its weights or its adapters.
     #[error(transparent)]
     Model(#[from] models::Error),
+    /// A sampling schedule that cannot be, or its steps out of order.
+    #[error(transparent)]
+    Solver(#[from] crate::solver::SolverError),
     /// A split that does not cover the blocks.
     #[error(
         "the split of the model must give every one of its {layers} blocks to one stage, in order, and none be empty"

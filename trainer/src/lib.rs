@@ -2,5 +2,6 @@
 
 pub mod error;
 pub mod pipeline;
+pub mod solver;
 
 pub use error::{Error, Result};
