@@ -5,6 +5,7 @@
 
 pub mod error;
 pub mod names;
+pub mod vae;
 pub mod weights;
 
 pub use error::{Error, Result};

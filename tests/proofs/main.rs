@@ -1,4 +1,6 @@
 //! Proofs.
 
+mod vae;
+mod vae_ops;
 mod weights;
 mod weights_corrupted;
