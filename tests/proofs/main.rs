@@ -3,5 +3,7 @@
 mod dit;
 mod gradients;
 mod solver;
+mod vae;
+mod vae_ops;
 mod weights;
 mod weights_corrupted;
