@@ -1,5 +1,6 @@
 //! The proofs: each claim of Tandem with the test that would catch the plausible bug.
 
+mod adapter_files;
 mod dit;
 mod gradients;
 mod solver;
