@@ -2,3 +2,13 @@
 mod data_cache;
 mod data_decode;
 mod data_pipeline;
+//! The proofs: each claim of Tandem with the test that would catch the plausible bug.
+
+mod adapter_files;
+mod dit;
+mod gradients;
+mod solver;
+mod vae;
+mod vae_ops;
+mod weights;
+mod weights_corrupted;

@@ -1,0 +1,189 @@
+//! A checkpoint on disk: one file or a sharded folder, known from its headers, read tensor by tensor.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+
+use super::dtype::StoredDType;
+use super::entry::Entry;
+use super::error::{Result, WeightsError};
+use super::{folder, header, pth, read};
+
+/// Prefixes that ComfyUI and other tools put before the names of a diffusion model.
+const PREFIXES: [&str; 2] = ["model.diffusion_model.", "diffusion_model."];
+
+/// The tensors of a checkpoint. Opening reads and checks headers only; each tensor is read when it is asked for,
+/// so that memory never holds a whole model.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    files: Vec<PathBuf>,
+    entries: BTreeMap<String, Entry>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Opens a `.safetensors` file, a `.pth` file (a plain dictionary of tensors; nothing in it is ever executed), or
+    /// a folder with one `.safetensors` file or with shards and their `.safetensors.index.json`.
+    ///
+    /// # Errors
+    /// Missing or truncated files and shards, headers that do not describe their file exactly, an index that does not
+    /// match its shards, and `.pth` files that are more than tensors.
+    pub fn open(path: &Path) -> Result<Self> {
+        let kind = std::fs::metadata(path).map_err(WeightsError::io("open", path))?;
+        if kind.is_dir() {
+            return folder::open(path);
+        }
+        match file_kind(path)? {
+            FileKind::Zip => {
+                let entries = pth::read(path, 0)?;
+                let (path, files) = (path.to_owned(), vec![path.to_owned()]);
+                Ok(Self { path, files, entries, metadata: BTreeMap::new() })
+            }
+            FileKind::Safetensors => Self::from_shards(path, vec![path.to_owned()]),
+        }
+    }
+
+    /// Opens several safetensors files as one checkpoint found at `path`.
+    pub(super) fn from_shards(path: &Path, files: Vec<PathBuf>) -> Result<Self> {
+        let mut entries = BTreeMap::new();
+        let mut metadata = BTreeMap::new();
+        for (i, file) in files.iter().enumerate() {
+            let header = header::read(file, i)?;
+            metadata.extend(header.metadata);
+            for (name, entry) in header.entries {
+                if let Some(other) = entries.insert(name.clone(), entry) {
+                    let other = files[other.file].display().to_string();
+                    return Err(WeightsError::file(file, format!("the tensor `{name}` is also in {other}")));
+                }
+            }
+        }
+        Ok(Self { path: path.to_owned(), files, entries, metadata })
+    }
+
+    /// Removes `model.diffusion_model.` and `diffusion_model.` from the names, as single-file repackagings have them.
+    /// Not for adapter files, whose style shows in the prefix.
+    ///
+    /// # Errors
+    /// When two names become the same.
+    pub fn without_model_prefix(mut self) -> Result<Self> {
+        for (name, entry) in std::mem::take(&mut self.entries) {
+            let short = PREFIXES.iter().find_map(|p| name.strip_prefix(p)).unwrap_or(&name).to_owned();
+            if self.entries.insert(short.clone(), entry).is_some() {
+                return Err(WeightsError::file(
+                    &self.path,
+                    format!("it holds `{short}` with and without a prefix"),
+                ));
+            }
+        }
+        Ok(self)
+    }
+
+    /// What was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The files that hold the tensors.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    /// All names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// Names with their type and shape, sorted by name.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &Entry)> {
+        self.entries.iter().map(|(name, entry)| (name.as_str(), entry))
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// The shape of a tensor.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.entries.get(name).map(|e| e.shape.as_slice())
+    }
+
+    /// The element type of a tensor in the file.
+    pub fn dtype(&self, name: &str) -> Option<StoredDType> {
+        self.entries.get(name).map(|e| e.dtype)
+    }
+
+    /// The `__metadata__` of safetensors files, of all shards together; empty for `.pth`.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// Bytes of all tensors as they are stored.
+    pub fn total_bytes(&self) -> u64 {
+        self.entries.values().map(|e| e.bytes() as u64).sum()
+    }
+
+    /// Reads one tensor, converted to `dtype`, on `device`.
+    ///
+    /// # Errors
+    /// An unknown name, a value that is NaN or infinite (in the file or after conversion), a stored type that cannot
+    /// become `dtype`, or a file that changed since it was opened.
+    pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> crate::Result<Tensor> {
+        let entry = self.entry(name)?;
+        let tensor = read::tensor(&self.files[entry.file], name, entry, dtype)?;
+        Ok(tensor.to_device(device)?)
+    }
+
+    /// The bytes of one tensor as they are stored, in row-major order: for tensors that are no numbers, such as an
+    /// embedded tokenizer.
+    pub fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+        let entry = self.entry(name)?;
+        read::bytes(&self.files[entry.file], entry)
+    }
+
+    /// A short text that identifies these weights: SHA-256 over names, types, shapes and a sample of the bytes of each
+    /// tensor. Reads a few kilobytes per tensor, never the whole file; the place and layout of the files do not count.
+    pub fn fingerprint(&self) -> Result<String> {
+        super::fingerprint::of(self.entries.iter().map(|(name, e)| (name.as_str(), &self.files[e.file], e)))
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        let missing = || WeightsError::NoSuchTensor { path: self.path.clone(), name: name.to_owned() };
+        self.entries.get(name).ok_or_else(missing)
+    }
+}
+
+enum FileKind {
+    Zip,
+    Safetensors,
+}
+
+/// Tells the kind of a file by its first bytes: names lie more often.
+fn file_kind(path: &Path) -> Result<FileKind> {
+    let mut start = Vec::new();
+    let handle = File::open(path).map_err(WeightsError::io("open", path))?;
+    handle.take(64).read_to_end(&mut start).map_err(WeightsError::io("read", path))?;
+    let reason = match start.as_slice() {
+        [b'P', b'K', 3, 4, ..] => return Ok(FileKind::Zip),
+        [] => "the file is empty; fetch it again",
+        [0x80, 2..=5, ..] => {
+            "this is PyTorch's old, non-zip format, which cannot be read safely; load it in PyTorch 1.6 or newer and \
+             save it again, best as .safetensors"
+        }
+        [b'G', b'G', b'U', b'F', ..] => {
+            "GGUF files cannot be trained from; use the .safetensors of the same model"
+        }
+        s if s.starts_with(b"version https://git-lfs") => {
+            "this is a Git LFS pointer, not the file itself; run `git lfs pull`, or download the file"
+        }
+        s if s.starts_with(b"<!DOCTYPE") || s.starts_with(b"<html") => {
+            "this is a web page, not a checkpoint: the download failed, perhaps for want of a login"
+        }
+        _ => return Ok(FileKind::Safetensors),
+    };
+    Err(WeightsError::file(path, reason))
+}

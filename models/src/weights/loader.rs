@@ -1,0 +1,154 @@
+//! Weights of a model: a checkpoint matched to what the model expects.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+
+use super::checkpoint::Checkpoint;
+use super::error::{MismatchReport, Result, WeightsError};
+use super::fingerprint;
+
+/// A tensor that a model expects: its name in the model's own (official) words and its shape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Official name.
+    pub name: String,
+    /// Exact shape.
+    pub shape: Vec<usize>,
+}
+
+impl TensorSpec {
+    /// A tensor named `name` of shape `shape`.
+    pub fn new(name: impl Into<String>, shape: impl Into<Vec<usize>>) -> Self {
+        Self { name: name.into(), shape: shape.into() }
+    }
+}
+
+/// The tensors of one model, checked against its specs and ready to be read by their official names.
+#[derive(Debug)]
+pub struct Weights(Source);
+
+#[derive(Debug)]
+enum Source {
+    /// Official name to name in the checkpoint.
+    Disk {
+        checkpoint: Checkpoint,
+        names: BTreeMap<String, String>,
+    },
+    Memory(BTreeMap<String, Tensor>),
+}
+
+impl Weights {
+    /// Opens `path` and matches it to `specs`: see [`Weights::from_checkpoint`]. Prefixes that single-file
+    /// repackagings put before the names are removed first.
+    pub fn open(
+        path: &Path,
+        specs: &[TensorSpec],
+        to_file_name: impl Fn(&str) -> Option<String>,
+        ignored: impl Fn(&str) -> bool,
+    ) -> Result<Self> {
+        let checkpoint = Checkpoint::open(path)?.without_model_prefix()?;
+        Self::from_checkpoint(checkpoint, specs, to_file_name, ignored)
+    }
+
+    /// Matches a checkpoint to `specs`: every tensor is used exactly once, or the load fails.
+    ///
+    /// `to_file_name` gives the name in the file of an official name, `None` meaning the same name. Names in the file
+    /// for which `ignored` holds may be left over.
+    ///
+    /// # Errors
+    /// One [`WeightsError::Mismatch`] with all missing, unexpected and misshapen names.
+    pub fn from_checkpoint(
+        checkpoint: Checkpoint,
+        specs: &[TensorSpec],
+        to_file_name: impl Fn(&str) -> Option<String>,
+        ignored: impl Fn(&str) -> bool,
+    ) -> Result<Self> {
+        let mut report = MismatchReport::default();
+        let mut names = BTreeMap::new();
+        let mut used = BTreeSet::new();
+        for spec in specs {
+            let name = to_file_name(&spec.name).unwrap_or_else(|| spec.name.clone());
+            match checkpoint.shape(&name) {
+                None => report.missing.push(name.clone()),
+                Some(found) if found != spec.shape => {
+                    report.misshapen.push((name.clone(), spec.shape.clone(), found.to_vec()));
+                }
+                Some(_) => {}
+            }
+            used.insert(name.clone());
+            names.insert(spec.name.clone(), name);
+        }
+        let unexpected = checkpoint.names().filter(|n| !used.contains(*n) && !ignored(n));
+        report.unexpected.extend(unexpected.map(str::to_owned));
+        match report.is_empty() {
+            true => Ok(Self(Source::Disk { checkpoint, names })),
+            false => Err(WeightsError::Mismatch { path: checkpoint.path().to_owned(), report }),
+        }
+    }
+
+    /// Weights from tensors in memory, by official names: for tests and for models made from a seed.
+    pub fn from_tensors(tensors: BTreeMap<String, Tensor>) -> Self {
+        Self(Source::Memory(tensors))
+    }
+
+    /// Reads one tensor by its official name, converted to `dtype`, on `device`.
+    ///
+    /// # Errors
+    /// See [`Checkpoint::tensor`].
+    pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> crate::Result<Tensor> {
+        match &self.0 {
+            Source::Disk { checkpoint, names } => {
+                checkpoint.tensor(names.get(name).map_or(name, String::as_str), dtype, device)
+            }
+            Source::Memory(tensors) => match tensors.get(name) {
+                Some(tensor) => Ok(tensor.to_dtype(dtype)?.to_device(device)?),
+                None => {
+                    let (path, name) = (PathBuf::from("(weights in memory)"), name.to_owned());
+                    Err(WeightsError::NoSuchTensor { path, name }.into())
+                }
+            },
+        }
+    }
+
+    /// Official names, sorted.
+    pub fn names(&self) -> Vec<&str> {
+        match &self.0 {
+            Source::Disk { names, .. } => names.keys().map(String::as_str).collect(),
+            Source::Memory(tensors) => tensors.keys().map(String::as_str).collect(),
+        }
+    }
+
+    /// Whether the model has a tensor of this official name.
+    pub fn contains(&self, name: &str) -> bool {
+        match &self.0 {
+            Source::Disk { names, .. } => names.contains_key(name),
+            Source::Memory(tensors) => tensors.contains_key(name),
+        }
+    }
+
+    /// The shape of a tensor by its official name.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        match &self.0 {
+            Source::Disk { checkpoint, names } => checkpoint.shape(names.get(name)?),
+            Source::Memory(tensors) => tensors.get(name).map(Tensor::dims),
+        }
+    }
+
+    /// The checkpoint behind these weights; `None` for weights in memory.
+    pub fn checkpoint(&self) -> Option<&Checkpoint> {
+        match &self.0 {
+            Source::Disk { checkpoint, .. } => Some(checkpoint),
+            Source::Memory(_) => None,
+        }
+    }
+
+    /// A short text that identifies these weights: [`Checkpoint::fingerprint`], or SHA-256 over tensors in memory.
+    pub fn fingerprint(&self) -> crate::Result<String> {
+        match &self.0 {
+            Source::Disk { checkpoint, .. } => Ok(checkpoint.fingerprint()?),
+            Source::Memory(tensors) => fingerprint::of_tensors(tensors.iter().map(|(n, t)| (n.as_str(), t))),
+        }
+    }
+}

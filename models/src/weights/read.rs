@@ -1,0 +1,172 @@
+//! From the bytes of a file to a tensor: in pieces, so that nothing but the result takes memory, and checked.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor, WithDType};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+use super::dtype::StoredDType;
+use super::entry::Entry;
+use super::error::{Result, WeightsError};
+
+/// Bytes read at a time.
+const PIECE: usize = 4 << 20;
+
+/// The stored bytes of a tensor in row-major order.
+pub(crate) fn bytes(path: &Path, entry: &Entry) -> Result<Vec<u8>> {
+    let mut span = vec![0; entry.span_bytes()];
+    open_at(path, entry.offset)?.read_exact(&mut span).map_err(WeightsError::io("read", path))?;
+    Ok(match &entry.strides {
+        None => span,
+        Some(strides) => gather(&span, &entry.shape, strides, entry.dtype.size()),
+    })
+}
+
+/// Reads a tensor to the CPU as `dtype`.
+pub(crate) fn tensor(path: &Path, name: &str, entry: &Entry, dtype: DType) -> crate::Result<Tensor> {
+    let same_bytes = entry.dtype.to_candle() == Some(dtype);
+    let source = Source { path, name, entry };
+    match dtype {
+        DType::F32 if entry.dtype.is_float() => source.floats::<f32>(|to, from| to.extend_from_slice(from)),
+        DType::F16 if entry.dtype.is_float() => source.floats::<f16>(|to, from| {
+            let at = to.len();
+            to.resize(at + from.len(), f16::ZERO);
+            to[at..].convert_from_f32_slice(from);
+        }),
+        DType::BF16 if entry.dtype.is_float() => source.floats::<bf16>(|to, from| {
+            let at = to.len();
+            to.resize(at + from.len(), bf16::ZERO);
+            to[at..].convert_from_f32_slice(from);
+        }),
+        _ if same_bytes => {
+            let raw = bytes(path, entry)?;
+            check_raw(&source, &raw, dtype)?;
+            Ok(Tensor::from_raw_buffer(&raw, dtype, &entry.shape, &Device::Cpu)?)
+        }
+        _ => Err(source.cannot_become(dtype).into()),
+    }
+}
+
+fn open_at(path: &Path, offset: u64) -> Result<File> {
+    let mut file = File::open(path).map_err(WeightsError::io("open", path))?;
+    file.seek(SeekFrom::Start(offset)).map_err(WeightsError::io("read", path))?;
+    Ok(file)
+}
+
+/// Copies a strided view out of `span` in row-major order.
+fn gather(span: &[u8], shape: &[usize], strides: &[usize], size: usize) -> Vec<u8> {
+    let elements = shape.iter().product::<usize>();
+    let mut out = Vec::with_capacity(elements * size);
+    let mut index = vec![0usize; shape.len()];
+    for _ in 0..elements {
+        let at = index.iter().zip(strides).map(|(i, s)| i * s).sum::<usize>() * size;
+        out.extend_from_slice(&span[at..at + size]);
+        for axis in (0..shape.len()).rev() {
+            index[axis] += 1;
+            if index[axis] < shape[axis] {
+                break;
+            }
+            index[axis] = 0;
+        }
+    }
+    out
+}
+
+/// What is being read, for the messages.
+struct Source<'a> {
+    path: &'a Path,
+    name: &'a str,
+    entry: &'a Entry,
+}
+
+impl Source<'_> {
+    /// Reads floats of any stored type through f32, which is exact for all of them but f64.
+    fn floats<T: WithDType>(&self, append: impl Fn(&mut Vec<T>, &[f32])) -> crate::Result<Tensor> {
+        let mut values: Vec<T> = Vec::with_capacity(self.entry.elements());
+        let mut floats = Vec::new();
+        self.pieces(|piece| {
+            floats.clear();
+            decode(piece, self.entry.dtype, &mut floats);
+            let start = values.len();
+            append(&mut values, &floats);
+            // Checked after conversion, so that a value too large for the target is caught too.
+            match values[start..].iter().position(|v| !v.to_f64().is_finite()) {
+                Some(i) => Err(self.not_finite(T::DTYPE, f64::from(floats[i]), start + i)),
+                None => Ok(()),
+            }
+        })?;
+        Ok(Tensor::from_vec(values, self.entry.shape.as_slice(), &Device::Cpu)?)
+    }
+
+    fn pieces(&self, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        if self.entry.strides.is_some() {
+            return each(&bytes(self.path, self.entry)?);
+        }
+        let mut file = open_at(self.path, self.entry.offset)?;
+        let mut left = self.entry.bytes();
+        let mut buffer = vec![0; left.min(PIECE)];
+        while left > 0 {
+            let piece = &mut buffer[..left.min(PIECE)];
+            file.read_exact(piece).map_err(WeightsError::io("read", self.path))?;
+            each(piece)?;
+            left -= piece.len();
+        }
+        Ok(())
+    }
+
+    fn not_finite(&self, dtype: DType, value: f64, index: usize) -> WeightsError {
+        let (path, name) = (self.path.to_owned(), self.name.to_owned());
+        WeightsError::NotFinite { path, name, dtype: dtype.as_str().to_owned(), value, index }
+    }
+
+    fn cannot_become(&self, wanted: DType) -> WeightsError {
+        let (path, name) = (self.path.to_owned(), self.name.to_owned());
+        WeightsError::Conversion { path, name, stored: self.entry.dtype, wanted: wanted.as_str().to_owned() }
+    }
+}
+
+fn check_raw(source: &Source, raw: &[u8], dtype: DType) -> Result<()> {
+    let bad = match source.entry.dtype {
+        StoredDType::F64 => words::<8>(raw).map(f64::from_le_bytes).enumerate().find(|(_, v)| !v.is_finite()),
+        StoredDType::F8E4M3 => {
+            raw.iter().map(|&b| f64::from(f8e4m3_to_f32(b))).enumerate().find(|(_, v)| !v.is_finite())
+        }
+        _ => None,
+    };
+    match bad {
+        Some((i, value)) => Err(source.not_finite(dtype, value, i)),
+        None => Ok(()),
+    }
+}
+
+fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
+    bytes.as_chunks::<N>().0.iter().copied()
+}
+
+/// Appends the floats in `bytes` to `out`.
+fn decode(bytes: &[u8], dtype: StoredDType, out: &mut Vec<f32>) {
+    match dtype {
+        StoredDType::F32 => out.extend(words(bytes).map(f32::from_le_bytes)),
+        StoredDType::F16 => out.extend(words(bytes).map(|w| f16::from_le_bytes(w).to_f32())),
+        StoredDType::BF16 => out.extend(words(bytes).map(|w| bf16::from_le_bytes(w).to_f32())),
+        StoredDType::F64 => out.extend(words(bytes).map(|w| f64::from_le_bytes(w) as f32)),
+        StoredDType::F8E4M3 => out.extend(bytes.iter().map(|&b| f8e4m3_to_f32(b))),
+        // Five exponent bits are those of f16: the byte is its upper half.
+        StoredDType::F8E5M2 => out.extend(bytes.iter().map(|&b| f16::from_bits(u16::from(b) << 8).to_f32())),
+        _ => {}
+    }
+}
+
+/// OCP 8-bit float, 4 exponent bits with bias 7, 3 mantissa bits, no infinities, NaN = all ones.
+fn f8e4m3_to_f32(byte: u8) -> f32 {
+    let sign = if byte & 0x80 != 0 { -1.0 } else { 1.0 };
+    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
+    match (exponent, byte & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => sign * mantissa / 8.0 * 2f32.powi(-6),
+        _ => sign * (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
+    }
+}

@@ -1,0 +1,124 @@
+//! Writing safetensors: tensor by tensor, to a temporary name, synced, renamed.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
+
+use super::dtype::StoredDType;
+use super::error::{Result, WeightsError};
+
+/// Writes `tensors` as a safetensors file with `metadata`, each tensor in its own dtype, largest element type first,
+/// then by name, as the format's own writer orders them: the same tensors always give the same bytes.
+///
+/// # Errors
+/// A dtype that safetensors cannot hold, a name that comes twice, or the file system: then no file is left behind and
+/// whatever was at `path` before is untouched.
+pub fn write_safetensors<'a>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+    metadata: &BTreeMap<String, String>,
+) -> crate::Result<()> {
+    let mut ordered = Vec::new();
+    for (name, tensor) in tensors {
+        let dtype = StoredDType::from_candle(tensor.dtype()).ok_or_else(|| {
+            let dtype = tensor.dtype().as_str();
+            WeightsError::file(path, format!("cannot write tensor `{name}`: safetensors has no {dtype}"))
+        })?;
+        ordered.push((dtype, name, tensor));
+    }
+    ordered.sort_by_key(|(dtype, name, _)| (std::cmp::Reverse(dtype.size()), *dtype, *name));
+    let header = header(path, &ordered, metadata)?;
+    write_atomically(path, |out| {
+        let write = |e| WeightsError::io("write", path)(e);
+        out.write_all(&(header.len() as u64).to_le_bytes()).map_err(write)?;
+        out.write_all(&header).map_err(write)?;
+        for (_, _, tensor) in &ordered {
+            out.write_all(&to_bytes(tensor)?).map_err(write)?;
+        }
+        Ok(())
+    })
+}
+
+type Ordered<'a> = (StoredDType, &'a str, &'a Tensor);
+
+fn header(path: &Path, tensors: &[Ordered], metadata: &BTreeMap<String, String>) -> Result<Vec<u8>> {
+    let mut json = serde_json::Map::new();
+    if !metadata.is_empty() {
+        json.insert("__metadata__".to_owned(), serde_json::json!(metadata));
+    }
+    let mut begin = 0;
+    for (dtype, name, tensor) in tensors {
+        let end = begin + tensor.elem_count() * dtype.size();
+        let info =
+            serde_json::json!({"dtype": dtype.name(), "shape": tensor.dims(), "data_offsets": [begin, end]});
+        if *name == "__metadata__" || json.insert((*name).to_owned(), info).is_some() {
+            return Err(WeightsError::file(path, format!("cannot write two tensors named `{name}`")));
+        }
+        begin = end;
+    }
+    let mut text = serde_json::Value::Object(json).to_string().into_bytes();
+    // Spaces up to a multiple of eight keep the tensors aligned for readers that map the file.
+    text.resize(text.len().next_multiple_of(8), b' ');
+    Ok(text)
+}
+
+/// The little-endian bytes of a tensor in row-major order.
+fn to_bytes(tensor: &Tensor) -> crate::Result<Vec<u8>> {
+    let flat = tensor.to_device(&Device::Cpu)?.flatten_all()?;
+    Ok(match flat.dtype() {
+        DType::F64 => flat.to_vec1::<f64>()?.into_iter().flat_map(f64::to_le_bytes).collect(),
+        DType::F32 => flat.to_vec1::<f32>()?.into_iter().flat_map(f32::to_le_bytes).collect(),
+        DType::F16 => flat.to_vec1::<f16>()?.into_iter().flat_map(f16::to_le_bytes).collect(),
+        DType::BF16 => flat.to_vec1::<bf16>()?.into_iter().flat_map(bf16::to_le_bytes).collect(),
+        DType::I64 => flat.to_vec1::<i64>()?.into_iter().flat_map(i64::to_le_bytes).collect(),
+        DType::I32 => flat.to_vec1::<i32>()?.into_iter().flat_map(i32::to_le_bytes).collect(),
+        DType::I16 => flat.to_vec1::<i16>()?.into_iter().flat_map(i16::to_le_bytes).collect(),
+        DType::U32 => flat.to_vec1::<u32>()?.into_iter().flat_map(u32::to_le_bytes).collect(),
+        DType::F8E4M3 => flat.to_vec1::<float8::F8E4M3>()?.into_iter().map(|v| v.to_bits()).collect(),
+        _ => flat.to_vec1::<u8>()?,
+    })
+}
+
+/// Writes a file so that a reader sees the old one or the whole new one: a sibling temporary file, synced, renamed.
+/// The temporary file goes away when anything fails.
+pub fn write_atomically(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<File>) -> crate::Result<()>,
+) -> crate::Result<()> {
+    let temporary = Temporary(sibling(path));
+    let file = File::create_new(&temporary.0).map_err(WeightsError::io("write", path))?;
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    fill(&mut out)?;
+    out.flush().map_err(WeightsError::io("write", path))?;
+    out.get_ref().sync_all().map_err(WeightsError::io("write", path))?;
+    drop(out);
+    std::fs::rename(&temporary.0, path).map_err(WeightsError::io("write", path))?;
+    // The rename itself must reach the disk too; where a folder cannot be opened there is nothing to sync.
+    if let Some(Ok(folder)) = path.parent().filter(|p| !p.as_os_str().is_empty()).map(File::open) {
+        folder.sync_all().map_err(WeightsError::io("write", path))?;
+    }
+    Ok(())
+}
+
+/// A file that is removed when dropped.
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // Already renamed, or never created: nothing to tell then.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// A name beside `path` that no other write of this or another process uses.
+fn sibling(path: &Path) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let n = COUNT.fetch_add(1, Ordering::Relaxed);
+    path.with_file_name(format!(".{name}.{}-{n}.tmp", std::process::id()))
+}
