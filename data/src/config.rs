@@ -211,7 +211,7 @@ impl DataConfig {
         }
         for &frames in &self.frames {
             if frames % 4 != 1 || frames > MAX_FRAMES {
-                let down = (frames.min(MAX_FRAMES).max(1) - 1) / 4 * 4 + 1;
+                let down = (frames.clamp(1, MAX_FRAMES) - 1) / 4 * 4 + 1;
                 return refuse(
                     "frames",
                     format!(

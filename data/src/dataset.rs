@@ -7,6 +7,8 @@ use crate::clip::{Clip, Cutter, Unfinished};
 use crate::config::{DataConfig, SizeMultiple};
 use crate::decode::{self, Probe};
 use crate::error::{DataError, Result};
+use crate::key::Key;
+use crate::order::OrderItem;
 use crate::resample::{frame_count, nearest_frames};
 use crate::scan::{Item, Media, scan};
 
@@ -92,6 +94,28 @@ impl Dataset {
     pub fn source_frames(&self, window: &Window) -> Vec<usize> {
         let times = &self.sources[window.source].probe.times;
         nearest_frames(times, self.fps, window.start, window.bucket.frames as usize)
+    }
+
+    /// The cache key of a training item: `content` is the hash of its source's bytes ([`crate::ContentHashes`]), `encoder`
+    /// an identity of whatever encodes it.
+    pub fn key(&self, window: &Window, content: &str, encoder: &str) -> Key {
+        Key::clip(content, &self.source_frames(window), window.bucket, encoder)
+    }
+
+    /// Indices of the windows that are trained, and of those that only measure the held-out loss.
+    pub fn split(&self) -> (Vec<usize>, Vec<usize>) {
+        let is_held_out = |&index: &usize| self.sources[self.windows[index].source].item.held_out;
+        let (held_out, trained) = (0..self.windows.len()).partition(is_held_out);
+        (trained, held_out)
+    }
+
+    /// What an [`crate::Order`] over the windows `indices` needs to know; its batches then index into `indices`.
+    pub fn order_items(&self, indices: &[usize]) -> Vec<OrderItem> {
+        let item = |&index: &usize| {
+            let Window { source, bucket, .. } = self.windows[index];
+            OrderItem { bucket, repeats: self.sources[source].item.repeats }
+        };
+        indices.iter().map(item).collect()
     }
 
     /// Decodes one source once and gives the clips of `windows` in order of time. All of them must belong to it.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::clip::Clip;
 use crate::dataset::Dataset;
 use crate::error::{DataError, Result};
-use crate::out::{Film, SheetStyle, contact_sheet, write_mp4};
+use crate::out::{Film, SheetStyle, contact_sheet, save, write_mp4};
 
 /// Writes every training item of `data` to `folder`: an MP4 (a PNG for a still) and its caption beside it, as trained.
 /// `progress(done, total)` is called before each item and once at the end. Gives the files, in training-item order.
@@ -45,6 +45,6 @@ fn write_clip(folder: &Path, clip: Clip, fps: f64) -> Result<PathBuf> {
         write_mp4(&path, &film, fps)?;
     }
     let beside = path.with_extension("txt");
-    std::fs::write(&beside, caption).map_err(DataError::io("write", &beside))?;
+    save(&beside, caption.as_bytes())?;
     Ok(path)
 }

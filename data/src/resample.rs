@@ -21,7 +21,7 @@ pub fn nearest_frames(times: &[f64], fps: f64, start: usize, length: usize) -> V
             let (wait, age) = (time - target, target - times[shown]);
             wait + TIE_S < age && wait <= 0.5 / fps
         };
-        if times.get(coming).is_some_and(|time| is_nearer(time)) { coming } else { shown }
+        if times.get(coming).is_some_and(is_nearer) { coming } else { shown }
     };
     (start..start + length).map(|frame| nearest(frame as f64 / fps)).collect()
 }

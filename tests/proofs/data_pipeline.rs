@@ -66,6 +66,10 @@ fn every_kind_of_clip_is_found_in_a_fixed_order() {
     let walk: Vec<_> = data.clips(3, &data.windows).unwrap().collect::<data::Result<_>>().unwrap();
     let values: Vec<u8> = walk[0].frames().map(brightness).collect();
     assert_eq!(values, [8, 9, 10, 11, 12]);
+    let (trained, held_out) = data.split();
+    assert_eq!((trained.as_slice(), held_out.as_slice()), ([0, 1, 3].as_slice(), [2].as_slice()));
+    let order = Order::new(data.order_items(&trained), 1, 2);
+    assert_eq!(order.batches(0)[0].items, [1, 1], "the film has the largest bucket and three repeats");
     let table = data.table().to_string();
     assert!(table.contains("48x32") && table.lines().count() == 4, "{table}");
 }

@@ -35,7 +35,7 @@ pub(super) fn probe(path: &Path) -> Result<Probe> {
     let mut animation = Animation::open(path)?;
     let mut size = None;
     let mut times = Vec::new();
-    while let Some(frame) = animation.next() {
+    for frame in animation.by_ref() {
         let frame = frame?;
         size = Some((frame.width, frame.height));
         times.push(frame.time);

@@ -25,7 +25,7 @@ impl Film {
     /// A film of `[frames, height, width, 3]` bytes. `None` when they are no whole number of frames, or not even one.
     pub fn new(width: u32, height: u32, rgb: Vec<u8>) -> Option<Self> {
         let frame = (width as usize).checked_mul(height as usize)?.checked_mul(3)?;
-        let whole = frame > 0 && !rgb.is_empty() && rgb.len() % frame == 0;
+        let whole = frame > 0 && !rgb.is_empty() && rgb.len().is_multiple_of(frame);
         whole.then_some(Self { width, height, rgb })
     }
 
@@ -33,7 +33,7 @@ impl Film {
     /// `None` when the sizes do not fit.
     pub fn from_planes(width: u32, height: u32, planes: &[f32]) -> Option<Self> {
         let plane = planes.len() / 3;
-        if planes.len() % 3 != 0 {
+        if !planes.len().is_multiple_of(3) {
             return None;
         }
         // `as` saturates, and takes NaN to 0.
@@ -97,7 +97,7 @@ fn check_rate(path: &Path, fps: f64) -> Result<()> {
 }
 
 /// Writes the whole file or nothing, making its folder first.
-fn save(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn save(path: &Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write;
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(DataError::io("create the folder", folder))?;
