@@ -5,6 +5,8 @@
 
 pub mod error;
 pub mod names;
+pub mod text;
+pub mod umt5;
 pub mod vae;
 pub mod weights;
 

@@ -1,5 +1,7 @@
 //! Proofs.
 
+mod tokenizer;
+mod umt5;
 mod vae;
 mod vae_ops;
 mod weights;
