@@ -1,5 +1,6 @@
 //! What can go wrong in a model.
 
+use crate::adapter::files::AdapterFileError;
 use crate::weights::WeightsError;
 
 /// The result of anything in this crate.
@@ -14,6 +15,9 @@ pub enum Error {
     /// A checkpoint could not be read or does not fit the model.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// An adapter file was refused, or could not be written.
+    #[error(transparent)]
+    AdapterFile(#[from] AdapterFileError),
     /// A config file, an input shape or an adapter does not fit the model; the text names the thing and the way out.
     #[error("{0}")]
     Mismatch(String),

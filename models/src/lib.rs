@@ -3,6 +3,8 @@
 //! Everything here is a pure function of weights and inputs: nothing draws a random number from a
 //! generator with state, and only [`adapter::files`] and [`weights`] touch the disk.
 
+pub mod adapter;
+pub mod dit;
 pub mod error;
 pub mod names;
 pub mod text;

@@ -76,10 +76,22 @@ pub fn tensor_from_diffusers(diffusers: &str) -> Option<String> {
     with_suffix(diffusers, module_from_diffusers)
 }
 
-/// The kohya form of an official module name: dots become underscores. To undo it, look the result up among
-/// the model's own module names: the names themselves contain underscores.
+/// The kohya form of an official module name: dots become underscores.
 pub fn module_to_kohya(official: &str) -> String {
     official.replace('.', "_")
+}
+
+/// The official name of a kohya DiT module; the inverse of [`module_to_kohya`]. The names themselves contain
+/// underscores, so it is looked up, not replaced.
+pub fn module_from_kohya(kohya: &str) -> Option<String> {
+    let spelt = |row: &&(&str, &str), name: &str| module_to_kohya(row.0) == name;
+    match kohya.strip_prefix("blocks_").and_then(|rest| rest.split_once('_')) {
+        Some((index, module)) => {
+            let n: usize = index.parse().ok()?;
+            BLOCK.iter().find(|row| spelt(row, module)).map(|row| format!("blocks.{n}.{}", row.0))
+        }
+        None => GLOBAL.iter().find(|row| spelt(row, kohya)).map(|row| row.0.to_owned()),
+    }
 }
 
 fn with_suffix(name: &str, map: impl Fn(&str) -> Option<String>) -> Option<String> {

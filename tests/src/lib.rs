@@ -1,8 +1,112 @@
-//! Helpers of the proofs.
+//! Helpers of the proofs: fixtures, tolerances, tiny models, random tensors.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
-/// A file or folder of `tests/fixtures`.
-pub fn fixture(relative: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(relative)
+use candle_core::{DType, Device, Tensor};
+use kernels::random::Key;
+use models::dit::{Dit, DitConfig};
+use models::weights::Weights;
+
+/// The device that the proofs run on: the first GPU of a CUDA build, else the CPU. The bodies are the same.
+pub fn device() -> Device {
+    match Device::new_cuda(0) {
+        Ok(device) if cfg!(feature = "cuda") => device,
+        _ => Device::Cpu,
+    }
+}
+
+/// The path of a fixture, beside the sources or, where the test binary travelled alone, below the working folder.
+pub fn fixture(path: &str) -> PathBuf {
+    let beside_sources = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let root = if beside_sources.is_dir() { beside_sources } else { PathBuf::from("tests/fixtures") };
+    root.join(path)
+}
+
+/// All tensors of a fixture file.
+pub fn fixture_tensors(path: &str) -> HashMap<String, Tensor> {
+    let file = fixture(path);
+    candle_core::safetensors::load(&file, &device()).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
+}
+
+/// The JSON of a fixture file.
+pub fn fixture_json(path: &str) -> serde_json::Value {
+    let text = std::fs::read_to_string(fixture(path)).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// How far a result may be from what is expected: absolute, or relative to the largest expected value.
+#[derive(Debug, Clone, Copy)]
+pub struct Tolerance {
+    /// Largest absolute error.
+    pub absolute: f64,
+    /// Largest error relative to the largest expected value.
+    pub relative: f64,
+}
+
+impl Tolerance {
+    /// Only an absolute bound.
+    pub const fn absolute(absolute: f64) -> Self {
+        Self { absolute, relative: 0.0 }
+    }
+
+    /// Only a bound relative to the largest expected value.
+    pub const fn relative(relative: f64) -> Self {
+        Self { absolute: 0.0, relative }
+    }
+}
+
+/// Largest absolute difference, and largest expected value.
+pub fn difference(got: &Tensor, expected: &Tensor) -> (f64, f64) {
+    assert_eq!(got.dims(), expected.dims(), "shapes differ");
+    let values = |t: &Tensor| -> Vec<f64> {
+        t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    };
+    let (got, expected) = (values(got), values(expected));
+    assert!(got.iter().all(|v| v.is_finite()), "the result has values that are not finite");
+    let error = got.iter().zip(&expected).map(|(g, e)| (g - e).abs()).fold(0.0, f64::max);
+    (error, expected.iter().map(|e| e.abs()).fold(0.0, f64::max))
+}
+
+/// Panics with the figures when `got` is further from `expected` than `tolerance`.
+#[track_caller]
+pub fn assert_close(what: &str, got: &Tensor, expected: &Tensor, tolerance: Tolerance) {
+    let (error, largest) = difference(got, expected);
+    let bound = tolerance.absolute.max(tolerance.relative * largest);
+    assert!(
+        error <= bound,
+        "{what}: error {error:.3e} exceeds {bound:.3e} (largest expected value {largest:.3e})"
+    );
+}
+
+/// Panics unless the tensors have the same bits.
+#[track_caller]
+pub fn assert_same_bits(what: &str, got: &Tensor, expected: &Tensor) {
+    let bits = |t: &Tensor| -> Vec<u32> {
+        let values: Vec<f32> = t.flatten_all().unwrap().to_vec1().unwrap();
+        values.into_iter().map(f32::to_bits).collect()
+    };
+    assert_eq!(got.dims(), expected.dims(), "{what}: shapes differ");
+    assert!(bits(got) == bits(expected), "{what}: bits differ by {:?}", difference(got, expected));
+}
+
+/// Standard normal values of the stream `name`, f32 on the proofs' device.
+pub fn randn(name: &str, shape: impl Into<candle_core::Shape>) -> Tensor {
+    let shape = shape.into();
+    let values = Key::new(20, name, &[]).normals(shape.elem_count());
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap().to_device(&device()).unwrap()
+}
+
+/// The tiny T2V model of the fixtures, read from the weights file of `layout` (`official` or `diffusers`).
+pub fn tiny_weights(layout: &str) -> (DitConfig, Weights) {
+    let folder = fixture("dit/t2v");
+    let config = std::fs::read_to_string(folder.join(format!("config_{layout}.json"))).unwrap();
+    models::dit::open(&folder.join(format!("weights_{layout}.safetensors")), &config).unwrap()
+}
+
+/// The whole tiny T2V model on the proofs' device.
+pub fn tiny_dit() -> Dit {
+    let (config, weights) = tiny_weights("official");
+    let layers = config.layers;
+    Dit::load(&weights, &config, 0..layers, DType::F32, &device()).unwrap()
 }

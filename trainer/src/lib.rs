@@ -1,1 +1,7 @@
-//! Skeleton.
+//! Tandem: trains LoRA adapters for the Wan video models on few cards, and samples through the same forward pass.
+
+pub mod error;
+pub mod pipeline;
+pub mod solver;
+
+pub use error::{Error, Result};

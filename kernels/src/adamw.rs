@@ -1,0 +1,44 @@
+//! The AdamW update (Loshchilov and Hutter 2019, arXiv 1711.05101), f32 throughout.
+
+use crate::Result;
+use candle_core::Tensor;
+
+/// The settings of one update.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Update {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay: the parameter shrinks by lr * weight_decay.
+    pub weight_decay: f64,
+    /// Number of this update, from 1: the moments start at zero and are corrected for it.
+    pub step: u64,
+}
+
+/// A parameter with its moments, all f32 of one shape.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// The parameter.
+    pub parameter: Tensor,
+    /// Mean of the gradients.
+    pub first: Tensor,
+    /// Mean of the squared gradients.
+    pub second: Tensor,
+}
+
+/// One step: decay, moments, bias correction, update; the order of `torch.optim.AdamW`.
+pub fn step(state: &State, gradient: &Tensor, update: &Update) -> Result<State> {
+    let Update { lr, beta1, beta2, eps, weight_decay, step } = *update;
+    let correction = |beta: f64| 1.0 - beta.powf(step as f64);
+    let parameter = (&state.parameter * (1.0 - lr * weight_decay))?;
+    let first = ((&state.first * beta1)? + (gradient * (1.0 - beta1))?)?;
+    let second = ((&state.second * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
+    let deviation = ((second.sqrt()? / correction(beta2).sqrt())? + eps)?;
+    let parameter = (parameter - ((&first / &deviation)? * (lr / correction(beta1)))?)?;
+    Ok(State { parameter, first, second })
+}

@@ -1,0 +1,97 @@
+//! Global attention, softmax(q k^T / sqrt(h)) v, in chunks of queries: exact, and never a whole score matrix.
+//!
+//! The forward keeps the log-sum-exp of every row, so that the backward needs neither the scores nor a second
+//! softmax (Dao et al. 2022, FlashAttention, arXiv 2205.14135, algorithms 1 and 4).
+
+use crate::Result;
+use candle_core::{D, DType, Tensor};
+
+/// The largest score block that is made at once, in elements (f32: 64 MiB).
+const MAX_SCORES: usize = 16 << 20;
+
+/// The output of attention and what its backward needs of the softmax.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// [b, lq, n, h], in the dtype of q.
+    pub o: Tensor,
+    /// Natural-log log-sum-exp of each row of scaled scores, [b, n, lq, 1], f32.
+    pub lse: Tensor,
+}
+
+/// The gradients of attention, each in the shape and dtype of what it belongs to.
+#[derive(Debug, Clone)]
+pub struct Gradients {
+    /// [b, lq, n, h].
+    pub dq: Tensor,
+    /// [b, lk, n, h].
+    pub dk: Tensor,
+    /// [b, lk, n, h].
+    pub dv: Tensor,
+}
+
+/// Attention of `q` [b, lq, n, h] over `k`, `v` [b, lk, n, h]; no mask.
+pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Output> {
+    let scale = 1.0 / (q.dim(3)? as f64).sqrt();
+    let (q_bnlh, k_bnlh, v_bnlh) = (heads_first(q)?, heads_first(k)?, heads_first(v)?);
+    let k_bnhl = k_bnlh.t()?;
+    let (mut outs, mut lses) = (Vec::new(), Vec::new());
+    for (start, rows) in chunks(&q_bnlh, &k_bnlh)? {
+        let scores =
+            (q_bnlh.narrow(2, start, rows)?.contiguous()?.matmul(&k_bnhl)?.to_dtype(DType::F32)? * scale)?;
+        let top = scores.max_keepdim(D::Minus1)?;
+        let weights = scores.broadcast_sub(&top)?.exp()?;
+        let total = weights.sum_keepdim(D::Minus1)?;
+        let o = weights.to_dtype(v.dtype())?.matmul(&v_bnlh)?;
+        outs.push(o.to_dtype(DType::F32)?.broadcast_div(&total)?.to_dtype(q.dtype())?);
+        lses.push((top + total.log()?)?);
+    }
+    Ok(Output { o: heads_last(&Tensor::cat(&outs, 2)?)?, lse: Tensor::cat(&lses, 2)? })
+}
+
+/// The gradients of [`forward`] for `d_out` [b, lq, n, h], given its inputs and its output.
+///
+/// Per chunk of rows: p = exp(s - lse), dv += p^T do, dp = do v^T, ds = p (dp - sum(o do)), dq = ds k, dk += ds^T q.
+pub fn backward(q: &Tensor, k: &Tensor, v: &Tensor, out: &Output, d_out: &Tensor) -> Result<Gradients> {
+    let (dtype, scale) = (q.dtype(), 1.0 / (q.dim(3)? as f64).sqrt());
+    let (q_bnlh, k_bnlh, v_bnlh) = (heads_first(q)?, heads_first(k)?, heads_first(v)?);
+    let do_bnlh = heads_first(&d_out.to_dtype(dtype)?)?;
+    let o_do = (heads_first(&out.o)?.to_dtype(DType::F32)? * do_bnlh.to_dtype(DType::F32)?)?;
+    let row_dots = o_do.sum_keepdim(D::Minus1)?;
+    let mut dqs = Vec::new();
+    let (mut dk, mut dv) =
+        (k_bnlh.zeros_like()?.to_dtype(DType::F32)?, v_bnlh.zeros_like()?.to_dtype(DType::F32)?);
+    for (start, rows) in chunks(&q_bnlh, &k_bnlh)? {
+        let q_rows = q_bnlh.narrow(2, start, rows)?.contiguous()?;
+        let do_rows = do_bnlh.narrow(2, start, rows)?.contiguous()?;
+        let scores = (q_rows.matmul(&k_bnlh.t()?)?.to_dtype(DType::F32)? * scale)?;
+        let p = scores.broadcast_sub(&out.lse.narrow(2, start, rows)?)?.exp()?;
+        let dp = do_rows.matmul(&v_bnlh.t()?)?.to_dtype(DType::F32)?;
+        let ds = (&p * dp.broadcast_sub(&row_dots.narrow(2, start, rows)?)?)?;
+        let ds = (ds * scale)?.to_dtype(dtype)?;
+        dv = (dv + p.to_dtype(dtype)?.t()?.matmul(&do_rows)?.to_dtype(DType::F32)?)?;
+        dk = (dk + ds.t()?.matmul(&q_rows)?.to_dtype(DType::F32)?)?;
+        dqs.push(ds.matmul(&k_bnlh)?);
+    }
+    Ok(Gradients {
+        dq: heads_last(&Tensor::cat(&dqs, 2)?)?,
+        dk: heads_last(&dk.to_dtype(dtype)?)?,
+        dv: heads_last(&dv.to_dtype(dtype)?)?,
+    })
+}
+
+/// (start, rows) of each chunk of queries, so that a score block stays under [`MAX_SCORES`].
+fn chunks(q_bnlh: &Tensor, k_bnlh: &Tensor) -> Result<Vec<(usize, usize)>> {
+    let (batch, heads, queries, _) = q_bnlh.dims4()?;
+    let rows = (MAX_SCORES / (batch * heads * k_bnlh.dim(2)?).max(1)).clamp(1, queries.max(1));
+    Ok((0..queries).step_by(rows).map(|start| (start, rows.min(queries - start))).collect())
+}
+
+/// [b, l, n, h] -> [b, n, l, h], contiguous.
+fn heads_first(x: &Tensor) -> Result<Tensor> {
+    x.transpose(1, 2)?.contiguous()
+}
+
+/// [b, n, l, h] -> [b, l, n, h], contiguous.
+fn heads_last(x: &Tensor) -> Result<Tensor> {
+    x.transpose(1, 2)?.contiguous()
+}

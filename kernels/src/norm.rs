@@ -1,0 +1,102 @@
+//! Norms over the model width, statistics in f32: modulated LayerNorm, affine LayerNorm, RMSNorm.
+//!
+//! All three are one core, `normalised`, with a different gain behind it.
+
+use crate::Result;
+use candle_core::{D, DType, Tensor};
+
+/// Which statistics a norm divides by.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Layer,
+    Rms,
+}
+
+/// LayerNorm without affine, then modulation: y = LN(x) * (1 + scale) + shift, f32.
+///
+/// `x` [b, l, d]; `shift_bg1d`, `scale_bg1d` [b, g, 1, d] f32, one row for each group of l/g tokens.
+pub fn modulated_layer_norm(
+    x: &Tensor,
+    shift_bg1d: &Tensor,
+    scale_bg1d: &Tensor,
+    eps: f64,
+) -> Result<Tensor> {
+    let (x_hat, _) = normalised(x, eps, Kind::Layer)?;
+    let gain = (scale_bg1d + 1.0)?;
+    let y = by_group(&x_hat, scale_bg1d)?.broadcast_mul(&gain)?.broadcast_add(shift_bg1d)?;
+    from_group(&y, x)
+}
+
+/// The gradient of the input of [`modulated_layer_norm`]; `dy` [b, l, d], the result f32.
+pub fn modulated_layer_norm_backward(
+    x: &Tensor,
+    dy: &Tensor,
+    scale_bg1d: &Tensor,
+    eps: f64,
+) -> Result<Tensor> {
+    let dy = dy.to_dtype(DType::F32)?;
+    let dx_hat = by_group(&dy, scale_bg1d)?.broadcast_mul(&(scale_bg1d + 1.0)?)?;
+    normalised_backward(x, &from_group(&dx_hat, &dy)?, eps, Kind::Layer)
+}
+
+/// LayerNorm with weight and bias [d], f32: `x` [b, l, d] -> [b, l, d].
+pub fn affine_layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let (x_hat, _) = normalised(x, eps, Kind::Layer)?;
+    x_hat.broadcast_mul(&weight.to_dtype(DType::F32)?)?.broadcast_add(&bias.to_dtype(DType::F32)?)
+}
+
+/// The gradient of the input of [`affine_layer_norm`], f32.
+pub fn affine_layer_norm_backward(x: &Tensor, dy: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let dx_hat = dy.to_dtype(DType::F32)?.broadcast_mul(&weight.to_dtype(DType::F32)?)?;
+    normalised_backward(x, &dx_hat, eps, Kind::Layer)
+}
+
+/// RMSNorm over the whole last axis: y = x / sqrt(mean(x^2) + eps) * weight.
+///
+/// `x` [.., d]; normalised in f32, rounded to the dtype of `x`, then times the weight in f32 (the official order,
+/// Wan-Video/Wan2.1 wan/modules/model.py `WanRMSNorm`). The result is f32.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let (x_hat, _) = normalised(x, eps, Kind::Rms)?;
+    x_hat.to_dtype(x.dtype())?.to_dtype(DType::F32)?.broadcast_mul(&weight.to_dtype(DType::F32)?)
+}
+
+/// The gradient of the input of [`rms_norm`], f32.
+pub fn rms_norm_backward(x: &Tensor, dy: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let dx_hat = dy.to_dtype(DType::F32)?.broadcast_mul(&weight.to_dtype(DType::F32)?)?;
+    normalised_backward(x, &dx_hat, eps, Kind::Rms)
+}
+
+/// (x_hat, 1/deviation), both f32: x centred (LayerNorm only) and divided by its deviation over the last axis.
+fn normalised(x: &Tensor, eps: f64, kind: Kind) -> Result<(Tensor, Tensor)> {
+    let x = x.to_dtype(DType::F32)?;
+    let x = match kind {
+        Kind::Layer => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
+        Kind::Rms => x,
+    };
+    let inverse = (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
+    Ok((x.broadcast_mul(&inverse)?, inverse))
+}
+
+/// dx = (dx_hat - [mean(dx_hat)] - x_hat * mean(dx_hat * x_hat)) / deviation; the bracket for LayerNorm only.
+fn normalised_backward(x: &Tensor, dx_hat: &Tensor, eps: f64, kind: Kind) -> Result<Tensor> {
+    let (x_hat, inverse) = normalised(x, eps, kind)?;
+    let along = (dx_hat * &x_hat)?.mean_keepdim(D::Minus1)?;
+    let dx = (dx_hat - x_hat.broadcast_mul(&along)?)?;
+    let dx = match kind {
+        Kind::Layer => dx.broadcast_sub(&dx_hat.mean_keepdim(D::Minus1)?)?,
+        Kind::Rms => dx,
+    };
+    dx.broadcast_mul(&inverse)
+}
+
+/// [b, l, d] viewed as [b, g, l/g, d] for the groups of a modulation row [b, g, 1, d].
+pub(crate) fn by_group(x: &Tensor, row_bg1d: &Tensor) -> Result<Tensor> {
+    let (batch, tokens, width) = x.dims3()?;
+    let groups = row_bg1d.dim(1)?;
+    x.contiguous()?.reshape((batch, groups, tokens / groups, width))
+}
+
+/// The inverse of [`by_group`]: back to the shape of `like`.
+pub(crate) fn from_group(x: &Tensor, like: &Tensor) -> Result<Tensor> {
+    x.reshape(like.shape())
+}

@@ -1,0 +1,154 @@
+//! Why an adapter file was refused, or could not be written.
+
+use std::path::PathBuf;
+
+/// Why an adapter file was refused. Every text names the file and the key, and the way out.
+#[derive(Debug, thiserror::Error)]
+pub enum AdapterFileError {
+    /// No key looks like an adapter's.
+    #[error(
+        "{path}: this is not an adapter: none of its {keys} tensors is named like a LoRA factor \
+         (…lora_A.weight, …lora_down.weight)"
+    )]
+    NotAnAdapter {
+        /// The file.
+        path: PathBuf,
+        /// How many tensors it holds.
+        keys: usize,
+    },
+    /// Keys that would be lost silently.
+    #[error("{path}: {count} keys are not understood, such as {}; {hint}", .examples.join(", "))]
+    UnknownKeys {
+        /// The file.
+        path: PathBuf,
+        /// How many.
+        count: usize,
+        /// The first few.
+        examples: Vec<String>,
+        /// What they probably are.
+        hint: &'static str,
+    },
+    /// One factor without the other, or an alpha without factors.
+    #[error(
+        "{path}: {module} has `{found}` but no {missing}; the file is incomplete, export or download it again"
+    )]
+    HalfPair {
+        /// The file.
+        path: PathBuf,
+        /// Official module name.
+        module: String,
+        /// The key that is there.
+        found: String,
+        /// What is not: "up factor (lora_B or lora_up)", or the other one.
+        missing: &'static str,
+    },
+    /// The same factor twice.
+    #[error(
+        "{path}: `{first}` and `{second}` are both for {module}; keep the adapters of two experts in two files"
+    )]
+    Duplicate {
+        /// The file.
+        path: PathBuf,
+        /// Official module name.
+        module: String,
+        /// One key.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// A factor that is no matrix.
+    #[error(
+        "{path}: `{key}` has shape {shape:?}; only factors of Linear layers, which are matrices, can be used"
+    )]
+    NotAMatrix {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// A and B do not multiply.
+    #[error(
+        "{path}: the factors of {module} do not fit each other: A is {a:?} and B is {b:?}, \
+         but A must be [rank, in] and B [out, rank] with one rank above 0"
+    )]
+    RankMismatch {
+        /// The file.
+        path: PathBuf,
+        /// Official module name.
+        module: String,
+        /// Shape of A.
+        a: Vec<usize>,
+        /// Shape of B.
+        b: Vec<usize>,
+    },
+    /// An alpha that readers disagree about, or that is no number.
+    #[error(
+        "{path}: `{key}` is {value}; alpha must be a finite number other than 0 (programs disagree about 0: \
+         some read it as the rank, others as no effect)"
+    )]
+    Alpha {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// Its value.
+        value: f32,
+    },
+    /// The PEFT settings cannot be read.
+    #[error("{path}: the adapter settings in {place} cannot be read: {reason}")]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// The metadata key, or the file beside it.
+        place: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Nothing to write.
+    #[error("{path}: there is nothing to write: the adapter has no modules")]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A module that the style has no name for.
+    #[error("{path}: {module} is not a module of the Wan transformer, so it has no name in this style")]
+    NoName {
+        /// The file.
+        path: PathBuf,
+        /// The module.
+        module: String,
+    },
+    /// A value that the number format cannot hold.
+    #[error(
+        "{path}: a factor of {module} is not finite as {precision}; \
+         if it was finite before, export as bfloat16 or float32"
+    )]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// Official module name.
+        module: String,
+        /// The number format.
+        precision: &'static str,
+    },
+    /// The file system said no.
+    #[error("{path}: cannot write: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system answered.
+        source: std::io::Error,
+    },
+    /// What was written is not what was meant. It should never be seen.
+    #[error(
+        "{path}: reading it back gave another adapter: {difference}; the file was not kept, please report this"
+    )]
+    Verification {
+        /// The file.
+        path: PathBuf,
+        /// The module and how far it is off.
+        difference: String,
+    },
+}

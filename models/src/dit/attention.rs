@@ -1,0 +1,164 @@
+//! The two attentions of a block, each with its forward and its backward.
+
+use candle_core::{DType, Device, Tensor};
+use kernels::{attention, norm, rope};
+
+use super::linear::Linear;
+use super::pass::{Conditioning, Gradients, Pass};
+use crate::Result;
+use crate::weights::Weights;
+
+/// The projections and norms that both attentions have.
+#[derive(Debug)]
+pub struct Projections {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    norm_q: Tensor,
+    norm_k: Tensor,
+    heads: usize,
+    eps: f64,
+}
+
+/// What the backward of an attention reuses of its forward. Heads are split: [b, l, n, h].
+#[derive(Debug)]
+pub struct Saved {
+    q_raw: Tensor,
+    k_raw: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: attention::Output,
+}
+
+impl Projections {
+    /// Reads `<prefix>.q` and its fellows.
+    pub fn load(
+        weights: &Weights,
+        prefix: &str,
+        heads: usize,
+        eps: f64,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let linear = |name: &str| Linear::load(weights, format!("{prefix}.{name}"), dtype, device);
+        let gain = |name: &str| weights.tensor(&format!("{prefix}.{name}.weight"), DType::F32, device);
+        Ok(Self {
+            q: linear("q")?,
+            k: linear("k")?,
+            v: linear("v")?,
+            o: linear("o")?,
+            norm_q: gain("norm_q")?,
+            norm_k: gain("norm_k")?,
+            heads,
+            eps,
+        })
+    }
+
+    /// [b, l, d] -> [b, l, n, h].
+    fn split(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, tokens, width) = x.dims3()?;
+        Ok(x.reshape((batch, tokens, self.heads, width / self.heads))?)
+    }
+
+    /// [b, l, n, h] -> [b, l, d].
+    fn join(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, tokens, heads, size) = x.dims4()?;
+        Ok(x.reshape((batch, tokens, heads * size))?)
+    }
+
+    /// o(attention), and its gradient back to (q, k, v); `x_out` is what `o` read.
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, pass: &Pass) -> Result<(Tensor, attention::Output)> {
+        let out = attention::forward(q, k, v)?;
+        Ok((self.o.forward(&self.join(&out.o)?, pass)?, out))
+    }
+
+    fn attend_backward(
+        &self,
+        saved: &Saved,
+        dy: &Tensor,
+        pass: &Pass,
+        gradients: &mut Gradients,
+    ) -> Result<attention::Gradients> {
+        let d_out = self.o.backward(&self.join(&saved.out.o)?, dy, pass, gradients)?;
+        Ok(attention::backward(&saved.q, &saved.k, &saved.v, &saved.out, &self.split(&d_out)?)?)
+    }
+}
+
+/// Attention of the tokens over themselves, with rotary positions.
+#[derive(Debug)]
+pub struct SelfAttention(pub Projections);
+
+impl SelfAttention {
+    /// `x` [b, l, d] -> [b, l, d].
+    pub fn forward(&self, x: &Tensor, cond: &Conditioning, pass: &Pass) -> Result<(Tensor, Saved)> {
+        let p = &self.0;
+        let (q_raw, k_raw) = (p.q.forward(x, pass)?, p.k.forward(x, pass)?);
+        let v = p.split(&p.v.forward(x, pass)?)?;
+        let q = p.split(&norm::rms_norm(&q_raw, &p.norm_q, p.eps)?)?;
+        let k = p.split(&norm::rms_norm(&k_raw, &p.norm_k, p.eps)?)?;
+        let q = rope::forward(&q, &cond.cos_lp, &cond.sin_lp)?.to_dtype(v.dtype())?;
+        let k = rope::forward(&k, &cond.cos_lp, &cond.sin_lp)?.to_dtype(v.dtype())?;
+        let (y, out) = p.attend(&q, &k, &v, pass)?;
+        Ok((y, Saved { q_raw, k_raw, q, k, v, out }))
+    }
+
+    /// The gradient of `x`, which the forward saw.
+    pub fn backward(
+        &self,
+        x: &Tensor,
+        saved: &Saved,
+        dy: &Tensor,
+        cond: &Conditioning,
+        pass: &Pass,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
+        let p = &self.0;
+        let d = p.attend_backward(saved, dy, pass, gradients)?;
+        let dq = rope::backward(&d.dq.to_dtype(DType::F32)?, &cond.cos_lp, &cond.sin_lp)?;
+        let dk = rope::backward(&d.dk.to_dtype(DType::F32)?, &cond.cos_lp, &cond.sin_lp)?;
+        let dq = norm::rms_norm_backward(&saved.q_raw, &p.join(&dq)?, &p.norm_q, p.eps)?;
+        let dk = norm::rms_norm_backward(&saved.k_raw, &p.join(&dk)?, &p.norm_k, p.eps)?;
+        let dx = p.q.backward(x, &dq, pass, gradients)?;
+        let dx = (dx + p.k.backward(x, &dk, pass, gradients)?)?;
+        Ok((dx + p.v.backward(x, &p.join(&d.dv)?, pass, gradients)?)?)
+    }
+}
+
+/// Attention of the tokens over the text: no positions, no mask (padding rows are attended to, as in the original).
+#[derive(Debug)]
+pub struct CrossAttention(pub Projections);
+
+impl CrossAttention {
+    /// `x` [b, l, d] -> [b, l, d].
+    pub fn forward(&self, x: &Tensor, cond: &Conditioning, pass: &Pass) -> Result<(Tensor, Saved)> {
+        let p = &self.0;
+        let text = &cond.text_bsd;
+        let (q_raw, k_raw) = (p.q.forward(x, pass)?, p.k.forward(text, pass)?);
+        let v = p.split(&p.v.forward(text, pass)?)?;
+        let q = p.split(&norm::rms_norm(&q_raw, &p.norm_q, p.eps)?.to_dtype(v.dtype())?)?;
+        let k = p.split(&norm::rms_norm(&k_raw, &p.norm_k, p.eps)?.to_dtype(v.dtype())?)?;
+        let (y, out) = p.attend(&q, &k, &v, pass)?;
+        Ok((y, Saved { q_raw, k_raw, q, k, v, out }))
+    }
+
+    /// The gradient of `x`; the text is frozen, so its projections pass gradients to their adapters only.
+    pub fn backward(
+        &self,
+        x: &Tensor,
+        saved: &Saved,
+        dy: &Tensor,
+        cond: &Conditioning,
+        pass: &Pass,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
+        let p = &self.0;
+        let d = p.attend_backward(saved, dy, pass, gradients)?;
+        let dq = norm::rms_norm_backward(&saved.q_raw, &p.join(&d.dq)?, &p.norm_q, p.eps)?;
+        let dk = norm::rms_norm_backward(&saved.k_raw, &p.join(&d.dk)?, &p.norm_k, p.eps)?;
+        p.k.backward_adapters(&cond.text_bsd, &dk, pass, gradients)?;
+        p.v.backward_adapters(&cond.text_bsd, &p.join(&d.dv)?, pass, gradients)?;
+        p.q.backward(x, &dq, pass, gradients)
+    }
+}

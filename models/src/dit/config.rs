@@ -1,0 +1,188 @@
+//! The sizes of a Wan DiT, from its config file and its tensors.
+
+use serde::Deserialize;
+
+use crate::weights::TensorSpec;
+use crate::{Error, Result};
+
+/// Everything that a DiT's code needs to know about its sizes.
+///
+/// The real models: spec of Wan-Video/Wan2.1 `wan/configs/wan_t2v_14B.py` and its neighbours.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DitConfig {
+    /// Model width D.
+    pub dim: usize,
+    /// Width of the feed-forward layer F.
+    pub ffn_dim: usize,
+    /// Number of attention heads; the head size is dim / heads.
+    pub heads: usize,
+    /// Number of blocks.
+    pub layers: usize,
+    /// Channels of the network input.
+    pub in_channels: usize,
+    /// Channels of the predicted velocity.
+    pub out_channels: usize,
+    /// Width of a text state.
+    pub text_dim: usize,
+    /// Rows of text that the blocks attend to; shorter prompts are padded with zero rows.
+    pub text_len: usize,
+    /// Width of the sinusoidal time embedding.
+    pub freq_dim: usize,
+    /// The epsilon of every norm in the blocks and the head.
+    pub eps: f64,
+}
+
+/// Height and width of a patch; the patch is one frame deep.
+pub const PATCH: usize = 2;
+
+/// `config.json` of either layout: the official names, with diffusers' as aliases. Other keys are other programs' business.
+#[derive(Deserialize)]
+struct ConfigFile {
+    #[serde(alias = "num_attention_heads")]
+    num_heads: usize,
+    #[serde(default = "default_eps")]
+    eps: f64,
+    #[serde(default = "default_text_len")]
+    text_len: usize,
+    #[serde(default)]
+    image_dim: Option<usize>,
+    #[serde(default)]
+    model_type: Option<String>,
+}
+
+fn default_eps() -> f64 {
+    1e-6
+}
+
+fn default_text_len() -> usize {
+    512
+}
+
+impl DitConfig {
+    /// The config of the weights whose shapes `shape_of` gives by official name, with what shapes cannot tell
+    /// (heads, eps, text length) from the text of `config.json`.
+    ///
+    /// # Errors
+    /// When the config cannot be read, or names a kind of model that is not supported.
+    pub fn from_parts(config_json: &str, shape_of: impl Fn(&str) -> Option<Vec<usize>>) -> Result<Self> {
+        let file: ConfigFile = serde_json::from_str(config_json)
+            .map_err(|e| Error::Mismatch(format!("config.json of the DiT cannot be read: {e}")))?;
+        let shape = |name: &str, rank: usize| match shape_of(name) {
+            Some(shape) if shape.len() == rank => Ok(shape),
+            Some(shape) => {
+                Err(Error::Mismatch(format!("{name} has shape {shape:?}: {rank} axes are expected")))
+            }
+            None => Err(Error::Mismatch(format!("the checkpoint holds no {name}: it is not a Wan DiT"))),
+        };
+        if file.image_dim.is_some() || shape_of("img_emb.proj.0.weight").is_some() {
+            return Err(Error::Mismatch(
+                "this is an image-to-video model of Wan 2.1 (it has an image branch); text-to-video models are supported".into(),
+            ));
+        }
+        let patch = shape("patch_embedding.weight", 5)?;
+        let config = Self {
+            dim: patch[0],
+            in_channels: patch[1],
+            ffn_dim: shape("blocks.0.ffn.0.weight", 2)?[0],
+            heads: file.num_heads,
+            layers: (0..).take_while(|n| shape_of(&format!("blocks.{n}.modulation")).is_some()).count(),
+            out_channels: shape("head.head.weight", 2)?[0] / (PATCH * PATCH),
+            text_dim: shape("text_embedding.0.weight", 2)?[1],
+            text_len: file.text_len,
+            freq_dim: shape("time_embedding.0.weight", 2)?[1],
+            eps: file.eps,
+        };
+        config.check(file.model_type.as_deref())?;
+        Ok(config)
+    }
+
+    /// Size of one head.
+    pub fn head_size(&self) -> usize {
+        self.dim / self.heads
+    }
+
+    /// Tokens of a latent clip of `frames` x `height` x `width`.
+    pub fn tokens(&self, frames: usize, height: usize, width: usize) -> usize {
+        frames * (height / PATCH) * (width / PATCH)
+    }
+
+    fn check(&self, model_type: Option<&str>) -> Result<()> {
+        if self.heads == 0 || self.dim % self.heads != 0 || self.head_size() % 2 != 0 || self.head_size() < 6
+        {
+            return Err(Error::Mismatch(format!(
+                "config.json asks for {} heads, which do not divide the model width {} into even heads",
+                self.heads, self.dim
+            )));
+        }
+        if self.in_channels != self.out_channels {
+            return Err(Error::Mismatch(format!(
+                "this DiT ({}) takes {} channels and predicts {}: it wants a picture beside the noise, and only \
+                 text-to-video models are supported",
+                model_type.unwrap_or("no model_type"),
+                self.in_channels,
+                self.out_channels
+            )));
+        }
+        Ok(())
+    }
+
+    /// The tensors of the parts outside the blocks.
+    pub fn global_tensors(&self) -> Vec<TensorSpec> {
+        let (d, text, freq) = (self.dim, self.text_dim, self.freq_dim);
+        let out = self.out_channels * PATCH * PATCH;
+        let mut specs = vec![
+            TensorSpec::new("patch_embedding.weight", [d, self.in_channels, 1, PATCH, PATCH]),
+            TensorSpec::new("patch_embedding.bias", [d]),
+            TensorSpec::new("head.modulation", [1, 2, d]),
+        ];
+        linear(&mut specs, "text_embedding.0", d, text);
+        linear(&mut specs, "text_embedding.2", d, d);
+        linear(&mut specs, "time_embedding.0", d, freq);
+        linear(&mut specs, "time_embedding.2", d, d);
+        linear(&mut specs, "time_projection.1", 6 * d, d);
+        linear(&mut specs, "head.head", out, d);
+        specs
+    }
+
+    /// The tensors of block `n`.
+    pub fn block_tensors(&self, n: usize) -> Vec<TensorSpec> {
+        let (d, f) = (self.dim, self.ffn_dim);
+        let mut specs = vec![TensorSpec::new(format!("blocks.{n}.modulation"), [1, 6, d])];
+        for attention in ["self_attn", "cross_attn"] {
+            for projection in ["q", "k", "v", "o"] {
+                linear(&mut specs, &format!("blocks.{n}.{attention}.{projection}"), d, d);
+            }
+            for norm in ["norm_q", "norm_k"] {
+                specs.push(TensorSpec::new(format!("blocks.{n}.{attention}.{norm}.weight"), [d]));
+            }
+        }
+        specs.push(TensorSpec::new(format!("blocks.{n}.norm3.weight"), [d]));
+        specs.push(TensorSpec::new(format!("blocks.{n}.norm3.bias"), [d]));
+        linear(&mut specs, &format!("blocks.{n}.ffn.0"), f, d);
+        linear(&mut specs, &format!("blocks.{n}.ffn.2"), d, f);
+        specs
+    }
+
+    /// Every tensor of the model, by official name.
+    pub fn tensors(&self) -> Vec<TensorSpec> {
+        let blocks = (0..self.layers).flat_map(|n| self.block_tensors(n));
+        self.global_tensors().into_iter().chain(blocks).collect()
+    }
+
+    /// The linear layers inside the blocks, which adapters may attach to: (official module name, out, in).
+    pub fn adaptable_modules(&self) -> Vec<(String, usize, usize)> {
+        let specs = (0..self.layers).flat_map(|n| self.block_tensors(n));
+        specs
+            .filter(|spec| spec.shape.len() == 2)
+            .filter_map(|spec| {
+                let module = spec.name.strip_suffix(".weight")?.to_owned();
+                Some((module, spec.shape[0], spec.shape[1]))
+            })
+            .collect()
+    }
+}
+
+fn linear(specs: &mut Vec<TensorSpec>, module: &str, out: usize, input: usize) {
+    specs.push(TensorSpec::new(format!("{module}.weight"), [out, input]));
+    specs.push(TensorSpec::new(format!("{module}.bias"), [out]));
+}

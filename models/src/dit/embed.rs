@@ -1,0 +1,149 @@
+//! What happens before the blocks: patches to tokens, timesteps and text to conditioning.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::config::{DitConfig, PATCH};
+use super::pass::Conditioning;
+use super::rope;
+use crate::weights::Weights;
+use crate::{Error, Result};
+
+/// The embeddings. Time runs in f32, patches and text in the weights' dtype.
+#[derive(Debug)]
+pub struct Embedder {
+    config: DitConfig,
+    patch: (Tensor, Tensor),
+    text: [(Tensor, Tensor); 2],
+    time: [(Tensor, Tensor); 2],
+    time_projection: (Tensor, Tensor),
+}
+
+impl Embedder {
+    /// Reads the embeddings of `config`.
+    pub fn load(weights: &Weights, config: &DitConfig, dtype: DType, device: &Device) -> Result<Self> {
+        let pair = |name: &str, dtype: DType| -> Result<(Tensor, Tensor)> {
+            let weight = weights.tensor(&format!("{name}.weight"), dtype, device)?;
+            Ok((weight, weights.tensor(&format!("{name}.bias"), dtype, device)?))
+        };
+        let (weight, bias) = pair("patch_embedding", dtype)?;
+        Ok(Self {
+            config: config.clone(),
+            patch: (weight.flatten_from(1)?, bias),
+            text: [pair("text_embedding.0", dtype)?, pair("text_embedding.2", dtype)?],
+            time: [pair("time_embedding.0", DType::F32)?, pair("time_embedding.2", DType::F32)?],
+            time_projection: pair("time_projection.1", DType::F32)?,
+        })
+    }
+
+    /// Tokens [b, l, d] f32 of the latents `x` [b, c, t, h, w]; tokens are ordered (frame, row, column).
+    ///
+    /// The patch convolution has stride = kernel, so it is a product with each patch's values in the order
+    /// (channel, dy, dx).
+    pub fn tokens(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, channels, frames, height, width) = x.dims5()?;
+        if channels != self.config.in_channels || height % PATCH != 0 || width % PATCH != 0 {
+            return Err(Error::Mismatch(format!(
+                "the network input has shape {:?}: {} channels and even height and width are expected",
+                x.dims(),
+                self.config.in_channels
+            )));
+        }
+        let (rows, columns) = (height / PATCH, width / PATCH);
+        let patches = x
+            .reshape(&[batch, channels, frames, rows, PATCH, columns, PATCH][..])?
+            .permute([0, 2, 3, 5, 1, 4, 6])?
+            .contiguous()?
+            .reshape((batch, frames * rows * columns, channels * PATCH * PATCH))?;
+        Ok(kernels::linear::forward(&patches, &self.patch.0, Some(&self.patch.1))?.to_dtype(DType::F32)?)
+    }
+
+    /// The conditioning of a batch for latents of `grid` = (frames, height, width).
+    ///
+    /// `timestep` is [b], or [b, l] with one for each token; `text` [b, s, text_dim] is padded with zero rows to the
+    /// model's text length.
+    pub fn conditioning(
+        &self,
+        timestep: &Tensor,
+        text: &Tensor,
+        grid: (usize, usize, usize),
+    ) -> Result<Conditioning> {
+        let (frames, rows, columns) = (grid.0, grid.1 / PATCH, grid.2 / PATCH);
+        let device = self.patch.0.device();
+        let groups = timestep_groups(timestep, frames, rows * columns)?;
+        let (batch, group_count) = (groups.len(), groups[0].len());
+        let angles = sinusoid(&groups.concat(), self.config.freq_dim, device)?;
+        let [first, second] = &self.time;
+        let e = kernels::linear::forward(&angles, &first.0, Some(&first.1))?.silu()?;
+        let e = kernels::linear::forward(&e, &second.0, Some(&second.1))?;
+        let (projection, bias) = &self.time_projection;
+        let e0 = kernels::linear::forward(&e.silu()?, projection, Some(bias))?;
+        let (cos_lp, sin_lp) = rope::table(self.config.head_size(), (frames, rows, columns), device)?;
+        let dim = self.config.dim;
+        Ok(Conditioning {
+            time_bgd: e.reshape((batch, group_count, dim))?,
+            time_bg6d: e0.reshape((batch, group_count, 6, dim))?,
+            text_bsd: self.text(text, device)?,
+            cos_lp,
+            sin_lp,
+        })
+    }
+
+    /// Text states [b, s, text_dim], zero-padded, through the text embedding: [b, text_len, d].
+    fn text(&self, text: &Tensor, device: &Device) -> Result<Tensor> {
+        let (batch, rows, width) = text.dims3()?;
+        let DitConfig { text_len, text_dim, .. } = self.config;
+        if width != text_dim || rows > text_len {
+            return Err(Error::Mismatch(format!(
+                "text states of shape {:?} do not fit a model that takes up to {text_len} rows of width {text_dim}",
+                text.dims()
+            )));
+        }
+        let [first, second] = &self.text;
+        let text = text.to_device(device)?.to_dtype(first.0.dtype())?;
+        let text = match text_len - rows {
+            0 => text,
+            missing => {
+                Tensor::cat(&[&text, &Tensor::zeros((batch, missing, width), text.dtype(), device)?], 1)?
+            }
+        };
+        let inner = kernels::gelu::forward(&kernels::linear::forward(&text, &first.0, Some(&first.1))?)?;
+        Ok(kernels::linear::forward(&inner, &second.0, Some(&second.1))?)
+    }
+}
+
+/// The timesteps of each sample's groups of tokens: one where all tokens share it, one a frame where frames do,
+/// else one a token.
+fn timestep_groups(timestep: &Tensor, frames: usize, tokens_per_frame: usize) -> Result<Vec<Vec<f64>>> {
+    let timestep = timestep.to_dtype(DType::F64)?.to_device(&Device::Cpu)?;
+    let per_token: Vec<Vec<f64>> = match timestep.dims() {
+        [_] => return Ok(timestep.to_vec1()?.into_iter().map(|t| vec![t]).collect()),
+        [_, tokens] if *tokens == frames * tokens_per_frame => timestep.to_vec2()?,
+        shape => {
+            return Err(Error::Mismatch(format!(
+                "timestep has shape {shape:?}: [batch] or [batch, {}] is expected",
+                frames * tokens_per_frame
+            )));
+        }
+    };
+    let grouped = |size: usize| -> Option<Vec<Vec<f64>>> {
+        let same = |row: &[f64]| row.chunks(size).all(|group| group.iter().all(|t| t == &group[0]));
+        let firsts = |row: &[f64]| row.chunks(size).map(|group| group[0]).collect();
+        per_token.iter().all(|row| same(row)).then(|| per_token.iter().map(|row| firsts(row)).collect())
+    };
+    let whole = frames * tokens_per_frame;
+    Ok(grouped(whole).or_else(|| grouped(tokens_per_frame)).unwrap_or_else(|| per_token.clone()))
+}
+
+/// Sinusoidal embedding [n, freq_dim] f32 of timesteps in 0..1000: cosines, then sines, of t * 10000^(-i/k).
+///
+/// The angles are made in f64, as the official code does; f32 angles are off by 4e-5 at t = 1000.
+pub fn sinusoid(timesteps: &[f64], freq_dim: usize, device: &Device) -> Result<Tensor> {
+    let half = freq_dim / 2;
+    let angle = |t: f64, i: usize| t * 10000f64.powf(-(i as f64) / half as f64);
+    let row = |&t: &f64| {
+        let cosines = (0..half).map(move |i| angle(t, i).cos() as f32);
+        cosines.chain((0..half).map(move |i| angle(t, i).sin() as f32))
+    };
+    let values: Vec<f32> = timesteps.iter().flat_map(row).collect();
+    Ok(Tensor::from_vec(values, (timesteps.len(), 2 * half), device)?)
+}

@@ -1,0 +1,71 @@
+//! The head: last norm, projection to pixels of latent, unpatchify. Runs in f32, its linear layer included.
+
+use candle_core::{DType, Device, Tensor};
+use kernels::norm;
+
+use super::config::{DitConfig, PATCH};
+use super::pass::Conditioning;
+use crate::Result;
+use crate::weights::Weights;
+
+/// The frozen head.
+#[derive(Debug)]
+pub struct Head {
+    modulation: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl Head {
+    /// Reads `head.*`.
+    pub fn load(weights: &Weights, config: &DitConfig, device: &Device) -> Result<Self> {
+        let tensor = |name: &str| weights.tensor(name, DType::F32, device);
+        Ok(Self {
+            modulation: tensor("head.modulation")?,
+            weight: tensor("head.head.weight")?,
+            bias: tensor("head.head.bias")?,
+            eps: config.eps,
+        })
+    }
+
+    /// `x` [b, l, d] -> velocity [b, c, t, h, w] f32 for latents of `grid` = (frames, height, width).
+    pub fn forward(&self, x: &Tensor, cond: &Conditioning, grid: (usize, usize, usize)) -> Result<Tensor> {
+        let (shift, scale) = self.modulation(cond)?;
+        let y = norm::modulated_layer_norm(x, &shift, &scale, self.eps)?;
+        unpatchify(&kernels::linear::forward(&y, &self.weight, Some(&self.bias))?, grid)
+    }
+
+    /// The gradient of `x`, f32; `d_velocity` [b, c, t, h, w].
+    pub fn backward(&self, x: &Tensor, d_velocity: &Tensor, cond: &Conditioning) -> Result<Tensor> {
+        let (_, scale) = self.modulation(cond)?;
+        let dy = kernels::linear::backward_input(&patchify(d_velocity)?, &self.weight)?;
+        Ok(norm::modulated_layer_norm_backward(x, &dy, &scale, self.eps)?)
+    }
+
+    /// (shift, scale), each [b, g, 1, d]: the head's own rows plus the unprojected time embedding.
+    fn modulation(&self, cond: &Conditioning) -> Result<(Tensor, Tensor)> {
+        let rows = cond.time_bgd.unsqueeze(2)?.broadcast_add(&self.modulation.unsqueeze(1)?)?;
+        Ok((rows.narrow(2, 0, 1)?.contiguous()?, rows.narrow(2, 1, 1)?.contiguous()?))
+    }
+}
+
+/// Tokens [b, l, 4c], values ordered (dy, dx, channel), to [b, c, t, h, w].
+fn unpatchify(tokens: &Tensor, (frames, height, width): (usize, usize, usize)) -> Result<Tensor> {
+    let (batch, _, values) = tokens.dims3()?;
+    let (rows, columns, channels) = (height / PATCH, width / PATCH, values / (PATCH * PATCH));
+    let grid = tokens.reshape(&[batch, frames, rows, columns, PATCH, PATCH, channels][..])?;
+    Ok(grid
+        .permute([0, 6, 1, 2, 4, 3, 5])?
+        .contiguous()?
+        .reshape((batch, channels, frames, height, width))?)
+}
+
+/// The inverse of [`unpatchify`].
+fn patchify(x: &Tensor) -> Result<Tensor> {
+    let (batch, channels, frames, height, width) = x.dims5()?;
+    let (rows, columns) = (height / PATCH, width / PATCH);
+    let grid = x.contiguous()?.reshape(&[batch, channels, frames, rows, PATCH, columns, PATCH][..])?;
+    let tokens = grid.permute([0, 2, 3, 5, 4, 6, 1])?.contiguous()?;
+    Ok(tokens.reshape((batch, frames * rows * columns, channels * PATCH * PATCH))?)
+}

@@ -1,0 +1,81 @@
+//! A linear layer of a block: frozen weight and bias, and whatever adapters are attached to its name.
+
+use candle_core::{DType, Device, Tensor};
+use kernels::low_rank;
+
+use super::pass::{Gradients, Pass};
+use crate::Result;
+use crate::weights::Weights;
+
+/// A frozen linear layer that knows its official module name.
+#[derive(Debug)]
+pub struct Linear {
+    name: String,
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Linear {
+    /// Reads `<name>.weight` and `<name>.bias`.
+    pub fn load(weights: &Weights, name: String, dtype: DType, device: &Device) -> Result<Self> {
+        let weight = weights.tensor(&format!("{name}.weight"), dtype, device)?;
+        let bias = weights.tensor(&format!("{name}.bias"), dtype, device)?;
+        Ok(Self { name, weight, bias })
+    }
+
+    /// `x` [b, l, in] -> [b, l, out] in the weight's dtype.
+    pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let x = x.to_dtype(self.weight.dtype())?;
+        let mut y = kernels::linear::forward(&x, &self.weight, Some(&self.bias))?;
+        for adapter in pass.adapters.of(&self.name) {
+            let x = pass.dropped(&self.name, &x)?;
+            y = (y + low_rank::forward(&x, adapter.factors())?)?;
+        }
+        Ok(y)
+    }
+
+    /// The gradient of the input, in the weight's dtype; gradients of trainable adapters go into `gradients`.
+    pub fn backward(
+        &self,
+        x: &Tensor,
+        dy: &Tensor,
+        pass: &Pass,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
+        let dx = kernels::linear::backward_input(dy, &self.weight)?;
+        self.adapters_backward(x, dy, pass, gradients)?
+            .into_iter()
+            .try_fold(dx, |sum, part| Ok((sum + part)?))
+    }
+
+    /// [`Linear::backward`] where nothing upstream wants the gradient of the input (text projections).
+    pub fn backward_adapters(
+        &self,
+        x: &Tensor,
+        dy: &Tensor,
+        pass: &Pass,
+        gradients: &mut Gradients,
+    ) -> Result<()> {
+        self.adapters_backward(x, dy, pass, gradients).map(drop)
+    }
+
+    fn adapters_backward(
+        &self,
+        x: &Tensor,
+        dy: &Tensor,
+        pass: &Pass,
+        gradients: &mut Gradients,
+    ) -> Result<Vec<Tensor>> {
+        let x = x.to_dtype(self.weight.dtype())?;
+        let mut parts = Vec::new();
+        for adapter in pass.adapters.of(&self.name) {
+            let grads = low_rank::backward(&pass.dropped(&self.name, &x)?, dy, adapter.factors())?;
+            if adapter.is_trainable() {
+                gradients.add(format!("{}.lora_A.weight", self.name), grads.da)?;
+                gradients.add(format!("{}.lora_B.weight", self.name), grads.db)?;
+            }
+            parts.push(pass.dropped(&self.name, &grads.dx)?);
+        }
+        Ok(parts)
+    }
+}

@@ -1,0 +1,157 @@
+//! The Wan diffusion transformer: embeddings, blocks, head. The same forward trains and samples.
+//!
+//! A [`Dit`] is the whole model or the part of it that one device holds. There is no autograd: the backward goes
+//! through the blocks in reverse, replaying each from its input.
+
+pub mod attention;
+pub mod block;
+pub mod config;
+pub mod embed;
+pub mod ffn;
+pub mod head;
+pub mod linear;
+pub mod pass;
+pub mod rope;
+
+use std::ops::Range;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+
+pub use block::{Block, Saved};
+pub use config::DitConfig;
+pub use embed::Embedder;
+pub use head::Head;
+pub use pass::{Conditioning, Dropout, Gradients, Pass};
+
+use crate::weights::{Checkpoint, Weights};
+use crate::{Result, names};
+
+/// A Wan DiT, or the consecutive part of one that a stage holds: the first part embeds, the last has the head.
+#[derive(Debug)]
+pub struct Dit {
+    /// Sizes of the whole model.
+    pub config: DitConfig,
+    /// Which blocks are here.
+    pub range: Range<usize>,
+    /// Embeddings; the first part only.
+    pub embedder: Option<Embedder>,
+    /// The blocks of `range`.
+    pub blocks: Vec<Block>,
+    /// Head; the last part only.
+    pub head: Option<Head>,
+}
+
+/// What a part keeps of its forward for its backward.
+#[derive(Debug)]
+pub enum Kept {
+    /// The input of each block; the block is replayed.
+    Inputs(Vec<Tensor>),
+    /// Everything that the blocks' backward wants; nothing is replayed.
+    All(Vec<Saved>),
+}
+
+/// Whether the backward replays the blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Keep each block's input and replay it: little memory, one more forward.
+    Inputs,
+    /// Keep all: no replay.
+    All,
+}
+
+impl Dit {
+    /// Reads the blocks of `range`, the embeddings if it starts at the first block, the head if it ends at the last.
+    ///
+    /// Linear layers are held in `dtype`; what must stay in f32 does (norms, modulation, time embedding, head).
+    pub fn load(
+        weights: &Weights,
+        config: &DitConfig,
+        range: Range<usize>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let blocks =
+            range.clone().map(|n| Block::load(weights, config, n, dtype, device)).collect::<Result<_>>()?;
+        let embedder = match range.start {
+            0 => Some(Embedder::load(weights, config, dtype, device)?),
+            _ => None,
+        };
+        let head = match range.end == config.layers {
+            true => Some(Head::load(weights, config, device)?),
+            false => None,
+        };
+        Ok(Self { config: config.clone(), range, embedder, blocks, head })
+    }
+
+    /// The stream [b, l, d] through the blocks, forward only.
+    pub fn through(&self, x: &Tensor, cond: &Conditioning, pass: &Pass) -> Result<Tensor> {
+        self.blocks.iter().try_fold(x.clone(), |x, block| Ok(block.forward(&x, cond, pass)?.0))
+    }
+
+    /// [`Dit::through`], keeping what [`Dit::backward`] wants.
+    pub fn through_keeping(
+        &self,
+        x: &Tensor,
+        cond: &Conditioning,
+        pass: &Pass,
+        keep: Keep,
+    ) -> Result<(Tensor, Kept)> {
+        let (mut x, mut inputs, mut all) = (x.clone(), Vec::new(), Vec::new());
+        for block in &self.blocks {
+            let (y, saved) = block.forward(&x, cond, pass)?;
+            match keep {
+                Keep::Inputs => inputs.push(std::mem::replace(&mut x, y)),
+                Keep::All => {
+                    all.push(saved);
+                    x = y;
+                }
+            }
+        }
+        Ok(match keep {
+            Keep::Inputs => (x, Kept::Inputs(inputs)),
+            Keep::All => (x, Kept::All(all)),
+        })
+    }
+
+    /// The gradient of the stream at the first block of this part, from `dy` at its end.
+    ///
+    /// What was kept is freed block by block.
+    pub fn backward(
+        &self,
+        kept: Kept,
+        dy: Tensor,
+        cond: &Conditioning,
+        pass: &Pass,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
+        let blocks = self.blocks.iter().rev();
+        match kept {
+            Kept::Inputs(inputs) => blocks.zip(inputs.into_iter().rev()).try_fold(dy, |dy, (block, x)| {
+                let (_, saved) = block.forward(&x, cond, pass)?;
+                block.backward(saved, &dy, cond, pass, gradients)
+            }),
+            Kept::All(all) => blocks
+                .zip(all.into_iter().rev())
+                .try_fold(dy, |dy, (block, saved)| block.backward(saved, &dy, cond, pass, gradients)),
+        }
+    }
+}
+
+/// Opens the weights at `path` (a file, or a folder of shards) with the text of their `config.json`, in either
+/// naming, and checks every tensor's name and shape.
+///
+/// # Errors
+/// When the config does not fit, or any tensor is missing, unexpected or misshapen; all of them are listed.
+pub fn open(path: &Path, config_json: &str) -> Result<(DitConfig, Weights)> {
+    let checkpoint = Checkpoint::open(path)?.without_model_prefix()?;
+    let is_diffusers = checkpoint.contains("condition_embedder.time_proj.weight");
+    let to_file = |official: &str| if is_diffusers { names::tensor_to_diffusers(official) } else { None };
+    let shape_of = |official: &str| {
+        let name = to_file(official).unwrap_or_else(|| official.to_owned());
+        checkpoint.shape(&name).map(<[usize]>::to_vec)
+    };
+    let config = DitConfig::from_parts(config_json, shape_of)?;
+    let weights = Weights::from_checkpoint(checkpoint, &config.tensors(), to_file, |_| false)?;
+    Ok((config, weights))
+}

@@ -1,0 +1,101 @@
+//! What goes along with every pass through the blocks: adapters, dropout, conditioning, gradients.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor};
+use kernels::random::Key;
+
+use crate::Result;
+use crate::adapter::Adapters;
+
+/// What a pass through the blocks uses besides the frozen weights.
+#[derive(Clone, Copy)]
+pub struct Pass<'a> {
+    /// The adapters on this device.
+    pub adapters: &'a Adapters,
+    /// Dropout on the adapters' input; `None` when sampling or evaluating.
+    pub dropout: Option<&'a Dropout>,
+}
+
+/// Dropout of the adapters' input, a pure function of its keys: a replay drops what the forward dropped.
+#[derive(Debug, Clone)]
+pub struct Dropout {
+    /// Share of the elements that is dropped, in 0..1.
+    pub p: f64,
+    /// One key per sample of the batch.
+    pub keys: Vec<Key>,
+}
+
+impl Pass<'_> {
+    /// `x` [b, l, in] with the dropout of the module `name` applied.
+    pub(super) fn dropped(&self, name: &str, x: &Tensor) -> Result<Tensor> {
+        match self.dropout {
+            None => Ok(x.clone()),
+            Some(dropout) => {
+                let keys: Vec<Key> = dropout.keys.iter().map(|key| key.child(name, 0)).collect();
+                Ok(kernels::dropout::apply(x, dropout.p, &keys, 0)?)
+            }
+        }
+    }
+}
+
+/// The frozen conditioning of one micro-batch, the same for every block. Made once, placed on every stage once.
+#[derive(Debug, Clone)]
+pub struct Conditioning {
+    /// Time embedding e [b, g, d] f32, which the head modulates by; g groups of tokens share a timestep.
+    pub time_bgd: Tensor,
+    /// Projected time embedding e0 [b, g, 6, d] f32, which the blocks modulate by.
+    pub time_bg6d: Tensor,
+    /// Text after its embedding, [b, text_len, d].
+    pub text_bsd: Tensor,
+    /// Cosines of the rotary angles, [l, h/2] f32.
+    pub cos_lp: Tensor,
+    /// Sines of the rotary angles, [l, h/2] f32.
+    pub sin_lp: Tensor,
+}
+
+impl Conditioning {
+    /// A copy on `device`.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(Self {
+            time_bgd: self.time_bgd.to_device(device)?,
+            time_bg6d: self.time_bg6d.to_device(device)?,
+            text_bsd: self.text_bsd.to_device(device)?,
+            cos_lp: self.cos_lp.to_device(device)?,
+            sin_lp: self.sin_lp.to_device(device)?,
+        })
+    }
+}
+
+/// Gradients of adapter tensors, f32, by official tensor name (`blocks.0.self_attn.q.lora_A.weight`).
+#[derive(Debug, Default)]
+pub struct Gradients {
+    by_name: BTreeMap<String, Tensor>,
+}
+
+impl Gradients {
+    /// Adds `gradient` to what is there under `name`.
+    pub fn add(&mut self, name: String, gradient: Tensor) -> Result<()> {
+        let sum = match self.by_name.remove(&name) {
+            Some(sum) => (sum + gradient)?,
+            None => gradient,
+        };
+        self.by_name.insert(name, sum);
+        Ok(())
+    }
+
+    /// The gradient of the tensor `name`.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.by_name.get(name)
+    }
+
+    /// All gradients, ordered by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.by_name.iter().map(|(name, gradient)| (name.as_str(), gradient))
+    }
+
+    /// Takes in the gradients of another stage. Stages hold different blocks, so no name is in both.
+    pub fn extend(&mut self, other: Gradients) {
+        self.by_name.extend(other.by_name);
+    }
+}

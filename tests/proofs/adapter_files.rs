@@ -1,0 +1,257 @@
+//! Adapter files say the same in every style, are what other programs write and read, and are refused when broken.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use candle_core::{DType, Tensor};
+use models::adapter::files::{
+    AdapterFile, AdapterFileError, KeyStyle, LoraPair, Precision, Provenance, Style, read, verify_written,
+    write,
+};
+use models::{Error, names};
+use proofs::{Tolerance, assert_close, assert_same_bits, fixture, fixture_tensors, randn};
+
+/// The golden merged weights were added in float64: one float32 rounding of values near 1.
+const MERGED: Tolerance = Tolerance::absolute(1e-6);
+/// diffusers' converters move powers of two between the factors; products of rank 4 then agree to rounding.
+const DELTA: Tolerance = Tolerance::relative(1e-6);
+
+/// The adapter that the golden files were made from: rank 4, alpha 8.
+fn trained() -> AdapterFile {
+    let mut modules = BTreeMap::new();
+    let finals = fixture_tensors("dit/t2v/lora_train.safetensors");
+    for (key, a) in &finals {
+        let Some(name) = key.strip_prefix("final.").and_then(|k| k.strip_suffix(".lora_A.weight")) else {
+            continue;
+        };
+        let module = names::module_from_diffusers(name).unwrap();
+        let b = finals[&key.replace("lora_A", "lora_B")].clone();
+        modules.insert(module, LoraPair { a: a.clone(), b, alpha: Some(8.0) });
+    }
+    assert_eq!(modules.len(), 20);
+    AdapterFile { modules, ..AdapterFile::default() }
+}
+
+fn assert_same_deltas(what: &str, got: &AdapterFile, expected: &AdapterFile) {
+    assert!(got.modules.keys().eq(expected.modules.keys()), "{what}: other modules");
+    for module in expected.modules.keys() {
+        let delta = |file: &AdapterFile| file.merged_delta(module).unwrap().unwrap();
+        assert_close(&format!("{what}: {module}"), &delta(got), &delta(expected), DELTA);
+    }
+}
+
+#[test]
+fn every_golden_style_reads_as_the_same_adapter() {
+    let trained = trained();
+    for (name, style, folded) in [
+        ("peft_diffusers", KeyStyle::Diffusers, false),
+        ("peft_diffusers_folded", KeyStyle::Diffusers, true),
+        ("kohya", KeyStyle::Kohya, false),
+        ("comfy_ab", KeyStyle::Native, true),
+        ("comfy_updown_alpha", KeyStyle::Native, false),
+    ] {
+        let file = read(&fixture(&format!("lora/t2v/{name}.safetensors"))).unwrap();
+        assert_eq!(file.style, Some(style), "{name}");
+        assert_same_deltas(name, &file, &trained);
+        for (module, pair) in &file.modules {
+            let expected = &trained.modules[module];
+            let b = if folded { (&expected.b * 2.0).unwrap() } else { expected.b.clone() };
+            assert_same_bits(&format!("{name}: A of {module}"), &pair.a, &expected.a);
+            assert_same_bits(&format!("{name}: B of {module}"), &pair.b, &b);
+        }
+    }
+    for name in ["kohya", "comfy_ab", "comfy_updown_alpha"] {
+        let file = read(&fixture(&format!("lora/t2v/{name}_as_converted_by_diffusers.safetensors"))).unwrap();
+        assert_same_deltas(name, &file, &trained);
+    }
+}
+
+#[test]
+fn written_files_equal_golden_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    for (style, golden) in
+        [(Style::Comfy, "comfy_ab"), (Style::Diffusers, "peft_diffusers_folded"), (Style::Kohya, "kohya")]
+    {
+        let path = folder.path().join(format!("{golden}.safetensors"));
+        write(&path, &trained(), style, Precision::Float32).unwrap();
+        let expected = fixture_tensors(&format!("lora/t2v/{golden}.safetensors"));
+        let written = candle_core::safetensors::load(&path, &candle_core::Device::Cpu).unwrap();
+        assert_eq!(written.len(), expected.len(), "{golden}");
+        for (key, tensor) in &expected {
+            assert_same_bits(&format!("{golden}: {key}"), &written[key], tensor);
+        }
+    }
+}
+
+#[test]
+fn merged_weights_equal_golden_ones() {
+    let (file, base) = (
+        read(&fixture("lora/t2v/kohya.safetensors")).unwrap(),
+        fixture_tensors("dit/t2v/weights_diffusers.safetensors"),
+    );
+    for (key, expected) in fixture_tensors("lora/t2v/merged_weights_diffusers.safetensors") {
+        let module = names::module_from_diffusers(key.strip_suffix(".weight").unwrap()).unwrap();
+        let merged = (&base[&key] + file.merged_delta(&module).unwrap().unwrap()).unwrap();
+        assert_close(&key, &merged, &expected, MERGED);
+    }
+}
+
+/// An odd scale, unequal ranks and every Linear there is: names and alpha rules must survive each style and format.
+#[test]
+fn any_adapter_survives_every_style_and_precision() {
+    let blocks =
+        ["self_attn", "cross_attn"].iter().flat_map(|a| "qkvo".chars().map(move |p| format!("{a}.{p}")));
+    let local = blocks.chain(["cross_attn.k_img", "cross_attn.v_img", "ffn.0", "ffn.2"].map(String::from));
+    let global = ["time_projection.1", "time_embedding.0", "text_embedding.2", "head.head", "img_emb.proj.1"];
+    let all = local.map(|m| format!("blocks.17.{m}")).chain(global.map(String::from));
+    let mut adapter = AdapterFile::default();
+    for (i, module) in all.enumerate() {
+        let rank = 1 + i % 5;
+        let (a, b) = (randn(&format!("a{i}"), (rank, 24)), randn(&format!("b{i}"), (10, rank)));
+        adapter.modules.insert(module, LoraPair::new(a, b, 0.37 * (i + 1) as f64).unwrap());
+    }
+    adapter.metadata =
+        Provenance { title: "odd".to_owned(), rank: 5, ..Provenance::default() }.metadata(Style::Kohya);
+    let folder = tempfile::tempdir().unwrap();
+    for style in [Style::Comfy, Style::Diffusers, Style::Kohya] {
+        for precision in [Precision::Float32, Precision::Bfloat16, Precision::Float16] {
+            let path = folder.path().join("adapter.safetensors");
+            let written = write(&path, &adapter, style, precision).unwrap();
+            assert_eq!(
+                written.largest_error == 0.0,
+                (style, precision) == (Style::Kohya, Precision::Float32)
+            );
+            assert_eq!(written.bytes, std::fs::metadata(&path).unwrap().len());
+            let back = read(&path).unwrap();
+            assert_eq!(back.metadata["modelspec.title"], "odd");
+            assert_eq!(back.metadata.contains_key("sshs_model_hash"), style == Style::Kohya);
+        }
+    }
+    assert_eq!(
+        std::fs::read_dir(folder.path()).unwrap().count(),
+        1,
+        "nothing but the file itself stays behind"
+    );
+}
+
+/// The check after writing must see a single changed factor, not only count modules.
+#[test]
+fn verification_notices_one_wrong_factor() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter.safetensors");
+    let mut adapter = trained();
+    write(&path, &adapter, Style::Comfy, Precision::Float32).unwrap();
+    let pair = adapter.modules.get_mut("blocks.1.ffn.2").unwrap();
+    pair.alpha = Some(8.001);
+    let text = verify_written(&path, &adapter, Precision::Float32).unwrap_err().to_string();
+    assert!(text.contains("blocks.1.ffn.2"), "{text}");
+    verify_written(&path, &adapter, Precision::Bfloat16).unwrap();
+}
+
+/// Writes `tensors` as a file and returns what reading it says.
+fn refusal(folder: &Path, tensors: &[(&str, Tensor)]) -> Error {
+    let path = folder.join("broken.safetensors");
+    let tensors: HashMap<&str, Tensor> = tensors.iter().cloned().collect();
+    candle_core::safetensors::save(&tensors, &path).unwrap();
+    read(&path).unwrap_err()
+}
+
+#[test]
+fn broken_files_are_refused_by_the_key_that_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, b) = (randn("a", (2, 6)), randn("b", (5, 2)));
+    let stem = "diffusion_model.blocks.0.ffn.0";
+    let (down, up, alpha) =
+        (format!("{stem}.lora_A.weight"), format!("{stem}.lora_B.weight"), format!("{stem}.alpha"));
+    let scalar = |v: f32| Tensor::new(v, a.device()).unwrap();
+    let whole = || vec![(down.as_str(), a.clone()), (up.as_str(), b.clone())];
+    let with = |key: &'static str, tensor: Tensor| {
+        let mut tensors = whole();
+        tensors.push((key, tensor));
+        tensors
+    };
+    type Check = fn(&AdapterFileError) -> bool;
+    let cases: Vec<(Vec<(&str, Tensor)>, Check, &str)> = vec![
+        (whole()[..1].to_vec(), |e| matches!(e, AdapterFileError::HalfPair { .. }), "up factor"),
+        (vec![(&alpha, scalar(2.0))], |e| matches!(e, AdapterFileError::HalfPair { .. }), &alpha),
+        (
+            vec![(&down, a.clone()), (&up, randn("b3", (5, 3)))],
+            |e| matches!(e, AdapterFileError::RankMismatch { .. }),
+            "[5, 3]",
+        ),
+        (
+            vec![(&down, randn("conv", (2, 6, 1, 2, 2))), (&up, b.clone())],
+            |e| matches!(e, AdapterFileError::NotAMatrix { .. }),
+            &down,
+        ),
+        (
+            [whole(), vec![(&alpha, scalar(0.0))]].concat(),
+            |e| matches!(e, AdapterFileError::Alpha { .. }),
+            &alpha,
+        ),
+        (
+            with("diffusion_model.blocks.0.ffn.1.lora_A.weight", a.clone()),
+            |e| matches!(e, AdapterFileError::UnknownKeys { .. }),
+            "blocks.0.ffn.1.lora_A",
+        ),
+        (
+            with("diffusion_model.blocks.0.ffn.0.dora_scale", a.clone()),
+            |e| matches!(e, AdapterFileError::UnknownKeys { .. }),
+            "DoRA",
+        ),
+        (
+            with("transformer.blocks.0.ffn.net.0.proj.lora_A.weight", a.clone()),
+            |e| matches!(e, AdapterFileError::Duplicate { .. }),
+            "blocks.0.ffn.0",
+        ),
+        (
+            vec![("blocks.0.ffn.0.weight", a.clone())],
+            |e| matches!(e, AdapterFileError::NotAnAdapter { .. }),
+            "not an adapter",
+        ),
+    ];
+    for (tensors, is_expected, names) in cases {
+        let error = refusal(folder.path(), &tensors);
+        let text = error.to_string();
+        assert!(matches!(&error, Error::AdapterFile(e) if is_expected(e)), "{text}");
+        assert!(text.contains(names) && text.contains("broken.safetensors"), "{text} does not name {names}");
+    }
+    let nan = refusal(folder.path(), &[(&down, (&a * f64::NAN).unwrap()), (&up, b.clone())]).to_string();
+    assert!(nan.contains(&down), "{nan}");
+}
+
+/// An export that a number format cannot hold must leave the earlier file as it was.
+#[test]
+fn a_refused_export_keeps_the_file_that_was_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter.safetensors");
+    let mut adapter = trained();
+    write(&path, &adapter, Style::Kohya, Precision::Bfloat16).unwrap();
+    let before = std::fs::read(&path).unwrap();
+    let pair = adapter.modules.get_mut("blocks.0.ffn.0").unwrap();
+    pair.b = (&pair.b.ones_like().unwrap() * 1e6).unwrap().to_dtype(DType::F32).unwrap();
+    let error = write(&path, &adapter, Style::Kohya, Precision::Float16).unwrap_err().to_string();
+    assert!(error.contains("blocks.0.ffn.0") && error.contains("float16"), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+/// PEFT's own file has its alpha beside it; rsLoRA divides by the square root of the rank.
+#[test]
+fn peft_settings_beside_the_file_are_honoured() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter_model.safetensors");
+    let mut tensors = HashMap::new();
+    for (module, i) in [("attn1.to_q", 0), ("attn2.add_k_proj", 1)] {
+        let stem = format!("base_model.model.blocks.3.{module}");
+        tensors.insert(format!("{stem}.lora_A.weight"), randn(&format!("a{i}"), (4, 6)));
+        tensors.insert(format!("{stem}.lora_B.weight"), randn(&format!("b{i}"), (6, 4)));
+    }
+    candle_core::safetensors::save(&tensors, &path).unwrap();
+    let config = r#"{"r": 4, "lora_alpha": 6, "use_rslora": true, "alpha_pattern": {"add_k_proj": 10}}"#;
+    std::fs::write(folder.path().join("adapter_config.json"), config).unwrap();
+    let file = read(&path).unwrap();
+    assert_eq!(file.style, Some(KeyStyle::Peft));
+    assert_eq!(file.modules["blocks.3.self_attn.q"].scale(), 3.0);
+    assert_eq!(file.modules["blocks.3.cross_attn.k_img"].scale(), 5.0);
+}

@@ -1,0 +1,240 @@
+//! The DiT against golden values: outputs, insides, gradients and five steps of LoRA training by PEFT.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor};
+use kernels::adamw;
+use models::adapter::{Adapter, Adapters};
+use models::dit::{Dit, Dropout, Gradients, Keep, Pass, embed, rope};
+use models::names;
+use proofs::{
+    Tolerance, assert_close, assert_same_bits, device, fixture_json, fixture_tensors, randn, tiny_dit,
+    tiny_weights,
+};
+
+/// f32 sums in another order: the fixtures' own cross-check (official code against diffusers) shows 1.6e-5.
+const OUTPUT: Tolerance = Tolerance::absolute(1.5e-4);
+
+/// The five grid sizes (frames, height, width) of a latent.
+fn grid(x: &Tensor) -> (usize, usize, usize) {
+    let (_, _, frames, height, width) = x.dims5().unwrap();
+    (frames, height, width)
+}
+
+fn pass(adapters: &Adapters) -> Pass<'_> {
+    Pass { adapters, dropout: None }
+}
+
+/// The velocity of a whole model on one device, with every block's output.
+fn forward(dit: &Dit, x: &Tensor, timestep: &Tensor, context: &Tensor, pass: &Pass) -> (Tensor, Vec<Tensor>) {
+    let embedder = dit.embedder.as_ref().unwrap();
+    let cond = embedder.conditioning(timestep, context, grid(x)).unwrap();
+    let mut stream = embedder.tokens(x).unwrap();
+    let mut traces = vec![stream.clone()];
+    for block in &dit.blocks {
+        stream = block.forward(&stream, &cond, pass).unwrap().0;
+        traces.push(stream.clone());
+    }
+    (dit.head.as_ref().unwrap().forward(&stream, &cond, grid(x)).unwrap(), traces)
+}
+
+#[test]
+fn output_and_blocks_equal_golden_values() {
+    let (dit, io) = (tiny_dit(), fixture_tensors("dit/t2v/io.safetensors"));
+    let none = Adapters::default();
+    let (output, traces) = forward(&dit, &io["input"], &io["timestep"], &io["context"], &pass(&none));
+    assert_close("output", &output, &io["output"], OUTPUT);
+    assert_close("block 0", &traces[1], &io["trace.block0"], OUTPUT);
+    assert_close("block 1", &traces[2], &io["trace.block1"], OUTPUT);
+}
+
+#[test]
+fn a_timestep_for_each_token_equals_one_for_all() {
+    let (dit, io) = (tiny_dit(), fixture_tensors("dit/t2v/io.safetensors"));
+    let none = Adapters::default();
+    let tokens = dit.config.tokens(3, 8, 6);
+    let per_token = io["timestep"].reshape((1, 1)).unwrap().broadcast_as((1, tokens)).unwrap();
+    let (output, _) = forward(&dit, &io["input"], &per_token, &io["context"], &pass(&none));
+    assert_close("output", &output, &io["output"], OUTPUT);
+
+    // Frames with times of their own, and tokens with times of their own, take the other two paths: they must agree
+    // with each other where they say the same.
+    let by_frame: Vec<f32> = (0..tokens).map(|token| [0.0, 400.0, 900.0][token / (tokens / 3)]).collect();
+    let mut by_token = by_frame.clone();
+    by_token[0] += 1e-5; // enough to leave the path by frames, and too little to see
+    let run = |times: Vec<f32>| {
+        let times = Tensor::from_vec(times, (1, tokens), &device()).unwrap();
+        forward(&dit, &io["input"], &times, &io["context"], &pass(&none)).0
+    };
+    assert_close("frames against tokens", &run(by_token), &run(by_frame), OUTPUT);
+}
+
+#[test]
+fn diffusers_weights_are_the_official_ones() {
+    let io = fixture_tensors("dit/t2v/io.safetensors");
+    let none = Adapters::default();
+    let (config, weights) = tiny_weights("diffusers");
+    let dit = Dit::load(&weights, &config, 0..config.layers, DType::F32, &device()).unwrap();
+    let run = |dit| forward(dit, &io["input"], &io["timestep"], &io["context"], &pass(&none)).0;
+    assert_same_bits("output", &run(&dit), &run(&tiny_dit()));
+}
+
+#[test]
+fn a_batch_equals_its_samples() {
+    let (dit, none) = (tiny_dit(), Adapters::default());
+    let (x, text) = (randn("x", (2, 16, 3, 4, 6)), randn("text", (2, 9, 24)));
+    let times = Tensor::new(&[900f32, 250.0], &device()).unwrap();
+    let (both, _) = forward(&dit, &x, &times, &text, &pass(&none));
+    for i in 0..2 {
+        let one = |t: &Tensor| t.narrow(0, i, 1).unwrap();
+        let (alone, _) = forward(&dit, &one(&x), &one(&times), &one(&text), &pass(&none));
+        assert_close("sample", &one(&both), &alone, Tolerance::absolute(2e-5));
+    }
+}
+
+#[test]
+fn tables_equal_golden_values() {
+    let tables = fixture_tensors("dit/tables.safetensors");
+    let (cos, sin) = rope::table(128, (5, 6, 5), &device()).unwrap();
+    let tolerance = Tolerance::absolute(1e-6); // the tables are rounded f64 values
+    assert_close("cos", &cos, &tables["rope_cos_hd128_5x6x5"], tolerance);
+    assert_close("sin", &sin, &tables["rope_sin_hd128_5x6x5"], tolerance);
+    let times: Vec<f32> = tables["timesteps"].to_vec1().unwrap();
+    let times: Vec<f64> = times.into_iter().map(f64::from).collect();
+    let sinusoid = embed::sinusoid(&times, 256, &device()).unwrap();
+    assert_close("sinusoid", &sinusoid, &tables["sinusoid_f64_as_f32"], tolerance);
+}
+
+/// The PEFT adapter of the fixture `prefix` by official names, with the given scale.
+fn golden_adapters(
+    tensors: &std::collections::HashMap<String, Tensor>,
+    prefix: &str,
+    scale: f64,
+) -> Adapters {
+    let mut adapters = Adapters::default();
+    for (name, a) in tensors {
+        let Some(module) = name.strip_prefix(prefix).and_then(|n| n.strip_suffix(".lora_A.weight")) else {
+            continue;
+        };
+        let b = tensors[&format!("{prefix}{module}.lora_B.weight")].clone();
+        let official = names::module_from_diffusers(module).unwrap();
+        adapters.attach(official, Adapter::trainable(kernels::low_rank::Factors { a: a.clone(), b, scale }));
+    }
+    adapters
+}
+
+/// The name in the fixture of an official adapter tensor.
+fn golden_name(prefix: &str, official: &str) -> String {
+    let (module, suffix) = official.split_at(official.find(".lora_").unwrap());
+    format!("{prefix}{}{suffix}", names::module_to_diffusers(module).unwrap())
+}
+
+/// Loss and gradients of one velocity prediction.
+fn loss_and_gradients(dit: &Dit, io: &[&Tensor; 4], pass: &Pass, keep: Keep) -> (f32, Gradients) {
+    let [x, timestep, context, target] = io;
+    let embedder = dit.embedder.as_ref().unwrap();
+    let cond = embedder.conditioning(timestep, context, grid(x)).unwrap();
+    let (stream, kept) = dit.through_keeping(&embedder.tokens(x).unwrap(), &cond, pass, keep).unwrap();
+    let head = dit.head.as_ref().unwrap();
+    let weights = Tensor::ones(x.dim(0).unwrap(), DType::F32, &device()).unwrap();
+    let prediction = head.forward(&stream, &cond, grid(x)).unwrap();
+    let loss = kernels::loss::mse(&prediction, target, &weights, None).unwrap();
+    let mut gradients = Gradients::default();
+    let dy = head.backward(&stream, &loss.d_prediction, &cond).unwrap();
+    dit.backward(kept, dy, &cond, pass, &mut gradients).unwrap();
+    (loss.value.to_scalar().unwrap(), gradients)
+}
+
+#[test]
+fn five_steps_of_lora_training_equal_peft() {
+    let (dit, io) = (tiny_dit(), fixture_tensors("dit/t2v/io.safetensors"));
+    let (golden, plan) =
+        (fixture_tensors("dit/t2v/lora_train.safetensors"), fixture_json("dit/t2v/lora_train.json"));
+    let mut adapters = golden_adapters(&golden, "init.", plan["scale"].as_f64().unwrap());
+    let mut states: BTreeMap<String, adamw::State> = BTreeMap::new();
+    let target = |noise: &Tensor| (noise - &io["x0"]).unwrap();
+    for (i, sigma) in plan["sigmas"].as_array().unwrap().iter().enumerate() {
+        let (sigma, noise) = (sigma.as_f64().unwrap(), io["noise"].get(i).unwrap());
+        let x = ((&io["x0"] * (1.0 - sigma)).unwrap() + (&noise * sigma).unwrap()).unwrap();
+        let timestep = Tensor::new(&[(sigma * 1000.0) as f32], &device()).unwrap();
+        let inputs = [&x, &timestep, &io["context"], &target(&noise)];
+        let (loss, gradients) = loss_and_gradients(&dit, &inputs, &pass(&adapters), Keep::Inputs);
+
+        let expected = plan["losses"][i].as_f64().unwrap();
+        assert!((f64::from(loss) - expected).abs() < 1e-4, "loss of step {i}: {loss}, expected {expected}");
+        let square = |g: &Tensor| f64::from(g.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
+        let norm = gradients.iter().map(|(_, g)| square(g)).sum::<f64>().sqrt();
+        let expected = plan["grad_norms"][i].as_f64().unwrap();
+        assert!(
+            (norm / expected - 1.0).abs() < 1e-3,
+            "gradient norm of step {i}: {norm}, expected {expected}"
+        );
+        if i == 0 {
+            for (name, gradient) in gradients.iter() {
+                let tolerance = Tolerance { absolute: 1e-12, relative: 1e-3 };
+                assert_close(name, gradient, &golden[&golden_name("grad0.", name)], tolerance);
+            }
+        }
+
+        let update = adamw::Update {
+            lr: 1e-2,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+            step: i as u64 + 1,
+        };
+        for (name, parameter) in adapters.parameters() {
+            let zeros = parameter.zeros_like().unwrap();
+            let fresh = adamw::State { parameter, first: zeros.clone(), second: zeros };
+            let state = states.remove(&name).unwrap_or(fresh);
+            states.insert(name.clone(), adamw::step(&state, gradients.get(&name).unwrap(), &update).unwrap());
+        }
+        adapters
+            .set_parameters(&states.iter().map(|(name, s)| (name.clone(), s.parameter.clone())).collect());
+    }
+    // Adam turns the sign of a near-zero gradient into a whole step of 1e-2: the looser bound of the fixtures.
+    for (name, state) in &states {
+        assert_close(
+            name,
+            &state.parameter,
+            &golden[&golden_name("final.", name)],
+            Tolerance::absolute(2e-3),
+        );
+    }
+}
+
+#[test]
+fn keeping_everything_equals_replaying_bit_for_bit() {
+    let (dit, io) = (tiny_dit(), fixture_tensors("dit/t2v/io.safetensors"));
+    let golden = fixture_tensors("dit/t2v/lora_train.safetensors");
+    let adapters = golden_adapters(&golden, "after1.", 2.0);
+    let dropout = Dropout { p: 0.25, keys: vec![kernels::random::Key::new(3, "dropout", &[1])] };
+    let pass = Pass { adapters: &adapters, dropout: Some(&dropout) };
+    let inputs = [&io["input"], &io["timestep"], &io["context"], &io["target"]];
+    let (replayed_loss, replayed) = loss_and_gradients(&dit, &inputs, &pass, Keep::Inputs);
+    let (kept_loss, kept) = loss_and_gradients(&dit, &inputs, &pass, Keep::All);
+    assert_eq!(replayed_loss.to_bits(), kept_loss.to_bits());
+    for (name, gradient) in replayed.iter() {
+        assert_same_bits(name, kept.get(name).unwrap(), gradient);
+    }
+}
+
+#[test]
+fn every_trainable_tensor_gets_a_finite_nonzero_gradient() {
+    let (dit, io) = (tiny_dit(), fixture_tensors("dit/t2v/io.safetensors"));
+    let golden = fixture_tensors("dit/t2v/lora_train.safetensors");
+    let adapters = golden_adapters(&golden, "after1.", 2.0); // after one step B is no longer zero, so A has a gradient
+    let inputs = [&io["input"], &io["timestep"], &io["context"], &io["target"]];
+    let (_, gradients) = loss_and_gradients(&dit, &inputs, &pass(&adapters), Keep::Inputs);
+    let parameters = adapters.parameters();
+    assert_eq!(parameters.len(), 2 * dit.config.adaptable_modules().len());
+    for name in parameters.keys() {
+        let gradient = gradients.get(name).unwrap_or_else(|| panic!("{name} has no gradient"));
+        let values: Vec<f32> =
+            gradient.flatten_all().unwrap().to_device(&Device::Cpu).unwrap().to_vec1().unwrap();
+        assert!(values.iter().all(|v| v.is_finite()), "{name} has a gradient that is not finite");
+        assert!(values.iter().any(|v| *v != 0.0), "{name} has a gradient of zero");
+    }
+    assert_eq!(gradients.iter().count(), parameters.len(), "a gradient of something that is not trainable");
+}

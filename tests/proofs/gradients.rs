@@ -1,0 +1,188 @@
+//! Every op's hand-written backward against finite differences and against candle's autograd.
+
+use candle_core::{DType, Tensor, Var};
+use kernels::{Result, attention, gelu, linear, loss, low_rank, norm, residual, rope};
+use proofs::{Tolerance, assert_close, randn};
+
+/// f32 rounding through a few sums of tiny shapes.
+const AUTOGRAD: Tolerance = Tolerance { absolute: 1e-6, relative: 2e-5 };
+
+/// Central differences in f32 with a step of 1e-2: the rounding of the sum (1e-6 / 2e-2) and the third derivative
+/// (1e-4) both stay under this share of the largest gradient.
+const FINITE: Tolerance = Tolerance { absolute: 2e-4, relative: 4e-3 };
+
+/// Checks `gradient` = d sum(f(x) * seed) / dx by moving each element of `x`.
+fn assert_finite_difference(
+    what: &str,
+    f: &dyn Fn(&Tensor) -> Result<Tensor>,
+    x: &Tensor,
+    seed: &Tensor,
+    gradient: &Tensor,
+) {
+    const STEP: f64 = 1e-2;
+    let value = |x: &[f32]| -> f64 {
+        let x = Tensor::from_vec(x.to_vec(), gradient.shape(), gradient.device()).unwrap();
+        let product =
+            (f(&x).unwrap().to_dtype(DType::F64).unwrap() * seed.to_dtype(DType::F64).unwrap()).unwrap();
+        product.sum_all().unwrap().to_scalar().unwrap()
+    };
+    let base: Vec<f32> = x.flatten_all().unwrap().to_vec1().unwrap();
+    let slopes: Vec<f32> = (0..base.len())
+        .map(|i| {
+            let moved = |by: f64| {
+                let mut x = base.clone();
+                x[i] += by as f32;
+                (value(&x), f64::from(x[i]))
+            };
+            let ((above, x_above), (below, x_below)) = (moved(STEP), moved(-STEP));
+            ((above - below) / (x_above - x_below)) as f32
+        })
+        .collect();
+    let slopes = Tensor::from_vec(slopes, gradient.shape(), gradient.device()).unwrap();
+    assert_close(&format!("{what}, finite differences"), gradient, &slopes, FINITE);
+}
+
+/// Checks `gradient` against finite differences of `f`, and against candle's autograd of `twin`, the same formula out
+/// of ops that candle can differentiate.
+fn assert_gradient(
+    what: &str,
+    f: &dyn Fn(&Tensor) -> Result<Tensor>,
+    twin: &dyn Fn(&Tensor) -> Result<Tensor>,
+    x: &Tensor,
+    seed: &Tensor,
+    gradient: &Tensor,
+) {
+    assert_finite_difference(what, f, x, seed, gradient);
+    let var = Var::from_tensor(x).unwrap();
+    let y = twin(var.as_tensor()).unwrap();
+    assert_close(&format!("{what}, value"), &f(x).unwrap(), &y, AUTOGRAD);
+    let store = (y * seed).unwrap().sum_all().unwrap().backward().unwrap();
+    assert_close(&format!("{what}, autograd"), gradient, store.get(&var).unwrap(), AUTOGRAD);
+}
+
+#[test]
+fn linear_backward() {
+    let (x, w, b, dy) = (randn("x", (2, 3, 5)), randn("w", (4, 5)), randn("b", 4), randn("dy", (2, 3, 4)));
+    let f = |x: &Tensor| linear::forward(x, &w, Some(&b));
+    let twin = |x: &Tensor| x.broadcast_matmul(&w.t()?)?.broadcast_add(&b);
+    assert_gradient("linear", &f, &twin, &x, &dy, &linear::backward_input(&dy, &w).unwrap());
+}
+
+#[test]
+fn low_rank_backward() {
+    let (x, dy) = (randn("x", (2, 3, 5)), randn("dy", (2, 3, 4)));
+    let factors = |a: &Tensor, b: &Tensor| low_rank::Factors { a: a.clone(), b: b.clone(), scale: 0.7 };
+    let (a, b) = (randn("a", (2, 5)), randn("b", (4, 2)));
+    let twin =
+        |x: &Tensor, a: &Tensor, b: &Tensor| x.broadcast_matmul(&a.t()?)?.broadcast_matmul(&b.t()?)? * 0.7;
+    let got = low_rank::backward(&x, &dy, &factors(&a, &b)).unwrap();
+    let by_x = |x: &Tensor| low_rank::forward(x, &factors(&a, &b));
+    assert_gradient("low rank, input", &by_x, &|x| twin(x, &a, &b), &x, &dy, &got.dx);
+    let by_a = |a: &Tensor| low_rank::forward(&x, &factors(a, &b));
+    assert_gradient("low rank, A", &by_a, &|a| twin(&x, a, &b), &a, &dy, &got.da);
+    let by_b = |b: &Tensor| low_rank::forward(&x, &factors(&a, b));
+    assert_gradient("low rank, B", &by_b, &|b| twin(&x, &a, b), &b, &dy, &got.db);
+}
+
+#[test]
+fn gelu_backward() {
+    let (x, dy) = ((randn("x", (4, 9)) * 2.0).unwrap(), randn("dy", (4, 9)));
+    let got = gelu::backward(&x, &dy).unwrap();
+    assert_gradient("gelu", &gelu::forward, &|x| x.gelu(), &x, &dy, &got);
+}
+
+#[test]
+fn norm_backwards() {
+    const EPS: f64 = 1e-6;
+    let (x, dy) = (randn("x", (2, 6, 8)), randn("dy", (2, 6, 8)));
+    let centred = |x: &Tensor| x.broadcast_sub(&x.mean_keepdim(2)?);
+    let scaled = |x: &Tensor| x.broadcast_div(&(x.sqr()?.mean_keepdim(2)? + EPS)?.sqrt()?);
+
+    // Three groups of two tokens, each with its own modulation row.
+    let (shift, scale) = (randn("shift", (2, 3, 1, 8)), randn("scale", (2, 3, 1, 8)));
+    let f = |x: &Tensor| norm::modulated_layer_norm(x, &shift, &scale, EPS);
+    let rows = |t: &Tensor| t.broadcast_as((2, 3, 2, 8))?.reshape((2, 6, 8));
+    let twin = |x: &Tensor| scaled(&centred(x)?)? * (rows(&scale)? + 1.0)? + rows(&shift)?;
+    let got = norm::modulated_layer_norm_backward(&x, &dy, &scale, EPS).unwrap();
+    assert_gradient("modulated layer norm", &f, &twin, &x, &dy, &got);
+
+    let (w, b) = (randn("w", 8), randn("b", 8));
+    let f = |x: &Tensor| norm::affine_layer_norm(x, &w, &b, EPS);
+    let twin = |x: &Tensor| scaled(&centred(x)?)?.broadcast_mul(&w)?.broadcast_add(&b);
+    let got = norm::affine_layer_norm_backward(&x, &dy, &w, EPS).unwrap();
+    assert_gradient("affine layer norm", &f, &twin, &x, &dy, &got);
+
+    let f = |x: &Tensor| norm::rms_norm(x, &w, EPS);
+    let twin = |x: &Tensor| scaled(x)?.broadcast_mul(&w);
+    let got = norm::rms_norm_backward(&x, &dy, &w, EPS).unwrap();
+    assert_gradient("rms norm", &f, &twin, &x, &dy, &got);
+}
+
+#[test]
+fn rope_backward() {
+    let (x, dy) = (randn("x", (2, 3, 2, 6)), randn("dy", (2, 3, 2, 6)));
+    let angles = randn("angles", (3, 3));
+    let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
+    // The rotation as a matrix product for each pair, by index.
+    let twin = |x: &Tensor| {
+        let pairs = x.reshape((2, 3, 2, 3, 2))?;
+        let turned = Tensor::stack(
+            &[pairs.narrow(4, 1, 1)?.squeeze(4)?.neg()?, pairs.narrow(4, 0, 1)?.squeeze(4)?],
+            4,
+        )?;
+        let wide = |t: &Tensor| t.reshape((1, 3, 1, 3, 1));
+        (pairs.broadcast_mul(&wide(&cos)?)? + turned.broadcast_mul(&wide(&sin)?)?)?.reshape((2, 3, 2, 6))
+    };
+    let got = rope::backward(&dy, &cos, &sin).unwrap();
+    assert_gradient("rope", &|x| rope::forward(x, &cos, &sin), &twin, &x, &dy, &got);
+}
+
+#[test]
+fn gated_residual_backward() {
+    let (x, h, dy) = (randn("x", (2, 6, 4)), randn("h", (2, 6, 4)), randn("dy", (2, 6, 4)));
+    let gate = randn("gate", (2, 2, 1, 4));
+    let twin = |h: &Tensor| &x + (gate.broadcast_as((2, 2, 3, 4))?.reshape((2, 6, 4))? * h)?;
+    let got = residual::backward(&dy, &gate).unwrap();
+    assert_gradient("gated residual", &|h| residual::forward(&x, h, &gate), &twin, &h, &dy, &got);
+}
+
+#[test]
+fn attention_backward() {
+    let (q, k, v) = (randn("q", (2, 5, 2, 4)), randn("k", (2, 7, 2, 4)), randn("v", (2, 7, 2, 4)));
+    let dy = randn("dy", (2, 5, 2, 4));
+    let f = |q: &Tensor, k: &Tensor, v: &Tensor| Ok(attention::forward(q, k, v)?.o);
+    let twin = |q: &Tensor, k: &Tensor, v: &Tensor| {
+        let heads = |t: &Tensor| t.transpose(1, 2)?.contiguous();
+        let scores = (heads(q)?.matmul(&heads(k)?.t()?)? * 0.5)?.exp()?;
+        let weights = scores.broadcast_div(&scores.sum_keepdim(3)?)?;
+        heads(&weights.matmul(&heads(v)?)?)
+    };
+    let out = attention::forward(&q, &k, &v).unwrap();
+    let got = attention::backward(&q, &k, &v, &out, &dy).unwrap();
+    assert_gradient("attention, q", &|q| f(q, &k, &v), &|q| twin(q, &k, &v), &q, &dy, &got.dq);
+    assert_gradient("attention, k", &|k| f(&q, k, &v), &|k| twin(&q, k, &v), &k, &dy, &got.dk);
+    assert_gradient("attention, v", &|v| f(&q, &k, v), &|v| twin(&q, &k, v), &v, &dy, &got.dv);
+}
+
+#[test]
+fn loss_backward() {
+    let (p, y) = (randn("p", (2, 3, 2, 2, 2)), randn("y", (2, 3, 2, 2, 2)));
+    let weights = Tensor::new(&[0.5f32, 2.0], p.device()).unwrap();
+    let mask = Tensor::new(&[0f32, 1.0], p.device()).unwrap().reshape((1, 1, 2, 1, 1)).unwrap();
+    let one = Tensor::new(1f32, p.device()).unwrap();
+    let wide = weights.reshape((2, 1, 1, 1, 1)).unwrap();
+    let got = loss::mse(&p, &y, &weights, None).unwrap();
+    let twin = |p: &Tensor| (p - &y)?.sqr()?.broadcast_mul(&wide)?.mean_all();
+    assert_gradient(
+        "loss",
+        &|p| Ok(loss::mse(p, &y, &weights, None)?.value),
+        &twin,
+        &p,
+        &one,
+        &got.d_prediction,
+    );
+    let got = loss::mse(&p, &y, &weights, Some(&mask)).unwrap();
+    let twin = |p: &Tensor| (p - &y)?.sqr()?.broadcast_mul(&wide)?.narrow(2, 1, 1)?.mean_all();
+    let f = |p: &Tensor| Ok(loss::mse(p, &y, &weights, Some(&mask))?.value);
+    assert_gradient("masked loss", &f, &twin, &p, &one, &got.d_prediction);
+}

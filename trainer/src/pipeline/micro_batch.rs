@@ -1,0 +1,41 @@
+//! What goes into the pipeline.
+
+use candle_core::Tensor;
+use models::dit::Dropout;
+
+use crate::error::Result;
+
+/// One call of the network: noisy latents, their timesteps, the text.
+#[derive(Debug, Clone)]
+pub struct NetworkInput {
+    /// Noisy latents [b, c, t, h, w].
+    pub x_bcthw: Tensor,
+    /// 1000 * sigma, [b] or [b, tokens].
+    pub timestep: Tensor,
+    /// Text states [b, s, text_dim], zero rows behind the shorter ones.
+    pub text_bsd: Tensor,
+}
+
+impl NetworkInput {
+    /// (frames, height, width) of the latents.
+    pub fn grid(&self) -> Result<(usize, usize, usize)> {
+        let (_, _, frames, height, width) = self.x_bcthw.dims5()?;
+        Ok((frames, height, width))
+    }
+}
+
+/// A micro-batch to train on.
+#[derive(Debug, Clone)]
+pub struct MicroBatch {
+    /// What the network sees.
+    pub input: NetworkInput,
+    /// The velocity noise - x0, [b, c, t, h, w] f32.
+    pub target: Tensor,
+    /// What each sample's mean error counts for, [b]. A step's losses are summed, so these hold the sample's share of
+    /// the step too.
+    pub weights: Vec<f32>,
+    /// What counts in the mean, broadcast over the latents; `None` for all.
+    pub mask: Option<Tensor>,
+    /// Dropout of the adapters' input.
+    pub dropout: Option<Dropout>,
+}

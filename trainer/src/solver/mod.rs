@@ -1,0 +1,148 @@
+//! Solvers of the flow dx/dsigma = v(x, sigma), from noise at sigma 1 to a latent at sigma 0.
+//!
+//! A [`Schedule`] is the grid of noise levels; a [`Solver`] walks it, one network call a step. Coefficients are
+//! computed on the host in float64; tensors stay in float32 on their device, and nothing is read back.
+
+mod dpmpp;
+mod euler;
+mod sigmas;
+mod unipc;
+
+use candle_core::{DType, Tensor};
+use serde::{Deserialize, Serialize};
+
+pub use sigmas::{Schedule, shifted};
+
+/// The result of anything in this module.
+pub type Result<T, E = SolverError> = std::result::Result<T, E>;
+
+/// Which solver walks the grid.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SolverKind {
+    /// UniPC of order 2 with its corrector: what Wan samples with. The default.
+    #[default]
+    UniPc,
+    /// One straight step per network call.
+    Euler,
+    /// DPM-Solver++ of order 2, multistep, midpoint.
+    DpmPp2m,
+}
+
+/// Whose grid of sigmas.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Convention {
+    /// The grid of the code that Wan was published with. The default.
+    #[default]
+    Official,
+    /// The grid of diffusers' schedulers as its Wan pipelines set them up: for matching what diffusers makes.
+    Diffusers,
+}
+
+/// What can go wrong in a solver.
+#[derive(Debug, thiserror::Error)]
+pub enum SolverError {
+    /// A grid of nothing.
+    #[error("the number of sampling steps is 0; give at least 1 (Wan uses 30 to 50)")]
+    NoSteps,
+    /// A shift that no grid can have.
+    #[error("the shift {0} is not a positive number (Wan uses 3 to 12, 1 for none)")]
+    Shift(f64),
+    /// The steps of one run must come in order, each once: a multistep solver remembers the ones before.
+    #[error(
+        "sampling step {got} was asked for where step {expected} of {steps} comes next; start a new solver"
+    )]
+    OutOfOrder {
+        /// The step asked for.
+        got: usize,
+        /// The step that comes next.
+        expected: usize,
+        /// Steps in all.
+        steps: usize,
+    },
+    /// The tensor library refused an operation.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+/// One sampling run: walks a [`Schedule`] from its first sigma to 0. It carries the multistep history, which goes on
+/// unbroken where another network takes over midway.
+#[derive(Debug, Clone)]
+pub struct Solver {
+    schedule: Schedule,
+    next: usize,
+    history: History,
+}
+
+#[derive(Debug, Clone)]
+enum History {
+    UniPc(unipc::UniPc),
+    Euler,
+    DpmPp2m(dpmpp::DpmPp2m),
+}
+
+impl Solver {
+    /// A run at its start, by the solver that the schedule was made for.
+    pub fn new(schedule: Schedule) -> Self {
+        let history = match schedule.kind() {
+            SolverKind::UniPc => History::UniPc(unipc::UniPc::default()),
+            SolverKind::Euler => History::Euler,
+            SolverKind::DpmPp2m => History::DpmPp2m(dpmpp::DpmPp2m::default()),
+        };
+        Self { schedule, next: 0, history }
+    }
+
+    /// The grid that is walked.
+    pub fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
+    /// The sample at sigma i+1 from the sample `x` at sigma i and the velocity `v` that the network predicts for `x`
+    /// at timestep i. Any shape and float dtype; the result is float32.
+    ///
+    /// # Errors
+    /// Steps out of order, or tensors of different shapes.
+    pub fn step(&mut self, x: &Tensor, v: &Tensor, i: usize) -> Result<Tensor> {
+        let steps = self.schedule.steps();
+        if i != self.next || i >= steps {
+            return Err(SolverError::OutOfOrder { got: i, expected: self.next, steps });
+        }
+        let (x, v) = (x.to_dtype(DType::F32)?, v.to_dtype(DType::F32)?);
+        let sigmas = &self.schedule.sigmas;
+        let after = match &mut self.history {
+            History::UniPc(state) => state.step(sigmas, &x, &v, i)?,
+            History::Euler => euler::step(sigmas, &x, &v, i)?,
+            History::DpmPp2m(state) => state.step(sigmas, &x, &v, i)?,
+        };
+        self.next += 1;
+        Ok(after)
+    }
+}
+
+/// lambda = ln(1 - sigma) - ln(sigma), half the log signal-to-noise ratio: -inf at sigma 1, +inf at sigma 0.
+fn lambda(sigma: f32) -> f64 {
+    let sigma = f64::from(sigma);
+    (1.0 - sigma).ln() - sigma.ln()
+}
+
+/// The clean latent that the network sees behind `x`: x - sigma * v.
+fn predicted(x: &Tensor, v: &Tensor, sigma: f32) -> Result<Tensor> {
+    combine(&[(1.0, x), (-f64::from(sigma), v)])
+}
+
+/// The sum of tensors of one shape, each times its factor. Terms with factor 0 are left out.
+fn combine(terms: &[(f64, &Tensor)]) -> Result<Tensor> {
+    let mut sum: Option<Tensor> = None;
+    for (factor, tensor) in terms.iter().filter(|(factor, _)| *factor != 0.0) {
+        let term = if *factor == 1.0 { (*tensor).clone() } else { tensor.affine(*factor, 0.0)? };
+        sum = Some(match sum {
+            Some(sum) => sum.add(&term)?,
+            None => term,
+        });
+    }
+    match sum {
+        Some(sum) => Ok(sum),
+        None => Ok(terms[0].1.zeros_like()?),
+    }
+}
