@@ -1,5 +1,7 @@
 //! The proofs: each claim of Tandem with the test that would catch the plausible bug.
 
+mod tokenizer;
+mod umt5;
 mod adapter_files;
 mod dit;
 mod gradients;
