@@ -4,5 +4,6 @@ mod adapter_files;
 mod dit;
 mod gradients;
 mod solver;
+mod tensorboard;
 mod weights;
 mod weights_corrupted;
