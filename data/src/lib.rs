@@ -1,1 +1,41 @@
-//! Skeleton.
+//! Video files and captions to buckets, frames and cached latents; finished clips out.
+//!
+//! The way of a clip: [`scan()`] finds it, [`decode::probe`] reads its size and times, [`bucket`] says in which size and
+//! length it is trained and which windows of it, [`clip`] decodes, resamples and crops them, and [`cache`] keeps what an
+//! encoder made of them. [`order`] says in which order they are trained, [`out`] writes finished clips.
+//!
+//! This crate knows neither models nor tensors on devices: it builds and tests without a GPU.
+
+pub mod atomic;
+pub mod bucket;
+pub mod cache;
+pub mod clip;
+mod colour;
+pub mod config;
+pub mod dataset;
+pub mod decode;
+pub mod error;
+pub mod glob;
+pub mod hashes;
+pub mod key;
+pub mod metadata;
+pub mod order;
+pub mod out;
+pub mod preview;
+pub mod resample;
+pub mod scan;
+pub mod tensor;
+
+pub use bucket::{Bucket, BucketRow, BucketTable, Buckets, Window};
+pub use cache::{Cache, Entry, Lookup, MissReason};
+pub use clip::Clip;
+pub use config::{CaptionSource, DataConfig, EmptyCaptions, Extract, SizeMultiple, Stills};
+pub use dataset::{Dataset, Source};
+pub use error::{DataError, Result};
+pub use hashes::ContentHashes;
+pub use key::Key;
+pub use order::{Batch, Cursor, Order, OrderItem};
+pub use out::{Film, SheetStyle, contact_sheet, write_gif, write_mp4, write_webp};
+pub use preview::write_preview;
+pub use scan::{Item, Media, scan};
+pub use tensor::{HostTensor, Storage};

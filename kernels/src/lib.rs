@@ -10,6 +10,8 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod channel_norm;
+pub mod conv3d;
 pub mod dropout;
 pub mod gelu;
 pub mod linear;
@@ -17,7 +19,11 @@ pub mod loss;
 pub mod low_rank;
 pub mod norm;
 pub mod random;
+pub mod resample;
 pub mod residual;
 pub mod rope;
+
+mod cpu;
+mod cpu_gemm;
 
 pub use candle_core::{Error, Result};

@@ -7,6 +7,7 @@ pub mod adapter;
 pub mod dit;
 pub mod error;
 pub mod names;
+pub mod vae;
 pub mod weights;
 
 pub use error::{Error, Result};

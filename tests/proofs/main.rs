@@ -5,5 +5,7 @@ mod dit;
 mod gradients;
 mod solver;
 mod tensorboard;
+mod vae;
+mod vae_ops;
 mod weights;
 mod weights_corrupted;

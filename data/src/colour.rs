@@ -1,0 +1,165 @@
+//! Between RGB and the luma and chroma planes of video.
+
+/// How luma and chroma are made of red, green and blue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Matrix {
+    /// ITU-R BT.601: standard definition, and what unlabelled files mean (ffmpeg assumes it too).
+    Bt601,
+    /// ITU-R BT.709: high definition.
+    Bt709,
+    /// ITU-R BT.2020, non-constant luminance.
+    Bt2020,
+}
+
+impl Matrix {
+    /// From the matrix coefficients code of ITU-T H.273, Table 4.
+    pub(crate) fn from_code(code: u32) -> Self {
+        match code {
+            1 => Self::Bt709,
+            9 | 10 => Self::Bt2020,
+            _ => Self::Bt601,
+        }
+    }
+
+    /// Shares of red and blue in luma.
+    fn shares(self) -> (f32, f32) {
+        match self {
+            Self::Bt601 => (0.299, 0.114),
+            Self::Bt709 => (0.2126, 0.0722),
+            Self::Bt2020 => (0.2627, 0.0593),
+        }
+    }
+}
+
+/// Which codes stand for black and white.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Range {
+    /// Luma 16 to 235, chroma 16 to 240.
+    Limited,
+    /// 0 to 255.
+    Full,
+}
+
+/// How a stream codes colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Colour {
+    /// The matrix.
+    pub matrix: Matrix,
+    /// The range.
+    pub range: Range,
+}
+
+impl Colour {
+    /// What a file means that says nothing.
+    pub(crate) const UNLABELLED: Self = Self { matrix: Matrix::Bt601, range: Range::Limited };
+    /// What this program writes, and labels so.
+    pub(crate) const WRITTEN: Self = Self { matrix: Matrix::Bt709, range: Range::Limited };
+
+    /// Offset of luma, and scales of luma and chroma.
+    fn scales(self) -> (f32, f32, f32) {
+        match self.range {
+            Range::Limited => (16.0, 219.0 / 255.0, 224.0 / 255.0),
+            Range::Full => (0.0, 1.0, 1.0),
+        }
+    }
+}
+
+/// Planes of one picture with chroma at half size both ways (4:2:0).
+pub(crate) struct Planes<'a> {
+    /// Luma, chroma blue, chroma red.
+    pub y_cb_cr: [&'a [u8]; 3],
+    /// Bytes from one row to the next, for luma and for chroma.
+    pub strides: (usize, usize),
+}
+
+/// Planes to RGB, `width * height * 3` bytes. `None` when a plane is shorter than its picture.
+pub(crate) fn to_rgb(planes: &Planes, width: usize, height: usize, colour: Colour) -> Option<Vec<u8>> {
+    let (red_share, blue_share) = colour.matrix.shares();
+    let green_share = 1.0 - red_share - blue_share;
+    let (offset, luma_scale, chroma_scale) = colour.scales();
+    let red_of_cr = 2.0 * (1.0 - red_share) / chroma_scale;
+    let blue_of_cb = 2.0 * (1.0 - blue_share) / chroma_scale;
+    let green_of_cr = -red_of_cr * red_share / green_share;
+    let green_of_cb = -blue_of_cb * blue_share / green_share;
+    let [y_plane, cb_plane, cr_plane] = planes.y_cb_cr;
+    let mut rgb = Vec::with_capacity(width * height * 3);
+    for row in 0..height {
+        let y_row = y_plane.get(row * planes.strides.0..)?.get(..width)?;
+        let chroma = |plane: &'_ [u8]| -> Option<std::ops::Range<usize>> {
+            let start = row / 2 * planes.strides.1;
+            (start + width.div_ceil(2) <= plane.len()).then_some(start..start + width.div_ceil(2))
+        };
+        let (cb_row, cr_row) = (&cb_plane[chroma(cb_plane)?], &cr_plane[chroma(cr_plane)?]);
+        for (column, &y) in y_row.iter().enumerate() {
+            let luma = (f32::from(y) - offset) / luma_scale;
+            let cb = f32::from(cb_row[column / 2]) - 128.0;
+            let cr = f32::from(cr_row[column / 2]) - 128.0;
+            // `as` saturates, so out-of-gamut codes clip instead of wrapping.
+            rgb.push((luma + red_of_cr * cr + 0.5) as u8);
+            rgb.push((luma + green_of_cb * cb + green_of_cr * cr + 0.5) as u8);
+            rgb.push((luma + blue_of_cb * cb + 0.5) as u8);
+        }
+    }
+    Some(rgb)
+}
+
+/// RGB to 4:2:0 planes of `even_width` x `even_height`, which may exceed the picture: edge pixels are repeated.
+/// Chroma is the mean of each block of four.
+pub(crate) fn to_planes(
+    rgb: &[u8],
+    (width, height): (usize, usize),
+    (even_width, even_height): (usize, usize),
+    colour: Colour,
+) -> [Vec<u8>; 3] {
+    let (red_share, blue_share) = colour.matrix.shares();
+    let (offset, luma_scale, chroma_scale) = colour.scales();
+    let pixel = |column: usize, row: usize| {
+        let at = (row.min(height - 1) * width + column.min(width - 1)) * 3;
+        [0, 1, 2].map(|channel| f32::from(rgb[at + channel]))
+    };
+    let luma = |[red, green, blue]: [f32; 3]| {
+        red_share * red + (1.0 - red_share - blue_share) * green + blue_share * blue
+    };
+    let mut y_plane = Vec::with_capacity(even_width * even_height);
+    for row in 0..even_height {
+        y_plane.extend(
+            (0..even_width).map(|column| (luma(pixel(column, row)) * luma_scale + offset + 0.5) as u8),
+        );
+    }
+    let mut cb_plane = Vec::with_capacity(even_width * even_height / 4);
+    let mut cr_plane = Vec::with_capacity(even_width * even_height / 4);
+    for row in (0..even_height).step_by(2) {
+        for column in (0..even_width).step_by(2) {
+            let block =
+                [(0, 0), (1, 0), (0, 1), (1, 1)].map(|(right, down)| pixel(column + right, row + down));
+            let mean = [0, 1, 2].map(|channel| block.iter().map(|pixel| pixel[channel]).sum::<f32>() / 4.0);
+            let y = luma(mean);
+            let code = |difference: f32, share: f32| {
+                (difference / (2.0 * (1.0 - share)) * chroma_scale + 128.0 + 0.5) as u8
+            };
+            cb_plane.push(code(mean[2] - y, blue_share));
+            cr_plane.push(code(mean[0] - y, red_share));
+        }
+    }
+    [y_plane, cb_plane, cr_plane]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_matrix_and_range_returns_a_flat_colour() {
+        for matrix in [Matrix::Bt601, Matrix::Bt709, Matrix::Bt2020] {
+            for range in [Range::Limited, Range::Full] {
+                let colour = Colour { matrix, range };
+                let rgb = [200, 30, 90].repeat(3 * 5);
+                let [y, cb, cr] = to_planes(&rgb, (3, 5), (4, 6), colour);
+                let planes = Planes { y_cb_cr: [&y, &cb, &cr], strides: (4, 2) };
+                let back = to_rgb(&planes, 3, 5, colour).unwrap();
+                // Codes are whole numbers and limited range has 219 of them, so a step or two is lost.
+                assert!(rgb.iter().zip(&back).all(|(a, b)| a.abs_diff(*b) <= 3), "{colour:?} {back:?}");
+            }
+        }
+    }
+}

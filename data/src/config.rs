@@ -1,0 +1,296 @@
+//! The `[data]` section of a recipe: what to train on, and in which sizes and lengths.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+use crate::error::{DataError, Result};
+
+/// What to train on. `[data]` with `folder = "clips"` is enough; every other key has a default.
+///
+/// ```
+/// let config: data::DataConfig = serde_json::from_str(r#"{ "folder": "clips" }"#).unwrap();
+/// config.check(data::SizeMultiple::new(16)).unwrap();
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Folder of clips, searched recursively, or a list of folders. No default.
+    #[serde(deserialize_with = "one_or_many")]
+    pub folder: Vec<PathBuf>,
+    /// Where captions come from. Default `auto`: the folder's metadata file where there is one, text files elsewhere.
+    #[serde(default)]
+    pub captions: CaptionSource,
+    /// Whether a clip may have an empty caption. Default `refuse`.
+    #[serde(default)]
+    pub empty_captions: EmptyCaptions,
+    /// Word put in front of each caption that does not hold it yet, as `trigger, caption`. Default: none.
+    #[serde(default)]
+    pub trigger: Option<String>,
+    /// Text put in front of each caption, before the trigger, exactly as written. Default: none.
+    #[serde(default)]
+    pub caption_prefix: String,
+    /// Target sizes as `[width, height]` in pixels; each clip goes to the nearest aspect.
+    /// Default `[[832, 480], [480, 832], [640, 640]]`.
+    #[serde(default = "default_sizes")]
+    pub sizes: Vec<[u32; 2]>,
+    /// Target lengths in frames, each 4n+1; a clip goes to the longest that it fills. Default `[17, 33, 49]`.
+    #[serde(default = "default_frames")]
+    pub frames: Vec<u32>,
+    /// Frames a second that clips are resampled to. Default: the model's own rate.
+    #[serde(default)]
+    pub fps: Option<f64>,
+    /// Frames a second that videos are taken to have, in place of their own timestamps (for files that lie).
+    /// Default: believe the files.
+    #[serde(default)]
+    pub source_fps: Option<f64>,
+    /// Frames a second of a folder of numbered pictures. Default: the target rate, so no picture is skipped.
+    #[serde(default)]
+    pub picture_folder_fps: Option<f64>,
+    /// Which part of a clip that is longer than its bucket is used. Default `head`.
+    #[serde(default)]
+    pub extract: Extract,
+    /// Number of windows per clip with `extract = "uniform"`. Default 4.
+    #[serde(default)]
+    pub windows: Option<u32>,
+    /// Frames (at the target rate) from one window to the next with `extract = "sliding"`.
+    /// Default: the bucket's length, so that windows touch without overlapping.
+    #[serde(default)]
+    pub stride: Option<u32>,
+    /// What to do with still pictures. Default `train`, as clips of one frame.
+    #[serde(default)]
+    pub stills: Stills,
+    /// How often a clip is shown per epoch, by pattern over its path, such as `{ "hero/*" = 3 }`; the largest match counts.
+    /// Default: once.
+    #[serde(default)]
+    pub repeats: BTreeMap<String, u32>,
+    /// Clips kept out of training to measure the held-out loss, by pattern over their paths. Default: none.
+    #[serde(default)]
+    pub held_out: Vec<String>,
+}
+
+/// Where the caption of a clip is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CaptionSource {
+    /// The metadata file of the clip's folder where there is one, else a text file beside the clip.
+    #[default]
+    Auto,
+    /// A `.txt` file of the same stem beside each clip; metadata files are ignored.
+    Txt,
+    /// Only `metadata.jsonl` or `metadata.csv`; text files are ignored.
+    Metadata,
+}
+
+/// Whether captions may be empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EmptyCaptions {
+    /// An empty caption is an error, like a missing one.
+    #[default]
+    Refuse,
+    /// An empty caption is trained as it is.
+    Allow,
+}
+
+/// Which windows of a long clip become training items.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Extract {
+    /// One window from the start.
+    #[default]
+    Head,
+    /// One window from the middle.
+    Middle,
+    /// `windows` windows, evenly spread from the start to the end.
+    Uniform,
+    /// A window every `stride` frames for as long as a whole one fits.
+    Sliding,
+}
+
+/// What happens to still pictures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stills {
+    /// Trained as clips of one frame, whatever `frames` lists.
+    #[default]
+    Train,
+    /// Left out.
+    Skip,
+}
+
+/// What both sides of a picture must be a multiple of: the VAE's stride times the patch size (16, or 32 for TI2V-5B).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SizeMultiple(u32);
+
+impl SizeMultiple {
+    /// A multiple in pixels; zero is taken as one.
+    pub const fn new(pixels: u32) -> Self {
+        Self(if pixels == 0 { 1 } else { pixels })
+    }
+
+    /// The multiple in pixels.
+    pub const fn pixels(self) -> u32 {
+        self.0
+    }
+
+    /// The nearest valid sizes to `width` x `height`, as text: at most four, both sides rounded down and up.
+    pub fn nearest(self, width: u32, height: u32) -> String {
+        let around = |side: u32| {
+            let down = side / self.0 * self.0;
+            let up = side.div_ceil(self.0).saturating_mul(self.0);
+            let mut sides = vec![down, up];
+            sides.dedup();
+            sides.retain(|&side| side > 0);
+            sides
+        };
+        let mut sizes = Vec::new();
+        for w in around(width) {
+            for h in around(height) {
+                sizes.push(format!("{w}x{h}"));
+            }
+        }
+        if sizes.is_empty() { format!("{0}x{0}", self.0) } else { sizes.join(", ") }
+    }
+}
+
+/// A bound on sizes and lengths, so that a slip of the keyboard is an answer and not an exhausted memory.
+const MAX_SIDE: u32 = 8192;
+const MAX_FRAMES: u32 = 4097;
+
+impl DataConfig {
+    /// Checks every value that can be judged without looking at files.
+    ///
+    /// # Errors
+    /// [`DataError::Size`] for a size that is no multiple of `multiple`, [`DataError::Config`] for all else.
+    pub fn check(&self, multiple: SizeMultiple) -> Result<()> {
+        if self.folder.is_empty() {
+            return refuse("folder", "names no folder".into());
+        }
+        self.check_sizes(multiple)?;
+        self.check_frames()?;
+        for (key, rate) in [
+            ("fps", self.fps),
+            ("source_fps", self.source_fps),
+            ("picture_folder_fps", self.picture_folder_fps),
+        ] {
+            if rate.is_some_and(|fps| !(0.1..=1000.0).contains(&fps)) {
+                return refuse(key, "must lie between 0.1 and 1000 frames a second".into());
+            }
+        }
+        self.check_extraction()?;
+        if let Some((pattern, _)) = self.repeats.iter().find(|&(_, &times)| times == 0) {
+            return refuse(
+                "repeats",
+                format!("\"{pattern}\" has 0 repeats; move those clips elsewhere to leave them out"),
+            );
+        }
+        Ok(())
+    }
+
+    fn check_sizes(&self, multiple: SizeMultiple) -> Result<()> {
+        if self.sizes.is_empty() {
+            return refuse("sizes", "lists no size; an example is [[832, 480]]".into());
+        }
+        for &[width, height] in &self.sizes {
+            if width == 0 || height == 0 || width % multiple.0 != 0 || height % multiple.0 != 0 {
+                let nearest = multiple.nearest(width.min(MAX_SIDE), height.min(MAX_SIDE));
+                return Err(DataError::Size { width, height, multiple: multiple.0, nearest });
+            }
+            if width.max(height) > MAX_SIDE {
+                return refuse("sizes", format!("{width}x{height} is beyond {MAX_SIDE} pixels a side"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_frames(&self) -> Result<()> {
+        if self.frames.is_empty() {
+            return refuse("frames", "lists no length; an example is [17, 33, 49]".into());
+        }
+        for &frames in &self.frames {
+            if frames % 4 != 1 || frames > MAX_FRAMES {
+                let down = (frames.min(MAX_FRAMES).max(1) - 1) / 4 * 4 + 1;
+                return refuse(
+                    "frames",
+                    format!(
+                        "{frames} is not of the form 4n+1 (up to {MAX_FRAMES}); nearest: {down}, {}",
+                        down + 4
+                    ),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn check_extraction(&self) -> Result<()> {
+        match (self.extract, self.windows, self.stride) {
+            (_, Some(0), _) => refuse("windows", "must be at least 1".into()),
+            (_, _, Some(0)) => refuse("stride", "must be at least 1 frame".into()),
+            (Extract::Uniform, _, None) | (Extract::Sliding, None, _) => Ok(()),
+            (_, None, None) => Ok(()),
+            (_, Some(_), _) => refuse("windows", "only has a meaning with extract = \"uniform\"".into()),
+            (_, _, Some(_)) => refuse("stride", "only has a meaning with extract = \"sliding\"".into()),
+        }
+    }
+
+    /// Repeats per epoch of the clip `id`.
+    pub fn repeats_of(&self, id: &str) -> u32 {
+        let matching = self.repeats.iter().filter(|(pattern, _)| crate::glob::matches(pattern, id));
+        matching.map(|(_, &times)| times).max().unwrap_or(1)
+    }
+
+    /// Whether the clip `id` is kept out of training.
+    pub fn is_held_out(&self, id: &str) -> bool {
+        self.held_out.iter().any(|pattern| crate::glob::matches(pattern, id))
+    }
+
+    /// The caption as it is trained: prefix, trigger where it is missing, caption.
+    pub fn full_caption(&self, caption: &str) -> String {
+        let triggered = match &self.trigger {
+            Some(word) if caption.is_empty() => word.clone(),
+            Some(word) if !caption.to_lowercase().contains(&word.to_lowercase()) => {
+                format!("{word}, {caption}")
+            }
+            _ => caption.to_string(),
+        };
+        format!("{}{triggered}", self.caption_prefix)
+    }
+}
+
+fn refuse<T>(key: &'static str, reason: String) -> Result<T> {
+    Err(DataError::Config { key, reason })
+}
+
+fn default_sizes() -> Vec<[u32; 2]> {
+    vec![[832, 480], [480, 832], [640, 640]]
+}
+
+fn default_frames() -> Vec<u32> {
+    vec![17, 33, 49]
+}
+
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<PathBuf>, D::Error> {
+    struct Folders;
+    impl<'de> de::Visitor<'de> for Folders {
+        type Value = Vec<PathBuf>;
+
+        fn expecting(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
+            formatter.write_str("a folder, or a list of folders")
+        }
+
+        fn visit_str<E: de::Error>(self, folder: &str) -> std::result::Result<Self::Value, E> {
+            Ok(vec![PathBuf::from(folder)])
+        }
+
+        fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Self::Value, A::Error> {
+            let mut folders = Vec::new();
+            while let Some(folder) = list.next_element()? {
+                folders.push(folder);
+            }
+            Ok(folders)
+        }
+    }
+    deserializer.deserialize_any(Folders)
+}

@@ -1,0 +1,68 @@
+//! Stills, and folders of numbered pictures.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+
+use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+
+use super::{Engine, Frame, FrameStream, MAX_PIXELS, Probe};
+use crate::error::{DataError, Result};
+
+/// Size of a still, upright.
+pub(super) fn probe_still(path: &Path) -> Result<Probe> {
+    let (width, height) = upright_size(path)?;
+    let codec = "still picture".to_string();
+    Ok(Probe { width, height, times: vec![0.0], end: 0.0, codec, engine: Engine::Picture })
+}
+
+/// Size of the first picture, and evenly spaced times.
+pub(super) fn probe_folder(files: &[PathBuf], fps: f64) -> Result<Probe> {
+    let Some(first) = files.first() else {
+        return Err(DataError::unreadable("", "the folder holds no picture"));
+    };
+    let (width, height) = upright_size(first)?;
+    let times = (0..files.len()).map(|index| index as f64 / fps).collect();
+    let end = files.len() as f64 / fps;
+    let codec = "numbered pictures".to_string();
+    Ok(Probe { width, height, times, end, codec, engine: Engine::Picture })
+}
+
+/// One frame a file, at the given times.
+pub(super) fn frames(files: Vec<PathBuf>, times: Vec<f64>) -> FrameStream {
+    Box::new(files.into_iter().zip(times).map(|(path, time)| read(&path, time)))
+}
+
+fn upright_size(path: &Path) -> Result<(u32, u32)> {
+    let mut decoder = open(path)?;
+    let (width, height) = decoder.dimensions();
+    use image::metadata::Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+    let orientation = decoder.orientation().map_err(|error| DataError::unreadable(path, error))?;
+    let sideways = matches!(orientation, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH);
+    Ok(if sideways { (height, width) } else { (width, height) })
+}
+
+fn read(path: &Path, time: f64) -> Result<Frame> {
+    let broken = |error: image::ImageError| DataError::unreadable(path, error);
+    let mut decoder = open(path)?;
+    let orientation = decoder.orientation().map_err(broken)?;
+    let mut image = DynamicImage::from_decoder(decoder).map_err(broken)?;
+    image.apply_orientation(orientation);
+    Ok(super::animation::on_white(&image.into_rgba8(), time))
+}
+
+fn open(path: &Path) -> Result<impl ImageDecoder + use<>> {
+    let file = File::open(path).map_err(DataError::io("read", path))?;
+    let mut reader =
+        ImageReader::new(BufReader::new(file)).with_guessed_format().map_err(DataError::io("read", path))?;
+    if reader.format().is_none() {
+        return Err(DataError::unreadable(path, "its contents are no known picture format"));
+    }
+    reader.limits(Limits::default());
+    let decoder = reader.into_decoder().map_err(|error| DataError::unreadable(path, error))?;
+    let (width, height) = decoder.dimensions();
+    if u64::from(width) * u64::from(height) > MAX_PIXELS {
+        return Err(DataError::unreadable(path, format!("its header claims {width}x{height} pixels")));
+    }
+    Ok(decoder)
+}

@@ -1,0 +1,184 @@
+//! Captions kept in one file per folder: `metadata.jsonl` or `metadata.csv`.
+//!
+//! Column names of the common layouts are all understood: Hugging Face (`file_name`, `text`), DiffSynth (`video`, `prompt`) and
+//! musubi (`video_path`, `caption`). Other columns are ignored.
+
+use std::path::Path;
+
+use crate::error::{DataError, Result};
+
+/// Names of the column that holds the clip's path, relative to the metadata file.
+pub const FILE_COLUMNS: [&str; 8] =
+    ["file_name", "video", "image", "path", "file", "video_path", "image_path", "file_path"];
+/// Names of the column that holds the caption.
+pub const CAPTION_COLUMNS: [&str; 3] = ["caption", "prompt", "text"];
+
+/// One clip of a metadata file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Line counted from 1.
+    pub line: usize,
+    /// Path as written, with forward slashes and no leading `./`.
+    pub file: String,
+    /// The caption, trimmed.
+    pub caption: String,
+}
+
+/// Reads `metadata.jsonl` or `metadata.csv`, told apart by the extension of `path`.
+///
+/// # Errors
+/// [`DataError::Metadata`] naming the line; [`DataError::Io`] when the file cannot be read.
+pub fn read(path: &Path) -> Result<Vec<Row>> {
+    let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
+    let text = std::str::from_utf8(&bytes).map_err(|error| {
+        let line = bytes[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count() + 1;
+        DataError::Metadata { path: path.to_path_buf(), line, reason: "is not UTF-8 text".into() }
+    })?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let rows = if path.extension().is_some_and(|extension| extension == "csv") {
+        parse_csv(text)
+    } else {
+        parse_jsonl(text)
+    };
+    rows.map_err(|(line, reason)| DataError::Metadata { path: path.to_path_buf(), line, reason })
+}
+
+/// Line and reason of a row that cannot be used.
+pub type Fault = (usize, String);
+
+/// Parses one JSON object a line; blank lines are skipped.
+///
+/// # Errors
+/// The first line that is no object with a file and a caption, and why.
+pub fn parse_jsonl(text: &str) -> std::result::Result<Vec<Row>, Fault> {
+    let mut rows = Vec::new();
+    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let line_number = index + 1;
+        let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line)
+            .map_err(|error| (line_number, format!("is not a JSON object: {error}")))?;
+        let field = |names: &[&'static str]| -> std::result::Result<&str, Fault> {
+            let name = names.iter().find(|&&name| object.contains_key(name));
+            let name =
+                name.ok_or_else(|| (line_number, format!("has none of the keys {}", names.join(", "))))?;
+            object[*name].as_str().ok_or_else(|| (line_number, format!("\"{name}\" is not a text")))
+        };
+        rows.push(row(line_number, field(&FILE_COLUMNS)?, field(&CAPTION_COLUMNS)?)?);
+    }
+    Ok(rows)
+}
+
+/// Parses comma-separated values with a heading line; quoting as in RFC 4180.
+///
+/// # Errors
+/// The first line that does not fit the heading, and why.
+pub fn parse_csv(text: &str) -> std::result::Result<Vec<Row>, Fault> {
+    let mut records = csv_records(text)?.into_iter();
+    let Some((_, heading)) = records.next() else { return Ok(Vec::new()) };
+    let column = |names: &[&str]| -> std::result::Result<usize, Fault> {
+        let found = names.iter().find_map(|name| heading.iter().position(|title| title.trim() == *name));
+        found.ok_or_else(|| (1, format!("the heading has none of the columns {}", names.join(", "))))
+    };
+    let (file, caption) = (column(&FILE_COLUMNS)?, column(&CAPTION_COLUMNS)?);
+    let mut rows = Vec::new();
+    for (line, fields) in records {
+        if fields.len() != heading.len() {
+            let (found, wanted) = (fields.len(), heading.len());
+            return Err((
+                line,
+                format!(
+                    "has {found} fields where the heading has {wanted}; put captions with commas in \"quotes\""
+                ),
+            ));
+        }
+        rows.push(row(line, &fields[file], &fields[caption])?);
+    }
+    Ok(rows)
+}
+
+fn row(line: usize, file: &str, caption: &str) -> std::result::Result<Row, Fault> {
+    let file = file.trim().replace('\\', "/");
+    let file = file.trim_start_matches("./").trim_end_matches('/').to_string();
+    if file.is_empty() {
+        return Err((line, "names no file".into()));
+    }
+    Ok(Row { line, file, caption: caption.trim().to_string() })
+}
+
+/// Records of a CSV text with the line on which each starts; blank lines are skipped.
+fn csv_records(text: &str) -> std::result::Result<Vec<(usize, Vec<String>)>, Fault> {
+    let mut records = Vec::new();
+    let mut fields = Vec::new();
+    let mut field = String::new();
+    let (mut line, mut record_line) = (1, 1);
+    let mut quoted = false;
+    let mut was_quoted = false;
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        line += usize::from(character == '\n');
+        match character {
+            '"' if quoted && characters.peek() == Some(&'"') => {
+                field.push('"');
+                characters.next();
+            }
+            '"' if quoted => quoted = false,
+            _ if quoted => field.push(character),
+            '"' if field.trim().is_empty() && !was_quoted => {
+                field.clear();
+                (quoted, was_quoted) = (true, true);
+            }
+            ',' => {
+                fields.push(std::mem::take(&mut field));
+                was_quoted = false;
+            }
+            '\n' => {
+                end_record(&mut records, record_line, &mut fields, &mut field, was_quoted);
+                (was_quoted, record_line) = (false, line);
+            }
+            '\r' if characters.peek() == Some(&'\n') => {}
+            _ => field.push(character),
+        }
+    }
+    if quoted {
+        return Err((record_line, "opens a quote that is never closed".into()));
+    }
+    end_record(&mut records, record_line, &mut fields, &mut field, was_quoted);
+    Ok(records)
+}
+
+fn end_record(
+    records: &mut Vec<(usize, Vec<String>)>,
+    line: usize,
+    fields: &mut Vec<String>,
+    field: &mut String,
+    was_quoted: bool,
+) {
+    let blank = fields.is_empty() && field.trim().is_empty() && !was_quoted;
+    fields.push(std::mem::take(field));
+    let record = std::mem::take(fields);
+    if !blank {
+        records.push((line, record));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn csv_quotes_hold_commas_quotes_and_line_breaks() {
+        let text = "id,video,prompt\r\n1,a.mp4,\"a cat, \"\"big\"\"\nand red\"\r\n\r\n2,./b\\c.mp4,plain\n";
+        let rows = parse_csv(text).unwrap();
+        assert_eq!(rows[0], Row { line: 2, file: "a.mp4".into(), caption: "a cat, \"big\"\nand red".into() });
+        assert_eq!(rows[1], Row { line: 5, file: "b/c.mp4".into(), caption: "plain".into() });
+        assert_eq!(parse_csv("video,prompt\na.mp4,one, two\n").unwrap_err().0, 2);
+        assert!(parse_csv("video,prompt\na.mp4,\"open").unwrap_err().1.contains("never closed"));
+    }
+
+    #[test]
+    fn jsonl_names_the_line_and_the_missing_key() {
+        let fault =
+            parse_jsonl("{\"file_name\": \"a.mp4\", \"text\": \"x\"}\n\n{\"video\": \"b.mp4\"}").unwrap_err();
+        assert_eq!(fault.0, 3);
+        assert!(fault.1.contains("caption, prompt, text"), "{}", fault.1);
+    }
+}

@@ -1,0 +1,140 @@
+//! In which order items are trained: a function of seed and epoch, so that nothing has to be saved but a position.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::bucket::Bucket;
+
+/// What the order needs to know of one training item.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OrderItem {
+    /// Items of one batch share it.
+    pub bucket: Bucket,
+    /// How often the item is trained per epoch, at least once.
+    pub repeats: u32,
+}
+
+/// Items that are trained together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// Size and length of all of them.
+    pub bucket: Bucket,
+    /// Indices into the items of the [`Order`]. Never empty; shorter than the batch size at the end of a bucket.
+    pub items: Vec<usize>,
+}
+
+/// Where training stands: enough to go on from exactly there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cursor {
+    /// Epoch, counted from 0.
+    pub epoch: u64,
+    /// Batches of that epoch already trained.
+    pub position: u64,
+}
+
+/// The order of all epochs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    items: Vec<OrderItem>,
+    seed: u64,
+    batch_size: usize,
+}
+
+impl Order {
+    /// An order over `items`; a `batch_size` of 0 is taken as 1.
+    pub fn new(items: Vec<OrderItem>, seed: u64, batch_size: usize) -> Self {
+        Self { items, seed, batch_size: batch_size.max(1) }
+    }
+
+    /// Batches of one epoch. Each item occurs as often as it repeats, batches never mix buckets, and none is dropped.
+    /// The first batch of epoch 0 is one of the largest bucket: if memory does not suffice, that shows at once.
+    pub fn batches(&self, epoch: u64) -> Vec<Batch> {
+        let mut by_bucket: BTreeMap<Bucket, Vec<usize>> = BTreeMap::new();
+        for (index, item) in self.items.iter().enumerate() {
+            let entries = by_bucket.entry(item.bucket).or_default();
+            entries.extend(std::iter::repeat_n(index, item.repeats.max(1) as usize));
+        }
+        let mut random = Random::new(self.seed, epoch);
+        let mut batches = Vec::new();
+        for (bucket, mut entries) in by_bucket {
+            random.shuffle(&mut entries);
+            batches
+                .extend(entries.chunks(self.batch_size).map(|items| Batch { bucket, items: items.to_vec() }));
+        }
+        random.shuffle(&mut batches);
+        if epoch == 0
+            && let Some(largest) = largest(&batches)
+        {
+            batches.swap(0, largest);
+        }
+        batches
+    }
+
+    /// Batches an epoch.
+    pub fn batches_per_epoch(&self) -> u64 {
+        let mut counts: BTreeMap<Bucket, u64> = BTreeMap::new();
+        for item in &self.items {
+            *counts.entry(item.bucket).or_default() += u64::from(item.repeats.max(1));
+        }
+        counts.values().map(|count| count.div_ceil(self.batch_size as u64)).sum()
+    }
+
+    /// Batches from `cursor` on, epoch after epoch without end, each with the cursor that follows it.
+    /// Ends at once when there is no item.
+    pub fn from(&self, cursor: Cursor) -> impl Iterator<Item = (Batch, Cursor)> + '_ {
+        let mut epoch = cursor.epoch;
+        let mut batches = self.batches(epoch);
+        let mut position = usize::try_from(cursor.position).unwrap_or(usize::MAX);
+        std::iter::from_fn(move || {
+            if position >= batches.len() {
+                epoch += 1;
+                position = 0;
+                batches = self.batches(epoch);
+            }
+            let batch = batches.get(position)?.clone();
+            position += 1;
+            let after = if position < batches.len() {
+                Cursor { epoch, position: position as u64 }
+            } else {
+                Cursor { epoch: epoch + 1, position: 0 }
+            };
+            Some((batch, after))
+        })
+    }
+}
+
+/// The first of the batches with the most pixels.
+fn largest(batches: &[Batch]) -> Option<usize> {
+    let pixels = |batch: &Batch| batch.bucket.volume() * batch.items.len() as u64;
+    (0..batches.len()).rev().max_by_key(|&index| pixels(&batches[index]))
+}
+
+/// SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014): small, well mixed, and the same
+/// on every machine.
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64, epoch: u64) -> Self {
+        // One draw apart from the seed, so that epoch 1 of seed 0 is not epoch 0 of seed 1.
+        let mixed = Self(seed).next();
+        Self(mixed ^ epoch.wrapping_mul(0xd1b5_4a32_d192_ed03))
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Fisher and Yates. The multiply-shift draw is uneven by less than one part in 2^40 for any list that fits a disk.
+    fn shuffle<T>(&mut self, list: &mut [T]) {
+        for last in (1..list.len()).rev() {
+            let drawn = (u128::from(self.next()) * (last as u128 + 1)) >> 64;
+            list.swap(last, drawn as usize);
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Finished clips out: H.264 MP4, GIF, animated WebP, and contact sheets. No system package is needed for any of them.
+
+mod animated;
+mod h264;
+mod mp4;
+mod sheet;
+
+use std::path::Path;
+
+pub use animated::{write_gif, write_webp};
+pub use sheet::{SheetStyle, contact_sheet};
+
+use crate::clip::Clip;
+use crate::error::{DataError, Result};
+
+/// Frames of one size, in RGB.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Film {
+    width: u32,
+    height: u32,
+    rgb: Vec<u8>,
+}
+
+impl Film {
+    /// A film of `[frames, height, width, 3]` bytes. `None` when they are no whole number of frames, or not even one.
+    pub fn new(width: u32, height: u32, rgb: Vec<u8>) -> Option<Self> {
+        let frame = (width as usize).checked_mul(height as usize)?.checked_mul(3)?;
+        let whole = frame > 0 && !rgb.is_empty() && rgb.len() % frame == 0;
+        whole.then_some(Self { width, height, rgb })
+    }
+
+    /// A film of what a VAE decodes: `[3, frames, height, width]`, -1 for black to 1 for full; values beyond are clipped.
+    /// `None` when the sizes do not fit.
+    pub fn from_planes(width: u32, height: u32, planes: &[f32]) -> Option<Self> {
+        let plane = planes.len() / 3;
+        if planes.len() % 3 != 0 {
+            return None;
+        }
+        // `as` saturates, and takes NaN to 0.
+        let byte = |value: f32| ((value + 1.0) * 127.5 + 0.5) as u8;
+        let rgb = (0..plane).flat_map(|at| [0, 1, 2].map(|channel| byte(planes[channel * plane + at])));
+        Self::new(width, height, rgb.collect())
+    }
+
+    /// Width in pixels.
+    pub fn width(&self) -> u32 {
+        self.width
+    }
+
+    /// Height in pixels.
+    pub fn height(&self) -> u32 {
+        self.height
+    }
+
+    /// Number of frames, at least 1.
+    pub fn len(&self) -> usize {
+        self.frames().count()
+    }
+
+    /// Always false; there to keep company with [`Film::len`].
+    pub fn is_empty(&self) -> bool {
+        self.rgb.is_empty()
+    }
+
+    /// Each frame as `height * width * 3` bytes.
+    pub fn frames(&self) -> std::slice::ChunksExact<'_, u8> {
+        self.rgb.chunks_exact(self.width as usize * self.height as usize * 3)
+    }
+}
+
+impl From<Clip> for Film {
+    fn from(clip: Clip) -> Self {
+        Self { width: clip.bucket.width, height: clip.bucket.height, rgb: clip.pixels }
+    }
+}
+
+/// Writes an H.264 MP4 that players and browsers open: 4:2:0, BT.709, index in front. H.264 knows no odd sizes, so an odd
+/// side is filled up with a copy of its last row or column.
+///
+/// # Errors
+/// [`DataError::Encode`] for a rate or size that H.264 cannot carry (at most 3840x2160),
+/// [`DataError::Io`] when the file cannot be written. No partial file is left.
+pub fn write_mp4(path: &Path, film: &Film, fps: f64) -> Result<()> {
+    check_rate(path, fps)?;
+    let stream = h264::encode(film, fps).map_err(|reason| DataError::encode(path, reason))?;
+    let bytes =
+        mp4::file(&stream, fps).ok_or_else(|| DataError::encode(path, "the clip is too long for an MP4"))?;
+    save(path, &bytes)
+}
+
+fn check_rate(path: &Path, fps: f64) -> Result<()> {
+    if (0.1..=1000.0).contains(&fps) {
+        Ok(())
+    } else {
+        Err(DataError::encode(path, format!("{fps} frames a second is not between 0.1 and 1000")))
+    }
+}
+
+/// Writes the whole file or nothing, making its folder first.
+fn save(path: &Path, bytes: &[u8]) -> Result<()> {
+    use std::io::Write;
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(DataError::io("create the folder", folder))?;
+    }
+    crate::atomic::write(path, |file| file.write_all(bytes)).map_err(DataError::io("write", path))
+}

@@ -1,0 +1,50 @@
+//! The exact clips that will be trained, as files to look at.
+
+use std::path::{Path, PathBuf};
+
+use crate::clip::Clip;
+use crate::dataset::Dataset;
+use crate::error::{DataError, Result};
+use crate::out::{Film, SheetStyle, contact_sheet, write_mp4};
+
+/// Writes every training item of `data` to `folder`: an MP4 (a PNG for a still) and its caption beside it, as trained.
+/// `progress(done, total)` is called before each item and once at the end. Gives the files, in training-item order.
+///
+/// # Errors
+/// Whatever is wrong with a clip, or with the folder.
+pub fn write_preview(
+    folder: &Path,
+    data: &Dataset,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Vec<PathBuf>> {
+    std::fs::create_dir_all(folder).map_err(DataError::io("create the folder", folder))?;
+    let total = data.windows.len();
+    let mut written = Vec::with_capacity(total);
+    for source in 0..data.sources.len() {
+        for clip in data.clips(source, &data.windows)? {
+            progress(written.len(), total);
+            written.push(write_clip(folder, clip?, data.fps)?);
+        }
+    }
+    progress(total, total);
+    Ok(written)
+}
+
+fn write_clip(folder: &Path, clip: Clip, fps: f64) -> Result<PathBuf> {
+    let flat: String =
+        clip.source.chars().map(|letter| if "/\\:".contains(letter) { '_' } else { letter }).collect();
+    let stem = format!("{flat}_{:05}_{}", clip.start, clip.bucket);
+    let caption = clip.caption.clone();
+    let still = clip.bucket.frames == 1;
+    let film = Film::from(clip);
+    let path = folder.join(format!("{stem}.{}", if still { "png" } else { "mp4" }));
+    if still {
+        let whole = SheetStyle { columns: 1, cell_width: film.width(), gap: 0 };
+        contact_sheet(&path, std::slice::from_ref(&film), whole)?;
+    } else {
+        write_mp4(&path, &film, fps)?;
+    }
+    let beside = path.with_extension("txt");
+    std::fs::write(&beside, caption).map_err(DataError::io("write", &beside))?;
+    Ok(path)
+}

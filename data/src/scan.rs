@@ -1,0 +1,306 @@
+//! From folders on disk to items: each clip with its caption, in an order that never depends on the file system.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use crate::config::{CaptionSource, DataConfig, EmptyCaptions, Stills};
+use crate::error::{DataError, Result};
+use crate::metadata;
+
+/// Extensions taken as video files.
+pub const VIDEO_EXTENSIONS: [&str; 6] = ["mp4", "mov", "m4v", "mkv", "webm", "avi"];
+/// Extensions taken as pictures, moving or still.
+pub const PICTURE_EXTENSIONS: [&str; 6] = ["gif", "webp", "apng", "png", "jpg", "jpeg"];
+
+/// Marks a folder as a cache (see bford.info/cachedir); such folders are not searched.
+pub const CACHE_MARKER: &str = "CACHEDIR.TAG";
+
+/// One clip to train on: a video, an animated picture, a still, or a folder of numbered pictures.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    /// Path relative to its data folder, with forward slashes; with several data folders, the folder comes first.
+    pub id: String,
+    /// Where the pixels are.
+    pub media: Media,
+    /// The caption as it is trained, with prefix and trigger.
+    pub caption: String,
+    /// How often the clip is shown per epoch.
+    pub repeats: u32,
+    /// Whether the clip only serves to measure the held-out loss.
+    pub held_out: bool,
+}
+
+/// Where the pixels of an item are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Media {
+    /// A video file.
+    Video(PathBuf),
+    /// A GIF, WebP or APNG that moves.
+    Animation(PathBuf),
+    /// A picture that does not move.
+    Still(PathBuf),
+    /// A folder of numbered pictures, in the order of their numbers.
+    Pictures {
+        /// The folder.
+        folder: PathBuf,
+        /// Its pictures.
+        files: Vec<PathBuf>,
+    },
+}
+
+impl Media {
+    /// The file or folder, for messages.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Video(path) | Self::Animation(path) | Self::Still(path) => path,
+            Self::Pictures { folder, .. } => folder,
+        }
+    }
+}
+
+/// Finds every clip of the configured folders, sorted by relative path.
+///
+/// # Errors
+/// An empty folder, clips without a caption (all named at once), a metadata file that cannot be used, a held-out pattern
+/// that matches nothing, or everything held out.
+pub fn scan(config: &DataConfig) -> Result<Vec<Item>> {
+    let mut items = Vec::new();
+    let mut uncaptioned = Vec::new();
+    for folder in &config.folder {
+        let label = (config.folder.len() > 1).then(|| slashed(folder));
+        let listing = Listing::of(folder)?;
+        let captions = Captions::read(folder, &listing, config.captions)?;
+        let before = items.len() + uncaptioned.len();
+        for (relative, media) in listing.clips {
+            if config.stills == Stills::Skip && matches!(media, Media::Still(_)) {
+                continue;
+            }
+            let id = label.as_ref().map_or(relative.clone(), |label| format!("{label}/{relative}"));
+            match captions.of(&relative, &media)? {
+                Some(caption) if !caption.is_empty() || config.empty_captions == EmptyCaptions::Allow => {
+                    let (repeats, held_out) = (config.repeats_of(&id), config.is_held_out(&id));
+                    items.push(Item { caption: config.full_caption(&caption), media, repeats, held_out, id });
+                }
+                Some(_) => uncaptioned.push(format!("{id} (its caption is empty)")),
+                None => uncaptioned.push(id),
+            }
+        }
+        if items.len() + uncaptioned.len() == before {
+            return Err(DataError::Empty { folder: folder.clone() });
+        }
+    }
+    if !uncaptioned.is_empty() {
+        return Err(DataError::NoCaption { files: uncaptioned, way_out: way_out(config.captions) });
+    }
+    items.sort_by(|a, b| a.id.cmp(&b.id));
+    check_held_out(config, &items)?;
+    Ok(items)
+}
+
+fn way_out(source: CaptionSource) -> &'static str {
+    match source {
+        CaptionSource::Metadata => {
+            "add each to metadata.jsonl or metadata.csv in its folder, or set data.captions = \"auto\""
+        }
+        CaptionSource::Txt => {
+            "put a .txt file of the same name beside each (for a folder of pictures: beside the folder)"
+        }
+        CaptionSource::Auto => {
+            "put a .txt file of the same name beside each (for a folder of pictures: beside the folder), or list \
+             them in metadata.jsonl; data.empty_captions = \"allow\" accepts empty files"
+        }
+    }
+}
+
+fn check_held_out(config: &DataConfig, items: &[Item]) -> Result<()> {
+    for pattern in &config.held_out {
+        if !items.iter().any(|item| crate::glob::matches(pattern, &item.id)) {
+            let known: Vec<&str> = items.iter().take(5).map(|item| item.id.as_str()).collect();
+            let reason = format!("\"{pattern}\" matches no clip; clips are named like {}", known.join(", "));
+            return Err(DataError::Config { key: "held_out", reason });
+        }
+    }
+    if items.iter().all(|item| item.held_out) {
+        let reason = "holds every clip out, so nothing is left to train on".into();
+        return Err(DataError::Config { key: "held_out", reason });
+    }
+    Ok(())
+}
+
+/// What lies in a data folder.
+#[derive(Default)]
+struct Listing {
+    /// Clips by relative path.
+    clips: BTreeMap<String, Media>,
+    /// Metadata files by relative folder ("" for the top).
+    metadata: BTreeMap<String, PathBuf>,
+}
+
+impl Listing {
+    fn of(folder: &Path) -> Result<Self> {
+        let mut listing = Self::default();
+        let mut visited = BTreeSet::new();
+        listing.walk(folder, "", &mut visited)?;
+        Ok(listing)
+    }
+
+    fn walk(&mut self, folder: &Path, relative: &str, visited: &mut BTreeSet<PathBuf>) -> Result<()> {
+        // A link back to a folder above would otherwise be followed for ever.
+        let canonical = folder.canonicalize().map_err(DataError::io("open the folder", folder))?;
+        if !visited.insert(canonical) {
+            return Ok(());
+        }
+        let entries = sorted_entries(folder)?;
+        if !relative.is_empty() && entries.iter().any(|(name, _)| name == CACHE_MARKER) {
+            return Ok(());
+        }
+        self.note_metadata(relative, &entries)?;
+        if !relative.is_empty()
+            && let Some(files) = numbered_pictures(&entries)
+        {
+            self.clips.insert(relative.to_string(), Media::Pictures { folder: folder.to_path_buf(), files });
+            return Ok(());
+        }
+        for (name, path) in entries {
+            let below = if relative.is_empty() { name } else { format!("{relative}/{name}") };
+            if path.is_dir() {
+                self.walk(&path, &below, visited)?;
+            } else if let Some(media) = media_of(&path) {
+                self.clips.insert(below, media);
+            }
+        }
+        Ok(())
+    }
+
+    fn note_metadata(&mut self, relative: &str, entries: &[(String, PathBuf)]) -> Result<()> {
+        for (name, path) in entries {
+            if (name == "metadata.jsonl" || name == "metadata.csv")
+                && self.metadata.insert(relative.to_string(), path.clone()).is_some()
+            {
+                return Err(DataError::Metadata {
+                    path: path.clone(),
+                    line: 1,
+                    reason: "the folder has both metadata.csv and metadata.jsonl; keep one".into(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Visible entries of a folder, by name.
+fn sorted_entries(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let mut entries = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(DataError::io("list", folder))? {
+        let entry = entry.map_err(DataError::io("list", folder))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name.starts_with('.') && name != "__pycache__" {
+            entries.push((name, entry.path()));
+        }
+    }
+    entries.sort();
+    Ok(entries)
+}
+
+fn extension_of(path: &Path) -> String {
+    path.extension().map(|extension| extension.to_string_lossy().to_lowercase()).unwrap_or_default()
+}
+
+fn media_of(path: &Path) -> Option<Media> {
+    let extension = extension_of(path);
+    if VIDEO_EXTENSIONS.contains(&extension.as_str()) {
+        return Some(Media::Video(path.to_path_buf()));
+    }
+    if !PICTURE_EXTENSIONS.contains(&extension.as_str()) {
+        return None;
+    }
+    let moves = crate::decode::animation::moves(path);
+    Some(if moves { Media::Animation(path.to_path_buf()) } else { Media::Still(path.to_path_buf()) })
+}
+
+/// The pictures of a folder by number, if the folder is one clip: it holds at least two pictures and no other clip or
+/// folder, their names are one prefix and a number, and neither a text file nor a metadata file captions them singly.
+fn numbered_pictures(entries: &[(String, PathBuf)]) -> Option<Vec<PathBuf>> {
+    let mut numbered = Vec::new();
+    let mut prefix: Option<&str> = None;
+    for (name, path) in entries {
+        let extension = extension_of(path);
+        if name == "metadata.jsonl" || name == "metadata.csv" || extension == "txt" || path.is_dir() {
+            return None;
+        }
+        if VIDEO_EXTENSIONS.contains(&extension.as_str()) {
+            return None;
+        }
+        if !PICTURE_EXTENSIONS.contains(&extension.as_str()) {
+            continue;
+        }
+        let stem = name.strip_suffix(&name[name.rfind('.')?..])?;
+        let letters = stem.trim_end_matches(|character: char| character.is_ascii_digit());
+        let number: u64 = stem[letters.len()..].parse().ok()?;
+        if *prefix.get_or_insert(letters) != letters || extension == "gif" {
+            return None;
+        }
+        numbered.push((number, path.clone()));
+    }
+    numbered.sort();
+    (numbered.len() >= 2).then(|| numbered.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Captions of one data folder.
+struct Captions {
+    source: CaptionSource,
+    by_clip: BTreeMap<String, String>,
+}
+
+impl Captions {
+    fn read(folder: &Path, listing: &Listing, source: CaptionSource) -> Result<Self> {
+        let mut by_clip = BTreeMap::new();
+        if source == CaptionSource::Txt {
+            return Ok(Self { source, by_clip });
+        }
+        for (below, path) in &listing.metadata {
+            for row in metadata::read(path)? {
+                let relative = if below.is_empty() { row.file } else { format!("{below}/{}", row.file) };
+                if !listing.clips.contains_key(&relative) {
+                    let reason = format!("names {relative}, which is not a clip in {}", folder.display());
+                    return Err(DataError::Metadata { path: path.clone(), line: row.line, reason });
+                }
+                if by_clip.insert(relative.clone(), row.caption).is_some() {
+                    let reason = format!("names {relative}, which already has a caption");
+                    return Err(DataError::Metadata { path: path.clone(), line: row.line, reason });
+                }
+            }
+        }
+        Ok(Self { source, by_clip })
+    }
+
+    fn of(&self, relative: &str, media: &Media) -> Result<Option<String>> {
+        if let Some(caption) = self.by_clip.get(relative) {
+            return Ok(Some(caption.clone()));
+        }
+        if self.source == CaptionSource::Metadata {
+            return Ok(None);
+        }
+        let beside = match media {
+            Media::Pictures { folder, .. } => {
+                let mut name = folder.as_os_str().to_os_string();
+                name.push(".txt");
+                PathBuf::from(name)
+            }
+            _ => media.path().with_extension("txt"),
+        };
+        match std::fs::read(&beside) {
+            Ok(bytes) => {
+                let text = String::from_utf8(bytes)
+                    .map_err(|_| DataError::unreadable(&beside, "a caption must be UTF-8 text"))?;
+                Ok(Some(text.trim_start_matches('\u{feff}').trim().to_string()))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(DataError::io("read", &beside)(error)),
+        }
+    }
+}
+
+fn slashed(path: &Path) -> String {
+    path.to_string_lossy().replace('\\', "/").trim_end_matches('/').to_string()
+}

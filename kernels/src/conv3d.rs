@@ -1,0 +1,270 @@
+//! 3D convolution over video, forward only: the VAE is never trained.
+//!
+//! No padding in time: the causal history that a VAE puts before the frames is the caller's business.
+
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::cpu::{is_cpu_f32, with_slice};
+use crate::cpu_gemm::{Product, add_product};
+
+/// Zeros put around each frame, in pixels.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Padding {
+    /// Rows above.
+    pub top: usize,
+    /// Rows below.
+    pub bottom: usize,
+    /// Columns to the left.
+    pub left: usize,
+    /// Columns to the right.
+    pub right: usize,
+}
+
+impl Padding {
+    /// The same on all four sides.
+    pub fn all(n: usize) -> Self {
+        Self { top: n, bottom: n, left: n, right: n }
+    }
+}
+
+/// How a convolution steps, and what surrounds the frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conv3dGeometry {
+    /// Step in frames.
+    pub time_stride: usize,
+    /// Step in rows and in columns.
+    pub space_stride: usize,
+    /// Zeros around each frame.
+    pub padding: Padding,
+}
+
+impl Conv3dGeometry {
+    /// Steps of one.
+    pub fn unit(padding: Padding) -> Self {
+        Self { time_stride: 1, space_stride: 1, padding }
+    }
+}
+
+/// `y[b,o,t,h,w] = bias[o] + sum over i,dt,dh,dw of weight[o,i,dt,dh,dw] x[b,i,t st + dt,h s + dh,w s + dw]`, frames
+/// padded with zeros in space only.
+///
+/// `x` is [B,I,T,H,W], `weight` [O,I,kt,kh,kw], `bias` [O]; the result has (T - kt) / st + 1 frames.
+///
+/// # Errors
+/// Shapes that do not fit, or a kernel larger than the padded input.
+pub fn conv3d(
+    x_bcthw: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    geometry: Conv3dGeometry,
+) -> Result<Tensor> {
+    let sizes = Sizes::new(x_bcthw, weight, geometry)?;
+    match is_cpu_f32(x_bcthw) && is_cpu_f32(weight) {
+        true => on_cpu(x_bcthw, weight, bias, sizes),
+        false => by_conv2d(x_bcthw, weight, bias, geometry, sizes),
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    batch: usize,
+    c_in: usize,
+    frames: usize,
+    height: usize,
+    width: usize,
+    c_out: usize,
+    kernel: [usize; 3],
+    out_frames: usize,
+    out_height: usize,
+    out_width: usize,
+    geometry: Conv3dGeometry,
+}
+
+impl Sizes {
+    fn new(x: &Tensor, weight: &Tensor, geometry: Conv3dGeometry) -> Result<Self> {
+        let (batch, c_in, frames, height, width) = x.dims5()?;
+        let (c_out, weight_in, kt, kh, kw) = weight.dims5()?;
+        let pad = geometry.padding;
+        let out = |n: usize, k: usize, stride: usize| n.checked_sub(k).map(|free| free / stride.max(1) + 1);
+        let out_frames = out(frames, kt, geometry.time_stride);
+        let out_height = out(height + pad.top + pad.bottom, kh, geometry.space_stride);
+        let out_width = out(width + pad.left + pad.right, kw, geometry.space_stride);
+        let (Some(out_frames), Some(out_height), Some(out_width)) = (out_frames, out_height, out_width)
+        else {
+            bail!("conv3d: the kernel {kt}x{kh}x{kw} is larger than the input {:?}", x.dims());
+        };
+        if weight_in != c_in {
+            bail!("conv3d: {c_in} channels meet a weight for {weight_in}");
+        }
+        let kernel = [kt, kh, kw];
+        Ok(Self {
+            batch,
+            c_in,
+            frames,
+            height,
+            width,
+            c_out,
+            kernel,
+            out_frames,
+            out_height,
+            out_width,
+            geometry,
+        })
+    }
+
+    /// Inputs that one output sums over.
+    fn taps(&self) -> usize {
+        self.c_in * self.kernel.iter().product::<usize>()
+    }
+}
+
+/// The readable definition, on any device: for each step in time a 2D convolution of the frames, summed.
+fn by_conv2d(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    geometry: Conv3dGeometry,
+    s: Sizes,
+) -> Result<Tensor> {
+    let pad = geometry.padding;
+    let x = x.pad_with_zeros(3, pad.top, pad.bottom)?.pad_with_zeros(4, pad.left, pad.right)?;
+    let frames = |dt: usize| -> Result<Tensor> {
+        let index: Vec<u32> = (0..s.out_frames).map(|t| (t * geometry.time_stride + dt) as u32).collect();
+        let picked = x.index_select(&Tensor::new(index, x.device())?, 2)?.transpose(1, 2)?;
+        picked.flatten(0, 1)?.contiguous()
+    };
+    let mut sum: Option<Tensor> = None;
+    for dt in 0..s.kernel[0] {
+        let kernel = weight.narrow(2, dt, 1)?.squeeze(2)?.contiguous()?;
+        let part = frames(dt)?.conv2d(&kernel, 0, geometry.space_stride, 1, 1)?;
+        sum = Some(match sum {
+            Some(sum) => (sum + part)?,
+            None => part,
+        });
+    }
+    let Some(sum) = sum else { bail!("conv3d: the kernel has no frames") };
+    let y = sum
+        .reshape((s.batch, s.out_frames, s.c_out, s.out_height, s.out_width))?
+        .transpose(1, 2)?
+        .contiguous()?;
+    match bias {
+        Some(bias) => y.broadcast_add(&bias.reshape((1, s.c_out, 1, 1, 1))?),
+        None => Ok(y),
+    }
+}
+
+/// Output pixels of one tile, and rows of the patch matrix built at a time: together they stay in a core's cache.
+const TILE_PIXELS: usize = 512;
+const PATCH_ROWS: usize = 256;
+
+/// A band of whole output rows of one frame: what one thread computes at a time.
+#[derive(Clone, Copy)]
+struct Tile {
+    batch: usize,
+    frame: usize,
+    first_row: usize,
+    rows: usize,
+}
+
+fn on_cpu(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, s: Sizes) -> Result<Tensor> {
+    let zeros = vec![0f32; s.c_out];
+    let y = with_slice(x, |x| {
+        with_slice(weight, |weight| match bias {
+            Some(bias) => with_slice(bias, |bias| Ok(tiles_on_cpu(x, weight, bias, s))),
+            None => Ok(tiles_on_cpu(x, weight, &zeros, s)),
+        })
+    })?;
+    Tensor::from_vec(y, (s.batch, s.c_out, s.out_frames, s.out_height, s.out_width), x.device())
+}
+
+fn tiles_on_cpu(x: &[f32], weight: &[f32], bias: &[f32], s: Sizes) -> Vec<f32> {
+    let plane = s.out_height * s.out_width;
+    let out = Mutex::new(vec![0f32; s.batch * s.c_out * s.out_frames * plane]);
+    tiles(s).into_par_iter().for_each_init(Vec::new, |patches, tile| {
+        let pixels = tile.rows * s.out_width;
+        let values = one_tile(x, weight, bias, s, tile, patches);
+        let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
+        for (channel, row) in values.chunks_exact(pixels).enumerate() {
+            let frame = (tile.batch * s.c_out + channel) * s.out_frames + tile.frame;
+            let at = frame * plane + tile.first_row * s.out_width;
+            out[at..at + pixels].copy_from_slice(row);
+        }
+    });
+    out.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn tiles(s: Sizes) -> Vec<Tile> {
+    let band = (TILE_PIXELS / s.out_width.max(1)).max(1);
+    let mut tiles = Vec::new();
+    for batch in 0..s.batch {
+        for frame in 0..s.out_frames {
+            for first_row in (0..s.out_height).step_by(band) {
+                tiles.push(Tile { batch, frame, first_row, rows: band.min(s.out_height - first_row) });
+            }
+        }
+    }
+    tiles
+}
+
+/// The outputs [c_out, rows x width] of one tile: weights times patches, some rows of the patch matrix at a time.
+fn one_tile(
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    s: Sizes,
+    tile: Tile,
+    patches: &mut Vec<f32>,
+) -> Vec<f32> {
+    let pixels = tile.rows * s.out_width;
+    let taps = s.taps();
+    let mut values = Vec::with_capacity(s.c_out * pixels);
+    for b in bias {
+        values.resize(values.len() + pixels, *b);
+    }
+    for first in (0..taps).step_by(PATCH_ROWS) {
+        let rows = PATCH_ROWS.min(taps - first);
+        patches.resize(PATCH_ROWS * pixels, 0.0);
+        for (tap, row) in (first..first + rows).zip(patches.chunks_exact_mut(pixels)) {
+            patch_row(x, s, tile, tap, row);
+        }
+        let shape = Product { m: s.c_out, n: pixels, k: rows, a_stride: taps };
+        add_product(shape, &weight[first..], patches, &mut values);
+    }
+    values
+}
+
+/// One row of the patch matrix: the input that tap number `tap` (of [c_in, kt, kh, kw]) meets at each output pixel.
+fn patch_row(x: &[f32], s: Sizes, tile: Tile, tap: usize, row: &mut [f32]) {
+    let [kt, kh, kw] = s.kernel;
+    let (dw, dh, dt, channel) = (tap % kw, tap / kw % kh, tap / (kw * kh) % kt, tap / (kw * kh * kt));
+    let frame = tile.frame * s.geometry.time_stride + dt;
+    let start = ((tile.batch * s.c_in + channel) * s.frames + frame) * s.height * s.width;
+    let picture = &x[start..start + s.height * s.width];
+    let stride = s.geometry.space_stride;
+    for (r, out) in row.chunks_exact_mut(s.out_width).enumerate() {
+        let y = ((tile.first_row + r) * stride + dh).wrapping_sub(s.geometry.padding.top);
+        match y < s.height {
+            true => line(&picture[y * s.width..(y + 1) * s.width], dw, s.geometry.padding.left, stride, out),
+            false => out.fill(0.0),
+        }
+    }
+}
+
+/// `out[i] = input[i stride + dw - left]`, zero outside.
+fn line(input: &[f32], dw: usize, left: usize, stride: usize, out: &mut [f32]) {
+    if stride == 1 {
+        // Columns before `begin` and from `end` on fall into the padding.
+        let begin = left.saturating_sub(dw).min(out.len());
+        let end = (input.len() + left).saturating_sub(dw).clamp(begin, out.len());
+        out[..begin].fill(0.0);
+        out[begin..end].copy_from_slice(&input[begin + dw - left..end + dw - left]);
+        out[end..].fill(0.0);
+        return;
+    }
+    for (i, value) in out.iter_mut().enumerate() {
+        *value = input.get((i * stride + dw).wrapping_sub(left)).copied().unwrap_or(0.0);
+    }
+}

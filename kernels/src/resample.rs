@@ -1,0 +1,93 @@
+//! Rearranging frames and pixels of a video, forward only: what the VAEs do between their convolutions.
+
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::cpu::{is_cpu_f32, with_slice};
+
+/// Doubles height and width by repeating each pixel: [B,C,T,H,W] to [B,C,T,2H,2W].
+pub fn upsample_nearest_2x(x_bcthw: &Tensor) -> Result<Tensor> {
+    let (b, c, t, h, w) = x_bcthw.dims5()?;
+    if !is_cpu_f32(x_bcthw) {
+        let grid = x_bcthw.reshape((b * c * t, h, 1, w, 1))?.broadcast_as((b * c * t, h, 2, w, 2))?;
+        return grid.contiguous()?.reshape((b, c, t, 2 * h, 2 * w));
+    }
+    let y = with_slice(x_bcthw, |x| {
+        let mut y = vec![0f32; 4 * x.len()];
+        y.par_chunks_mut(4 * w.max(1)).zip(x.par_chunks(w.max(1))).for_each(|(two_rows, row)| {
+            let (upper, lower) = two_rows.split_at_mut(2 * w);
+            upper.chunks_exact_mut(2).zip(row).for_each(|(pair, x)| pair.fill(*x));
+            lower.copy_from_slice(upper);
+        });
+        Ok(y)
+    })?;
+    Tensor::from_vec(y, (b, c, t, 2 * h, 2 * w), x_bcthw.device())
+}
+
+/// Turns pairs of channels into pairs of frames: [B,2C,T,H,W] to [B,C,2T,H,W], frame 2i from the first C channels of
+/// time i and frame 2i+1 from the others. Source: Wan-Video/Wan2.1 `wan/modules/vae.py`, `Resample`, upsample3d.
+pub fn frames_from_channels(x_bcthw: &Tensor) -> Result<Tensor> {
+    let (b, c2, t, h, w) = x_bcthw.dims5()?;
+    if c2 % 2 != 0 {
+        bail!("frames_from_channels: {c2} channels are not pairs");
+    }
+    let x = x_bcthw.reshape((b, 2, c2 / 2, t, h * w))?.permute((0, 2, 3, 1, 4))?;
+    x.contiguous()?.reshape((b, c2 / 2, 2 * t, h, w))
+}
+
+/// Means over cells of `time` x `space` x `space`, spread over `to` channels: [B,C,T,H,W] to
+/// [B,to,ceil(T/time),H/space,W/space]. Frames missing at the start count as zeros.
+///
+/// Each cell is put into channels (time slowest, then height, then width) and groups of neighbouring channels are
+/// averaged. Source: Wan-Video/Wan2.2 `wan/modules/vae2_2.py`, `AvgDown3D`.
+pub fn average_down(x_bcthw: &Tensor, to: usize, time: usize, space: usize) -> Result<Tensor> {
+    let (b, c, t, _, _) = x_bcthw.dims5()?;
+    let x = x_bcthw.pad_with_zeros(2, t.next_multiple_of(time) - t, 0)?;
+    let (_, _, t, h, w) = x.dims5()?;
+    let (t, h, w) = (t / time, h / space, w / space);
+    if !(c * time * space * space).is_multiple_of(to) {
+        bail!("average_down: {c} channels in cells of {time}x{space}x{space} do not average to {to}");
+    }
+    let cells = x.reshape(vec![b, c, t, time, h, space, w, space])?.permute(vec![0, 1, 3, 5, 7, 2, 4, 6])?;
+    let group = c * time * space * space / to;
+    cells.contiguous()?.reshape((b, to, group, t * h * w))?.mean(2)?.reshape((b, to, t, h, w))
+}
+
+/// Copies into cells of `time` x `space` x `space`: [B,C,T,H,W] to [B,to,T time,H space,W space], the inverse
+/// arrangement of [`average_down`]. Source: Wan-Video/Wan2.2 `wan/modules/vae2_2.py`, `DupUp3D`.
+pub fn duplicate_up(x_bcthw: &Tensor, to: usize, time: usize, space: usize) -> Result<Tensor> {
+    let (b, c, t, h, w) = x_bcthw.dims5()?;
+    let cell = time * space * space;
+    if !(to * cell).is_multiple_of(c) {
+        bail!("duplicate_up: {c} channels do not copy to {to} in cells of {time}x{space}x{space}");
+    }
+    let copies = to * cell / c;
+    let x = x_bcthw.reshape((b, c, 1, t * h * w))?.broadcast_as((b, c, copies, t * h * w))?.contiguous()?;
+    let x = x.reshape(vec![b, to, time, space, space, t, h, w])?.permute(vec![0, 1, 5, 2, 6, 3, 7, 4])?;
+    x.contiguous()?.reshape((b, to, t * time, h * space, w * space))
+}
+
+/// Folds squares of `patch` x `patch` pixels into channels: [B,C,T,H,W] to [B,C p p,T,H/p,W/p]. Channel
+/// `(c p + dx) p + dy` holds pixel (p y + dy, p x + dx): the column is the slower of the two.
+/// Source: Wan-Video/Wan2.2 `wan/modules/vae2_2.py`, `patchify`.
+pub fn fold_pixels(x_bcthw: &Tensor, patch: usize) -> Result<Tensor> {
+    if patch == 1 {
+        return Ok(x_bcthw.clone());
+    }
+    let (b, c, t, h, w) = x_bcthw.dims5()?;
+    let x = x_bcthw
+        .reshape(vec![b, c, t, h / patch, patch, w / patch, patch])?
+        .permute(vec![0, 1, 6, 4, 2, 3, 5])?;
+    x.contiguous()?.reshape((b, c * patch * patch, t, h / patch, w / patch))
+}
+
+/// The inverse of [`fold_pixels`].
+pub fn unfold_pixels(x_bcthw: &Tensor, patch: usize) -> Result<Tensor> {
+    if patch == 1 {
+        return Ok(x_bcthw.clone());
+    }
+    let (b, c, t, h, w) = x_bcthw.dims5()?;
+    let c = c / (patch * patch);
+    let x = x_bcthw.reshape(vec![b, c, patch, patch, t, h, w])?.permute(vec![0, 1, 4, 5, 3, 6, 2])?;
+    x.contiguous()?.reshape((b, c, t, h * patch, w * patch))
+}

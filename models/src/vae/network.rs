@@ -1,0 +1,82 @@
+//! An encoder or a decoder: stages run chunk by chunk.
+
+use candle_core::Tensor;
+use kernels::resample::{average_down, duplicate_up};
+
+use crate::Result;
+
+use super::parts::{Builder, History, Part};
+use super::plan::{Shortcut, StagePlan};
+
+/// Sees the output of every stage: the stage's diffusers name and the chunk's tensor [B,C,T,H,W].
+pub type Probe<'a> = dyn FnMut(&str, &Tensor) + 'a;
+
+#[derive(Debug)]
+struct Stage {
+    label: String,
+    parts: Vec<Part>,
+    shortcut: Shortcut,
+}
+
+/// Stages, one after the other.
+#[derive(Debug)]
+pub(super) struct Network {
+    stages: Vec<Stage>,
+    slots: usize,
+}
+
+impl Network {
+    /// Reads the stages of `plan`.
+    pub(super) fn build(plan: &[StagePlan], builder: &mut Builder) -> Result<Self> {
+        builder.slots = 0;
+        let mut stages = Vec::with_capacity(plan.len());
+        for stage in plan {
+            let parts = stage.parts.iter().map(|part| builder.part(part)).collect::<Result<_>>()?;
+            stages.push(Stage { label: stage.label.clone(), parts, shortcut: stage.shortcut });
+        }
+        Ok(Self { stages, slots: builder.slots })
+    }
+
+    /// Runs a clip in the given chunks of frames; the outputs are joined in time.
+    ///
+    /// The chunks define the result: resampling in time treats the first chunk differently.
+    pub(super) fn run(
+        &self,
+        x: &Tensor,
+        chunks: impl Iterator<Item = (usize, usize)>,
+        probe: &mut Option<&mut Probe>,
+    ) -> Result<Tensor> {
+        let mut history = History::new(self.slots);
+        let mut outputs = Vec::new();
+        for (start, frames) in chunks {
+            let mut h = x.narrow(2, start, frames)?.contiguous()?;
+            for stage in &self.stages {
+                h = stage.forward(&h, start == 0, &mut history)?;
+                if let Some(probe) = probe {
+                    probe(&stage.label, &h);
+                }
+            }
+            outputs.push(h);
+        }
+        Ok(Tensor::cat(&outputs, 2)?)
+    }
+}
+
+impl Stage {
+    fn forward(&self, x: &Tensor, is_first_chunk: bool, history: &mut History) -> Result<Tensor> {
+        let mut h = x.clone();
+        for part in &self.parts {
+            h = part.forward(&h, history)?;
+        }
+        match self.shortcut {
+            Shortcut::None => Ok(h),
+            Shortcut::AverageDown { to, time, space } => Ok((h + average_down(x, to, time, space)?)?),
+            Shortcut::DuplicateUp { to, time, space } => {
+                let copies = duplicate_up(x, to, time, space)?;
+                // The first chunk is one frame, which the network does not double either.
+                let skipped = if is_first_chunk { time - 1 } else { 0 };
+                Ok((h + copies.narrow(2, skipped, copies.dim(2)? - skipped)?)?)
+            }
+        }
+    }
+}

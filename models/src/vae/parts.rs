@@ -1,0 +1,286 @@
+//! The parts of the VAEs: each sees a chunk of frames and what it kept of the chunks before.
+//!
+//! Source: Wan-Video/Wan2.1 `wan/modules/vae.py`.
+
+use candle_core::{D, DType, Device, Tensor};
+use kernels::channel_norm::{Activation, channel_norm};
+use kernels::conv3d::{Conv3dGeometry, Padding, conv3d};
+use kernels::resample::{frames_from_channels, upsample_nearest_2x};
+
+use crate::Result;
+use crate::weights::Weights;
+
+use super::plan::{PartPlan, Reach};
+
+/// What the causal parts keep of the chunks before, one slot for each; empty before the first chunk.
+#[derive(Debug, Clone)]
+pub(super) struct History(Vec<Option<Tensor>>);
+
+impl History {
+    pub(super) fn new(slots: usize) -> Self {
+        Self(vec![None; slots])
+    }
+
+    fn get(&self, slot: usize) -> Option<&Tensor> {
+        self.0.get(slot)?.as_ref()
+    }
+
+    /// Keeps the last `frames` of `x`, in memory of their own: a view would keep the whole chunk alive.
+    fn keep_last(&mut self, slot: usize, x: &Tensor, frames: usize) -> Result<()> {
+        let n = frames.min(x.dim(2)?);
+        self.put(slot, x.narrow(2, x.dim(2)? - n, n)?.force_contiguous()?);
+        Ok(())
+    }
+
+    fn put(&mut self, slot: usize, x: Tensor) {
+        if let Some(place) = self.0.get_mut(slot) {
+            *place = Some(x);
+        }
+    }
+}
+
+/// Reads parts from weights and counts the slots that they need.
+pub(super) struct Builder<'a> {
+    pub weights: &'a Weights,
+    pub dtype: DType,
+    pub device: &'a Device,
+    pub slots: usize,
+}
+
+impl Builder<'_> {
+    fn tensor(&self, name: String) -> Result<Tensor> {
+        self.weights.tensor(&name, self.dtype, self.device)
+    }
+
+    fn slot(&mut self) -> usize {
+        self.slots += 1;
+        self.slots - 1
+    }
+
+    fn conv(&self, name: &str, geometry: Conv3dGeometry) -> Result<Conv> {
+        let weight = self.tensor(format!("{name}.weight"))?;
+        // A 2D kernel is a 3D one of a single frame.
+        let weight = if weight.rank() == 4 { weight.unsqueeze(2)? } else { weight };
+        Ok(Conv { weight, bias: self.tensor(format!("{name}.bias"))?, geometry })
+    }
+
+    fn causal(&mut self, name: &str) -> Result<CausalConv> {
+        let conv = self.conv(name, Conv3dGeometry::unit(Padding::all(1)))?;
+        Ok(CausalConv { conv, slot: self.slot() })
+    }
+
+    /// Reads the part of `plan`.
+    pub(super) fn part(&mut self, plan: &PartPlan) -> Result<Part> {
+        let pointwise = Conv3dGeometry::unit(Padding::default());
+        Ok(match plan {
+            PartPlan::Silu => Part::Silu,
+            PartPlan::Conv { name, kernel: 1, .. } => Part::Pointwise(self.conv(name, pointwise)?),
+            PartPlan::Conv { name, .. } => Part::Conv(self.causal(name)?),
+            PartPlan::Norm { name, .. } => Part::Norm(self.tensor(format!("{name}.gamma"))?),
+            PartPlan::Residual { name, from, to } => Part::Residual(Residual {
+                norm_1: self.tensor(format!("{name}.residual.0.gamma"))?,
+                conv_1: self.causal(&format!("{name}.residual.2"))?,
+                norm_2: self.tensor(format!("{name}.residual.3.gamma"))?,
+                conv_2: self.causal(&format!("{name}.residual.6"))?,
+                shortcut: match from == to {
+                    true => None,
+                    false => Some(self.conv(&format!("{name}.shortcut"), pointwise)?),
+                },
+            }),
+            PartPlan::Attention { name, .. } => Part::Attention(Attention {
+                norm: self.tensor(format!("{name}.norm.gamma"))?,
+                to_qkv: self.conv(&format!("{name}.to_qkv"), pointwise)?,
+                proj: self.conv(&format!("{name}.proj"), pointwise)?,
+            }),
+            PartPlan::Down { name, reach, .. } => self.down(name, *reach)?,
+            PartPlan::Up { name, reach, .. } => self.up(name, *reach)?,
+        })
+    }
+
+    fn down(&mut self, name: &str, reach: Reach) -> Result<Part> {
+        let padding = Padding { bottom: 1, right: 1, ..Padding::default() };
+        let space = self.conv(
+            &format!("{name}.resample.1"),
+            Conv3dGeometry { time_stride: 1, space_stride: 2, padding },
+        )?;
+        let halving = Conv3dGeometry { time_stride: 2, space_stride: 1, padding: Padding::default() };
+        let time = self.time_conv(name, reach, halving)?;
+        Ok(Part::Down { space, time })
+    }
+
+    fn up(&mut self, name: &str, reach: Reach) -> Result<Part> {
+        let space = self.conv(&format!("{name}.resample.1"), Conv3dGeometry::unit(Padding::all(1)))?;
+        let time = self.time_conv(name, reach, Conv3dGeometry::unit(Padding::default()))?;
+        Ok(Part::Up { space, time })
+    }
+
+    fn time_conv(
+        &mut self,
+        name: &str,
+        reach: Reach,
+        geometry: Conv3dGeometry,
+    ) -> Result<Option<CausalConv>> {
+        match reach {
+            Reach::Space => Ok(None),
+            Reach::SpaceAndTime => {
+                let conv = self.conv(&format!("{name}.time_conv"), geometry)?;
+                Ok(Some(CausalConv { conv, slot: self.slot() }))
+            }
+        }
+    }
+}
+
+/// A part of a network, ready to run on [B,C,T,H,W].
+#[derive(Debug)]
+pub(super) enum Part {
+    Conv(CausalConv),
+    Pointwise(Conv),
+    Norm(Tensor),
+    Silu,
+    Residual(Residual),
+    Attention(Attention),
+    Down { space: Conv, time: Option<CausalConv> },
+    Up { space: Conv, time: Option<CausalConv> },
+}
+
+impl Part {
+    pub(super) fn forward(&self, x: &Tensor, history: &mut History) -> Result<Tensor> {
+        match self {
+            Self::Conv(conv) => conv.forward(x, history),
+            Self::Pointwise(conv) => conv.forward(x),
+            Self::Norm(gamma) => Ok(channel_norm(x, gamma, Activation::Identity)?),
+            Self::Silu => Ok(x.silu()?),
+            Self::Residual(block) => block.forward(x, history),
+            Self::Attention(block) => block.forward(x),
+            Self::Down { space, time } => down(&space.forward(x)?, time.as_ref(), history),
+            Self::Up { space, time } => {
+                let x = match time {
+                    Some(time) => up_in_time(x, time, history)?,
+                    None => x.clone(),
+                };
+                space.forward(&upsample_nearest_2x(&x)?)
+            }
+        }
+    }
+}
+
+/// A convolution with its bias.
+#[derive(Debug)]
+pub(super) struct Conv {
+    weight: Tensor,
+    bias: Tensor,
+    geometry: Conv3dGeometry,
+}
+
+impl Conv {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(conv3d(x, &self.weight, Some(&self.bias), self.geometry)?)
+    }
+}
+
+/// Frames of the past that a kernel of three frames sees.
+const PAST: usize = 2;
+
+/// A convolution over three frames, of which two are the past: zeros before the first frame of a clip.
+#[derive(Debug)]
+pub(super) struct CausalConv {
+    conv: Conv,
+    slot: usize,
+}
+
+impl CausalConv {
+    fn forward(&self, x: &Tensor, history: &mut History) -> Result<Tensor> {
+        let known = match history.get(self.slot) {
+            Some(past) => Tensor::cat(&[past, x], 2)?,
+            None => x.clone(),
+        };
+        let zeros = (PAST + x.dim(2)?).saturating_sub(known.dim(2)?);
+        history.keep_last(self.slot, &known, PAST)?;
+        self.conv.forward(&known.pad_with_zeros(2, zeros, 0)?)
+    }
+}
+
+/// Norm, SiLU, convolution, twice, around a shortcut that sees the raw input.
+#[derive(Debug)]
+pub(super) struct Residual {
+    norm_1: Tensor,
+    conv_1: CausalConv,
+    norm_2: Tensor,
+    conv_2: CausalConv,
+    shortcut: Option<Conv>,
+}
+
+impl Residual {
+    fn forward(&self, x: &Tensor, history: &mut History) -> Result<Tensor> {
+        let h = self.conv_1.forward(&channel_norm(x, &self.norm_1, Activation::Silu)?, history)?;
+        let h = self.conv_2.forward(&channel_norm(&h, &self.norm_2, Activation::Silu)?, history)?;
+        match &self.shortcut {
+            Some(conv) => Ok((h + conv.forward(x)?)?),
+            None => Ok((h + x)?),
+        }
+    }
+}
+
+/// One head over the positions of each frame.
+#[derive(Debug)]
+pub(super) struct Attention {
+    norm: Tensor,
+    to_qkv: Conv,
+    proj: Conv,
+}
+
+/// Queries at a time: bounds the scores of a 720p frame to 60 MB.
+const QUERIES: usize = 1024;
+
+impl Attention {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (b, c, t, h, w) = x.dims5()?;
+        let qkv = self.to_qkv.forward(&channel_norm(x, &self.norm, Activation::Identity)?)?;
+        let mut frames = Vec::with_capacity(b * t);
+        for item in 0..b {
+            for frame in 0..t {
+                let qkv = qkv.narrow(0, item, 1)?.narrow(2, frame, 1)?.reshape((3, c, h * w))?;
+                frames.push(attend(&qkv)?);
+            }
+        }
+        let y = Tensor::cat(&frames, 0)?.reshape((b, t, c, h, w))?.transpose(1, 2)?.contiguous()?;
+        Ok((self.proj.forward(&y)? + x)?)
+    }
+}
+
+/// `softmax(q^T k / sqrt(C)) v` of one frame: [3,C,N] to [1,C,N].
+fn attend(qkv: &Tensor) -> Result<Tensor> {
+    let (_, c, n) = qkv.dims3()?;
+    let (q, k, v) = (qkv.get(0)?, qkv.get(1)?, qkv.get(2)?);
+    let q = (q.t()?.contiguous()? * (1.0 / (c as f64).sqrt()))?;
+    let v_t = v.t()?.contiguous()?;
+    let mut rows = Vec::new();
+    for start in (0..n).step_by(QUERIES) {
+        let scores = q.narrow(0, start, QUERIES.min(n - start))?.matmul(&k)?;
+        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
+        rows.push(weights.matmul(&v_t)?);
+    }
+    Ok(Tensor::cat(&rows, 0)?.t()?.contiguous()?.unsqueeze(0)?)
+}
+
+/// Halves the frames of an input that was already halved in space. The first frame of a clip passes as it is; later
+/// chunks see the last frame before them.
+fn down(x: &Tensor, time: Option<&CausalConv>, history: &mut History) -> Result<Tensor> {
+    let Some(time) = time else { return Ok(x.clone()) };
+    let y = match history.get(time.slot) {
+        None => x.clone(),
+        Some(last) => time.conv.forward(&Tensor::cat(&[last, x], 2)?)?,
+    };
+    history.keep_last(time.slot, x, 1)?;
+    Ok(y)
+}
+
+/// Doubles the frames. The first frame of a clip passes as it is and is forgotten: to the second chunk the past is zero.
+fn up_in_time(x: &Tensor, time: &CausalConv, history: &mut History) -> Result<Tensor> {
+    if history.get(time.slot).is_none() {
+        let (b, c, _, h, w) = x.dims5()?;
+        history.put(time.slot, Tensor::zeros((b, c, PAST, h, w), x.dtype(), x.device())?);
+        return Ok(x.clone());
+    }
+    Ok(frames_from_channels(&time.forward(x, history)?)?)
+}

@@ -1,0 +1,182 @@
+//! The optimiser: named AdamW states, one for each trainable tensor, on the device of its stage.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, DeviceLocation, Tensor};
+use kernels::adamw::{self, State, Update};
+use models::adapter::Adapters;
+use models::dit::Gradients;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::lr::LrSchedule;
+use crate::pipeline::Pipeline;
+
+/// AdamW and its learning rate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizerConfig {
+    /// Peak learning rate. Default 1e-4.
+    pub lr: f64,
+    /// `constant`, `linear` or `cosine`. Default `constant`.
+    pub schedule: LrSchedule,
+    /// Steps over which the learning rate rises to its peak. Default 10.
+    pub warmup: u64,
+    /// Decay of the two moments. Default [0.9, 0.999].
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment. Default 1e-8.
+    pub eps: f64,
+    /// Decoupled weight decay. Default 0.01.
+    pub weight_decay: f64,
+    /// Largest norm of all gradients together; longer ones are scaled down to it. 0 for none. Default 1.
+    pub clip_norm: f64,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            lr: 1e-4,
+            schedule: LrSchedule::Constant,
+            warmup: 10,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: 0.01,
+            clip_norm: 1.0,
+        }
+    }
+}
+
+impl OptimizerConfig {
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// Naming the key and what it must be.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |key: &str, why: String| Err(Error::Setting { key: format!("optimizer.{key}"), why });
+        let at_least_zero = [("weight_decay", self.weight_decay), ("eps", self.eps), ("clip_norm", self.clip_norm)];
+        match at_least_zero.into_iter().find(|(_, v)| !v.is_finite() || *v < 0.0) {
+            Some((key, value)) => refuse(key, format!("{value} is negative or no number")),
+            None if !self.lr.is_finite() || self.lr <= 0.0 => refuse("lr", format!("{} is not a positive number", self.lr)),
+            None if self.betas.iter().any(|b| !(0.0..1.0).contains(b)) => {
+                refuse("betas", format!("{:?}: both must be at least 0 and below 1", self.betas))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// The states of all trainable tensors, by name.
+#[derive(Debug)]
+pub struct Optimizer {
+    states: BTreeMap<String, State>,
+}
+
+impl Optimizer {
+    /// Moments of zero for every trainable tensor of the pipeline.
+    pub fn new(pipeline: &Pipeline) -> Result<Self> {
+        let mut states = BTreeMap::new();
+        for stage in pipeline.stages() {
+            for (name, parameter) in stage.adapters.parameters() {
+                let zeros = parameter.zeros_like()?;
+                states.insert(name, State { parameter, first: zeros.clone(), second: zeros });
+            }
+        }
+        Ok(Self { states })
+    }
+
+    /// The states, ordered by name.
+    pub fn states(&self) -> &BTreeMap<String, State> {
+        &self.states
+    }
+
+    /// Puts saved states in place, each on the device where its fellow lies now.
+    ///
+    /// # Errors
+    /// When the names or shapes are not those of this run.
+    pub fn restore(&mut self, saved: BTreeMap<String, State>) -> Result<()> {
+        let is_same = self.states.len() == saved.len()
+            && self.states.iter().zip(&saved).all(|((a, x), (b, y))| a == b && x.parameter.dims() == y.parameter.dims());
+        if !is_same {
+            return Err(Error::ForeignCheckpoint);
+        }
+        for (name, saved) in saved {
+            if let Some(state) = self.states.get_mut(&name) {
+                let device = state.parameter.device().clone();
+                let place = |t: &Tensor| t.to_device(&device);
+                *state = State {
+                    parameter: place(&saved.parameter)?,
+                    first: place(&saved.first)?,
+                    second: place(&saved.second)?,
+                };
+            }
+        }
+        Ok(())
+    }
+
+    /// One update of every tensor by its gradient times `factor`.
+    pub fn update(&mut self, gradients: &Gradients, factor: f64, update: &Update) -> Result<()> {
+        for (name, state) in &mut self.states {
+            let gradient = gradients.get(name).ok_or_else(|| Error::MissingGradient { name: name.clone() })?;
+            *state = adamw::step(state, &(gradient * factor)?, update)?;
+        }
+        Ok(())
+    }
+
+    /// Hands the parameters to the stages' adapters.
+    pub fn publish(&self, pipeline: &mut Pipeline) {
+        let parameters = self.parameters();
+        pipeline.stages_mut().iter_mut().for_each(|stage| stage.adapters.set_parameters(&parameters));
+    }
+
+    /// The parameters, by name.
+    pub fn parameters(&self) -> BTreeMap<String, Tensor> {
+        self.states.iter().map(|(name, state)| (name.clone(), state.parameter.clone())).collect()
+    }
+}
+
+/// The norm of all gradients together, after a look at each.
+///
+/// # Errors
+/// A trainable tensor without a gradient, or with one that is not finite, by name.
+pub fn checked_norm(gradients: &Gradients, names: impl Iterator<Item = impl AsRef<str>>) -> Result<f64> {
+    // Squares are summed where they lie and read back once per device, not once per tensor.
+    let mut by_device: Vec<(DeviceLocation, Vec<String>, Vec<Tensor>)> = Vec::new();
+    for name in names {
+        let name = name.as_ref().to_owned();
+        let gradient = gradients.get(&name).ok_or_else(|| Error::MissingGradient { name: name.clone() })?;
+        let (square, place) = (gradient.sqr()?.sum_all()?, gradient.device().location());
+        match by_device.iter_mut().find(|(device, ..)| *device == place) {
+            Some((_, names, squares)) => {
+                names.push(name);
+                squares.push(square);
+            }
+            None => by_device.push((place, vec![name], vec![square])),
+        }
+    }
+    let mut squares: BTreeMap<String, f64> = BTreeMap::new();
+    for (_, names, tensors) in by_device {
+        let values: Vec<f32> = Tensor::stack(&tensors, 0)?.to_vec1()?;
+        squares.extend(names.into_iter().zip(values.into_iter().map(f64::from)));
+    }
+    match squares.iter().find(|(_, square)| !square.is_finite()) {
+        Some((name, _)) => Err(Error::NonFiniteGradient { name: name.clone() }),
+        // Summed in the order of names, so that the sum does not depend on the split.
+        None => Ok(squares.values().sum::<f64>().sqrt()),
+    }
+}
+
+/// What gradients of norm `norm` are multiplied by, so that none is longer than `clip_norm` (0 for no limit).
+pub fn clip_factor(norm: f64, clip_norm: f64) -> f64 {
+    if clip_norm > 0.0 && norm > clip_norm { clip_norm / norm } else { 1.0 }
+}
+
+/// The trainable tensors of all stages, as one set on the host.
+pub fn gathered(pipeline: &Pipeline) -> Result<Adapters> {
+    let mut all = Adapters::default();
+    for stage in pipeline.stages() {
+        for (module, adapters) in stage.adapters.part(&Device::Cpu, |_| true)?.iter() {
+            adapters.iter().filter(|a| a.is_trainable()).for_each(|a| all.attach(module.to_owned(), a.clone()));
+        }
+    }
+    Ok(all)
+}
