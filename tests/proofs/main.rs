@@ -6,6 +6,7 @@ mod adapter_files;
 mod dit;
 mod gradients;
 mod solver;
+mod tensorboard;
 mod vae;
 mod vae_ops;
 mod weights;
