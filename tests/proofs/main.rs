@@ -1,3 +1,7 @@
+//! Proofs.
+mod data_cache;
+mod data_decode;
+mod data_pipeline;
 //! The proofs: each claim of Tandem with the test that would catch the plausible bug.
 
 mod tokenizer;
