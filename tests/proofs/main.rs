@@ -1,11 +1,11 @@
 //! The proofs: each claim of Tandem with the test that would catch the plausible bug.
 
-mod tokenizer;
-mod umt5;
 mod adapter_files;
 mod dit;
 mod gradients;
 mod solver;
+mod tokenizer;
+mod umt5;
 mod vae;
 mod vae_ops;
 mod weights;
