@@ -4,13 +4,13 @@ mod data_decode;
 mod data_pipeline;
 //! The proofs: each claim of Tandem with the test that would catch the plausible bug.
 
-mod tokenizer;
-mod umt5;
 mod adapter_files;
 mod dit;
 mod gradients;
 mod solver;
 mod tensorboard;
+mod tokenizer;
+mod umt5;
 mod vae;
 mod vae_ops;
 mod weights;
