@@ -7,6 +7,8 @@ pub mod adapter;
 pub mod dit;
 pub mod error;
 pub mod names;
+pub mod text;
+pub mod umt5;
 pub mod vae;
 pub mod weights;
 

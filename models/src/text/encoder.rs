@@ -1,0 +1,55 @@
+//! Tokenizer and UMT5 together.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::Result;
+use crate::umt5::Umt5;
+
+use super::clean::clean;
+use super::tokenizer::Tokenizer;
+
+/// Turns prompts into the context that a DiT reads.
+#[derive(Debug)]
+pub struct TextEncoder {
+    tokenizer: Tokenizer,
+    umt5: Umt5,
+    fingerprint: String,
+}
+
+impl TextEncoder {
+    /// Loads UMT5 from `weights` (see [`Umt5::load`]) and its tokenizer from `tokenizer` (see [`Tokenizer::load`]).
+    pub fn load(weights: &Path, tokenizer: &Path, dtype: DType, device: &Device) -> Result<Self> {
+        // The tokenizer first: it is the smaller file, and the one that is missing more often.
+        let tokenizer = Tokenizer::load(tokenizer)?;
+        let umt5 = Umt5::load(weights, dtype, device)?;
+        let fingerprint = format!("{}-{}", umt5.fingerprint(), tokenizer.fingerprint());
+        Ok(Self { tokenizer, umt5, fingerprint })
+    }
+
+    /// Cleans `prompt` and splits it into tokens.
+    pub fn ids(&self, prompt: &str) -> Result<Vec<u32>> {
+        self.tokenizer.encode(&clean(prompt))
+    }
+
+    /// The states of these tokens: [length, width], real rows only.
+    pub fn encode(&self, ids: &[u32]) -> Result<Tensor> {
+        self.umt5.encode(ids)
+    }
+
+    /// Cleans, splits and encodes: [length, width], real rows only. The DiT sees zeros behind them, up to 512 rows.
+    pub fn encode_prompt(&self, prompt: &str) -> Result<Tensor> {
+        self.encode(&self.ids(prompt)?)
+    }
+
+    /// A text that identifies weights and tokenizer, for the keys of caches.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// The model alone.
+    pub fn umt5(&self) -> &Umt5 {
+        &self.umt5
+    }
+}

@@ -1,0 +1,9 @@
+//! From a caption to what the DiT reads: cleaned, split into tokens, encoded by UMT5.
+
+mod clean;
+mod encoder;
+mod tokenizer;
+
+pub use clean::clean;
+pub use encoder::TextEncoder;
+pub use tokenizer::{MAX_TOKENS, Tokenizer};

@@ -1,0 +1,182 @@
+//! UMT5, the text encoder of all Wan models. Frozen: forward only.
+//!
+//! A T5 encoder whose every layer has its own table of relative positions. Sequences run alone, without padding:
+//! masked padding does not influence real tokens, so the result is the same.
+//! Source: Wan-Video/Wan2.1 `wan/modules/t5.py`.
+
+mod names;
+mod position;
+
+use std::path::Path;
+
+use candle_core::{D, DType, Device, Tensor};
+
+use crate::weights::{Checkpoint, Weights};
+use crate::{Error, Result};
+
+pub use names::Umt5Sizes;
+pub use position::bucket;
+
+/// Added to the mean square before its root.
+const EPSILON: f64 = 1e-6;
+
+/// The encoder with its weights on one device.
+#[derive(Debug)]
+pub struct Umt5 {
+    sizes: Umt5Sizes,
+    embedding: Tensor,
+    layers: Vec<Layer>,
+    norm: Tensor,
+    fingerprint: String,
+}
+
+#[derive(Debug)]
+struct Layer {
+    norm_1: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    /// [buckets, heads]
+    positions: Tensor,
+    norm_2: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+}
+
+impl Umt5 {
+    /// Loads the encoder from the official `.pth`, a `.safetensors` file or a folder with shards, with official or HF
+    /// names. Sizes are read from the tensors.
+    ///
+    /// # Errors
+    /// Anything that [`Weights::open`] refuses, and files that hold no UMT5.
+    pub fn load(path: &Path, dtype: DType, device: &Device) -> Result<Self> {
+        let checkpoint = Checkpoint::open(path)?;
+        let is_official = checkpoint.contains("token_embedding.weight");
+        let has_shared = checkpoint.contains("shared.weight");
+        let to_file = |name: &str| match (is_official, name) {
+            (true, _) => None,
+            (false, "token_embedding.weight") if !has_shared => Some(names::TIED_EMBEDDING.to_owned()),
+            (false, _) => names::to_hf(name),
+        };
+        let sizes = Umt5Sizes::detect(&checkpoint, |name| to_file(name).unwrap_or_else(|| name.to_owned()))?;
+        if sizes.inner % sizes.heads != 0 || sizes.buckets < 4 {
+            let path = path.display();
+            return Err(Error::Mismatch(format!(
+                "{path}: {sizes:?} is no UMT5: heads or buckets do not divide"
+            )));
+        }
+        // ComfyUI files carry the tokenizer's model along; a tied embedding may be spelled twice.
+        let ignored = |name: &str| name == "spiece_model" || (has_shared && name == names::TIED_EMBEDDING);
+        let weights = Weights::from_checkpoint(checkpoint, &sizes.specs(), to_file, ignored)?;
+        Self::build(&weights, sizes, dtype, device)
+    }
+
+    fn build(weights: &Weights, sizes: Umt5Sizes, dtype: DType, device: &Device) -> Result<Self> {
+        let layer = |n: usize| {
+            let tensor = |tail: &str| weights.tensor(&format!("blocks.{n}.{tail}.weight"), dtype, device);
+            Ok(Layer {
+                norm_1: tensor("norm1")?,
+                q: tensor("attn.q")?,
+                k: tensor("attn.k")?,
+                v: tensor("attn.v")?,
+                o: tensor("attn.o")?,
+                positions: tensor("pos_embedding.embedding")?,
+                norm_2: tensor("norm2")?,
+                gate: tensor("ffn.gate.0")?,
+                up: tensor("ffn.fc1")?,
+                down: tensor("ffn.fc2")?,
+            })
+        };
+        Ok(Self {
+            embedding: weights.tensor("token_embedding.weight", dtype, device)?,
+            layers: (0..sizes.layers).map(layer).collect::<Result<_>>()?,
+            norm: weights.tensor("norm.weight", dtype, device)?,
+            fingerprint: weights.fingerprint()?,
+            sizes,
+        })
+    }
+
+    /// The sizes of this encoder.
+    pub fn sizes(&self) -> &Umt5Sizes {
+        &self.sizes
+    }
+
+    /// A text that identifies the weights, for the keys of caches.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// The states of a sequence of tokens: [length, width].
+    ///
+    /// # Errors
+    /// If there are no tokens, or one lies outside the vocabulary.
+    pub fn encode(&self, ids: &[u32]) -> Result<Tensor> {
+        if let Some(id) = ids.iter().find(|id| **id as usize >= self.sizes.vocabulary) {
+            return Err(Error::Mismatch(format!(
+                "token {id} is outside the text encoder's vocabulary of {}: the tokenizer belongs to another model",
+                self.sizes.vocabulary
+            )));
+        }
+        if ids.is_empty() {
+            return Err(Error::Mismatch("the text encoder needs at least one token, </s>".to_owned()));
+        }
+        let device = self.embedding.device();
+        let grid = position::bucket_grid(ids.len(), self.sizes.buckets, device)?;
+        let mut x = self.embedding.index_select(&Tensor::new(ids, device)?, 0)?;
+        for layer in &self.layers {
+            x = layer.forward(&x, &position::bias(&layer.positions, &grid, ids.len())?)?;
+        }
+        rms_norm(&x, &self.norm)
+    }
+
+    /// The biases of relative positions of a layer: [heads, length, length].
+    ///
+    /// # Errors
+    /// If there is no such layer.
+    pub fn position_bias(&self, layer: usize, length: usize) -> Result<Tensor> {
+        let layers = self.layers.len();
+        let layer = self
+            .layers
+            .get(layer)
+            .ok_or_else(|| Error::Mismatch(format!("no layer {layer} of {layers} in UMT5")))?;
+        let grid = position::bucket_grid(length, self.sizes.buckets, layer.positions.device())?;
+        position::bias(&layer.positions, &grid, length)
+    }
+}
+
+impl Layer {
+    /// One layer on `x` [length, width], with its biases [heads, length, length].
+    fn forward(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        let x = (x + self.attend(&rms_norm(x, &self.norm_1)?, bias)?)?;
+        let h = rms_norm(&x, &self.norm_2)?;
+        let gated = (linear(&h, &self.gate)?.gelu()? * linear(&h, &self.up)?)?;
+        Ok((x + linear(&gated, &self.down)?)?)
+    }
+
+    fn attend(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        let (heads, length, _) = bias.dims3()?;
+        let split = |weight: &Tensor| -> Result<Tensor> {
+            Ok(linear(x, weight)?.reshape((length, heads, ()))?.transpose(0, 1)?.contiguous()?)
+        };
+        let (q, k, v) = (split(&self.q)?, split(&self.k)?, split(&self.v)?);
+        // T5 does not divide by the root of the head's width.
+        let scores = (q.matmul(&k.transpose(1, 2)?)? + bias)?.to_dtype(DType::F32)?;
+        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(v.dtype())?;
+        let joined = weights.matmul(&v)?.transpose(0, 1)?.contiguous()?.flatten_from(1)?;
+        linear(&joined, &self.o)
+    }
+}
+
+/// `x W^T`: weights are [out, in].
+fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    Ok(x.matmul(&weight.t()?)?)
+}
+
+/// `x / sqrt(mean(x^2) + 1e-6) weight`, the mean in f32.
+fn rms_norm(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let wide = x.to_dtype(DType::F32)?;
+    let root = (wide.sqr()?.mean_keepdim(D::Minus1)? + EPSILON)?.sqrt()?;
+    Ok(wide.broadcast_div(&root)?.to_dtype(weight.dtype())?.broadcast_mul(weight)?)
+}
