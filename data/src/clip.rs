@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use image::RgbImage;
-use image::imageops::{self, FilterType};
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
 use crate::bucket::Bucket;
 use crate::decode::{Frame, FrameStream};
@@ -40,17 +40,15 @@ impl Clip {
 /// Scales a frame until it just covers `width` x `height`, with an antialiased Lanczos filter, and cuts out the centre.
 /// Gives `height * width * 3` bytes; `None` for a frame whose bytes do not fit its size.
 pub fn cover(frame: Frame, width: u32, height: u32) -> Option<Vec<u8>> {
-    let image = RgbImage::from_raw(frame.width, frame.height, frame.rgb)?;
-    if image.dimensions() == (width, height) {
-        return Some(image.into_raw());
+    let source = ImageRef::new(frame.width, frame.height, &frame.rgb, PixelType::U8x3).ok()?;
+    if (frame.width, frame.height) == (width, height) {
+        return Some(frame.rgb);
     }
-    let scale =
-        (f64::from(width) / f64::from(image.width())).max(f64::from(height) / f64::from(image.height()));
-    let side = |source: u32, target: u32| ((f64::from(source) * scale).round() as u32).max(target);
-    let (scaled_width, scaled_height) = (side(image.width(), width), side(image.height(), height));
-    let scaled = imageops::resize(&image, scaled_width, scaled_height, FilterType::Lanczos3);
-    let (left, top) = ((scaled_width - width) / 2, (scaled_height - height) / 2);
-    Some(imageops::crop_imm(&scaled, left, top, width, height).to_image().into_raw())
+    let mut target = Image::new(width, height, PixelType::U8x3);
+    // Cropping to the target's aspect first, at fractions of a pixel, is the same as cropping afterwards, and less work.
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
+    Resizer::new().resize(&source, &mut target, &options.fit_into_destination(None)).ok()?;
+    Some(target.into_vec())
 }
 
 /// A clip that is still being filled.

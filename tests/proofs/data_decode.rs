@@ -42,6 +42,13 @@ fn mp4_comes_back_frame_by_frame() {
     assert!((probe.end - 37.0 / RATE).abs() < 1e-6);
     assert!(decoded.iter().enumerate().all(|(index, frame)| (frame.time - index as f64 / RATE).abs() < 1e-6));
     assert_frames_match(&decoded, &film, H264_DB);
+
+    // Cameras append bytes of their own; they are not the film's business.
+    let mut bytes = std::fs::read(folder.path().join("a.mp4")).unwrap();
+    bytes.extend(b"camera notes, not a box");
+    let path = folder.path().join("b.mp4");
+    std::fs::write(&path, bytes).unwrap();
+    assert_eq!(decode(&Media::Video(path)).unwrap().1, decoded);
 }
 
 #[test]

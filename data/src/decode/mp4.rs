@@ -91,6 +91,10 @@ fn find_moov(file: &mut File, length: u64) -> std::io::Result<TopLevel> {
             size => (u64::from(size), 8),
         };
         if size < header_bytes || size > length - at {
+            // Some cameras append bytes that are no box; and whether a cut-off file still holds every frame, the index tells.
+            if moov.is_some() {
+                break;
+            }
             let (name, left) = (name.escape_ascii(), length - at);
             let reason =
                 format!("it is truncated or damaged: box '{name}' claims {size} bytes where {left} are left");
