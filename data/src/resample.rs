@@ -10,14 +10,18 @@ pub fn frame_count(end: f64, fps: f64) -> usize {
     (end * fps).round().max(1.0) as usize
 }
 
-/// For each target frame `start..start + length` at `fps`, the index of the source frame whose time is nearest.
+/// For each target frame `start..start + length` at `fps`, the index of the source frame whose time is nearest; but a
+/// coming frame is taken at most half a target frame early, so that a picture that stands for seconds keeps its time.
 /// `times` ascend from 0, in seconds, and hold at least one.
 pub fn nearest_frames(times: &[f64], fps: f64, start: usize, length: usize) -> Vec<usize> {
     let nearest = |target: f64| {
-        let after = times.partition_point(|&time| time < target).min(times.len().saturating_sub(1));
-        let before = after.saturating_sub(1);
-        let (to_before, to_after) = ((target - times[before]).abs(), (times[after] - target).abs());
-        if to_before <= to_after + TIE_S { before } else { after }
+        let coming = times.partition_point(|&time| time <= target);
+        let shown = coming.saturating_sub(1);
+        let is_nearer = |&time: &f64| {
+            let (wait, age) = (time - target, target - times[shown]);
+            wait + TIE_S < age && wait <= 0.5 / fps
+        };
+        if times.get(coming).is_some_and(|time| is_nearer(time)) { coming } else { shown }
     };
     (start..start + length).map(|frame| nearest(frame as f64 / fps)).collect()
 }
@@ -34,8 +38,8 @@ mod tests {
         assert_eq!(nearest_frames(&at(32.0, 9), 16.0, 1, 3), [2, 4, 6]);
         assert_eq!(nearest_frames(&at(24.0, 9), 16.0, 0, 6), [0, 1, 3, 4, 6, 7]);
         assert_eq!(nearest_frames(&at(8.0, 3), 16.0, 0, 6), [0, 0, 1, 1, 2, 2]);
-        // A pause of a second in the middle: the frame before it stays, then the one after it.
-        assert_eq!(nearest_frames(&[0.0, 0.25, 1.25], 4.0, 0, 6), [0, 1, 1, 1, 2, 2]);
+        // A picture that stands for a second stays for all of it.
+        assert_eq!(nearest_frames(&[0.0, 0.25, 1.25], 4.0, 0, 6), [0, 1, 1, 1, 1, 2]);
         assert_eq!((frame_count(1.0, 16.0), frame_count(0.0, 16.0)), (16, 1));
     }
 }

@@ -156,6 +156,9 @@ fn refusal(folder: &Path, tensors: &[(&str, Tensor)]) -> Error {
     read(&path).unwrap_err()
 }
 
+/// Tensors of a broken file, what kind of error it must give, and what the text must name.
+type Case<'a> = (Vec<(&'a str, Tensor)>, fn(&AdapterFileError) -> bool, &'a str);
+
 #[test]
 fn broken_files_are_refused_by_the_key_that_is_wrong() {
     let folder = tempfile::tempdir().unwrap();
@@ -170,8 +173,7 @@ fn broken_files_are_refused_by_the_key_that_is_wrong() {
         tensors.push((key, tensor));
         tensors
     };
-    type Check = fn(&AdapterFileError) -> bool;
-    let cases: Vec<(Vec<(&str, Tensor)>, Check, &str)> = vec![
+    let cases: Vec<Case> = vec![
         (whole()[..1].to_vec(), |e| matches!(e, AdapterFileError::HalfPair { .. }), "up factor"),
         (vec![(&alpha, scalar(2.0))], |e| matches!(e, AdapterFileError::HalfPair { .. }), &alpha),
         (

@@ -1,9 +1,14 @@
+//! Proofs.
+mod data_cache;
+mod data_decode;
+mod data_pipeline;
 //! The proofs: each claim of Tandem with the test that would catch the plausible bug.
 
 mod adapter_files;
 mod dit;
 mod gradients;
 mod solver;
+mod tensorboard;
 mod tokenizer;
 mod umt5;
 mod vae;

@@ -1,3 +1,5 @@
+//! Helpers of the proofs.
+pub mod film;
 //! Helpers of the proofs: fixtures, tolerances, tiny models, random tensors.
 
 use std::collections::HashMap;

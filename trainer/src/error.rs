@@ -15,6 +15,9 @@ pub enum Error {
     /// A sampling schedule that cannot be, or its steps out of order.
     #[error(transparent)]
     Solver(#[from] crate::solver::SolverError),
+    /// The TensorBoard events could not be written.
+    #[error(transparent)]
+    Tensorboard(#[from] crate::tensorboard::TensorboardError),
     /// A split that does not cover the blocks.
     #[error(
         "the split of the model must give every one of its {layers} blocks to one stage, in order, and none be empty"

@@ -3,5 +3,6 @@
 pub mod error;
 pub mod pipeline;
 pub mod solver;
+pub mod tensorboard;
 
 pub use error::{Error, Result};

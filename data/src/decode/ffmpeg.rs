@@ -83,7 +83,19 @@ fn frame_times(report: &serde_json::Value) -> (Vec<f64>, f64) {
 pub(super) fn frames(path: &Path, times: Vec<f64>) -> Result<FrameStream> {
     let mut command = Command::new("ffmpeg");
     command.args(["-v", "error", "-nostdin", "-i"]).arg(input(path));
-    command.args(["-map", "0:v:0", "-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "pipe:1"]);
+    command.args([
+        "-map",
+        "0:v:0",
+        "-fps_mode",
+        "passthrough",
+        "-f",
+        "image2pipe",
+        "-pix_fmt",
+        "rgb24",
+        "-c:v",
+        "ppm",
+        "pipe:1",
+    ]);
     // Complaints were read by the probe; here an unread pipe that fills up would stop the program for ever.
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn().map_err(|error| absent(path, "a video", error))?;

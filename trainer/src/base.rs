@@ -1,0 +1,181 @@
+//! The base model on disk: which files it is made of, and opening each of them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device};
+use models::dit::{self, DitConfig};
+use models::text::{TextEncoder, Tokenizer};
+use models::vae::Vae;
+use models::weights::{Checkpoint, Weights};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Where the base model lies. `folder` alone is enough for a folder in the official or the diffusers layout; the other
+/// keys replace single parts of it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelConfig {
+    /// A checkpoint folder, official or diffusers layout.
+    pub folder: Option<PathBuf>,
+    /// The DiT: a weights file, or a folder with shards. Its `config.json` lies beside it unless `dit_config` says where.
+    pub dit: Option<PathBuf>,
+    /// `config.json` of the DiT.
+    pub dit_config: Option<PathBuf>,
+    /// The VAE: a `.safetensors` or `.pth` file, or a diffusers `vae` folder.
+    pub vae: Option<PathBuf>,
+    /// The UMT5 encoder: a file, or a folder with shards.
+    pub text_encoder: Option<PathBuf>,
+    /// The folder of `tokenizer.json`, or that file.
+    pub tokenizer: Option<PathBuf>,
+}
+
+/// The files of a base model, each settled.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaseModel {
+    /// What people call it: the name of its folder.
+    pub name: String,
+    /// Weights of the DiT.
+    pub dit: PathBuf,
+    /// Config of the DiT.
+    pub dit_config: PathBuf,
+    /// The VAE.
+    pub vae: PathBuf,
+    /// The text encoder.
+    pub text_encoder: PathBuf,
+    /// The tokenizer.
+    pub tokenizer: PathBuf,
+}
+
+/// What both sides of a picture must be a multiple of, in pixels: the VAE's stride 8 times the patch 2.
+pub const SIZE_MULTIPLE: u32 = 16;
+/// Frames a second of the Wan 2.1 models.
+pub const MODEL_FPS: f64 = 16.0;
+/// Pixels per latent, along height and width.
+pub const LATENT_STRIDE: usize = 8;
+
+impl ModelConfig {
+    /// Settles every file. Relative paths are taken from `from`, the folder of the recipe.
+    ///
+    /// # Errors
+    /// A part that is nowhere, naming it, where it was looked for, and the key that would name it.
+    pub fn settle(&self, from: &Path) -> Result<BaseModel> {
+        let folder = self.folder.as_ref().map(|folder| from.join(folder));
+        if let Some(folder) = folder.as_deref().filter(|folder| !folder.is_dir()) {
+            return Err(Error::NoModelFolder { folder: folder.to_owned() });
+        }
+        let found = folder.as_deref().map(Layout::of).transpose()?;
+        let part = |key: &'static str, named: &Option<PathBuf>, place: fn(&Layout) -> Result<PathBuf>| match (named, &found) {
+            (Some(path), _) => Ok(from.join(path)),
+            (None, Some(layout)) => place(layout),
+            (None, None) => Err(Error::NoModelPart { key, looked: "model.folder is not set".into() }),
+        };
+        let dit = part("dit", &self.dit, Layout::dit)?;
+        let dit_config = match &self.dit_config {
+            Some(path) => from.join(path),
+            None => if dit.is_dir() { dit.join("config.json") } else { dit.with_file_name("config.json") },
+        };
+        if !dit_config.is_file() {
+            return Err(Error::NoModelPart { key: "dit_config", looked: dit_config.display().to_string() });
+        }
+        let named = folder.as_deref().unwrap_or(&dit);
+        Ok(BaseModel {
+            name: named.file_stem().map_or_else(|| "wan".into(), |name| name.to_string_lossy().into_owned()),
+            vae: part("vae", &self.vae, Layout::vae)?,
+            text_encoder: part("text_encoder", &self.text_encoder, Layout::text_encoder)?,
+            tokenizer: part("tokenizer", &self.tokenizer, Layout::tokenizer)?,
+            dit,
+            dit_config,
+        })
+    }
+}
+
+impl BaseModel {
+    /// Checks the DiT's files against each other, from headers alone.
+    pub fn open_dit(&self) -> Result<(DitConfig, Weights)> {
+        let config = fs::read_to_string(&self.dit_config)
+            .map_err(|source| Error::Io { action: "read", path: self.dit_config.clone(), source })?;
+        Ok(dit::open(&self.dit, &config)?)
+    }
+
+    /// Loads the VAE.
+    pub fn load_vae(&self, dtype: DType, device: &Device) -> Result<Vae> {
+        Ok(Vae::load(&self.vae, None, dtype, device)?)
+    }
+
+    /// Loads the text encoder with its tokenizer.
+    pub fn load_text_encoder(&self, dtype: DType, device: &Device) -> Result<TextEncoder> {
+        Ok(TextEncoder::load(&self.text_encoder, Tokenizer::load(&self.tokenizer)?, dtype, device)?)
+    }
+
+    /// A text that identifies the text encoder and its tokenizer, for the keys of cached prompts.
+    pub fn text_identity(&self) -> Result<String> {
+        let weights = Checkpoint::open(&self.text_encoder).and_then(|c| c.fingerprint()).map_err(models::Error::from)?;
+        Ok(format!("{weights} {}", Tokenizer::load(&self.tokenizer)?.fingerprint()))
+    }
+}
+
+/// A checkpoint folder of a known layout.
+enum Layout {
+    Official(PathBuf),
+    Diffusers(PathBuf),
+}
+
+impl Layout {
+    fn of(folder: &Path) -> Result<Self> {
+        let has = |name: &str| folder.join(name).exists();
+        if has("model_index.json") {
+            return match has("transformer_2") {
+                true => Err(two_experts(folder, "transformer", "transformer_2")),
+                false => Ok(Self::Diffusers(folder.to_owned())),
+            };
+        }
+        match has("high_noise_model") {
+            true => Err(two_experts(folder, "high_noise_model", "low_noise_model")),
+            false => Ok(Self::Official(folder.to_owned())),
+        }
+    }
+
+    fn dit(&self) -> Result<PathBuf> {
+        match self {
+            Self::Official(folder) => Ok(folder.clone()),
+            Self::Diffusers(folder) => Ok(folder.join("transformer")),
+        }
+    }
+
+    fn vae(&self) -> Result<PathBuf> {
+        match self {
+            Self::Official(folder) => first_of("vae", folder, &["Wan2.1_VAE.pth", "Wan2.1_VAE.safetensors"]),
+            Self::Diffusers(folder) => Ok(folder.join("vae")),
+        }
+    }
+
+    fn text_encoder(&self) -> Result<PathBuf> {
+        let names = ["models_t5_umt5-xxl-enc-bf16.pth", "models_t5_umt5-xxl-enc-bf16.safetensors"];
+        match self {
+            Self::Official(folder) => first_of("text_encoder", folder, &names),
+            Self::Diffusers(folder) => Ok(folder.join("text_encoder")),
+        }
+    }
+
+    fn tokenizer(&self) -> Result<PathBuf> {
+        match self {
+            Self::Official(folder) => first_of("tokenizer", folder, &["google/umt5-xxl"]),
+            Self::Diffusers(folder) => Ok(folder.join("tokenizer")),
+        }
+    }
+}
+
+fn two_experts(folder: &Path, high: &str, low: &str) -> Error {
+    Error::TwoExperts { folder: folder.to_owned(), high: folder.join(high), low: folder.join(low) }
+}
+
+fn first_of(key: &'static str, folder: &Path, names: &[&str]) -> Result<PathBuf> {
+    let mut paths = names.iter().map(|name| folder.join(name));
+    paths.find(|path| path.exists()).ok_or_else(|| Error::NoModelPart {
+        key,
+        looked: names.iter().map(|name| folder.join(name).display().to_string()).collect::<Vec<_>>().join(", "),
+    })
+}

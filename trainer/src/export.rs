@@ -1,0 +1,69 @@
+//! The adapter files of a run.
+
+use std::path::{Path, PathBuf};
+
+use models::adapter::Adapters;
+use models::adapter::files::{self, AdapterFile, LoraPair, Provenance, Style};
+
+use crate::error::{Error, Result};
+use crate::plan::Plan;
+
+/// An adapter as it goes into a file: the trainable factors of `adapters`.
+pub fn adapter_file(adapters: &Adapters) -> Result<AdapterFile> {
+    let mut file = AdapterFile::default();
+    for (module, attached) in adapters.iter() {
+        for adapter in attached.iter().filter(|adapter| adapter.is_trainable()) {
+            let factors = adapter.factors();
+            file.modules.insert(module.to_owned(), LoraPair::new(factors.a.clone(), factors.b.clone(), factors.scale)?);
+        }
+    }
+    Ok(file)
+}
+
+/// Writes `adapters` in every format of the plan into `folder` as `<run>[_<label>][_<format>].safetensors`; each file is
+/// read back and compared. The paths written.
+pub fn write(
+    plan: &Plan,
+    adapters: &Adapters,
+    (steps, epochs): (u64, u64),
+    folder: &Path,
+    label: Option<&str>,
+) -> Result<Vec<PathBuf>> {
+    let mut file = adapter_file(adapters)?;
+    let provenance = provenance(plan, steps, epochs)?;
+    std::fs::create_dir_all(folder).map_err(|source| Error::Io { action: "create", path: folder.to_owned(), source })?;
+    let mut written = Vec::new();
+    for &style in &plan.export.formats {
+        file.metadata = provenance.metadata(style);
+        let label = label.map(|label| format!("_{label}")).unwrap_or_default();
+        // ComfyUI's is the file that most people look for: it gets the plain name.
+        let format = match style {
+            Style::Comfy => "",
+            Style::Diffusers => "_diffusers",
+            Style::Kohya => "_kohya",
+        };
+        let path = folder.join(format!("{}{label}{format}.safetensors", plan.run.name));
+        files::write(&path, &file, style, plan.export.precision)?;
+        written.push(path);
+    }
+    Ok(written)
+}
+
+fn provenance(plan: &Plan, steps: u64, epochs: u64) -> Result<Provenance> {
+    let frames = plan.data.frames.iter().copied().max().unwrap_or(1) as usize;
+    let largest = plan.data.sizes.iter().max_by_key(|[w, h]| u64::from(*w) * u64::from(*h));
+    Ok(Provenance {
+        title: plan.run.name.clone(),
+        base_model: plan.model.name.clone(),
+        expert: None,
+        rank: plan.adapter.rank,
+        alpha: plan.adapter.alpha(),
+        steps,
+        epochs,
+        seed: plan.run.seed,
+        learning_rate: plan.optimizer.lr,
+        resolution: largest.map(|&[w, h]| (w as usize, h as usize, frames)),
+        plan_hash: plan.hash()?,
+        date: Some(humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string()),
+    })
+}

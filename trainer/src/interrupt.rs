@@ -1,0 +1,36 @@
+//! Ctrl-C: the first asks the run to stop after its step, the second ends the process at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The exit code of a run that was interrupted, as shells have it (128 + SIGINT).
+pub const INTERRUPTED: u8 = 130;
+
+/// Whether the user asked to stop.
+#[derive(Debug, Clone, Default)]
+pub struct Interrupt {
+    asked: Arc<AtomicBool>,
+}
+
+impl Interrupt {
+    /// Listens for Ctrl-C and for the system's request to end.
+    ///
+    /// # Errors
+    /// When the system refuses; the run then simply ends at Ctrl-C.
+    pub fn listen() -> Result<Self, ctrlc::Error> {
+        let interrupt = Self::default();
+        let asked = Arc::clone(&interrupt.asked);
+        ctrlc::set_handler(move || {
+            if asked.swap(true, Ordering::SeqCst) {
+                std::process::exit(i32::from(INTERRUPTED));
+            }
+            eprintln!("\nstopping after this step and saving; press Ctrl-C again to stop at once");
+        })?;
+        Ok(interrupt)
+    }
+
+    /// Whether the user asked to stop.
+    pub fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::SeqCst)
+    }
+}

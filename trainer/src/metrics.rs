@@ -1,0 +1,87 @@
+//! `metrics.jsonl`: one JSON object a step. The file is cut back to its checkpoint when a run goes on.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+
+/// What a step came to.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StepRow {
+    /// Optimiser steps made, this one included.
+    pub step: u64,
+    /// Epoch of its first item, from 0.
+    pub epoch: u64,
+    /// Weighted mean squared error of the velocity.
+    pub loss: f64,
+    /// Norm of all gradients together, before it was limited.
+    pub grad_norm: f64,
+    /// Learning rate of the step.
+    pub lr: f64,
+    /// Sigma of each sample.
+    pub sigma: Vec<f64>,
+    /// Wall-clock time of the step.
+    pub seconds: f64,
+    /// Clip of each sample.
+    pub items: Vec<String>,
+}
+
+/// The held-out loss.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EvalRow {
+    /// Optimiser steps made.
+    pub step: u64,
+    /// Mean over items and sigmas.
+    pub eval_loss: f64,
+    /// Mean over items for each of the nine sigmas 0.1 .. 0.9.
+    pub by_sigma: Vec<f64>,
+}
+
+/// The open log of a run.
+#[derive(Debug)]
+pub struct Metrics {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+}
+
+impl Metrics {
+    /// Opens the log at `path` and cuts it to its first `bytes` bytes: 0 for a new run.
+    ///
+    /// # Errors
+    /// When the file is shorter than that, or cannot be written.
+    pub fn open(path: PathBuf, bytes: u64) -> Result<Self> {
+        let io = |source| Error::Io { action: "write", path: path.clone(), source };
+        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(io)?;
+        if file.metadata().map_err(io)?.len() < bytes {
+            return Err(Error::LogCut { path });
+        }
+        file.set_len(bytes).map_err(io)?;
+        Ok(Self { path, file, bytes })
+    }
+
+    /// Appends one object.
+    pub fn write(&mut self, row: &impl Serialize) -> Result<()> {
+        let io = |source| Error::Io { action: "write", path: self.path.clone(), source };
+        let mut line = serde_json::to_vec(row).map_err(|e| io(e.into()))?;
+        line.push(b'\n');
+        self.file.write_all(&line).map_err(io)?;
+        self.bytes += line.len() as u64;
+        Ok(())
+    }
+
+    /// Makes sure that everything written is on the disk; the length of the file then.
+    pub fn sync(&self) -> Result<u64> {
+        let io = |source| Error::Io { action: "write", path: self.path.clone(), source };
+        self.file.sync_data().map_err(io)?;
+        Ok(self.bytes)
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}

@@ -1,0 +1,282 @@
+//! The plan: what a recipe means. Every default is settled here, once; it is printed, stored with the run, and after
+//! that nothing reads the recipe, the environment or the clock to decide behaviour.
+
+use std::path::{Path, PathBuf};
+
+use data::{DataConfig, Dataset, SizeMultiple};
+use models::adapter::{LoraConfig, Target};
+use models::dit::DitConfig;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::base::{self, BaseModel};
+use crate::devices::DevicesConfig;
+use crate::error::{Error, Result};
+use crate::optim::OptimizerConfig;
+use crate::prompt::ClipRequest;
+use crate::recipe::{CheckpointConfig, ExportConfig, Recipe, TrainConfig};
+use crate::sample::ClipFormat;
+
+/// A settled run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Version of the program that made the plan.
+    pub tandem: String,
+    /// Name, folders, seed.
+    pub run: RunPlan,
+    /// Files of the base model.
+    pub model: BaseModel,
+    /// What is trained on, with the frame rate settled.
+    pub data: DataConfig,
+    /// What the data came to.
+    pub dataset: DatasetPlan,
+    /// The adapter, alpha settled.
+    pub adapter: LoraConfig,
+    /// Length and noise, shift settled.
+    pub train: TrainConfig,
+    /// The optimiser.
+    pub optimizer: OptimizerConfig,
+    /// Stages with their blocks.
+    pub devices: DevicesConfig,
+    /// When the state is saved.
+    pub checkpoint: CheckpointConfig,
+    /// The clips.
+    pub sample: SamplePlan,
+    /// The adapter files.
+    pub export: ExportConfig,
+}
+
+/// Name, folders and seed of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunPlan {
+    /// Name of the run and of its adapter files.
+    pub name: String,
+    /// Folder of the run.
+    pub folder: PathBuf,
+    /// Folder of cached latents and text states.
+    pub cache: PathBuf,
+    /// Seed of everything random.
+    pub seed: u64,
+}
+
+/// What the data came to when the plan was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatasetPlan {
+    /// Clips found.
+    pub clips: usize,
+    /// Training items: windows of clips that are not held out.
+    pub items: usize,
+    /// Items of the held-out loss.
+    pub held_out: usize,
+    /// SHA-256 over names, captions, windows and buckets.
+    pub digest: String,
+}
+
+/// The clips of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SamplePlan {
+    /// Steps between two sets of clips; 0 for just the first and the last.
+    pub every: u64,
+    /// Files of a clip.
+    pub formats: Vec<ClipFormat>,
+    /// The clips, each with everything it is made from.
+    pub clips: Vec<ClipRequest>,
+}
+
+/// A plan with what was found out while making it.
+#[derive(Debug)]
+pub struct Planned {
+    /// The plan.
+    pub plan: Plan,
+    /// Sizes of the DiT.
+    pub dit: DitConfig,
+    /// Modules that get an adapter.
+    pub targets: Vec<Target>,
+    /// Every clip, probed and cut into windows.
+    pub dataset: Dataset,
+}
+
+impl Plan {
+    /// Settles the recipe at `path`. `progress(done, total)` follows the reading of the clips.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the recipe, the model's files or the clips.
+    pub fn make(path: &Path, progress: &mut dyn FnMut(usize, usize)) -> Result<Planned> {
+        let recipe = Recipe::read(path)?;
+        let from = path.parent().unwrap_or(Path::new(""));
+        check_numbers(&recipe)?;
+        let model = recipe.model.settle(from)?;
+        let (dit, _) = model.open_dit()?;
+
+        let multiple = SizeMultiple::new(base::SIZE_MULTIPLE);
+        let mut data = recipe.data;
+        data.folder.iter_mut().for_each(|folder| *folder = from.join(&*folder));
+        data.fps.get_or_insert(base::MODEL_FPS);
+        let dataset = Dataset::build(&data, multiple, base::MODEL_FPS, progress)?;
+        let found = summary(&dataset);
+        if found.items == 0 {
+            return Err(Error::NothingToTrainOn);
+        }
+
+        let mut adapter = recipe.adapter;
+        adapter.alpha = Some(adapter.alpha());
+        let targets = adapter.select(&dit.adaptable_modules())?;
+        let mut train = recipe.train;
+        train.timesteps.shift = Some(train.timesteps.shift());
+
+        let seed = recipe.run.seed.unwrap_or(42);
+        let frames = data.frames.iter().copied().max().unwrap_or(1);
+        let clips = recipe.sample.requests(data.sizes[0], frames, seed, base::SIZE_MULTIPLE)?;
+        let sample = SamplePlan { every: recipe.sample.every, formats: recipe.sample.formats, clips };
+
+        let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        let name = recipe.run.name.or(stem).unwrap_or_else(|| "run".into());
+        let run = RunPlan {
+            folder: recipe.run.folder.map_or_else(|| Path::new("runs").join(&name), |folder| from.join(folder)),
+            cache: recipe.run.cache.map_or_else(|| PathBuf::from("runs/cache"), |folder| from.join(folder)),
+            name,
+            seed,
+        };
+        let plan = Plan {
+            tandem: env!("CARGO_PKG_VERSION").to_owned(),
+            run,
+            devices: recipe.devices.settle(dit.layers)?,
+            model,
+            data,
+            dataset: found,
+            adapter,
+            train,
+            optimizer: recipe.optimizer,
+            checkpoint: recipe.checkpoint,
+            sample,
+            export: recipe.export,
+        };
+        Ok(Planned { plan, dit, targets, dataset })
+    }
+
+    /// The plan as TOML.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|error| Error::PlanText { why: error.to_string() })
+    }
+
+    /// A plan stored with a run.
+    ///
+    /// # Errors
+    /// When the file is not a plan of this version.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| Error::Io { action: "read the plan", path: path.to_owned(), source })?;
+        toml::from_str(&text).map_err(|e| Error::PlanText { why: format!("{}: {e}", path.display()) })
+    }
+
+    /// SHA-256 of the plan, to tell what an adapter file was made by.
+    pub fn hash(&self) -> Result<String> {
+        Ok(hex(&Sha256::digest(self.to_toml()?)))
+    }
+
+    /// What differs in `later`, as `key: here -> there`.
+    pub fn differences(&self, later: &Self) -> Result<Vec<Difference>> {
+        let flat = |plan: &Self| -> Result<std::collections::BTreeMap<String, String>> {
+            let value = toml::Value::try_from(plan).map_err(|e| Error::PlanText { why: e.to_string() })?;
+            let mut leaves = std::collections::BTreeMap::new();
+            flatten(&value, String::new(), &mut leaves);
+            Ok(leaves)
+        };
+        let (before, after) = (flat(self)?, flat(later)?);
+        let keys: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+        let none = || "(not set)".to_owned();
+        let changed = keys.into_iter().filter(|key| before.get(*key) != after.get(*key));
+        Ok(changed
+            .map(|key| Difference {
+                key: key.clone(),
+                before: before.get(key).cloned().unwrap_or_else(none),
+                after: after.get(key).cloned().unwrap_or_else(none),
+            })
+            .collect())
+    }
+}
+
+/// A key of two plans that differ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// Dotted key.
+    pub key: String,
+    /// Value in the stored plan.
+    pub before: String,
+    /// Value now.
+    pub after: String,
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "{}: {} -> {}", self.key, self.before, self.after)
+    }
+}
+
+fn flatten(value: &toml::Value, key: String, leaves: &mut std::collections::BTreeMap<String, String>) {
+    let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
+    match value {
+        toml::Value::Table(table) => table.iter().for_each(|(name, v)| flatten(v, below(name), leaves)),
+        toml::Value::Array(list) if list.iter().any(toml::Value::is_table) => {
+            list.iter().enumerate().for_each(|(i, v)| flatten(v, below(&i.to_string()), leaves));
+        }
+        leaf => {
+            leaves.insert(key, leaf.to_string());
+        }
+    }
+}
+
+fn check_numbers(recipe: &Recipe) -> Result<()> {
+    let refuse = |key: &str, why: &str| Err(Error::Setting { key: key.into(), why: why.into() });
+    let (adapter, train) = (&recipe.adapter, &recipe.train);
+    if adapter.rank == 0 {
+        return refuse("adapter.rank", "must be at least 1");
+    }
+    if adapter.targets.is_empty() {
+        return refuse("adapter.targets", "names no module, so nothing would be trained");
+    }
+    if adapter.alpha.is_some_and(|alpha| !alpha.is_finite() || alpha <= 0.0) {
+        return refuse("adapter.alpha", "must be a positive number");
+    }
+    if !(0.0..1.0).contains(&adapter.dropout) {
+        return refuse("adapter.dropout", "must be at least 0 and below 1");
+    }
+    if train.batch == 0 || train.accumulate == 0 || train.steps == 0 {
+        return refuse("train.steps, train.batch, train.accumulate", "must each be at least 1");
+    }
+    if !(0.0..=1.0).contains(&train.caption_dropout) {
+        return refuse("train.caption_dropout", "must lie between 0 and 1");
+    }
+    if recipe.checkpoint.keep_last == 0 {
+        return refuse("checkpoint.keep_last", "must be at least 1");
+    }
+    train.timesteps.check()?;
+    recipe.optimizer.check()
+}
+
+fn summary(dataset: &Dataset) -> DatasetPlan {
+    let held_out = |source: usize| dataset.sources[source].item.held_out;
+    let mut hash = Sha256::new();
+    for window in &dataset.windows {
+        let item = &dataset.sources[window.source].item;
+        let line = (&item.id, &item.caption, window.bucket, window.start, item.repeats, item.held_out);
+        hash.update(format!("{line:?}\n"));
+        hash.update(format!("{:?}\n", dataset.source_frames(window)));
+    }
+    let held = dataset.windows.iter().filter(|w| held_out(w.source)).count();
+    DatasetPlan {
+        clips: dataset.sources.len(),
+        items: dataset.windows.len() - held,
+        held_out: held,
+        digest: hex(&hash.finalize()),
+    }
+}
+
+/// Lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,181 @@
+//! The recipe: what the user wrote. Unknown keys are refused, and nothing is decided here; [`crate::plan`] does that.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use data::DataConfig;
+use models::adapter::LoraConfig;
+use models::adapter::files::{Precision, Style};
+use serde::{Deserialize, Serialize};
+
+use crate::base::ModelConfig;
+use crate::devices::DevicesConfig;
+use crate::error::{Error, Result};
+use crate::noise::TimestepConfig;
+use crate::optim::OptimizerConfig;
+use crate::sample::SampleConfig;
+
+/// A recipe. `[model]` and `[data]` are needed; all else has defaults.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Where the run lies, and its seed.
+    #[serde(default)]
+    pub run: RunConfig,
+    /// The base model.
+    pub model: ModelConfig,
+    /// What to train on.
+    pub data: DataConfig,
+    /// The adapter.
+    #[serde(default)]
+    pub adapter: LoraConfig,
+    /// How long and on what noise.
+    #[serde(default)]
+    pub train: TrainConfig,
+    /// AdamW and its learning rate.
+    #[serde(default)]
+    pub optimizer: OptimizerConfig,
+    /// Stages of the pipeline.
+    #[serde(default)]
+    pub devices: DevicesConfig,
+    /// When the state is saved.
+    #[serde(default)]
+    pub checkpoint: CheckpointConfig,
+    /// Clips made while training.
+    #[serde(default)]
+    pub sample: SampleConfig,
+    /// The adapter files.
+    #[serde(default)]
+    pub export: ExportConfig,
+}
+
+/// Where a run lies, and its seed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunConfig {
+    /// Name of the run and its files. Default: the name of the recipe file.
+    pub name: Option<String>,
+    /// Folder of the run, from the recipe's folder. Default: `runs/<name>` below the current folder, with a number behind
+    /// it where a run lies there already.
+    pub folder: Option<PathBuf>,
+    /// Folder of cached latents and text states. Default: `runs/cache` below the current folder.
+    pub cache: Option<PathBuf>,
+    /// Seed of everything random. Default 42.
+    pub seed: Option<u64>,
+}
+
+/// How long training goes on and what each step sees.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Optimiser steps. Default 1000.
+    pub steps: u64,
+    /// Samples of a micro-batch. Default 1.
+    pub batch: usize,
+    /// Micro-batches of a step; with 2 or more, all stages work at once. Default 1.
+    pub accumulate: usize,
+    /// Share of the samples whose caption is replaced by the empty prompt, 0 to 1. Default 0.1.
+    pub caption_dropout: f64,
+    /// How noise levels are drawn and weighted.
+    pub timesteps: TimestepConfig,
+    /// Steps between two measurements of the held-out loss; 0 for none but the first and last. Default 0.
+    pub eval_every: u64,
+    /// `inputs` keeps each block's input and replays the block in the backward; `all` keeps everything: faster, and far
+    /// more memory. Default `inputs`.
+    pub keep: KeepConfig,
+}
+
+/// What is kept between forward and backward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeepConfig {
+    /// The input of each block.
+    Inputs,
+    /// Everything.
+    All,
+}
+
+impl From<KeepConfig> for models::dit::Keep {
+    fn from(keep: KeepConfig) -> Self {
+        match keep {
+            KeepConfig::Inputs => Self::Inputs,
+            KeepConfig::All => Self::All,
+        }
+    }
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            steps: 1000,
+            batch: 1,
+            accumulate: 1,
+            caption_dropout: 0.1,
+            timesteps: TimestepConfig::default(),
+            eval_every: 0,
+            keep: KeepConfig::Inputs,
+        }
+    }
+}
+
+/// When the state of a run is saved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// Steps between two checkpoints, each with an adapter file; 0 for none. Default 250.
+    pub every_steps: u64,
+    /// Minutes between two checkpoints, so that a crash costs no more; 0 for none. Default 30.
+    pub every_minutes: u64,
+    /// Checkpoints that are kept; older ones are deleted, adapter files never. Default 3.
+    pub keep_last: usize,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { every_steps: 250, every_minutes: 30, keep_last: 3 }
+    }
+}
+
+/// The adapter files of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExportConfig {
+    /// `comfy`, `diffusers` and `kohya`, any of them. Default `["comfy"]`.
+    pub formats: Vec<Style>,
+    /// `bfloat16`, `float16` or `float32`. Default `bfloat16`.
+    pub precision: Precision,
+}
+
+impl Default for ExportConfig {
+    fn default() -> Self {
+        Self { formats: vec![Style::Comfy], precision: Precision::Bfloat16 }
+    }
+}
+
+impl Recipe {
+    /// Reads a recipe.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is no TOML; unknown keys, with the nearest one that there is.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path)
+            .map_err(|source| Error::Io { action: "read the recipe", path: path.to_owned(), source })?;
+        toml::from_str(&text).map_err(|error| Error::Recipe {
+            path: path.to_owned(),
+            why: match nearest_key(error.message()) {
+                Some(nearest) => format!("{error}did you mean `{nearest}`?"),
+                None => error.to_string(),
+            },
+        })
+    }
+}
+
+/// The valid key nearest to an unknown one, out of the parser's message ("unknown field `x`, expected one of `a`, `b`").
+fn nearest_key(message: &str) -> Option<&str> {
+    let mut quoted = message.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);
+    let unknown = quoted.next()?;
+    quoted.max_by(|a, b| {
+        let similarity = |key: &str| strsim::jaro_winkler(unknown, key);
+        similarity(a).total_cmp(&similarity(b))
+    })
+}

@@ -1,0 +1,9 @@
+//! Sampling: clips from prompts through the stages that also train.
+
+mod config;
+mod latents;
+mod output;
+
+pub use config::{ClipFormat, SampleConfig};
+pub use latents::{Prompted, generate, starting_noise};
+pub use output::{clip_name, write_clips};

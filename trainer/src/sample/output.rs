@@ -1,0 +1,75 @@
+//! From latents to files: decoded, written as clips, and a contact sheet of them all.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use data::{Film, SheetStyle};
+use models::vae::{Tiling, Vae};
+
+use super::ClipFormat;
+use crate::error::{Error, Result};
+
+/// Frames of each clip on a contact sheet.
+const SHEET_COLUMNS: u32 = 8;
+/// Width of a frame on a contact sheet, in pixels.
+const SHEET_CELL: u32 = 192;
+/// Letters of a prompt that go into a file name.
+const NAME_LENGTH: usize = 40;
+
+/// Decodes each latent clip [1, c, t, h, w] and writes it as `<folder>/<name>.<format>`, with a contact sheet
+/// `<folder>/contact-sheet.png` of all of them. The paths written, the sheet last.
+///
+/// # Errors
+/// Latents that the VAE does not fit, and files that cannot be written.
+pub fn write_clips(
+    folder: &Path,
+    vae: &Vae,
+    tiling: Tiling,
+    clips: &[(String, Tensor)],
+    fps: f64,
+    formats: &[ClipFormat],
+) -> Result<Vec<PathBuf>> {
+    let (mut written, mut films) = (Vec::new(), Vec::new());
+    for (name, latents) in clips {
+        let film = decode(vae, tiling, latents)?;
+        for format in formats {
+            let (extension, write): (_, fn(&Path, &Film, f64) -> data::Result<()>) = match format {
+                ClipFormat::Mp4 => ("mp4", data::write_mp4),
+                ClipFormat::Gif => ("gif", data::write_gif),
+                ClipFormat::Webp => ("webp", data::write_webp),
+            };
+            let path = folder.join(format!("{name}.{extension}"));
+            write(&path, &film, fps)?;
+            written.push(path);
+        }
+        films.push(film);
+    }
+    let sheet = folder.join("contact-sheet.png");
+    let cell_width = films.iter().map(Film::width).max().unwrap_or(SHEET_CELL).min(SHEET_CELL);
+    let columns = films.iter().map(Film::len).max().unwrap_or(1).min(SHEET_COLUMNS as usize) as u32;
+    data::contact_sheet(&sheet, &films, SheetStyle { columns, cell_width, gap: 2 })?;
+    written.push(sheet);
+    Ok(written)
+}
+
+/// The video of latents [1, c, t, h, w].
+fn decode(vae: &Vae, tiling: Tiling, latents: &Tensor) -> Result<Film> {
+    let video = vae.decode(&latents.to_device(vae.device())?, tiling)?;
+    let (_, _, _, height, width) = video.dims5()?;
+    let planes: Vec<f32> = video.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
+    Film::from_planes(width as u32, height as u32, &planes)
+        .ok_or_else(|| Error::Tensor(candle_core::Error::msg("the VAE gave no whole frames")))
+}
+
+/// A file name for the clip `index` of `prompt`: its number, and the beginning of the prompt in plain letters.
+pub fn clip_name(index: usize, prompt: &str) -> String {
+    let mut name = format!("{index:02}");
+    for word in prompt.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()) {
+        if name.len() + word.len() > NAME_LENGTH {
+            break;
+        }
+        name.push('-');
+        name.push_str(&word.to_lowercase());
+    }
+    name
+}

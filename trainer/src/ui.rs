@@ -1,0 +1,95 @@
+//! What the user sees while something runs: lines, progress bars, and JSON for machines. The only place that prints.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// How results are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Voice {
+    /// Lines for people on standard output; bars on standard error where that is a terminal.
+    Human,
+    /// One JSON object a line on standard output, nothing else there; notes on standard error.
+    Json,
+}
+
+/// The user's side of a command.
+#[derive(Debug)]
+pub struct Ui {
+    voice: Voice,
+    bars: MultiProgress,
+}
+
+impl Ui {
+    /// A user interface; bars are hidden where standard error is no terminal.
+    pub fn new(voice: Voice) -> Self {
+        let is_visible = std::io::stderr().is_terminal() && voice == Voice::Human;
+        let target = if is_visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        Self { voice, bars: MultiProgress::with_draw_target(target) }
+    }
+
+    /// A line for people: on standard output, or nothing when a machine listens.
+    pub fn say(&self, line: &str) {
+        if self.voice == Voice::Human {
+            self.bars.suspend(|| print(&mut std::io::stdout().lock(), line));
+        }
+    }
+
+    /// A line on standard error, whoever listens: warnings and news that are not the result.
+    pub fn note(&self, line: &str) {
+        self.bars.suspend(|| print(&mut std::io::stderr().lock(), line));
+    }
+
+    /// An object for machines; people get `line` instead.
+    pub fn tell(&self, line: &str, object: &serde_json::Value) {
+        match self.voice {
+            Voice::Human => self.say(line),
+            Voice::Json => print(&mut std::io::stdout().lock(), &object.to_string()),
+        }
+    }
+
+    /// A bar of `length` steps. It shows speed and the time that is left; [`Bar::inform`] puts something beside it.
+    pub fn bar(&self, label: &'static str, length: usize) -> Bar {
+        let bar = self.bars.add(ProgressBar::new(length as u64));
+        let style = ProgressStyle::with_template("{prefix:>16} {wide_bar:.cyan/dim} {pos}/{len} {msg} {eta_precise}");
+        if let Ok(style) = style {
+            bar.set_style(style.progress_chars("━╸─"));
+        }
+        bar.set_prefix(label);
+        bar.enable_steady_tick(Duration::from_millis(250));
+        Bar(bar)
+    }
+}
+
+/// A progress bar.
+#[derive(Debug, Clone)]
+pub struct Bar(ProgressBar);
+
+impl Bar {
+    /// `count` more steps are done.
+    pub fn inc(&self, count: usize) {
+        self.0.inc(count as u64);
+    }
+
+    /// Steps that were done before the bar came up: they do not count for its speed.
+    pub fn skip(&self, done: usize) {
+        self.0.set_position(done as u64);
+        self.0.reset_eta();
+    }
+
+    /// Text beside the bar.
+    pub fn inform(&self, text: String) {
+        self.0.set_message(text);
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// A closed pipe at the other end is no reason to fail.
+fn print(out: &mut impl Write, line: &str) {
+    let _ = writeln!(out, "{line}");
+}
