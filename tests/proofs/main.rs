@@ -1,10 +1,9 @@
-//! Proofs.
-mod data_cache;
-mod data_decode;
-mod data_pipeline;
 //! The proofs: each claim of Tandem with the test that would catch the plausible bug.
 
 mod adapter_files;
+mod data_cache;
+mod data_decode;
+mod data_pipeline;
 mod dit;
 mod gradients;
 mod solver;

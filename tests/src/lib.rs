@@ -1,6 +1,6 @@
-//! Helpers of the proofs.
-pub mod film;
 //! Helpers of the proofs: fixtures, tolerances, tiny models, random tensors.
+
+pub mod film;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
