@@ -7,7 +7,7 @@ use crate::Result;
 use candle_core::{D, DType, Tensor};
 
 /// The largest score block that is made at once, in elements (f32: 64 MiB).
-const MAX_SCORES: usize = 16 << 20;
+pub const MAX_SCORES: usize = 16 << 20;
 
 /// The output of attention and what its backward needs of the softmax.
 #[derive(Debug, Clone)]

@@ -16,7 +16,8 @@ fn safetensors(header: &str, data: usize) -> Vec<u8> {
     bytes
 }
 
-/// A `.pth` of views (name, offset, shape, strides) of one f32 storage holding 0, 1, 2, ...
+/// A `.pth` of views (name, offset, shape, strides) of one f32 storage holding 0, 1, 2, ..., as PyTorch saves a module's
+/// state: an ordered dictionary with a `_metadata` attribute.
 pub fn pth(elements: usize, views: &[(&str, usize, &[usize], &[usize])]) -> Vec<u8> {
     let text = |p: &mut Vec<u8>, s: &str| {
         p.push(b'X');
@@ -32,7 +33,7 @@ pub fn pth(elements: usize, views: &[(&str, usize, &[usize], &[usize])]) -> Vec<
         items.iter().for_each(|n| int(p, *n));
         p.push(b't');
     };
-    let mut p = vec![0x80, 2, b'}', b'('];
+    let mut p = b"\x80\x02ccollections\nOrderedDict\n)R(".to_vec();
     for (name, offset, shape, strides) in views {
         text(&mut p, name);
         p.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
@@ -48,7 +49,9 @@ pub fn pth(elements: usize, views: &[(&str, usize, &[usize], &[usize])]) -> Vec<
         p.extend([0x89]);
         p.extend(b"ccollections\nOrderedDict\n)RtR");
     }
-    p.extend(b"u.");
+    p.extend(b"u}");
+    text(&mut p, "_metadata");
+    p.extend(b"ccollections\nOrderedDict\n)Rsb.");
     archive(&p, &(0..elements).flat_map(|v| (v as f32).to_le_bytes()).collect::<Vec<_>>())
 }
 
@@ -223,7 +226,7 @@ fn small_pth() -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn damaged_checkpoints_never_panic(
@@ -233,6 +236,18 @@ proptest! {
         let file = tempfile::NamedTempFile::new().unwrap();
         let bytes = if pickled { small_pth() } else { small_safetensors() };
         survive(file.path(), &damaged(bytes, &damages));
+    }
+
+    #[test]
+    fn damaged_indices_never_panic(damages in proptest::collection::vec(damage(), 1..5)) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("m-00001-of-00001.safetensors"), small_safetensors()).unwrap();
+        let index = br#"{"weight_map":{"a":"m-00001-of-00001.safetensors","b":"m-00001-of-00001.safetensors"}}"#;
+        let path = dir.path().join("m.safetensors.index.json");
+        std::fs::write(&path, index).unwrap();
+        prop_assert!(Checkpoint::open(dir.path()).is_ok());
+        std::fs::write(&path, damaged(index.to_vec(), &damages)).unwrap();
+        let _ = Checkpoint::open(dir.path());
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! What can go wrong in the trainer.
 
+use std::path::PathBuf;
+
 /// The result of anything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// An error of a run. [`Error::is_users`] tells which ones the user can fix.
+/// An error of a run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The tensor library refused an operation.
@@ -12,16 +14,102 @@ pub enum Error {
     /// A model, its weights or its adapters.
     #[error(transparent)]
     Model(#[from] models::Error),
+    /// Clips, captions, the cache, or a file of clips.
+    #[error(transparent)]
+    Data(#[from] data::DataError),
     /// A sampling schedule that cannot be, or its steps out of order.
     #[error(transparent)]
     Solver(#[from] crate::solver::SolverError),
     /// The TensorBoard events could not be written.
     #[error(transparent)]
     Tensorboard(#[from] crate::tensorboard::TensorboardError),
-    /// A split that does not cover the blocks.
+    /// The operating system refused a file operation.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was being attempted, as a verb.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's own reason.
+        source: std::io::Error,
+    },
+    /// A recipe that cannot be read.
+    #[error("{}: {why}", path.display())]
+    Recipe {
+        /// The recipe.
+        path: PathBuf,
+        /// The parser's words, with the place.
+        why: String,
+    },
+    /// A setting that cannot work.
+    #[error("{key}: {why}")]
+    Setting {
+        /// Dotted key.
+        key: String,
+        /// What is wrong, and what would be right.
+        why: String,
+    },
+    /// A prompt line that cannot be read.
     #[error(
-        "the split of the model must give every one of its {layers} blocks to one stage, in order, and none be empty"
+        "in the prompt line \"{line}\": \"{option}\" cannot be read; the options are --w width, --h height, --f frames, \
+         --d seed, --s steps, --l guidance, --fs shift (numbers) and --n negative prompt"
     )]
+    PromptOption {
+        /// The whole line.
+        line: String,
+        /// The option that is wrong.
+        option: String,
+    },
+    /// The folder of the base model is not there.
+    #[error("model.folder: there is no folder {}", folder.display())]
+    NoModelFolder {
+        /// Where it was looked for.
+        folder: PathBuf,
+    },
+    /// A part of the base model is not there.
+    #[error("the base model has no {key}: looked for {looked}; name it with model.{key}")]
+    NoModelPart {
+        /// Key of `[model]`.
+        key: &'static str,
+        /// Where it was looked for.
+        looked: String,
+    },
+    /// A folder with two experts, of which one has to be named.
+    #[error(
+        "{} holds two experts; an adapter is trained for one of them: set model.dit to {} or {}",
+        folder.display(), high.display(), low.display()
+    )]
+    TwoExperts {
+        /// The checkpoint folder.
+        folder: PathBuf,
+        /// Its expert for high noise.
+        high: PathBuf,
+        /// Its expert for low noise.
+        low: PathBuf,
+    },
+    /// A GPU was asked for in a build that has none.
+    #[error("{name}: this build is without CUDA; build it with `--features cuda`, or use \"cpu\"")]
+    NoCuda {
+        /// The device.
+        name: String,
+    },
+    /// Everything is held out.
+    #[error("every clip is held out (data.held_out), so nothing is left to train on")]
+    NothingToTrainOn,
+    /// A cache entry that was there has gone.
+    #[error("a cached item cannot be used: {why}; it went away or was damaged during the run, run again to make it anew")]
+    CacheEntryGone {
+        /// What was found.
+        why: String,
+    },
+    /// The VAE made something that is no number.
+    #[error("{clip}: the VAE gave latents that are not finite; the VAE's weights or the clip are damaged")]
+    NonFiniteLatents {
+        /// The clip.
+        clip: String,
+    },
+    /// A split that does not cover the blocks.
+    #[error("the split of the model must give every one of its {layers} blocks to one stage, in order, and none be empty")]
     Split {
         /// Blocks of the model.
         layers: usize,
@@ -29,4 +117,77 @@ pub enum Error {
     /// Another stage of the pipeline failed; its own error is the one that is told.
     #[error("another stage stopped")]
     NeighbourStopped,
+    /// The loss is no number.
+    #[error(
+        "the loss of step {step} is not finite (clips: {}); the adapter was not updated. A lower optimizer.lr helps \
+         where training ran away; the last checkpoint is whole",
+        items.join(", ")
+    )]
+    NonFiniteLoss {
+        /// The step, from 1.
+        step: u64,
+        /// What it saw.
+        items: Vec<String>,
+    },
+    /// A trainable tensor got no gradient.
+    #[error("{name} got no gradient; the adapter was not updated. This is a defect of Tandem: please report it")]
+    MissingGradient {
+        /// The tensor.
+        name: String,
+    },
+    /// A gradient is no number.
+    #[error(
+        "the gradient of {name} is not finite; the adapter was not updated. A lower optimizer.lr helps where training \
+         ran away; the last checkpoint is whole"
+    )]
+    NonFiniteGradient {
+        /// The tensor.
+        name: String,
+    },
+    /// An adapter of another model.
+    #[error("the adapter does not fit this model: {module} is {} x {} in the adapter, and the model {model}", adapter.0, adapter.1)]
+    ForeignAdapter {
+        /// Official module name.
+        module: String,
+        /// Width out and in of the adapter.
+        adapter: (usize, usize),
+        /// What the model says to the module.
+        model: String,
+    },
+    /// A checkpoint with other tensors than this run has.
+    #[error("the checkpoint holds other adapters than this run trains; it belongs to another recipe")]
+    ForeignCheckpoint,
+    /// A file that is no checkpoint.
+    #[error("{} is no checkpoint of a run", path.display())]
+    NotACheckpoint {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The log is shorter than at the checkpoint.
+    #[error("{} is shorter than at the last checkpoint: it was cut or replaced, so the run cannot go on bit for bit", path.display())]
+    LogCut {
+        /// The log.
+        path: PathBuf,
+    },
+    /// Nothing to go on with.
+    #[error("there is no run in {} to go on with; start it without --resume", folder.display())]
+    NothingToResume {
+        /// Where it was looked for.
+        folder: PathBuf,
+    },
+    /// The plan differs from the run's.
+    #[error(
+        "the recipe has changed since the run began:\n  {}\nput these back to go on, or start anew without --resume",
+        changes.join("\n  ")
+    )]
+    PlanChanged {
+        /// `key: before -> after` of each.
+        changes: Vec<String>,
+    },
+    /// The plan cannot be written as text, or read from it.
+    #[error("the stored plan cannot be used: {why}")]
+    PlanText {
+        /// Why.
+        why: String,
+    },
 }

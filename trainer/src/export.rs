@@ -49,7 +49,8 @@ pub fn write(
     Ok(written)
 }
 
-fn provenance(plan: &Plan, steps: u64, epochs: u64) -> Result<Provenance> {
+/// Where the adapter of a run comes from, after `steps` steps in `epochs` epochs.
+pub fn provenance(plan: &Plan, steps: u64, epochs: u64) -> Result<Provenance> {
     let frames = plan.data.frames.iter().copied().max().unwrap_or(1) as usize;
     let largest = plan.data.sizes.iter().max_by_key(|[w, h]| u64::from(*w) * u64::from(*h));
     Ok(Provenance {

@@ -1,1 +1,18 @@
-fn main() {}
+//! The binary `tandem`: parses the command line, runs the command, tells errors once and in full.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use trainer::cli::{Arguments, exit_code};
+
+fn main() -> ExitCode {
+    // Rust ignores a closed pipe and fails to print instead; see `ui`, which ends quietly.
+    let arguments = Arguments::parse();
+    match arguments.run() {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}

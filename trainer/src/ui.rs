@@ -49,6 +49,15 @@ impl Ui {
         }
     }
 
+    /// A row of a log: an object for machines; people without a bar to look at get `line`.
+    pub fn progress(&self, line: &str, row: &impl serde::Serialize) {
+        match (self.voice, serde_json::to_value(row)) {
+            (Voice::Json, Ok(value)) => print(&mut std::io::stdout().lock(), &value.to_string()),
+            _ if self.bars.is_hidden() => self.say(line),
+            _ => {}
+        }
+    }
+
     /// A bar of `length` steps. It shows speed and the time that is left; [`Bar::inform`] puts something beside it.
     pub fn bar(&self, label: &'static str, length: usize) -> Bar {
         let bar = self.bars.add(ProgressBar::new(length as u64));

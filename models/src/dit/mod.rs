@@ -84,6 +84,17 @@ impl Dit {
         Ok(Self { config: config.clone(), range, embedder, blocks, head })
     }
 
+    /// How many numbers the weights of the blocks `range` have, with the embeddings or the head where they go along.
+    pub fn numbers(config: &DitConfig, range: &Range<usize>) -> u64 {
+        let is_end = |name: &str| name.starts_with("head.");
+        let ends = config.global_tensors().into_iter().filter(|spec| match is_end(&spec.name) {
+            true => range.end == config.layers,
+            false => range.start == 0,
+        });
+        let blocks = range.clone().flat_map(|n| config.block_tensors(n));
+        ends.chain(blocks).map(|spec| spec.shape.iter().product::<usize>() as u64).sum()
+    }
+
     /// The stream [b, l, d] through the blocks, forward only.
     pub fn through(&self, x: &Tensor, cond: &Conditioning, pass: &Pass) -> Result<Tensor> {
         self.blocks.iter().try_fold(x.clone(), |x, block| Ok(block.forward(&x, cond, pass)?.0))

@@ -105,6 +105,11 @@ impl Vae {
         &self.sizes
     }
 
+    /// The device that the weights are on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// A text that identifies weights and statistics, for the keys of caches.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint

@@ -15,6 +15,10 @@ use super::error::{Result, WeightsError};
 /// Bytes read at a time.
 const PIECE: usize = 4 << 20;
 
+/// From here on numbers round to infinity as f16 and as bf16: half a step above their largest values.
+const F16_END: f32 = 65520.0;
+const BF16_END: f32 = 3.396_177_5e38;
+
 /// The stored bytes of a tensor in row-major order.
 pub(crate) fn bytes(path: &Path, entry: &Entry) -> Result<Vec<u8>> {
     let mut span = vec![0; entry.span_bytes()];
@@ -30,17 +34,15 @@ pub(crate) fn tensor(path: &Path, name: &str, entry: &Entry, dtype: DType) -> cr
     let same_bytes = entry.dtype.to_candle() == Some(dtype);
     let source = Source { path, name, entry };
     match dtype {
-        DType::F32 if entry.dtype.is_float() => source.floats::<f32>(|to, from| to.extend_from_slice(from)),
-        DType::F16 if entry.dtype.is_float() => source.floats::<f16>(|to, from| {
-            let at = to.len();
-            to.resize(at + from.len(), f16::ZERO);
-            to[at..].convert_from_f32_slice(from);
-        }),
-        DType::BF16 if entry.dtype.is_float() => source.floats::<bf16>(|to, from| {
-            let at = to.len();
-            to.resize(at + from.len(), bf16::ZERO);
-            to[at..].convert_from_f32_slice(from);
-        }),
+        DType::F32 if entry.dtype.is_float() => {
+            source.floats::<f32>(f32::INFINITY, |to, from| to.copy_from_slice(from))
+        }
+        DType::F16 if entry.dtype.is_float() => {
+            source.floats::<f16>(F16_END, |to, from| to.convert_from_f32_slice(from))
+        }
+        DType::BF16 if entry.dtype.is_float() => {
+            source.floats::<bf16>(BF16_END, |to, from| to.convert_from_f32_slice(from))
+        }
         _ if same_bytes => {
             let raw = bytes(path, entry)?;
             check_raw(&source, &raw, dtype)?;
@@ -83,20 +85,24 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// Reads floats of any stored type through f32, which is exact for all of them but f64.
-    fn floats<T: WithDType>(&self, append: impl Fn(&mut Vec<T>, &[f32])) -> crate::Result<Tensor> {
-        let mut values: Vec<T> = Vec::with_capacity(self.entry.elements());
+    /// Reads floats of any stored type through f32, which is exact for all of them but f64. Magnitudes from `end` on
+    /// are infinite in the target.
+    fn floats<T: WithDType>(&self, end: f32, convert: impl Fn(&mut [T], &[f32])) -> crate::Result<Tensor> {
+        let mut values = vec![T::zero(); self.entry.elements()];
+        let mut start = 0;
         let mut floats = Vec::new();
         self.pieces(|piece| {
             floats.clear();
             decode(piece, self.entry.dtype, &mut floats);
-            let start = values.len();
-            append(&mut values, &floats);
-            // Checked after conversion, so that a value too large for the target is caught too.
-            match values[start..].iter().position(|v| !v.to_f64().is_finite()) {
-                Some(i) => Err(self.not_finite(T::DTYPE, f64::from(floats[i]), start + i)),
-                None => Ok(()),
+            // A value is good if it compares as smaller: NaN never does. All at once first, which is fast.
+            let is_good = |v: &f32| v.abs() < end;
+            if !floats.iter().all(is_good) {
+                let i = floats.iter().position(|v| !is_good(v)).unwrap_or(0);
+                return Err(self.not_finite(T::DTYPE, f64::from(floats[i]), start + i));
             }
+            convert(&mut values[start..start + floats.len()], &floats);
+            start += floats.len();
+            Ok(())
         })?;
         Ok(Tensor::from_vec(values, self.entry.shape.as_slice(), &Device::Cpu)?)
     }

@@ -71,17 +71,22 @@ fn header(path: &Path, tensors: &[Ordered], metadata: &BTreeMap<String, String>)
 fn to_bytes(tensor: &Tensor) -> crate::Result<Vec<u8>> {
     let flat = tensor.to_device(&Device::Cpu)?.flatten_all()?;
     Ok(match flat.dtype() {
-        DType::F64 => flat.to_vec1::<f64>()?.into_iter().flat_map(f64::to_le_bytes).collect(),
-        DType::F32 => flat.to_vec1::<f32>()?.into_iter().flat_map(f32::to_le_bytes).collect(),
-        DType::F16 => flat.to_vec1::<f16>()?.into_iter().flat_map(f16::to_le_bytes).collect(),
-        DType::BF16 => flat.to_vec1::<bf16>()?.into_iter().flat_map(bf16::to_le_bytes).collect(),
-        DType::I64 => flat.to_vec1::<i64>()?.into_iter().flat_map(i64::to_le_bytes).collect(),
-        DType::I32 => flat.to_vec1::<i32>()?.into_iter().flat_map(i32::to_le_bytes).collect(),
-        DType::I16 => flat.to_vec1::<i16>()?.into_iter().flat_map(i16::to_le_bytes).collect(),
-        DType::U32 => flat.to_vec1::<u32>()?.into_iter().flat_map(u32::to_le_bytes).collect(),
+        DType::F64 => little_endian(flat.to_vec1::<f64>()?, f64::to_le_bytes),
+        DType::F32 => little_endian(flat.to_vec1::<f32>()?, f32::to_le_bytes),
+        DType::F16 => little_endian(flat.to_vec1::<f16>()?, f16::to_le_bytes),
+        DType::BF16 => little_endian(flat.to_vec1::<bf16>()?, bf16::to_le_bytes),
+        DType::I64 => little_endian(flat.to_vec1::<i64>()?, i64::to_le_bytes),
+        DType::I32 => little_endian(flat.to_vec1::<i32>()?, i32::to_le_bytes),
+        DType::I16 => little_endian(flat.to_vec1::<i16>()?, i16::to_le_bytes),
+        DType::U32 => little_endian(flat.to_vec1::<u32>()?, u32::to_le_bytes),
         DType::F8E4M3 => flat.to_vec1::<float8::F8E4M3>()?.into_iter().map(|v| v.to_bits()).collect(),
         _ => flat.to_vec1::<u8>()?,
     })
+}
+
+/// Arrays first, then flattened: this compiles to a copy, where flattening byte by byte does not.
+fn little_endian<T, const N: usize>(values: Vec<T>, bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+    values.into_iter().map(bytes).collect::<Vec<[u8; N]>>().into_flattened()
 }
 
 /// Writes a file so that a reader sees the old one or the whole new one: a sibling temporary file, synced, renamed.

@@ -17,8 +17,9 @@ pub use sigmas::{Schedule, shifted};
 pub type Result<T, E = SolverError> = std::result::Result<T, E>;
 
 /// Which solver walks the grid.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
+#[value(rename_all = "lowercase")]
 pub enum SolverKind {
     /// UniPC of order 2 with its corrector: what Wan samples with. The default.
     #[default]
@@ -30,8 +31,9 @@ pub enum SolverKind {
 }
 
 /// Whose grid of sigmas.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
+#[value(rename_all = "lowercase")]
 pub enum Convention {
     /// The grid of the code that Wan was published with. The default.
     #[default]

@@ -1,0 +1,41 @@
+//! `tandem cache`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+
+use super::plan::make;
+use crate::run;
+use crate::ui::Ui;
+
+/// Encode clips and captions. What is cached already stays; a run that is killed loses nothing that was finished.
+#[derive(Debug, Args)]
+pub struct Cache {
+    /// The recipe.
+    recipe: PathBuf,
+    /// Write the exact clips that will be trained into this folder, with their captions, and encode nothing.
+    #[arg(long, value_name = "DIR")]
+    preview: Option<PathBuf>,
+}
+
+impl Cache {
+    /// Fills the cache, or writes the preview.
+    pub fn run(&self, ui: &Ui) -> Result<u8> {
+        let planned = make(&self.recipe, ui)?;
+        let Some(folder) = &self.preview else {
+            run::cache(&planned, ui)?;
+            let cache = planned.plan.run.cache.display().to_string();
+            let items = planned.dataset.windows.len();
+            ui.tell(&format!("{items} clips are cached in {cache}"), &serde_json::json!({"items": items, "cache": cache}));
+            return Ok(0);
+        };
+        let bar = ui.bar("writing clips", planned.dataset.windows.len());
+        let written = data::write_preview(folder, &planned.dataset, &mut |_, _| bar.inc(1))
+            .map_err(crate::Error::from)?;
+        bar.finish();
+        let text = format!("{} clips are in {}", written.len(), folder.display());
+        ui.tell(&text, &serde_json::json!({ "preview": written }));
+        Ok(0)
+    }
+}

@@ -1,0 +1,79 @@
+//! The command line: one file a command.
+
+mod cache;
+mod export;
+mod plan;
+mod sample;
+mod train;
+
+use std::io::ErrorKind;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::error::Error;
+use crate::ui::{Ui, Voice};
+
+/// Trains LoRA adapters for the Wan video models on few cards, and makes clips with them.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXIT_CODES, max_term_width = 120)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// One JSON object a line on standard output, for machines; notes go to standard error.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 a defect or a machine that gave out; 2 something that you can put right \
+(the message says how); 130 stopped by Ctrl-C, with the state saved.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Resolve a recipe: print every settled value, the buckets and a memory forecast.
+    Plan(plan::Plan),
+    /// Encode clips and captions, so that training can start at once.
+    Cache(cache::Cache),
+    /// Train an adapter (encodes first what is not cached).
+    Train(train::Train),
+    /// Make clips from prompts, many from one load of the model.
+    Sample(sample::Sample),
+    /// Write an adapter file, or the adapter of a checkpoint, in another format.
+    Export(export::Export),
+}
+
+impl Arguments {
+    /// Runs the command. The exit code.
+    ///
+    /// # Errors
+    /// Whatever stopped it; [`exit_code`] says what that exits with.
+    pub fn run(self) -> Result<u8> {
+        let ui = Ui::new(if self.json { Voice::Json } else { Voice::Human });
+        match self.command {
+            Command::Plan(command) => command.run(&ui),
+            Command::Cache(command) => command.run(&ui),
+            Command::Train(command) => command.run(&ui),
+            Command::Sample(command) => command.run(&ui),
+            Command::Export(command) => command.run(&ui),
+        }
+    }
+}
+
+/// 2 where the user can put it right, else 1.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    let is_users = error.chain().any(|cause| match cause.downcast_ref::<Error>() {
+        Some(error) => is_users(error),
+        None => false,
+    });
+    if is_users { 2 } else { 1 }
+}
+
+/// Whether the user can put an error right: all but the tensor library's, and defects of ours.
+fn is_users(error: &Error) -> bool {
+    match error {
+        Error::Tensor(_) | Error::NeighbourStopped | Error::MissingGradient { .. } => false,
+        Error::Model(models::Error::Tensor(_)) => false,
+        Error::Io { source, .. } => !matches!(source.kind(), ErrorKind::OutOfMemory),
+        _ => true,
+    }
+}

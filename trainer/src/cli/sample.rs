@@ -1,0 +1,218 @@
+//! `tandem sample`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor};
+use clap::Args;
+use kernels::low_rank::Factors;
+use models::adapter::files;
+use models::adapter::{Adapter, Adapters};
+use models::vae::{Tiles, Tiling};
+
+use crate::base::{MODEL_FPS, ModelConfig, SIZE_MULTIPLE};
+use crate::devices::{self, DevicesConfig};
+use crate::encode::Encoded;
+use crate::error::Error;
+use crate::pipeline::Pipeline;
+use crate::prompt::ClipRequest;
+use crate::sample::{
+    ClipFormat, Prompted, SampleConfig, clip_name, generate, starting_noise, write_clips,
+};
+use crate::solver::{Convention, SolverKind};
+use crate::ui::Ui;
+
+/// Make clips from prompts, many from one load of the model.
+#[derive(Debug, Args)]
+pub struct Sample {
+    /// Checkpoint folder, official or diffusers layout.
+    #[arg(long)]
+    model: PathBuf,
+    /// An adapter file, with its strength behind a colon where it is not 1. May be given more than once.
+    #[arg(long, value_name = "FILE[:STRENGTH]")]
+    lora: Vec<String>,
+    /// What to show.
+    #[arg(long, required_unless_present = "prompts", conflicts_with = "prompts")]
+    prompt: Option<String>,
+    /// A file of prompts, one a line, each with options of its own behind it:
+    /// --w width --h height --f frames --d seed --s steps --l guidance --fs shift --n negative prompt.
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    /// What to keep away from. Default: the negative prompt that Wan was published with.
+    #[arg(long)]
+    negative: Option<String>,
+    /// Width in pixels.
+    #[arg(long, default_value_t = 832)]
+    width: u32,
+    /// Height in pixels.
+    #[arg(long, default_value_t = 480)]
+    height: u32,
+    /// Frames, 4n+1.
+    #[arg(long, default_value_t = 81)]
+    frames: u32,
+    /// Solver steps.
+    #[arg(long, default_value_t = 50)]
+    steps: usize,
+    /// Guidance scale; 1 asks the network once a step instead of twice.
+    #[arg(long, default_value_t = 5.0)]
+    guidance: f64,
+    /// Shift of the sigmas.
+    #[arg(long, default_value_t = 5.0)]
+    shift: f64,
+    /// Seed of the starting noise.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// Solver.
+    #[arg(long, value_enum, default_value_t = SolverKind::UniPc)]
+    solver: SolverKind,
+    /// Whose grid of sigmas.
+    #[arg(long, value_enum, default_value_t = Convention::Official)]
+    convention: Convention,
+    /// Starting noise from a safetensors file: tensor `latents` [1,c,t,h,w] at sigma 1, for every clip.
+    #[arg(long, value_name = "FILE")]
+    latents: Option<PathBuf>,
+    /// Write the finished latents to a safetensors file: tensors `latents.0`, `latents.1`, ...
+    #[arg(long, value_name = "FILE")]
+    save_latents: Option<PathBuf>,
+    /// Folder that the clips go to.
+    #[arg(long, default_value = "clips")]
+    out: PathBuf,
+    /// Files of a clip.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "mp4")]
+    format: Vec<ClipFormat>,
+    /// Frames a second of the files.
+    #[arg(long, default_value_t = MODEL_FPS)]
+    fps: f64,
+    /// Decode in tiles: less memory, faint seams possible.
+    #[arg(long)]
+    tiled: bool,
+    /// Stages of the pipeline: cpu, cuda:0, ... Default: the first GPU of a CUDA build, else the CPU.
+    #[arg(long, value_delimiter = ',')]
+    stages: Vec<String>,
+    /// Folder of cached text states.
+    #[arg(long, default_value = "runs/cache")]
+    cache: PathBuf,
+}
+
+impl Sample {
+    /// Makes the clips.
+    pub fn run(&self, ui: &Ui) -> Result<u8> {
+        let requests = self.requests()?;
+        let model = ModelConfig { folder: Some(self.model.clone()), ..ModelConfig::default() }.settle("".as_ref())?;
+        let (config, weights) = model.open_dit()?;
+        let adapters = self.adapters()?;
+        refuse_foreign(&adapters, &config.adaptable_modules())?;
+        let stages = DevicesConfig { stages: self.stages.clone(), split: Vec::new() }.settle(config.layers)?;
+        let device = devices::open(&stages.stages[0])?;
+
+        let encoded = Encoded::open(&self.cache, &model)?;
+        let texts = requests.iter().flat_map(|r| [r.prompt.as_str(), r.negative.as_str()]);
+        encoded.encode_prompts(texts, &model, &device, ui)?;
+        let pipeline = Pipeline::load(&weights, &config, &stages.open()?, &adapters, DType::F32)?;
+        let given = self.latents.as_deref().map(read_latents).transpose()?;
+        let mut prompted = Vec::new();
+        for request in &requests {
+            let noise = match &given {
+                Some(noise) => noise.clone(),
+                None => starting_noise(request, config.out_channels, &device)?,
+            };
+            prompted.push(Prompted {
+                request: request.clone(),
+                text_bsd: encoded.text(&request.prompt)?.unsqueeze(0)?,
+                negative_bsd: encoded.text(&request.negative)?.unsqueeze(0)?,
+                noise_bcthw: noise.to_device(&device)?,
+            });
+        }
+        let bar = ui.bar("sampling", requests.iter().map(|r| r.steps).max().unwrap_or(0));
+        let latents = generate(&pipeline, &prompted, || bar.inc(1))?;
+        bar.finish();
+        drop(pipeline);
+
+        if let Some(path) = &self.save_latents {
+            save_latents(path, &latents)?;
+        }
+        let vae = model.load_vae(DType::F32, &device)?;
+        let tiling = if self.tiled { Tiling::On(Tiles::default()) } else { Tiling::Off };
+        let names = requests.iter().enumerate().map(|(i, r)| clip_name(i, &r.prompt));
+        let named: Vec<(String, Tensor)> = names.zip(latents).collect();
+        let written = write_clips(&self.out, &vae, tiling, &named, self.fps, &self.format)?;
+        let lines: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
+        ui.tell(&lines.join("\n"), &serde_json::json!({ "files": written }));
+        Ok(0)
+    }
+
+    fn requests(&self) -> Result<Vec<ClipRequest>> {
+        let settings = SampleConfig {
+            negative: self.negative.clone().unwrap_or_else(|| SampleConfig::default().negative),
+            steps: self.steps,
+            guidance: self.guidance,
+            shift: self.shift,
+            solver: self.solver,
+            convention: self.convention,
+            ..SampleConfig::default()
+        };
+        let base = settings.request([self.width, self.height], self.frames, self.seed);
+        let requests = match (&self.prompt, &self.prompts) {
+            (_, Some(path)) => {
+                let io = |source| Error::Io { action: "read the prompts", path: path.clone(), source };
+                base.from_lines(&std::fs::read_to_string(path).map_err(io)?)?
+            }
+            (prompt, None) => vec![ClipRequest { prompt: prompt.clone().unwrap_or_default(), ..base }],
+        };
+        if requests.is_empty() {
+            let key = "--prompts".to_owned();
+            return Err(Error::Setting { key, why: "the file holds no prompt".into() }.into());
+        }
+        requests.iter().try_for_each(|request| request.check(SIZE_MULTIPLE))?;
+        Ok(requests)
+    }
+
+    /// The adapters of `--lora`, frozen, each at its strength.
+    fn adapters(&self) -> Result<Adapters> {
+        let mut adapters = Adapters::default();
+        for argument in &self.lora {
+            let (path, strength) = match argument.rsplit_once(':').map(|(path, s)| (path, s.parse::<f64>())) {
+                Some((path, Ok(strength))) => (path, strength),
+                _ => (argument.as_str(), 1.0),
+            };
+            for (module, pair) in files::read(path.as_ref()).map_err(Error::from)?.modules {
+                let scale = pair.scale() * strength;
+                adapters.attach(module, Adapter::frozen(Factors { a: pair.a, b: pair.b, scale }));
+            }
+        }
+        Ok(adapters)
+    }
+}
+
+/// Refuses adapters of modules that the model lacks, or of other widths.
+fn refuse_foreign(adapters: &Adapters, modules: &[(String, usize, usize)]) -> Result<()> {
+    for (module, attached) in adapters.iter() {
+        let width = modules.iter().find(|(name, ..)| name == module).map(|&(_, out, input)| (out, input));
+        for adapter in attached {
+            let (a, b) = (&adapter.factors().a, &adapter.factors().b);
+            if width != Some((b.dim(0)?, a.dim(1)?)) {
+                return Err(Error::ForeignAdapter {
+                    module: module.to_owned(),
+                    adapter: (b.dim(0)?, a.dim(1)?),
+                    model: width.map_or_else(|| "lacks it".into(), |(o, i)| format!("has it {o} x {i}")),
+                }
+                .into());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn read_latents(path: &std::path::Path) -> Result<Tensor> {
+    let file = models::weights::Checkpoint::open(path).map_err(models::Error::from).map_err(Error::from)?;
+    Ok(file.tensor("latents", DType::F32, &Device::Cpu).map_err(Error::from)?)
+}
+
+fn save_latents(path: &std::path::Path, latents: &[Tensor]) -> Result<()> {
+    let named: Vec<(String, &Tensor)> = latents.iter().enumerate().map(|(i, t)| (format!("latents.{i}"), t)).collect();
+    let views = named.iter().map(|(name, tensor)| (name.as_str(), *tensor));
+    models::weights::write_safetensors(path, views, &Default::default())
+        .map_err(models::Error::from)
+        .map_err(Error::from)?;
+    Ok(())
+}

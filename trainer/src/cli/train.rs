@@ -1,0 +1,52 @@
+//! `tandem train`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use super::plan::{buckets, make};
+use crate::interrupt::{INTERRUPTED, Interrupt};
+use crate::run::{self, Ending, RunFolder};
+use crate::ui::Ui;
+
+/// Train an adapter. Clips that are not cached are encoded first. Ctrl-C finishes the step, saves and stops.
+#[derive(Debug, Args)]
+pub struct Train {
+    /// The recipe.
+    recipe: PathBuf,
+    /// Go on with the newest run of this recipe, bit for bit, from its last checkpoint.
+    #[arg(long)]
+    resume: bool,
+}
+
+impl Train {
+    /// Trains to the end, or until Ctrl-C.
+    pub fn run(&self, ui: &Ui) -> Result<u8> {
+        let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
+        let mut planned = make(&self.recipe, ui)?;
+        let folder = match self.resume {
+            true => RunFolder::resume(&mut planned.plan, |line| ui.note(line))?,
+            false => RunFolder::begin(&mut planned.plan)?,
+        };
+        let plan = &planned.plan;
+        ui.say(&format!(
+            "{}: {} on {} clips ({} windows), {} steps of {} x {}, rank {} on {} modules, stages {}",
+            plan.run.name,
+            plan.model.name,
+            plan.dataset.clips,
+            plan.dataset.items,
+            plan.train.steps,
+            plan.train.accumulate,
+            plan.train.batch,
+            plan.adapter.rank,
+            planned.targets.len(),
+            plan.devices.stages.join(" + "),
+        ));
+        ui.say(&format!("{}\nrun folder: {}", buckets(&planned), folder.root().display()));
+        match run::train(&planned, &folder, &interrupt, ui)? {
+            Ending::Finished => Ok(0),
+            Ending::Interrupted => Ok(INTERRUPTED),
+        }
+    }
+}

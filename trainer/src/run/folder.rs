@@ -1,0 +1,124 @@
+//! The folder of a run: where everything in it lies, and whether a run may begin or go on there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint;
+use crate::error::{Error, Result};
+use crate::lr::LrSchedule;
+use crate::plan::{Difference, Plan};
+
+/// The folder of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunFolder {
+    root: PathBuf,
+}
+
+/// Plan keys that a run may change when it goes on: none of them reaches back into the steps that were made.
+const MAY_CHANGE: [&str; 6] = ["tandem", "run.", "checkpoint.", "sample.", "export.", "devices."];
+
+impl RunFolder {
+    /// A new folder for `plan` (its own, or that with a number behind it where a run lies there), with the plan in it.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn begin(plan: &mut Plan) -> Result<Self> {
+        let wanted = plan.run.folder.clone();
+        let numbered = |n: usize| if n == 1 { wanted.clone() } else { with_number(&wanted, n) };
+        let free = (1..).map(numbered).find(|folder| !is_run(folder)).unwrap_or(wanted.clone());
+        plan.run.folder = free.clone();
+        let folder = Self { root: free };
+        for path in [folder.checkpoints(), folder.root.join("samples"), folder.adapters()] {
+            fs::create_dir_all(&path).map_err(|source| Error::Io { action: "create", path, source })?;
+        }
+        folder.store(plan)?;
+        Ok(folder)
+    }
+
+    /// The newest run of `plan`, to go on with; the plan's changes are told through `note`, and kept where they are
+    /// allowed.
+    ///
+    /// # Errors
+    /// When there is no run to go on with, or its plan differs where it must not: all differences are listed.
+    pub fn resume(plan: &mut Plan, note: impl Fn(&str)) -> Result<Self> {
+        let wanted = plan.run.folder.clone();
+        let numbered = (2..).map(|n| with_number(&wanted, n)).take_while(|folder| is_run(folder));
+        let newest = std::iter::once(wanted.clone()).chain(numbered).filter(|folder| is_run(folder)).last();
+        let root = newest.ok_or_else(|| Error::NothingToResume { folder: wanted.clone() })?;
+        plan.run.folder = root.clone();
+        let folder = Self { root };
+        let stored = Plan::read(&folder.plan())?;
+        let differences = changed_settings(&stored, plan)?;
+        let (refused, allowed): (Vec<_>, Vec<_>) = differences.into_iter().partition(|d| !may_change(plan, &d.key));
+        if !refused.is_empty() {
+            return Err(Error::PlanChanged { changes: refused.iter().map(Difference::to_string).collect() });
+        }
+        allowed.iter().for_each(|difference| note(&format!("changed since the run began: {difference}")));
+        if checkpoint::newest(&folder.checkpoints())?.is_none() {
+            note("the run has no checkpoint yet: it begins anew");
+        }
+        folder.store(plan)?;
+        Ok(folder)
+    }
+
+    /// The folder itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The settled plan.
+    pub fn plan(&self) -> PathBuf {
+        self.root.join("plan.toml")
+    }
+
+    /// Saved states.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.root.join("checkpoints")
+    }
+
+    /// Adapter files.
+    pub fn adapters(&self) -> PathBuf {
+        self.root.join("adapters")
+    }
+
+    /// Clips made after `step` steps.
+    pub fn samples(&self, step: u64) -> PathBuf {
+        self.root.join("samples").join(format!("step-{step:06}"))
+    }
+
+    /// One JSON object a step.
+    pub fn metrics(&self) -> PathBuf {
+        self.root.join("metrics.jsonl")
+    }
+
+    /// TensorBoard's events.
+    pub fn events(&self) -> PathBuf {
+        self.root.join("events.out.tfevents.tandem")
+    }
+
+    fn store(&self, plan: &Plan) -> Result<()> {
+        let (path, text) = (self.plan(), plan.to_toml()?);
+        data::atomic::write(&path, |file| std::io::Write::write_all(file, text.as_bytes()))
+            .map_err(|source| Error::Io { action: "write", path, source })
+    }
+}
+
+/// What differs between a stored plan and the one of now, but for the folder's own name.
+pub fn changed_settings(stored: &Plan, now: &Plan) -> Result<Vec<Difference>> {
+    Ok(stored.differences(now)?.into_iter().filter(|d| d.key != "run.folder").collect())
+}
+
+/// A constant learning rate knows nothing of the run's length, so a run may then be made longer or shorter.
+fn may_change(plan: &Plan, key: &str) -> bool {
+    let is_length = key == "train.steps" && plan.optimizer.schedule == LrSchedule::Constant;
+    is_length || (key != "run.seed" && MAY_CHANGE.iter().any(|prefix| key.starts_with(prefix)))
+}
+
+fn is_run(folder: &Path) -> bool {
+    folder.join("plan.toml").is_file()
+}
+
+fn with_number(folder: &Path, n: usize) -> PathBuf {
+    let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    folder.with_file_name(format!("{name}-{n}"))
+}

@@ -1,0 +1,66 @@
+//! The two logs of a run, written side by side: `metrics.jsonl` and TensorBoard events.
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::RunFolder;
+use crate::checkpoint::Progress;
+use crate::error::{Error, Result};
+use crate::metrics::{EvalRow, Metrics, StepRow};
+use crate::tensorboard::{EventWriter, Picture};
+
+/// Both logs, open.
+pub(super) struct Log {
+    metrics: Metrics,
+    events: EventWriter,
+}
+
+impl Log {
+    /// Opens both and cuts them back to where `progress` stands.
+    pub fn open(folder: &RunFolder, progress: &Progress) -> Result<Self> {
+        Ok(Self {
+            metrics: Metrics::open(folder.metrics(), progress.metrics_bytes)?,
+            events: EventWriter::open(&folder.events(), progress.events_bytes, now())?,
+        })
+    }
+
+    pub fn step(&mut self, row: &StepRow) -> Result<()> {
+        self.metrics.write(row)?;
+        let values = [
+            ("loss/train", row.loss as f32),
+            ("gradient/norm", row.grad_norm as f32),
+            ("learning_rate", row.lr as f32),
+            ("seconds/step", row.seconds as f32),
+        ];
+        Ok(self.events.scalars(row.step, now(), &values)?)
+    }
+
+    pub fn eval(&mut self, row: &EvalRow) -> Result<()> {
+        self.metrics.write(row)?;
+        Ok(self.events.scalars(row.step, now(), &[("loss/held_out", row.eval_loss as f32)])?)
+    }
+
+    /// Puts the contact sheet at `path` beside the curves.
+    pub fn picture(&mut self, step: u64, path: &Path) -> Result<()> {
+        let encoded =
+            std::fs::read(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })?;
+        let Some((width, height)) = png_size(&encoded) else { return Ok(()) };
+        Ok(self.events.picture(step, now(), "samples", Picture { encoded: &encoded, width, height })?)
+    }
+
+    /// Makes sure that everything is on the disk; the lengths of the two files then.
+    pub fn sync(&mut self) -> Result<(u64, u64)> {
+        Ok((self.metrics.sync()?, self.events.flush()?))
+    }
+}
+
+/// Width and height in a PNG's header, which stand at fixed places.
+fn png_size(png: &[u8]) -> Option<(usize, usize)> {
+    let side = |at: usize| Some(u32::from_be_bytes(png.get(at..at + 4)?.try_into().ok()?) as usize);
+    Some((side(16)?, side(20)?))
+}
+
+/// Seconds since 1970, which TensorBoard shows; nothing depends on them.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
+}

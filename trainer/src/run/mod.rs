@@ -1,0 +1,163 @@
+//! A training run: its parts are built from the plan in order, then it loops.
+
+mod evaluate;
+mod folder;
+mod log;
+mod samples;
+mod step;
+mod summary;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use candle_core::DType;
+use models::adapter::Adapters;
+
+pub use folder::{RunFolder, changed_settings};
+
+use crate::batch::Batches;
+use crate::checkpoint::{self, Progress};
+use crate::encode::Encoded;
+use crate::error::Result;
+use crate::export;
+use crate::interrupt::Interrupt;
+use crate::metrics::StepRow;
+use crate::optim::{self, Optimizer};
+use crate::pipeline::Pipeline;
+use crate::plan::{Plan, Planned};
+use crate::ui::{Bar, Ui};
+use log::Log;
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// All steps are made.
+    Finished,
+    /// The user asked to stop; the state is saved.
+    Interrupted,
+}
+
+/// A run under way.
+struct Run<'a> {
+    plan: &'a Plan,
+    folder: &'a RunFolder,
+    batches: Batches<'a>,
+    encoded: &'a Encoded,
+    pipeline: Pipeline,
+    optimizer: Optimizer,
+    progress: Progress,
+    log: Log,
+    ui: &'a Ui,
+}
+
+/// Encodes what is not cached: every clip, every caption, every prompt of the samples.
+///
+/// # Errors
+/// Whatever stands in the way of decoding, encoding or keeping them.
+pub fn cache(planned: &Planned, ui: &Ui) -> Result<Encoded> {
+    let Planned { plan, dataset, .. } = planned;
+    let device = &plan.devices.open()?[0].0;
+    let mut encoded = Encoded::open(&plan.run.cache, &plan.model)?;
+    let captions = dataset.sources.iter().map(|source| source.item.caption.as_str());
+    let prompts = plan.sample.clips.iter().flat_map(|clip| [clip.prompt.as_str(), clip.negative.as_str()]);
+    encoded.encode_prompts(captions.chain(prompts).chain([""]), &plan.model, device, ui)?;
+    encoded.encode_clips(dataset, &plan.model, device, ui)?;
+    Ok(encoded)
+}
+
+/// Trains as planned in `folder`, from its newest checkpoint where there is one.
+///
+/// # Errors
+/// Whatever stops the run. Everything up to the last checkpoint is safe.
+pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &Ui) -> Result<Ending> {
+    let plan = &planned.plan;
+    let encoded = cache(planned, ui)?;
+    let (dit, weights) = plan.model.open_dit()?;
+    let split = plan.devices.open()?;
+    let fresh = Adapters::fresh(&planned.targets, &plan.adapter, plan.run.seed, &candle_core::Device::Cpu)?;
+    let pipeline = Pipeline::load(&weights, &dit, &split, &fresh, DType::F32)?;
+    let mut optimizer = Optimizer::new(&pipeline)?;
+    let mut progress = Progress::default();
+    if let Some(path) = checkpoint::newest(&folder.checkpoints())? {
+        let (saved, states) = checkpoint::load(&path)?;
+        optimizer.restore(states)?;
+        progress = saved;
+        ui.say(&format!("going on after step {} from {}", progress.step, path.display()));
+    }
+    let log = Log::open(folder, &progress)?;
+    let batches = Batches::new(plan, &planned.dataset, &encoded);
+    let mut run = Run { plan, folder, batches, encoded: &encoded, pipeline, optimizer, progress, log, ui };
+    run.optimizer.publish(&mut run.pipeline);
+    run.to_the_end(interrupt)
+}
+
+impl Run<'_> {
+    /// Steps until all are made or the user asks to stop; evaluates, samples and saves where the plan says so.
+    fn to_the_end(&mut self, interrupt: &Interrupt) -> Result<Ending> {
+        let steps = self.plan.train.steps;
+        if self.progress.step == 0 {
+            self.evaluate()?;
+            self.sample()?;
+        }
+        let bar = self.ui.bar("training", steps as usize);
+        bar.skip(self.progress.step as usize);
+        let mut saved_at = Instant::now();
+        while self.progress.step < steps {
+            let row = self.step()?;
+            self.log.step(&row)?;
+            self.show(&bar, &row);
+            let is_last = self.progress.step == steps;
+            if is_last || is_due(self.plan.train.eval_every, self.progress.step) {
+                self.evaluate()?;
+            }
+            if is_last || is_due(self.plan.sample.every, self.progress.step) {
+                self.sample()?;
+            }
+            let minutes = self.plan.checkpoint.every_minutes;
+            let is_late = minutes > 0 && saved_at.elapsed() >= Duration::from_secs(60 * minutes);
+            let is_stop = interrupt.is_asked() && !is_last;
+            let is_by_step = is_due(self.plan.checkpoint.every_steps, self.progress.step);
+            if is_last || is_by_step || is_late || is_stop {
+                self.save()?;
+                saved_at = Instant::now();
+            }
+            if is_by_step && !is_last {
+                self.export(Some(&format!("step-{:06}", self.progress.step)))?;
+            }
+            if is_stop {
+                bar.finish();
+                self.ui.say(&format!("stopped after step {}; go on with --resume", self.progress.step));
+                return Ok(Ending::Interrupted);
+            }
+        }
+        bar.finish();
+        let written = self.export(None)?;
+        summary::tell(self.plan, self.folder, &written, self.ui)?;
+        Ok(Ending::Finished)
+    }
+
+    fn show(&self, bar: &Bar, row: &StepRow) {
+        bar.inc(1);
+        bar.inform(format!("loss {:.4}  {:.2} s/step", row.loss, row.seconds));
+        self.ui.progress(&format!("step {:>6}  loss {:.4}  {:.2} s", row.step, row.loss, row.seconds), row);
+    }
+
+    /// Saves everything that the run needs to go on from here.
+    fn save(&mut self) -> Result<()> {
+        (self.progress.metrics_bytes, self.progress.events_bytes) = self.log.sync()?;
+        let keep = self.plan.checkpoint.keep_last;
+        checkpoint::save(&self.folder.checkpoints(), self.progress, self.optimizer.states(), keep)?;
+        Ok(())
+    }
+
+    fn export(&self, label: Option<&str>) -> Result<Vec<PathBuf>> {
+        let adapters = optim::gathered(&self.pipeline)?;
+        let made = (self.progress.step, self.progress.cursor.epoch);
+        export::write(self.plan, &adapters, made, &self.folder.adapters(), label)
+    }
+}
+
+/// Whether something that happens every `every` steps (0: never) happens after `step` steps.
+fn is_due(every: u64, step: u64) -> bool {
+    every > 0 && step % every == 0
+}

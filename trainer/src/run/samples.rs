@@ -1,0 +1,46 @@
+//! Clips made while training, by the adapter as it stands.
+
+use candle_core::{DType, Tensor};
+use models::vae::Tiling;
+
+use super::Run;
+use crate::error::Result;
+use crate::sample::{Prompted, clip_name, generate, starting_noise, write_clips};
+
+impl Run<'_> {
+    /// Makes the plan's clips and writes them to `samples/step-<n>`.
+    pub(super) fn sample(&mut self) -> Result<()> {
+        let clips = &self.plan.sample.clips;
+        if clips.is_empty() {
+            return Ok(());
+        }
+        let device = self.pipeline.stages()[0].device.clone();
+        let mut prompted = Vec::new();
+        for request in clips {
+            let text = |prompt: &str| -> Result<Tensor> { Ok(self.encoded.text(prompt)?.unsqueeze(0)?) };
+            prompted.push(Prompted {
+                text_bsd: text(&request.prompt)?,
+                negative_bsd: text(&request.negative)?,
+                noise_bcthw: starting_noise(request, self.pipeline.config().out_channels, &device)?,
+                request: request.clone(),
+            });
+        }
+        let steps = clips.iter().map(|clip| clip.steps).max().unwrap_or(0);
+        let bar = self.ui.bar("sampling", steps);
+        let latents = generate(&self.pipeline, &prompted, || bar.inc(1))?;
+        bar.finish();
+
+        // Loaded for the moment: between samples its memory belongs to training.
+        let vae = self.plan.model.load_vae(DType::F32, &device)?;
+        let names = clips.iter().enumerate().map(|(i, clip)| clip_name(i, &clip.prompt));
+        let named: Vec<(String, Tensor)> = names.zip(latents).collect();
+        let fps = self.plan.data.fps.unwrap_or(crate::base::MODEL_FPS);
+        let folder = self.folder.samples(self.progress.step);
+        let written = write_clips(&folder, &vae, Tiling::Off, &named, fps, &self.plan.sample.formats)?;
+        if let Some(sheet) = written.last() {
+            self.log.picture(self.progress.step, sheet)?;
+            self.ui.say(&format!("step {:>6}  clips in {}", self.progress.step, folder.display()));
+        }
+        Ok(())
+    }
+}
