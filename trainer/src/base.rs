@@ -67,7 +67,9 @@ impl ModelConfig {
             return Err(Error::NoModelFolder { folder: folder.to_owned() });
         }
         let found = folder.as_deref().map(Layout::of).transpose()?;
-        let part = |key: &'static str, named: &Option<PathBuf>, place: fn(&Layout) -> Result<PathBuf>| match (named, &found) {
+        let part = |key: &'static str, named: &Option<PathBuf>, place: fn(&Layout) -> Result<PathBuf>| match (
+            named, &found,
+        ) {
             (Some(path), _) => Ok(from.join(path)),
             (None, Some(layout)) => place(layout),
             (None, None) => Err(Error::NoModelPart { key, looked: "model.folder is not set".into() }),
@@ -75,7 +77,13 @@ impl ModelConfig {
         let dit = part("dit", &self.dit, Layout::dit)?;
         let dit_config = match &self.dit_config {
             Some(path) => from.join(path),
-            None => if dit.is_dir() { dit.join("config.json") } else { dit.with_file_name("config.json") },
+            None => {
+                if dit.is_dir() {
+                    dit.join("config.json")
+                } else {
+                    dit.with_file_name("config.json")
+                }
+            }
         };
         if !dit_config.is_file() {
             return Err(Error::NoModelPart { key: "dit_config", looked: dit_config.display().to_string() });
@@ -95,8 +103,11 @@ impl ModelConfig {
 impl BaseModel {
     /// Checks the DiT's files against each other, from headers alone.
     pub fn open_dit(&self) -> Result<(DitConfig, Weights)> {
-        let config = fs::read_to_string(&self.dit_config)
-            .map_err(|source| Error::Io { action: "read", path: self.dit_config.clone(), source })?;
+        let config = fs::read_to_string(&self.dit_config).map_err(|source| Error::Io {
+            action: "read",
+            path: self.dit_config.clone(),
+            source,
+        })?;
         Ok(dit::open(&self.dit, &config)?)
     }
 
@@ -112,7 +123,9 @@ impl BaseModel {
 
     /// A text that identifies the text encoder and its tokenizer, for the keys of cached prompts.
     pub fn text_identity(&self) -> Result<String> {
-        let weights = Checkpoint::open(&self.text_encoder).and_then(|c| c.fingerprint()).map_err(models::Error::from)?;
+        let weights = Checkpoint::open(&self.text_encoder)
+            .and_then(|c| c.fingerprint())
+            .map_err(models::Error::from)?;
         Ok(format!("{weights} {}", Tokenizer::load(&self.tokenizer)?.fingerprint()))
     }
 }
@@ -176,6 +189,10 @@ fn first_of(key: &'static str, folder: &Path, names: &[&str]) -> Result<PathBuf>
     let mut paths = names.iter().map(|name| folder.join(name));
     paths.find(|path| path.exists()).ok_or_else(|| Error::NoModelPart {
         key,
-        looked: names.iter().map(|name| folder.join(name).display().to_string()).collect::<Vec<_>>().join(", "),
+        looked: names
+            .iter()
+            .map(|name| folder.join(name).display().to_string())
+            .collect::<Vec<_>>()
+            .join(", "),
     })
 }

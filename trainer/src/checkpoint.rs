@@ -52,7 +52,8 @@ pub fn save(
             tensors.push((format!("{name}.{part}"), tensor));
         }
     }
-    let progress_text = serde_json::to_string(&progress).map_err(|e| Error::PlanText { why: e.to_string() })?;
+    let progress_text =
+        serde_json::to_string(&progress).map_err(|e| Error::PlanText { why: e.to_string() })?;
     let header = BTreeMap::from([(PROGRESS.to_owned(), progress_text)]);
     let path = path(folder, progress.step);
     let views = tensors.iter().map(|(name, tensor)| (name.as_str(), *tensor));

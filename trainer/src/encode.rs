@@ -38,14 +38,20 @@ impl Encoded {
     ///
     /// # Errors
     /// Clips that cannot be decoded, latents that are not finite, a cache that takes no files.
-    pub fn encode_clips(&mut self, dataset: &Dataset, model: &BaseModel, device: &Device, ui: &Ui) -> Result<()> {
+    pub fn encode_clips(
+        &mut self,
+        dataset: &Dataset,
+        model: &BaseModel,
+        device: &Device,
+        ui: &Ui,
+    ) -> Result<()> {
         let vae = model.load_vae(DType::F32, device)?;
         let identity = format!("{} f32", vae.fingerprint());
         let mut hashes = ContentHashes::open(&self.cache);
         self.clips.clear();
         for window in &dataset.windows {
             let content = hashes.of(&dataset.sources[window.source].item.media)?;
-            self.clips.push(Key::clip(&content, &dataset.source_frames(window), window.bucket, &identity));
+            self.clips.push(dataset.key(window, &content, &identity));
         }
         let missing = self.missing_clips(dataset, ui)?;
         if missing.is_empty() {
@@ -163,5 +169,7 @@ impl Encoded {
 fn to_host(tensor: &Tensor) -> Result<HostTensor> {
     let data: Vec<f32> = tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
     let host = HostTensor::new(tensor.dims().to_vec(), data);
-    host.ok_or_else(|| Error::Tensor(candle_core::Error::msg("a tensor has more or fewer values than its shape")))
+    host.ok_or_else(|| {
+        Error::Tensor(candle_core::Error::msg("a tensor has more or fewer values than its shape"))
+    })
 }

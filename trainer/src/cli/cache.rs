@@ -27,7 +27,10 @@ impl Cache {
             run::cache(&planned, ui)?;
             let cache = planned.plan.run.cache.display().to_string();
             let items = planned.dataset.windows.len();
-            ui.tell(&format!("{items} clips are cached in {cache}"), &serde_json::json!({"items": items, "cache": cache}));
+            ui.tell(
+                &format!("{items} clips are cached in {cache}"),
+                &serde_json::json!({"items": items, "cache": cache}),
+            );
             return Ok(0);
         };
         let bar = ui.bar("writing clips", planned.dataset.windows.len());

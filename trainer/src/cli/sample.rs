@@ -16,9 +16,7 @@ use crate::encode::Encoded;
 use crate::error::Error;
 use crate::pipeline::Pipeline;
 use crate::prompt::ClipRequest;
-use crate::sample::{
-    ClipFormat, Prompted, SampleConfig, clip_name, generate, starting_noise, write_clips,
-};
+use crate::sample::{ClipFormat, Prompted, SampleConfig, clip_name, generate, starting_noise, write_clips};
 use crate::solver::{Convention, SolverKind};
 use crate::ui::Ui;
 
@@ -98,11 +96,13 @@ impl Sample {
     /// Makes the clips.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
         let requests = self.requests()?;
-        let model = ModelConfig { folder: Some(self.model.clone()), ..ModelConfig::default() }.settle("".as_ref())?;
+        let model =
+            ModelConfig { folder: Some(self.model.clone()), ..ModelConfig::default() }.settle("".as_ref())?;
         let (config, weights) = model.open_dit()?;
         let adapters = self.adapters()?;
         refuse_foreign(&adapters, &config.adaptable_modules())?;
-        let stages = DevicesConfig { stages: self.stages.clone(), split: Vec::new() }.settle(config.layers)?;
+        let stages =
+            DevicesConfig { stages: self.stages.clone(), split: Vec::new() }.settle(config.layers)?;
         let device = devices::open(&stages.stages[0])?;
 
         let encoded = Encoded::open(&self.cache, &model)?;
@@ -209,7 +209,8 @@ fn read_latents(path: &std::path::Path) -> Result<Tensor> {
 }
 
 fn save_latents(path: &std::path::Path, latents: &[Tensor]) -> Result<()> {
-    let named: Vec<(String, &Tensor)> = latents.iter().enumerate().map(|(i, t)| (format!("latents.{i}"), t)).collect();
+    let named: Vec<(String, &Tensor)> =
+        latents.iter().enumerate().map(|(i, t)| (format!("latents.{i}"), t)).collect();
     let views = named.iter().map(|(name, tensor)| (name.as_str(), *tensor));
     models::weights::write_safetensors(path, views, &Default::default())
         .map_err(models::Error::from)

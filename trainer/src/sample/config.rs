@@ -97,9 +97,16 @@ impl SampleConfig {
     ///
     /// # Errors
     /// An option or a value of a prompt line that cannot work.
-    pub fn requests(&self, size: [u32; 2], frames: u32, seed: u64, multiple: u32) -> Result<Vec<ClipRequest>> {
+    pub fn requests(
+        &self,
+        size: [u32; 2],
+        frames: u32,
+        seed: u64,
+        multiple: u32,
+    ) -> Result<Vec<ClipRequest>> {
         let base = self.request(size, frames, seed);
-        let requests: Vec<ClipRequest> = self.prompts.iter().map(|line| base.with_line(line)).collect::<Result<_>>()?;
+        let requests: Vec<ClipRequest> =
+            self.prompts.iter().map(|line| base.with_line(line)).collect::<Result<_>>()?;
         requests.iter().try_for_each(|request| request.check(multiple))?;
         Ok(requests)
     }
