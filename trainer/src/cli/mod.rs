@@ -37,7 +37,7 @@ enum Command {
     /// Train an adapter (encodes first what is not cached).
     Train(train::Train),
     /// Make clips from prompts, many from one load of the model.
-    Sample(sample::Sample),
+    Sample(Box<sample::Sample>),
     /// Write an adapter file, or the adapter of a checkpoint, in another format.
     Export(export::Export),
 }

@@ -212,8 +212,6 @@ fn save_latents(path: &std::path::Path, latents: &[Tensor]) -> Result<()> {
     let named: Vec<(String, &Tensor)> =
         latents.iter().enumerate().map(|(i, t)| (format!("latents.{i}"), t)).collect();
     let views = named.iter().map(|(name, tensor)| (name.as_str(), *tensor));
-    models::weights::write_safetensors(path, views, &Default::default())
-        .map_err(models::Error::from)
-        .map_err(Error::from)?;
+    models::weights::write_safetensors(path, views, &Default::default()).map_err(Error::from)?;
     Ok(())
 }

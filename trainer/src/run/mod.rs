@@ -88,12 +88,12 @@ pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &
     let batches = Batches::new(plan, &planned.dataset, &encoded);
     let mut run = Run { plan, folder, batches, encoded: &encoded, pipeline, optimizer, progress, log, ui };
     run.optimizer.publish(&mut run.pipeline);
-    run.to_the_end(interrupt)
+    run.finish(interrupt)
 }
 
 impl Run<'_> {
     /// Steps until all are made or the user asks to stop; evaluates, samples and saves where the plan says so.
-    fn to_the_end(&mut self, interrupt: &Interrupt) -> Result<Ending> {
+    fn finish(&mut self, interrupt: &Interrupt) -> Result<Ending> {
         let steps = self.plan.train.steps;
         if self.progress.step == 0 {
             self.evaluate()?;
@@ -159,5 +159,5 @@ impl Run<'_> {
 
 /// Whether something that happens every `every` steps (0: never) happens after `step` steps.
 fn is_due(every: u64, step: u64) -> bool {
-    every > 0 && step % every == 0
+    every > 0 && step.is_multiple_of(every)
 }

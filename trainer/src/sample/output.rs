@@ -33,13 +33,12 @@ pub fn write_clips(
     for (name, latents) in clips {
         let film = decode(vae, tiling, latents)?;
         for format in formats {
-            let (extension, write): (_, fn(&Path, &Film, f64) -> data::Result<()>) = match format {
-                ClipFormat::Mp4 => ("mp4", data::write_mp4),
-                ClipFormat::Gif => ("gif", data::write_gif),
-                ClipFormat::Webp => ("webp", data::write_webp),
-            };
-            let path = folder.join(format!("{name}.{extension}"));
-            write(&path, &film, fps)?;
+            let path = folder.join(format!("{name}.{}", format.extension()));
+            match format {
+                ClipFormat::Mp4 => data::write_mp4(&path, &film, fps)?,
+                ClipFormat::Gif => data::write_gif(&path, &film, fps)?,
+                ClipFormat::Webp => data::write_webp(&path, &film, fps)?,
+            }
             written.push(path);
         }
         films.push(film);
