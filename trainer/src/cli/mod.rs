@@ -59,6 +59,13 @@ impl Arguments {
     }
 }
 
+/// An error with its causes, each told once: many of ours name their cause themselves.
+pub fn explain(error: &anyhow::Error) -> String {
+    error.chain().skip(1).map(ToString::to_string).fold(error.to_string(), |told, cause| {
+        if told.contains(&cause) { told } else { format!("{told}: {cause}") }
+    })
+}
+
 /// 2 where the user can put it right, else 1.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     let is_users = error.chain().any(|cause| match cause.downcast_ref::<Error>() {
