@@ -110,6 +110,9 @@ pub enum Error {
         /// The clip.
         clip: String,
     },
+    /// The user asked to stop while something was made that is not lost.
+    #[error("stopped; what was finished is kept")]
+    Interrupted,
     /// A split that does not cover the blocks.
     #[error(
         "the split of the model must give every one of its {layers} blocks to one stage, in order, and none be empty"

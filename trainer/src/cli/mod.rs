@@ -12,6 +12,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::error::Error;
+use crate::interrupt::INTERRUPTED;
 use crate::ui::{Ui, Voice};
 
 /// Trains LoRA adapters for the Wan video models on few cards, and makes clips with them.
@@ -66,8 +67,11 @@ pub fn explain(error: &anyhow::Error) -> String {
     })
 }
 
-/// 2 where the user can put it right, else 1.
+/// 130 where the user asked to stop, 2 where the user can put it right, else 1.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
+    if matches!(error.downcast_ref(), Some(Error::Interrupted)) {
+        return INTERRUPTED;
+    }
     let is_users = error.chain().any(|cause| match cause.downcast_ref::<Error>() {
         Some(error) => is_users(error),
         None => false,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
 use kernels::low_rank::Factors;
@@ -13,8 +13,9 @@ use models::weights::Checkpoint;
 
 use crate::base::{MODEL_FPS, ModelConfig, SIZE_MULTIPLE};
 use crate::devices::{self, DevicesConfig};
-use crate::encode::Encoded;
+use crate::encode::{Encoded, Encoding};
 use crate::error::Error;
+use crate::interrupt::Interrupt;
 use crate::pipeline::Pipeline;
 use crate::prompt::ClipRequest;
 use crate::sample::{ClipFormat, Prompted, SampleConfig, clip_name, generate, starting_noise, write_clips};
@@ -98,6 +99,7 @@ pub struct Sample {
 impl Sample {
     /// Makes the clips.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
+        let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
         let requests = self.requests()?;
         let model =
             ModelConfig { folder: Some(self.model.clone()), ..ModelConfig::default() }.settle("".as_ref())?;
@@ -110,7 +112,8 @@ impl Sample {
 
         let encoded = Encoded::open(&self.cache, &model)?;
         let texts = requests.iter().flat_map(|r| [r.prompt.as_str(), r.negative.as_str()]);
-        encoded.encode_prompts(texts, &model, &device, ui)?;
+        let with = Encoding { model: &model, device: &device, interrupt: &interrupt, ui };
+        encoded.encode_prompts(texts, &with)?;
         let pipeline = Pipeline::load(&weights, &config, &stages.open()?, &adapters, DType::F32)?;
         let given = self.latents.as_deref().map(Checkpoint::open).transpose().map_err(models::Error::from);
         let given = given.map_err(Error::from)?;
@@ -128,8 +131,12 @@ impl Sample {
             });
         }
         let bar = ui.bar("sampling", requests.iter().map(|r| r.steps).max().unwrap_or(0));
-        let latents = generate(&pipeline, &prompted, || bar.inc(1))?;
+        let latents = generate(&pipeline, &prompted, || {
+            bar.inc(1);
+            interrupt.flow()
+        })?;
         bar.finish();
+        let latents = latents.ok_or(Error::Interrupted)?;
         drop(pipeline);
 
         if let Some(path) = &self.save_latents {
