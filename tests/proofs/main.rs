@@ -6,6 +6,7 @@ mod data_decode;
 mod data_pipeline;
 mod dit;
 mod gradients;
+mod real_sizes;
 mod solver;
 mod tensorboard;
 mod tokenizer;

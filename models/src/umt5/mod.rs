@@ -69,7 +69,7 @@ impl Umt5 {
         }
         // ComfyUI files carry the tokenizer's model along; a tied embedding may be spelled twice.
         let ignored = |name: &str| name == "spiece_model" || (has_shared && name == names::TIED_EMBEDDING);
-        let weights = Weights::from_checkpoint(checkpoint, &sizes.specs(), to_file, ignored)?;
+        let weights = Weights::from_checkpoint(checkpoint, &sizes.tensors(), to_file, ignored)?;
         Self::build(&weights, sizes, dtype, device)
     }
 

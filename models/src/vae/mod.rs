@@ -66,7 +66,7 @@ impl Vae {
             Naming::Official => None,
             Naming::Diffusers => names::to_diffusers(name, sizes.generation),
         };
-        let weights = Weights::from_checkpoint(checkpoint, &plan::specs(&sizes), to_file, |_| false)?;
+        let weights = Weights::from_checkpoint(checkpoint, &sizes.tensors(), to_file, |_| false)?;
         let beside = path.join("config.json");
         let config = match config {
             Some(config) => VaeConfig::read(config)?,
