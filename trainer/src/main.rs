@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use trainer::cli::{Arguments, exit_code};
+use trainer::ui::complain;
 
 fn main() -> ExitCode {
     // Rust ignores a closed pipe and fails to print instead; see `ui`, which ends quietly.
@@ -11,7 +12,7 @@ fn main() -> ExitCode {
     match arguments.run() {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            complain(&format!("error: {error:#}"));
             ExitCode::from(exit_code(&error))
         }
     }
