@@ -9,7 +9,10 @@ use models::adapter::files::{AdapterFile, Precision, Style, read, write};
 use models::adapter::{Adapter, Adapters, LoraConfig, Scaling};
 use models::weights::Weights;
 use proofs::small::{pipeline, velocities};
-use proofs::{Tolerance, assert_close, assert_same_bits, device, difference, fixture, fixture_tensors, randn, tiny_weights};
+use proofs::{
+    Tolerance, assert_close, assert_same_bits, device, difference, fixture, fixture_tensors, randn,
+    tiny_weights,
+};
 use trainer::pipeline::{NetworkInput, Pipeline};
 
 /// An independent forward in f32: the fixtures' tolerance for outputs.
@@ -124,7 +127,12 @@ fn golden_adapters_give_golden_velocities() {
             let what = format!("{name} at {strength}");
             let attached = velocity(&model(&frozen(&file, strength)));
             assert_close(&what, &attached, &golden[key], GOLDEN);
-            assert_close(&format!("{what}, merged"), &velocity(&merged(&file, strength)), &golden[key], GOLDEN);
+            assert_close(
+                &format!("{what}, merged"),
+                &velocity(&merged(&file, strength)),
+                &golden[key],
+                GOLDEN,
+            );
         }
         let unmerged = velocity(&model(&frozen(&file, 1.0)));
         assert_close(&format!("{name}, PEFT"), &unmerged, &golden["output_adapter_unmerged"], GOLDEN);

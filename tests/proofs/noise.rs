@@ -35,7 +35,8 @@ fn cdf(config: &TimestepConfig, sigma: f64) -> f64 {
 /// The largest distance of the draws from `expected`.
 fn distance(config: &TimestepConfig, expected: impl Fn(f64) -> f64) -> f64 {
     let streams = Streams::new(5);
-    let mut sigmas: Vec<f64> = (0..DRAWS).map(|i| config.sigma(streams.sigma(i / 4, i % 4)).unwrap()).collect();
+    let mut sigmas: Vec<f64> =
+        (0..DRAWS).map(|i| config.sigma(streams.sigma(i / 4, i % 4)).unwrap()).collect();
     sigmas.sort_by(f64::total_cmp);
     let gap = |(i, &sigma): (usize, &f64)| {
         let (below, above) = (i as f64 / DRAWS as f64, (i + 1) as f64 / DRAWS as f64);
@@ -124,7 +125,13 @@ fn correlation(a: &[f32], b: &[f32]) -> f64 {
 fn a_draw_is_a_function_of_seed_purpose_step_and_slot_alone() {
     let keys = |seed: u64, step: u64, slot: u64| -> [Key; 5] {
         let s = Streams::new(seed);
-        [s.sigma(step, slot), s.noise(step, slot), s.caption(step, slot), s.dropout(step, slot), s.eval(step, slot)]
+        [
+            s.sigma(step, slot),
+            s.noise(step, slot),
+            s.caption(step, slot),
+            s.dropout(step, slot),
+            s.eval(step, slot),
+        ]
     };
     let mut all = HashSet::new();
     for (seed, step, slot) in [(1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 0, 1), (1, 1, 1), (1, 2, 3), (1, 3, 2)] {
@@ -139,7 +146,10 @@ fn a_draw_is_a_function_of_seed_purpose_step_and_slot_alone() {
         for b in &rows[i + 1..] {
             // Independent numbers have a standard deviation of 1 / sqrt(n); five of them.
             let correlation = correlation(a, b);
-            assert!(correlation.abs() < 5.0 / (COUNT as f64).sqrt(), "two streams go together: {correlation}");
+            assert!(
+                correlation.abs() < 5.0 / (COUNT as f64).sqrt(),
+                "two streams go together: {correlation}"
+            );
         }
     }
 }

@@ -71,7 +71,10 @@ fn a_step_is_a_function_of_its_batches() {
 }
 
 /// What `step` answers, or a panic when it still has not after a time that no step of these sizes takes.
-fn answer_in_time<T: Send + 'static>(what: &str, step: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+fn answer_in_time<T: Send + 'static>(
+    what: &str,
+    step: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     let (sender, receiver) = channel();
     thread::spawn(move || sender.send(step()));
     receiver.recv_timeout(Duration::from_secs(60)).unwrap_or_else(|_| panic!("{what}: the pipeline hangs"))
@@ -93,7 +96,8 @@ fn an_error_in_a_stage_comes_out_as_its_own() {
                 let (pipeline, mut batches) = (split_into(split), batches());
                 spoil(&mut batches[at]);
                 let what = format!("{what}, micro-batch {at}, split {split:?}");
-                let error = answer_in_time(&what, move || pipeline.train(&batches, Keep::Inputs)).unwrap_err();
+                let error =
+                    answer_in_time(&what, move || pipeline.train(&batches, Keep::Inputs)).unwrap_err();
                 assert!(!matches!(error, Error::NeighbourStopped), "{what}");
                 assert!(error.to_string().contains(text), "{what}: {error}");
             }

@@ -89,14 +89,13 @@ fn the_page_of_keys_tells_the_defaults() {
     let (mut keys, documented) = (BTreeMap::new(), documented(&page));
     keys_below("", &sections(), &mut keys);
     let is_open = |default: &Value| default.is_null() || *default == json!([]) || *default == json!({});
+    // The folder of the clips has no default, and the published negative prompt is too long for a table.
+    let has_words = |key: &str| matches!(key, "data.folder" | "sample.negative");
     let mut compared = 0;
-    for (key, cell) in &documented {
+    for (key, cell) in documented.iter().filter(|(key, _)| !is_open(&keys[*key]) && !has_words(key)) {
         let default = &keys[key];
-        // The published negative prompt is too long for a table.
-        if is_open(default) || key == "sample.negative" {
-            continue;
-        }
-        let told = literal(cell).unwrap_or_else(|| panic!("{key}: the default is {default}, the page says {cell}"));
+        let told =
+            literal(cell).unwrap_or_else(|| panic!("{key}: the default is {default}, the page says {cell}"));
         let numbers = |value: Value| value.as_f64().map_or(value, |number| json!(number));
         let told = numbers(serde_json::to_value(told).unwrap());
         assert_eq!(told, numbers(default.clone()), "{key}");
@@ -120,7 +119,8 @@ fn a_recipe_with_every_key_is_read_and_one_with_another_is_refused() {
     std::fs::write(&path, text(&sections)).unwrap();
     Recipe::read(&path).unwrap();
 
-    for (section, wrong, nearest) in [("train", "step", "steps"), ("optimizer", "learning_rate", "lr"), ("data", "frame", "frames")]
+    for (section, wrong, nearest) in
+        [("train", "step", "steps"), ("optimizer", "learning_rate", "lr"), ("data", "frame", "frames")]
     {
         let mut changed = sections.clone();
         changed[section][wrong] = json!(1);

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use proofs::small::{adapters, config, pipeline, weights};
-use proofs::{Tolerance, assert_close, assert_same_bits, difference, device, randn};
+use proofs::{Tolerance, assert_close, assert_same_bits, device, difference, randn};
 use trainer::pipeline::Pipeline;
 use trainer::prompt::ClipRequest;
 use trainer::sample::{Prompted, SampleConfig, generate, starting_noise};

@@ -6,7 +6,10 @@ const CRATES: [&str; 5] = ["kernels", "models", "data", "trainer", "tests"];
 
 fn rust() -> Vec<File> {
     let files = files(&[".rs"]);
-    assert!(CRATES.iter().all(|name| files.iter().any(|file| file.path.starts_with(name))), "sources are missing");
+    assert!(
+        CRATES.iter().all(|name| files.iter().any(|file| file.path.starts_with(name))),
+        "sources are missing"
+    );
     files
 }
 
@@ -79,12 +82,15 @@ fn shipped_code_does_not_unwrap() {
 #[test]
 fn the_trained_path_uses_no_stock_layer_and_no_autograd() {
     let is_trained = |file: &File| {
-        ["kernels/", "models/src/dit", "models/src/adapter", "trainer/"].iter().any(|at| file.path.starts_with(at))
+        ["kernels/", "models/src/dit", "models/src/adapter", "trainer/"]
+            .iter()
+            .any(|at| file.path.starts_with(at))
     };
     let mut offenders = Vec::new();
     for file in shipped().filter(is_trained) {
         let is_bad = |line: &str| {
-            let names = ["candle_nn", "softmax_last_dim", "rms_norm_slow", "layer_norm_slow", "GradStore", "Var"];
+            let names =
+                ["candle_nn", "softmax_last_dim", "rms_norm_slow", "layer_norm_slow", "GradStore", "Var"];
             names.iter().any(|name| has_word(line, name)) || line.contains(".backward()")
         };
         offenders.extend(places(&file, &file.shipped_code(), is_bad));
@@ -129,7 +135,8 @@ fn one_file_prints() {
 fn nothing_is_left_for_later() {
     let mut offenders = Vec::new();
     // The needles are put together here, so that this file does not hold them.
-    let needles = [["TO", "DO"], ["FIX", "ME"], ["unimple", "mented!"], ["to", "do!"]].map(|halves| halves.concat());
+    let needles =
+        [["TO", "DO"], ["FIX", "ME"], ["unimple", "mented!"], ["to", "do!"]].map(|halves| halves.concat());
     for file in files(&[".rs", ".toml", ".md", ".py", ".sh"]) {
         offenders.extend(places(&file, &file.text, |line| needles.iter().any(|n| line.contains(n.as_str()))));
     }
@@ -139,8 +146,10 @@ fn nothing_is_left_for_later() {
 /// A clone works anywhere: no file knows the machine that it was written on, and every crate comes from crates.io.
 #[test]
 fn no_file_knows_its_machine() {
-    let homes = [["/ro", "ot/"], ["/ho", "me/"], ["/wo", "rk/"], ["/Us", "ers/"], ["C:", "\\"]].map(|p| p.concat());
-    let sources = [["[sou", "rce."], ["replace", "-with"], ["index-", "url"], ["127.0", ".0.1"]].map(|p| p.concat());
+    let homes =
+        [["/ro", "ot/"], ["/ho", "me/"], ["/wo", "rk/"], ["/Us", "ers/"], ["C:", "\\"]].map(|p| p.concat());
+    let sources =
+        [["[sou", "rce."], ["replace", "-with"], ["index-", "url"], ["127.0", ".0.1"]].map(|p| p.concat());
     let is_bad = |line: &str| homes.iter().chain(&sources).any(|needle| line.contains(needle.as_str()));
     let mut offenders = Vec::new();
     for file in files(&[".rs", ".toml", ".md", ".py", ".sh", ".json", ".txt", ".lock", ".yml", "run"]) {
@@ -148,7 +157,8 @@ fn no_file_knows_its_machine() {
     }
     let lock = files(&["Cargo.lock"]).remove(0);
     let is_foreign = |line: &str| {
-        line.starts_with("source = ") && line != "source = \"registry+https://github.com/rust-lang/crates.io-index\""
+        line.starts_with("source = ")
+            && line != "source = \"registry+https://github.com/rust-lang/crates.io-index\""
     };
     offenders.extend(places(&lock, &lock.text, is_foreign));
     assert_none("paths or registries of one machine", offenders);

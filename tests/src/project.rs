@@ -74,9 +74,6 @@ tokenizer = "{model}/google/umt5-xxl"
 folder = "run"
 cache = "cache"
 
-[devices]
-stages = ["cpu"]
-
 [data]
 folder = "clips"
 sizes = [[{width}, {height}]]

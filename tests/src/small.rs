@@ -31,6 +31,11 @@ pub fn config(layers: usize, dim: usize) -> DitConfig {
 /// Random weights for `config`: matrices that keep the size of what goes through them, norms around 1, and biases and
 /// modulation large enough that leaving one out shows.
 pub fn weights(config: &DitConfig) -> Weights {
+    Weights::from_tensors(tensors(config))
+}
+
+/// The tensors of [`weights`] by official name.
+pub fn tensors(config: &DitConfig) -> BTreeMap<String, Tensor> {
     let tensor = |name: &str, shape: &[usize]| {
         let random = randn(name, shape);
         let inputs: usize = shape[1..].iter().product();
@@ -43,7 +48,7 @@ pub fn weights(config: &DitConfig) -> Weights {
         }
     };
     let specs = config.tensors();
-    Weights::from_tensors(specs.iter().map(|spec| (spec.name.clone(), tensor(&spec.name, &spec.shape))).collect())
+    specs.iter().map(|spec| (spec.name.clone(), tensor(&spec.name, &spec.shape))).collect()
 }
 
 /// Trainable adapters on every Linear of the blocks, both factors random, so that every gradient says something.
@@ -100,6 +105,7 @@ pub fn trained(
 ) -> (Vec<f32>, BTreeMap<String, Tensor>) {
     let outcome = pipeline.train(batches, keep).unwrap();
     let losses = outcome.losses.iter().map(|loss| loss.to_scalar().unwrap()).collect();
-    let on_cpu = |(name, gradient): (&str, &Tensor)| (name.to_owned(), gradient.to_device(&Device::Cpu).unwrap());
+    let on_cpu =
+        |(name, gradient): (&str, &Tensor)| (name.to_owned(), gradient.to_device(&Device::Cpu).unwrap());
     (losses, outcome.gradients.iter().map(on_cpu).collect())
 }
