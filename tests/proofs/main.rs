@@ -6,6 +6,7 @@ mod data_decode;
 mod data_pipeline;
 mod dit;
 mod gradients;
+mod probe;
 mod solver;
 mod tensorboard;
 mod tokenizer;

@@ -19,6 +19,7 @@ pub mod noise;
 pub mod optim;
 pub mod pipeline;
 pub mod plan;
+pub mod probe;
 pub mod prompt;
 pub mod recipe;
 pub mod run;

@@ -3,6 +3,7 @@
 mod cache;
 mod export;
 mod plan;
+mod probe;
 mod sample;
 mod train;
 
@@ -40,6 +41,8 @@ enum Command {
     Sample(sample::Sample),
     /// Write an adapter file, or the adapter of a checkpoint, in another format.
     Export(export::Export),
+    /// Run one part on given tensors, to compare it with another implementation.
+    Probe(probe::Probe),
 }
 
 impl Arguments {
@@ -55,6 +58,7 @@ impl Arguments {
             Command::Train(command) => command.run(&ui),
             Command::Sample(command) => command.run(&ui),
             Command::Export(command) => command.run(&ui),
+            Command::Probe(command) => command.run(&ui),
         }
     }
 }
