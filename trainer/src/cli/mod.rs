@@ -1,7 +1,10 @@
 //! The command line: one file a command.
 
+mod bench;
 mod cache;
+mod doctor;
 mod export;
+mod inspect;
 mod plan;
 mod probe;
 mod sample;
@@ -43,6 +46,12 @@ enum Command {
     Export(export::Export),
     /// Run one part on given tensors, to compare it with another implementation.
     Probe(probe::Probe),
+    /// Say what an adapter, a checkpoint or a folder is.
+    Inspect(inspect::Inspect),
+    /// Say what this machine offers, which engines will run, what is missing and how to get it.
+    Doctor(doctor::Doctor),
+    /// Measure speed and memory of one part, as JSON lines.
+    Bench(bench::Bench),
 }
 
 impl Arguments {
@@ -59,6 +68,9 @@ impl Arguments {
             Command::Sample(command) => command.run(&ui),
             Command::Export(command) => command.run(&ui),
             Command::Probe(command) => command.run(&ui),
+            Command::Inspect(command) => command.run(&ui),
+            Command::Doctor(command) => command.run(&ui),
+            Command::Bench(command) => command.run(&ui),
         }
     }
 }
