@@ -1,7 +1,7 @@
 //! From cached items to micro-batches: which items a step sees, and what noise they get.
 
 use candle_core::{DType, Device, Tensor};
-use data::{Batch, Cursor, Dataset, Order, OrderItem};
+use data::{Batch, Cursor, Dataset, Order};
 use models::dit::Dropout;
 
 use crate::encode::Encoded;
@@ -48,13 +48,8 @@ struct Sample {
 impl<'a> Batches<'a> {
     /// The items of `dataset`, in the order that the plan's seed gives.
     pub fn new(plan: &Plan, dataset: &'a Dataset, encoded: &'a Encoded) -> Self {
-        let is_held_out = |&i: &usize| dataset.sources[dataset.windows[i].source].item.held_out;
-        let (held_out, trained): (Vec<usize>, Vec<usize>) = (0..dataset.windows.len()).partition(is_held_out);
-        let item = |&i: &usize| {
-            let window = &dataset.windows[i];
-            OrderItem { bucket: window.bucket, repeats: dataset.sources[window.source].item.repeats }
-        };
-        let order = Order::new(trained.iter().map(item).collect(), plan.run.seed, plan.train.batch);
+        let (trained, held_out) = dataset.split();
+        let order = Order::new(dataset.order_items(&trained), plan.run.seed, plan.train.batch);
         Self {
             dataset,
             encoded,
@@ -72,8 +67,7 @@ impl<'a> Batches<'a> {
     pub fn step(&self, step: u64, cursor: Cursor, accumulate: usize) -> Result<StepData> {
         let batches: Vec<(Batch, Cursor)> = self.order.from(cursor).take(accumulate).collect();
         let total: usize = batches.iter().map(|(batch, _)| batch.items.len()).sum();
-        let mut data =
-            StepData { micro_batches: Vec::new(), sigmas: Vec::new(), items: Vec::new(), cursor };
+        let mut data = StepData { micro_batches: Vec::new(), sigmas: Vec::new(), items: Vec::new(), cursor };
         for (batch, after) in batches {
             let mut samples = Vec::new();
             for &item in &batch.items {
@@ -87,7 +81,8 @@ impl<'a> Batches<'a> {
             let first_slot = (data.sigmas.len() - samples.len()) as u64;
             let mut micro_batch = stack(&samples, |sigma| self.timesteps.weight(sigma) / total as f64)?;
             if self.adapter_dropout > 0.0 {
-                let keys = (0..samples.len() as u64).map(|i| self.streams.dropout(step, first_slot + i)).collect();
+                let keys =
+                    (0..samples.len() as u64).map(|i| self.streams.dropout(step, first_slot + i)).collect();
                 micro_batch.dropout = Some(Dropout { p: self.adapter_dropout, keys });
             }
             data.micro_batches.push(micro_batch);
@@ -122,7 +117,13 @@ impl<'a> Batches<'a> {
     }
 
     /// x = (1 - sigma) x0 + sigma noise, and the velocity noise - x0 that leads there.
-    fn noised(&self, window: usize, sigma: f64, noise: kernels::random::Key, caption: &str) -> Result<Sample> {
+    fn noised(
+        &self,
+        window: usize,
+        sigma: f64,
+        noise: kernels::random::Key,
+        caption: &str,
+    ) -> Result<Sample> {
         let x0 = self.encoded.latents(window)?;
         let noise = Tensor::from_vec(noise.normals(x0.elem_count()), x0.shape(), &Device::Cpu)?;
         let noisy = ((&x0 * (1.0 - sigma))? + (&noise * sigma)?)?;

@@ -52,11 +52,12 @@ pub fn save(
             tensors.push((format!("{name}.{part}"), tensor));
         }
     }
-    let progress_text = serde_json::to_string(&progress).map_err(|e| Error::PlanText { why: e.to_string() })?;
+    let progress_text =
+        serde_json::to_string(&progress).map_err(|e| Error::PlanText { why: e.to_string() })?;
     let header = BTreeMap::from([(PROGRESS.to_owned(), progress_text)]);
     let path = path(folder, progress.step);
     let views = tensors.iter().map(|(name, tensor)| (name.as_str(), *tensor));
-    write_safetensors(&path, views, &header).map_err(models::Error::from)?;
+    write_safetensors(&path, views, &header)?;
     for old in all(folder)?.into_iter().rev().skip(keep_last) {
         fs::remove_file(&old).map_err(|source| Error::Io { action: "delete", path: old, source })?;
     }

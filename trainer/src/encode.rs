@@ -10,6 +10,7 @@ use models::vae::{Tiling, Vae};
 
 use crate::base::BaseModel;
 use crate::error::{Error, Result};
+use crate::interrupt::Interrupt;
 use crate::ui::Ui;
 
 /// Name of the one tensor of an entry.
@@ -25,6 +26,19 @@ pub struct Encoded {
     clips: Vec<Key>,
 }
 
+/// What encoding works with.
+#[derive(Debug, Clone, Copy)]
+pub struct Encoding<'a> {
+    /// The base model, of which VAE and text encoder are loaded.
+    pub model: &'a BaseModel,
+    /// Where they run.
+    pub device: &'a Device,
+    /// Looked at after every item; what is finished stays.
+    pub interrupt: &'a Interrupt,
+    /// For progress bars.
+    pub ui: &'a Ui,
+}
+
 impl Encoded {
     /// Opens the cache for prompts of `model`.
     ///
@@ -38,14 +52,15 @@ impl Encoded {
     ///
     /// # Errors
     /// Clips that cannot be decoded, latents that are not finite, a cache that takes no files.
-    pub fn encode_clips(&mut self, dataset: &Dataset, model: &BaseModel, device: &Device, ui: &Ui) -> Result<()> {
+    pub fn encode_clips(&mut self, dataset: &Dataset, with: &Encoding) -> Result<()> {
+        let Encoding { model, device, interrupt, ui } = *with;
         let vae = model.load_vae(DType::F32, device)?;
         let identity = format!("{} f32", vae.fingerprint());
         let mut hashes = ContentHashes::open(&self.cache);
         self.clips.clear();
         for window in &dataset.windows {
             let content = hashes.of(&dataset.sources[window.source].item.media)?;
-            self.clips.push(Key::clip(&content, &dataset.source_frames(window), window.bucket, &identity));
+            self.clips.push(dataset.key(window, &content, &identity));
         }
         let missing = self.missing_clips(dataset, ui)?;
         if missing.is_empty() {
@@ -62,6 +77,7 @@ impl Encoded {
             let windows: Vec<Window> = indices.iter().map(|&i| dataset.windows[i]).collect();
             for (&index, clip) in indices.iter().zip(dataset.clips(source, &windows)?) {
                 self.put_clip(&self.clips[index], &vae, &clip?)?;
+                interrupt.check()?;
                 bar.inc(1);
             }
         }
@@ -100,10 +116,9 @@ impl Encoded {
     pub fn encode_prompts<'a>(
         &self,
         prompts: impl IntoIterator<Item = &'a str>,
-        model: &BaseModel,
-        device: &Device,
-        ui: &Ui,
+        with: &Encoding,
     ) -> Result<()> {
+        let Encoding { model, device, interrupt, ui } = *with;
         let mut missing = BTreeSet::new();
         for prompt in prompts {
             if !matches!(self.cache.get(&self.text_key(prompt))?, Lookup::Hit(_)) {
@@ -120,6 +135,7 @@ impl Encoded {
             let states = to_host(&encoder.encode_prompt(prompt)?)?;
             let meta = BTreeMap::from([("prompt".to_owned(), prompt.to_owned())]);
             self.cache.put(&self.text_key(prompt), &[(TEXT, &states, Storage::F32)], &meta)?;
+            interrupt.check()?;
             bar.inc(1);
         }
         bar.finish();
@@ -163,5 +179,7 @@ impl Encoded {
 fn to_host(tensor: &Tensor) -> Result<HostTensor> {
     let data: Vec<f32> = tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
     let host = HostTensor::new(tensor.dims().to_vec(), data);
-    host.ok_or_else(|| Error::Tensor(candle_core::Error::msg("a tensor has more or fewer values than its shape")))
+    host.ok_or_else(|| {
+        Error::Tensor(candle_core::Error::msg("a tensor has more or fewer values than its shape"))
+    })
 }

@@ -105,7 +105,9 @@ pub enum Error {
     #[error("every clip is held out (data.held_out), so nothing is left to train on")]
     NothingToTrainOn,
     /// A cache entry that was there has gone.
-    #[error("a cached item cannot be used: {why}; it went away or was damaged during the run, run again to make it anew")]
+    #[error(
+        "a cached item cannot be used: {why}; it went away or was damaged during the run, run again to make it anew"
+    )]
     CacheEntryGone {
         /// What was found.
         why: String,
@@ -116,8 +118,13 @@ pub enum Error {
         /// The clip.
         clip: String,
     },
+    /// The user asked to stop while something was made that is not lost.
+    #[error("stopped; what was finished is kept")]
+    Interrupted,
     /// A split that does not cover the blocks.
-    #[error("the split of the model must give every one of its {layers} blocks to one stage, in order, and none be empty")]
+    #[error(
+        "the split of the model must give every one of its {layers} blocks to one stage, in order, and none be empty"
+    )]
     Split {
         /// Blocks of the model.
         layers: usize,
@@ -138,7 +145,9 @@ pub enum Error {
         items: Vec<String>,
     },
     /// A trainable tensor got no gradient.
-    #[error("{name} got no gradient; the adapter was not updated. This is a defect of Tandem: please report it")]
+    #[error(
+        "{name} got no gradient; the adapter was not updated. This is a defect of Tandem: please report it"
+    )]
     MissingGradient {
         /// The tensor.
         name: String,

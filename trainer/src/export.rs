@@ -14,7 +14,10 @@ pub fn adapter_file(adapters: &Adapters) -> Result<AdapterFile> {
     for (module, attached) in adapters.iter() {
         for adapter in attached.iter().filter(|adapter| adapter.is_trainable()) {
             let factors = adapter.factors();
-            file.modules.insert(module.to_owned(), LoraPair::new(factors.a.clone(), factors.b.clone(), factors.scale)?);
+            file.modules.insert(
+                module.to_owned(),
+                LoraPair::new(factors.a.clone(), factors.b.clone(), factors.scale)?,
+            );
         }
     }
     Ok(file)
@@ -31,7 +34,11 @@ pub fn write(
 ) -> Result<Vec<PathBuf>> {
     let mut file = adapter_file(adapters)?;
     let provenance = provenance(plan, steps, epochs)?;
-    std::fs::create_dir_all(folder).map_err(|source| Error::Io { action: "create", path: folder.to_owned(), source })?;
+    std::fs::create_dir_all(folder).map_err(|source| Error::Io {
+        action: "create",
+        path: folder.to_owned(),
+        source,
+    })?;
     let mut written = Vec::new();
     for &style in &plan.export.formats {
         file.metadata = provenance.metadata(style);

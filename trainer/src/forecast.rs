@@ -100,7 +100,8 @@ fn saved_of_block(dit: &DitConfig, tokens: u64) -> u64 {
 /// gradient and slope, and the score blocks of chunked attention.
 fn replay_of_block(dit: &DitConfig, tokens: u64) -> u64 {
     let inner = 4 * tokens * dit.ffn_dim as u64 * F32;
-    let scores = (4 * kernels::attention::MAX_SCORES as u64).min(4 * dit.heads as u64 * tokens * tokens) * F32;
+    let scores =
+        (4 * kernels::attention::MAX_SCORES as u64).min(4 * dit.heads as u64 * tokens * tokens) * F32;
     saved_of_block(dit, tokens) + inner.max(scores)
 }
 
@@ -122,7 +123,8 @@ impl fmt::Display for Forecast {
             )?;
             *by_device.entry(&stage.device).or_default() += stage.total();
         }
-        let totals: Vec<String> = by_device.iter().map(|(device, bytes)| format!("{device} {}", Size(*bytes))).collect();
+        let totals: Vec<String> =
+            by_device.iter().map(|(device, bytes)| format!("{device} {}", Size(*bytes))).collect();
         write!(f, "  in all: {}", totals.join(", "))
     }
 }

@@ -38,7 +38,10 @@ mod tests {
             assert!((at(schedule, 0) - 0.2).abs() < 1e-12 && (at(schedule, 3) - 0.8).abs() < 1e-12);
             assert!((at(schedule, 4) - 1.0).abs() < 1e-12);
         }
-        assert!((at(LrSchedule::Linear, 9) - 0.5).abs() < 1e-12 && (at(LrSchedule::Cosine, 9) - 0.5).abs() < 1e-12);
+        assert!(
+            (at(LrSchedule::Linear, 9) - 0.5).abs() < 1e-12
+                && (at(LrSchedule::Cosine, 9) - 0.5).abs() < 1e-12
+        );
         assert!(at(LrSchedule::Linear, 13) > 0.0 && at(LrSchedule::Constant, 13) == 1.0);
     }
 }

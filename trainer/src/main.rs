@@ -3,15 +3,14 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use trainer::cli::{Arguments, exit_code};
+use trainer::cli::{Arguments, exit_code, explain};
 
 fn main() -> ExitCode {
-    // Rust ignores a closed pipe and fails to print instead; see `ui`, which ends quietly.
     let arguments = Arguments::parse();
     match arguments.run() {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", explain(&error));
             ExitCode::from(exit_code(&error))
         }
     }

@@ -80,9 +80,13 @@ impl TimestepConfig {
     pub fn check(&self) -> Result<()> {
         let positive = [("shift", self.shift()), ("scale", self.scale), ("std", self.std)];
         if let Some((key, value)) = positive.into_iter().find(|(_, v)| !v.is_finite() || *v <= 0.0) {
-            return Err(Error::Setting { key: format!("train.timesteps.{key}"), why: format!("{value} is not a positive number") });
+            return Err(Error::Setting {
+                key: format!("train.timesteps.{key}"),
+                why: format!("{value} is not a positive number"),
+            });
         }
-        if !(0.0..1.0).contains(&self.min) || self.max > 1.0 || self.max <= self.min || !self.mean.is_finite() {
+        if !(0.0..1.0).contains(&self.min) || self.max > 1.0 || self.max <= self.min || !self.mean.is_finite()
+        {
             return Err(Error::Setting {
                 key: "train.timesteps.min / max".into(),
                 why: format!("{} .. {} is not a range of sigmas within 0 .. 1", self.min, self.max),
@@ -104,7 +108,10 @@ impl TimestepConfig {
         let drawn = (0..MAX_DRAWS).map(|draw| shifted(self.unshifted(key, draw), self.shift()));
         drawn.into_iter().find(|sigma| (self.min..=self.max).contains(sigma)).ok_or_else(|| Error::Setting {
             key: "train.timesteps.min / max".into(),
-            why: format!("this distribution practically never falls into {} .. {}; widen the range", self.min, self.max),
+            why: format!(
+                "this distribution practically never falls into {} .. {}; widen the range",
+                self.min, self.max
+            ),
         })
     }
 

@@ -53,10 +53,13 @@ impl OptimizerConfig {
     /// Naming the key and what it must be.
     pub fn check(&self) -> Result<()> {
         let refuse = |key: &str, why: String| Err(Error::Setting { key: format!("optimizer.{key}"), why });
-        let at_least_zero = [("weight_decay", self.weight_decay), ("eps", self.eps), ("clip_norm", self.clip_norm)];
+        let at_least_zero =
+            [("weight_decay", self.weight_decay), ("eps", self.eps), ("clip_norm", self.clip_norm)];
         match at_least_zero.into_iter().find(|(_, v)| !v.is_finite() || *v < 0.0) {
             Some((key, value)) => refuse(key, format!("{value} is negative or no number")),
-            None if !self.lr.is_finite() || self.lr <= 0.0 => refuse("lr", format!("{} is not a positive number", self.lr)),
+            None if !self.lr.is_finite() || self.lr <= 0.0 => {
+                refuse("lr", format!("{} is not a positive number", self.lr))
+            }
             None if self.betas.iter().any(|b| !(0.0..1.0).contains(b)) => {
                 refuse("betas", format!("{:?}: both must be at least 0 and below 1", self.betas))
             }
@@ -95,7 +98,11 @@ impl Optimizer {
     /// When the names or shapes are not those of this run.
     pub fn restore(&mut self, saved: BTreeMap<String, State>) -> Result<()> {
         let is_same = self.states.len() == saved.len()
-            && self.states.iter().zip(&saved).all(|((a, x), (b, y))| a == b && x.parameter.dims() == y.parameter.dims());
+            && self
+                .states
+                .iter()
+                .zip(&saved)
+                .all(|((a, x), (b, y))| a == b && x.parameter.dims() == y.parameter.dims());
         if !is_same {
             return Err(Error::ForeignCheckpoint);
         }
@@ -116,7 +123,8 @@ impl Optimizer {
     /// One update of every tensor by its gradient times `factor`.
     pub fn update(&mut self, gradients: &Gradients, factor: f64, update: &Update) -> Result<()> {
         for (name, state) in &mut self.states {
-            let gradient = gradients.get(name).ok_or_else(|| Error::MissingGradient { name: name.clone() })?;
+            let gradient =
+                gradients.get(name).ok_or_else(|| Error::MissingGradient { name: name.clone() })?;
             *state = adamw::step(state, &(gradient * factor)?, update)?;
         }
         Ok(())
@@ -175,7 +183,10 @@ pub fn gathered(pipeline: &Pipeline) -> Result<Adapters> {
     let mut all = Adapters::default();
     for stage in pipeline.stages() {
         for (module, adapters) in stage.adapters.part(&Device::Cpu, |_| true)?.iter() {
-            adapters.iter().filter(|a| a.is_trainable()).for_each(|a| all.attach(module.to_owned(), a.clone()));
+            adapters
+                .iter()
+                .filter(|a| a.is_trainable())
+                .for_each(|a| all.attach(module.to_owned(), a.clone()));
         }
     }
     Ok(all)

@@ -136,7 +136,10 @@ impl Plan {
         let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
         let name = recipe.run.name.or(stem).unwrap_or_else(|| "run".into());
         let run = RunPlan {
-            folder: recipe.run.folder.map_or_else(|| Path::new("runs").join(&name), |folder| from.join(folder)),
+            folder: recipe
+                .run
+                .folder
+                .map_or_else(|| Path::new("runs").join(&name), |folder| from.join(folder)),
             cache: recipe.run.cache.map_or_else(|| PathBuf::from("runs/cache"), |folder| from.join(folder)),
             name,
             seed,
@@ -168,8 +171,11 @@ impl Plan {
     /// # Errors
     /// When the file is not a plan of this version.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| Error::Io { action: "read the plan", path: path.to_owned(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Io {
+            action: "read the plan",
+            path: path.to_owned(),
+            source,
+        })?;
         toml::from_str(&text).map_err(|e| Error::PlanText { why: format!("{}: {e}", path.display()) })
     }
 

@@ -42,7 +42,8 @@ impl ClipRequest {
         let (w, h) = (self.width, self.height);
         if w == 0 || h == 0 || w % multiple != 0 || h % multiple != 0 {
             let nearest = data::SizeMultiple::new(multiple).nearest(w, h);
-            let why = format!("{w}x{h}: both sides must be multiples of {multiple}; nearest valid: {nearest}");
+            let why =
+                format!("{w}x{h}: both sides must be multiples of {multiple}; nearest valid: {nearest}");
             return Err(Error::Setting { key: "size of a clip".into(), why });
         }
         if self.frames % 4 != 1 {
@@ -53,7 +54,9 @@ impl ClipRequest {
         crate::solver::Schedule::new(self.solver, self.convention, self.steps, self.shift)?;
         match self.guidance.is_finite() {
             true => Ok(()),
-            false => Err(Error::Setting { key: "guidance".into(), why: format!("{} is no number", self.guidance) }),
+            false => {
+                Err(Error::Setting { key: "guidance".into(), why: format!("{} is no number", self.guidance) })
+            }
         }
     }
 
@@ -69,7 +72,8 @@ impl ClipRequest {
         for part in parts {
             let (option, value) = part.trim().split_once(char::is_whitespace).unwrap_or((part.trim(), ""));
             let value = value.trim();
-            let refuse = || Error::PromptOption { line: line.to_owned(), option: format!("--{option} {value}") };
+            let refuse =
+                || Error::PromptOption { line: line.to_owned(), option: format!("--{option} {value}") };
             match option {
                 "w" => request.width = value.parse().map_err(|_| refuse())?,
                 "h" => request.height = value.parse().map_err(|_| refuse())?,

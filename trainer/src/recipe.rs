@@ -158,8 +158,11 @@ impl Recipe {
     /// # Errors
     /// A file that cannot be read or is no TOML; unknown keys, with the nearest one that there is.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path)
-            .map_err(|source| Error::Io { action: "read the recipe", path: path.to_owned(), source })?;
+        let text = fs::read_to_string(path).map_err(|source| Error::Io {
+            action: "read the recipe",
+            path: path.to_owned(),
+            source,
+        })?;
         toml::from_str(&text).map_err(|error| Error::Recipe {
             path: path.to_owned(),
             why: match nearest_key(error.message()) {

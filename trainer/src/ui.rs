@@ -61,7 +61,8 @@ impl Ui {
     /// A bar of `length` steps. It shows speed and the time that is left; [`Bar::inform`] puts something beside it.
     pub fn bar(&self, label: &'static str, length: usize) -> Bar {
         let bar = self.bars.add(ProgressBar::new(length as u64));
-        let style = ProgressStyle::with_template("{prefix:>16} {wide_bar:.cyan/dim} {pos}/{len} {msg} {eta_precise}");
+        let style =
+            ProgressStyle::with_template("{prefix:>16} {wide_bar:.cyan/dim} {pos}/{len} {msg} {eta_precise}");
         if let Ok(style) = style {
             bar.set_style(style.progress_chars("━╸─"));
         }

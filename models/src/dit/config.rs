@@ -107,7 +107,10 @@ impl DitConfig {
     }
 
     fn check(&self, model_type: Option<&str>) -> Result<()> {
-        if self.heads == 0 || self.dim % self.heads != 0 || self.head_size() % 2 != 0 || self.head_size() < 6
+        if self.heads == 0
+            || !self.dim.is_multiple_of(self.heads)
+            || !self.head_size().is_multiple_of(2)
+            || self.head_size() < 6
         {
             return Err(Error::Mismatch(format!(
                 "config.json asks for {} heads, which do not divide the model width {} into even heads",

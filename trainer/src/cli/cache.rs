@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 
 use super::plan::make;
+use crate::interrupt::Interrupt;
 use crate::run;
 use crate::ui::Ui;
 
@@ -24,10 +25,14 @@ impl Cache {
     pub fn run(&self, ui: &Ui) -> Result<u8> {
         let planned = make(&self.recipe, ui)?;
         let Some(folder) = &self.preview else {
-            run::cache(&planned, ui)?;
+            let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
+            run::cache(&planned, &interrupt, ui)?;
             let cache = planned.plan.run.cache.display().to_string();
             let items = planned.dataset.windows.len();
-            ui.tell(&format!("{items} clips are cached in {cache}"), &serde_json::json!({"items": items, "cache": cache}));
+            ui.tell(
+                &format!("{items} clips are cached in {cache}"),
+                &serde_json::json!({"items": items, "cache": cache}),
+            );
             return Ok(0);
         };
         let bar = ui.bar("writing clips", planned.dataset.windows.len());

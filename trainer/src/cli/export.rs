@@ -85,7 +85,9 @@ impl Export {
         let plan = Plan::read(&folder.with_file_name("plan.toml"))?;
         let metadata = provenance(&plan, progress.step, progress.cursor.epoch)?.metadata(style);
         let mut file = AdapterFile { metadata, ..AdapterFile::default() };
-        let part = |module: &str, factor: &str| states.get(&format!("{module}.{factor}.weight")).map(|s| s.parameter.to_dtype(DType::F32));
+        let part = |module: &str, factor: &str| {
+            states.get(&format!("{module}.{factor}.weight")).map(|s| s.parameter.to_dtype(DType::F32))
+        };
         let modules = states.keys().filter_map(|name| name.strip_suffix(".lora_A.weight"));
         for module in modules {
             if let (Some(a), Some(b)) = (part(module, "lora_A"), part(module, "lora_B")) {

@@ -16,6 +16,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::error::Error;
+use crate::interrupt::INTERRUPTED;
 use crate::ui::{Ui, Voice};
 
 /// Trains LoRA adapters for the Wan video models on few cards, and makes clips with them.
@@ -41,7 +42,7 @@ enum Command {
     /// Train an adapter (encodes first what is not cached).
     Train(train::Train),
     /// Make clips from prompts, many from one load of the model.
-    Sample(sample::Sample),
+    Sample(Box<sample::Sample>),
     /// Write an adapter file, or the adapter of a checkpoint, in another format.
     Export(export::Export),
     /// Run one part on given tensors, to compare it with another implementation.
@@ -75,8 +76,18 @@ impl Arguments {
     }
 }
 
-/// 2 where the user can put it right, else 1.
+/// An error with its causes, each told once: many of ours name their cause themselves.
+pub fn explain(error: &anyhow::Error) -> String {
+    error.chain().skip(1).map(ToString::to_string).fold(error.to_string(), |told, cause| {
+        if told.contains(&cause) { told } else { format!("{told}: {cause}") }
+    })
+}
+
+/// 130 where the user asked to stop, 2 where the user can put it right, else 1.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
+    if matches!(error.downcast_ref(), Some(Error::Interrupted)) {
+        return INTERRUPTED;
+    }
     let is_users = error.chain().any(|cause| match cause.downcast_ref::<Error>() {
         Some(error) => is_users(error),
         None => false,

@@ -44,7 +44,8 @@ pub fn make(recipe: &std::path::Path, ui: &Ui) -> crate::Result<Planned> {
 
 /// The buckets as a table.
 pub fn buckets(planned: &Planned) -> String {
-    let mut lines = vec![format!("{:>6} {:>6} {:>7} {:>7} {:>8}", "width", "height", "frames", "clips", "windows")];
+    let mut lines =
+        vec![format!("{:>6} {:>6} {:>7} {:>7} {:>8}", "width", "height", "frames", "clips", "windows")];
     for row in planned.dataset.table().rows {
         let bucket = row.bucket;
         let mut line = format!(

@@ -2,23 +2,23 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
 use kernels::low_rank::Factors;
 use models::adapter::files;
 use models::adapter::{Adapter, Adapters};
 use models::vae::{Tiles, Tiling};
+use models::weights::Checkpoint;
 
 use crate::base::{MODEL_FPS, ModelConfig, SIZE_MULTIPLE};
 use crate::devices::{self, DevicesConfig};
-use crate::encode::Encoded;
+use crate::encode::{Encoded, Encoding};
 use crate::error::Error;
+use crate::interrupt::Interrupt;
 use crate::pipeline::Pipeline;
 use crate::prompt::ClipRequest;
-use crate::sample::{
-    ClipFormat, Prompted, SampleConfig, clip_name, generate, starting_noise, write_clips,
-};
+use crate::sample::{ClipFormat, Prompted, SampleConfig, clip_name, generate, starting_noise, write_clips};
 use crate::solver::{Convention, SolverKind};
 use crate::ui::Ui;
 
@@ -68,10 +68,12 @@ pub struct Sample {
     /// Whose grid of sigmas.
     #[arg(long, value_enum, default_value_t = Convention::Official)]
     convention: Convention,
-    /// Starting noise from a safetensors file: tensor `latents` [1,c,t,h,w] at sigma 1, for every clip.
+    /// Starting noise at sigma 1 from a safetensors file, [1,c,t,h,w]: `latents` for every clip, or `latents.0`,
+    /// `latents.1`, ... for one each. Their size is the clip's.
     #[arg(long, value_name = "FILE")]
     latents: Option<PathBuf>,
-    /// Write the finished latents to a safetensors file: tensors `latents.0`, `latents.1`, ...
+    /// Write the finished latents to a safetensors file: `latents` of a single clip, `latents.0`, `latents.1`, ... of
+    /// several.
     #[arg(long, value_name = "FILE")]
     save_latents: Option<PathBuf>,
     /// Folder that the clips go to.
@@ -97,23 +99,28 @@ pub struct Sample {
 impl Sample {
     /// Makes the clips.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
+        let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
         let requests = self.requests()?;
-        let model = ModelConfig { folder: Some(self.model.clone()), ..ModelConfig::default() }.settle("".as_ref())?;
+        let model =
+            ModelConfig { folder: Some(self.model.clone()), ..ModelConfig::default() }.settle("".as_ref())?;
         let (config, weights) = model.open_dit()?;
         let adapters = self.adapters()?;
         refuse_foreign(&adapters, &config.adaptable_modules())?;
-        let stages = DevicesConfig { stages: self.stages.clone(), split: Vec::new() }.settle(config.layers)?;
+        let stages =
+            DevicesConfig { stages: self.stages.clone(), split: Vec::new() }.settle(config.layers)?;
         let device = devices::open(&stages.stages[0])?;
 
         let encoded = Encoded::open(&self.cache, &model)?;
         let texts = requests.iter().flat_map(|r| [r.prompt.as_str(), r.negative.as_str()]);
-        encoded.encode_prompts(texts, &model, &device, ui)?;
+        let with = Encoding { model: &model, device: &device, interrupt: &interrupt, ui };
+        encoded.encode_prompts(texts, &with)?;
         let pipeline = Pipeline::load(&weights, &config, &stages.open()?, &adapters, DType::F32)?;
-        let given = self.latents.as_deref().map(read_latents).transpose()?;
+        let given = self.latents.as_deref().map(Checkpoint::open).transpose().map_err(models::Error::from);
+        let given = given.map_err(Error::from)?;
         let mut prompted = Vec::new();
-        for request in &requests {
+        for (i, request) in requests.iter().enumerate() {
             let noise = match &given {
-                Some(noise) => noise.clone(),
+                Some(file) => given_noise(file, i)?,
                 None => starting_noise(request, config.out_channels, &device)?,
             };
             prompted.push(Prompted {
@@ -124,8 +131,12 @@ impl Sample {
             });
         }
         let bar = ui.bar("sampling", requests.iter().map(|r| r.steps).max().unwrap_or(0));
-        let latents = generate(&pipeline, &prompted, || bar.inc(1))?;
+        let latents = generate(&pipeline, &prompted, || {
+            bar.inc(1);
+            interrupt.flow()
+        })?;
         bar.finish();
+        let latents = latents.ok_or(Error::Interrupted)?;
         drop(pipeline);
 
         if let Some(path) = &self.save_latents {
@@ -203,16 +214,19 @@ fn refuse_foreign(adapters: &Adapters, modules: &[(String, usize, usize)]) -> Re
     Ok(())
 }
 
-fn read_latents(path: &std::path::Path) -> Result<Tensor> {
-    let file = models::weights::Checkpoint::open(path).map_err(models::Error::from).map_err(Error::from)?;
-    Ok(file.tensor("latents", DType::F32, &Device::Cpu).map_err(Error::from)?)
+/// The starting noise of the clip `index`.
+fn given_noise(file: &Checkpoint, index: usize) -> crate::Result<Tensor> {
+    let own = format!("latents.{index}");
+    let name = if file.contains(&own) { own.as_str() } else { "latents" };
+    Ok(file.tensor(name, DType::F32, &Device::Cpu)?)
 }
 
 fn save_latents(path: &std::path::Path, latents: &[Tensor]) -> Result<()> {
-    let named: Vec<(String, &Tensor)> = latents.iter().enumerate().map(|(i, t)| (format!("latents.{i}"), t)).collect();
+    let named: Vec<(String, &Tensor)> = match latents {
+        [one] => vec![("latents".to_owned(), one)],
+        many => many.iter().enumerate().map(|(i, t)| (format!("latents.{i}"), t)).collect(),
+    };
     let views = named.iter().map(|(name, tensor)| (name.as_str(), *tensor));
-    models::weights::write_safetensors(path, views, &Default::default())
-        .map_err(models::Error::from)
-        .map_err(Error::from)?;
+    models::weights::write_safetensors(path, views, &Default::default()).map_err(Error::from)?;
     Ok(())
 }

@@ -28,6 +28,9 @@ const PUBLISHED: &[(usize, usize, bool, &str)] = &[
     (3072, 48, false, "Wan 2.2 TI2V-5B"),
 ];
 
+/// Of every published model.
+const HEAD_SIZE: usize = 128;
+
 /// The models of a width, for adapters, which do not show the input's channels.
 pub(super) fn model_of_width(width: usize, has_image_branch: bool) -> Option<&'static str> {
     match (width, has_image_branch) {
@@ -97,5 +100,9 @@ fn heads(path: &Path, width: usize) -> Value {
     let known = config.and_then(|config| {
         config.get("num_heads").or(config.get("num_attention_heads")).and_then(Value::as_u64)
     });
-    known.map_or_else(|| json!(width / 128), Value::from)
+    match known {
+        Some(heads) => heads.into(),
+        None if width % HEAD_SIZE == 0 => (width / HEAD_SIZE).into(),
+        None => "only its config.json tells".into(),
+    }
 }

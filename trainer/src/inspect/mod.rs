@@ -167,7 +167,8 @@ impl Report {
         let mut types: Map<String, Value> = Map::new();
         let mut numbers = 0u64;
         for (_, entry) in file.entries() {
-            numbers += entry.elements() as u64;
+            // An adapter's alphas are single numbers beside the parameters.
+            numbers += if entry.shape.is_empty() { 0 } else { entry.elements() as u64 };
             let count = types.get(entry.dtype.name()).and_then(Value::as_u64).unwrap_or(0);
             types.insert(entry.dtype.name().to_owned(), (count + 1).into());
         }

@@ -49,7 +49,8 @@ impl RunFolder {
         let folder = Self { root };
         let stored = Plan::read(&folder.plan())?;
         let differences = changed_settings(&stored, plan)?;
-        let (refused, allowed): (Vec<_>, Vec<_>) = differences.into_iter().partition(|d| !may_change(plan, &d.key));
+        let (refused, allowed): (Vec<_>, Vec<_>) =
+            differences.into_iter().partition(|d| !may_change(plan, &d.key));
         if !refused.is_empty() {
             return Err(Error::PlanChanged { changes: refused.iter().map(Difference::to_string).collect() });
         }

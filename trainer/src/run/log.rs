@@ -42,8 +42,11 @@ impl Log {
 
     /// Puts the contact sheet at `path` beside the curves.
     pub fn picture(&mut self, step: u64, path: &Path) -> Result<()> {
-        let encoded =
-            std::fs::read(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })?;
+        let encoded = std::fs::read(path).map_err(|source| Error::Io {
+            action: "read",
+            path: path.to_owned(),
+            source,
+        })?;
         let Some((width, height)) = png_size(&encoded) else { return Ok(()) };
         Ok(self.events.picture(step, now(), "samples", Picture { encoded: &encoded, width, height })?)
     }

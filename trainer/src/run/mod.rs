@@ -17,7 +17,7 @@ pub use folder::{RunFolder, changed_settings};
 
 use crate::batch::Batches;
 use crate::checkpoint::{self, Progress};
-use crate::encode::Encoded;
+use crate::encode::{Encoded, Encoding};
 use crate::error::Result;
 use crate::export;
 use crate::interrupt::Interrupt;
@@ -54,14 +54,15 @@ struct Run<'a> {
 ///
 /// # Errors
 /// Whatever stands in the way of decoding, encoding or keeping them.
-pub fn cache(planned: &Planned, ui: &Ui) -> Result<Encoded> {
+pub fn cache(planned: &Planned, interrupt: &Interrupt, ui: &Ui) -> Result<Encoded> {
     let Planned { plan, dataset, .. } = planned;
     let device = &plan.devices.open()?[0].0;
     let mut encoded = Encoded::open(&plan.run.cache, &plan.model)?;
     let captions = dataset.sources.iter().map(|source| source.item.caption.as_str());
     let prompts = plan.sample.clips.iter().flat_map(|clip| [clip.prompt.as_str(), clip.negative.as_str()]);
-    encoded.encode_prompts(captions.chain(prompts).chain([""]), &plan.model, device, ui)?;
-    encoded.encode_clips(dataset, &plan.model, device, ui)?;
+    let with = Encoding { model: &plan.model, device, interrupt, ui };
+    encoded.encode_prompts(captions.chain(prompts).chain([""]), &with)?;
+    encoded.encode_clips(dataset, &with)?;
     Ok(encoded)
 }
 
@@ -71,7 +72,7 @@ pub fn cache(planned: &Planned, ui: &Ui) -> Result<Encoded> {
 /// Whatever stops the run. Everything up to the last checkpoint is safe.
 pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &Ui) -> Result<Ending> {
     let plan = &planned.plan;
-    let encoded = cache(planned, ui)?;
+    let encoded = cache(planned, interrupt, ui)?;
     let (dit, weights) = plan.model.open_dit()?;
     let split = plan.devices.open()?;
     let fresh = Adapters::fresh(&planned.targets, &plan.adapter, plan.run.seed, &candle_core::Device::Cpu)?;
@@ -88,21 +89,25 @@ pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &
     let batches = Batches::new(plan, &planned.dataset, &encoded);
     let mut run = Run { plan, folder, batches, encoded: &encoded, pipeline, optimizer, progress, log, ui };
     run.optimizer.publish(&mut run.pipeline);
-    run.to_the_end(interrupt)
+    run.finish(interrupt)
 }
 
 impl Run<'_> {
     /// Steps until all are made or the user asks to stop; evaluates, samples and saves where the plan says so.
-    fn to_the_end(&mut self, interrupt: &Interrupt) -> Result<Ending> {
+    fn finish(&mut self, interrupt: &Interrupt) -> Result<Ending> {
         let steps = self.plan.train.steps;
         if self.progress.step == 0 {
             self.evaluate()?;
-            self.sample()?;
         }
+        self.sample_if_due(interrupt)?;
         let bar = self.ui.bar("training", steps as usize);
         bar.skip(self.progress.step as usize);
         let mut saved_at = Instant::now();
         while self.progress.step < steps {
+            if interrupt.is_asked() {
+                self.save()?;
+                return self.stopped(&bar);
+            }
             let row = self.step()?;
             self.log.step(&row)?;
             self.show(&bar, &row);
@@ -110,30 +115,28 @@ impl Run<'_> {
             if is_last || is_due(self.plan.train.eval_every, self.progress.step) {
                 self.evaluate()?;
             }
-            if is_last || is_due(self.plan.sample.every, self.progress.step) {
-                self.sample()?;
-            }
+            self.sample_if_due(interrupt)?;
             let minutes = self.plan.checkpoint.every_minutes;
             let is_late = minutes > 0 && saved_at.elapsed() >= Duration::from_secs(60 * minutes);
-            let is_stop = interrupt.is_asked() && !is_last;
             let is_by_step = is_due(self.plan.checkpoint.every_steps, self.progress.step);
-            if is_last || is_by_step || is_late || is_stop {
+            if is_last || is_by_step || is_late {
                 self.save()?;
                 saved_at = Instant::now();
             }
             if is_by_step && !is_last {
                 self.export(Some(&format!("step-{:06}", self.progress.step)))?;
             }
-            if is_stop {
-                bar.finish();
-                self.ui.say(&format!("stopped after step {}; go on with --resume", self.progress.step));
-                return Ok(Ending::Interrupted);
-            }
         }
         bar.finish();
         let written = self.export(None)?;
         summary::tell(self.plan, self.folder, &written, self.ui)?;
         Ok(Ending::Finished)
+    }
+
+    fn stopped(&self, bar: &Bar) -> Result<Ending> {
+        bar.finish();
+        self.ui.note(&format!("stopped after step {} and saved; go on with --resume", self.progress.step));
+        Ok(Ending::Interrupted)
     }
 
     fn show(&self, bar: &Bar, row: &StepRow) {
@@ -159,5 +162,5 @@ impl Run<'_> {
 
 /// Whether something that happens every `every` steps (0: never) happens after `step` steps.
 fn is_due(every: u64, step: u64) -> bool {
-    every > 0 && step % every == 0
+    every > 0 && step.is_multiple_of(every)
 }

@@ -3,17 +3,27 @@
 use candle_core::{DType, Tensor};
 use models::vae::Tiling;
 
-use super::Run;
+use super::{Run, is_due};
 use crate::error::Result;
-use crate::sample::{Prompted, clip_name, generate, starting_noise, write_clips};
+use crate::interrupt::Interrupt;
+use crate::sample::{CONTACT_SHEET, Prompted, clip_name, generate, starting_noise, write_clips};
 
 impl Run<'_> {
-    /// Makes the plan's clips and writes them to `samples/step-<n>`.
-    pub(super) fn sample(&mut self) -> Result<()> {
-        let clips = &self.plan.sample.clips;
-        if clips.is_empty() {
+    /// Makes the plan's clips where they are due and not there: a run that was interrupted while sampling makes them when
+    /// it goes on.
+    pub(super) fn sample_if_due(&mut self, interrupt: &Interrupt) -> Result<()> {
+        let (step, plan) = (self.progress.step, &self.plan.sample);
+        let is_due = step == 0 || step == self.plan.train.steps || is_due(plan.every, step);
+        let is_there = self.folder.samples(step).join(CONTACT_SHEET).is_file();
+        if plan.clips.is_empty() || !is_due || is_there {
             return Ok(());
         }
+        self.sample(interrupt)
+    }
+
+    /// Makes the plan's clips and writes them to `samples/step-<n>`.
+    fn sample(&mut self, interrupt: &Interrupt) -> Result<()> {
+        let clips = &self.plan.sample.clips;
         let device = self.pipeline.stages()[0].device.clone();
         let mut prompted = Vec::new();
         for request in clips {
@@ -27,8 +37,12 @@ impl Run<'_> {
         }
         let steps = clips.iter().map(|clip| clip.steps).max().unwrap_or(0);
         let bar = self.ui.bar("sampling", steps);
-        let latents = generate(&self.pipeline, &prompted, || bar.inc(1))?;
+        let latents = generate(&self.pipeline, &prompted, || {
+            bar.inc(1);
+            interrupt.flow()
+        })?;
         bar.finish();
+        let Some(latents) = latents else { return Ok(()) };
 
         // Loaded for the moment: between samples its memory belongs to training.
         let vae = self.plan.model.load_vae(DType::F32, &device)?;

@@ -13,15 +13,22 @@ pub(super) fn tell(plan: &Plan, folder: &RunFolder, adapters: &[PathBuf], ui: &U
     // A tenth of the run at each end: single steps differ by their noise level far more than training changes them.
     let share = (losses.len() / 10).max(1);
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len().max(1) as f64;
-    let (first, last) = (mean(&losses[..share.min(losses.len())]), mean(&losses[losses.len().saturating_sub(share)..]));
+    let (first, last) =
+        (mean(&losses[..share.min(losses.len())]), mean(&losses[losses.len().saturating_sub(share)..]));
     let samples = folder.root().join("samples");
     let object = serde_json::json!({
         "finished": plan.train.steps, "loss_first_tenth": first, "loss_last_tenth": last,
         "run": folder.root(), "adapters": adapters, "samples": samples,
     });
     let mut lines = vec![
-        format!("done: {} steps, loss {first:.4} -> {last:.4} (means of the first and last tenth)", plan.train.steps),
-        format!("  adapter   {}", adapters.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join("\n            ")),
+        format!(
+            "done: {} steps, loss {first:.4} -> {last:.4} (means of the first and last tenth)",
+            plan.train.steps
+        ),
+        format!(
+            "  adapter   {}",
+            adapters.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join("\n            ")
+        ),
     ];
     if !plan.sample.clips.is_empty() {
         lines.push(format!("  clips     {}", samples.display()));

@@ -50,6 +50,17 @@ pub enum ClipFormat {
     Webp,
 }
 
+impl ClipFormat {
+    /// The ending of such a file, without the dot.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Self::Mp4 => "mp4",
+            Self::Gif => "gif",
+            Self::Webp => "webp",
+        }
+    }
+}
+
 /// The negative prompt that Wan was published with: Wan-Video/Wan2.1 wan/configs/shared_config.py `sample_neg_prompt`.
 pub const OFFICIAL_NEGATIVE: &str = "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，\
 低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，\
@@ -97,9 +108,16 @@ impl SampleConfig {
     ///
     /// # Errors
     /// An option or a value of a prompt line that cannot work.
-    pub fn requests(&self, size: [u32; 2], frames: u32, seed: u64, multiple: u32) -> Result<Vec<ClipRequest>> {
+    pub fn requests(
+        &self,
+        size: [u32; 2],
+        frames: u32,
+        seed: u64,
+        multiple: u32,
+    ) -> Result<Vec<ClipRequest>> {
         let base = self.request(size, frames, seed);
-        let requests: Vec<ClipRequest> = self.prompts.iter().map(|line| base.with_line(line)).collect::<Result<_>>()?;
+        let requests: Vec<ClipRequest> =
+            self.prompts.iter().map(|line| base.with_line(line)).collect::<Result<_>>()?;
         requests.iter().try_for_each(|request| request.check(multiple))?;
         Ok(requests)
     }

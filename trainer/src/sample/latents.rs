@@ -1,5 +1,7 @@
 //! From starting noise to latents: the solver loop with guidance, several clips side by side.
 
+use std::ops::ControlFlow;
+
 use candle_core::{DType, Device, Tensor};
 use kernels::random::Key;
 
@@ -33,8 +35,13 @@ pub fn starting_noise(request: &ClipRequest, channels: usize, device: &Device) -
 }
 
 /// The latents of each clip, [1, c, t, h, w] f32. All clips go through the network together, and so do the two halves
-/// of the guidance: they are the micro-batches that keep every stage busy. `progress` is called after each step.
-pub fn generate(pipeline: &Pipeline, clips: &[Prompted], mut progress: impl FnMut()) -> Result<Vec<Tensor>> {
+/// of the guidance: they are the micro-batches that keep every stage busy. `progress` is called after each step and may
+/// break off; the result is `None` then.
+pub fn generate(
+    pipeline: &Pipeline,
+    clips: &[Prompted],
+    mut progress: impl FnMut() -> ControlFlow<()>,
+) -> Result<Option<Vec<Tensor>>> {
     let mut solvers = Vec::new();
     for Prompted { request, .. } in clips {
         let schedule = Schedule::new(request.solver, request.convention, request.steps, request.shift)?;
@@ -64,9 +71,11 @@ pub fn generate(pipeline: &Pipeline, clips: &[Prompted], mut progress: impl FnMu
             let velocity = guided(&parts, clips[c].request.guidance)?.to_device(latents[c].device())?;
             latents[c] = solvers[c].step(&latents[c], &velocity, i)?;
         }
-        progress();
+        if progress().is_break() {
+            return Ok(None);
+        }
     }
-    Ok(latents)
+    Ok(Some(latents))
 }
 
 /// uncond + guidance (cond - uncond), f32; `parts` is cond alone, or cond and uncond.

@@ -6,4 +6,4 @@ mod output;
 
 pub use config::{ClipFormat, SampleConfig};
 pub use latents::{Prompted, generate, starting_noise};
-pub use output::{clip_name, write_clips};
+pub use output::{CONTACT_SHEET, clip_name, write_clips};

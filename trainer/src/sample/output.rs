@@ -9,6 +9,8 @@ use models::vae::{Tiling, Vae};
 use super::ClipFormat;
 use crate::error::{Error, Result};
 
+/// The picture of a set of clips.
+pub const CONTACT_SHEET: &str = "contact-sheet.png";
 /// Frames of each clip on a contact sheet.
 const SHEET_COLUMNS: u32 = 8;
 /// Width of a frame on a contact sheet, in pixels.
@@ -33,18 +35,17 @@ pub fn write_clips(
     for (name, latents) in clips {
         let film = decode(vae, tiling, latents)?;
         for format in formats {
-            let (extension, write): (_, fn(&Path, &Film, f64) -> data::Result<()>) = match format {
-                ClipFormat::Mp4 => ("mp4", data::write_mp4),
-                ClipFormat::Gif => ("gif", data::write_gif),
-                ClipFormat::Webp => ("webp", data::write_webp),
-            };
-            let path = folder.join(format!("{name}.{extension}"));
-            write(&path, &film, fps)?;
+            let path = folder.join(format!("{name}.{}", format.extension()));
+            match format {
+                ClipFormat::Mp4 => data::write_mp4(&path, &film, fps)?,
+                ClipFormat::Gif => data::write_gif(&path, &film, fps)?,
+                ClipFormat::Webp => data::write_webp(&path, &film, fps)?,
+            }
             written.push(path);
         }
         films.push(film);
     }
-    let sheet = folder.join("contact-sheet.png");
+    let sheet = folder.join(CONTACT_SHEET);
     let cell_width = films.iter().map(Film::width).max().unwrap_or(SHEET_CELL).min(SHEET_CELL);
     let columns = films.iter().map(Film::len).max().unwrap_or(1).min(SHEET_COLUMNS as usize) as u32;
     data::contact_sheet(&sheet, &films, SheetStyle { columns, cell_width, gap: 2 })?;
