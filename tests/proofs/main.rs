@@ -12,6 +12,7 @@ mod noise;
 mod overfit;
 mod pipeline;
 mod plan;
+mod probe;
 mod real_sizes;
 mod recipes;
 mod sampling;

@@ -66,7 +66,7 @@ impl ModelConfig {
         if let Some(folder) = folder.as_deref().filter(|folder| !folder.is_dir()) {
             return Err(Error::NoModelFolder { folder: folder.to_owned() });
         }
-        let found = folder.as_deref().map(Layout::of).transpose()?;
+        let found = folder.as_deref().map(Layout::of);
         let part = |key: &'static str, named: &Option<PathBuf>, place: fn(&Layout) -> Result<PathBuf>| match (
             named, &found,
         ) {
@@ -75,19 +75,7 @@ impl ModelConfig {
             (None, None) => Err(Error::NoModelPart { key, looked: "model.folder is not set".into() }),
         };
         let dit = part("dit", &self.dit, Layout::dit)?;
-        let dit_config = match &self.dit_config {
-            Some(path) => from.join(path),
-            None => {
-                if dit.is_dir() {
-                    dit.join("config.json")
-                } else {
-                    dit.with_file_name("config.json")
-                }
-            }
-        };
-        if !dit_config.is_file() {
-            return Err(Error::NoModelPart { key: "dit_config", looked: dit_config.display().to_string() });
-        }
+        let dit_config = dit_config(&dit, self.dit_config.as_deref().map(|path| from.join(path)))?;
         let named = folder.as_deref().unwrap_or(&dit);
         Ok(BaseModel {
             name: named.file_stem().map_or_else(|| "wan".into(), |name| name.to_string_lossy().into_owned()),
@@ -103,12 +91,7 @@ impl ModelConfig {
 impl BaseModel {
     /// Checks the DiT's files against each other, from headers alone.
     pub fn open_dit(&self) -> Result<(DitConfig, Weights)> {
-        let config = fs::read_to_string(&self.dit_config).map_err(|source| Error::Io {
-            action: "read",
-            path: self.dit_config.clone(),
-            source,
-        })?;
-        Ok(dit::open(&self.dit, &config)?)
+        open_dit(&self.dit, &self.dit_config)
     }
 
     /// Loads the VAE.
@@ -130,6 +113,74 @@ impl BaseModel {
     }
 }
 
+/// A part of a base model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The diffusion transformer.
+    Dit,
+    /// The video VAE.
+    Vae,
+    /// UMT5.
+    TextEncoder,
+    /// UMT5's tokenizer.
+    Tokenizer,
+}
+
+/// Where `part` lies, when `model` is a checkpoint folder in either layout, the part's own folder, or its file.
+///
+/// # Errors
+/// When there is nothing at `model`, or no such part in it; a folder of two experts has no single DiT.
+pub fn locate(model: &Path, part: Part) -> Result<PathBuf> {
+    if !model.exists() {
+        return Err(Error::NoModelFolder { folder: model.to_owned() });
+    }
+    if model.is_file() {
+        return Ok(model.to_owned());
+    }
+    let layout = Layout::of(model);
+    let place = match part {
+        Part::Dit => layout.dit(),
+        Part::Vae => layout.vae(),
+        Part::TextEncoder => layout.text_encoder(),
+        Part::Tokenizer => layout.tokenizer(),
+    };
+    match place {
+        // A folder with weights that are no DiT's is the part's own folder, or the loader says what it is.
+        Err(Error::NoModelPart { .. })
+            if Checkpoint::open(model).is_ok_and(|own| !own.contains("patch_embedding.weight")) =>
+        {
+            Ok(model.to_owned())
+        }
+        place => place,
+    }
+}
+
+/// The `config.json` of the DiT at `dit`: `named`, else the one in its folder.
+///
+/// # Errors
+/// When there is none.
+pub fn dit_config(dit: &Path, named: Option<PathBuf>) -> Result<PathBuf> {
+    let beside = || if dit.is_dir() { dit.join("config.json") } else { dit.with_file_name("config.json") };
+    let path = named.unwrap_or_else(beside);
+    match path.is_file() {
+        true => Ok(path),
+        false => Err(Error::NoModelPart { key: "dit_config", looked: path.display().to_string() }),
+    }
+}
+
+/// Checks the DiT's files against each other, from headers alone.
+///
+/// # Errors
+/// A config that cannot be read, and weights that do not fit it.
+pub fn open_dit(dit: &Path, config: &Path) -> Result<(DitConfig, Weights)> {
+    let text = fs::read_to_string(config).map_err(|source| Error::Io {
+        action: "read",
+        path: config.to_owned(),
+        source,
+    })?;
+    Ok(dit::open(dit, &text)?)
+}
+
 /// A checkpoint folder of a known layout.
 enum Layout {
     Official(PathBuf),
@@ -137,22 +188,28 @@ enum Layout {
 }
 
 impl Layout {
-    fn of(folder: &Path) -> Result<Self> {
-        let has = |name: &str| folder.join(name).exists();
-        if has("model_index.json") {
-            return match has("transformer_2") {
-                true => Err(two_experts(folder, "transformer", "transformer_2")),
-                false => Ok(Self::Diffusers(folder.to_owned())),
-            };
-        }
-        match has("high_noise_model") {
-            true => Err(two_experts(folder, "high_noise_model", "low_noise_model")),
-            false => Ok(Self::Official(folder.to_owned())),
+    fn of(folder: &Path) -> Self {
+        match folder.join("model_index.json").exists() {
+            true => Self::Diffusers(folder.to_owned()),
+            false => Self::Official(folder.to_owned()),
         }
     }
 
     fn dit(&self) -> Result<PathBuf> {
+        let two_experts = |folder: &Path, high: &str, low: &str| {
+            Err(Error::TwoExperts {
+                folder: folder.to_owned(),
+                high: folder.join(high),
+                low: folder.join(low),
+            })
+        };
         match self {
+            Self::Official(folder) if folder.join("high_noise_model").exists() => {
+                two_experts(folder, "high_noise_model", "low_noise_model")
+            }
+            Self::Diffusers(folder) if folder.join("transformer_2").exists() => {
+                two_experts(folder, "transformer", "transformer_2")
+            }
             Self::Official(folder) => Ok(folder.clone()),
             Self::Diffusers(folder) => Ok(folder.join("transformer")),
         }
@@ -179,10 +236,6 @@ impl Layout {
             Self::Diffusers(folder) => Ok(folder.join("tokenizer")),
         }
     }
-}
-
-fn two_experts(folder: &Path, high: &str, low: &str) -> Error {
-    Error::TwoExperts { folder: folder.to_owned(), high: folder.join(high), low: folder.join(low) }
 }
 
 fn first_of(key: &'static str, folder: &Path, names: &[&str]) -> Result<PathBuf> {

@@ -60,8 +60,8 @@ pub enum Error {
         /// The option that is wrong.
         option: String,
     },
-    /// The folder of the base model is not there.
-    #[error("model.folder: there is no folder {}", folder.display())]
+    /// The base model is not there.
+    #[error("there is no model at {}: correct model.folder in the recipe, or --model", folder.display())]
     NoModelFolder {
         /// Where it was looked for.
         folder: PathBuf,
@@ -86,6 +86,14 @@ pub enum Error {
         high: PathBuf,
         /// Its expert for low noise.
         low: PathBuf,
+    },
+    /// A file of tensors or settings that a probe cannot use.
+    #[error("{}: {why}", path.display())]
+    ProbeInput {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what would be right.
+        why: String,
     },
     /// A GPU was asked for in a build that has none.
     #[error("{name}: this build is without CUDA; build it with `--features cuda`, or use \"cpu\"")]

@@ -5,13 +5,16 @@
 
 pub mod base;
 pub mod batch;
+pub mod bench;
 pub mod checkpoint;
 pub mod cli;
 pub mod devices;
+pub mod doctor;
 pub mod encode;
 pub mod error;
 pub mod export;
 pub mod forecast;
+pub mod inspect;
 pub mod interrupt;
 pub mod lr;
 pub mod metrics;
@@ -19,6 +22,7 @@ pub mod noise;
 pub mod optim;
 pub mod pipeline;
 pub mod plan;
+pub mod probe;
 pub mod prompt;
 pub mod recipe;
 pub mod run;

@@ -73,6 +73,11 @@ impl Umt5 {
         Self::build(&weights, sizes, dtype, device)
     }
 
+    /// An encoder of these sizes with weights made from `seed`, for measuring speed and memory.
+    pub fn seeded(sizes: Umt5Sizes, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
+        Self::build(&Weights::seeded(sizes.tensors(), seed), sizes, dtype, device)
+    }
+
     fn build(weights: &Weights, sizes: Umt5Sizes, dtype: DType, device: &Device) -> Result<Self> {
         let layer = |n: usize| {
             let tensor = |tail: &str| weights.tensor(&format!("blocks.{n}.{tail}.weight"), dtype, device);

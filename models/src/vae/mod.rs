@@ -76,6 +76,12 @@ impl Vae {
         Self::build(&weights, sizes, &config, dtype, device)
     }
 
+    /// A VAE of these sizes with weights made from `seed`, for measuring speed and memory.
+    pub fn seeded(sizes: Sizes, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
+        let weights = Weights::seeded(sizes.tensors(), seed);
+        Self::build(&weights, sizes, &VaeConfig::default(), dtype, device)
+    }
+
     fn build(
         weights: &Weights,
         sizes: Sizes,

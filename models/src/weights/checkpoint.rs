@@ -1,8 +1,6 @@
 //! A checkpoint on disk: one file or a sharded folder, known from its headers, read tensor by tensor.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -10,6 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use super::dtype::StoredDType;
 use super::entry::Entry;
 use super::error::{Result, WeightsError};
+use super::kind::FileKind;
 use super::{folder, header, pth, read};
 
 /// Prefixes that ComfyUI and other tools put before the names of a diffusion model.
@@ -37,14 +36,16 @@ impl Checkpoint {
         if kind.is_dir() {
             return folder::open(path);
         }
-        match file_kind(path)? {
-            FileKind::Zip => {
-                let entries = pth::read(path, 0)?;
-                let (path, files) = (path.to_owned(), vec![path.to_owned()]);
-                Ok(Self { path, files, entries, metadata: BTreeMap::new() })
-            }
-            FileKind::Safetensors => Self::from_shards(path, vec![path.to_owned()]),
+        let kind = FileKind::of(path)?;
+        if let Some(reason) = kind.refusal() {
+            return Err(WeightsError::file(path, reason));
         }
+        if kind != FileKind::TorchZip {
+            return Self::from_shards(path, vec![path.to_owned()]);
+        }
+        let entries = pth::read(path, 0)?;
+        let (path, files) = (path.to_owned(), vec![path.to_owned()]);
+        Ok(Self { path, files, entries, metadata: BTreeMap::new() })
     }
 
     /// Opens several safetensors files as one checkpoint found at `path`.
@@ -155,35 +156,4 @@ impl Checkpoint {
         let missing = || WeightsError::NoSuchTensor { path: self.path.clone(), name: name.to_owned() };
         self.entries.get(name).ok_or_else(missing)
     }
-}
-
-enum FileKind {
-    Zip,
-    Safetensors,
-}
-
-/// Tells the kind of a file by its first bytes: names lie more often.
-fn file_kind(path: &Path) -> Result<FileKind> {
-    let mut start = Vec::new();
-    let handle = File::open(path).map_err(WeightsError::io("open", path))?;
-    handle.take(64).read_to_end(&mut start).map_err(WeightsError::io("read", path))?;
-    let reason = match start.as_slice() {
-        [b'P', b'K', 3, 4, ..] => return Ok(FileKind::Zip),
-        [] => "the file is empty; fetch it again",
-        [0x80, 2..=5, ..] => {
-            "this is PyTorch's old, non-zip format, which cannot be read safely; load it in PyTorch 1.6 or newer and \
-             save it again, best as .safetensors"
-        }
-        [b'G', b'G', b'U', b'F', ..] => {
-            "GGUF files cannot be trained from; use the .safetensors of the same model"
-        }
-        s if s.starts_with(b"version https://git-lfs") => {
-            "this is a Git LFS pointer, not the file itself; run `git lfs pull`, or download the file"
-        }
-        s if s.starts_with(b"<!DOCTYPE") || s.starts_with(b"<html") => {
-            "this is a web page, not a checkpoint: the download failed, perhaps for want of a login"
-        }
-        _ => return Ok(FileKind::Safetensors),
-    };
-    Err(WeightsError::file(path, reason))
 }

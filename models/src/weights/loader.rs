@@ -37,6 +37,11 @@ enum Source {
         names: BTreeMap<String, String>,
     },
     Memory(BTreeMap<String, Tensor>),
+    /// Made when asked for, so that only what is loaded takes memory.
+    Seeded {
+        shapes: BTreeMap<String, Vec<usize>>,
+        seed: u64,
+    },
 }
 
 impl Weights {
@@ -93,6 +98,13 @@ impl Weights {
         Self(Source::Memory(tensors))
     }
 
+    /// Weights made from `seed` when they are asked for, for measuring speed and memory without a checkpoint: gains of
+    /// norms are one, other vectors zero, all else small normal numbers that repeat after a million.
+    pub fn seeded(specs: Vec<TensorSpec>, seed: u64) -> Self {
+        let shapes = specs.into_iter().map(|spec| (spec.name, spec.shape)).collect();
+        Self(Source::Seeded { shapes, seed })
+    }
+
     /// Reads one tensor by its official name, converted to `dtype`, on `device`.
     ///
     /// # Errors
@@ -104,10 +116,11 @@ impl Weights {
             }
             Source::Memory(tensors) => match tensors.get(name) {
                 Some(tensor) => Ok(tensor.to_dtype(dtype)?.to_device(device)?),
-                None => {
-                    let (path, name) = (PathBuf::from("(weights in memory)"), name.to_owned());
-                    Err(WeightsError::NoSuchTensor { path, name }.into())
-                }
+                None => Err(not_in_memory(name)),
+            },
+            Source::Seeded { shapes, seed } => match shapes.get(name) {
+                Some(shape) => super::seeded::tensor(name, shape, *seed, dtype, device),
+                None => Err(not_in_memory(name)),
             },
         }
     }
@@ -117,6 +130,7 @@ impl Weights {
         match &self.0 {
             Source::Disk { names, .. } => names.keys().map(String::as_str).collect(),
             Source::Memory(tensors) => tensors.keys().map(String::as_str).collect(),
+            Source::Seeded { shapes, .. } => shapes.keys().map(String::as_str).collect(),
         }
     }
 
@@ -125,6 +139,7 @@ impl Weights {
         match &self.0 {
             Source::Disk { names, .. } => names.contains_key(name),
             Source::Memory(tensors) => tensors.contains_key(name),
+            Source::Seeded { shapes, .. } => shapes.contains_key(name),
         }
     }
 
@@ -133,6 +148,7 @@ impl Weights {
         match &self.0 {
             Source::Disk { checkpoint, names } => checkpoint.shape(names.get(name)?),
             Source::Memory(tensors) => tensors.get(name).map(Tensor::dims),
+            Source::Seeded { shapes, .. } => shapes.get(name).map(Vec::as_slice),
         }
     }
 
@@ -140,7 +156,7 @@ impl Weights {
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
         match &self.0 {
             Source::Disk { checkpoint, .. } => Some(checkpoint),
-            Source::Memory(_) => None,
+            Source::Memory(_) | Source::Seeded { .. } => None,
         }
     }
 
@@ -149,6 +165,12 @@ impl Weights {
         match &self.0 {
             Source::Disk { checkpoint, .. } => Ok(checkpoint.fingerprint()?),
             Source::Memory(tensors) => fingerprint::of_tensors(tensors.iter().map(|(n, t)| (n.as_str(), t))),
+            Source::Seeded { shapes, seed } => Ok(format!("{} tensors of seed {seed}", shapes.len())),
         }
     }
+}
+
+fn not_in_memory(name: &str) -> crate::Error {
+    let (path, name) = (PathBuf::from("(weights in memory)"), name.to_owned());
+    WeightsError::NoSuchTensor { path, name }.into()
 }

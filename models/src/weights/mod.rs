@@ -10,15 +10,18 @@ mod error;
 mod fingerprint;
 mod folder;
 mod header;
+mod kind;
 mod loader;
 mod pickle;
 mod pth;
 mod read;
+mod seeded;
 mod write;
 
 pub use checkpoint::Checkpoint;
 pub use dtype::StoredDType;
 pub use entry::Entry;
 pub use error::{MismatchReport, Result, WeightsError};
+pub use kind::FileKind;
 pub use loader::{TensorSpec, Weights};
 pub use write::{write_atomically, write_safetensors};

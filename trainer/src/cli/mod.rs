@@ -1,8 +1,12 @@
 //! The command line: one file a command.
 
+mod bench;
 mod cache;
+mod doctor;
 mod export;
+mod inspect;
 mod plan;
+mod probe;
 mod sample;
 mod train;
 
@@ -41,6 +45,14 @@ enum Command {
     Sample(Box<sample::Sample>),
     /// Write an adapter file, or the adapter of a checkpoint, in another format.
     Export(export::Export),
+    /// Run one part on given tensors, to compare it with another implementation.
+    Probe(probe::Probe),
+    /// Say what an adapter, a checkpoint or a folder is.
+    Inspect(inspect::Inspect),
+    /// Say what this machine offers, which engines will run, what is missing and how to get it.
+    Doctor(doctor::Doctor),
+    /// Measure speed and memory of one part, as JSON lines.
+    Bench(bench::Bench),
 }
 
 impl Arguments {
@@ -56,6 +68,10 @@ impl Arguments {
             Command::Train(command) => command.run(&ui),
             Command::Sample(command) => command.run(&ui),
             Command::Export(command) => command.run(&ui),
+            Command::Probe(command) => command.run(&ui),
+            Command::Inspect(command) => command.run(&ui),
+            Command::Doctor(command) => command.run(&ui),
+            Command::Bench(command) => command.run(&ui),
         }
     }
 }

@@ -8,6 +8,7 @@ mod keys;
 mod peft;
 mod provenance;
 mod read;
+mod summary;
 mod write;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ pub use error::AdapterFileError;
 pub use keys::KeyStyle;
 pub use provenance::Provenance;
 pub use read::read;
+pub use summary::{AdapterSummary, ModuleSummary, summary};
 pub use write::{Written, verify_written, write};
 
 use crate::Result;

@@ -17,10 +17,28 @@ const EXAMPLES: usize = 4;
 
 /// The keys of one module's parts.
 #[derive(Default)]
-struct Keys {
+pub(super) struct Keys {
     down: Option<String>,
     up: Option<String>,
-    alpha: Option<String>,
+    pub(super) alpha: Option<String>,
+}
+
+impl Keys {
+    /// The keys of A and B.
+    pub(super) fn pair(&self, path: &Path, module: &str) -> Result<(String, String), AdapterFileError> {
+        let half = |found: &Option<String>, missing| AdapterFileError::HalfPair {
+            path: path.to_owned(),
+            module: module.to_owned(),
+            found: found.clone().unwrap_or_default(),
+            missing,
+        };
+        match (&self.down, &self.up) {
+            (Some(down), Some(up)) => Ok((down.clone(), up.clone())),
+            (Some(_), None) => Err(half(&self.down, "up factor (lora_B or lora_up)")),
+            (None, Some(_)) => Err(half(&self.up, "down factor (lora_A or lora_down)")),
+            (None, None) => Err(half(&self.alpha, "factors")),
+        }
+    }
 }
 
 /// Reads the adapter at `path`: ComfyUI/native, DiffSynth, diffusers, PEFT or kohya/musubi keys. Every key of the
@@ -47,7 +65,10 @@ pub fn read(path: &Path) -> Result<AdapterFile> {
 }
 
 /// The keys by module, and the style of the first one.
-fn sort_keys(path: &Path, file: &Checkpoint) -> Result<(BTreeMap<String, Keys>, KeyStyle), AdapterFileError> {
+pub(super) fn sort_keys(
+    path: &Path,
+    file: &Checkpoint,
+) -> Result<(BTreeMap<String, Keys>, KeyStyle), AdapterFileError> {
     let mut modules: BTreeMap<String, Keys> = BTreeMap::new();
     let (mut unknown, mut style) = (Vec::new(), None);
     for key in file.names() {
@@ -103,18 +124,7 @@ fn foreign_kind(key: &str) -> Option<&'static str> {
 }
 
 fn read_pair(path: &Path, file: &Checkpoint, module: &str, keys: Keys) -> Result<LoraPair> {
-    let half = |found: String, missing| AdapterFileError::HalfPair {
-        path: path.to_owned(),
-        module: module.to_owned(),
-        found,
-        missing,
-    };
-    let (down, up) = match (keys.down, keys.up, &keys.alpha) {
-        (Some(down), Some(up), _) => (down, up),
-        (Some(down), None, _) => return Err(half(down, "up factor (lora_B or lora_up)").into()),
-        (None, Some(up), _) => return Err(half(up, "down factor (lora_A or lora_down)").into()),
-        (None, None, alpha) => return Err(half(alpha.clone().unwrap_or_default(), "factors").into()),
-    };
+    let (down, up) = keys.pair(path, module)?;
     let (a, b) = (matrix(path, file, &down)?, matrix(path, file, &up)?);
     if a.dims()[0] != b.dims()[1] || a.elem_count() == 0 || b.elem_count() == 0 {
         let (a, b) = (a.dims().to_vec(), b.dims().to_vec());
@@ -134,7 +144,7 @@ fn matrix(path: &Path, file: &Checkpoint, key: &str) -> Result<Tensor> {
     file.tensor(key, DType::F32, &Device::Cpu)
 }
 
-fn read_alpha(path: &Path, file: &Checkpoint, key: &str) -> Result<f32> {
+pub(super) fn read_alpha(path: &Path, file: &Checkpoint, key: &str) -> Result<f32> {
     let values: Vec<f32> = file.tensor(key, DType::F32, &Device::Cpu)?.flatten_all()?.to_vec1()?;
     match values[..] {
         [alpha] if alpha != 0.0 => Ok(alpha),

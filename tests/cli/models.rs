@@ -1,0 +1,115 @@
+//! Base models that are incomplete, damaged, or something else.
+
+use std::fs;
+use std::io::Write;
+
+use crate::desk::Desk;
+
+const PLAN: [&str; 2] = ["plan", "recipe.toml"];
+const TRAIN: [&str; 2] = ["train", "recipe.toml"];
+const SHARD: &str = "model/diffusion_pytorch_model-00002-of-00002.safetensors";
+
+#[test]
+fn a_folder_without_a_model_or_without_a_part_is_named() {
+    let desk = Desk::new();
+    desk.change("folder = \"model\"", "folder = \"modle\"");
+    desk.refuse(&PLAN, &["there is no model at", "modle", "model.folder"]);
+    desk.change("folder = \"modle\"", "folder = \"model\"");
+    fs::remove_file(desk.path("model/Wan2.1_VAE.pth")).unwrap();
+    desk.refuse(&PLAN, &["no vae", "Wan2.1_VAE.pth", "model.vae"]);
+}
+
+#[test]
+fn a_missing_shard_is_named() {
+    let desk = Desk::new();
+    fs::remove_file(desk.path(SHARD)).unwrap();
+    desk.refuse(&PLAN, &["1 of 2 shards are missing", "00002-of-00002.safetensors", "fetch them"]);
+}
+
+#[test]
+fn a_truncated_shard_is_named() {
+    let desk = Desk::new();
+    let bytes = fs::read(desk.path(SHARD)).unwrap();
+    desk.write(SHARD, &bytes[..bytes.len() - 100]);
+    desk.refuse(&PLAN, &["00002-of-00002.safetensors", "the file is truncated", "fetch this file again"]);
+}
+
+#[test]
+fn a_header_that_claims_more_than_the_file_is_refused() {
+    let desk = Desk::new();
+    let mut bytes = fs::read(desk.path(SHARD)).unwrap();
+    bytes[..8].copy_from_slice(&(1u64 << 40).to_le_bytes());
+    desk.write(SHARD, &bytes);
+    desk.refuse(&PLAN, &["00002-of-00002.safetensors", "the header claims 1099511627776 bytes", "again"]);
+}
+
+#[test]
+fn overlapping_tensors_are_named() {
+    let desk = Desk::new();
+    let header = br#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#;
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header);
+    bytes.extend([0; 12]);
+    desk.write(SHARD, &bytes);
+    desk.refuse(&PLAN, &["00002-of-00002.safetensors", "tensor `b` overlaps", "again"]);
+}
+
+#[test]
+fn a_weight_that_is_no_number_is_named() {
+    let desk = Desk::new();
+    let mut bytes = fs::read(desk.path(SHARD)).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    desk.write(SHARD, &bytes);
+    desk.refuse(&TRAIN, &["tensor `", "not finite", "NaN", "again"]);
+    assert!(!desk.path("run/adapters").read_dir().is_ok_and(|mut files| files.next().is_some()));
+}
+
+#[test]
+fn a_missing_tokenizer_is_looked_for_by_name() {
+    let desk = Desk::new();
+    fs::remove_file(desk.path("model/google/umt5-xxl/tokenizer.json")).unwrap();
+    desk.refuse(&["cache", "recipe.toml"], &["tokenizer", "google/umt5-xxl/tokenizer.json", "Download"]);
+    fs::remove_dir_all(desk.path("model/google")).unwrap();
+    desk.refuse(&PLAN, &["no tokenizer", "google/umt5-xxl", "model.tokenizer"]);
+}
+
+#[test]
+fn a_pickle_that_is_more_than_tensors_is_refused_and_not_run() {
+    let desk = Desk::new();
+    // What pickle would run as os.system("touch owned").
+    let pickle = b"\x80\x02cos\nsystem\nX\x0b\0\0\0touch owned\x85R.";
+    let mut zip = zip::ZipWriter::new(fs::File::create(desk.path("model/Wan2.1_VAE.pth")).unwrap());
+    zip.start_file(
+        "archive/data.pkl",
+        zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored),
+    )
+    .unwrap();
+    zip.write_all(pickle).unwrap();
+    zip.finish().unwrap();
+    desk.refuse(&["cache", "recipe.toml"], &["Wan2.1_VAE.pth", "os.system"]);
+    assert!(!desk.path("owned").exists());
+}
+
+#[test]
+fn files_that_are_no_weights_are_named_for_what_they_are() {
+    let desk = Desk::new();
+    for (bytes, told) in [
+        (&b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"[..], "git lfs pull"),
+        (b"GGUF\x03\0\0\0", "GGUF"),
+        (b"<!DOCTYPE html><html>", "web page"),
+    ] {
+        desk.write("model/Wan2.1_VAE.pth", bytes);
+        desk.refuse(&["cache", "recipe.toml"], &["Wan2.1_VAE.pth", told]);
+    }
+}
+
+#[test]
+fn an_adapter_of_another_model_is_refused() {
+    let desk = Desk::new();
+    fs::copy(crate::desk::fixtures().join("vae21/io.safetensors"), desk.path("io.safetensors")).unwrap();
+    let sample = ["sample", "--model", "model", "--prompt", "a cloud", "--width", "16", "--height", "16"];
+    let lora = |file| [&sample[..], &["--frames", "5", "--steps", "1", "--lora", file]].concat();
+    desk.refuse(&lora("io.safetensors"), &["io.safetensors", "not an adapter"]);
+    desk.refuse(&lora("nowhere.safetensors"), &["nowhere.safetensors", "No such file"]);
+}

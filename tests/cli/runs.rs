@@ -1,0 +1,95 @@
+//! Runs that are interrupted, resumed, and run out of disk.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::desk::{Desk, Outcome};
+
+const TRAIN: [&str; 2] = ["train", "recipe.toml"];
+const RESUME: [&str; 3] = ["train", "recipe.toml", "--resume"];
+
+#[test]
+fn a_run_leaves_what_it_says() {
+    let desk = Desk::new();
+    let told = desk.succeed(&TRAIN).stdout;
+    assert!(told.contains("done: 2 steps") && told.contains("adapter"), "{told}");
+    for file in
+        ["plan.toml", "metrics.jsonl", "checkpoints/step-000002.safetensors", "adapters/recipe.safetensors"]
+    {
+        assert!(desk.path("run").join(file).is_file(), "{file} is missing");
+    }
+    desk.assert_no_temporary_files();
+}
+
+#[test]
+fn a_changed_plan_is_refused_with_every_change() {
+    let desk = Desk::new();
+    desk.succeed(&TRAIN);
+    desk.change("rank = 2", "rank = 4");
+    desk.write("clips/a.txt", "another caption");
+    let told = ["adapter.rank: 2 -> 4", "adapter.alpha: 2.0 -> 4.0", "dataset.digest", "without --resume"];
+    desk.refuse(&RESUME, &told);
+}
+
+#[test]
+fn there_must_be_a_run_to_resume() {
+    Desk::new().refuse(&RESUME, &["no run in", "without --resume"]);
+}
+
+#[test]
+fn a_full_disk_leaves_the_checkpoint_before_whole() {
+    let desk = Desk::new();
+    desk.succeed(&TRAIN);
+    let checkpoint = desk.path("run/checkpoints/step-000002.safetensors");
+    let before = fs::read(&checkpoint).unwrap();
+    desk.change("steps = 2\n", "steps = 4\n");
+    // A limit on the size of files stands in for the full disk; unlike that, it needs no privileges. The checkpoint is
+    // above it, all else below.
+    let script = "trap '' XFSZ; ulimit -f 24; exec \"$0\" \"$@\"";
+    assert!(before.len() > 24 * 1024, "the checkpoint has only {} bytes", before.len());
+    let mut command = Command::new("sh");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_tandem")]).args(RESUME);
+    let outcome: Outcome = command.current_dir(desk.path("")).output().unwrap().into();
+    outcome.assert_refused(&["step-000004.safetensors", "File too large", "make room", "--resume"]);
+    desk.assert_no_temporary_files();
+    assert_eq!(fs::read(&checkpoint).unwrap(), before);
+    assert!(!desk.path("run/checkpoints/step-000004.safetensors").exists());
+
+    desk.succeed(&RESUME);
+    assert!(desk.path("run/checkpoints/step-000004.safetensors").is_file());
+}
+
+#[test]
+fn ctrl_c_finishes_the_step_saves_and_exits_130() {
+    let desk = Desk::new();
+    desk.change("steps = 2\n", "steps = 100000\n");
+    desk.change("every_steps = 2", "every_steps = 0");
+    let mut child = desk
+        .command(&["--json", "train", "recipe.toml"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut row = || -> Option<Value> {
+        let line = lines.next()?.unwrap();
+        Some(serde_json::from_str(&line).unwrap_or_else(|e| panic!("not JSON ({e}): {line}")))
+    };
+    while row().unwrap()["step"].as_u64() != Some(3) {}
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let mut last = 3;
+    while let Some(row) = row() {
+        last = row["step"].as_u64().unwrap_or(last);
+    }
+    let outcome: Outcome = child.wait_with_output().unwrap().into();
+    assert_eq!(outcome.code, Some(130), "{}", outcome.stderr);
+    let saved = desk.path(&format!("run/checkpoints/step-{last:06}.safetensors"));
+    assert!(saved.is_file(), "{} is missing", saved.display());
+    let metrics = fs::read_to_string(desk.path("run/metrics.jsonl")).unwrap();
+    assert_eq!(metrics.lines().count() as u64, last);
+    desk.assert_no_temporary_files();
+}

@@ -1,0 +1,252 @@
+//! `tandem bench`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use candle_core::{DType, Device};
+use clap::{Args, Subcommand};
+use models::umt5::Umt5;
+use models::vae::Vae;
+
+use crate::base::{self, Part};
+use crate::bench::{self, ClipSize, DitBench, DitSource, Repeats, VaeBench};
+use crate::devices;
+use crate::error::Error;
+use crate::ui::Ui;
+
+/// Measure speed and memory of one part, as JSON lines.
+#[derive(Debug, Args)]
+pub struct Bench {
+    #[command(subcommand)]
+    part: BenchPart,
+}
+
+#[derive(Debug, Subcommand)]
+enum BenchPart {
+    /// A training step of the DiT.
+    Step(StepBench),
+    /// A forward of the DiT.
+    Forward(ForwardBench),
+    /// Self-attention alone, forward and backward.
+    Attention(AttentionBench),
+    /// Decoding and encoding a clip.
+    Vae(VaeArguments),
+    /// Encoding a prompt.
+    Text(TextBench),
+    /// Reading a checkpoint.
+    Load(LoadBench),
+}
+
+#[derive(Debug, Args)]
+struct Times {
+    /// Runs that count; the median is told.
+    #[arg(long, default_value_t = 3)]
+    iters: usize,
+    /// Runs before them.
+    #[arg(long, default_value_t = 1)]
+    warmup: usize,
+}
+
+#[derive(Debug, Args)]
+struct Size {
+    /// Width in pixels.
+    #[arg(long, default_value_t = 832)]
+    width: usize,
+    /// Height in pixels.
+    #[arg(long, default_value_t = 480)]
+    height: usize,
+    /// Frames, 4n+1.
+    #[arg(long, default_value_t = 49)]
+    frames: usize,
+}
+
+/// A model by the name of its sizes, or on disk.
+#[derive(Debug, Args)]
+struct Model {
+    /// A checkpoint; with --random-weights the name of sizes: t2v-1.3b, t2v-14b, tiny.
+    #[arg(long, default_value = "tiny")]
+    model: String,
+    /// Make weights from a seed: only speed and memory mean anything then.
+    #[arg(long)]
+    random_weights: bool,
+}
+
+#[derive(Debug, Args)]
+struct Network {
+    #[command(flatten)]
+    model: Model,
+    #[command(flatten)]
+    size: Size,
+    /// Stages of the pipeline: cpu, cuda:0, ...
+    #[arg(long, value_delimiter = ',')]
+    stages: Vec<String>,
+    #[command(flatten)]
+    times: Times,
+}
+
+#[derive(Debug, Args)]
+struct StepBench {
+    #[command(flatten)]
+    network: Network,
+    /// Rank of the adapter.
+    #[arg(long, default_value_t = 32)]
+    rank: usize,
+    /// Micro-batches of a step.
+    #[arg(long, default_value_t = 1)]
+    accumulate: usize,
+}
+
+#[derive(Debug, Args)]
+struct ForwardBench {
+    #[command(flatten)]
+    network: Network,
+}
+
+#[derive(Debug, Args)]
+struct AttentionBench {
+    /// Tokens.
+    #[arg(long, default_value_t = 4096)]
+    tokens: usize,
+    /// Heads.
+    #[arg(long, default_value_t = 12)]
+    heads: usize,
+    /// Size of a head.
+    #[arg(long, default_value_t = 128)]
+    head_size: usize,
+    /// cpu, cuda:0, ...
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    #[command(flatten)]
+    times: Times,
+}
+
+#[derive(Debug, Args)]
+struct VaeArguments {
+    /// A checkpoint; with --random-weights the name of sizes: wan2.1, wan2.2, tiny.
+    #[arg(long, default_value = "tiny")]
+    model: String,
+    /// Make weights from a seed.
+    #[arg(long)]
+    random_weights: bool,
+    #[command(flatten)]
+    size: Size,
+    /// Code in tiles of 256 x 256 pixels.
+    #[arg(long)]
+    tiled: bool,
+    /// cpu, cuda:0, ...
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    #[command(flatten)]
+    times: Times,
+}
+
+#[derive(Debug, Args)]
+struct TextBench {
+    /// A checkpoint; with --random-weights the name of sizes: umt5-xxl, tiny.
+    #[arg(long, default_value = "tiny")]
+    model: String,
+    /// Make weights from a seed.
+    #[arg(long)]
+    random_weights: bool,
+    /// Tokens of the prompt.
+    #[arg(long, default_value_t = 512)]
+    tokens: usize,
+    /// cpu, cuda:0, ...
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    #[command(flatten)]
+    times: Times,
+}
+
+#[derive(Debug, Args)]
+struct LoadBench {
+    /// A file of weights, or a folder of shards.
+    #[arg(long)]
+    model: PathBuf,
+    /// cpu, cuda:0, ...
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    #[command(flatten)]
+    times: Times,
+}
+
+impl Bench {
+    /// Measures and tells.
+    pub fn run(&self, ui: &Ui) -> Result<u8> {
+        let row = match &self.part {
+            BenchPart::Step(step) => bench::step(&step.network.bench()?, step.rank, step.accumulate.max(1))?,
+            BenchPart::Forward(forward) => bench::forward(&forward.network.bench()?)?,
+            BenchPart::Attention(a) => bench::attention(
+                a.tokens,
+                a.heads,
+                a.head_size,
+                a.times.repeats(),
+                &devices::open(&a.device)?,
+            )?,
+            BenchPart::Vae(vae) => vae.measure()?,
+            BenchPart::Text(text) => text.measure()?,
+            BenchPart::Load(load) => {
+                bench::load(&load.model, load.times.repeats(), &devices::open(&load.device)?)?
+            }
+        };
+        ui.tell(&row.to_string(), &row);
+        Ok(0)
+    }
+}
+
+impl Network {
+    fn bench(&self) -> Result<DitBench<'_>> {
+        let size = self.size.checked(crate::base::SIZE_MULTIPLE as usize)?;
+        let source = match self.model.random_weights {
+            true => DitSource::Preset(&self.model.model),
+            false => DitSource::Checkpoint(Path::new(&self.model.model)),
+        };
+        Ok(DitBench { source, stages: self.stages.clone(), size, repeats: self.times.repeats() })
+    }
+}
+
+impl VaeArguments {
+    fn measure(&self) -> crate::Result<serde_json::Value> {
+        let device = devices::open(&self.device)?;
+        let vae = match self.random_weights {
+            true => Vae::seeded(bench::vae_preset(&self.model)?, 0, DType::F32, &device)?,
+            false => Vae::load(&base::locate(Path::new(&self.model), Part::Vae)?, None, DType::F32, &device)?,
+        };
+        let size = self.size.checked(vae.sizes().spatial_ratio())?;
+        let tiling = bench::usual_tiles(self.tiled);
+        bench::vae(&VaeBench { vae: &vae, size, tiling, repeats: self.times.repeats() })
+    }
+}
+
+impl TextBench {
+    fn measure(&self) -> crate::Result<serde_json::Value> {
+        let device: Device = devices::open(&self.device)?;
+        let umt5 = match self.random_weights {
+            true => Umt5::seeded(bench::umt5_preset(&self.model)?, 0, DType::F32, &device)?,
+            false => {
+                let path = base::locate(Path::new(&self.model), Part::TextEncoder)?;
+                Umt5::load(&path, DType::F32, &device)?
+            }
+        };
+        bench::text(&self.model, &umt5, self.tokens, self.times.repeats(), &device)
+    }
+}
+
+impl Times {
+    fn repeats(&self) -> Repeats {
+        Repeats { warmup: self.warmup, iters: self.iters }
+    }
+}
+
+impl Size {
+    fn checked(&self, multiple: usize) -> crate::Result<ClipSize> {
+        let Self { width, height, frames } = *self;
+        if width == 0 || height == 0 || width % multiple != 0 || height % multiple != 0 || frames % 4 != 1 {
+            let why = format!(
+                "{width}x{height}, {frames} frames: sides must be multiples of {multiple}, frames 4n+1"
+            );
+            return Err(Error::Setting { key: "size of the clip".into(), why });
+        }
+        Ok(ClipSize { width, height, frames })
+    }
+}

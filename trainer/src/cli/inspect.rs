@@ -1,0 +1,29 @@
+//! `tandem inspect`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::inspect::inspect;
+use crate::ui::Ui;
+
+/// Say what an adapter, a checkpoint or a folder is. Only headers are read.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// A file, or a folder of a model or of a run.
+    path: PathBuf,
+}
+
+impl Inspect {
+    /// Tells what it is.
+    pub fn run(&self, ui: &Ui) -> Result<u8> {
+        let report = inspect(&self.path)?;
+        let mut object = serde_json::json!({ "path": self.path });
+        if let (Some(object), serde_json::Value::Object(found)) = (object.as_object_mut(), report.to_json()) {
+            object.extend(found);
+        }
+        ui.tell(&format!("{}: {report}", self.path.display()), &object);
+        Ok(0)
+    }
+}

@@ -1,0 +1,268 @@
+//! `tandem probe`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use candle_core::{DType, Device};
+use clap::{Args, Subcommand};
+use models::adapter::Adapters;
+use models::dit::DitConfig;
+use models::text::TextEncoder;
+use models::vae::{Tiles, Tiling, Vae};
+use models::weights::Weights;
+
+use crate::base::{self, Part};
+use crate::devices::{self, DevicesConfig};
+use crate::error::Error;
+use crate::pipeline::Pipeline;
+use crate::probe::{self, Inputs, Outputs, train::TrainProbe};
+use crate::solver::{Convention, Schedule, SolverKind};
+use crate::ui::Ui;
+
+/// Run one part on given tensors, to compare it with another implementation.
+#[derive(Debug, Args)]
+pub struct Probe {
+    #[command(subcommand)]
+    part: ProbePart,
+}
+
+#[derive(Debug, Subcommand)]
+enum ProbePart {
+    /// The network: `input` [b,c,t,h,w], `timestep` [b] or [b,l], `context` [b,512,text_dim] -> `output`.
+    Dit(DitProbe),
+    /// The VAE's encoder: `video` [b,3,t,h,w] in -1..1 -> `latents`, scaled.
+    VaeEncode(VaeProbe),
+    /// The VAE's decoder: `latents` [b,c,t,h,w], scaled -> `video` in -1..1.
+    VaeDecode(VaeProbe),
+    /// Tokenizer and text encoder: prompts -> `ids.N`, `context.N`, real rows only.
+    Text(TextProbe),
+    /// A solver: its sigmas and timesteps as JSON; with --input it integrates v(x,s) = 0.5x + (0.2+s)sin(2x) - c.
+    Solver(SolverProbe),
+    /// Training steps: `x0`, `noise`, `sigmas`, `context`, `init.*` -> `losses`, `grad_norms`, `grad0.*`, `final.*`.
+    Train(TrainingProbe),
+}
+
+/// Where tensors come from and go to.
+#[derive(Debug, Args)]
+struct Files {
+    /// Safetensors file of the tensors that go in.
+    #[arg(long, value_name = "FILE")]
+    input: PathBuf,
+    /// Safetensors file for the tensors that come out.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+/// A DiT and the devices that it runs on.
+#[derive(Debug, Args)]
+struct DitModel {
+    /// Checkpoint folder (official or diffusers layout, or the DiT's own folder), or a file of weights.
+    #[arg(long, value_name = "DIR_OR_FILE")]
+    model: PathBuf,
+    /// `config.json` of the DiT. Default: the one in the folder of the weights.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Device of the whole model: cpu, cuda:0, ...
+    #[arg(long, conflicts_with = "stages")]
+    device: Option<String>,
+    /// Devices of the stages of the pipeline, such as cpu,cpu.
+    #[arg(long, value_delimiter = ',')]
+    stages: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct DitProbe {
+    #[command(flatten)]
+    model: DitModel,
+    #[command(flatten)]
+    files: Files,
+}
+
+#[derive(Debug, Args)]
+struct VaeProbe {
+    /// Checkpoint folder (official or diffusers layout, or the VAE's own folder), or a file of weights.
+    #[arg(long, value_name = "DIR_OR_FILE")]
+    model: PathBuf,
+    /// The VAE's diffusers `config.json`, for its latent statistics. Default: the one in the folder, else Wan's own.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    files: Files,
+    /// Code in tiles.
+    #[arg(long)]
+    tiled: bool,
+    /// Height and width of a tile in pixels.
+    #[arg(long, requires = "tiled", default_value_t = Tiles::default().size.0)]
+    tile: usize,
+    /// Pixels from one tile to the next.
+    #[arg(long, requires = "tiled", default_value_t = Tiles::default().stride.0)]
+    stride: usize,
+    /// cpu, cuda:0, ...
+    #[arg(long, default_value = "cpu")]
+    device: String,
+}
+
+#[derive(Debug, Args)]
+struct TextProbe {
+    /// Checkpoint folder (official or diffusers layout), or the text encoder's folder or file.
+    #[arg(long, value_name = "DIR_OR_FILE")]
+    model: PathBuf,
+    /// `tokenizer.json` or its folder. Default: the checkpoint folder's.
+    #[arg(long, value_name = "DIR_OR_FILE")]
+    tokenizer: Option<PathBuf>,
+    /// JSON list of strings.
+    #[arg(long, value_name = "FILE")]
+    prompts: PathBuf,
+    /// Safetensors file for the tensors that come out.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// cpu, cuda:0, ...
+    #[arg(long, default_value = "cpu")]
+    device: String,
+}
+
+#[derive(Debug, Args)]
+struct SolverProbe {
+    /// Solver.
+    #[arg(long, value_enum, default_value_t = SolverKind::UniPc)]
+    kind: SolverKind,
+    /// Whose grid of sigmas.
+    #[arg(long, value_enum, default_value_t = Convention::Official)]
+    convention: Convention,
+    /// Steps.
+    #[arg(long)]
+    steps: usize,
+    /// Shift of the sigmas.
+    #[arg(long)]
+    shift: f64,
+    /// Safetensors file with `x` and `c`: integrate from x.
+    #[arg(long, value_name = "FILE", requires = "output")]
+    input: Option<PathBuf>,
+    /// Safetensors file for `x` [steps+1,...], `sigmas` [steps+1], `timesteps` [steps].
+    #[arg(long, value_name = "FILE", requires = "input")]
+    output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct TrainingProbe {
+    #[command(flatten)]
+    model: DitModel,
+    #[command(flatten)]
+    files: Files,
+    /// JSON with rank, alpha, lr and, where not PyTorch's defaults, betas, eps, weight_decay.
+    #[arg(long, value_name = "FILE")]
+    train_config: PathBuf,
+}
+
+impl Probe {
+    /// Runs the part and writes what it gave.
+    pub fn run(&self, ui: &Ui) -> Result<u8> {
+        match &self.part {
+            ProbePart::Dit(probe) => {
+                let inputs = Inputs::open(&probe.files.input)?;
+                let (config, weights) = probe.model.open()?;
+                let pipeline = probe.model.pipeline(&config, &weights, &Adapters::default())?;
+                finish(&probe.files.output, &probe::dit(&pipeline, &inputs)?, ui)
+            }
+            ProbePart::VaeEncode(probe) => {
+                let inputs = Inputs::open(&probe.files.input)?;
+                let latents =
+                    probe.vae()?.encode(&inputs.ranked("video", 5)?, probe.tiling()).map_err(Error::from)?;
+                finish(&probe.files.output, &Outputs::from([("latents".to_owned(), latents)]), ui)
+            }
+            ProbePart::VaeDecode(probe) => {
+                let inputs = Inputs::open(&probe.files.input)?;
+                let video = probe
+                    .vae()?
+                    .decode(&inputs.ranked("latents", 5)?, probe.tiling())
+                    .map_err(Error::from)?;
+                finish(&probe.files.output, &Outputs::from([("video".to_owned(), video)]), ui)
+            }
+            ProbePart::Text(probe) => {
+                let prompts = probe::text::read_prompts(&probe.prompts)?;
+                finish(&probe.output, &probe::text::encode(&probe.encoder()?, &prompts)?, ui)
+            }
+            ProbePart::Solver(probe) => probe.run(ui),
+            ProbePart::Train(probe) => {
+                let inputs = Inputs::open(&probe.files.input)?;
+                let settings = TrainProbe::read(&probe.train_config)?;
+                let (config, weights) = probe.model.open()?;
+                let adapters = probe::train::starting_adapters(&inputs, &config, &settings)?;
+                let mut pipeline = probe.model.pipeline(&config, &weights, &adapters)?;
+                finish(&probe.files.output, &probe::train::train(&mut pipeline, &inputs, &settings)?, ui)
+            }
+        }
+    }
+}
+
+impl DitModel {
+    fn open(&self) -> crate::Result<(DitConfig, Weights)> {
+        let dit = base::locate(&self.model, Part::Dit)?;
+        let config = base::dit_config(&dit, self.config.clone())?;
+        base::open_dit(&dit, &config)
+    }
+
+    fn pipeline(
+        &self,
+        config: &DitConfig,
+        weights: &Weights,
+        adapters: &Adapters,
+    ) -> crate::Result<Pipeline> {
+        let stages = self.device.iter().chain(&self.stages).cloned().collect();
+        let devices = DevicesConfig { stages, split: Vec::new() }.settle(config.layers)?;
+        Pipeline::load(weights, config, &devices.open()?, adapters, DType::F32)
+    }
+}
+
+impl VaeProbe {
+    fn vae(&self) -> crate::Result<Vae> {
+        let path = base::locate(&self.model, Part::Vae)?;
+        Ok(Vae::load(&path, self.config.as_deref(), DType::F32, &devices::open(&self.device)?)?)
+    }
+
+    fn tiling(&self) -> Tiling {
+        let square = |side: usize| (side, side);
+        match self.tiled {
+            true => Tiling::On(Tiles { size: square(self.tile), stride: square(self.stride) }),
+            false => Tiling::Off,
+        }
+    }
+}
+
+impl TextProbe {
+    fn encoder(&self) -> crate::Result<TextEncoder> {
+        let weights = base::locate(&self.model, Part::TextEncoder)?;
+        // Of a file or folder of weights alone, the tokenizer lies in the checkpoint folder around it.
+        let around = || if weights == self.model { self.model.parent() } else { None };
+        let tokenizer = match (&self.tokenizer, around()) {
+            (Some(named), _) => named.clone(),
+            (None, Some(folder)) => folder.to_owned(),
+            (None, None) => base::locate(&self.model, Part::Tokenizer)?,
+        };
+        let device: Device = devices::open(&self.device)?;
+        Ok(TextEncoder::load(&weights, &tokenizer, DType::F32, &device)?)
+    }
+}
+
+impl SolverProbe {
+    fn run(&self, ui: &Ui) -> Result<u8> {
+        let schedule =
+            Schedule::new(self.kind, self.convention, self.steps, self.shift).map_err(Error::from)?;
+        if let (Some(input), Some(output)) = (&self.input, &self.output) {
+            probe::write(output, &probe::solver::integrate(&schedule, &Inputs::open(input)?)?)?;
+        }
+        let object = serde_json::json!({ "sigmas": schedule.sigmas, "timesteps": schedule.timesteps });
+        ui.tell(&object.to_string(), &object);
+        Ok(0)
+    }
+}
+
+/// Writes the tensors and says what was written.
+fn finish(path: &std::path::Path, outputs: &Outputs, ui: &Ui) -> Result<u8> {
+    probe::write(path, outputs)?;
+    let shapes: serde_json::Map<String, serde_json::Value> =
+        outputs.iter().map(|(name, tensor)| (name.clone(), tensor.dims().into())).collect();
+    let text = format!("{}: {} tensors", path.display(), outputs.len());
+    ui.tell(&text, &serde_json::json!({ "output": path, "tensors": shapes }));
+    Ok(0)
+}

@@ -1,0 +1,61 @@
+//! The tensors that a probe is given.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use models::weights::Checkpoint;
+
+use crate::error::{Error, Result};
+
+/// A file of tensors by name.
+#[derive(Debug)]
+pub struct Inputs(Checkpoint);
+
+impl Inputs {
+    /// Opens a safetensors file.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub fn open(path: &Path) -> Result<Self> {
+        Ok(Self(Checkpoint::open(path).map_err(models::Error::from)?))
+    }
+
+    /// The names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.names()
+    }
+
+    /// The tensor `name` in f32 on the CPU, from whatever numbers it is stored as.
+    ///
+    /// # Errors
+    /// When it is not there (the message lists what is), or holds values that are not finite.
+    pub fn float(&self, name: &str) -> Result<Tensor> {
+        let Some(stored) = self.0.dtype(name) else {
+            let known: Vec<&str> = self.names().take(20).collect();
+            return Err(self.refuse(format!("there is no tensor `{name}`; it holds {}", known.join(", "))));
+        };
+        let whole_number = stored.to_candle().filter(|_| !stored.is_float());
+        Ok(self.0.tensor(name, whole_number.unwrap_or(DType::F32), &Device::Cpu)?.to_dtype(DType::F32)?)
+    }
+
+    /// [`Inputs::float`] of a tensor that is not always there.
+    pub fn optional(&self, name: &str) -> Result<Option<Tensor>> {
+        self.0.contains(name).then(|| self.float(name)).transpose()
+    }
+
+    /// [`Inputs::float`] of a tensor that must have `rank` axes.
+    pub fn ranked(&self, name: &str, rank: usize) -> Result<Tensor> {
+        let tensor = self.float(name)?;
+        match tensor.rank() == rank {
+            true => Ok(tensor),
+            false => {
+                Err(self.refuse(format!("`{name}` has shape {:?}: {rank} axes are expected", tensor.dims())))
+            }
+        }
+    }
+
+    /// An error that names the file.
+    pub fn refuse(&self, why: String) -> Error {
+        Error::ProbeInput { path: self.0.path().to_owned(), why }
+    }
+}

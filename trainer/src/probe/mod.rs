@@ -1,0 +1,45 @@
+//! One part of the program run on tensors from a file, so that anyone can compare it with another implementation.
+//!
+//! Every probe goes through the code that trains and samples. Tensors come and go as safetensors.
+
+mod inputs;
+pub mod solver;
+pub mod text;
+pub mod train;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{DType, Tensor};
+
+pub use inputs::Inputs;
+
+use crate::error::Result;
+use crate::pipeline::{NetworkInput, Pipeline};
+
+/// Tensors by name.
+pub type Outputs = BTreeMap<String, Tensor>;
+
+/// The network's answer: `output` [b, c, t, h, w] for `input` [b, c, t, h, w], `timestep` [b] or [b, l], `context`
+/// [b, s, text_dim].
+///
+/// # Errors
+/// Missing tensors, and shapes that the network does not take.
+pub fn dit(pipeline: &Pipeline, inputs: &Inputs) -> Result<Outputs> {
+    let input = NetworkInput {
+        x_bcthw: inputs.ranked("input", 5)?,
+        timestep: inputs.float("timestep")?,
+        text_bsd: inputs.ranked("context", 3)?,
+    };
+    let velocity = pipeline.predict(&[input])?.remove(0);
+    Ok(Outputs::from([("output".to_owned(), velocity.to_dtype(DType::F32)?)]))
+}
+
+/// Writes what a probe gave, in the order and form of the safetensors format.
+///
+/// # Errors
+/// When the file cannot be written; nothing half-written is left.
+pub fn write(path: &Path, outputs: &Outputs) -> Result<()> {
+    let named = outputs.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    Ok(models::weights::write_safetensors(path, named, &BTreeMap::new())?)
+}

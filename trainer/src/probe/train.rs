@@ -1,0 +1,195 @@
+//! A few steps of training on given noise, with given starting factors.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use kernels::adamw::Update;
+use kernels::low_rank::Factors;
+use models::adapter::{Adapter, Adapters};
+use models::dit::{DitConfig, Keep};
+use serde::Deserialize;
+
+use super::{Inputs, Outputs};
+use crate::error::{Error, Result};
+use crate::optim::{Optimizer, OptimizerConfig, checked_norm};
+use crate::pipeline::{MicroBatch, NetworkInput, Pipeline};
+
+/// What `--train-config` holds, as JSON. Unknown keys are refused.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainProbe {
+    /// Rank of the factors.
+    pub rank: usize,
+    /// The delta is multiplied by alpha / rank.
+    pub alpha: f64,
+    /// Learning rate of every step.
+    pub lr: f64,
+    /// Decay of the two moments. Default [0.9, 0.999].
+    #[serde(default = "default_betas")]
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment. Default 1e-8.
+    #[serde(default = "default_eps")]
+    pub eps: f64,
+    /// Decoupled weight decay. Default 0.01.
+    #[serde(default = "default_weight_decay")]
+    pub weight_decay: f64,
+}
+
+fn default_betas() -> [f64; 2] {
+    OptimizerConfig::default().betas
+}
+
+fn default_eps() -> f64 {
+    OptimizerConfig::default().eps
+}
+
+fn default_weight_decay() -> f64 {
+    OptimizerConfig::default().weight_decay
+}
+
+impl TrainProbe {
+    /// Reads the settings.
+    ///
+    /// # Errors
+    /// A file that cannot be read, unknown or missing keys, and numbers that cannot work.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read(path).map_err(|source| Error::Io {
+            action: "read the settings",
+            path: path.to_owned(),
+            source,
+        })?;
+        let refuse = |why: String| Error::ProbeInput { path: path.to_owned(), why };
+        let settings: Self = serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
+        if settings.rank == 0 || !settings.alpha.is_finite() {
+            return Err(refuse("rank must be at least 1 and alpha a number".into()));
+        }
+        let Self { lr, betas, eps, weight_decay, .. } = settings;
+        OptimizerConfig { lr, betas, eps, weight_decay, ..OptimizerConfig::default() }.check()?;
+        Ok(settings)
+    }
+
+    fn update(&self, step: usize) -> Update {
+        let [beta1, beta2] = self.betas;
+        let (eps, weight_decay) = (self.eps, self.weight_decay);
+        Update { lr: self.lr, beta1, beta2, eps, weight_decay, step: step as u64 + 1 }
+    }
+}
+
+/// The trainable factors `init.<official module>.lora_A.weight` [rank, in] and `.lora_B.weight` [out, rank].
+///
+/// # Errors
+/// Modules that the model does not have, half pairs, and shapes that fit neither module nor rank.
+pub fn starting_adapters(inputs: &Inputs, dit: &DitConfig, settings: &TrainProbe) -> Result<Adapters> {
+    let known = dit.adaptable_modules();
+    let mut adapters = Adapters::default();
+    let names = inputs.names().filter_map(|name| name.strip_prefix("init."));
+    for name in names {
+        let parts = name.strip_suffix(".lora_A.weight").or(name.strip_suffix(".lora_B.weight"));
+        let found = parts.and_then(|module| known.iter().find(|(known, ..)| known == module));
+        let Some((module, out, input)) = found else {
+            let why =
+                format!("`init.{name}` names no module of this model; modules are named like {}", known[0].0);
+            return Err(inputs.refuse(format!("{why}, with .lora_A.weight or .lora_B.weight behind")));
+        };
+        if name.ends_with(".lora_B.weight") && !adapters.of(module).is_empty() {
+            continue; // its A was there, and B with it
+        }
+        let (a, b) = (format!("init.{module}.lora_A.weight"), format!("init.{module}.lora_B.weight"));
+        let factor = |name: &str, shape: [usize; 2]| -> Result<Tensor> {
+            let factor = inputs.float(name)?;
+            match factor.dims() == shape {
+                true => Ok(factor),
+                false => Err(inputs.refuse(format!("`{name}` has shape {:?}, not {shape:?}", factor.dims()))),
+            }
+        };
+        let (a, b) = (factor(&a, [settings.rank, *input])?, factor(&b, [*out, settings.rank])?);
+        let scale = settings.alpha / settings.rank as f64;
+        adapters.attach(module.clone(), Adapter::trainable(Factors { a, b, scale }));
+    }
+    match adapters.parameters().is_empty() {
+        false => Ok(adapters),
+        true => {
+            Err(inputs.refuse("there is no init.<module>.lora_A.weight, so nothing would be trained".into()))
+        }
+    }
+}
+
+/// One AdamW step for each entry of `sigmas` [steps] or [steps, b], on `x0` [b, c, t, h, w] with `noise`
+/// [steps, b, c, t, h, w] and `context` [b, s, text_dim]; `loss_weight_mask`, which broadcasts over x0, says what
+/// counts in the mean. Gives `losses` [steps], `grad_norms` [steps], `grad0.<tensor>` of the first step and
+/// `final.<tensor>`; gradients are not clipped.
+///
+/// # Errors
+/// Tensors that do not fit each other, a missing gradient, and gradients that are not finite.
+pub fn train(pipeline: &mut Pipeline, inputs: &Inputs, settings: &TrainProbe) -> Result<Outputs> {
+    let given = Given::read(inputs)?;
+    let mut optimizer = Optimizer::new(pipeline)?;
+    let (mut outputs, mut losses, mut norms) = (Outputs::new(), Vec::new(), Vec::new());
+    for step in 0..given.sigmas_sb.dim(0)? {
+        let outcome = pipeline.train(&[given.micro_batch(step)?], Keep::Inputs)?;
+        losses.push(outcome.losses[0].to_dtype(DType::F32)?.to_scalar::<f32>()?);
+        norms.push(checked_norm(&outcome.gradients, optimizer.states().keys())? as f32);
+        if step == 0 {
+            let first = outcome.gradients.iter().map(|(name, g)| (format!("grad0.{name}"), g.clone()));
+            outputs.extend(first);
+        }
+        optimizer.update(&outcome.gradients, 1.0, &settings.update(step))?;
+        optimizer.publish(pipeline);
+    }
+    let last: BTreeMap<String, Tensor> = optimizer.parameters();
+    outputs.extend(last.into_iter().map(|(name, parameter)| (format!("final.{name}"), parameter)));
+    outputs.insert("losses".into(), Tensor::new(losses, &Device::Cpu)?);
+    outputs.insert("grad_norms".into(), Tensor::new(norms, &Device::Cpu)?);
+    Ok(outputs)
+}
+
+/// The tensors of a training probe, checked against each other.
+struct Given {
+    x0: Tensor,
+    noise: Tensor,
+    sigmas_sb: Tensor,
+    context: Tensor,
+    mask: Option<Tensor>,
+}
+
+impl Given {
+    fn read(inputs: &Inputs) -> Result<Self> {
+        let (x0, noise) = (inputs.ranked("x0", 5)?, inputs.ranked("noise", 6)?);
+        let (sigmas, context) = (inputs.float("sigmas")?, inputs.ranked("context", 3)?);
+        let (batch, steps) = (x0.dim(0)?, noise.dim(0)?);
+        let sigmas_sb = match sigmas.dims() {
+            &[s] if s == steps => sigmas.unsqueeze(1)?.broadcast_as((steps, batch))?,
+            &[s, b] if (s, b) == (steps, batch) => sigmas,
+            shape => {
+                let why =
+                    format!("`sigmas` has shape {shape:?}: [{steps}] or [{steps}, {batch}] is expected");
+                return Err(inputs.refuse(why));
+            }
+        };
+        if &noise.dims()[1..] != x0.dims() || context.dim(0)? != batch || steps == 0 {
+            return Err(inputs.refuse(format!(
+                "x0 {:?}, noise {:?} and context {:?} do not fit: [b, ...], [steps, b, ...] and [b, s, width] are expected",
+                x0.dims(),
+                noise.dims(),
+                context.dims()
+            )));
+        }
+        Ok(Self { x0, noise, sigmas_sb, context, mask: inputs.optional("loss_weight_mask")? })
+    }
+
+    /// x = (1 - sigma) x0 + sigma noise, and the velocity noise - x0.
+    fn micro_batch(&self, step: usize) -> Result<MicroBatch> {
+        let (noise, sigmas) = (self.noise.get(step)?, self.sigmas_sb.get(step)?.contiguous()?);
+        let batch = sigmas.dim(0)?;
+        let share = sigmas.reshape((batch, 1, 1, 1, 1))?;
+        let noisy = (self.x0.broadcast_mul(&share.affine(-1.0, 1.0)?)? + noise.broadcast_mul(&share)?)?;
+        let input = NetworkInput {
+            x_bcthw: noisy,
+            timestep: (sigmas.to_dtype(DType::F64)? * 1000.0)?.to_dtype(DType::F32)?,
+            text_bsd: self.context.clone(),
+        };
+        let target = (&noise - &self.x0)?;
+        Ok(MicroBatch { input, target, weights: vec![1.0; batch], mask: self.mask.clone(), dropout: None })
+    }
+}
