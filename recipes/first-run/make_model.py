@@ -1,12 +1,16 @@
 """Makes the tiny pretrained Wan T2V model of the first run, in the official checkpoint layout.
 
-    python make_model.py --seconds-vae 260 --seconds-dit 280 --device cuda --out model
+    python make_model.py --seconds-vae 700 --seconds-dit 360 --device cuda --out model
 
 Trains a reduced-width Wan2.1 VAE and, together, a tiny UMT5 encoder and a tiny Wan transformer on endlessly drawn
 shapes (shapes.py), folds the latent statistics into the VAE so that the constants of the real model hold, and writes
 config.json, diffusion_pytorch_model.safetensors, Wan2.1_VAE.pth, models_t5_umt5-xxl-enc-bf16.pth and a tokenizer.
 Then it rehearses the first run itself: a LoRA on the fox clips, with clips before and after. Pictures land in
 OUT/report. Needs torch, tokenizers, safetensors, numpy and pillow; downloads nothing.
+
+The model kept beside this file came of three runs on one H100, each going on from the one before by --start: 290, 395
+and 175 s for the autoencoder (the first with batches of 16, the first two with a quarter of the latent noise) and 200,
+145 and 365 s for the transformer. One longer run is the simpler way to the same; it will not give the same bytes.
 """
 
 import argparse
@@ -30,9 +34,9 @@ import wan
 
 FRAMES, SIZE = 17, 96
 VAE_BASE = 8
-DIT = {"dim": 112, "ffn_dim": 336, "num_heads": 4, "num_layers": 4, "freq_dim": 256}
+DIT = {"dim": 128, "ffn_dim": 208, "num_heads": 4, "num_layers": 4, "freq_dim": 256}
 T5 = {"dim": 64, "heads": 4, "head_dim": 16, "hidden": 64, "layers": 2}
-SHIFT, GUIDANCE, STEPS = 3.0, 4.0, 16
+SHIFT, GUIDANCE, STEPS = 3.0, 2.0, 16
 
 # The latent statistics of the real Wan2.1 VAE: Wan-Video/Wan2.1 wan/modules/vae.py.
 MEAN = [-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -57,32 +61,58 @@ class Clock:
         return (time.time() - self.start) / max(self.seconds, 1e-3)
 
     def rate(self, peak):
-        warm = min(1.0, (self.step + 1) / 100)
-        return peak * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(self.progress(), 1))))
+        """A short warm-up, then a cosine to zero: the last weights are as good as an average, so none is kept."""
+        warm = min(1.0, (self.step + 1) / 200)
+        return peak * warm * 0.5 * (1 + math.cos(math.pi * min(self.progress(), 1)))
 
     def say(self, what, value):
-        """Prints a line about every fiftieth of the budget; `value` is read from the device only then."""
+        """Prints a line about every twentieth of the budget; `value` is read from the device only then."""
         if self.progress() >= self.said:
             print(f"{what}: step {self.step:6}  {time.time() - self.start:6.1f} s  {value()}", flush=True)
             self.said = self.progress() + 0.05
         self.step += 1
 
 
-class Average:
-    """Exponential moving average of a module's parameters."""
+def train(what, module, loss_of_batch, peak, seconds, device):
+    """Lowers `loss_of_batch()`, which draws its own batch and returns (loss, a line to print from), for `seconds`.
 
-    def __init__(self, module, decay=0.999):
-        self.module, self.decay, self.n = module, decay, 0
-        self.shadow = [p.detach().clone() for p in module.parameters()]
+    Such small networks keep a GPU waiting for Python, so there the whole step, from drawing the batch to moving the
+    weights, is compiled, captured once as a CUDA graph and then only replayed. The learning rate lives on the device.
+    """
+    rate = torch.zeros((), device=device)
+    cuda = device == "cuda"
+    params = [p for p in module.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(params, lr=rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True, capturable=cuda)
+    started, seen = time.time(), {}
 
-    def update(self):
-        self.n += 1
-        decay = min(self.decay, self.n / (self.n + 10))
-        torch._foreach_lerp_(self.shadow, [p.detach() for p in self.module.parameters()], 1 - decay)
+    def step():
+        optimiser.zero_grad(set_to_none=True)
+        loss, seen["told"] = loss_of_batch()
+        loss.backward()
+        seen["loss"] = loss.detach()
+        nn.utils.clip_grad_norm_(params, 1.0)
+        optimiser.step()
 
-    def store(self):
-        for p, s in zip(self.module.parameters(), self.shadow):
-            p.data.copy_(s)
+    if cuda:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):  # at learning rate zero
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        torch.cuda.synchronize()
+        print(f"{what}: compiled and captured in {time.time() - started:.0f} s", flush=True)
+    clock = Clock(seconds - (time.time() - started))
+    while clock.progress() < 1:
+        rate.fill_(clock.rate(peak))
+        graph.replay() if cuda else step()
+        if cuda and clock.step % 20 == 0:
+            torch.cuda.synchronize()  # the clock must not run ahead of the device
+        clock.say(what, lambda: f"loss {seen['loss'].item():.4f}  {seen['told'].tolist()}")
+    print(f"{what}: {clock.step} steps, {clock.step / clock.seconds:.1f} a second", flush=True)
 
 
 def optimise(optimiser, params, loss, rate):
@@ -96,30 +126,72 @@ def optimise(optimiser, params, loss, rate):
 
 # ---- autoencoder ----
 
+def draw_videos(count, device):
+    """Clips of the autoencoder's world as bytes [count,3,frames,size,size]."""
+    chunk = min(64, count)
+    out = []
+    for _ in range(count // chunk):
+        out.append(((shapes.mixture(chunk, FRAMES, SIZE, device) + 1) * 127.5).round().byte())
+    return torch.cat(out)
+
+
 def edges(v):
     return v[..., 1:, :] - v[..., :-1, :], v[..., 1:] - v[..., :-1], v[:, :, 1:] - v[:, :, :-1]
 
 
+def reconstruction_loss(vae, x, noise, shift, scale):
+    """(loss, [PSNR, latent rms]): L1 + squared error + error of the differences (edges, motion).
+
+    Frame 0 has a latent frame of its own and passes other weights than the rest, hence its larger share. The noise on
+    the latent makes the decoder smooth, and the small price on the latent's size keeps that noise meaningful.
+    """
+    latent = (vae.encode(x) - shift) / scale
+    y = vae.decode((latent + 0.2 * noise) * scale + shift).float()
+    off = y - x
+    part = lambda d: d.abs().mean() + 0.15 * d[:, :, 0].abs().mean()
+    loss = part(off) + 2 * off.square().mean() + 0.7 * sum(part(d) for d in edges(off)) + 0.001 * latent.square().mean()
+    error = (y.detach().clamp(-1, 1) - x).square().mean()
+    return loss, torch.stack([10 * torch.log10(4 / error), latent.detach().std()])
+
+
+@torch.no_grad()
+def start_vae(vae):
+    """Lets the temporal resamplers start close to repeating and averaging frames, and residual branches small."""
+    for m in vae.modules():
+        if isinstance(m, wan.Resample) and m.temporal:
+            w = m.time_conv.weight.mul_(0.3)
+            one = torch.eye(w.shape[1], device=w.device)
+            if m.up:
+                w[:, :, 2, 0, 0] += one.repeat(2, 1)
+            else:
+                w[:, :, :, 0, 0] += one[..., None] * torch.tensor([0.25, 0.5, 0.25], device=w.device)
+        if isinstance(m, wan.ResidualBlock):
+            m.residual[6].weight.mul_(0.5)
+
+
 def train_vae(vae, args):
-    """L1 + squared error + error of the differences (edges, motion), with noise on the latent for a smooth decoder."""
-    clock, device = Clock(args.seconds_vae), args.device
-    big = device != "cpu"
-    params, average = list(vae.parameters()), Average(vae)
-    optimiser = torch.optim.AdamW(params, lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-4)
-    while clock.progress() < 1:
-        whole = clock.step % 4 == 0
-        n, frames, size = (8, FRAMES, SIZE) if whole else (24, 9, 64)
-        x = shapes.mixture(n if big else 3, frames, size if big else 64, device)
-        mean = vae.encode(x)
-        y = vae.decode(mean + 0.05 * torch.randn_like(mean))
-        off = y - x
-        loss = off.abs().mean() + off.square().mean() + 0.002 * mean.square().mean()
-        if frames > 1:
-            loss = loss + 0.5 * sum(d.abs().mean() for d in edges(off))
-        optimise(optimiser, params, loss, clock.rate(2e-3))
-        average.update()
-        clock.say("vae", lambda: f"loss {loss.item():.4f}  PSNR {psnr(y, x):.2f} dB  latent rms {mean.std().item():.3f}")
-    average.store()
+    """Trains on clips drawn once and kept on the device; channels last is what its convolutions run fastest in."""
+    device, cuda = args.device, args.device == "cuda"
+    batch = 4 if cuda else 2  # many small steps teach it more than few large ones
+    start = time.time()
+    pool = draw_videos(10240 if cuda else 16, device)
+    print(f"drew {len(pool)} clips in {time.time() - start:.0f} s", flush=True)
+    for p in vae.parameters():
+        if p.ndim >= 4:
+            p.data = p.data.contiguous(memory_format=torch.channels_last if p.ndim == 4 else torch.channels_last_3d)
+    statistics = [torch.tensor(v, device=device).view(1, -1, 1, 1, 1) for v in (MEAN, STD)]
+    inner = torch.compile(reconstruction_loss, dynamic=False) if cuda else reconstruction_loss
+
+    def loss_of_batch():
+        pick = torch.randint(len(pool), (batch,), device=device)
+        x = (pool[pick].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last_3d)
+        noise = torch.randn(batch, vae.z, (FRAMES + 3) // 4, SIZE // 8, SIZE // 8, device=device)
+        with torch.autocast(device, torch.bfloat16, enabled=cuda, cache_enabled=False):
+            return inner(vae, x, noise, *statistics)
+
+    train("vae", vae, loss_of_batch, args.vae_rate, args.seconds_vae - (time.time() - start), device)
+    for p in vae.parameters():
+        p.data = p.data.contiguous()
 
 
 def psnr(y, x):
@@ -128,8 +200,8 @@ def psnr(y, x):
 
 @torch.no_grad()
 def fold_statistics(vae, device, batches):
-    """Rescales the two 1x1x1 convolutions so that (mean - MEAN) / STD has mean 0 and variance 1 on captioned clips."""
-    m = torch.cat([vae.encode(shapes.captioned(8, FRAMES, SIZE, device)[0]) for _ in range(batches)]).double()
+    """Rescales the two 1x1x1 convolutions so that (mean - MEAN) / STD has mean 0, variance 1 on the world's clips."""
+    m = torch.cat([vae.encode(shapes.world(10, FRAMES, SIZE, device)[0]) for _ in range(batches)]).double()
     mu, sd = m.mean((0, 2, 3, 4)), m.std((0, 2, 3, 4))
     mean, std = (torch.tensor(v, device=device, dtype=torch.float64) for v in (MEAN, STD))
     z = vae.z
@@ -157,7 +229,8 @@ def video_of(vae, latents):
 
 def make_tokenizer(path):
     """A SentencePiece-style unigram tokenizer.json: whole words of the little world, letters, and bytes for the rest."""
-    words = sorted({*WORDS, *shapes.COLOURS, *shapes.SHAPES, *" ".join(shapes.MOTIONS).split(), "background", "a", "on"})
+    motions = " ".join(shapes.MOTIONS).split()
+    words = sorted({*WORDS, *shapes.COLOURS, *shapes.SHAPES, *shapes.ANIMALS, *motions})
     letters = [*"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?'\"()-_/"]
     vocab = [["<pad>", 0.0], ["</s>", 0.0], ["<unk>", 0.0]] + [[f"<0x{i:02X}>", -20.0] for i in range(256)]
     vocab += [["▁", -4.0]] + [["▁" + w, -3.0] for w in words if len(w) > 1 or w == "a"] + [[c, -8.0] for c in letters]
@@ -202,22 +275,19 @@ def start_t5(t5):
 
 # ---- transformer ----
 
-def velocity_loss(dit, x0, context, shift, device):
-    """Mean squared error of the predicted velocity noise - x0 at a shifted uniform sigma."""
-    u = torch.rand(len(x0), device=device)
+def velocity_loss(dit, x0, context, shift, noise, u):
+    """Mean squared error of the predicted velocity noise - x0 at a shifted uniform sigma, u in 0..1 [B]."""
     s = (shift * u / (1 + (shift - 1) * u)).view(-1, 1, 1, 1, 1)
-    noise = torch.randn_like(x0)
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        v = dit((1 - s) * x0 + s * noise, 1000 * s.flatten(), context)
+    v = dit((1 - s) * x0 + s * noise, 1000 * s.flatten(), context)
     return F.mse_loss(v.float(), noise - x0)
 
 
 @torch.no_grad()
 def draw_pool(vae, seconds, limit, device):
-    """Latents and captions of as many shape clips as fit the time."""
+    """Latents and captions of as many clips as fit the time."""
     clock, latents, captions = Clock(seconds), [], []
     while clock.progress() < 1 and len(captions) < limit:
-        video, said = shapes.captioned(32 if device != "cpu" else 4, FRAMES, SIZE, device)
+        video, said = shapes.world(64 if device != "cpu" else 5, FRAMES, SIZE, device)
         latents.append(latents_of(vae, video))
         captions += said
     latents = torch.cat(latents)
@@ -227,21 +297,27 @@ def draw_pool(vae, seconds, limit, device):
 
 def train_dit(dit, t5, vae, tokenizer, args):
     """Trains transformer and text encoder together; one caption in ten is replaced by the empty prompt."""
-    device = args.device
-    pool, captions = draw_pool(vae, 0.15 * args.seconds_dit, 24576, device)
+    device, cuda = args.device, args.device == "cuda"
+    start, batch = time.time(), 192 if cuda else 4
+    pool, captions = draw_pool(vae, 0.15 * args.seconds_dit, 65536, device)
     ids, real = tokens(tokenizer, captions + [""], device)
-    both = nn.ModuleList([dit, t5])
-    params, average = list(both.parameters()), Average(both)
-    optimiser = torch.optim.AdamW(params, lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-3)
-    clock, batch = Clock(0.85 * args.seconds_dit), 160 if device != "cpu" else 4
-    while clock.progress() < 1:
+    print(f"drew them in {time.time() - start:.0f} s", flush=True)
+
+    def batch_loss(x0, ids, real, noise, u):
+        return velocity_loss(dit, x0, t5(ids, real), 2.0, noise, u)
+
+    inner = torch.compile(batch_loss, dynamic=False) if cuda else batch_loss
+
+    def loss_of_batch():
         pick = torch.randint(len(pool), (batch,), device=device)
         said = torch.where(torch.rand(batch, device=device) < 0.1, len(captions), pick)
-        loss = velocity_loss(dit, pool[pick], t5(ids[said], real[said]), 2.0, device)
-        optimise(optimiser, params, loss, clock.rate(2e-3))
-        average.update()
-        clock.say("dit", lambda: f"loss {loss.item():.4f}")
-    average.store()
+        x0 = pool[pick]
+        with torch.autocast(device, torch.bfloat16, enabled=cuda, cache_enabled=False):
+            loss = inner(x0, ids[said], real[said], torch.randn_like(x0), torch.rand(batch, device=device))
+        return loss, loss.detach()
+
+    both = nn.ModuleList([dit, t5])
+    train("dit", both, loss_of_batch, args.dit_rate, args.seconds_dit - (time.time() - start), device)
 
 
 @torch.no_grad()
@@ -298,7 +374,9 @@ def rehearse(dit, t5, vae, tokenizer, args, report):
         if step in (0, args.steps // 2, args.steps):
             sheet(sample(dit, t5, vae, tokenizer, prompts, device), report / f"lora_{step:04}.png")
         pick = torch.randint(len(x0), (args.batch,), device=device)
-        loss = velocity_loss(dit, x0[pick], context[pick], SHIFT, device)
+        clean = x0[pick]
+        loss = velocity_loss(dit, clean, context[pick], SHIFT, torch.randn_like(clean),
+                             torch.rand(args.batch, device=device))
         optimise(optimiser, params, loss, args.rate * min(1, (step + 1) / 20))
         seen.append(loss.item())
         if step % 50 == 0:
@@ -340,8 +418,10 @@ def read(folder, dit, t5, vae):
 
 def options():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--seconds-vae", type=float, default=260, help="wall-clock budget; 0 keeps the VAE of --start")
-    p.add_argument("--seconds-dit", type=float, default=280, help="wall-clock budget; 0 keeps the model of --start")
+    p.add_argument("--seconds-vae", type=float, default=700, help="wall-clock budget; 0 keeps the VAE of --start")
+    p.add_argument("--seconds-dit", type=float, default=360, help="wall-clock budget; 0 keeps the model of --start")
+    p.add_argument("--vae-rate", type=float, default=3e-3, help="peak learning rate of the autoencoder")
+    p.add_argument("--dit-rate", type=float, default=2e-3, help="peak learning rate of transformer and text encoder")
     p.add_argument("--start", type=Path, help="a model folder made earlier, to go on from")
     p.add_argument("--out", type=Path, required=True, help="the model folder to write")
     p.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
@@ -364,6 +444,7 @@ def main():
     vae = wan.Vae(VAE_BASE)
     dit = wan.Dit(DIT["dim"], DIT["ffn_dim"], DIT["num_heads"], DIT["num_layers"], T5["dim"], freq_dim=DIT["freq_dim"])
     t5 = wan.Umt5(tokenizer.get_vocab_size(), **T5)
+    start_vae(vae)
     start_t5(t5)
     nn.init.zeros_(dit.head.head.weight)
     if args.start:
@@ -377,7 +458,7 @@ def main():
     vae.load_state_dict({k: v.float() for k, v in half(vae).items()})
     vae.requires_grad_(False)
     with torch.no_grad():
-        x = torch.cat([shapes.captioned(3, FRAMES, SIZE, args.device)[0], shapes.creatures(3, FRAMES, SIZE, args.device)])
+        x = torch.cat([shapes.world(5, FRAMES, SIZE, args.device)[0], shapes.creatures(3, FRAMES, SIZE, args.device)])
         y = video_of(vae, latents_of(vae, x))
         print(f"autoencoder: PSNR {psnr(y, x):.2f} dB")
         sheet(torch.cat([x, y], -1), report / "reconstructed.png")
@@ -387,7 +468,8 @@ def main():
     read(args.out, dit, t5, vae)
     prompts = ["a red circle bouncing on a blue background", "a yellow star spinning on a purple background",
                "a green square moving right on a white background", "a blue triangle swinging on a pink background",
-               "a white ring growing on a teal background", "a tandi fox bouncing on a green background"]
+               "a white ring growing on a teal background", "a brown bear moving left on a green background",
+               "a pink rabbit bouncing on a grey background", "a tandi fox bouncing on a green background"]
     sheet(sample(dit, t5, vae, tokenizer, prompts, args.device), report / "samples.png")
     if args.steps > 0:
         rehearse(dit, t5, vae, tokenizer, args, report)

@@ -1,7 +1,8 @@
 """Endless little animations, drawn straight into tensors on any device, with captions.
 
-`captioned` is the world the tiny base model knows: one plain shape, moving, on a plain ground. `creatures` and
-`clutter` never reach the transformer: they only teach the autoencoder to keep eyes, ears, stripes and odd colours.
+`world` is what the tiny base model knows: one plain shape, or the plain head of a cat, bear, rabbit or mouse, moving
+on a plain ground. It holds no fox. `creatures` and `clutter` never reach the transformer: they only teach the
+autoencoder to keep eyes, ears, masks, stripes and odd colours.
 Everything is a signed distance (positive outside) turned into antialiased coverage, so a batch costs milliseconds.
 """
 
@@ -15,6 +16,7 @@ COLOURS = {
     "brown": (130, 86, 56), "white": (244, 244, 240), "grey": (140, 144, 150), "black": (38, 38, 44),
 }
 SHAPES = ["circle", "square", "triangle", "ring", "star"]
+ANIMALS = ["cat", "bear", "rabbit", "mouse"]
 MOTIONS = ["standing still", "moving right", "moving left", "moving up", "moving down", "bouncing", "spinning",
            "growing", "shrinking", "swinging"]
 OUTLINE = 0.022  # width of the dark outline, in frame sizes
@@ -122,58 +124,115 @@ def move(pen, motion, r):
     return cx, cy, angle, r
 
 
-def captioned(n, frames, size, device):
-    """(video [n,3,frames,size,size] in -1..1, captions): "a red star bouncing on a blue background"."""
-    names = list(COLOURS)
-    table = torch.tensor([COLOURS[c] for c in names], device=device) / 255
-    pen = Pen(n, frames, size, device)
-    pick = lambda k: torch.randint(k, (n,), device=device)
-    kind, motion, fill = pick(len(SHAPES)), pick(len(MOTIONS)), pick(len(names))
-    # A spinning circle cannot be seen to spin.
-    round_ = ((kind == 0) | (kind == 3)) & (motion == MOTIONS.index("spinning"))
-    kind = torch.where(round_, 4 - kind // 3 * 3, kind)
-    back = (fill + 1 + torch.randint(len(names) - 1, (n,), device=device)) % len(names)
-    jitter = lambda c: (c + torch.randn(n, 3, device=device) * 0.012).clamp(0, 1)
+def subject(pen, names):
+    """What every caption tells: a subject, a motion, two different colours; and the stage with its ground painted.
+
+    Returns the subject and motion numbers [n], the subject's colour [n,3] and the captions' makings.
+    """
+    pick = lambda k: torch.randint(k, (pen.n,), device=pen.device)
+    colours = list(COLOURS)
+    table = torch.tensor([COLOURS[c] for c in colours], device=pen.device) / 255
+    kind, motion, fill = pick(len(names)), pick(len(MOTIONS)), pick(len(colours))
+    if names is SHAPES:  # A spinning circle cannot be seen to spin.
+        round_ = ((kind == 0) | (kind == 3)) & (motion == MOTIONS.index("spinning"))
+        kind = torch.where(round_, 4 - kind // 3 * 3, kind)
+    back = (fill + 1 + torch.randint(len(colours) - 1, (pen.n,), device=pen.device)) % len(colours)
+    jitter = lambda c: (c + torch.randn(pen.n, 3, device=pen.device) * 0.012).clamp(0, 1)
     ground, colour = jitter(table[back]), jitter(table[fill])
     pen.ground(ground, ground * 0.84)
+
+    def captions():
+        return [f"a {colours[f]} {names[k]} {MOTIONS[m]} on a {colours[b]} background"
+                for f, k, m, b in zip(fill.tolist(), kind.tolist(), motion.tolist(), back.tolist())]
+    return kind, motion, colour, captions
+
+
+def plain_shapes(n, frames, size, device):
+    """(video [n,3,frames,size,size] in -1..1, captions): "a red star bouncing on a blue background"."""
+    pen = Pen(n, frames, size, device)
+    kind, motion, colour, captions = subject(pen, SHAPES)
     cx, cy, angle, r = move(pen, motion, pen.rand(0.19, 0.3))
     x, y = pen.local(cx, cy, angle)
     d = shape_distance(kind, x, y, r)
     pen.paint(d, colour * 0.62)
     pen.paint(d + OUTLINE, colour)
-    captions = [f"a {names[f]} {SHAPES[k]} {MOTIONS[m]} on a {names[b]} background"
-                for f, k, m, b in zip(fill.tolist(), kind.tolist(), motion.tolist(), back.tolist())]
-    return pen.video(), captions
+    return pen.video(), captions()
+
+
+def animals(n, frames, size, device):
+    """(video, captions) of one-coloured heads with a paler muzzle: "a blue cat spinning on a white background"."""
+    pen = Pen(n, frames, size, device)
+    kind, motion, skin, captions = subject(pen, ANIMALS)
+    cx, cy, angle, r = move(pen, motion, pen.rand(0.19, 0.26))
+    x, y = pen.local(cx, cy, angle)
+    m = x.abs()
+    is_ = lambda name: (kind == ANIMALS.index(name)).view(-1, 1, 1, 1)
+    ears = torch.where(is_("cat"), triangle(m, y, [(0.78 * r, -1.25 * r), (0.95 * r, -0.2 * r), (0.1 * r, -0.6 * r)]),
+           torch.where(is_("bear"), torch.hypot(m - 0.68 * r, y + 0.66 * r) - 0.34 * r,
+           torch.where(is_("rabbit"), ellipse(m - 0.4 * r, y + 1.15 * r, 0.24 * r, 0.6 * r),
+                       torch.hypot(m - 0.85 * r, y + 0.62 * r) - 0.55 * r)))
+    head = ellipse(x, y, r, 0.86 * r)
+    pale, dark = skin * 0.4 + 0.6, torch.full_like(skin, 0.14)
+    for d in (ears, head):
+        pen.paint(d - OUTLINE, skin * 0.55)
+    pen.paint(ears, skin)
+    pen.paint(ears + 0.14 * r, pale)
+    pen.paint(head, skin)
+    pen.paint(ellipse(x, y - 0.42 * r, 0.46 * r, 0.34 * r), pale)
+    pen.paint(ellipse(x, y - 0.26 * r, 0.17 * r, 0.12 * r), dark)
+    pen.paint(torch.hypot(m - 0.42 * r, y + 0.1 * r) - 0.17 * r, dark)
+    pen.paint(torch.hypot(m - 0.38 * r, y + 0.17 * r) - 0.06 * r, torch.ones_like(skin))
+    return pen.video(), captions()
+
+
+def world(n, frames, size, device):
+    """(video, captions): three plain shapes for every two animals."""
+    some = n * 2 // 5
+    (a, said), (b, also) = plain_shapes(n - some, frames, size, device), animals(some, frames, size, device)
+    return torch.cat([a, b]), said + also
 
 
 def creatures(n, frames, size, device):
-    """Faces with random ears, eyes, cheeks and colours, moving at random."""
+    """Faces with random ears, chins, masks, eyes, cheeks and colours (one in three in warm ones), moving at random."""
     pen = Pen(n, frames, size, device)
     top = pen.colour()
     pen.ground(top, (top + 0.3 * (pen.colour() - 0.5)).clamp(0, 1))
-    cx, cy, angle, r = move(pen, torch.randint(len(MOTIONS), (n,), device=device), pen.rand(0.15, 0.3))
+    cx, cy, angle, r = move(pen, torch.randint(len(MOTIONS), (n,), device=device), pen.rand(0.17, 0.32))
     x, y = pen.local(cx, cy, angle + pen.rand(-0.3, 0.3))
     m = x.abs()
-    skin, ear, light, dark = pen.colour(), pen.colour(), 0.6 + 0.4 * pen.colour(), 0.25 * pen.colour()
+    chance = lambda p: pen.rand() < p
+    warm = torch.rand(n, 1, device=device) < 0.35
+    near = lambda *c: (torch.tensor(c, device=device) + 0.15 * torch.randn(n, 3, device=device)).clamp(0, 1)
+    skin = torch.where(warm, near(0.95, 0.5, 0.15), pen.colour())
+    ear = torch.where(chance(0.5)[:, :, 0, 0], 0.25 * pen.colour(), pen.colour())
+    light, dark = 0.6 + 0.4 * pen.colour(), 0.25 * pen.colour()
+    light = torch.where(warm, near(1.0, 0.95, 0.88), light)
     spread, tip, tall = pen.rand(0.3, 0.7) * r, pen.rand(0.6, 1.1) * r, pen.rand(1.1, 1.7) * r
-    pointed = pen.rand() < 0.6
-    ears = torch.where(pointed, triangle(m, y, [(tip, -tall), (0.95 * r, -0.25 * r), (spread * 0.4, -0.7 * r)]),
+    ears = torch.where(chance(0.65),
+                       triangle(m, y, [(tip, -tall), (0.95 * r, -0.25 * r), (spread * 0.4, -0.7 * r)]),
                        ellipse(m - 0.7 * r, y + 0.75 * r, 0.38 * r, 0.4 * r))
     flat = pen.rand(0.75, 1.05)
-    head = ellipse(x, y, r, flat * r)
-    body = ellipse(x, y - 1.25 * r, 0.7 * r, 0.7 * r)
-    for d, c in ((body, skin), (ears, skin), (head, skin)):
-        pen.paint(d - OUTLINE * pen.rand(0, 1), c * 0.5)
-        pen.paint(d, c)
-    pen.paint(ears + 0.13 * r, ear)
-    pen.paint(torch.maximum(ellipse(m - 0.45 * r, y - 0.4 * r, 0.5 * r, 0.42 * r), head + 0.01), light)
+    head, chin = ellipse(x, y, r, flat * r), pen.rand(0.85, 1.25) * r
+    pointed = triangle(m, y, [(0.92 * r, 0.25 * r), (0 * r, chin), (-0.2 * r, 0.2 * r)])
+    head = torch.where(chance(0.5), torch.minimum(head, pointed), head)
+    body = torch.where(chance(0.4), ellipse(x, y - 1.25 * r, 0.7 * r, 0.7 * r), 1.0)
+    line = OUTLINE * pen.rand(0, 1.2)
+    for d in (body, ears, head):
+        pen.paint(d - line, skin * 0.6)
+        pen.paint(d, skin)
+    pen.paint(ears + pen.rand(0.08, 0.18) * r, ear)
+    pen.paint(head, skin)
+    mask, low = pen.rand(0.3, 0.6) * r, pen.rand(0.3, 0.5) * r
+    pen.paint(torch.maximum(ellipse(m - mask, y - low, pen.rand(0.4, 0.65) * r, 0.46 * r), head + 0.01), light)
+    blush = ellipse(m - 0.66 * r, y - 0.3 * r, 0.16 * r, 0.1 * r)
+    pen.paint(torch.where(chance(0.5), blush, 1.0), near(0.98, 0.6, 0.5))
     ex, ey, er = pen.rand(0.3, 0.48) * r, pen.rand(-0.25, 0.1) * r, pen.rand(0.12, 0.24) * r
-    eye = torch.hypot(m - ex, y - ey) - er
-    pen.paint(eye - 0.35 * er, light, opacity=torch.round(pen.rand())[:, None])
+    eye = torch.hypot(m - ex, (y - ey) * pen.rand(0.75, 1.0)) - er
+    pen.paint(eye - 0.35 * er, light, opacity=torch.round(pen.rand(0, 0.8))[:, None])
     pen.paint(eye, dark)
-    pen.paint(torch.hypot(x - ex + 0.3 * er, y - ey + 0.35 * er) - 0.35 * er, light)
-    pen.paint(torch.hypot(x + ex + 0.3 * er, y - ey + 0.35 * er) - 0.35 * er, light)
-    pen.paint(ellipse(x, y - 0.3 * r, 0.17 * r, 0.12 * r), dark)
+    pen.paint(torch.hypot(x - ex + 0.3 * er, y - ey + 0.35 * er) - 0.38 * er, light)
+    pen.paint(torch.hypot(x + ex + 0.3 * er, y - ey + 0.35 * er) - 0.38 * er, light)
+    pen.paint(ellipse(x, y - pen.rand(0.25, 0.55) * r, 0.19 * r, 0.13 * r), dark)
     return pen.video()
 
 
@@ -196,7 +255,7 @@ def clutter(n, frames, size, device):
 
 
 def mixture(n, frames, size, device):
-    """What the autoencoder learns from: all three worlds, never fewer than one clip of each."""
-    third = max(n // 3, 1)
-    parts = [captioned(third, frames, size, device)[0], clutter(third, frames, size, device)]
-    return torch.cat([*parts, creatures(max(n - 2 * third, 1), frames, size, device)])
+    """What the autoencoder learns from: all three worlds, half of it creatures, never fewer than one clip of each."""
+    quarter = max(n // 4, 1)
+    parts = [world(quarter, frames, size, device)[0], clutter(quarter, frames, size, device)]
+    return torch.cat([*parts, creatures(max(n - 2 * quarter, 1), frames, size, device)])

@@ -16,11 +16,11 @@ class CausalConv3d(nn.Conv3d):
     """A 3-D convolution that looks only at past frames: all temporal padding is in front."""
 
     def __init__(self, cin, cout, kernel, pad=0):
-        super().__init__(cin, cout, kernel)
-        self.pad = (pad, pad, pad, pad, 2 * pad, 0)
+        super().__init__(cin, cout, kernel, padding=(0, pad, pad))
+        self.history = 2 * pad
 
     def forward(self, x):
-        return super().forward(F.pad(x, self.pad))
+        return super().forward(F.pad(x, (0, 0, 0, 0, self.history, 0)))
 
 
 class RmsNorm(nn.Module):
@@ -171,12 +171,12 @@ def rope_angles(grid, head_dim, device):
     axes = [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3]
     out = []
     for axis, (n, count) in enumerate(zip(grid, axes)):
-        theta = 10000.0 ** (-torch.arange(count, dtype=torch.float64) / count)
+        theta = 10000.0 ** (-torch.arange(count, dtype=torch.float64, device=device) / count)
         shape = [1, 1, 1, count]
         shape[axis] = n
-        a = (torch.arange(n, dtype=torch.float64)[:, None] * theta).view(shape)
+        a = (torch.arange(n, dtype=torch.float64, device=device)[:, None] * theta).view(shape)
         out.append(a.expand(*grid, count))
-    return torch.cat(out, -1).reshape(-1, pairs).float().to(device)
+    return torch.cat(out, -1).reshape(-1, pairs).float()
 
 
 def rotate(x, angles):
@@ -193,12 +193,12 @@ class DitAttention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = TokenRms(dim), TokenRms(dim)
 
-    def forward(self, x, source, angles=None):
+    def forward(self, x, source, angles=None, bias=None):
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in
                    (self.norm_q(self.q(x)), self.norm_k(self.k(source)), self.v(source)))
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        o = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
+        o = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=bias)
         return self.o(o.transpose(1, 2).flatten(2))
 
 
@@ -210,11 +210,11 @@ class DitBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim, eps=1e-6)
         self.ffn = nn.Sequential(nn.Linear(dim, ffn), nn.GELU("tanh"), nn.Linear(ffn, dim))
 
-    def forward(self, x, e0, angles, context):
+    def forward(self, x, e0, angles, context, bias):
         sh1, sc1, g1, sh2, sc2, g2 = (self.modulation + e0).unbind(1)
         norm = lambda y, sh, sc: F.layer_norm(y, y.shape[-1:], eps=1e-6) * (1 + sc[:, None]) + sh[:, None]
         x = x + g1[:, None] * self.self_attn(h := norm(x, sh1, sc1), h, angles)
-        x = x + self.cross_attn(self.norm3(x), context)
+        x = x + self.cross_attn(self.norm3(x), context, bias=bias)
         return x + g2[:, None] * self.ffn(norm(x, sh2, sc2))
 
 
@@ -230,7 +230,13 @@ class Head(nn.Module):
 
 
 class Dit(nn.Module):
-    """Wan T2V transformer: latent [B,C,T,H,W], t in 0..1000 [B], context [B,512,text] -> velocity like the latent."""
+    """Wan T2V transformer: latent [B,C,T,H,W], t in 0..1000 [B], context [B,L,text] -> velocity like the latent.
+
+    The real context has 512 rows, zeros after the prompt. Equal keys may be counted instead of repeated: here the
+    last row of `context`, a zero one, stands for all rows from L - 1 on, by adding the log of their number.
+    """
+
+    TEXT_LEN = 512
 
     def __init__(self, dim, ffn, heads, layers, text_dim, channels=16, freq_dim=256):
         super().__init__()
@@ -251,9 +257,12 @@ class Dit(nn.Module):
         grid = tokens.shape[2:]
         tokens = tokens.flatten(2).transpose(1, 2)
         angles = rope_angles(grid, tokens.shape[-1] // self.heads, x.device)
+        length = context.shape[1]
+        repeats = math.log(self.TEXT_LEN - length + 1)
+        bias = F.pad(torch.zeros(1, length - 1, device=x.device), (0, 1), value=repeats).expand(tokens.shape[1], -1)
         context = self.text_embedding(context)
         for block in self.blocks:
-            tokens = block(tokens, e0, angles, context)
+            tokens = block(tokens, e0, angles, context, bias.to(context.dtype))
         y = self.head(tokens, e).unflatten(1, grid).unflatten(-1, (2, 2, self.channels))
         return y.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
 
@@ -310,7 +319,7 @@ class T5Block(nn.Module):
 
 
 class Umt5(nn.Module):
-    """UMT5 encoder: ids [B,L] and their mask [B,L] -> states [B,512,dim], rows past each prompt exactly zero."""
+    """UMT5 encoder: ids [B,L] and their mask [B,L] -> states [B,L+1,dim], rows past each prompt exactly zero."""
 
     def __init__(self, vocab, dim, heads, head_dim, hidden, layers):
         super().__init__()
@@ -323,4 +332,4 @@ class Umt5(nn.Module):
         mask = torch.zeros(real.shape, device=ids.device).masked_fill(~real, -1e9)[:, None, None]
         for block in self.blocks:
             x = block(x, mask)
-        return F.pad(self.norm(x) * real[..., None], (0, 0, 0, 512 - ids.shape[1]))
+        return F.pad(self.norm(x) * real[..., None], (0, 0, 0, 1))

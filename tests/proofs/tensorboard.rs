@@ -1,76 +1,7 @@
 //! TensorBoard files hold what was put in, and a resumed run goes on exactly where its checkpoint was.
 
-use std::path::Path;
-
+use proofs::events::{Field, bytes_of, events, fields};
 use trainer::tensorboard::{EventWriter, Picture};
-
-/// A field of a protocol buffer, read by wire type alone: an independent reader of what the writer made.
-#[derive(Debug, Clone, PartialEq)]
-enum Field {
-    Number(u64),
-    Bytes(Vec<u8>),
-}
-
-fn varint(bytes: &mut &[u8]) -> u64 {
-    let (mut value, mut shift) = (0, 0);
-    loop {
-        let (byte, rest) = bytes.split_first().unwrap();
-        *bytes = rest;
-        value |= u64::from(byte & 0x7f) << shift;
-        shift += 7;
-        if byte & 0x80 == 0 {
-            return value;
-        }
-    }
-}
-
-fn take<'a>(bytes: &mut &'a [u8], n: usize) -> &'a [u8] {
-    let (head, rest) = bytes.split_at(n);
-    *bytes = rest;
-    head
-}
-
-fn fields(mut bytes: &[u8]) -> Vec<(u64, Field)> {
-    let mut out = Vec::new();
-    while !bytes.is_empty() {
-        let key = varint(&mut bytes);
-        let field = match key & 7 {
-            0 => Field::Number(varint(&mut bytes)),
-            1 => Field::Number(u64::from_le_bytes(take(&mut bytes, 8).try_into().unwrap())),
-            2 => {
-                let n = varint(&mut bytes) as usize;
-                Field::Bytes(take(&mut bytes, n).to_vec())
-            }
-            5 => Field::Number(u64::from(u32::from_le_bytes(take(&mut bytes, 4).try_into().unwrap()))),
-            wire => panic!("wire type {wire}"),
-        };
-        out.push((key >> 3, field));
-    }
-    out
-}
-
-fn bytes_of(field: &Field) -> &[u8] {
-    match field {
-        Field::Bytes(bytes) => bytes,
-        Field::Number(n) => panic!("{n} where bytes were expected"),
-    }
-}
-
-/// The events of a file: (step, fields of the event).
-fn events(path: &Path) -> Vec<(u64, Vec<(u64, Field)>)> {
-    let file = std::fs::read(path).unwrap();
-    let (mut rest, mut out) = (file.as_slice(), Vec::new());
-    while !rest.is_empty() {
-        let length = u64::from_le_bytes(take(&mut rest, 8).try_into().unwrap()) as usize;
-        take(&mut rest, 4);
-        let event = fields(take(&mut rest, length));
-        take(&mut rest, 4);
-        let step = event.iter().find(|(n, _)| *n == 2).map(|(_, f)| f.clone());
-        let Some(Field::Number(step)) = step else { panic!("no step") };
-        out.push((step, event));
-    }
-    out
-}
 
 #[test]
 fn events_read_back_as_written() {

@@ -1,6 +1,10 @@
 //! Helpers of the proofs: fixtures, tolerances, tiny models, random tensors.
 
+pub mod events;
 pub mod film;
+pub mod project;
+pub mod small;
+pub mod source;
 
 use std::collections::HashMap;
 use std::path::PathBuf;

@@ -79,7 +79,9 @@ impl<'a> Batches<'a> {
                 samples.push(sample);
             }
             let first_slot = (data.sigmas.len() - samples.len()) as u64;
-            let mut micro_batch = stack(&samples, |sigma| self.timesteps.weight(sigma) / total as f64)?;
+            // The loss of a micro-batch is a mean over its samples; its share of the step makes that one of the step's.
+            let share = samples.len() as f64 / total as f64;
+            let mut micro_batch = stack(&samples, |sigma| self.timesteps.weight(sigma) * share)?;
             if self.adapter_dropout > 0.0 {
                 let keys =
                     (0..samples.len() as u64).map(|i| self.streams.dropout(step, first_slot + i)).collect();

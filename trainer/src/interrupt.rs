@@ -27,7 +27,7 @@ impl Interrupt {
             if asked.swap(true, Ordering::SeqCst) {
                 std::process::exit(i32::from(INTERRUPTED));
             }
-            eprintln!("\nstopping after this step and saving; press Ctrl-C again to stop at once");
+            crate::ui::complain("\nstopping after this step and saving; press Ctrl-C again to stop at once");
         })?;
         Ok(interrupt)
     }

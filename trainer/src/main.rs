@@ -4,13 +4,14 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use trainer::cli::{Arguments, exit_code, explain};
+use trainer::ui::complain;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match arguments.run() {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("error: {}", explain(&error));
+            complain(&format!("error: {}", explain(&error)));
             ExitCode::from(exit_code(&error))
         }
     }

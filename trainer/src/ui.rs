@@ -99,6 +99,11 @@ impl Bar {
     }
 }
 
+/// A line on standard error from where there is no [`Ui`]: the end of the program, and the handler of Ctrl-C.
+pub fn complain(line: &str) {
+    print(&mut std::io::stderr().lock(), line);
+}
+
 /// A closed pipe at the other end is no reason to fail.
 fn print(out: &mut impl Write, line: &str) {
     let _ = writeln!(out, "{line}");

@@ -69,13 +69,13 @@ impl Umt5 {
         }
         // ComfyUI files carry the tokenizer's model along; a tied embedding may be spelled twice.
         let ignored = |name: &str| name == "spiece_model" || (has_shared && name == names::TIED_EMBEDDING);
-        let weights = Weights::from_checkpoint(checkpoint, &sizes.specs(), to_file, ignored)?;
+        let weights = Weights::from_checkpoint(checkpoint, &sizes.tensors(), to_file, ignored)?;
         Self::build(&weights, sizes, dtype, device)
     }
 
     /// An encoder of these sizes with weights made from `seed`, for measuring speed and memory.
     pub fn seeded(sizes: Umt5Sizes, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
-        Self::build(&Weights::seeded(sizes.specs(), seed), sizes, dtype, device)
+        Self::build(&Weights::seeded(sizes.tensors(), seed), sizes, dtype, device)
     }
 
     fn build(weights: &Weights, sizes: Umt5Sizes, dtype: DType, device: &Device) -> Result<Self> {

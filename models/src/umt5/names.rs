@@ -79,7 +79,7 @@ impl Umt5Sizes {
     }
 
     /// Every tensor, by official name.
-    pub(super) fn specs(&self) -> Vec<TensorSpec> {
+    pub fn tensors(&self) -> Vec<TensorSpec> {
         let (d, inner, ff) = (self.width, self.inner, self.feed_forward);
         let mut specs = vec![
             TensorSpec::new("token_embedding.weight", [self.vocabulary, d]),

@@ -66,7 +66,7 @@ impl Vae {
             Naming::Official => None,
             Naming::Diffusers => names::to_diffusers(name, sizes.generation),
         };
-        let weights = Weights::from_checkpoint(checkpoint, &plan::specs(&sizes), to_file, |_| false)?;
+        let weights = Weights::from_checkpoint(checkpoint, &sizes.tensors(), to_file, |_| false)?;
         let beside = path.join("config.json");
         let config = match config {
             Some(config) => VaeConfig::read(config)?,
@@ -78,7 +78,7 @@ impl Vae {
 
     /// A VAE of these sizes with weights made from `seed`, for measuring speed and memory.
     pub fn seeded(sizes: Sizes, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
-        let weights = Weights::seeded(plan::specs(&sizes), seed);
+        let weights = Weights::seeded(sizes.tensors(), seed);
         Self::build(&weights, sizes, &VaeConfig::default(), dtype, device)
     }
 

@@ -1,6 +1,6 @@
 //! What kind of VAE a checkpoint holds, read from the shapes of its tensors.
 
-use crate::weights::Checkpoint;
+use crate::weights::{Checkpoint, TensorSpec};
 use crate::{Error, Result};
 
 /// The two published VAEs; both are arrangements of the same parts.
@@ -67,6 +67,11 @@ impl Sizes {
         };
         let (encoder, decoder, latent) = (axis(first, 0)?, axis(last, 0)?, axis(latent, 0)?);
         Ok((Self { generation, latent, encoder, decoder }, naming))
+    }
+
+    /// Every tensor of such a VAE, by official name.
+    pub fn tensors(&self) -> Vec<TensorSpec> {
+        super::plan::specs(self)
     }
 
     /// Pixels folded into channels along each axis before the network: 1 or 2.

@@ -31,8 +31,8 @@ pub struct MicroBatch {
     pub input: NetworkInput,
     /// The velocity noise - x0, [b, c, t, h, w] f32.
     pub target: Tensor,
-    /// What each sample's mean error counts for, [b]. A step's losses are summed, so these hold the sample's share of
-    /// the step too.
+    /// What each sample's error counts for in the mean over the micro-batch, [b]. A step's losses are summed, so these
+    /// hold the micro-batch's share of the step too.
     pub weights: Vec<f32>,
     /// What counts in the mean, broadcast over the latents; `None` for all.
     pub mask: Option<Tensor>,

@@ -1,0 +1,130 @@
+//! The pipeline: a model cut into stages is the model, to the last bit; and a stage that fails ends all of them.
+
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+
+use models::dit::Keep;
+use proofs::small::{adapters, config, micro_batch, pipeline, trained, velocities, weights};
+use proofs::{assert_same_bits, randn};
+use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline};
+use trainer::{Error, Result};
+
+const LAYERS: usize = 5;
+/// Even, uneven, three stages, and a stage for each block.
+const SPLITS: [&[usize]; 6] = [&[2, 3], &[1, 4], &[4, 1], &[2, 1, 2], &[1, 1, 3], &[1, 1, 1, 1, 1]];
+
+fn split_into(split: &[usize]) -> Pipeline {
+    let config = config(LAYERS, 24);
+    pipeline(&config, &weights(&config), &adapters(&config, 3, 0.7), split)
+}
+
+/// Micro-batches of one to three samples, with texts of other lengths, all with dropout: more than there are stages,
+/// so that forwards and backwards interleave.
+fn batches() -> Vec<MicroBatch> {
+    let sizes = [(2, 9), (3, 32), (1, 4), (2, 17), (3, 1), (2, 20), (1, 30)];
+    let batch = |(i, (samples, rows))| micro_batch(&format!("m{i}"), samples, rows, Some(0.2));
+    sizes.into_iter().enumerate().map(batch).collect()
+}
+
+#[test]
+fn stages_train_as_one_bit_for_bit() {
+    let whole = split_into(&[LAYERS]);
+    let (losses, gradients) = trained(&whole, &batches(), Keep::Inputs);
+    let parameters = 2 * whole.config().adaptable_modules().len();
+    assert_eq!((losses.len(), gradients.len()), (batches().len(), parameters));
+    for split in SPLITS {
+        for keep in [Keep::Inputs, Keep::All] {
+            let (split_losses, split_gradients) = trained(&split_into(split), &batches(), keep);
+            let bits = |losses: &[f32]| losses.iter().map(|l| l.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&split_losses), bits(&losses), "losses of {split:?}, {keep:?}");
+            assert!(split_gradients.keys().eq(gradients.keys()), "{split:?}: other gradients");
+            for (name, gradient) in &gradients {
+                assert_same_bits(&format!("{name} of {split:?}, {keep:?}"), &split_gradients[name], gradient);
+            }
+        }
+    }
+}
+
+#[test]
+fn stages_predict_as_one_bit_for_bit() {
+    let inputs: Vec<NetworkInput> = batches().into_iter().map(|batch| batch.input).collect();
+    let whole = velocities(&split_into(&[LAYERS]), &inputs);
+    assert_eq!(whole.len(), inputs.len());
+    for split in SPLITS {
+        for (i, (got, expected)) in velocities(&split_into(split), &inputs).iter().zip(&whole).enumerate() {
+            assert_same_bits(&format!("velocity {i} of {split:?}"), got, expected);
+        }
+    }
+}
+
+/// A step leaves nothing behind: the same step again gives the same bits.
+#[test]
+fn a_step_is_a_function_of_its_batches() {
+    let pipeline = split_into(&[2, 3]);
+    let (losses, gradients) = trained(&pipeline, &batches(), Keep::Inputs);
+    let (again, gradients_again) = trained(&pipeline, &batches(), Keep::Inputs);
+    assert_eq!(losses, again);
+    for (name, gradient) in &gradients {
+        assert_same_bits(name, &gradients_again[name], gradient);
+    }
+}
+
+/// What `step` answers, or a panic when it still has not after a time that no step of these sizes takes.
+fn answer_in_time<T: Send + 'static>(
+    what: &str,
+    step: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let (sender, receiver) = channel();
+    thread::spawn(move || sender.send(step()));
+    receiver.recv_timeout(Duration::from_secs(60)).unwrap_or_else(|_| panic!("{what}: the pipeline hangs"))
+}
+
+/// Each stage's own mistake, at the first, a middle and the last micro-batch: it must come out as what it is, never
+/// as "another stage stopped", and never as a hang of the others, which are waiting for it.
+#[test]
+fn an_error_in_a_stage_comes_out_as_its_own() {
+    type Spoil = fn(&mut MicroBatch);
+    let spoils: [(&str, Spoil, &str); 3] = [
+        ("first stage", |b| b.input.text_bsd = randn("text", (b.weights.len(), 4, 23)), "width 24"),
+        ("last stage", |b| b.target = randn("target", (b.weights.len(), 16, 2, 4, 8)), "shape mismatch"),
+        ("dropout keys", |b| drop(b.dropout.as_mut().unwrap().keys.pop()), "dropout has"),
+    ];
+    for split in [&[5][..], &[2, 3], &[2, 1, 2]] {
+        for (what, spoil, text) in spoils {
+            for at in [0, 3, 6] {
+                let (pipeline, mut batches) = (split_into(split), batches());
+                spoil(&mut batches[at]);
+                let what = format!("{what}, micro-batch {at}, split {split:?}");
+                let error =
+                    answer_in_time(&what, move || pipeline.train(&batches, Keep::Inputs)).unwrap_err();
+                assert!(!matches!(error, Error::NeighbourStopped), "{what}");
+                assert!(error.to_string().contains(text), "{what}: {error}");
+            }
+        }
+    }
+}
+
+/// The same in the middle of a forward-only schedule: an adapter of another width, on one stage alone.
+#[test]
+fn an_error_in_a_middle_stage_ends_sampling() {
+    let mut pipeline = split_into(&[2, 1, 2]);
+    let inputs: Vec<NetworkInput> = batches().into_iter().map(|batch| batch.input).collect();
+    let foreign = [("blocks.2.ffn.0.lora_A.weight".to_owned(), randn("foreign", (3, 7)))].into();
+    pipeline.stages_mut()[1].adapters.set_parameters(&foreign);
+    let error = answer_in_time("middle stage", move || pipeline.predict(&inputs)).unwrap_err();
+    assert!(error.to_string().contains("matmul"), "{error}");
+}
+
+#[test]
+fn a_split_must_cover_every_block_once() {
+    let config = config(LAYERS, 24);
+    let (weights, none) = (weights(&config), Default::default());
+    let load = |ranges: &[std::ops::Range<usize>]| {
+        let split: Vec<_> = ranges.iter().map(|range| (proofs::device(), range.clone())).collect();
+        Pipeline::load(&weights, &config, &split, &none, candle_core::DType::F32)
+    };
+    for ranges in [&[0..2, 3..5][..], &[0..3, 2..5], &[0..2, 2..2, 2..5], &[0..4], &[1..5], &[]] {
+        assert!(matches!(load(ranges), Err(Error::Split { layers: LAYERS })), "{ranges:?}");
+    }
+}

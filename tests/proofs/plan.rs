@@ -1,0 +1,97 @@
+//! The plan: it reads back as it was written, and every setting of a recipe that changes is named.
+
+use models::adapter::Scaling;
+use proofs::project::Project;
+use trainer::lr::LrSchedule;
+use trainer::noise::{Distribution, Weighting};
+use trainer::plan::{Plan, Planned};
+use trainer::recipe::KeepConfig;
+
+fn planned(captions: &[&str], settings: &str) -> (Project, Planned) {
+    let project = Project::new(&proofs::fixture(""), captions, settings);
+    let planned = Plan::make(&project.recipe(), &mut |_, _| {}).unwrap();
+    (project, planned)
+}
+
+const CAPTIONS: [&str; 3] = ["a red ball", "a \"quoted\" line\nand another", "eine Kugel, größer"];
+const SETTINGS: &str = r#"
+trigger = "sks"
+held_out = ["clip02*"]
+repeats = { "clip0*" = 2 }
+
+[sample]
+prompts = ["a ball --s 3 --l 1 --d 7", "another, \"quoted\" \\ line --n nothing"]
+negative = ""
+size = [32, 32]
+frames = 1
+"#;
+
+#[test]
+fn a_plan_reads_back_as_written() {
+    let (project, planned) = planned(&CAPTIONS, SETTINGS);
+    let path = project.root().join("plan.toml");
+    std::fs::write(&path, planned.plan.to_toml().unwrap()).unwrap();
+    let back = Plan::read(&path).unwrap();
+    assert_eq!(back, planned.plan);
+    assert_eq!(back.hash().unwrap(), planned.plan.hash().unwrap());
+    assert_eq!(back.differences(&planned.plan).unwrap(), []);
+}
+
+/// Nothing in a plan is left to be decided later: what the recipe leaves out has its value.
+#[test]
+fn a_plan_settles_what_the_recipe_leaves_out() {
+    let (_project, planned) = planned(&CAPTIONS, SETTINGS);
+    let plan = &planned.plan;
+    assert_eq!((plan.adapter.alpha, plan.train.timesteps.shift), (Some(32.0), Some(3.0)));
+    assert_eq!((plan.data.fps, plan.run.seed, plan.run.name.as_str()), (Some(16.0), 42, "tiny"));
+    assert_eq!((plan.devices.split.as_slice(), planned.targets.len()), (&[2][..], 20));
+    assert_eq!((plan.dataset.clips, plan.dataset.items, plan.dataset.held_out), (3, 2, 1));
+    let [first, second] = plan.sample.clips.as_slice() else { panic!("two clips") };
+    assert_eq!((first.prompt.as_str(), first.steps, first.guidance, first.seed), ("a ball", 3, 1.0, 7));
+    assert_eq!((second.negative.as_str(), second.seed, second.shift), ("nothing", 42, 5.0));
+}
+
+#[test]
+fn every_changed_setting_is_named() {
+    let (_project, planned) = planned(&CAPTIONS, SETTINGS);
+    let plan = planned.plan;
+    type Change = fn(&mut Plan);
+    let changes: [(&str, Change); 16] = [
+        ("adapter.rank", |p| p.adapter.rank = 31),
+        ("adapter.scaling", |p| p.adapter.scaling = Scaling::RsLora),
+        ("adapter.targets", |p| drop(p.adapter.targets.pop())),
+        ("data.sizes", |p| p.data.sizes[0] = [64, 64]),
+        ("data.repeats.clip0*", |p| drop(p.data.repeats.clear())),
+        ("dataset.digest", |p| p.dataset.digest.push('0')),
+        ("model.dit", |p| p.model.dit.push("elsewhere")),
+        ("optimizer.betas", |p| p.optimizer.betas[1] = 0.99),
+        ("optimizer.schedule", |p| p.optimizer.schedule = LrSchedule::Cosine),
+        ("run.seed", |p| p.run.seed = 43),
+        ("sample.clips.1.guidance", |p| p.sample.clips[1].guidance = 4.999),
+        ("train.keep", |p| p.train.keep = KeepConfig::All),
+        ("train.timesteps.distribution", |p| p.train.timesteps.distribution = Distribution::Uniform),
+        ("train.timesteps.min", |p| p.train.timesteps.min = 1e-9),
+        ("train.timesteps.weighting", |p| p.train.timesteps.weighting = Weighting::Bsmntw),
+        ("data.trigger", |p| p.data.trigger = None),
+    ];
+    for (key, change) in changes {
+        let mut changed = plan.clone();
+        change(&mut changed);
+        let differences = plan.differences(&changed).unwrap();
+        let keys: Vec<&str> = differences.iter().map(|d| d.key.as_str()).collect();
+        assert_eq!(keys, [key]);
+        assert_ne!(differences[0].before, differences[0].after, "{key}");
+        assert_ne!(plan.hash().unwrap(), changed.hash().unwrap(), "{key}");
+    }
+}
+
+/// A caption, a clip or the order of frames that changes is a change of the plan, though no key of the recipe does.
+#[test]
+fn the_data_is_part_of_the_plan() {
+    let (project, planned) = planned(&CAPTIONS, SETTINGS);
+    std::fs::write(project.clips().join("clip00.txt"), "a blue ball").unwrap();
+    let again = Plan::make(&project.recipe(), &mut |_, _| {}).unwrap();
+    let keys: Vec<String> =
+        planned.plan.differences(&again.plan).unwrap().into_iter().map(|d| d.key).collect();
+    assert_eq!(keys, ["dataset.digest"]);
+}

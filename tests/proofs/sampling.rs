@@ -1,0 +1,112 @@
+//! Sampling: the solver loop is the same on one stage and on several, for one clip and for many, with guidance and without.
+
+use candle_core::Tensor;
+use proofs::small::{adapters, config, pipeline, weights};
+use proofs::{Tolerance, assert_close, assert_same_bits, device, difference, randn};
+use trainer::pipeline::Pipeline;
+use trainer::prompt::ClipRequest;
+use trainer::sample::{Prompted, SampleConfig, generate, starting_noise};
+use trainer::solver::{Convention, SolverKind};
+
+fn stages(split: &[usize]) -> Pipeline {
+    let config = config(3, 24);
+    pipeline(&config, &weights(&config), &adapters(&config, 3, 0.5), split)
+}
+
+/// A clip of a size, length, solver and guidance of its own.
+fn clip(i: u64, guidance: f64) -> Prompted {
+    let sizes = [([64, 32], 1), ([32, 48], 5), ([48, 48], 9)];
+    let (size, frames) = sizes[i as usize % sizes.len()];
+    let solvers = [SolverKind::UniPc, SolverKind::Euler, SolverKind::DpmPp2m];
+    let steps = 4 + i as usize;
+    let request = ClipRequest {
+        steps,
+        guidance,
+        solver: solvers[i as usize % solvers.len()],
+        convention: Convention::Official,
+        ..SampleConfig::default().request(size, frames, 100 + i)
+    };
+    Prompted {
+        text_bsd: randn(&format!("text{i}"), (1, 3 + i as usize, 24)),
+        negative_bsd: randn("negative", (1, 7, 24)),
+        noise_bcthw: starting_noise(&request, 16, &device()).unwrap(),
+        request,
+    }
+}
+
+fn clips() -> Vec<Prompted> {
+    vec![clip(0, 5.0), clip(1, 1.0), clip(2, 3.0)]
+}
+
+fn latents(pipeline: &Pipeline, clips: &[Prompted]) -> Vec<Tensor> {
+    generate(pipeline, clips, || {}).unwrap()
+}
+
+#[test]
+fn stages_sample_as_one_bit_for_bit() {
+    let whole = latents(&stages(&[3]), &clips());
+    for split in [&[1, 2][..], &[2, 1], &[1, 1, 1]] {
+        for (i, (got, expected)) in latents(&stages(split), &clips()).iter().zip(&whole).enumerate() {
+            assert_same_bits(&format!("clip {i} of {split:?}"), got, expected);
+        }
+    }
+}
+
+#[test]
+fn clips_together_equal_each_alone() {
+    let pipeline = stages(&[1, 2]);
+    let mut steps = 0;
+    let together = generate(&pipeline, &clips(), || steps += 1).unwrap();
+    assert_eq!(steps, clips().iter().map(|clip| clip.request.steps).max().unwrap());
+    for (i, (clip, got)) in clips().iter().zip(&together).enumerate() {
+        let alone = latents(&pipeline, std::slice::from_ref(clip)).remove(0);
+        assert_same_bits(&format!("clip {i}"), got, &alone);
+        assert!(difference(got, &clip.noise_bcthw).0 > 0.1, "clip {i} is still its noise");
+    }
+}
+
+/// With guidance 1 the negative prompt has no say, so it must not cost a call either: here one would fail.
+#[test]
+fn guidance_of_one_asks_the_network_once() {
+    let pipeline = stages(&[3]);
+    let mut clip = clip(0, 1.0);
+    let expected = latents(&pipeline, std::slice::from_ref(&clip)).remove(0);
+    clip.negative_bsd = randn("too wide", (1, 7, 25));
+    assert_same_bits("guidance 1", &latents(&pipeline, std::slice::from_ref(&clip))[0], &expected);
+    clip.request.guidance = 1.5;
+    assert!(generate(&pipeline, &[clip], || {}).is_err(), "the negative prompt is not looked at");
+}
+
+/// One Euler step is x + (s1 - s0) v, v = uncond + g (cond - uncond), worked out by hand from single predictions.
+#[test]
+fn guidance_goes_from_the_negative_prompt_through_the_prompt() {
+    let pipeline = stages(&[3]);
+    let mut clip = clip(1, 4.0);
+    clip.request.steps = 1;
+    let schedule = trainer::solver::Schedule::new(SolverKind::Euler, Convention::Official, 1, 5.0).unwrap();
+    let ask = |text: &Tensor| {
+        let input = trainer::pipeline::NetworkInput {
+            x_bcthw: clip.noise_bcthw.clone(),
+            timestep: Tensor::new(schedule.timesteps.as_slice(), &device()).unwrap(),
+            text_bsd: text.clone(),
+        };
+        pipeline.predict(&[input]).unwrap().remove(0)
+    };
+    let (cond, uncond) = (ask(&clip.text_bsd), ask(&clip.negative_bsd));
+    assert!(difference(&cond, &uncond).0 > 1e-3, "the text does nothing");
+    let velocity = ((cond * 4.0).unwrap() - (uncond * 3.0).unwrap()).unwrap();
+    let step = f64::from(schedule.sigmas[1] - schedule.sigmas[0]);
+    let expected = (&clip.noise_bcthw + (velocity * step).unwrap()).unwrap();
+    // The same sum in another order, of numbers up to 20.
+    assert_close("one step", &latents(&pipeline, &[clip])[0], &expected, Tolerance::absolute(5e-5));
+}
+
+/// Clips start from the same noise whatever else is sampled, and other seeds from other noise.
+#[test]
+fn starting_noise_is_a_function_of_the_seed() {
+    let request = |seed| SampleConfig::default().request([64, 48], 9, seed);
+    let noise = |seed| starting_noise(&request(seed), 16, &device()).unwrap();
+    assert_eq!(noise(1).dims(), [1, 16, 3, 6, 8]);
+    assert_same_bits("noise", &noise(1), &noise(1));
+    assert!(difference(&noise(1), &noise(2)).0 > 1.0);
+}

@@ -1,0 +1,202 @@
+//! The house rules, checked on the repository's own sources.
+
+use proofs::source::{File, files, functions, has_word};
+
+const CRATES: [&str; 5] = ["kernels", "models", "data", "trainer", "tests"];
+
+fn rust() -> Vec<File> {
+    let files = files(&[".rs"]);
+    assert!(
+        CRATES.iter().all(|name| files.iter().any(|file| file.path.starts_with(name))),
+        "sources are missing"
+    );
+    files
+}
+
+/// What is shipped: the sources of the four crates, not the proofs.
+fn shipped() -> impl Iterator<Item = File> {
+    rust().into_iter().filter(|file| !file.path.starts_with("tests/"))
+}
+
+#[track_caller]
+fn assert_none(rule: &str, offenders: Vec<String>) {
+    assert!(offenders.is_empty(), "{rule}:\n  {}", offenders.join("\n  "));
+}
+
+/// (line number, line) of the lines of `code` for which `is_bad` holds, as `path:line`.
+fn places(file: &File, code: &str, is_bad: impl Fn(&str) -> bool) -> Vec<String> {
+    let lines = code.lines().enumerate().filter(|(_, line)| is_bad(line));
+    lines.map(|(i, line)| format!("{}:{}: {}", file.path, i + 1, line.trim())).collect()
+}
+
+#[test]
+fn files_and_functions_are_short() {
+    let mut offenders = Vec::new();
+    for file in rust() {
+        let lines = file.text.lines().count();
+        if lines > 500 {
+            offenders.push(format!("{}: {lines} lines, 500 are allowed", file.path));
+        }
+        for (name, line, lines) in functions(&file.code()) {
+            if lines > 80 {
+                offenders.push(format!("{}:{line}: {name} has {lines} lines, 80 are allowed", file.path));
+            }
+        }
+    }
+    assert_none("too long", offenders);
+}
+
+#[test]
+fn unsafe_code_is_in_kernels_and_says_why_it_is_sound() {
+    let mut offenders = Vec::new();
+    for file in rust() {
+        let (code, lines): (String, Vec<&str>) = (file.code(), file.text.lines().collect());
+        for (i, _) in code.lines().enumerate().filter(|(_, line)| has_word(line, "unsafe")) {
+            let above = lines[..i].iter().rev().take_while(|line| line.trim().starts_with("//"));
+            let is_explained = above.into_iter().any(|line| line.contains("SAFETY:"));
+            if !is_explained || !file.path.starts_with("kernels/") {
+                offenders.push(format!("{}:{}", file.path, i + 1));
+            }
+        }
+    }
+    assert_none("unsafe outside kernels, or without a SAFETY comment directly above", offenders);
+}
+
+/// What cannot fail may say so in a comment beside it.
+#[test]
+fn shipped_code_does_not_unwrap() {
+    let mut offenders = Vec::new();
+    for file in shipped() {
+        let lines: Vec<&str> = file.text.lines().collect();
+        for (i, line) in file.shipped_code().lines().enumerate() {
+            let is_explained = lines[i].contains("// ") || (i > 0 && lines[i - 1].trim().starts_with("// "));
+            if (line.contains(".unwrap()") || line.contains(".expect(")) && !is_explained {
+                offenders.push(format!("{}:{}", file.path, i + 1));
+            }
+        }
+    }
+    assert_none("unwrap or expect without the invariant in a comment", offenders);
+}
+
+/// candle's stock layers drop gradients without a word, and its autograd keeps gradients of frozen weights.
+#[test]
+fn the_trained_path_uses_no_stock_layer_and_no_autograd() {
+    let is_trained = |file: &File| {
+        ["kernels/", "models/src/dit", "models/src/adapter", "trainer/"]
+            .iter()
+            .any(|at| file.path.starts_with(at))
+    };
+    let mut offenders = Vec::new();
+    for file in shipped().filter(is_trained) {
+        let is_bad = |line: &str| {
+            let names =
+                ["candle_nn", "softmax_last_dim", "rms_norm_slow", "layer_norm_slow", "GradStore", "Var"];
+            names.iter().any(|name| has_word(line, name)) || line.contains(".backward()")
+        };
+        offenders.extend(places(&file, &file.shipped_code(), is_bad));
+    }
+    assert_none("stock layers or autograd on the trained path", offenders);
+}
+
+#[test]
+fn crates_depend_in_one_direction() {
+    let forbidden: [(&str, &[&str]); 4] = [
+        ("kernels", &["models", "data", "trainer", "tandem-", "candle-nn"]),
+        ("models", &["data", "trainer", "tandem-"]),
+        ("data", &["kernels", "models", "trainer", "tandem-", "candle", "cudarc"]),
+        ("trainer", &["candle-nn"]),
+    ];
+    let mut offenders = Vec::new();
+    for (name, foreign) in forbidden {
+        let path = format!("{name}/Cargo.toml");
+        let manifest = files(&["Cargo.toml"]).into_iter().find(|file| file.path == path).unwrap();
+        let dependencies = manifest.text.split_once("[dependencies]").unwrap().1;
+        let is_bad = |line: &str| foreign.iter().any(|crate_name| line.starts_with(crate_name));
+        offenders.extend(places(&manifest, dependencies, is_bad));
+    }
+    assert_none("a dependency against the arrows kernels <- models <- trainer -> data", offenders);
+}
+
+#[test]
+fn one_file_prints() {
+    let mut offenders = Vec::new();
+    for file in shipped().filter(|file| file.path != "trainer/src/ui.rs") {
+        let is_bad = |line: &str| {
+            ["println!", "eprintln!", "print!", "eprint!", "dbg!", "stdout()", "stderr()"]
+                .iter()
+                .any(|word| line.contains(word))
+        };
+        offenders.extend(places(&file, &file.shipped_code(), is_bad));
+    }
+    assert_none("printed past trainer/src/ui.rs", offenders);
+}
+
+#[test]
+fn nothing_is_left_for_later() {
+    let mut offenders = Vec::new();
+    // The needles are put together here, so that this file does not hold them.
+    let needles =
+        [["TO", "DO"], ["FIX", "ME"], ["unimple", "mented!"], ["to", "do!"]].map(|halves| halves.concat());
+    for file in files(&[".rs", ".toml", ".md", ".py", ".sh"]) {
+        offenders.extend(places(&file, &file.text, |line| needles.iter().any(|n| line.contains(n.as_str()))));
+    }
+    assert_none("left for later", offenders);
+}
+
+/// A clone works anywhere: no file knows the machine that it was written on, and every crate comes from crates.io.
+#[test]
+fn no_file_knows_its_machine() {
+    let homes =
+        [["/ro", "ot/"], ["/ho", "me/"], ["/wo", "rk/"], ["/Us", "ers/"], ["C:", "\\"]].map(|p| p.concat());
+    let sources =
+        [["[sou", "rce."], ["replace", "-with"], ["index-", "url"], ["127.0", ".0.1"]].map(|p| p.concat());
+    let is_bad = |line: &str| homes.iter().chain(&sources).any(|needle| line.contains(needle.as_str()));
+    let mut offenders = Vec::new();
+    for file in files(&[".rs", ".toml", ".md", ".py", ".sh", ".json", ".txt", ".lock", ".yml", "run"]) {
+        offenders.extend(places(&file, &file.text, is_bad));
+    }
+    let lock = files(&["Cargo.lock"]).remove(0);
+    let is_foreign = |line: &str| {
+        line.starts_with("source = ")
+            && line != "source = \"registry+https://github.com/rust-lang/crates.io-index\""
+    };
+    offenders.extend(places(&lock, &lock.text, is_foreign));
+    assert_none("paths or registries of one machine", offenders);
+}
+
+/// A public function of `kernels` that computes a gradient is called by name in the proofs of gradients.
+#[test]
+fn every_backward_has_its_proof() {
+    let files = rust();
+    let proofs = files.iter().find(|file| file.path == "tests/proofs/gradients.rs").unwrap().code();
+    let (mut offenders, mut seen) = (Vec::new(), 0);
+    for file in files.iter().filter(|file| file.path.starts_with("kernels/src/")) {
+        let module = file.path.trim_start_matches("kernels/src/").trim_end_matches(".rs").replace('/', "::");
+        for (name, line, _) in functions(&file.shipped_code()) {
+            let is_public = file.text.lines().nth(line - 1).is_some_and(|l| l.trim().starts_with("pub fn"));
+            if is_public && name.contains("backward") {
+                seen += 1;
+                if !proofs.contains(&format!("{module}::{name}(")) {
+                    offenders.push(format!("{module}::{name}"));
+                }
+            }
+        }
+    }
+    assert!(seen >= 8, "only {seen} backward functions found: the search is broken");
+    assert_none("no proof in tests/proofs/gradients.rs", offenders);
+}
+
+/// The reader that these rules rest on: what is a comment, a string or a lifetime to the compiler is one here too.
+#[test]
+fn the_rules_read_code_as_the_compiler_does() {
+    let text = concat!(
+        "fn a<'a>(x: &'a str) -> char { '{' } // } unsafe\n",
+        "/* fn no() { */ fn b() {\n let s = \"} \\\" {\"; let r = r#\"\" }\"#; let q = '\\''; let n = b'\"';\n}\n",
+        "fn declared(x: u8);\nfn c() { f(|x| { x }) }\n",
+    );
+    let code = File { path: String::new(), text: text.to_owned() }.code();
+    let names: Vec<(String, usize, usize)> = functions(&code);
+    let expected = [("a", 1, 1), ("b", 2, 3), ("c", 6, 1)].map(|(n, at, lines)| (n.to_owned(), at, lines));
+    assert_eq!(names, expected, "{code}");
+    assert!(!has_word(&code, "unsafe") && code.lines().count() == text.lines().count());
+}

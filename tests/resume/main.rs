@@ -1,0 +1,257 @@
+//! A run that is killed and goes on is the run that was never killed: proven on the program itself, with real kills.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use candle_core::Device;
+use proofs::project::Project;
+use proofs::{assert_same_bits, events};
+
+const CAPTIONS: [&str; 5] =
+    ["a red ball", "two birds fly over the sea", "a fox", "a drifting wave of light", "rain on a window"];
+const STEPS: u64 = 20;
+/// Everything that could tell two runs apart takes part: both dropouts, accumulation over the ends of epochs, a
+/// learning rate that depends on the run's length, the held-out loss, clips, all three formats.
+const SETTINGS: &str = r#"
+held_out = ["clip03*"]
+
+[devices]
+stages = ["cpu", "cpu"]
+
+[adapter]
+rank = 4
+dropout = 0.1
+
+[train]
+steps = 20
+batch = 2
+accumulate = 5
+caption_dropout = 0.3
+eval_every = 7
+
+[optimizer]
+lr = 1e-2
+warmup = 3
+schedule = "cosine"
+
+[checkpoint]
+every_steps = 10
+keep_last = 1
+
+[sample]
+prompts = ["a red ball", "a fox --l 1 --d 3"]
+every = 5
+steps = 3
+formats = ["mp4", "gif"]
+
+[export]
+formats = ["comfy", "diffusers", "kohya"]
+"#;
+
+fn project() -> Project {
+    Project::new(&proofs::fixture(""), &CAPTIONS, SETTINGS)
+}
+
+fn start(project: &Project, arguments: &[&str]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tandem"));
+    command.args(arguments).arg(project.recipe()).current_dir(project.root());
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn finish(child: Child) -> ExitStatus {
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(matches!(output.status.code(), Some(0 | 130)), "{}: {errors}", output.status);
+    output.status
+}
+
+/// The run that nothing interrupted.
+static STRAIGHT: LazyLock<Project> = LazyLock::new(|| {
+    let project = project();
+    assert!(finish(start(&project, &["train"])).success());
+    project
+});
+
+/// Waits until `is_reached`; panics when the process ends before, or never gets there.
+fn wait_until(child: &mut Child, what: &str, is_reached: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is_reached() {
+        if child.try_wait().unwrap().is_some() {
+            let errors = child.stderr.take().map(std::io::read_to_string);
+            panic!("the process ended before {what}: {errors:?}");
+        }
+        assert!(begun.elapsed() < Duration::from_secs(300), "{what} never came");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Steps in the log, as a reader sees them while they are written.
+fn logged_steps(project: &Project) -> u64 {
+    let text = std::fs::read_to_string(project.run().join("metrics.jsonl")).unwrap_or_default();
+    text.lines().filter(|line| line.contains("\"grad_norm\"")).count() as u64
+}
+
+/// Lets the run come to `step` and a little further, to a moment that no one chose.
+fn run_into(project: &Project, child: &mut Child, step: u64) {
+    wait_until(child, &format!("step {step}"), || logged_steps(project) >= step);
+    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
+    std::thread::sleep(Duration::from_micros(u64::from(nanos / 1000 % 10_000)));
+}
+
+/// The rows of the log without the one field that is a time.
+fn rows(project: &Project) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(project.run().join("metrics.jsonl")).unwrap();
+    let row = |line: &str| {
+        let mut row: serde_json::Value = serde_json::from_str(line).unwrap();
+        let fields = row.as_object_mut().unwrap();
+        fields.remove("seconds");
+        row
+    };
+    text.lines().map(row).collect()
+}
+
+/// Every file below `folder` by its path there, with a look at it by `read`.
+fn contents<T>(folder: &Path, read: impl Fn(&Path) -> T) -> BTreeMap<PathBuf, T> {
+    let (mut found, mut folders) = (BTreeMap::new(), vec![folder.to_owned()]);
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(&next).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => folders.push(path),
+                false => drop(found.insert(path.strip_prefix(folder).unwrap().to_owned(), read(&path))),
+            }
+        }
+    }
+    found
+}
+
+/// Two folders of safetensors hold the same files with the same tensors; the headers differ by date and folder.
+fn assert_same_tensors(what: &str, got: &Path, expected: &Path) {
+    let load = |path: &Path| candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+    let (got, expected) = (contents(got, load), contents(expected, load));
+    assert!(!expected.is_empty() && got.keys().eq(expected.keys()), "{what}: {:?}", got.keys());
+    for (path, tensors) in &expected {
+        assert_eq!(got[path].len(), tensors.len(), "{}", path.display());
+        for (name, tensor) in tensors {
+            let got = got[path][name].to_dtype(candle_core::DType::F32).unwrap();
+            let expected = tensor.to_dtype(candle_core::DType::F32).unwrap();
+            assert_same_bits(&format!("{what}, {}: {name}", path.display()), &got, &expected);
+        }
+    }
+}
+
+fn assert_same_run(got: &Project, expected: &Project) {
+    let (rows_got, rows_expected) = (rows(got), rows(expected));
+    assert_eq!(rows_expected.iter().filter(|row| row["loss"].is_f64()).count() as u64, STEPS);
+    assert_eq!(rows_got, rows_expected, "metrics.jsonl");
+
+    let scalars = |project: &Project| {
+        let all = events::scalars(&project.run().join("events.out.tfevents.tandem"));
+        all.into_iter().filter(|(_, tag, _)| tag != "seconds/step").collect::<Vec<_>>()
+    };
+    assert!(scalars(expected).len() as u64 > 3 * STEPS);
+    assert_eq!(scalars(got), scalars(expected), "TensorBoard");
+
+    let folder = |project: &Project, name: &str| project.run().join(name);
+    for name in ["checkpoints", "adapters"] {
+        assert_same_tensors(name, &folder(got, name), &folder(expected, name));
+    }
+    let progress = |project: &Project| {
+        let newest = trainer::checkpoint::newest(&folder(project, "checkpoints")).unwrap().unwrap();
+        let (progress, _) = trainer::checkpoint::load(&newest).unwrap();
+        (progress.step, progress.cursor)
+    };
+    assert_eq!(progress(got), progress(expected), "where the checkpoint stands");
+
+    let bytes =
+        |project: &Project| contents(&folder(project, "samples"), |path| std::fs::read(path).unwrap());
+    let (clips, clips_expected) = (bytes(got), bytes(expected));
+    // Five sets (steps 0, 5, 10, 15, 20) of two clips in two formats and a contact sheet.
+    assert_eq!((clips_expected.len(), clips.len()), (25, 25));
+    for (path, bytes) in &clips_expected {
+        assert!(clips[path] == *bytes, "{} differs", path.display());
+    }
+}
+
+/// Killed before the first checkpoint, so that it begins anew; killed again after the one of step 10.
+#[test]
+fn a_run_that_is_killed_twice_ends_as_if_it_never_was() {
+    let project = project();
+    for (arguments, step, after) in [(&["train"][..], 3, 0), (&["train", "--resume"], 11, 10)] {
+        let mut child = start(&project, arguments);
+        run_into(&project, &mut child, step);
+        child.kill().unwrap(); // SIGKILL: no handler runs
+        assert!(child.wait().unwrap().code().is_none(), "the process ended by itself");
+        assert!(logged_steps(&project) < STEPS, "the kill came too late to prove anything");
+        let newest = trainer::checkpoint::newest(&project.run().join("checkpoints")).unwrap();
+        let saved = newest.map_or(0, |path| trainer::checkpoint::load(&path).unwrap().0.step);
+        assert_eq!(saved, after, "the checkpoint that the run goes on from");
+    }
+    assert!(finish(start(&project, &["train", "--resume"])).success());
+    assert_same_run(&project, &STRAIGHT);
+}
+
+/// Ctrl-C finishes the step and saves, so not even a step is made twice.
+#[cfg(unix)]
+#[test]
+fn a_run_that_is_interrupted_goes_on_as_if_it_never_was() {
+    let project = project();
+    let mut child = start(&project, &["train"]);
+    run_into(&project, &mut child, 4);
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(finish(child).code(), Some(130));
+    let steps = logged_steps(&project);
+    assert!((4..STEPS).contains(&steps), "stopped after step {steps}");
+    assert!(project.run().join(format!("checkpoints/step-{steps:06}.safetensors")).is_file());
+    assert!(finish(start(&project, &["train", "--resume"])).success());
+    assert_same_run(&project, &STRAIGHT);
+}
+
+/// The finished entries of the cache with the time that each was written.
+fn entries(project: &Project) -> BTreeMap<PathBuf, SystemTime> {
+    let is_entry = |path: &Path| path.extension().is_some_and(|end| end == "safetensors");
+    if !project.cache().is_dir() {
+        return BTreeMap::new();
+    }
+    let all = contents(&project.cache(), |path| path.metadata().and_then(|meta| meta.modified()).ok());
+    all.into_iter().filter_map(|(path, time)| is_entry(&path).then_some((path, time?))).collect()
+}
+
+#[test]
+fn caching_that_is_killed_goes_on_where_it_was() {
+    let captions: Vec<String> = (0..24).map(|i| format!("clip number {i}")).collect();
+    let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
+    let project = Project::new(&proofs::fixture(""), &captions, "");
+    // Every clip, every caption, and the empty prompt of caption dropout.
+    let total = 2 * captions.len() + 1;
+
+    let mut child = start(&project, &["cache"]);
+    wait_until(&mut child, "some clips", || entries(&project).len() >= captions.len() + 4);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let finished = entries(&project);
+    assert!(finished.len() < total, "the kill came too late to prove anything");
+
+    assert!(finish(start(&project, &["cache"])).success());
+    let complete = entries(&project);
+    assert_eq!(complete.len(), total);
+    for (path, time) in &finished {
+        assert_eq!(complete[path], *time, "{} was finished and is made again", path.display());
+    }
+    assert!(finish(start(&project, &["cache"])).success());
+    assert_eq!(entries(&project), complete, "a complete cache is left alone");
+
+    let damaged = complete.keys().next().unwrap();
+    let path = project.cache().join(damaged);
+    let mut bytes = std::fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let before = entries(&project);
+    assert!(finish(start(&project, &["cache"])).success());
+    let after = entries(&project);
+    let changed: Vec<&PathBuf> = after.keys().filter(|path| after[*path] != before[*path]).collect();
+    assert_eq!(changed, [damaged], "the damaged entry is made again, and nothing else");
+}

@@ -1,0 +1,111 @@
+//! Random models, adapters and micro-batches of any size, all functions of their names.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor};
+use kernels::low_rank::Factors;
+use kernels::random::Key;
+use models::adapter::{Adapter, Adapters};
+use models::dit::{DitConfig, Dropout};
+use models::weights::Weights;
+use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline};
+
+use crate::{device, randn};
+
+/// A T2V model small enough to run hundreds of times, with `layers` blocks of width `dim`.
+pub fn config(layers: usize, dim: usize) -> DitConfig {
+    DitConfig {
+        dim,
+        ffn_dim: dim + dim / 4,
+        heads: 2,
+        layers,
+        in_channels: 16,
+        out_channels: 16,
+        text_dim: 24,
+        text_len: 32,
+        freq_dim: 32,
+        eps: 1e-6,
+    }
+}
+
+/// Random weights for `config`: matrices that keep the size of what goes through them, norms around 1, and biases and
+/// modulation large enough that leaving one out shows.
+pub fn weights(config: &DitConfig) -> Weights {
+    Weights::from_tensors(tensors(config))
+}
+
+/// The tensors of [`weights`] by official name.
+pub fn tensors(config: &DitConfig) -> BTreeMap<String, Tensor> {
+    let tensor = |name: &str, shape: &[usize]| {
+        let random = randn(name, shape);
+        let inputs: usize = shape[1..].iter().product();
+        let is_norm = name.contains("norm") && name.ends_with(".weight");
+        match (is_norm, shape.len()) {
+            (true, _) => ((random * 0.1).unwrap() + 1.0).unwrap(),
+            (false, 1) => (random * 0.1).unwrap(),
+            (false, _) if name.ends_with("modulation") => (random * 0.3).unwrap(),
+            (false, _) => (random / (inputs as f64).sqrt()).unwrap(),
+        }
+    };
+    let specs = config.tensors();
+    specs.iter().map(|spec| (spec.name.clone(), tensor(&spec.name, &spec.shape))).collect()
+}
+
+/// Trainable adapters on every Linear of the blocks, both factors random, so that every gradient says something.
+pub fn adapters(config: &DitConfig, rank: usize, scale: f64) -> Adapters {
+    let mut adapters = Adapters::default();
+    for (module, out, input) in config.adaptable_modules() {
+        let a = (randn(&format!("{module}.a"), (rank, input)) / (input as f64).sqrt()).unwrap();
+        let b = (randn(&format!("{module}.b"), (out, rank)) * 0.3).unwrap();
+        adapters.attach(module, Adapter::trainable(Factors { a, b, scale }));
+    }
+    adapters
+}
+
+/// The pipeline over stages of `split` blocks each, all on the proofs' device.
+pub fn pipeline(config: &DitConfig, weights: &Weights, adapters: &Adapters, split: &[usize]) -> Pipeline {
+    let mut next = 0;
+    let ranges = split.iter().map(|&blocks| {
+        next += blocks;
+        (device(), next - blocks..next)
+    });
+    Pipeline::load(weights, config, &ranges.collect::<Vec<_>>(), adapters, DType::F32).unwrap()
+}
+
+/// A random micro-batch of `batch` samples with timesteps of their own, `rows` rows of text and uneven weights.
+pub fn micro_batch(name: &str, batch: usize, rows: usize, dropout: Option<f64>) -> MicroBatch {
+    let shape = (batch, 16, 2, 4, 6);
+    let key = Key::new(21, name, &[]);
+    let times: Vec<f32> = (0..batch as u64).map(|i| (1000.0 * key.uniform(i)) as f32).collect();
+    MicroBatch {
+        input: NetworkInput {
+            x_bcthw: randn(&format!("{name}.x"), shape),
+            timestep: Tensor::new(times, &Device::Cpu).unwrap(),
+            text_bsd: randn(&format!("{name}.text"), (batch, rows, 24)),
+        },
+        target: randn(&format!("{name}.target"), shape),
+        weights: (0..batch).map(|i| 0.25 + 0.5 * i as f32).collect(),
+        mask: None,
+        dropout: dropout
+            .map(|p| Dropout { p, keys: (0..batch as u64).map(|i| key.child("dropout", i)).collect() }),
+    }
+}
+
+/// The velocities of `inputs`, on the CPU.
+pub fn velocities(pipeline: &Pipeline, inputs: &[NetworkInput]) -> Vec<Tensor> {
+    let predicted = pipeline.predict(inputs).unwrap();
+    predicted.iter().map(|velocity| velocity.to_device(&Device::Cpu).unwrap()).collect()
+}
+
+/// The loss of each micro-batch and every gradient by name, on the CPU.
+pub fn trained(
+    pipeline: &Pipeline,
+    batches: &[MicroBatch],
+    keep: models::dit::Keep,
+) -> (Vec<f32>, BTreeMap<String, Tensor>) {
+    let outcome = pipeline.train(batches, keep).unwrap();
+    let losses = outcome.losses.iter().map(|loss| loss.to_scalar().unwrap()).collect();
+    let on_cpu =
+        |(name, gradient): (&str, &Tensor)| (name.to_owned(), gradient.to_device(&Device::Cpu).unwrap());
+    (losses, outcome.gradients.iter().map(on_cpu).collect())
+}
