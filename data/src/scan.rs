@@ -139,7 +139,10 @@ struct Listing {
 impl Listing {
     fn of(folder: &Path) -> Result<Self> {
         if !folder.is_dir() {
-            let reason = format!("there is no folder {}; it is looked for from the folder of the recipe", folder.display());
+            let reason = format!(
+                "there is no folder {}; it is looked for from the folder of the recipe",
+                folder.display()
+            );
             return Err(DataError::Config { key: "folder", reason });
         }
         let mut listing = Self::default();

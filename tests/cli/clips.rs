@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::desk::Desk;
+use crate::desk::{Desk, Outcome};
 
 const PLAN: [&str; 2] = ["plan", "recipe.toml"];
 
@@ -49,20 +49,33 @@ fn an_empty_or_missing_folder_is_named() {
 #[test]
 fn a_video_that_cannot_be_read_is_named() {
     let whole = fs::read(Desk::new().path("clips/b.mp4")).unwrap();
-    let no_frames: &[u8] = b"GIF89a\x10\0\x10\0\0\0\0\x3b";
-    let damaged: [(&str, &[u8]); 5] = [
-        ("noise.mp4", b"this is no video at all, only some text that has its name"),
-        ("half.mp4", &whole[..whole.len() / 2]),
-        ("none.mp4", b""),
-        ("none.gif", no_frames),
-        ("none.png", b""),
+    let mut no_frames = whole.clone();
+    let count = no_frames.windows(4).position(|name| name == b"stsz").unwrap() + 12;
+    no_frames[count..count + 4].fill(0);
+    let damaged: [(&str, &[u8], &str); 6] = [
+        ("half.mp4", &whole[..whole.len() / 2], "truncated"),
+        ("none.mp4", b"", "empty"),
+        ("zero.mp4", &no_frames, "no frame"),
+        ("zero.gif", b"GIF89a\x10\0\x10\0\0\0\0\x3b", "Gif"),
+        ("none.png", b"", "no known picture format"),
+        ("text.webp", b"this is no picture at all, only a text that has its name", "no known picture format"),
     ];
-    for (name, bytes) in damaged {
+    for (name, bytes, told) in damaged {
         let desk = Desk::new();
         desk.write(&format!("clips/{name}"), bytes);
-        desk.write(&format!("clips/{}.txt", &name[..name.len() - 4]), "a caption");
-        desk.refuse(&["train", "recipe.toml"], &[name, "Replace it"]);
+        let stem = name.split('.').next().unwrap();
+        desk.write(&format!("clips/{stem}.txt"), "a caption");
+        desk.refuse(&["train", "recipe.toml"], &[name, told, "Replace it"]);
     }
+}
+
+#[test]
+fn a_video_that_only_ffmpeg_could_read_is_named_with_two_ways_out() {
+    let desk = Desk::new();
+    desk.write("clips/text.mp4", "this is no video at all, only a text that has its name");
+    desk.write("clips/text.txt", "a caption");
+    let outcome: Outcome = desk.command(&PLAN).env("PATH", "").output().unwrap().into();
+    outcome.assert_refused(&["text.mp4", "needs the ffmpeg program", "install ffmpeg", "convert the clip"]);
 }
 
 #[test]

@@ -30,7 +30,12 @@ fn a_changed_plan_is_refused_with_every_change() {
     desk.succeed(&TRAIN);
     desk.change("rank = 2", "rank = 4");
     desk.write("clips/a.txt", "another caption");
-    let told = ["adapter.rank: 2 -> 4", "adapter.alpha: 2.0 -> 4.0", "dataset.digest: other clips, captions", "without --resume"];
+    let told = [
+        "adapter.rank: 2 -> 4",
+        "adapter.alpha: 2.0 -> 4.0",
+        "dataset.digest: other clips, captions",
+        "without --resume",
+    ];
     desk.refuse(&RESUME, &told);
 }
 

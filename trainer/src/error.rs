@@ -67,7 +67,9 @@ pub enum Error {
         folder: PathBuf,
     },
     /// A part of the base model is not there.
-    #[error("the base model has no {key}: looked for {looked}; put it there, or name it with model.{key} in the recipe")]
+    #[error(
+        "the base model has no {key}: looked for {looked}; put it there, or name it with model.{key} in the recipe"
+    )]
     NoModelPart {
         /// Key of `[model]`.
         key: &'static str,

@@ -44,7 +44,8 @@ pub(super) fn prefix(file: &Checkpoint) -> Option<&'static str> {
     let prefixes = ["", "model.diffusion_model.", "diffusion_model."];
     prefixes.into_iter().find(|prefix| {
         let has = |name: &str| file.contains(&format!("{prefix}{name}"));
-        has("patch_embedding.weight") && (has("blocks.0.ffn.0.weight") || has("blocks.0.ffn.net.0.proj.weight"))
+        has("patch_embedding.weight")
+            && (has("blocks.0.ffn.0.weight") || has("blocks.0.ffn.net.0.proj.weight"))
     })
 }
 

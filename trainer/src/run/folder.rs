@@ -112,7 +112,9 @@ pub fn changed_settings(stored: &Plan, now: &Plan) -> Result<Vec<Difference>> {
 /// A difference as people read it: a digest says that something changed, not what.
 fn in_words(difference: &Difference) -> String {
     match difference.key.as_str() {
-        "dataset.digest" => "dataset.digest: other clips, captions or windows than the run began with".to_owned(),
+        "dataset.digest" => {
+            "dataset.digest: other clips, captions or windows than the run began with".to_owned()
+        }
         _ => difference.to_string(),
     }
 }
