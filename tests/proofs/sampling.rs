@@ -130,3 +130,14 @@ fn starting_noise_is_a_function_of_the_seed() {
     assert_same_bits("noise", &noise(1), &noise(1));
     assert!(difference(&noise(1), &noise(2)).0 > 1.0);
 }
+
+#[test]
+fn sampling_that_is_broken_off_gives_no_clips() {
+    let mut steps = 0;
+    let second = || {
+        steps += 1;
+        if steps == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    assert!(generate(&stages(&[3]), &clips(), second).unwrap().is_none());
+    assert_eq!(steps, 2, "it went on after it was broken off");
+}
