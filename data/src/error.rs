@@ -67,7 +67,7 @@ pub enum DataError {
         reason: String,
     },
     /// A media file that is damaged, empty or not what its name says.
-    #[error("{} cannot be used: {reason}", path.display())]
+    #[error("{} cannot be used: {reason}. Replace it, or take it out of the data folder", path.display())]
     Unreadable {
         /// The media file.
         path: PathBuf,

@@ -138,6 +138,13 @@ struct Listing {
 
 impl Listing {
     fn of(folder: &Path) -> Result<Self> {
+        if !folder.is_dir() {
+            let reason = format!(
+                "there is no folder {}; it is looked for from the folder of the recipe",
+                folder.display()
+            );
+            return Err(DataError::Config { key: "folder", reason });
+        }
         let mut listing = Self::default();
         let mut visited = BTreeSet::new();
         listing.walk(folder, "", &mut visited)?;

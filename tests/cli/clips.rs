@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::desk::{Desk, film};
+use crate::desk::{Desk, Outcome};
 
 const PLAN: [&str; 2] = ["plan", "recipe.toml"];
 
@@ -21,9 +21,9 @@ fn a_recipe_that_is_not_there_is_named() {
 #[test]
 fn an_unknown_key_is_named_with_the_nearest_one() {
     let desk = Desk::new();
-    desk.change("steps = 2\n", "step = 2\n");
+    desk.change("[train]\nsteps", "[train]\nstep");
     desk.refuse(&PLAN, &["recipe.toml", "unknown field `step`", "did you mean `steps`?"]);
-    desk.change("step = 2\n", "steps = 2\n");
+    desk.change("[train]\nstep ", "[train]\nsteps ");
     desk.change("[train]", "[trian]");
     desk.refuse(&PLAN, &["unknown field `trian`", "did you mean `train`?"]);
 }
@@ -43,27 +43,39 @@ fn an_empty_or_missing_folder_is_named() {
     desk.change("\"clips\"", "\"empty\"");
     desk.refuse(&PLAN, &["no clips in", "empty", "data.folder"]);
     desk.change("\"empty\"", "\"nowhere\"");
-    desk.refuse(&PLAN, &["nowhere"]);
+    desk.refuse(&PLAN, &["data.folder: there is no folder", "nowhere"]);
 }
 
 #[test]
 fn a_video_that_cannot_be_read_is_named() {
     let whole = fs::read(Desk::new().path("clips/b.mp4")).unwrap();
-    let no_frames: &[u8] = b"GIF89a\x10\0\x10\0\0\0\0\x3b";
-    let damaged: [(&str, &[u8]); 5] = [
-        ("noise.mp4", b"this is no video at all, only some text that has its name"),
-        ("half.mp4", &whole[..whole.len() / 2]),
-        ("none.mp4", b""),
-        ("none.gif", no_frames),
-        ("none.png", b""),
+    let mut no_frames = whole.clone();
+    let count = no_frames.windows(4).position(|name| name == b"stsz").unwrap() + 12;
+    no_frames[count..count + 4].fill(0);
+    let damaged: [(&str, &[u8], &str); 6] = [
+        ("half.mp4", &whole[..whole.len() / 2], "truncated"),
+        ("none.mp4", b"", "empty"),
+        ("zero.mp4", &no_frames, "no frame"),
+        ("zero.gif", b"GIF89a\x10\0\x10\0\0\0\0\x3b", "Gif"),
+        ("none.png", b"", "no known picture format"),
+        ("text.webp", b"this is no picture at all, only a text that has its name", "no known picture format"),
     ];
-    for (name, bytes) in damaged {
+    for (name, bytes, told) in damaged {
         let desk = Desk::new();
         desk.write(&format!("clips/{name}"), bytes);
-        desk.write(&format!("clips/{}.txt", &name[..4]), "a caption");
-        // A file that is no MP4 goes to the ffmpeg program, whose absence is told with the same name.
-        desk.refuse(&["train", "recipe.toml"], &[name]);
+        let stem = name.split('.').next().unwrap();
+        desk.write(&format!("clips/{stem}.txt"), "a caption");
+        desk.refuse(&["train", "recipe.toml"], &[name, told, "Replace it"]);
     }
+}
+
+#[test]
+fn a_video_that_only_ffmpeg_could_read_is_named_with_two_ways_out() {
+    let desk = Desk::new();
+    desk.write("clips/text.mp4", "this is no video at all, only a text that has its name");
+    desk.write("clips/text.txt", "a caption");
+    let outcome: Outcome = desk.command(&PLAN).env("PATH", "").output().unwrap().into();
+    outcome.assert_refused(&["text.mp4", "needs the ffmpeg program", "install ffmpeg", "convert the clip"]);
 }
 
 #[test]
@@ -82,6 +94,8 @@ fn a_size_that_does_not_fit_is_told_with_the_nearest() {
     desk.change("[[40, 16]]", "[[16, 16]]");
     desk.change("frames = [5]", "frames = [6]");
     desk.refuse(&PLAN, &["data.frames: 6 is not of the form 4n+1", "5, 9"]);
+    let sample = ["sample", "--model", "model", "--prompt", "a cloud", "--width", "40", "--height", "16"];
+    desk.refuse(&sample, &["size of a clip", "40x16", "multiples of 16", "32x16, 48x16"]);
 }
 
 #[test]
@@ -112,5 +126,5 @@ fn previews_are_the_clips_that_are_trained() {
         .collect();
     assert_eq!(names.iter().filter(|name| name.ends_with(".mp4")).count(), 2, "{names:?}");
     assert_eq!(names.iter().filter(|name| name.ends_with(".txt")).count(), 2, "{names:?}");
-    assert!(film(5).len() == 5 && !desk.path("run").exists());
+    assert!(!desk.path("run").exists() && !desk.path("cache").exists());
 }

@@ -110,7 +110,7 @@ impl Desk {
 
     pub fn assert_no_temporary_files(&self) {
         let stray: Vec<_> =
-            self.files().into_keys().filter(|path| path.to_string_lossy().contains(".tmp")).collect();
+            self.files().into_keys().filter(|path| path.extension().is_some_and(|e| e == "tmp")).collect();
         assert!(stray.is_empty(), "half-written files were left: {stray:?}");
     }
 

@@ -30,7 +30,12 @@ fn a_changed_plan_is_refused_with_every_change() {
     desk.succeed(&TRAIN);
     desk.change("rank = 2", "rank = 4");
     desk.write("clips/a.txt", "another caption");
-    let told = ["adapter.rank: 2 -> 4", "adapter.alpha: 2.0 -> 4.0", "dataset.digest", "without --resume"];
+    let told = [
+        "adapter.rank: 2 -> 4",
+        "adapter.alpha: 2.0 -> 4.0",
+        "dataset.digest: other clips, captions",
+        "without --resume",
+    ];
     desk.refuse(&RESUME, &told);
 }
 
@@ -45,7 +50,7 @@ fn a_full_disk_leaves_the_checkpoint_before_whole() {
     desk.succeed(&TRAIN);
     let checkpoint = desk.path("run/checkpoints/step-000002.safetensors");
     let before = fs::read(&checkpoint).unwrap();
-    desk.change("steps = 2\n", "steps = 4\n");
+    desk.change("[train]\nsteps = 2", "[train]\nsteps = 4");
     // A limit on the size of files stands in for the full disk; unlike that, it needs no privileges. The checkpoint is
     // above it, all else below.
     let script = "trap '' XFSZ; ulimit -f 24; exec \"$0\" \"$@\"";
@@ -65,7 +70,7 @@ fn a_full_disk_leaves_the_checkpoint_before_whole() {
 #[test]
 fn ctrl_c_finishes_the_step_saves_and_exits_130() {
     let desk = Desk::new();
-    desk.change("steps = 2\n", "steps = 100000\n");
+    desk.change("[train]\nsteps = 2", "[train]\nsteps = 100000");
     desk.change("every_steps = 2", "every_steps = 0");
     let mut child = desk
         .command(&["--json", "train", "recipe.toml"])

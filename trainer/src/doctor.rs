@@ -127,8 +127,9 @@ fn program(name: &'static str, why: &str) -> Finding {
 
 /// Whether runs can be written. A folder that was not there is not left behind.
 fn writable(runs: &Path) -> Finding {
-    let there = runs.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
-    let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
+    // The nearest thing on the way to the folder that is there; for a plain name that is where we stand.
+    let nearest = runs.ancestors().find(|place| place.exists()).unwrap_or(Path::new("."));
+    let there = if nearest.as_os_str().is_empty() { Path::new(".") } else { nearest };
     let probe = there.join(format!(".tandem-doctor-{}", std::process::id()));
     let attempt = std::fs::write(&probe, b"").and_then(|()| std::fs::remove_file(&probe));
     match attempt {

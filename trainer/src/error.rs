@@ -67,7 +67,9 @@ pub enum Error {
         folder: PathBuf,
     },
     /// A part of the base model is not there.
-    #[error("the base model has no {key}: looked for {looked}; name it with model.{key}")]
+    #[error(
+        "the base model has no {key}: looked for {looked}; put it there, or name it with model.{key} in the recipe"
+    )]
     NoModelPart {
         /// Key of `[model]`.
         key: &'static str,
@@ -160,6 +162,17 @@ pub enum Error {
     NonFiniteGradient {
         /// The tensor.
         name: String,
+    },
+    /// The state of a run could not be written.
+    #[error(
+        "the state after step {step} could not be saved: {cause}. What was saved before is whole: make room or make the \
+         folder writable, then go on with --resume"
+    )]
+    NotSaved {
+        /// Steps made.
+        step: u64,
+        /// What stood in the way.
+        cause: Box<Error>,
     },
     /// An adapter of another model.
     #[error("the adapter does not fit this model: {module} is {} x {} in the adapter, and the model {model}", adapter.0, adapter.1)]

@@ -100,6 +100,7 @@ fn is_users(error: &Error) -> bool {
     match error {
         Error::Tensor(_) | Error::NeighbourStopped | Error::MissingGradient { .. } => false,
         Error::Model(models::Error::Tensor(_)) => false,
+        Error::NotSaved { cause, .. } => is_users(cause),
         Error::Io { source, .. } => !matches!(source.kind(), ErrorKind::OutOfMemory),
         _ => true,
     }

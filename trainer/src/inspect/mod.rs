@@ -83,7 +83,7 @@ fn kind_of(file: &Checkpoint) -> Kind {
     if any(&|name| [".lora", "lora_", ".hada_", ".lokr_"].iter().any(|word| name.contains(word))) {
         return Kind::Adapter;
     }
-    if any(&|name| name.ends_with("patch_embedding.weight")) && any(&|name| name.contains("blocks.0.ffn.")) {
+    if dit::prefix(file).is_some() {
         return Kind::Dit;
     }
     if let Ok((sizes, naming)) = Sizes::detect(file) {

@@ -52,7 +52,7 @@ impl RunFolder {
         let (refused, allowed): (Vec<_>, Vec<_>) =
             differences.into_iter().partition(|d| !may_change(plan, &d.key));
         if !refused.is_empty() {
-            return Err(Error::PlanChanged { changes: refused.iter().map(Difference::to_string).collect() });
+            return Err(Error::PlanChanged { changes: refused.iter().map(in_words).collect() });
         }
         allowed.iter().for_each(|difference| note(&format!("changed since the run began: {difference}")));
         if checkpoint::newest(&folder.checkpoints())?.is_none() {
@@ -129,6 +129,16 @@ impl RunFolder {
 /// What differs between a stored plan and the one of now, but for the folder's own name.
 pub fn changed_settings(stored: &Plan, now: &Plan) -> Result<Vec<Difference>> {
     Ok(stored.differences(now)?.into_iter().filter(|d| d.key != "run.folder").collect())
+}
+
+/// A difference as people read it: a digest says that something changed, not what.
+fn in_words(difference: &Difference) -> String {
+    match difference.key.as_str() {
+        "dataset.digest" => {
+            "dataset.digest: other clips, captions or windows than the run began with".to_owned()
+        }
+        _ => difference.to_string(),
+    }
 }
 
 /// A constant learning rate knows nothing of the run's length, so a run may then be made longer or shorter.

@@ -18,7 +18,7 @@ pub use folder::{RunFolder, changed_settings};
 use crate::batch::Batches;
 use crate::checkpoint::{self, Progress};
 use crate::encode::{Encoded, Encoding};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::export;
 use crate::interrupt::Interrupt;
 use crate::metrics::StepRow;
@@ -149,7 +149,15 @@ impl Run<'_> {
     }
 
     /// Saves everything that the run needs to go on from here.
+    ///
+    /// # Errors
+    /// What stood in the way, and that the state before is whole.
     fn save(&mut self) -> Result<()> {
+        let step = self.progress.step;
+        self.write_state().map_err(|cause| Error::NotSaved { step, cause: Box::new(cause) })
+    }
+
+    fn write_state(&mut self) -> Result<()> {
         (self.progress.metrics_bytes, self.progress.events_bytes) = self.log.sync()?;
         let keep = self.plan.checkpoint.keep_last;
         checkpoint::save(&self.folder.checkpoints(), self.progress, self.optimizer.states(), keep)?;
