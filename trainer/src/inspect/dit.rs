@@ -109,7 +109,7 @@ fn heads(path: &Path, width: usize) -> Value {
     });
     match known {
         Some(heads) => heads.into(),
-        None if width % HEAD_SIZE == 0 => (width / HEAD_SIZE).into(),
+        None if width.is_multiple_of(HEAD_SIZE) => (width / HEAD_SIZE).into(),
         None => "only its config.json tells".into(),
     }
 }
