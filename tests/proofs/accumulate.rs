@@ -10,6 +10,7 @@ use proofs::small::{adapters, pipeline, trained};
 use proofs::{Tolerance, assert_close};
 use trainer::batch::{Batches, StepData};
 use trainer::encode::Encoded;
+use trainer::interrupt::Interrupt;
 use trainer::pipeline::Pipeline;
 use trainer::plan::{Plan, Planned};
 use trainer::run;
@@ -36,7 +37,7 @@ struct Ready {
 fn ready(captions: &[&str], settings: &str) -> Ready {
     let project = Project::new(&proofs::fixture(""), captions, settings);
     let planned = Plan::make(&project.recipe(), &mut |_, _| {}).unwrap();
-    let encoded = run::cache(&planned, &Ui::new(Voice::Json)).unwrap();
+    let encoded = run::cache(&planned, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
     let (config, weights) = planned.plan.model.open_dit().unwrap();
     let pipeline = pipeline(&config, &weights, &adapters(&config, 4, 1.5), &[config.layers]);
     Ready { _project: project, planned, encoded, pipeline }

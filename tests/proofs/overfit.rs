@@ -9,6 +9,7 @@ use models::weights::Weights;
 use proofs::project::Project;
 use proofs::small::{config, pipeline, tensors};
 use trainer::batch::Batches;
+use trainer::interrupt::Interrupt;
 use trainer::lr::{LrSchedule, learning_rate};
 use trainer::optim::{Optimizer, checked_norm, clip_factor};
 use trainer::pipeline::Pipeline;
@@ -73,7 +74,7 @@ fn a_few_hundred_steps_learn_a_clip() {
         std::fs::copy(clip("clip00"), clip("twin")).unwrap();
     }
     let planned = Plan::make(&project.recipe(), &mut |_, _| {}).unwrap();
-    let encoded = run::cache(&planned, &Ui::new(Voice::Json)).unwrap();
+    let encoded = run::cache(&planned, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
     let batches = Batches::new(&planned.plan, &planned.dataset, &encoded);
 
     let dit = config(2, 128);

@@ -88,7 +88,7 @@ fn an_error_in_a_stage_comes_out_as_its_own() {
     let spoils: [(&str, Spoil, &str); 3] = [
         ("first stage", |b| b.input.text_bsd = randn("text", (b.weights.len(), 4, 23)), "width 24"),
         ("last stage", |b| b.target = randn("target", (b.weights.len(), 16, 2, 4, 8)), "shape mismatch"),
-        ("dropout keys", |b| drop(b.dropout.as_mut().unwrap().keys.pop()), "dropout has"),
+        ("dropout keys", |b| b.dropout.as_mut().unwrap().keys.truncate(0), "dropout has"),
     ];
     for split in [&[5][..], &[2, 3], &[2, 1, 2]] {
         for (what, spoil, text) in spoils {

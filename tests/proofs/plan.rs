@@ -59,9 +59,9 @@ fn every_changed_setting_is_named() {
     let changes: [(&str, Change); 16] = [
         ("adapter.rank", |p| p.adapter.rank = 31),
         ("adapter.scaling", |p| p.adapter.scaling = Scaling::RsLora),
-        ("adapter.targets", |p| drop(p.adapter.targets.pop())),
+        ("adapter.targets", |p| p.adapter.targets.truncate(1)),
         ("data.sizes", |p| p.data.sizes[0] = [64, 64]),
-        ("data.repeats.clip0*", |p| drop(p.data.repeats.clear())),
+        ("data.repeats.clip0*", |p| p.data.repeats.clear()),
         ("dataset.digest", |p| p.dataset.digest.push('0')),
         ("model.dit", |p| p.model.dit.push("elsewhere")),
         ("optimizer.betas", |p| p.optimizer.betas[1] = 0.99),

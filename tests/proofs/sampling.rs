@@ -1,5 +1,7 @@
 //! Sampling: the solver loop is the same on one stage and on several, for one clip and for many, with guidance and without.
 
+use std::ops::ControlFlow;
+
 use candle_core::Tensor;
 use proofs::small::{adapters, config, pipeline, weights};
 use proofs::{Tolerance, assert_close, assert_same_bits, device, difference, randn};
@@ -39,7 +41,7 @@ fn clips() -> Vec<Prompted> {
 }
 
 fn latents(pipeline: &Pipeline, clips: &[Prompted]) -> Vec<Tensor> {
-    generate(pipeline, clips, || {}).unwrap()
+    generate(pipeline, clips, || ControlFlow::Continue(())).unwrap().unwrap()
 }
 
 #[test]
@@ -56,7 +58,11 @@ fn stages_sample_as_one_bit_for_bit() {
 fn clips_together_equal_each_alone() {
     let pipeline = stages(&[1, 2]);
     let mut steps = 0;
-    let together = generate(&pipeline, &clips(), || steps += 1).unwrap();
+    let count = || {
+        steps += 1;
+        ControlFlow::Continue(())
+    };
+    let together = generate(&pipeline, &clips(), count).unwrap().unwrap();
     assert_eq!(steps, clips().iter().map(|clip| clip.request.steps).max().unwrap());
     for (i, (clip, got)) in clips().iter().zip(&together).enumerate() {
         let alone = latents(&pipeline, std::slice::from_ref(clip)).remove(0);
@@ -74,7 +80,10 @@ fn guidance_of_one_asks_the_network_once() {
     clip.negative_bsd = randn("too wide", (1, 7, 25));
     assert_same_bits("guidance 1", &latents(&pipeline, std::slice::from_ref(&clip))[0], &expected);
     clip.request.guidance = 1.5;
-    assert!(generate(&pipeline, &[clip], || {}).is_err(), "the negative prompt is not looked at");
+    assert!(
+        generate(&pipeline, &[clip], || ControlFlow::Continue(())).is_err(),
+        "the negative prompt is not looked at"
+    );
 }
 
 /// One Euler step is x + (s1 - s0) v, v = uncond + g (cond - uncond), worked out by hand from single predictions.
@@ -101,6 +110,17 @@ fn guidance_goes_from_the_negative_prompt_through_the_prompt() {
     assert_close("one step", &latents(&pipeline, &[clip])[0], &expected, Tolerance::absolute(5e-5));
 }
 
+#[test]
+fn sampling_can_be_broken_off_after_any_step() {
+    let mut steps = 0;
+    let stop_after_two = || {
+        steps += 1;
+        if steps == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    assert!(generate(&stages(&[3]), &[clip(0, 1.0)], stop_after_two).unwrap().is_none());
+    assert_eq!(steps, 2);
+}
+
 /// Clips start from the same noise whatever else is sampled, and other seeds from other noise.
 #[test]
 fn starting_noise_is_a_function_of_the_seed() {
@@ -109,4 +129,15 @@ fn starting_noise_is_a_function_of_the_seed() {
     assert_eq!(noise(1).dims(), [1, 16, 3, 6, 8]);
     assert_same_bits("noise", &noise(1), &noise(1));
     assert!(difference(&noise(1), &noise(2)).0 > 1.0);
+}
+
+#[test]
+fn sampling_that_is_broken_off_gives_no_clips() {
+    let mut steps = 0;
+    let second = || {
+        steps += 1;
+        if steps == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    assert!(generate(&stages(&[3]), &clips(), second).unwrap().is_none());
+    assert_eq!(steps, 2, "it went on after it was broken off");
 }

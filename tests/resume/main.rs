@@ -1,5 +1,8 @@
 //! A run that is killed and goes on is the run that was never killed: proven on the program itself, with real kills.
 
+// This package denies unwrap, and clippy takes helpers of tests for shipped code.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -154,6 +157,10 @@ fn assert_same_run(got: &Project, expected: &Project) {
     };
     assert!(scalars(expected).len() as u64 > 3 * STEPS);
     assert_eq!(scalars(got), scalars(expected), "TensorBoard");
+    let pictures = |project: &Project| events::pictures(&project.run().join("events.out.tfevents.tandem"));
+    let steps: Vec<u64> = pictures(expected).iter().map(|(step, _)| *step).collect();
+    assert_eq!(steps, [0, 5, 10, 15, 20]);
+    assert!(pictures(got) == pictures(expected), "the pictures in TensorBoard differ");
 
     let folder = |project: &Project, name: &str| project.run().join(name);
     for name in ["checkpoints", "adapters"] {
@@ -194,18 +201,28 @@ fn a_run_that_is_killed_twice_ends_as_if_it_never_was() {
     assert_same_run(&project, &STRAIGHT);
 }
 
-/// Ctrl-C finishes the step and saves, so not even a step is made twice.
+/// Ctrl-C finishes the step and saves, so not even a step is made twice: before the first step, while the first clips
+/// are made, and later on.
 #[cfg(unix)]
 #[test]
 fn a_run_that_is_interrupted_goes_on_as_if_it_never_was() {
     let project = project();
-    let mut child = start(&project, &["train"]);
-    run_into(&project, &mut child, 4);
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    assert_eq!(finish(child).code(), Some(130));
-    let steps = logged_steps(&project);
-    assert!((4..STEPS).contains(&steps), "stopped after step {steps}");
-    assert!(project.run().join(format!("checkpoints/step-{steps:06}.safetensors")).is_file());
+    let log = project.run().join("metrics.jsonl");
+    for (arguments, step) in [(&["train"][..], 0), (&["train", "--resume"], 6)] {
+        let mut child = start(&project, arguments);
+        match step {
+            0 => wait_until(&mut child, "the first held-out loss", || {
+                log.metadata().is_ok_and(|m| m.len() > 0)
+            }),
+            _ => run_into(&project, &mut child, step),
+        }
+        let signal = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        assert!(signal.success());
+        assert_eq!(finish(child).code(), Some(130));
+        let steps = logged_steps(&project);
+        assert!((step..STEPS).contains(&steps), "stopped after step {steps}");
+        assert!(project.run().join(format!("checkpoints/step-{steps:06}.safetensors")).is_file());
+    }
     assert!(finish(start(&project, &["train", "--resume"])).success());
     assert_same_run(&project, &STRAIGHT);
 }

@@ -74,17 +74,34 @@ pub fn events(path: &Path) -> Vec<(u64, Vec<(u64, Field)>)> {
     out
 }
 
-/// Every scalar of a file: (step, tag, bits of the value), in order.
-pub fn scalars(path: &Path) -> Vec<(u64, String, u32)> {
+/// Every value of a file: (step, tag, field of the value with its number), in order.
+fn values(path: &Path) -> Vec<(u64, String, (u64, Field))> {
     let mut out = Vec::new();
     for (step, event) in events(path) {
         let summary = event.iter().find(|(number, _)| *number == 5).map(|(_, field)| fields(bytes_of(field)));
         for (_, value) in summary.unwrap_or_default() {
-            let parts = fields(bytes_of(&value));
-            if let [(1, tag), (2, Field::Number(bits))] = parts.as_slice() {
-                out.push((step, String::from_utf8(bytes_of(tag).to_vec()).unwrap(), *bits as u32));
+            if let [(1, tag), value] = fields(bytes_of(&value)).as_slice() {
+                out.push((step, String::from_utf8(bytes_of(tag).to_vec()).unwrap(), value.clone()));
             }
         }
     }
     out
+}
+
+/// Every scalar of a file: (step, tag, bits of the value), in order.
+pub fn scalars(path: &Path) -> Vec<(u64, String, u32)> {
+    let scalar = |(step, tag, value)| match value {
+        (2, Field::Number(bits)) => Some((step, tag, bits as u32)),
+        _ => None,
+    };
+    values(path).into_iter().filter_map(scalar).collect()
+}
+
+/// Every picture of a file: (step, bytes of its message), in order.
+pub fn pictures(path: &Path) -> Vec<(u64, Vec<u8>)> {
+    let picture = |(step, _, value)| match value {
+        (4, Field::Bytes(bytes)) => Some((step, bytes)),
+        _ => None,
+    };
+    values(path).into_iter().filter_map(picture).collect()
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint;
+use crate::checkpoint::{self, Progress};
 use crate::error::{Error, Result};
 use crate::lr::LrSchedule;
 use crate::plan::{Difference, Plan};
@@ -85,6 +85,28 @@ impl RunFolder {
     /// Clips made after `step` steps.
     pub fn samples(&self, step: u64) -> PathBuf {
         self.root.join("samples").join(format!("step-{step:06}"))
+    }
+
+    /// Removes the clips made after `progress`, as the logs are cut there: the steps that are made again make them
+    /// again, with the settings of now and their picture in the log.
+    ///
+    /// # Errors
+    /// A folder that cannot be removed.
+    pub fn cut_samples(&self, progress: &Progress) -> Result<()> {
+        let samples = self.root.join("samples");
+        let io = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Io { action, path, source }
+        };
+        for entry in fs::read_dir(&samples).map_err(io("list", &samples))? {
+            let path = entry.map_err(io("list", &samples))?.path();
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            let step = name.strip_prefix("step-").and_then(|step| step.parse::<u64>().ok());
+            if step.is_some_and(|step| step > progress.step || *progress == Progress::default()) {
+                fs::remove_dir_all(&path).map_err(io("remove", &path))?;
+            }
+        }
+        Ok(())
     }
 
     /// One JSON object a step.

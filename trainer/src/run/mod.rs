@@ -85,6 +85,7 @@ pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &
         progress = saved;
         ui.say(&format!("going on after step {} from {}", progress.step, path.display()));
     }
+    folder.cut_samples(&progress)?;
     let log = Log::open(folder, &progress)?;
     let batches = Batches::new(plan, &planned.dataset, &encoded);
     let mut run = Run { plan, folder, batches, encoded: &encoded, pipeline, optimizer, progress, log, ui };
@@ -96,7 +97,8 @@ impl Run<'_> {
     /// Steps until all are made or the user asks to stop; evaluates, samples and saves where the plan says so.
     fn finish(&mut self, interrupt: &Interrupt) -> Result<Ending> {
         let steps = self.plan.train.steps;
-        if self.progress.step == 0 {
+        // A run that was stopped before its first step has this row already.
+        if self.progress == Progress::default() {
             self.evaluate()?;
         }
         self.sample_if_due(interrupt)?;
@@ -119,12 +121,13 @@ impl Run<'_> {
             let minutes = self.plan.checkpoint.every_minutes;
             let is_late = minutes > 0 && saved_at.elapsed() >= Duration::from_secs(60 * minutes);
             let is_by_step = is_due(self.plan.checkpoint.every_steps, self.progress.step);
+            // Before the checkpoint: a run that is killed in between goes on from the one before and writes it again.
+            if is_by_step && !is_last {
+                self.export(Some(&format!("step-{:06}", self.progress.step)))?;
+            }
             if is_last || is_by_step || is_late {
                 self.save()?;
                 saved_at = Instant::now();
-            }
-            if is_by_step && !is_last {
-                self.export(Some(&format!("step-{:06}", self.progress.step)))?;
             }
         }
         bar.finish();
