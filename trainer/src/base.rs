@@ -77,8 +77,10 @@ impl ModelConfig {
         let dit = part("dit", &self.dit, Layout::dit)?;
         let dit_config = dit_config(&dit, self.dit_config.as_deref().map(|path| from.join(path)))?;
         let named = folder.as_deref().unwrap_or(&dit);
+        // A folder's name may hold dots of its own: Wan2.1-T2V-1.3B.
+        let name = if named.is_dir() { named.file_name() } else { named.file_stem() };
         Ok(BaseModel {
-            name: named.file_stem().map_or_else(|| "wan".into(), |name| name.to_string_lossy().into_owned()),
+            name: name.map_or_else(|| "wan".into(), |name| name.to_string_lossy().into_owned()),
             vae: part("vae", &self.vae, Layout::vae)?,
             text_encoder: part("text_encoder", &self.text_encoder, Layout::text_encoder)?,
             tokenizer: part("tokenizer", &self.tokenizer, Layout::tokenizer)?,
@@ -92,6 +94,19 @@ impl BaseModel {
     /// Checks the DiT's files against each other, from headers alone.
     pub fn open_dit(&self) -> Result<(DitConfig, Weights)> {
         open_dit(&self.dit, &self.dit_config)
+    }
+
+    /// Looks at the parts besides the DiT, so that what is missing is told before a run begins: headers, and the
+    /// tokenizer whole.
+    ///
+    /// # Errors
+    /// A part that does not open.
+    pub fn check_encoders(&self) -> Result<()> {
+        for path in [&self.vae, &self.text_encoder] {
+            Checkpoint::open(path).map_err(models::Error::from)?;
+        }
+        Tokenizer::load(&self.tokenizer)?;
+        Ok(())
     }
 
     /// Loads the VAE.

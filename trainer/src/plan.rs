@@ -111,6 +111,7 @@ impl Plan {
         check_numbers(&recipe)?;
         let model = recipe.model.settle(from)?;
         let (dit, _) = model.open_dit()?;
+        model.check_encoders()?;
 
         let multiple = SizeMultiple::new(base::SIZE_MULTIPLE);
         let mut data = recipe.data;

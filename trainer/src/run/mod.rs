@@ -130,8 +130,11 @@ impl Run<'_> {
                 saved_at = Instant::now();
             }
         }
-        bar.finish();
         let written = self.export(None)?;
+        if interrupt.is_asked() {
+            return self.stopped(&bar);
+        }
+        bar.finish();
         summary::tell(self.plan, self.folder, &written, self.ui)?;
         Ok(Ending::Finished)
     }
