@@ -8,6 +8,7 @@ pub mod source;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Tensor};
 use kernels::random::Key;
@@ -15,11 +16,12 @@ use models::dit::{Dit, DitConfig};
 use models::weights::Weights;
 
 /// The device that the proofs run on: the first GPU of a CUDA build, else the CPU. The bodies are the same.
+///
+/// It is opened once: a GPU that is opened twice counts as two devices, whose tensors do not mix.
 pub fn device() -> Device {
-    match Device::new_cuda(0) {
-        Ok(device) if cfg!(feature = "cuda") => device,
-        _ => Device::Cpu,
-    }
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    let open = || if cfg!(feature = "cuda") { Device::new_cuda_with_stream(0).unwrap() } else { Device::Cpu };
+    DEVICE.get_or_init(open).clone()
 }
 
 /// The path of a fixture, beside the sources or, where the test binary travelled alone, below the working folder.

@@ -68,7 +68,8 @@ pub fn open(name: &str) -> Result<Device> {
     match DeviceName::parse(name)? {
         DeviceName::Cpu => Ok(Device::Cpu),
         DeviceName::Cuda(_) if !cfg!(feature = "cuda") => Err(Error::NoCuda { name: name.to_owned() }),
-        DeviceName::Cuda(index) => Ok(Device::new_cuda(index)?),
+        // A stream of its own: the default one belongs to a thread, and stages change theirs with every step.
+        DeviceName::Cuda(index) => Ok(Device::new_cuda_with_stream(index)?),
     }
 }
 
