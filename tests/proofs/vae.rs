@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use models::vae::{Tiles, Tiling, Vae};
-use proofs::fixture;
+use proofs::{device, fixture};
 
 /// Largest difference of latents and pixels, f32 against PyTorch f32: rounding of sums in another order.
 const IO: f32 = 2e-5;
@@ -27,7 +27,7 @@ const CASES: [Case; 2] = [
 
 impl Case {
     fn vae(&self) -> Vae {
-        Vae::load(&fixture(self.weights), None, DType::F32, &Device::Cpu).unwrap()
+        Vae::load(&fixture(self.weights), None, DType::F32, &device()).unwrap()
     }
 
     fn path(&self, file: &str) -> PathBuf {
@@ -35,7 +35,7 @@ impl Case {
     }
 
     fn tensors(&self, file: &str) -> HashMap<String, Tensor> {
-        candle_core::safetensors::load(self.path(file), &Device::Cpu).unwrap()
+        candle_core::safetensors::load(self.path(file), &device()).unwrap()
     }
 }
 
@@ -98,8 +98,7 @@ fn tiles_equal_the_golden_tiles() {
 
 #[test]
 fn the_official_pth_equals_the_diffusers_folder() {
-    let pth =
-        Vae::load(&fixture("repo_official_a14b/Wan2.1_VAE.pth"), None, DType::F32, &Device::Cpu).unwrap();
+    let pth = Vae::load(&fixture("repo_official_a14b/Wan2.1_VAE.pth"), None, DType::F32, &device()).unwrap();
     let folder = CASES[0].vae();
     let video = &CASES[0].tensors("io")["video_5"];
     let (a, b) = (pth.encode(video, Tiling::Off).unwrap(), folder.encode(video, Tiling::Off).unwrap());
@@ -124,15 +123,15 @@ fn a_batch_equals_its_clips_one_by_one() {
 fn clips_that_do_not_fit_are_refused_not_cut() {
     let vae = CASES[0].vae();
     let encode = |shape: &[usize]| {
-        let video = Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+        let video = Tensor::zeros(shape, DType::F32, &device()).unwrap();
         vae.encode(&video, Tiling::Off).unwrap_err().to_string()
     };
     assert!(encode(&[1, 3, 7, 16, 16]).contains("7 frames are not 4n+1; cut the clip to 5 frames"));
     assert!(encode(&[1, 3, 5, 20, 16]).contains("multiples of 8"));
     assert!(encode(&[1, 4, 5, 16, 16]).contains("[batch, 3, frames, height, width]"));
-    let latents = Tensor::zeros((1, 8, 1, 2, 2), DType::F32, &Device::Cpu).unwrap();
+    let latents = Tensor::zeros((1, 8, 1, 2, 2), DType::F32, &device()).unwrap();
     assert!(vae.decode(&latents, Tiling::Off).unwrap_err().to_string().contains("[B, 16, T, H, W]"));
     let other = fixture("repo_official_a14b/models_t5_umt5-xxl-enc-bf16.pth");
-    let error = Vae::load(&other, None, DType::F32, &Device::Cpu).unwrap_err().to_string();
+    let error = Vae::load(&other, None, DType::F32, &device()).unwrap_err().to_string();
     assert!(error.contains("this is no Wan VAE"), "{error}");
 }

@@ -1,9 +1,10 @@
-//! The VAE's operations on the CPU equal their readable definitions, which run in f64.
+//! The VAE's operations equal their readable definitions, which run in f64.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use kernels::channel_norm::{Activation, channel_norm};
 use kernels::conv3d::{Conv3dGeometry, Padding, conv3d};
 use kernels::resample::{average_down, duplicate_up, fold_pixels, unfold_pixels, upsample_nearest_2x};
+use proofs::device;
 use proptest::prelude::*;
 
 /// f32 sums of up to a few hundred products of numbers of order one, against f64.
@@ -16,7 +17,7 @@ fn random(shape: &[usize], seed: u64) -> Tensor {
         (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     };
     let values: Vec<f32> = std::iter::repeat_with(next).take(shape.iter().product()).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    Tensor::from_vec(values, shape, &device()).unwrap()
 }
 
 fn f64s(x: &Tensor) -> Tensor {
@@ -77,7 +78,7 @@ proptest! {
 
 #[test]
 fn a_black_pixel_stays_black() {
-    let x = Tensor::zeros((1, 4, 9), DType::F32, &Device::Cpu).unwrap();
+    let x = Tensor::zeros((1, 4, 9), DType::F32, &device()).unwrap();
     let y = channel_norm(&x, &random(&[4], 1), Activation::Silu).unwrap();
     assert_eq!(difference(&y, &x), 0.0);
 }
