@@ -68,12 +68,19 @@ impl Projections {
         Ok(x.reshape((batch, tokens, heads * size))?)
     }
 
-    /// o(attention), and its gradient back to (q, k, v); `x_out` is what `o` read.
-    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, pass: &Pass) -> Result<(Tensor, attention::Output)> {
-        let out = attention::forward(q, k, v)?;
-        Ok((self.o.forward(&self.join(&out.o)?, pass)?, out))
+    /// o(attention) of the split heads, with all that the backward reuses.
+    fn attend(
+        &self,
+        [q_raw, k_raw]: [Tensor; 2],
+        [q, k, v]: [Tensor; 3],
+        pass: &Pass,
+    ) -> Result<(Tensor, Saved)> {
+        let out = attention::forward(&q, &k, &v)?;
+        let y = self.o.forward(&self.join(&out.o)?, pass)?;
+        Ok((y, Saved { q_raw, k_raw, q, k, v, out }))
     }
 
+    /// The gradients of q, k, v, through `o` and the attention.
     fn attend_backward(
         &self,
         saved: &Saved,
@@ -100,8 +107,7 @@ impl SelfAttention {
         let k = p.split(&norm::rms_norm(&k_raw, &p.norm_k, p.eps)?)?;
         let q = rope::forward(&q, &cond.cos_lp, &cond.sin_lp)?.to_dtype(v.dtype())?;
         let k = rope::forward(&k, &cond.cos_lp, &cond.sin_lp)?.to_dtype(v.dtype())?;
-        let (y, out) = p.attend(&q, &k, &v, pass)?;
-        Ok((y, Saved { q_raw, k_raw, q, k, v, out }))
+        p.attend([q_raw, k_raw], [q, k, v], pass)
     }
 
     /// The gradient of `x`, which the forward saw.
@@ -139,8 +145,7 @@ impl CrossAttention {
         let v = p.split(&p.v.forward(text, pass)?)?;
         let q = p.split(&norm::rms_norm(&q_raw, &p.norm_q, p.eps)?.to_dtype(v.dtype())?)?;
         let k = p.split(&norm::rms_norm(&k_raw, &p.norm_k, p.eps)?.to_dtype(v.dtype())?)?;
-        let (y, out) = p.attend(&q, &k, &v, pass)?;
-        Ok((y, Saved { q_raw, k_raw, q, k, v, out }))
+        p.attend([q_raw, k_raw], [q, k, v], pass)
     }
 
     /// The gradient of `x`; the text is frozen, so its projections pass gradients to their adapters only.
