@@ -9,7 +9,7 @@ use models::adapter::files::{
     write,
 };
 use models::{Error, names};
-use proofs::{Tolerance, assert_close, assert_same_bits, fixture, fixture_tensors, randn};
+use proofs::{Tolerance, assert_close, assert_same_bits, device, fixture, fixture_tensors, randn};
 
 /// The golden merged weights were added in float64: one float32 rounding of values near 1.
 const MERGED: Tolerance = Tolerance::absolute(1e-6);
@@ -91,7 +91,8 @@ fn merged_weights_equal_golden_ones() {
     );
     for (key, expected) in fixture_tensors("lora/t2v/merged_weights_diffusers.safetensors") {
         let module = names::module_from_diffusers(key.strip_suffix(".weight").unwrap()).unwrap();
-        let merged = (&base[&key] + file.merged_delta(&module).unwrap().unwrap()).unwrap();
+        let delta = file.merged_delta(&module).unwrap().unwrap().to_device(&device()).unwrap();
+        let merged = (&base[&key] + delta).unwrap();
         assert_close(&key, &merged, &expected, MERGED);
     }
 }

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 const RATE: f64 = 16.0;
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/data").join(name)
+    proofs::fixture("data").join(name)
 }
 
 fn decode(media: &Media) -> data::Result<(Probe, Vec<Frame>)> {

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use models::names;
 use models::weights::write_safetensors;
-use proofs::{Tolerance, assert_close, assert_same_bits, fixture, fixture_json, fixture_tensors};
+use proofs::{Tolerance, assert_close, assert_same_bits, device, fixture, fixture_json, fixture_tensors};
 use tempfile::TempDir;
 use trainer::cli::Arguments;
 
@@ -130,7 +130,7 @@ fn tiled_vae_gives_the_golden_tiles() {
     let column = |key: &str| -> Tensor {
         let values: Vec<f32> =
             config[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect();
-        Tensor::new(values.as_slice(), &Device::Cpu).unwrap().reshape((1, values.len(), 1, 1, 1)).unwrap()
+        Tensor::new(values.as_slice(), &device()).unwrap().reshape((1, values.len(), 1, 1, 1)).unwrap()
     };
     let centred = golden["mean_tiled"].broadcast_sub(&column("latents_mean")).unwrap();
     let scaled = centred.broadcast_div(&column("latents_std")).unwrap();

@@ -107,6 +107,9 @@ fn the_official_pth_equals_the_diffusers_folder() {
     assert_eq!(difference(&a, &b), 0.0);
 }
 
+/// A GPU cuts a larger product into other pieces and sums them in another order: a few roundings of numbers around 1.
+const REGROUPED: f32 = 2e-6;
+
 #[test]
 fn a_batch_equals_its_clips_one_by_one() {
     let (vae, io) = (CASES[0].vae(), CASES[0].tensors("io"));
@@ -114,9 +117,10 @@ fn a_batch_equals_its_clips_one_by_one() {
     let b = (a * -0.5).unwrap();
     let both = vae.encode(&Tensor::cat(&[a, &b], 0).unwrap(), Tiling::Off).unwrap();
     let alone = vae.encode(&b, Tiling::Off).unwrap();
-    assert_eq!(difference(&both.narrow(0, 1, 1).unwrap(), &alone), 0.0);
-    let decoded = vae.decode(&both, Tiling::Off).unwrap();
-    assert_eq!(difference(&decoded.narrow(0, 1, 1).unwrap(), &vae.decode(&alone, Tiling::Off).unwrap()), 0.0);
+    assert!(difference(&both.narrow(0, 1, 1).unwrap(), &alone) <= REGROUPED);
+    let (decoded, alone) =
+        (vae.decode(&both, Tiling::Off).unwrap(), vae.decode(&alone, Tiling::Off).unwrap());
+    assert!(difference(&decoded.narrow(0, 1, 1).unwrap(), &alone) <= REGROUPED);
 }
 
 #[test]

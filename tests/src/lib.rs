@@ -27,7 +27,8 @@ pub fn device() -> Device {
 /// The path of a fixture, beside the sources or, where the test binary travelled alone, below the working folder.
 pub fn fixture(path: &str) -> PathBuf {
     let beside_sources = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures");
-    let root = if beside_sources.is_dir() { beside_sources } else { PathBuf::from("tests/fixtures") };
+    let below_here = || std::env::current_dir().unwrap().join("tests/fixtures");
+    let root = if beside_sources.is_dir() { beside_sources } else { below_here() };
     root.join(path)
 }
 
