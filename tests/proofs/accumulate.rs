@@ -105,7 +105,8 @@ fn the_loss_of_a_step_is_the_mean_of_its_samples() {
         for micro_batch in &data.micro_batches {
             let velocity =
                 ready.pipeline.predict(std::slice::from_ref(&micro_batch.input)).unwrap().remove(0);
-            let squares = (velocity - &micro_batch.target).unwrap().sqr().unwrap();
+            let target = micro_batch.target.to_device(velocity.device()).unwrap();
+            let squares = (velocity - target).unwrap().sqr().unwrap();
             for i in 0..squares.dim(0).unwrap() {
                 let mean = squares.get(i).unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap();
                 errors.push(f64::from(mean));

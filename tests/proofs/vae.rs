@@ -107,8 +107,9 @@ fn the_official_pth_equals_the_diffusers_folder() {
     assert_eq!(difference(&a, &b), 0.0);
 }
 
-/// A GPU cuts a larger product into other pieces and sums them in another order: a few roundings of numbers around 1.
-const REGROUPED: f32 = 2e-6;
+/// A GPU cuts a larger product into other pieces and sums them in another order, layer after layer: the bound of the
+/// golden values.
+const REGROUPED: f32 = 2e-5;
 
 #[test]
 fn a_batch_equals_its_clips_one_by_one() {
