@@ -186,6 +186,9 @@ impl Probe {
             ProbePart::Train(probe) => {
                 let inputs = Inputs::open(&probe.files.input)?;
                 let settings = TrainProbe::read(&probe.train_config)?;
+                for key in settings.unused.keys() {
+                    ui.note(&format!("{}: `{key}` is not used", probe.train_config.display()));
+                }
                 let (config, weights) = probe.model.open()?;
                 let adapters = probe::train::starting_adapters(&inputs, &config, &settings)?;
                 let mut pipeline = probe.model.pipeline(&config, &weights, &adapters)?;

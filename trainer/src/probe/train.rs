@@ -15,9 +15,8 @@ use crate::error::{Error, Result};
 use crate::optim::{Optimizer, OptimizerConfig, checked_norm};
 use crate::pipeline::{MicroBatch, NetworkInput, Pipeline};
 
-/// What `--train-config` holds, as JSON. Unknown keys are refused.
+/// What `--train-config` holds, as JSON. Other programs' files say more than this; what is not used is told.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct TrainProbe {
     /// Rank of the factors.
     pub rank: usize,
@@ -34,6 +33,9 @@ pub struct TrainProbe {
     /// Decoupled weight decay. Default 0.01.
     #[serde(default = "default_weight_decay")]
     pub weight_decay: f64,
+    /// Keys that nothing here looks at.
+    #[serde(flatten)]
+    pub unused: BTreeMap<String, serde_json::Value>,
 }
 
 fn default_betas() -> [f64; 2] {
@@ -52,7 +54,7 @@ impl TrainProbe {
     /// Reads the settings.
     ///
     /// # Errors
-    /// A file that cannot be read, unknown or missing keys, and numbers that cannot work.
+    /// A file that cannot be read, missing keys, and numbers that cannot work.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read(path).map_err(|source| Error::Io {
             action: "read the settings",
