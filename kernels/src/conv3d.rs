@@ -51,7 +51,7 @@ impl Conv3dGeometry {
 /// `y[b,o,t,h,w] = bias[o] + sum over i,dt,dh,dw of weight[o,i,dt,dh,dw] x[b,i,t st + dt,h s + dh,w s + dw]`, frames
 /// padded with zeros in space only.
 ///
-/// `x` is [B,I,T,H,W], `weight` [O,I,kt,kh,kw], `bias` [O]; the result has (T - kt) / st + 1 frames.
+/// `x` is `[B,I,T,H,W]`, `weight` `[O,I,kt,kh,kw]`, `bias` `[O]`; the result has (T - kt) / st + 1 frames.
 ///
 /// # Errors
 /// Shapes that do not fit, or a kernel larger than the padded input.

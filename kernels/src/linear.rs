@@ -5,7 +5,7 @@ use candle_core::{D, Tensor};
 
 /// y = x W^T + b.
 ///
-/// `x` is [.., in], `weight` [out, in], `bias` [out]; the result is [.., out] in the weight's dtype, to which `x`
+/// `x` is [.., in], `weight` [out, in], `bias` `[out]`; the result is [.., out] in the weight's dtype, to which `x`
 /// is cast first (bf16 weights: bf16 GEMM with f32 accumulation).
 pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let out_width = weight.dim(0)?;

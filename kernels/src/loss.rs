@@ -14,7 +14,7 @@ pub struct Loss {
 
 /// sum(w (p - y)^2) / sum(m), where w = `sample_weights` * m, and m is `mask` or all ones.
 ///
-/// `prediction`, `target` [b, c, t, h, w]; `sample_weights` [b] f32 multiplies each sample's error without changing
+/// `prediction`, `target` [b, c, t, h, w]; `sample_weights` `[b]` f32 multiplies each sample's error without changing
 /// the denominator; `mask` broadcasts to the prediction, and what it leaves out is left out of the mean too.
 pub fn mse(
     prediction: &Tensor,

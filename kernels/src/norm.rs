@@ -39,7 +39,7 @@ pub fn modulated_layer_norm_backward(
     normalised_backward(x, &from_group(&dx_hat, &dy)?, eps, Kind::Layer)
 }
 
-/// LayerNorm with weight and bias [d], f32: `x` [b, l, d] -> [b, l, d].
+/// LayerNorm with weight and bias `[d]`, f32: `x` [b, l, d] -> [b, l, d].
 pub fn affine_layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     let (x_hat, _) = normalised(x, eps, Kind::Layer)?;
     x_hat.broadcast_mul(&weight.to_dtype(DType::F32)?)?.broadcast_add(&bias.to_dtype(DType::F32)?)

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use crate::cpu::{is_cpu_f32, with_slice};
 
-/// Doubles height and width by repeating each pixel: [B,C,T,H,W] to [B,C,T,2H,2W].
+/// Doubles height and width by repeating each pixel: `[B,C,T,H,W]` to `[B,C,T,2H,2W]`.
 pub fn upsample_nearest_2x(x_bcthw: &Tensor) -> Result<Tensor> {
     let (b, c, t, h, w) = x_bcthw.dims5()?;
     if !is_cpu_f32(x_bcthw) {
@@ -24,7 +24,7 @@ pub fn upsample_nearest_2x(x_bcthw: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(y, (b, c, t, 2 * h, 2 * w), x_bcthw.device())
 }
 
-/// Turns pairs of channels into pairs of frames: [B,2C,T,H,W] to [B,C,2T,H,W], frame 2i from the first C channels of
+/// Turns pairs of channels into pairs of frames: `[B,2C,T,H,W]` to `[B,C,2T,H,W]`, frame 2i from the first C channels of
 /// time i and frame 2i+1 from the others. Source: Wan-Video/Wan2.1 `wan/modules/vae.py`, `Resample`, upsample3d.
 pub fn frames_from_channels(x_bcthw: &Tensor) -> Result<Tensor> {
     let (b, c2, t, h, w) = x_bcthw.dims5()?;
@@ -35,7 +35,7 @@ pub fn frames_from_channels(x_bcthw: &Tensor) -> Result<Tensor> {
     x.contiguous()?.reshape((b, c2 / 2, 2 * t, h, w))
 }
 
-/// Means over cells of `time` x `space` x `space`, spread over `to` channels: [B,C,T,H,W] to
+/// Means over cells of `time` x `space` x `space`, spread over `to` channels: `[B,C,T,H,W]` to
 /// [B,to,ceil(T/time),H/space,W/space]. Frames missing at the start count as zeros.
 ///
 /// Each cell is put into channels (time slowest, then height, then width) and groups of neighbouring channels are
@@ -53,7 +53,7 @@ pub fn average_down(x_bcthw: &Tensor, to: usize, time: usize, space: usize) -> R
     cells.contiguous()?.reshape((b, to, group, t * h * w))?.mean(2)?.reshape((b, to, t, h, w))
 }
 
-/// Copies into cells of `time` x `space` x `space`: [B,C,T,H,W] to [B,to,T time,H space,W space], the inverse
+/// Copies into cells of `time` x `space` x `space`: `[B,C,T,H,W]` to [B,to,T time,H space,W space], the inverse
 /// arrangement of [`average_down`]. Source: Wan-Video/Wan2.2 `wan/modules/vae2_2.py`, `DupUp3D`.
 pub fn duplicate_up(x_bcthw: &Tensor, to: usize, time: usize, space: usize) -> Result<Tensor> {
     let (b, c, t, h, w) = x_bcthw.dims5()?;
@@ -67,7 +67,7 @@ pub fn duplicate_up(x_bcthw: &Tensor, to: usize, time: usize, space: usize) -> R
     x.contiguous()?.reshape((b, to, t * time, h * space, w * space))
 }
 
-/// Folds squares of `patch` x `patch` pixels into channels: [B,C,T,H,W] to [B,C p p,T,H/p,W/p]. Channel
+/// Folds squares of `patch` x `patch` pixels into channels: `[B,C,T,H,W]` to [B,C p p,T,H/p,W/p]. Channel
 /// `(c p + dx) p + dy` holds pixel (p y + dy, p x + dx): the column is the slower of the two.
 /// Source: Wan-Video/Wan2.2 `wan/modules/vae2_2.py`, `patchify`.
 pub fn fold_pixels(x_bcthw: &Tensor, patch: usize) -> Result<Tensor> {

@@ -59,7 +59,7 @@ impl Embedder {
 
     /// The conditioning of a batch for latents of `grid` = (frames, height, width).
     ///
-    /// `timestep` is [b], or [b, l] with one for each token; `text` [b, s, text_dim] is padded with zero rows to the
+    /// `timestep` is `[b]`, or `[b, l]` with one for each token; `text` `[b, s, text_dim]` is padded with zero rows to the
     /// model's text length.
     pub fn conditioning(
         &self,

@@ -121,7 +121,7 @@ impl Vae {
         &self.fingerprint
     }
 
-    /// Encodes `video` [B,3,T,H,W] in -1..1 to scaled latents [B,C,1+(T-1)/4,H/8,W/8] (Wan 2.2: H/16, W/16) in f32:
+    /// Encodes `video` `[B,3,T,H,W]` in -1..1 to scaled latents `[B,C,1+(T-1)/4,H/8,W/8]` (Wan 2.2: H/16, W/16) in f32:
     /// the means of the posterior, nothing is drawn.
     ///
     /// # Errors

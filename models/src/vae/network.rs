@@ -8,7 +8,7 @@ use crate::Result;
 use super::parts::{Builder, History, Part};
 use super::plan::{Shortcut, StagePlan};
 
-/// Sees the output of every stage: the stage's diffusers name and the chunk's tensor [B,C,T,H,W].
+/// Sees the output of every stage: the stage's diffusers name and the chunk's tensor `[B,C,T,H,W]`.
 pub type Probe<'a> = dyn FnMut(&str, &Tensor) + 'a;
 
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use crate::error::Result;
 pub struct NetworkInput {
     /// Noisy latents [b, c, t, h, w].
     pub x_bcthw: Tensor,
-    /// 1000 * sigma, [b] or [b, tokens].
+    /// 1000 * sigma, `[b]` or `[b, tokens]`.
     pub timestep: Tensor,
     /// Text states [b, s, text_dim], zero rows behind the shorter ones.
     pub text_bsd: Tensor,
@@ -31,7 +31,7 @@ pub struct MicroBatch {
     pub input: NetworkInput,
     /// The velocity noise - x0, [b, c, t, h, w] f32.
     pub target: Tensor,
-    /// What each sample's error counts for in the mean over the micro-batch, [b]. A step's losses are summed, so these
+    /// What each sample's error counts for in the mean over the micro-batch, `[b]`. A step's losses are summed, so these
     /// hold the micro-batch's share of the step too.
     pub weights: Vec<f32>,
     /// What counts in the mean, broadcast over the latents; `None` for all.

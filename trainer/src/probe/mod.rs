@@ -20,7 +20,7 @@ use crate::pipeline::{NetworkInput, Pipeline};
 /// Tensors by name.
 pub type Outputs = BTreeMap<String, Tensor>;
 
-/// The network's answer: `output` [b, c, t, h, w] for `input` [b, c, t, h, w], `timestep` [b] or [b, l], `context`
+/// The network's answer: `output` [b, c, t, h, w] for `input` [b, c, t, h, w], `timestep` `[b]` or [b, l], `context`
 /// [b, s, text_dim].
 ///
 /// # Errors

@@ -13,7 +13,7 @@ fn velocity(x: &Tensor, sigma: f32, c: &Tensor) -> Result<Tensor> {
 }
 
 /// From `x` at the first sigma along v(x, sigma) = 0.5 x + (0.2 + sigma) sin(2x) - `c`: `x` [steps + 1, ...] at every
-/// sigma, with `sigmas` [steps + 1] and `timesteps` [steps].
+/// sigma, with `sigmas` `[steps + 1]` and `timesteps` `[steps]`.
 ///
 /// # Errors
 /// Missing tensors, or a `c` that does not broadcast over `x`.

@@ -24,7 +24,7 @@ pub fn read_prompts(path: &Path) -> Result<Vec<String>> {
     })
 }
 
-/// `ids.N` [length] i64 and `context.N` [length, width] f32 of each prompt, real rows only.
+/// `ids.N` `[length]` i64 and `context.N` `[length, width]` f32 of each prompt, real rows only.
 ///
 /// # Errors
 /// A tokenizer that belongs to another encoder.

@@ -117,9 +117,9 @@ pub fn starting_adapters(inputs: &Inputs, dit: &DitConfig, settings: &TrainProbe
     }
 }
 
-/// One AdamW step for each entry of `sigmas` [steps] or [steps, b], on `x0` [b, c, t, h, w] with `noise`
+/// One AdamW step for each entry of `sigmas` `[steps]` or `[steps, b]`, on `x0` [b, c, t, h, w] with `noise`
 /// [steps, b, c, t, h, w] and `context` [b, s, text_dim]; `loss_weight_mask`, which broadcasts over x0, says what
-/// counts in the mean. Gives `losses` [steps], `grad_norms` [steps], `grad0.<tensor>` of the first step and
+/// counts in the mean. Gives `losses` `[steps]`, `grad_norms` `[steps]`, `grad0.<tensor>` of the first step and
 /// `final.<tensor>`; gradients are not clipped.
 ///
 /// # Errors
