@@ -123,12 +123,7 @@ impl Sample {
                 Some(file) => given_noise(file, i)?,
                 None => starting_noise(request, config.out_channels, &device)?,
             };
-            prompted.push(Prompted {
-                request: request.clone(),
-                text_bsd: encoded.text(&request.prompt)?.unsqueeze(0)?,
-                negative_bsd: encoded.text(&request.negative)?.unsqueeze(0)?,
-                noise_bcthw: noise.to_device(&device)?,
-            });
+            prompted.push(Prompted::new(request, noise.to_device(&device)?, &encoded)?);
         }
         let bar = ui.bar("sampling", requests.iter().map(|r| r.steps).max().unwrap_or(0));
         let latents = generate(&pipeline, &prompted, || {

@@ -27,13 +27,8 @@ impl Run<'_> {
         let device = self.pipeline.stages()[0].device.clone();
         let mut prompted = Vec::new();
         for request in clips {
-            let text = |prompt: &str| -> Result<Tensor> { Ok(self.encoded.text(prompt)?.unsqueeze(0)?) };
-            prompted.push(Prompted {
-                text_bsd: text(&request.prompt)?,
-                negative_bsd: text(&request.negative)?,
-                noise_bcthw: starting_noise(request, self.pipeline.config().out_channels, &device)?,
-                request: request.clone(),
-            });
+            let noise = starting_noise(request, self.pipeline.config().out_channels, &device)?;
+            prompted.push(Prompted::new(request, noise, self.encoded)?);
         }
         let steps = clips.iter().map(|clip| clip.steps).max().unwrap_or(0);
         let bar = self.ui.bar("sampling", steps);

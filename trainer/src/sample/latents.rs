@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use kernels::random::Key;
 
 use crate::base::LATENT_STRIDE;
+use crate::encode::Encoded;
 use crate::error::Result;
 use crate::pipeline::{NetworkInput, Pipeline};
 use crate::prompt::ClipRequest;
@@ -22,6 +23,21 @@ pub struct Prompted {
     pub negative_bsd: Tensor,
     /// Latents at sigma 1, [1, c, t, h, w] f32.
     pub noise_bcthw: Tensor,
+}
+
+impl Prompted {
+    /// A request that starts from `noise_bcthw`, with its text states out of the cache.
+    ///
+    /// # Errors
+    /// When the prompt or the negative prompt was not encoded.
+    pub fn new(request: &ClipRequest, noise_bcthw: Tensor, encoded: &Encoded) -> Result<Self> {
+        Ok(Self {
+            request: request.clone(),
+            text_bsd: encoded.text(&request.prompt)?.unsqueeze(0)?,
+            negative_bsd: encoded.text(&request.negative)?.unsqueeze(0)?,
+            noise_bcthw,
+        })
+    }
 }
 
 /// The noise that a request starts from, [1, channels, t, h, w] f32: a function of its seed and size.
