@@ -12,6 +12,7 @@ pub mod adamw;
 pub mod attention;
 pub mod channel_norm;
 pub mod conv3d;
+pub mod device;
 pub mod dropout;
 pub mod gelu;
 pub mod linear;
@@ -22,6 +23,7 @@ pub mod random;
 pub mod resample;
 pub mod residual;
 pub mod rope;
+pub mod transfer;
 
 mod cpu;
 mod cpu_gemm;
