@@ -11,6 +11,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod channel_norm;
+pub mod clock;
 pub mod conv3d;
 pub mod device;
 pub mod dropout;
@@ -19,6 +20,7 @@ pub mod linear;
 pub mod loss;
 pub mod low_rank;
 pub mod norm;
+pub mod profile;
 pub mod random;
 pub mod resample;
 pub mod residual;
