@@ -15,6 +15,7 @@ pub mod clock;
 pub mod conv3d;
 pub mod device;
 pub mod dropout;
+pub mod fault;
 pub mod gelu;
 pub mod linear;
 pub mod loss;
