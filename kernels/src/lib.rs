@@ -19,6 +19,7 @@ pub mod linear;
 pub mod loss;
 pub mod low_rank;
 pub mod norm;
+pub mod norm_rope;
 pub mod random;
 pub mod resample;
 pub mod residual;
