@@ -1,29 +1,35 @@
 //! The frozen linear layer: forward, and backward to its input only. A frozen weight has no gradient to compute.
 
 use crate::Result;
+use crate::weight::Weight;
 use candle_core::{D, Tensor};
 
 /// y = x W^T + b.
 ///
-/// `x` is [.., in], `weight` [out, in], `bias` `[out]`; the result is [.., out] in the weight's dtype, to which `x`
-/// is cast first (bf16 weights: bf16 GEMM with f32 accumulation).
-pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let out_width = weight.dim(0)?;
-    let y = flat(x)?.to_dtype(weight.dtype())?.matmul(&weight.t()?)?;
-    let y = match bias {
-        Some(bias) => y.broadcast_add(bias)?,
-        None => y,
-    };
-    unflat(&y, x, out_width)
+/// `x` is [.., in], `weight` [out, in], `bias` `[out]`; the result is [.., out] in the weight's compute dtype, to which
+/// `x` is cast first (bf16 weights: bf16 GEMM with f32 accumulation).
+pub fn forward(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
+    let y = product(x, &weight.dequantised(weight.dtype())?)?;
+    match bias {
+        Some(bias) => y.broadcast_add(bias),
+        None => Ok(y),
+    }
 }
 
 /// dx = dy W, the gradient of the input of [`forward`].
 ///
-/// `dy` is [.., out], `weight` [out, in]; the result is [.., in] in the weight's dtype.
-pub fn backward_input(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let in_width = weight.dim(1)?;
-    let dx = flat(dy)?.to_dtype(weight.dtype())?.matmul(weight)?;
+/// `dy` is [.., out], `weight` [out, in]; the result is [.., in] in the weight's compute dtype.
+pub fn backward_input(dy: &Tensor, weight: &Weight) -> Result<Tensor> {
+    let (_, in_width) = weight.dims()?;
+    let matrix = weight.dequantised(weight.dtype())?;
+    let dx = flat(dy)?.to_dtype(matrix.dtype())?.matmul(&matrix)?;
     unflat(&dx, dy, in_width)
+}
+
+/// x W^T of `x` [.., in] and the matrix W [out, in], in the dtype of W.
+pub(crate) fn product(x: &Tensor, matrix: &Tensor) -> Result<Tensor> {
+    let y = flat(x)?.to_dtype(matrix.dtype())?.matmul(&matrix.t()?)?;
+    unflat(&y, x, matrix.dim(0)?)
 }
 
 /// [.., width] as a matrix [rows, width], contiguous: anything else makes the GEMM copy or refuse.

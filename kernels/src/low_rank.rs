@@ -1,7 +1,7 @@
 //! The low-rank adapter pair: delta = scale * (x A^T) B^T, as two thin products, never as a full matrix.
 
 use crate::Result;
-use crate::linear::{flat, forward as product};
+use crate::linear::{flat, product};
 use candle_core::{DType, Tensor};
 
 /// The factors of one adapter, f32 masters. In the GEMM they are cast to the dtype of the input.
@@ -29,7 +29,7 @@ pub struct Gradients {
 /// delta = scale * (x A^T) B^T: `x` [.., in] -> [.., out], in the dtype of `x`.
 pub fn forward(x: &Tensor, factors: &Factors) -> Result<Tensor> {
     let (a, b) = (factors.a.to_dtype(x.dtype())?, factors.b.to_dtype(x.dtype())?);
-    product(&product(x, &a, None)?, &b, None)? * factors.scale
+    product(&product(x, &a)?, &b)? * factors.scale
 }
 
 /// The gradients of [`forward`] for `x` [.., in] and `dy` [.., out].
