@@ -25,6 +25,7 @@ pub mod resample;
 pub mod residual;
 pub mod rope;
 pub mod transfer;
+pub mod weight;
 
 mod cpu;
 mod cpu_gemm;

@@ -1,29 +1,30 @@
 //! The frozen linear layer: forward, and backward to its input only. A frozen weight has no gradient to compute.
 
 use crate::Result;
+use crate::weight::Weight;
 use candle_core::{D, Tensor};
 
 /// y = x W^T + b, plus `onto` where one is given.
 ///
-/// `x` is [.., in], `weight` [out, in], `bias` `[out]`, `onto` [.., out]; the result is [.., out] in the weight's dtype,
-/// to which `x` is cast first (bf16 weights: bf16 GEMM with f32 accumulation).
-pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, onto: Option<&Tensor>) -> Result<Tensor> {
-    let out_width = weight.dim(0)?;
-    let y = flat(x)?.to_dtype(weight.dtype())?.matmul(&weight.t()?)?;
+/// `x` is [.., in], `weight` [out, in], `bias` `[out]`, `onto` [.., out]; the result is [.., out] in the weight's compute
+/// dtype, to which `x` is cast first (bf16 weights: bf16 GEMM with f32 accumulation).
+pub fn forward(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, onto: Option<&Tensor>) -> Result<Tensor> {
+    let matrix = weight.dequantised(weight.dtype())?;
+    let y = flat(x)?.to_dtype(matrix.dtype())?.matmul(&matrix.t()?)?;
     let y = match bias {
         Some(bias) => y.broadcast_add(bias)?,
         None => y,
     };
-    plus(unflat(&y, x, out_width)?, onto)
+    plus(unflat(&y, x, matrix.dim(0)?)?, onto)
 }
 
 /// dx = dy W, the gradient of the input of [`forward`], plus `onto` where one is given.
 ///
-/// `dy` is [.., out], `weight` [out, in], `onto` [.., in]; the result is [.., in] in the weight's dtype.
-pub fn backward_input(dy: &Tensor, weight: &Tensor, onto: Option<&Tensor>) -> Result<Tensor> {
-    let in_width = weight.dim(1)?;
-    let dx = flat(dy)?.to_dtype(weight.dtype())?.matmul(weight)?;
-    plus(unflat(&dx, dy, in_width)?, onto)
+/// `dy` is [.., out], `weight` [out, in], `onto` [.., in]; the result is [.., in] in the weight's compute dtype.
+pub fn backward_input(dy: &Tensor, weight: &Weight, onto: Option<&Tensor>) -> Result<Tensor> {
+    let matrix = weight.dequantised(weight.dtype())?;
+    let dx = flat(dy)?.to_dtype(matrix.dtype())?.matmul(&matrix)?;
+    plus(unflat(&dx, dy, matrix.dim(1)?)?, onto)
 }
 
 /// `onto` + `y`, in the dtype of `y`.
