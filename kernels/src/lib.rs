@@ -22,12 +22,14 @@ pub mod linear;
 pub mod loss;
 pub mod low_rank;
 pub mod norm;
+pub mod norm_rope;
 pub mod profile;
 pub mod random;
 pub mod resample;
 pub mod residual;
 pub mod rope;
 pub mod transfer;
+pub mod weight;
 
 mod cpu;
 mod cpu_gemm;

@@ -1,6 +1,7 @@
 //! What happens before the blocks: patches to tokens, timesteps and text to conditioning.
 
 use candle_core::{DType, Device, Tensor};
+use kernels::weight::Weight;
 
 use super::config::{DitConfig, PATCH};
 use super::pass::Conditioning;
@@ -12,23 +13,23 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct Embedder {
     config: DitConfig,
-    patch: (Tensor, Tensor),
-    text: [(Tensor, Tensor); 2],
-    time: [(Tensor, Tensor); 2],
-    time_projection: (Tensor, Tensor),
+    patch: (Weight, Tensor),
+    text: [(Weight, Tensor); 2],
+    time: [(Weight, Tensor); 2],
+    time_projection: (Weight, Tensor),
 }
 
 impl Embedder {
     /// Reads the embeddings of `config`.
     pub fn load(weights: &Weights, config: &DitConfig, dtype: DType, device: &Device) -> Result<Self> {
-        let pair = |name: &str, dtype: DType| -> Result<(Tensor, Tensor)> {
-            let weight = weights.tensor(&format!("{name}.weight"), dtype, device)?;
-            Ok((weight, weights.tensor(&format!("{name}.bias"), dtype, device)?))
+        // The kernel of the patch convolution as a matrix; a matrix stays what it is.
+        let pair = |name: &str, dtype: DType| -> Result<(Weight, Tensor)> {
+            let weight = weights.tensor(&format!("{name}.weight"), dtype, device)?.flatten_from(1)?;
+            Ok((Weight::Dense(weight), weights.tensor(&format!("{name}.bias"), dtype, device)?))
         };
-        let (weight, bias) = pair("patch_embedding", dtype)?;
         Ok(Self {
             config: config.clone(),
-            patch: (weight.flatten_from(1)?, bias),
+            patch: pair("patch_embedding", dtype)?,
             text: [pair("text_embedding.0", dtype)?, pair("text_embedding.2", dtype)?],
             time: [pair("time_embedding.0", DType::F32)?, pair("time_embedding.2", DType::F32)?],
             time_projection: pair("time_projection.1", DType::F32)?,
@@ -54,7 +55,8 @@ impl Embedder {
             .permute([0, 2, 3, 5, 1, 4, 6])?
             .contiguous()?
             .reshape((batch, frames * rows * columns, channels * PATCH * PATCH))?;
-        Ok(kernels::linear::forward(&patches, &self.patch.0, Some(&self.patch.1))?.to_dtype(DType::F32)?)
+        Ok(kernels::linear::forward(&patches, &self.patch.0, Some(&self.patch.1), None)?
+            .to_dtype(DType::F32)?)
     }
 
     /// The conditioning of a batch for latents of `grid` = (frames, height, width).
@@ -73,10 +75,10 @@ impl Embedder {
         let (batch, group_count) = (groups.len(), groups[0].len());
         let angles = sinusoid(&groups.concat(), self.config.freq_dim, device)?;
         let [first, second] = &self.time;
-        let e = kernels::linear::forward(&angles, &first.0, Some(&first.1))?.silu()?;
-        let e = kernels::linear::forward(&e, &second.0, Some(&second.1))?;
+        let e = kernels::linear::forward(&angles, &first.0, Some(&first.1), None)?.silu()?;
+        let e = kernels::linear::forward(&e, &second.0, Some(&second.1), None)?;
         let (projection, bias) = &self.time_projection;
-        let e0 = kernels::linear::forward(&e.silu()?, projection, Some(bias))?;
+        let e0 = kernels::linear::forward(&e.silu()?, projection, Some(bias), None)?;
         let (cos_lp, sin_lp) = rope::table(self.config.head_size(), (frames, rows, columns), device)?;
         let dim = self.config.dim;
         Ok(Conditioning {
@@ -106,8 +108,9 @@ impl Embedder {
                 Tensor::cat(&[&text, &Tensor::zeros((batch, missing, width), text.dtype(), device)?], 1)?
             }
         };
-        let inner = kernels::gelu::forward(&kernels::linear::forward(&text, &first.0, Some(&first.1))?)?;
-        Ok(kernels::linear::forward(&inner, &second.0, Some(&second.1))?)
+        let inner =
+            kernels::gelu::forward(&kernels::linear::forward(&text, &first.0, Some(&first.1), None)?)?;
+        Ok(kernels::linear::forward(&inner, &second.0, Some(&second.1), None)?)
     }
 }
 

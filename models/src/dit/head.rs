@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use kernels::norm;
+use kernels::weight::Weight;
 
 use super::config::{DitConfig, PATCH};
 use super::pass::Conditioning;
@@ -12,7 +13,7 @@ use crate::weights::Weights;
 #[derive(Debug)]
 pub struct Head {
     modulation: Tensor,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor,
     eps: f64,
 }
@@ -23,7 +24,7 @@ impl Head {
         let tensor = |name: &str| weights.tensor(name, DType::F32, device);
         Ok(Self {
             modulation: tensor("head.modulation")?,
-            weight: tensor("head.head.weight")?,
+            weight: Weight::Dense(tensor("head.head.weight")?),
             bias: tensor("head.head.bias")?,
             eps: config.eps,
         })
@@ -32,15 +33,15 @@ impl Head {
     /// `x` [b, l, d] -> velocity [b, c, t, h, w] f32 for latents of `grid` = (frames, height, width).
     pub fn forward(&self, x: &Tensor, cond: &Conditioning, grid: (usize, usize, usize)) -> Result<Tensor> {
         let (shift, scale) = self.modulation(cond)?;
-        let y = norm::modulated_layer_norm(x, &shift, &scale, self.eps)?;
-        unpatchify(&kernels::linear::forward(&y, &self.weight, Some(&self.bias))?, grid)
+        let y = norm::modulated_layer_norm(x, &shift, &scale, self.eps, DType::F32)?;
+        unpatchify(&kernels::linear::forward(&y, &self.weight, Some(&self.bias), None)?, grid)
     }
 
-    /// The gradient of `x`, f32; `d_velocity` [b, c, t, h, w].
+    /// The gradient of `x`, in its dtype; `d_velocity` [b, c, t, h, w].
     pub fn backward(&self, x: &Tensor, d_velocity: &Tensor, cond: &Conditioning) -> Result<Tensor> {
         let (_, scale) = self.modulation(cond)?;
-        let dy = kernels::linear::backward_input(&patchify(d_velocity)?, &self.weight)?;
-        Ok(norm::modulated_layer_norm_backward(x, &dy, &scale, self.eps)?)
+        let dy = kernels::linear::backward_input(&patchify(d_velocity)?, &self.weight, None)?;
+        Ok(norm::modulated_layer_norm_backward(x, &dy, &scale, self.eps, &x.zeros_like()?)?)
     }
 
     /// (shift, scale), each [b, g, 1, d]: the head's own rows plus the unprojected time embedding.
