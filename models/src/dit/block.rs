@@ -8,9 +8,10 @@ use kernels::{norm, residual};
 use super::attention::{CrossAttention, Projections, Saved as SavedAttention, SelfAttention};
 use super::config::DitConfig;
 use super::ffn::FeedForward;
+use super::linear::Linear;
 use super::pass::{Conditioning, Gradients, Pass};
 use crate::Result;
-use crate::weights::Weights;
+use crate::weights::{Frozen, Weights};
 
 /// A frozen block.
 #[derive(Debug)]
@@ -49,26 +50,26 @@ struct Modulation {
 }
 
 impl Block {
-    /// Reads block `n`; its linear layers in `dtype`, norms and modulation in f32.
+    /// Reads block `n`; its linear layers as `frozen` says, norms and modulation in f32.
     pub fn load(
         weights: &Weights,
         config: &DitConfig,
         n: usize,
-        dtype: DType,
+        frozen: Frozen,
         device: &Device,
     ) -> Result<Self> {
         let name = |part: &str| format!("blocks.{n}.{part}");
         let small = |part: &str| weights.tensor(&name(part), DType::F32, device);
         let projections =
-            |part: &str| Projections::load(weights, &name(part), config.heads, config.eps, dtype, device);
+            |part: &str| Projections::load(weights, &name(part), config.heads, config.eps, frozen, device);
         Ok(Self {
             modulation: small("modulation")?,
             self_attention: SelfAttention(projections("self_attn")?),
             norm3_weight: small("norm3.weight")?,
             norm3_bias: small("norm3.bias")?,
             cross_attention: CrossAttention(projections("cross_attn")?),
-            ffn: FeedForward::load(weights, &name("ffn"), dtype, device)?,
-            dtype,
+            ffn: FeedForward::load(weights, &name("ffn"), frozen, device)?,
+            dtype: frozen.compute,
             eps: config.eps,
         })
     }
@@ -96,7 +97,7 @@ impl Block {
         Ok((y, Saved { x, self_in, self_saved, x_after_self, cross_in, cross_saved, x_after_cross, ffn_in }))
     }
 
-    /// The gradient of the input of [`Block::forward`], in the dtype of the stream; `dy` [b, l, d].
+    /// The gradient of the input of [`Block::forward`], in the dtype of `dy` [b, l, d].
     pub fn backward(
         &self,
         saved: Saved,
@@ -129,6 +130,12 @@ impl Block {
         )?;
         let d_norm = norm::modulated_layer_norm_backward(&saved.x, &d_in, &m.scale_self, self.eps)?;
         Ok((dx + d_norm.to_dtype(dy.dtype())?)?)
+    }
+
+    /// The linear layers, in the order of the forward.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let attentions = [&self.self_attention.0, &self.cross_attention.0];
+        attentions.into_iter().flat_map(Projections::linears).chain(self.ffn.linears())
     }
 
     /// The block's own modulation plus the projected time embedding, in its six rows.

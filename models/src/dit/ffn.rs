@@ -1,12 +1,12 @@
 //! The feed-forward layer of a block: Linear, GELU (tanh), Linear.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use kernels::gelu;
 
 use super::linear::Linear;
 use super::pass::{Gradients, Pass};
 use crate::Result;
-use crate::weights::Weights;
+use crate::weights::{Frozen, Weights};
 
 /// The two layers `ffn.0` and `ffn.2`.
 #[derive(Debug)]
@@ -17,11 +17,16 @@ pub struct FeedForward {
 
 impl FeedForward {
     /// Reads `<prefix>.0` and `<prefix>.2`.
-    pub fn load(weights: &Weights, prefix: &str, dtype: DType, device: &Device) -> Result<Self> {
+    pub fn load(weights: &Weights, prefix: &str, frozen: Frozen, device: &Device) -> Result<Self> {
         Ok(Self {
-            up: Linear::load(weights, format!("{prefix}.0"), dtype, device)?,
-            down: Linear::load(weights, format!("{prefix}.2"), dtype, device)?,
+            up: Linear::load(weights, format!("{prefix}.0"), frozen, device)?,
+            down: Linear::load(weights, format!("{prefix}.2"), frozen, device)?,
         })
+    }
+
+    /// Up, then down.
+    pub fn linears(&self) -> [&Linear; 2] {
+        [&self.up, &self.down]
     }
 
     /// `x` [b, l, d] -> [b, l, d]. Nothing is saved: its inner width is the largest of the block.

@@ -1,12 +1,12 @@
 //! A linear layer of a block: frozen weight and bias, and whatever adapters are attached to its name.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use kernels::low_rank;
 use kernels::weight::Weight;
 
 use super::pass::{Gradients, Pass};
 use crate::Result;
-use crate::weights::Weights;
+use crate::weights::{Frozen, Weights};
 
 /// A frozen linear layer that knows its official module name.
 #[derive(Debug)]
@@ -17,11 +17,21 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Reads `<name>.weight` and `<name>.bias`.
-    pub fn load(weights: &Weights, name: String, dtype: DType, device: &Device) -> Result<Self> {
-        let weight = Weight::Dense(weights.tensor(&format!("{name}.weight"), dtype, device)?);
-        let bias = weights.tensor(&format!("{name}.bias"), dtype, device)?;
+    /// Reads `<name>.weight` as `frozen` says, and `<name>.bias` in its compute dtype.
+    pub fn load(weights: &Weights, name: String, frozen: Frozen, device: &Device) -> Result<Self> {
+        let weight = weights.matrix(&format!("{name}.weight"), frozen, device)?;
+        let bias = weights.tensor(&format!("{name}.bias"), frozen.compute, device)?;
         Ok(Self { name, weight, bias })
+    }
+
+    /// Official module name, such as `blocks.0.self_attn.q`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The frozen matrix.
+    pub fn weight(&self) -> &Weight {
+        &self.weight
     }
 
     /// `x` [b, l, in] -> [b, l, out] in the weight's dtype.
