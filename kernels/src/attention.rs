@@ -4,6 +4,7 @@
 //! softmax (Dao et al. 2022, FlashAttention, arXiv 2205.14135, algorithms 1 and 4).
 
 use crate::Result;
+use crate::profile::{self, Class};
 use candle_core::{D, DType, Tensor};
 
 /// The largest score block that is made at once, in elements (f32: 64 MiB).
@@ -31,6 +32,7 @@ pub struct Gradients {
 
 /// Attention of `q` [b, lq, n, h] over `k`, `v` [b, lk, n, h]; no mask.
 pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Output> {
+    let _noted = profile::scope(Class::Attention, q.device());
     let scale = 1.0 / (q.dim(3)? as f64).sqrt();
     let (q_bnlh, k_bnlh, v_bnlh) = (heads_first(q)?, heads_first(k)?, heads_first(v)?);
     let k_bnhl = k_bnlh.t()?;
@@ -52,6 +54,7 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Output> {
 ///
 /// Per chunk of rows: p = exp(s - lse), dv += p^T do, dp = do v^T, ds = p (dp - sum(o do)), dq = ds k, dk += ds^T q.
 pub fn backward(q: &Tensor, k: &Tensor, v: &Tensor, out: &Output, d_out: &Tensor) -> Result<Gradients> {
+    let _noted = profile::scope(Class::Attention, q.device());
     let (dtype, scale) = (q.dtype(), 1.0 / (q.dim(3)? as f64).sqrt());
     let (q_bnlh, k_bnlh, v_bnlh) = (heads_first(q)?, heads_first(k)?, heads_first(v)?);
     let do_bnlh = heads_first(&d_out.to_dtype(dtype)?)?;

@@ -4,6 +4,7 @@ use candle_core::{D, DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::cpu::{is_cpu_f32, with_slice};
+use crate::profile::{self, Class};
 
 /// What follows the norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +25,7 @@ const SMALLEST_NORM: f32 = 1e-12;
 /// # Errors
 /// If `gamma` does not have one value per channel.
 pub fn channel_norm(x_bc: &Tensor, gamma: &Tensor, activation: Activation) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Elementwise, x_bc.device());
     let channels = x_bc.dim(1)?;
     if gamma.elem_count() != channels {
         bail!("channel_norm: {channels} channels meet {} gains", gamma.elem_count());

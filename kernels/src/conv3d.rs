@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use crate::cpu::{is_cpu_f32, with_slice};
 use crate::cpu_gemm::{Product, add_product};
+use crate::profile::{self, Class};
 
 /// Zeros put around each frame, in pixels.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -61,6 +62,7 @@ pub fn conv3d(
     bias: Option<&Tensor>,
     geometry: Conv3dGeometry,
 ) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Gemm, x_bcthw.device());
     let sizes = Sizes::new(x_bcthw, weight, geometry)?;
     match is_cpu_f32(x_bcthw) && is_cpu_f32(weight) {
         true => on_cpu(x_bcthw, weight, bias, sizes),

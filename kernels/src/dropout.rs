@@ -1,6 +1,7 @@
 //! Dropout whose mask is a function of a key, so that a replay and a resumed run drop the same elements.
 
 use crate::Result;
+use crate::profile::{self, Class};
 use crate::random::Key;
 use candle_core::{Device, Tensor};
 
@@ -10,6 +11,7 @@ use candle_core::{Device, Tensor};
 /// `first_token` is the place of the first token of `x` in the sample, for callers that go in chunks.
 /// The backward is the same call on `dy`.
 pub fn apply(x: &Tensor, p: f64, keys: &[Key], first_token: usize) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Elementwise, x.device());
     let (batch, tokens, width) = x.dims3()?;
     if keys.len() != batch {
         candle_core::bail!("dropout has {} keys for a batch of {batch}", keys.len());

@@ -1,6 +1,7 @@
 //! GELU in its tanh form: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
 
 use crate::Result;
+use crate::profile::{self, Class};
 use candle_core::Tensor;
 
 /// sqrt(2/pi).
@@ -10,6 +11,7 @@ const C: f64 = 0.044_715;
 
 /// GELU of every element, same shape and dtype.
 pub fn forward(x: &Tensor) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Elementwise, x.device());
     x.gelu()
 }
 
@@ -17,6 +19,7 @@ pub fn forward(x: &Tensor) -> Result<Tensor> {
 ///
 /// With u = K (x + C x^3) and t = tanh(u): GELU' = 0.5 (1 + t) + 0.5 x (1 - t^2) K (1 + 3 C x^2).
 pub fn backward(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Elementwise, x.device());
     let x2 = x.sqr()?;
     let t = (x * ((&x2 * (K * C))? + K)?)?.tanh()?;
     let slope = ((&x2 * (3.0 * C * K))? + K)?;

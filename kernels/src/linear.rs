@@ -4,32 +4,35 @@ use crate::Result;
 use crate::weight::Weight;
 use candle_core::{D, Tensor};
 
-/// y = x W^T + b.
+/// y = x W^T + b, plus `onto` where one is given.
 ///
-/// `x` is [.., in], `weight` [out, in], `bias` `[out]`; the result is [.., out] in the weight's compute dtype, to which
-/// `x` is cast first (bf16 weights: bf16 GEMM with f32 accumulation).
-pub fn forward(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
-    let y = product(x, &weight.dequantised(weight.dtype())?)?;
-    match bias {
-        Some(bias) => y.broadcast_add(bias),
-        None => Ok(y),
-    }
+/// `x` is [.., in], `weight` [out, in], `bias` `[out]`, `onto` [.., out]; the result is [.., out] in the weight's compute
+/// dtype, to which `x` is cast first (bf16 weights: bf16 GEMM with f32 accumulation).
+pub fn forward(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, onto: Option<&Tensor>) -> Result<Tensor> {
+    let matrix = weight.dequantised(weight.dtype())?;
+    let y = flat(x)?.to_dtype(matrix.dtype())?.matmul(&matrix.t()?)?;
+    let y = match bias {
+        Some(bias) => y.broadcast_add(bias)?,
+        None => y,
+    };
+    plus(unflat(&y, x, matrix.dim(0)?)?, onto)
 }
 
-/// dx = dy W, the gradient of the input of [`forward`].
+/// dx = dy W, the gradient of the input of [`forward`], plus `onto` where one is given.
 ///
-/// `dy` is [.., out], `weight` [out, in]; the result is [.., in] in the weight's compute dtype.
-pub fn backward_input(dy: &Tensor, weight: &Weight) -> Result<Tensor> {
-    let (_, in_width) = weight.dims()?;
+/// `dy` is [.., out], `weight` [out, in], `onto` [.., in]; the result is [.., in] in the weight's compute dtype.
+pub fn backward_input(dy: &Tensor, weight: &Weight, onto: Option<&Tensor>) -> Result<Tensor> {
     let matrix = weight.dequantised(weight.dtype())?;
     let dx = flat(dy)?.to_dtype(matrix.dtype())?.matmul(&matrix)?;
-    unflat(&dx, dy, in_width)
+    plus(unflat(&dx, dy, matrix.dim(1)?)?, onto)
 }
 
-/// x W^T of `x` [.., in] and the matrix W [out, in], in the dtype of W.
-pub(crate) fn product(x: &Tensor, matrix: &Tensor) -> Result<Tensor> {
-    let y = flat(x)?.to_dtype(matrix.dtype())?.matmul(&matrix.t()?)?;
-    unflat(&y, x, matrix.dim(0)?)
+/// `onto` + `y`, in the dtype of `y`.
+pub(crate) fn plus(y: Tensor, onto: Option<&Tensor>) -> Result<Tensor> {
+    match onto {
+        Some(onto) => onto.to_dtype(y.dtype())? + y,
+        None => Ok(y),
+    }
 }
 
 /// [.., width] as a matrix [rows, width], contiguous: anything else makes the GEMM copy or refuse.
@@ -39,7 +42,7 @@ pub(crate) fn flat(x: &Tensor) -> Result<Tensor> {
 }
 
 /// The matrix `y` [rows, width] in the leading shape of `like`.
-fn unflat(y: &Tensor, like: &Tensor, width: usize) -> Result<Tensor> {
+pub(crate) fn unflat(y: &Tensor, like: &Tensor, width: usize) -> Result<Tensor> {
     let mut shape = like.dims().to_vec();
     if let Some(last) = shape.last_mut() {
         *last = width;

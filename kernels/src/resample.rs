@@ -4,9 +4,11 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::cpu::{is_cpu_f32, with_slice};
+use crate::profile::{self, Class};
 
 /// Doubles height and width by repeating each pixel: `[B,C,T,H,W]` to `[B,C,T,2H,2W]`.
 pub fn upsample_nearest_2x(x_bcthw: &Tensor) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Elementwise, x_bcthw.device());
     let (b, c, t, h, w) = x_bcthw.dims5()?;
     if !is_cpu_f32(x_bcthw) {
         let grid = x_bcthw.reshape((b * c * t, h, 1, w, 1))?.broadcast_as((b * c * t, h, 2, w, 2))?;
@@ -27,6 +29,7 @@ pub fn upsample_nearest_2x(x_bcthw: &Tensor) -> Result<Tensor> {
 /// Turns pairs of channels into pairs of frames: `[B,2C,T,H,W]` to `[B,C,2T,H,W]`, frame 2i from the first C channels of
 /// time i and frame 2i+1 from the others. Source: Wan-Video/Wan2.1 `wan/modules/vae.py`, `Resample`, upsample3d.
 pub fn frames_from_channels(x_bcthw: &Tensor) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Elementwise, x_bcthw.device());
     let (b, c2, t, h, w) = x_bcthw.dims5()?;
     if c2 % 2 != 0 {
         bail!("frames_from_channels: {c2} channels are not pairs");
@@ -41,6 +44,7 @@ pub fn frames_from_channels(x_bcthw: &Tensor) -> Result<Tensor> {
 /// Each cell is put into channels (time slowest, then height, then width) and groups of neighbouring channels are
 /// averaged. Source: Wan-Video/Wan2.2 `wan/modules/vae2_2.py`, `AvgDown3D`.
 pub fn average_down(x_bcthw: &Tensor, to: usize, time: usize, space: usize) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Elementwise, x_bcthw.device());
     let (b, c, t, _, _) = x_bcthw.dims5()?;
     let x = x_bcthw.pad_with_zeros(2, t.next_multiple_of(time) - t, 0)?;
     let (_, _, t, h, w) = x.dims5()?;
@@ -56,6 +60,7 @@ pub fn average_down(x_bcthw: &Tensor, to: usize, time: usize, space: usize) -> R
 /// Copies into cells of `time` x `space` x `space`: `[B,C,T,H,W]` to [B,to,T time,H space,W space], the inverse
 /// arrangement of [`average_down`]. Source: Wan-Video/Wan2.2 `wan/modules/vae2_2.py`, `DupUp3D`.
 pub fn duplicate_up(x_bcthw: &Tensor, to: usize, time: usize, space: usize) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Elementwise, x_bcthw.device());
     let (b, c, t, h, w) = x_bcthw.dims5()?;
     let cell = time * space * space;
     if !(to * cell).is_multiple_of(c) {
@@ -71,6 +76,7 @@ pub fn duplicate_up(x_bcthw: &Tensor, to: usize, time: usize, space: usize) -> R
 /// `(c p + dx) p + dy` holds pixel (p y + dy, p x + dx): the column is the slower of the two.
 /// Source: Wan-Video/Wan2.2 `wan/modules/vae2_2.py`, `patchify`.
 pub fn fold_pixels(x_bcthw: &Tensor, patch: usize) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Elementwise, x_bcthw.device());
     if patch == 1 {
         return Ok(x_bcthw.clone());
     }
@@ -83,6 +89,7 @@ pub fn fold_pixels(x_bcthw: &Tensor, patch: usize) -> Result<Tensor> {
 
 /// The inverse of [`fold_pixels`].
 pub fn unfold_pixels(x_bcthw: &Tensor, patch: usize) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Elementwise, x_bcthw.device());
     if patch == 1 {
         return Ok(x_bcthw.clone());
     }

@@ -119,9 +119,9 @@ fn a_product_with_codes_is_the_product_with_what_they_stand_for() {
     for format in [Format::E4m3, Format::Int8] {
         let coded = Weight::quantise(&randn("w", (10, 24)), format, DType::F32).unwrap();
         let dense = Weight::Dense(coded.dequantised(DType::F32).unwrap());
-        let forward = |weight| linear::forward(&x, weight, Some(&bias)).unwrap();
+        let forward = |weight| linear::forward(&x, weight, Some(&bias), None).unwrap();
         assert_same_bits("forward", &forward(&coded), &forward(&dense));
-        let backward = |weight| linear::backward_input(&dy, weight).unwrap();
+        let backward = |weight| linear::backward_input(&dy, weight, None).unwrap();
         assert_same_bits("backward", &backward(&coded), &backward(&dense));
     }
 }

@@ -20,7 +20,8 @@ use models::weights::Weights;
 /// It is opened once: a GPU that is opened twice counts as two devices, whose tensors do not mix.
 pub fn device() -> Device {
     static DEVICE: OnceLock<Device> = OnceLock::new();
-    let open = || if cfg!(feature = "cuda") { Device::new_cuda_with_stream(0).unwrap() } else { Device::Cpu };
+    let gpu = || kernels::device::open_gpu(0, &kernels::device::Settings::default()).unwrap();
+    let open = || if cfg!(feature = "cuda") { gpu() } else { Device::Cpu };
     DEVICE.get_or_init(open).clone()
 }
 

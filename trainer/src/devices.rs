@@ -1,10 +1,14 @@
-//! Which devices the stages run on, and which blocks each of them holds.
+//! Which devices the stages run on, which blocks each of them holds, and how GPUs are set up.
 
 use std::ops::Range;
 
 use candle_core::Device;
+use clap::ValueEnum;
+use kernels::device::{Repeatability, Settings};
+use kernels::transfer::Route;
 use serde::{Deserialize, Serialize};
 
+use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 
 /// The stages of the pipeline.
@@ -16,16 +20,43 @@ pub struct DevicesConfig {
     pub stages: Vec<String>,
     /// Blocks of each stage. Default: shares as even as can be.
     pub split: Vec<usize>,
+    /// The most memory that the tensors of one GPU may take, such as `"23GiB"`; beyond it the run stops. It rehearses a
+    /// smaller card on a larger one. Default: all there is.
+    pub memory_limit: Option<Bytes>,
+    /// How tensors go from one GPU to the next. Default `auto`.
+    pub transfer: Transfer,
+    /// Whether two runs on the same GPUs agree to the bit; slower. Default false. The CPU always does.
+    pub deterministic: bool,
+}
+
+/// How tensors go between two GPUs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Transfer {
+    /// Straight where the hardware can, else through host memory.
+    #[default]
+    Auto,
+    /// Through host memory, whatever the hardware can.
+    Host,
+}
+
+impl From<Transfer> for Route {
+    fn from(transfer: Transfer) -> Self {
+        match transfer {
+            Transfer::Auto => Self::Auto,
+            Transfer::Host => Self::Host,
+        }
+    }
 }
 
 impl DevicesConfig {
     /// The config with every default settled for a model of `layers` blocks.
     ///
     /// # Errors
-    /// Stages that are no devices, and a split that does not cover the blocks.
+    /// Stages that are no devices, a split that does not cover the blocks, and a memory limit of nothing.
     pub fn settle(&self, layers: usize) -> Result<Self> {
-        let default = if cfg!(feature = "cuda") { "cuda:0" } else { "cpu" };
-        let stages = if self.stages.is_empty() { vec![default.to_owned()] } else { self.stages.clone() };
+        let stages =
+            if self.stages.is_empty() { vec![default_device().to_owned()] } else { self.stages.clone() };
         stages.iter().try_for_each(|name| DeviceName::parse(name).map(drop))?;
         let count = stages.len();
         let split = match self.split.is_empty() {
@@ -39,10 +70,19 @@ impl DevicesConfig {
                 why: format!("{split:?} does not give {layers} blocks to {count} stages, at least one each"),
             });
         }
-        Ok(Self { stages, split })
+        if self.memory_limit == Some(Bytes(0)) {
+            return Err(Error::Setting {
+                key: "devices.memory_limit".into(),
+                why: "nothing runs in no memory; leave it out to use all there is".into(),
+            });
+        }
+        Ok(Self { stages, split, ..self.clone() })
     }
 
     /// The devices of a settled config with their blocks. A device that is named twice is opened once.
+    ///
+    /// # Errors
+    /// A GPU that cannot be used.
     pub fn open(&self) -> Result<Vec<(Device, Range<usize>)>> {
         let mut opened: Vec<(&str, Device)> = Vec::new();
         let mut stages = Vec::new();
@@ -50,7 +90,7 @@ impl DevicesConfig {
         for (name, blocks) in self.stages.iter().zip(&self.split) {
             let device = match opened.iter().find(|(other, _)| other == name) {
                 Some((_, device)) => device.clone(),
-                None => open(name)?,
+                None => open(name, &self.settings())?,
             };
             opened.push((name, device.clone()));
             stages.push((device, next..next + blocks));
@@ -58,18 +98,33 @@ impl DevicesConfig {
         }
         Ok(stages)
     }
+
+    /// How the GPUs of this config are set up.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            memory_limit: self.memory_limit.map(|limit| limit.0),
+            repeatability: match self.deterministic {
+                true => Repeatability::BitForBit,
+                false => Repeatability::Fast,
+            },
+        }
+    }
+}
+
+/// The device where none is named: the first GPU of a CUDA build, else the CPU.
+pub fn default_device() -> &'static str {
+    if cfg!(feature = "cuda") { "cuda:0" } else { "cpu" }
 }
 
 /// Opens `cpu` or `cuda:N`.
 ///
 /// # Errors
-/// Another name, a GPU in a build without CUDA, or a GPU that does not answer.
-pub fn open(name: &str) -> Result<Device> {
+/// Another name, a GPU in a build without CUDA, or a GPU that cannot be used.
+pub fn open(name: &str, settings: &Settings) -> Result<Device> {
     match DeviceName::parse(name)? {
         DeviceName::Cpu => Ok(Device::Cpu),
         DeviceName::Cuda(_) if !cfg!(feature = "cuda") => Err(Error::NoCuda { name: name.to_owned() }),
-        // A stream of its own: the default one belongs to a thread, and stages change theirs with every step.
-        DeviceName::Cuda(index) => Ok(Device::new_cuda_with_stream(index)?),
+        DeviceName::Cuda(index) => Ok(kernels::device::open_gpu(index, settings)?),
     }
 }
 

@@ -6,6 +6,7 @@ use std::fmt;
 use models::dit::{Dit, DitConfig};
 use serde::Serialize;
 
+use crate::bytes::Bytes;
 use crate::error::Result;
 use crate::plan::Planned;
 use crate::recipe::KeepConfig;
@@ -116,26 +117,15 @@ impl fmt::Display for Forecast {
                 stage.device,
                 stage.blocks.0,
                 stage.blocks.1,
-                Size(stage.weights),
-                Size(stage.adapters),
-                Size(stage.kept),
-                Size(stage.replay),
+                Bytes(stage.weights),
+                Bytes(stage.adapters),
+                Bytes(stage.kept),
+                Bytes(stage.replay),
             )?;
             *by_device.entry(&stage.device).or_default() += stage.total();
         }
         let totals: Vec<String> =
-            by_device.iter().map(|(device, bytes)| format!("{device} {}", Size(*bytes))).collect();
+            by_device.iter().map(|(device, bytes)| format!("{device} {}", Bytes(*bytes))).collect();
         write!(f, "  in all: {}", totals.join(", "))
-    }
-}
-
-/// Bytes as people read them.
-struct Size(u64);
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        const MIB: f64 = 1024.0 * 1024.0;
-        let mib = self.0 as f64 / MIB;
-        if mib < 1024.0 { write!(f, "{mib:.1} MiB") } else { write!(f, "{:.2} GiB", mib / 1024.0) }
     }
 }

@@ -6,6 +6,7 @@
 pub mod base;
 pub mod batch;
 pub mod bench;
+pub mod bytes;
 pub mod checkpoint;
 pub mod cli;
 pub mod devices;

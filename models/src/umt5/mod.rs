@@ -181,7 +181,7 @@ impl Layer {
 
 /// `x W^T`.
 fn linear(x: &Tensor, weight: &Weight) -> Result<Tensor> {
-    Ok(kernels::linear::forward(x, weight, None)?)
+    Ok(kernels::linear::forward(x, weight, None, None)?)
 }
 
 /// `x / sqrt(mean(x^2) + 1e-6) weight`, the mean in f32.

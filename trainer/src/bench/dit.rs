@@ -20,8 +20,8 @@ use crate::pipeline::{MicroBatch, NetworkInput, Pipeline};
 pub struct DitBench<'a> {
     /// The model.
     pub source: DitSource<'a>,
-    /// Stages; empty for the default device.
-    pub stages: Vec<String>,
+    /// Stages, not yet settled.
+    pub devices: DevicesConfig,
     /// The clip.
     pub size: ClipSize,
     /// How often.
@@ -39,8 +39,7 @@ struct Ready {
 impl DitBench<'_> {
     fn ready(&self, adapter: Option<&LoraConfig>) -> Result<Ready> {
         let (name, config, weights) = self.source.open()?;
-        let devices =
-            DevicesConfig { stages: self.stages.clone(), split: Vec::new() }.settle(config.layers)?;
+        let devices = self.devices.settle(config.layers)?;
         let adapters = match adapter {
             Some(lora) => Adapters::fresh(&lora.select(&config.adaptable_modules())?, lora, 0, &Device::Cpu)?,
             None => Adapters::default(),

@@ -8,9 +8,9 @@ use clap::{Args, Subcommand};
 use models::umt5::Umt5;
 use models::vae::Vae;
 
+use super::devices::{OneDevice, StageDevices};
 use crate::base::{self, Part};
 use crate::bench::{self, ClipSize, DitBench, DitSource, Repeats, VaeBench};
-use crate::devices;
 use crate::error::Error;
 use crate::ui::Ui;
 
@@ -77,9 +77,8 @@ struct Network {
     model: Model,
     #[command(flatten)]
     size: Size,
-    /// Stages of the pipeline: cpu, cuda:0, ...
-    #[arg(long, value_delimiter = ',')]
-    stages: Vec<String>,
+    #[command(flatten)]
+    devices: StageDevices,
     #[command(flatten)]
     times: Times,
 }
@@ -113,9 +112,8 @@ struct AttentionBench {
     /// Size of a head.
     #[arg(long, default_value_t = 128)]
     head_size: usize,
-    /// cpu, cuda:0, ...
-    #[arg(long, default_value = "cpu")]
-    device: String,
+    #[command(flatten)]
+    device: OneDevice,
     #[command(flatten)]
     times: Times,
 }
@@ -133,9 +131,8 @@ struct VaeArguments {
     /// Code in tiles of 256 x 256 pixels.
     #[arg(long)]
     tiled: bool,
-    /// cpu, cuda:0, ...
-    #[arg(long, default_value = "cpu")]
-    device: String,
+    #[command(flatten)]
+    device: OneDevice,
     #[command(flatten)]
     times: Times,
 }
@@ -151,9 +148,8 @@ struct TextBench {
     /// Tokens of the prompt.
     #[arg(long, default_value_t = 512)]
     tokens: usize,
-    /// cpu, cuda:0, ...
-    #[arg(long, default_value = "cpu")]
-    device: String,
+    #[command(flatten)]
+    device: OneDevice,
     #[command(flatten)]
     times: Times,
 }
@@ -163,9 +159,8 @@ struct LoadBench {
     /// A file of weights, or a folder of shards.
     #[arg(long)]
     model: PathBuf,
-    /// cpu, cuda:0, ...
-    #[arg(long, default_value = "cpu")]
-    device: String,
+    #[command(flatten)]
+    device: OneDevice,
     #[command(flatten)]
     times: Times,
 }
@@ -176,18 +171,12 @@ impl Bench {
         let row = match &self.part {
             BenchPart::Step(step) => bench::step(&step.network.bench()?, step.rank, step.accumulate.max(1))?,
             BenchPart::Forward(forward) => bench::forward(&forward.network.bench()?)?,
-            BenchPart::Attention(a) => bench::attention(
-                a.tokens,
-                a.heads,
-                a.head_size,
-                a.times.repeats(),
-                &devices::open(&a.device)?,
-            )?,
+            BenchPart::Attention(a) => {
+                bench::attention(a.tokens, a.heads, a.head_size, a.times.repeats(), &a.device.open()?)?
+            }
             BenchPart::Vae(vae) => vae.measure()?,
             BenchPart::Text(text) => text.measure()?,
-            BenchPart::Load(load) => {
-                bench::load(&load.model, load.times.repeats(), &devices::open(&load.device)?)?
-            }
+            BenchPart::Load(load) => bench::load(&load.model, load.times.repeats(), &load.device.open()?)?,
         };
         ui.tell(&row.to_string(), &row);
         Ok(0)
@@ -201,13 +190,13 @@ impl Network {
             true => DitSource::Preset(&self.model.model),
             false => DitSource::Checkpoint(Path::new(&self.model.model)),
         };
-        Ok(DitBench { source, stages: self.stages.clone(), size, repeats: self.times.repeats() })
+        Ok(DitBench { source, devices: self.devices.config(), size, repeats: self.times.repeats() })
     }
 }
 
 impl VaeArguments {
     fn measure(&self) -> crate::Result<serde_json::Value> {
-        let device = devices::open(&self.device)?;
+        let device = self.device.open()?;
         let vae = match self.random_weights {
             true => Vae::seeded(bench::vae_preset(&self.model)?, 0, DType::F32, &device)?,
             false => Vae::load(&base::locate(Path::new(&self.model), Part::Vae)?, None, DType::F32, &device)?,
@@ -220,7 +209,7 @@ impl VaeArguments {
 
 impl TextBench {
     fn measure(&self) -> crate::Result<serde_json::Value> {
-        let device: Device = devices::open(&self.device)?;
+        let device: Device = self.device.open()?;
         let umt5 = match self.random_weights {
             true => Umt5::seeded(bench::umt5_preset(&self.model)?, 0, DType::F32, &device)?,
             false => {

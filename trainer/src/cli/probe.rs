@@ -12,6 +12,8 @@ use models::vae::{Tiles, Tiling, Vae};
 use models::weights::Weights;
 
 use crate::base::{self, Part};
+use kernels::device::Settings;
+
 use crate::devices::{self, DevicesConfig};
 use crate::error::Error;
 use crate::pipeline::Pipeline;
@@ -212,7 +214,7 @@ impl DitModel {
         adapters: &Adapters,
     ) -> crate::Result<Pipeline> {
         let stages = self.device.iter().chain(&self.stages).cloned().collect();
-        let devices = DevicesConfig { stages, split: Vec::new() }.settle(config.layers)?;
+        let devices = DevicesConfig { stages, ..DevicesConfig::default() }.settle(config.layers)?;
         Pipeline::load(weights, config, &devices.open()?, adapters, DType::F32)
     }
 }
@@ -220,7 +222,12 @@ impl DitModel {
 impl VaeProbe {
     fn vae(&self) -> crate::Result<Vae> {
         let path = base::locate(&self.model, Part::Vae)?;
-        Ok(Vae::load(&path, self.config.as_deref(), DType::F32, &devices::open(&self.device)?)?)
+        Ok(Vae::load(
+            &path,
+            self.config.as_deref(),
+            DType::F32,
+            &devices::open(&self.device, &Settings::default())?,
+        )?)
     }
 
     fn tiling(&self) -> Tiling {
@@ -242,7 +249,7 @@ impl TextProbe {
             (None, Some(folder)) => folder.to_owned(),
             (None, None) => base::locate(&self.model, Part::Tokenizer)?,
         };
-        let device: Device = devices::open(&self.device)?;
+        let device: Device = devices::open(&self.device, &Settings::default())?;
         Ok(TextEncoder::load(&weights, &tokenizer, DType::F32, &device)?)
     }
 }

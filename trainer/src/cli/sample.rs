@@ -11,8 +11,9 @@ use models::adapter::{Adapter, Adapters};
 use models::vae::{Tiles, Tiling};
 use models::weights::Checkpoint;
 
+use super::devices::StageDevices;
 use crate::base::{MODEL_FPS, ModelConfig, SIZE_MULTIPLE};
-use crate::devices::{self, DevicesConfig};
+use crate::devices;
 use crate::encode::{Encoded, Encoding};
 use crate::error::Error;
 use crate::interrupt::Interrupt;
@@ -88,9 +89,8 @@ pub struct Sample {
     /// Decode in tiles: less memory, faint seams possible.
     #[arg(long)]
     tiled: bool,
-    /// Stages of the pipeline: cpu, cuda:0, ... Default: the first GPU of a CUDA build, else the CPU.
-    #[arg(long, value_delimiter = ',')]
-    stages: Vec<String>,
+    #[command(flatten)]
+    devices: StageDevices,
     /// Folder of cached text states.
     #[arg(long, default_value = "runs/cache")]
     cache: PathBuf,
@@ -106,9 +106,8 @@ impl Sample {
         let (config, weights) = model.open_dit()?;
         let adapters = self.adapters()?;
         refuse_foreign(&adapters, &config.adaptable_modules())?;
-        let stages =
-            DevicesConfig { stages: self.stages.clone(), split: Vec::new() }.settle(config.layers)?;
-        let device = devices::open(&stages.stages[0])?;
+        let stages = self.devices.config().settle(config.layers)?;
+        let device = devices::open(&stages.stages[0], &stages.settings())?;
 
         let encoded = Encoded::open(&self.cache, &model)?;
         let texts = requests.iter().flat_map(|r| [r.prompt.as_str(), r.negative.as_str()]);

