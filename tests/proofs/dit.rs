@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor};
 use kernels::adamw;
 use models::adapter::{Adapter, Adapters};
-use models::dit::{Dit, Dropout, Gradients, Keep, Pass, embed, rope};
+use models::dit::{Base, Dit, Dropout, Gradients, Keep, Pass, embed, rope};
 use models::names;
 use proofs::{
     Tolerance, assert_close, assert_same_bits, device, fixture_json, fixture_tensors, randn, tiny_dit,
@@ -74,7 +74,7 @@ fn diffusers_weights_are_the_official_ones() {
     let io = fixture_tensors("dit/t2v/io.safetensors");
     let none = Adapters::default();
     let (config, weights) = tiny_weights("diffusers");
-    let dit = Dit::load(&weights, &config, 0..config.layers, DType::F32, &device()).unwrap();
+    let dit = Dit::load(&weights, &config, 0..config.layers, Base::F32, &device()).unwrap();
     let run = |dit| forward(dit, &io["input"], &io["timestep"], &io["context"], &pass(&none)).0;
     assert_same_bits("output", &run(&dit), &run(&tiny_dit()));
 }

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use models::adapter::Adapters;
-use models::dit::{Conditioning, Dit, DitConfig, Dropout, Gradients, Keep, Kept, Pass};
+use models::dit::{Base, Conditioning, Dit, DitConfig, Dropout, Gradients, Keep, Kept, Pass};
 use models::weights::Weights;
 
 use super::micro_batch::{MicroBatch, NetworkInput};
@@ -47,10 +47,10 @@ impl Stage {
         config: &DitConfig,
         range: Range<usize>,
         adapters: &Adapters,
-        dtype: DType,
+        base: Base,
         device: &Device,
     ) -> Result<Self> {
-        let dit = Dit::load(weights, config, range.clone(), dtype, device)?;
+        let dit = Dit::load(weights, config, range.clone(), base, device)?;
         let is_here =
             |module: &str| models::names::split_block(module).is_some_and(|(n, _)| range.contains(&n));
         Ok(Self { device: device.clone(), dit, adapters: adapters.part(device, is_here)? })
