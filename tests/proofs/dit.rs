@@ -76,7 +76,7 @@ fn diffusers_weights_are_the_official_ones() {
     let io = fixture_tensors("dit/t2v/io.safetensors");
     let none = Adapters::default();
     let (config, weights) = tiny_weights("diffusers");
-    let dit = Dit::load(&weights, &config, 0..config.layers, DType::F32, &device()).unwrap();
+    let dit = Dit::load(&weights, &config, 0..config.layers, models::dit::Base::F32, &device()).unwrap();
     let run = |dit| forward(dit, &io["input"], &io["timestep"], &io["context"], &pass(&none)).0;
     assert_same_bits("output", &run(&dit), &run(&tiny_dit()));
 }

@@ -124,7 +124,7 @@ fn a_split_must_cover_every_block_once() {
     let (weights, none) = (weights(&config), Default::default());
     let load = |ranges: &[std::ops::Range<usize>]| {
         let split: Vec<_> = ranges.iter().map(|range| (proofs::device(), range.clone())).collect();
-        Pipeline::load(&weights, &config, &split, &none, candle_core::DType::F32)
+        Pipeline::load(&weights, &config, &split, &none, models::dit::Base::F32)
     };
     let (short, late) = (0..4, 1..5);
     let alone = [std::slice::from_ref(&short), std::slice::from_ref(&late), &[]];

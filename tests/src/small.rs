@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use kernels::low_rank::Factors;
 use kernels::random::Key;
 use models::adapter::{Adapter, Adapters};
-use models::dit::{BlockPlan, DitConfig, Dropout};
+use models::dit::{Base, BlockPlan, DitConfig, Dropout};
 use models::weights::Weights;
 use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline};
 
@@ -69,7 +69,7 @@ pub fn pipeline(config: &DitConfig, weights: &Weights, adapters: &Adapters, spli
         next += blocks;
         (device(), next - blocks..next)
     });
-    Pipeline::load(weights, config, &ranges.collect::<Vec<_>>(), adapters, DType::F32).unwrap()
+    Pipeline::load(weights, config, &ranges.collect::<Vec<_>>(), adapters, Base::F32).unwrap()
 }
 
 /// A random micro-batch of `batch` samples with timesteps of their own, `rows` rows of text and uneven weights.

@@ -116,7 +116,12 @@ impl BaseModel {
 
     /// Loads the text encoder with its tokenizer.
     pub fn load_text_encoder(&self, dtype: DType, device: &Device) -> Result<TextEncoder> {
-        Ok(TextEncoder::load(&self.text_encoder, &self.tokenizer, dtype, device)?)
+        Ok(TextEncoder::load(
+            &self.text_encoder,
+            &self.tokenizer,
+            models::weights::Frozen::dense(dtype),
+            device,
+        )?)
     }
 
     /// A text that identifies the text encoder and its tokenizer, for the keys of cached prompts.

@@ -9,7 +9,7 @@ use kernels::{attention, norm, norm_rope};
 use super::linear::{Linear, backward_adapters, backward_all, forward_all};
 use super::pass::{Conditioning, Gradients, Pass};
 use crate::Result;
-use crate::weights::Weights;
+use crate::weights::{Frozen, Weights};
 
 /// The projections and norms that both attentions have.
 #[derive(Debug)]
@@ -65,10 +65,10 @@ impl Projections {
         prefix: &str,
         heads: usize,
         eps: f64,
-        dtype: DType,
+        frozen: Frozen,
         device: &Device,
     ) -> Result<Self> {
-        let linear = |name: &str| Linear::load(weights, format!("{prefix}.{name}"), dtype, device);
+        let linear = |name: &str| Linear::load(weights, format!("{prefix}.{name}"), frozen, device);
         let gain = |name: &str| weights.tensor(&format!("{prefix}.{name}.weight"), DType::F32, device);
         Ok(Self {
             q: linear("q")?,
@@ -96,6 +96,11 @@ impl Projections {
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
         self.split(&self.o.backward(&joined(&attended.o)?, dy, pass, gradients)?)
+    }
+
+    /// q, k, v, o.
+    pub fn linears(&self) -> [&Linear; 4] {
+        [&self.q, &self.k, &self.v, &self.o]
     }
 
     /// [b, l, d] -> [b, l, n, h].

@@ -12,9 +12,10 @@ use super::attention::{Attended, CrossAttention, Projected, Projections, SelfAtt
 use super::config::DitConfig;
 use super::ffn::{Chunk, FeedForward, chunks};
 use super::keep::Keep;
+use super::linear::Linear;
 use super::pass::{Conditioning, Gradients, Pass};
-use crate::Result;
-use crate::weights::Weights;
+use crate::weights::{Frozen, Weights};
+use crate::{Error, Result};
 
 /// A frozen block.
 #[derive(Debug)]
@@ -85,26 +86,26 @@ impl<T> Inner<T> {
 }
 
 impl Block {
-    /// Reads block `n`; its linear layers in `dtype`, norms and modulation in f32.
+    /// Reads block `n`; its linear layers as `frozen` says, norms and modulation in f32.
     pub fn load(
         weights: &Weights,
         config: &DitConfig,
         n: usize,
-        dtype: DType,
+        frozen: Frozen,
         device: &Device,
     ) -> Result<Self> {
         let name = |part: &str| format!("blocks.{n}.{part}");
         let small = |part: &str| weights.tensor(&name(part), DType::F32, device);
         let projections =
-            |part: &str| Projections::load(weights, &name(part), config.heads, config.eps, dtype, device);
+            |part: &str| Projections::load(weights, &name(part), config.heads, config.eps, frozen, device);
         Ok(Self {
             modulation: small("modulation")?,
             self_attention: SelfAttention(projections("self_attn")?),
             norm3_weight: small("norm3.weight")?,
             norm3_bias: small("norm3.bias")?,
             cross_attention: CrossAttention(projections("cross_attn")?),
-            ffn: FeedForward::load(weights, &name("ffn"), dtype, device)?,
-            dtype,
+            ffn: FeedForward::load(weights, &name("ffn"), frozen, device)?,
+            dtype: frozen.compute,
             eps: config.eps,
         })
     }
@@ -130,7 +131,7 @@ impl Block {
         Ok((self.feed_forward(x_after_cross, &m.ffn, pass)?, saved))
     }
 
-    /// The gradient of the input of [`Block::forward`], in the dtype of the stream; `dy` [b, l, d].
+    /// The gradient of the input of [`Block::forward`], in the dtype of `dy` [b, l, d].
     ///
     /// What was saved is dropped as soon as nothing needs it any more.
     pub fn backward(
@@ -234,6 +235,12 @@ impl Block {
         })
     }
 
+    /// The linear layers, in the order of the forward.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let attentions = [&self.self_attention.0, &self.cross_attention.0];
+        attentions.into_iter().flat_map(Projections::linears).chain(self.ffn.linears())
+    }
+
     /// The block's own modulation plus the projected time embedding, in its six rows.
     fn modulation(&self, cond: &Conditioning) -> Result<Modulation> {
         let rows = cond.time_bg6d.broadcast_add(&self.modulation.unsqueeze(1)?)?;
@@ -255,8 +262,8 @@ impl FfnModulation {
     }
 }
 
-/// Sends `streams` [b, l, d] chunk by chunk through `work`, which sees each token alone, into one tensor like the
-/// first of them.
+/// Sends `streams` [b, l, d] chunk by chunk through `work`, which sees each token alone, into one tensor of their shape
+/// and of the dtype that `work` gives.
 fn in_chunks<const N: usize>(
     streams: &[&Tensor; N],
     m: &FfnModulation,
@@ -268,14 +275,19 @@ fn in_chunks<const N: usize>(
     if chunks.len() < 2 {
         return work(&streams.map(Tensor::clone), m, pass);
     }
-    let whole = streams[0].zeros_like()?;
+    let mut whole: Option<Tensor> = None;
     for chunk in chunks {
         let mut parts = streams.map(Tensor::clone);
         for part in &mut parts {
             *part = part.narrow(1, chunk.tokens.start, chunk.tokens.len())?.contiguous()?;
         }
-        let done = work(&parts, &m.of(&chunk)?, &pass.from_token(chunk.tokens.start))?;
-        whole.slice_set(&done.contiguous()?, 1, chunk.tokens.start)?;
+        let done = work(&parts, &m.of(&chunk)?, &pass.from_token(chunk.tokens.start))?.contiguous()?;
+        let into = match whole.take() {
+            Some(whole) => whole,
+            None => Tensor::zeros(streams[0].shape(), done.dtype(), done.device())?,
+        };
+        into.slice_set(&done, 1, chunk.tokens.start)?;
+        whole = Some(into);
     }
-    Ok(whole)
+    whole.ok_or_else(|| Error::Mismatch("a stream without tokens went into a block".into()))
 }

@@ -3,13 +3,13 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use kernels::gelu;
 
 use super::linear::Linear;
 use super::pass::{Gradients, Pass};
 use crate::Result;
-use crate::weights::Weights;
+use crate::weights::{Frozen, Weights};
 
 /// The two layers `ffn.0` and `ffn.2`.
 #[derive(Debug)]
@@ -20,11 +20,16 @@ pub struct FeedForward {
 
 impl FeedForward {
     /// Reads `<prefix>.0` and `<prefix>.2`.
-    pub fn load(weights: &Weights, prefix: &str, dtype: DType, device: &Device) -> Result<Self> {
+    pub fn load(weights: &Weights, prefix: &str, frozen: Frozen, device: &Device) -> Result<Self> {
         Ok(Self {
-            up: Linear::load(weights, format!("{prefix}.0"), dtype, device)?,
-            down: Linear::load(weights, format!("{prefix}.2"), dtype, device)?,
+            up: Linear::load(weights, format!("{prefix}.0"), frozen, device)?,
+            down: Linear::load(weights, format!("{prefix}.2"), frozen, device)?,
         })
+    }
+
+    /// Up, then down.
+    pub fn linears(&self) -> [&Linear; 2] {
+        [&self.up, &self.down]
     }
 
     /// The layer with its weights as products want them: coded weights are decoded once for all chunks.

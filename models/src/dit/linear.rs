@@ -2,13 +2,13 @@
 //!
 //! Layers that read the same input go through together: their adapters read it once.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use kernels::low_rank::{self, FactorGradients, Member};
 use kernels::weight::Weight;
 
 use super::pass::{Gradients, Pass};
 use crate::adapter::Adapter;
-use crate::weights::Weights;
+use crate::weights::{Frozen, Weights};
 use crate::{Error, Result};
 
 /// A frozen linear layer that knows its official module name.
@@ -27,11 +27,21 @@ struct Attached<'a> {
 }
 
 impl Linear {
-    /// Reads `<name>.weight` and `<name>.bias`.
-    pub fn load(weights: &Weights, name: String, dtype: DType, device: &Device) -> Result<Self> {
-        let weight = Weight::Dense(weights.tensor(&format!("{name}.weight"), dtype, device)?);
-        let bias = weights.tensor(&format!("{name}.bias"), dtype, device)?;
+    /// Reads `<name>.weight` as `frozen` says, and `<name>.bias` in its compute dtype.
+    pub fn load(weights: &Weights, name: String, frozen: Frozen, device: &Device) -> Result<Self> {
+        let weight = weights.matrix(&format!("{name}.weight"), frozen, device)?;
+        let bias = weights.tensor(&format!("{name}.bias"), frozen.compute, device)?;
         Ok(Self { name, weight, bias })
+    }
+
+    /// Official module name, such as `blocks.0.self_attn.q`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The frozen matrix.
+    pub fn weight(&self) -> &Weight {
+        &self.weight
     }
 
     /// The layer with its weight as products want it, for callers that go through it many times in a row.

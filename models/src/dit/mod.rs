@@ -4,6 +4,7 @@
 //! through the blocks in reverse, replaying each from its input.
 
 pub mod attention;
+pub mod base;
 pub mod block;
 pub mod config;
 pub mod embed;
@@ -17,13 +18,15 @@ pub mod rope;
 use std::ops::Range;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
+pub use base::Base;
 pub use block::Block;
 pub use config::DitConfig;
 pub use embed::Embedder;
 pub use head::Head;
 pub use keep::{BlockPlan, Keep, Keeping, Kept, Place};
+pub use linear::Linear;
 pub use pass::{Conditioning, Dropout, Gradients, Pass};
 
 use crate::weights::{Checkpoint, Weights};
@@ -47,18 +50,20 @@ pub struct Dit {
 impl Dit {
     /// Reads the blocks of `range`, the embeddings if it starts at the first block, the head if it ends at the last.
     ///
-    /// Linear layers are held in `dtype`; what must stay in f32 does (norms, modulation, time embedding, head).
+    /// Weights are held as `base` says.
     pub fn load(
         weights: &Weights,
         config: &DitConfig,
         range: Range<usize>,
-        dtype: DType,
+        base: Base,
         device: &Device,
     ) -> Result<Self> {
-        let blocks =
-            range.clone().map(|n| Block::load(weights, config, n, dtype, device)).collect::<Result<_>>()?;
+        let blocks = range
+            .clone()
+            .map(|n| Block::load(weights, config, n, base.frozen, device))
+            .collect::<Result<_>>()?;
         let embedder = match range.start {
-            0 => Some(Embedder::load(weights, config, dtype, device)?),
+            0 => Some(Embedder::load(weights, config, base, device)?),
             _ => None,
         };
         let head = match range.end == config.layers {
@@ -68,15 +73,9 @@ impl Dit {
         Ok(Self { config: config.clone(), range, embedder, blocks, head })
     }
 
-    /// How many numbers the weights of the blocks `range` have, with the embeddings or the head where they go along.
-    pub fn numbers(config: &DitConfig, range: &Range<usize>) -> u64 {
-        let is_end = |name: &str| name.starts_with("head.");
-        let ends = config.global_tensors().into_iter().filter(|spec| match is_end(&spec.name) {
-            true => range.end == config.layers,
-            false => range.start == 0,
-        });
-        let blocks = range.clone().flat_map(|n| config.block_tensors(n));
-        ends.chain(blocks).map(|spec| spec.shape.iter().product::<usize>() as u64).sum()
+    /// The linear layers of the blocks, whose matrices may be coded.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.blocks.iter().flat_map(Block::linears)
     }
 
     /// The stream [b, l, d] through the blocks, forward only.

@@ -1,6 +1,6 @@
 //! The DiT: a training step, and a forward.
 
-use candle_core::{DType, Device};
+use candle_core::Device;
 use kernels::adamw::Update;
 use models::adapter::{Adapters, LoraConfig};
 use models::dit::DitConfig;
@@ -45,7 +45,8 @@ impl DitBench<'_> {
             Some(lora) => Adapters::fresh(&lora.select(&config.adaptable_modules())?, lora, 0, &Device::Cpu)?,
             None => Adapters::default(),
         };
-        let pipeline = Pipeline::load(&weights, &config, &devices.open()?, &adapters, DType::F32)?;
+        let pipeline =
+            Pipeline::load(&weights, &config, &devices.open()?, &adapters, models::dit::Base::F32)?;
         let [_, frames, height, width] = self.latent_shape(&config);
         let tokens = config.tokens(frames, height, width);
         Ok(Ready { name, config, pipeline, tokens })

@@ -211,10 +211,10 @@ impl TextBench {
     fn measure(&self) -> crate::Result<serde_json::Value> {
         let device: Device = self.device.open()?;
         let umt5 = match self.random_weights {
-            true => Umt5::seeded(bench::umt5_preset(&self.model)?, 0, DType::F32, &device)?,
+            true => Umt5::seeded(bench::umt5_preset(&self.model)?, 0, models::weights::Frozen::F32, &device)?,
             false => {
                 let path = base::locate(Path::new(&self.model), Part::TextEncoder)?;
-                Umt5::load(&path, DType::F32, &device)?
+                Umt5::load(&path, models::weights::Frozen::F32, &device)?
             }
         };
         bench::text(&self.model, &umt5, self.tokens, self.times.repeats(), &device)

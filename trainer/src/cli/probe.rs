@@ -215,7 +215,7 @@ impl DitModel {
     ) -> crate::Result<Pipeline> {
         let stages = self.device.iter().chain(&self.stages).cloned().collect();
         let devices = DevicesConfig { stages, ..DevicesConfig::default() }.settle(config.layers)?;
-        Pipeline::load(weights, config, &devices.open()?, adapters, DType::F32)
+        Pipeline::load(weights, config, &devices.open()?, adapters, models::dit::Base::F32)
     }
 }
 
@@ -250,7 +250,7 @@ impl TextProbe {
             (None, None) => base::locate(&self.model, Part::Tokenizer)?,
         };
         let device: Device = devices::open(&self.device, &Settings::default())?;
-        Ok(TextEncoder::load(&weights, &tokenizer, DType::F32, &device)?)
+        Ok(TextEncoder::load(&weights, &tokenizer, models::weights::Frozen::F32, &device)?)
     }
 }
 

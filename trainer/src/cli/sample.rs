@@ -113,7 +113,7 @@ impl Sample {
         let texts = requests.iter().flat_map(|r| [r.prompt.as_str(), r.negative.as_str()]);
         let with = Encoding { model: &model, device: &device, interrupt: &interrupt, ui };
         encoded.encode_prompts(texts, &with)?;
-        let pipeline = Pipeline::load(&weights, &config, &stages.open()?, &adapters, DType::F32)?;
+        let pipeline = Pipeline::load(&weights, &config, &stages.open()?, &adapters, models::dit::Base::F32)?;
         let given = self.latents.as_deref().map(Checkpoint::open).transpose().map_err(models::Error::from);
         let given = given.map_err(Error::from)?;
         let mut prompted = Vec::new();

@@ -12,9 +12,9 @@ use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use models::adapter::Adapters;
-use models::dit::{BlockPlan, DitConfig, Gradients};
+use models::dit::{Base, BlockPlan, DitConfig, Gradients};
 use models::weights::Weights;
 
 pub use micro_batch::{MicroBatch, NetworkInput};
@@ -40,7 +40,7 @@ pub struct StepOutcome {
 }
 
 impl Pipeline {
-    /// Reads the model onto `devices`, one consecutive range of blocks each.
+    /// Reads the model onto the devices of `split`, one consecutive range of blocks each, held as `base` says.
     ///
     /// # Errors
     /// Weights that cannot be read; and a split that does not cover the blocks once, in order.
@@ -49,7 +49,7 @@ impl Pipeline {
         config: &DitConfig,
         split: &[(Device, Range<usize>)],
         adapters: &Adapters,
-        dtype: DType,
+        base: Base,
     ) -> Result<Self> {
         let mut next = 0;
         for (_, range) in split {
@@ -62,7 +62,7 @@ impl Pipeline {
             return Err(Error::Split { layers: config.layers });
         }
         let load = |(device, range): &(Device, Range<usize>)| {
-            Stage::load(weights, config, range.clone(), adapters, dtype, device)
+            Stage::load(weights, config, range.clone(), adapters, base, device)
         };
         Ok(Self { stages: split.iter().map(load).collect::<Result<_>>()? })
     }

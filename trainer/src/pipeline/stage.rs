@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use kernels::transfer::HostStore;
 use models::adapter::Adapters;
 use models::dit::pass::FFN_TOKENS;
-use models::dit::{BlockPlan, Conditioning, Dit, DitConfig, Dropout, Gradients, Keeping, Kept, Pass};
+use models::dit::{Base, BlockPlan, Conditioning, Dit, DitConfig, Dropout, Gradients, Keeping, Kept, Pass};
 use models::weights::Weights;
 
 use super::micro_batch::{MicroBatch, NetworkInput};
@@ -52,10 +52,10 @@ impl Stage {
         config: &DitConfig,
         range: Range<usize>,
         adapters: &Adapters,
-        dtype: DType,
+        base: Base,
         device: &Device,
     ) -> Result<Self> {
-        let dit = Dit::load(weights, config, range.clone(), dtype, device)?;
+        let dit = Dit::load(weights, config, range.clone(), base, device)?;
         let is_here =
             |module: &str| models::names::split_block(module).is_some_and(|(n, _)| range.contains(&n));
         let (adapters, store) = (adapters.part(device, is_here)?, HostStore::new(device)?);
