@@ -17,6 +17,7 @@ pub mod device;
 pub mod dropout;
 pub mod fault;
 pub mod gelu;
+pub mod inventory;
 pub mod linear;
 pub mod loss;
 pub mod low_rank;

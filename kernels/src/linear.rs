@@ -1,6 +1,7 @@
 //! The frozen linear layer: forward, and backward to its input only. A frozen weight has no gradient to compute.
 
 use crate::Result;
+use crate::profile::{self, Class};
 use crate::weight::Weight;
 use candle_core::{D, Tensor};
 
@@ -9,6 +10,7 @@ use candle_core::{D, Tensor};
 /// `x` is [.., in], `weight` [out, in], `bias` `[out]`, `onto` [.., out]; the result is [.., out] in the weight's compute
 /// dtype, to which `x` is cast first (bf16 weights: bf16 GEMM with f32 accumulation).
 pub fn forward(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, onto: Option<&Tensor>) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Gemm, x.device());
     let matrix = weight.dequantised(weight.dtype())?;
     let y = flat(x)?.to_dtype(matrix.dtype())?.matmul(&matrix.t()?)?;
     let y = match bias {
@@ -22,6 +24,7 @@ pub fn forward(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, onto: Option<
 ///
 /// `dy` is [.., out], `weight` [out, in], `onto` [.., in]; the result is [.., in] in the weight's compute dtype.
 pub fn backward_input(dy: &Tensor, weight: &Weight, onto: Option<&Tensor>) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Gemm, dy.device());
     let matrix = weight.dequantised(weight.dtype())?;
     let dx = flat(dy)?.to_dtype(matrix.dtype())?.matmul(&matrix)?;
     plus(unflat(&dx, dy, matrix.dim(1)?)?, onto)

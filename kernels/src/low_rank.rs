@@ -4,6 +4,7 @@
 
 use crate::Result;
 use crate::linear::{flat, plus, unflat};
+use crate::profile::{self, Class};
 use candle_core::{D, DType, Tensor};
 
 /// The factors of one adapter, f32 masters. In the GEMM they are cast to the dtype of the input.
@@ -46,6 +47,7 @@ pub struct Gradients {
 
 /// delta = scale * (x A^T) B^T, plus `onto` where one is given: `x` [.., in] -> [.., out], in the dtype of `x`.
 pub fn forward(x: &Tensor, factors: &Factors, onto: Option<&Tensor>) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Gemm, x.device());
     let h = flat(x)?.matmul(&factors.a.to_dtype(x.dtype())?.t()?)?;
     let (y, out_width) = (up(&h, factors)?, factors.b.dim(0)?);
     plus(unflat(&y, x, out_width)?, onto)
@@ -58,6 +60,7 @@ pub fn backward(x: &Tensor, dy: &Tensor, factors: &Factors, onto: Option<&Tensor
 
 /// Adds every member's delta onto the output of its layer: `x` [.., in], `ys` [.., out] one for each layer.
 pub fn forward_group(x: &Tensor, members: &[Member], mut ys: Vec<Tensor>) -> Result<Vec<Tensor>> {
+    let _noted = profile::scope(Class::Gemm, x.device());
     if members.is_empty() {
         return Ok(ys);
     }
@@ -79,6 +82,7 @@ pub fn backward_group(
     members: &[Member],
     onto: Option<&Tensor>,
 ) -> Result<Gradients> {
+    let _noted = profile::scope(Class::Gemm, x.device());
     if members.is_empty() {
         let dx = onto.map_or_else(|| x.zeros_like(), |onto| Ok(onto.clone()))?;
         return Ok(Gradients { dx, factors: Vec::new() });

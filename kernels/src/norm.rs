@@ -3,6 +3,7 @@
 //! All three are one core, `normalised`, with a different gain behind it.
 
 use crate::Result;
+use crate::profile::{self, Class};
 use candle_core::{D, DType, Tensor};
 
 /// Which statistics a norm divides by.
@@ -22,6 +23,7 @@ pub fn modulated_layer_norm(
     eps: f64,
     dtype: DType,
 ) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Elementwise, x.device());
     let (x_hat, _) = normalised(x, eps, Kind::Layer)?;
     let gain = (scale_bg1d + 1.0)?;
     let y = by_group(&x_hat, scale_bg1d)?.broadcast_mul(&gain)?.broadcast_add(shift_bg1d)?;
@@ -38,6 +40,7 @@ pub fn modulated_layer_norm_backward(
     eps: f64,
     onto: &Tensor,
 ) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Elementwise, x.device());
     let dy = dy.to_dtype(DType::F32)?;
     let dx_hat = by_group(&dy, scale_bg1d)?.broadcast_mul(&(scale_bg1d + 1.0)?)?;
     onto + normalised_backward(x, &from_group(&dx_hat, &dy)?, eps, Kind::Layer)?.to_dtype(onto.dtype())?
@@ -51,6 +54,7 @@ pub fn affine_layer_norm(
     eps: f64,
     dtype: DType,
 ) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Elementwise, x.device());
     let (x_hat, _) = normalised(x, eps, Kind::Layer)?;
     let y = x_hat.broadcast_mul(&weight.to_dtype(DType::F32)?)?;
     y.broadcast_add(&bias.to_dtype(DType::F32)?)?.to_dtype(dtype)
@@ -64,6 +68,7 @@ pub fn affine_layer_norm_backward(
     eps: f64,
     onto: &Tensor,
 ) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Elementwise, x.device());
     let dx_hat = dy.to_dtype(DType::F32)?.broadcast_mul(&weight.to_dtype(DType::F32)?)?;
     onto + normalised_backward(x, &dx_hat, eps, Kind::Layer)?.to_dtype(onto.dtype())?
 }
@@ -73,6 +78,7 @@ pub fn affine_layer_norm_backward(
 /// `x` [.., d]; normalised in f32, rounded to the dtype of `x`, then times the weight in f32 (the official order,
 /// Wan-Video/Wan2.1 wan/modules/model.py `WanRMSNorm`), then rounded to `dtype`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, dtype: DType) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Elementwise, x.device());
     let (x_hat, _) = normalised(x, eps, Kind::Rms)?;
     let x_hat = x_hat.to_dtype(x.dtype())?.to_dtype(DType::F32)?;
     x_hat.broadcast_mul(&weight.to_dtype(DType::F32)?)?.to_dtype(dtype)
@@ -80,6 +86,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, dtype: DType) -> Result<T
 
 /// The gradient of the input of [`rms_norm`], made in f32 and rounded to the dtype of `x`.
 pub fn rms_norm_backward(x: &Tensor, dy: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Elementwise, x.device());
     let dx_hat = dy.to_dtype(DType::F32)?.broadcast_mul(&weight.to_dtype(DType::F32)?)?;
     normalised_backward(x, &dx_hat, eps, Kind::Rms)?.to_dtype(x.dtype())
 }

@@ -1,6 +1,7 @@
 //! What queries and keys of the self-attention go through: RMSNorm over the model width, then rotary positions.
 
 use crate::Result;
+use crate::profile::{self, Class};
 use crate::{norm, rope};
 use candle_core::{DType, Tensor};
 
@@ -16,6 +17,7 @@ pub fn forward(
     heads: usize,
     eps: f64,
 ) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Elementwise, x_bld.device());
     let (batch, tokens, width) = x_bld.dims3()?;
     let y = norm::rms_norm(x_bld, weight, eps, DType::F32)?.reshape((batch, tokens, heads, width / heads))?;
     rope::forward(&y, cos_lp, sin_lp)?.to_dtype(x_bld.dtype())
@@ -30,6 +32,7 @@ pub fn backward(
     sin_lp: &Tensor,
     eps: f64,
 ) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Elementwise, x_bld.device());
     let dy = rope::backward(&dy_blnh.to_dtype(DType::F32)?, cos_lp, sin_lp)?;
     norm::rms_norm_backward(x_bld, &dy.reshape(x_bld.shape())?, weight, eps)
 }

@@ -8,7 +8,7 @@ use kernels::adamw::Update;
 use kernels::random::Key;
 use kernels::weight::{Format, Weight};
 use models::adapter::{Adapters, LoraConfig};
-use models::dit::{Base, Block, Dit, DitConfig, Keep, Pass};
+use models::dit::{Base, Block, BlockPlan, Dit, DitConfig, Keep, Pass};
 use models::weights::{Frozen, Storage, Weights};
 use proofs::small::{config, micro_batch, open_weights, tensors, velocities, weights};
 use proofs::{assert_same_bits, device, fixture_tensors, randn, tiny_weights};
@@ -165,8 +165,9 @@ fn what_a_block_adds_is_off_by_the_rounding_of_its_matrices() {
     let exact = load(Base::F32);
     let (times, text) = (Tensor::new(&[500f32], &device()).unwrap(), randn("text", (1, 9, 24)));
     let cond = exact.embedder.as_ref().unwrap().conditioning(&times, &text, (2, 6, 8)).unwrap();
-    let pass = Pass { adapters: &none, dropout: None };
-    let added = |block: &Block| (block.forward(&x, &cond, &pass).unwrap().0 - &x).unwrap();
+    let pass = Pass::new(&none, None);
+    let added =
+        |block: &Block| (block.forward(x.clone(), &cond, &pass, Keep::Input).unwrap().0 - &x).unwrap();
     for (frozen, bound) in [(FP8, 0.026 * 3f64.sqrt() * 1.1), (INT8, 0.006 * 3f64.sqrt() * 1.1)] {
         for (n, (coded, exact)) in load(Base::new(frozen)).blocks.iter().zip(&exact.blocks).enumerate() {
             let error = error(&added(coded), &added(exact));
@@ -185,7 +186,7 @@ fn gradients_point_where_they_did() {
     let batch = [micro_batch("gradients", 2, 9, None)];
     let run = |base: Base| {
         let pipeline = whole(&weights(&config), &config, base, &adapters);
-        proofs::small::trained(&pipeline, &batch, Keep::Inputs).1
+        proofs::small::trained(&pipeline, &batch, BlockPlan::default()).1
     };
     let exact = run(Base::F32);
     let bf16 = |storage| Frozen { compute: DType::BF16, storage };
@@ -212,7 +213,7 @@ fn curve(frozen: Frozen) -> Vec<f64> {
     let mut pipeline = whole(&open_weights(&config), &config, Base::new(frozen), &fresh);
     let mut optimizer = Optimizer::new(&pipeline).unwrap();
     let step = |step: u64| {
-        let outcome = pipeline.train(&[noisy(step)], Keep::Inputs).unwrap();
+        let outcome = pipeline.train(&[noisy(step)], &[BlockPlan::default(); 2]).unwrap();
         let norm = checked_norm(&outcome.gradients, optimizer.states().keys()).unwrap();
         let lr = learning_rate(1e-2, LrSchedule::Cosine, 10, STEPS, step);
         let update = Update { lr, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0, step: step + 1 };

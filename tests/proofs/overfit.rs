@@ -4,7 +4,7 @@ use candle_core::Device;
 use data::Cursor;
 use kernels::adamw::Update;
 use models::adapter::Adapters;
-use models::dit::Keep;
+use models::dit::BlockPlan;
 use proofs::project::Project;
 use proofs::small::{config, open_weights, pipeline};
 use trainer::batch::Batches;
@@ -53,11 +53,11 @@ fn a_few_hundred_steps_learn_a_clip() {
     let mut pipeline = pipeline(&dit, &open_weights(&dit), &fresh, &[1, 1]);
     let mut optimizer = Optimizer::new(&pipeline).unwrap();
     let (before, of_zero) = held_out_loss(&batches, &pipeline);
-    let mut cursor = Cursor::default();
+    let (mut cursor, keeping) = (Cursor::default(), vec![BlockPlan::default(); dit.layers]);
     for step in 0..STEPS {
         let data = batches.step(step, cursor, 1).unwrap();
         cursor = data.cursor;
-        let gradients = pipeline.train(&data.micro_batches, Keep::Inputs).unwrap().gradients;
+        let gradients = pipeline.train(&data.micro_batches, &keeping).unwrap().gradients;
         let norm = checked_norm(&gradients, optimizer.states().keys()).unwrap();
         let lr = learning_rate(1e-2, LrSchedule::Cosine, 10, STEPS, step);
         let update = Update { lr, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0, step: step + 1 };

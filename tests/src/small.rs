@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 use kernels::low_rank::Factors;
 use kernels::random::Key;
 use models::adapter::{Adapter, Adapters};
-use models::dit::{Base, DitConfig, Dropout};
+use models::dit::{Base, BlockPlan, DitConfig, Dropout};
 use models::weights::Weights;
 use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline};
 
@@ -126,13 +126,13 @@ pub fn velocities(pipeline: &Pipeline, inputs: &[NetworkInput]) -> Vec<Tensor> {
     predicted.iter().map(|velocity| velocity.to_device(&Device::Cpu).unwrap()).collect()
 }
 
-/// The loss of each micro-batch and every gradient by name, on the CPU.
+/// The loss of each micro-batch and every gradient by name, on the CPU; `plan` is every block's.
 pub fn trained(
     pipeline: &Pipeline,
     batches: &[MicroBatch],
-    keep: models::dit::Keep,
+    plan: BlockPlan,
 ) -> (Vec<f32>, BTreeMap<String, Tensor>) {
-    let outcome = pipeline.train(batches, keep).unwrap();
+    let outcome = pipeline.train(batches, &vec![plan; pipeline.config().layers]).unwrap();
     let losses = outcome.losses.iter().map(|loss| loss.to_scalar().unwrap()).collect();
     let on_cpu =
         |(name, gradient): (&str, &Tensor)| (name.to_owned(), gradient.to_device(&Device::Cpu).unwrap());

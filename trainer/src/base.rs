@@ -11,7 +11,7 @@ use models::weights::{Checkpoint, Weights};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::precision::{self, Float, Held, Place, Precision, Wishes};
+use crate::precision::{self, Float, Held, Precision, Processor, Wishes};
 
 /// Where the base model lies. `folder` alone is enough for a folder in the official or the diffusers layout; the other
 /// keys replace single parts of it.
@@ -69,12 +69,12 @@ pub const MODEL_FPS: f64 = 16.0;
 pub const LATENT_STRIDE: usize = 8;
 
 impl ModelConfig {
-    /// Settles every file, and the precision for a model that runs at `place`. Relative paths are taken from `from`, the
+    /// Settles every file, and the precision for a model that runs on `processor`. Relative paths are taken from `from`, the
     /// folder of the recipe.
     ///
     /// # Errors
     /// A part that is nowhere, naming it, where it was looked for, and the key that would name it.
-    pub fn settle(&self, from: &Path, place: Place) -> Result<BaseModel> {
+    pub fn settle(&self, from: &Path, processor: Processor) -> Result<BaseModel> {
         let folder = self.folder.as_ref().map(|folder| from.join(folder));
         if let Some(folder) = folder.as_deref().filter(|folder| !folder.is_dir()) {
             return Err(Error::NoModelFolder { folder: folder.to_owned() });
@@ -99,7 +99,7 @@ impl ModelConfig {
             tokenizer: part("tokenizer", &self.tokenizer, Layout::tokenizer)?,
             dit,
             dit_config,
-            precision: self.wishes().settle(place),
+            precision: self.wishes().settle(processor),
         })
     }
 }

@@ -5,12 +5,13 @@ use std::ops::Range;
 use candle_core::Device;
 use clap::ValueEnum;
 use kernels::device::{Repeatability, Settings};
+use kernels::inventory::{self, Gpu};
 use kernels::transfer::Route;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
-use crate::precision::Place;
+use crate::precision::Processor;
 
 /// The stages of the pipeline.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -101,13 +102,13 @@ impl DevicesConfig {
     }
 
     /// Whether the stages of a config, settled or not, are GPUs.
-    pub fn place(&self) -> Place {
+    pub fn processor(&self) -> Processor {
         let is_cpu = |name: &str| name == "cpu";
         let any = match self.stages.is_empty() {
             true => is_cpu(default_device()),
             false => self.stages.iter().any(|name| is_cpu(name)),
         };
-        if any { Place::Cpu } else { Place::Gpu }
+        if any { Processor::Cpu } else { Processor::Gpu }
     }
 
     /// How the GPUs of this config are set up.
@@ -135,7 +136,29 @@ pub fn open(name: &str, settings: &Settings) -> Result<Device> {
     match DeviceName::parse(name)? {
         DeviceName::Cpu => Ok(Device::Cpu),
         DeviceName::Cuda(_) if !cfg!(feature = "cuda") => Err(Error::NoCuda { name: name.to_owned() }),
-        DeviceName::Cuda(index) => Ok(kernels::device::open_gpu(index, settings)?),
+        DeviceName::Cuda(index) => {
+            check_gpu(index)?;
+            Ok(kernels::device::open_gpu(index, settings)?)
+        }
+    }
+}
+
+/// Looks at the driver and the GPU before anything is asked of them: their own errors come late and say little.
+fn check_gpu(index: usize) -> Result<()> {
+    let driver = inventory::driver().map_err(|cause| Error::NoGpu { cause })?;
+    if let Some((major, minor)) = inventory::built_for().filter(|built| *built > driver.cuda) {
+        let (can_major, can_minor) = driver.cuda;
+        let cause =
+            format!("built with CUDA {major}.{minor}, the driver runs {can_major}.{can_minor} at most");
+        return Err(Error::OldDriver { cause });
+    }
+    let gpus = inventory::gpus().map_err(|cause| Error::NoGpu { cause })?;
+    match gpus.get(index) {
+        Some(gpu) if gpu.is_new_enough() => Ok(()),
+        Some(Gpu { name, capability: (major, minor), .. }) => Err(Error::NoGpu {
+            cause: format!("cuda:{index}, {name}, has compute capability {major}.{minor}; 8.0 is needed"),
+        }),
+        None => Err(Error::NoGpu { cause: format!("cuda:{index} of {} GPUs", gpus.len()) }),
     }
 }
 

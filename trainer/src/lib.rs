@@ -18,6 +18,7 @@ pub mod forecast;
 pub mod inspect;
 pub mod interrupt;
 pub mod lr;
+pub mod memory;
 pub mod metrics;
 pub mod noise;
 pub mod optim;

@@ -41,14 +41,14 @@ pub enum Float {
 
 /// Where a model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum Processor {
     /// On GPUs alone.
     Gpu,
     /// At least one stage on the CPU: everything is computed in f32.
     Cpu,
 }
 
-impl Place {
+impl Processor {
     /// That of a single device.
     pub fn of(device: &Device) -> Self {
         if device.is_cpu() { Self::Cpu } else { Self::Gpu }
@@ -105,9 +105,9 @@ impl Held {
         }
     }
 
-    fn at(self, place: Place) -> Self {
-        match (self, place) {
-            (Self::Bf16, Place::Cpu) => Self::F32,
+    fn at(self, processor: Processor) -> Self {
+        match (self, processor) {
+            (Self::Bf16, Processor::Cpu) => Self::F32,
             _ => self,
         }
     }
@@ -122,10 +122,10 @@ impl Float {
         }
     }
 
-    fn at(self, place: Place) -> Self {
-        match place {
-            Place::Gpu => self,
-            Place::Cpu => Self::Float32,
+    fn at(self, processor: Processor) -> Self {
+        match processor {
+            Processor::Gpu => self,
+            Processor::Cpu => Self::Float32,
         }
     }
 }
@@ -133,13 +133,13 @@ impl Float {
 impl Wishes {
     /// Settles what is left out: bf16 with an f32 stream. On the CPU bf16 becomes f32 everywhere: it would save memory
     /// at a tenth of the speed.
-    pub fn settle(self, place: Place) -> Precision {
+    pub fn settle(self, processor: Processor) -> Precision {
         Precision {
-            base: self.base.unwrap_or(Held::Bf16).at(place),
-            stream: self.stream.unwrap_or(Float::Float32).at(place),
-            text_base: self.text_base.unwrap_or(Held::Bf16).at(place),
-            vae_base: self.vae_base.unwrap_or(Float::Bfloat16).at(place),
-            compute: Float::Bfloat16.at(place),
+            base: self.base.unwrap_or(Held::Bf16).at(processor),
+            stream: self.stream.unwrap_or(Float::Float32).at(processor),
+            text_base: self.text_base.unwrap_or(Held::Bf16).at(processor),
+            vae_base: self.vae_base.unwrap_or(Float::Bfloat16).at(processor),
+            compute: Float::Bfloat16.at(processor),
         }
     }
 }

@@ -3,7 +3,7 @@
 use candle_core::Device;
 use kernels::adamw::Update;
 use models::adapter::{Adapters, LoraConfig};
-use models::dit::{DitConfig, Keep};
+use models::dit::DitConfig;
 use models::vae::latent_frames;
 use serde_json::{Value, json};
 
@@ -12,6 +12,7 @@ use super::{ClipSize, Repeats, device_name, normal, peak_gib, reset_peak, rounde
 use crate::base::LATENT_STRIDE;
 use crate::devices::DevicesConfig;
 use crate::error::Result;
+use crate::memory::{MemoryConfig, choose};
 use crate::optim::{Optimizer, checked_norm, clip_factor};
 use crate::pipeline::{MicroBatch, NetworkInput, Pipeline};
 use crate::precision::Precision;
@@ -82,10 +83,11 @@ pub fn step(bench: &DitBench, rank: usize, accumulate: usize) -> Result<Value> {
     let weights = vec![1.0 / accumulate as f32];
     let batch = MicroBatch { input, target, weights, mask: None, dropout: None };
     let batches = vec![batch; accumulate];
+    let keeping = choose(&MemoryConfig::default(), config.layers);
     let mut made = 0;
     reset_peak();
     let seconds = timed(bench.repeats, &device, || {
-        let outcome = pipeline.train(&batches, Keep::Inputs)?;
+        let outcome = pipeline.train(&batches, &keeping)?;
         let norm = checked_norm(&outcome.gradients, optimizer.states().keys())?;
         made += 1;
         let update = Update { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: made };

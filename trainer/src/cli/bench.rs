@@ -199,7 +199,7 @@ impl Network {
             false => DitSource::Checkpoint(Path::new(&self.model.model)),
         };
         let devices = self.devices.config();
-        let precision = self.precision.settle(devices.place());
+        let precision = self.precision.settle(devices.processor());
         Ok(DitBench { source, devices, precision, size, repeats: self.times.repeats() })
     }
 }

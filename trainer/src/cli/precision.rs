@@ -7,7 +7,7 @@ use clap::Args;
 use models::weights::Frozen;
 
 use crate::base::ModelConfig;
-use crate::precision::{Float, Held, Place, Precision, Wishes};
+use crate::precision::{Float, Held, Precision, Processor, Wishes};
 
 /// How the parts of a base model are held.
 #[derive(Debug, Args)]
@@ -52,9 +52,9 @@ pub struct DitPrecision {
 }
 
 impl DitPrecision {
-    /// Settled for a model that runs at `place`.
-    pub fn settle(&self, place: Place) -> Precision {
-        Wishes { base: self.base, stream: self.stream, ..Wishes::default() }.settle(place)
+    /// Settled for a model that runs on `processor`.
+    pub fn settle(&self, processor: Processor) -> Precision {
+        Wishes { base: self.base, stream: self.stream, ..Wishes::default() }.settle(processor)
     }
 }
 
@@ -69,7 +69,7 @@ pub struct PartPrecision {
 impl PartPrecision {
     /// Settled for a part that runs on `device`.
     pub fn settle(&self, device: &Device) -> Frozen {
-        Wishes { text_base: self.base, ..Wishes::default() }.settle(Place::of(device)).text()
+        Wishes { text_base: self.base, ..Wishes::default() }.settle(Processor::of(device)).text()
     }
 }
 
@@ -84,7 +84,7 @@ pub struct PartFloat {
 impl PartFloat {
     /// Settled for a part that runs on `device`.
     pub fn settle(&self, device: &Device) -> DType {
-        Wishes { vae_base: self.dtype, ..Wishes::default() }.settle(Place::of(device)).vae()
+        Wishes { vae_base: self.dtype, ..Wishes::default() }.settle(Processor::of(device)).vae()
     }
 }
 
@@ -97,8 +97,8 @@ pub struct ProbePrecision {
 }
 
 impl ProbePrecision {
-    /// For a network that runs at `place`.
-    pub fn frozen(&self, place: Place) -> Frozen {
-        self.base.frozen(Wishes::default().settle(place).compute)
+    /// For a network that runs on `processor`.
+    pub fn frozen(&self, processor: Processor) -> Frozen {
+        self.base.frozen(Wishes::default().settle(processor).compute)
     }
 }

@@ -17,7 +17,7 @@ use crate::base::{self, Part};
 use crate::devices::{self, DevicesConfig};
 use crate::error::Error;
 use crate::pipeline::Pipeline;
-use crate::precision::{Float, Place};
+use crate::precision::{Float, Processor};
 use crate::probe::{self, Inputs, Outputs, train::TrainProbe};
 use crate::solver::{Convention, Schedule, SolverKind};
 use crate::ui::Ui;
@@ -223,7 +223,7 @@ impl DitModel {
     ) -> crate::Result<Pipeline> {
         let stages = self.device.iter().chain(&self.stages).cloned().collect();
         let devices = DevicesConfig { stages, ..DevicesConfig::default() }.settle(config.layers)?;
-        let base = Base::new(self.precision.frozen(devices.place()));
+        let base = Base::new(self.precision.frozen(devices.processor()));
         Pipeline::load(weights, config, &devices.open()?, adapters, base)
     }
 }
@@ -259,7 +259,7 @@ impl TextProbe {
             (None, None) => base::locate(&self.model, Part::Tokenizer)?,
         };
         let device: Device = devices::open(&self.device, &Settings::default())?;
-        let frozen = self.precision.frozen(Place::of(&device));
+        let frozen = self.precision.frozen(Processor::of(&device));
         Ok(TextEncoder::load(&weights, &tokenizer, frozen, &device)?)
     }
 }

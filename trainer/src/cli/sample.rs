@@ -104,7 +104,8 @@ impl Sample {
     pub fn run(&self, ui: &Ui) -> Result<u8> {
         let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
         let requests = self.requests()?;
-        let model = self.precision.model(&self.model).settle("".as_ref(), self.devices.config().place())?;
+        let model =
+            self.precision.model(&self.model).settle("".as_ref(), self.devices.config().processor())?;
         let (config, weights) = model.open_dit()?;
         let adapters = self.adapters()?;
         refuse_foreign(&adapters, &config.adaptable_modules())?;

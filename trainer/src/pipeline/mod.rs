@@ -14,7 +14,7 @@ use std::thread;
 
 use candle_core::{Device, Tensor};
 use models::adapter::Adapters;
-use models::dit::{Base, DitConfig, Gradients, Keep};
+use models::dit::{Base, BlockPlan, DitConfig, Gradients};
 use models::weights::Weights;
 
 pub use micro_batch::{MicroBatch, NetworkInput};
@@ -82,11 +82,13 @@ impl Pipeline {
         &self.stages[0].dit.config // `load` refuses an empty split
     }
 
-    /// Losses and gradients of a step over `batches`.
-    pub fn train(&self, batches: &[MicroBatch], keep: Keep) -> Result<StepOutcome> {
+    /// Losses and gradients of a step over `batches`; `keeping` says what becomes of each of the model's blocks between
+    /// forward and backward.
+    pub fn train(&self, batches: &[MicroBatch], keeping: &[BlockPlan]) -> Result<StepOutcome> {
         let schedule = schedule::one_f_one_b(self.stages.len(), batches.len());
         let outcomes = self.on_threads(|stage, links| {
-            let mut state = Training { batches, keep, losses: Vec::new(), gradients: Gradients::default() };
+            let mut state =
+                Training { batches, keeping, losses: Vec::new(), gradients: Gradients::default() };
             run_stage(stage, links, &schedule[links.index], &mut state)?;
             Ok((state.losses, state.gradients))
         })?;
@@ -142,7 +144,7 @@ impl Pipeline {
 /// What a stage gathers while it trains.
 struct Training<'a> {
     batches: &'a [MicroBatch],
-    keep: Keep,
+    keeping: &'a [BlockPlan],
     losses: Vec<Tensor>,
     gradients: Gradients,
 }
@@ -155,7 +157,7 @@ fn run_stage(stage: &Stage, links: &Links, ops: &[Op], state: &mut Training) -> 
             Op::Forward(m) => {
                 let batch = &state.batches[m];
                 let entry = stage.entry(&batch.input, links.take_forward()?)?;
-                let (passed, held) = stage.forward(batch, entry, state.keep)?;
+                let (passed, held) = stage.forward(batch, entry, state.keeping)?;
                 in_flight.insert(m, held);
                 match passed {
                     Passed::On(boundary) => links.send_forward(boundary)?,
