@@ -4,7 +4,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use models::dit::Keep;
+use models::dit::{BlockPlan, Keep, Place};
 use proofs::small::{adapters, config, micro_batch, pipeline, trained, velocities, weights};
 use proofs::{assert_same_bits, randn};
 use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline};
@@ -30,17 +30,18 @@ fn batches() -> Vec<MicroBatch> {
 #[test]
 fn stages_train_as_one_bit_for_bit() {
     let whole = split_into(&[LAYERS]);
-    let (losses, gradients) = trained(&whole, &batches(), Keep::Inputs);
+    let (losses, gradients) = trained(&whole, &batches(), BlockPlan::default());
     let parameters = 2 * whole.config().adaptable_modules().len();
     assert_eq!((losses.len(), gradients.len()), (batches().len(), parameters));
     for split in SPLITS {
-        for keep in [Keep::Inputs, Keep::All] {
-            let (split_losses, split_gradients) = trained(&split_into(split), &batches(), keep);
+        let parked = BlockPlan { keep: Keep::All, place: Place::Host };
+        for plan in [BlockPlan::default(), parked] {
+            let (split_losses, split_gradients) = trained(&split_into(split), &batches(), plan);
             let bits = |losses: &[f32]| losses.iter().map(|l| l.to_bits()).collect::<Vec<_>>();
-            assert_eq!(bits(&split_losses), bits(&losses), "losses of {split:?}, {keep:?}");
+            assert_eq!(bits(&split_losses), bits(&losses), "losses of {split:?}, {plan:?}");
             assert!(split_gradients.keys().eq(gradients.keys()), "{split:?}: other gradients");
             for (name, gradient) in &gradients {
-                assert_same_bits(&format!("{name} of {split:?}, {keep:?}"), &split_gradients[name], gradient);
+                assert_same_bits(&format!("{name} of {split:?}, {plan:?}"), &split_gradients[name], gradient);
             }
         }
     }
@@ -62,8 +63,8 @@ fn stages_predict_as_one_bit_for_bit() {
 #[test]
 fn a_step_is_a_function_of_its_batches() {
     let pipeline = split_into(&[2, 3]);
-    let (losses, gradients) = trained(&pipeline, &batches(), Keep::Inputs);
-    let (again, gradients_again) = trained(&pipeline, &batches(), Keep::Inputs);
+    let (losses, gradients) = trained(&pipeline, &batches(), BlockPlan::default());
+    let (again, gradients_again) = trained(&pipeline, &batches(), BlockPlan::default());
     assert_eq!(losses, again);
     for (name, gradient) in &gradients {
         assert_same_bits(name, &gradients_again[name], gradient);
@@ -97,7 +98,8 @@ fn an_error_in_a_stage_comes_out_as_its_own() {
                 spoil(&mut batches[at]);
                 let what = format!("{what}, micro-batch {at}, split {split:?}");
                 let error =
-                    answer_in_time(&what, move || pipeline.train(&batches, Keep::Inputs)).unwrap_err();
+                    answer_in_time(&what, move || pipeline.train(&batches, &[BlockPlan::default(); LAYERS]))
+                        .unwrap_err();
                 assert!(!matches!(error, Error::NeighbourStopped), "{what}");
                 assert!(error.to_string().contains(text), "{what}: {error}");
             }
@@ -122,7 +124,7 @@ fn a_split_must_cover_every_block_once() {
     let (weights, none) = (weights(&config), Default::default());
     let load = |ranges: &[std::ops::Range<usize>]| {
         let split: Vec<_> = ranges.iter().map(|range| (proofs::device(), range.clone())).collect();
-        Pipeline::load(&weights, &config, &split, &none, candle_core::DType::F32)
+        Pipeline::load(&weights, &config, &split, &none, models::dit::Base::F32)
     };
     let (short, late) = (0..4, 1..5);
     let alone = [std::slice::from_ref(&short), std::slice::from_ref(&late), &[]];

@@ -6,9 +6,9 @@ use proofs::project::Project;
 use trainer::bytes::Bytes;
 use trainer::devices::Transfer;
 use trainer::lr::LrSchedule;
+use trainer::memory::KeepConfig;
 use trainer::noise::{Distribution, Weighting};
 use trainer::plan::{Overrides, Plan, Planned};
-use trainer::recipe::KeepConfig;
 
 fn planned(captions: &[&str], settings: &str) -> (Project, Planned) {
     let project = Project::new(&proofs::fixture(""), captions, settings);
@@ -71,7 +71,7 @@ fn every_changed_setting_is_named() {
         ("optimizer.schedule", |p| p.optimizer.schedule = LrSchedule::Cosine),
         ("run.seed", |p| p.run.seed = 43),
         ("sample.clips.1.guidance", |p| p.sample.clips[1].guidance = 4.999),
-        ("train.keep", |p| p.train.keep = KeepConfig::All),
+        ("memory.keep", |p| p.memory.keep = KeepConfig::All),
         ("train.timesteps.distribution", |p| p.train.timesteps.distribution = Distribution::Uniform),
         ("train.timesteps.min", |p| p.train.timesteps.min = 1e-9),
         ("train.timesteps.weighting", |p| p.train.timesteps.weighting = Weighting::Bsmntw),

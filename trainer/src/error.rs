@@ -19,7 +19,7 @@ pub enum Error {
     /// A GPU has no room for a tensor.
     #[error(
         "the GPU's memory ran out: `tandem plan` tells what the recipe needs; fewer or smaller frames (data.frames, \
-         data.sizes), train.batch = 1, train.keep = \"inputs\" or another stage in devices.stages need less, and \
+         data.sizes), train.batch = 1, memory.keep = \"inputs\" or another stage in devices.stages need less, and \
          devices.memory_limit may have been set too low ({cause})"
     )]
     OutOfMemory {

@@ -13,6 +13,7 @@ use crate::base::{self, BaseModel};
 use crate::bytes::Bytes;
 use crate::devices::DevicesConfig;
 use crate::error::{Error, Result};
+use crate::memory::MemoryConfig;
 use crate::optim::OptimizerConfig;
 use crate::prompt::ClipRequest;
 use crate::recipe::{CheckpointConfig, ExportConfig, Recipe, TrainConfig};
@@ -40,6 +41,8 @@ pub struct Plan {
     pub optimizer: OptimizerConfig,
     /// Stages with their blocks.
     pub devices: DevicesConfig,
+    /// What a training step keeps, and where.
+    pub memory: MemoryConfig,
     /// When the state is saved.
     pub checkpoint: CheckpointConfig,
     /// The clips.
@@ -136,7 +139,7 @@ impl Plan {
         overrides.apply(&mut recipe);
         let from = path.parent().unwrap_or(Path::new(""));
         check_numbers(&recipe)?;
-        let model = recipe.model.settle(from)?;
+        let model = recipe.model.settle(from, recipe.devices.processor())?;
         let (dit, _) = model.open_dit()?;
         model.check_encoders()?;
 
@@ -182,6 +185,7 @@ impl Plan {
             adapter,
             train,
             optimizer: recipe.optimizer,
+            memory: recipe.memory,
             checkpoint: recipe.checkpoint,
             sample,
             export: recipe.export,
@@ -289,6 +293,7 @@ fn check_numbers(recipe: &Recipe) -> Result<()> {
         return refuse("checkpoint.keep_last", "must be at least 1");
     }
     train.timesteps.check()?;
+    recipe.memory.check()?;
     recipe.optimizer.check()
 }
 

@@ -12,9 +12,9 @@ use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use models::adapter::Adapters;
-use models::dit::{DitConfig, Gradients, Keep};
+use models::dit::{Base, BlockPlan, DitConfig, Gradients};
 use models::weights::Weights;
 
 pub use micro_batch::{MicroBatch, NetworkInput};
@@ -40,7 +40,7 @@ pub struct StepOutcome {
 }
 
 impl Pipeline {
-    /// Reads the model onto `devices`, one consecutive range of blocks each.
+    /// Reads the model onto the devices of `split`, one consecutive range of blocks each, held as `base` says.
     ///
     /// # Errors
     /// Weights that cannot be read; and a split that does not cover the blocks once, in order.
@@ -49,7 +49,7 @@ impl Pipeline {
         config: &DitConfig,
         split: &[(Device, Range<usize>)],
         adapters: &Adapters,
-        dtype: DType,
+        base: Base,
     ) -> Result<Self> {
         let mut next = 0;
         for (_, range) in split {
@@ -62,7 +62,7 @@ impl Pipeline {
             return Err(Error::Split { layers: config.layers });
         }
         let load = |(device, range): &(Device, Range<usize>)| {
-            Stage::load(weights, config, range.clone(), adapters, dtype, device)
+            Stage::load(weights, config, range.clone(), adapters, base, device)
         };
         Ok(Self { stages: split.iter().map(load).collect::<Result<_>>()? })
     }
@@ -82,11 +82,13 @@ impl Pipeline {
         &self.stages[0].dit.config // `load` refuses an empty split
     }
 
-    /// Losses and gradients of a step over `batches`.
-    pub fn train(&self, batches: &[MicroBatch], keep: Keep) -> Result<StepOutcome> {
+    /// Losses and gradients of a step over `batches`; `keeping` says what becomes of each of the model's blocks between
+    /// forward and backward.
+    pub fn train(&self, batches: &[MicroBatch], keeping: &[BlockPlan]) -> Result<StepOutcome> {
         let schedule = schedule::one_f_one_b(self.stages.len(), batches.len());
         let outcomes = self.on_threads(|stage, links| {
-            let mut state = Training { batches, keep, losses: Vec::new(), gradients: Gradients::default() };
+            let mut state =
+                Training { batches, keeping, losses: Vec::new(), gradients: Gradients::default() };
             run_stage(stage, links, &schedule[links.index], &mut state)?;
             Ok((state.losses, state.gradients))
         })?;
@@ -142,7 +144,7 @@ impl Pipeline {
 /// What a stage gathers while it trains.
 struct Training<'a> {
     batches: &'a [MicroBatch],
-    keep: Keep,
+    keeping: &'a [BlockPlan],
     losses: Vec<Tensor>,
     gradients: Gradients,
 }
@@ -155,7 +157,7 @@ fn run_stage(stage: &Stage, links: &Links, ops: &[Op], state: &mut Training) -> 
             Op::Forward(m) => {
                 let batch = &state.batches[m];
                 let entry = stage.entry(&batch.input, links.take_forward()?)?;
-                let (passed, held) = stage.forward(batch, entry, state.keep)?;
+                let (passed, held) = stage.forward(batch, entry, state.keeping)?;
                 in_flight.insert(m, held);
                 match passed {
                     Passed::On(boundary) => links.send_forward(boundary)?,

@@ -2,9 +2,11 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
+use kernels::transfer::HostStore;
 use models::adapter::Adapters;
-use models::dit::{Conditioning, Dit, DitConfig, Dropout, Gradients, Keep, Kept, Pass};
+use models::dit::pass::FFN_TOKENS;
+use models::dit::{Base, BlockPlan, Conditioning, Dit, DitConfig, Dropout, Gradients, Keeping, Kept, Pass};
 use models::weights::Weights;
 
 use super::micro_batch::{MicroBatch, NetworkInput};
@@ -19,6 +21,9 @@ pub struct Stage {
     pub dit: Dit,
     /// The adapters of these blocks.
     pub adapters: Adapters,
+    /// The most tokens of a sample that go through a feed-forward layer at once.
+    pub ffn_tokens: usize,
+    store: HostStore,
 }
 
 /// What a stage hands to the next one: the stream, and the conditioning that came with it.
@@ -47,13 +52,14 @@ impl Stage {
         config: &DitConfig,
         range: Range<usize>,
         adapters: &Adapters,
-        dtype: DType,
+        base: Base,
         device: &Device,
     ) -> Result<Self> {
-        let dit = Dit::load(weights, config, range.clone(), dtype, device)?;
+        let dit = Dit::load(weights, config, range.clone(), base, device)?;
         let is_here =
             |module: &str| models::names::split_block(module).is_some_and(|(n, _)| range.contains(&n));
-        Ok(Self { device: device.clone(), dit, adapters: adapters.part(device, is_here)? })
+        let (adapters, store) = (adapters.part(device, is_here)?, HostStore::new(device)?);
+        Ok(Self { device: device.clone(), dit, adapters, ffn_tokens: FFN_TOKENS, store })
     }
 
     /// The stream and conditioning at the first block of this stage: embedded here, or taken over the boundary.
@@ -74,11 +80,11 @@ impl Stage {
 
     /// Forward without a backward to come. The last stage gives the velocity, the others the boundary.
     pub(super) fn forward_only(&self, input: &NetworkInput, entry: Boundary) -> Result<Passed> {
-        let pass = Pass { adapters: &self.adapters, dropout: None };
-        let x_bld = self.dit.through(&entry.x_bld, &entry.cond, &pass)?;
+        let Boundary { x_bld, cond } = entry;
+        let x_bld = self.dit.through(x_bld, &cond, &self.pass(&None))?;
         match &self.dit.head {
-            Some(head) => Ok(Passed::Velocity(head.forward(&x_bld, &entry.cond, input.grid()?)?)),
-            None => Ok(Passed::On(Boundary { x_bld, cond: entry.cond })),
+            Some(head) => Ok(Passed::Velocity(head.forward(&x_bld, &cond, input.grid()?)?)),
+            None => Ok(Passed::On(Boundary { x_bld, cond })),
         }
     }
 
@@ -87,10 +93,11 @@ impl Stage {
         &self,
         batch: &MicroBatch,
         entry: Boundary,
-        keep: Keep,
+        keeping: &[BlockPlan],
     ) -> Result<(Passed, InFlight)> {
         let Boundary { x_bld, cond } = entry;
-        let (x_bld, kept) = self.dit.through_keeping(&x_bld, &cond, &self.pass(&batch.dropout), keep)?;
+        let keeping = Keeping { plans: keeping, store: &self.store };
+        let (x_bld, kept) = self.dit.through_keeping(x_bld, &cond, &self.pass(&batch.dropout), &keeping)?;
         let Some(head) = &self.dit.head else {
             let passed = Passed::On(Boundary { x_bld, cond: cond.clone() });
             return Ok((passed, InFlight { cond, kept, end: None }));
@@ -127,7 +134,7 @@ impl Stage {
     }
 
     fn pass<'a>(&'a self, dropout: &'a Option<Dropout>) -> Pass<'a> {
-        Pass { adapters: &self.adapters, dropout: dropout.as_ref() }
+        Pass::new(&self.adapters, dropout.as_ref()).with_ffn_tokens(self.ffn_tokens)
     }
 }
 

@@ -10,7 +10,6 @@ mod summary;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use candle_core::DType;
 use models::adapter::Adapters;
 
 pub use folder::{RunFolder, changed_settings};
@@ -76,7 +75,7 @@ pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &
     let (dit, weights) = plan.model.open_dit()?;
     let split = plan.devices.open()?;
     let fresh = Adapters::fresh(&planned.targets, &plan.adapter, plan.run.seed, &candle_core::Device::Cpu)?;
-    let pipeline = Pipeline::load(&weights, &dit, &split, &fresh, DType::F32)?;
+    let pipeline = Pipeline::load(&weights, &dit, &split, &fresh, plan.model.precision.dit())?;
     let mut optimizer = Optimizer::new(&pipeline)?;
     let mut progress = Progress::default();
     if let Some(path) = checkpoint::newest(&folder.checkpoints())? {

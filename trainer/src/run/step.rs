@@ -9,6 +9,7 @@ use super::Run;
 use crate::checkpoint::Progress;
 use crate::error::{Error, Result};
 use crate::lr::learning_rate;
+use crate::memory::choose;
 use crate::metrics::StepRow;
 use crate::optim::{checked_norm, clip_factor};
 
@@ -22,7 +23,8 @@ impl Run<'_> {
         let (plan, Progress { step, cursor, .. }) = (self.plan, self.progress);
 
         let data = self.batches.step(step, cursor, plan.train.accumulate)?;
-        let outcome = self.pipeline.train(&data.micro_batches, plan.train.keep.into())?;
+        let keeping = choose(&plan.memory, self.pipeline.config().layers);
+        let outcome = self.pipeline.train(&data.micro_batches, &keeping)?;
 
         let loss = summed(&outcome.losses)?;
         if !loss.is_finite() {
