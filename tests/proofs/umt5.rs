@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use models::text::TextEncoder;
 use models::umt5::{Umt5, bucket};
 use proofs::{device, fixture};

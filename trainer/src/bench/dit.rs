@@ -61,7 +61,7 @@ impl DitBench<'_> {
         let [channels, frames, height, width] = self.latent_shape(config);
         Ok(NetworkInput {
             x_bcthw: normal("x", &[1, channels, frames, height, width], device)?,
-            timestep: candle_core::Tensor::new(&[500f32], device)?,
+            timestep: candle_core::Tensor::new(&[500f32], &Device::Cpu)?,
             text_bsd: normal("text", &[1, config.text_len, config.text_dim], device)?,
         })
     }
