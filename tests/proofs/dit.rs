@@ -7,7 +7,7 @@ use kernels::adamw;
 use kernels::transfer::HostStore;
 use models::adapter::{Adapter, Adapters};
 use models::dit::ffn::{Chunk, chunks};
-use models::dit::{BlockPlan, Dit, Dropout, Gradients, Keep, Keeping, Pass, Place, embed, rope};
+use models::dit::{Base, BlockPlan, Dit, Dropout, Gradients, Keep, Keeping, Pass, Place, embed, rope};
 use models::names;
 use proofs::{
     Tolerance, assert_close, assert_same_bits, device, fixture_json, fixture_tensors, randn, tiny_dit,
@@ -76,7 +76,7 @@ fn diffusers_weights_are_the_official_ones() {
     let io = fixture_tensors("dit/t2v/io.safetensors");
     let none = Adapters::default();
     let (config, weights) = tiny_weights("diffusers");
-    let dit = Dit::load(&weights, &config, 0..config.layers, models::dit::Base::F32, &device()).unwrap();
+    let dit = Dit::load(&weights, &config, 0..config.layers, Base::F32, &device()).unwrap();
     let run = |dit| forward(dit, &io["input"], &io["timestep"], &io["context"], &pass(&none)).0;
     assert_same_bits("output", &run(&dit), &run(&tiny_dit()));
 }

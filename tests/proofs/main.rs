@@ -2,6 +2,7 @@
 
 mod accumulate;
 mod adapter_files;
+mod base;
 mod data_cache;
 mod data_decode;
 mod data_pipeline;

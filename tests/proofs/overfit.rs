@@ -1,13 +1,12 @@
 //! Training learns: a few hundred steps on one clip, from its file to the optimiser, and the model knows the clip.
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use data::Cursor;
 use kernels::adamw::Update;
 use models::adapter::Adapters;
-use models::dit::{BlockPlan, DitConfig};
-use models::weights::Weights;
+use models::dit::BlockPlan;
 use proofs::project::Project;
-use proofs::small::{config, pipeline, tensors};
+use proofs::small::{config, open_weights, pipeline};
 use trainer::batch::Batches;
 use trainer::interrupt::Interrupt;
 use trainer::lr::{LrSchedule, learning_rate};
@@ -31,35 +30,6 @@ fn held_out_loss(batches: &Batches, pipeline: &Pipeline) -> (f64, f64) {
         of_zero += mean_square(sample.target.clone());
     }
     (loss, of_zero)
-}
-
-/// Random weights whose head undoes the patch embedding, so that noise can pass: an adapter of a rank below the 64
-/// numbers of a patch could not learn that, and no pretrained model asks it to.
-fn open_weights(dit: &DitConfig) -> Weights {
-    let mut tensors = tensors(dit);
-    let patch = tensors["patch_embedding.weight"].flatten_from(1).unwrap();
-    let mut columns: Vec<Vec<f32>> = patch.t().unwrap().to_vec2().unwrap();
-    for i in 0..columns.len() {
-        let (done, rest) = columns.split_at_mut(i);
-        let column = &mut rest[0];
-        for other in done.iter() {
-            let along: f32 = column.iter().zip(other).map(|(a, b)| a * b).sum();
-            column.iter_mut().zip(other).for_each(|(a, b)| *a -= along * b);
-        }
-        let length = column.iter().map(|a| a * a).sum::<f32>().sqrt();
-        column.iter_mut().for_each(|a| *a /= length);
-    }
-    // A patch is (channel, row, column), a row of the head (row, column, channel).
-    let head: Vec<f32> = (0..64).flat_map(|row| columns[row % 16 * 4 + row / 16].clone()).collect();
-    let embedding: Vec<f32> = columns.concat();
-    let device = proofs::device();
-    let embedding = Tensor::from_vec(embedding, (64, dit.dim), &device).unwrap().t().unwrap();
-    let embedding = embedding.reshape((dit.dim, 16, 1, 2, 2)).unwrap();
-    tensors.insert("patch_embedding.weight".to_owned(), embedding);
-    let scale = (64.0 / dit.dim as f64).sqrt();
-    let head = (Tensor::from_vec(head, (64, dit.dim), &device).unwrap() * scale).unwrap();
-    tensors.insert("head.head.weight".to_owned(), head);
-    Weights::from_tensors(tensors)
 }
 
 /// The same clip lies in the folder twice: one is trained, the other held out to measure on.

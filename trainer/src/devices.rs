@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
+use crate::precision::Processor;
 
 /// The stages of the pipeline.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -98,6 +99,16 @@ impl DevicesConfig {
             next += blocks;
         }
         Ok(stages)
+    }
+
+    /// Whether the stages of a config, settled or not, are GPUs.
+    pub fn processor(&self) -> Processor {
+        let is_cpu = |name: &str| name == "cpu";
+        let any = match self.stages.is_empty() {
+            true => is_cpu(default_device()),
+            false => self.stages.iter().any(|name| is_cpu(name)),
+        };
+        if any { Processor::Cpu } else { Processor::Gpu }
     }
 
     /// How the GPUs of this config are set up.

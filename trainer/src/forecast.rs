@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use models::dit::{Base, DitConfig};
+use models::dit::DitConfig;
 use serde::Serialize;
 
 use crate::bytes::Bytes;
@@ -81,7 +81,7 @@ pub fn forecast(planned: &Planned) -> Result<Forecast> {
         stages.push(StageMemory {
             device: device.clone(),
             blocks: (range.start, range.end),
-            weights: Base::F32.bytes(dit, &range),
+            weights: plan.model.precision.dit().bytes(dit, &range),
             adapters: factors * 4 * F32,
             kept: in_flight * *blocks as u64 * per_block,
             replay: batch * replay_of_block(dit, tokens, plan.memory.ffn_tokens as u64),

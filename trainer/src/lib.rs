@@ -24,6 +24,7 @@ pub mod noise;
 pub mod optim;
 pub mod pipeline;
 pub mod plan;
+pub mod precision;
 pub mod probe;
 pub mod prompt;
 pub mod recipe;

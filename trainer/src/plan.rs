@@ -139,7 +139,7 @@ impl Plan {
         overrides.apply(&mut recipe);
         let from = path.parent().unwrap_or(Path::new(""));
         check_numbers(&recipe)?;
-        let model = recipe.model.settle(from)?;
+        let model = recipe.model.settle(from, recipe.devices.processor())?;
         let (dit, _) = model.open_dit()?;
         model.check_encoders()?;
 

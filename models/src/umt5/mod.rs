@@ -25,6 +25,7 @@ const EPSILON: f64 = 1e-6;
 #[derive(Debug)]
 pub struct Umt5 {
     sizes: Umt5Sizes,
+    frozen: Frozen,
     embedding: Tensor,
     layers: Vec<Layer>,
     norm: Tensor,
@@ -104,6 +105,7 @@ impl Umt5 {
             layers: (0..sizes.layers).map(layer).collect::<Result<_>>()?,
             norm: weights.tensor("norm.weight", dtype, device)?,
             fingerprint: weights.fingerprint()?,
+            frozen,
             sizes,
         })
     }
@@ -111,6 +113,16 @@ impl Umt5 {
     /// The sizes of this encoder.
     pub fn sizes(&self) -> &Umt5Sizes {
         &self.sizes
+    }
+
+    /// How the weights are held.
+    pub fn frozen(&self) -> Frozen {
+        self.frozen
+    }
+
+    /// Where they lie.
+    pub fn device(&self) -> &Device {
+        self.embedding.device()
     }
 
     /// A text that identifies the weights, for the keys of caches.

@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::memory::{MemoryConfig, choose};
 use crate::optim::{Optimizer, checked_norm, clip_factor};
 use crate::pipeline::{MicroBatch, NetworkInput, Pipeline};
+use crate::precision::Precision;
 
 /// A measurement of the DiT.
 #[derive(Debug, Clone)]
@@ -23,6 +24,8 @@ pub struct DitBench<'a> {
     pub source: DitSource<'a>,
     /// Stages, not yet settled.
     pub devices: DevicesConfig,
+    /// How the model is held.
+    pub precision: Precision,
     /// The clip.
     pub size: ClipSize,
     /// How often.
@@ -45,8 +48,7 @@ impl DitBench<'_> {
             Some(lora) => Adapters::fresh(&lora.select(&config.adaptable_modules())?, lora, 0, &Device::Cpu)?,
             None => Adapters::default(),
         };
-        let pipeline =
-            Pipeline::load(&weights, &config, &devices.open()?, &adapters, models::dit::Base::F32)?;
+        let pipeline = Pipeline::load(&weights, &config, &devices.open()?, &adapters, self.precision.dit())?;
         let [_, frames, height, width] = self.latent_shape(&config);
         let tokens = config.tokens(frames, height, width);
         Ok(Ready { name, config, pipeline, tokens })
@@ -98,7 +100,7 @@ pub fn step(bench: &DitBench, rank: usize, accumulate: usize) -> Result<Value> {
     let useful = accumulate as f64 * (2.0 * linear + 3.5 * attention);
     Ok(json!({
         "what": "train", "model": name, "device": device_name(&device), "stages": pipeline.stages().len(),
-        "weights": "f32", "frames": bench.size.frames, "size": bench.size.label(), "tokens": tokens,
+        "weights": bench.precision.base.name(), "stream": bench.precision.stream, "frames": bench.size.frames, "size": bench.size.label(), "tokens": tokens,
         "accumulate": accumulate, "rank": rank, "s_per_step": rounded(seconds, 4),
         "useful_tflops": rounded(useful / seconds / 1e12, 4), "peak_gib": peak_gib(&device),
     }))
@@ -117,7 +119,7 @@ pub fn forward(bench: &DitBench) -> Result<Value> {
     let (linear, attention) = flops(&config, tokens);
     Ok(json!({
         "what": "infer", "model": name, "device": device_name(&device), "stages": pipeline.stages().len(),
-        "weights": "f32", "attention": "chunked", "frames": bench.size.frames, "size": bench.size.label(),
+        "weights": bench.precision.base.name(), "stream": bench.precision.stream, "attention": "chunked", "frames": bench.size.frames, "size": bench.size.label(),
         "tokens": tokens, "s_per_forward": rounded(seconds, 4),
         "tflops": rounded((linear + attention) / seconds / 1e12, 4), "peak_gib": peak_gib(&device),
     }))

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use candle_core::{DType, Device};
 use clap::{Args, Subcommand};
 use models::umt5::Umt5;
 use models::vae::Vae;
 
 use super::devices::{OneDevice, StageDevices};
+use super::precision::{DitPrecision, PartFloat, PartPrecision};
 use crate::base::{self, Part};
 use crate::bench::{self, ClipSize, DitBench, DitSource, Repeats, VaeBench};
 use crate::error::Error;
@@ -78,6 +78,8 @@ struct Network {
     #[command(flatten)]
     size: Size,
     #[command(flatten)]
+    precision: DitPrecision,
+    #[command(flatten)]
     devices: StageDevices,
     #[command(flatten)]
     times: Times,
@@ -113,6 +115,8 @@ struct AttentionBench {
     #[arg(long, default_value_t = 128)]
     head_size: usize,
     #[command(flatten)]
+    float: PartFloat,
+    #[command(flatten)]
     device: OneDevice,
     #[command(flatten)]
     times: Times,
@@ -132,6 +136,8 @@ struct VaeArguments {
     #[arg(long)]
     tiled: bool,
     #[command(flatten)]
+    float: PartFloat,
+    #[command(flatten)]
     device: OneDevice,
     #[command(flatten)]
     times: Times,
@@ -149,6 +155,8 @@ struct TextBench {
     #[arg(long, default_value_t = 512)]
     tokens: usize,
     #[command(flatten)]
+    precision: PartPrecision,
+    #[command(flatten)]
     device: OneDevice,
     #[command(flatten)]
     times: Times,
@@ -159,6 +167,8 @@ struct LoadBench {
     /// A file of weights, or a folder of shards.
     #[arg(long)]
     model: PathBuf,
+    #[command(flatten)]
+    precision: PartPrecision,
     #[command(flatten)]
     device: OneDevice,
     #[command(flatten)]
@@ -171,12 +181,10 @@ impl Bench {
         let row = match &self.part {
             BenchPart::Step(step) => bench::step(&step.network.bench()?, step.rank, step.accumulate.max(1))?,
             BenchPart::Forward(forward) => bench::forward(&forward.network.bench()?)?,
-            BenchPart::Attention(a) => {
-                bench::attention(a.tokens, a.heads, a.head_size, a.times.repeats(), &a.device.open()?)?
-            }
+            BenchPart::Attention(a) => a.measure()?,
             BenchPart::Vae(vae) => vae.measure()?,
             BenchPart::Text(text) => text.measure()?,
-            BenchPart::Load(load) => bench::load(&load.model, load.times.repeats(), &load.device.open()?)?,
+            BenchPart::Load(load) => load.measure()?,
         };
         ui.tell(&row.to_string(), &row);
         Ok(0)
@@ -190,16 +198,34 @@ impl Network {
             true => DitSource::Preset(&self.model.model),
             false => DitSource::Checkpoint(Path::new(&self.model.model)),
         };
-        Ok(DitBench { source, devices: self.devices.config(), size, repeats: self.times.repeats() })
+        let devices = self.devices.config();
+        let precision = self.precision.settle(devices.processor());
+        Ok(DitBench { source, devices, precision, size, repeats: self.times.repeats() })
+    }
+}
+
+impl AttentionBench {
+    fn measure(&self) -> crate::Result<serde_json::Value> {
+        let device = self.device.open()?;
+        let (dtype, repeats) = (self.float.settle(&device), self.times.repeats());
+        bench::attention(self.tokens, self.heads, self.head_size, dtype, repeats, &device)
+    }
+}
+
+impl LoadBench {
+    fn measure(&self) -> crate::Result<serde_json::Value> {
+        let device = self.device.open()?;
+        bench::load(&self.model, self.precision.settle(&device), self.times.repeats(), &device)
     }
 }
 
 impl VaeArguments {
     fn measure(&self) -> crate::Result<serde_json::Value> {
         let device = self.device.open()?;
+        let dtype = self.float.settle(&device);
         let vae = match self.random_weights {
-            true => Vae::seeded(bench::vae_preset(&self.model)?, 0, DType::F32, &device)?,
-            false => Vae::load(&base::locate(Path::new(&self.model), Part::Vae)?, None, DType::F32, &device)?,
+            true => Vae::seeded(bench::vae_preset(&self.model)?, 0, dtype, &device)?,
+            false => Vae::load(&base::locate(Path::new(&self.model), Part::Vae)?, None, dtype, &device)?,
         };
         let size = self.size.checked(vae.sizes().spatial_ratio())?;
         let tiling = bench::usual_tiles(self.tiled);
@@ -209,15 +235,16 @@ impl VaeArguments {
 
 impl TextBench {
     fn measure(&self) -> crate::Result<serde_json::Value> {
-        let device: Device = self.device.open()?;
+        let device = self.device.open()?;
+        let frozen = self.precision.settle(&device);
         let umt5 = match self.random_weights {
-            true => Umt5::seeded(bench::umt5_preset(&self.model)?, 0, models::weights::Frozen::F32, &device)?,
+            true => Umt5::seeded(bench::umt5_preset(&self.model)?, 0, frozen, &device)?,
             false => {
                 let path = base::locate(Path::new(&self.model), Part::TextEncoder)?;
-                Umt5::load(&path, models::weights::Frozen::F32, &device)?
+                Umt5::load(&path, frozen, &device)?
             }
         };
-        bench::text(&self.model, &umt5, self.tokens, self.times.repeats(), &device)
+        bench::text(&self.model, &umt5, self.tokens, self.times.repeats())
     }
 }
 

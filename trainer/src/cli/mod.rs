@@ -7,6 +7,7 @@ mod doctor;
 mod export;
 mod inspect;
 mod plan;
+mod precision;
 mod probe;
 mod sample;
 mod train;

@@ -3,20 +3,21 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use candle_core::{DType, Device};
+use candle_core::Device;
 use clap::{Args, Subcommand};
+use kernels::device::Settings;
 use models::adapter::Adapters;
-use models::dit::DitConfig;
+use models::dit::{Base, DitConfig};
 use models::text::TextEncoder;
 use models::vae::{Tiles, Tiling, Vae};
 use models::weights::Weights;
 
+use super::precision::ProbePrecision;
 use crate::base::{self, Part};
-use kernels::device::Settings;
-
 use crate::devices::{self, DevicesConfig};
 use crate::error::Error;
 use crate::pipeline::Pipeline;
+use crate::precision::{Float, Processor};
 use crate::probe::{self, Inputs, Outputs, train::TrainProbe};
 use crate::solver::{Convention, Schedule, SolverKind};
 use crate::ui::Ui;
@@ -70,6 +71,8 @@ struct DitModel {
     /// Devices of the stages of the pipeline, such as cpu,cpu.
     #[arg(long, value_delimiter = ',')]
     stages: Vec<String>,
+    #[command(flatten)]
+    precision: ProbePrecision,
 }
 
 #[derive(Debug, Args)]
@@ -90,6 +93,9 @@ struct VaeProbe {
     config: Option<PathBuf>,
     #[command(flatten)]
     files: Files,
+    /// What the VAE is held and computed in.
+    #[arg(long, value_enum, default_value_t = Float::Float32)]
+    dtype: Float,
     /// Code in tiles.
     #[arg(long)]
     tiled: bool,
@@ -118,6 +124,8 @@ struct TextProbe {
     /// Safetensors file for the tensors that come out.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
+    #[command(flatten)]
+    precision: ProbePrecision,
     /// cpu, cuda:0, ...
     #[arg(long, default_value = "cpu")]
     device: String,
@@ -215,7 +223,8 @@ impl DitModel {
     ) -> crate::Result<Pipeline> {
         let stages = self.device.iter().chain(&self.stages).cloned().collect();
         let devices = DevicesConfig { stages, ..DevicesConfig::default() }.settle(config.layers)?;
-        Pipeline::load(weights, config, &devices.open()?, adapters, models::dit::Base::F32)
+        let base = Base::new(self.precision.frozen(devices.processor()));
+        Pipeline::load(weights, config, &devices.open()?, adapters, base)
     }
 }
 
@@ -225,7 +234,7 @@ impl VaeProbe {
         Ok(Vae::load(
             &path,
             self.config.as_deref(),
-            DType::F32,
+            self.dtype.dtype(),
             &devices::open(&self.device, &Settings::default())?,
         )?)
     }
@@ -250,7 +259,8 @@ impl TextProbe {
             (None, None) => base::locate(&self.model, Part::Tokenizer)?,
         };
         let device: Device = devices::open(&self.device, &Settings::default())?;
-        Ok(TextEncoder::load(&weights, &tokenizer, models::weights::Frozen::F32, &device)?)
+        let frozen = self.precision.frozen(Processor::of(&device));
+        Ok(TextEncoder::load(&weights, &tokenizer, frozen, &device)?)
     }
 }
 

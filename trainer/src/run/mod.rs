@@ -77,7 +77,7 @@ pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &
     let (dit, weights) = plan.model.open_dit()?;
     let split = plan.devices.open()?;
     let fresh = Adapters::fresh(&planned.targets, &plan.adapter, plan.run.seed, &candle_core::Device::Cpu)?;
-    let mut pipeline = Pipeline::load(&weights, &dit, &split, &fresh, models::dit::Base::F32)?;
+    let mut pipeline = Pipeline::load(&weights, &dit, &split, &fresh, plan.model.precision.dit())?;
     pipeline.set_route(plan.devices.transfer.into())?;
     pipeline.set_ffn_tokens(plan.memory.ffn_tokens);
     let mut optimizer = Optimizer::new(&pipeline)?;
