@@ -42,3 +42,18 @@ pub fn step(state: &State, gradient: &Tensor, update: &Update) -> Result<State> 
     let parameter = (parameter - ((&first / &deviation)? * (lr / correction(beta1)))?)?;
     Ok(State { parameter, first, second })
 }
+
+/// One step of many tensors of one device, each by its gradient times `factor`. It may be made in place: nothing else
+/// may lie in the memory of a state's moments, and whoever shares its parameter sees the new one.
+pub fn step_all(items: &mut [(&mut State, &Tensor)], factor: f64, update: &Update) -> Result<()> {
+    for (state, gradient) in items {
+        **state = step(state, &(*gradient * factor)?, update)?;
+    }
+    Ok(())
+}
+
+/// The sum of squares of each of `tensors`, which lie on one device: `[tensors]` f32, not finite where a tensor is not.
+pub fn square_sums(tensors: &[&Tensor]) -> Result<Tensor> {
+    let sums = tensors.iter().map(|tensor| tensor.sqr()?.sum_all());
+    Tensor::stack(&sums.collect::<Result<Vec<_>>>()?, 0)
+}

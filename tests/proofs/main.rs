@@ -11,6 +11,7 @@ mod dit;
 mod export;
 mod gradients;
 mod noise;
+mod optimizer;
 mod overfit;
 mod pipeline;
 mod plan;
