@@ -115,6 +115,30 @@ mod tests {
         assert_eq!(ones.block(u64::MAX), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
     }
 
+    /// The same numbers whatever the dtype, up to its rounding, and whatever the thread that makes them.
+    #[test]
+    fn a_filled_tensor_has_the_deviation_asked_for() -> Result<()> {
+        let key = Key::new(7, "fill", &[]);
+        let filled = fill(&[100, 999], key, 0.02, DType::F32, &Device::Cpu)?.flatten_all()?;
+        let values: Vec<f32> = filled.to_vec1()?;
+        let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / values.len() as f64;
+        let variance =
+            values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / values.len() as f64;
+        // The standard errors are 0.3 and 0.14 per cent of the deviation; five of them.
+        assert!(
+            mean.abs() < 0.02 * 0.016 && (variance.sqrt() / 0.02 - 1.0).abs() < 0.007,
+            "{mean} {variance}"
+        );
+        for (i, value) in values.iter().enumerate().step_by(97) {
+            let u = key.block(i as u64 / 4)[i % 4] >> 8;
+            assert_eq!(*value, (u as f32 / 16_777_216.0 - 0.5) * (12f32.sqrt() * 0.02));
+        }
+        let short = fill(&[100, 999], key, 0.02, DType::BF16, &Device::Cpu)?.to_dtype(DType::F32)?;
+        let rounded = filled.to_dtype(DType::BF16)?.to_dtype(DType::F32)?;
+        assert_eq!(short.flatten_all()?.to_vec1::<f32>()?, rounded.to_vec1::<f32>()?);
+        Ok(())
+    }
+
     #[test]
     fn normals_have_mean_zero_and_variance_one() {
         let values = Key::new(7, "test", &[1, 2]).normals(200_000);
