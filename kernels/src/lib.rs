@@ -21,6 +21,7 @@ pub mod loss;
 pub mod low_rank;
 pub mod norm;
 pub mod profile;
+pub mod norm_rope;
 pub mod random;
 pub mod resample;
 pub mod residual;

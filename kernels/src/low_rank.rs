@@ -1,8 +1,10 @@
 //! The low-rank adapter pair: delta = scale * (x A^T) B^T, as two thin products, never as a full matrix.
+//!
+//! Layers that read the same input (q, k, v) have their A's stacked, so that the input is read once for all of them.
 
 use crate::Result;
-use crate::linear::{flat, forward as product};
-use candle_core::{DType, Tensor};
+use crate::linear::{flat, plus, unflat};
+use candle_core::{D, DType, Tensor};
 
 /// The factors of one adapter, f32 masters. In the GEMM they are cast to the dtype of the input.
 #[derive(Debug, Clone)]
@@ -15,33 +17,106 @@ pub struct Factors {
     pub scale: f64,
 }
 
-/// The gradients of [`forward`].
+/// An adapter of one of several layers that read the same input.
+#[derive(Debug, Clone, Copy)]
+pub struct Member<'a> {
+    /// Which of the layers it belongs to. A layer may have none, or several.
+    pub layer: usize,
+    /// Its factors; ranks may differ.
+    pub factors: &'a Factors,
+}
+
+/// The gradients of one adapter.
 #[derive(Debug, Clone)]
-pub struct Gradients {
-    /// Of the input, [.., in], in the dtype of `x`.
-    pub dx: Tensor,
+pub struct FactorGradients {
     /// Of A, [r, in], f32.
     pub da: Tensor,
     /// Of B, [out, r], f32.
     pub db: Tensor,
 }
 
-/// delta = scale * (x A^T) B^T: `x` [.., in] -> [.., out], in the dtype of `x`.
-pub fn forward(x: &Tensor, factors: &Factors) -> Result<Tensor> {
-    let (a, b) = (factors.a.to_dtype(x.dtype())?, factors.b.to_dtype(x.dtype())?);
-    product(&product(x, &a, None)?, &b, None)? * factors.scale
+/// The gradients of [`forward`] or [`forward_group`].
+#[derive(Debug, Clone)]
+pub struct Gradients {
+    /// Of the input, [.., in], in the dtype of `x`, with what it was to be added onto.
+    pub dx: Tensor,
+    /// Of the factors, in the order of the members.
+    pub factors: Vec<FactorGradients>,
 }
 
-/// The gradients of [`forward`] for `x` [.., in] and `dy` [.., out].
+/// delta = scale * (x A^T) B^T, plus `onto` where one is given: `x` [.., in] -> [.., out], in the dtype of `x`.
+pub fn forward(x: &Tensor, factors: &Factors, onto: Option<&Tensor>) -> Result<Tensor> {
+    let h = flat(x)?.matmul(&factors.a.to_dtype(x.dtype())?.t()?)?;
+    let (y, out_width) = (up(&h, factors)?, factors.b.dim(0)?);
+    plus(unflat(&y, x, out_width)?, onto)
+}
+
+/// The gradients of [`forward`] for `x` [.., in] and `dy` [.., out]; dx comes with `onto` added.
+pub fn backward(x: &Tensor, dy: &Tensor, factors: &Factors, onto: Option<&Tensor>) -> Result<Gradients> {
+    backward_group(x, std::slice::from_ref(dy), &[Member { layer: 0, factors }], onto)
+}
+
+/// Adds every member's delta onto the output of its layer: `x` [.., in], `ys` [.., out] one for each layer.
+pub fn forward_group(x: &Tensor, members: &[Member], mut ys: Vec<Tensor>) -> Result<Vec<Tensor>> {
+    if members.is_empty() {
+        return Ok(ys);
+    }
+    let h = flat(x)?.matmul(&stacked(members, x.dtype())?.t()?)?;
+    for (member, h) in members.iter().zip(by_member(&h, members, 1)?) {
+        let (delta, y) = (up(&h.contiguous()?, member.factors)?, &ys[member.layer]);
+        ys[member.layer] = plus(delta.reshape(y.shape())?, Some(y))?;
+    }
+    Ok(ys)
+}
+
+/// The gradients of [`forward_group`] for `x` [.., in] and `dys` [.., out], one for each layer; dx comes with `onto`
+/// added.
 ///
 /// With h = x A^T and dh = scale * dy B: dB = scale * dy^T h, dA = dh^T x, dx = dh A. h is made again from `x`.
-pub fn backward(x: &Tensor, dy: &Tensor, factors: &Factors) -> Result<Gradients> {
-    let (a, b) = (factors.a.to_dtype(x.dtype())?, factors.b.to_dtype(x.dtype())?);
-    let (x_flat, dy_flat) = (flat(x)?, (flat(&dy.to_dtype(x.dtype())?)? * factors.scale)?);
+pub fn backward_group(
+    x: &Tensor,
+    dys: &[Tensor],
+    members: &[Member],
+    onto: Option<&Tensor>,
+) -> Result<Gradients> {
+    if members.is_empty() {
+        let dx = onto.map_or_else(|| x.zeros_like(), |onto| Ok(onto.clone()))?;
+        return Ok(Gradients { dx, factors: Vec::new() });
+    }
+    let (x_flat, a) = (flat(x)?, stacked(members, x.dtype())?);
     let h = x_flat.matmul(&a.t()?)?;
-    let dh = dy_flat.matmul(&b)?;
-    let db = dy_flat.t()?.matmul(&h)?.to_dtype(DType::F32)?;
+    let (mut dhs, mut dbs) = (Vec::new(), Vec::new());
+    for (member, h) in members.iter().zip(by_member(&h, members, 1)?) {
+        let (dy, scale) = (flat(&dys[member.layer])?.to_dtype(x.dtype())?, member.factors.scale);
+        dhs.push((dy.matmul(&member.factors.b.to_dtype(x.dtype())?)? * scale)?);
+        dbs.push((dy.t()?.matmul(&h.contiguous()?)?.to_dtype(DType::F32)? * scale)?);
+    }
+    let dh = Tensor::cat(&dhs, 1)?;
     let da = dh.t()?.matmul(&x_flat)?.to_dtype(DType::F32)?;
-    let dx = dh.matmul(&a)?.reshape(x.shape())?;
-    Ok(Gradients { dx, da, db })
+    let das = by_member(&da, members, 0)?;
+    let dx = plus(unflat(&dh.matmul(&a)?, x, x.dim(D::Minus1)?)?, onto)?;
+    let factors = das.into_iter().zip(dbs).map(|(da, db)| FactorGradients { da, db }).collect();
+    Ok(Gradients { dx, factors })
+}
+
+/// scale * h B^T: `h` [rows, r] -> [rows, out].
+fn up(h: &Tensor, factors: &Factors) -> Result<Tensor> {
+    h.matmul(&factors.b.to_dtype(h.dtype())?.t()?)? * factors.scale
+}
+
+/// The members' A's under each other, [sum of r, in], cast to `dtype`.
+fn stacked(members: &[Member], dtype: DType) -> Result<Tensor> {
+    let factors = members.iter().map(|member| member.factors.a.to_dtype(dtype));
+    Tensor::cat(&factors.collect::<Result<Vec<_>>>()?, 0)
+}
+
+/// The part of each member of a tensor whose `axis` is the stacked ranks.
+fn by_member(x: &Tensor, members: &[Member], axis: usize) -> Result<Vec<Tensor>> {
+    let mut start = 0;
+    let part = |member: &Member| {
+        let rank = member.factors.a.dim(0)?;
+        start += rank;
+        x.narrow(axis, start - rank, rank)
+    };
+    members.iter().map(part).collect()
 }

@@ -12,7 +12,7 @@ enum Kind {
     Rms,
 }
 
-/// LayerNorm without affine, then modulation: y = LN(x) * (1 + scale) + shift, f32.
+/// LayerNorm without affine, then modulation: y = LN(x) * (1 + scale) + shift, made in f32 and rounded to `dtype`.
 ///
 /// `x` [b, l, d]; `shift_bg1d`, `scale_bg1d` [b, g, 1, d] f32, one row for each group of l/g tokens.
 pub fn modulated_layer_norm(
@@ -20,50 +20,68 @@ pub fn modulated_layer_norm(
     shift_bg1d: &Tensor,
     scale_bg1d: &Tensor,
     eps: f64,
+    dtype: DType,
 ) -> Result<Tensor> {
     let (x_hat, _) = normalised(x, eps, Kind::Layer)?;
     let gain = (scale_bg1d + 1.0)?;
     let y = by_group(&x_hat, scale_bg1d)?.broadcast_mul(&gain)?.broadcast_add(shift_bg1d)?;
-    from_group(&y, x)
+    from_group(&y, x)?.to_dtype(dtype)
 }
 
-/// The gradient of the input of [`modulated_layer_norm`]; `dy` [b, l, d], the result f32.
+/// `onto` plus the gradient of the input of [`modulated_layer_norm`], in the dtype of `onto`.
+///
+/// `dy` [b, l, d]; `onto` [b, l, d] is the gradient that flows past the norm.
 pub fn modulated_layer_norm_backward(
     x: &Tensor,
     dy: &Tensor,
     scale_bg1d: &Tensor,
     eps: f64,
+    onto: &Tensor,
 ) -> Result<Tensor> {
     let dy = dy.to_dtype(DType::F32)?;
     let dx_hat = by_group(&dy, scale_bg1d)?.broadcast_mul(&(scale_bg1d + 1.0)?)?;
-    normalised_backward(x, &from_group(&dx_hat, &dy)?, eps, Kind::Layer)
+    onto + normalised_backward(x, &from_group(&dx_hat, &dy)?, eps, Kind::Layer)?.to_dtype(onto.dtype())?
 }
 
-/// LayerNorm with weight and bias `[d]`, f32: `x` [b, l, d] -> [b, l, d].
-pub fn affine_layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+/// LayerNorm with weight and bias `[d]`, made in f32 and rounded to `dtype`: `x` [b, l, d] -> [b, l, d].
+pub fn affine_layer_norm(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f64,
+    dtype: DType,
+) -> Result<Tensor> {
     let (x_hat, _) = normalised(x, eps, Kind::Layer)?;
-    x_hat.broadcast_mul(&weight.to_dtype(DType::F32)?)?.broadcast_add(&bias.to_dtype(DType::F32)?)
+    let y = x_hat.broadcast_mul(&weight.to_dtype(DType::F32)?)?;
+    y.broadcast_add(&bias.to_dtype(DType::F32)?)?.to_dtype(dtype)
 }
 
-/// The gradient of the input of [`affine_layer_norm`], f32.
-pub fn affine_layer_norm_backward(x: &Tensor, dy: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+/// `onto` plus the gradient of the input of [`affine_layer_norm`], in the dtype of `onto`.
+pub fn affine_layer_norm_backward(
+    x: &Tensor,
+    dy: &Tensor,
+    weight: &Tensor,
+    eps: f64,
+    onto: &Tensor,
+) -> Result<Tensor> {
     let dx_hat = dy.to_dtype(DType::F32)?.broadcast_mul(&weight.to_dtype(DType::F32)?)?;
-    normalised_backward(x, &dx_hat, eps, Kind::Layer)
+    onto + normalised_backward(x, &dx_hat, eps, Kind::Layer)?.to_dtype(onto.dtype())?
 }
 
 /// RMSNorm over the whole last axis: y = x / sqrt(mean(x^2) + eps) * weight.
 ///
 /// `x` [.., d]; normalised in f32, rounded to the dtype of `x`, then times the weight in f32 (the official order,
-/// Wan-Video/Wan2.1 wan/modules/model.py `WanRMSNorm`). The result is f32.
-pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+/// Wan-Video/Wan2.1 wan/modules/model.py `WanRMSNorm`), then rounded to `dtype`.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, dtype: DType) -> Result<Tensor> {
     let (x_hat, _) = normalised(x, eps, Kind::Rms)?;
-    x_hat.to_dtype(x.dtype())?.to_dtype(DType::F32)?.broadcast_mul(&weight.to_dtype(DType::F32)?)
+    let x_hat = x_hat.to_dtype(x.dtype())?.to_dtype(DType::F32)?;
+    x_hat.broadcast_mul(&weight.to_dtype(DType::F32)?)?.to_dtype(dtype)
 }
 
-/// The gradient of the input of [`rms_norm`], f32.
+/// The gradient of the input of [`rms_norm`], made in f32 and rounded to the dtype of `x`.
 pub fn rms_norm_backward(x: &Tensor, dy: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let dx_hat = dy.to_dtype(DType::F32)?.broadcast_mul(&weight.to_dtype(DType::F32)?)?;
-    normalised_backward(x, &dx_hat, eps, Kind::Rms)
+    normalised_backward(x, &dx_hat, eps, Kind::Rms)?.to_dtype(x.dtype())
 }
 
 /// (x_hat, 1/deviation), both f32: x centred (LayerNorm only) and divided by its deviation over the last axis.

@@ -1,8 +1,8 @@
 //! Every op's hand-written backward against finite differences and against candle's autograd.
 
 use candle_core::{DType, Tensor, Var};
-use kernels::{Result, attention, gelu, linear, loss, low_rank, norm, residual, rope};
-use proofs::{Tolerance, assert_close, randn};
+use kernels::{Result, attention, gelu, linear, loss, low_rank, norm, norm_rope, residual, rope};
+use proofs::{Tolerance, assert_close, assert_same_bits, randn};
 
 /// f32 rounding through a few sums of tiny shapes.
 const AUTOGRAD: Tolerance = Tolerance { absolute: 1e-6, relative: 2e-5 };
@@ -63,9 +63,14 @@ fn assert_gradient(
 #[test]
 fn linear_backward() {
     let (x, w, b, dy) = (randn("x", (2, 3, 5)), randn("w", (4, 5)), randn("b", 4), randn("dy", (2, 3, 4)));
-    let f = |x: &Tensor| linear::forward(x, &w, Some(&b));
+    let f = |x: &Tensor| linear::forward(x, &w, Some(&b), None);
     let twin = |x: &Tensor| x.broadcast_matmul(&w.t()?)?.broadcast_add(&b);
-    assert_gradient("linear", &f, &twin, &x, &dy, &linear::backward_input(&dy, &w).unwrap());
+    let dx = linear::backward_input(&dy, &w, None).unwrap();
+    assert_gradient("linear", &f, &twin, &x, &dy, &dx);
+    let onto = linear::forward(&x, &w, Some(&b), Some(&dy)).unwrap();
+    assert_same_bits("onto", &onto, &(&dy + f(&x).unwrap()).unwrap());
+    let onto = linear::backward_input(&dy, &w, Some(&x)).unwrap();
+    assert_same_bits("gradient onto", &onto, &(&x + dx).unwrap());
 }
 
 #[test]
@@ -75,13 +80,45 @@ fn low_rank_backward() {
     let (a, b) = (randn("a", (2, 5)), randn("b", (4, 2)));
     let twin =
         |x: &Tensor, a: &Tensor, b: &Tensor| x.broadcast_matmul(&a.t()?)?.broadcast_matmul(&b.t()?)? * 0.7;
-    let got = low_rank::backward(&x, &dy, &factors(&a, &b)).unwrap();
-    let by_x = |x: &Tensor| low_rank::forward(x, &factors(&a, &b));
+    let got = low_rank::backward(&x, &dy, &factors(&a, &b), None).unwrap();
+    let by_x = |x: &Tensor| low_rank::forward(x, &factors(&a, &b), None);
     assert_gradient("low rank, input", &by_x, &|x| twin(x, &a, &b), &x, &dy, &got.dx);
-    let by_a = |a: &Tensor| low_rank::forward(&x, &factors(a, &b));
-    assert_gradient("low rank, A", &by_a, &|a| twin(&x, a, &b), &a, &dy, &got.da);
-    let by_b = |b: &Tensor| low_rank::forward(&x, &factors(&a, b));
-    assert_gradient("low rank, B", &by_b, &|b| twin(&x, &a, b), &b, &dy, &got.db);
+    let by_a = |a: &Tensor| low_rank::forward(&x, &factors(a, &b), None);
+    assert_gradient("low rank, A", &by_a, &|a| twin(&x, a, &b), &a, &dy, &got.factors[0].da);
+    let by_b = |b: &Tensor| low_rank::forward(&x, &factors(&a, b), None);
+    assert_gradient("low rank, B", &by_b, &|b| twin(&x, &a, b), &b, &dy, &got.factors[0].db);
+}
+
+/// Three layers over one input: the first with one adapter, the second with none, the third with two of other ranks.
+#[test]
+fn low_rank_groups_equal_their_members_alone() {
+    let factors = |name: &str, rank: usize, out: usize| low_rank::Factors {
+        a: randn(&format!("{name}.a"), (rank, 5)),
+        b: randn(&format!("{name}.b"), (out, rank)),
+        scale: 0.3 * rank as f64,
+    };
+    let all = [(0, factors("q", 2, 4)), (2, factors("v", 3, 6)), (2, factors("w", 1, 6))];
+    let members: Vec<_> =
+        all.iter().map(|(layer, factors)| low_rank::Member { layer: *layer, factors }).collect();
+    let x = randn("x", (2, 3, 5));
+    let ys = [4, 4, 6].map(|out| randn(&format!("y{out}"), (2, 3, out))).to_vec();
+    let dys = ys.iter().map(|y| (y * 0.5).unwrap()).collect::<Vec<_>>();
+    let onto = randn("onto", (2, 3, 5));
+
+    let (mut expected, mut dx) = (ys.clone(), onto.clone());
+    let together = low_rank::backward_group(&x, &dys, &members, Some(&onto)).unwrap();
+    for (member, got) in members.iter().zip(&together.factors) {
+        let layer = member.layer;
+        expected[layer] = low_rank::forward(&x, member.factors, Some(&expected[layer])).unwrap();
+        let alone = low_rank::backward(&x, &dys[layer], member.factors, Some(&dx)).unwrap();
+        assert_close("dA", &got.da, &alone.factors[0].da, AUTOGRAD);
+        assert_close("dB", &got.db, &alone.factors[0].db, AUTOGRAD);
+        dx = alone.dx;
+    }
+    assert_close("dx", &together.dx, &dx, AUTOGRAD);
+    for (got, expected) in low_rank::forward_group(&x, &members, ys).unwrap().iter().zip(&expected) {
+        assert_close("y", got, expected, AUTOGRAD);
+    }
 }
 
 #[test]
@@ -95,24 +132,29 @@ fn gelu_backward() {
 fn norm_backwards() {
     const EPS: f64 = 1e-6;
     let (x, dy) = (randn("x", (2, 6, 8)), randn("dy", (2, 6, 8)));
+    let nothing = x.zeros_like().unwrap();
     let centred = |x: &Tensor| x.broadcast_sub(&x.mean_keepdim(2)?);
     let scaled = |x: &Tensor| x.broadcast_div(&(x.sqr()?.mean_keepdim(2)? + EPS)?.sqrt()?);
 
     // Three groups of two tokens, each with its own modulation row.
     let (shift, scale) = (randn("shift", (2, 3, 1, 8)), randn("scale", (2, 3, 1, 8)));
-    let f = |x: &Tensor| norm::modulated_layer_norm(x, &shift, &scale, EPS);
+    let f = |x: &Tensor| norm::modulated_layer_norm(x, &shift, &scale, EPS, DType::F32);
     let rows = |t: &Tensor| t.broadcast_as((2, 3, 2, 8))?.reshape((2, 6, 8));
     let twin = |x: &Tensor| scaled(&centred(x)?)? * (rows(&scale)? + 1.0)? + rows(&shift)?;
-    let got = norm::modulated_layer_norm_backward(&x, &dy, &scale, EPS).unwrap();
+    let backward = |onto: &Tensor| norm::modulated_layer_norm_backward(&x, &dy, &scale, EPS, onto).unwrap();
+    let got = backward(&nothing);
+    assert_same_bits("onto", &backward(&dy), &(&dy + &got).unwrap());
     assert_gradient("modulated layer norm", &f, &twin, &x, &dy, &got);
 
     let (w, b) = (randn("w", 8), randn("b", 8));
-    let f = |x: &Tensor| norm::affine_layer_norm(x, &w, &b, EPS);
+    let f = |x: &Tensor| norm::affine_layer_norm(x, &w, &b, EPS, DType::F32);
     let twin = |x: &Tensor| scaled(&centred(x)?)?.broadcast_mul(&w)?.broadcast_add(&b);
-    let got = norm::affine_layer_norm_backward(&x, &dy, &w, EPS).unwrap();
+    let backward = |onto: &Tensor| norm::affine_layer_norm_backward(&x, &dy, &w, EPS, onto).unwrap();
+    let got = backward(&nothing);
+    assert_same_bits("onto", &backward(&dy), &(&dy + &got).unwrap());
     assert_gradient("affine layer norm", &f, &twin, &x, &dy, &got);
 
-    let f = |x: &Tensor| norm::rms_norm(x, &w, EPS);
+    let f = |x: &Tensor| norm::rms_norm(x, &w, EPS, DType::F32);
     let twin = |x: &Tensor| scaled(x)?.broadcast_mul(&w);
     let got = norm::rms_norm_backward(&x, &dy, &w, EPS).unwrap();
     assert_gradient("rms norm", &f, &twin, &x, &dy, &got);
@@ -138,11 +180,31 @@ fn rope_backward() {
 }
 
 #[test]
+fn norm_rope_backward() {
+    const EPS: f64 = 1e-6;
+    let (x, dy, w) = (randn("x", (2, 3, 12)), randn("dy", (2, 3, 2, 6)), randn("w", 12));
+    let angles = randn("angles", (3, 3));
+    let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
+    let twin = |x: &Tensor| {
+        let scaled = x.broadcast_div(&(x.sqr()?.mean_keepdim(2)? + EPS)?.sqrt()?)?.broadcast_mul(&w)?;
+        let pairs = scaled.reshape((2, 3, 2, 3, 2))?;
+        let (a, b) = (pairs.narrow(4, 0, 1)?, pairs.narrow(4, 1, 1)?);
+        let wide = |t: &Tensor| t.reshape((1, 3, 1, 3, 1));
+        let turned_a = (a.broadcast_mul(&wide(&cos)?)? - b.broadcast_mul(&wide(&sin)?)?)?;
+        let turned_b = (a.broadcast_mul(&wide(&sin)?)? + b.broadcast_mul(&wide(&cos)?)?)?;
+        Tensor::cat(&[turned_a, turned_b], 4)?.reshape((2, 3, 2, 6))
+    };
+    let got = norm_rope::backward(&x, &dy, &w, &cos, &sin, EPS).unwrap();
+    let f = |x: &Tensor| norm_rope::forward(x, &w, &cos, &sin, 2, EPS);
+    assert_gradient("norm and rope", &f, &twin, &x, &dy, &got);
+}
+
+#[test]
 fn gated_residual_backward() {
     let (x, h, dy) = (randn("x", (2, 6, 4)), randn("h", (2, 6, 4)), randn("dy", (2, 6, 4)));
     let gate = randn("gate", (2, 2, 1, 4));
     let twin = |h: &Tensor| &x + (gate.broadcast_as((2, 2, 3, 4))?.reshape((2, 6, 4))? * h)?;
-    let got = residual::backward(&dy, &gate).unwrap();
+    let got = residual::backward(&dy, &gate, DType::F32).unwrap();
     assert_gradient("gated residual", &|h| residual::forward(&x, h, &gate), &twin, &h, &dy, &got);
 }
 

@@ -1,7 +1,7 @@
 //! The two attentions of a block, each with its forward and its backward.
 
 use candle_core::{DType, Device, Tensor};
-use kernels::{attention, norm, rope};
+use kernels::{attention, norm, norm_rope};
 
 use super::linear::Linear;
 use super::pass::{Conditioning, Gradients, Pass};
@@ -103,10 +103,8 @@ impl SelfAttention {
         let p = &self.0;
         let (q_raw, k_raw) = (p.q.forward(x, pass)?, p.k.forward(x, pass)?);
         let v = p.split(&p.v.forward(x, pass)?)?;
-        let q = p.split(&norm::rms_norm(&q_raw, &p.norm_q, p.eps)?)?;
-        let k = p.split(&norm::rms_norm(&k_raw, &p.norm_k, p.eps)?)?;
-        let q = rope::forward(&q, &cond.cos_lp, &cond.sin_lp)?.to_dtype(v.dtype())?;
-        let k = rope::forward(&k, &cond.cos_lp, &cond.sin_lp)?.to_dtype(v.dtype())?;
+        let q = norm_rope::forward(&q_raw, &p.norm_q, &cond.cos_lp, &cond.sin_lp, p.heads, p.eps)?;
+        let k = norm_rope::forward(&k_raw, &p.norm_k, &cond.cos_lp, &cond.sin_lp, p.heads, p.eps)?;
         p.attend([q_raw, k_raw], [q, k, v], pass)
     }
 
@@ -122,10 +120,8 @@ impl SelfAttention {
     ) -> Result<Tensor> {
         let p = &self.0;
         let d = p.attend_backward(saved, dy, pass, gradients)?;
-        let dq = rope::backward(&d.dq.to_dtype(DType::F32)?, &cond.cos_lp, &cond.sin_lp)?;
-        let dk = rope::backward(&d.dk.to_dtype(DType::F32)?, &cond.cos_lp, &cond.sin_lp)?;
-        let dq = norm::rms_norm_backward(&saved.q_raw, &p.join(&dq)?, &p.norm_q, p.eps)?;
-        let dk = norm::rms_norm_backward(&saved.k_raw, &p.join(&dk)?, &p.norm_k, p.eps)?;
+        let dq = norm_rope::backward(&saved.q_raw, &d.dq, &p.norm_q, &cond.cos_lp, &cond.sin_lp, p.eps)?;
+        let dk = norm_rope::backward(&saved.k_raw, &d.dk, &p.norm_k, &cond.cos_lp, &cond.sin_lp, p.eps)?;
         let dx = p.q.backward(x, &dq, pass, gradients)?;
         let dx = (dx + p.k.backward(x, &dk, pass, gradients)?)?;
         Ok((dx + p.v.backward(x, &p.join(&d.dv)?, pass, gradients)?)?)
@@ -143,8 +139,8 @@ impl CrossAttention {
         let text = &cond.text_bsd;
         let (q_raw, k_raw) = (p.q.forward(x, pass)?, p.k.forward(text, pass)?);
         let v = p.split(&p.v.forward(text, pass)?)?;
-        let q = p.split(&norm::rms_norm(&q_raw, &p.norm_q, p.eps)?.to_dtype(v.dtype())?)?;
-        let k = p.split(&norm::rms_norm(&k_raw, &p.norm_k, p.eps)?.to_dtype(v.dtype())?)?;
+        let q = p.split(&norm::rms_norm(&q_raw, &p.norm_q, p.eps, v.dtype())?)?;
+        let k = p.split(&norm::rms_norm(&k_raw, &p.norm_k, p.eps, v.dtype())?)?;
         p.attend([q_raw, k_raw], [q, k, v], pass)
     }
 

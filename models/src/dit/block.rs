@@ -76,19 +76,22 @@ impl Block {
     /// `x` [b, l, d] -> [b, l, d], and what [`Block::backward`] wants back.
     pub fn forward(&self, x: &Tensor, cond: &Conditioning, pass: &Pass) -> Result<(Tensor, Saved)> {
         let m = self.modulation(cond)?;
-        let self_in =
-            norm::modulated_layer_norm(x, &m.shift_self, &m.scale_self, self.eps)?.to_dtype(self.dtype)?;
+        let self_in = norm::modulated_layer_norm(x, &m.shift_self, &m.scale_self, self.eps, self.dtype)?;
         let (attended, self_saved) = self.self_attention.forward(&self_in, cond, pass)?;
         let x_after_self = residual::forward(x, &attended, &m.gate_self)?;
 
-        let cross_in =
-            norm::affine_layer_norm(&x_after_self, &self.norm3_weight, &self.norm3_bias, self.eps)?
-                .to_dtype(self.dtype)?;
+        let cross_in = norm::affine_layer_norm(
+            &x_after_self,
+            &self.norm3_weight,
+            &self.norm3_bias,
+            self.eps,
+            self.dtype,
+        )?;
         let (attended, cross_saved) = self.cross_attention.forward(&cross_in, cond, pass)?;
-        let x_after_cross = (&x_after_self + attended.to_dtype(x.dtype())?)?;
+        let x_after_cross = residual::add(&x_after_self, &attended)?;
 
-        let ffn_in = norm::modulated_layer_norm(&x_after_cross, &m.shift_ffn, &m.scale_ffn, self.eps)?
-            .to_dtype(self.dtype)?;
+        let ffn_in =
+            norm::modulated_layer_norm(&x_after_cross, &m.shift_ffn, &m.scale_ffn, self.eps, self.dtype)?;
         let fed = self.ffn.forward(&ffn_in, pass)?;
         let y = residual::forward(&x_after_cross, &fed, &m.gate_ffn)?;
 
@@ -106,19 +109,17 @@ impl Block {
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
         let m = self.modulation(cond)?;
-        let d_fed = residual::backward(dy, &m.gate_ffn)?;
+        let d_fed = residual::backward(dy, &m.gate_ffn, self.dtype)?;
         let d_in = self.ffn.backward(&saved.ffn_in, &d_fed, pass, gradients)?;
-        let d_norm =
-            norm::modulated_layer_norm_backward(&saved.x_after_cross, &d_in, &m.scale_ffn, self.eps)?;
-        let dx = (dy + d_norm.to_dtype(dy.dtype())?)?;
+        let dx =
+            norm::modulated_layer_norm_backward(&saved.x_after_cross, &d_in, &m.scale_ffn, self.eps, dy)?;
 
         let d_in =
             self.cross_attention.backward(&saved.cross_in, &saved.cross_saved, &dx, cond, pass, gradients)?;
-        let d_norm =
-            norm::affine_layer_norm_backward(&saved.x_after_self, &d_in, &self.norm3_weight, self.eps)?;
-        let dx = (dx + d_norm.to_dtype(dy.dtype())?)?;
+        let dx =
+            norm::affine_layer_norm_backward(&saved.x_after_self, &d_in, &self.norm3_weight, self.eps, &dx)?;
 
-        let d_attended = residual::backward(&dx, &m.gate_self)?;
+        let d_attended = residual::backward(&dx, &m.gate_self, self.dtype)?;
         let d_in = self.self_attention.backward(
             &saved.self_in,
             &saved.self_saved,
@@ -127,8 +128,7 @@ impl Block {
             pass,
             gradients,
         )?;
-        let d_norm = norm::modulated_layer_norm_backward(&saved.x, &d_in, &m.scale_self, self.eps)?;
-        Ok((dx + d_norm.to_dtype(dy.dtype())?)?)
+        Ok(norm::modulated_layer_norm_backward(&saved.x, &d_in, &m.scale_self, self.eps, &dx)?)
     }
 
     /// The block's own modulation plus the projected time embedding, in its six rows.

@@ -54,7 +54,8 @@ impl Embedder {
             .permute([0, 2, 3, 5, 1, 4, 6])?
             .contiguous()?
             .reshape((batch, frames * rows * columns, channels * PATCH * PATCH))?;
-        Ok(kernels::linear::forward(&patches, &self.patch.0, Some(&self.patch.1))?.to_dtype(DType::F32)?)
+        Ok(kernels::linear::forward(&patches, &self.patch.0, Some(&self.patch.1), None)?
+            .to_dtype(DType::F32)?)
     }
 
     /// The conditioning of a batch for latents of `grid` = (frames, height, width).
@@ -73,10 +74,10 @@ impl Embedder {
         let (batch, group_count) = (groups.len(), groups[0].len());
         let angles = sinusoid(&groups.concat(), self.config.freq_dim, device)?;
         let [first, second] = &self.time;
-        let e = kernels::linear::forward(&angles, &first.0, Some(&first.1))?.silu()?;
-        let e = kernels::linear::forward(&e, &second.0, Some(&second.1))?;
+        let e = kernels::linear::forward(&angles, &first.0, Some(&first.1), None)?.silu()?;
+        let e = kernels::linear::forward(&e, &second.0, Some(&second.1), None)?;
         let (projection, bias) = &self.time_projection;
-        let e0 = kernels::linear::forward(&e.silu()?, projection, Some(bias))?;
+        let e0 = kernels::linear::forward(&e.silu()?, projection, Some(bias), None)?;
         let (cos_lp, sin_lp) = rope::table(self.config.head_size(), (frames, rows, columns), device)?;
         let dim = self.config.dim;
         Ok(Conditioning {
@@ -106,8 +107,9 @@ impl Embedder {
                 Tensor::cat(&[&text, &Tensor::zeros((batch, missing, width), text.dtype(), device)?], 1)?
             }
         };
-        let inner = kernels::gelu::forward(&kernels::linear::forward(&text, &first.0, Some(&first.1))?)?;
-        Ok(kernels::linear::forward(&inner, &second.0, Some(&second.1))?)
+        let inner =
+            kernels::gelu::forward(&kernels::linear::forward(&text, &first.0, Some(&first.1), None)?)?;
+        Ok(kernels::linear::forward(&inner, &second.0, Some(&second.1), None)?)
     }
 }
 

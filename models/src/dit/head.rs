@@ -32,15 +32,15 @@ impl Head {
     /// `x` [b, l, d] -> velocity [b, c, t, h, w] f32 for latents of `grid` = (frames, height, width).
     pub fn forward(&self, x: &Tensor, cond: &Conditioning, grid: (usize, usize, usize)) -> Result<Tensor> {
         let (shift, scale) = self.modulation(cond)?;
-        let y = norm::modulated_layer_norm(x, &shift, &scale, self.eps)?;
-        unpatchify(&kernels::linear::forward(&y, &self.weight, Some(&self.bias))?, grid)
+        let y = norm::modulated_layer_norm(x, &shift, &scale, self.eps, DType::F32)?;
+        unpatchify(&kernels::linear::forward(&y, &self.weight, Some(&self.bias), None)?, grid)
     }
 
-    /// The gradient of `x`, f32; `d_velocity` [b, c, t, h, w].
+    /// The gradient of `x`, in its dtype; `d_velocity` [b, c, t, h, w].
     pub fn backward(&self, x: &Tensor, d_velocity: &Tensor, cond: &Conditioning) -> Result<Tensor> {
         let (_, scale) = self.modulation(cond)?;
-        let dy = kernels::linear::backward_input(&patchify(d_velocity)?, &self.weight)?;
-        Ok(norm::modulated_layer_norm_backward(x, &dy, &scale, self.eps)?)
+        let dy = kernels::linear::backward_input(&patchify(d_velocity)?, &self.weight, None)?;
+        Ok(norm::modulated_layer_norm_backward(x, &dy, &scale, self.eps, &x.zeros_like()?)?)
     }
 
     /// (shift, scale), each [b, g, 1, d]: the head's own rows plus the unprojected time embedding.

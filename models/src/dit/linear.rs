@@ -26,10 +26,10 @@ impl Linear {
     /// `x` [b, l, in] -> [b, l, out] in the weight's dtype.
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         let x = x.to_dtype(self.weight.dtype())?;
-        let mut y = kernels::linear::forward(&x, &self.weight, Some(&self.bias))?;
+        let mut y = kernels::linear::forward(&x, &self.weight, Some(&self.bias), None)?;
         for adapter in pass.adapters.of(&self.name) {
             let x = pass.dropped(&self.name, &x)?;
-            y = (y + low_rank::forward(&x, adapter.factors())?)?;
+            y = low_rank::forward(&x, adapter.factors(), Some(&y))?;
         }
         Ok(y)
     }
@@ -42,7 +42,7 @@ impl Linear {
         pass: &Pass,
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
-        let dx = kernels::linear::backward_input(dy, &self.weight)?;
+        let dx = kernels::linear::backward_input(dy, &self.weight, None)?;
         self.adapters_backward(x, dy, pass, gradients)?
             .into_iter()
             .try_fold(dx, |sum, part| Ok((sum + part)?))
@@ -69,10 +69,11 @@ impl Linear {
         let x = x.to_dtype(self.weight.dtype())?;
         let mut parts = Vec::new();
         for adapter in pass.adapters.of(&self.name) {
-            let grads = low_rank::backward(&pass.dropped(&self.name, &x)?, dy, adapter.factors())?;
+            let grads = low_rank::backward(&pass.dropped(&self.name, &x)?, dy, adapter.factors(), None)?;
             if adapter.is_trainable() {
-                gradients.add(format!("{}.lora_A.weight", self.name), grads.da)?;
-                gradients.add(format!("{}.lora_B.weight", self.name), grads.db)?;
+                let [factors] = &grads.factors[..] else { continue };
+                gradients.add(format!("{}.lora_A.weight", self.name), factors.da.clone())?;
+                gradients.add(format!("{}.lora_B.weight", self.name), factors.db.clone())?;
             }
             parts.push(pass.dropped(&self.name, &grads.dx)?);
         }
