@@ -51,7 +51,8 @@ fn nvcc() -> PathBuf {
 fn attention_shim() {
     let variables = ["CUDNN_FRONTEND_INCLUDE", "CUDNN_INCLUDE"];
     variables.iter().for_each(|name| println!("cargo::rerun-if-env-changed={name}"));
-    let usual = ["/usr/include", "/usr/local/include", "/usr/local/cuda/include"].map(PathBuf::from);
+    // /usr/include is searched by itself, and must not come before the C++ library's own folders.
+    let usual = ["/usr/local/cuda/include"].map(PathBuf::from);
     let home = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("include"));
     let named = variables.iter().filter_map(env::var_os).map(PathBuf::from);
     let folders: Vec<PathBuf> = named.chain(home).chain(usual).filter(|folder| folder.exists()).collect();
@@ -66,7 +67,9 @@ fn attention_shim() {
     }
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(2).warnings(false).file("cuda/attention.cpp");
-    folders.iter().for_each(|folder| drop(build.flag("-isystem").flag(folder)));
+    for folder in &folders {
+        build.flag("-isystem").flag(folder);
+    }
     build.compile("tandem_attention");
     println!("cargo::rustc-cfg=cudnn_headers");
     println!("cargo::rustc-link-lib=dylib=dl");

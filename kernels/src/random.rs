@@ -28,6 +28,12 @@ impl Key {
         Self { seed: self.seed, stream: fold(named, part) }
     }
 
+    /// (seed, stream), for a kernel that makes the same words.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn words(self) -> (u64, u64) {
+        (self.seed, self.stream)
+    }
+
     /// Four words of the stream, block `counter`.
     pub fn block(self, counter: u64) -> [u32; 4] {
         let mut words =

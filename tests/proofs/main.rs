@@ -23,5 +23,6 @@ mod tokenizer;
 mod umt5;
 mod vae;
 mod vae_ops;
+mod weight;
 mod weights;
 mod weights_corrupted;

@@ -220,7 +220,7 @@ pub(crate) enum Link {
 }
 
 /// A source that waits for its copy: the event comes when the other side has asked for it.
-struct Held {
+pub(crate) struct Held {
     copied: Option<CudaEvent>,
     _x: Tensor,
     ticket: u64,
@@ -228,8 +228,18 @@ struct Held {
 
 /// A tensor between two GPUs.
 pub(crate) enum Sent {
-    Peer { x: Tensor, made: CudaEvent, ticket: u64, from: Arc<Gpu>, to: Arc<Gpu>, held: Arc<Mutex<Vec<Held>>> },
-    Host { parked: Parked, to: Arc<Gpu> },
+    Peer {
+        x: Tensor,
+        made: CudaEvent,
+        ticket: u64,
+        from: Arc<Gpu>,
+        to: Arc<Gpu>,
+        held: Arc<Mutex<Vec<Held>>>,
+    },
+    Host {
+        parked: Parked,
+        to: Arc<Gpu>,
+    },
 }
 
 impl Link {
@@ -268,6 +278,24 @@ impl Link {
     }
 }
 
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Link({})", if self.is_peer() { "peer" } else { "host" })
+    }
+}
+
+impl std::fmt::Debug for Sent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sent")
+    }
+}
+
+impl std::fmt::Debug for Parked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Parked({:?})", self.shape)
+    }
+}
+
 impl Sent {
     pub(crate) fn receive(self) -> Result<Tensor> {
         match self {
@@ -280,10 +308,10 @@ impl Sent {
                 // allocation on the stream of the target.
                 told(unsafe {
                     driver::memcpy_peer_async(
-                        pointer(&y)?,
                         to.context.cu_ctx(),
-                        pointer(&x)?,
+                        pointer(&y)?,
                         from.context.cu_ctx(),
+                        pointer(&x)?,
                         bytes_of(&x),
                         to.stream.cu_stream(),
                     )

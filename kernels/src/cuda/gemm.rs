@@ -12,53 +12,10 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 
 use super::tensor::{address, pointer};
 use super::{Gpu, told};
+use crate::product::End;
 
 /// Bytes for split-K sums and the like; what PyTorch gives Hopper.
 const WORKSPACE: usize = 32 << 20;
-
-/// y = scale * a b (+ bias) (+ onto), then perhaps GELU.
-pub(crate) struct Product<'a> {
-    /// [m, k], by rows or by columns (a transposed view).
-    pub a: &'a Tensor,
-    /// [k, n], by rows or by columns.
-    pub b: &'a Tensor,
-    /// The factor of the product.
-    pub scale: f64,
-    /// [m, n] of the result's dtype.
-    pub onto: Option<&'a Tensor>,
-    /// What the pass ends with.
-    pub end: End<'a>,
-    /// The result's dtype.
-    pub out: DType,
-}
-
-/// How a product ends.
-#[derive(Clone, Copy)]
-pub(crate) enum End<'a> {
-    /// As it is.
-    Plain,
-    /// Plus a bias `[n]`.
-    Bias(&'a Tensor),
-    /// Plus a bias, then GELU (tanh).
-    BiasGelu(&'a Tensor),
-}
-
-impl End<'_> {
-    fn epilogue(self) -> sys::cublasLtEpilogue_t {
-        match self {
-            Self::Plain => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT,
-            Self::Bias(_) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS,
-            Self::BiasGelu(_) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU_BIAS,
-        }
-    }
-
-    fn bias(self) -> Option<&'static str> {
-        match self {
-            Self::Plain => None,
-            Self::Bias(_) | Self::BiasGelu(_) => Some("bias"),
-        }
-    }
-}
 
 /// A matrix in memory as cuBLAS sees it: by columns, so that ours by rows is its transpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -107,7 +64,7 @@ struct Key {
     out: Number,
     out_alignment: u32,
     is_onto: bool,
-    epilogue: u32,
+    is_biased: bool,
 }
 
 /// A product that cuBLASLt has been asked about: descriptors and the algorithm it would take first.
@@ -141,45 +98,43 @@ impl Gemm {
 }
 
 impl Gpu {
-    /// The product [m, n]. Nothing where cuBLASLt has no way for these matrices.
-    pub(crate) fn product(&self, product: &Product) -> Result<Option<Tensor>> {
-        let ((m, k), (_, n)) = (product.a.dims2()?, product.b.dims2()?);
-        let (Some(a), Some(b)) = (matrix(product.a)?, matrix(product.b)?) else { return Ok(None) };
-        let Some(out) = Number::of(product.out) else { return Ok(None) };
+    /// See [`crate::product::product`]. Nothing where cuBLASLt has no way for these matrices.
+    pub(crate) fn product(&self, a: &Tensor, b: &Tensor, end: End) -> Result<Option<Tensor>> {
+        let ((m, k), (_, n)) = (a.dims2()?, b.dims2()?);
+        let (Some(a_matrix), Some(b_matrix)) = (matrix(a)?, matrix(b)?) else { return Ok(None) };
+        let Some(out) = Number::of(end.dtype) else { return Ok(None) };
         if m * n * k == 0 {
             return Ok(None);
         }
         told(self.context.bind_to_thread())?;
-        let y = self.empty((m, n), product.out)?;
-        let onto = product.onto.map(pointer).transpose()?;
+        let y = self.empty((m, n), end.dtype)?;
+        let onto = end.onto.map(pointer).transpose()?;
         let out_alignment = alignment(pointer(&y)?).min(onto.map_or(256, alignment));
-        let epilogue = product.end.epilogue();
         let key = Key {
             sizes: [m, n, k],
-            a,
-            b,
+            a: a_matrix,
+            b: b_matrix,
             out,
             out_alignment,
             is_onto: onto.is_some(),
-            epilogue: epilogue as u32,
+            is_biased: end.bias.is_some(),
         };
         let mut plans = self.gemm.plans.lock().unwrap_or_else(PoisonError::into_inner);
         if !plans.contains_key(&key) {
-            match self.gemm.plan(&key, epilogue) {
+            match self.gemm.plan(&key) {
                 Ok(plan) => drop(plans.insert(key, plan)),
                 Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => return Ok(None),
                 Err(why) => return blas(Err(why)),
             }
         }
         let plan = &plans[&key];
-        if let End::Bias(bias) | End::BiasGelu(bias) = product.end {
+        if let Some(bias) = end.bias {
             let bias = pointer(bias)?;
             // SAFETY: the plan's descriptor lives; the attribute is a device pointer.
             blas(unsafe { describe(plan.description, BIAS_POINTER, &bias) })?;
         }
-        debug_assert!(product.end.bias().is_none() || product.a.dtype() != DType::U8);
-        let (alpha, beta) = (product.scale as f32, if onto.is_some() { 1.0_f32 } else { 0.0 });
-        let (a, b, y_address) = (address(product.a)?, address(product.b)?, pointer(&y)?);
+        let (alpha, beta) = (end.scale as f32, if onto.is_some() { 1.0_f32 } else { 0.0 });
+        let (a, b, y_address) = (address(a)?, address(b)?, pointer(&y)?);
         let (workspace, _guard) = self.gemm.workspace.device_ptr(&self.stream);
         // SAFETY: all matrices were measured above and live until the stream has used them; the workspace is used by
         // one product at a time, in the order of the stream.
@@ -212,16 +167,24 @@ const BIAS_POINTER: sys::cublasLtMatmulDescAttributes_t =
 
 impl Gemm {
     /// y = a b by rows is y^T = b^T a^T by columns: cuBLAS's first factor is our second.
-    fn plan(&self, key: &Key, epilogue: sys::cublasLtEpilogue_t) -> std::result::Result<Plan, CublasError> {
+    fn plan(&self, key: &Key) -> std::result::Result<Plan, CublasError> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
         let [m, n, k] = key.sizes;
         let single = sys::cudaDataType::CUDA_R_32F;
-        let description =
-            result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, single)?;
+        let epilogue = match key.is_biased {
+            true => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS,
+            false => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT,
+        };
+        let description = result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, single)?;
         let layout = |matrix: &Matrix, rows: usize, columns: usize| {
             let (rows, columns) = if matrix.turned { (columns, rows) } else { (rows, columns) };
-            result::create_matrix_layout(matrix.dtype.cuda(), rows as u64, columns as u64, matrix.stride as i64)
+            result::create_matrix_layout(
+                matrix.dtype.cuda(),
+                rows as u64,
+                columns as u64,
+                matrix.stride as i64,
+            )
         };
         let layouts = [
             layout(&key.b, n, k)?,

@@ -27,7 +27,13 @@ macro_rules! files {
         }
     };
 }
-files!(Norm = "norm", Elementwise = "elementwise", Weight = "weight", Optimiser = "optimiser", Random = "random");
+files!(
+    Norm = "norm",
+    Elementwise = "elementwise",
+    Weight = "weight",
+    Optimiser = "optimiser",
+    Random = "random"
+);
 
 /// The loaded kernels of one GPU.
 #[derive(Default)]

@@ -17,7 +17,8 @@ use candle_core::cuda_backend::{CudaDevice, DeviceId};
 use candle_core::{Device, Result, Tensor};
 use cudarc::driver::{CudaContext, CudaStream};
 
-pub(crate) use launch::Launch;
+pub(crate) use launch::{File, Launch};
+pub(crate) use tensor::{fits, suffix};
 
 /// What one opened GPU has: its stream, loaded kernels, cuBLASLt and cuDNN handles, plans and workspace.
 pub(crate) struct Gpu {

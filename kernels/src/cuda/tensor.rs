@@ -20,7 +20,9 @@ pub(crate) fn pointer(x: &Tensor) -> Result<u64> {
 /// The address of a tensor's first number, whatever its strides.
 pub(crate) fn address(x: &Tensor) -> Result<u64> {
     let (storage, layout) = x.storage_and_layout();
-    let Storage::Cuda(storage) = &*storage else { candle_core::bail!("a kernel got a tensor in host memory") };
+    let Storage::Cuda(storage) = &*storage else {
+        candle_core::bail!("a kernel got a tensor in host memory")
+    };
     let start = (layout.start_offset() * x.dtype().size_in_bytes()) as u64;
     Ok(base(storage)? + start)
 }
@@ -47,6 +49,17 @@ pub(crate) fn suffix(dtype: DType) -> Option<&'static str> {
         DType::F16 => Some("f16"),
         _ => None,
     }
+}
+
+/// Whether the kernels can read these, four numbers at a time.
+pub(crate) fn fits(tensors: &[&Tensor]) -> Result<bool> {
+    for x in tensors {
+        let is_aligned = x.is_contiguous() && address(x)? % (4 * x.dtype().size_in_bytes() as u64) == 0;
+        if !is_aligned || x.elem_count() == 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 impl Gpu {

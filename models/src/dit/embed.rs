@@ -1,6 +1,7 @@
 //! What happens before the blocks: patches to tokens, timesteps and text to conditioning.
 
 use candle_core::{DType, Device, Tensor};
+use kernels::weight::Weight;
 
 use super::config::{DitConfig, PATCH};
 use super::pass::Conditioning;
@@ -12,23 +13,23 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct Embedder {
     config: DitConfig,
-    patch: (Tensor, Tensor),
-    text: [(Tensor, Tensor); 2],
-    time: [(Tensor, Tensor); 2],
-    time_projection: (Tensor, Tensor),
+    patch: (Weight, Tensor),
+    text: [(Weight, Tensor); 2],
+    time: [(Weight, Tensor); 2],
+    time_projection: (Weight, Tensor),
 }
 
 impl Embedder {
     /// Reads the embeddings of `config`.
     pub fn load(weights: &Weights, config: &DitConfig, dtype: DType, device: &Device) -> Result<Self> {
-        let pair = |name: &str, dtype: DType| -> Result<(Tensor, Tensor)> {
-            let weight = weights.tensor(&format!("{name}.weight"), dtype, device)?;
-            Ok((weight, weights.tensor(&format!("{name}.bias"), dtype, device)?))
+        // The kernel of the patch convolution as a matrix; a matrix stays what it is.
+        let pair = |name: &str, dtype: DType| -> Result<(Weight, Tensor)> {
+            let weight = weights.tensor(&format!("{name}.weight"), dtype, device)?.flatten_from(1)?;
+            Ok((Weight::Dense(weight), weights.tensor(&format!("{name}.bias"), dtype, device)?))
         };
-        let (weight, bias) = pair("patch_embedding", dtype)?;
         Ok(Self {
             config: config.clone(),
-            patch: (weight.flatten_from(1)?, bias),
+            patch: pair("patch_embedding", dtype)?,
             text: [pair("text_embedding.0", dtype)?, pair("text_embedding.2", dtype)?],
             time: [pair("time_embedding.0", DType::F32)?, pair("time_embedding.2", DType::F32)?],
             time_projection: pair("time_projection.1", DType::F32)?,

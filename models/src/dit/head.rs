@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use kernels::norm;
+use kernels::weight::Weight;
 
 use super::config::{DitConfig, PATCH};
 use super::pass::Conditioning;
@@ -12,7 +13,7 @@ use crate::weights::Weights;
 #[derive(Debug)]
 pub struct Head {
     modulation: Tensor,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor,
     eps: f64,
 }
@@ -23,7 +24,7 @@ impl Head {
         let tensor = |name: &str| weights.tensor(name, DType::F32, device);
         Ok(Self {
             modulation: tensor("head.modulation")?,
-            weight: tensor("head.head.weight")?,
+            weight: Weight::Dense(tensor("head.head.weight")?),
             bias: tensor("head.head.bias")?,
             eps: config.eps,
         })

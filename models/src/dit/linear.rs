@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use kernels::low_rank;
+use kernels::weight::Weight;
 
 use super::pass::{Gradients, Pass};
 use crate::Result;
@@ -11,14 +12,14 @@ use crate::weights::Weights;
 #[derive(Debug)]
 pub struct Linear {
     name: String,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor,
 }
 
 impl Linear {
     /// Reads `<name>.weight` and `<name>.bias`.
     pub fn load(weights: &Weights, name: String, dtype: DType, device: &Device) -> Result<Self> {
-        let weight = weights.tensor(&format!("{name}.weight"), dtype, device)?;
+        let weight = Weight::Dense(weights.tensor(&format!("{name}.weight"), dtype, device)?);
         let bias = weights.tensor(&format!("{name}.bias"), dtype, device)?;
         Ok(Self { name, weight, bias })
     }

@@ -7,6 +7,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor, WithDType};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use kernels::weight::Format;
 
 use super::dtype::StoredDType;
 use super::entry::Entry;
@@ -138,7 +139,7 @@ fn check_raw(source: &Source, raw: &[u8], dtype: DType) -> Result<()> {
     let bad = match source.entry.dtype {
         StoredDType::F64 => words::<8>(raw).map(f64::from_le_bytes).enumerate().find(|(_, v)| !v.is_finite()),
         StoredDType::F8E4M3 => {
-            raw.iter().map(|&b| f64::from(f8e4m3_to_f32(b))).enumerate().find(|(_, v)| !v.is_finite())
+            raw.iter().map(|&b| f64::from(Format::E4m3.value(b))).enumerate().find(|(_, v)| !v.is_finite())
         }
         _ => None,
     };
@@ -159,20 +160,9 @@ fn decode(bytes: &[u8], dtype: StoredDType, out: &mut Vec<f32>) {
         StoredDType::F16 => out.extend(words(bytes).map(|w| f16::from_le_bytes(w).to_f32())),
         StoredDType::BF16 => out.extend(words(bytes).map(|w| bf16::from_le_bytes(w).to_f32())),
         StoredDType::F64 => out.extend(words(bytes).map(|w| f64::from_le_bytes(w) as f32)),
-        StoredDType::F8E4M3 => out.extend(bytes.iter().map(|&b| f8e4m3_to_f32(b))),
+        StoredDType::F8E4M3 => out.extend(bytes.iter().map(|&b| Format::E4m3.value(b))),
         // Five exponent bits are those of f16: the byte is its upper half.
         StoredDType::F8E5M2 => out.extend(bytes.iter().map(|&b| f16::from_bits(u16::from(b) << 8).to_f32())),
         _ => {}
-    }
-}
-
-/// OCP 8-bit float, 4 exponent bits with bias 7, 3 mantissa bits, no infinities, NaN = all ones.
-fn f8e4m3_to_f32(byte: u8) -> f32 {
-    let sign = if byte & 0x80 != 0 { -1.0 } else { 1.0 };
-    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
-    match (exponent, byte & 7) {
-        (15, 7) => f32::NAN,
-        (0, _) => sign * mantissa / 8.0 * 2f32.powi(-6),
-        _ => sign * (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
     }
 }

@@ -1,0 +1,220 @@
+//! Frozen weights: dense, or one byte a number with a scale for each output row.
+//!
+//! Only the weight is coded: a product is made in the dtype of the stream that goes in, from a matrix that is decoded
+//! before it and dropped behind it. Codes lie in u8 tensors, whatever they mean, because every device has those.
+
+use candle_core::{D, DType, Device, Tensor};
+use rayon::prelude::*;
+
+use crate::Result;
+use crate::cpu::with_slice;
+#[cfg(feature = "cuda")]
+use crate::cuda::{File, Gpu, Launch, fits, suffix};
+
+/// What a byte of a coded weight means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// OCP 8-bit float e4m3fn: 4 exponent bits with bias 7, 3 mantissa bits, no infinities, largest value 448.
+    E4m3,
+    /// A two's complement integer from -127 to 127.
+    Int8,
+}
+
+/// The frozen matrix of a linear layer, [out, in].
+#[derive(Debug, Clone)]
+pub enum Weight {
+    /// Floating-point numbers; products are made in their dtype.
+    Dense(Tensor),
+    /// Bytes with a scale for each row.
+    Coded(Coded),
+}
+
+/// A matrix of which each row is `scale * value(code)`.
+#[derive(Debug, Clone)]
+pub struct Coded {
+    /// What the codes mean.
+    pub format: Format,
+    /// [out, in] u8.
+    pub codes: Tensor,
+    /// `[out]` f32, each a positive normal number.
+    pub scale: Tensor,
+    /// The dtype that products are made in.
+    pub compute: DType,
+}
+
+impl Format {
+    /// The number that a code stands for, before its scale.
+    pub const fn value(self, code: u8) -> f32 {
+        match self {
+            Self::E4m3 => e4m3_value(code),
+            Self::Int8 => code as i8 as f32,
+        }
+    }
+
+    /// The code nearest to a number: ties go to the even code, what lies beyond [`Format::largest`] becomes that.
+    pub fn code(self, number: f32) -> u8 {
+        match self {
+            Self::E4m3 => e4m3_code(number),
+            Self::Int8 => number.round_ties_even().clamp(-127.0, 127.0) as i8 as u8,
+        }
+    }
+
+    /// The largest number that has a code.
+    pub const fn largest(self) -> f32 {
+        match self {
+            Self::E4m3 => 448.0,
+            Self::Int8 => 127.0,
+        }
+    }
+}
+
+impl Weight {
+    /// Codes `dense` [out, in], of any float dtype, row by row; products with it are made in `compute`.
+    ///
+    /// In f32: scale = max(largest of the row's magnitudes / [`Format::largest`], smallest normal number), which also
+    /// gives a row of zeros a scale to divide by; code = [`Format::code`] of number / scale. The numbers must be
+    /// finite, which whoever read them has seen to.
+    pub fn quantise(dense: &Tensor, format: Format, compute: DType) -> Result<Self> {
+        on_gpu!(dense, |gpu| gpu.quantise(dense, format, compute)?.map(Self::Coded));
+        let (rows, columns) = dense.dims2()?;
+        let device = dense.device();
+        let row_of = |row: &[f32], codes: &mut [u8], scale: &mut f32| {
+            let largest = row.iter().fold(0f32, |largest, number| largest.max(number.abs()));
+            *scale = (largest / format.largest()).max(f32::MIN_POSITIVE);
+            codes.iter_mut().zip(row).for_each(|(code, number)| *code = format.code(number / *scale));
+        };
+        let (mut codes, mut scales) = (vec![0; rows * columns], vec![0.0; rows]);
+        with_slice(&dense.to_dtype(DType::F32)?.to_device(&Device::Cpu)?, |numbers| {
+            let rows = numbers.par_chunks(columns).zip(codes.par_chunks_mut(columns));
+            rows.zip(&mut scales).for_each(|((row, codes), scale)| row_of(row, codes, scale));
+            Ok(())
+        })?;
+        let codes = Tensor::from_vec(codes, (rows, columns), device)?;
+        Ok(Self::Coded(Coded { format, codes, scale: Tensor::from_vec(scales, rows, device)?, compute }))
+    }
+
+    /// The matrix [out, in] in `dtype`: for codes value * scale in f32, rounded once to `dtype`.
+    pub fn dequantised(&self, dtype: DType) -> Result<Tensor> {
+        match self {
+            Self::Dense(dense) => dense.to_dtype(dtype),
+            Self::Coded(coded) => coded.dequantised(dtype),
+        }
+    }
+
+    /// The dtype that products are made in.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Self::Dense(dense) => dense.dtype(),
+            Self::Coded(coded) => coded.compute,
+        }
+    }
+
+    /// (out, in).
+    pub fn dims(&self) -> Result<(usize, usize)> {
+        self.stored().dims2()
+    }
+
+    /// Where it lies.
+    pub fn device(&self) -> &Device {
+        self.stored().device()
+    }
+
+    /// Bytes on the device, scales included.
+    pub fn bytes(&self) -> usize {
+        let of = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
+        match self {
+            Self::Dense(dense) => of(dense),
+            Self::Coded(coded) => of(&coded.codes) + of(&coded.scale),
+        }
+    }
+
+    fn stored(&self) -> &Tensor {
+        match self {
+            Self::Dense(dense) => dense,
+            Self::Coded(coded) => &coded.codes,
+        }
+    }
+}
+
+impl Coded {
+    fn dequantised(&self, dtype: DType) -> Result<Tensor> {
+        let Self { format, codes, scale, .. } = self;
+        on_gpu!(codes, |gpu| gpu.dequantised(self, dtype)?);
+        let values: Vec<f32> = (0..=u8::MAX).map(|code| format.value(code)).collect();
+        let values = Tensor::new(values, codes.device())?;
+        // As u32: candle takes the largest index of a type for "none" and answers zero.
+        let indices = codes.to_dtype(DType::U32)?.flatten_all()?;
+        let numbers = values.index_select(&indices, 0)?.reshape(codes.shape())?;
+        numbers.broadcast_mul(&scale.unsqueeze(D::Minus1)?)?.to_dtype(dtype)
+    }
+}
+
+/// The number of an e4m3fn code; 0x7F and 0xFF are NaN.
+const fn e4m3_value(code: u8) -> f32 {
+    let sign = if code & 0x80 != 0 { -1.0 } else { 1.0 };
+    let (exponent, mantissa) = ((code >> 3 & 15) as u32, (code & 7) as u32);
+    match (exponent, mantissa) {
+        (15, 7) => f32::NAN,
+        // Subnormal numbers are steps of 2^-9.
+        (0, _) => sign * mantissa as f32 / 512.0,
+        _ => sign * f32::from_bits((exponent + 120) << 23 | mantissa << 20),
+    }
+}
+
+/// The e4m3fn code nearest to `number`, ties to even; too large a number becomes 448, NaN stays NaN.
+fn e4m3_code(number: f32) -> u8 {
+    const SMALLEST_NORMAL: f32 = 1.0 / 64.0;
+    const LARGEST_CODE: u32 = 0x7E;
+    let (sign, size) = ((number.to_bits() >> 24) as u8 & 0x80, number.abs());
+    let code = if size.is_nan() {
+        0x7F
+    } else if size < SMALLEST_NORMAL {
+        // The scaling is exact, and 8 steps are the code of the smallest normal number.
+        (size * 512.0).round_ties_even() as u32
+    } else {
+        // 20 of 23 mantissa bits go; a carry out of the mantissa goes into the exponent, as it should.
+        let bits = size.to_bits();
+        let rounded = (bits + 0x7_FFFF + (bits >> 20 & 1)) >> 20;
+        (rounded - (120 << 3)).min(LARGEST_CODE)
+    };
+    sign | code as u8
+}
+
+#[cfg(feature = "cuda")]
+impl Gpu {
+    fn quantise(&self, dense: &Tensor, format: Format, compute: DType) -> Result<Option<Coded>> {
+        let (rows, columns) = dense.dims2()?;
+        let Some(suffix) = suffix(dense.dtype()).filter(|_| columns % 16 == 0) else { return Ok(None) };
+        if !fits(&[dense])? {
+            return Ok(None);
+        }
+        let (codes, scale) = (self.empty((rows, columns), DType::U8)?, self.empty(rows, DType::F32)?);
+        let launch = Launch::new(self, File::Weight, &format!("code_{}_{suffix}", format.name()))?;
+        launch.tensor(dense)?.tensor(&codes)?.tensor(&scale)?.int(columns).rows(rows, 256)?;
+        Ok(Some(Coded { format, codes, scale, compute }))
+    }
+
+    fn dequantised(&self, coded: &Coded, dtype: DType) -> Result<Option<Tensor>> {
+        let (rows, columns) = coded.codes.dims2()?;
+        let Some(suffix) = suffix(dtype).filter(|_| columns % 16 == 0) else { return Ok(None) };
+        if !fits(&[&coded.codes])? {
+            return Ok(None);
+        }
+        let (y, sixteens) = (self.empty((rows, columns), dtype)?, rows * columns / 16);
+        let launch = Launch::new(self, File::Weight, &format!("decode_{}_{suffix}", coded.format.name()))?;
+        let launch = launch.tensor(&coded.codes)?.tensor(&coded.scale)?.tensor(&y)?;
+        launch.size(sixteens).int(columns).each(sixteens)?;
+        Ok(Some(y))
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Format {
+    /// As in the names of the kernels.
+    fn name(self) -> &'static str {
+        match self {
+            Self::E4m3 => "e4m3",
+            Self::Int8 => "int8",
+        }
+    }
+}
