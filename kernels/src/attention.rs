@@ -5,10 +5,25 @@
 
 use crate::Result;
 use crate::profile::{self, Class};
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 
 /// The largest score block that is made at once, in elements (f32: 64 MiB).
 pub const MAX_SCORES: usize = 16 << 20;
+
+/// What attention runs on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Engine {
+    /// A short name: `chunked`, `cudnn`.
+    pub name: &'static str,
+    /// Why this one, in words for the user.
+    pub why: String,
+}
+
+/// The engine of attention on `device`.
+pub fn engine(device: &Device) -> Engine {
+    let _ = device;
+    Engine { name: "chunked", why: "in chunks of queries, by matrix products: exact, on every device".into() }
+}
 
 /// The output of attention and what its backward needs of the softmax.
 #[derive(Debug, Clone)]

@@ -1,6 +1,7 @@
 //! The flow-matching loss: weighted mean squared error in f32, with its gradient.
 
 use crate::Result;
+use crate::profile::{self, Class};
 use candle_core::{DType, Tensor};
 
 /// The loss and its gradient with respect to the prediction.
@@ -22,6 +23,7 @@ pub fn mse(
     sample_weights: &Tensor,
     mask: Option<&Tensor>,
 ) -> Result<Loss> {
+    let _noted = profile::scope(Class::Elementwise, prediction.device());
     let batch = prediction.dim(0)?;
     let error = (prediction.to_dtype(DType::F32)? - target.to_dtype(DType::F32)?)?;
     let weights = sample_weights.reshape((batch, 1, 1, 1, 1))?;

@@ -4,6 +4,11 @@
 //! library, philox.h). The same key gives the same bits on every device, card count and resume, and there is no
 //! state to save.
 
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+
+use crate::Result;
+
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const ROUNDS: usize = 10;
@@ -66,6 +71,22 @@ impl Key {
         out.truncate(count);
         out
     }
+}
+
+/// A tensor of uniform numbers around zero with deviation `deviation`, made where it is to lie.
+///
+/// Element i is (u - 1/2) sqrt(12) deviation, u the upper 24 bits of word i of the stream as a number in [0, 1): each
+/// step is exact or one f32 rounding, so every device makes the same bits. Then rounded to `dtype`.
+pub fn fill(shape: &[usize], key: Key, deviation: f32, dtype: DType, device: &Device) -> Result<Tensor> {
+    let width = 12f32.sqrt() * deviation;
+    let mut values = vec![0f32; shape.iter().product()];
+    values.par_chunks_mut(4).enumerate().with_min_len(4096).for_each(|(counter, values)| {
+        let words = key.block(counter as u64);
+        for (value, word) in values.iter_mut().zip(words) {
+            *value = ((word >> 8) as f32 / 16_777_216.0 - 0.5) * width;
+        }
+    });
+    Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
 }
 
 /// A word as a number in (0, 1): never 0, whose logarithm does not exist.

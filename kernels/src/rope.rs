@@ -1,12 +1,14 @@
 //! Rotary position embedding over interleaved pairs (2j, 2j+1) of each head.
 
 use crate::Result;
+use crate::profile::{self, Class};
 use candle_core::{D, Tensor};
 
 /// Rotates each pair (a, b) of `x` [b, l, n, h] to (a cos - b sin, a sin + b cos).
 ///
 /// `cos_lp`, `sin_lp` [l, h/2], in the dtype of `x`; the same for every head and sample.
 pub fn forward(x: &Tensor, cos_lp: &Tensor, sin_lp: &Tensor) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Elementwise, x.device());
     let (batch, tokens, heads, size) = x.dims4()?;
     let pairs = x.contiguous()?.reshape((batch, tokens, heads, size / 2, 2))?;
     let (a, b) = (

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use data::Cursor;
-use models::dit::Keep;
+use models::dit::BlockPlan;
 use proofs::project::Project;
 use proofs::small::{adapters, pipeline, trained};
 use proofs::{Tolerance, assert_close};
@@ -61,7 +61,7 @@ impl Ready {
     }
 
     fn trained(&self, data: &StepData) -> (f64, BTreeMap<String, Tensor>) {
-        let (losses, gradients) = trained(&self.pipeline, &data.micro_batches, Keep::Inputs);
+        let (losses, gradients) = trained(&self.pipeline, &data.micro_batches, BlockPlan::default());
         (losses.into_iter().map(f64::from).sum(), gradients)
     }
 }

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 use kernels::adamw;
+use kernels::transfer::HostStore;
 use models::adapter::{Adapter, Adapters};
-use models::dit::{Dit, Dropout, Gradients, Keep, Pass, embed, rope};
+use models::dit::ffn::{Chunk, chunks};
+use models::dit::{Base, BlockPlan, Dit, Dropout, Gradients, Keep, Keeping, Pass, Place, embed, rope};
 use models::names;
 use proofs::{
     Tolerance, assert_close, assert_same_bits, device, fixture_json, fixture_tensors, randn, tiny_dit,
@@ -22,7 +24,7 @@ fn grid(x: &Tensor) -> (usize, usize, usize) {
 }
 
 fn pass(adapters: &Adapters) -> Pass<'_> {
-    Pass { adapters, dropout: None }
+    Pass::new(adapters, None)
 }
 
 /// The velocity of a whole model on one device, with every block's output.
@@ -32,7 +34,7 @@ fn forward(dit: &Dit, x: &Tensor, timestep: &Tensor, context: &Tensor, pass: &Pa
     let mut stream = embedder.tokens(x).unwrap();
     let mut traces = vec![stream.clone()];
     for block in &dit.blocks {
-        stream = block.forward(&stream, &cond, pass).unwrap().0;
+        stream = block.forward(stream, &cond, pass, Keep::Input).unwrap().0;
         traces.push(stream.clone());
     }
     (dit.head.as_ref().unwrap().forward(&stream, &cond, grid(x)).unwrap(), traces)
@@ -74,7 +76,7 @@ fn diffusers_weights_are_the_official_ones() {
     let io = fixture_tensors("dit/t2v/io.safetensors");
     let none = Adapters::default();
     let (config, weights) = tiny_weights("diffusers");
-    let dit = Dit::load(&weights, &config, 0..config.layers, DType::F32, &device()).unwrap();
+    let dit = Dit::load(&weights, &config, 0..config.layers, Base::F32, &device()).unwrap();
     let run = |dit| forward(dit, &io["input"], &io["timestep"], &io["context"], &pass(&none)).0;
     assert_same_bits("output", &run(&dit), &run(&tiny_dit()));
 }
@@ -129,12 +131,17 @@ fn golden_name(prefix: &str, official: &str) -> String {
     format!("{prefix}{}{suffix}", names::module_to_diffusers(module).unwrap())
 }
 
+/// Every block's plan where nothing else is asked for.
+const LEAN: [BlockPlan; 2] = [BlockPlan { keep: Keep::Input, place: Place::Device }; 2];
+
 /// Loss and gradients of one velocity prediction.
-fn loss_and_gradients(dit: &Dit, io: &[&Tensor; 4], pass: &Pass, keep: Keep) -> (f32, Gradients) {
+fn loss_and_gradients(dit: &Dit, io: &[&Tensor; 4], pass: &Pass, plans: &[BlockPlan]) -> (f32, Gradients) {
     let [x, timestep, context, target] = io;
     let embedder = dit.embedder.as_ref().unwrap();
     let cond = embedder.conditioning(timestep, context, grid(x)).unwrap();
-    let (stream, kept) = dit.through_keeping(&embedder.tokens(x).unwrap(), &cond, pass, keep).unwrap();
+    let keeping = Keeping { plans, store: &HostStore::new(&device()).unwrap() };
+    let tokens = embedder.tokens(x).unwrap();
+    let (stream, kept) = dit.through_keeping(tokens, &cond, pass, &keeping).unwrap();
     let head = dit.head.as_ref().unwrap();
     let weights = Tensor::ones(x.dim(0).unwrap(), DType::F32, &device()).unwrap();
     let prediction = head.forward(&stream, &cond, grid(x)).unwrap();
@@ -158,7 +165,7 @@ fn five_steps_of_lora_training_equal_peft() {
         let x = ((&io["x0"] * (1.0 - sigma)).unwrap() + (&noise * sigma).unwrap()).unwrap();
         let timestep = Tensor::new(&[(sigma * 1000.0) as f32], &device()).unwrap();
         let inputs = [&x, &timestep, &io["context"], &target(&noise)];
-        let (loss, gradients) = loss_and_gradients(&dit, &inputs, &pass(&adapters), Keep::Inputs);
+        let (loss, gradients) = loss_and_gradients(&dit, &inputs, &pass(&adapters), &LEAN);
 
         let expected = plan["losses"][i].as_f64().unwrap();
         assert!((f64::from(loss) - expected).abs() < 1e-4, "loss of step {i}: {loss}, expected {expected}");
@@ -205,18 +212,84 @@ fn five_steps_of_lora_training_equal_peft() {
 }
 
 #[test]
-fn keeping_everything_equals_replaying_bit_for_bit() {
+fn what_is_kept_and_where_changes_no_bit() {
     let (dit, io) = (tiny_dit(), fixture_tensors("dit/t2v/io.safetensors"));
     let golden = fixture_tensors("dit/t2v/lora_train.safetensors");
     let adapters = golden_adapters(&golden, "after1.", 2.0);
     let dropout = Dropout { p: 0.25, keys: vec![kernels::random::Key::new(3, "dropout", &[1])] };
-    let pass = Pass { adapters: &adapters, dropout: Some(&dropout) };
+    let pass = Pass::new(&adapters, Some(&dropout));
     let inputs = [&io["input"], &io["timestep"], &io["context"], &io["target"]];
-    let (replayed_loss, replayed) = loss_and_gradients(&dit, &inputs, &pass, Keep::Inputs);
-    let (kept_loss, kept) = loss_and_gradients(&dit, &inputs, &pass, Keep::All);
-    assert_eq!(replayed_loss.to_bits(), kept_loss.to_bits());
-    for (name, gradient) in replayed.iter() {
-        assert_same_bits(name, kept.get(name).unwrap(), gradient);
+    let (lean_loss, lean) = loss_and_gradients(&dit, &inputs, &pass, &LEAN);
+    let all = [Keep::Input, Keep::Attention, Keep::All]
+        .map(|keep| [Place::Device, Place::Host].map(|place| BlockPlan { keep, place }));
+    let all = all.as_flattened();
+    for first in all {
+        for second in all {
+            let plans = [*first, *second];
+            let (loss, gradients) = loss_and_gradients(&dit, &inputs, &pass, &plans);
+            assert_eq!(loss.to_bits(), lean_loss.to_bits(), "{plans:?}");
+            for (name, gradient) in lean.iter() {
+                assert_same_bits(&format!("{name}, {plans:?}"), gradients.get(name).unwrap(), gradient);
+            }
+        }
+    }
+}
+
+/// The feed-forward layer in chunks of tokens, which cut through a frame or take several, is the layer on all at once:
+/// outputs, and gradients summed over the chunks, with the dropout that each token has in the whole.
+#[test]
+fn feed_forward_in_chunks_equals_the_whole() {
+    // The same products, and f32 sums over the tokens in another order.
+    const ORDER: Tolerance = Tolerance { absolute: 1e-6, relative: 2e-5 };
+    let dit = tiny_dit();
+    let adapters = golden_adapters(&fixture_tensors("dit/t2v/lora_train.safetensors"), "after1.", 2.0);
+    let keys = [1, 2].map(|sample| kernels::random::Key::new(3, "dropout", &[sample])).to_vec();
+    let dropout = Dropout { p: 0.25, keys };
+    let (x, target, text) =
+        (randn("x", (2, 16, 3, 4, 6)), randn("y", (2, 16, 3, 4, 6)), randn("t", (2, 9, 24)));
+    let tokens = dit.config.tokens(3, 4, 6);
+    let by_frame: Vec<f32> = (0..2 * tokens).map(|token| (100 * (token / 6)) as f32).collect();
+    let by_frame = Tensor::from_vec(by_frame, (2, tokens), &device()).unwrap();
+    let shared = Tensor::new(&[700f32, 300.0], &device()).unwrap();
+    for times in [&shared, &by_frame] {
+        let inputs = [&x, times, &text, &target];
+        let whole = Pass::new(&adapters, Some(&dropout));
+        let (loss, gradients) = loss_and_gradients(&dit, &inputs, &whole, &LEAN);
+        for most in [1, 4, 7, 12, tokens] {
+            let (got, of_chunks) = loss_and_gradients(&dit, &inputs, &whole.with_ffn_tokens(most), &LEAN);
+            assert!((got / loss - 1.0).abs() < 1e-5, "{most} tokens: loss {got}, expected {loss}");
+            for (name, gradient) in gradients.iter() {
+                assert_close(
+                    &format!("{name}, {most} tokens"),
+                    of_chunks.get(name).unwrap(),
+                    gradient,
+                    ORDER,
+                );
+            }
+        }
+    }
+}
+
+/// Every token is in one chunk, no chunk is too large, and none mixes parts of groups.
+#[test]
+fn chunks_of_tokens_respect_their_groups() {
+    for (tokens, groups, most) in
+        [(18, 1, 5), (18, 3, 5), (18, 3, 6), (18, 3, 13), (18, 18, 4), (7, 1, 99), (9, 3, 1)]
+    {
+        let size = tokens / groups;
+        let cut = chunks(tokens, groups, most);
+        let mut next = 0;
+        for Chunk { tokens, groups } in &cut {
+            assert!(tokens.start == next && tokens.len() <= most && !tokens.is_empty());
+            assert!(groups.start * size <= tokens.start && tokens.end <= groups.end * size);
+            let is_whole = tokens.len() == groups.len() * size;
+            assert!(groups.len() == 1 || is_whole, "{tokens:?} of {groups:?}");
+            next = tokens.end;
+        }
+        assert_eq!(next, tokens);
+        let (longest, shortest) =
+            (cut.iter().map(|c| c.tokens.len()).max(), cut.iter().map(|c| c.tokens.len()).min());
+        assert!(longest.unwrap() - shortest.unwrap() <= size, "uneven: {cut:?}");
     }
 }
 
@@ -226,7 +299,7 @@ fn every_trainable_tensor_gets_a_finite_nonzero_gradient() {
     let golden = fixture_tensors("dit/t2v/lora_train.safetensors");
     let adapters = golden_adapters(&golden, "after1.", 2.0); // after one step B is no longer zero, so A has a gradient
     let inputs = [&io["input"], &io["timestep"], &io["context"], &io["target"]];
-    let (_, gradients) = loss_and_gradients(&dit, &inputs, &pass(&adapters), Keep::Inputs);
+    let (_, gradients) = loss_and_gradients(&dit, &inputs, &pass(&adapters), &LEAN);
     let parameters = adapters.parameters();
     assert_eq!(parameters.len(), 2 * dit.config.adaptable_modules().len());
     for name in parameters.keys() {

@@ -2,6 +2,7 @@
 
 mod accumulate;
 mod adapter_files;
+mod base;
 mod data_cache;
 mod data_decode;
 mod data_pipeline;
@@ -9,6 +10,7 @@ mod dit;
 mod export;
 mod gradients;
 mod noise;
+mod optimizer;
 mod overfit;
 mod pipeline;
 mod plan;

@@ -1,13 +1,12 @@
 //! Training learns: a few hundred steps on one clip, from its file to the optimiser, and the model knows the clip.
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use data::Cursor;
 use kernels::adamw::Update;
 use models::adapter::Adapters;
-use models::dit::{DitConfig, Keep};
-use models::weights::Weights;
+use models::dit::BlockPlan;
 use proofs::project::Project;
-use proofs::small::{config, pipeline, tensors};
+use proofs::small::{config, open_weights, pipeline};
 use trainer::batch::Batches;
 use trainer::interrupt::Interrupt;
 use trainer::lr::{LrSchedule, learning_rate};
@@ -33,35 +32,6 @@ fn held_out_loss(batches: &Batches, pipeline: &Pipeline) -> (f64, f64) {
     (loss, of_zero)
 }
 
-/// Random weights whose head undoes the patch embedding, so that noise can pass: an adapter of a rank below the 64
-/// numbers of a patch could not learn that, and no pretrained model asks it to.
-fn open_weights(dit: &DitConfig) -> Weights {
-    let mut tensors = tensors(dit);
-    let patch = tensors["patch_embedding.weight"].flatten_from(1).unwrap();
-    let mut columns: Vec<Vec<f32>> = patch.t().unwrap().to_vec2().unwrap();
-    for i in 0..columns.len() {
-        let (done, rest) = columns.split_at_mut(i);
-        let column = &mut rest[0];
-        for other in done.iter() {
-            let along: f32 = column.iter().zip(other).map(|(a, b)| a * b).sum();
-            column.iter_mut().zip(other).for_each(|(a, b)| *a -= along * b);
-        }
-        let length = column.iter().map(|a| a * a).sum::<f32>().sqrt();
-        column.iter_mut().for_each(|a| *a /= length);
-    }
-    // A patch is (channel, row, column), a row of the head (row, column, channel).
-    let head: Vec<f32> = (0..64).flat_map(|row| columns[row % 16 * 4 + row / 16].clone()).collect();
-    let embedding: Vec<f32> = columns.concat();
-    let device = proofs::device();
-    let embedding = Tensor::from_vec(embedding, (64, dit.dim), &device).unwrap().t().unwrap();
-    let embedding = embedding.reshape((dit.dim, 16, 1, 2, 2)).unwrap();
-    tensors.insert("patch_embedding.weight".to_owned(), embedding);
-    let scale = (64.0 / dit.dim as f64).sqrt();
-    let head = (Tensor::from_vec(head, (64, dit.dim), &device).unwrap() * scale).unwrap();
-    tensors.insert("head.head.weight".to_owned(), head);
-    Weights::from_tensors(tensors)
-}
-
 /// The same clip lies in the folder twice: one is trained, the other held out to measure on.
 #[test]
 fn a_few_hundred_steps_learn_a_clip() {
@@ -83,11 +53,11 @@ fn a_few_hundred_steps_learn_a_clip() {
     let mut pipeline = pipeline(&dit, &open_weights(&dit), &fresh, &[1, 1]);
     let mut optimizer = Optimizer::new(&pipeline).unwrap();
     let (before, of_zero) = held_out_loss(&batches, &pipeline);
-    let mut cursor = Cursor::default();
+    let (mut cursor, keeping) = (Cursor::default(), vec![BlockPlan::default(); dit.layers]);
     for step in 0..STEPS {
         let data = batches.step(step, cursor, 1).unwrap();
         cursor = data.cursor;
-        let gradients = pipeline.train(&data.micro_batches, Keep::Inputs).unwrap().gradients;
+        let gradients = pipeline.train(&data.micro_batches, &keeping).unwrap().gradients;
         let norm = checked_norm(&gradients, optimizer.states().keys()).unwrap();
         let lr = learning_rate(1e-2, LrSchedule::Cosine, 10, STEPS, step);
         let update = Update { lr, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0, step: step + 1 };

@@ -4,10 +4,11 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use models::dit::Keep;
+use kernels::transfer::Route;
+use models::dit::{BlockPlan, Keep, Place};
 use proofs::small::{adapters, config, micro_batch, pipeline, trained, velocities, weights};
 use proofs::{assert_same_bits, randn};
-use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline};
+use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline, schedule};
 use trainer::{Error, Result};
 
 const LAYERS: usize = 5;
@@ -16,7 +17,9 @@ const SPLITS: [&[usize]; 6] = [&[2, 3], &[1, 4], &[4, 1], &[2, 1, 2], &[1, 1, 3]
 
 fn split_into(split: &[usize]) -> Pipeline {
     let config = config(LAYERS, 24);
-    pipeline(&config, &weights(&config), &adapters(&config, 3, 0.7), split)
+    let mut pipeline = pipeline(&config, &weights(&config), &adapters(&config, 3, 0.7), split);
+    pipeline.set_ffn_tokens(5); // of 12, so that chunks are cut
+    pipeline
 }
 
 /// Micro-batches of one to three samples, with texts of other lengths, all with dropout: more than there are stages,
@@ -30,17 +33,20 @@ fn batches() -> Vec<MicroBatch> {
 #[test]
 fn stages_train_as_one_bit_for_bit() {
     let whole = split_into(&[LAYERS]);
-    let (losses, gradients) = trained(&whole, &batches(), Keep::Inputs);
+    let (losses, gradients) = trained(&whole, &batches(), BlockPlan::default());
     let parameters = 2 * whole.config().adaptable_modules().len();
     assert_eq!((losses.len(), gradients.len()), (batches().len(), parameters));
     for split in SPLITS {
-        for keep in [Keep::Inputs, Keep::All] {
-            let (split_losses, split_gradients) = trained(&split_into(split), &batches(), keep);
+        let parked = BlockPlan { keep: Keep::All, place: Place::Host };
+        for (plan, route) in [(BlockPlan::default(), Route::Auto), (parked, Route::Host)] {
+            let mut stages = split_into(split);
+            stages.set_route(route).unwrap();
+            let (split_losses, split_gradients) = trained(&stages, &batches(), plan);
             let bits = |losses: &[f32]| losses.iter().map(|l| l.to_bits()).collect::<Vec<_>>();
-            assert_eq!(bits(&split_losses), bits(&losses), "losses of {split:?}, {keep:?}");
+            assert_eq!(bits(&split_losses), bits(&losses), "losses of {split:?}, {plan:?}");
             assert!(split_gradients.keys().eq(gradients.keys()), "{split:?}: other gradients");
             for (name, gradient) in &gradients {
-                assert_same_bits(&format!("{name} of {split:?}, {keep:?}"), &split_gradients[name], gradient);
+                assert_same_bits(&format!("{name} of {split:?}, {plan:?}"), &split_gradients[name], gradient);
             }
         }
     }
@@ -62,11 +68,35 @@ fn stages_predict_as_one_bit_for_bit() {
 #[test]
 fn a_step_is_a_function_of_its_batches() {
     let pipeline = split_into(&[2, 3]);
-    let (losses, gradients) = trained(&pipeline, &batches(), Keep::Inputs);
-    let (again, gradients_again) = trained(&pipeline, &batches(), Keep::Inputs);
+    let (losses, gradients) = trained(&pipeline, &batches(), BlockPlan::default());
+    let (again, gradients_again) = trained(&pipeline, &batches(), BlockPlan::default());
     assert_eq!(losses, again);
     for (name, gradient) in &gradients {
         assert_same_bits(name, &gradients_again[name], gradient);
+    }
+}
+
+/// Watching a step changes nothing in it, and tells what each stage did, in its order, one thing after the other.
+#[test]
+fn a_watched_step_is_the_step() {
+    let (pipeline, batches, keeping) = (split_into(&[2, 1, 2]), batches(), [BlockPlan::default(); LAYERS]);
+    let expected = pipeline.train(&batches, &keeping).unwrap();
+    let (outcome, watched) = pipeline.train_watched(&batches, &keeping).unwrap();
+    for (name, gradient) in expected.gradients.iter() {
+        assert_same_bits(name, outcome.gradients.get(name).unwrap(), gradient);
+    }
+    let schedule = schedule::one_f_one_b(3, batches.len());
+    assert_eq!(watched.len(), schedule.len());
+    for (stage, ops) in watched.into_iter().zip(&schedule) {
+        assert!(stage.spans.iter().map(|span| span.op).eq(ops.iter().copied()));
+        let mut busy = 0.0;
+        for (i, span) in stage.spans.iter().enumerate() {
+            busy += span.end.seconds_since(&span.start).unwrap();
+            let before = &stage.spans[i.saturating_sub(1)].end;
+            assert!(i == 0 || span.start.seconds_since(before).unwrap() >= 0.0, "two things at once");
+        }
+        let in_operations = stage.operations.times().unwrap().total();
+        assert!(in_operations > 0.0 && in_operations <= busy, "{in_operations} s in {busy} s");
     }
 }
 
@@ -97,7 +127,8 @@ fn an_error_in_a_stage_comes_out_as_its_own() {
                 spoil(&mut batches[at]);
                 let what = format!("{what}, micro-batch {at}, split {split:?}");
                 let error =
-                    answer_in_time(&what, move || pipeline.train(&batches, Keep::Inputs)).unwrap_err();
+                    answer_in_time(&what, move || pipeline.train(&batches, &[BlockPlan::default(); LAYERS]))
+                        .unwrap_err();
                 assert!(!matches!(error, Error::NeighbourStopped), "{what}");
                 assert!(error.to_string().contains(text), "{what}: {error}");
             }
@@ -122,7 +153,7 @@ fn a_split_must_cover_every_block_once() {
     let (weights, none) = (weights(&config), Default::default());
     let load = |ranges: &[std::ops::Range<usize>]| {
         let split: Vec<_> = ranges.iter().map(|range| (proofs::device(), range.clone())).collect();
-        Pipeline::load(&weights, &config, &split, &none, candle_core::DType::F32)
+        Pipeline::load(&weights, &config, &split, &none, models::dit::Base::F32)
     };
     let (short, late) = (0..4, 1..5);
     let alone = [std::slice::from_ref(&short), std::slice::from_ref(&late), &[]];

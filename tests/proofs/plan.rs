@@ -1,11 +1,14 @@
 //! The plan: it reads back as it was written, and every setting of a recipe that changes is named.
 
+use kernels::device::{Repeatability, Settings};
 use models::adapter::Scaling;
 use proofs::project::Project;
+use trainer::bytes::Bytes;
+use trainer::devices::Transfer;
 use trainer::lr::LrSchedule;
+use trainer::memory::KeepConfig;
 use trainer::noise::{Distribution, Weighting};
-use trainer::plan::{Plan, Planned};
-use trainer::recipe::KeepConfig;
+use trainer::plan::{Overrides, Plan, Planned};
 
 fn planned(captions: &[&str], settings: &str) -> (Project, Planned) {
     let project = Project::new(&proofs::fixture(""), captions, settings);
@@ -68,7 +71,7 @@ fn every_changed_setting_is_named() {
         ("optimizer.schedule", |p| p.optimizer.schedule = LrSchedule::Cosine),
         ("run.seed", |p| p.run.seed = 43),
         ("sample.clips.1.guidance", |p| p.sample.clips[1].guidance = 4.999),
-        ("train.keep", |p| p.train.keep = KeepConfig::All),
+        ("memory.keep", |p| p.memory.keep = KeepConfig::All),
         ("train.timesteps.distribution", |p| p.train.timesteps.distribution = Distribution::Uniform),
         ("train.timesteps.min", |p| p.train.timesteps.min = 1e-9),
         ("train.timesteps.weighting", |p| p.train.timesteps.weighting = Weighting::Bsmntw),
@@ -94,4 +97,41 @@ fn the_data_is_part_of_the_plan() {
     let keys: Vec<String> =
         planned.plan.differences(&again.plan).unwrap().into_iter().map(|d| d.key).collect();
     assert_eq!(keys, ["dataset.digest"]);
+}
+
+/// A memory limit of the command line goes before the recipe's, both reach the GPU to the byte, and the stored plan says
+/// which it was.
+#[test]
+fn a_memory_limit_reaches_the_device_as_it_was_written() {
+    let settings = "[devices]\nmemory_limit = \"23GiB\"\ndeterministic = true\ntransfer = \"host\"\n";
+    let project = Project::new(&proofs::fixture(""), &CAPTIONS, settings);
+    let plan = |overrides: &Overrides| {
+        let planned = Plan::make_with(&project.recipe(), overrides, &mut |_, _| {}).unwrap();
+        toml::from_str::<Plan>(&planned.plan.to_toml().unwrap()).unwrap()
+    };
+    let (written, told) = (plan(&Overrides::default()), plan(&Overrides { memory_limit: Some(Bytes(7)) }));
+    let settings = |limit| Settings { memory_limit: Some(limit), repeatability: Repeatability::BitForBit };
+    assert_eq!(written.devices.settings(), settings(23 << 30));
+    assert_eq!(told.devices.settings(), settings(7));
+    assert_eq!(written.devices.transfer, Transfer::Host);
+    let refused =
+        Plan::make_with(&project.recipe(), &Overrides { memory_limit: Some(Bytes(0)) }, &mut |_, _| {});
+    assert!(refused.unwrap_err().to_string().contains("devices.memory_limit"));
+}
+
+/// What a driver says in its own words is told as what to do about it.
+#[test]
+fn a_gpu_that_gives_out_is_told_as_a_way_out() {
+    for (words, way_out) in [
+        ("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")", "devices.stages"),
+        ("DriverError(CUDA_ERROR_NO_DEVICE, \"no CUDA-capable device is detected\")", "nvidia-smi"),
+        ("DriverError(CUDA_ERROR_UNSUPPORTED_PTX_VERSION, \"...\")", "newer driver"),
+        ("DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, \"...\")", "--resume"),
+    ] {
+        let error = candle_core::Error::Cuda(words.into());
+        let told = trainer::Error::from(models::Error::from(error)).to_string();
+        assert!(told.contains(way_out) && told.contains(words) && told.lines().count() == 1, "{told}");
+    }
+    let other = trainer::Error::from(candle_core::Error::msg("shape mismatch"));
+    assert!(matches!(other, trainer::Error::Tensor(_)), "{other:?}");
 }

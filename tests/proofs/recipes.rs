@@ -8,6 +8,7 @@ use proofs::source::{File, files, root};
 use serde_json::{Value, json};
 use trainer::base::ModelConfig;
 use trainer::devices::DevicesConfig;
+use trainer::memory::MemoryConfig;
 use trainer::optim::OptimizerConfig;
 use trainer::recipe::{CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig};
 use trainer::sample::SampleConfig;
@@ -27,6 +28,7 @@ fn sections() -> Value {
         "train": TrainConfig::default(),
         "optimizer": OptimizerConfig::default(),
         "devices": DevicesConfig::default(),
+        "memory": MemoryConfig::default(),
         "checkpoint": CheckpointConfig::default(),
         "sample": SampleConfig::default(),
         "export": ExportConfig::default(),

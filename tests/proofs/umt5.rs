@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use models::text::TextEncoder;
 use models::umt5::{Umt5, bucket};
+use models::weights::Frozen;
 use proofs::{device, fixture};
 
 /// Largest difference of states, f32 against PyTorch f32: rounding of sums in another order, through three layers.
@@ -15,7 +16,7 @@ fn io() -> HashMap<String, Tensor> {
 }
 
 fn load(path: &str) -> Umt5 {
-    Umt5::load(&fixture(path), DType::F32, &device()).unwrap()
+    Umt5::load(&fixture(path), Frozen::F32, &device()).unwrap()
 }
 
 fn difference(a: &Tensor, b: &Tensor) -> f32 {
@@ -50,7 +51,7 @@ fn states_of_real_tokens_equal_the_golden_values() {
 #[test]
 fn prompts_equal_the_golden_embeddings_from_text_on() {
     let (io, path) = (io(), fixture("umt5/weights_official.safetensors"));
-    let encoder = TextEncoder::load(&path, &fixture("tokenizer"), DType::F32, &device()).unwrap();
+    let encoder = TextEncoder::load(&path, &fixture("tokenizer"), Frozen::F32, &device()).unwrap();
     let prompts: Vec<String> =
         serde_json::from_slice(&std::fs::read(fixture("umt5/prompts.json")).unwrap()).unwrap();
     let lengths: Vec<i64> = io["prompt.lens"].to_vec1().unwrap();

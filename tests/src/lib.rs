@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Tensor};
 use kernels::random::Key;
-use models::dit::{Dit, DitConfig};
+use models::dit::{Base, Dit, DitConfig};
 use models::weights::Weights;
 
 /// The device that the proofs run on: the first GPU of a CUDA build, else the CPU. The bodies are the same.
@@ -20,7 +20,8 @@ use models::weights::Weights;
 /// It is opened once: a GPU that is opened twice counts as two devices, whose tensors do not mix.
 pub fn device() -> Device {
     static DEVICE: OnceLock<Device> = OnceLock::new();
-    let open = || if cfg!(feature = "cuda") { Device::new_cuda_with_stream(0).unwrap() } else { Device::Cpu };
+    let gpu = || kernels::device::open_gpu(0, &kernels::device::Settings::default()).unwrap();
+    let open = || if cfg!(feature = "cuda") { gpu() } else { Device::Cpu };
     DEVICE.get_or_init(open).clone()
 }
 
@@ -117,5 +118,5 @@ pub fn tiny_weights(layout: &str) -> (DitConfig, Weights) {
 pub fn tiny_dit() -> Dit {
     let (config, weights) = tiny_weights("official");
     let layers = config.layers;
-    Dit::load(&weights, &config, 0..layers, DType::F32, &device()).unwrap()
+    Dit::load(&weights, &config, 0..layers, Base::F32, &device()).unwrap()
 }

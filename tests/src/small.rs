@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use kernels::low_rank::Factors;
 use kernels::random::Key;
 use models::adapter::{Adapter, Adapters};
-use models::dit::{DitConfig, Dropout};
+use models::dit::{Base, BlockPlan, DitConfig, Dropout};
 use models::weights::Weights;
 use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline};
 
@@ -51,6 +51,35 @@ pub fn tensors(config: &DitConfig) -> BTreeMap<String, Tensor> {
     specs.iter().map(|spec| (spec.name.clone(), tensor(&spec.name, &spec.shape))).collect()
 }
 
+/// Random weights whose head undoes the patch embedding, so that noise can pass: an adapter of a rank below the 64
+/// numbers of a patch could not learn that, and no pretrained model asks it to.
+pub fn open_weights(dit: &DitConfig) -> Weights {
+    let mut tensors = tensors(dit);
+    let patch = tensors["patch_embedding.weight"].flatten_from(1).unwrap();
+    let mut columns: Vec<Vec<f32>> = patch.t().unwrap().to_vec2().unwrap();
+    for i in 0..columns.len() {
+        let (done, rest) = columns.split_at_mut(i);
+        let column = &mut rest[0];
+        for other in done.iter() {
+            let along: f32 = column.iter().zip(other).map(|(a, b)| a * b).sum();
+            column.iter_mut().zip(other).for_each(|(a, b)| *a -= along * b);
+        }
+        let length = column.iter().map(|a| a * a).sum::<f32>().sqrt();
+        column.iter_mut().for_each(|a| *a /= length);
+    }
+    // A patch is (channel, row, column), a row of the head (row, column, channel).
+    let head: Vec<f32> = (0..64).flat_map(|row| columns[row % 16 * 4 + row / 16].clone()).collect();
+    let embedding: Vec<f32> = columns.concat();
+    let device = device();
+    let embedding = Tensor::from_vec(embedding, (64, dit.dim), &device).unwrap().t().unwrap();
+    let embedding = embedding.reshape((dit.dim, 16, 1, 2, 2)).unwrap();
+    tensors.insert("patch_embedding.weight".to_owned(), embedding);
+    let scale = (64.0 / dit.dim as f64).sqrt();
+    let head = (Tensor::from_vec(head, (64, dit.dim), &device).unwrap() * scale).unwrap();
+    tensors.insert("head.head.weight".to_owned(), head);
+    Weights::from_tensors(tensors)
+}
+
 /// Trainable adapters on every Linear of the blocks, both factors random, so that every gradient says something.
 pub fn adapters(config: &DitConfig, rank: usize, scale: f64) -> Adapters {
     let mut adapters = Adapters::default();
@@ -69,7 +98,7 @@ pub fn pipeline(config: &DitConfig, weights: &Weights, adapters: &Adapters, spli
         next += blocks;
         (device(), next - blocks..next)
     });
-    Pipeline::load(weights, config, &ranges.collect::<Vec<_>>(), adapters, DType::F32).unwrap()
+    Pipeline::load(weights, config, &ranges.collect::<Vec<_>>(), adapters, Base::F32).unwrap()
 }
 
 /// A random micro-batch of `batch` samples with timesteps of their own, `rows` rows of text and uneven weights.
@@ -97,13 +126,13 @@ pub fn velocities(pipeline: &Pipeline, inputs: &[NetworkInput]) -> Vec<Tensor> {
     predicted.iter().map(|velocity| velocity.to_device(&Device::Cpu).unwrap()).collect()
 }
 
-/// The loss of each micro-batch and every gradient by name, on the CPU.
+/// The loss of each micro-batch and every gradient by name, on the CPU; `plan` is every block's.
 pub fn trained(
     pipeline: &Pipeline,
     batches: &[MicroBatch],
-    keep: models::dit::Keep,
+    plan: BlockPlan,
 ) -> (Vec<f32>, BTreeMap<String, Tensor>) {
-    let outcome = pipeline.train(batches, keep).unwrap();
+    let outcome = pipeline.train(batches, &vec![plan; pipeline.config().layers]).unwrap();
     let losses = outcome.losses.iter().map(|loss| loss.to_scalar().unwrap()).collect();
     let on_cpu =
         |(name, gradient): (&str, &Tensor)| (name.to_owned(), gradient.to_device(&Device::Cpu).unwrap());

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device};
+use candle_core::Device;
 use models::dit::{self, DitConfig};
 use models::text::{TextEncoder, Tokenizer};
 use models::vae::Vae;
@@ -11,6 +11,7 @@ use models::weights::{Checkpoint, Weights};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::precision::{self, Float, Held, Precision, Processor, Wishes};
 
 /// Where the base model lies. `folder` alone is enough for a folder in the official or the diffusers layout; the other
 /// keys replace single parts of it.
@@ -29,6 +30,15 @@ pub struct ModelConfig {
     pub text_encoder: Option<PathBuf>,
     /// The folder of `tokenizer.json`, or that file.
     pub tokenizer: Option<PathBuf>,
+    /// What the DiT's weights are held in: `bf16`, `fp8`, `int8`, or `f32`. `fp8` and `int8` code the matrices inside the
+    /// blocks while they are read. Default `bf16`; on the CPU `bf16` becomes `f32`.
+    pub base: Option<Held>,
+    /// The DiT's residual stream: `float32`, or `bfloat16`, which halves what is kept of each block. Default `float32`.
+    pub stream: Option<Float>,
+    /// What the text encoder's weights are held in, as `base`.
+    pub text_base: Option<Held>,
+    /// What the VAE is held and computed in: `bfloat16` or `float32`. Default `bfloat16`, on the CPU `float32`.
+    pub vae_base: Option<Float>,
 }
 
 /// The files of a base model, each settled.
@@ -47,6 +57,8 @@ pub struct BaseModel {
     pub text_encoder: PathBuf,
     /// The tokenizer.
     pub tokenizer: PathBuf,
+    /// How each part is held and computed.
+    pub precision: Precision,
 }
 
 /// What both sides of a picture must be a multiple of, in pixels: the VAE's stride 8 times the patch 2.
@@ -57,11 +69,12 @@ pub const MODEL_FPS: f64 = 16.0;
 pub const LATENT_STRIDE: usize = 8;
 
 impl ModelConfig {
-    /// Settles every file. Relative paths are taken from `from`, the folder of the recipe.
+    /// Settles every file, and the precision for a model that runs on `processor`. Relative paths are taken from `from`, the
+    /// folder of the recipe.
     ///
     /// # Errors
     /// A part that is nowhere, naming it, where it was looked for, and the key that would name it.
-    pub fn settle(&self, from: &Path) -> Result<BaseModel> {
+    pub fn settle(&self, from: &Path, processor: Processor) -> Result<BaseModel> {
         let folder = self.folder.as_ref().map(|folder| from.join(folder));
         if let Some(folder) = folder.as_deref().filter(|folder| !folder.is_dir()) {
             return Err(Error::NoModelFolder { folder: folder.to_owned() });
@@ -86,7 +99,16 @@ impl ModelConfig {
             tokenizer: part("tokenizer", &self.tokenizer, Layout::tokenizer)?,
             dit,
             dit_config,
+            precision: self.wishes().settle(processor),
         })
+    }
+}
+
+impl ModelConfig {
+    /// What is said about precision.
+    fn wishes(&self) -> Wishes {
+        let Self { base, stream, text_base, vae_base, .. } = *self;
+        Wishes { base, stream, text_base, vae_base }
     }
 }
 
@@ -110,21 +132,22 @@ impl BaseModel {
     }
 
     /// Loads the VAE.
-    pub fn load_vae(&self, dtype: DType, device: &Device) -> Result<Vae> {
-        Ok(Vae::load(&self.vae, None, dtype, device)?)
+    pub fn load_vae(&self, device: &Device) -> Result<Vae> {
+        Ok(Vae::load(&self.vae, None, self.precision.vae(), device)?)
     }
 
     /// Loads the text encoder with its tokenizer.
-    pub fn load_text_encoder(&self, dtype: DType, device: &Device) -> Result<TextEncoder> {
-        Ok(TextEncoder::load(&self.text_encoder, &self.tokenizer, dtype, device)?)
+    pub fn load_text_encoder(&self, device: &Device) -> Result<TextEncoder> {
+        Ok(TextEncoder::load(&self.text_encoder, &self.tokenizer, self.precision.text(), device)?)
     }
 
-    /// A text that identifies the text encoder and its tokenizer, for the keys of cached prompts.
+    /// A text that identifies the text encoder, its precision and its tokenizer, for the keys of cached prompts.
     pub fn text_identity(&self) -> Result<String> {
         let weights = Checkpoint::open(&self.text_encoder)
             .and_then(|c| c.fingerprint())
             .map_err(models::Error::from)?;
-        Ok(format!("{weights} {}", Tokenizer::load(&self.tokenizer)?.fingerprint()))
+        let tokenizer = Tokenizer::load(&self.tokenizer)?;
+        Ok(format!("{weights} {} {}", tokenizer.fingerprint(), precision::in_words(self.precision.text())))
     }
 }
 

@@ -1,11 +1,17 @@
-//! Which devices the stages run on, and which blocks each of them holds.
+//! Which devices the stages run on, which blocks each of them holds, and how GPUs are set up.
 
 use std::ops::Range;
 
 use candle_core::Device;
+use clap::ValueEnum;
+use kernels::device::{Repeatability, Settings};
+use kernels::inventory::{self, Gpu};
+use kernels::transfer::Route;
 use serde::{Deserialize, Serialize};
 
+use crate::bytes::Bytes;
 use crate::error::{Error, Result};
+use crate::precision::Processor;
 
 /// The stages of the pipeline.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -16,16 +22,43 @@ pub struct DevicesConfig {
     pub stages: Vec<String>,
     /// Blocks of each stage. Default: shares as even as can be.
     pub split: Vec<usize>,
+    /// The most memory that the tensors of one GPU may take, such as `"23GiB"`; beyond it the run stops. It rehearses a
+    /// smaller card on a larger one. Default: all there is.
+    pub memory_limit: Option<Bytes>,
+    /// How tensors go from one GPU to the next. Default `auto`.
+    pub transfer: Transfer,
+    /// Whether two runs on the same GPUs agree to the bit; slower. Default false. The CPU always does.
+    pub deterministic: bool,
+}
+
+/// How tensors go between two GPUs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Transfer {
+    /// Straight where the hardware can, else through host memory.
+    #[default]
+    Auto,
+    /// Through host memory, whatever the hardware can.
+    Host,
+}
+
+impl From<Transfer> for Route {
+    fn from(transfer: Transfer) -> Self {
+        match transfer {
+            Transfer::Auto => Self::Auto,
+            Transfer::Host => Self::Host,
+        }
+    }
 }
 
 impl DevicesConfig {
     /// The config with every default settled for a model of `layers` blocks.
     ///
     /// # Errors
-    /// Stages that are no devices, and a split that does not cover the blocks.
+    /// Stages that are no devices, a split that does not cover the blocks, and a memory limit of nothing.
     pub fn settle(&self, layers: usize) -> Result<Self> {
-        let default = if cfg!(feature = "cuda") { "cuda:0" } else { "cpu" };
-        let stages = if self.stages.is_empty() { vec![default.to_owned()] } else { self.stages.clone() };
+        let stages =
+            if self.stages.is_empty() { vec![default_device().to_owned()] } else { self.stages.clone() };
         stages.iter().try_for_each(|name| DeviceName::parse(name).map(drop))?;
         let count = stages.len();
         let split = match self.split.is_empty() {
@@ -39,10 +72,19 @@ impl DevicesConfig {
                 why: format!("{split:?} does not give {layers} blocks to {count} stages, at least one each"),
             });
         }
-        Ok(Self { stages, split })
+        if self.memory_limit == Some(Bytes(0)) {
+            return Err(Error::Setting {
+                key: "devices.memory_limit".into(),
+                why: "nothing runs in no memory; leave it out to use all there is".into(),
+            });
+        }
+        Ok(Self { stages, split, ..self.clone() })
     }
 
     /// The devices of a settled config with their blocks. A device that is named twice is opened once.
+    ///
+    /// # Errors
+    /// A GPU that cannot be used.
     pub fn open(&self) -> Result<Vec<(Device, Range<usize>)>> {
         let mut opened: Vec<(&str, Device)> = Vec::new();
         let mut stages = Vec::new();
@@ -50,7 +92,7 @@ impl DevicesConfig {
         for (name, blocks) in self.stages.iter().zip(&self.split) {
             let device = match opened.iter().find(|(other, _)| other == name) {
                 Some((_, device)) => device.clone(),
-                None => open(name)?,
+                None => open(name, &self.settings())?,
             };
             opened.push((name, device.clone()));
             stages.push((device, next..next + blocks));
@@ -58,18 +100,65 @@ impl DevicesConfig {
         }
         Ok(stages)
     }
+
+    /// Whether the stages of a config, settled or not, are GPUs.
+    pub fn processor(&self) -> Processor {
+        let is_cpu = |name: &str| name == "cpu";
+        let any = match self.stages.is_empty() {
+            true => is_cpu(default_device()),
+            false => self.stages.iter().any(|name| is_cpu(name)),
+        };
+        if any { Processor::Cpu } else { Processor::Gpu }
+    }
+
+    /// How the GPUs of this config are set up.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            memory_limit: self.memory_limit.map(|limit| limit.0),
+            repeatability: match self.deterministic {
+                true => Repeatability::BitForBit,
+                false => Repeatability::Fast,
+            },
+        }
+    }
+}
+
+/// The device where none is named: the first GPU of a CUDA build, else the CPU.
+pub fn default_device() -> &'static str {
+    if cfg!(feature = "cuda") { "cuda:0" } else { "cpu" }
 }
 
 /// Opens `cpu` or `cuda:N`.
 ///
 /// # Errors
-/// Another name, a GPU in a build without CUDA, or a GPU that does not answer.
-pub fn open(name: &str) -> Result<Device> {
+/// Another name, a GPU in a build without CUDA, or a GPU that cannot be used.
+pub fn open(name: &str, settings: &Settings) -> Result<Device> {
     match DeviceName::parse(name)? {
         DeviceName::Cpu => Ok(Device::Cpu),
         DeviceName::Cuda(_) if !cfg!(feature = "cuda") => Err(Error::NoCuda { name: name.to_owned() }),
-        // A stream of its own: the default one belongs to a thread, and stages change theirs with every step.
-        DeviceName::Cuda(index) => Ok(Device::new_cuda_with_stream(index)?),
+        DeviceName::Cuda(index) => {
+            check_gpu(index)?;
+            Ok(kernels::device::open_gpu(index, settings)?)
+        }
+    }
+}
+
+/// Looks at the driver and the GPU before anything is asked of them: their own errors come late and say little.
+fn check_gpu(index: usize) -> Result<()> {
+    let driver = inventory::driver().map_err(|cause| Error::NoGpu { cause })?;
+    if let Some((major, minor)) = inventory::built_for().filter(|built| *built > driver.cuda) {
+        let (can_major, can_minor) = driver.cuda;
+        let cause =
+            format!("built with CUDA {major}.{minor}, the driver runs {can_major}.{can_minor} at most");
+        return Err(Error::OldDriver { cause });
+    }
+    let gpus = inventory::gpus().map_err(|cause| Error::NoGpu { cause })?;
+    match gpus.get(index) {
+        Some(gpu) if gpu.is_new_enough() => Ok(()),
+        Some(Gpu { name, capability: (major, minor), .. }) => Err(Error::NoGpu {
+            cause: format!("cuda:{index}, {name}, has compute capability {major}.{minor}; 8.0 is needed"),
+        }),
+        None => Err(Error::NoGpu { cause: format!("cuda:{index} of {} GPUs", gpus.len()) }),
     }
 }
 

@@ -54,8 +54,8 @@ impl Encoded {
     /// Clips that cannot be decoded, latents that are not finite, a cache that takes no files.
     pub fn encode_clips(&mut self, dataset: &Dataset, with: &Encoding) -> Result<()> {
         let Encoding { model, device, interrupt, ui } = *with;
-        let vae = model.load_vae(DType::F32, device)?;
-        let identity = format!("{} f32", vae.fingerprint());
+        let vae = model.load_vae(device)?;
+        let identity = format!("{} {}", vae.fingerprint(), model.precision.vae().as_str());
         let mut hashes = ContentHashes::open(&self.cache);
         self.clips.clear();
         for window in &dataset.windows {
@@ -129,7 +129,7 @@ impl Encoded {
             return Ok(());
         }
         self.cache.check_writable()?;
-        let encoder = model.load_text_encoder(DType::F32, device)?;
+        let encoder = model.load_text_encoder(device)?;
         let bar = ui.bar("encoding prompts", missing.len());
         for prompt in missing {
             let states = to_host(&encoder.encode_prompt(prompt)?)?;

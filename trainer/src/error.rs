@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use kernels::fault::Fault;
+
 /// The result of anything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -10,10 +12,47 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// The tensor library refused an operation.
     #[error(transparent)]
-    Tensor(#[from] candle_core::Error),
+    Tensor(candle_core::Error),
     /// A model, its weights or its adapters.
     #[error(transparent)]
-    Model(#[from] models::Error),
+    Model(models::Error),
+    /// A GPU has no room for a tensor.
+    #[error(
+        "the GPU's memory ran out: `tandem plan` tells what the recipe needs; fewer or smaller frames (data.frames, \
+         data.sizes), train.batch = 1, memory.keep = \"inputs\" or another stage in devices.stages need less, and \
+         devices.memory_limit may have been set too low ({cause})"
+    )]
+    OutOfMemory {
+        /// The driver's own words.
+        cause: String,
+    },
+    /// The GPU is not there.
+    #[error(
+        "there is no such GPU: look what `nvidia-smi` and `tandem doctor` list, correct devices.stages (or --stages, \
+         --device), or use \"cpu\" ({cause})"
+    )]
+    NoGpu {
+        /// The driver's own words.
+        cause: String,
+    },
+    /// The driver cannot run this build.
+    #[error(
+        "the NVIDIA driver is older than the CUDA that this program was built with: install a newer driver, or build \
+         Tandem with an older CUDA toolkit; `tandem doctor` tells both versions ({cause})"
+    )]
+    OldDriver {
+        /// The driver's own words.
+        cause: String,
+    },
+    /// The GPU stopped working for this process.
+    #[error(
+        "the GPU stopped working ({cause}): go on with --resume; if it happens again, look for an Xid line in `dmesg` \
+         and test the card's memory and power, or report it"
+    )]
+    GpuLost {
+        /// The driver's own words.
+        cause: String,
+    },
     /// Clips, captions, the cache, or a file of clips.
     #[error(transparent)]
     Data(#[from] data::DataError),
@@ -220,4 +259,30 @@ pub enum Error {
         /// Why.
         why: String,
     },
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        of_gpu(&error).unwrap_or(Self::Tensor(error))
+    }
+}
+
+impl From<models::Error> for Error {
+    fn from(error: models::Error) -> Self {
+        of_gpu(&error).unwrap_or(Self::Model(error))
+    }
+}
+
+/// What a GPU's fault means to its user, where `error` tells one.
+fn of_gpu(error: &dyn std::error::Error) -> Option<Error> {
+    let text = error.to_string();
+    let fault = Fault::named_in(&text)?;
+    // A backtrace may follow the error's own line.
+    let cause = text.lines().next().unwrap_or_default().to_owned();
+    Some(match fault {
+        Fault::OutOfMemory => Error::OutOfMemory { cause },
+        Fault::NoGpu => Error::NoGpu { cause },
+        Fault::OldDriver => Error::OldDriver { cause },
+        Fault::Lost => Error::GpuLost { cause },
+    })
 }

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use models::dit::{Dit, DitConfig};
+use models::dit::DitConfig;
 use serde::Serialize;
 
+use crate::bytes::Bytes;
 use crate::error::Result;
+use crate::memory::KeepConfig;
 use crate::plan::Planned;
-use crate::recipe::KeepConfig;
 
 /// Bytes of an f32.
 const F32: u64 = 4;
@@ -67,8 +68,10 @@ pub fn forecast(planned: &Planned) -> Result<Forecast> {
         let range = first..first + blocks;
         // A stage of 1F1B holds as many micro-batches as there are stages from it to the end.
         let in_flight = (count - index).min(plan.train.accumulate) as u64;
-        let per_block = match plan.train.keep {
-            KeepConfig::Inputs => batch * tokens * dit.dim as u64 * F32,
+        let stream = tokens * dit.dim as u64;
+        let per_block = match plan.memory.keep {
+            KeepConfig::Auto | KeepConfig::Inputs => batch * stream * F32,
+            KeepConfig::Attention => batch * (2 * stream + tokens * dit.heads as u64) * F32,
             KeepConfig::All => batch * saved_of_block(dit, tokens),
         };
         let adapted = planned.targets.iter().filter(|target| {
@@ -78,31 +81,32 @@ pub fn forecast(planned: &Planned) -> Result<Forecast> {
         stages.push(StageMemory {
             device: device.clone(),
             blocks: (range.start, range.end),
-            weights: Dit::numbers(dit, &range) * F32,
+            weights: plan.model.precision.dit().bytes(dit, &range),
             adapters: factors * 4 * F32,
             kept: in_flight * *blocks as u64 * per_block,
-            replay: batch * replay_of_block(dit, tokens),
+            replay: batch * replay_of_block(dit, tokens, plan.memory.ffn_tokens as u64),
         });
         first = range.end;
     }
     Ok(Forecast { tokens, batch, stages })
 }
 
-/// Bytes that [`models::dit::Saved`] holds of one sample: seven streams, eleven projections, the row sums of two softmaxes.
+/// Bytes that [`models::dit::Keep::All`] keeps of one sample: the input, three projections, two outputs of heads with
+/// their products, the queries of the text and its keys and values, the row sums of two softmaxes.
 fn saved_of_block(dit: &DitConfig, tokens: u64) -> u64 {
     let (dim, heads, text) = (dit.dim as u64, dit.heads as u64, dit.text_len as u64);
-    let streams = 6 * tokens * dim;
-    let attentions = 6 * tokens * dim + 2 * tokens * dim + 3 * text * dim + tokens * dim;
-    (streams + attentions + 2 * heads * tokens) * F32
+    (9 * tokens * dim + 2 * text * dim + 2 * heads * tokens) * F32
 }
 
-/// Bytes of one block's replay and backward of one sample: what is saved, the feed-forward's inner layer with its
-/// gradient and slope, and the score blocks of chunked attention.
-fn replay_of_block(dit: &DitConfig, tokens: u64) -> u64 {
-    let inner = 4 * tokens * dit.ffn_dim as u64 * F32;
+/// Bytes of one block's replay and backward of one sample: what is saved, the stream and its gradient before and behind
+/// the part that is under way, and the larger of that part's own: a chunk of the feed-forward's inner layer with its
+/// gradient and slope, or queries, keys and their gradients with the score blocks of chunked attention.
+fn replay_of_block(dit: &DitConfig, tokens: u64, ffn_tokens: u64) -> u64 {
+    let stream = tokens * dit.dim as u64 * F32;
+    let inner = 6 * tokens.min(ffn_tokens) * dit.ffn_dim as u64 * F32;
     let scores =
         (4 * kernels::attention::MAX_SCORES as u64).min(4 * dit.heads as u64 * tokens * tokens) * F32;
-    saved_of_block(dit, tokens) + inner.max(scores)
+    saved_of_block(dit, tokens) + 4 * stream + inner.max(6 * stream + scores)
 }
 
 impl fmt::Display for Forecast {
@@ -116,26 +120,15 @@ impl fmt::Display for Forecast {
                 stage.device,
                 stage.blocks.0,
                 stage.blocks.1,
-                Size(stage.weights),
-                Size(stage.adapters),
-                Size(stage.kept),
-                Size(stage.replay),
+                Bytes(stage.weights),
+                Bytes(stage.adapters),
+                Bytes(stage.kept),
+                Bytes(stage.replay),
             )?;
             *by_device.entry(&stage.device).or_default() += stage.total();
         }
         let totals: Vec<String> =
-            by_device.iter().map(|(device, bytes)| format!("{device} {}", Size(*bytes))).collect();
+            by_device.iter().map(|(device, bytes)| format!("{device} {}", Bytes(*bytes))).collect();
         write!(f, "  in all: {}", totals.join(", "))
-    }
-}
-
-/// Bytes as people read them.
-struct Size(u64);
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        const MIB: f64 = 1024.0 * 1024.0;
-        let mib = self.0 as f64 / MIB;
-        if mib < 1024.0 { write!(f, "{mib:.1} MiB") } else { write!(f, "{:.2} GiB", mib / 1024.0) }
     }
 }

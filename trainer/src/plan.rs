@@ -10,8 +10,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::base::{self, BaseModel};
+use crate::bytes::Bytes;
 use crate::devices::DevicesConfig;
 use crate::error::{Error, Result};
+use crate::memory::MemoryConfig;
 use crate::optim::OptimizerConfig;
 use crate::prompt::ClipRequest;
 use crate::recipe::{CheckpointConfig, ExportConfig, Recipe, TrainConfig};
@@ -39,6 +41,8 @@ pub struct Plan {
     pub optimizer: OptimizerConfig,
     /// Stages with their blocks.
     pub devices: DevicesConfig,
+    /// What a training step keeps, and where.
+    pub memory: MemoryConfig,
     /// When the state is saved.
     pub checkpoint: CheckpointConfig,
     /// The clips.
@@ -100,16 +104,42 @@ pub struct Planned {
     pub dataset: Dataset,
 }
 
+/// What a command line says in place of a recipe's settings; `None` leaves the recipe's.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Overrides {
+    /// `devices.memory_limit`.
+    pub memory_limit: Option<Bytes>,
+}
+
+impl Overrides {
+    fn apply(&self, recipe: &mut Recipe) {
+        recipe.devices.memory_limit = self.memory_limit.or(recipe.devices.memory_limit);
+    }
+}
+
 impl Plan {
-    /// Settles the recipe at `path`. `progress(done, total)` follows the reading of the clips.
+    /// Settles the recipe at `path` as it is written: [`Self::make_with`] without overrides.
+    ///
+    /// # Errors
+    /// As [`Self::make_with`].
+    pub fn make(path: &Path, progress: &mut dyn FnMut(usize, usize)) -> Result<Planned> {
+        Self::make_with(path, &Overrides::default(), progress)
+    }
+
+    /// Settles the recipe at `path` with `overrides` on top. `progress(done, total)` follows the reading of the clips.
     ///
     /// # Errors
     /// Whatever is wrong with the recipe, the model's files or the clips.
-    pub fn make(path: &Path, progress: &mut dyn FnMut(usize, usize)) -> Result<Planned> {
-        let recipe = Recipe::read(path)?;
+    pub fn make_with(
+        path: &Path,
+        overrides: &Overrides,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Planned> {
+        let mut recipe = Recipe::read(path)?;
+        overrides.apply(&mut recipe);
         let from = path.parent().unwrap_or(Path::new(""));
         check_numbers(&recipe)?;
-        let model = recipe.model.settle(from)?;
+        let model = recipe.model.settle(from, recipe.devices.processor())?;
         let (dit, _) = model.open_dit()?;
         model.check_encoders()?;
 
@@ -155,6 +185,7 @@ impl Plan {
             adapter,
             train,
             optimizer: recipe.optimizer,
+            memory: recipe.memory,
             checkpoint: recipe.checkpoint,
             sample,
             export: recipe.export,
@@ -262,6 +293,7 @@ fn check_numbers(recipe: &Recipe) -> Result<()> {
         return refuse("checkpoint.keep_last", "must be at least 1");
     }
     train.timesteps.check()?;
+    recipe.memory.check()?;
     recipe.optimizer.check()
 }
 

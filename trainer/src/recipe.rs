@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::ModelConfig;
 use crate::devices::DevicesConfig;
 use crate::error::{Error, Result};
+use crate::memory::MemoryConfig;
 use crate::noise::TimestepConfig;
 use crate::optim::OptimizerConfig;
 use crate::sample::SampleConfig;
@@ -38,6 +39,9 @@ pub struct Recipe {
     /// Stages of the pipeline.
     #[serde(default)]
     pub devices: DevicesConfig,
+    /// What a training step keeps, and where.
+    #[serde(default)]
+    pub memory: MemoryConfig,
     /// When the state is saved.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
@@ -80,28 +84,6 @@ pub struct TrainConfig {
     pub timesteps: TimestepConfig,
     /// Steps between two measurements of the held-out loss; 0 for none but the first and last. Default 0.
     pub eval_every: u64,
-    /// `inputs` keeps each block's input and replays the block in the backward; `all` keeps everything: faster, and far
-    /// more memory. Default `inputs`.
-    pub keep: KeepConfig,
-}
-
-/// What is kept between forward and backward.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum KeepConfig {
-    /// The input of each block.
-    Inputs,
-    /// Everything.
-    All,
-}
-
-impl From<KeepConfig> for models::dit::Keep {
-    fn from(keep: KeepConfig) -> Self {
-        match keep {
-            KeepConfig::Inputs => Self::Inputs,
-            KeepConfig::All => Self::All,
-        }
-    }
 }
 
 impl Default for TrainConfig {
@@ -113,7 +95,6 @@ impl Default for TrainConfig {
             caption_dropout: 0.1,
             timesteps: TimestepConfig::default(),
             eval_every: 0,
-            keep: KeepConfig::Inputs,
         }
     }
 }

@@ -1,12 +1,15 @@
 //! The two attentions of a block, each with its forward and its backward.
+//!
+//! Both go in three parts, so that a block can keep what costs and make the rest again: project (products), attend,
+//! and the output product. Norms and positions lie between the first two and are never kept.
 
 use candle_core::{DType, Device, Tensor};
 use kernels::{attention, norm, norm_rope};
 
-use super::linear::Linear;
+use super::linear::{Linear, backward_adapters, backward_all, forward_all};
 use super::pass::{Conditioning, Gradients, Pass};
 use crate::Result;
-use crate::weights::Weights;
+use crate::weights::{Frozen, Weights};
 
 /// The projections and norms that both attentions have.
 #[derive(Debug)]
@@ -21,15 +24,38 @@ pub struct Projections {
     eps: f64,
 }
 
-/// What the backward of an attention reuses of its forward. Heads are split: [b, l, n, h].
+/// What the projections made, or the gradients of it: [b, l, d] each, before norms and positions.
 #[derive(Debug)]
-pub struct Saved {
-    q_raw: Tensor,
-    k_raw: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: attention::Output,
+pub struct Projected<T = Tensor> {
+    /// Queries.
+    pub q: T,
+    /// Keys.
+    pub k: T,
+    /// Values.
+    pub v: T,
+}
+
+/// What the attention made.
+#[derive(Debug)]
+pub struct Attended<T = Tensor> {
+    /// Output of the heads, [b, l, n, h].
+    pub o: T,
+    /// Log-sum-exp of each row of scores, [b, n, l, 1] f32.
+    pub lse: T,
+}
+
+impl<T> Projected<T> {
+    /// The same of other things.
+    pub fn map<U>(self, f: &mut dyn FnMut(T) -> Result<U>) -> Result<Projected<U>> {
+        Ok(Projected { q: f(self.q)?, k: f(self.k)?, v: f(self.v)? })
+    }
+}
+
+impl<T> Attended<T> {
+    /// The same of other things.
+    pub fn map<U>(self, f: &mut dyn FnMut(T) -> Result<U>) -> Result<Attended<U>> {
+        Ok(Attended { o: f(self.o)?, lse: f(self.lse)? })
+    }
 }
 
 impl Projections {
@@ -39,10 +65,10 @@ impl Projections {
         prefix: &str,
         heads: usize,
         eps: f64,
-        dtype: DType,
+        frozen: Frozen,
         device: &Device,
     ) -> Result<Self> {
-        let linear = |name: &str| Linear::load(weights, format!("{prefix}.{name}"), dtype, device);
+        let linear = |name: &str| Linear::load(weights, format!("{prefix}.{name}"), frozen, device);
         let gain = |name: &str| weights.tensor(&format!("{prefix}.{name}.weight"), DType::F32, device);
         Ok(Self {
             q: linear("q")?,
@@ -56,41 +82,37 @@ impl Projections {
         })
     }
 
+    /// The product behind the attention: [b, l, d].
+    pub fn output(&self, attended: &Attended, pass: &Pass) -> Result<Tensor> {
+        self.o.forward(&joined(&attended.o)?, pass)
+    }
+
+    /// The gradient of the attention's output [b, l, n, h], through the product behind it.
+    fn output_backward(
+        &self,
+        attended: &Attended,
+        dy: &Tensor,
+        pass: &Pass,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
+        self.split(&self.o.backward(&joined(&attended.o)?, dy, pass, gradients)?)
+    }
+
+    /// q, k, v, o.
+    pub fn linears(&self) -> [&Linear; 4] {
+        [&self.q, &self.k, &self.v, &self.o]
+    }
+
     /// [b, l, d] -> [b, l, n, h].
     fn split(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, tokens, width) = x.dims3()?;
         Ok(x.reshape((batch, tokens, self.heads, width / self.heads))?)
     }
+}
 
-    /// [b, l, n, h] -> [b, l, d].
-    fn join(&self, x: &Tensor) -> Result<Tensor> {
-        let (batch, tokens, heads, size) = x.dims4()?;
-        Ok(x.reshape((batch, tokens, heads * size))?)
-    }
-
-    /// o(attention) of the split heads, with all that the backward reuses.
-    fn attend(
-        &self,
-        [q_raw, k_raw]: [Tensor; 2],
-        [q, k, v]: [Tensor; 3],
-        pass: &Pass,
-    ) -> Result<(Tensor, Saved)> {
-        let out = attention::forward(&q, &k, &v)?;
-        let y = self.o.forward(&self.join(&out.o)?, pass)?;
-        Ok((y, Saved { q_raw, k_raw, q, k, v, out }))
-    }
-
-    /// The gradients of q, k, v, through `o` and the attention.
-    fn attend_backward(
-        &self,
-        saved: &Saved,
-        dy: &Tensor,
-        pass: &Pass,
-        gradients: &mut Gradients,
-    ) -> Result<attention::Gradients> {
-        let d_out = self.o.backward(&self.join(&saved.out.o)?, dy, pass, gradients)?;
-        Ok(attention::backward(&saved.q, &saved.k, &saved.v, &saved.out, &self.split(&d_out)?)?)
-    }
+/// [b, l, n, h] -> [b, l, d].
+fn joined(x: &Tensor) -> Result<Tensor> {
+    Ok(x.flatten_from(2)?)
 }
 
 /// Attention of the tokens over themselves, with rotary positions.
@@ -98,33 +120,61 @@ impl Projections {
 pub struct SelfAttention(pub Projections);
 
 impl SelfAttention {
-    /// `x` [b, l, d] -> [b, l, d].
-    pub fn forward(&self, x: &Tensor, cond: &Conditioning, pass: &Pass) -> Result<(Tensor, Saved)> {
-        let p = &self.0;
-        let (q_raw, k_raw) = (p.q.forward(x, pass)?, p.k.forward(x, pass)?);
-        let v = p.split(&p.v.forward(x, pass)?)?;
-        let q = norm_rope::forward(&q_raw, &p.norm_q, &cond.cos_lp, &cond.sin_lp, p.heads, p.eps)?;
-        let k = norm_rope::forward(&k_raw, &p.norm_k, &cond.cos_lp, &cond.sin_lp, p.heads, p.eps)?;
-        p.attend([q_raw, k_raw], [q, k, v], pass)
+    /// What the attention is made of, out of `x` [b, l, d].
+    pub fn project(&self, x: &Tensor, pass: &Pass) -> Result<Projected> {
+        let [q, k, v] = forward_all([&self.0.q, &self.0.k, &self.0.v], x, pass)?;
+        Ok(Projected { q, k, v })
     }
 
-    /// The gradient of `x`, which the forward saw.
-    pub fn backward(
+    /// The attention itself.
+    pub fn attend(&self, projected: &Projected, cond: &Conditioning) -> Result<Attended> {
+        let [q, k] = self.queries_and_keys(projected, cond)?;
+        let attention::Output { o, lse } = attention::forward(&q, &k, &self.0.split(&projected.v)?)?;
+        Ok(Attended { o, lse })
+    }
+
+    /// The gradients of what was projected, from the gradient `dy` [b, l, d] of [`Projections::output`].
+    pub fn attend_backward(
         &self,
-        x: &Tensor,
-        saved: &Saved,
+        projected: Projected,
+        attended: Attended,
         dy: &Tensor,
         cond: &Conditioning,
         pass: &Pass,
         gradients: &mut Gradients,
+    ) -> Result<Projected> {
+        let p = &self.0;
+        let d_out = p.output_backward(&attended, dy, pass, gradients)?;
+        let [q, k] = self.queries_and_keys(&projected, cond)?;
+        let out = attention::Output { o: attended.o, lse: attended.lse };
+        let d = attention::backward(&q, &k, &p.split(&projected.v)?, &out, &d_out)?;
+        drop((q, k, out, d_out));
+        let (cos, sin) = (&cond.cos_lp, &cond.sin_lp);
+        Ok(Projected {
+            q: norm_rope::backward(&projected.q, &d.dq, &p.norm_q, cos, sin, p.eps)?,
+            k: norm_rope::backward(&projected.k, &d.dk, &p.norm_k, cos, sin, p.eps)?,
+            v: joined(&d.dv)?,
+        })
+    }
+
+    /// The gradient of `x`, which [`SelfAttention::project`] saw.
+    pub fn project_backward(
+        &self,
+        x: &Tensor,
+        d: Projected,
+        pass: &Pass,
+        gradients: &mut Gradients,
     ) -> Result<Tensor> {
         let p = &self.0;
-        let d = p.attend_backward(saved, dy, pass, gradients)?;
-        let dq = norm_rope::backward(&saved.q_raw, &d.dq, &p.norm_q, &cond.cos_lp, &cond.sin_lp, p.eps)?;
-        let dk = norm_rope::backward(&saved.k_raw, &d.dk, &p.norm_k, &cond.cos_lp, &cond.sin_lp, p.eps)?;
-        let dx = p.q.backward(x, &dq, pass, gradients)?;
-        let dx = (dx + p.k.backward(x, &dk, pass, gradients)?)?;
-        Ok((dx + p.v.backward(x, &p.join(&d.dv)?, pass, gradients)?)?)
+        backward_all([&p.q, &p.k, &p.v], x, &[d.q, d.k, d.v], pass, gradients)
+    }
+
+    fn queries_and_keys(&self, projected: &Projected, cond: &Conditioning) -> Result<[Tensor; 2]> {
+        let p = &self.0;
+        let turned = |x: &Tensor, gain: &Tensor| {
+            norm_rope::forward(x, gain, &cond.cos_lp, &cond.sin_lp, p.heads, p.eps)
+        };
+        Ok([turned(&projected.q, &p.norm_q)?, turned(&projected.k, &p.norm_k)?])
     }
 }
 
@@ -133,33 +183,58 @@ impl SelfAttention {
 pub struct CrossAttention(pub Projections);
 
 impl CrossAttention {
-    /// `x` [b, l, d] -> [b, l, d].
-    pub fn forward(&self, x: &Tensor, cond: &Conditioning, pass: &Pass) -> Result<(Tensor, Saved)> {
+    /// What the attention is made of: queries out of `x` [b, l, d], keys and values out of the text.
+    pub fn project(&self, x: &Tensor, cond: &Conditioning, pass: &Pass) -> Result<Projected> {
         let p = &self.0;
-        let text = &cond.text_bsd;
-        let (q_raw, k_raw) = (p.q.forward(x, pass)?, p.k.forward(text, pass)?);
-        let v = p.split(&p.v.forward(text, pass)?)?;
-        let q = p.split(&norm::rms_norm(&q_raw, &p.norm_q, p.eps, v.dtype())?)?;
-        let k = p.split(&norm::rms_norm(&k_raw, &p.norm_k, p.eps, v.dtype())?)?;
-        p.attend([q_raw, k_raw], [q, k, v], pass)
+        let [k, v] = forward_all([&p.k, &p.v], &cond.text_bsd, pass)?;
+        Ok(Projected { q: p.q.forward(x, pass)?, k, v })
     }
 
-    /// The gradient of `x`; the text is frozen, so its projections pass gradients to their adapters only.
-    pub fn backward(
+    /// The attention itself.
+    pub fn attend(&self, projected: &Projected) -> Result<Attended> {
+        let [q, k] = self.queries_and_keys(projected)?;
+        let attention::Output { o, lse } = attention::forward(&q, &k, &self.0.split(&projected.v)?)?;
+        Ok(Attended { o, lse })
+    }
+
+    /// The gradient of the projected queries, from the gradient `dy` [b, l, d] of [`Projections::output`].
+    ///
+    /// The text is frozen, so its projections pass gradients to their adapters only.
+    pub fn attend_backward(
         &self,
-        x: &Tensor,
-        saved: &Saved,
+        projected: Projected,
+        attended: Attended,
         dy: &Tensor,
         cond: &Conditioning,
         pass: &Pass,
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
         let p = &self.0;
-        let d = p.attend_backward(saved, dy, pass, gradients)?;
-        let dq = norm::rms_norm_backward(&saved.q_raw, &p.join(&d.dq)?, &p.norm_q, p.eps)?;
-        let dk = norm::rms_norm_backward(&saved.k_raw, &p.join(&d.dk)?, &p.norm_k, p.eps)?;
-        p.k.backward_adapters(&cond.text_bsd, &dk, pass, gradients)?;
-        p.v.backward_adapters(&cond.text_bsd, &p.join(&d.dv)?, pass, gradients)?;
-        p.q.backward(x, &dq, pass, gradients)
+        let d_out = p.output_backward(&attended, dy, pass, gradients)?;
+        let [q, k] = self.queries_and_keys(&projected)?;
+        let out = attention::Output { o: attended.o, lse: attended.lse };
+        let d = attention::backward(&q, &k, &p.split(&projected.v)?, &out, &d_out)?;
+        drop((q, k, out, d_out));
+        let dk = norm::rms_norm_backward(&projected.k, &joined(&d.dk)?, &p.norm_k, p.eps)?;
+        backward_adapters([&p.k, &p.v], &cond.text_bsd, &[dk, joined(&d.dv)?], pass, gradients)?;
+        Ok(norm::rms_norm_backward(&projected.q, &joined(&d.dq)?, &p.norm_q, p.eps)?)
+    }
+
+    /// The gradient of `x`, which [`CrossAttention::project`] saw.
+    pub fn project_backward(
+        &self,
+        x: &Tensor,
+        dq: &Tensor,
+        pass: &Pass,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
+        self.0.q.backward(x, dq, pass, gradients)
+    }
+
+    fn queries_and_keys(&self, projected: &Projected) -> Result<[Tensor; 2]> {
+        let p = &self.0;
+        let normed =
+            |x: &Tensor, gain: &Tensor| p.split(&norm::rms_norm(x, gain, p.eps, projected.v.dtype())?);
+        Ok([normed(&projected.q, &p.norm_q)?, normed(&projected.k, &p.norm_k)?])
     }
 }

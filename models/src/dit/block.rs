@@ -1,16 +1,21 @@
 //! One block of the DiT: modulated self-attention, cross-attention, modulated feed-forward, each added to the stream.
 //!
 //! Source of the formula: Wan-Video/Wan2.1 wan/modules/model.py `WanAttentionBlock.forward`.
+//!
+//! The backward works on what products and attentions made, kept or made again. Norms, positions and sums are always
+//! made again: they cost little time and much memory. The feed-forward part sees each token alone and goes in chunks.
 
 use candle_core::{DType, Device, Tensor};
 use kernels::{norm, residual};
 
-use super::attention::{CrossAttention, Projections, Saved as SavedAttention, SelfAttention};
+use super::attention::{Attended, CrossAttention, Projected, Projections, SelfAttention};
 use super::config::DitConfig;
-use super::ffn::FeedForward;
+use super::ffn::{Chunk, FeedForward, chunks};
+use super::keep::Keep;
+use super::linear::Linear;
 use super::pass::{Conditioning, Gradients, Pass};
-use crate::Result;
-use crate::weights::Weights;
+use crate::weights::{Frozen, Weights};
+use crate::{Error, Result};
 
 /// A frozen block.
 #[derive(Debug)]
@@ -25,17 +30,22 @@ pub struct Block {
     eps: f64,
 }
 
-/// What the backward reuses of the forward: the inputs of the three parts and the attentions' insides.
+/// What is kept of a block's forward: its input, and as much of the rest as [`Keep`] says.
 #[derive(Debug)]
-pub struct Saved {
-    x: Tensor,
-    self_in: Tensor,
-    self_saved: SavedAttention,
-    x_after_self: Tensor,
-    cross_in: Tensor,
-    cross_saved: SavedAttention,
-    x_after_cross: Tensor,
-    ffn_in: Tensor,
+pub struct Saved<T = Tensor> {
+    x: T,
+    attended: Option<Attended<T>>,
+    inner: Option<Inner<T>>,
+}
+
+/// What products and attentions made on the way to the feed-forward part, without the self-attention's own output.
+#[derive(Debug)]
+struct Inner<T = Tensor> {
+    projected: Projected<T>,
+    self_output: T,
+    cross_projected: Projected<T>,
+    cross_attended: Attended<T>,
+    cross_output: T,
 }
 
 /// The six modulation rows of a block, each [b, g, 1, d] f32.
@@ -43,92 +53,192 @@ struct Modulation {
     shift_self: Tensor,
     scale_self: Tensor,
     gate_self: Tensor,
-    shift_ffn: Tensor,
-    scale_ffn: Tensor,
-    gate_ffn: Tensor,
+    ffn: FfnModulation,
+}
+
+/// The rows of the feed-forward part.
+struct FfnModulation {
+    shift: Tensor,
+    scale: Tensor,
+    gate: Tensor,
+}
+
+impl<T> Saved<T> {
+    /// The same of other things: every tensor through `f`.
+    pub(super) fn map<U>(self, f: &mut dyn FnMut(T) -> Result<U>) -> Result<Saved<U>> {
+        let x = f(self.x)?;
+        let attended = self.attended.map(|attended| attended.map(f)).transpose()?;
+        let inner = self.inner.map(|inner| inner.map(f)).transpose()?;
+        Ok(Saved { x, attended, inner })
+    }
+}
+
+impl<T> Inner<T> {
+    fn map<U>(self, f: &mut dyn FnMut(T) -> Result<U>) -> Result<Inner<U>> {
+        Ok(Inner {
+            projected: self.projected.map(f)?,
+            self_output: f(self.self_output)?,
+            cross_projected: self.cross_projected.map(f)?,
+            cross_attended: self.cross_attended.map(f)?,
+            cross_output: f(self.cross_output)?,
+        })
+    }
 }
 
 impl Block {
-    /// Reads block `n`; its linear layers in `dtype`, norms and modulation in f32.
+    /// Reads block `n`; its linear layers as `frozen` says, norms and modulation in f32.
     pub fn load(
         weights: &Weights,
         config: &DitConfig,
         n: usize,
-        dtype: DType,
+        frozen: Frozen,
         device: &Device,
     ) -> Result<Self> {
         let name = |part: &str| format!("blocks.{n}.{part}");
         let small = |part: &str| weights.tensor(&name(part), DType::F32, device);
         let projections =
-            |part: &str| Projections::load(weights, &name(part), config.heads, config.eps, dtype, device);
+            |part: &str| Projections::load(weights, &name(part), config.heads, config.eps, frozen, device);
         Ok(Self {
             modulation: small("modulation")?,
             self_attention: SelfAttention(projections("self_attn")?),
             norm3_weight: small("norm3.weight")?,
             norm3_bias: small("norm3.bias")?,
             cross_attention: CrossAttention(projections("cross_attn")?),
-            ffn: FeedForward::load(weights, &name("ffn"), dtype, device)?,
-            dtype,
+            ffn: FeedForward::load(weights, &name("ffn"), frozen, device)?,
+            dtype: frozen.compute,
             eps: config.eps,
         })
     }
 
     /// `x` [b, l, d] -> [b, l, d], and what [`Block::backward`] wants back.
-    pub fn forward(&self, x: &Tensor, cond: &Conditioning, pass: &Pass) -> Result<(Tensor, Saved)> {
+    pub fn forward(
+        &self,
+        x: Tensor,
+        cond: &Conditioning,
+        pass: &Pass,
+        keep: Keep,
+    ) -> Result<(Tensor, Saved)> {
         let m = self.modulation(cond)?;
-        let self_in = norm::modulated_layer_norm(x, &m.shift_self, &m.scale_self, self.eps, self.dtype)?;
-        let (attended, self_saved) = self.self_attention.forward(&self_in, cond, pass)?;
-        let x_after_self = residual::forward(x, &attended, &m.gate_self)?;
-
-        let cross_in = norm::affine_layer_norm(
-            &x_after_self,
-            &self.norm3_weight,
-            &self.norm3_bias,
-            self.eps,
-            self.dtype,
-        )?;
-        let (attended, cross_saved) = self.cross_attention.forward(&cross_in, cond, pass)?;
-        let x_after_cross = residual::add(&x_after_self, &attended)?;
-
-        let ffn_in =
-            norm::modulated_layer_norm(&x_after_cross, &m.shift_ffn, &m.scale_ffn, self.eps, self.dtype)?;
-        let fed = self.ffn.forward(&ffn_in, pass)?;
-        let y = residual::forward(&x_after_cross, &fed, &m.gate_ffn)?;
-
-        let x = x.clone();
-        Ok((y, Saved { x, self_in, self_saved, x_after_self, cross_in, cross_saved, x_after_cross, ffn_in }))
+        let (attended, inner) = self.attend(&x, None, &m, cond, pass)?;
+        let x_after_self = residual::forward(&x, &inner.self_output, &m.gate_self)?;
+        let x_after_cross = residual::add(&x_after_self, &inner.cross_output)?;
+        drop(x_after_self);
+        let saved = Saved {
+            x,
+            attended: (keep != Keep::Input).then_some(attended),
+            inner: (keep == Keep::All).then_some(inner),
+        };
+        Ok((self.feed_forward(x_after_cross, &m.ffn, pass)?, saved))
     }
 
-    /// The gradient of the input of [`Block::forward`], in the dtype of the stream; `dy` [b, l, d].
+    /// The gradient of the input of [`Block::forward`], in the dtype of `dy` [b, l, d].
+    ///
+    /// What was saved is dropped as soon as nothing needs it any more.
     pub fn backward(
         &self,
         saved: Saved,
-        dy: &Tensor,
+        dy: Tensor,
         cond: &Conditioning,
         pass: &Pass,
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
         let m = self.modulation(cond)?;
-        let d_fed = residual::backward(dy, &m.gate_ffn, self.dtype)?;
-        let d_in = self.ffn.backward(&saved.ffn_in, &d_fed, pass, gradients)?;
-        let dx =
-            norm::modulated_layer_norm_backward(&saved.x_after_cross, &d_in, &m.scale_ffn, self.eps, dy)?;
+        let x = saved.x;
+        let (attended, inner) = match (saved.attended, saved.inner) {
+            (Some(attended), Some(inner)) => (attended, inner),
+            (attended, _) => self.attend(&x, attended, &m, cond, pass)?,
+        };
+        let Inner { projected, self_output, cross_projected, cross_attended, cross_output } = inner;
+        let after_self = || residual::forward(&x, &self_output, &m.gate_self);
+        let x_after_cross = residual::add(&after_self()?, &cross_output)?;
+        drop(cross_output);
+        let dx = self.feed_forward_backward(x_after_cross, dy, &m.ffn, pass, gradients)?;
 
-        let d_in =
-            self.cross_attention.backward(&saved.cross_in, &saved.cross_saved, &dx, cond, pass, gradients)?;
-        let dx =
-            norm::affine_layer_norm_backward(&saved.x_after_self, &d_in, &self.norm3_weight, self.eps, &dx)?;
+        let x_after_self = after_self()?;
+        drop(self_output);
+        let d_attended = dx.to_dtype(self.dtype)?;
+        let cross = &self.cross_attention;
+        let dq =
+            cross.attend_backward(cross_projected, cross_attended, &d_attended, cond, pass, gradients)?;
+        let d_in = cross.project_backward(&self.cross_in(&x_after_self)?, &dq, pass, gradients)?;
+        let dx = norm::affine_layer_norm_backward(&x_after_self, &d_in, &self.norm3_weight, self.eps, &dx)?;
+        drop((x_after_self, d_attended, dq, d_in));
 
         let d_attended = residual::backward(&dx, &m.gate_self, self.dtype)?;
-        let d_in = self.self_attention.backward(
-            &saved.self_in,
-            &saved.self_saved,
-            &d_attended,
-            cond,
-            pass,
-            gradients,
-        )?;
-        Ok(norm::modulated_layer_norm_backward(&saved.x, &d_in, &m.scale_self, self.eps, &dx)?)
+        let own = &self.self_attention;
+        let d = own.attend_backward(projected, attended, &d_attended, cond, pass, gradients)?;
+        let d_in = own.project_backward(&self.self_in(&x, &m)?, d, pass, gradients)?;
+        Ok(norm::modulated_layer_norm_backward(&x, &d_in, &m.scale_self, self.eps, &dx)?)
+    }
+
+    /// Both attentions of the stream `x`, all that they made; the self-attention itself only where its output is not
+    /// `known`.
+    fn attend(
+        &self,
+        x: &Tensor,
+        known: Option<Attended>,
+        m: &Modulation,
+        cond: &Conditioning,
+        pass: &Pass,
+    ) -> Result<(Attended, Inner)> {
+        let projected = self.self_attention.project(&self.self_in(x, m)?, pass)?;
+        let attended = match known {
+            Some(attended) => attended,
+            None => self.self_attention.attend(&projected, cond)?,
+        };
+        let self_output = self.self_attention.0.output(&attended, pass)?;
+
+        let x_after_self = residual::forward(x, &self_output, &m.gate_self)?;
+        let cross_projected = self.cross_attention.project(&self.cross_in(&x_after_self)?, cond, pass)?;
+        let cross_attended = self.cross_attention.attend(&cross_projected)?;
+        let cross_output = self.cross_attention.0.output(&cross_attended, pass)?;
+        Ok((attended, Inner { projected, self_output, cross_projected, cross_attended, cross_output }))
+    }
+
+    /// What the self-attention sees of the stream.
+    fn self_in(&self, x: &Tensor, m: &Modulation) -> Result<Tensor> {
+        Ok(norm::modulated_layer_norm(x, &m.shift_self, &m.scale_self, self.eps, self.dtype)?)
+    }
+
+    /// What the cross-attention sees of the stream behind the self-attention.
+    fn cross_in(&self, x_after_self: &Tensor) -> Result<Tensor> {
+        let (weight, bias) = (&self.norm3_weight, &self.norm3_bias);
+        Ok(norm::affine_layer_norm(x_after_self, weight, bias, self.eps, self.dtype)?)
+    }
+
+    /// The stream behind the feed-forward part, from the one before it.
+    fn feed_forward(&self, x: Tensor, m: &FfnModulation, pass: &Pass) -> Result<Tensor> {
+        let ffn = self.ffn.decoded()?;
+        in_chunks(&[&x], m, pass, |chunk, m, pass| {
+            let [x] = chunk;
+            let ffn_in = norm::modulated_layer_norm(x, &m.shift, &m.scale, self.eps, self.dtype)?;
+            Ok(residual::forward(x, &ffn.forward(&ffn_in, pass)?, &m.gate)?)
+        })
+    }
+
+    /// The gradient of the stream `x` before the feed-forward part, from the one behind it.
+    fn feed_forward_backward(
+        &self,
+        x: Tensor,
+        dy: Tensor,
+        m: &FfnModulation,
+        pass: &Pass,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
+        let ffn = self.ffn.decoded()?;
+        in_chunks(&[&x, &dy], m, pass, |chunk, m, pass| {
+            let [x, dy] = chunk;
+            let ffn_in = norm::modulated_layer_norm(x, &m.shift, &m.scale, self.eps, self.dtype)?;
+            let d_fed = residual::backward(dy, &m.gate, self.dtype)?;
+            let d_in = ffn.backward(&ffn_in, &d_fed, pass, gradients)?;
+            Ok(norm::modulated_layer_norm_backward(x, &d_in, &m.scale, self.eps, dy)?)
+        })
+    }
+
+    /// The linear layers, in the order of the forward.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let attentions = [&self.self_attention.0, &self.cross_attention.0];
+        attentions.into_iter().flat_map(Projections::linears).chain(self.ffn.linears())
     }
 
     /// The block's own modulation plus the projected time embedding, in its six rows.
@@ -139,9 +249,45 @@ impl Block {
             shift_self: row(0)?,
             scale_self: row(1)?,
             gate_self: row(2)?,
-            shift_ffn: row(3)?,
-            scale_ffn: row(4)?,
-            gate_ffn: row(5)?,
+            ffn: FfnModulation { shift: row(3)?, scale: row(4)?, gate: row(5)? },
         })
     }
+}
+
+impl FfnModulation {
+    /// The rows of the groups of a chunk.
+    fn of(&self, chunk: &Chunk) -> Result<Self> {
+        let part = |row: &Tensor| row.narrow(1, chunk.groups.start, chunk.groups.len())?.contiguous();
+        Ok(Self { shift: part(&self.shift)?, scale: part(&self.scale)?, gate: part(&self.gate)? })
+    }
+}
+
+/// Sends `streams` [b, l, d] chunk by chunk through `work`, which sees each token alone, into one tensor of their shape
+/// and of the dtype that `work` gives.
+fn in_chunks<const N: usize>(
+    streams: &[&Tensor; N],
+    m: &FfnModulation,
+    pass: &Pass,
+    mut work: impl FnMut(&[Tensor; N], &FfnModulation, &Pass) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let tokens = streams[0].dim(1)?;
+    let chunks = chunks(tokens, m.gate.dim(1)?, pass.ffn_tokens);
+    if chunks.len() < 2 {
+        return work(&streams.map(Tensor::clone), m, pass);
+    }
+    let mut whole: Option<Tensor> = None;
+    for chunk in chunks {
+        let mut parts = streams.map(Tensor::clone);
+        for part in &mut parts {
+            *part = part.narrow(1, chunk.tokens.start, chunk.tokens.len())?.contiguous()?;
+        }
+        let done = work(&parts, &m.of(&chunk)?, &pass.from_token(chunk.tokens.start))?.contiguous()?;
+        let into = match whole.take() {
+            Some(whole) => whole,
+            None => Tensor::zeros(streams[0].shape(), done.dtype(), done.device())?,
+        };
+        into.slice_set(&done, 1, chunk.tokens.start)?;
+        whole = Some(into);
+    }
+    whole.ok_or_else(|| Error::Mismatch("a stream without tokens went into a block".into()))
 }

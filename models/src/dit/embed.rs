@@ -3,16 +3,17 @@
 use candle_core::{DType, Device, Tensor};
 use kernels::weight::Weight;
 
+use super::base::Base;
 use super::config::{DitConfig, PATCH};
 use super::pass::Conditioning;
-use super::rope;
 use crate::weights::Weights;
 use crate::{Error, Result};
 
-/// The embeddings. Time runs in f32, patches and text in the weights' dtype.
+/// The embeddings. Time runs in f32, patches and text in the compute dtype.
 #[derive(Debug)]
 pub struct Embedder {
     config: DitConfig,
+    stream: DType,
     patch: (Weight, Tensor),
     text: [(Weight, Tensor); 2],
     time: [(Weight, Tensor); 2],
@@ -21,7 +22,8 @@ pub struct Embedder {
 
 impl Embedder {
     /// Reads the embeddings of `config`.
-    pub fn load(weights: &Weights, config: &DitConfig, dtype: DType, device: &Device) -> Result<Self> {
+    pub fn load(weights: &Weights, config: &DitConfig, base: Base, device: &Device) -> Result<Self> {
+        let dtype = base.frozen.compute;
         // The kernel of the patch convolution as a matrix; a matrix stays what it is.
         let pair = |name: &str, dtype: DType| -> Result<(Weight, Tensor)> {
             let weight = weights.tensor(&format!("{name}.weight"), dtype, device)?.flatten_from(1)?;
@@ -29,6 +31,7 @@ impl Embedder {
         };
         Ok(Self {
             config: config.clone(),
+            stream: base.stream,
             patch: pair("patch_embedding", dtype)?,
             text: [pair("text_embedding.0", dtype)?, pair("text_embedding.2", dtype)?],
             time: [pair("time_embedding.0", DType::F32)?, pair("time_embedding.2", DType::F32)?],
@@ -36,7 +39,7 @@ impl Embedder {
         })
     }
 
-    /// Tokens [b, l, d] f32 of the latents `x` [b, c, t, h, w]; tokens are ordered (frame, row, column).
+    /// Tokens [b, l, d], the stream's beginning in its dtype, of the latents `x` [b, c, t, h, w]; tokens are ordered (frame, row, column).
     ///
     /// The patch convolution has stride = kernel, so it is a product with each patch's values in the order
     /// (channel, dy, dx).
@@ -56,7 +59,7 @@ impl Embedder {
             .contiguous()?
             .reshape((batch, frames * rows * columns, channels * PATCH * PATCH))?;
         Ok(kernels::linear::forward(&patches, &self.patch.0, Some(&self.patch.1), None)?
-            .to_dtype(DType::F32)?)
+            .to_dtype(self.stream)?)
     }
 
     /// The conditioning of a batch for latents of `grid` = (frames, height, width).
@@ -79,15 +82,10 @@ impl Embedder {
         let e = kernels::linear::forward(&e, &second.0, Some(&second.1), None)?;
         let (projection, bias) = &self.time_projection;
         let e0 = kernels::linear::forward(&e.silu()?, projection, Some(bias), None)?;
-        let (cos_lp, sin_lp) = rope::table(self.config.head_size(), (frames, rows, columns), device)?;
         let dim = self.config.dim;
-        Ok(Conditioning {
-            time_bgd: e.reshape((batch, group_count, dim))?,
-            time_bg6d: e0.reshape((batch, group_count, 6, dim))?,
-            text_bsd: self.text(text, device)?,
-            cos_lp,
-            sin_lp,
-        })
+        let time_bgd = e.reshape((batch, group_count, dim))?;
+        let time_bg6d = e0.reshape((batch, group_count, 6, dim))?;
+        Conditioning::new(time_bgd, time_bg6d, self.text(text, device)?, &self.config, grid)
     }
 
     /// Text states [b, s, text_dim], zero-padded, through the text embedding: [b, text_len, d].

@@ -1,12 +1,15 @@
-//! The feed-forward layer of a block: Linear, GELU (tanh), Linear.
+//! The feed-forward layer of a block: Linear, GELU (tanh), Linear. Its inner width is the largest of the block, so
+//! callers send a few thousand tokens through at a time.
 
-use candle_core::{DType, Device, Tensor};
+use std::ops::Range;
+
+use candle_core::{Device, Tensor};
 use kernels::gelu;
 
 use super::linear::Linear;
 use super::pass::{Gradients, Pass};
 use crate::Result;
-use crate::weights::Weights;
+use crate::weights::{Frozen, Weights};
 
 /// The two layers `ffn.0` and `ffn.2`.
 #[derive(Debug)]
@@ -17,14 +20,24 @@ pub struct FeedForward {
 
 impl FeedForward {
     /// Reads `<prefix>.0` and `<prefix>.2`.
-    pub fn load(weights: &Weights, prefix: &str, dtype: DType, device: &Device) -> Result<Self> {
+    pub fn load(weights: &Weights, prefix: &str, frozen: Frozen, device: &Device) -> Result<Self> {
         Ok(Self {
-            up: Linear::load(weights, format!("{prefix}.0"), dtype, device)?,
-            down: Linear::load(weights, format!("{prefix}.2"), dtype, device)?,
+            up: Linear::load(weights, format!("{prefix}.0"), frozen, device)?,
+            down: Linear::load(weights, format!("{prefix}.2"), frozen, device)?,
         })
     }
 
-    /// `x` [b, l, d] -> [b, l, d]. Nothing is saved: its inner width is the largest of the block.
+    /// Up, then down.
+    pub fn linears(&self) -> [&Linear; 2] {
+        [&self.up, &self.down]
+    }
+
+    /// The layer with its weights as products want them: coded weights are decoded once for all chunks.
+    pub(super) fn decoded(&self) -> Result<Self> {
+        Ok(Self { up: self.up.decoded()?, down: self.down.decoded()? })
+    }
+
+    /// `x` [b, l, d] -> [b, l, d].
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         self.down.forward(&gelu::forward(&self.up.forward(x, pass)?)?, pass)
     }
@@ -39,6 +52,41 @@ impl FeedForward {
     ) -> Result<Tensor> {
         let inner = self.up.forward(x, pass)?;
         let d_active = self.down.backward(&gelu::forward(&inner)?, dy, pass, gradients)?;
-        self.up.backward(x, &gelu::backward(&inner, &d_active)?, pass, gradients)
+        let d_inner = gelu::backward(&inner, &d_active)?;
+        drop((inner, d_active));
+        self.up.backward(x, &d_inner, pass, gradients)
     }
+}
+
+/// Tokens that go through the feed-forward layer together, with the groups of timesteps that they belong to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chunk {
+    /// Of the tokens of a sample.
+    pub tokens: Range<usize>,
+    /// Of the groups of tokens that share a timestep.
+    pub groups: Range<usize>,
+}
+
+/// `tokens` tokens in `groups` groups, cut into chunks of about one size and at most `most` tokens.
+///
+/// A chunk lies within one group, or is made of whole ones.
+pub fn chunks(tokens: usize, groups: usize, most: usize) -> Vec<Chunk> {
+    let (size, most) = (tokens / groups.max(1), most.max(1));
+    if size > most {
+        let of_group = |group: usize| {
+            even(size, most).into_iter().map(move |part| Chunk {
+                tokens: group * size + part.start..group * size + part.end,
+                groups: group..group + 1,
+            })
+        };
+        return (0..groups).flat_map(of_group).collect();
+    }
+    let parts = even(groups, most / size.max(1));
+    parts.into_iter().map(|part| Chunk { tokens: part.start * size..part.end * size, groups: part }).collect()
+}
+
+/// 0..`count` in parts of about one size, each at most `most`.
+fn even(count: usize, most: usize) -> Vec<Range<usize>> {
+    let parts = count.div_ceil(most.max(1));
+    (0..parts).map(|i| i * count / parts..(i + 1) * count / parts).collect()
 }

@@ -37,11 +37,12 @@ impl Head {
         unpatchify(&kernels::linear::forward(&y, &self.weight, Some(&self.bias), None)?, grid)
     }
 
-    /// The gradient of `x`, in its dtype; `d_velocity` [b, c, t, h, w].
+    /// The gradient of `x`, f32; `d_velocity` [b, c, t, h, w].
     pub fn backward(&self, x: &Tensor, d_velocity: &Tensor, cond: &Conditioning) -> Result<Tensor> {
         let (_, scale) = self.modulation(cond)?;
+        let nothing = Tensor::zeros(x.shape(), DType::F32, x.device())?;
         let dy = kernels::linear::backward_input(&patchify(d_velocity)?, &self.weight, None)?;
-        Ok(norm::modulated_layer_norm_backward(x, &dy, &scale, self.eps, &x.zeros_like()?)?)
+        Ok(norm::modulated_layer_norm_backward(x, &dy, &scale, self.eps, &nothing)?)
     }
 
     /// (shift, scale), each [b, g, 1, d]: the head's own rows plus the unprojected time embedding.

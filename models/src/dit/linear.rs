@@ -1,37 +1,58 @@
 //! A linear layer of a block: frozen weight and bias, and whatever adapters are attached to its name.
+//!
+//! Layers that read the same input go through together: their adapters read it once.
 
-use candle_core::{DType, Device, Tensor};
-use kernels::low_rank;
+use candle_core::{Device, Tensor};
+use kernels::low_rank::{self, FactorGradients, Member};
 use kernels::weight::Weight;
 
 use super::pass::{Gradients, Pass};
-use crate::Result;
-use crate::weights::Weights;
+use crate::adapter::Adapter;
+use crate::weights::{Frozen, Weights};
+use crate::{Error, Result};
 
 /// A frozen linear layer that knows its official module name.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Linear {
     name: String,
     weight: Weight,
     bias: Tensor,
 }
 
+/// An adapter of one of several layers, with the layer's place among them.
+struct Attached<'a> {
+    layer: usize,
+    name: &'a str,
+    adapter: &'a Adapter,
+}
+
 impl Linear {
-    /// Reads `<name>.weight` and `<name>.bias`.
-    pub fn load(weights: &Weights, name: String, dtype: DType, device: &Device) -> Result<Self> {
-        let weight = Weight::Dense(weights.tensor(&format!("{name}.weight"), dtype, device)?);
-        let bias = weights.tensor(&format!("{name}.bias"), dtype, device)?;
+    /// Reads `<name>.weight` as `frozen` says, and `<name>.bias` in its compute dtype.
+    pub fn load(weights: &Weights, name: String, frozen: Frozen, device: &Device) -> Result<Self> {
+        let weight = weights.matrix(&format!("{name}.weight"), frozen, device)?;
+        let bias = weights.tensor(&format!("{name}.bias"), frozen.compute, device)?;
         Ok(Self { name, weight, bias })
+    }
+
+    /// Official module name, such as `blocks.0.self_attn.q`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The frozen matrix.
+    pub fn weight(&self) -> &Weight {
+        &self.weight
+    }
+
+    /// The layer with its weight as products want it, for callers that go through it many times in a row.
+    pub(super) fn decoded(&self) -> Result<Self> {
+        let weight = Weight::Dense(self.weight.dequantised(self.weight.dtype())?);
+        Ok(Self { weight, ..self.clone() })
     }
 
     /// `x` [b, l, in] -> [b, l, out] in the weight's dtype.
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-        let x = x.to_dtype(self.weight.dtype())?;
-        let mut y = kernels::linear::forward(&x, &self.weight, Some(&self.bias), None)?;
-        for adapter in pass.adapters.of(&self.name) {
-            let x = pass.dropped(&self.name, &x)?;
-            y = low_rank::forward(&x, adapter.factors(), Some(&y))?;
-        }
+        let [y] = forward_all([self], x, pass)?;
         Ok(y)
     }
 
@@ -43,41 +64,106 @@ impl Linear {
         pass: &Pass,
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
-        let dx = kernels::linear::backward_input(dy, &self.weight, None)?;
-        self.adapters_backward(x, dy, pass, gradients)?
-            .into_iter()
-            .try_fold(dx, |sum, part| Ok((sum + part)?))
+        backward_all([self], x, &[dy.clone()], pass, gradients)
     }
+}
 
-    /// [`Linear::backward`] where nothing upstream wants the gradient of the input (text projections).
-    pub fn backward_adapters(
-        &self,
-        x: &Tensor,
-        dy: &Tensor,
-        pass: &Pass,
-        gradients: &mut Gradients,
-    ) -> Result<()> {
-        self.adapters_backward(x, dy, pass, gradients).map(drop)
-    }
-
-    fn adapters_backward(
-        &self,
-        x: &Tensor,
-        dy: &Tensor,
-        pass: &Pass,
-        gradients: &mut Gradients,
-    ) -> Result<Vec<Tensor>> {
-        let x = x.to_dtype(self.weight.dtype())?;
-        let mut parts = Vec::new();
-        for adapter in pass.adapters.of(&self.name) {
-            let grads = low_rank::backward(&pass.dropped(&self.name, &x)?, dy, adapter.factors(), None)?;
-            if adapter.is_trainable() {
-                let [factors] = &grads.factors[..] else { continue };
-                gradients.add(format!("{}.lora_A.weight", self.name), factors.da.clone())?;
-                gradients.add(format!("{}.lora_B.weight", self.name), factors.db.clone())?;
-            }
-            parts.push(pass.dropped(&self.name, &grads.dx)?);
+/// Several layers over one input: `x` [b, l, in] -> [b, l, out] each.
+pub fn forward_all<const N: usize>(layers: [&Linear; N], x: &Tensor, pass: &Pass) -> Result<[Tensor; N]> {
+    let x = &x.to_dtype(layers[0].weight.dtype())?;
+    let frozen = |layer: &&Linear| kernels::linear::forward(x, &layer.weight, Some(&layer.bias), None);
+    let mut ys = layers.iter().map(frozen).collect::<kernels::Result<Vec<_>>>()?;
+    let attached = attached(&layers, pass);
+    if pass.dropout.is_none() {
+        ys = low_rank::forward_group(x, &members(&attached), ys)?;
+    } else {
+        // Every layer drops other elements of the input, so there is no input that they share.
+        for Attached { layer, name, adapter } in attached {
+            let x = pass.dropped(name, x)?;
+            ys[layer] = low_rank::forward(&x, adapter.factors(), Some(&ys[layer]))?;
         }
-        Ok(parts)
+    }
+    ys.try_into().map_err(|ys: Vec<Tensor>| Error::Mismatch(format!("{N} layers gave {} outputs", ys.len())))
+}
+
+/// The gradient of the input of [`forward_all`], in the weights' dtype; gradients of trainable adapters go into
+/// `gradients`.
+pub fn backward_all<const N: usize>(
+    layers: [&Linear; N],
+    x: &Tensor,
+    dys: &[Tensor; N],
+    pass: &Pass,
+    gradients: &mut Gradients,
+) -> Result<Tensor> {
+    let mut dx = None;
+    for (layer, dy) in layers.iter().zip(dys) {
+        dx = Some(kernels::linear::backward_input(dy, &layer.weight, dx.as_ref())?);
+    }
+    adapters_backward(&layers, x, dys, dx, pass, gradients)
+}
+
+/// [`backward_all`] where nothing upstream wants the gradient of the input (text projections).
+pub fn backward_adapters<const N: usize>(
+    layers: [&Linear; N],
+    x: &Tensor,
+    dys: &[Tensor; N],
+    pass: &Pass,
+    gradients: &mut Gradients,
+) -> Result<()> {
+    adapters_backward(&layers, x, dys, None, pass, gradients).map(drop)
+}
+
+/// `dx` plus what goes back through the adapters.
+fn adapters_backward(
+    layers: &[&Linear],
+    x: &Tensor,
+    dys: &[Tensor],
+    dx: Option<Tensor>,
+    pass: &Pass,
+    gradients: &mut Gradients,
+) -> Result<Tensor> {
+    let x = &x.to_dtype(layers[0].weight.dtype())?;
+    let attached = attached(layers, pass);
+    if pass.dropout.is_none() {
+        let grads = low_rank::backward_group(x, dys, &members(&attached), dx.as_ref())?;
+        for (attached, factors) in attached.iter().zip(grads.factors) {
+            attached.note(factors, gradients)?;
+        }
+        return Ok(grads.dx);
+    }
+    let mut sum = dx.map_or_else(|| x.zeros_like(), Ok)?;
+    for one in &attached {
+        let dropped = pass.dropped(one.name, x)?;
+        let grads = low_rank::backward(&dropped, &dys[one.layer], one.adapter.factors(), None)?;
+        sum = (sum + pass.dropped(one.name, &grads.dx)?)?;
+        for factors in grads.factors {
+            one.note(factors, gradients)?;
+        }
+    }
+    Ok(sum)
+}
+
+/// The adapters of `layers`, layer by layer.
+fn attached<'a>(layers: &[&'a Linear], pass: &Pass<'a>) -> Vec<Attached<'a>> {
+    let adapters = pass.adapters;
+    let of = |(layer, linear): (usize, &&'a Linear)| {
+        let name = linear.name.as_str();
+        adapters.of(name).iter().map(move |adapter| Attached { layer, name, adapter })
+    };
+    layers.iter().enumerate().flat_map(of).collect()
+}
+
+fn members<'a>(attached: &[Attached<'a>]) -> Vec<Member<'a>> {
+    attached.iter().map(|one| Member { layer: one.layer, factors: one.adapter.factors() }).collect()
+}
+
+impl Attached<'_> {
+    /// Adds the gradients of the factors to `gradients`, where they are wanted.
+    fn note(&self, factors: FactorGradients, gradients: &mut Gradients) -> Result<()> {
+        if self.adapter.is_trainable() {
+            gradients.add(format!("{}.lora_A.weight", self.name), factors.da)?;
+            gradients.add(format!("{}.lora_B.weight", self.name), factors.db)?;
+        }
+        Ok(())
     }
 }

@@ -4,11 +4,13 @@
 //! through the blocks in reverse, replaying each from its input.
 
 pub mod attention;
+pub mod base;
 pub mod block;
 pub mod config;
 pub mod embed;
 pub mod ffn;
 pub mod head;
+pub mod keep;
 pub mod linear;
 pub mod pass;
 pub mod rope;
@@ -16,16 +18,19 @@ pub mod rope;
 use std::ops::Range;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
-pub use block::{Block, Saved};
+pub use base::Base;
+pub use block::Block;
 pub use config::DitConfig;
 pub use embed::Embedder;
 pub use head::Head;
+pub use keep::{BlockPlan, Keep, Keeping, Kept, Place};
+pub use linear::Linear;
 pub use pass::{Conditioning, Dropout, Gradients, Pass};
 
 use crate::weights::{Checkpoint, Weights};
-use crate::{Result, names};
+use crate::{Error, Result, names};
 
 /// A Wan DiT, or the consecutive part of one that a stage holds: the first part embeds, the last has the head.
 #[derive(Debug)]
@@ -42,39 +47,23 @@ pub struct Dit {
     pub head: Option<Head>,
 }
 
-/// What a part keeps of its forward for its backward.
-#[derive(Debug)]
-pub enum Kept {
-    /// The input of each block; the block is replayed.
-    Inputs(Vec<Tensor>),
-    /// Everything that the blocks' backward wants; nothing is replayed.
-    All(Vec<Saved>),
-}
-
-/// Whether the backward replays the blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keep {
-    /// Keep each block's input and replay it: little memory, one more forward.
-    Inputs,
-    /// Keep all: no replay.
-    All,
-}
-
 impl Dit {
     /// Reads the blocks of `range`, the embeddings if it starts at the first block, the head if it ends at the last.
     ///
-    /// Linear layers are held in `dtype`; what must stay in f32 does (norms, modulation, time embedding, head).
+    /// Weights are held as `base` says.
     pub fn load(
         weights: &Weights,
         config: &DitConfig,
         range: Range<usize>,
-        dtype: DType,
+        base: Base,
         device: &Device,
     ) -> Result<Self> {
-        let blocks =
-            range.clone().map(|n| Block::load(weights, config, n, dtype, device)).collect::<Result<_>>()?;
+        let blocks = range
+            .clone()
+            .map(|n| Block::load(weights, config, n, base.frozen, device))
+            .collect::<Result<_>>()?;
         let embedder = match range.start {
-            0 => Some(Embedder::load(weights, config, dtype, device)?),
+            0 => Some(Embedder::load(weights, config, base, device)?),
             _ => None,
         };
         let head = match range.end == config.layers {
@@ -84,45 +73,34 @@ impl Dit {
         Ok(Self { config: config.clone(), range, embedder, blocks, head })
     }
 
-    /// How many numbers the weights of the blocks `range` have, with the embeddings or the head where they go along.
-    pub fn numbers(config: &DitConfig, range: &Range<usize>) -> u64 {
-        let is_end = |name: &str| name.starts_with("head.");
-        let ends = config.global_tensors().into_iter().filter(|spec| match is_end(&spec.name) {
-            true => range.end == config.layers,
-            false => range.start == 0,
-        });
-        let blocks = range.clone().flat_map(|n| config.block_tensors(n));
-        ends.chain(blocks).map(|spec| spec.shape.iter().product::<usize>() as u64).sum()
+    /// The linear layers of the blocks, whose matrices may be coded.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.blocks.iter().flat_map(Block::linears)
     }
 
     /// The stream [b, l, d] through the blocks, forward only.
-    pub fn through(&self, x: &Tensor, cond: &Conditioning, pass: &Pass) -> Result<Tensor> {
-        self.blocks.iter().try_fold(x.clone(), |x, block| Ok(block.forward(&x, cond, pass)?.0))
+    pub fn through(&self, x: Tensor, cond: &Conditioning, pass: &Pass) -> Result<Tensor> {
+        self.blocks.iter().try_fold(x, |x, block| Ok(block.forward(x, cond, pass, Keep::Input)?.0))
     }
 
     /// [`Dit::through`], keeping what [`Dit::backward`] wants.
+    ///
+    /// # Errors
+    /// When a block has no plan.
     pub fn through_keeping(
         &self,
-        x: &Tensor,
+        x: Tensor,
         cond: &Conditioning,
         pass: &Pass,
-        keep: Keep,
+        keeping: &Keeping,
     ) -> Result<(Tensor, Kept)> {
-        let (mut x, mut inputs, mut all) = (x.clone(), Vec::new(), Vec::new());
-        for block in &self.blocks {
-            let (y, saved) = block.forward(&x, cond, pass)?;
-            match keep {
-                Keep::Inputs => inputs.push(std::mem::replace(&mut x, y)),
-                Keep::All => {
-                    all.push(saved);
-                    x = y;
-                }
-            }
+        let (mut x, mut kept) = (x, Kept::default());
+        for (block, plan) in self.blocks.iter().zip(keeping.of(&self.range)?) {
+            let (y, saved) = block.forward(x, cond, pass, plan.keep)?;
+            kept.push(saved, plan.place, keeping.store)?;
+            x = y;
         }
-        Ok(match keep {
-            Keep::Inputs => (x, Kept::Inputs(inputs)),
-            Keep::All => (x, Kept::All(all)),
-        })
+        Ok((x, kept))
     }
 
     /// The gradient of the stream at the first block of this part, from `dy` at its end.
@@ -130,22 +108,20 @@ impl Dit {
     /// What was kept is freed block by block.
     pub fn backward(
         &self,
-        kept: Kept,
+        mut kept: Kept,
         dy: Tensor,
         cond: &Conditioning,
         pass: &Pass,
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
-        let blocks = self.blocks.iter().rev();
-        match kept {
-            Kept::Inputs(inputs) => blocks.zip(inputs.into_iter().rev()).try_fold(dy, |dy, (block, x)| {
-                let (_, saved) = block.forward(&x, cond, pass)?;
-                block.backward(saved, &dy, cond, pass, gradients)
-            }),
-            Kept::All(all) => blocks
-                .zip(all.into_iter().rev())
-                .try_fold(dy, |dy, (block, saved)| block.backward(saved, &dy, cond, pass, gradients)),
+        let mut dy = dy;
+        for block in self.blocks.iter().rev() {
+            let Some(saved) = kept.pop()? else {
+                return Err(Error::Mismatch("a backward without its forward: nothing was kept".into()));
+            };
+            dy = block.backward(saved, dy, cond, pass, gradients)?;
         }
+        Ok(dy)
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
 use crate::Result;
 use crate::umt5::Umt5;
+use crate::weights::Frozen;
 
 use super::clean::clean;
 use super::tokenizer::Tokenizer;
@@ -20,10 +21,10 @@ pub struct TextEncoder {
 
 impl TextEncoder {
     /// Loads UMT5 from `weights` (see [`Umt5::load`]) and its tokenizer from `tokenizer` (see [`Tokenizer::load`]).
-    pub fn load(weights: &Path, tokenizer: &Path, dtype: DType, device: &Device) -> Result<Self> {
+    pub fn load(weights: &Path, tokenizer: &Path, frozen: Frozen, device: &Device) -> Result<Self> {
         // The tokenizer first: it is the smaller file, and the one that is missing more often.
         let tokenizer = Tokenizer::load(tokenizer)?;
-        let umt5 = Umt5::load(weights, dtype, device)?;
+        let umt5 = Umt5::load(weights, frozen, device)?;
         let fingerprint = format!("{}-{}", umt5.fingerprint(), tokenizer.fingerprint());
         Ok(Self { tokenizer, umt5, fingerprint })
     }

@@ -10,8 +10,9 @@ mod position;
 use std::path::Path;
 
 use candle_core::{D, DType, Device, Tensor};
+use kernels::weight::Weight;
 
-use crate::weights::{Checkpoint, Weights};
+use crate::weights::{Checkpoint, Frozen, Weights};
 use crate::{Error, Result};
 
 pub use names::Umt5Sizes;
@@ -24,6 +25,7 @@ const EPSILON: f64 = 1e-6;
 #[derive(Debug)]
 pub struct Umt5 {
     sizes: Umt5Sizes,
+    frozen: Frozen,
     embedding: Tensor,
     layers: Vec<Layer>,
     norm: Tensor,
@@ -33,25 +35,26 @@ pub struct Umt5 {
 #[derive(Debug)]
 struct Layer {
     norm_1: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    o: Tensor,
+    q: Weight,
+    k: Weight,
+    v: Weight,
+    o: Weight,
     /// [buckets, heads]
     positions: Tensor,
     norm_2: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    down: Tensor,
+    gate: Weight,
+    up: Weight,
+    down: Weight,
 }
 
 impl Umt5 {
     /// Loads the encoder from the official `.pth`, a `.safetensors` file or a folder with shards, with official or HF
-    /// names. Sizes are read from the tensors.
+    /// names. Sizes are read from the tensors. The linear layers are held as `frozen` says, all else in its compute
+    /// dtype.
     ///
     /// # Errors
     /// Anything that [`Weights::open`] refuses, and files that hold no UMT5.
-    pub fn load(path: &Path, dtype: DType, device: &Device) -> Result<Self> {
+    pub fn load(path: &Path, frozen: Frozen, device: &Device) -> Result<Self> {
         let checkpoint = Checkpoint::open(path)?;
         let is_official = checkpoint.contains("token_embedding.weight");
         let has_shared = checkpoint.contains("shared.weight");
@@ -70,28 +73,31 @@ impl Umt5 {
         // ComfyUI files carry the tokenizer's model along; a tied embedding may be spelled twice.
         let ignored = |name: &str| name == "spiece_model" || (has_shared && name == names::TIED_EMBEDDING);
         let weights = Weights::from_checkpoint(checkpoint, &sizes.tensors(), to_file, ignored)?;
-        Self::build(&weights, sizes, dtype, device)
+        Self::build(&weights, sizes, frozen, device)
     }
 
     /// An encoder of these sizes with weights made from `seed`, for measuring speed and memory.
-    pub fn seeded(sizes: Umt5Sizes, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
-        Self::build(&Weights::seeded(sizes.tensors(), seed), sizes, dtype, device)
+    pub fn seeded(sizes: Umt5Sizes, seed: u64, frozen: Frozen, device: &Device) -> Result<Self> {
+        Self::build(&Weights::seeded(sizes.tensors(), seed), sizes, frozen, device)
     }
 
-    fn build(weights: &Weights, sizes: Umt5Sizes, dtype: DType, device: &Device) -> Result<Self> {
+    fn build(weights: &Weights, sizes: Umt5Sizes, frozen: Frozen, device: &Device) -> Result<Self> {
+        let dtype = frozen.compute;
         let layer = |n: usize| {
-            let tensor = |tail: &str| weights.tensor(&format!("blocks.{n}.{tail}.weight"), dtype, device);
+            let name = |tail: &str| format!("blocks.{n}.{tail}.weight");
+            let tensor = |tail: &str| weights.tensor(&name(tail), dtype, device);
+            let matrix = |tail: &str| weights.matrix(&name(tail), frozen, device);
             Ok(Layer {
                 norm_1: tensor("norm1")?,
-                q: tensor("attn.q")?,
-                k: tensor("attn.k")?,
-                v: tensor("attn.v")?,
-                o: tensor("attn.o")?,
+                q: matrix("attn.q")?,
+                k: matrix("attn.k")?,
+                v: matrix("attn.v")?,
+                o: matrix("attn.o")?,
                 positions: tensor("pos_embedding.embedding")?,
                 norm_2: tensor("norm2")?,
-                gate: tensor("ffn.gate.0")?,
-                up: tensor("ffn.fc1")?,
-                down: tensor("ffn.fc2")?,
+                gate: matrix("ffn.gate.0")?,
+                up: matrix("ffn.fc1")?,
+                down: matrix("ffn.fc2")?,
             })
         };
         Ok(Self {
@@ -99,6 +105,7 @@ impl Umt5 {
             layers: (0..sizes.layers).map(layer).collect::<Result<_>>()?,
             norm: weights.tensor("norm.weight", dtype, device)?,
             fingerprint: weights.fingerprint()?,
+            frozen,
             sizes,
         })
     }
@@ -106,6 +113,16 @@ impl Umt5 {
     /// The sizes of this encoder.
     pub fn sizes(&self) -> &Umt5Sizes {
         &self.sizes
+    }
+
+    /// How the weights are held.
+    pub fn frozen(&self) -> Frozen {
+        self.frozen
+    }
+
+    /// Where they lie.
+    pub fn device(&self) -> &Device {
+        self.embedding.device()
     }
 
     /// A text that identifies the weights, for the keys of caches.
@@ -162,7 +179,7 @@ impl Layer {
 
     fn attend(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
         let (heads, length, _) = bias.dims3()?;
-        let split = |weight: &Tensor| -> Result<Tensor> {
+        let split = |weight: &Weight| -> Result<Tensor> {
             Ok(linear(x, weight)?.reshape((length, heads, ()))?.transpose(0, 1)?.contiguous()?)
         };
         let (q, k, v) = (split(&self.q)?, split(&self.k)?, split(&self.v)?);
@@ -174,9 +191,9 @@ impl Layer {
     }
 }
 
-/// `x W^T`: weights are [out, in].
-fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    Ok(x.matmul(&weight.t()?)?)
+/// `x W^T`.
+fn linear(x: &Tensor, weight: &Weight) -> Result<Tensor> {
+    Ok(kernels::linear::forward(x, weight, None, None)?)
 }
 
 /// `x / sqrt(mean(x^2) + 1e-6) weight`, the mean in f32.

@@ -111,6 +111,11 @@ impl Vae {
         &self.sizes
     }
 
+    /// The dtype that it is held and computed in.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     /// The device that the weights are on.
     pub fn device(&self) -> &Device {
         &self.device

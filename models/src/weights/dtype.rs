@@ -64,6 +64,16 @@ impl StoredDType {
         matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::BF16 | Self::F8E4M3 | Self::F8E5M2)
     }
 
+    /// The smallest float type that the models read which holds every number of this one, but for f64; f32 where it is
+    /// no float.
+    pub fn float(self) -> DType {
+        match self {
+            Self::F16 => DType::F16,
+            Self::BF16 | Self::F8E4M3 | Self::F8E5M2 => DType::BF16,
+            _ => DType::F32,
+        }
+    }
+
     /// The candle type with the same bytes; `None` where candle has none.
     pub fn to_candle(self) -> Option<DType> {
         Some(match self {

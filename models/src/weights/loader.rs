@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 
 use super::checkpoint::Checkpoint;
+use super::dtype::StoredDType;
 use super::error::{MismatchReport, Result, WeightsError};
 use super::fingerprint;
 
@@ -99,7 +100,7 @@ impl Weights {
     }
 
     /// Weights made from `seed` when they are asked for, for measuring speed and memory without a checkpoint: gains of
-    /// norms are one, other vectors zero, all else small normal numbers that repeat after a million.
+    /// norms are one, other vectors zero, all else small numbers, made on the device.
     pub fn seeded(specs: Vec<TensorSpec>, seed: u64) -> Self {
         let shapes = specs.into_iter().map(|spec| (spec.name, spec.shape)).collect();
         Self(Source::Seeded { shapes, seed })
@@ -122,6 +123,18 @@ impl Weights {
                 Some(shape) => super::seeded::tensor(name, shape, *seed, dtype, device),
                 None => Err(not_in_memory(name)),
             },
+        }
+    }
+
+    /// The dtype that holds the numbers of a tensor as they are stored; f32 where there is none of this name, which
+    /// [`Weights::tensor`] tells.
+    pub(super) fn float_dtype(&self, name: &str) -> DType {
+        match &self.0 {
+            Source::Disk { checkpoint, names } => {
+                names.get(name).and_then(|name| checkpoint.dtype(name)).map_or(DType::F32, StoredDType::float)
+            }
+            Source::Memory(tensors) => tensors.get(name).map_or(DType::F32, Tensor::dtype),
+            Source::Seeded { .. } => DType::BF16,
         }
     }
 

@@ -1,4 +1,5 @@
-//! From the bytes of a file to a tensor: in pieces, so that nothing but the result takes memory, and checked.
+//! From the bytes of a file to a tensor: in pieces, so that nothing but the result takes memory, on all cores, and
+//! checked.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -8,13 +9,14 @@ use candle_core::{DType, Device, Tensor, WithDType};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use kernels::weight::Format;
+use rayon::prelude::*;
 
 use super::dtype::StoredDType;
 use super::entry::Entry;
 use super::error::{Result, WeightsError};
 
-/// Bytes read at a time.
-const PIECE: usize = 4 << 20;
+/// Bytes that a core reads at a time.
+const PIECE: usize = 1 << 20;
 
 /// From here on numbers round to infinity as f16 and as bf16: half a step above their largest values.
 const F16_END: f32 = 65520.0;
@@ -88,40 +90,46 @@ struct Source<'a> {
 impl Source<'_> {
     /// Reads floats of any stored type through f32, which is exact for all of them but f64. Magnitudes from `end` on
     /// are infinite in the target.
-    fn floats<T: WithDType>(&self, end: f32, convert: impl Fn(&mut [T], &[f32])) -> crate::Result<Tensor> {
+    fn floats<T: WithDType>(
+        &self,
+        end: f32,
+        convert: impl Fn(&mut [T], &[f32]) + Sync,
+    ) -> crate::Result<Tensor> {
         let mut values = vec![T::zero(); self.entry.elements()];
-        let mut start = 0;
-        let mut floats = Vec::new();
-        self.pieces(|piece| {
-            floats.clear();
-            decode(piece, self.entry.dtype, &mut floats);
+        // A strided view is read whole; it is rare, and small.
+        let piece = match self.entry.strides {
+            Some(_) => values.len().max(1),
+            None => PIECE / self.entry.dtype.size(),
+        };
+        let read = |(i, values): (usize, &mut [T])| {
+            let (first, mut floats) = (i * piece, Vec::with_capacity(values.len()));
+            decode(&self.piece(first, values.len())?, self.entry.dtype, &mut floats);
             // A value is good if it compares as smaller: NaN never does. All at once first, which is fast.
             let is_good = |v: &f32| v.abs() < end;
             if !floats.iter().all(is_good) {
                 let i = floats.iter().position(|v| !is_good(v)).unwrap_or(0);
-                return Err(self.not_finite(T::DTYPE, f64::from(floats[i]), start + i));
+                return Err(self.not_finite(T::DTYPE, f64::from(floats[i]), first + i));
             }
-            convert(&mut values[start..start + floats.len()], &floats);
-            start += floats.len();
+            convert(values, &floats);
             Ok(())
-        })?;
-        Ok(Tensor::from_vec(values, self.entry.shape.as_slice(), &Device::Cpu)?)
+        };
+        let pieces = values.par_chunks_mut(piece).enumerate();
+        match pieces.map(read).find_map_first(Result::err) {
+            Some(error) => Err(error.into()),
+            None => Ok(Tensor::from_vec(values, self.entry.shape.as_slice(), &Device::Cpu)?),
+        }
     }
 
-    fn pieces(&self, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    /// The bytes of `count` elements from the element `first` on; all of a strided view.
+    fn piece(&self, first: usize, count: usize) -> Result<Vec<u8>> {
         if self.entry.strides.is_some() {
-            return each(&bytes(self.path, self.entry)?);
+            return bytes(self.path, self.entry);
         }
-        let mut file = open_at(self.path, self.entry.offset)?;
-        let mut left = self.entry.bytes();
-        let mut buffer = vec![0; left.min(PIECE)];
-        while left > 0 {
-            let piece = &mut buffer[..left.min(PIECE)];
-            file.read_exact(piece).map_err(WeightsError::io("read", self.path))?;
-            each(piece)?;
-            left -= piece.len();
-        }
-        Ok(())
+        let size = self.entry.dtype.size();
+        let mut piece = vec![0; count * size];
+        let mut file = open_at(self.path, self.entry.offset + (first * size) as u64)?;
+        file.read_exact(&mut piece).map_err(WeightsError::io("read", self.path))?;
+        Ok(piece)
     }
 
     fn not_finite(&self, dtype: DType, value: f64, index: usize) -> WeightsError {

@@ -1,9 +1,9 @@
 //! The DiT: a training step, and a forward.
 
-use candle_core::{DType, Device};
+use candle_core::Device;
 use kernels::adamw::Update;
 use models::adapter::{Adapters, LoraConfig};
-use models::dit::{DitConfig, Keep};
+use models::dit::DitConfig;
 use models::vae::latent_frames;
 use serde_json::{Value, json};
 
@@ -12,16 +12,20 @@ use super::{ClipSize, Repeats, device_name, normal, peak_gib, reset_peak, rounde
 use crate::base::LATENT_STRIDE;
 use crate::devices::DevicesConfig;
 use crate::error::Result;
+use crate::memory::{MemoryConfig, choose};
 use crate::optim::{Optimizer, checked_norm, clip_factor};
 use crate::pipeline::{MicroBatch, NetworkInput, Pipeline};
+use crate::precision::Precision;
 
 /// A measurement of the DiT.
 #[derive(Debug, Clone)]
 pub struct DitBench<'a> {
     /// The model.
     pub source: DitSource<'a>,
-    /// Stages; empty for the default device.
-    pub stages: Vec<String>,
+    /// Stages, not yet settled.
+    pub devices: DevicesConfig,
+    /// How the model is held.
+    pub precision: Precision,
     /// The clip.
     pub size: ClipSize,
     /// How often.
@@ -39,13 +43,12 @@ struct Ready {
 impl DitBench<'_> {
     fn ready(&self, adapter: Option<&LoraConfig>) -> Result<Ready> {
         let (name, config, weights) = self.source.open()?;
-        let devices =
-            DevicesConfig { stages: self.stages.clone(), split: Vec::new() }.settle(config.layers)?;
+        let devices = self.devices.settle(config.layers)?;
         let adapters = match adapter {
             Some(lora) => Adapters::fresh(&lora.select(&config.adaptable_modules())?, lora, 0, &Device::Cpu)?,
             None => Adapters::default(),
         };
-        let pipeline = Pipeline::load(&weights, &config, &devices.open()?, &adapters, DType::F32)?;
+        let pipeline = Pipeline::load(&weights, &config, &devices.open()?, &adapters, self.precision.dit())?;
         let [_, frames, height, width] = self.latent_shape(&config);
         let tokens = config.tokens(frames, height, width);
         Ok(Ready { name, config, pipeline, tokens })
@@ -60,7 +63,7 @@ impl DitBench<'_> {
         let [channels, frames, height, width] = self.latent_shape(config);
         Ok(NetworkInput {
             x_bcthw: normal("x", &[1, channels, frames, height, width], device)?,
-            timestep: candle_core::Tensor::new(&[500f32], device)?,
+            timestep: candle_core::Tensor::new(&[500f32], &Device::Cpu)?,
             text_bsd: normal("text", &[1, config.text_len, config.text_dim], device)?,
         })
     }
@@ -80,10 +83,11 @@ pub fn step(bench: &DitBench, rank: usize, accumulate: usize) -> Result<Value> {
     let weights = vec![1.0 / accumulate as f32];
     let batch = MicroBatch { input, target, weights, mask: None, dropout: None };
     let batches = vec![batch; accumulate];
+    let keeping = choose(&MemoryConfig::default(), config.layers);
     let mut made = 0;
     reset_peak();
     let seconds = timed(bench.repeats, &device, || {
-        let outcome = pipeline.train(&batches, Keep::Inputs)?;
+        let outcome = pipeline.train(&batches, &keeping)?;
         let norm = checked_norm(&outcome.gradients, optimizer.states().keys())?;
         made += 1;
         let update = Update { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: made };
@@ -96,7 +100,7 @@ pub fn step(bench: &DitBench, rank: usize, accumulate: usize) -> Result<Value> {
     let useful = accumulate as f64 * (2.0 * linear + 3.5 * attention);
     Ok(json!({
         "what": "train", "model": name, "device": device_name(&device), "stages": pipeline.stages().len(),
-        "weights": "f32", "frames": bench.size.frames, "size": bench.size.label(), "tokens": tokens,
+        "weights": bench.precision.base.name(), "stream": bench.precision.stream, "frames": bench.size.frames, "size": bench.size.label(), "tokens": tokens,
         "accumulate": accumulate, "rank": rank, "s_per_step": rounded(seconds, 4),
         "useful_tflops": rounded(useful / seconds / 1e12, 4), "peak_gib": peak_gib(&device),
     }))
@@ -115,7 +119,7 @@ pub fn forward(bench: &DitBench) -> Result<Value> {
     let (linear, attention) = flops(&config, tokens);
     Ok(json!({
         "what": "infer", "model": name, "device": device_name(&device), "stages": pipeline.stages().len(),
-        "weights": "f32", "attention": "chunked", "frames": bench.size.frames, "size": bench.size.label(),
+        "weights": bench.precision.base.name(), "stream": bench.precision.stream, "attention": "chunked", "frames": bench.size.frames, "size": bench.size.label(),
         "tokens": tokens, "s_per_forward": rounded(seconds, 4),
         "tflops": rounded((linear + attention) / seconds / 1e12, 4), "peak_gib": peak_gib(&device),
     }))

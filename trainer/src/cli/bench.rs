@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use candle_core::{DType, Device};
 use clap::{Args, Subcommand};
 use models::umt5::Umt5;
 use models::vae::Vae;
 
+use super::devices::{OneDevice, StageDevices};
+use super::precision::{DitPrecision, PartFloat, PartPrecision};
 use crate::base::{self, Part};
 use crate::bench::{self, ClipSize, DitBench, DitSource, Repeats, VaeBench};
-use crate::devices;
 use crate::error::Error;
 use crate::ui::Ui;
 
@@ -77,9 +77,10 @@ struct Network {
     model: Model,
     #[command(flatten)]
     size: Size,
-    /// Stages of the pipeline: cpu, cuda:0, ...
-    #[arg(long, value_delimiter = ',')]
-    stages: Vec<String>,
+    #[command(flatten)]
+    precision: DitPrecision,
+    #[command(flatten)]
+    devices: StageDevices,
     #[command(flatten)]
     times: Times,
 }
@@ -113,9 +114,10 @@ struct AttentionBench {
     /// Size of a head.
     #[arg(long, default_value_t = 128)]
     head_size: usize,
-    /// cpu, cuda:0, ...
-    #[arg(long, default_value = "cpu")]
-    device: String,
+    #[command(flatten)]
+    float: PartFloat,
+    #[command(flatten)]
+    device: OneDevice,
     #[command(flatten)]
     times: Times,
 }
@@ -133,9 +135,10 @@ struct VaeArguments {
     /// Code in tiles of 256 x 256 pixels.
     #[arg(long)]
     tiled: bool,
-    /// cpu, cuda:0, ...
-    #[arg(long, default_value = "cpu")]
-    device: String,
+    #[command(flatten)]
+    float: PartFloat,
+    #[command(flatten)]
+    device: OneDevice,
     #[command(flatten)]
     times: Times,
 }
@@ -151,9 +154,10 @@ struct TextBench {
     /// Tokens of the prompt.
     #[arg(long, default_value_t = 512)]
     tokens: usize,
-    /// cpu, cuda:0, ...
-    #[arg(long, default_value = "cpu")]
-    device: String,
+    #[command(flatten)]
+    precision: PartPrecision,
+    #[command(flatten)]
+    device: OneDevice,
     #[command(flatten)]
     times: Times,
 }
@@ -163,9 +167,10 @@ struct LoadBench {
     /// A file of weights, or a folder of shards.
     #[arg(long)]
     model: PathBuf,
-    /// cpu, cuda:0, ...
-    #[arg(long, default_value = "cpu")]
-    device: String,
+    #[command(flatten)]
+    precision: PartPrecision,
+    #[command(flatten)]
+    device: OneDevice,
     #[command(flatten)]
     times: Times,
 }
@@ -176,18 +181,10 @@ impl Bench {
         let row = match &self.part {
             BenchPart::Step(step) => bench::step(&step.network.bench()?, step.rank, step.accumulate.max(1))?,
             BenchPart::Forward(forward) => bench::forward(&forward.network.bench()?)?,
-            BenchPart::Attention(a) => bench::attention(
-                a.tokens,
-                a.heads,
-                a.head_size,
-                a.times.repeats(),
-                &devices::open(&a.device)?,
-            )?,
+            BenchPart::Attention(a) => a.measure()?,
             BenchPart::Vae(vae) => vae.measure()?,
             BenchPart::Text(text) => text.measure()?,
-            BenchPart::Load(load) => {
-                bench::load(&load.model, load.times.repeats(), &devices::open(&load.device)?)?
-            }
+            BenchPart::Load(load) => load.measure()?,
         };
         ui.tell(&row.to_string(), &row);
         Ok(0)
@@ -201,16 +198,34 @@ impl Network {
             true => DitSource::Preset(&self.model.model),
             false => DitSource::Checkpoint(Path::new(&self.model.model)),
         };
-        Ok(DitBench { source, stages: self.stages.clone(), size, repeats: self.times.repeats() })
+        let devices = self.devices.config();
+        let precision = self.precision.settle(devices.processor());
+        Ok(DitBench { source, devices, precision, size, repeats: self.times.repeats() })
+    }
+}
+
+impl AttentionBench {
+    fn measure(&self) -> crate::Result<serde_json::Value> {
+        let device = self.device.open()?;
+        let (dtype, repeats) = (self.float.settle(&device), self.times.repeats());
+        bench::attention(self.tokens, self.heads, self.head_size, dtype, repeats, &device)
+    }
+}
+
+impl LoadBench {
+    fn measure(&self) -> crate::Result<serde_json::Value> {
+        let device = self.device.open()?;
+        bench::load(&self.model, self.precision.settle(&device), self.times.repeats(), &device)
     }
 }
 
 impl VaeArguments {
     fn measure(&self) -> crate::Result<serde_json::Value> {
-        let device = devices::open(&self.device)?;
+        let device = self.device.open()?;
+        let dtype = self.float.settle(&device);
         let vae = match self.random_weights {
-            true => Vae::seeded(bench::vae_preset(&self.model)?, 0, DType::F32, &device)?,
-            false => Vae::load(&base::locate(Path::new(&self.model), Part::Vae)?, None, DType::F32, &device)?,
+            true => Vae::seeded(bench::vae_preset(&self.model)?, 0, dtype, &device)?,
+            false => Vae::load(&base::locate(Path::new(&self.model), Part::Vae)?, None, dtype, &device)?,
         };
         let size = self.size.checked(vae.sizes().spatial_ratio())?;
         let tiling = bench::usual_tiles(self.tiled);
@@ -220,15 +235,16 @@ impl VaeArguments {
 
 impl TextBench {
     fn measure(&self) -> crate::Result<serde_json::Value> {
-        let device: Device = devices::open(&self.device)?;
+        let device = self.device.open()?;
+        let frozen = self.precision.settle(&device);
         let umt5 = match self.random_weights {
-            true => Umt5::seeded(bench::umt5_preset(&self.model)?, 0, DType::F32, &device)?,
+            true => Umt5::seeded(bench::umt5_preset(&self.model)?, 0, frozen, &device)?,
             false => {
                 let path = base::locate(Path::new(&self.model), Part::TextEncoder)?;
-                Umt5::load(&path, DType::F32, &device)?
+                Umt5::load(&path, frozen, &device)?
             }
         };
-        bench::text(&self.model, &umt5, self.tokens, self.times.repeats(), &device)
+        bench::text(&self.model, &umt5, self.tokens, self.times.repeats())
     }
 }
 

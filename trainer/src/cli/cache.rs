@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 
+use super::devices::RecipeDevices;
 use super::plan::make;
 use crate::interrupt::Interrupt;
 use crate::run;
@@ -18,12 +19,14 @@ pub struct Cache {
     /// Write the exact clips that will be trained into this folder, with their captions, and encode nothing.
     #[arg(long, value_name = "DIR")]
     preview: Option<PathBuf>,
+    #[command(flatten)]
+    devices: RecipeDevices,
 }
 
 impl Cache {
     /// Fills the cache, or writes the preview.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
-        let planned = make(&self.recipe, ui)?;
+        let planned = make(&self.recipe, &self.devices.overrides(), ui)?;
         let Some(folder) = &self.preview else {
             let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
             run::cache(&planned, &interrupt, ui)?;

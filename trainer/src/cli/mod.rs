@@ -2,10 +2,12 @@
 
 mod bench;
 mod cache;
+mod devices;
 mod doctor;
 mod export;
 mod inspect;
 mod plan;
+mod precision;
 mod probe;
 mod sample;
 mod train;
@@ -98,7 +100,8 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 /// Whether the user can put an error right: all but the tensor library's, and defects of ours.
 fn is_users(error: &Error) -> bool {
     match error {
-        Error::Tensor(_) | Error::NeighbourStopped | Error::MissingGradient { .. } => false,
+        Error::Tensor(_) | Error::GpuLost { .. } => false,
+        Error::NeighbourStopped | Error::MissingGradient { .. } => false,
         Error::Model(models::Error::Tensor(_)) => false,
         Error::NotSaved { cause, .. } => is_users(cause),
         Error::Io { source, .. } => !matches!(source.kind(), ErrorKind::OutOfMemory),

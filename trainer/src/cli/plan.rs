@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use crate::plan::{self, Planned};
+use super::devices::RecipeDevices;
+use crate::plan::{self, Overrides, Planned};
 use crate::ui::Ui;
 
 /// Resolve a recipe and print what it means. Nothing is written.
@@ -13,12 +14,14 @@ use crate::ui::Ui;
 pub struct Plan {
     /// The recipe.
     recipe: PathBuf,
+    #[command(flatten)]
+    devices: RecipeDevices,
 }
 
 impl Plan {
     /// Prints the plan.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
-        let planned = make(&self.recipe, ui)?;
+        let planned = make(&self.recipe, &self.devices.overrides(), ui)?;
         let forecast = crate::forecast::forecast(&planned)?;
         let object = serde_json::json!({ "plan": planned.plan, "memory": forecast });
         let text = format!("{}\n{}\n{forecast}", planned.plan.to_toml()?, buckets(&planned));
@@ -28,9 +31,9 @@ impl Plan {
 }
 
 /// Settles a recipe with a bar over the reading of the clips.
-pub fn make(recipe: &std::path::Path, ui: &Ui) -> crate::Result<Planned> {
+pub fn make(recipe: &std::path::Path, overrides: &Overrides, ui: &Ui) -> crate::Result<Planned> {
     let mut bar = None;
-    let planned = plan::Plan::make(recipe, &mut |done, total| {
+    let planned = plan::Plan::make_with(recipe, overrides, &mut |done, total| {
         let bar = bar.get_or_insert_with(|| ui.bar("reading clips", total));
         if done > 0 {
             bar.inc(1);

@@ -3,18 +3,21 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use candle_core::{DType, Device};
+use candle_core::Device;
 use clap::{Args, Subcommand};
+use kernels::device::Settings;
 use models::adapter::Adapters;
-use models::dit::DitConfig;
+use models::dit::{Base, DitConfig};
 use models::text::TextEncoder;
 use models::vae::{Tiles, Tiling, Vae};
 use models::weights::Weights;
 
+use super::precision::ProbePrecision;
 use crate::base::{self, Part};
 use crate::devices::{self, DevicesConfig};
 use crate::error::Error;
 use crate::pipeline::Pipeline;
+use crate::precision::{Float, Processor};
 use crate::probe::{self, Inputs, Outputs, train::TrainProbe};
 use crate::solver::{Convention, Schedule, SolverKind};
 use crate::ui::Ui;
@@ -68,6 +71,8 @@ struct DitModel {
     /// Devices of the stages of the pipeline, such as cpu,cpu.
     #[arg(long, value_delimiter = ',')]
     stages: Vec<String>,
+    #[command(flatten)]
+    precision: ProbePrecision,
 }
 
 #[derive(Debug, Args)]
@@ -88,6 +93,9 @@ struct VaeProbe {
     config: Option<PathBuf>,
     #[command(flatten)]
     files: Files,
+    /// What the VAE is held and computed in.
+    #[arg(long, value_enum, default_value_t = Float::Float32)]
+    dtype: Float,
     /// Code in tiles.
     #[arg(long)]
     tiled: bool,
@@ -116,6 +124,8 @@ struct TextProbe {
     /// Safetensors file for the tensors that come out.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
+    #[command(flatten)]
+    precision: ProbePrecision,
     /// cpu, cuda:0, ...
     #[arg(long, default_value = "cpu")]
     device: String,
@@ -212,15 +222,21 @@ impl DitModel {
         adapters: &Adapters,
     ) -> crate::Result<Pipeline> {
         let stages = self.device.iter().chain(&self.stages).cloned().collect();
-        let devices = DevicesConfig { stages, split: Vec::new() }.settle(config.layers)?;
-        Pipeline::load(weights, config, &devices.open()?, adapters, DType::F32)
+        let devices = DevicesConfig { stages, ..DevicesConfig::default() }.settle(config.layers)?;
+        let base = Base::new(self.precision.frozen(devices.processor()));
+        Pipeline::load(weights, config, &devices.open()?, adapters, base)
     }
 }
 
 impl VaeProbe {
     fn vae(&self) -> crate::Result<Vae> {
         let path = base::locate(&self.model, Part::Vae)?;
-        Ok(Vae::load(&path, self.config.as_deref(), DType::F32, &devices::open(&self.device)?)?)
+        Ok(Vae::load(
+            &path,
+            self.config.as_deref(),
+            self.dtype.dtype(),
+            &devices::open(&self.device, &Settings::default())?,
+        )?)
     }
 
     fn tiling(&self) -> Tiling {
@@ -242,8 +258,9 @@ impl TextProbe {
             (None, Some(folder)) => folder.to_owned(),
             (None, None) => base::locate(&self.model, Part::Tokenizer)?,
         };
-        let device: Device = devices::open(&self.device)?;
-        Ok(TextEncoder::load(&weights, &tokenizer, DType::F32, &device)?)
+        let device: Device = devices::open(&self.device, &Settings::default())?;
+        let frozen = self.precision.frozen(Processor::of(&device));
+        Ok(TextEncoder::load(&weights, &tokenizer, frozen, &device)?)
     }
 }
 

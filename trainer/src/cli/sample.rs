@@ -11,8 +11,10 @@ use models::adapter::{Adapter, Adapters};
 use models::vae::{Tiles, Tiling};
 use models::weights::Checkpoint;
 
-use crate::base::{MODEL_FPS, ModelConfig, SIZE_MULTIPLE};
-use crate::devices::{self, DevicesConfig};
+use super::devices::StageDevices;
+use super::precision::ModelPrecision;
+use crate::base::{MODEL_FPS, SIZE_MULTIPLE};
+use crate::devices;
 use crate::encode::{Encoded, Encoding};
 use crate::error::Error;
 use crate::interrupt::Interrupt;
@@ -88,9 +90,10 @@ pub struct Sample {
     /// Decode in tiles: less memory, faint seams possible.
     #[arg(long)]
     tiled: bool,
-    /// Stages of the pipeline: cpu, cuda:0, ... Default: the first GPU of a CUDA build, else the CPU.
-    #[arg(long, value_delimiter = ',')]
-    stages: Vec<String>,
+    #[command(flatten)]
+    precision: ModelPrecision,
+    #[command(flatten)]
+    devices: StageDevices,
     /// Folder of cached text states.
     #[arg(long, default_value = "runs/cache")]
     cache: PathBuf,
@@ -102,19 +105,18 @@ impl Sample {
         let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
         let requests = self.requests()?;
         let model =
-            ModelConfig { folder: Some(self.model.clone()), ..ModelConfig::default() }.settle("".as_ref())?;
+            self.precision.model(&self.model).settle("".as_ref(), self.devices.config().processor())?;
         let (config, weights) = model.open_dit()?;
         let adapters = self.adapters()?;
         refuse_foreign(&adapters, &config.adaptable_modules())?;
-        let stages =
-            DevicesConfig { stages: self.stages.clone(), split: Vec::new() }.settle(config.layers)?;
-        let device = devices::open(&stages.stages[0])?;
+        let stages = self.devices.config().settle(config.layers)?;
+        let device = devices::open(&stages.stages[0], &stages.settings())?;
 
         let encoded = Encoded::open(&self.cache, &model)?;
         let texts = requests.iter().flat_map(|r| [r.prompt.as_str(), r.negative.as_str()]);
         let with = Encoding { model: &model, device: &device, interrupt: &interrupt, ui };
         encoded.encode_prompts(texts, &with)?;
-        let pipeline = Pipeline::load(&weights, &config, &stages.open()?, &adapters, DType::F32)?;
+        let pipeline = Pipeline::load(&weights, &config, &stages.open()?, &adapters, model.precision.dit())?;
         let given = self.latents.as_deref().map(Checkpoint::open).transpose().map_err(models::Error::from);
         let given = given.map_err(Error::from)?;
         let mut prompted = Vec::new();
@@ -137,7 +139,7 @@ impl Sample {
         if let Some(path) = &self.save_latents {
             save_latents(path, &latents)?;
         }
-        let vae = model.load_vae(DType::F32, &device)?;
+        let vae = model.load_vae(&device)?;
         let tiling = if self.tiled { Tiling::On(Tiles::default()) } else { Tiling::Off };
         let names = requests.iter().enumerate().map(|(i, r)| clip_name(i, &r.prompt));
         let named: Vec<(String, Tensor)> = names.zip(latents).collect();

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 
+use super::devices::RecipeDevices;
 use super::plan::{buckets, make};
 use crate::interrupt::{INTERRUPTED, Interrupt};
 use crate::run::{self, Ending, RunFolder};
@@ -18,13 +19,15 @@ pub struct Train {
     /// Go on with the newest run of this recipe, bit for bit, from its last checkpoint.
     #[arg(long)]
     resume: bool,
+    #[command(flatten)]
+    devices: RecipeDevices,
 }
 
 impl Train {
     /// Trains to the end, or until Ctrl-C.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
         let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
-        let mut planned = make(&self.recipe, ui)?;
+        let mut planned = make(&self.recipe, &self.devices.overrides(), ui)?;
         let folder = match self.resume {
             true => RunFolder::resume(&mut planned.plan, |line| ui.note(line))?,
             false => RunFolder::begin(&mut planned.plan)?,

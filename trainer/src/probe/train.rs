@@ -7,11 +7,12 @@ use candle_core::{DType, Device, Tensor};
 use kernels::adamw::Update;
 use kernels::low_rank::Factors;
 use models::adapter::{Adapter, Adapters};
-use models::dit::{DitConfig, Keep};
+use models::dit::DitConfig;
 use serde::Deserialize;
 
 use super::{Inputs, Outputs};
 use crate::error::{Error, Result};
+use crate::memory::{MemoryConfig, choose};
 use crate::optim::{Optimizer, OptimizerConfig, checked_norm};
 use crate::pipeline::{MicroBatch, NetworkInput, Pipeline};
 
@@ -127,9 +128,10 @@ pub fn starting_adapters(inputs: &Inputs, dit: &DitConfig, settings: &TrainProbe
 pub fn train(pipeline: &mut Pipeline, inputs: &Inputs, settings: &TrainProbe) -> Result<Outputs> {
     let given = Given::read(inputs)?;
     let mut optimizer = Optimizer::new(pipeline)?;
+    let keeping = choose(&MemoryConfig::default(), pipeline.config().layers);
     let (mut outputs, mut losses, mut norms) = (Outputs::new(), Vec::new(), Vec::new());
     for step in 0..given.sigmas_sb.dim(0)? {
-        let outcome = pipeline.train(&[given.micro_batch(step)?], Keep::Inputs)?;
+        let outcome = pipeline.train(&[given.micro_batch(step)?], &keeping)?;
         losses.push(outcome.losses[0].to_dtype(DType::F32)?.to_scalar::<f32>()?);
         norms.push(checked_norm(&outcome.gradients, optimizer.states().keys())? as f32);
         if step == 0 {

@@ -1,6 +1,6 @@
 //! Clips made while training, by the adapter as it stands.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use models::vae::Tiling;
 
 use super::{Run, is_due};
@@ -40,7 +40,7 @@ impl Run<'_> {
         let Some(latents) = latents else { return Ok(()) };
 
         // Loaded for the moment: between samples its memory belongs to training.
-        let vae = self.plan.model.load_vae(DType::F32, &device)?;
+        let vae = self.plan.model.load_vae(&device)?;
         let names = clips.iter().enumerate().map(|(i, clip)| clip_name(i, &clip.prompt));
         let named: Vec<(String, Tensor)> = names.zip(latents).collect();
         let fps = self.plan.data.fps.unwrap_or(crate::base::MODEL_FPS);

@@ -1,5 +1,6 @@
 //! One optimiser step, top to bottom.
 
+use std::thread;
 use std::time::Instant;
 
 use candle_core::Tensor;
@@ -9,6 +10,7 @@ use super::Run;
 use crate::checkpoint::Progress;
 use crate::error::{Error, Result};
 use crate::lr::learning_rate;
+use crate::memory::choose;
 use crate::metrics::StepRow;
 use crate::optim::{checked_norm, clip_factor};
 
@@ -21,8 +23,21 @@ impl Run<'_> {
         let started = Instant::now();
         let (plan, Progress { step, cursor, .. }) = (self.plan, self.progress);
 
-        let data = self.batches.step(step, cursor, plan.train.accumulate)?;
-        let outcome = self.pipeline.train(&data.micro_batches, plan.train.keep.into())?;
+        let data = match self.ahead.take() {
+            Some(data) => data?,
+            None => self.batches.step(step, cursor, plan.train.accumulate)?,
+        };
+        let keeping = choose(&plan.memory, self.pipeline.config().layers);
+        // The next step's noise and files are made ready while the devices work on this one.
+        let (outcome, ahead) = thread::scope(|scope| {
+            let (batches, next, count) = (&self.batches, data.cursor, plan.train.accumulate);
+            let is_last = step + 1 == plan.train.steps;
+            let ahead = (!is_last).then(|| scope.spawn(move || batches.step(step + 1, next, count)));
+            let outcome = self.pipeline.train(&data.micro_batches, &keeping);
+            (outcome, ahead.map(|ahead| ahead.join().unwrap_or_else(|p| std::panic::resume_unwind(p))))
+        });
+        let outcome = outcome?;
+        self.ahead = ahead;
 
         let loss = summed(&outcome.losses)?;
         if !loss.is_finite() {

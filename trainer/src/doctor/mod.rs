@@ -1,5 +1,7 @@
 //! What this machine offers: devices, programs, folders, engines; what is missing and how to get it.
 
+mod cuda;
+
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -33,8 +35,7 @@ pub struct Finding {
 /// Looks at everything; `runs` is the folder that runs would be written to.
 pub fn examine(runs: &Path) -> Vec<Finding> {
     let mut findings = vec![version(), processor(), memory()];
-    findings.extend(graphics());
-    findings.push(attention());
+    findings.extend(cuda::examine());
     let why = "needed for WebM, MKV, AVI, HEVC and AV1 clips only; H.264 MP4 and MOV, GIF, WebP, APNG and stills are \
                read without it";
     findings.extend(["ffmpeg", "ffprobe"].map(|name| program(name, why)));
@@ -69,43 +70,6 @@ fn memory() -> Finding {
         }
         _ => good("memory", "this system does not say"),
     }
-}
-
-/// The GPUs that answer.
-fn graphics() -> Vec<Finding> {
-    if !cfg!(feature = "cuda") {
-        return vec![Finding {
-            what: "CUDA",
-            standing: Standing::Missing,
-            found: "this build is without CUDA, so everything runs on the CPU".into(),
-            way_out: Some(
-                "build it with `cargo build --release --features cuda` on a machine with CUDA".into(),
-            ),
-        }];
-    }
-    let mut found = Vec::new();
-    for index in 0.. {
-        match candle_core::Device::new_cuda(index) {
-            Ok(_) => found.push(good("GPU", format!("cuda:{index} answers"))),
-            Err(error) if index == 0 => found.push(Finding {
-                what: "GPU",
-                standing: Standing::Bad,
-                found: format!("no GPU answers: {error}"),
-                way_out: Some(
-                    "look whether `nvidia-smi` lists it; without it, set devices.stages = [\"cpu\"]".into(),
-                ),
-            }),
-            Err(_) => break,
-        }
-        if found.iter().any(|finding: &Finding| finding.standing == Standing::Bad) {
-            break;
-        }
-    }
-    found
-}
-
-fn attention() -> Finding {
-    good("attention", "in chunks of queries, by matrix products: exact, on every device")
 }
 
 /// A program on PATH with its first line of `-version`.

@@ -1,0 +1,84 @@
+//! Arguments that say where a command runs, shared by the commands.
+
+use candle_core::Device;
+use clap::Args;
+
+use crate::bytes::Bytes;
+use crate::devices::{self, DevicesConfig, Transfer};
+use crate::plan::Overrides;
+
+/// What a command says on top of its recipe.
+#[derive(Debug, Args)]
+pub struct RecipeDevices {
+    /// The most memory that tensors may take on each GPU, such as 23GiB, whatever the recipe says.
+    #[arg(long, value_name = "SIZE")]
+    memory_limit: Option<Bytes>,
+}
+
+impl RecipeDevices {
+    /// What replaces settings of the recipe.
+    pub fn overrides(&self) -> Overrides {
+        Overrides { memory_limit: self.memory_limit }
+    }
+}
+
+/// The stages of a command without a recipe.
+#[derive(Debug, Args)]
+pub struct StageDevices {
+    /// One device for each stage: cpu, cuda:0, ... Default: the first GPU of a CUDA build, else the CPU.
+    #[arg(long, visible_alias = "devices", value_delimiter = ',')]
+    stages: Vec<String>,
+    /// Blocks of each stage. Default: shares as even as can be.
+    #[arg(long, value_delimiter = ',')]
+    split: Vec<usize>,
+    /// How tensors go from one GPU to the next.
+    #[arg(long, value_enum, default_value_t = Transfer::Auto)]
+    transfer: Transfer,
+    #[command(flatten)]
+    setup: Setup,
+}
+
+/// The one device of a command.
+#[derive(Debug, Args)]
+pub struct OneDevice {
+    /// cpu, cuda:0, ... Default: the first GPU of a CUDA build, else the CPU.
+    #[arg(long)]
+    device: Option<String>,
+    #[command(flatten)]
+    setup: Setup,
+}
+
+#[derive(Debug, Args)]
+struct Setup {
+    /// The most memory that tensors may take on each GPU, such as 23GiB. Default: all there is.
+    #[arg(long, value_name = "SIZE")]
+    memory_limit: Option<Bytes>,
+    /// The same bits in every run on the same GPUs; slower.
+    #[arg(long)]
+    deterministic: bool,
+}
+
+impl StageDevices {
+    /// As the recipe's section would say it.
+    pub fn config(&self) -> DevicesConfig {
+        DevicesConfig {
+            stages: self.stages.clone(),
+            split: self.split.clone(),
+            memory_limit: self.setup.memory_limit,
+            transfer: self.transfer,
+            deterministic: self.setup.deterministic,
+        }
+    }
+}
+
+impl OneDevice {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// A device that is none, or that cannot be used.
+    pub fn open(&self) -> crate::Result<Device> {
+        let Setup { memory_limit, deterministic } = self.setup;
+        let config = DevicesConfig { memory_limit, deterministic, ..DevicesConfig::default() };
+        devices::open(self.device.as_deref().unwrap_or(devices::default_device()), &config.settings())
+    }
+}

@@ -1,0 +1,104 @@
+//! Arguments that say how a model is held, shared by the commands.
+
+use std::path::Path;
+
+use candle_core::{DType, Device};
+use clap::Args;
+use models::weights::Frozen;
+
+use crate::base::ModelConfig;
+use crate::precision::{Float, Held, Precision, Processor, Wishes};
+
+/// How the parts of a base model are held.
+#[derive(Debug, Args)]
+pub struct ModelPrecision {
+    /// What the DiT's weights are held in. Default: bf16, on the CPU f32.
+    #[arg(long, value_enum)]
+    base: Option<Held>,
+    /// The DiT's residual stream. Default: float32.
+    #[arg(long, value_enum)]
+    stream: Option<Float>,
+    /// What the text encoder's weights are held in. Default: bf16, on the CPU f32.
+    #[arg(long, value_enum)]
+    text_base: Option<Held>,
+    /// What the VAE is held and computed in. Default: bfloat16, on the CPU float32.
+    #[arg(long, value_enum)]
+    vae_base: Option<Float>,
+}
+
+impl ModelPrecision {
+    /// The checkpoint folder `folder`, as a recipe's section would say it.
+    pub fn model(&self, folder: &Path) -> ModelConfig {
+        ModelConfig {
+            folder: Some(folder.to_owned()),
+            base: self.base,
+            stream: self.stream,
+            text_base: self.text_base,
+            vae_base: self.vae_base,
+            ..ModelConfig::default()
+        }
+    }
+}
+
+/// How a DiT alone is held.
+#[derive(Debug, Args)]
+pub struct DitPrecision {
+    /// What the weights are held in. Default: bf16, on the CPU f32.
+    #[arg(long, value_enum)]
+    base: Option<Held>,
+    /// The residual stream. Default: float32.
+    #[arg(long, value_enum)]
+    stream: Option<Float>,
+}
+
+impl DitPrecision {
+    /// Settled for a model that runs on `processor`.
+    pub fn settle(&self, processor: Processor) -> Precision {
+        Wishes { base: self.base, stream: self.stream, ..Wishes::default() }.settle(processor)
+    }
+}
+
+/// How a single part is held.
+#[derive(Debug, Args)]
+pub struct PartPrecision {
+    /// What the weights are held in. Default: bf16, on the CPU f32.
+    #[arg(long, value_enum)]
+    base: Option<Held>,
+}
+
+impl PartPrecision {
+    /// Settled for a part that runs on `device`.
+    pub fn settle(&self, device: &Device) -> Frozen {
+        Wishes { text_base: self.base, ..Wishes::default() }.settle(Processor::of(device)).text()
+    }
+}
+
+/// The float type of a part without coded weights.
+#[derive(Debug, Args)]
+pub struct PartFloat {
+    /// What is held and computed in. Default: bfloat16, on the CPU float32.
+    #[arg(long, value_enum)]
+    dtype: Option<Float>,
+}
+
+impl PartFloat {
+    /// Settled for a part that runs on `device`.
+    pub fn settle(&self, device: &Device) -> DType {
+        Wishes { vae_base: self.dtype, ..Wishes::default() }.settle(Processor::of(device)).vae()
+    }
+}
+
+/// How a probed network is held: as it is told, on every device, so that nothing but the device changes the numbers.
+#[derive(Debug, Args)]
+pub struct ProbePrecision {
+    /// What the weights are held in; fp8 and int8 are computed in bf16, on the CPU in f32.
+    #[arg(long, visible_alias = "dtype", value_enum, default_value_t = Held::F32)]
+    base: Held,
+}
+
+impl ProbePrecision {
+    /// For a network that runs on `processor`.
+    pub fn frozen(&self, processor: Processor) -> Frozen {
+        self.base.frozen(Wishes::default().settle(processor).compute)
+    }
+}

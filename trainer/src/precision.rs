@@ -1,0 +1,172 @@
+//! How each part of the base model is held and computed.
+
+use candle_core::{DType, Device};
+use clap::ValueEnum;
+use kernels::weight::Format;
+use models::dit::Base;
+use models::weights::{Frozen, Storage};
+use serde::{Deserialize, Serialize};
+
+/// What frozen weights are held in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Held {
+    /// 4 bytes a number; computed in f32.
+    #[serde(alias = "float32")]
+    #[value(alias = "float32")]
+    F32,
+    /// 2 bytes a number; computed in bf16.
+    #[serde(alias = "bfloat16")]
+    #[value(alias = "bfloat16")]
+    Bf16,
+    /// 1 byte a number, e4m3 with a scale for each row of a matrix; computed in bf16, on the CPU in f32.
+    Fp8,
+    /// 1 byte a number, integers with a scale for each row of a matrix; computed in bf16, on the CPU in f32.
+    Int8,
+}
+
+/// A float type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Float {
+    /// f32.
+    #[serde(alias = "f32")]
+    #[value(alias = "f32")]
+    Float32,
+    /// bf16.
+    #[serde(alias = "bf16")]
+    #[value(alias = "bf16")]
+    Bfloat16,
+}
+
+/// Where a model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Processor {
+    /// On GPUs alone.
+    Gpu,
+    /// At least one stage on the CPU: everything is computed in f32.
+    Cpu,
+}
+
+impl Processor {
+    /// That of a single device.
+    pub fn of(device: &Device) -> Self {
+        if device.is_cpu() { Self::Cpu } else { Self::Gpu }
+    }
+}
+
+/// What a recipe or a command line says about precision; what it leaves out is settled by where the model runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// Of the DiT.
+    pub base: Option<Held>,
+    /// Of the DiT's residual stream.
+    pub stream: Option<Float>,
+    /// Of the text encoder.
+    pub text_base: Option<Held>,
+    /// Of the VAE.
+    pub vae_base: Option<Float>,
+}
+
+/// The settled precision of a base model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Precision {
+    /// What the DiT's weights are held in.
+    pub base: Held,
+    /// The DiT's residual stream.
+    pub stream: Float,
+    /// What the text encoder's weights are held in.
+    pub text_base: Held,
+    /// What the VAE is held and computed in.
+    pub vae_base: Float,
+    /// What is computed in where weights are fp8 or int8.
+    pub compute: Float,
+}
+
+impl Held {
+    /// With `compute` for what goes through coded weights.
+    pub fn frozen(self, compute: Float) -> Frozen {
+        match self {
+            Self::F32 => Frozen::F32,
+            Self::Bf16 => Frozen::dense(DType::BF16),
+            Self::Fp8 => Frozen { compute: compute.dtype(), storage: Storage::Coded(Format::E4m3) },
+            Self::Int8 => Frozen { compute: compute.dtype(), storage: Storage::Coded(Format::Int8) },
+        }
+    }
+
+    /// The name that recipes and command lines have for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Fp8 => "fp8",
+            Self::Int8 => "int8",
+        }
+    }
+
+    fn at(self, processor: Processor) -> Self {
+        match (self, processor) {
+            (Self::Bf16, Processor::Cpu) => Self::F32,
+            _ => self,
+        }
+    }
+}
+
+impl Float {
+    /// The tensor library's type.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::Float32 => DType::F32,
+            Self::Bfloat16 => DType::BF16,
+        }
+    }
+
+    fn at(self, processor: Processor) -> Self {
+        match processor {
+            Processor::Gpu => self,
+            Processor::Cpu => Self::Float32,
+        }
+    }
+}
+
+impl Wishes {
+    /// Settles what is left out: bf16 with an f32 stream. On the CPU bf16 becomes f32 everywhere: it would save memory
+    /// at a tenth of the speed.
+    pub fn settle(self, processor: Processor) -> Precision {
+        Precision {
+            base: self.base.unwrap_or(Held::Bf16).at(processor),
+            stream: self.stream.unwrap_or(Float::Float32).at(processor),
+            text_base: self.text_base.unwrap_or(Held::Bf16).at(processor),
+            vae_base: self.vae_base.unwrap_or(Float::Bfloat16).at(processor),
+            compute: Float::Bfloat16.at(processor),
+        }
+    }
+}
+
+impl Precision {
+    /// How the DiT is loaded.
+    pub fn dit(&self) -> Base {
+        Base { frozen: self.base.frozen(self.compute), stream: self.stream.dtype() }
+    }
+
+    /// How the text encoder is loaded.
+    pub fn text(&self) -> Frozen {
+        self.text_base.frozen(self.compute)
+    }
+
+    /// The dtype of the VAE.
+    pub fn vae(&self) -> DType {
+        self.vae_base.dtype()
+    }
+}
+
+/// `frozen` in words, which tell all that changes the numbers that come out: for the keys of caches, and for reports.
+pub(crate) fn in_words(frozen: Frozen) -> String {
+    let compute = frozen.compute.as_str();
+    match frozen.storage {
+        Storage::Dense => compute.to_owned(),
+        Storage::Coded(Format::E4m3) => format!("fp8 {compute}"),
+        Storage::Coded(Format::Int8) => format!("int8 {compute}"),
+    }
+}
