@@ -3,6 +3,7 @@
 mod accumulate;
 mod adapter_files;
 mod base;
+mod bench;
 mod data_cache;
 mod data_decode;
 mod data_pipeline;

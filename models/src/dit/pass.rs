@@ -49,7 +49,7 @@ impl<'a> Pass<'a> {
     }
 
     /// The pass of the tokens of each sample from `first_token` on.
-    pub(super) fn from_token(self, first_token: usize) -> Self {
+    pub(super) fn starting_at(self, first_token: usize) -> Self {
         Self { first_token, ..self }
     }
 

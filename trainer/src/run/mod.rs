@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use models::adapter::Adapters;
 
 pub use folder::{RunFolder, changed_settings};
+pub(crate) use step::{UpdateSettings, update};
 
 use crate::batch::{Batches, StepData};
 use crate::checkpoint::{self, Progress};

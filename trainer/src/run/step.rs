@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 use crate::lr::learning_rate;
 use crate::memory::choose;
 use crate::metrics::StepRow;
-use crate::optim::{checked_norm, clip_factor};
+use crate::optim::{Optimizer, OptimizerConfig, checked_norm, clip_factor};
+use crate::pipeline::{Pipeline, StepOutcome};
 
 impl Run<'_> {
     /// Batches, losses and gradients, one look at both, update.
@@ -39,24 +40,62 @@ impl Run<'_> {
         let outcome = outcome?;
         self.ahead = ahead;
 
-        let loss = summed(&outcome.losses)?;
-        if !loss.is_finite() {
-            return Err(Error::NonFiniteLoss { step: step + 1, items: data.items });
-        }
-        let grad_norm = checked_norm(&outcome.gradients, self.optimizer.states().keys())?;
-
         let optimizer = &plan.optimizer;
         let lr = learning_rate(optimizer.lr, optimizer.schedule, optimizer.warmup, plan.train.steps, step);
-        let [beta1, beta2] = optimizer.betas;
-        let (eps, weight_decay) = (optimizer.eps, optimizer.weight_decay);
-        let update = Update { lr, beta1, beta2, eps, weight_decay, step: step + 1 };
-        self.optimizer.update(&outcome.gradients, clip_factor(grad_norm, optimizer.clip_norm), &update)?;
-        self.optimizer.publish(&mut self.pipeline);
+        let settings = UpdateSettings { lr, config: optimizer, step: step + 1 };
+        let updated = update(&mut self.pipeline, &mut self.optimizer, &outcome, &settings);
+        let Updated { loss, grad_norm } = updated.map_err(|error| match error {
+            Error::NonFiniteLoss { step, .. } => Error::NonFiniteLoss { step, items: data.items.clone() },
+            other => other,
+        })?;
 
         self.progress = Progress { step: step + 1, cursor: data.cursor, ..self.progress };
         let (sigma, items, seconds) = (data.sigmas, data.items, started.elapsed().as_secs_f64());
         Ok(StepRow { step: step + 1, epoch: cursor.epoch, loss, grad_norm, lr, sigma, seconds, items })
     }
+}
+
+/// How an update is made.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct UpdateSettings<'a> {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// The rest of AdamW, and the clipping.
+    pub config: &'a OptimizerConfig,
+    /// Number of the step, from 1.
+    pub step: u64,
+}
+
+/// What a step came to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Updated {
+    /// The loss before the update.
+    pub loss: f64,
+    /// Norm of all gradients together, before they were clipped.
+    pub grad_norm: f64,
+}
+
+/// The second half of a step: one look at losses and gradients, clipping, AdamW, and the new adapters to their stages.
+///
+/// # Errors
+/// A loss or a gradient that is not finite, or a missing gradient: the update is not made.
+pub(crate) fn update(
+    pipeline: &mut Pipeline,
+    optimizer: &mut Optimizer,
+    outcome: &StepOutcome,
+    settings: &UpdateSettings,
+) -> Result<Updated> {
+    let UpdateSettings { lr, config, step } = *settings;
+    let loss = summed(&outcome.losses)?;
+    if !loss.is_finite() {
+        return Err(Error::NonFiniteLoss { step, items: Vec::new() });
+    }
+    let grad_norm = checked_norm(&outcome.gradients, optimizer.states().keys())?;
+    let [beta1, beta2] = config.betas;
+    let update = Update { lr, beta1, beta2, eps: config.eps, weight_decay: config.weight_decay, step };
+    optimizer.update(&outcome.gradients, clip_factor(grad_norm, config.clip_norm), &update)?;
+    optimizer.publish(pipeline);
+    Ok(Updated { loss, grad_norm })
 }
 
 /// The loss of a step. Each micro-batch's loss holds its share of the step already; they are read back at once.
