@@ -25,17 +25,12 @@ template <class X> __device__ void dropout(const X *x, X *y, size_t quads, uint6
     }
 }
 
-__device__ __forceinline__ float unit(uint32_t word) { return (float(word >> 8) + 0.5f) * (1.f / 16777216.f); }
-
-// Four normal numbers of deviation `scale` from each block of words (Box and Muller).
-template <class Y> __device__ void normal(Y *y, size_t quads, uint64_t stream, uint64_t seed, float scale) {
+// Uniform around zero, `width` wide: the upper 24 bits of each word, less a half, times the width.
+template <class Y> __device__ void uniform(Y *y, size_t quads, uint64_t stream, uint64_t seed, float width) {
     for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < quads; i += size_t(gridDim.x) * blockDim.x) {
         const uint4 w = philox(i, stream, seed);
-        const float a = sqrtf(-2.f * logf(unit(w.x))) * scale, b = sqrtf(-2.f * logf(unit(w.z))) * scale;
-        float s0, c0, s1, c1;
-        sincospif(2.f * unit(w.y), &s0, &c0);
-        sincospif(2.f * unit(w.w), &s1, &c1);
-        store4(y + 4 * i, make_float4(a * c0, a * s0, b * c1, b * s1));
+        const float4 u = make_float4(float(w.x >> 8), float(w.y >> 8), float(w.z >> 8), float(w.w >> 8));
+        store4(y + 4 * i, (u * (1.f / 16777216.f) + -0.5f) * width);
     }
 }
 
@@ -44,8 +39,8 @@ template <class Y> __device__ void normal(Y *y, size_t quads, uint64_t stream, u
                                             uint64_t threshold, float keep) {                                                    \
         dropout(x, y, quads, first_block, stream, seed, threshold, keep);                                                         \
     }                                                                                                                             \
-    extern "C" __global__ void normal_##XN(X *y, size_t quads, uint64_t stream, uint64_t seed, float scale) {                     \
-        normal(y, quads, stream, seed, scale);                                                                                    \
+    extern "C" __global__ void uniform_##XN(X *y, size_t quads, uint64_t stream, uint64_t seed, float width) {                    \
+        uniform(y, quads, stream, seed, width);                                                                                   \
     }
 RANDOM(float, f32)
 RANDOM(__nv_bfloat16, bf16)

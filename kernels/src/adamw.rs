@@ -82,7 +82,8 @@ impl Gpu {
             launch = launch.tensor(x)?;
         }
         let count = gradient.elem_count();
-        let launch = launch.size(count).float(factor).float(1.0 - lr * weight_decay).float(beta1).float(beta2);
+        let launch =
+            launch.size(count).float(factor).float(1.0 - lr * weight_decay).float(beta1).float(beta2);
         launch.float(lr / correction(beta1)).float(correction(beta2).sqrt()).float(eps).each(count)?;
         Ok(Some(new))
     }

@@ -21,6 +21,15 @@ pub struct Engine {
 
 /// The engine of attention on `device`.
 pub fn engine(device: &Device) -> Engine {
+    #[cfg(feature = "cuda")]
+    if let Ok(Some(gpu)) = crate::cuda::copies::gpu_of(device) {
+        return match gpu.cudnn() {
+            Ok(version) => {
+                Engine { name: "cudnn", why: format!("cuDNN {}.{}", version / 10_000, version / 100 % 100) }
+            }
+            Err(why) => Engine { name: "chunked", why: format!("without cuDNN, several times slower: {why}") },
+        };
+    }
     let _ = device;
     Engine { name: "chunked", why: "in chunks of queries, by matrix products: exact, on every device".into() }
 }

@@ -46,7 +46,10 @@ pub mod weight;
 mod cpu;
 mod cpu_gemm;
 #[cfg(feature = "cuda")]
-#[allow(unsafe_code, reason = "the driver, cuBLASLt and cuDNN are C libraries; every block says who promises what")]
+#[allow(
+    unsafe_code,
+    reason = "the driver, cuBLASLt and cuDNN are C libraries; every block says who promises what"
+)]
 mod cuda;
 mod product;
 

@@ -25,7 +25,6 @@ pub(crate) struct Gpu {
     pub device: CudaDevice,
     pub context: Arc<CudaContext>,
     pub stream: Arc<CudaStream>,
-    pub settings: crate::device::Settings,
     pub modules: launch::Modules,
     pub gemm: gemm::Gemm,
     pub sdpa: sdpa::Sdpa,
@@ -55,7 +54,6 @@ pub(crate) fn with_settings(device: &CudaDevice, settings: crate::device::Settin
         device: device.clone(),
         context,
         stream,
-        settings,
     });
     open.push((device.id(), gpu.clone()));
     Ok(gpu)
