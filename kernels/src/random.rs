@@ -33,6 +33,12 @@ impl Key {
         Self { seed: self.seed, stream: fold(named, part) }
     }
 
+    /// (seed, stream), for a kernel that makes the same words.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn words(self) -> (u64, u64) {
+        (self.seed, self.stream)
+    }
+
     /// Four words of the stream, block `counter`.
     pub fn block(self, counter: u64) -> [u32; 4] {
         let mut words =
@@ -73,6 +79,12 @@ impl Key {
 /// step is exact or one f32 rounding, so every device makes the same bits. Then rounded to `dtype`.
 pub fn fill(shape: &[usize], key: Key, deviation: f32, dtype: DType, device: &Device) -> Result<Tensor> {
     let width = 12f32.sqrt() * deviation;
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = crate::cuda::copies::gpu_of(device)?
+        && let Some(filled) = gpu.fill(shape, key, width, dtype)?
+    {
+        return Ok(filled);
+    }
     let mut values = vec![0f32; shape.iter().product()];
     values.par_chunks_mut(4).enumerate().with_min_len(4096).for_each(|(counter, values)| {
         let words = key.block(counter as u64);
@@ -81,6 +93,20 @@ pub fn fill(shape: &[usize], key: Key, deviation: f32, dtype: DType, device: &De
         }
     });
     Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
+}
+
+#[cfg(feature = "cuda")]
+impl crate::cuda::Gpu {
+    fn fill(&self, shape: &[usize], key: Key, width: f32, dtype: DType) -> Result<Option<Tensor>> {
+        let count: usize = shape.iter().product();
+        let is_fit = count % 4 == 0 && count > 0;
+        let Some(suffix) = crate::cuda::suffix(dtype).filter(|_| is_fit) else { return Ok(None) };
+        let y = self.empty(shape, dtype)?;
+        let launch = crate::cuda::Launch::new(self, crate::cuda::File::Random, &format!("uniform_{suffix}"))?;
+        let launch = launch.tensor(&y)?.size(count / 4).address(key.stream).address(key.seed);
+        launch.float(f64::from(width)).each(count / 4)?;
+        Ok(Some(y))
+    }
 }
 
 /// A word as a number in (0, 1): never 0, whose logarithm does not exist.

@@ -3,6 +3,7 @@
 mod accumulate;
 mod adapter_files;
 mod base;
+mod bench;
 mod data_cache;
 mod data_decode;
 mod data_pipeline;
@@ -10,6 +11,7 @@ mod dit;
 mod export;
 mod gradients;
 mod noise;
+mod optimizer;
 mod overfit;
 mod pipeline;
 mod plan;

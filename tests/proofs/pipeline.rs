@@ -4,10 +4,11 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
+use kernels::transfer::Route;
 use models::dit::{BlockPlan, Keep, Place};
 use proofs::small::{adapters, config, micro_batch, pipeline, trained, velocities, weights};
 use proofs::{assert_same_bits, randn};
-use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline};
+use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline, schedule};
 use trainer::{Error, Result};
 
 const LAYERS: usize = 5;
@@ -16,7 +17,9 @@ const SPLITS: [&[usize]; 6] = [&[2, 3], &[1, 4], &[4, 1], &[2, 1, 2], &[1, 1, 3]
 
 fn split_into(split: &[usize]) -> Pipeline {
     let config = config(LAYERS, 24);
-    pipeline(&config, &weights(&config), &adapters(&config, 3, 0.7), split)
+    let mut pipeline = pipeline(&config, &weights(&config), &adapters(&config, 3, 0.7), split);
+    pipeline.set_ffn_tokens(5); // of 12, so that chunks are cut
+    pipeline
 }
 
 /// Micro-batches of one to three samples, with texts of other lengths, all with dropout: more than there are stages,
@@ -35,8 +38,10 @@ fn stages_train_as_one_bit_for_bit() {
     assert_eq!((losses.len(), gradients.len()), (batches().len(), parameters));
     for split in SPLITS {
         let parked = BlockPlan { keep: Keep::All, place: Place::Host };
-        for plan in [BlockPlan::default(), parked] {
-            let (split_losses, split_gradients) = trained(&split_into(split), &batches(), plan);
+        for (plan, route) in [(BlockPlan::default(), Route::Auto), (parked, Route::Host)] {
+            let mut stages = split_into(split);
+            stages.set_route(route).unwrap();
+            let (split_losses, split_gradients) = trained(&stages, &batches(), plan);
             let bits = |losses: &[f32]| losses.iter().map(|l| l.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&split_losses), bits(&losses), "losses of {split:?}, {plan:?}");
             assert!(split_gradients.keys().eq(gradients.keys()), "{split:?}: other gradients");
@@ -68,6 +73,30 @@ fn a_step_is_a_function_of_its_batches() {
     assert_eq!(losses, again);
     for (name, gradient) in &gradients {
         assert_same_bits(name, &gradients_again[name], gradient);
+    }
+}
+
+/// Watching a step changes nothing in it, and tells what each stage did, in its order, one thing after the other.
+#[test]
+fn a_watched_step_is_the_step() {
+    let (pipeline, batches, keeping) = (split_into(&[2, 1, 2]), batches(), [BlockPlan::default(); LAYERS]);
+    let expected = pipeline.train(&batches, &keeping).unwrap();
+    let (outcome, watched) = pipeline.train_watched(&batches, &keeping).unwrap();
+    for (name, gradient) in expected.gradients.iter() {
+        assert_same_bits(name, outcome.gradients.get(name).unwrap(), gradient);
+    }
+    let schedule = schedule::one_f_one_b(3, batches.len());
+    assert_eq!(watched.len(), schedule.len());
+    for (stage, ops) in watched.into_iter().zip(&schedule) {
+        assert!(stage.spans.iter().map(|span| span.op).eq(ops.iter().copied()));
+        let mut busy = 0.0;
+        for (i, span) in stage.spans.iter().enumerate() {
+            busy += span.end.seconds_since(&span.start).unwrap();
+            let before = &stage.spans[i.saturating_sub(1)].end;
+            assert!(i == 0 || span.start.seconds_since(before).unwrap() >= 0.0, "two things at once");
+        }
+        let in_operations = stage.operations.times().unwrap().total();
+        assert!(in_operations > 0.0 && in_operations <= busy, "{in_operations} s in {busy} s");
     }
 }
 

@@ -80,8 +80,9 @@ impl Optimizer {
         let mut states = BTreeMap::new();
         for stage in pipeline.stages() {
             for (name, parameter) in stage.adapters.parameters() {
-                let zeros = parameter.zeros_like()?;
-                states.insert(name, State { parameter, first: zeros.clone(), second: zeros });
+                // Each in memory of its own: updates may be made in place.
+                let (first, second) = (parameter.zeros_like()?, parameter.zeros_like()?);
+                states.insert(name, State { parameter: parameter.copy()?, first, second });
             }
         }
         Ok(Self { states })
@@ -120,12 +121,19 @@ impl Optimizer {
         Ok(())
     }
 
-    /// One update of every tensor by its gradient times `factor`.
+    /// One update of every tensor by its gradient times `factor`: one call for each device, which it does not wait for.
     pub fn update(&mut self, gradients: &Gradients, factor: f64, update: &Update) -> Result<()> {
+        let mut by_device: Vec<(DeviceLocation, Vec<(&mut State, &Tensor)>)> = Vec::new();
         for (name, state) in &mut self.states {
-            let gradient =
-                gradients.get(name).ok_or_else(|| Error::MissingGradient { name: name.clone() })?;
-            *state = adamw::step(state, &(gradient * factor)?, update)?;
+            let gradient = found(gradients, name)?;
+            let place = state.parameter.device().location();
+            match by_device.iter_mut().find(|(device, _)| *device == place) {
+                Some((_, items)) => items.push((state, gradient)),
+                None => by_device.push((place, vec![(state, gradient)])),
+            }
+        }
+        for (_, items) in &mut by_device {
+            adamw::step_all(items, factor, update)?;
         }
         Ok(())
     }
@@ -142,28 +150,29 @@ impl Optimizer {
     }
 }
 
-/// The norm of all gradients together, after a look at each.
+/// The norm of all gradients together, after a look at each. Waits for the devices, once each.
 ///
 /// # Errors
 /// A trainable tensor without a gradient, or with one that is not finite, by name.
 pub fn checked_norm(gradients: &Gradients, names: impl Iterator<Item = impl AsRef<str>>) -> Result<f64> {
-    // Squares are summed where they lie and read back once per device, not once per tensor.
-    let mut by_device: Vec<(DeviceLocation, Vec<String>, Vec<Tensor>)> = Vec::new();
+    let mut by_device: Vec<(DeviceLocation, Vec<String>, Vec<&Tensor>)> = Vec::new();
     for name in names {
         let name = name.as_ref().to_owned();
-        let gradient = gradients.get(&name).ok_or_else(|| Error::MissingGradient { name: name.clone() })?;
-        let (square, place) = (gradient.sqr()?.sum_all()?, gradient.device().location());
+        let gradient = found(gradients, &name)?;
+        let place = gradient.device().location();
         match by_device.iter_mut().find(|(device, ..)| *device == place) {
-            Some((_, names, squares)) => {
+            Some((_, names, tensors)) => {
                 names.push(name);
-                squares.push(square);
+                tensors.push(gradient);
             }
-            None => by_device.push((place, vec![name], vec![square])),
+            None => by_device.push((place, vec![name], vec![gradient])),
         }
     }
+    let summed = by_device.into_iter().map(|(_, names, tensors)| Ok((names, adamw::square_sums(&tensors)?)));
     let mut squares: BTreeMap<String, f64> = BTreeMap::new();
-    for (_, names, tensors) in by_device {
-        let values: Vec<f32> = Tensor::stack(&tensors, 0)?.to_vec1()?;
+    // All devices are asked before the first answer is waited for.
+    for (names, sums) in summed.collect::<Result<Vec<_>>>()? {
+        let values: Vec<f32> = sums.to_vec1()?;
         squares.extend(names.into_iter().zip(values.into_iter().map(f64::from)));
     }
     match squares.iter().find(|(_, square)| !square.is_finite()) {
@@ -171,6 +180,11 @@ pub fn checked_norm(gradients: &Gradients, names: impl Iterator<Item = impl AsRe
         // Summed in the order of names, so that the sum does not depend on the split.
         None => Ok(squares.values().sum::<f64>().sqrt()),
     }
+}
+
+/// The gradient of the tensor `name`.
+fn found<'a>(gradients: &'a Gradients, name: &str) -> Result<&'a Tensor> {
+    gradients.get(name).ok_or_else(|| Error::MissingGradient { name: name.to_owned() })
 }
 
 /// What gradients of norm `norm` are multiplied by, so that none is longer than `clip_norm` (0 for no limit).

@@ -281,7 +281,7 @@ fn in_chunks<const N: usize>(
         for part in &mut parts {
             *part = part.narrow(1, chunk.tokens.start, chunk.tokens.len())?.contiguous()?;
         }
-        let done = work(&parts, &m.of(&chunk)?, &pass.from_token(chunk.tokens.start))?.contiguous()?;
+        let done = work(&parts, &m.of(&chunk)?, &pass.starting_at(chunk.tokens.start))?.contiguous()?;
         let into = match whole.take() {
             Some(whole) => whole,
             None => Tensor::zeros(streams[0].shape(), done.dtype(), done.device())?,

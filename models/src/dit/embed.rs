@@ -6,7 +6,6 @@ use kernels::weight::Weight;
 use super::base::Base;
 use super::config::{DitConfig, PATCH};
 use super::pass::Conditioning;
-use super::rope;
 use crate::weights::Weights;
 use crate::{Error, Result};
 
@@ -83,15 +82,10 @@ impl Embedder {
         let e = kernels::linear::forward(&e, &second.0, Some(&second.1), None)?;
         let (projection, bias) = &self.time_projection;
         let e0 = kernels::linear::forward(&e.silu()?, projection, Some(bias), None)?;
-        let (cos_lp, sin_lp) = rope::table(self.config.head_size(), (frames, rows, columns), device)?;
         let dim = self.config.dim;
-        Ok(Conditioning {
-            time_bgd: e.reshape((batch, group_count, dim))?,
-            time_bg6d: e0.reshape((batch, group_count, 6, dim))?,
-            text_bsd: self.text(text, device)?,
-            cos_lp,
-            sin_lp,
-        })
+        let time_bgd = e.reshape((batch, group_count, dim))?;
+        let time_bg6d = e0.reshape((batch, group_count, 6, dim))?;
+        Conditioning::new(time_bgd, time_bg6d, self.text(text, device)?, &self.config, grid)
     }
 
     /// Text states [b, s, text_dim], zero-padded, through the text embedding: [b, text_len, d].

@@ -64,7 +64,7 @@ impl Linear {
         pass: &Pass,
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
-        backward_all([self], x, &[dy.clone()], pass, gradients)
+        backward_all([self], x, std::array::from_ref(dy), pass, gradients)
     }
 }
 

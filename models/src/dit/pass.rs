@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use kernels::random::Key;
 
+use super::config::{DitConfig, PATCH};
+use super::rope;
 use crate::Result;
 use crate::adapter::Adapters;
 
@@ -47,7 +49,7 @@ impl<'a> Pass<'a> {
     }
 
     /// The pass of the tokens of each sample from `first_token` on.
-    pub(super) fn from_token(self, first_token: usize) -> Self {
+    pub(super) fn starting_at(self, first_token: usize) -> Self {
         Self { first_token, ..self }
     }
 
@@ -79,15 +81,18 @@ pub struct Conditioning {
 }
 
 impl Conditioning {
-    /// A copy on `device`.
-    pub fn to_device(&self, device: &Device) -> Result<Self> {
-        Ok(Self {
-            time_bgd: self.time_bgd.to_device(device)?,
-            time_bg6d: self.time_bg6d.to_device(device)?,
-            text_bsd: self.text_bsd.to_device(device)?,
-            cos_lp: self.cos_lp.to_device(device)?,
-            sin_lp: self.sin_lp.to_device(device)?,
-        })
+    /// The conditioning of these three, with the rotary tables for latents of `grid` = (frames, height, width) made on
+    /// their device: making them costs less than sending them.
+    pub fn new(
+        time_bgd: Tensor,
+        time_bg6d: Tensor,
+        text_bsd: Tensor,
+        config: &DitConfig,
+        grid: (usize, usize, usize),
+    ) -> Result<Self> {
+        let tokens = (grid.0, grid.1 / PATCH, grid.2 / PATCH);
+        let (cos_lp, sin_lp) = rope::table(config.head_size(), tokens, time_bgd.device())?;
+        Ok(Self { time_bgd, time_bg6d, text_bsd, cos_lp, sin_lp })
     }
 }
 

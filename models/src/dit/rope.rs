@@ -15,19 +15,19 @@ pub fn table(head_size: usize, grid: (usize, usize, usize), device: &Device) -> 
     let pairs = head_size / 2;
     let side = pairs / 3;
     let axes = [(grid.0, pairs - 2 * side), (grid.1, side), (grid.2, side)];
-    let [time, height, width] = axes.map(|(positions, pairs)| axis_angles(positions, pairs));
-    let tokens = grid.0 * grid.1 * grid.2;
-    let mut angles = Vec::with_capacity(tokens * pairs);
-    for by_time in &time {
-        for by_height in &height {
-            for by_width in &width {
-                angles.extend(by_time.iter().chain(by_height).chain(by_width).copied());
-            }
-        }
-    }
     let make = |f: fn(f64) -> f64| {
-        let values: Vec<f32> = angles.iter().map(|&angle| f(angle) as f32).collect();
-        Tensor::from_vec(values, (tokens, pairs), device)
+        // Each axis has few angles; the device spreads them over the grid.
+        let spread = |axis: usize| {
+            let (positions, pairs) = axes[axis];
+            let values: Vec<f32> =
+                axis_angles(positions, pairs).concat().into_iter().map(|angle| f(angle) as f32).collect();
+            let mut own = [1, 1, 1, pairs];
+            own[axis] = positions;
+            let all = (grid.0, grid.1, grid.2, pairs);
+            Tensor::from_vec(values, &own[..], device)?.broadcast_as(all)?.contiguous()
+        };
+        let whole = Tensor::cat(&[spread(0)?, spread(1)?, spread(2)?], 3)?;
+        whole.reshape((grid.0 * grid.1 * grid.2, pairs))
     };
     Ok((make(f64::cos)?, make(f64::sin)?))
 }

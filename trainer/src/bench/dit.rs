@@ -1,21 +1,23 @@
 //! The DiT: a training step, and a forward.
 
-use candle_core::Device;
-use kernels::adamw::Update;
+use std::ops::Range;
+
+use candle_core::{DType, Device};
 use models::adapter::{Adapters, LoraConfig};
 use models::dit::DitConfig;
 use models::vae::latent_frames;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use super::meter::{Measured, Meter};
 use super::model::DitSource;
-use super::{ClipSize, Repeats, device_name, normal, peak_gib, reset_peak, rounded, timed};
-use crate::base::LATENT_STRIDE;
+use super::{ClipSize, Repeats, device_name, random, rounded};
 use crate::devices::DevicesConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::memory::{MemoryConfig, choose};
-use crate::optim::{Optimizer, checked_norm, clip_factor};
+use crate::optim::{Optimizer, OptimizerConfig};
 use crate::pipeline::{MicroBatch, NetworkInput, Pipeline};
 use crate::precision::Precision;
+use crate::run::{UpdateSettings, update};
 
 /// A measurement of the DiT.
 #[derive(Debug, Clone)]
@@ -26,6 +28,8 @@ pub struct DitBench<'a> {
     pub devices: DevicesConfig,
     /// How the model is held.
     pub precision: Precision,
+    /// What a training step keeps.
+    pub memory: MemoryConfig,
     /// The clip.
     pub size: ClipSize,
     /// How often.
@@ -36,6 +40,8 @@ pub struct DitBench<'a> {
 struct Ready {
     name: String,
     config: DitConfig,
+    /// Of each stage, with its blocks.
+    devices: Vec<(Device, Range<usize>)>,
     pipeline: Pipeline,
     tokens: usize,
 }
@@ -43,67 +49,99 @@ struct Ready {
 impl DitBench<'_> {
     fn ready(&self, adapter: Option<&LoraConfig>) -> Result<Ready> {
         let (name, config, weights) = self.source.open()?;
-        let devices = self.devices.settle(config.layers)?;
+        let settled = self.devices.settle(config.layers)?;
+        let devices = settled.open()?;
         let adapters = match adapter {
             Some(lora) => Adapters::fresh(&lora.select(&config.adaptable_modules())?, lora, 0, &Device::Cpu)?,
             None => Adapters::default(),
         };
-        let pipeline = Pipeline::load(&weights, &config, &devices.open()?, &adapters, self.precision.dit())?;
-        let [_, frames, height, width] = self.latent_shape(&config);
+        let mut pipeline = Pipeline::load(&weights, &config, &devices, &adapters, self.precision.dit())?;
+        pipeline.set_route(settled.transfer.into())?;
+        pipeline.set_ffn_tokens(self.memory.ffn_tokens);
+        let [_, frames, height, width] = self.latent_shape(&config)?;
         let tokens = config.tokens(frames, height, width);
-        Ok(Ready { name, config, pipeline, tokens })
+        Ok(Ready { name, config, devices, pipeline, tokens })
     }
 
-    fn latent_shape(&self, config: &DitConfig) -> [usize; 4] {
+    fn latent_shape(&self, config: &DitConfig) -> Result<[usize; 4]> {
         let ClipSize { width, height, frames } = self.size;
-        [config.in_channels, latent_frames(frames), height / LATENT_STRIDE, width / LATENT_STRIDE]
+        // The VAE of Wan 2.2, which has 48 channels, makes latents half as wide and high.
+        let stride = if config.in_channels == 48 { 16 } else { 8 };
+        if [width, height].iter().any(|side| side % (2 * stride) != 0) {
+            let why = format!("{width}x{height}: the sides must be multiples of {}", 2 * stride);
+            return Err(Error::Setting { key: "size of the clip".into(), why });
+        }
+        Ok([config.in_channels, latent_frames(frames), height / stride, width / stride])
     }
 
     fn input(&self, config: &DitConfig, device: &Device) -> Result<NetworkInput> {
-        let [channels, frames, height, width] = self.latent_shape(config);
+        let [channels, frames, height, width] = self.latent_shape(config)?;
+        let x_shape = [1, channels, frames, height, width];
         Ok(NetworkInput {
-            x_bcthw: normal("x", &[1, channels, frames, height, width], device)?,
-            timestep: candle_core::Tensor::new(&[500f32], device)?,
-            text_bsd: normal("text", &[1, config.text_len, config.text_dim], device)?,
+            x_bcthw: random("x", &x_shape, DType::F32, device)?,
+            timestep: candle_core::Tensor::new(&[500f32], &Device::Cpu)?,
+            text_bsd: random("text", &[1, config.text_len, config.text_dim], DType::F32, device)?,
         })
+    }
+
+    fn micro_batch(&self, ready: &Ready, weight: f32) -> Result<MicroBatch> {
+        let input = self.input(&ready.config, &ready.devices[0].0)?; // a settled config has a stage
+        let target = random("target", input.x_bcthw.dims(), DType::F32, input.x_bcthw.device())?;
+        Ok(MicroBatch { input, target, weights: vec![weight], mask: None, dropout: None })
+    }
+
+    /// What is told of every measurement.
+    fn told(&self, what: &str, ready: &Ready, measured: &Measured) -> Map<String, Value> {
+        let devices: Vec<String> = ready.devices.iter().map(|(device, _)| device_name(device)).collect();
+        let blocks: Vec<usize> = ready.devices.iter().map(|(_, blocks)| blocks.len()).collect();
+        fields(json!({
+            "what": what, "model": ready.name, "gpus": measured.gpus, "stages": devices, "split": blocks,
+            "weights": self.precision.base.name(), "stream": self.precision.stream,
+            "attention": kernels::attention::engine(&ready.devices[0].0).name,
+            "frames": self.size.frames, "size": self.size.label(), "tokens": ready.tokens,
+            "peak_gib": measured.peak_gib, "steady_peak_gib": measured.steady_peak_gib,
+            "reserved_gib": measured.reserved_gib,
+        }))
     }
 }
 
-/// An optimiser step of `accumulate` micro-batches of one clip, with a LoRA of `rank` on all the usual modules.
+/// A training step: the same one that a run makes, without its data.
+#[derive(Debug, Clone, Copy)]
+pub struct StepBench {
+    /// Rank of the adapter, on all the usual modules.
+    pub rank: usize,
+    /// Micro-batches, each of one clip.
+    pub accumulate: usize,
+}
+
+/// An optimiser step.
 ///
 /// # Errors
 /// A model that cannot be made, or a step that fails.
-pub fn step(bench: &DitBench, rank: usize, accumulate: usize) -> Result<Value> {
+pub fn step(bench: &DitBench, step: StepBench) -> Result<Value> {
+    let StepBench { rank, accumulate } = step;
     let lora = LoraConfig { rank, ..LoraConfig::default() };
-    let Ready { name, config, mut pipeline, tokens } = bench.ready(Some(&lora))?;
-    let device = pipeline.stages()[0].device.clone();
-    let mut optimizer = Optimizer::new(&pipeline)?;
-    let input = bench.input(&config, &device)?;
-    let target = normal("target", input.x_bcthw.dims(), &device)?;
-    let weights = vec![1.0 / accumulate as f32];
-    let batch = MicroBatch { input, target, weights, mask: None, dropout: None };
-    let batches = vec![batch; accumulate];
-    let keeping = choose(&MemoryConfig::default(), config.layers);
-    let mut made = 0;
-    reset_peak();
-    let seconds = timed(bench.repeats, &device, || {
-        let outcome = pipeline.train(&batches, &keeping)?;
-        let norm = checked_norm(&outcome.gradients, optimizer.states().keys())?;
+    let mut ready = bench.ready(Some(&lora))?;
+    let mut optimizer = Optimizer::new(&ready.pipeline)?;
+    let batches = vec![bench.micro_batch(&ready, 1.0 / accumulate as f32)?; accumulate];
+    let keeping = choose(&bench.memory, ready.config.layers);
+    let (config, mut made) = (OptimizerConfig::default(), 0);
+    let meter = Meter::of(ready.devices.iter().map(|(device, _)| device));
+    let measured = meter.measure(bench.repeats, || {
         made += 1;
-        let update = Update { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: made };
-        optimizer.update(&outcome.gradients, clip_factor(norm, 1.0), &update)?;
-        optimizer.publish(&mut pipeline);
-        Ok(())
+        let outcome = ready.pipeline.train(&batches, &keeping)?;
+        let settings = UpdateSettings { lr: config.lr, config: &config, step: made };
+        update(&mut ready.pipeline, &mut optimizer, &outcome, &settings).map(drop)
     })?;
     // Forward and input gradients; what is replayed is no use to anyone.
-    let (linear, attention) = flops(&config, tokens);
+    let (linear, attention) = flops(&ready.config, ready.tokens);
     let useful = accumulate as f64 * (2.0 * linear + 3.5 * attention);
-    Ok(json!({
-        "what": "train", "model": name, "device": device_name(&device), "stages": pipeline.stages().len(),
-        "weights": bench.precision.base.name(), "stream": bench.precision.stream, "frames": bench.size.frames, "size": bench.size.label(), "tokens": tokens,
-        "accumulate": accumulate, "rank": rank, "s_per_step": rounded(seconds, 4),
-        "useful_tflops": rounded(useful / seconds / 1e12, 4), "peak_gib": peak_gib(&device),
-    }))
+    let mut told = bench.told("train", &ready, &measured);
+    told.extend(fields(json!({
+        "accumulate": accumulate, "rank": rank, "s_per_step": rounded(measured.seconds, 4),
+        "useful_tflops": rounded(useful / measured.seconds / 1e12, 4),
+    })));
+    Ok(told.into())
 }
 
 /// One forward of one clip.
@@ -111,18 +149,26 @@ pub fn step(bench: &DitBench, rank: usize, accumulate: usize) -> Result<Value> {
 /// # Errors
 /// A model that cannot be made.
 pub fn forward(bench: &DitBench) -> Result<Value> {
-    let Ready { name, config, pipeline, tokens } = bench.ready(None)?;
-    let device = pipeline.stages()[0].device.clone();
-    let input = bench.input(&config, &device)?;
-    reset_peak();
-    let seconds = timed(bench.repeats, &device, || pipeline.predict(std::slice::from_ref(&input)).map(drop))?;
-    let (linear, attention) = flops(&config, tokens);
-    Ok(json!({
-        "what": "infer", "model": name, "device": device_name(&device), "stages": pipeline.stages().len(),
-        "weights": bench.precision.base.name(), "stream": bench.precision.stream, "attention": "chunked", "frames": bench.size.frames, "size": bench.size.label(),
-        "tokens": tokens, "s_per_forward": rounded(seconds, 4),
-        "tflops": rounded((linear + attention) / seconds / 1e12, 4), "peak_gib": peak_gib(&device),
-    }))
+    let ready = bench.ready(None)?;
+    let input = bench.input(&ready.config, &ready.devices[0].0)?; // a settled config has a stage
+    let meter = Meter::of(ready.devices.iter().map(|(device, _)| device));
+    let predict = || ready.pipeline.predict(std::slice::from_ref(&input)).map(drop);
+    let measured = meter.measure(bench.repeats, predict)?;
+    let (linear, attention) = flops(&ready.config, ready.tokens);
+    let mut told = bench.told("infer", &ready, &measured);
+    told.extend(fields(json!({
+        "s_per_forward": rounded(measured.seconds, 4),
+        "tflops": rounded((linear + attention) / measured.seconds / 1e12, 4),
+    })));
+    Ok(told.into())
+}
+
+/// The fields of an object.
+fn fields(object: Value) -> Map<String, Value> {
+    match object {
+        Value::Object(fields) => fields,
+        _ => Map::new(),
+    }
 }
 
 /// Floating-point operations of one forward of one clip: in linear layers, in attention.

@@ -1,21 +1,22 @@
 //! Speed and memory of single parts, each told as one JSON object, to be held against other implementations.
 //!
-//! Field names are common ones: `s_per_step`, `useful_tflops` (recomputation not counted), `peak_gib`. The device is a
-//! parameter of every measurement; weights may be made from a seed, because only shapes matter here.
+//! Field names are those of `bench/torch_peer.py`, which measures PyTorch at the same shapes: `s_per_step`,
+//! `useful_tflops` (recomputation not counted), `peak_gib`. Weights may be made from a seed: only shapes matter here.
 
+mod checkpoint;
 mod dit;
+mod load;
+mod meter;
 mod model;
 mod parts;
 
-use std::time::Instant;
-
 use candle_core::{DType, Device, Tensor};
 use kernels::random::Key;
-use serde_json::{Value, json};
 
-pub use dit::{DitBench, forward, step};
+pub use dit::{DitBench, StepBench, forward, step};
+pub use load::{LoadSource, load};
 pub use model::{DIT_PRESETS, DitSource, dit_preset, umt5_preset, vae_preset};
-pub use parts::{VaeBench, attention, load, text, usual_tiles, vae};
+pub use parts::{AttentionBench, VaeBench, attention, text, usual_tiles, vae};
 
 use crate::error::Result;
 
@@ -46,47 +47,9 @@ impl ClipSize {
     }
 }
 
-/// Median seconds of a run of `work`.
-///
-/// # Errors
-/// The first error of `work`.
-fn timed(repeats: Repeats, device: &Device, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
-    for _ in 0..repeats.warmup {
-        work()?;
-    }
-    device.synchronize()?;
-    let mut seconds = Vec::new();
-    for _ in 0..repeats.iters.max(1) {
-        let start = Instant::now();
-        work()?;
-        device.synchronize()?;
-        seconds.push(start.elapsed().as_secs_f64());
-    }
-    seconds.sort_by(f64::total_cmp);
-    Ok(seconds[seconds.len() / 2])
-}
-
-/// Normal numbers of the stream `name`.
-fn normal(name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
-    let values = Key::new(0, name, &[]).normals(shape.iter().product());
-    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(DType::F32)?.to_device(device)?)
-}
-
-/// Forgets the peak so far, where the system can: then a measurement tells its own.
-fn reset_peak() {
-    // Refused without privileges on some systems: the peak is then that of the process.
-    let _ = std::fs::write("/proc/self/clear_refs", "5");
-}
-
-/// Largest memory of the process in GiB on the CPU, as a list with one entry; null where it is not known.
-fn peak_gib(device: &Device) -> Value {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok());
-    match (device, kib) {
-        (Device::Cpu, Some(kib)) => json!([rounded(kib / 1024.0 / 1024.0, 2)]),
-        _ => Value::Null,
-    }
+/// A random tensor of the stream `name`, deviation 1, made where it lies.
+fn random(name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+    Ok(kernels::random::fill(shape, Key::new(0, name, &[]), 1.0, dtype, device)?)
 }
 
 /// `cpu`, `cuda:0`, ...

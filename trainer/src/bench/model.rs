@@ -11,7 +11,7 @@ use crate::base::{self, Part};
 use crate::error::{Error, Result};
 
 /// Names of [`dit_preset`].
-pub const DIT_PRESETS: &str = "t2v-1.3b, t2v-14b, tiny";
+pub const DIT_PRESETS: &str = "t2v-1.3b, t2v-14b, ti2v-5b, tiny";
 
 /// Where the DiT of a measurement comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl DitSource<'_> {
     }
 }
 
-/// The sizes of a DiT by name: `t2v-1.3b`, `t2v-14b`, `tiny`.
+/// The sizes of a DiT by name: `t2v-1.3b`, `t2v-14b`, `ti2v-5b`, `tiny`.
 ///
 /// # Errors
 /// Another name.
@@ -51,17 +51,19 @@ pub fn dit_preset(name: &str) -> Result<DitConfig> {
     let (dim, ffn_dim, heads, layers) = match name {
         "t2v-1.3b" => (1536, 8960, 12, 30),
         "t2v-14b" => (5120, 13824, 40, 40),
+        "ti2v-5b" => (3072, 14336, 24, 30),
         "tiny" => (128, 512, 2, 4),
         _ => return Err(unknown(name, DIT_PRESETS)),
     };
     let text_dim = if name == "tiny" { 64 } else { 4096 };
+    let channels = if name == "ti2v-5b" { 48 } else { 16 };
     Ok(DitConfig {
         dim,
         ffn_dim,
         heads,
         layers,
-        in_channels: 16,
-        out_channels: 16,
+        in_channels: channels,
+        out_channels: channels,
         text_dim,
         text_len: 512,
         freq_dim: 256,

@@ -1,45 +1,50 @@
-//! Attention alone, the VAE, the text encoder, and reading weights.
+//! Attention alone, the VAE, and the text encoder.
 
-use std::path::Path;
-
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use kernels::attention as kernel;
 use models::umt5::Umt5;
-use models::vae::{Tiles, Tiling, Vae, latent_frames};
-use models::weights::{Checkpoint, Frozen, TensorSpec, Weights};
+use models::vae::{Generation, Tiles, Tiling, Vae, latent_frames};
 use serde_json::{Value, json};
 
-use super::{ClipSize, Repeats, device_name, normal, peak_gib, reset_peak, rounded, timed};
+use super::meter::Meter;
+use super::{ClipSize, Repeats, device_name, random, rounded};
 use crate::error::Result;
 use crate::precision::in_words;
 
-/// Forward and backward of self-attention over `tokens`, [1, tokens, heads, head_size] in `dtype`.
+/// A measurement of self-attention.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionBench {
+    /// Tokens.
+    pub tokens: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Size of a head.
+    pub head_size: usize,
+    /// What it is computed in.
+    pub dtype: DType,
+    /// How often.
+    pub repeats: Repeats,
+}
+
+/// Forward and backward of self-attention, [1, tokens, heads, head_size].
 ///
 /// # Errors
 /// Shapes too large for the machine.
-pub fn attention(
-    tokens: usize,
-    heads: usize,
-    head_size: usize,
-    dtype: DType,
-    repeats: Repeats,
-    device: &Device,
-) -> Result<Value> {
-    let made = |name: &str| -> Result<Tensor> {
-        Ok(normal(name, &[1, tokens, heads, head_size], device)?.to_dtype(dtype)?)
-    };
+pub fn attention(bench: AttentionBench, device: &Device) -> Result<Value> {
+    let AttentionBench { tokens, heads, head_size, dtype, repeats } = bench;
+    let made = |name: &str| random(name, &[1, tokens, heads, head_size], dtype, device);
     let (q, k, v, d_out) = (made("q")?, made("k")?, made("v")?, made("d_out")?);
-    reset_peak();
-    let forward = timed(repeats, device, || Ok(kernel::forward(&q, &k, &v).map(drop)?))?;
+    let meter = Meter::of([device]);
+    let forward = meter.measure(repeats, || Ok(kernel::forward(&q, &k, &v).map(drop)?))?;
     let out = kernel::forward(&q, &k, &v)?;
-    let backward = timed(repeats, device, || Ok(kernel::backward(&q, &k, &v, &out, &d_out).map(drop)?))?;
+    let backward = meter.measure(repeats, || Ok(kernel::backward(&q, &k, &v, &out, &d_out).map(drop)?))?;
     let tera = 4.0 * (tokens as f64).powi(2) * (heads * head_size) as f64 / 1e12;
     Ok(json!({
-        "what": "attention", "L": tokens, "heads": heads, "head_size": head_size, "backend": "chunked",
-        "dtype": dtype.as_str(), "device": device_name(device),
-        "fwd_ms": rounded(forward * 1e3, 2), "fwd_tflops": rounded(tera / forward, 4),
-        "bwd_ms": rounded(backward * 1e3, 2), "bwd_tflops": rounded(2.5 * tera / backward, 4),
-        "peak_gib": peak_gib(device),
+        "what": "attention", "L": tokens, "heads": heads, "head_size": head_size,
+        "backend": kernel::engine(device).name, "dtype": dtype.as_str(), "device": device_name(device),
+        "fwd_ms": rounded(forward.seconds * 1e3, 2), "fwd_tflops": rounded(tera / forward.seconds, 4),
+        "bwd_ms": rounded(backward.seconds * 1e3, 2), "bwd_tflops": rounded(2.5 * tera / backward.seconds, 4),
+        "peak_gib": backward.peak_gib,
     }))
 }
 
@@ -64,19 +69,20 @@ pub fn vae(bench: &VaeBench) -> Result<Value> {
     let VaeBench { vae, size, tiling, repeats } = *bench;
     let (device, ratio, tiled) = (vae.device(), vae.sizes().spatial_ratio(), tiling != Tiling::Off);
     let latent = [1, vae.sizes().latent, latent_frames(size.frames), size.height / ratio, size.width / ratio];
-    let latents = normal("latents", &latent, device)?;
-    let video = normal("video", &[1, 3, size.frames, size.height, size.width], device)?.clamp(-1f32, 1f32)?;
-    reset_peak();
-    let decode = timed(repeats, device, || Ok(vae.decode(&latents, tiling).map(drop)?))?;
-    let decode_peak = peak_gib(device);
-    reset_peak();
-    let encode = timed(repeats, device, || Ok(vae.encode(&video, tiling).map(drop)?))?;
+    let latents = random("latents", &latent, DType::F32, device)?;
+    let video = random("video", &[1, 3, size.frames, size.height, size.width], DType::F32, device)?;
+    let (video, meter) = (video.clamp(-1f32, 1f32)?, Meter::of([device]));
+    let decode = meter.measure(repeats, || Ok(vae.decode(&latents, tiling).map(drop)?))?;
+    let encode = meter.measure(repeats, || Ok(vae.encode(&video, tiling).map(drop)?))?;
+    let what = match vae.sizes().generation {
+        Generation::Wan21 => "vae2.1",
+        Generation::Wan22 => "vae2.2",
+    };
     Ok(json!({
-        "what": match vae.sizes().generation { models::vae::Generation::Wan21 => "vae2.1", models::vae::Generation::Wan22 => "vae2.2" },
-        "width": vae.sizes().decoder, "dtype": vae.dtype().as_str(), "device": device_name(device), "tiled": tiled,
-        "frames": size.frames, "size": size.label(),
-        "decode_s": rounded(decode, 4), "decode_peak_gib": decode_peak,
-        "encode_s": rounded(encode, 4), "encode_peak_gib": peak_gib(device),
+        "what": what, "width": vae.sizes().decoder, "dtype": vae.dtype().as_str(), "device": device_name(device),
+        "tiled": tiled, "frames": size.frames, "size": size.label(),
+        "decode_s": rounded(decode.seconds, 4), "decode_peak_gib": decode.peak_gib.first(),
+        "encode_s": rounded(encode.seconds, 4), "encode_peak_gib": encode.peak_gib.first(),
     }))
 }
 
@@ -93,39 +99,9 @@ pub fn text(name: &str, umt5: &Umt5, tokens: usize, repeats: Repeats) -> Result<
     let device = umt5.device();
     let vocabulary = umt5.sizes().vocabulary;
     let ids: Vec<u32> = (0..tokens).map(|i| (i * 7919 % vocabulary) as u32).collect();
-    reset_peak();
-    let seconds = timed(repeats, device, || Ok(umt5.encode(&ids).map(drop)?))?;
+    let measured = Meter::of([device]).measure(repeats, || Ok(umt5.encode(&ids).map(drop)?))?;
     Ok(json!({
         "what": name, "weights": in_words(umt5.frozen()), "device": device_name(device), "tokens": tokens,
-        "s": rounded(seconds, 4), "peak_gib": peak_gib(device),
-    }))
-}
-
-/// Reading every tensor of a checkpoint onto `device`, one after the other, matrices in the form that `frozen` says.
-///
-/// # Errors
-/// A checkpoint that cannot be read.
-pub fn load(path: &Path, frozen: Frozen, repeats: Repeats, device: &Device) -> Result<Value> {
-    let file = Checkpoint::open(path).map_err(models::Error::from)?;
-    let bytes = file.total_bytes();
-    let specs: Vec<TensorSpec> = file
-        .entries()
-        .filter(|(_, entry)| entry.dtype.is_float())
-        .map(|(name, entry)| TensorSpec::new(name, entry.shape.as_slice()))
-        .collect();
-    let weights = Weights::from_checkpoint(file, &specs, |_| None, |_| true).map_err(models::Error::from)?;
-    reset_peak();
-    let seconds = timed(repeats, device, || {
-        for TensorSpec { name, shape } in &specs {
-            match shape.len() {
-                2 => drop(weights.matrix(name, frozen, device)?),
-                _ => drop(weights.tensor(name, frozen.compute, device)?),
-            }
-        }
-        Ok(())
-    })?;
-    Ok(json!({
-        "what": "load", "model": path, "device": device_name(device), "weights": in_words(frozen), "tensors": specs.len(), "bytes": bytes,
-        "s": rounded(seconds, 4), "gb_s": rounded(bytes as f64 / seconds / 1e9, 3), "peak_gib": peak_gib(device),
+        "s": rounded(measured.seconds, 4), "peak_gib": measured.peak_gib.first(),
     }))
 }

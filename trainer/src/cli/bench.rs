@@ -10,8 +10,11 @@ use models::vae::Vae;
 use super::devices::{OneDevice, StageDevices};
 use super::precision::{DitPrecision, PartFloat, PartPrecision};
 use crate::base::{self, Part};
-use crate::bench::{self, ClipSize, DitBench, DitSource, Repeats, VaeBench};
+use crate::bench::{
+    self, AttentionBench, ClipSize, DitBench, DitSource, LoadSource, Repeats, StepBench, VaeBench,
+};
 use crate::error::Error;
+use crate::memory::{KeepConfig, MemoryConfig, Offload};
 use crate::ui::Ui;
 
 /// Measure speed and memory of one part, as JSON lines.
@@ -24,23 +27,24 @@ pub struct Bench {
 #[derive(Debug, Subcommand)]
 enum BenchPart {
     /// A training step of the DiT.
-    Step(StepBench),
+    Step(StepArguments),
     /// A forward of the DiT.
     Forward(ForwardBench),
     /// Self-attention alone, forward and backward.
-    Attention(AttentionBench),
+    Attention(AttentionArguments),
     /// Decoding and encoding a clip.
     Vae(VaeArguments),
     /// Encoding a prompt.
     Text(TextBench),
-    /// Reading a checkpoint.
-    Load(LoadBench),
+    /// Loading a checkpoint: a DiT's folder as training loads it, other weights tensor by tensor; with --random-weights a
+    /// checkpoint of those sizes is written first, in bf16.
+    Load(LoadArguments),
 }
 
 #[derive(Debug, Args)]
 struct Times {
     /// Runs that count; the median is told.
-    #[arg(long, default_value_t = 3)]
+    #[arg(short = 'n', long, default_value_t = 3)]
     iters: usize,
     /// Runs before them.
     #[arg(long, default_value_t = 1)]
@@ -63,7 +67,7 @@ struct Size {
 /// A model by the name of its sizes, or on disk.
 #[derive(Debug, Args)]
 struct Model {
-    /// A checkpoint; with --random-weights the name of sizes: t2v-1.3b, t2v-14b, tiny.
+    /// A checkpoint; with --random-weights the name of sizes: t2v-1.3b, t2v-14b, ti2v-5b, tiny.
     #[arg(long, default_value = "tiny")]
     model: String,
     /// Make weights from a seed: only speed and memory mean anything then.
@@ -86,9 +90,11 @@ struct Network {
 }
 
 #[derive(Debug, Args)]
-struct StepBench {
+struct StepArguments {
     #[command(flatten)]
     network: Network,
+    #[command(flatten)]
+    memory: StepMemory,
     /// Rank of the adapter.
     #[arg(long, default_value_t = 32)]
     rank: usize,
@@ -104,7 +110,7 @@ struct ForwardBench {
 }
 
 #[derive(Debug, Args)]
-struct AttentionBench {
+struct AttentionArguments {
     /// Tokens.
     #[arg(long, default_value_t = 4096)]
     tokens: usize,
@@ -163,24 +169,46 @@ struct TextBench {
 }
 
 #[derive(Debug, Args)]
-struct LoadBench {
-    /// A file of weights, or a folder of shards.
-    #[arg(long)]
-    model: PathBuf,
+struct LoadArguments {
     #[command(flatten)]
-    precision: PartPrecision,
+    model: Model,
+    /// Folder that such a checkpoint lies in for the time. Default: the system's for temporary files.
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<PathBuf>,
     #[command(flatten)]
-    device: OneDevice,
+    precision: DitPrecision,
+    #[command(flatten)]
+    devices: StageDevices,
     #[command(flatten)]
     times: Times,
+}
+
+/// What a training step keeps.
+#[derive(Debug, Args)]
+struct StepMemory {
+    /// What each block keeps of its forward for its backward.
+    #[arg(long, value_enum, default_value_t = KeepConfig::Auto)]
+    keep: KeepConfig,
+    /// Whether what is kept waits in host memory.
+    #[arg(long, value_enum, default_value_t = Offload::Auto)]
+    offload: Offload,
+    /// The most tokens that go through a feed-forward layer at once.
+    #[arg(long, default_value_t = MemoryConfig::default().ffn_tokens)]
+    ffn_tokens: usize,
+}
+
+impl StepMemory {
+    fn config(&self) -> MemoryConfig {
+        MemoryConfig { keep: self.keep, offload: self.offload, ffn_tokens: self.ffn_tokens }
+    }
 }
 
 impl Bench {
     /// Measures and tells.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
         let row = match &self.part {
-            BenchPart::Step(step) => bench::step(&step.network.bench()?, step.rank, step.accumulate.max(1))?,
-            BenchPart::Forward(forward) => bench::forward(&forward.network.bench()?)?,
+            BenchPart::Step(step) => step.measure()?,
+            BenchPart::Forward(forward) => bench::forward(&forward.network.bench(MemoryConfig::default())?)?,
             BenchPart::Attention(a) => a.measure()?,
             BenchPart::Vae(vae) => vae.measure()?,
             BenchPart::Text(text) => text.measure()?,
@@ -192,7 +220,7 @@ impl Bench {
 }
 
 impl Network {
-    fn bench(&self) -> Result<DitBench<'_>> {
+    fn bench(&self, memory: MemoryConfig) -> crate::Result<DitBench<'_>> {
         let size = self.size.checked(crate::base::SIZE_MULTIPLE as usize)?;
         let source = match self.model.random_weights {
             true => DitSource::Preset(&self.model.model),
@@ -200,22 +228,38 @@ impl Network {
         };
         let devices = self.devices.config();
         let precision = self.precision.settle(devices.processor());
-        Ok(DitBench { source, devices, precision, size, repeats: self.times.repeats() })
+        Ok(DitBench { source, devices, precision, memory, size, repeats: self.times.repeats() })
     }
 }
 
-impl AttentionBench {
+impl StepArguments {
+    fn measure(&self) -> crate::Result<serde_json::Value> {
+        let memory = self.memory.config();
+        memory.check()?;
+        let step = StepBench { rank: self.rank, accumulate: self.accumulate.max(1) };
+        bench::step(&self.network.bench(memory)?, step)
+    }
+}
+
+impl AttentionArguments {
     fn measure(&self) -> crate::Result<serde_json::Value> {
         let device = self.device.open()?;
         let (dtype, repeats) = (self.float.settle(&device), self.times.repeats());
-        bench::attention(self.tokens, self.heads, self.head_size, dtype, repeats, &device)
+        let Self { tokens, heads, head_size, .. } = *self;
+        bench::attention(AttentionBench { tokens, heads, head_size, dtype, repeats }, &device)
     }
 }
 
-impl LoadBench {
+impl LoadArguments {
     fn measure(&self) -> crate::Result<serde_json::Value> {
-        let device = self.device.open()?;
-        bench::load(&self.model, self.precision.settle(&device), self.times.repeats(), &device)
+        let devices = self.devices.config();
+        let base = self.precision.settle(devices.processor()).dit();
+        let scratch = self.scratch.clone().unwrap_or_else(std::env::temp_dir);
+        let source = match self.model.random_weights {
+            true => LoadSource::Preset(&self.model.model, &scratch),
+            false => LoadSource::Checkpoint(Path::new(&self.model.model)),
+        };
+        bench::load(source, base, &devices, self.times.repeats())
     }
 }
 

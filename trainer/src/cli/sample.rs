@@ -116,7 +116,9 @@ impl Sample {
         let texts = requests.iter().flat_map(|r| [r.prompt.as_str(), r.negative.as_str()]);
         let with = Encoding { model: &model, device: &device, interrupt: &interrupt, ui };
         encoded.encode_prompts(texts, &with)?;
-        let pipeline = Pipeline::load(&weights, &config, &stages.open()?, &adapters, model.precision.dit())?;
+        let mut pipeline =
+            Pipeline::load(&weights, &config, &stages.open()?, &adapters, model.precision.dit())?;
+        pipeline.set_route(stages.transfer.into())?;
         let given = self.latents.as_deref().map(Checkpoint::open).transpose().map_err(models::Error::from);
         let given = given.map_err(Error::from)?;
         let mut prompted = Vec::new();

@@ -10,7 +10,7 @@ use crate::error::Result;
 pub struct NetworkInput {
     /// Noisy latents [b, c, t, h, w].
     pub x_bcthw: Tensor,
-    /// 1000 * sigma, `[b]` or `[b, tokens]`.
+    /// 1000 * sigma, `[b]` or `[b, tokens]`, on the host: the embedding reads it there.
     pub timestep: Tensor,
     /// Text states [b, s, text_dim], zero rows behind the shorter ones.
     pub text_bsd: Tensor,

@@ -1,33 +1,42 @@
 //! The pipeline: stages on devices, one thread each, driven by a schedule.
 //!
 //! One stage is the same code with no boundary. Activations cross each boundary once forward and once backward;
-//! conditioning goes along with the forward and stays until the backward.
+//! conditioning goes along with the forward and stays until the backward. Nothing here waits for a device: stages hand
+//! over what is still on its way, and devices wait for each other.
 
+mod links;
 mod micro_batch;
 pub mod schedule;
 mod stage;
+mod training;
 
-use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use candle_core::{Device, Tensor};
+use kernels::profile;
+use kernels::transfer::{Link, Route, Sent};
 use models::adapter::Adapters;
 use models::dit::{Base, BlockPlan, DitConfig, Gradients};
 use models::weights::Weights;
 
 pub use micro_batch::{MicroBatch, NetworkInput};
 pub use stage::Stage;
+pub use training::{Span, Watched};
 
 use crate::error::{Error, Result};
+use links::{Links, Ways};
 use schedule::Op;
-use stage::{Boundary, InFlight, Passed};
+use stage::Passed;
+use training::{Training, Watch};
 
 /// The stages of a model, first to last.
 #[derive(Debug)]
 pub struct Pipeline {
     stages: Vec<Stage>,
+    ways: Vec<Ways>,
+    /// From the last stage's device to the first one's.
+    home: Link,
 }
 
 /// The outcome of a step: the loss of each micro-batch, and the sum of all gradients.
@@ -64,7 +73,25 @@ impl Pipeline {
         let load = |(device, range): &(Device, Range<usize>)| {
             Stage::load(weights, config, range.clone(), adapters, base, device)
         };
-        Ok(Self { stages: split.iter().map(load).collect::<Result<_>>()? })
+        let stages = split.iter().map(load).collect::<Result<_>>()?;
+        let devices: Vec<&Device> = split.iter().map(|(device, _)| device).collect();
+        let (ways, home) = linked(&devices, Route::default())?;
+        Ok(Self { stages, ways, home })
+    }
+
+    /// Lets tensors go between devices by `route`. Without this they go as [`Route::default`] says.
+    ///
+    /// # Errors
+    /// When two devices cannot be linked that way.
+    pub fn set_route(&mut self, route: Route) -> Result<()> {
+        let devices: Vec<&Device> = self.stages.iter().map(|stage| &stage.device).collect();
+        (self.ways, self.home) = linked(&devices, route)?;
+        Ok(())
+    }
+
+    /// Lets at most `tokens` tokens of a sample through a feed-forward layer at once.
+    pub fn set_ffn_tokens(&mut self, tokens: usize) {
+        self.stages.iter_mut().for_each(|stage| stage.ffn_tokens = tokens);
     }
 
     /// The stages, first to last.
@@ -85,37 +112,62 @@ impl Pipeline {
     /// Losses and gradients of a step over `batches`; `keeping` says what becomes of each of the model's blocks between
     /// forward and backward.
     pub fn train(&self, batches: &[MicroBatch], keeping: &[BlockPlan]) -> Result<StepOutcome> {
-        let schedule = schedule::one_f_one_b(self.stages.len(), batches.len());
-        let outcomes = self.on_threads(|stage, links| {
-            let mut state =
-                Training { batches, keeping, losses: Vec::new(), gradients: Gradients::default() };
-            run_stage(stage, links, &schedule[links.index], &mut state)?;
-            Ok((state.losses, state.gradients))
-        })?;
-        let mut total = StepOutcome { losses: Vec::new(), gradients: Gradients::default() };
-        for (losses, gradients) in outcomes {
-            total.losses.extend(losses);
-            total.gradients.extend(gradients);
-        }
-        Ok(total)
+        let outcomes = self.on_threads(self.training(batches, keeping, Watch::Nothing))?;
+        Ok(gathered(outcomes.into_iter().map(|(outcome, _)| outcome)))
     }
 
-    /// The velocities [b, c, t, h, w] f32 that the network predicts for each input, on the last stage's device.
+    /// [`Pipeline::train`], with what each stage did and when. The marks cost a little time of their own.
+    pub fn train_watched(
+        &self,
+        batches: &[MicroBatch],
+        keeping: &[BlockPlan],
+    ) -> Result<(StepOutcome, Vec<Watched>)> {
+        let work = self.training(batches, keeping, Watch::Closely);
+        let outcomes = self.on_threads(|stage, links| {
+            let (result, operations) = profile::record(|| work(stage, links));
+            result.map(|(outcome, spans)| (outcome, Watched { spans, operations }))
+        })?;
+        let (outcomes, watched): (Vec<_>, Vec<_>) = outcomes.into_iter().unzip();
+        Ok((gathered(outcomes.into_iter()), watched))
+    }
+
+    /// What a stage does in a step: its part of the outcome, and its spans where they are watched.
+    fn training<'a>(
+        &'a self,
+        batches: &'a [MicroBatch],
+        keeping: &'a [BlockPlan],
+        watch: Watch,
+    ) -> impl Fn(&Stage, &Links) -> Result<(StepOutcome, Vec<Span>)> + Sync + 'a {
+        let schedule = schedule::one_f_one_b(self.stages.len(), batches.len());
+        move |stage, links| {
+            let mut state = Training::new(stage, batches, keeping, watch)?;
+            for &op in &schedule[links.index] {
+                state.go(op, stage, links)?;
+            }
+            Ok((state.outcome, state.spans))
+        }
+    }
+
+    /// The velocities [b, c, t, h, w] f32 that the network predicts for each input, on the first stage's device.
     pub fn predict(&self, inputs: &[NetworkInput]) -> Result<Vec<Tensor>> {
         let schedule = schedule::forward_only(self.stages.len(), inputs.len());
         let outcomes = self.on_threads(|stage, links| {
+            let mut placed =
+                inputs.iter().map(|input| stage.place_input(input)).collect::<Result<Vec<_>>>()?;
+            placed.reverse(); // micro-batches go through in order, each taken off the end
             let mut velocities = Vec::new();
             for op in &schedule[links.index] {
-                let Op::Forward(m) = *op else { continue };
-                let entry = stage.entry(&inputs[m], links.take_forward()?)?;
-                match stage.forward_only(&inputs[m], entry)? {
+                let (Op::Forward(m), Some(placed)) = (*op, placed.pop()) else { continue };
+                match stage.forward_only(&inputs[m], placed, links.take_forward()?)? {
                     Passed::On(boundary) => links.send_forward(boundary)?,
-                    Passed::Velocity(velocity) | Passed::Loss(velocity) => velocities.push(velocity),
+                    Passed::Velocity(velocity) | Passed::Loss(velocity) => {
+                        velocities.push(self.home.send(velocity)?);
+                    }
                 }
             }
             Ok(velocities)
         })?;
-        Ok(outcomes.into_iter().flatten().collect())
+        Ok(outcomes.into_iter().flatten().map(Sent::receive).collect::<kernels::Result<_>>()?)
     }
 
     /// Runs `work` for every stage on a thread of its own, linked to its neighbours; the results in stage order.
@@ -127,8 +179,7 @@ impl Pipeline {
                 let work = &work;
                 scope.spawn(move || work(stage, &links))
             };
-            let threads: Vec<_> =
-                self.stages.iter().zip(Links::chain(self.stages.len())).map(spawn).collect();
+            let threads: Vec<_> = self.stages.iter().zip(Links::chain(&self.ways)).map(spawn).collect();
             threads.into_iter().map(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p))).collect()
         });
         let (done, failed): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
@@ -141,88 +192,21 @@ impl Pipeline {
     }
 }
 
-/// What a stage gathers while it trains.
-struct Training<'a> {
-    batches: &'a [MicroBatch],
-    keeping: &'a [BlockPlan],
-    losses: Vec<Tensor>,
-    gradients: Gradients,
-}
-
-/// Goes through the schedule of one stage.
-fn run_stage(stage: &Stage, links: &Links, ops: &[Op], state: &mut Training) -> Result<()> {
-    let mut in_flight: HashMap<usize, InFlight> = HashMap::new();
-    for op in ops {
-        match *op {
-            Op::Forward(m) => {
-                let batch = &state.batches[m];
-                let entry = stage.entry(&batch.input, links.take_forward()?)?;
-                let (passed, held) = stage.forward(batch, entry, state.keeping)?;
-                in_flight.insert(m, held);
-                match passed {
-                    Passed::On(boundary) => links.send_forward(boundary)?,
-                    Passed::Loss(loss) | Passed::Velocity(loss) => state.losses.push(loss),
-                }
-            }
-            Op::Backward(m) => {
-                let held = in_flight.remove(&m).ok_or(Error::NeighbourStopped)?;
-                let dy = links.take_backward()?;
-                let dx = stage.backward(&state.batches[m], held, dy, &mut state.gradients)?;
-                links.send_backward(dx)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The channels of one stage to its neighbours. The ends of the chain have none on their outer side.
-struct Links {
-    index: usize,
-    from_previous: Option<Receiver<Boundary>>,
-    to_next: Option<Sender<Boundary>>,
-    from_next: Option<Receiver<Tensor>>,
-    to_previous: Option<Sender<Tensor>>,
-}
-
-impl Links {
-    /// The links of `count` stages in a row.
-    fn chain(count: usize) -> Vec<Self> {
-        let lone =
-            |index| Self { index, from_previous: None, to_next: None, from_next: None, to_previous: None };
-        let mut links: Vec<Self> = (0..count).map(lone).collect();
-        for i in 1..count {
-            let (to_next, from_previous) = channel();
-            let (to_previous, from_next) = channel();
-            (links[i - 1].to_next, links[i].from_previous) = (Some(to_next), Some(from_previous));
-            (links[i - 1].from_next, links[i].to_previous) = (Some(from_next), Some(to_previous));
-        }
-        links
-    }
-
-    fn take_forward(&self) -> Result<Option<Boundary>> {
-        take(&self.from_previous)
-    }
-
-    fn take_backward(&self) -> Result<Option<Tensor>> {
-        take(&self.from_next)
-    }
-
-    fn send_forward(&self, boundary: Boundary) -> Result<()> {
-        send(&self.to_next, boundary)
-    }
-
-    fn send_backward(&self, dx: Tensor) -> Result<()> {
-        send(&self.to_previous, dx)
+/// The ways between stages on `devices`, and the one from the last device to the first.
+fn linked(devices: &[&Device], route: Route) -> Result<(Vec<Ways>, Link)> {
+    match devices {
+        [] => Err(Error::Split { layers: 0 }),
+        [first, .., last] => Ok((Ways::between(devices, route)?, Link::new(last, first, route)?)),
+        [only] => Ok((Vec::new(), Link::new(only, only, route)?)),
     }
 }
 
-fn take<T>(link: &Option<Receiver<T>>) -> Result<Option<T>> {
-    link.as_ref().map(|link| link.recv().map_err(|_| Error::NeighbourStopped)).transpose()
-}
-
-fn send<T>(link: &Option<Sender<T>>, value: T) -> Result<()> {
-    match link {
-        Some(link) => link.send(value).map_err(|_| Error::NeighbourStopped),
-        None => Ok(()),
+/// The outcomes of all stages as one.
+fn gathered(outcomes: impl Iterator<Item = StepOutcome>) -> StepOutcome {
+    let mut total = StepOutcome { losses: Vec::new(), gradients: Gradients::default() };
+    for StepOutcome { losses, gradients } in outcomes {
+        total.losses.extend(losses);
+        total.gradients.extend(gradients);
     }
+    total
 }

@@ -22,14 +22,35 @@ pub struct Stage {
     /// The adapters of these blocks.
     pub adapters: Adapters,
     /// The most tokens of a sample that go through a feed-forward layer at once.
-    pub ffn_tokens: usize,
+    pub(super) ffn_tokens: usize,
     store: HostStore,
 }
 
-/// What a stage hands to the next one: the stream, and the conditioning that came with it.
+/// What comes over a boundary: the stream, and the conditioning without its tables.
+pub(super) struct Onward {
+    pub x_bld: Tensor,
+    pub time_bgd: Tensor,
+    pub time_bg6d: Tensor,
+    pub text_bsd: Tensor,
+}
+
+/// The stream at a place between two blocks, with its conditioning.
 pub(super) struct Boundary {
     pub x_bld: Tensor,
     pub cond: Conditioning,
+}
+
+/// What a stage uses of a micro-batch that comes from the host, on its device.
+pub(super) struct Placed {
+    input: Option<NetworkInput>,
+    expected: Option<Expected>,
+}
+
+/// What the last stage holds the prediction against.
+struct Expected {
+    target: Tensor,
+    weights: Tensor,
+    mask: Option<Tensor>,
 }
 
 /// What a stage holds of a micro-batch between its forward and its backward.
@@ -43,6 +64,16 @@ pub(super) struct InFlight {
 struct End {
     x_bld: Tensor,
     d_velocity: Tensor,
+}
+
+/// What comes out of a stage's forward.
+pub(super) enum Passed {
+    /// To the next stage.
+    On(Boundary),
+    /// Of the last stage, forward only.
+    Velocity(Tensor),
+    /// Of the last stage, when training.
+    Loss(Tensor),
 }
 
 impl Stage {
@@ -62,28 +93,66 @@ impl Stage {
         Ok(Self { device: device.clone(), dit, adapters, ffn_tokens: FFN_TOKENS, store })
     }
 
-    /// The stream and conditioning at the first block of this stage: embedded here, or taken over the boundary.
-    pub(super) fn entry(&self, input: &NetworkInput, from_previous: Option<Boundary>) -> Result<Boundary> {
-        match (&self.dit.embedder, from_previous) {
-            (Some(embedder), _) => {
-                let x = input.x_bcthw.to_device(&self.device)?;
-                let cond = embedder.conditioning(&input.timestep, &input.text_bsd, input.grid()?)?;
-                Ok(Boundary { x_bld: embedder.tokens(&x)?, cond })
+    /// Puts what this stage uses of `batch` onto its device. Copies from the host wait for the device, so all of them
+    /// are made before its first operation.
+    pub(super) fn place(&self, batch: &MicroBatch) -> Result<Placed> {
+        let expected = match &self.dit.head {
+            None => None,
+            Some(_) => Some(Expected {
+                target: batch.target.to_device(&self.device)?,
+                weights: Tensor::new(batch.weights.as_slice(), &self.device)?,
+                mask: batch.mask.as_ref().map(|mask| mask.to_device(&self.device)).transpose()?,
+            }),
+        };
+        Ok(Placed { expected, ..self.place_input(&batch.input)? })
+    }
+
+    /// [`Stage::place`] where nothing is expected.
+    pub(super) fn place_input(&self, input: &NetworkInput) -> Result<Placed> {
+        let placed = |input: &NetworkInput| -> Result<NetworkInput> {
+            Ok(NetworkInput {
+                x_bcthw: input.x_bcthw.to_device(&self.device)?,
+                timestep: input.timestep.clone(),
+                text_bsd: input.text_bsd.to_device(&self.device)?,
+            })
+        };
+        let input = self.dit.embedder.as_ref().map(|_| placed(input)).transpose()?;
+        Ok(Placed { input, expected: None })
+    }
+
+    /// The stream and conditioning at the first block of this stage for latents of `grid` = (frames, height, width):
+    /// embedded here, or taken over the boundary.
+    fn entry(
+        &self,
+        input: Option<NetworkInput>,
+        from_previous: Option<Onward>,
+        grid: (usize, usize, usize),
+    ) -> Result<Boundary> {
+        match (&self.dit.embedder, input, from_previous) {
+            (Some(embedder), Some(input), _) => {
+                let cond = embedder.conditioning(&input.timestep, &input.text_bsd, grid)?;
+                Ok(Boundary { x_bld: embedder.tokens(&input.x_bcthw)?, cond })
             }
-            (None, Some(Boundary { x_bld, cond })) => {
-                let (x_bld, cond) = (x_bld.to_device(&self.device)?, cond.to_device(&self.device)?);
+            (_, _, Some(Onward { x_bld, time_bgd, time_bg6d, text_bsd })) => {
+                let cond = Conditioning::new(time_bgd, time_bg6d, text_bsd, &self.dit.config, grid)?;
                 Ok(Boundary { x_bld, cond })
             }
-            (None, None) => Err(candle_core::Error::msg("a later stage has no input").into()),
+            _ => Err(candle_core::Error::msg("a stage has no input").into()),
         }
     }
 
     /// Forward without a backward to come. The last stage gives the velocity, the others the boundary.
-    pub(super) fn forward_only(&self, input: &NetworkInput, entry: Boundary) -> Result<Passed> {
-        let Boundary { x_bld, cond } = entry;
+    pub(super) fn forward_only(
+        &self,
+        input: &NetworkInput,
+        placed: Placed,
+        from_previous: Option<Onward>,
+    ) -> Result<Passed> {
+        let grid = input.grid()?;
+        let Boundary { x_bld, cond } = self.entry(placed.input, from_previous, grid)?;
         let x_bld = self.dit.through(x_bld, &cond, &self.pass(&None))?;
         match &self.dit.head {
-            Some(head) => Ok(Passed::Velocity(head.forward(&x_bld, &cond, input.grid()?)?)),
+            Some(head) => Ok(Passed::Velocity(head.forward(&x_bld, &cond, grid)?)),
             None => Ok(Passed::On(Boundary { x_bld, cond })),
         }
     }
@@ -92,20 +161,20 @@ impl Stage {
     pub(super) fn forward(
         &self,
         batch: &MicroBatch,
-        entry: Boundary,
+        placed: Placed,
+        from_previous: Option<Onward>,
         keeping: &[BlockPlan],
     ) -> Result<(Passed, InFlight)> {
-        let Boundary { x_bld, cond } = entry;
+        let grid = batch.input.grid()?;
+        let Boundary { x_bld, cond } = self.entry(placed.input, from_previous, grid)?;
         let keeping = Keeping { plans: keeping, store: &self.store };
         let (x_bld, kept) = self.dit.through_keeping(x_bld, &cond, &self.pass(&batch.dropout), &keeping)?;
-        let Some(head) = &self.dit.head else {
+        let (Some(head), Some(expected)) = (&self.dit.head, placed.expected) else {
             let passed = Passed::On(Boundary { x_bld, cond: cond.clone() });
             return Ok((passed, InFlight { cond, kept, end: None }));
         };
-        let velocity = head.forward(&x_bld, &cond, batch.input.grid()?)?;
-        let target = batch.target.to_device(&self.device)?;
-        let weights = Tensor::new(batch.weights.as_slice(), &self.device)?;
-        let mask = batch.mask.as_ref().map(|mask| mask.to_device(&self.device)).transpose()?;
+        let velocity = head.forward(&x_bld, &cond, grid)?;
+        let Expected { target, weights, mask } = expected;
         let loss = kernels::loss::mse(&velocity, &target, &weights, mask.as_ref())?;
         let end = Some(End { x_bld, d_velocity: loss.d_prediction });
         Ok((Passed::Loss(loss.value), InFlight { cond, kept, end }))
@@ -122,8 +191,8 @@ impl Stage {
     ) -> Result<Tensor> {
         let InFlight { cond, kept, end } = in_flight;
         let dy = match (&self.dit.head, end, dy) {
-            (Some(head), Some(end), _) => head.backward(&end.x_bld, &end.d_velocity, &cond)?,
-            (_, _, Some(dy)) => dy.to_device(&self.device)?,
+            (Some(head), Some(End { x_bld, d_velocity }), _) => head.backward(&x_bld, &d_velocity, &cond)?,
+            (_, _, Some(dy)) => dy,
             _ => {
                 return Err(
                     candle_core::Error::msg("a stage before the last has no gradient to take back").into()
@@ -136,14 +205,4 @@ impl Stage {
     fn pass<'a>(&'a self, dropout: &'a Option<Dropout>) -> Pass<'a> {
         Pass::new(&self.adapters, dropout.as_ref()).with_ffn_tokens(self.ffn_tokens)
     }
-}
-
-/// What comes out of a stage's forward.
-pub(super) enum Passed {
-    /// To the next stage.
-    On(Boundary),
-    /// Of the last stage, forward only.
-    Velocity(Tensor),
-    /// Of the last stage, when training.
-    Loss(Tensor),
 }

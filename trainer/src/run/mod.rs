@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 use models::adapter::Adapters;
 
 pub use folder::{RunFolder, changed_settings};
+pub(crate) use step::{UpdateSettings, update};
 
-use crate::batch::Batches;
+use crate::batch::{Batches, StepData};
 use crate::checkpoint::{self, Progress};
 use crate::encode::{Encoded, Encoding};
 use crate::error::{Error, Result};
@@ -45,6 +46,8 @@ struct Run<'a> {
     pipeline: Pipeline,
     optimizer: Optimizer,
     progress: Progress,
+    /// The data of the next step, where it was made during the last one.
+    ahead: Option<Result<StepData>>,
     log: Log,
     ui: &'a Ui,
 }
@@ -75,7 +78,9 @@ pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &
     let (dit, weights) = plan.model.open_dit()?;
     let split = plan.devices.open()?;
     let fresh = Adapters::fresh(&planned.targets, &plan.adapter, plan.run.seed, &candle_core::Device::Cpu)?;
-    let pipeline = Pipeline::load(&weights, &dit, &split, &fresh, plan.model.precision.dit())?;
+    let mut pipeline = Pipeline::load(&weights, &dit, &split, &fresh, plan.model.precision.dit())?;
+    pipeline.set_route(plan.devices.transfer.into())?;
+    pipeline.set_ffn_tokens(plan.memory.ffn_tokens);
     let mut optimizer = Optimizer::new(&pipeline)?;
     let mut progress = Progress::default();
     if let Some(path) = checkpoint::newest(&folder.checkpoints())? {
@@ -87,7 +92,8 @@ pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &
     folder.cut_samples(&progress)?;
     let log = Log::open(folder, &progress)?;
     let batches = Batches::new(plan, &planned.dataset, &encoded);
-    let mut run = Run { plan, folder, batches, encoded: &encoded, pipeline, optimizer, progress, log, ui };
+    let mut run =
+        Run { plan, folder, batches, encoded: &encoded, pipeline, optimizer, progress, ahead: None, log, ui };
     run.optimizer.publish(&mut run.pipeline);
     run.finish(interrupt)
 }

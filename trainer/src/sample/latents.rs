@@ -69,7 +69,7 @@ pub fn generate(
         let active: Vec<usize> = (0..clips.len()).filter(|&c| i < clips[c].request.steps).collect();
         let mut inputs = Vec::new();
         for &c in &active {
-            let timestep = Tensor::new(&[solvers[c].schedule().timesteps[i]], latents[c].device())?;
+            let timestep = Tensor::new(&[solvers[c].schedule().timesteps[i]], &Device::Cpu)?;
             let input = |text: &Tensor| NetworkInput {
                 x_bcthw: latents[c].clone(),
                 timestep: timestep.clone(),
@@ -84,7 +84,7 @@ pub fn generate(
         for &c in &active {
             let halves = if clips[c].request.guidance != 1.0 { 2 } else { 1 };
             let parts: Vec<Tensor> = velocities.by_ref().take(halves).collect();
-            let velocity = guided(&parts, clips[c].request.guidance)?.to_device(latents[c].device())?;
+            let velocity = guided(&parts, clips[c].request.guidance)?;
             latents[c] = solvers[c].step(&latents[c], &velocity, i)?;
         }
         if progress().is_break() {

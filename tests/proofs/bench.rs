@@ -1,0 +1,82 @@
+//! The bench: it tells what the PyTorch program beside it tells, under the same names, so that a script can divide.
+
+use std::collections::BTreeSet;
+
+use candle_core::DType;
+use kernels::attention;
+use models::umt5::Umt5;
+use models::vae::{Tiling, Vae};
+use proofs::device;
+use serde_json::Value;
+use trainer::bench::{self, AttentionBench, ClipSize, DitBench, DitSource, Repeats, StepBench, VaeBench};
+use trainer::devices::DevicesConfig;
+use trainer::memory::MemoryConfig;
+use trainer::precision::Wishes;
+
+/// The other program, as it is built into the proofs: they may run where no source is.
+const PEER: &str = include_str!("../../bench/torch_peer.py");
+
+const REPEATS: Repeats = Repeats { warmup: 0, iters: 1 };
+const SIZE: ClipSize = ClipSize { width: 32, height: 32, frames: 5 };
+
+/// The names that the peer tells in its call `say(what="<what>", ...)` that does not tell an error.
+fn peers_names(what: &str) -> BTreeSet<String> {
+    let call = format!("say(what=\"{what}\",");
+    let calls = PEER.match_indices(&call).map(|(at, _)| &PEER[at + "say(".len()..]);
+    let of_call = |call: &str| -> BTreeSet<String> {
+        let mut depth = 1;
+        let end = call.find(|c| {
+            depth += i32::from("([{".contains(c)) - i32::from(")]}".contains(c));
+            depth == 0
+        });
+        // A name stands behind the opening bracket or a comma, and before a single equals sign.
+        let named = |(at, _): (usize, &str)| {
+            let name = call[..at].rsplit([',', '(', ' ', '\n']).next()?;
+            let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+            is_name.then(|| name.to_owned())
+        };
+        call[..end.unwrap()].match_indices('=').filter_map(named).collect()
+    };
+    let names = calls.map(of_call).find(|names| !names.contains("error"));
+    names.unwrap_or_else(|| panic!("the peer tells nothing of {what}"))
+}
+
+#[track_caller]
+fn assert_told(what: &str, row: &Value) {
+    // Compilation is PyTorch's own business.
+    let wanted = peers_names(what).into_iter().filter(|name| name != "compile");
+    let missing: Vec<String> = wanted.filter(|name| row.get(name).is_none_or(Value::is_null)).collect();
+    assert!(missing.is_empty(), "{what}: not told: {missing:?} in {row}");
+}
+
+fn tiny<'a>(devices: &'a DevicesConfig) -> DitBench<'a> {
+    DitBench {
+        source: DitSource::Preset("tiny"),
+        precision: Wishes::default().settle(devices.processor()),
+        devices: devices.clone(),
+        memory: MemoryConfig::default(),
+        size: SIZE,
+        repeats: REPEATS,
+    }
+}
+
+#[test]
+fn the_bench_tells_what_the_peer_tells() {
+    let devices = DevicesConfig::default();
+    let step = bench::step(&tiny(&devices), StepBench { rank: 2, accumulate: 2 }).unwrap();
+    assert_told("train", &step);
+    assert_eq!((&step["tokens"], &step["size"]), (&8.into(), &"32x32".into()));
+    assert_told("infer", &bench::forward(&tiny(&devices)).unwrap());
+
+    let sizes = AttentionBench { tokens: 64, heads: 2, head_size: 8, dtype: DType::F32, repeats: REPEATS };
+    let told = bench::attention(sizes, &device()).unwrap();
+    assert_told("attention", &told);
+    assert_eq!(told["backend"], attention::engine(&device()).name);
+
+    let vae = Vae::seeded(bench::vae_preset("tiny").unwrap(), 0, DType::F32, &device()).unwrap();
+    let told = bench::vae(&VaeBench { vae: &vae, size: SIZE, tiling: Tiling::Off, repeats: REPEATS });
+    assert_told("vae2.1", &told.unwrap());
+    let precision = Wishes::default().settle(devices.processor());
+    let umt5 = Umt5::seeded(bench::umt5_preset("tiny").unwrap(), 0, precision.text(), &device()).unwrap();
+    assert_told("umt5-xxl", &bench::text("tiny", &umt5, 8, REPEATS).unwrap());
+}

@@ -1,0 +1,110 @@
+//! What lies between stages: the ways from device to device, and the channels that hand over what is on its way.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use candle_core::{Device, Tensor};
+use kernels::transfer::{Link, Route, Sent};
+
+use super::stage::{Boundary, Onward};
+use crate::error::{Error, Result};
+
+/// The ways between the devices of two neighbouring stages.
+#[derive(Debug)]
+pub(super) struct Ways {
+    onward: Link,
+    back: Link,
+}
+
+/// What a stage hands to the next one, on its way.
+pub(super) struct SentOnward {
+    x_bld: Sent,
+    time_bgd: Sent,
+    time_bg6d: Sent,
+    text_bsd: Sent,
+}
+
+/// The links of one stage to its neighbours. The ends of the chain have none on their outer side.
+pub(super) struct Links<'a> {
+    /// Which stage it is.
+    pub index: usize,
+    previous: Option<Previous<'a>>,
+    next: Option<Next<'a>>,
+}
+
+struct Previous<'a> {
+    back: &'a Link,
+    take: Receiver<SentOnward>,
+    send: Sender<Sent>,
+}
+
+struct Next<'a> {
+    onward: &'a Link,
+    send: Sender<SentOnward>,
+    take: Receiver<Sent>,
+}
+
+impl Ways {
+    /// The ways between stages on `devices`, in order.
+    ///
+    /// # Errors
+    /// When two devices cannot be linked.
+    pub fn between(devices: &[&Device], route: Route) -> Result<Vec<Self>> {
+        let pair = |pair: &[&Device]| {
+            let (onward, back) = (Link::new(pair[0], pair[1], route)?, Link::new(pair[1], pair[0], route)?);
+            Ok(Self { onward, back })
+        };
+        devices.windows(2).map(pair).collect()
+    }
+}
+
+impl<'a> Links<'a> {
+    /// The links of the stages that lie at the ends of `ways`.
+    pub fn chain(ways: &'a [Ways]) -> Vec<Self> {
+        let mut links: Vec<Self> =
+            (0..=ways.len()).map(|index| Self { index, previous: None, next: None }).collect();
+        for (i, Ways { onward, back }) in ways.iter().enumerate() {
+            let (send, take) = channel();
+            let (send_back, take_back) = channel();
+            links[i].next = Some(Next { onward, send, take: take_back });
+            links[i + 1].previous = Some(Previous { back, take, send: send_back });
+        }
+        links
+    }
+
+    /// What the previous stage handed over, on this device; nothing on the first stage.
+    pub fn take_forward(&self) -> Result<Option<Onward>> {
+        let Some(previous) = &self.previous else { return Ok(None) };
+        let sent = previous.take.recv().map_err(|_| Error::NeighbourStopped)?;
+        Ok(Some(Onward {
+            x_bld: sent.x_bld.receive()?,
+            time_bgd: sent.time_bgd.receive()?,
+            time_bg6d: sent.time_bg6d.receive()?,
+            text_bsd: sent.text_bsd.receive()?,
+        }))
+    }
+
+    /// The gradient that the next stage sent back, on this device; nothing on the last stage.
+    pub fn take_backward(&self) -> Result<Option<Tensor>> {
+        let Some(next) = &self.next else { return Ok(None) };
+        Ok(Some(next.take.recv().map_err(|_| Error::NeighbourStopped)?.receive()?))
+    }
+
+    /// Hands the stream and its conditioning to the next stage. The rotary tables stay: each stage makes its own.
+    pub fn send_forward(&self, boundary: Boundary) -> Result<()> {
+        let Some(Next { onward, send, .. }) = &self.next else { return Ok(()) };
+        let Boundary { x_bld, cond } = boundary;
+        let sent = SentOnward {
+            x_bld: onward.send(x_bld)?,
+            time_bgd: onward.send(cond.time_bgd)?,
+            time_bg6d: onward.send(cond.time_bg6d)?,
+            text_bsd: onward.send(cond.text_bsd)?,
+        };
+        send.send(sent).map_err(|_| Error::NeighbourStopped)
+    }
+
+    /// Hands the gradient of the stream to the stage before.
+    pub fn send_backward(&self, dx: Tensor) -> Result<()> {
+        let Some(Previous { back, send, .. }) = &self.previous else { return Ok(()) };
+        send.send(back.send(dx)?).map_err(|_| Error::NeighbourStopped)
+    }
+}
