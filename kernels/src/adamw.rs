@@ -1,6 +1,8 @@
 //! The AdamW update (Loshchilov and Hutter 2019, arXiv 1711.05101), f32 throughout.
 
 use crate::Result;
+#[cfg(feature = "cuda")]
+use crate::cuda::{File, Gpu, Launch, fits};
 use candle_core::Tensor;
 
 /// The settings of one update.
@@ -34,6 +36,7 @@ pub struct State {
 /// One step: decay, moments, bias correction, update; the order of `torch.optim.AdamW`.
 pub fn step(state: &State, gradient: &Tensor, update: &Update) -> Result<State> {
     let Update { lr, beta1, beta2, eps, weight_decay, step } = *update;
+    on_gpu!(gradient, |gpu| gpu.adamw(state, gradient, 1.0, update)?);
     let correction = |beta: f64| 1.0 - beta.powf(step as f64);
     let parameter = (&state.parameter * (1.0 - lr * weight_decay))?;
     let first = ((&state.first * beta1)? + (gradient * (1.0 - beta1))?)?;
@@ -46,14 +49,42 @@ pub fn step(state: &State, gradient: &Tensor, update: &Update) -> Result<State> 
 /// One step of many tensors of one device, each by its gradient times `factor`. It may be made in place: nothing else
 /// may lie in the memory of a state's moments, and whoever shares its parameter sees the new one.
 pub fn step_all(items: &mut [(&mut State, &Tensor)], factor: f64, update: &Update) -> Result<()> {
-    for (state, gradient) in items {
-        **state = step(state, &(*gradient * factor)?, update)?;
-    }
-    Ok(())
+    items.iter_mut().try_for_each(|(state, gradient)| {
+        **state = scaled_step(state, gradient, factor, update)?;
+        Ok(())
+    })
+}
+
+fn scaled_step(state: &State, gradient: &Tensor, factor: f64, update: &Update) -> Result<State> {
+    on_gpu!(gradient, |gpu| gpu.adamw(state, gradient, factor, update)?);
+    step(state, &(gradient * factor)?, update)
 }
 
 /// The sum of squares of each of `tensors`, which lie on one device: `[tensors]` f32, not finite where a tensor is not.
 pub fn square_sums(tensors: &[&Tensor]) -> Result<Tensor> {
     let sums = tensors.iter().map(|tensor| tensor.sqr()?.sum_all());
     Tensor::stack(&sums.collect::<Result<Vec<_>>>()?, 0)
+}
+
+#[cfg(feature = "cuda")]
+impl Gpu {
+    fn adamw(&self, state: &State, gradient: &Tensor, factor: f64, update: &Update) -> Result<Option<State>> {
+        let Update { lr, beta1, beta2, eps, weight_decay, step } = *update;
+        let correction = |beta: f64| 1.0 - beta.powf(step as f64);
+        let old = [&state.parameter, &state.first, &state.second, gradient];
+        if !(fits(&old)? && old.iter().all(|x| x.dtype() == candle_core::DType::F32)) {
+            return Ok(None);
+        }
+        let new = || self.empty(gradient.shape(), candle_core::DType::F32);
+        let new = State { parameter: new()?, first: new()?, second: new()? };
+        let mut launch = Launch::new(self, File::Optimiser, "adamw_f32")?;
+        for x in old.into_iter().chain([&new.parameter, &new.first, &new.second]) {
+            launch = launch.tensor(x)?;
+        }
+        let count = gradient.elem_count();
+        let launch =
+            launch.size(count).float(factor).float(1.0 - lr * weight_decay).float(beta1).float(beta2);
+        launch.float(lr / correction(beta1)).float(correction(beta2).sqrt()).float(eps).each(count)?;
+        Ok(Some(new))
+    }
 }

@@ -21,6 +21,15 @@ pub struct Engine {
 
 /// The engine of attention on `device`.
 pub fn engine(device: &Device) -> Engine {
+    #[cfg(feature = "cuda")]
+    if let Ok(Some(gpu)) = crate::cuda::copies::gpu_of(device) {
+        return match gpu.cudnn() {
+            Ok(version) => {
+                Engine { name: "cudnn", why: format!("cuDNN {}.{}", version / 10_000, version / 100 % 100) }
+            }
+            Err(why) => Engine { name: "chunked", why: format!("without cuDNN, several times slower: {why}") },
+        };
+    }
     let _ = device;
     Engine { name: "chunked", why: "in chunks of queries, by matrix products: exact, on every device".into() }
 }
@@ -48,6 +57,7 @@ pub struct Gradients {
 /// Attention of `q` [b, lq, n, h] over `k`, `v` [b, lk, n, h]; no mask.
 pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Output> {
     let _noted = profile::scope(Class::Attention, q.device());
+    on_gpu!(q, |gpu| gpu.attention(q, k, v)?);
     let scale = 1.0 / (q.dim(3)? as f64).sqrt();
     let (q_bnlh, k_bnlh, v_bnlh) = (heads_first(q)?, heads_first(k)?, heads_first(v)?);
     let k_bnhl = k_bnlh.t()?;
@@ -70,6 +80,7 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Output> {
 /// Per chunk of rows: p = exp(s - lse), dv += p^T do, dp = do v^T, ds = p (dp - sum(o do)), dq = ds k, dk += ds^T q.
 pub fn backward(q: &Tensor, k: &Tensor, v: &Tensor, out: &Output, d_out: &Tensor) -> Result<Gradients> {
     let _noted = profile::scope(Class::Attention, q.device());
+    on_gpu!(q, |gpu| gpu.attention_backward([q, k, v], out, d_out)?);
     let (dtype, scale) = (q.dtype(), 1.0 / (q.dim(3)? as f64).sqrt());
     let (q_bnlh, k_bnlh, v_bnlh) = (heads_first(q)?, heads_first(k)?, heads_first(v)?);
     let do_bnlh = heads_first(&d_out.to_dtype(dtype)?)?;

@@ -12,6 +12,8 @@ use candle_core::Device;
 #[derive(Debug, Clone)]
 pub struct Mark {
     at: Instant,
+    #[cfg(feature = "cuda")]
+    gpu: Option<crate::cuda::clock::Mark>,
 }
 
 impl Mark {
@@ -20,8 +22,15 @@ impl Mark {
     /// # Errors
     /// When the device does not take it.
     pub fn now(device: &Device) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        let gpu = crate::cuda::copies::gpu_of(device)?.map(|gpu| gpu.timed_mark()).transpose()?;
+        #[cfg(not(feature = "cuda"))]
         let _ = device;
-        Ok(Self { at: Instant::now() })
+        Ok(Self {
+            at: Instant::now(),
+            #[cfg(feature = "cuda")]
+            gpu,
+        })
     }
 
     /// Seconds of the device from `earlier`, a mark of the same device, to this one. Waits until both are passed.
@@ -29,6 +38,10 @@ impl Mark {
     /// # Errors
     /// Marks of two devices, and work in between that failed.
     pub fn seconds_since(&self, earlier: &Self) -> Result<f64> {
+        #[cfg(feature = "cuda")]
+        if let (Some(earlier), Some(later)) = (&earlier.gpu, &self.gpu) {
+            return crate::cuda::clock::seconds(earlier, later);
+        }
         Ok(self.at.saturating_duration_since(earlier.at).as_secs_f64())
     }
 }

@@ -40,8 +40,13 @@ pub struct Memory {
 /// # Errors
 /// When this build has no CUDA, or the driver or the GPU does not answer.
 pub fn open_gpu(index: usize, settings: &Settings) -> Result<Device> {
-    let _ = settings;
-    Device::new_cuda_with_stream(index)
+    #[cfg(feature = "cuda")]
+    return crate::cuda::pool::open(index, settings);
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = settings;
+        Device::new_cuda_with_stream(index)
+    }
 }
 
 /// Waits until everything that was asked of `device` is done.
@@ -51,12 +56,20 @@ pub fn synchronize(device: &Device) -> Result<()> {
 
 /// What the memory of `device` holds; nothing for the CPU.
 pub fn memory(device: &Device) -> Result<Option<Memory>> {
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = crate::cuda::copies::gpu_of(device)? {
+        return gpu.memory().map(Some);
+    }
     let _ = device;
     Ok(None)
 }
 
 /// Starts the peaks of [`memory`] anew.
 pub fn reset_peak(device: &Device) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = crate::cuda::copies::gpu_of(device)? {
+        return gpu.reset_peak();
+    }
     let _ = device;
     Ok(())
 }

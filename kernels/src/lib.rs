@@ -8,6 +8,18 @@
 //! Letters of shapes: `b` batch, `l` tokens, `d` model width, `n` heads, `h` head size, `r` rank,
 //! `g` groups of tokens that share a timestep (1, latent frames, or tokens), `c` channels, `t` frames.
 
+/// Gives the result of a GPU's own body where the tensor lies on a GPU that has one for it; else goes on behind it.
+macro_rules! on_gpu {
+    ($x:expr, |$gpu:ident| $body:expr) => {
+        #[cfg(feature = "cuda")]
+        if let Some($gpu) = crate::cuda::of($x)? {
+            if let Some(result) = $body {
+                return Ok(result);
+            }
+        }
+    };
+}
+
 pub mod adamw;
 pub mod attention;
 pub mod channel_norm;
@@ -33,5 +45,12 @@ pub mod weight;
 
 mod cpu;
 mod cpu_gemm;
+#[cfg(feature = "cuda")]
+#[allow(
+    unsafe_code,
+    reason = "the driver, cuBLASLt and cuDNN are C libraries; every block says who promises what"
+)]
+mod cuda;
+mod product;
 
 pub use candle_core::{Error, Result};

@@ -1,9 +1,10 @@
 //! The frozen linear layer: forward, and backward to its input only. A frozen weight has no gradient to compute.
 
 use crate::Result;
+use crate::product::{End, product};
 use crate::profile::{self, Class};
 use crate::weight::Weight;
-use candle_core::{D, Tensor};
+use candle_core::{D, DType, Tensor};
 
 /// y = x W^T + b, plus `onto` where one is given.
 ///
@@ -11,13 +12,10 @@ use candle_core::{D, Tensor};
 /// dtype, to which `x` is cast first (bf16 weights: bf16 GEMM with f32 accumulation).
 pub fn forward(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, onto: Option<&Tensor>) -> Result<Tensor> {
     let _noted = profile::scope(Class::Gemm, x.device());
-    let matrix = weight.dequantised(weight.dtype())?;
-    let y = flat(x)?.to_dtype(matrix.dtype())?.matmul(&matrix.t()?)?;
-    let y = match bias {
-        Some(bias) => y.broadcast_add(bias)?,
-        None => y,
-    };
-    plus(unflat(&y, x, matrix.dim(0)?)?, onto)
+    let (matrix, dtype) = (weight.dequantised(weight.dtype())?, weight.dtype());
+    let (bias, onto) = (like(bias, dtype)?, flat_like(onto, dtype)?);
+    let end = End { bias: bias.as_ref(), onto: onto.as_ref(), ..End::plain(dtype) };
+    unflat(&product(&flat(x)?.to_dtype(dtype)?, &matrix.t()?, end)?, x, matrix.dim(0)?)
 }
 
 /// dx = dy W, the gradient of the input of [`forward`], plus `onto` where one is given.
@@ -25,17 +23,19 @@ pub fn forward(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, onto: Option<
 /// `dy` is [.., out], `weight` [out, in], `onto` [.., in]; the result is [.., in] in the weight's compute dtype.
 pub fn backward_input(dy: &Tensor, weight: &Weight, onto: Option<&Tensor>) -> Result<Tensor> {
     let _noted = profile::scope(Class::Gemm, dy.device());
-    let matrix = weight.dequantised(weight.dtype())?;
-    let dx = flat(dy)?.to_dtype(matrix.dtype())?.matmul(&matrix)?;
-    plus(unflat(&dx, dy, matrix.dim(1)?)?, onto)
+    let (matrix, dtype) = (weight.dequantised(weight.dtype())?, weight.dtype());
+    let onto = flat_like(onto, dtype)?;
+    let end = End { onto: onto.as_ref(), ..End::plain(dtype) };
+    unflat(&product(&flat(dy)?.to_dtype(dtype)?, &matrix, end)?, dy, matrix.dim(1)?)
 }
 
-/// `onto` + `y`, in the dtype of `y`.
-pub(crate) fn plus(y: Tensor, onto: Option<&Tensor>) -> Result<Tensor> {
-    match onto {
-        Some(onto) => onto.to_dtype(y.dtype())? + y,
-        None => Ok(y),
-    }
+fn like(x: Option<&Tensor>, dtype: DType) -> Result<Option<Tensor>> {
+    x.map(|x| x.to_dtype(dtype)).transpose()
+}
+
+/// `x` [.., width] as a matrix in `dtype`.
+pub(crate) fn flat_like(x: Option<&Tensor>, dtype: DType) -> Result<Option<Tensor>> {
+    x.map(|x| flat(x)?.to_dtype(dtype)).transpose()
 }
 
 /// [.., width] as a matrix [rows, width], contiguous: anything else makes the GEMM copy or refuse.

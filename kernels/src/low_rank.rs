@@ -3,7 +3,8 @@
 //! Layers that read the same input (q, k, v) have their A's stacked, so that the input is read once for all of them.
 
 use crate::Result;
-use crate::linear::{flat, plus, unflat};
+use crate::linear::{flat, flat_like, unflat};
+use crate::product::{End, product};
 use crate::profile::{self, Class};
 use candle_core::{D, DType, Tensor};
 
@@ -48,9 +49,10 @@ pub struct Gradients {
 /// delta = scale * (x A^T) B^T, plus `onto` where one is given: `x` [.., in] -> [.., out], in the dtype of `x`.
 pub fn forward(x: &Tensor, factors: &Factors, onto: Option<&Tensor>) -> Result<Tensor> {
     let _noted = profile::scope(Class::Gemm, x.device());
-    let h = flat(x)?.matmul(&factors.a.to_dtype(x.dtype())?.t()?)?;
-    let (y, out_width) = (up(&h, factors)?, factors.b.dim(0)?);
-    plus(unflat(&y, x, out_width)?, onto)
+    let a = factors.a.to_dtype(x.dtype())?;
+    let h = product(&flat(x)?, &a.t()?, End::plain(x.dtype()))?;
+    let onto = flat_like(onto, x.dtype())?;
+    unflat(&up(&h, factors, onto.as_ref())?, x, factors.b.dim(0)?)
 }
 
 /// The gradients of [`forward`] for `x` [.., in] and `dy` [.., out]; dx comes with `onto` added.
@@ -60,14 +62,15 @@ pub fn backward(x: &Tensor, dy: &Tensor, factors: &Factors, onto: Option<&Tensor
 
 /// Adds every member's delta onto the output of its layer: `x` [.., in], `ys` [.., out] one for each layer.
 pub fn forward_group(x: &Tensor, members: &[Member], mut ys: Vec<Tensor>) -> Result<Vec<Tensor>> {
-    let _noted = profile::scope(Class::Gemm, x.device());
     if members.is_empty() {
         return Ok(ys);
     }
-    let h = flat(x)?.matmul(&stacked(members, x.dtype())?.t()?)?;
+    let _noted = profile::scope(Class::Gemm, x.device());
+    let h = product(&flat(x)?, &stacked(members, x.dtype())?.t()?, End::plain(x.dtype()))?;
     for (member, h) in members.iter().zip(by_member(&h, members, 1)?) {
-        let (delta, y) = (up(&h.contiguous()?, member.factors)?, &ys[member.layer]);
-        ys[member.layer] = plus(delta.reshape(y.shape())?, Some(y))?;
+        let y = &ys[member.layer];
+        let shape = y.shape().clone();
+        ys[member.layer] = up(&h, member.factors, flat_like(Some(y), x.dtype())?.as_ref())?.reshape(shape)?;
     }
     Ok(ys)
 }
@@ -82,30 +85,32 @@ pub fn backward_group(
     members: &[Member],
     onto: Option<&Tensor>,
 ) -> Result<Gradients> {
-    let _noted = profile::scope(Class::Gemm, x.device());
     if members.is_empty() {
         let dx = onto.map_or_else(|| x.zeros_like(), |onto| Ok(onto.clone()))?;
         return Ok(Gradients { dx, factors: Vec::new() });
     }
-    let (x_flat, a) = (flat(x)?, stacked(members, x.dtype())?);
-    let h = x_flat.matmul(&a.t()?)?;
+    let _noted = profile::scope(Class::Gemm, x.device());
+    let (x_flat, a, dtype) = (flat(x)?, stacked(members, x.dtype())?, x.dtype());
+    let h = product(&x_flat, &a.t()?, End::plain(dtype))?;
     let (mut dhs, mut dbs) = (Vec::new(), Vec::new());
     for (member, h) in members.iter().zip(by_member(&h, members, 1)?) {
-        let (dy, scale) = (flat(&dys[member.layer])?.to_dtype(x.dtype())?, member.factors.scale);
-        dhs.push((dy.matmul(&member.factors.b.to_dtype(x.dtype())?)? * scale)?);
-        dbs.push((dy.t()?.matmul(&h.contiguous()?)?.to_dtype(DType::F32)? * scale)?);
+        let (dy, scale) = (flat(&dys[member.layer])?.to_dtype(dtype)?, member.factors.scale);
+        dhs.push(product(&dy, &member.factors.b.to_dtype(dtype)?, End { scale, ..End::plain(dtype) })?);
+        dbs.push(product(&dy.t()?, &h, End { scale, ..End::plain(DType::F32) })?);
     }
     let dh = Tensor::cat(&dhs, 1)?;
-    let da = dh.t()?.matmul(&x_flat)?.to_dtype(DType::F32)?;
+    let da = product(&dh.t()?, &x_flat, End::plain(DType::F32))?;
     let das = by_member(&da, members, 0)?;
-    let dx = plus(unflat(&dh.matmul(&a)?, x, x.dim(D::Minus1)?)?, onto)?;
+    let onto = flat_like(onto, dtype)?;
+    let dx = product(&dh, &a, End { onto: onto.as_ref(), ..End::plain(dtype) })?;
     let factors = das.into_iter().zip(dbs).map(|(da, db)| FactorGradients { da, db }).collect();
-    Ok(Gradients { dx, factors })
+    Ok(Gradients { dx: unflat(&dx, x, x.dim(D::Minus1)?)?, factors })
 }
 
-/// scale * h B^T: `h` [rows, r] -> [rows, out].
-fn up(h: &Tensor, factors: &Factors) -> Result<Tensor> {
-    h.matmul(&factors.b.to_dtype(h.dtype())?.t()?)? * factors.scale
+/// scale * h B^T, plus `onto`: `h` [rows, r] -> [rows, out].
+fn up(h: &Tensor, factors: &Factors, onto: Option<&Tensor>) -> Result<Tensor> {
+    let b = factors.b.to_dtype(h.dtype())?;
+    product(h, &b.t()?, End { scale: factors.scale, onto, ..End::plain(h.dtype()) })
 }
 
 /// The members' A's under each other, [sum of r, in], cast to `dtype`.

@@ -3,6 +3,8 @@
 //! All three are one core, `normalised`, with a different gain behind it.
 
 use crate::Result;
+#[cfg(feature = "cuda")]
+use crate::cuda::{File, Gpu, Launch, fits, suffix};
 use crate::profile::{self, Class};
 use candle_core::{D, DType, Tensor};
 
@@ -11,6 +13,16 @@ use candle_core::{D, DType, Tensor};
 enum Kind {
     Layer,
     Rms,
+}
+
+/// What a row of gains means.
+#[cfg(feature = "cuda")]
+#[derive(Clone, Copy)]
+enum Gain {
+    /// The factor less one: modulation.
+    AboveOne,
+    /// The factor.
+    Whole,
 }
 
 /// LayerNorm without affine, then modulation: y = LN(x) * (1 + scale) + shift, made in f32 and rounded to `dtype`.
@@ -24,6 +36,7 @@ pub fn modulated_layer_norm(
     dtype: DType,
 ) -> Result<Tensor> {
     let _noted = profile::scope(Class::Elementwise, x.device());
+    on_gpu!(x, |gpu| gpu.layer_norm(x, [scale_bg1d, shift_bg1d], Gain::AboveOne, eps, dtype)?);
     let (x_hat, _) = normalised(x, eps, Kind::Layer)?;
     let gain = (scale_bg1d + 1.0)?;
     let y = by_group(&x_hat, scale_bg1d)?.broadcast_mul(&gain)?.broadcast_add(shift_bg1d)?;
@@ -41,6 +54,7 @@ pub fn modulated_layer_norm_backward(
     onto: &Tensor,
 ) -> Result<Tensor> {
     let _noted = profile::scope(Class::Elementwise, x.device());
+    on_gpu!(x, |gpu| gpu.layer_norm_backward(x, dy, scale_bg1d, Gain::AboveOne, eps, onto)?);
     let dy = dy.to_dtype(DType::F32)?;
     let dx_hat = by_group(&dy, scale_bg1d)?.broadcast_mul(&(scale_bg1d + 1.0)?)?;
     onto + normalised_backward(x, &from_group(&dx_hat, &dy)?, eps, Kind::Layer)?.to_dtype(onto.dtype())?
@@ -55,6 +69,7 @@ pub fn affine_layer_norm(
     dtype: DType,
 ) -> Result<Tensor> {
     let _noted = profile::scope(Class::Elementwise, x.device());
+    on_gpu!(x, |gpu| gpu.layer_norm(x, [weight, bias], Gain::Whole, eps, dtype)?);
     let (x_hat, _) = normalised(x, eps, Kind::Layer)?;
     let y = x_hat.broadcast_mul(&weight.to_dtype(DType::F32)?)?;
     y.broadcast_add(&bias.to_dtype(DType::F32)?)?.to_dtype(dtype)
@@ -69,6 +84,7 @@ pub fn affine_layer_norm_backward(
     onto: &Tensor,
 ) -> Result<Tensor> {
     let _noted = profile::scope(Class::Elementwise, x.device());
+    on_gpu!(x, |gpu| gpu.layer_norm_backward(x, dy, weight, Gain::Whole, eps, onto)?);
     let dx_hat = dy.to_dtype(DType::F32)?.broadcast_mul(&weight.to_dtype(DType::F32)?)?;
     onto + normalised_backward(x, &dx_hat, eps, Kind::Layer)?.to_dtype(onto.dtype())?
 }
@@ -79,6 +95,7 @@ pub fn affine_layer_norm_backward(
 /// Wan-Video/Wan2.1 wan/modules/model.py `WanRMSNorm`), then rounded to `dtype`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, dtype: DType) -> Result<Tensor> {
     let _noted = profile::scope(Class::Elementwise, x.device());
+    on_gpu!(x, |gpu| gpu.rms_norm(x, weight, eps, dtype)?);
     let (x_hat, _) = normalised(x, eps, Kind::Rms)?;
     let x_hat = x_hat.to_dtype(x.dtype())?.to_dtype(DType::F32)?;
     x_hat.broadcast_mul(&weight.to_dtype(DType::F32)?)?.to_dtype(dtype)
@@ -87,6 +104,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, dtype: DType) -> Result<T
 /// The gradient of the input of [`rms_norm`], made in f32 and rounded to the dtype of `x`.
 pub fn rms_norm_backward(x: &Tensor, dy: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let _noted = profile::scope(Class::Elementwise, x.device());
+    on_gpu!(x, |gpu| gpu.rms_norm_backward(x, dy, weight, eps)?);
     let dx_hat = dy.to_dtype(DType::F32)?.broadcast_mul(&weight.to_dtype(DType::F32)?)?;
     normalised_backward(x, &dx_hat, eps, Kind::Rms)?.to_dtype(x.dtype())
 }
@@ -124,4 +142,108 @@ pub(crate) fn by_group(x: &Tensor, row_bg1d: &Tensor) -> Result<Tensor> {
 /// The inverse of [`by_group`]: back to the shape of `like`.
 pub(crate) fn from_group(x: &Tensor, like: &Tensor) -> Result<Tensor> {
     x.reshape(like.shape())
+}
+
+#[cfg(feature = "cuda")]
+impl Gain {
+    fn one(self) -> f64 {
+        match self {
+            Self::AboveOne => 1.0,
+            Self::Whole => 0.0,
+        }
+    }
+}
+
+/// Threads of the block that has a row: half of the model's five thousand numbers, four at a time, stay in flight.
+#[cfg(feature = "cuda")]
+pub(crate) const ROW_THREADS: usize = 256;
+
+#[cfg(feature = "cuda")]
+impl Gpu {
+    fn layer_norm(
+        &self,
+        x: &Tensor,
+        [gain, shift]: [&Tensor; 2],
+        kind: Gain,
+        eps: f64,
+        dtype: DType,
+    ) -> Result<Option<Tensor>> {
+        let y = self.empty(x.shape(), dtype)?;
+        let Some((rows, width)) = rows_of(&[x, &y], &[gain, shift])? else { return Ok(None) };
+        let Some(name) = name("layer_norm", x.dtype(), dtype) else { return Ok(None) };
+        let launch =
+            Launch::new(self, File::Norm, &name)?.tensor(x)?.tensor(gain)?.tensor(shift)?.tensor(&y)?;
+        let launch = launch.int(width).int(rows * width / gain.elem_count()).float(kind.one()).float(eps);
+        launch.shared(width * 4).rows(rows, ROW_THREADS)?;
+        Ok(Some(y))
+    }
+
+    fn layer_norm_backward(
+        &self,
+        x: &Tensor,
+        dy: &Tensor,
+        gain: &Tensor,
+        kind: Gain,
+        eps: f64,
+        onto: &Tensor,
+    ) -> Result<Option<Tensor>> {
+        let dx = self.empty(x.shape(), onto.dtype())?;
+        let Some((rows, width)) = rows_of(&[x, dy, onto], &[gain])? else { return Ok(None) };
+        let Some(name) = name("layer_norm_backward", x.dtype(), dy.dtype()) else { return Ok(None) };
+        if onto.dtype() != x.dtype() {
+            return Ok(None);
+        }
+        let launch = Launch::new(self, File::Norm, &name)?.tensor(x)?.tensor(dy)?.tensor(gain)?;
+        let launch = launch.tensor(onto)?.tensor(&dx)?;
+        let launch = launch.int(width).int(rows * width / gain.elem_count()).float(kind.one()).float(eps);
+        launch.shared(width * 4).rows(rows, ROW_THREADS)?;
+        Ok(Some(dx))
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f64, dtype: DType) -> Result<Option<Tensor>> {
+        let y = self.empty(x.shape(), dtype)?;
+        let Some((rows, width)) = rows_of(&[x, &y], &[weight])? else { return Ok(None) };
+        let Some(name) = name("rms_norm", x.dtype(), dtype) else { return Ok(None) };
+        let launch = Launch::new(self, File::Norm, &name)?.tensor(x)?.tensor(weight)?.tensor(&y)?;
+        launch.int(width).float(eps).shared(width * 4).rows(rows, ROW_THREADS)?;
+        Ok(Some(y))
+    }
+
+    fn rms_norm_backward(
+        &self,
+        x: &Tensor,
+        dy: &Tensor,
+        weight: &Tensor,
+        eps: f64,
+    ) -> Result<Option<Tensor>> {
+        let dx = self.empty(x.shape(), x.dtype())?;
+        let dy = dy.to_dtype(x.dtype())?;
+        let Some((rows, width)) = rows_of(&[x, &dy], &[weight])? else { return Ok(None) };
+        let Some(suffix) = suffix(x.dtype()) else { return Ok(None) };
+        let launch = Launch::new(self, File::Norm, &format!("rms_norm_backward_{suffix}"))?;
+        let launch = launch.tensor(x)?.tensor(&dy)?.tensor(weight)?.tensor(&dx)?.int(width).float(eps);
+        launch.shared(width * 8).rows(rows, ROW_THREADS)?;
+        Ok(Some(dx))
+    }
+}
+
+/// (rows, width) of [.., width] tensors, where the kernels take them and their f32 `gains`.
+#[cfg(feature = "cuda")]
+pub(crate) fn rows_of(tensors: &[&Tensor], gains: &[&Tensor]) -> Result<Option<(usize, usize)>> {
+    /// Two rows of f32 in 48 KiB of shared memory.
+    const WIDEST: usize = 6144;
+    let width = tensors[0].dim(D::Minus1)?;
+    let is_fit = width % 4 == 0
+        && width <= WIDEST
+        && gains.iter().all(|gain| gain.dtype() == DType::F32)
+        && fits(tensors)?
+        && fits(gains)?;
+    Ok(is_fit.then_some((tensors[0].elem_count() / width, width)))
+}
+
+#[cfg(feature = "cuda")]
+fn name(op: &str, x: DType, y: DType) -> Option<String> {
+    // f16 and bf16 do not meet.
+    let is_pair = x == y || x == DType::F32 || y == DType::F32;
+    is_pair.then_some(format!("{op}_{}_{}", suffix(x)?, suffix(y)?))
 }

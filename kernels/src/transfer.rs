@@ -4,6 +4,9 @@
 //! done: candle alone would free it too early.
 
 use crate::Result;
+#[cfg(feature = "cuda")]
+use crate::cuda::copies;
+use crate::profile::{self, Class};
 use candle_core::{Device, Tensor};
 
 /// How tensors go between two GPUs.
@@ -20,61 +23,120 @@ pub enum Route {
 #[derive(Debug)]
 pub struct Link {
     to: Device,
+    #[cfg(feature = "cuda")]
+    gpus: Option<copies::Link>,
 }
 
 /// A tensor that was sent and not yet received.
 #[derive(Debug)]
 pub struct Sent {
-    x: Tensor,
     to: Device,
+    x: On,
+}
+
+#[derive(Debug)]
+enum On {
+    /// candle copies it when it is received.
+    Source(Tensor),
+    #[cfg(feature = "cuda")]
+    Way(copies::Sent),
 }
 
 impl Link {
     /// The way from `from` to `to`; both may be the same device, or the CPU.
     pub fn new(from: &Device, to: &Device, route: Route) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        let gpus = match (copies::gpu_of(from)?, copies::gpu_of(to)?) {
+            (Some(a), Some(b)) if !from.same_device(to) => Some(copies::Link::new(a, b, route)?),
+            _ => None,
+        };
+        #[cfg(not(feature = "cuda"))]
         let _ = (from, route);
-        Ok(Self { to: to.clone() })
+        Ok(Self {
+            to: to.clone(),
+            #[cfg(feature = "cuda")]
+            gpus,
+        })
+    }
+
+    /// Whether tensors go straight from one GPU's memory to the other's.
+    pub fn is_peer(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        return self.gpus.as_ref().is_some_and(copies::Link::is_peer);
+        #[cfg(not(feature = "cuda"))]
+        false
     }
 
     /// Sends `x`; called by the stage that made it.
     pub fn send(&self, x: Tensor) -> Result<Sent> {
-        Ok(Sent { x, to: self.to.clone() })
+        let _noted = profile::scope(Class::Copy, x.device());
+        let to = self.to.clone();
+        #[cfg(feature = "cuda")]
+        if let Some(gpus) = &self.gpus {
+            return Ok(Sent { to, x: On::Way(gpus.send(x)?) });
+        }
+        Ok(Sent { to, x: On::Source(x) })
     }
 }
 
 impl Sent {
     /// The tensor on the other device; called by the stage that uses it.
     pub fn receive(self) -> Result<Tensor> {
-        self.x.to_device(&self.to)
+        let _noted = profile::scope(Class::Copy, &self.to);
+        match self.x {
+            On::Source(x) => x.to_device(&self.to),
+            #[cfg(feature = "cuda")]
+            On::Way(sent) => sent.receive(),
+        }
     }
 }
 
 /// Host memory beside a device, where tensors wait for their use: pinned, and used again and again.
 #[derive(Debug, Clone)]
 pub struct HostStore {
-    device: Device,
+    #[cfg(feature = "cuda")]
+    gpu: Option<std::sync::Arc<copies::Store>>,
 }
 
 /// A tensor whose numbers wait in host memory. On the CPU it is the tensor itself.
 #[derive(Debug)]
 pub struct Parked {
-    x: Tensor,
+    x: Waiting,
+}
+
+#[derive(Debug)]
+enum Waiting {
+    Here(Tensor),
+    #[cfg(feature = "cuda")]
+    Out(copies::Parked),
 }
 
 impl HostStore {
     /// The store of `device`.
     pub fn new(device: &Device) -> Result<Self> {
-        Ok(Self { device: device.clone() })
+        #[cfg(not(feature = "cuda"))]
+        let _ = device;
+        Ok(Self {
+            #[cfg(feature = "cuda")]
+            gpu: copies::gpu_of(device)?.map(copies::Store::new).transpose()?,
+        })
     }
 
-    /// Starts copying `x` out; its device memory is free for others once the copy is done.
+    /// Starts copying `x`, a tensor of this device, out; its device memory is free for others once the copy is done.
     pub fn park(&self, x: Tensor) -> Result<Parked> {
-        debug_assert!(x.device().same_device(&self.device), "a tensor of another device");
-        Ok(Parked { x })
+        let _noted = profile::scope(Class::Copy, x.device());
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &self.gpu {
+            return Ok(Parked { x: Waiting::Out(gpu.park(x)?) });
+        }
+        Ok(Parked { x: Waiting::Here(x) })
     }
 
     /// Bytes of host memory that the store holds, in use or not.
     pub fn bytes(&self) -> u64 {
+        #[cfg(feature = "cuda")]
+        return self.gpu.as_ref().map_or(0, |gpu| gpu.bytes());
+        #[cfg(not(feature = "cuda"))]
         0
     }
 }
@@ -82,11 +144,19 @@ impl HostStore {
 impl Parked {
     /// Starts copying back, so that [`Parked::take`] need not wait. Called one block ahead.
     pub fn prefetch(&mut self) -> Result<()> {
-        Ok(())
+        match &mut self.x {
+            Waiting::Here(_) => Ok(()),
+            #[cfg(feature = "cuda")]
+            Waiting::Out(parked) => parked.prefetch(),
+        }
     }
 
     /// The tensor on its device again, to the bit.
     pub fn take(self) -> Result<Tensor> {
-        Ok(self.x)
+        match self.x {
+            Waiting::Here(x) => Ok(x),
+            #[cfg(feature = "cuda")]
+            Waiting::Out(parked) => parked.take(),
+        }
     }
 }

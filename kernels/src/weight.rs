@@ -8,6 +8,8 @@ use rayon::prelude::*;
 
 use crate::Result;
 use crate::cpu::with_slice;
+#[cfg(feature = "cuda")]
+use crate::cuda::{File, Gpu, Launch, fits, suffix};
 
 /// What a byte of a coded weight means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -73,6 +75,7 @@ impl Weight {
     /// gives a row of zeros a scale to divide by; code = [`Format::code`] of number / scale. The numbers must be
     /// finite, which whoever read them has seen to.
     pub fn quantise(dense: &Tensor, format: Format, compute: DType) -> Result<Self> {
+        on_gpu!(dense, |gpu| gpu.quantise(dense, format, compute)?.map(Self::Coded));
         let (rows, columns) = dense.dims2()?;
         let device = dense.device();
         let row_of = |row: &[f32], codes: &mut [u8], scale: &mut f32| {
@@ -94,14 +97,7 @@ impl Weight {
     pub fn dequantised(&self, dtype: DType) -> Result<Tensor> {
         match self {
             Self::Dense(dense) => dense.to_dtype(dtype),
-            Self::Coded(Coded { format, codes, scale, .. }) => {
-                let values: Vec<f32> = (0..=u8::MAX).map(|code| format.value(code)).collect();
-                let values = Tensor::new(values, codes.device())?;
-                // As u32: candle takes the largest index of a type for "none" and answers zero.
-                let indices = codes.to_dtype(DType::U32)?.flatten_all()?;
-                let numbers = values.index_select(&indices, 0)?.reshape(codes.shape())?;
-                numbers.broadcast_mul(&scale.unsqueeze(D::Minus1)?)?.to_dtype(dtype)
-            }
+            Self::Coded(coded) => coded.dequantised(dtype),
         }
     }
 
@@ -140,6 +136,19 @@ impl Weight {
     }
 }
 
+impl Coded {
+    fn dequantised(&self, dtype: DType) -> Result<Tensor> {
+        let Self { format, codes, scale, .. } = self;
+        on_gpu!(codes, |gpu| gpu.dequantised(self, dtype)?);
+        let values: Vec<f32> = (0..=u8::MAX).map(|code| format.value(code)).collect();
+        let values = Tensor::new(values, codes.device())?;
+        // As u32: candle takes the largest index of a type for "none" and answers zero.
+        let indices = codes.to_dtype(DType::U32)?.flatten_all()?;
+        let numbers = values.index_select(&indices, 0)?.reshape(codes.shape())?;
+        numbers.broadcast_mul(&scale.unsqueeze(D::Minus1)?)?.to_dtype(dtype)
+    }
+}
+
 /// The number of an e4m3fn code; 0x7F and 0xFF are NaN.
 const fn e4m3_value(code: u8) -> f32 {
     let sign = if code & 0x80 != 0 { -1.0 } else { 1.0 };
@@ -169,4 +178,43 @@ fn e4m3_code(number: f32) -> u8 {
         (rounded - (120 << 3)).min(LARGEST_CODE)
     };
     sign | code as u8
+}
+
+#[cfg(feature = "cuda")]
+impl Gpu {
+    fn quantise(&self, dense: &Tensor, format: Format, compute: DType) -> Result<Option<Coded>> {
+        let (rows, columns) = dense.dims2()?;
+        let Some(suffix) = suffix(dense.dtype()).filter(|_| columns % 16 == 0) else { return Ok(None) };
+        if !fits(&[dense])? {
+            return Ok(None);
+        }
+        let (codes, scale) = (self.empty((rows, columns), DType::U8)?, self.empty(rows, DType::F32)?);
+        let launch = Launch::new(self, File::Weight, &format!("code_{}_{suffix}", format.name()))?;
+        launch.tensor(dense)?.tensor(&codes)?.tensor(&scale)?.int(columns).rows(rows, 256)?;
+        Ok(Some(Coded { format, codes, scale, compute }))
+    }
+
+    fn dequantised(&self, coded: &Coded, dtype: DType) -> Result<Option<Tensor>> {
+        let (rows, columns) = coded.codes.dims2()?;
+        let Some(suffix) = suffix(dtype).filter(|_| columns % 16 == 0) else { return Ok(None) };
+        if !fits(&[&coded.codes])? {
+            return Ok(None);
+        }
+        let (y, sixteens) = (self.empty((rows, columns), dtype)?, rows * columns / 16);
+        let launch = Launch::new(self, File::Weight, &format!("decode_{}_{suffix}", coded.format.name()))?;
+        let launch = launch.tensor(&coded.codes)?.tensor(&coded.scale)?.tensor(&y)?;
+        launch.size(sixteens).int(columns).each(sixteens)?;
+        Ok(Some(y))
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Format {
+    /// As in the names of the kernels.
+    fn name(self) -> &'static str {
+        match self {
+            Self::E4m3 => "e4m3",
+            Self::Int8 => "int8",
+        }
+    }
 }

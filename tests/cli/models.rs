@@ -113,3 +113,57 @@ fn an_adapter_of_another_model_is_refused() {
     desk.refuse(&lora("io.safetensors"), &["io.safetensors", "not an adapter"]);
     desk.refuse(&lora("nowhere.safetensors"), &["nowhere.safetensors", "No such file"]);
 }
+
+/// A checkpoint of 16 tensors of 32 MiB, whose bytes the file system makes up. Reading one and coding it takes the tensor,
+/// its codes, a piece for each core, and the program: less than four tensors, where a whole model would take sixteen.
+#[test]
+fn a_checkpoint_is_read_in_the_memory_of_a_tensor() {
+    const BYTES: u64 = 32 << 20;
+    const TENSORS: u64 = 16;
+    let desk = Desk::new();
+    let tensor = |i: u64| {
+        let offsets = (i * BYTES, (i + 1) * BYTES);
+        format!(
+            r#""t{i:02}":{{"dtype":"F32","shape":[2048,4096],"data_offsets":[{},{}]}}"#,
+            offsets.0, offsets.1
+        )
+    };
+    let header = format!("{{{}}}", (0..TENSORS).map(tensor).collect::<Vec<_>>().join(","));
+    let mut file = fs::File::create(desk.path("large.safetensors")).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    file.set_len(8 + header.len() as u64 + TENSORS * BYTES).unwrap();
+    for base in ["f32", "fp8"] {
+        let load =
+            ["--json", "bench", "load", "--model", "large.safetensors", "--device", "cpu", "--base", base];
+        let told = desk.succeed(&[&load[..], &["--warmup", "0", "--iters", "1"]].concat()).stdout;
+        let row: serde_json::Value = serde_json::from_str(&told).unwrap();
+        let Some(peak) = row["peak_gib"][0].as_f64() else { continue };
+        assert!(peak * f64::from(1 << 30) < 4.0 * BYTES as f64, "{base}: {peak} GiB");
+    }
+}
+
+#[test]
+fn a_base_is_settled_trained_on_and_not_exchanged() {
+    let desk = Desk::new();
+    desk.change("folder = \"model\"", "folder = \"model\"\nbase = \"fp8\"");
+    desk.change("[train]", "[devices]\nstages = [\"cpu\"]\n\n[train]");
+    let plan = desk.succeed(&PLAN).stdout;
+    for settled in
+        ["base = \"fp8\"", "compute = \"float32\"", "text_base = \"f32\"", "vae_base = \"float32\""]
+    {
+        assert!(plan.contains(settled), "no {settled} in {plan}");
+    }
+    desk.succeed(&TRAIN);
+    let clip = ["sample", "--model", "model", "--prompt", "a cloud", "--base", "int8", "--stages", "cpu"];
+    let size = [
+        "--width", "16", "--height", "16", "--frames", "1", "--steps", "1", "--cache", "cache", "--out",
+        "made",
+    ];
+    desk.succeed(&[&clip[..], &size, &["--lora", "run/adapters/recipe.safetensors"]].concat());
+    desk.change("base = \"fp8\"", "base = \"int8\"");
+    let resume = [&TRAIN[..], &["--resume"]].concat();
+    desk.refuse(&resume, &["model.precision.base", "fp8", "int8"]);
+    desk.change("base = \"int8\"", "base = \"fp4\"");
+    desk.refuse(&PLAN, &["fp4", "`f32`, `bf16`, `fp8`, `int8`"]);
+}

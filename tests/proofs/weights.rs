@@ -106,6 +106,27 @@ fn a_value_that_is_not_finite_is_named() {
     assert!(error.contains("not finite as f16"), "{error}");
 }
 
+/// Pieces of a mebibyte are read side by side: each must lie where it belongs, and the first bad element is named.
+#[test]
+fn a_tensor_of_many_pieces_is_read_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("long.safetensors");
+    let count = (1 << 20) + 7;
+    let long = counting(count, &[count]); // exact in f32
+    let mut bad: Vec<f32> = long.to_vec1().unwrap();
+    (bad[700_000], bad[600_000]) = (f32::NAN, f32::INFINITY);
+    let bad = Tensor::new(bad, &Device::Cpu).unwrap();
+    write(&path, &[("long", long.clone()), ("short", long.to_dtype(DType::BF16).unwrap()), ("bad", bad)]);
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    assert!(values(&checkpoint, "long").iter().enumerate().all(|(i, v)| *v == i as f32));
+    assert_eq!(
+        values(&checkpoint, "short"),
+        long.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap()
+    );
+    let error = checkpoint.tensor("bad", DType::F32, &Device::Cpu).unwrap_err().to_string();
+    assert!(error.contains("inf, element 600000"), "{error}");
+}
+
 #[test]
 fn every_float_type_is_read_exactly() {
     let dir = tempfile::tempdir().unwrap();

@@ -50,7 +50,8 @@ struct Ready {
 impl DitBench<'_> {
     fn ready(&self, adapter: Option<&LoraConfig>) -> Result<Ready> {
         let (name, config, weights) = self.source.open()?;
-        let devices = self.devices.settle(config.layers)?.open()?;
+        let settled = self.devices.settle(config.layers)?;
+        let devices = settled.open()?;
         let adapters = match adapter {
             Some(lora) => Adapters::fresh(&lora.select(&config.adaptable_modules())?, lora, 0, &Device::Cpu)?,
             None => Adapters::default(),

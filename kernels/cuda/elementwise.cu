@@ -1,0 +1,77 @@
+// Elementwise ops of the blocks, four numbers a thread, grid-stride; and the fill with random numbers.
+#include "common.cuh"
+
+#define FOR_QUADS(i, quads) \
+    for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < (quads); i += size_t(gridDim.x) * blockDim.x)
+
+// y = x + gate * h; gate has one row for each `rows_per_group` rows.
+template <class X, class H>
+__device__ void gated_add(const X *x, const H *h, const float *gate, X *y, size_t quads, int width, int rows_per_group) {
+    const size_t row_quads = width >> 2;
+    FOR_QUADS(i, quads) {
+        const size_t row = i / row_quads, column = i % row_quads;
+        const float4 g = load4(gate + (row / rows_per_group) * width + 4 * column);
+        store4(y + 4 * i, load4(x + 4 * i) + rounded4<X>(load4(h + 4 * i) * g));
+    }
+}
+
+template <class X, class H> __device__ void add(const X *x, const H *h, X *y, size_t quads) {
+    FOR_QUADS(i, quads) store4(y + 4 * i, load4(x + 4 * i) + rounded4<X>(load4(h + 4 * i)));
+}
+
+// dh = gate * dy.
+template <class X, class H>
+__device__ void gated(const X *dy, const float *gate, H *dh, size_t quads, int width, int rows_per_group) {
+    const size_t row_quads = width >> 2;
+    FOR_QUADS(i, quads) {
+        const size_t row = i / row_quads, column = i % row_quads;
+        store4(dh + 4 * i, load4(dy + 4 * i) * load4(gate + (row / rows_per_group) * width + 4 * column));
+    }
+}
+
+#define K 0.7978845608028654f  // sqrt(2/pi)
+#define C 0.044715f
+__device__ __forceinline__ float gelu(float x) { return 0.5f * x * (1.f + tanhf(K * x * (1.f + C * x * x))); }
+__device__ __forceinline__ float gelu_slope(float x) {
+    const float t = tanhf(K * x * (1.f + C * x * x));
+    return 0.5f * (1.f + t) + 0.5f * x * (1.f - t * t) * K * (1.f + 3.f * C * x * x);
+}
+
+template <class X> __device__ void gelu_forward(const X *x, X *y, size_t quads) {
+    FOR_QUADS(i, quads) {
+        const float4 v = load4(x + 4 * i);
+        store4(y + 4 * i, make_float4(gelu(v.x), gelu(v.y), gelu(v.z), gelu(v.w)));
+    }
+}
+
+template <class X> __device__ void gelu_backward(const X *x, const X *dy, X *dx, size_t quads) {
+    FOR_QUADS(i, quads) {
+        const float4 v = load4(x + 4 * i);
+        store4(dx + 4 * i, load4(dy + 4 * i) * make_float4(gelu_slope(v.x), gelu_slope(v.y), gelu_slope(v.z), gelu_slope(v.w)));
+    }
+}
+
+#define TWO(X, XN, H, HN)                                                                                                         \
+    extern "C" __global__ void gated_add_##XN##_##HN(const X *x, const H *h, const float *gate, X *y, size_t quads, int width,    \
+                                                     int rows_per_group) {                                                       \
+        gated_add(x, h, gate, y, quads, width, rows_per_group);                                                                   \
+    }                                                                                                                             \
+    extern "C" __global__ void add_##XN##_##HN(const X *x, const H *h, X *y, size_t quads) { add(x, h, y, quads); }               \
+    extern "C" __global__ void gated_##XN##_##HN(const X *dy, const float *gate, H *dh, size_t quads, int width,                  \
+                                                 int rows_per_group) {                                                           \
+        gated(dy, gate, dh, quads, width, rows_per_group);                                                                        \
+    }
+TWO(float, f32, float, f32)
+TWO(float, f32, __nv_bfloat16, bf16)
+TWO(__nv_bfloat16, bf16, float, f32)
+TWO(__nv_bfloat16, bf16, __nv_bfloat16, bf16)
+TWO(float, f32, __half, f16)
+TWO(__half, f16, float, f32)
+TWO(__half, f16, __half, f16)
+
+#define ONE(X, XN)                                                                                                                \
+    extern "C" __global__ void gelu_##XN(const X *x, X *y, size_t quads) { gelu_forward(x, y, quads); }                           \
+    extern "C" __global__ void gelu_backward_##XN(const X *x, const X *dy, X *dx, size_t quads) { gelu_backward(x, dy, dx, quads); }
+ONE(float, f32)
+ONE(__nv_bfloat16, bf16)
+ONE(__half, f16)

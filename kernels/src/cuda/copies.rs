@@ -1,0 +1,361 @@
+//! Copies between GPUs and to pinned host memory, on streams of their own, ordered by events.
+
+use std::collections::VecDeque;
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{DType, Device, Result, Shape, Tensor};
+use cudarc::driver::result as driver;
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, sys};
+
+use super::tensor::pointer;
+use super::{Gpu, told};
+use crate::transfer::Route;
+
+/// How many tensors may be on their way out before the next one waits for the first: enough to keep the link busy.
+const LEAVING: usize = 2;
+/// Sizes of pinned buffers are multiples of this, so that buffers fit again.
+const GRAIN: usize = 2 << 20;
+
+fn bytes_of(x: &Tensor) -> usize {
+    x.elem_count() * x.dtype().size_in_bytes()
+}
+
+/// A run of pinned host memory.
+struct Buffer {
+    address: *mut c_void,
+    bytes: usize,
+    context: Arc<CudaContext>,
+    /// When the last copy from or to it is done.
+    idle: Option<CudaEvent>,
+}
+
+// SAFETY: the memory belongs to the process; who holds the buffer orders the copies by `idle`.
+unsafe impl Send for Buffer {}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(idle) = &self.idle {
+            self.context.record_err(idle.synchronize());
+        }
+        // SAFETY: the address came from malloc_host, and no copy uses it any more.
+        self.context.record_err(unsafe { driver::free_host(self.address) });
+    }
+}
+
+/// Host memory beside one GPU: see [`crate::transfer::HostStore`].
+pub(crate) struct Store {
+    gpu: Arc<Gpu>,
+    out: Arc<CudaStream>,
+    back: Arc<CudaStream>,
+    free: Mutex<Vec<Buffer>>,
+    held: Mutex<u64>,
+    leaving: Mutex<VecDeque<(CudaEvent, Tensor)>>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Store(cuda:{})", self.gpu.context.ordinal())
+    }
+}
+
+/// A tensor in pinned host memory, or on its way.
+pub(crate) struct Parked {
+    store: Arc<Store>,
+    buffer: Option<Buffer>,
+    arrived: Arc<CudaEvent>,
+    shape: Shape,
+    dtype: DType,
+    returning: Option<(Tensor, CudaEvent)>,
+}
+
+impl Store {
+    pub(crate) fn new(gpu: Arc<Gpu>) -> Result<Arc<Self>> {
+        let (out, back) = (told(gpu.context.new_stream())?, told(gpu.context.new_stream())?);
+        let (free, held, leaving) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Ok(Arc::new(Self { gpu, out, back, free, held, leaving }))
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The smallest free buffer that holds `bytes` without great waste, or a new one.
+    fn buffer(&self, bytes: usize) -> Result<Buffer> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = |buffer: &Buffer| buffer.bytes >= bytes && buffer.bytes <= bytes + bytes / 4 + GRAIN;
+        let best = (0..free.len()).filter(|i| fits(&free[*i])).min_by_key(|i| free[*i].bytes);
+        if let Some(best) = best {
+            return Ok(free.swap_remove(best));
+        }
+        let bytes = bytes.next_multiple_of(GRAIN);
+        told(self.gpu.context.bind_to_thread())?;
+        // SAFETY: freed once, by the buffer's drop. Portable: another GPU's context may copy from it.
+        let address = unsafe { driver::malloc_host(bytes, sys::CU_MEMHOSTALLOC_PORTABLE) }.map_err(|why| {
+            let gib = bytes as f64 / f64::from(1 << 30);
+            candle_core::Error::msg(format!(
+                "no {gib:.2} GiB of pinned host memory ({why}); keep less in host memory (offload = \"never\")"
+            ))
+        })?;
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) += bytes as u64;
+        Ok(Buffer { address, bytes, context: self.gpu.context.clone(), idle: None })
+    }
+
+    fn give_back(&self, buffer: Buffer) {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+    }
+
+    /// See [`crate::transfer::HostStore::park`].
+    pub(crate) fn park(self: &Arc<Self>, x: Tensor) -> Result<Parked> {
+        let (x, bytes) = (x.contiguous()?, bytes_of(&x));
+        let mut buffer = self.buffer(bytes)?;
+        let made = told(self.gpu.stream.record_event(None))?;
+        told(self.out.wait(&made))?;
+        if let Some(idle) = buffer.idle.take() {
+            told(self.out.wait(&idle))?;
+        }
+        // SAFETY: the buffer holds `bytes` and is ours until it is given back; the source lives in `leaving` until
+        // the stream that frees it has waited for the copy.
+        told(unsafe {
+            let host = std::slice::from_raw_parts_mut(buffer.address.cast::<u8>(), bytes);
+            driver::memcpy_dtoh_async(host, pointer(&x)?, self.out.cu_stream())
+        })?;
+        let arrived = Arc::new(told(self.out.record_event(None))?);
+        let (shape, dtype) = (x.shape().clone(), x.dtype());
+        self.let_go(told(self.out.record_event(None))?, x)?;
+        Ok(Parked { store: self.clone(), buffer: Some(buffer), arrived, shape, dtype, returning: None })
+    }
+
+    /// Holds `x` until its copy is done; the oldest of those that leave go once the stream has waited for them.
+    fn let_go(&self, gone: CudaEvent, x: Tensor) -> Result<()> {
+        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        leaving.push_back((gone, x));
+        while leaving.len() > LEAVING || leaving.front().is_some_and(|(gone, _)| gone.is_complete()) {
+            if let Some((gone, _tensor)) = leaving.pop_front() {
+                told(self.gpu.stream.wait(&gone))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets all go that leave: the stream waits for their copies.
+    fn settle(&self) -> Result<()> {
+        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        leaving.drain(..).try_for_each(|(gone, _tensor)| told(self.gpu.stream.wait(&gone)))
+    }
+}
+
+impl Parked {
+    /// See [`crate::transfer::Parked::prefetch`].
+    pub(crate) fn prefetch(&mut self) -> Result<()> {
+        if self.returning.is_none() {
+            self.store.settle()?;
+            let store = self.store.clone();
+            self.returning = Some(self.copy_to(&store.gpu, &store.back)?);
+        }
+        Ok(())
+    }
+
+    /// See [`crate::transfer::Parked::take`].
+    pub(crate) fn take(mut self) -> Result<Tensor> {
+        self.prefetch()?;
+        let Some((x, done)) = self.returning.take() else {
+            candle_core::bail!("a parked tensor was not copied back");
+        };
+        told(self.store.gpu.stream.wait(&done))?;
+        self.free_after(done);
+        Ok(x)
+    }
+
+    /// The tensor on another GPU, in the order of that GPU's own stream.
+    pub(crate) fn take_to(mut self, gpu: &Arc<Gpu>) -> Result<Tensor> {
+        let (x, done) = self.copy_to(gpu, &gpu.stream.clone())?;
+        self.free_after(done);
+        Ok(x)
+    }
+
+    fn copy_to(&mut self, gpu: &Arc<Gpu>, stream: &Arc<CudaStream>) -> Result<(Tensor, CudaEvent)> {
+        let Some(buffer) = &self.buffer else { candle_core::bail!("a parked tensor was taken twice") };
+        told(gpu.context.bind_to_thread())?;
+        let x = gpu.empty(self.shape.clone(), self.dtype)?;
+        let bytes = bytes_of(&x);
+        let allocated = told(gpu.stream.record_event(None))?;
+        told(stream.wait(&allocated))?;
+        told(stream.wait(&self.arrived))?;
+        // SAFETY: the buffer holds the tensor once `arrived` has passed; both ends live until `done`.
+        told(unsafe {
+            let host = std::slice::from_raw_parts(buffer.address.cast::<u8>(), bytes);
+            driver::memcpy_htod_async(pointer(&x)?, host, stream.cu_stream())
+        })?;
+        Ok((x, told(stream.record_event(None))?))
+    }
+
+    fn free_after(&mut self, done: CudaEvent) {
+        if let Some(mut buffer) = self.buffer.take() {
+            buffer.idle = Some(done);
+            self.store.give_back(buffer);
+        }
+    }
+}
+
+impl Drop for Parked {
+    /// Only where a pass ended early: the copies end first, then the memory may go.
+    fn drop(&mut self) {
+        if let Some((_, done)) = &self.returning {
+            self.store.gpu.context.record_err(done.synchronize());
+        }
+        if let Some(buffer) = self.buffer.take() {
+            self.store.gpu.context.record_err(self.arrived.synchronize());
+            self.store.give_back(buffer);
+        }
+    }
+}
+
+/// The way from one GPU to another: see [`crate::transfer::Link`].
+pub(crate) enum Link {
+    /// Straight from memory to memory.
+    Peer { from: Arc<Gpu>, to: Arc<Gpu>, held: Arc<Mutex<Vec<Held>>> },
+    /// By way of pinned host memory.
+    Host { store: Arc<Store>, to: Arc<Gpu> },
+}
+
+/// A source that waits for its copy: the event comes when the other side has asked for it.
+pub(crate) struct Held {
+    copied: Option<CudaEvent>,
+    _x: Tensor,
+    ticket: u64,
+}
+
+/// A tensor between two GPUs.
+pub(crate) enum Sent {
+    Peer {
+        x: Tensor,
+        made: CudaEvent,
+        ticket: u64,
+        from: Arc<Gpu>,
+        to: Arc<Gpu>,
+        held: Arc<Mutex<Vec<Held>>>,
+    },
+    Host {
+        parked: Parked,
+        to: Arc<Gpu>,
+    },
+}
+
+impl Link {
+    pub(crate) fn new(from: Arc<Gpu>, to: Arc<Gpu>, route: Route) -> Result<Self> {
+        match route == Route::Auto && reach(&from, &to)? {
+            true => Ok(Self::Peer { from, to, held: Arc::default() }),
+            false => Ok(Self::Host { store: Store::new(from)?, to }),
+        }
+    }
+
+    pub(crate) fn is_peer(&self) -> bool {
+        matches!(self, Self::Peer { .. })
+    }
+
+    pub(crate) fn send(&self, x: Tensor) -> Result<Sent> {
+        let x = x.contiguous()?;
+        match self {
+            Self::Host { store, to } => Ok(Sent::Host { parked: store.park(x)?, to: to.clone() }),
+            Self::Peer { from, to, held } => {
+                told(from.context.bind_to_thread())?;
+                let made = told(from.stream.record_event(None))?;
+                let mut waiting = held.lock().unwrap_or_else(PoisonError::into_inner);
+                let ticket = waiting.last().map_or(0, |last| last.ticket + 1);
+                // What was copied meanwhile may go, once this stream, which frees it, has waited for the copy.
+                for before in waiting.extract_if(.., |held| held.copied.is_some()) {
+                    if let Some(copied) = &before.copied {
+                        told(from.stream.wait(copied))?;
+                    }
+                }
+                waiting.push(Held { copied: None, _x: x.clone(), ticket });
+                drop(waiting);
+                let (from, to, held) = (from.clone(), to.clone(), held.clone());
+                Ok(Sent::Peer { x, made, ticket, from, to, held })
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Link({})", if self.is_peer() { "peer" } else { "host" })
+    }
+}
+
+impl std::fmt::Debug for Sent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sent")
+    }
+}
+
+impl std::fmt::Debug for Parked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Parked({:?})", self.shape)
+    }
+}
+
+impl Sent {
+    pub(crate) fn receive(self) -> Result<Tensor> {
+        match self {
+            Self::Host { parked, to } => parked.take_to(&to),
+            Self::Peer { x, made, ticket, from, to, held } => {
+                told(to.context.bind_to_thread())?;
+                let y = to.empty(x.shape().clone(), x.dtype())?;
+                told(to.stream.wait(&made))?;
+                // SAFETY: the source is held until its stream has waited for `copied`; the copy is behind the
+                // allocation on the stream of the target.
+                told(unsafe {
+                    driver::memcpy_peer_async(
+                        to.context.cu_ctx(),
+                        pointer(&y)?,
+                        from.context.cu_ctx(),
+                        pointer(&x)?,
+                        bytes_of(&x),
+                        to.stream.cu_stream(),
+                    )
+                })?;
+                let copied = told(to.stream.record_event(None))?;
+                let mut waiting = held.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(source) = waiting.iter_mut().find(|held| held.ticket == ticket) {
+                    source.copied = Some(copied);
+                }
+                Ok(y)
+            }
+        }
+    }
+}
+
+/// Whether `to` can read the memory of `from`; where it can, lets it.
+fn reach(from: &Gpu, to: &Gpu) -> Result<bool> {
+    let (here, there) = (from.context.cu_device(), to.context.cu_device());
+    let mut can = 0;
+    // SAFETY: both devices are open; the answer is an int.
+    told(unsafe { sys::cuDeviceCanAccessPeer(&mut can, there, here) }.result())?;
+    if can == 0 {
+        return Ok(false);
+    }
+    told(to.context.bind_to_thread())?;
+    // SAFETY: the contexts live as long as the GPUs. It fails only where access was given before.
+    let _ = unsafe { sys::cuCtxEnablePeerAccess(from.context.cu_ctx(), 0) };
+    // The pool's memory is opened on its own.
+    // SAFETY: all zero is valid for the description, whose fields are set below; ordinal as in `pool::properties`.
+    let granted = unsafe {
+        let pool = told(driver::device::get_mem_pool(here))?;
+        let mut access: sys::CUmemAccessDesc = std::mem::zeroed();
+        access.location.type_ = sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE;
+        std::ptr::from_mut(&mut access.location).cast::<i32>().add(1).write(to.context.ordinal() as i32);
+        access.flags = sys::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+        sys::cuMemPoolSetAccess(pool, &access, 1).result()
+    };
+    Ok(granted.is_ok())
+}
+
+/// The GPU that `device` is, where it is one.
+pub(crate) fn gpu_of(device: &Device) -> Result<Option<Arc<Gpu>>> {
+    match device {
+        Device::Cuda(device) => super::gpu(device).map(Some),
+        _ => Ok(None),
+    }
+}

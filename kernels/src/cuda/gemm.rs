@@ -1,0 +1,266 @@
+//! Matrix products through cuBLASLt: sums onto what is there, bias and GELU in the same pass, f32 results of bf16
+//! factors. candle's own product has none of these.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{DType, Result, Tensor};
+use cudarc::cublaslt::result::{self, CublasError};
+use cudarc::cublaslt::sys;
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
+
+use super::tensor::{address, pointer};
+use super::{Gpu, told};
+use crate::product::End;
+
+/// Bytes for split-K sums and the like; what PyTorch gives Hopper.
+const WORKSPACE: usize = 32 << 20;
+
+/// A matrix in memory as cuBLAS sees it: by columns, so that ours by rows is its transpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Matrix {
+    dtype: Number,
+    /// Whether cuBLAS has to turn it round.
+    turned: bool,
+    /// Numbers from one line in memory to the next.
+    stride: usize,
+    /// The largest power of two, up to 256, that the address is a multiple of.
+    alignment: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Number {
+    F32,
+    Bf16,
+    F16,
+}
+
+impl Number {
+    fn of(dtype: DType) -> Option<Self> {
+        match dtype {
+            DType::F32 => Some(Self::F32),
+            DType::BF16 => Some(Self::Bf16),
+            DType::F16 => Some(Self::F16),
+            _ => None,
+        }
+    }
+
+    fn cuda(self) -> sys::cudaDataType {
+        match self {
+            Self::F32 => sys::cudaDataType::CUDA_R_32F,
+            Self::Bf16 => sys::cudaDataType::CUDA_R_16BF,
+            Self::F16 => sys::cudaDataType::CUDA_R_16F,
+        }
+    }
+}
+
+/// What a plan depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    sizes: [usize; 3],
+    a: Matrix,
+    b: Matrix,
+    out: Number,
+    out_alignment: u32,
+    is_onto: bool,
+    is_biased: bool,
+}
+
+/// A product that cuBLASLt has been asked about: descriptors and the algorithm it would take first.
+struct Plan {
+    description: sys::cublasLtMatmulDesc_t,
+    /// Of b, a and the result, in the order in which cuBLAS multiplies.
+    layouts: [sys::cublasLtMatrixLayout_t; 3],
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+/// The cuBLASLt handle of a GPU with its plans and workspace.
+pub(crate) struct Gemm {
+    handle: sys::cublasLtHandle_t,
+    plans: Mutex<HashMap<Key, Plan>>,
+    workspace: CudaSlice<u8>,
+}
+
+// SAFETY: a cuBLASLt handle may be used from any thread (cuBLAS's manual, "Thread Safety"); the plans, whose
+// descriptors change with every call, are behind the lock.
+unsafe impl Send for Gemm {}
+// SAFETY: as above.
+unsafe impl Sync for Gemm {}
+
+impl Gemm {
+    pub(crate) fn new(stream: &Arc<CudaStream>) -> Result<Self> {
+        let handle = blas(result::create_handle())?;
+        // SAFETY: the workspace is only written by cuBLASLt before it reads it.
+        let workspace = told(unsafe { stream.alloc::<u8>(WORKSPACE) })?;
+        Ok(Self { handle, plans: Mutex::default(), workspace })
+    }
+}
+
+impl Gpu {
+    /// See [`crate::product::product`]. Nothing where cuBLASLt has no way for these matrices.
+    pub(crate) fn product(&self, a: &Tensor, b: &Tensor, end: End) -> Result<Option<Tensor>> {
+        let ((m, k), (_, n)) = (a.dims2()?, b.dims2()?);
+        let (Some(a_matrix), Some(b_matrix)) = (matrix(a)?, matrix(b)?) else { return Ok(None) };
+        let Some(out) = Number::of(end.dtype) else { return Ok(None) };
+        if m * n * k == 0 {
+            return Ok(None);
+        }
+        told(self.context.bind_to_thread())?;
+        let y = self.empty((m, n), end.dtype)?;
+        let onto = end.onto.map(pointer).transpose()?;
+        let out_alignment = alignment(pointer(&y)?).min(onto.map_or(256, alignment));
+        let key = Key {
+            sizes: [m, n, k],
+            a: a_matrix,
+            b: b_matrix,
+            out,
+            out_alignment,
+            is_onto: onto.is_some(),
+            is_biased: end.bias.is_some(),
+        };
+        let mut plans = self.gemm.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        if !plans.contains_key(&key) {
+            match self.gemm.plan(&key) {
+                Ok(plan) => drop(plans.insert(key, plan)),
+                Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => return Ok(None),
+                Err(why) => return blas(Err(why)),
+            }
+        }
+        let plan = &plans[&key];
+        if let Some(bias) = end.bias {
+            let bias = pointer(bias)?;
+            // SAFETY: the plan's descriptor lives; the attribute is a device pointer.
+            blas(unsafe { describe(plan.description, BIAS_POINTER, &bias) })?;
+        }
+        let (alpha, beta) = (end.scale as f32, if onto.is_some() { 1.0_f32 } else { 0.0 });
+        let (a, b, y_address) = (address(a)?, address(b)?, pointer(&y)?);
+        let (workspace, _guard) = self.gemm.workspace.device_ptr(&self.stream);
+        // SAFETY: all matrices were measured above and live until the stream has used them; the workspace is used by
+        // one product at a time, in the order of the stream.
+        blas(unsafe {
+            result::matmul(
+                self.gemm.handle,
+                plan.description,
+                std::ptr::from_ref(&alpha).cast(),
+                std::ptr::from_ref(&beta).cast(),
+                b as *const c_void,
+                plan.layouts[0],
+                a as *const c_void,
+                plan.layouts[1],
+                onto.unwrap_or(y_address) as *const c_void,
+                plan.layouts[2],
+                y_address as *mut c_void,
+                plan.layouts[2],
+                &plan.algorithm,
+                workspace as *mut c_void,
+                WORKSPACE,
+                self.stream.cu_stream().cast(),
+            )
+        })?;
+        Ok(Some(y))
+    }
+}
+
+const BIAS_POINTER: sys::cublasLtMatmulDescAttributes_t =
+    sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+
+impl Gemm {
+    /// y = a b by rows is y^T = b^T a^T by columns: cuBLAS's first factor is our second.
+    fn plan(&self, key: &Key) -> std::result::Result<Plan, CublasError> {
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
+        let [m, n, k] = key.sizes;
+        let single = sys::cudaDataType::CUDA_R_32F;
+        let epilogue = match key.is_biased {
+            true => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS,
+            false => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT,
+        };
+        let description = result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, single)?;
+        let layout = |matrix: &Matrix, rows: usize, columns: usize| {
+            let (rows, columns) = if matrix.turned { (columns, rows) } else { (rows, columns) };
+            result::create_matrix_layout(
+                matrix.dtype.cuda(),
+                rows as u64,
+                columns as u64,
+                matrix.stride as i64,
+            )
+        };
+        let layouts = [
+            layout(&key.b, n, k)?,
+            layout(&key.a, k, m)?,
+            result::create_matrix_layout(key.out.cuda(), n as u64, m as u64, n as i64)?,
+        ];
+        let preference = result::create_matmul_pref()?;
+        // SAFETY: descriptors and layouts were made just now; each attribute has the type cuBLASLt documents.
+        let found = unsafe {
+            describe(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &i32::from(key.b.turned))?;
+            describe(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &i32::from(key.a.turned))?;
+            describe(description, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &(epilogue as u32))?;
+            prefer(preference, Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &WORKSPACE)?;
+            prefer(preference, Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &key.b.alignment)?;
+            prefer(preference, Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &key.a.alignment)?;
+            prefer(preference, Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &key.out_alignment)?;
+            prefer(preference, Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &key.out_alignment)?;
+            let [first, second, out] = layouts;
+            let found = result::get_matmul_algo_heuristic(
+                self.handle,
+                description,
+                first,
+                second,
+                out,
+                out,
+                preference,
+            );
+            result::destroy_matmul_pref(preference)?;
+            found?
+        };
+        Ok(Plan { description, layouts, algorithm: found.algo })
+    }
+}
+
+/// # Safety
+/// `T` is the type that cuBLASLt documents for the attribute.
+unsafe fn describe<T>(
+    description: sys::cublasLtMatmulDesc_t,
+    attribute: sys::cublasLtMatmulDescAttributes_t,
+    value: &T,
+) -> std::result::Result<(), CublasError> {
+    let value_pointer = std::ptr::from_ref(value).cast();
+    // SAFETY: the caller's promise.
+    unsafe { result::set_matmul_desc_attribute(description, attribute, value_pointer, size_of::<T>()) }
+}
+
+/// # Safety
+/// `T` is the type that cuBLASLt documents for the attribute.
+unsafe fn prefer<T>(
+    preference: sys::cublasLtMatmulPreference_t,
+    attribute: sys::cublasLtMatmulPreferenceAttributes_t,
+    value: &T,
+) -> std::result::Result<(), CublasError> {
+    let value_pointer = std::ptr::from_ref(value).cast();
+    // SAFETY: the caller's promise.
+    unsafe { result::set_matmul_pref_attribute(preference, attribute, value_pointer, size_of::<T>()) }
+}
+
+/// How `x` [rows, columns] lies in memory, where cuBLAS can read that.
+fn matrix(x: &Tensor) -> Result<Option<Matrix>> {
+    let (rows, columns) = x.dims2()?;
+    let &[down, right] = x.stride() else { return Ok(None) };
+    let Some(dtype) = Number::of(x.dtype()) else { return Ok(None) };
+    let (turned, stride) = match () {
+        () if right == 1 || columns == 1 => (false, down.max(columns)),
+        () if down == 1 || rows == 1 => (true, right.max(rows)),
+        () => return Ok(None),
+    };
+    Ok(Some(Matrix { dtype, turned, stride, alignment: alignment(address(x)?) }))
+}
+
+fn alignment(address: u64) -> u32 {
+    1 << address.trailing_zeros().min(8)
+}
+
+/// cuBLAS's error in candle's words.
+fn blas<T>(result: std::result::Result<T, CublasError>) -> Result<T> {
+    result.map_err(|why| candle_core::Error::msg(format!("cuBLASLt: {why:?}")))
+}

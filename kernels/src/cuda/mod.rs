@@ -1,0 +1,73 @@
+//! The CUDA half of the kernels: what a GPU needs beside candle's own device.
+//!
+//! Every launch is on the one stream of the device that the tensors lie on, so order alone makes it safe: memory is
+//! allocated and freed in the order of the stream, and nothing here waits for the GPU.
+
+pub(crate) mod clock;
+pub(crate) mod copies;
+pub(crate) mod gemm;
+pub(crate) mod launch;
+pub(crate) mod pool;
+pub(crate) mod sdpa;
+pub(crate) mod tensor;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::cuda_backend::{CudaDevice, DeviceId};
+use candle_core::{Device, Result, Tensor};
+use cudarc::driver::{CudaContext, CudaStream};
+
+pub(crate) use launch::{File, Launch};
+pub(crate) use tensor::{fits, suffix};
+
+/// What one opened GPU has: its stream, loaded kernels, cuBLASLt and cuDNN handles, plans and workspace.
+pub(crate) struct Gpu {
+    pub device: CudaDevice,
+    pub context: Arc<CudaContext>,
+    pub stream: Arc<CudaStream>,
+    pub modules: launch::Modules,
+    pub gemm: gemm::Gemm,
+    pub sdpa: sdpa::Sdpa,
+}
+
+/// The GPUs that are open. Global, since candle's device has no room for what is ours, and the driver's own state
+/// that it stands for (contexts, pools) is global too.
+static OPEN: Mutex<Vec<(DeviceId, Arc<Gpu>)>> = Mutex::new(Vec::new());
+
+/// What belongs to `device`; a device that was not opened through [`crate::device::open_gpu`] gets default settings.
+pub(crate) fn gpu(device: &CudaDevice) -> Result<Arc<Gpu>> {
+    with_settings(device, crate::device::Settings::default())
+}
+
+/// [`gpu`] with the settings that hold if it is new.
+pub(crate) fn with_settings(device: &CudaDevice, settings: crate::device::Settings) -> Result<Arc<Gpu>> {
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, gpu)) = open.iter().find(|(id, _)| *id == device.id()) {
+        return Ok(gpu.clone());
+    }
+    let stream = device.cuda_stream();
+    let context = stream.context().clone();
+    let gpu = Arc::new(Gpu {
+        modules: launch::Modules::default(),
+        gemm: gemm::Gemm::new(&stream)?,
+        sdpa: sdpa::Sdpa::new(&context, settings.repeatability),
+        device: device.clone(),
+        context,
+        stream,
+    });
+    open.push((device.id(), gpu.clone()));
+    Ok(gpu)
+}
+
+/// The GPU that `x` lies on, or nothing where it lies in host memory.
+pub(crate) fn of(x: &Tensor) -> Result<Option<Arc<Gpu>>> {
+    match x.device() {
+        Device::Cuda(device) => gpu(device).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// The driver's error in candle's words.
+pub(crate) fn told<T>(result: std::result::Result<T, cudarc::driver::DriverError>) -> Result<T> {
+    result.map_err(|why| candle_core::Error::Cuda(Box::new(candle_core::cuda_backend::CudaError::Cuda(why))))
+}

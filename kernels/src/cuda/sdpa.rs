@@ -1,0 +1,334 @@
+//! cuDNN's attention behind the C shim of `cuda/attention.cpp`, with a plan for each shape.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, c_char, c_void};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use candle_core::{DType, Result, Tensor};
+use cudarc::driver::CudaContext;
+
+use super::tensor::pointer;
+use super::{Gpu, told};
+use crate::attention::{Gradients, Output};
+use crate::device::Repeatability;
+
+/// The first version whose backward needs no hidden mask for key lengths that are no multiples of 128, as Wan's are.
+const OLDEST: usize = 91800;
+/// Where the loader finds it.
+const LIBRARY: &CStr = c"libcudnn.so.9";
+/// The most bytes of workspace that a deterministic backward may take; heads are sliced to stay under it.
+const DETERMINISTIC_WORKSPACE: usize = 1 << 30;
+
+/// The slots of `sdpa_run`, as in `attention.h`.
+mod slot {
+    pub const Q: usize = 1;
+    pub const K: usize = 2;
+    pub const V: usize = 3;
+    pub const O: usize = 4;
+    pub const STATS: usize = 5;
+    pub const D_O: usize = 6;
+    pub const D_Q: usize = 7;
+    pub const D_K: usize = 8;
+    pub const D_V: usize = 9;
+    pub const COUNT: usize = 17;
+}
+
+const FORWARD: i32 = 0;
+const BACKWARD: i32 = 1;
+
+/// `SdpaDesc` of `attention.h`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Description {
+    b: i64,
+    h: i64,
+    sq: i64,
+    skv: i64,
+    d: i64,
+    mem_h: i64,
+    scale: f32,
+    kind: i32,
+    stats: i32,
+    deterministic: i32,
+    implementation: i32,
+    sm: i32,
+}
+
+#[cfg(cudnn_headers)]
+unsafe extern "C" {
+    fn sdpa_open(library: *const c_char, handle: *mut *mut c_void, error: *mut c_char, n: usize) -> i32;
+    fn sdpa_cudnn_version() -> usize;
+    fn sdpa_plan(
+        handle: *mut c_void,
+        description: *const Description,
+        plan: *mut *mut c_void,
+        workspace: *mut i64,
+        error: *mut c_char,
+        n: usize,
+    ) -> i32;
+    fn sdpa_run(
+        plan: *mut c_void,
+        stream: *mut c_void,
+        slots: *const *mut c_void,
+        workspace: *mut c_void,
+        error: *mut c_char,
+        n: usize,
+    ) -> i32;
+}
+
+/// Stands in for the shim in a build that found no cuDNN headers; `open` fails, so the others are never reached.
+#[cfg(not(cudnn_headers))]
+mod absent {
+    use super::{Description, c_char, c_void};
+    pub unsafe fn sdpa_open(_: *const c_char, _: *mut *mut c_void, error: *mut c_char, n: usize) -> i32 {
+        let why = b"this binary was built without the headers of cuDNN\0";
+        // SAFETY: `call` passes a buffer of n bytes, and n is more than the text.
+        unsafe { std::ptr::copy_nonoverlapping(why.as_ptr().cast(), error, why.len().min(n)) };
+        1
+    }
+    pub unsafe fn sdpa_cudnn_version() -> usize {
+        0
+    }
+    pub unsafe fn sdpa_plan(
+        _: *mut c_void,
+        _: *const Description,
+        _: *mut *mut c_void,
+        _: *mut i64,
+        _: *mut c_char,
+        _: usize,
+    ) -> i32 {
+        1
+    }
+    pub unsafe fn sdpa_run(
+        _: *mut c_void,
+        _: *mut c_void,
+        _: *const *mut c_void,
+        _: *mut c_void,
+        _: *mut c_char,
+        _: usize,
+    ) -> i32 {
+        1
+    }
+}
+#[cfg(not(cudnn_headers))]
+use absent::{sdpa_cudnn_version, sdpa_open, sdpa_plan, sdpa_run};
+
+/// Calls the shim with a buffer for its text.
+fn call(work: impl FnOnce(*mut c_char, usize) -> i32) -> std::result::Result<(), String> {
+    let mut text = [0_u8; 1024];
+    match work(text.as_mut_ptr().cast(), text.len()) {
+        0 => Ok(()),
+        _ => Err(CStr::from_bytes_until_nul(&text)
+            .map_or_else(|_| "no text".to_owned(), |text| text.to_string_lossy().into_owned())),
+    }
+}
+
+/// What a plan depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    batch: usize,
+    heads: usize,
+    heads_in_memory: usize,
+    queries: usize,
+    keys: usize,
+    size: usize,
+    kind: i32,
+}
+
+#[derive(Clone, Copy)]
+struct Plan {
+    raw: *mut c_void,
+    workspace: usize,
+}
+
+/// cuDNN on one GPU, opened when it is first asked for.
+pub(crate) struct Sdpa {
+    opened: OnceLock<std::result::Result<Handle, String>>,
+    /// Shapes that cuDNN refused are kept as such, so that it is asked once.
+    plans: Mutex<HashMap<Key, Option<Plan>>>,
+    repeatability: Repeatability,
+    architecture: i32,
+}
+
+struct Handle(*mut c_void);
+
+// SAFETY: the handle and the plans are used under the lock of `plans`, one thread at a time, as cuDNN asks.
+unsafe impl Send for Sdpa {}
+// SAFETY: as above.
+unsafe impl Sync for Sdpa {}
+
+impl Sdpa {
+    pub(crate) fn new(context: &Arc<CudaContext>, repeatability: Repeatability) -> Self {
+        let (major, minor) = context.compute_capability().unwrap_or((0, 0));
+        Self {
+            opened: OnceLock::new(),
+            plans: Mutex::default(),
+            repeatability,
+            architecture: major * 10 + minor,
+        }
+    }
+
+    fn handle(&self) -> std::result::Result<&Handle, String> {
+        let opened = self.opened.get_or_init(|| {
+            if self.architecture < 80 {
+                return Err(format!("compute capability {} is below 8.0", self.architecture));
+            }
+            let mut handle = std::ptr::null_mut();
+            // SAFETY: the name ends with nul; the handle is written before it returns 0.
+            call(|text, n| unsafe { sdpa_open(LIBRARY.as_ptr(), &mut handle, text, n) })?;
+            // SAFETY: the library is open.
+            let version = unsafe { sdpa_cudnn_version() };
+            match version < OLDEST {
+                true => Err(format!("libcudnn.so.9 is version {version}, and 9.18 or later is needed")),
+                false => Ok(Handle(handle)),
+            }
+        });
+        opened.as_ref().map_err(Clone::clone)
+    }
+}
+
+impl Gpu {
+    /// Whether cuDNN's attention can run here, or why not.
+    pub(crate) fn cudnn(&self) -> std::result::Result<usize, String> {
+        self.context.bind_to_thread().map_err(|why| why.to_string())?;
+        self.sdpa.handle()?;
+        // SAFETY: the library is open.
+        Ok(unsafe { sdpa_cudnn_version() })
+    }
+
+    /// Attention through cuDNN; nothing where it is absent or has no engine for these shapes.
+    pub(crate) fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Option<Output>> {
+        let Some(key) = key(q, k, FORWARD)? else { return Ok(None) };
+        let o = self.empty(q.shape(), DType::BF16)?;
+        let lse = self.empty((key.batch, key.heads, key.queries, 1), DType::F32)?;
+        let mut slots = [0; slot::COUNT];
+        slots[slot::Q] = pointer(q)?;
+        slots[slot::K] = pointer(k)?;
+        slots[slot::V] = pointer(v)?;
+        slots[slot::O] = pointer(&o)?;
+        slots[slot::STATS] = pointer(&lse)?;
+        Ok(self.run(key, &slots)?.then_some(Output { o, lse }))
+    }
+
+    /// The gradients through cuDNN; nothing where it is absent or has no engine for these shapes.
+    pub(crate) fn attention_backward(
+        &self,
+        [q, k, v]: [&Tensor; 3],
+        out: &Output,
+        d_out: &Tensor,
+    ) -> Result<Option<Gradients>> {
+        let Some(whole) = key(q, k, BACKWARD)? else { return Ok(None) };
+        let (dq, dk, dv) = (
+            self.empty(q.shape(), DType::BF16)?,
+            self.empty(k.shape(), DType::BF16)?,
+            self.empty(v.shape(), DType::BF16)?,
+        );
+        let mut slots = [0; slot::COUNT];
+        let tensors = [
+            (slot::Q, q),
+            (slot::K, k),
+            (slot::V, v),
+            (slot::O, &out.o),
+            (slot::D_O, d_out),
+            (slot::D_Q, &dq),
+            (slot::D_K, &dk),
+            (slot::D_V, &dv),
+        ];
+        for (slot, tensor) in tensors {
+            slots[slot] = pointer(tensor)?;
+        }
+        slots[slot::STATS] = pointer(&out.lse)?;
+        for Slice { sample, first, key } in self.sdpa.slices(&whole) {
+            let mut here = slots;
+            for (slot, tensor) in tensors {
+                let numbers = sample * tensor.elem_count() / whole.batch + first * whole.size;
+                here[slot] += (numbers * DType::BF16.size_in_bytes()) as u64;
+            }
+            let rows = (sample * whole.heads + first) * whole.queries;
+            here[slot::STATS] += (rows * DType::F32.size_in_bytes()) as u64;
+            if !self.run(key, &here)? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(Gradients { dq, dk, dv }))
+    }
+
+    /// Runs the plan of `key`, made when it is first asked for. False where there is none.
+    fn run(&self, key: Key, slots: &[u64; slot::COUNT]) -> Result<bool> {
+        told(self.context.bind_to_thread())?;
+        let mut plans = self.sdpa.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let plan = *plans.entry(key).or_insert_with(|| self.sdpa.plan(&key).ok());
+        let Some(plan) = plan else { return Ok(false) };
+        let workspace = self.empty(plan.workspace.max(1), DType::U8)?;
+        let (workspace, stream) = (pointer(&workspace)? as *mut c_void, self.stream.cu_stream());
+        let slots = slots.map(|address| address as *mut c_void);
+        // SAFETY: the slots hold what a plan of this kind wants, by the descriptions above; the workspace has the
+        // size asked for and is freed behind the launch on the same stream.
+        call(|text, n| unsafe { sdpa_run(plan.raw, stream.cast(), slots.as_ptr(), workspace, text, n) })
+            .map_err(|why| candle_core::Error::msg(format!("cuDNN's attention failed: {why}")))?;
+        Ok(true)
+    }
+}
+
+impl Sdpa {
+    fn plan(&self, key: &Key) -> std::result::Result<Plan, String> {
+        let handle = self.handle()?;
+        let deterministic = self.repeatability == Repeatability::BitForBit;
+        let automatic = Description {
+            b: key.batch as i64,
+            h: key.heads as i64,
+            sq: key.queries as i64,
+            skv: key.keys as i64,
+            d: key.size as i64,
+            mem_h: key.heads_in_memory as i64,
+            scale: (1.0 / (key.size as f64).sqrt()) as f32,
+            kind: key.kind,
+            stats: 1,
+            deterministic: i32::from(deterministic && key.kind == BACKWARD),
+            implementation: 0,
+            sm: self.architecture,
+        };
+        let make = |description: &Description| {
+            let (mut raw, mut workspace) = (std::ptr::null_mut(), 0);
+            // SAFETY: the handle is open; the plan and its size are written before it returns 0.
+            call(|text, n| unsafe { sdpa_plan(handle.0, description, &mut raw, &mut workspace, text, n) })
+                .map(|()| Plan { raw, workspace: workspace as usize })
+        };
+        // The automatic graph is the newer one and has no second try of its own.
+        make(&automatic).or_else(|_| make(&Description { implementation: 1, ..automatic }))
+    }
+
+    /// The calls of a backward. The deterministic one takes memory for a score matrix of every head, so it goes
+    /// sample by sample and by slices of heads, which are offsets into each token.
+    fn slices(&self, whole: &Key) -> Vec<Slice> {
+        if self.repeatability == Repeatability::Fast {
+            return vec![Slice { sample: 0, first: 0, key: *whole }];
+        }
+        let scores_of_head = whole.queries * whole.keys * DType::BF16.size_in_bytes();
+        let most = (DETERMINISTIC_WORKSPACE / scores_of_head).clamp(1, whole.heads);
+        let of_sample = |sample: usize| {
+            (0..whole.heads).step_by(most).map(move |first| {
+                let key = Key { batch: 1, heads: most.min(whole.heads - first), ..*whole };
+                Slice { sample, first, key }
+            })
+        };
+        (0..whole.batch).flat_map(of_sample).collect()
+    }
+}
+
+/// One call of a backward: some heads of one sample, or all of all.
+struct Slice {
+    sample: usize,
+    first: usize,
+    key: Key,
+}
+
+/// The plan that `q` [b, lq, n, h] and `k` [b, lk, n, h] ask for, where cuDNN's kernels take them.
+fn key(q: &Tensor, k: &Tensor, kind: i32) -> Result<Option<Key>> {
+    let (batch, queries, heads, size) = q.dims4()?;
+    let is_fit = q.dtype() == DType::BF16 && k.dtype() == DType::BF16 && size % 8 == 0 && size <= 128;
+    // cuDNN refuses the backward of a single query over a single key.
+    let is_fit = is_fit && queries > 1 && k.dim(1)? > 1;
+    let keys = k.dim(1)?;
+    Ok(is_fit.then_some(Key { batch, heads, heads_in_memory: heads, queries, keys, size, kind }))
+}

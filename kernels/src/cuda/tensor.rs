@@ -1,0 +1,73 @@
+//! Tensors as the kernels see them: a pointer and a row stride.
+
+use candle_core::backend::BackendDevice;
+use candle_core::cuda_backend::{CudaStorage, CudaStorageSlice};
+use candle_core::op::BackpropOp;
+use candle_core::{DType, Result, Shape, Storage, Tensor};
+use cudarc::driver::DevicePtr;
+
+use super::Gpu;
+
+/// The address of a contiguous tensor's first number. It is good for as long as the tensor lives; a tensor that is
+/// dropped after the launch frees its memory behind it on the stream.
+pub(crate) fn pointer(x: &Tensor) -> Result<u64> {
+    if !x.is_contiguous() {
+        candle_core::bail!("a kernel got a tensor {:?} that is not contiguous", x.shape());
+    }
+    address(x)
+}
+
+/// The address of a tensor's first number, whatever its strides.
+pub(crate) fn address(x: &Tensor) -> Result<u64> {
+    let (storage, layout) = x.storage_and_layout();
+    let Storage::Cuda(storage) = &*storage else {
+        candle_core::bail!("a kernel got a tensor in host memory")
+    };
+    let start = (layout.start_offset() * x.dtype().size_in_bytes()) as u64;
+    Ok(base(storage)? + start)
+}
+
+fn base(storage: &CudaStorage) -> Result<u64> {
+    let stream = storage.device.cuda_stream();
+    Ok(match &storage.slice {
+        CudaStorageSlice::U8(s) => s.device_ptr(&stream).0,
+        CudaStorageSlice::U32(s) => s.device_ptr(&stream).0,
+        CudaStorageSlice::I64(s) => s.device_ptr(&stream).0,
+        CudaStorageSlice::BF16(s) => s.device_ptr(&stream).0,
+        CudaStorageSlice::F16(s) => s.device_ptr(&stream).0,
+        CudaStorageSlice::F32(s) => s.device_ptr(&stream).0,
+        CudaStorageSlice::F64(s) => s.device_ptr(&stream).0,
+        _ => candle_core::bail!("no kernel takes this dtype"),
+    })
+}
+
+/// The suffix of kernel names for a dtype, where there are kernels for it.
+pub(crate) fn suffix(dtype: DType) -> Option<&'static str> {
+    match dtype {
+        DType::F32 => Some("f32"),
+        DType::BF16 => Some("bf16"),
+        DType::F16 => Some("f16"),
+        _ => None,
+    }
+}
+
+/// Whether the kernels can read these, four numbers at a time.
+pub(crate) fn fits(tensors: &[&Tensor]) -> Result<bool> {
+    for x in tensors {
+        let is_aligned = x.is_contiguous() && address(x)? % (4 * x.dtype().size_in_bytes() as u64) == 0;
+        if !is_aligned || x.elem_count() == 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+impl Gpu {
+    /// A tensor whose numbers are whatever the memory held.
+    pub(crate) fn empty(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+        let shape = shape.into();
+        // SAFETY: the caller, in this crate, writes every number in the launch that follows.
+        let storage = unsafe { self.device.alloc_uninit(&shape, dtype)? };
+        Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
+    }
+}

@@ -1,0 +1,47 @@
+//! The matrix product that linear layers and adapters are made of, with what its pass can end with.
+
+use candle_core::{DType, Tensor};
+
+use crate::Result;
+
+/// What happens to a product before it is written.
+#[derive(Clone, Copy)]
+pub(crate) struct End<'a> {
+    /// What it is multiplied by.
+    pub scale: f64,
+    /// `[n]`, added to every row; of the result's dtype.
+    pub bias: Option<&'a Tensor>,
+    /// [m, n], added; of the result's dtype.
+    pub onto: Option<&'a Tensor>,
+    /// The result's dtype.
+    pub dtype: DType,
+}
+
+impl End<'_> {
+    /// The product alone, in `dtype`.
+    pub(crate) fn plain(dtype: DType) -> Self {
+        Self { scale: 1.0, bias: None, onto: None, dtype }
+    }
+}
+
+/// scale * a b (+ bias) (+ onto): `a` [m, k], `b` [k, n] of one dtype -> [m, n].
+///
+/// Sums are f32. On a GPU the result is rounded once; here the product is rounded before anything is added.
+pub(crate) fn product(a: &Tensor, b: &Tensor, end: End) -> Result<Tensor> {
+    on_gpu!(a, |gpu| gpu.product(a, b, end)?);
+    let y = gemm_ready(a)?.matmul(&gemm_ready(b)?)?.to_dtype(end.dtype)?;
+    let y = if end.scale == 1.0 { y } else { (y * end.scale)? };
+    let y = match end.bias {
+        Some(bias) => y.broadcast_add(bias)?,
+        None => y,
+    };
+    match end.onto {
+        Some(onto) => onto + y,
+        None => Ok(y),
+    }
+}
+
+/// `x` as candle's product takes it: rows, or columns, without gaps.
+fn gemm_ready(x: &Tensor) -> Result<Tensor> {
+    if x.is_contiguous() || x.t()?.is_contiguous() { Ok(x.clone()) } else { x.contiguous() }
+}
