@@ -27,7 +27,9 @@ pub fn engine(device: &Device) -> Engine {
             Ok(version) => {
                 Engine { name: "cudnn", why: format!("cuDNN {}.{}", version / 10_000, version / 100 % 100) }
             }
-            Err(why) => Engine { name: "chunked", why: format!("without cuDNN, several times slower: {why}") },
+            Err(why) => {
+                Engine { name: "chunked", why: format!("without cuDNN, several times slower: {why}") }
+            }
         };
     }
     let _ = device;
