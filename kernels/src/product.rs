@@ -28,6 +28,19 @@ impl End<'_> {
 ///
 /// Sums are f32. On a GPU the result is rounded once; here the product is rounded before anything is added.
 pub(crate) fn product(a: &Tensor, b: &Tensor, end: End) -> Result<Tensor> {
+    let ((m, k), (rows, n)) = (a.dims2()?, b.dims2()?);
+    let is_fit = k == rows
+        && end.bias.is_none_or(|bias| bias.dims() == [n])
+        && end.onto.is_none_or(|onto| onto.dims() == [m, n]);
+    if !is_fit {
+        candle_core::bail!(
+            "a product of {:?} and {:?} onto {:?} with a bias {:?} does not fit together",
+            a.dims(),
+            b.dims(),
+            end.onto.map(Tensor::dims),
+            end.bias.map(Tensor::dims),
+        );
+    }
     on_gpu!(a, |gpu| gpu.product(a, b, end)?);
     let y = gemm_ready(a)?.matmul(&gemm_ready(b)?)?.to_dtype(end.dtype)?;
     let y = if end.scale == 1.0 { y } else { (y * end.scale)? };

@@ -3,8 +3,10 @@
 use candle_core::{DType, Tensor, Var};
 use kernels::weight::Weight;
 use kernels::{Result, attention, gelu, linear, loss, low_rank, norm, norm_rope, residual, rope};
-use proofs::{Tolerance, assert_close, assert_same_bits, randn};
+use proofs::{Tolerance, assert_close, randn};
 
+/// One f32 rounding: a GPU adds before it rounds a result, other devices behind it.
+const FUSED: Tolerance = Tolerance { absolute: 1e-6, relative: 2e-7 };
 /// f32 rounding through a few sums of tiny shapes.
 const AUTOGRAD: Tolerance = Tolerance { absolute: 1e-6, relative: 2e-5 };
 
@@ -70,9 +72,9 @@ fn linear_backward() {
     let dx = linear::backward_input(&dy, &frozen, None).unwrap();
     assert_gradient("linear", &f, &twin, &x, &dy, &dx);
     let onto = linear::forward(&x, &frozen, Some(&b), Some(&dy)).unwrap();
-    assert_same_bits("onto", &onto, &(&dy + f(&x).unwrap()).unwrap());
+    assert_close("onto", &onto, &(&dy + f(&x).unwrap()).unwrap(), FUSED);
     let onto = linear::backward_input(&dy, &frozen, Some(&x)).unwrap();
-    assert_same_bits("gradient onto", &onto, &(&x + dx).unwrap());
+    assert_close("gradient onto", &onto, &(&x + dx).unwrap(), FUSED);
 }
 
 #[test]
@@ -145,7 +147,7 @@ fn norm_backwards() {
     let twin = |x: &Tensor| scaled(&centred(x)?)? * (rows(&scale)? + 1.0)? + rows(&shift)?;
     let backward = |onto: &Tensor| norm::modulated_layer_norm_backward(&x, &dy, &scale, EPS, onto).unwrap();
     let got = backward(&nothing);
-    assert_same_bits("onto", &backward(&dy), &(&dy + &got).unwrap());
+    assert_close("onto", &backward(&dy), &(&dy + &got).unwrap(), FUSED);
     assert_gradient("modulated layer norm", &f, &twin, &x, &dy, &got);
 
     let (w, b) = (randn("w", 8), randn("b", 8));
@@ -153,7 +155,7 @@ fn norm_backwards() {
     let twin = |x: &Tensor| scaled(&centred(x)?)?.broadcast_mul(&w)?.broadcast_add(&b);
     let backward = |onto: &Tensor| norm::affine_layer_norm_backward(&x, &dy, &w, EPS, onto).unwrap();
     let got = backward(&nothing);
-    assert_same_bits("onto", &backward(&dy), &(&dy + &got).unwrap());
+    assert_close("onto", &backward(&dy), &(&dy + &got).unwrap(), FUSED);
     assert_gradient("affine layer norm", &f, &twin, &x, &dy, &got);
 
     let f = |x: &Tensor| norm::rms_norm(x, &w, EPS, DType::F32);
