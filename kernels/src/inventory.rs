@@ -95,6 +95,7 @@ const LIBRARIES: [(&str, &[&str], Ask); 7] = [
 /// Calls a C function of a library by name, with the type and value of each argument; a status other than 0 is an error.
 macro_rules! call {
     ($handle:expr, $name:expr, $($type:ty: $value:expr),+) => {{
+        // SAFETY: a type alone does nothing.
         type Function = unsafe extern "C" fn($($type),+) -> c_int;
         let name: &[u8] = $name;
         // SAFETY: every use below states the types that the library's header declares.

@@ -63,7 +63,7 @@ fn tiny<'a>(devices: &'a DevicesConfig) -> DitBench<'a> {
 #[test]
 fn the_bench_tells_what_the_peer_tells() {
     let devices = DevicesConfig::default();
-    let step = bench::step(&tiny(&devices), StepBench { rank: 2, accumulate: 2 }).unwrap();
+    let step = bench::step(&tiny(&devices), StepBench { rank: 2, accumulate: 2, profile: true }).unwrap();
     assert_told("train", &step);
     assert_eq!((&step["tokens"], &step["size"]), (&8.into(), &"32x32".into()));
     assert_told("infer", &bench::forward(&tiny(&devices)).unwrap());
@@ -79,4 +79,23 @@ fn the_bench_tells_what_the_peer_tells() {
     let precision = Wishes::default().settle(devices.processor());
     let umt5 = Umt5::seeded(bench::umt5_preset("tiny").unwrap(), 0, precision.text(), &device()).unwrap();
     assert_told("umt5-xxl", &bench::text("tiny", &umt5, 8, REPEATS).unwrap());
+}
+
+/// The classes of a profile hold nearly all of the time that a stage works, and no second is counted twice.
+///
+/// What is left are casts and copies between the operations of `kernels`: less than half of the time, and an operation
+/// that is counted twice goes past all of it. On the CPU, whose clock does not count the wait for a launch.
+#[test]
+fn the_classes_of_a_profile_sum_to_the_time_of_a_stage() {
+    let devices = DevicesConfig { stages: vec!["cpu".into()], ..Default::default() };
+    let bench = DitBench { size: ClipSize { width: 128, height: 128, frames: 9 }, ..tiny(&devices) };
+    let step = bench::step(&bench, StepBench { rank: 4, accumulate: 2, profile: true }).unwrap();
+    let (profile, number) = (&step["profile"], |value: &Value| value.as_f64().unwrap());
+    for stage in profile["stages"].as_array().unwrap() {
+        let of = |name: &str| number(&stage[name]);
+        let classes = of("gemm_s") + of("attention_s") + of("elementwise_s") + of("copy_s");
+        assert!(of("gemm_s") > 0.0 && of("attention_s") > 0.0 && of("elementwise_s") > 0.0, "{stage}");
+        assert!((0.5..1.001).contains(&(classes / of("busy_s"))), "{stage}");
+        assert!((0.0..1.0).contains(&of("bubble")) && of("busy_s") <= number(&profile["s"]), "{stage}");
+    }
 }

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::meter::{Measured, Meter};
 use super::model::DitSource;
+use super::profile::profiled;
 use super::{ClipSize, Repeats, device_name, random, rounded};
 use crate::devices::DevicesConfig;
 use crate::error::{Error, Result};
@@ -56,7 +57,7 @@ impl DitBench<'_> {
             None => Adapters::default(),
         };
         let mut pipeline = Pipeline::load(&weights, &config, &devices, &adapters, self.precision.dit())?;
-        pipeline.set_route(settled.transfer.into())?;
+        pipeline.set_route(self.devices.transfer.into())?;
         pipeline.set_ffn_tokens(self.memory.ffn_tokens);
         let [_, frames, height, width] = self.latent_shape(&config)?;
         let tokens = config.tokens(frames, height, width);
@@ -85,8 +86,9 @@ impl DitBench<'_> {
     }
 
     fn micro_batch(&self, ready: &Ready, weight: f32) -> Result<MicroBatch> {
-        let input = self.input(&ready.config, &ready.devices[0].0)?; // a settled config has a stage
-        let target = random("target", input.x_bcthw.dims(), DType::F32, input.x_bcthw.device())?;
+        // On the host, where a run's batches come from.
+        let input = self.input(&ready.config, &Device::Cpu)?;
+        let target = random("target", input.x_bcthw.dims(), DType::F32, &Device::Cpu)?;
         Ok(MicroBatch { input, target, weights: vec![weight], mask: None, dropout: None })
     }
 
@@ -112,6 +114,8 @@ pub struct StepBench {
     pub rank: usize,
     /// Micro-batches, each of one clip.
     pub accumulate: usize,
+    /// Whether one more step tells where its time goes.
+    pub profile: bool,
 }
 
 /// An optimiser step.
@@ -119,7 +123,7 @@ pub struct StepBench {
 /// # Errors
 /// A model that cannot be made, or a step that fails.
 pub fn step(bench: &DitBench, step: StepBench) -> Result<Value> {
-    let StepBench { rank, accumulate } = step;
+    let StepBench { rank, accumulate, profile } = step;
     let lora = LoraConfig { rank, ..LoraConfig::default() };
     let mut ready = bench.ready(Some(&lora))?;
     let mut optimizer = Optimizer::new(&ready.pipeline)?;
@@ -141,6 +145,9 @@ pub fn step(bench: &DitBench, step: StepBench) -> Result<Value> {
         "accumulate": accumulate, "rank": rank, "s_per_step": rounded(measured.seconds, 4),
         "useful_tflops": rounded(useful / measured.seconds / 1e12, 4),
     })));
+    if profile {
+        told.insert("profile".into(), profiled(&ready.pipeline, &batches, &keeping)?);
+    }
     Ok(told.into())
 }
 

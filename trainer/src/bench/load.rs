@@ -1,6 +1,6 @@
 //! Reading a checkpoint onto devices.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use models::adapter::Adapters;
 use models::dit::Base;
@@ -42,10 +42,10 @@ pub fn load(source: LoadSource, base: Base, devices: &DevicesConfig, repeats: Re
 }
 
 fn told(name: &str, path: &Path, base: Base, devices: &DevicesConfig, repeats: Repeats) -> Result<Value> {
-    let dit = locate(path, Part::Dit).and_then(|dit| Ok((dit_config(&dit, None)?, dit)));
-    let loaded = match dit {
-        Ok((config, dit)) => load_dit(&dit, &config, base, devices, repeats)?,
-        Err(_) => load_any(path, base.frozen, devices, repeats)?,
+    let is_dit = |at: &PathBuf| Checkpoint::open(at).is_ok_and(|own| own.contains("patch_embedding.weight"));
+    let loaded = match locate(path, Part::Dit).ok().filter(is_dit) {
+        Some(dit) => load_dit(&dit, base, devices, repeats)?,
+        None => load_any(path, base.frozen, devices, repeats)?,
     };
     let Loaded { measured, bytes, tensors } = loaded;
     Ok(json!({
@@ -62,16 +62,10 @@ struct Loaded {
     tensors: usize,
 }
 
-fn load_dit(
-    dit: &Path,
-    config: &Path,
-    base: Base,
-    devices: &DevicesConfig,
-    repeats: Repeats,
-) -> Result<Loaded> {
+fn load_dit(dit: &Path, base: Base, devices: &DevicesConfig, repeats: Repeats) -> Result<Loaded> {
     let file = Checkpoint::open(dit).map_err(models::Error::from)?;
     let (bytes, tensors) = (file.total_bytes(), file.entries().count());
-    let (config, weights) = open_dit(dit, config)?;
+    let (config, weights) = open_dit(dit, &dit_config(dit, None)?)?;
     let split = devices.settle(config.layers)?.open()?;
     let meter = Meter::of(split.iter().map(|(device, _)| device));
     let none = Adapters::default();

@@ -9,6 +9,7 @@ mod load;
 mod meter;
 mod model;
 mod parts;
+mod profile;
 
 use candle_core::{DType, Device, Tensor};
 use kernels::random::Key;

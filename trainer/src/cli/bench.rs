@@ -101,6 +101,9 @@ struct StepArguments {
     /// Micro-batches of a step.
     #[arg(long, default_value_t = 1)]
     accumulate: usize,
+    /// Tell where the time goes too: how long each stage works and idles, and by class of operation.
+    #[arg(long)]
+    profile: bool,
 }
 
 #[derive(Debug, Args)]
@@ -236,7 +239,7 @@ impl StepArguments {
     fn measure(&self) -> crate::Result<serde_json::Value> {
         let memory = self.memory.config();
         memory.check()?;
-        let step = StepBench { rank: self.rank, accumulate: self.accumulate.max(1) };
+        let step = StepBench { rank: self.rank, accumulate: self.accumulate.max(1), profile: self.profile };
         bench::step(&self.network.bench(memory)?, step)
     }
 }

@@ -14,7 +14,6 @@ use models::weights::Checkpoint;
 use super::devices::StageDevices;
 use super::precision::ModelPrecision;
 use crate::base::{MODEL_FPS, SIZE_MULTIPLE};
-use crate::devices;
 use crate::encode::{Encoded, Encoding};
 use crate::error::Error;
 use crate::interrupt::Interrupt;
@@ -110,14 +109,14 @@ impl Sample {
         let adapters = self.adapters()?;
         refuse_foreign(&adapters, &config.adaptable_modules())?;
         let stages = self.devices.config().settle(config.layers)?;
-        let device = devices::open(&stages.stages[0], &stages.settings())?;
+        let split = stages.open()?;
+        let device = split[0].0.clone(); // a settled config has a stage
 
         let encoded = Encoded::open(&self.cache, &model)?;
         let texts = requests.iter().flat_map(|r| [r.prompt.as_str(), r.negative.as_str()]);
         let with = Encoding { model: &model, device: &device, interrupt: &interrupt, ui };
         encoded.encode_prompts(texts, &with)?;
-        let mut pipeline =
-            Pipeline::load(&weights, &config, &stages.open()?, &adapters, model.precision.dit())?;
+        let mut pipeline = Pipeline::load(&weights, &config, &split, &adapters, model.precision.dit())?;
         pipeline.set_route(stages.transfer.into())?;
         let given = self.latents.as_deref().map(Checkpoint::open).transpose().map_err(models::Error::from);
         let given = given.map_err(Error::from)?;

@@ -10,6 +10,7 @@ mod summary;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use candle_core::Device;
 use models::adapter::Adapters;
 
 pub use folder::{RunFolder, changed_settings};
@@ -57,8 +58,13 @@ struct Run<'a> {
 /// # Errors
 /// Whatever stands in the way of decoding, encoding or keeping them.
 pub fn cache(planned: &Planned, interrupt: &Interrupt, ui: &Ui) -> Result<Encoded> {
+    let stages = planned.plan.devices.open()?;
+    cache_on(&stages[0].0, planned, interrupt, ui) // a settled plan has a stage
+}
+
+/// [`cache`] on a device that is open already: a GPU that is opened twice has two pools of memory.
+fn cache_on(device: &Device, planned: &Planned, interrupt: &Interrupt, ui: &Ui) -> Result<Encoded> {
     let Planned { plan, dataset, .. } = planned;
-    let device = &plan.devices.open()?[0].0;
     let mut encoded = Encoded::open(&plan.run.cache, &plan.model)?;
     let captions = dataset.sources.iter().map(|source| source.item.caption.as_str());
     let prompts = plan.sample.clips.iter().flat_map(|clip| [clip.prompt.as_str(), clip.negative.as_str()]);
@@ -74,10 +80,10 @@ pub fn cache(planned: &Planned, interrupt: &Interrupt, ui: &Ui) -> Result<Encode
 /// Whatever stops the run. Everything up to the last checkpoint is safe.
 pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &Ui) -> Result<Ending> {
     let plan = &planned.plan;
-    let encoded = cache(planned, interrupt, ui)?;
-    let (dit, weights) = plan.model.open_dit()?;
     let split = plan.devices.open()?;
-    let fresh = Adapters::fresh(&planned.targets, &plan.adapter, plan.run.seed, &candle_core::Device::Cpu)?;
+    let encoded = cache_on(&split[0].0, planned, interrupt, ui)?; // a settled plan has a stage
+    let (dit, weights) = plan.model.open_dit()?;
+    let fresh = Adapters::fresh(&planned.targets, &plan.adapter, plan.run.seed, &Device::Cpu)?;
     let mut pipeline = Pipeline::load(&weights, &dit, &split, &fresh, plan.model.precision.dit())?;
     pipeline.set_route(plan.devices.transfer.into())?;
     pipeline.set_ffn_tokens(plan.memory.ffn_tokens);
