@@ -21,6 +21,7 @@ fn main() {
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
     }
+    // cargo sets it for every build script.
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR for build scripts"));
     for source in ["norm", "elementwise", "weight", "optimiser", "random", "volume"] {
         let source = Path::new("cuda").join(source).with_extension("cu");
@@ -36,6 +37,7 @@ fn main() {
 
 /// One `.cu` file into a fat binary of the same name.
 fn compile(source: &Path, out: &Path) {
+    // The sources are named above.
     let target = out.join(source.file_stem().expect("sources are named")).with_extension("fatbin");
     let mut nvcc = Command::new(nvcc());
     nvcc.args(["-O3", "-std=c++17", "-fatbin", "--threads", "0"]).arg("-o").arg(&target).arg(source);

@@ -60,19 +60,21 @@ pub fn backward(x: &Tensor, dy: &Tensor, factors: &Factors, onto: Option<&Tensor
     backward_group(x, std::slice::from_ref(dy), &[Member { layer: 0, factors }], onto)
 }
 
-/// Adds every member's delta onto the output of its layer: `x` [.., in], `ys` [.., out] one for each layer.
-pub fn forward_group(x: &Tensor, members: &[Member], mut ys: Vec<Tensor>) -> Result<Vec<Tensor>> {
+/// The sum of the members' deltas for each of `layers` layers, [.., out] in the dtype of `x` [.., in]; nothing for a
+/// layer without members.
+pub fn forward_group(x: &Tensor, members: &[Member], layers: usize) -> Result<Vec<Option<Tensor>>> {
+    let mut deltas = vec![None; layers];
     if members.is_empty() {
-        return Ok(ys);
+        return Ok(deltas);
     }
     let _noted = profile::scope(Class::Gemm, x.device());
     let h = product(&flat(x)?, &stacked(members, x.dtype())?.t()?, End::plain(x.dtype()))?;
     for (member, h) in members.iter().zip(by_member(&h, members, 1)?) {
-        let y = &ys[member.layer];
-        let shape = y.shape().clone();
-        ys[member.layer] = up(&h, member.factors, flat_like(Some(y), x.dtype())?.as_ref())?.reshape(shape)?;
+        let onto = flat_like(deltas[member.layer].as_ref(), x.dtype())?;
+        deltas[member.layer] =
+            Some(unflat(&up(&h, member.factors, onto.as_ref())?, x, member.factors.b.dim(0)?)?);
     }
-    Ok(ys)
+    Ok(deltas)
 }
 
 /// The gradients of [`forward_group`] for `x` [.., in] and `dys` [.., out], one for each layer; dx comes with `onto`

@@ -28,6 +28,20 @@ impl End<'_> {
 ///
 /// Sums are f32. On a GPU the result is rounded once; here the product is rounded before anything is added.
 pub(crate) fn product(a: &Tensor, b: &Tensor, end: End) -> Result<Tensor> {
+    let ((m, k), (rows, n)) = (a.dims2()?, b.dims2()?);
+    let misfit = |op, other: &Tensor| {
+        let (lhs, rhs) = (candle_core::Shape::from((m, n)), other.shape().clone());
+        Err(candle_core::Error::ShapeMismatchBinaryOp { lhs, rhs, op }.bt())
+    };
+    match (end.bias, end.onto) {
+        _ if k != rows => {
+            let (lhs, rhs) = (a.shape().clone(), b.shape().clone());
+            return Err(candle_core::Error::ShapeMismatchBinaryOp { lhs, rhs, op: "matmul" }.bt());
+        }
+        (Some(bias), _) if bias.dims() != [n] => return misfit("bias of a matmul", bias),
+        (_, Some(onto)) if onto.dims() != [m, n] => return misfit("sum with a matmul", onto),
+        _ => {}
+    }
     on_gpu!(a, |gpu| gpu.product(a, b, end)?);
     let y = gemm_ready(a)?.matmul(&gemm_ready(b)?)?.to_dtype(end.dtype)?;
     let y = if end.scale == 1.0 { y } else { (y * end.scale)? };

@@ -3,8 +3,10 @@
 use candle_core::{DType, Tensor, Var};
 use kernels::weight::Weight;
 use kernels::{Result, attention, gelu, linear, loss, low_rank, norm, norm_rope, residual, rope};
-use proofs::{Tolerance, assert_close, assert_same_bits, randn};
+use proofs::{Tolerance, assert_close, randn};
 
+/// One f32 rounding: a GPU adds before it rounds a result, other devices behind it.
+const FUSED: Tolerance = Tolerance { absolute: 1e-6, relative: 2e-7 };
 /// f32 rounding through a few sums of tiny shapes.
 const AUTOGRAD: Tolerance = Tolerance { absolute: 1e-6, relative: 2e-5 };
 
@@ -70,9 +72,9 @@ fn linear_backward() {
     let dx = linear::backward_input(&dy, &frozen, None).unwrap();
     assert_gradient("linear", &f, &twin, &x, &dy, &dx);
     let onto = linear::forward(&x, &frozen, Some(&b), Some(&dy)).unwrap();
-    assert_same_bits("onto", &onto, &(&dy + f(&x).unwrap()).unwrap());
+    assert_close("onto", &onto, &(&dy + f(&x).unwrap()).unwrap(), FUSED);
     let onto = linear::backward_input(&dy, &frozen, Some(&x)).unwrap();
-    assert_same_bits("gradient onto", &onto, &(&x + dx).unwrap());
+    assert_close("gradient onto", &onto, &(&x + dx).unwrap(), FUSED);
 }
 
 #[test]
@@ -103,23 +105,27 @@ fn low_rank_groups_equal_their_members_alone() {
     let members: Vec<_> =
         all.iter().map(|(layer, factors)| low_rank::Member { layer: *layer, factors }).collect();
     let x = randn("x", (2, 3, 5));
-    let ys = [4, 4, 6].map(|out| randn(&format!("y{out}"), (2, 3, out))).to_vec();
-    let dys = ys.iter().map(|y| (y * 0.5).unwrap()).collect::<Vec<_>>();
+    let dys = [4, 4, 6].map(|out| randn(&format!("dy{out}"), (2, 3, out)));
     let onto = randn("onto", (2, 3, 5));
 
-    let (mut expected, mut dx) = (ys.clone(), onto.clone());
+    let (mut expected, mut dx) = (vec![None; 3], onto.clone());
     let together = low_rank::backward_group(&x, &dys, &members, Some(&onto)).unwrap();
     for (member, got) in members.iter().zip(&together.factors) {
         let layer = member.layer;
-        expected[layer] = low_rank::forward(&x, member.factors, Some(&expected[layer])).unwrap();
+        let delta = low_rank::forward(&x, member.factors, expected[layer].as_ref());
+        expected[layer] = Some(delta.unwrap());
         let alone = low_rank::backward(&x, &dys[layer], member.factors, Some(&dx)).unwrap();
         assert_close("dA", &got.da, &alone.factors[0].da, AUTOGRAD);
         assert_close("dB", &got.db, &alone.factors[0].db, AUTOGRAD);
         dx = alone.dx;
     }
     assert_close("dx", &together.dx, &dx, AUTOGRAD);
-    for (got, expected) in low_rank::forward_group(&x, &members, ys).unwrap().iter().zip(&expected) {
-        assert_close("y", got, expected, AUTOGRAD);
+    let deltas = low_rank::forward_group(&x, &members, 3).unwrap();
+    for (got, expected) in deltas.iter().zip(&expected) {
+        match (got, expected) {
+            (Some(got), Some(expected)) => assert_close("delta", got, expected, AUTOGRAD),
+            (got, expected) => assert_eq!(got.is_some(), expected.is_some()),
+        }
     }
 }
 
@@ -145,7 +151,7 @@ fn norm_backwards() {
     let twin = |x: &Tensor| scaled(&centred(x)?)? * (rows(&scale)? + 1.0)? + rows(&shift)?;
     let backward = |onto: &Tensor| norm::modulated_layer_norm_backward(&x, &dy, &scale, EPS, onto).unwrap();
     let got = backward(&nothing);
-    assert_same_bits("onto", &backward(&dy), &(&dy + &got).unwrap());
+    assert_close("onto", &backward(&dy), &(&dy + &got).unwrap(), FUSED);
     assert_gradient("modulated layer norm", &f, &twin, &x, &dy, &got);
 
     let (w, b) = (randn("w", 8), randn("b", 8));
@@ -153,7 +159,7 @@ fn norm_backwards() {
     let twin = |x: &Tensor| scaled(&centred(x)?)?.broadcast_mul(&w)?.broadcast_add(&b);
     let backward = |onto: &Tensor| norm::affine_layer_norm_backward(&x, &dy, &w, EPS, onto).unwrap();
     let got = backward(&nothing);
-    assert_same_bits("onto", &backward(&dy), &(&dy + &got).unwrap());
+    assert_close("onto", &backward(&dy), &(&dy + &got).unwrap(), FUSED);
     assert_gradient("affine layer norm", &f, &twin, &x, &dy, &got);
 
     let f = |x: &Tensor| norm::rms_norm(x, &w, EPS, DType::F32);

@@ -122,7 +122,9 @@ fn crates_depend_in_one_direction() {
 #[test]
 fn one_file_prints() {
     let mut offenders = Vec::new();
-    for file in shipped().filter(|file| file.path != "trainer/src/ui.rs") {
+    // A build script speaks to cargo by printing.
+    let speaks = |file: &File| file.path == "trainer/src/ui.rs" || file.path.ends_with("build.rs");
+    for file in shipped().filter(|file| !speaks(file)) {
         let is_bad = |line: &str| {
             ["println!", "eprintln!", "print!", "eprint!", "dbg!", "stdout()", "stderr()"]
                 .iter()

@@ -84,8 +84,12 @@ fn a_row_is_off_by_half_a_step_at_most() {
         let decoded: Vec<Vec<f32>> = weight.dequantised(DType::F32).unwrap().to_vec2().unwrap();
         for (row, decoded) in dense.to_vec2::<f32>().unwrap().iter().zip(decoded) {
             let largest = row.iter().fold(0f32, |largest, v| largest.max(v.abs()));
-            let scale = f64::from((largest / format.largest()).max(f32::MIN_POSITIVE));
+            let scale = (largest / format.largest()).max(f32::MIN_POSITIVE);
             for (&number, decoded) in row.iter().zip(decoded) {
+                // On every device: the arithmetic is fixed to the bit.
+                let expected = format.value(format.code(number / scale)) * scale;
+                assert_eq!(decoded.to_bits(), expected.to_bits(), "{format:?}: {number} became {decoded}");
+                let scale = f64::from(scale);
                 let number = f64::from(number);
                 let step = match format {
                     Format::E4m3 => scale * 2f64.powi(-9).max((number / scale).abs() / 8.0),

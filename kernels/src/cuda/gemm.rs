@@ -221,6 +221,7 @@ impl Gemm {
 
 /// # Safety
 /// `T` is the type that cuBLASLt documents for the attribute.
+// SAFETY: callers promise the type of the attribute.
 unsafe fn describe<T>(
     description: sys::cublasLtMatmulDesc_t,
     attribute: sys::cublasLtMatmulDescAttributes_t,
@@ -233,6 +234,7 @@ unsafe fn describe<T>(
 
 /// # Safety
 /// `T` is the type that cuBLASLt documents for the attribute.
+// SAFETY: callers promise the type of the attribute.
 unsafe fn prefer<T>(
     preference: sys::cublasLtMatmulPreference_t,
     attribute: sys::cublasLtMatmulPreferenceAttributes_t,

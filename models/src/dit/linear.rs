@@ -71,18 +71,22 @@ impl Linear {
 /// Several layers over one input: `x` [b, l, in] -> [b, l, out] each.
 pub fn forward_all<const N: usize>(layers: [&Linear; N], x: &Tensor, pass: &Pass) -> Result<[Tensor; N]> {
     let x = &x.to_dtype(layers[0].weight.dtype())?;
-    let frozen = |layer: &&Linear| kernels::linear::forward(x, &layer.weight, Some(&layer.bias), None);
-    let mut ys = layers.iter().map(frozen).collect::<kernels::Result<Vec<_>>>()?;
     let attached = attached(&layers, pass);
+    // Deltas first: the large product then adds them in its own pass.
+    let mut deltas = vec![None; N];
     if pass.dropout.is_none() {
-        ys = low_rank::forward_group(x, &members(&attached), ys)?;
+        deltas = low_rank::forward_group(x, &members(&attached), N)?;
     } else {
         // Every layer drops other elements of the input, so there is no input that they share.
         for Attached { layer, name, adapter } in attached {
             let x = pass.dropped(name, x)?;
-            ys[layer] = low_rank::forward(&x, adapter.factors(), Some(&ys[layer]))?;
+            deltas[layer] = Some(low_rank::forward(&x, adapter.factors(), deltas[layer].as_ref())?);
         }
     }
+    let whole = |(layer, delta): (&&Linear, &Option<Tensor>)| {
+        kernels::linear::forward(x, &layer.weight, Some(&layer.bias), delta.as_ref())
+    };
+    let ys = layers.iter().zip(&deltas).map(whole).collect::<kernels::Result<Vec<_>>>()?;
     ys.try_into().map_err(|ys: Vec<Tensor>| Error::Mismatch(format!("{N} layers gave {} outputs", ys.len())))
 }
 
@@ -95,11 +99,11 @@ pub fn backward_all<const N: usize>(
     pass: &Pass,
     gradients: &mut Gradients,
 ) -> Result<Tensor> {
-    let mut dx = None;
+    let mut dx = adapters_backward(&layers, x, dys, pass, gradients)?;
     for (layer, dy) in layers.iter().zip(dys) {
         dx = Some(kernels::linear::backward_input(dy, &layer.weight, dx.as_ref())?);
     }
-    adapters_backward(&layers, x, dys, dx, pass, gradients)
+    dx.ok_or_else(|| Error::Mismatch("the gradient of no layers was asked for".into()))
 }
 
 /// [`backward_all`] where nothing upstream wants the gradient of the input (text projections).
@@ -110,28 +114,30 @@ pub fn backward_adapters<const N: usize>(
     pass: &Pass,
     gradients: &mut Gradients,
 ) -> Result<()> {
-    adapters_backward(&layers, x, dys, None, pass, gradients).map(drop)
+    adapters_backward(&layers, x, dys, pass, gradients).map(drop)
 }
 
-/// `dx` plus what goes back through the adapters.
+/// What goes back to the input through the adapters; nothing where there are none.
 fn adapters_backward(
     layers: &[&Linear],
     x: &Tensor,
     dys: &[Tensor],
-    dx: Option<Tensor>,
     pass: &Pass,
     gradients: &mut Gradients,
-) -> Result<Tensor> {
+) -> Result<Option<Tensor>> {
     let x = &x.to_dtype(layers[0].weight.dtype())?;
     let attached = attached(layers, pass);
+    if attached.is_empty() {
+        return Ok(None);
+    }
     if pass.dropout.is_none() {
-        let grads = low_rank::backward_group(x, dys, &members(&attached), dx.as_ref())?;
+        let grads = low_rank::backward_group(x, dys, &members(&attached), None)?;
         for (attached, factors) in attached.iter().zip(grads.factors) {
             attached.note(factors, gradients)?;
         }
-        return Ok(grads.dx);
+        return Ok(Some(grads.dx));
     }
-    let mut sum = dx.map_or_else(|| x.zeros_like(), Ok)?;
+    let mut sum = x.zeros_like()?;
     for one in &attached {
         let dropped = pass.dropped(one.name, x)?;
         let grads = low_rank::backward(&dropped, &dys[one.layer], one.adapter.factors(), None)?;
@@ -140,7 +146,7 @@ fn adapters_backward(
             one.note(factors, gradients)?;
         }
     }
-    Ok(sum)
+    Ok(Some(sum))
 }
 
 /// The adapters of `layers`, layer by layer.

@@ -16,7 +16,7 @@ use super::entry::Entry;
 use super::error::{Result, WeightsError};
 
 /// Bytes that a core reads at a time.
-const PIECE: usize = 1 << 20;
+const PIECE: usize = 1 << 18;
 
 /// From here on numbers round to infinity as f16 and as bf16: half a step above their largest values.
 const F16_END: f32 = 65520.0;
@@ -43,9 +43,9 @@ pub(crate) fn tensor(path: &Path, name: &str, entry: &Entry, dtype: DType) -> cr
         DType::F16 if entry.dtype.is_float() => {
             source.floats::<f16>(F16_END, |to, from| to.convert_from_f32_slice(from))
         }
-        DType::BF16 if entry.dtype.is_float() => {
-            source.floats::<bf16>(BF16_END, |to, from| to.convert_from_f32_slice(from))
-        }
+        DType::BF16 if entry.dtype.is_float() => source.floats::<bf16>(BF16_END, |to, from| {
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = rounded(*from))
+        }),
         _ if same_bytes => {
             let raw = bytes(path, entry)?;
             check_raw(&source, &raw, dtype)?;
@@ -80,6 +80,13 @@ fn gather(span: &[u8], shape: &[usize], strides: &[usize], size: usize) -> Vec<u
     out
 }
 
+/// A piece as it is read and as it is decoded: one for each core, since fresh memory costs more than the reading.
+#[derive(Default)]
+struct Buffers {
+    raw: Vec<u8>,
+    floats: Vec<f32>,
+}
+
 /// What is being read, for the messages.
 struct Source<'a> {
     path: &'a Path,
@@ -101,35 +108,39 @@ impl Source<'_> {
             Some(_) => values.len().max(1),
             None => PIECE / self.entry.dtype.size(),
         };
-        let read = |(i, values): (usize, &mut [T])| {
-            let (first, mut floats) = (i * piece, Vec::with_capacity(values.len()));
-            decode(&self.piece(first, values.len())?, self.entry.dtype, &mut floats);
+        let read = |buffers: &mut Buffers, (i, values): (usize, &mut [T])| {
+            let first = i * piece;
+            self.fill(first, values.len(), buffers)?;
             // A value is good if it compares as smaller: NaN never does. All at once first, which is fast.
             let is_good = |v: &f32| v.abs() < end;
-            if !floats.iter().all(is_good) {
+            let floats = &buffers.floats;
+            if !floats.iter().fold(true, |good, v| good & is_good(v)) {
                 let i = floats.iter().position(|v| !is_good(v)).unwrap_or(0);
                 return Err(self.not_finite(T::DTYPE, f64::from(floats[i]), first + i));
             }
-            convert(values, &floats);
+            convert(values, floats);
             Ok(())
         };
         let pieces = values.par_chunks_mut(piece).enumerate();
-        match pieces.map(read).find_map_first(Result::err) {
+        match pieces.map_init(Buffers::default, read).find_map_first(Result::err) {
             Some(error) => Err(error.into()),
             None => Ok(Tensor::from_vec(values, self.entry.shape.as_slice(), &Device::Cpu)?),
         }
     }
 
-    /// The bytes of `count` elements from the element `first` on; all of a strided view.
-    fn piece(&self, first: usize, count: usize) -> Result<Vec<u8>> {
+    /// Reads `count` elements from the element `first` on; all of a strided view.
+    fn fill(&self, first: usize, count: usize, Buffers { raw, floats }: &mut Buffers) -> Result<()> {
+        floats.clear();
         if self.entry.strides.is_some() {
-            return bytes(self.path, self.entry);
+            decode(&bytes(self.path, self.entry)?, self.entry.dtype, floats);
+            return Ok(());
         }
         let size = self.entry.dtype.size();
-        let mut piece = vec![0; count * size];
+        raw.resize(count * size, 0);
         let mut file = open_at(self.path, self.entry.offset + (first * size) as u64)?;
-        file.read_exact(&mut piece).map_err(WeightsError::io("read", self.path))?;
-        Ok(piece)
+        file.read_exact(raw).map_err(WeightsError::io("read", self.path))?;
+        decode(raw, self.entry.dtype, floats);
+        Ok(())
     }
 
     fn not_finite(&self, dtype: DType, value: f64, index: usize) -> WeightsError {
@@ -161,12 +172,21 @@ fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
     bytes.as_chunks::<N>().0.iter().copied()
 }
 
+/// A finite number as bf16, ties to even. The library's function minds NaN too, one number at a time.
+fn rounded(number: f32) -> bf16 {
+    let bits = number.to_bits();
+    bf16::from_bits(((bits + 0x7FFF + (bits >> 16 & 1)) >> 16) as u16)
+}
+
 /// Appends the floats in `bytes` to `out`.
 fn decode(bytes: &[u8], dtype: StoredDType, out: &mut Vec<f32>) {
     match dtype {
         StoredDType::F32 => out.extend(words(bytes).map(f32::from_le_bytes)),
         StoredDType::F16 => out.extend(words(bytes).map(|w| f16::from_le_bytes(w).to_f32())),
-        StoredDType::BF16 => out.extend(words(bytes).map(|w| bf16::from_le_bytes(w).to_f32())),
+        // The upper half of an f32.
+        StoredDType::BF16 => {
+            out.extend(words(bytes).map(|w| f32::from_bits(u32::from(u16::from_le_bytes(w)) << 16)));
+        }
         StoredDType::F64 => out.extend(words(bytes).map(|w| f64::from_le_bytes(w) as f32)),
         StoredDType::F8E4M3 => out.extend(bytes.iter().map(|&b| Format::E4m3.value(b))),
         // Five exponent bits are those of f16: the byte is its upper half.

@@ -11,7 +11,7 @@ mod stage;
 mod training;
 
 use std::ops::Range;
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 
 use candle_core::{Device, Tensor};
 use kernels::profile;
@@ -73,7 +73,12 @@ impl Pipeline {
         let load = |(device, range): &(Device, Range<usize>)| {
             Stage::load(weights, config, range.clone(), adapters, base, device)
         };
-        let stages = split.iter().map(load).collect::<Result<_>>()?;
+        // Side by side: each device has a link of its own to take its weights over.
+        let stages = thread::scope(|scope| {
+            let threads: Vec<_> = split.iter().map(|part| scope.spawn(move || load(part))).collect();
+            let join = |t: ScopedJoinHandle<_>| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
+            threads.into_iter().map(join).collect::<Result<_>>()
+        })?;
         let devices: Vec<&Device> = split.iter().map(|(device, _)| device).collect();
         let (ways, home) = linked(&devices, Route::default())?;
         Ok(Self { stages, ways, home })
