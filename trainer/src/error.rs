@@ -28,8 +28,8 @@ pub enum Error {
     },
     /// The GPU is not there.
     #[error(
-        "there is no such GPU: look what `nvidia-smi` and `tandem doctor` list, correct devices.stages (or --stages, \
-         --device), or use \"cpu\" ({cause})"
+        "no such GPU can be used: look that `nvidia-smi` and `tandem doctor` list it, correct devices.stages (or \
+         --stages, --device), or use \"cpu\" ({cause})"
     )]
     NoGpu {
         /// The driver's own words.
