@@ -28,6 +28,7 @@ pub mod conv3d;
 pub mod device;
 pub mod dropout;
 pub mod fault;
+pub mod gather;
 pub mod gelu;
 pub mod inventory;
 pub mod linear;

@@ -13,14 +13,25 @@ pub(crate) struct End<'a> {
     pub bias: Option<&'a Tensor>,
     /// [m, n], added; of the result's dtype.
     pub onto: Option<&'a Tensor>,
+    /// What each number goes through at last.
+    pub then: Then,
     /// The result's dtype.
     pub dtype: DType,
+}
+
+/// What the numbers of a product go through when all is added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Then {
+    /// Nothing.
+    Stay,
+    /// GELU (tanh).
+    Gelu,
 }
 
 impl End<'_> {
     /// The product alone, in `dtype`.
     pub(crate) fn plain(dtype: DType) -> Self {
-        Self { scale: 1.0, bias: None, onto: None, dtype }
+        Self { scale: 1.0, bias: None, onto: None, then: Then::Stay, dtype }
     }
 }
 
@@ -49,9 +60,13 @@ pub(crate) fn product(a: &Tensor, b: &Tensor, end: End) -> Result<Tensor> {
         Some(bias) => y.broadcast_add(bias)?,
         None => y,
     };
-    match end.onto {
-        Some(onto) => onto + y,
-        None => Ok(y),
+    let y = match end.onto {
+        Some(onto) => (onto + y)?,
+        None => y,
+    };
+    match end.then {
+        Then::Stay => Ok(y),
+        Then::Gelu => y.gelu(),
     }
 }
 

@@ -12,8 +12,6 @@ use super::tensor::pointer;
 use super::{Gpu, told};
 use crate::transfer::Route;
 
-/// How many tensors may be on their way out before the next one waits for the first: enough to keep the link busy.
-const LEAVING: usize = 2;
 /// Sizes of pinned buffers are multiples of this, so that buffers fit again.
 const GRAIN: usize = 2 << 20;
 
@@ -50,7 +48,14 @@ pub(crate) struct Store {
     back: Arc<CudaStream>,
     free: Mutex<Vec<Buffer>>,
     held: Mutex<u64>,
-    leaving: Mutex<VecDeque<(CudaEvent, Tensor)>>,
+    leaving: Mutex<Leaving>,
+}
+
+/// What is on its way out, oldest first, with the group that each belongs to.
+#[derive(Default)]
+struct Leaving {
+    tensors: VecDeque<(u64, CudaEvent, Tensor)>,
+    group: u64,
 }
 
 impl std::fmt::Debug for Store {
@@ -122,16 +127,21 @@ impl Store {
         })?;
         let arrived = Arc::new(told(self.out.record_event(None))?);
         let (shape, dtype) = (x.shape().clone(), x.dtype());
-        self.let_go(told(self.out.record_event(None))?, x)?;
+        let gone = told(self.out.record_event(None))?;
+        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        let group = leaving.group;
+        leaving.tensors.push_back((group, gone, x));
+        drop(leaving);
         Ok(Parked { store: self.clone(), buffer: Some(buffer), arrived, shape, dtype, returning: None })
     }
 
-    /// Holds `x` until its copy is done; the oldest of those that leave go once the stream has waited for them.
-    fn let_go(&self, gone: CudaEvent, x: Tensor) -> Result<()> {
+    /// See [`crate::transfer::HostStore::next_group`].
+    pub(crate) fn next_group(&self) -> Result<()> {
         let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
-        leaving.push_back((gone, x));
-        while leaving.len() > LEAVING || leaving.front().is_some_and(|(gone, _)| gone.is_complete()) {
-            if let Some((gone, _tensor)) = leaving.pop_front() {
+        let last = leaving.group;
+        leaving.group += 1;
+        while leaving.tensors.front().is_some_and(|(group, ..)| *group < last) {
+            if let Some((_, gone, _tensor)) = leaving.tensors.pop_front() {
                 told(self.gpu.stream.wait(&gone))?;
             }
         }
@@ -141,7 +151,7 @@ impl Store {
     /// Lets all go that leave: the stream waits for their copies.
     fn settle(&self) -> Result<()> {
         let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
-        leaving.drain(..).try_for_each(|(gone, _tensor)| told(self.gpu.stream.wait(&gone)))
+        leaving.tensors.drain(..).try_for_each(|(_, gone, _tensor)| told(self.gpu.stream.wait(&gone)))
     }
 }
 

@@ -6,6 +6,7 @@
 //! made again: they cost little time and much memory. The feed-forward part sees each token alone and goes in chunks.
 
 use candle_core::{DType, Device, Tensor};
+use kernels::gather::Tokens;
 use kernels::{norm, residual};
 
 use super::attention::{Attended, CrossAttention, Projected, Projections, SelfAttention};
@@ -275,7 +276,7 @@ fn in_chunks<const N: usize>(
     if chunks.len() < 2 {
         return work(&streams.map(Tensor::clone), m, pass);
     }
-    let mut whole: Option<Tensor> = None;
+    let mut whole: Option<Tokens> = None;
     for chunk in chunks {
         let mut parts = streams.map(Tensor::clone);
         for part in &mut parts {
@@ -284,10 +285,10 @@ fn in_chunks<const N: usize>(
         let done = work(&parts, &m.of(&chunk)?, &pass.starting_at(chunk.tokens.start))?.contiguous()?;
         let into = match whole.take() {
             Some(whole) => whole,
-            None => Tensor::zeros(streams[0].shape(), done.dtype(), done.device())?,
+            None => Tokens::room(streams[0].dims3()?, done.dtype(), done.device())?,
         };
-        into.slice_set(&done, 1, chunk.tokens.start)?;
+        into.put(&done, chunk.tokens.start)?;
         whole = Some(into);
     }
-    whole.ok_or_else(|| Error::Mismatch("a stream without tokens went into a block".into()))
+    whole.map(Tokens::done).ok_or_else(|| Error::Mismatch("a stream without tokens went into a block".into()))
 }
