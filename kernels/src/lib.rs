@@ -28,7 +28,6 @@ pub mod conv3d;
 pub mod device;
 pub mod dropout;
 pub mod fault;
-pub mod gather;
 pub mod gelu;
 pub mod inventory;
 pub mod linear;
@@ -41,6 +40,7 @@ pub mod random;
 pub mod resample;
 pub mod residual;
 pub mod rope;
+pub mod tokens;
 pub mod transfer;
 pub mod weight;
 

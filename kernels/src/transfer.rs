@@ -132,8 +132,8 @@ impl HostStore {
         Ok(Parked { x: Waiting::Here(x) })
     }
 
-    /// Begins a group of tensors that leave together, such as what a block keeps. The group before may still be on its
-    /// way; for the one before that the device waits, so that no more than two groups take memory twice.
+    /// Begins a group of tensors that leave together, such as what a block keeps: for the group before the device waits,
+    /// which had a block's time to go, so that one group at most takes memory twice.
     pub fn next_group(&self) -> Result<()> {
         #[cfg(feature = "cuda")]
         if let Some(gpu) = &self.gpu {

@@ -1,6 +1,5 @@
 //! Copies between GPUs and to pinned host memory, on streams of their own, ordered by events.
 
-use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -48,14 +47,8 @@ pub(crate) struct Store {
     back: Arc<CudaStream>,
     free: Mutex<Vec<Buffer>>,
     held: Mutex<u64>,
-    leaving: Mutex<Leaving>,
-}
-
-/// What is on its way out, oldest first, with the group that each belongs to.
-#[derive(Default)]
-struct Leaving {
-    tensors: VecDeque<(u64, CudaEvent, Tensor)>,
-    group: u64,
+    /// What is on its way out.
+    leaving: Mutex<Vec<(CudaEvent, Tensor)>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -128,30 +121,14 @@ impl Store {
         let arrived = Arc::new(told(self.out.record_event(None))?);
         let (shape, dtype) = (x.shape().clone(), x.dtype());
         let gone = told(self.out.record_event(None))?;
-        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
-        let group = leaving.group;
-        leaving.tensors.push_back((group, gone, x));
-        drop(leaving);
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner).push((gone, x));
         Ok(Parked { store: self.clone(), buffer: Some(buffer), arrived, shape, dtype, returning: None })
     }
 
-    /// See [`crate::transfer::HostStore::next_group`].
+    /// Lets all go that leave: the stream waits for their copies. See [`crate::transfer::HostStore::next_group`].
     pub(crate) fn next_group(&self) -> Result<()> {
         let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = leaving.group;
-        leaving.group += 1;
-        while leaving.tensors.front().is_some_and(|(group, ..)| *group < last) {
-            if let Some((_, gone, _tensor)) = leaving.tensors.pop_front() {
-                told(self.gpu.stream.wait(&gone))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Lets all go that leave: the stream waits for their copies.
-    fn settle(&self) -> Result<()> {
-        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
-        leaving.tensors.drain(..).try_for_each(|(_, gone, _tensor)| told(self.gpu.stream.wait(&gone)))
+        leaving.drain(..).try_for_each(|(gone, _tensor)| told(self.gpu.stream.wait(&gone)))
     }
 }
 
@@ -159,7 +136,7 @@ impl Parked {
     /// See [`crate::transfer::Parked::prefetch`].
     pub(crate) fn prefetch(&mut self) -> Result<()> {
         if self.returning.is_none() {
-            self.store.settle()?;
+            self.store.next_group()?;
             let store = self.store.clone();
             self.returning = Some(self.copy_to(&store.gpu, &store.back)?);
         }
