@@ -1,6 +1,12 @@
 //! Builds the CUDA half when the feature `cuda` is on: each `cuda/*.cu` into one fat binary (machine code for the
 //! architectures below and PTX for later ones), and the C++ shim over cuDNN's attention where its headers are found.
 
+// A build script has no one to hand an error to but cargo.
+#![allow(clippy::expect_used)]
+
+#[path = "build/late.rs"]
+mod late;
+
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,6 +21,7 @@ fn main() {
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return;
     }
+    // cargo sets it for every build script.
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR for build scripts"));
     for source in ["norm", "elementwise", "weight", "optimiser", "random", "volume"] {
         let source = Path::new("cuda").join(source).with_extension("cu");
@@ -23,10 +30,14 @@ fn main() {
         }
     }
     attention_shim();
+    if let Some(home) = toolkit() {
+        late::link(&home, &out);
+    }
 }
 
 /// One `.cu` file into a fat binary of the same name.
 fn compile(source: &Path, out: &Path) {
+    // The sources are named above.
     let target = out.join(source.file_stem().expect("sources are named")).with_extension("fatbin");
     let mut nvcc = Command::new(nvcc());
     nvcc.args(["-O3", "-std=c++17", "-fatbin", "--threads", "0"]).arg("-o").arg(&target).arg(source);
@@ -45,6 +56,16 @@ fn nvcc() -> PathBuf {
     println!("cargo::rerun-if-env-changed=CUDA_HOME");
     let home = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin/nvcc"));
     home.filter(|path| path.exists()).unwrap_or_else(|| "nvcc".into())
+}
+
+/// The folder of the CUDA toolkit: the one that nvcc lies in.
+fn toolkit() -> Option<PathBuf> {
+    let on_path = || {
+        let folders = env::var_os("PATH")?;
+        env::split_paths(&folders).map(|folder| folder.join("nvcc")).find(|nvcc| nvcc.exists())
+    };
+    let nvcc = Some(nvcc()).filter(|path| path.exists()).or_else(on_path)?;
+    nvcc.canonicalize().ok()?.parent()?.parent().map(Path::to_owned)
 }
 
 /// The shim needs the headers of cuDNN 9.18 or later and of cudnn-frontend 1.x; without them attention is chunked.

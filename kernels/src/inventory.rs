@@ -15,6 +15,8 @@ use libloading::Library as Handle;
 pub struct Library {
     /// As people call it.
     pub name: &'static str,
+    /// Whether nothing runs on a GPU without it.
+    pub is_needed: bool,
     /// Its version, or why it cannot be used.
     pub version: Result<String, String>,
     /// The file that was loaded, where the system tells.
@@ -77,20 +79,23 @@ enum Ask {
     Parts(&'static [u8]),
 }
 
-/// The libraries that a build with CUDA uses, with the names of their files, newest first.
-const LIBRARIES: [(&str, &[&str], Ask); 7] = [
-    (
-        "CUDA runtime",
-        &["libcudart.so.13", "libcudart.so.12"],
-        Ask::WrittenInThousands(b"cudaRuntimeGetVersion"),
-    ),
-    ("cuBLAS", &["libcublas.so.13", "libcublas.so.12"], Ask::Parts(b"cublasGetProperty")),
-    ("cuBLASLt", &["libcublasLt.so.13", "libcublasLt.so.12"], Ask::Returned(b"cublasLtGetVersion")),
-    ("cuRAND", &["libcurand.so.10"], Ask::Parts(b"curandGetProperty")),
-    ("NVRTC", &["libnvrtc.so.13", "libnvrtc.so.12"], Ask::Two(b"nvrtcVersion")),
-    ("cuDNN", &["libcudnn.so.9"], Ask::Returned(b"cudnnGetVersion")),
-    ("NCCL", &["libnccl.so.2"], Ask::Written(b"ncclGetVersion")),
+/// The libraries that a build with CUDA may use: name, beginning of the file's name, its version where it is not CUDA's,
+/// and how to ask.
+const LIBRARIES: [(&str, &str, Option<u32>, Ask); 7] = [
+    ("CUDA runtime", "libcudart.so", None, Ask::WrittenInThousands(b"cudaRuntimeGetVersion")),
+    ("cuBLAS", "libcublas.so", None, Ask::Parts(b"cublasGetProperty")),
+    ("cuBLASLt", "libcublasLt.so", None, Ask::Returned(b"cublasLtGetVersion")),
+    ("cuRAND", "libcurand.so", Some(10), Ask::Parts(b"curandGetProperty")),
+    ("cuDNN", "libcudnn.so", Some(9), Ask::Returned(b"cudnnGetVersion")),
+    ("NVRTC", "libnvrtc.so", None, Ask::Two(b"nvrtcVersion")),
+    ("NCCL", "libnccl.so", Some(2), Ask::Written(b"ncclGetVersion")),
 ];
+
+/// The first of them are those that nothing runs without.
+const NEEDED: usize = 4;
+
+/// The CUDA whose libraries a build without CUDA looks for.
+const NEWEST: u32 = 13;
 
 /// Calls a C function of a library by name, with the type and value of each argument; a status other than 0 is an error.
 macro_rules! call {
@@ -99,7 +104,7 @@ macro_rules! call {
         type Function = unsafe extern "C" fn($($type),+) -> c_int;
         let name: &[u8] = $name;
         // SAFETY: every use below states the types that the library's header declares.
-        let function = unsafe { $handle.get::<Function>(name) }.map_err(|why| why.to_string());
+        let function = unsafe { $handle.get::<Function>(name) }.map_err(in_words);
         // SAFETY: every pointer is to a variable of the caller, of the length that goes with it.
         function.and_then(|function| success(name, unsafe { function($($value),+) }))
     }};
@@ -107,43 +112,47 @@ macro_rules! call {
 
 /// The libraries of CUDA, found or not.
 pub fn libraries() -> Vec<Library> {
-    let look = |(name, files, ask): &(&'static str, &[&str], Ask)| match open(files) {
-        Ok((file, handle)) => Library { name, version: version(handle, ask), path: path_of(file) },
-        Err(why) => Library { name, version: Err(why), path: None },
+    let cuda = built_for().map_or(NEWEST, |(major, _)| major);
+    let look = |(i, (name, file, own, ask)): (usize, &(&'static str, &str, Option<u32>, Ask))| {
+        let file = format!("{file}.{}", own.unwrap_or(cuda));
+        let (version, path) = match open(&file) {
+            Ok(handle) => (version(handle, ask), path_of(&file)),
+            Err(why) => (Err(why), None),
+        };
+        Library { name, is_needed: i < NEEDED, version, path }
     };
-    LIBRARIES.iter().map(look).collect()
+    LIBRARIES.iter().enumerate().map(look).collect()
 }
 
 /// The driver, or why there is none that answers.
 pub fn driver() -> Result<Driver, String> {
-    let (_, handle) = open(DRIVER)?;
+    let handle = open(DRIVER)?;
     let version = number(handle, b"cuDriverGetVersion")?;
     Ok(Driver { cuda: (version / 1000, version % 1000 / 10), version: kernel_module() })
 }
 
 /// The GPUs that the driver lists, or why it lists none.
 pub fn gpus() -> Result<Vec<Gpu>, String> {
-    let (_, handle) = open(DRIVER)?;
+    let handle = open(DRIVER)?;
     call!(handle, b"cuInit", c_uint: 0)?;
     let count = number(handle, b"cuDeviceGetCount")? as usize;
     (0..count).map(|index| gpu(handle, index, count)).collect()
 }
 
 /// File of the driver's library.
-const DRIVER: &[&str] = &["libcuda.so.1"];
+const DRIVER: &str = "libcuda.so.1";
 
-/// The first of `files` that loads, or the loader's words about the first.
-fn open<'a>(files: &[&'a str]) -> Result<(&'a str, &'static Handle), String> {
-    let mut told = None;
-    for &file in files {
-        // SAFETY: NVIDIA's libraries promise that loading them runs nothing but their own set-up.
-        match unsafe { Handle::new(file) } {
-            // Never unloaded: some keep threads of their own.
-            Ok(handle) => return Ok((file, Box::leak(Box::new(handle)))),
-            Err(why) => drop(told.get_or_insert(why.to_string())),
-        }
-    }
-    Err(told.unwrap_or_default())
+/// Loads `file`, or tells the loader's words.
+fn open(file: &str) -> Result<&'static Handle, String> {
+    // SAFETY: NVIDIA's libraries promise that loading them runs nothing but their own set-up.
+    let opened = unsafe { Handle::new(file) };
+    // Never unloaded: some keep threads of their own.
+    opened.map(|handle| &*Box::leak(Box::new(handle))).map_err(in_words)
+}
+
+/// An error with what is behind it.
+fn in_words(error: libloading::Error) -> String {
+    std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 fn version(handle: &Handle, ask: &Ask) -> Result<String, String> {
@@ -154,7 +163,7 @@ fn version(handle: &Handle, ask: &Ask) -> Result<String, String> {
             // SAFETY: the headers declare `size_t name(void)`.
             let function = unsafe { handle.get::<unsafe extern "C" fn() -> usize>(*name) };
             // SAFETY: it only reads a constant.
-            function.map(|function| three(unsafe { function() } as u32)).map_err(|why| why.to_string())
+            function.map(|function| three(unsafe { function() } as u32)).map_err(in_words)
         }
         Ask::Written(name) => number(handle, name).map(three),
         Ask::WrittenInThousands(name) => {

@@ -40,6 +40,7 @@ pub mod random;
 pub mod resample;
 pub mod residual;
 pub mod rope;
+pub mod tokens;
 pub mod transfer;
 pub mod weight;
 

@@ -1,7 +1,7 @@
 //! The frozen linear layer: forward, and backward to its input only. A frozen weight has no gradient to compute.
 
 use crate::Result;
-use crate::product::{End, product};
+use crate::product::{End, Then, product};
 use crate::profile::{self, Class};
 use crate::weight::Weight;
 use candle_core::{D, DType, Tensor};
@@ -11,10 +11,30 @@ use candle_core::{D, DType, Tensor};
 /// `x` is [.., in], `weight` [out, in], `bias` `[out]`, `onto` [.., out]; the result is [.., out] in the weight's compute
 /// dtype, to which `x` is cast first (bf16 weights: bf16 GEMM with f32 accumulation).
 pub fn forward(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, onto: Option<&Tensor>) -> Result<Tensor> {
+    forward_then(x, weight, bias, onto, Then::Stay)
+}
+
+/// GELU (tanh) of [`forward`], in the same pass where a GPU can.
+pub fn forward_gelu(
+    x: &Tensor,
+    weight: &Weight,
+    bias: Option<&Tensor>,
+    onto: Option<&Tensor>,
+) -> Result<Tensor> {
+    forward_then(x, weight, bias, onto, Then::Gelu)
+}
+
+fn forward_then(
+    x: &Tensor,
+    weight: &Weight,
+    bias: Option<&Tensor>,
+    onto: Option<&Tensor>,
+    then: Then,
+) -> Result<Tensor> {
     let _noted = profile::scope(Class::Gemm, x.device());
     let (matrix, dtype) = (weight.dequantised(weight.dtype())?, weight.dtype());
     let (bias, onto) = (like(bias, dtype)?, flat_like(onto, dtype)?);
-    let end = End { bias: bias.as_ref(), onto: onto.as_ref(), ..End::plain(dtype) };
+    let end = End { bias: bias.as_ref(), onto: onto.as_ref(), then, ..End::plain(dtype) };
     unflat(&product(&flat(x)?.to_dtype(dtype)?, &matrix.t()?, end)?, x, matrix.dim(0)?)
 }
 

@@ -13,14 +13,25 @@ pub(crate) struct End<'a> {
     pub bias: Option<&'a Tensor>,
     /// [m, n], added; of the result's dtype.
     pub onto: Option<&'a Tensor>,
+    /// What each number goes through at last.
+    pub then: Then,
     /// The result's dtype.
     pub dtype: DType,
+}
+
+/// What the numbers of a product go through when all is added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Then {
+    /// Nothing.
+    Stay,
+    /// GELU (tanh).
+    Gelu,
 }
 
 impl End<'_> {
     /// The product alone, in `dtype`.
     pub(crate) fn plain(dtype: DType) -> Self {
-        Self { scale: 1.0, bias: None, onto: None, dtype }
+        Self { scale: 1.0, bias: None, onto: None, then: Then::Stay, dtype }
     }
 }
 
@@ -29,17 +40,18 @@ impl End<'_> {
 /// Sums are f32. On a GPU the result is rounded once; here the product is rounded before anything is added.
 pub(crate) fn product(a: &Tensor, b: &Tensor, end: End) -> Result<Tensor> {
     let ((m, k), (rows, n)) = (a.dims2()?, b.dims2()?);
-    let is_fit = k == rows
-        && end.bias.is_none_or(|bias| bias.dims() == [n])
-        && end.onto.is_none_or(|onto| onto.dims() == [m, n]);
-    if !is_fit {
-        candle_core::bail!(
-            "a product of {:?} and {:?} onto {:?} with a bias {:?} does not fit together",
-            a.dims(),
-            b.dims(),
-            end.onto.map(Tensor::dims),
-            end.bias.map(Tensor::dims),
-        );
+    let misfit = |op, other: &Tensor| {
+        let (lhs, rhs) = (candle_core::Shape::from((m, n)), other.shape().clone());
+        Err(candle_core::Error::ShapeMismatchBinaryOp { lhs, rhs, op }.bt())
+    };
+    match (end.bias, end.onto) {
+        _ if k != rows => {
+            let (lhs, rhs) = (a.shape().clone(), b.shape().clone());
+            return Err(candle_core::Error::ShapeMismatchBinaryOp { lhs, rhs, op: "matmul" }.bt());
+        }
+        (Some(bias), _) if bias.dims() != [n] => return misfit("bias of a matmul", bias),
+        (_, Some(onto)) if onto.dims() != [m, n] => return misfit("sum with a matmul", onto),
+        _ => {}
     }
     on_gpu!(a, |gpu| gpu.product(a, b, end)?);
     let y = gemm_ready(a)?.matmul(&gemm_ready(b)?)?.to_dtype(end.dtype)?;
@@ -48,9 +60,13 @@ pub(crate) fn product(a: &Tensor, b: &Tensor, end: End) -> Result<Tensor> {
         Some(bias) => y.broadcast_add(bias)?,
         None => y,
     };
-    match end.onto {
-        Some(onto) => onto + y,
-        None => Ok(y),
+    let y = match end.onto {
+        Some(onto) => (onto + y)?,
+        None => y,
+    };
+    match end.then {
+        Then::Stay => Ok(y),
+        Then::Gelu => y.gelu(),
     }
 }
 

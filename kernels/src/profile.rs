@@ -1,7 +1,7 @@
 //! Where the time goes: a recorder that notes how long each operation takes on its device, by class.
 //!
 //! Off by default, and then an operation pays for one look at a thread-local. [`record`] turns it on for the thread that
-//! calls it, for as long as its work runs; every public operation of this crate opens a [`scope`] of its class.
+//! calls it, for as long as its work runs; every public operation of this crate opens a scope of its class.
 //! An operation that calls others counts as one, of its own class.
 
 use std::cell::RefCell;

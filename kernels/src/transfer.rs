@@ -132,6 +132,16 @@ impl HostStore {
         Ok(Parked { x: Waiting::Here(x) })
     }
 
+    /// Begins a group of tensors that leave together, such as what a block keeps: for the group before the device waits,
+    /// which had a block's time to go, so that one group at most takes memory twice.
+    pub fn next_group(&self) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &self.gpu {
+            return gpu.next_group();
+        }
+        Ok(())
+    }
+
     /// Bytes of host memory that the store holds, in use or not.
     pub fn bytes(&self) -> u64 {
         #[cfg(feature = "cuda")]

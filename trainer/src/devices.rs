@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::Device;
 use clap::ValueEnum;
 use kernels::device::{Repeatability, Settings};
-use kernels::inventory::{self, Gpu};
+use kernels::inventory::{self, Gpu, Library};
 use kernels::transfer::Route;
 use serde::{Deserialize, Serialize};
 
@@ -152,6 +152,11 @@ fn check_gpu(index: usize) -> Result<()> {
             format!("built with CUDA {major}.{minor}, the driver runs {can_major}.{can_minor} at most");
         return Err(Error::OldDriver { cause });
     }
+    let missing = |library: Library| match library.version {
+        Err(cause) if library.is_needed => Err(Error::NoLibrary { name: library.name, cause }),
+        _ => Ok(()),
+    };
+    inventory::libraries().into_iter().try_for_each(missing)?;
     let gpus = inventory::gpus().map_err(|cause| Error::NoGpu { cause })?;
     match gpus.get(index) {
         Some(gpu) if gpu.is_new_enough() => Ok(()),

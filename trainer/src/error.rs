@@ -18,9 +18,9 @@ pub enum Error {
     Model(models::Error),
     /// A GPU has no room for a tensor.
     #[error(
-        "the GPU's memory ran out: `tandem plan` tells what the recipe needs; fewer or smaller frames (data.frames, \
-         data.sizes), train.batch = 1, memory.keep = \"inputs\" or another stage in devices.stages need less, and \
-         devices.memory_limit may have been set too low ({cause})"
+        "the GPU's memory ran out: `tandem plan` tells what the recipe needs; model.base = \"fp8\", memory.offload = \
+         \"always\", fewer or smaller frames (data.frames, data.sizes), train.batch = 1 or another stage in devices.stages \
+         need less, and devices.memory_limit may have been set too low ({cause})"
     )]
     OutOfMemory {
         /// The driver's own words.
@@ -28,11 +28,21 @@ pub enum Error {
     },
     /// The GPU is not there.
     #[error(
-        "there is no such GPU: look what `nvidia-smi` and `tandem doctor` list, correct devices.stages (or --stages, \
-         --device), or use \"cpu\" ({cause})"
+        "no such GPU can be used: look that `nvidia-smi` and `tandem doctor` list it, correct devices.stages (or \
+         --stages, --device), or use \"cpu\" ({cause})"
     )]
     NoGpu {
         /// The driver's own words.
+        cause: String,
+    },
+    /// A library of CUDA is missing.
+    #[error(
+        "{name} cannot be loaded, and nothing runs on a GPU without it: `tandem doctor` tells how to get it ({cause})"
+    )]
+    NoLibrary {
+        /// The library.
+        name: &'static str,
+        /// The loader's own words.
         cause: String,
     },
     /// The driver cannot run this build.

@@ -1,6 +1,5 @@
 //! Copies between GPUs and to pinned host memory, on streams of their own, ordered by events.
 
-use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,8 +11,6 @@ use super::tensor::pointer;
 use super::{Gpu, told};
 use crate::transfer::Route;
 
-/// How many tensors may be on their way out before the next one waits for the first: enough to keep the link busy.
-const LEAVING: usize = 2;
 /// Sizes of pinned buffers are multiples of this, so that buffers fit again.
 const GRAIN: usize = 2 << 20;
 
@@ -50,7 +47,8 @@ pub(crate) struct Store {
     back: Arc<CudaStream>,
     free: Mutex<Vec<Buffer>>,
     held: Mutex<u64>,
-    leaving: Mutex<VecDeque<(CudaEvent, Tensor)>>,
+    /// What is on its way out.
+    leaving: Mutex<Vec<(CudaEvent, Tensor)>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -122,24 +120,13 @@ impl Store {
         })?;
         let arrived = Arc::new(told(self.out.record_event(None))?);
         let (shape, dtype) = (x.shape().clone(), x.dtype());
-        self.let_go(told(self.out.record_event(None))?, x)?;
+        let gone = told(self.out.record_event(None))?;
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner).push((gone, x));
         Ok(Parked { store: self.clone(), buffer: Some(buffer), arrived, shape, dtype, returning: None })
     }
 
-    /// Holds `x` until its copy is done; the oldest of those that leave go once the stream has waited for them.
-    fn let_go(&self, gone: CudaEvent, x: Tensor) -> Result<()> {
-        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
-        leaving.push_back((gone, x));
-        while leaving.len() > LEAVING || leaving.front().is_some_and(|(gone, _)| gone.is_complete()) {
-            if let Some((gone, _tensor)) = leaving.pop_front() {
-                told(self.gpu.stream.wait(&gone))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Lets all go that leave: the stream waits for their copies.
-    fn settle(&self) -> Result<()> {
+    /// Lets all go that leave: the stream waits for their copies. See [`crate::transfer::HostStore::next_group`].
+    pub(crate) fn next_group(&self) -> Result<()> {
         let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
         leaving.drain(..).try_for_each(|(gone, _tensor)| told(self.gpu.stream.wait(&gone)))
     }
@@ -149,7 +136,7 @@ impl Parked {
     /// See [`crate::transfer::Parked::prefetch`].
     pub(crate) fn prefetch(&mut self) -> Result<()> {
         if self.returning.is_none() {
-            self.store.settle()?;
+            self.store.next_group()?;
             let store = self.store.clone();
             self.returning = Some(self.copy_to(&store.gpu, &store.back)?);
         }

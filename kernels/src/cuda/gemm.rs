@@ -12,7 +12,7 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 
 use super::tensor::{address, pointer};
 use super::{Gpu, told};
-use crate::product::End;
+use crate::product::{End, Then};
 
 /// Bytes for split-K sums and the like; what PyTorch gives Hopper.
 const WORKSPACE: usize = 32 << 20;
@@ -65,6 +65,7 @@ struct Key {
     out_alignment: u32,
     is_onto: bool,
     is_biased: bool,
+    then: Then,
 }
 
 /// A product that cuBLASLt has been asked about: descriptors and the algorithm it would take first.
@@ -118,6 +119,7 @@ impl Gpu {
             out_alignment,
             is_onto: onto.is_some(),
             is_biased: end.bias.is_some(),
+            then: end.then,
         };
         let mut plans = self.gemm.plans.lock().unwrap_or_else(PoisonError::into_inner);
         if !plans.contains_key(&key) {
@@ -172,9 +174,11 @@ impl Gemm {
         use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
         let [m, n, k] = key.sizes;
         let single = sys::cudaDataType::CUDA_R_32F;
-        let epilogue = match key.is_biased {
-            true => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS,
-            false => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT,
+        let epilogue = match (key.is_biased, key.then) {
+            (true, Then::Stay) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS,
+            (true, Then::Gelu) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU_BIAS,
+            (false, Then::Stay) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT,
+            (false, Then::Gelu) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU,
         };
         let description = result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, single)?;
         let layout = |matrix: &Matrix, rows: usize, columns: usize| {
@@ -221,6 +225,7 @@ impl Gemm {
 
 /// # Safety
 /// `T` is the type that cuBLASLt documents for the attribute.
+// SAFETY: callers promise the type of the attribute.
 unsafe fn describe<T>(
     description: sys::cublasLtMatmulDesc_t,
     attribute: sys::cublasLtMatmulDescAttributes_t,
@@ -233,6 +238,7 @@ unsafe fn describe<T>(
 
 /// # Safety
 /// `T` is the type that cuBLASLt documents for the attribute.
+// SAFETY: callers promise the type of the attribute.
 unsafe fn prefer<T>(
     preference: sys::cublasLtMatmulPreference_t,
     attribute: sys::cublasLtMatmulPreferenceAttributes_t,

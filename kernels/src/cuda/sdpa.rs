@@ -53,6 +53,7 @@ struct Description {
 }
 
 #[cfg(cudnn_headers)]
+// SAFETY: the names and types of `cuda/attention.h`; callers pass live pointers and a text buffer of n bytes.
 unsafe extern "C" {
     fn sdpa_open(library: *const c_char, handle: *mut *mut c_void, error: *mut c_char, n: usize) -> i32;
     fn sdpa_cudnn_version() -> usize;
@@ -78,15 +79,18 @@ unsafe extern "C" {
 #[cfg(not(cudnn_headers))]
 mod absent {
     use super::{Description, c_char, c_void};
+    // SAFETY: `call` passes a buffer of n bytes.
     pub unsafe fn sdpa_open(_: *const c_char, _: *mut *mut c_void, error: *mut c_char, n: usize) -> i32 {
         let why = b"this binary was built without the headers of cuDNN\0";
         // SAFETY: `call` passes a buffer of n bytes, and n is more than the text.
         unsafe { std::ptr::copy_nonoverlapping(why.as_ptr().cast(), error, why.len().min(n)) };
         1
     }
+    // SAFETY: touches nothing.
     pub unsafe fn sdpa_cudnn_version() -> usize {
         0
     }
+    // SAFETY: touches nothing.
     pub unsafe fn sdpa_plan(
         _: *mut c_void,
         _: *const Description,
@@ -97,6 +101,7 @@ mod absent {
     ) -> i32 {
         1
     }
+    // SAFETY: touches nothing.
     pub unsafe fn sdpa_run(
         _: *mut c_void,
         _: *mut c_void,

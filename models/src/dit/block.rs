@@ -6,7 +6,7 @@
 //! made again: they cost little time and much memory. The feed-forward part sees each token alone and goes in chunks.
 
 use candle_core::{DType, Device, Tensor};
-use kernels::{norm, residual};
+use kernels::{norm, residual, tokens};
 
 use super::attention::{Attended, CrossAttention, Projected, Projections, SelfAttention};
 use super::config::DitConfig;
@@ -14,8 +14,8 @@ use super::ffn::{Chunk, FeedForward, chunks};
 use super::keep::Keep;
 use super::linear::Linear;
 use super::pass::{Conditioning, Gradients, Pass};
+use crate::Result;
 use crate::weights::{Frozen, Weights};
-use crate::{Error, Result};
 
 /// A frozen block.
 #[derive(Debug)]
@@ -209,7 +209,7 @@ impl Block {
     /// The stream behind the feed-forward part, from the one before it.
     fn feed_forward(&self, x: Tensor, m: &FfnModulation, pass: &Pass) -> Result<Tensor> {
         let ffn = self.ffn.decoded()?;
-        in_chunks(&[&x], m, pass, |chunk, m, pass| {
+        in_chunks([x], m, pass, |chunk, m, pass| {
             let [x] = chunk;
             let ffn_in = norm::modulated_layer_norm(x, &m.shift, &m.scale, self.eps, self.dtype)?;
             Ok(residual::forward(x, &ffn.forward(&ffn_in, pass)?, &m.gate)?)
@@ -226,7 +226,7 @@ impl Block {
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
         let ffn = self.ffn.decoded()?;
-        in_chunks(&[&x, &dy], m, pass, |chunk, m, pass| {
+        in_chunks([x, dy], m, pass, |chunk, m, pass| {
             let [x, dy] = chunk;
             let ffn_in = norm::modulated_layer_norm(x, &m.shift, &m.scale, self.eps, self.dtype)?;
             let d_fed = residual::backward(dy, &m.gate, self.dtype)?;
@@ -262,32 +262,25 @@ impl FfnModulation {
     }
 }
 
-/// Sends `streams` [b, l, d] chunk by chunk through `work`, which sees each token alone, into one tensor of their shape
-/// and of the dtype that `work` gives.
+/// Sends `streams` [b, l, d] chunk by chunk through `work`, which sees each token alone. The result takes the place of the
+/// first of them, which nobody else may hold: at video lengths another stream is what does not fit.
 fn in_chunks<const N: usize>(
-    streams: &[&Tensor; N],
+    streams: [Tensor; N],
     m: &FfnModulation,
     pass: &Pass,
     mut work: impl FnMut(&[Tensor; N], &FfnModulation, &Pass) -> Result<Tensor>,
 ) -> Result<Tensor> {
-    let tokens = streams[0].dim(1)?;
-    let chunks = chunks(tokens, m.gate.dim(1)?, pass.ffn_tokens);
+    let chunks = chunks(streams[0].dim(1)?, m.gate.dim(1)?, pass.ffn_tokens);
     if chunks.len() < 2 {
-        return work(&streams.map(Tensor::clone), m, pass);
+        return work(&streams, m, pass);
     }
-    let mut whole: Option<Tensor> = None;
     for chunk in chunks {
-        let mut parts = streams.map(Tensor::clone);
+        let mut parts = streams.clone();
         for part in &mut parts {
             *part = part.narrow(1, chunk.tokens.start, chunk.tokens.len())?.contiguous()?;
         }
-        let done = work(&parts, &m.of(&chunk)?, &pass.starting_at(chunk.tokens.start))?.contiguous()?;
-        let into = match whole.take() {
-            Some(whole) => whole,
-            None => Tensor::zeros(streams[0].shape(), done.dtype(), done.device())?,
-        };
-        into.slice_set(&done, 1, chunk.tokens.start)?;
-        whole = Some(into);
+        let done = work(&parts, &m.of(&chunk)?, &pass.starting_at(chunk.tokens.start))?;
+        tokens::put(&streams[0], &done, chunk.tokens.start)?;
     }
-    whole.ok_or_else(|| Error::Mismatch("a stream without tokens went into a block".into()))
+    Ok(streams[0].clone())
 }

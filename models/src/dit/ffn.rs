@@ -39,7 +39,7 @@ impl FeedForward {
 
     /// `x` [b, l, d] -> [b, l, d].
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-        self.down.forward(&gelu::forward(&self.up.forward(x, pass)?)?, pass)
+        self.down.forward(&self.up.forward_gelu(x, pass)?, pass)
     }
 
     /// The gradient of `x`; the inner layer is made again.

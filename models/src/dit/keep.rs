@@ -76,7 +76,10 @@ impl Kept {
     pub(super) fn push(&mut self, saved: Saved, place: Place, store: &HostStore) -> Result<()> {
         self.blocks.push(match place {
             Place::Device => KeptBlock::Here(saved),
-            Place::Host => KeptBlock::Parked(saved.map(&mut |x: Tensor| Ok(store.park(x)?))?),
+            Place::Host => {
+                store.next_group()?;
+                KeptBlock::Parked(saved.map(&mut |x: Tensor| Ok(store.park(x)?))?)
+            }
         });
         Ok(())
     }

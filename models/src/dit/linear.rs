@@ -56,6 +56,12 @@ impl Linear {
         Ok(y)
     }
 
+    /// GELU of [`Linear::forward`].
+    pub fn forward_gelu(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let [y] = forward_then([self], x, pass, Then::Gelu)?;
+        Ok(y)
+    }
+
     /// The gradient of the input, in the weight's dtype; gradients of trainable adapters go into `gradients`.
     pub fn backward(
         &self,
@@ -68,8 +74,24 @@ impl Linear {
     }
 }
 
+/// What a layer's output goes through.
+#[derive(Clone, Copy)]
+enum Then {
+    Stay,
+    Gelu,
+}
+
 /// Several layers over one input: `x` [b, l, in] -> [b, l, out] each.
 pub fn forward_all<const N: usize>(layers: [&Linear; N], x: &Tensor, pass: &Pass) -> Result<[Tensor; N]> {
+    forward_then(layers, x, pass, Then::Stay)
+}
+
+fn forward_then<const N: usize>(
+    layers: [&Linear; N],
+    x: &Tensor,
+    pass: &Pass,
+    then: Then,
+) -> Result<[Tensor; N]> {
     let x = &x.to_dtype(layers[0].weight.dtype())?;
     let attached = attached(&layers, pass);
     // Deltas first: the large product then adds them in its own pass.
@@ -83,8 +105,9 @@ pub fn forward_all<const N: usize>(layers: [&Linear; N], x: &Tensor, pass: &Pass
             deltas[layer] = Some(low_rank::forward(&x, adapter.factors(), deltas[layer].as_ref())?);
         }
     }
-    let whole = |(layer, delta): (&&Linear, &Option<Tensor>)| {
-        kernels::linear::forward(x, &layer.weight, Some(&layer.bias), delta.as_ref())
+    let whole = |(layer, delta): (&&Linear, &Option<Tensor>)| match then {
+        Then::Stay => kernels::linear::forward(x, &layer.weight, Some(&layer.bias), delta.as_ref()),
+        Then::Gelu => kernels::linear::forward_gelu(x, &layer.weight, Some(&layer.bias), delta.as_ref()),
     };
     let ys = layers.iter().zip(&deltas).map(whole).collect::<kernels::Result<Vec<_>>>()?;
     ys.try_into().map_err(|ys: Vec<Tensor>| Error::Mismatch(format!("{N} layers gave {} outputs", ys.len())))

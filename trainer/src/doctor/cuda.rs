@@ -92,7 +92,7 @@ fn told_gpu(gpu: &Gpu, count: usize) -> Finding {
 }
 
 fn library(library: Library) -> Finding {
-    let Library { name, version, path } = library;
+    let Library { name, is_needed, version, path } = library;
     match version {
         Ok(version) => {
             let place = path.map(|path| format!(", {}", path.display())).unwrap_or_default();
@@ -100,7 +100,7 @@ fn library(library: Library) -> Finding {
         }
         Err(why) => Finding {
             what: name,
-            standing: Standing::Missing,
+            standing: if is_needed && built_for().is_some() { Standing::Bad } else { Standing::Missing },
             found: format!("not found: {}", why.lines().next().unwrap_or_default()),
             way_out: Some(how_to_get(name).into()),
         },
@@ -113,10 +113,10 @@ fn how_to_get(library: &str) -> &'static str {
             "attention is several times slower without it: apt install libcudnn9-cuda-13, or pip install \
              nvidia-cudnn-cu13 and put its lib folder on LD_LIBRARY_PATH"
         }
-        "NCCL" => "nothing of Tandem needs it",
+        "NVRTC" | "NCCL" => "nothing of Tandem needs it",
         _ => {
-            "apt install cuda-libraries-13-0, or pip install nvidia-cublas nvidia-curand nvidia-cuda-runtime \
-             nvidia-cuda-nvrtc and put their lib folders on LD_LIBRARY_PATH"
+            "apt install cuda-libraries-13-0, or pip install nvidia-cublas nvidia-curand nvidia-cuda-runtime and put \
+             their lib folders on LD_LIBRARY_PATH"
         }
     }
 }
