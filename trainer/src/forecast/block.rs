@@ -1,7 +1,6 @@
 //! What a block of the DiT allocates. It follows `models::dit::block` and its neighbours line by line: who changes one
 //! changes the other.
 
-use candle_core::DType;
 use models::dit::Keep;
 use models::dit::ffn::chunks;
 
@@ -169,13 +168,13 @@ impl Block<'_> {
     /// `Block::feed_forward`.
     fn feed_forward(&self, x: Shadow) -> Shadow {
         let (_up, _down) = (self.ops.decoded(&self.layers[8]), self.ops.decoded(&self.layers[9]));
-        self.in_chunks(&x, self.ops.sizes.stream, |part| {
-            let ffn_in = self.normed(part);
-            let inner = self.linear(8, FEED_FORWARD, &ffn_in);
-            let active = self.ops.fused(FEED_FORWARD, inner.numbers, inner.dtype, 0);
-            let _fed = self.linear(9, ACTIVATIONS, &active);
-            drop((inner, active));
-            self.added(part)
+        self.in_chunks([x], |[x]| {
+            let ffn_in = self.normed(x);
+            let _fed = {
+                let active = self.linear(8, FEED_FORWARD, &ffn_in);
+                self.linear(9, ACTIVATIONS, &active)
+            };
+            self.added(x)
         })
     }
 
@@ -183,11 +182,10 @@ impl Block<'_> {
     fn feed_forward_backward(&self, x: Shadow, dy: Shadow) -> Shadow {
         let ops = self.ops;
         let (_up, _down) = (ops.decoded(&self.layers[8]), ops.decoded(&self.layers[9]));
-        self.in_chunks(&dy, DType::F32, |part_dy| {
-            let _part_x = self.copied(&x, part_dy.numbers);
-            let ffn_in = self.normed(part_dy);
-            let d_fed = ops.fused(ACTIVATIONS, part_dy.numbers, ops.sizes.compute, 1);
-            let d_in = {
+        self.in_chunks([x, dy], |[x, dy]| {
+            let ffn_in = self.normed(x);
+            let d_fed = ops.fused(ACTIVATIONS, dy.numbers, ops.sizes.compute, 1);
+            let _d_in = {
                 let inner = self.linear(8, FEED_FORWARD, &ffn_in);
                 let d_active = {
                     let active = ops.fused(FEED_FORWARD, inner.numbers, inner.dtype, 0);
@@ -197,35 +195,35 @@ impl Block<'_> {
                 drop((inner, d_active));
                 ops.backward(ACTIVATIONS, &[self.decoded_layer(8)], &ffn_in, &[&d_inner])
             };
-            let dx = self.past(part_dy);
-            drop(d_in);
-            dx
+            self.past(dy)
         })
     }
 
-    /// `in_chunks` of the block, over a stream `x`.
-    fn in_chunks(&self, x: &Shadow, dtype: DType, mut work: impl FnMut(&Shadow) -> Shadow) -> Shadow {
-        let tokens = self.ops.sizes.tokens;
-        let chunks = chunks(tokens as usize, 1, self.ffn_tokens);
+    /// `in_chunks` of the block: the result takes the place of the first of `streams`.
+    fn in_chunks<const N: usize>(
+        &self,
+        streams: [Shadow; N],
+        work: impl Fn(&[Shadow; N]) -> Shadow,
+    ) -> Shadow {
+        let sizes = self.ops.sizes;
+        let chunks = chunks(sizes.tokens as usize, 1, self.ffn_tokens);
         if chunks.len() < 2 {
-            return work(x);
+            return work(&streams);
         }
-        let mut whole = None;
         for chunk in chunks {
-            let numbers = x.numbers / tokens * chunk.tokens.len() as u64;
-            let part = self.copied(x, numbers);
-            let part = part.unwrap_or_else(|| Shadow { numbers, ..x.clone() });
-            let _done = work(&part);
-            whole.get_or_insert_with(|| self.ops.ledger.tensor(STREAM, x.numbers, dtype));
+            let part = |x: &Shadow| {
+                let numbers = x.numbers / sizes.tokens * chunk.tokens.len() as u64;
+                match sizes.batch {
+                    // A run of one sample's tokens is a view.
+                    1 => x.view(numbers),
+                    _ => self.ops.ledger.tensor(STREAM, numbers, x.dtype),
+                }
+            };
+            let done = work(&streams.each_ref().map(part));
+            let _cast = (done.dtype != streams[0].dtype)
+                .then(|| self.ops.ledger.tensor(STREAM, done.numbers, streams[0].dtype));
         }
-        // There are two chunks at least.
-        whole.unwrap_or_else(|| x.clone())
-    }
-
-    /// `numbers` of `x` in memory of their own, where a chunk of it is no run of memory.
-    fn copied(&self, x: &Shadow, numbers: u64) -> Option<Shadow> {
-        let is_run = self.ops.sizes.batch == 1 || numbers == x.numbers;
-        (!is_run).then(|| self.ops.ledger.tensor(STREAM, numbers, x.dtype))
+        streams[0].clone()
     }
 
     /// The output of one layer that was decoded before.
@@ -249,7 +247,7 @@ impl Block<'_> {
 
     /// The gradient of the stream, past a norm.
     fn past(&self, dx: &Shadow) -> Shadow {
-        self.ops.fused("stream gradient", dx.numbers, DType::F32, 4)
+        self.ops.fused("stream gradient", dx.numbers, dx.dtype, 4)
     }
 }
 

@@ -101,6 +101,11 @@ impl Drop for Held {
 }
 
 impl Shadow {
+    /// A part of it, in the same memory.
+    pub fn view(&self, numbers: u64) -> Self {
+        Self { numbers, ..self.clone() }
+    }
+
     /// Its bytes.
     pub fn bytes(&self) -> u64 {
         self.numbers * self.dtype.size_in_bytes() as u64

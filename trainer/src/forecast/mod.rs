@@ -8,7 +8,6 @@
 mod block;
 mod ledger;
 mod ops;
-mod report;
 mod stage;
 mod task;
 

@@ -1,7 +1,7 @@
 //! What a stage allocates in a training step. It follows `crate::pipeline` and `models::dit` line by line, as
 //! [`super::block`] does.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use candle_core::DType;
 use models::dit::{BlockPlan, Place};
@@ -21,8 +21,6 @@ const GEMM_WORKSPACE: u64 = 32 << 20;
 const DEVICE_GRAIN: u64 = 512;
 /// `kernels` pins host memory in multiples of this.
 const HOST_GRAIN: u64 = 2 << 20;
-/// `kernels` lets this many tensors be on their way out at once.
-const LEAVING: usize = 2;
 /// Micro-batches that are played beyond those in flight: from then on a stage does the same again and again.
 const BEYOND: usize = 2;
 
@@ -36,7 +34,8 @@ pub(super) struct Memories {
 struct Store<'a> {
     memories: &'a Memories,
     is_apart: bool,
-    leaving: VecDeque<Shadow>,
+    /// The group that is on its way out.
+    leaving: Vec<Shadow>,
 }
 
 /// A tensor in a [`Store`].
@@ -72,11 +71,12 @@ struct Stage<'a> {
     back: End<'a>,
 }
 
-/// The sender's end of a link.
+/// The sender's end of a link, which holds what was sent last: at most until the next is sent, and there is no telling
+/// when it goes.
 struct End<'a> {
     way: Option<Way>,
-    held: Option<Shadow>,
-    store: Store<'a>,
+    memories: &'a Memories,
+    held: Option<(Shadow, Option<Held>)>,
 }
 
 /// Plays one step of the stage that `plan` describes.
@@ -91,8 +91,8 @@ pub(super) fn play(task: &Task, sizes: &Sizes, engine: Engine, plan: &StagePlan,
     let ops = Ops::new(device, sizes, engine);
     let mut stage = Stage::new(&ops, plan, at, &memories);
     // Tensors of the step before wait for the next one to be sent.
-    stage.onward.hold(device.tensor("boundary", sizes.stream_numbers(), sizes.stream));
-    stage.back.hold(device.tensor("boundary", sizes.stream_numbers(), DType::F32));
+    stage.onward.send(device.tensor("boundary", sizes.stream_numbers(), sizes.stream));
+    stage.back.send(device.tensor("boundary", sizes.stream_numbers(), DType::F32));
     stage.step(task.accumulate);
     // The new parameters stand beside the old ones until they are handed to the stages.
     drop(device.take("adapters", F32 * factors));
@@ -105,15 +105,14 @@ pub(super) fn play(task: &Task, sizes: &Sizes, engine: Engine, plan: &StagePlan,
 impl<'a> Stage<'a> {
     fn new(ops: &'a Ops<'a>, plan: &'a StagePlan, at: Neighbours, memories: &'a Memories) -> Self {
         let block = |n: usize| Block { ops, layers: layers(ops.sizes, n), ffn_tokens: plan.ffn_tokens };
-        let store = || Store { memories, is_apart: ops.engine.is_gpu(), leaving: VecDeque::new() };
-        let end = |way| End { way, held: None, store: store() };
+        let end = |way| End { way, memories, held: None };
         Self {
             ops,
             sizes: ops.sizes,
             blocks: plan.blocks.clone().map(block).collect(),
             plans: &plan.keep,
             at,
-            store: store(),
+            store: Store { memories, is_apart: ops.engine.is_gpu(), leaving: Vec::new() },
             onward: end(at.next),
             back: end(at.previous),
         }
@@ -182,7 +181,10 @@ impl<'a> Stage<'a> {
             let saved: Saved<Shadow> = saved.into_iter().map(|x| x.renamed("kept")).collect();
             kept.push(match plan.place {
                 Place::Device => Kept::Here(saved),
-                Place::Host => Kept::Parked(saved.into_iter().map(|x| self.store.park(x)).collect()),
+                Place::Host => {
+                    self.store.leaving.clear();
+                    Kept::Parked(saved.into_iter().map(|x| self.store.park(x)).collect())
+                }
             });
             x = y;
         }
@@ -251,10 +253,7 @@ impl Store<'_> {
             return Parked { numbers, dtype, _host: None, here: Some(x) };
         }
         let host = self.memories.host.take("parked", x.bytes());
-        self.leaving.push_back(x.renamed("leaving"));
-        if self.leaving.len() > LEAVING {
-            self.leaving.pop_front();
-        }
+        self.leaving.push(x.renamed("leaving"));
         Parked { numbers, dtype, _host: Some(host), here: None }
     }
 
@@ -272,19 +271,11 @@ impl Store<'_> {
 }
 
 impl End<'_> {
-    /// Holds `x` as sent in the step before, where this link is one that holds.
-    fn hold(&mut self, x: Shadow) {
-        if self.way.is_some() {
-            self.send(x);
-        }
-    }
-
     fn send(&mut self, x: Shadow) {
-        match self.way {
-            None | Some(Way::Same) => {}
-            Some(Way::Peer) => self.held = Some(x.renamed("boundary")),
-            Some(Way::Host) => drop(self.store.park(x)),
-        }
+        // A buffer for the next tensor is taken before the one of the last is given back.
+        let pinned = (self.way == Some(Way::Host)).then(|| self.memories.host.take("boundary", x.bytes()));
+        let is_apart = matches!(self.way, Some(Way::Peer | Way::Host));
+        self.held = is_apart.then(|| (x.renamed("boundary"), pinned));
     }
 }
 
