@@ -13,7 +13,7 @@ use models::dit::{BlockPlan, Keep, Place};
 use super::cost::Cost;
 use super::machine::Machine;
 use super::{KeepConfig, MemoryConfig, Offload};
-use crate::forecast::{Forecaster, Neighbours, StageMemory, StagePlan, Task};
+use crate::forecast::{Forecaster, StageMemory, StagePlan, Task};
 
 /// Bounds on the feed-forward layer that are tried besides all tokens at once.
 const FFN_TOKENS: [usize; 4] = [8192, 4096, 2048, 1024];
@@ -33,6 +33,21 @@ pub struct Choice {
     pub beyond: u64,
     /// Estimated seconds of the slowest stage for one micro-batch.
     pub seconds: f64,
+}
+
+impl Choice {
+    /// What each stage takes of `task`, which may be another bucket than the one that it was chosen for.
+    pub fn forecast(&self, task: &Task, machine: &Machine) -> Vec<StageMemory> {
+        let (forecaster, mut first) = (Forecaster::new(task), 0);
+        let stage = |(index, count): (usize, &usize)| {
+            let blocks = first..first + count;
+            first = blocks.end;
+            let plan =
+                StagePlan { keep: self.blocks[blocks.clone()].to_vec(), blocks, ffn_tokens: self.ffn_tokens };
+            forecaster.stage(machine.stages[index].engine, &plan, machine.place_of(index))
+        };
+        self.split.iter().enumerate().map(stage).collect()
+    }
 }
 
 /// What was chosen for one stage.
@@ -77,7 +92,9 @@ pub fn choose(task: &Task, machine: &Machine, asked: &MemoryConfig, split: Optio
     let tokens = task.tokens();
     let bounds: Vec<usize> = match asked.ffn_tokens {
         Some(given) => vec![given],
-        None => std::iter::once(tokens).chain(FFN_TOKENS.into_iter().filter(|bound| *bound < tokens)).collect(),
+        None => {
+            std::iter::once(tokens).chain(FFN_TOKENS.into_iter().filter(|bound| *bound < tokens)).collect()
+        }
     };
     let even = even(task.dit.layers, &machine.stages.iter().map(|card| card.flops).collect::<Vec<_>>());
     let of = |split: &[usize]| {
@@ -180,7 +197,10 @@ impl Search<'_> {
                 split
             });
             let tried: Vec<Vec<usize>> = moved.collect();
-            let next = tried.iter().filter_map(|split| of(split)).reduce(|a, b| if is_better(&b, &a) { b } else { a });
+            let next = tried
+                .iter()
+                .filter_map(|split| of(split))
+                .reduce(|a, b| if is_better(&b, &a) { b } else { a });
             match next {
                 Some(next) if is_better(&next, &best) => best = next,
                 _ => return best,
@@ -198,7 +218,8 @@ impl Search<'_> {
         let mut pairs: Vec<(BlockPlan, BlockPlan)> = Vec::new();
         for &tail in &self.options {
             pairs.push((tail, tail));
-            pairs.extend(self.options.iter().filter(|&&head| is_leaner(head, tail)).map(|&head| (head, tail)));
+            pairs
+                .extend(self.options.iter().filter(|&&head| is_leaner(head, tail)).map(|&head| (head, tail)));
         }
         // The fastest tails first: what cannot be faster than the best so far need not be tried.
         pairs.sort_by(|a, b| seconds(a.1).total_cmp(&seconds(b.1)));
@@ -209,11 +230,16 @@ impl Search<'_> {
                 break;
             }
             let found = self.first_that_fits(index, &range, ffn_tokens, (head, tail));
-            if best.as_ref().is_none_or(|best| (found.all_beyond(), found.seconds) < (best.all_beyond(), best.seconds)) {
+            if best
+                .as_ref()
+                .is_none_or(|best| (found.all_beyond(), found.seconds) < (best.all_beyond(), best.seconds))
+            {
                 best = Some(found);
             }
         }
-        let best = best.unwrap_or_else(|| self.tried(index, &range, ffn_tokens, vec![BlockPlan::default(); range.len()]));
+        let best = best.unwrap_or_else(|| {
+            self.tried(index, &range, ffn_tokens, vec![BlockPlan::default(); range.len()])
+        });
         self.known.borrow_mut().insert(key, best.clone());
         best
     }
@@ -248,12 +274,16 @@ impl Search<'_> {
         best
     }
 
-    fn tried(&self, index: usize, range: &Range<usize>, ffn_tokens: usize, blocks: Vec<BlockPlan>) -> StageChoice {
+    fn tried(
+        &self,
+        index: usize,
+        range: &Range<usize>,
+        ffn_tokens: usize,
+        blocks: Vec<BlockPlan>,
+    ) -> StageChoice {
         let card = &self.machine.stages[index];
-        let (previous, next) = self.machine.ways_of(index);
-        let at = Neighbours { index, count: self.machine.stages.len(), previous, next };
         let plan = StagePlan { blocks: range.clone(), keep: blocks, ffn_tokens };
-        let memory = self.forecaster.stage(card.engine, &plan, at);
+        let memory = self.forecaster.stage(card.engine, &plan, self.machine.place_of(index));
         let beyond_room = card.room.bytes().map_or(0, |room| memory.needed.saturating_sub(room));
         let beyond = (beyond_room, memory.host.saturating_sub(self.host_share(index)));
         let seconds = plan.keep.iter().map(|&block| self.cost.seconds(block, ffn_tokens, card.flops)).sum();

@@ -5,7 +5,7 @@ use kernels::inventory::{self, Gpu};
 use models::dit::{Base, DitConfig};
 
 use crate::devices::{DevicesConfig, Transfer};
-use crate::forecast::{Engine, Way};
+use crate::forecast::{Engine, Neighbours, Way};
 
 /// Bytes of a card that no tensor gets: the driver's context, loaded kernels, cuBLAS and cuDNN.
 const DRIVER_RESERVE: u64 = 600 << 20;
@@ -96,15 +96,19 @@ impl Machine {
         };
         Self {
             stages: devices.stages.iter().map(card).collect(),
-            ways: devices.stages.windows(2).map(|pair| way(&pair[0], &pair[1], devices.transfer, &gpus)).collect(),
+            ways: devices
+                .stages
+                .windows(2)
+                .map(|pair| way(&pair[0], &pair[1], devices.transfer, &gpus))
+                .collect(),
             host: host.or(share).unwrap_or(0),
         }
     }
 
-    /// The way from stage `index` to the one before and the one behind.
-    pub(super) fn ways_of(&self, index: usize) -> (Option<Way>, Option<Way>) {
-        let before = index.checked_sub(1).and_then(|before| self.ways.get(before));
-        (before.copied(), self.ways.get(index).copied())
+    /// The place of stage `index`.
+    pub(super) fn place_of(&self, index: usize) -> Neighbours {
+        let previous = index.checked_sub(1).and_then(|before| self.ways.get(before)).copied();
+        Neighbours { index, count: self.stages.len(), previous, next: self.ways.get(index).copied() }
     }
 }
 
@@ -148,7 +152,10 @@ fn has_cudnn() -> bool {
         let mut parts = text.split('.').map_while(|part| part.parse().ok());
         Some((parts.next()?, parts.next()?))
     };
-    version.and_then(|library| library.version.ok()).and_then(numbers).is_some_and(|found| found >= OLDEST_CUDNN)
+    version
+        .and_then(|library| library.version.ok())
+        .and_then(numbers)
+        .is_some_and(|found| found >= OLDEST_CUDNN)
 }
 
 /// Bytes of host memory that a process can get without pushing others out, where the system tells.
