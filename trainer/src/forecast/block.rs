@@ -88,19 +88,19 @@ impl Block<'_> {
             self.added(&x_after_self)
         };
         drop(cross_output);
-        let dx = self.feed_forward_backward(x_after_cross, dy);
+        let past = self.feed_forward_backward(x_after_cross, dy);
 
+        let d_attended = self.ops.cast(ACTIVATIONS, &past);
+        let dq = self.cross_backward(cross_projected, cross_attended, d_attended, text);
         let x_after_self = self.added(&x);
         drop(self_output);
-        let d_attended = self.ops.cast(ACTIVATIONS, &dx);
-        let dq = self.cross_backward(cross_projected, cross_attended, &d_attended, text);
         let d_in = self.ops.backward(ACTIVATIONS, &self.layers[4..5], &self.normed(&x_after_self), &[&dq]);
-        let dx = self.past(&dx);
-        drop((x_after_self, d_attended, dq, d_in));
+        let dx = self.past(&past);
+        drop((x_after_self, past, dq, d_in));
 
         let d_attended = self.ops.fused(ACTIVATIONS, dx.numbers, self.ops.sizes.compute, 1);
         let _d_in = {
-            let [dq, dk, dv] = &self.self_backward(projected, attended, &d_attended);
+            let [dq, dk, dv] = &self.self_backward(projected, attended, d_attended);
             self.ops.backward(ACTIVATIONS, &self.layers[..3], &self.normed(&x), &[dq, dk, dv])
         };
         self.past(&dx)
@@ -136,9 +136,10 @@ impl Block<'_> {
     }
 
     /// `SelfAttention::attend_backward`.
-    fn self_backward(&self, projected: [Shadow; 3], attended: [Shadow; 2], dy: &Shadow) -> [Shadow; 3] {
+    fn self_backward(&self, projected: [Shadow; 3], attended: [Shadow; 2], dy: Shadow) -> [Shadow; 3] {
         let ops = self.ops;
-        let d_out = ops.backward(ACTIVATIONS, &self.layers[3..4], &attended[0], &[dy]);
+        let d_out = ops.backward(ACTIVATIONS, &self.layers[3..4], &attended[0], &[&dy]);
+        drop(dy);
         let qk = self.queries_and_keys(&projected);
         let d = ops.attention_backward(&qk[0], &qk[1]);
         drop((qk, attended, d_out));
@@ -151,11 +152,12 @@ impl Block<'_> {
         &self,
         projected: [Shadow; 3],
         attended: [Shadow; 2],
-        dy: &Shadow,
+        dy: Shadow,
         text: &Shadow,
     ) -> Shadow {
         let ops = self.ops;
-        let d_out = ops.backward(ACTIVATIONS, &self.layers[7..8], &attended[0], &[dy]);
+        let d_out = ops.backward(ACTIVATIONS, &self.layers[7..8], &attended[0], &[&dy]);
+        drop(dy);
         let qk = self.queries_and_keys(&projected);
         let d = ops.attention_backward(&qk[0], &qk[1]);
         drop((qk, attended, d_out));

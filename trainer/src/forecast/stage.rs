@@ -49,6 +49,7 @@ struct Parked {
 enum Kept {
     Here(Saved<Shadow>),
     Parked(Saved<Parked>),
+    Asleep(Saved<Parked>),
 }
 
 /// What is held of a micro-batch between its forward and its backward.
@@ -71,12 +72,12 @@ struct Stage<'a> {
     back: End<'a>,
 }
 
-/// The sender's end of a link, which holds what was sent last: at most until the next is sent, and there is no telling
-/// when it goes.
+/// The sender's end of a link, which holds what was sent until the other side has answered or the next is sent.
 struct End<'a> {
     way: Option<Way>,
     memories: &'a Memories,
-    held: Option<(Shadow, Option<Held>)>,
+    /// With the number of its micro-batch, and its buffer in host memory.
+    sent: Option<(usize, Shadow, Option<Held>)>,
 }
 
 /// Plays one step of the stage that `plan` describes.
@@ -90,9 +91,6 @@ pub(super) fn play(task: &Task, sizes: &Sizes, engine: Engine, plan: &StagePlan,
     let _adapters = device.take("adapters", 3 * F32 * factors);
     let ops = Ops::new(device, sizes, engine);
     let mut stage = Stage::new(&ops, plan, at, &memories);
-    // Tensors of the step before wait for the next one to be sent.
-    stage.onward.send(device.tensor("boundary", sizes.stream_numbers(), sizes.stream));
-    stage.back.send(device.tensor("boundary", sizes.stream_numbers(), DType::F32));
     stage.step(task.accumulate);
     // The new parameters stand beside the old ones until they are handed to the stages.
     drop(device.take("adapters", F32 * factors));
@@ -105,7 +103,7 @@ pub(super) fn play(task: &Task, sizes: &Sizes, engine: Engine, plan: &StagePlan,
 impl<'a> Stage<'a> {
     fn new(ops: &'a Ops<'a>, plan: &'a StagePlan, at: Neighbours, memories: &'a Memories) -> Self {
         let block = |n: usize| Block { ops, layers: layers(ops.sizes, n), ffn_tokens: plan.ffn_tokens };
-        let end = |way| End { way, memories, held: None };
+        let end = |way| End { way, memories, sent: None };
         Self {
             ops,
             sizes: ops.sizes,
@@ -128,11 +126,11 @@ impl<'a> Stage<'a> {
             match *op {
                 Op::Forward(m) => {
                     let _placed = placed.pop();
-                    in_flight.insert(m, self.forward());
+                    in_flight.insert(m, self.forward(m));
                 }
                 Op::Backward(m) => {
                     if let Some(held) = in_flight.remove(&m) {
-                        self.backward(held);
+                        self.backward(m, held);
                     }
                 }
             }
@@ -173,7 +171,7 @@ impl<'a> Stage<'a> {
     }
 
     /// `Stage::forward`, and the sending of what comes of it.
-    fn forward(&mut self) -> InFlight {
+    fn forward(&mut self, m: usize) -> InFlight {
         let (mut x, conditioning) = self.entry();
         let mut kept = Vec::new();
         for (block, plan) in self.blocks.iter().zip(self.plans) {
@@ -181,10 +179,8 @@ impl<'a> Stage<'a> {
             let saved: Saved<Shadow> = saved.into_iter().map(|x| x.renamed("kept")).collect();
             kept.push(match plan.place {
                 Place::Device => Kept::Here(saved),
-                Place::Host => {
-                    self.store.leaving.clear();
-                    Kept::Parked(saved.into_iter().map(|x| self.store.park(x)).collect())
-                }
+                Place::Host => Kept::Parked(self.store.parked(saved)),
+                Place::HostUntilUsed => Kept::Asleep(self.store.parked(saved)),
             });
             x = y;
         }
@@ -195,7 +191,7 @@ impl<'a> Stage<'a> {
             [x.clone(), velocity]
         });
         if !self.is_last() {
-            self.onward.send(x);
+            self.onward.send(m, x);
         }
         InFlight { conditioning, kept, end }
     }
@@ -216,8 +212,9 @@ impl<'a> Stage<'a> {
     }
 
     /// `Stage::backward`, and the sending of what comes of it.
-    fn backward(&mut self, held: InFlight) {
+    fn backward(&mut self, m: usize, held: InFlight) {
         let InFlight { conditioning, mut kept, end } = held;
+        self.onward.answered(m);
         let numbers = self.sizes.stream_numbers();
         let mut dy = match &end {
             Some([x, _]) => self.head_backward(x),
@@ -229,7 +226,7 @@ impl<'a> Stage<'a> {
             dy = block.backward(saved, dy, &conditioning[0]);
         }
         if !self.is_first() {
-            self.back.send(dy);
+            self.back.send(m, dy);
         }
     }
 }
@@ -239,12 +236,18 @@ impl Store<'_> {
     fn pop(&mut self, kept: &mut Vec<Kept>) -> Option<Saved<Shadow>> {
         let saved = match kept.pop()? {
             Kept::Here(saved) => saved,
-            Kept::Parked(parked) => parked.into_iter().map(|x| self.take(x)).collect(),
+            Kept::Parked(parked) | Kept::Asleep(parked) => parked.into_iter().map(|x| self.take(x)).collect(),
         };
         if let Some(Kept::Parked(next)) = kept.last_mut() {
             next.iter_mut().for_each(|x| self.prefetch(x));
         }
         Some(saved.into_iter().map(|x| x.renamed("block")).collect())
+    }
+
+    /// Sends out all that a block leaves.
+    fn parked(&mut self, saved: Saved<Shadow>) -> Saved<Parked> {
+        self.leaving.clear();
+        saved.into_iter().map(|x| self.park(x)).collect()
     }
 
     fn park(&mut self, x: Shadow) -> Parked {
@@ -271,11 +274,16 @@ impl Store<'_> {
 }
 
 impl End<'_> {
-    fn send(&mut self, x: Shadow) {
+    fn send(&mut self, m: usize, x: Shadow) {
         // A buffer for the next tensor is taken before the one of the last is given back.
         let pinned = (self.way == Some(Way::Host)).then(|| self.memories.host.take("boundary", x.bytes()));
         let is_apart = matches!(self.way, Some(Way::Peer | Way::Host));
-        self.held = is_apart.then(|| (x.renamed("boundary"), pinned));
+        self.sent = is_apart.then(|| (m, x.renamed("boundary"), pinned));
+    }
+
+    /// What was sent of micro-batch `m` has arrived.
+    fn answered(&mut self, m: usize) {
+        self.sent.take_if(|(sent, ..)| *sent == m);
     }
 }
 

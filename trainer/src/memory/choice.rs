@@ -128,7 +128,11 @@ fn options(asked: &MemoryConfig, machine: &Machine) -> Vec<BlockPlan> {
         Offload::Auto | Offload::Never => &[Place::Device],
         Offload::Always => &[Place::Host],
     };
-    places.iter().flat_map(|&place| keeps.iter().map(move |&keep| BlockPlan { keep, place })).collect()
+    let every = places.iter().flat_map(|&place| keeps.iter().map(move |&keep| BlockPlan { keep, place }));
+    // What the device has to wait for is worth it only where nothing else fits, and then for as little as can be.
+    let leanest = keeps.last().filter(|_| places.contains(&Place::Host));
+    let last = leanest.map(|&keep| BlockPlan { keep, place: Place::HostUntilUsed });
+    every.chain(last).collect()
 }
 
 /// Whether a block treated as `a` takes no more of the device and gives no more speed than as `b`.
@@ -138,7 +142,12 @@ fn is_leaner(a: BlockPlan, b: BlockPlan) -> bool {
         Keep::Attention => 1,
         Keep::All => 2,
     };
-    a != b && depth(a) <= depth(b) && (a.place == b.place || b.place == Place::Device)
+    let distance = |plan: BlockPlan| match plan.place {
+        Place::Device => 0,
+        Place::Host => 1,
+        Place::HostUntilUsed => 2,
+    };
+    a != b && depth(a) <= depth(b) && distance(a) >= distance(b)
 }
 
 impl Search<'_> {

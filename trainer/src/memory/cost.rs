@@ -58,10 +58,13 @@ impl Cost {
         };
         let chunks = self.tokens.div_ceil(ffn_tokens.max(1)) as f64;
         let work = (self.useful + replayed) / (flops * REACHED) + CHUNK * (chunks - 1.0);
-        let copies = match plan.place {
-            Place::Device => 0.0,
-            Place::Host => 2.0 * self.bytes[..kept].iter().sum::<f64>() / LINK,
+        let copy = self.bytes[..kept].iter().sum::<f64>() / LINK;
+        // Copies that go on during the work, and those that it waits for.
+        let (beside, between) = match plan.place {
+            Place::Device => (0.0, 0.0),
+            Place::Host => (2.0 * copy, 0.0),
+            Place::HostUntilUsed => (copy, copy),
         };
-        work + COPY_COST * copies + (copies - LINK_SHARE * work).max(0.0)
+        work + COPY_COST * beside + (beside - LINK_SHARE * work).max(0.0) + between
     }
 }

@@ -126,10 +126,10 @@ pub struct MemoryPlan {
 pub struct Run {
     /// How many.
     pub count: usize,
-    /// What is kept of each: never `auto`.
-    pub keep: KeepConfig,
-    /// Whether it waits in host memory.
-    pub in_host_memory: bool,
+    /// What is kept of each.
+    pub keep: Keep,
+    /// Where it waits.
+    pub place: Place,
 }
 
 impl MemoryPlan {
@@ -152,12 +152,7 @@ impl MemoryPlan {
 
 impl Run {
     fn plan(&self) -> BlockPlan {
-        let keep = match self.keep {
-            KeepConfig::Auto | KeepConfig::Inputs => Keep::Input,
-            KeepConfig::Attention => Keep::Attention,
-            KeepConfig::All => Keep::All,
-        };
-        BlockPlan { keep, place: if self.in_host_memory { Place::Host } else { Place::Device } }
+        BlockPlan { keep: self.keep, place: self.place }
     }
 }
 
@@ -165,11 +160,16 @@ impl Run {
 impl fmt::Display for Run {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let what = match self.keep {
-            KeepConfig::Auto | KeepConfig::Inputs => "input",
-            KeepConfig::Attention => "input and attention",
-            KeepConfig::All => "all but norms",
+            Keep::Input => "input",
+            Keep::Attention => "input and attention",
+            Keep::All => "all but norms",
         };
-        write!(f, "{what} {}", if self.in_host_memory { "in host memory" } else { "on the device" })
+        let place = match self.place {
+            Place::Device => "on the device",
+            Place::Host => "in host memory",
+            Place::HostUntilUsed => "in host memory until used",
+        };
+        write!(f, "{what} {place}")
     }
 }
 
@@ -177,12 +177,8 @@ impl fmt::Display for Run {
 pub fn runs(blocks: &[BlockPlan]) -> Vec<Run> {
     let run = |alike: &[BlockPlan]| Run {
         count: alike.len(),
-        keep: match alike[0].keep {
-            Keep::Input => KeepConfig::Inputs,
-            Keep::Attention => KeepConfig::Attention,
-            Keep::All => KeepConfig::All,
-        },
-        in_host_memory: alike[0].place == Place::Host,
+        keep: alike[0].keep,
+        place: alike[0].place,
     };
     blocks.chunk_by(|a, b| a == b).map(run).collect()
 }
