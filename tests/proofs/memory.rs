@@ -1,11 +1,11 @@
 //! The forecast and the choice.
 
+use candle_core::DType;
 use kernels::device::Repeatability;
 use kernels::weight::Format;
 use models::adapter::{LoraConfig, Target};
 use models::dit::{Base, DitConfig};
 use models::weights::{Frozen, Storage};
-use candle_core::DType;
 use trainer::bench::dit_preset;
 use trainer::forecast::{Engine, Task, Way};
 use trainer::memory::{Card, Forecast, Machine, MemoryConfig, Room, choose};
@@ -39,11 +39,25 @@ fn show() {
         let dit: DitConfig = dit_preset(model).unwrap();
         let lora = LoraConfig::default();
         let targets: Vec<Target> = lora.select(&dit.adaptable_modules()).unwrap();
-        let task = Task { dit: &dit, base: base(storage), targets: &targets, rank: 32, dropout: false, batch: 1, accumulate: m, latents };
+        let task = Task {
+            dit: &dit,
+            base: base(storage),
+            targets: &targets,
+            rank: 32,
+            dropout: false,
+            batch: 1,
+            accumulate: m,
+            latents,
+        };
         let machine = cards(count, gib, 989e12);
         let start = std::time::Instant::now();
         let choice = choose(&task, &machine, &MemoryConfig::default(), None);
-        println!("{model} {storage:?} x{m}: {:?} beyond {} {:.3} s a block", start.elapsed(), choice.beyond as f64 / GIB as f64, choice.seconds);
+        println!(
+            "{model} {storage:?} x{m}: {:?} beyond {} {:.3} s a block",
+            start.elapsed(),
+            choice.beyond as f64 / GIB as f64,
+            choice.seconds
+        );
         println!("{}\n", Forecast::new(&choice, &machine, task.tokens(), 1));
     }
 }

@@ -305,7 +305,8 @@ impl From<models::Error> for Error {
 
 fn way_out(ways: &[String]) -> String {
     match ways {
-        [] => "No single change makes it fit: it needs smaller clips, model.base = \"fp8\" and more cards".to_owned(),
+        [] => "No single change makes it fit: it needs smaller clips, model.base = \"fp8\" and more cards"
+            .to_owned(),
         ways => format!("What would fit: {}", ways.join("; or ")),
     }
 }

@@ -39,7 +39,9 @@ impl Inner {
     }
 
     fn from_saved(saved: &[Shadow]) -> Option<Self> {
-        let [q, k, v, self_output, cross_q, cross_k, cross_v, o, lse, cross_output] = saved else { return None };
+        let [q, k, v, self_output, cross_q, cross_k, cross_v, o, lse, cross_output] = saved else {
+            return None;
+        };
         let three = |a: &Shadow, b: &Shadow, c: &Shadow| [a.clone(), b.clone(), c.clone()];
         Some(Self {
             projected: three(q, k, v),

@@ -182,7 +182,8 @@ impl<'a> Ops<'a> {
 
     /// Numbers of a block of scores of chunked attention.
     fn scores(&self, q: &Shadow, k: &Shadow) -> u64 {
-        let (keys, queries) = (k.numbers / self.sizes.dim / self.sizes.batch, q.numbers / self.sizes.dim / self.sizes.batch);
+        let (keys, queries) =
+            (k.numbers / self.sizes.dim / self.sizes.batch, q.numbers / self.sizes.dim / self.sizes.batch);
         let of_row = self.sizes.batch * self.sizes.heads * keys;
         of_row * (kernels::attention::MAX_SCORES as u64 / of_row.max(1)).clamp(1, queries.max(1))
     }

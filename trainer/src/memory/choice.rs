@@ -77,7 +77,9 @@ pub fn choose(task: &Task, machine: &Machine, asked: &MemoryConfig, split: Optio
     let tokens = task.tokens();
     let bounds: Vec<usize> = match asked.ffn_tokens {
         Some(given) => vec![given],
-        None => std::iter::once(tokens).chain(FFN_TOKENS.into_iter().filter(|bound| *bound < tokens)).collect(),
+        None => {
+            std::iter::once(tokens).chain(FFN_TOKENS.into_iter().filter(|bound| *bound < tokens)).collect()
+        }
     };
     let even = even(task.dit.layers, &machine.stages.iter().map(|card| card.flops).collect::<Vec<_>>());
     let of = |split: &[usize]| {
@@ -180,7 +182,10 @@ impl Search<'_> {
                 split
             });
             let tried: Vec<Vec<usize>> = moved.collect();
-            let next = tried.iter().filter_map(|split| of(split)).reduce(|a, b| if is_better(&b, &a) { b } else { a });
+            let next = tried
+                .iter()
+                .filter_map(|split| of(split))
+                .reduce(|a, b| if is_better(&b, &a) { b } else { a });
             match next {
                 Some(next) if is_better(&next, &best) => best = next,
                 _ => return best,
@@ -198,7 +203,8 @@ impl Search<'_> {
         let mut pairs: Vec<(BlockPlan, BlockPlan)> = Vec::new();
         for &tail in &self.options {
             pairs.push((tail, tail));
-            pairs.extend(self.options.iter().filter(|&&head| is_leaner(head, tail)).map(|&head| (head, tail)));
+            pairs
+                .extend(self.options.iter().filter(|&&head| is_leaner(head, tail)).map(|&head| (head, tail)));
         }
         // The fastest tails first: what cannot be faster than the best so far need not be tried.
         pairs.sort_by(|a, b| seconds(a.1).total_cmp(&seconds(b.1)));
@@ -209,11 +215,16 @@ impl Search<'_> {
                 break;
             }
             let found = self.first_that_fits(index, &range, ffn_tokens, (head, tail));
-            if best.as_ref().is_none_or(|best| (found.all_beyond(), found.seconds) < (best.all_beyond(), best.seconds)) {
+            if best
+                .as_ref()
+                .is_none_or(|best| (found.all_beyond(), found.seconds) < (best.all_beyond(), best.seconds))
+            {
                 best = Some(found);
             }
         }
-        let best = best.unwrap_or_else(|| self.tried(index, &range, ffn_tokens, vec![BlockPlan::default(); range.len()]));
+        let best = best.unwrap_or_else(|| {
+            self.tried(index, &range, ffn_tokens, vec![BlockPlan::default(); range.len()])
+        });
         self.known.borrow_mut().insert(key, best.clone());
         best
     }
@@ -248,7 +259,13 @@ impl Search<'_> {
         best
     }
 
-    fn tried(&self, index: usize, range: &Range<usize>, ffn_tokens: usize, blocks: Vec<BlockPlan>) -> StageChoice {
+    fn tried(
+        &self,
+        index: usize,
+        range: &Range<usize>,
+        ffn_tokens: usize,
+        blocks: Vec<BlockPlan>,
+    ) -> StageChoice {
         let card = &self.machine.stages[index];
         let (previous, next) = self.machine.ways_of(index);
         let at = Neighbours { index, count: self.machine.stages.len(), previous, next };

@@ -45,7 +45,8 @@ impl Cost {
         let useful = 2.0 * (projections + feed_forward) + 3.5 * attention + batch * up;
         let stream = batch * l * d;
         let compute = task.base.frozen.compute.size_in_bytes() as f64;
-        let bytes = [stream * task.base.stream.size_in_bytes() as f64, stream * compute, 7.0 * stream * compute];
+        let bytes =
+            [stream * task.base.stream.size_in_bytes() as f64, stream * compute, 7.0 * stream * compute];
         Self { useful, projections, attention, tokens, bytes }
     }
 

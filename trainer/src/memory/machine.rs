@@ -96,7 +96,11 @@ impl Machine {
         };
         Self {
             stages: devices.stages.iter().map(card).collect(),
-            ways: devices.stages.windows(2).map(|pair| way(&pair[0], &pair[1], devices.transfer, &gpus)).collect(),
+            ways: devices
+                .stages
+                .windows(2)
+                .map(|pair| way(&pair[0], &pair[1], devices.transfer, &gpus))
+                .collect(),
             host: host.or(share).unwrap_or(0),
         }
     }
@@ -148,7 +152,10 @@ fn has_cudnn() -> bool {
         let mut parts = text.split('.').map_while(|part| part.parse().ok());
         Some((parts.next()?, parts.next()?))
     };
-    version.and_then(|library| library.version.ok()).and_then(numbers).is_some_and(|found| found >= OLDEST_CUDNN)
+    version
+        .and_then(|library| library.version.ok())
+        .and_then(numbers)
+        .is_some_and(|found| found >= OLDEST_CUDNN)
 }
 
 /// Bytes of host memory that a process can get without pushing others out, where the system tells.

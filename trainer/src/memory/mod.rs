@@ -98,7 +98,9 @@ impl MemoryConfig {
     /// Naming the key and what it must be.
     pub fn check(&self) -> Result<()> {
         match self.ffn_tokens {
-            Some(0) => Err(Error::Setting { key: "memory.ffn_tokens".into(), why: "must be at least 1".into() }),
+            Some(0) => {
+                Err(Error::Setting { key: "memory.ffn_tokens".into(), why: "must be at least 1".into() })
+            }
             _ => Ok(()),
         }
     }
@@ -175,10 +177,6 @@ impl fmt::Display for Run {
 
 /// The plans of blocks as runs.
 pub fn runs(blocks: &[BlockPlan]) -> Vec<Run> {
-    let run = |alike: &[BlockPlan]| Run {
-        count: alike.len(),
-        keep: alike[0].keep,
-        place: alike[0].place,
-    };
+    let run = |alike: &[BlockPlan]| Run { count: alike.len(), keep: alike[0].keep, place: alike[0].place };
     blocks.chunk_by(|a, b| a == b).map(run).collect()
 }

@@ -60,7 +60,9 @@ fn ways_out(task: &Task, machine: &Machine, asked: &MemoryConfig, smaller: &[Sma
         ways.push("one more card like the last in devices.stages".to_owned());
     }
     if ways.is_empty() {
-        ways.extend(nearest(smaller, &coded, "model.base = \"fp8\" with ", |task| fits(task, machine, &open)));
+        ways.extend(nearest(smaller, &coded, "model.base = \"fp8\" with ", |task| {
+            fits(task, machine, &open)
+        }));
     }
     ways
 }
@@ -68,7 +70,8 @@ fn ways_out(task: &Task, machine: &Machine, asked: &MemoryConfig, smaller: &[Sma
 /// The first of `smaller`, which go from large to small, that fits.
 fn nearest(smaller: &[Smaller], task: &Task, with: &str, fits: impl Fn(&Task) -> bool) -> Option<String> {
     let cut = |latents| Task { latents, batch: 1, ..task.clone() };
-    let found = smaller.iter().find(|(_, latents)| cut(*latents).tokens() < task.tokens() && fits(&cut(*latents)));
+    let found =
+        smaller.iter().find(|(_, latents)| cut(*latents).tokens() < task.tokens() && fits(&cut(*latents)));
     found.map(|(what, _)| format!("{with}clips of at most {what}"))
 }
 

@@ -67,7 +67,8 @@ impl Forecast {
         });
         let host = self.stages.iter().map(|stage| stage.memory.host).sum::<u64>();
         of_stage.or_else(|| {
-            (host > machine.host).then(|| ("pinned host memory (memory.host_memory)".to_owned(), host, machine.host))
+            (host > machine.host)
+                .then(|| ("pinned host memory (memory.host_memory)".to_owned(), host, machine.host))
         })
     }
 }
@@ -86,7 +87,9 @@ impl fmt::Display for Forecast {
             write!(f, "  adapters {}  kept {}  work {}", Bytes(adapters), Bytes(kept), Bytes(replay))?;
             write!(f, "  peak {}", Bytes(peak))?;
             match stage.room {
-                Some(room) => writeln!(f, "; {} of {} with the allocator's share", Bytes(needed), Bytes(room))?,
+                Some(room) => {
+                    writeln!(f, "; {} of {} with the allocator's share", Bytes(needed), Bytes(room))?
+                }
                 None => writeln!(f)?,
             }
             let mut from = first;
@@ -97,12 +100,18 @@ impl fmt::Display for Forecast {
             if host > 0 {
                 writeln!(f, "{:11}host memory {}", "", Bytes(host))?;
             }
-            let alive: Vec<String> =
-                stage.memory.alive.iter().take(6).map(|(name, bytes)| format!("{name} {}", Bytes(*bytes))).collect();
+            let alive: Vec<String> = stage
+                .memory
+                .alive
+                .iter()
+                .take(6)
+                .map(|(name, bytes)| format!("{name} {}", Bytes(*bytes)))
+                .collect();
             writeln!(f, "{:11}alive at the peak: {}", "", alive.join(", "))?;
         }
         let host = self.stages.iter().map(|stage| stage.memory.host).sum();
-        let needed = self.stages.iter().map(|stage| format!("{} {}", stage.device, Bytes(stage.memory.needed)));
+        let needed =
+            self.stages.iter().map(|stage| format!("{} {}", stage.device, Bytes(stage.memory.needed)));
         write!(f, "  in all: {}, host {}", needed.collect::<Vec<_>>().join(", "), Bytes(host))
     }
 }
