@@ -4,12 +4,16 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::cpu::{is_cpu_f32, with_slice};
+#[cfg(feature = "cuda")]
+use crate::cuda::{File, Gpu, Launch, suffix};
 use crate::profile::{self, Class};
+use crate::video::{pixels, planes};
 
 /// Doubles height and width by repeating each pixel: `[B,C,T,H,W]` to `[B,C,T,2H,2W]`.
 pub fn upsample_nearest_2x(x_bcthw: &Tensor) -> Result<Tensor> {
     let _noted = profile::scope(Class::Elementwise, x_bcthw.device());
     let (b, c, t, h, w) = x_bcthw.dims5()?;
+    on_gpu!(x_bcthw, |gpu| gpu.upsample_nearest_2x(x_bcthw)?);
     if !is_cpu_f32(x_bcthw) {
         let grid = x_bcthw.reshape((b * c * t, h, 1, w, 1))?.broadcast_as((b * c * t, h, 2, w, 2))?;
         return grid.contiguous()?.reshape((b, c, t, 2 * h, 2 * w));
@@ -33,6 +37,11 @@ pub fn frames_from_channels(x_bcthw: &Tensor) -> Result<Tensor> {
     let (b, c2, t, h, w) = x_bcthw.dims5()?;
     if c2 % 2 != 0 {
         bail!("frames_from_channels: {c2} channels are not pairs");
+    }
+    let rows = pixels(x_bcthw)?;
+    if rows.is_contiguous() {
+        let x = rows.reshape((b, t, h * w, 2, c2 / 2))?.transpose(2, 3)?;
+        return planes(&x.contiguous()?.reshape((b, 2 * t, h, w, c2 / 2))?);
     }
     let x = x_bcthw.reshape((b, 2, c2 / 2, t, h * w))?.permute((0, 2, 3, 1, 4))?;
     x.contiguous()?.reshape((b, c2 / 2, 2 * t, h, w))
@@ -97,4 +106,18 @@ pub fn unfold_pixels(x_bcthw: &Tensor, patch: usize) -> Result<Tensor> {
     let c = c / (patch * patch);
     let x = x_bcthw.reshape(vec![b, c, patch, patch, t, h, w])?.permute(vec![0, 1, 4, 5, 3, 6, 2])?;
     x.contiguous()?.reshape((b, c, t, h * patch, w * patch))
+}
+
+#[cfg(feature = "cuda")]
+impl Gpu {
+    fn upsample_nearest_2x(&self, x: &Tensor) -> Result<Option<Tensor>> {
+        let (b, c, t, h, w) = x.dims5()?;
+        let Some(suffix) = suffix(x.dtype()).filter(|_| c % 4 == 0) else { return Ok(None) };
+        let Some(rows) = self.pixels(x, 4)? else { return Ok(None) };
+        let (y, quads) = (self.empty((b, t, 2 * h, 2 * w, c), x.dtype())?, x.elem_count());
+        let launch =
+            Launch::new(self, File::Volume, &format!("twice_{suffix}"))?.tensor(&rows)?.tensor(&y)?;
+        launch.size(quads).int(c).int(h).int(w).each(quads)?;
+        planes(&y).map(Some)
+    }
 }
