@@ -1,4 +1,4 @@
-// What the kernels share: four numbers at a time from and to any of the dtypes, and sums over a block.
+// What the kernels share: four numbers at a time from and to any of the dtypes.
 //
 // Everything is computed in f32. The suffixes of kernel names are the dtypes of their tensors: f32, bf16, f16.
 #pragma once
@@ -52,19 +52,3 @@ __device__ __forceinline__ float4 operator*(float4 a, float4 b) { return make_fl
 __device__ __forceinline__ float4 operator*(float4 a, float s) { return make_float4(a.x * s, a.y * s, a.z * s, a.w * s); }
 __device__ __forceinline__ float4 operator+(float4 a, float s) { return make_float4(a.x + s, a.y + s, a.z + s, a.w + s); }
 __device__ __forceinline__ float sum4(float4 v) { return (v.x + v.y) + (v.z + v.w); }
-
-// The sum of `v` over the block, known to every thread; always added in the same order. `scratch` holds 33 floats.
-__device__ __forceinline__ float block_sum(float v, float *scratch) {
-    for (int offset = 16; offset; offset >>= 1) v += __shfl_xor_sync(0xffffffffu, v, offset);
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = (blockDim.x + 31) >> 5;
-    __syncthreads();
-    if (lane == 0) scratch[warp] = v;
-    __syncthreads();
-    if (warp == 0) {
-        v = lane < warps ? scratch[lane] : 0.f;
-        for (int offset = 16; offset; offset >>= 1) v += __shfl_xor_sync(0xffffffffu, v, offset);
-        if (lane == 0) scratch[32] = v;
-    }
-    __syncthreads();
-    return scratch[32];
-}

@@ -1,141 +1,153 @@
-// Norms over the model width, one block a row, the row held in shared memory as f32; widths are multiples of four.
+// Norms over the model width, one block a row, the row in registers as f32; widths are multiples of four up to 6144.
 #include "common.cuh"
 
-extern __shared__ float4 row_cache[];
+#define THREADS 256
+#define QUADS 6  // of a thread: 6 * 4 * 256 = 6144 numbers
 
-// Loads a row into the cache and gives its mean (0 for RMS) and 1/deviation.
-template <bool CENTRED, class X>
-__device__ __forceinline__ void statistics(const X *x, int quads, float eps, float *scratch, float &mean, float &inverse) {
+// A thread's part of a row: every 256th quad. Quads behind the end are zero, and add nothing to sums of products.
+struct Row {
+    float4 v[QUADS];
+};
+
+#define EACH(q, i, quads) \
+    _Pragma("unroll") for (int q = 0, i = threadIdx.x; q < QUADS; q++, i += THREADS) if (i < (quads))
+
+template <class X> __device__ __forceinline__ Row load_row(const X *x, int quads) {
+    Row row;
+    _Pragma("unroll") for (int q = 0; q < QUADS; q++) row.v[q] = make_float4(0.f, 0.f, 0.f, 0.f);
+    EACH(q, i, quads) row.v[q] = load4(x + 4 * i);
+    return row;
+}
+
+// Sums of two numbers over the block, known to every thread; always added in the same order. A block that sums again
+// takes another scratch, so that one barrier is enough.
+struct Scratch {
+    float2 part[THREADS / 32];
+};
+__device__ __forceinline__ float2 block_sums(float a, float b, Scratch &scratch) {
+    for (int offset = 16; offset; offset >>= 1) {
+        a += __shfl_xor_sync(0xffffffffu, a, offset);
+        b += __shfl_xor_sync(0xffffffffu, b, offset);
+    }
+    if ((threadIdx.x & 31) == 0) scratch.part[threadIdx.x >> 5] = make_float2(a, b);
+    __syncthreads();
+    float2 sum = make_float2(0.f, 0.f);
+    _Pragma("unroll") for (int w = 0; w < THREADS / 32; w++) {
+        sum.x += scratch.part[w].x;
+        sum.y += scratch.part[w].y;
+    }
+    return sum;
+}
+
+// Makes the row normal, (x - mean) / deviation with the mean left out for RMS, and gives 1/deviation.
+template <bool CENTRED> __device__ __forceinline__ float normalise(Row &row, int quads, float eps, Scratch *scratch) {
     const float count = float(quads) * 4.f;
-    float total = 0.f;
-    for (int i = threadIdx.x; i < quads; i += blockDim.x) {
-        const float4 v = load4(x + 4 * i);
-        row_cache[i] = v;
-        total += CENTRED ? sum4(v) : sum4(v * v);
-    }
-    total = block_sum(total, scratch);
-    mean = 0.f;
     if (CENTRED) {
-        mean = total / count;
-        float squares = 0.f;
-        for (int i = threadIdx.x; i < quads; i += blockDim.x) {
-            const float4 v = row_cache[i] + -mean;
-            squares += sum4(v * v);
-        }
-        total = block_sum(squares, scratch);
+        float total = 0.f;
+        EACH(q, i, quads) total += sum4(row.v[q]);
+        const float mean = block_sums(total, 0.f, scratch[0]).x / count;
+        EACH(q, i, quads) row.v[q] = row.v[q] + -mean;
     }
-    inverse = 1.f / sqrtf(total / count + eps);
+    float squares = 0.f;
+    EACH(q, i, quads) squares += sum4(row.v[q] * row.v[q]);
+    const float inverse = 1.f / sqrtf(block_sums(squares, 0.f, scratch[1]).x / count + eps);
+    EACH(q, i, quads) row.v[q] = row.v[q] * inverse;
+    return inverse;
 }
 
 // y = LN(x) * (one + gain) + shift; gain and shift have one row for each `rows_per_group` rows of x.
 template <class X, class Y>
 __device__ void layer_norm(const X *x, const float *gain, const float *shift, Y *y, int width, int rows_per_group, float one, float eps) {
-    __shared__ float scratch[33];
+    __shared__ Scratch scratch[2];
     const int quads = width >> 2;
-    const size_t row = blockIdx.x, group = row / rows_per_group;
-    float mean, inverse;
-    statistics<true>(x + row * width, quads, eps, scratch, mean, inverse);
-    for (int i = threadIdx.x; i < quads; i += blockDim.x) {
-        const float4 g = load4(gain + group * width + 4 * i) + one;
-        const float4 normal = (row_cache[i] + -mean) * inverse;
-        store4(y + row * width + 4 * i, normal * g + load4(shift + group * width + 4 * i));
-    }
+    const size_t start = size_t(blockIdx.x) * width, group = size_t(blockIdx.x) / rows_per_group * width;
+    Row row = load_row(x + start, quads);
+    normalise<true>(row, quads, eps, scratch);
+    EACH(q, i, quads) store4(y + start + 4 * i, row.v[q] * (load4(gain + group + 4 * i) + one) + load4(shift + group + 4 * i));
 }
 
-// dx = onto + ((dxh - mean(dxh) - xh mean(dxh xh)) * inverse, with dxh = dy * (one + gain).
+// dx = onto + (dxh - mean(dxh) - xh mean(dxh xh)) / deviation, with dxh = dy * (one + gain).
 template <class X, class DY>
 __device__ void layer_norm_backward(const X *x, const DY *dy, const float *gain, const X *onto, X *dx, int width, int rows_per_group, float one, float eps) {
-    __shared__ float scratch[33];
+    __shared__ Scratch scratch[3];
     const int quads = width >> 2;
-    const size_t row = blockIdx.x, group = row / rows_per_group;
-    float mean, inverse;
-    statistics<true>(x + row * width, quads, eps, scratch, mean, inverse);
+    const size_t start = size_t(blockIdx.x) * width, group = size_t(blockIdx.x) / rows_per_group * width;
+    Row row = load_row(x + start, quads), d = load_row(dy + start, quads);
+    const float inverse = normalise<true>(row, quads, eps, scratch);
     float plain = 0.f, along = 0.f;
-    for (int i = threadIdx.x; i < quads; i += blockDim.x) {
-        const float4 d = load4(dy + row * width + 4 * i) * (load4(gain + group * width + 4 * i) + one);
-        plain += sum4(d);
-        along += sum4(d * ((row_cache[i] + -mean) * inverse));
+    EACH(q, i, quads) {
+        d.v[q] = d.v[q] * (load4(gain + group + 4 * i) + one);
+        plain += sum4(d.v[q]);
+        along += sum4(d.v[q] * row.v[q]);
     }
-    plain = block_sum(plain, scratch) / float(width);
-    along = block_sum(along, scratch) / float(width);
-    for (int i = threadIdx.x; i < quads; i += blockDim.x) {
-        const float4 d = load4(dy + row * width + 4 * i) * (load4(gain + group * width + 4 * i) + one);
-        const float4 normal = (row_cache[i] + -mean) * inverse;
-        const float4 back = (d + -plain - normal * along) * inverse;
-        store4(dx + row * width + 4 * i, load4(onto + row * width + 4 * i) + back);
-    }
+    const float2 sums = block_sums(plain, along, scratch[2]);
+    plain = sums.x / float(width), along = sums.y / float(width);
+    EACH(q, i, quads) store4(dx + start + 4 * i, load4(onto + start + 4 * i) + (d.v[q] + -plain - row.v[q] * along) * inverse);
 }
 
 // y = round(x / rms) * weight.
-template <class X, class Y>
-__device__ void rms_norm(const X *x, const float *weight, Y *y, int width, float eps) {
-    __shared__ float scratch[33];
+template <class X, class Y> __device__ void rms_norm(const X *x, const float *weight, Y *y, int width, float eps) {
+    __shared__ Scratch scratch[2];
     const int quads = width >> 2;
-    const size_t row = blockIdx.x;
-    float mean, inverse;
-    statistics<false>(x + row * width, quads, eps, scratch, mean, inverse);
-    for (int i = threadIdx.x; i < quads; i += blockDim.x)
-        store4(y + row * width + 4 * i, rounded4<X>(row_cache[i] * inverse) * load4(weight + 4 * i));
+    const size_t start = size_t(blockIdx.x) * width;
+    Row row = load_row(x + start, quads);
+    normalise<false>(row, quads, eps, scratch);
+    EACH(q, i, quads) store4(y + start + 4 * i, rounded4<X>(row.v[q]) * load4(weight + 4 * i));
 }
 
 // Four numbers are two pairs (a, b), each turned by its own angle: (a cos - b sin, a sin + b cos).
 __device__ __forceinline__ float4 turned(float4 v, float2 cos, float2 sin) {
     return make_float4(v.x * cos.x - v.y * sin.x, v.x * sin.x + v.y * cos.x, v.z * cos.y - v.w * sin.y, v.z * sin.y + v.w * cos.y);
 }
+__device__ __forceinline__ float2 angles(const float *table_lp, size_t token, int quad, int head) {
+    return *reinterpret_cast<const float2 *>(table_lp + token * (head >> 1) + ((4 * quad % head) >> 1));
+}
 
 // y = turn(round(x / rms) * weight): RMSNorm over the width, then rotary positions in each head.
 template <class X>
 __device__ void norm_rope(const X *x, const float *weight, const float *cos_lp, const float *sin_lp, X *y, int width, int head, int tokens, float eps) {
-    __shared__ float scratch[33];
-    const int quads = width >> 2, pairs = head >> 1;
-    const size_t row = blockIdx.x, token = row % tokens;
-    float mean, inverse;
-    statistics<false>(x + row * width, quads, eps, scratch, mean, inverse);
-    for (int i = threadIdx.x; i < quads; i += blockDim.x) {
-        const int pair = (4 * i % head) >> 1;
-        const float2 cos = *reinterpret_cast<const float2 *>(cos_lp + token * pairs + pair);
-        const float2 sin = *reinterpret_cast<const float2 *>(sin_lp + token * pairs + pair);
-        store4(y + row * width + 4 * i, turned(rounded4<X>(row_cache[i] * inverse) * load4(weight + 4 * i), cos, sin));
+    __shared__ Scratch scratch[2];
+    const int quads = width >> 2;
+    const size_t start = size_t(blockIdx.x) * width, token = blockIdx.x % tokens;
+    Row row = load_row(x + start, quads);
+    normalise<false>(row, quads, eps, scratch);
+    EACH(q, i, quads) {
+        const float4 v = rounded4<X>(row.v[q]) * load4(weight + 4 * i);
+        store4(y + start + 4 * i, turned(v, angles(cos_lp, token, i, head), angles(sin_lp, token, i, head)));
     }
 }
 
 // The gradient of rms_norm, or of norm_rope where the angles are given: dy is turned back first.
 template <bool ROPE, class X>
 __device__ void rms_norm_backward(const X *x, const X *dy, const float *weight, const float *cos_lp, const float *sin_lp, X *dx, int width, int head, int tokens, float eps) {
-    __shared__ float scratch[33];
-    const int quads = width >> 2, pairs = head >> 1;
-    const size_t row = blockIdx.x, token = ROPE ? row % tokens : 0;
-    float4 *turned_back = row_cache + quads;
-    float mean, inverse;
-    statistics<false>(x + row * width, quads, eps, scratch, mean, inverse);
+    __shared__ Scratch scratch[3];
+    const int quads = width >> 2;
+    const size_t start = size_t(blockIdx.x) * width, token = ROPE ? blockIdx.x % tokens : 0;
+    Row row = load_row(x + start, quads), d = load_row(dy + start, quads);
+    const float inverse = normalise<false>(row, quads, eps, scratch);
     float along = 0.f;
-    for (int i = threadIdx.x; i < quads; i += blockDim.x) {
-        float4 d = load4(dy + row * width + 4 * i);
+    EACH(q, i, quads) {
         if (ROPE) {
-            const int pair = (4 * i % head) >> 1;
-            const float2 cos = *reinterpret_cast<const float2 *>(cos_lp + token * pairs + pair);
-            const float2 sin = *reinterpret_cast<const float2 *>(sin_lp + token * pairs + pair);
-            d = turned(d, cos, make_float2(-sin.x, -sin.y));
+            const float2 sin = angles(sin_lp, token, i, head);
+            d.v[q] = turned(d.v[q], angles(cos_lp, token, i, head), make_float2(-sin.x, -sin.y));
         }
-        d = d * load4(weight + 4 * i);
-        turned_back[i] = d;
-        along += sum4(d * (row_cache[i] * inverse));
+        d.v[q] = d.v[q] * load4(weight + 4 * i);
+        along += sum4(d.v[q] * row.v[q]);
     }
-    along = block_sum(along, scratch) / float(width);
-    for (int i = threadIdx.x; i < quads; i += blockDim.x)
-        store4(dx + row * width + 4 * i, (turned_back[i] - row_cache[i] * (inverse * along)) * inverse);
+    along = block_sums(along, 0.f, scratch[2]).x / float(width);
+    EACH(q, i, quads) store4(dx + start + 4 * i, (d.v[q] - row.v[q] * along) * inverse);
 }
 
 #define LAYER_NORM(X, XN, Y, YN)                                                                                                  \
-    extern "C" __global__ void layer_norm_##XN##_##YN(const X *x, const float *gain, const float *shift, Y *y, int width,         \
+    extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_##XN##_##YN(const X *x, const float *gain, const float *shift, Y *y, int width,         \
                                                       int rows_per_group, float one, float eps) {                                \
         layer_norm(x, gain, shift, y, width, rows_per_group, one, eps);                                                           \
     }                                                                                                                             \
-    extern "C" __global__ void layer_norm_backward_##XN##_##YN(const X *x, const Y *dy, const float *gain, const X *onto, X *dx,  \
+    extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_backward_##XN##_##YN(const X *x, const Y *dy, const float *gain, const X *onto, X *dx,  \
                                                                int width, int rows_per_group, float one, float eps) {            \
         layer_norm_backward(x, dy, gain, onto, dx, width, rows_per_group, one, eps);                                              \
     }                                                                                                                             \
-    extern "C" __global__ void rms_norm_##XN##_##YN(const X *x, const float *weight, Y *y, int width, float eps) {                \
+    extern "C" __global__ void __launch_bounds__(THREADS) rms_norm_##XN##_##YN(const X *x, const float *weight, Y *y, int width, float eps) {                \
         rms_norm(x, weight, y, width, eps);                                                                                       \
     }
 LAYER_NORM(float, f32, float, f32)
@@ -147,15 +159,15 @@ LAYER_NORM(__half, f16, float, f32)
 LAYER_NORM(__half, f16, __half, f16)
 
 #define NORM_ROPE(X, XN)                                                                                                          \
-    extern "C" __global__ void norm_rope_##XN(const X *x, const float *weight, const float *cos_lp, const float *sin_lp, X *y,    \
+    extern "C" __global__ void __launch_bounds__(THREADS) norm_rope_##XN(const X *x, const float *weight, const float *cos_lp, const float *sin_lp, X *y,    \
                                               int width, int head, int tokens, float eps) {                                      \
         norm_rope(x, weight, cos_lp, sin_lp, y, width, head, tokens, eps);                                                        \
     }                                                                                                                             \
-    extern "C" __global__ void norm_rope_backward_##XN(const X *x, const X *dy, const float *weight, const float *cos_lp,         \
+    extern "C" __global__ void __launch_bounds__(THREADS) norm_rope_backward_##XN(const X *x, const X *dy, const float *weight, const float *cos_lp,         \
                                                        const float *sin_lp, X *dx, int width, int head, int tokens, float eps) { \
         rms_norm_backward<true>(x, dy, weight, cos_lp, sin_lp, dx, width, head, tokens, eps);                                     \
     }                                                                                                                             \
-    extern "C" __global__ void rms_norm_backward_##XN(const X *x, const X *dy, const float *weight, X *dx, int width, float eps) {\
+    extern "C" __global__ void __launch_bounds__(THREADS) rms_norm_backward_##XN(const X *x, const X *dy, const float *weight, X *dx, int width, float eps) {\
         rms_norm_backward<false>(x, dy, weight, (const float *)0, (const float *)0, dx, width, 4, 1, eps);                        \
     }
 NORM_ROPE(float, f32)

@@ -154,7 +154,7 @@ impl Gain {
     }
 }
 
-/// Threads of the block that has a row: half of the model's five thousand numbers, four at a time, stay in flight.
+/// Threads of the block that has a row, as in `norm.cu`.
 #[cfg(feature = "cuda")]
 pub(crate) const ROW_THREADS: usize = 256;
 
@@ -174,7 +174,7 @@ impl Gpu {
         let launch =
             Launch::new(self, File::Norm, &name)?.tensor(x)?.tensor(gain)?.tensor(shift)?.tensor(&y)?;
         let launch = launch.int(width).int(rows * width / gain.elem_count()).float(kind.one()).float(eps);
-        launch.shared(width * 4).rows(rows, ROW_THREADS)?;
+        launch.rows(rows, ROW_THREADS)?;
         Ok(Some(y))
     }
 
@@ -196,7 +196,7 @@ impl Gpu {
         let launch = Launch::new(self, File::Norm, &name)?.tensor(x)?.tensor(dy)?.tensor(gain)?;
         let launch = launch.tensor(onto)?.tensor(&dx)?;
         let launch = launch.int(width).int(rows * width / gain.elem_count()).float(kind.one()).float(eps);
-        launch.shared(width * 4).rows(rows, ROW_THREADS)?;
+        launch.rows(rows, ROW_THREADS)?;
         Ok(Some(dx))
     }
 
@@ -205,7 +205,7 @@ impl Gpu {
         let Some((rows, width)) = rows_of(&[x, &y], &[weight])? else { return Ok(None) };
         let Some(name) = name("rms_norm", x.dtype(), dtype) else { return Ok(None) };
         let launch = Launch::new(self, File::Norm, &name)?.tensor(x)?.tensor(weight)?.tensor(&y)?;
-        launch.int(width).float(eps).shared(width * 4).rows(rows, ROW_THREADS)?;
+        launch.int(width).float(eps).rows(rows, ROW_THREADS)?;
         Ok(Some(y))
     }
 
@@ -222,7 +222,7 @@ impl Gpu {
         let Some(suffix) = suffix(x.dtype()) else { return Ok(None) };
         let launch = Launch::new(self, File::Norm, &format!("rms_norm_backward_{suffix}"))?;
         let launch = launch.tensor(x)?.tensor(&dy)?.tensor(weight)?.tensor(&dx)?.int(width).float(eps);
-        launch.shared(width * 8).rows(rows, ROW_THREADS)?;
+        launch.rows(rows, ROW_THREADS)?;
         Ok(Some(dx))
     }
 }
@@ -230,7 +230,7 @@ impl Gpu {
 /// (rows, width) of [.., width] tensors, where the kernels take them and their f32 `gains`.
 #[cfg(feature = "cuda")]
 pub(crate) fn rows_of(tensors: &[&Tensor], gains: &[&Tensor]) -> Result<Option<(usize, usize)>> {
-    /// Two rows of f32 in 48 KiB of shared memory.
+    /// What a block's registers hold, as in `norm.cu`.
     const WIDEST: usize = 6144;
     let width = tensors[0].dim(D::Minus1)?;
     let is_fit = width % 4 == 0

@@ -220,8 +220,9 @@ fn what_is_kept_and_where_changes_no_bit() {
     let pass = Pass::new(&adapters, Some(&dropout));
     let inputs = [&io["input"], &io["timestep"], &io["context"], &io["target"]];
     let (lean_loss, lean) = loss_and_gradients(&dit, &inputs, &pass, &LEAN);
-    let all = [Keep::Input, Keep::Attention, Keep::All]
-        .map(|keep| [Place::Device, Place::Host].map(|place| BlockPlan { keep, place }));
+    let all = [Keep::Input, Keep::Attention, Keep::All].map(|keep| {
+        [Place::Device, Place::Host, Place::HostUntilUsed].map(|place| BlockPlan { keep, place })
+    });
     let all = all.as_flattened();
     for first in all {
         for second in all {

@@ -23,6 +23,7 @@ mod solver;
 mod tensorboard;
 mod tidy;
 mod tokenizer;
+mod transfer;
 mod umt5;
 mod vae;
 mod vae_ops;

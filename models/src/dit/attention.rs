@@ -91,11 +91,11 @@ impl Projections {
     fn output_backward(
         &self,
         attended: &Attended,
-        dy: &Tensor,
+        dy: Tensor,
         pass: &Pass,
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
-        self.split(&self.o.backward(&joined(&attended.o)?, dy, pass, gradients)?)
+        self.split(&self.o.backward(&joined(&attended.o)?, &dy, pass, gradients)?)
     }
 
     /// q, k, v, o.
@@ -138,7 +138,7 @@ impl SelfAttention {
         &self,
         projected: Projected,
         attended: Attended,
-        dy: &Tensor,
+        dy: Tensor,
         cond: &Conditioning,
         pass: &Pass,
         gradients: &mut Gradients,
@@ -204,7 +204,7 @@ impl CrossAttention {
         &self,
         projected: Projected,
         attended: Attended,
-        dy: &Tensor,
+        dy: Tensor,
         cond: &Conditioning,
         pass: &Pass,
         gradients: &mut Gradients,

@@ -154,19 +154,18 @@ impl Block {
         drop(cross_output);
         let dx = self.feed_forward_backward(x_after_cross, dy, &m.ffn, pass, gradients)?;
 
-        let x_after_self = after_self()?;
-        drop(self_output);
         let d_attended = dx.to_dtype(self.dtype)?;
         let cross = &self.cross_attention;
-        let dq =
-            cross.attend_backward(cross_projected, cross_attended, &d_attended, cond, pass, gradients)?;
+        let dq = cross.attend_backward(cross_projected, cross_attended, d_attended, cond, pass, gradients)?;
+        let x_after_self = after_self()?;
+        drop(self_output);
         let d_in = cross.project_backward(&self.cross_in(&x_after_self)?, &dq, pass, gradients)?;
         let dx = norm::affine_layer_norm_backward(&x_after_self, &d_in, &self.norm3_weight, self.eps, &dx)?;
-        drop((x_after_self, d_attended, dq, d_in));
+        drop((x_after_self, dq, d_in));
 
         let d_attended = residual::backward(&dx, &m.gate_self, self.dtype)?;
         let own = &self.self_attention;
-        let d = own.attend_backward(projected, attended, &d_attended, cond, pass, gradients)?;
+        let d = own.attend_backward(projected, attended, d_attended, cond, pass, gradients)?;
         let d_in = own.project_backward(&self.self_in(&x, &m)?, d, pass, gradients)?;
         Ok(norm::modulated_layer_norm_backward(&x, &d_in, &m.scale_self, self.eps, &dx)?)
     }

@@ -28,6 +28,8 @@ pub enum Place {
     Device,
     /// In host memory beside the device, from which it comes back one block ahead of its use.
     Host,
+    /// In host memory too, but it comes back when it is used: the device waits, and holds one block's less.
+    HostUntilUsed,
 }
 
 /// What becomes of one block's forward.
@@ -58,6 +60,8 @@ pub struct Kept {
 enum KeptBlock {
     Here(Saved),
     Parked(Saved<Parked>),
+    /// Parked, and not asked back ahead of its use.
+    Asleep(Saved<Parked>),
 }
 
 impl Keeping<'_> {
@@ -76,10 +80,8 @@ impl Kept {
     pub(super) fn push(&mut self, saved: Saved, place: Place, store: &HostStore) -> Result<()> {
         self.blocks.push(match place {
             Place::Device => KeptBlock::Here(saved),
-            Place::Host => {
-                store.next_group()?;
-                KeptBlock::Parked(saved.map(&mut |x: Tensor| Ok(store.park(x)?))?)
-            }
+            Place::Host => KeptBlock::Parked(parked(saved, store)?),
+            Place::HostUntilUsed => KeptBlock::Asleep(parked(saved, store)?),
         });
         Ok(())
     }
@@ -89,7 +91,9 @@ impl Kept {
         let saved = match self.blocks.pop() {
             None => return Ok(None),
             Some(KeptBlock::Here(saved)) => saved,
-            Some(KeptBlock::Parked(parked)) => parked.map(&mut |x: Parked| Ok(x.take()?))?,
+            Some(KeptBlock::Parked(parked) | KeptBlock::Asleep(parked)) => {
+                parked.map(&mut |x: Parked| Ok(x.take()?))?
+            }
         };
         if let Some(KeptBlock::Parked(parked)) =
             self.blocks.pop_if(|next| matches!(next, KeptBlock::Parked(_)))
@@ -102,4 +106,10 @@ impl Kept {
         }
         Ok(Some(saved))
     }
+}
+
+/// Sends out all that a block leaves.
+fn parked(saved: Saved, store: &HostStore) -> Result<Saved<Parked>> {
+    store.next_group()?;
+    saved.map(&mut |x: Tensor| Ok(store.park(x)?))
 }
