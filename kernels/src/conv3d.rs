@@ -7,9 +7,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-#[cfg(feature = "cuda")]
-use candle_core::DType;
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::cpu::{is_cpu_f32, with_slice};
@@ -119,6 +117,12 @@ pub fn conv3d_after(
     let sizes = Sizes::new(before, x_bcthw, weight, geometry)?;
     on_gpu!(x_bcthw, |gpu| gpu.conv3d(before, x_bcthw, weight, bias, sizes)?);
     let x = before.join(x_bcthw)?;
+    if x.device().is_cpu() && matches!(x.dtype(), DType::BF16 | DType::F16) {
+        // As a GPU has it: sums in f32, rounded once.
+        let bias = bias.map(|bias| bias.to_dtype(DType::F32)).transpose()?;
+        let (wide, weight) = (x.to_dtype(DType::F32)?, weight.to_dtype(DType::F32)?);
+        return on_cpu(&wide, &weight, bias.as_ref(), sizes)?.to_dtype(x.dtype());
+    }
     match is_cpu_f32(&x) && is_cpu_f32(weight) {
         true => on_cpu(&x, weight, bias, sizes),
         false => by_conv2d(&x, weight, bias, geometry, sizes),
