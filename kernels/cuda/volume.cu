@@ -344,6 +344,45 @@ template <class X> __device__ __forceinline__ void twice(const X *x, X *y, size_
     }
 }
 
+// The cell of `time` x `space` x `space` that number `i` of its channel-slowest order lies in: frame, row, column.
+struct Cell {
+    int channel, dt, dh, dw;
+    __device__ __forceinline__ Cell(size_t i, int time, int space) {
+        dw = i % space, dh = i / space % space, dt = i / (space * space) % time, channel = i / (space * space) / time;
+    }
+};
+
+// y[b, t, h, w, o] = the mean of `group` neighbouring numbers of a cell of x, the channel slowest; `missing` frames of
+// zeros come first. `n` numbers of y, whose sizes are the others'.
+template <class X>
+__device__ __forceinline__ void average_down(const X *x, X *y, size_t n, int channels, int group, int time, int space, int missing, int to, int frames, int height, int width) {
+    for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x) {
+        const size_t pixel = i / to, w = pixel % width, h = pixel / width % height, rest = pixel / width / height;
+        const size_t t = rest % frames, b = rest / frames;
+        float sum = 0.f;
+        for (int j = 0; j < group; ++j) {
+            const Cell cell(i % to * group + j, time, space);
+            const long long frame = (long long)t * time + cell.dt - missing;
+            if (frame < 0) continue;
+            const size_t row = ((b * (frames * time - missing) + frame) * height + h) * space + cell.dh;
+            sum += wide(x[((row * width + w) * space + cell.dw) * channels + cell.channel]);
+        }
+        y[i] = narrow<X>(sum / float(group));
+    }
+}
+
+// y[b, t, h, w, o] = the number of x that is copied there; the sizes are those of x.
+template <class X>
+__device__ __forceinline__ void duplicate_up(const X *x, X *y, size_t n, int channels, int copies, int time, int space, int to, int frames, int height, int width) {
+    for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x) {
+        const size_t pixel = i / to, column = pixel % (width * space), rest = pixel / (width * space);
+        const size_t line = rest % (height * space), frame = rest / (height * space);  // frames of all items
+        const size_t cell = ((i % to * time + frame % time) * space + line % space) * space + column % space;
+        const size_t from = ((frame / time) * height + line / space) * width + column / space;
+        y[i] = x[from * channels + cell / copies];
+    }
+}
+
 #define VOLUME(X, XN)                                                                                                              \
     extern "C" __global__ void to_rows_##XN(const X *x, X *y, int channels, int padded, size_t n) { to_rows(x, y, channels, padded, n); } \
     extern "C" __global__ void channel_norm_##XN(const X *x, const X *gamma, X *y, size_t rows, int channels, int lanes, int is_silu) { \
@@ -351,6 +390,14 @@ template <class X> __device__ __forceinline__ void twice(const X *x, X *y, size_
     }                                                                                                                              \
     extern "C" __global__ void twice_##XN(const X *x, X *y, size_t quads, int channels, int height, int width) {                   \
         twice(x, y, quads, channels, height, width);                                                                               \
+    }                                                                                                                              \
+    extern "C" __global__ void average_down_##XN(const X *x, X *y, size_t n, int channels, int group, int time, int space,         \
+                                                 int missing, int to, int frames, int height, int width) {                        \
+        average_down(x, y, n, channels, group, time, space, missing, to, frames, height, width);                                   \
+    }                                                                                                                              \
+    extern "C" __global__ void duplicate_up_##XN(const X *x, X *y, size_t n, int channels, int copies, int time, int space,        \
+                                                 int to, int frames, int height, int width) {                                     \
+        duplicate_up(x, y, n, channels, copies, time, space, to, frames, height, width);                                           \
     }
 VOLUME(float, f32)
 VOLUME(__nv_bfloat16, bf16)

@@ -54,15 +54,20 @@ pub fn frames_from_channels(x_bcthw: &Tensor) -> Result<Tensor> {
 /// averaged. Source: Wan-Video/Wan2.2 `wan/modules/vae2_2.py`, `AvgDown3D`.
 pub fn average_down(x_bcthw: &Tensor, to: usize, time: usize, space: usize) -> Result<Tensor> {
     let _noted = profile::scope(Class::Elementwise, x_bcthw.device());
-    let (b, c, t, _, _) = x_bcthw.dims5()?;
+    let (b, c, t, h, w) = x_bcthw.dims5()?;
+    let cell = time * space * space;
+    if !(c * cell).is_multiple_of(to) {
+        bail!("average_down: {c} channels in cells of {time}x{space}x{space} do not average to {to}");
+    }
+    if h % space != 0 || w % space != 0 {
+        bail!("average_down: {h}x{w} pixels are not squares of {space}x{space}");
+    }
+    on_gpu!(x_bcthw, |gpu| gpu.average_down(x_bcthw, to, time, space)?);
     let x = x_bcthw.pad_with_zeros(2, t.next_multiple_of(time) - t, 0)?;
     let (_, _, t, h, w) = x.dims5()?;
     let (t, h, w) = (t / time, h / space, w / space);
-    if !(c * time * space * space).is_multiple_of(to) {
-        bail!("average_down: {c} channels in cells of {time}x{space}x{space} do not average to {to}");
-    }
     let cells = x.reshape(vec![b, c, t, time, h, space, w, space])?.permute(vec![0, 1, 3, 5, 7, 2, 4, 6])?;
-    let group = c * time * space * space / to;
+    let group = c * cell / to;
     cells.contiguous()?.reshape((b, to, group, t * h * w))?.mean(2)?.reshape((b, to, t, h, w))
 }
 
@@ -75,6 +80,7 @@ pub fn duplicate_up(x_bcthw: &Tensor, to: usize, time: usize, space: usize) -> R
     if !(to * cell).is_multiple_of(c) {
         bail!("duplicate_up: {c} channels do not copy to {to} in cells of {time}x{space}x{space}");
     }
+    on_gpu!(x_bcthw, |gpu| gpu.duplicate_up(x_bcthw, to, time, space)?);
     let copies = to * cell / c;
     let x = x_bcthw.reshape((b, c, 1, t * h * w))?.broadcast_as((b, c, copies, t * h * w))?.contiguous()?;
     let x = x.reshape(vec![b, to, time, space, space, t, h, w])?.permute(vec![0, 1, 5, 2, 6, 3, 7, 4])?;
@@ -118,6 +124,30 @@ impl Gpu {
         let launch =
             Launch::new(self, File::Volume, &format!("twice_{suffix}"))?.tensor(&rows)?.tensor(&y)?;
         launch.size(quads).int(c).int(h).int(w).each(quads)?;
+        planes(&y).map(Some)
+    }
+
+    fn average_down(&self, x: &Tensor, to: usize, time: usize, space: usize) -> Result<Option<Tensor>> {
+        let (b, c, t, h, w) = x.dims5()?;
+        let (Some(suffix), Some(rows)) = (suffix(x.dtype()), self.pixels(x, 1)?) else { return Ok(None) };
+        let (frames, group) = (t.div_ceil(time), c * time * space * space / to);
+        let (height, width) = (h / space, w / space);
+        let y = self.empty((b, frames, height, width, to), x.dtype())?;
+        let launch = Launch::new(self, File::Volume, &format!("average_down_{suffix}"))?;
+        let launch = launch.tensor(&rows)?.tensor(&y)?.size(y.elem_count()).int(c).int(group).int(time);
+        let launch = launch.int(space).int(frames * time - t).int(to).int(frames).int(height).int(width);
+        launch.each(y.elem_count())?;
+        planes(&y).map(Some)
+    }
+
+    fn duplicate_up(&self, x: &Tensor, to: usize, time: usize, space: usize) -> Result<Option<Tensor>> {
+        let (b, c, t, h, w) = x.dims5()?;
+        let (Some(suffix), Some(rows)) = (suffix(x.dtype()), self.pixels(x, 1)?) else { return Ok(None) };
+        let copies = to * time * space * space / c;
+        let y = self.empty((b, t * time, h * space, w * space, to), x.dtype())?;
+        let launch = Launch::new(self, File::Volume, &format!("duplicate_up_{suffix}"))?;
+        let launch = launch.tensor(&rows)?.tensor(&y)?.size(y.elem_count()).int(c).int(copies).int(time);
+        launch.int(space).int(to).int(t).int(h).int(w).each(y.elem_count())?;
         planes(&y).map(Some)
     }
 }

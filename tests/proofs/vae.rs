@@ -130,8 +130,9 @@ fn relative_rms(got: &Tensor, expected: &Tensor) -> f32 {
     (mean((got - expected).unwrap()) / mean(expected.clone())).sqrt()
 }
 
-/// A part rounds to 9 bits, 0.001 to 0.002 rms; some 50 parts in a row, most of them around a shortcut.
-const BF16: f32 = 0.02;
+/// A part rounds to 9 bits, 0.001 to 0.002 rms, and some 50 parts stand in a row: 0.008 to 0.016 were seen, where a
+/// defect of one part gives 0.1 and more.
+const BF16: f32 = 0.025;
 
 #[test]
 fn bf16_stays_near_f32() {

@@ -154,6 +154,20 @@ proptest! {
         let copied = duplicate_up(&folded, 6, 2, 2).unwrap();
         prop_assert!(difference(&average_down(&copied, 12, 2, 2).unwrap(), &folded) <= 1e-6);
     }
+
+    #[test]
+    fn averages_and_copies_equal_their_definitions(
+        (b, t, h, w) in (1usize..3, 1usize..4, 1usize..4, 1usize..4), (time, space) in (1usize..3, 1usize..3),
+        seed in any::<u64>(),
+    ) {
+        let x = random(&[b, 6, t, 2 * h, 2 * w], seed);
+        for x in [x.clone(), side_by_side(&x)] {
+            let slow = average_down(&f64s(&x), 3, time, space).unwrap();
+            prop_assert!(difference(&average_down(&x, 3, time, space).unwrap(), &slow) <= ROUNDING);
+            let slow = duplicate_up(&f64s(&x), 12, time, space).unwrap();
+            prop_assert_eq!(difference(&duplicate_up(&x, 12, time, space).unwrap(), &slow), 0.0);
+        }
+    }
 }
 
 #[test]
