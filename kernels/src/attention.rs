@@ -10,6 +10,10 @@ use candle_core::{D, DType, Device, Tensor};
 /// The largest score block that is made at once, in elements (f32: 64 MiB).
 pub const MAX_SCORES: usize = 16 << 20;
 
+/// The most bytes of workspace that one call of cuDNN's deterministic backward takes where it has several heads; a
+/// single head takes what it needs.
+pub const DETERMINISTIC_WORKSPACE: usize = 1 << 30;
+
 /// What attention runs on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Engine {

@@ -67,6 +67,16 @@ impl Link {
         false
     }
 
+    /// Lets go of what was sent before and has been received since. A sent tensor takes memory until then, so whoever
+    /// sends calls this when the other side has answered.
+    pub fn settle(&self) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpus) = &self.gpus {
+            return gpus.settle();
+        }
+        Ok(())
+    }
+
     /// Sends `x`; called by the stage that made it.
     pub fn send(&self, x: Tensor) -> Result<Sent> {
         let _noted = profile::scope(Class::Copy, x.device());

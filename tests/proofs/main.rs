@@ -10,6 +10,7 @@ mod data_pipeline;
 mod dit;
 mod export;
 mod gradients;
+mod memory;
 mod noise;
 mod optimizer;
 mod overfit;

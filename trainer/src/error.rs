@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use kernels::fault::Fault;
 
+use crate::bytes::Bytes;
+
 /// The result of anything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -25,6 +27,24 @@ pub enum Error {
     OutOfMemory {
         /// The driver's own words.
         cause: String,
+    },
+    /// A plan that no device can hold.
+    #[error(
+        "a step of {tokens} tokens does not fit, so nothing was loaded: {place} has room for {room}, and the leanest plan \
+         needs {needed}. {}",
+        way_out(ways)
+    )]
+    TooLarge {
+        /// The device, or host memory.
+        place: String,
+        /// What the leanest plan needs there.
+        needed: Bytes,
+        /// What there is.
+        room: Bytes,
+        /// Tokens of a sample of the largest bucket.
+        tokens: usize,
+        /// Changes of the recipe, each of which would do.
+        ways: Vec<String>,
     },
     /// The GPU is not there.
     #[error(
@@ -280,6 +300,14 @@ impl From<candle_core::Error> for Error {
 impl From<models::Error> for Error {
     fn from(error: models::Error) -> Self {
         of_gpu(&error).unwrap_or(Self::Model(error))
+    }
+}
+
+fn way_out(ways: &[String]) -> String {
+    match ways {
+        [] => "No single change makes it fit: it needs smaller clips, model.base = \"fp8\" and more cards"
+            .to_owned(),
+        ways => format!("What would fit: {}", ways.join("; or ")),
     }
 }
 

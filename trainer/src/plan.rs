@@ -13,7 +13,8 @@ use crate::base::{self, BaseModel};
 use crate::bytes::Bytes;
 use crate::devices::DevicesConfig;
 use crate::error::{Error, Result};
-use crate::memory::MemoryConfig;
+use crate::forecast::Task;
+use crate::memory::{self, Forecast, Machine, MemoryPlan};
 use crate::optim::OptimizerConfig;
 use crate::prompt::ClipRequest;
 use crate::recipe::{CheckpointConfig, ExportConfig, Recipe, TrainConfig};
@@ -42,7 +43,7 @@ pub struct Plan {
     /// Stages with their blocks.
     pub devices: DevicesConfig,
     /// What a training step keeps, and where.
-    pub memory: MemoryConfig,
+    pub memory: MemoryPlan,
     /// When the state is saved.
     pub checkpoint: CheckpointConfig,
     /// The clips.
@@ -102,6 +103,8 @@ pub struct Planned {
     pub targets: Vec<Target>,
     /// Every clip, probed and cut into windows.
     pub dataset: Dataset,
+    /// The memory of a step.
+    pub forecast: Forecast,
 }
 
 /// What a command line says in place of a recipe's settings; `None` leaves the recipe's.
@@ -175,22 +178,37 @@ impl Plan {
             name,
             seed,
         };
+        let devices = recipe.devices.settle(dit.layers)?;
+        let task = Task {
+            dit: &dit,
+            base: model.precision.dit(),
+            targets: &targets,
+            rank: adapter.rank,
+            dropout: adapter.dropout > 0.0,
+            batch: train.batch,
+            accumulate: train.accumulate,
+            latents: largest(&dataset),
+        };
+        let host = recipe.memory.host_memory.map(|host| host.0);
+        let machine = Machine::here(&devices, task.base, &dit, host);
+        let given = (!recipe.devices.split.is_empty()).then_some(devices.split.as_slice());
+        let settled = memory::settle(&task, &machine, &recipe.memory, given, &shapes(&data))?;
         let plan = Plan {
             tandem: env!("CARGO_PKG_VERSION").to_owned(),
             run,
-            devices: recipe.devices.settle(dit.layers)?,
+            devices: DevicesConfig { split: settled.choice.split.clone(), ..devices },
             model,
             data,
             dataset: found,
             adapter,
             train,
             optimizer: recipe.optimizer,
-            memory: recipe.memory,
+            memory: MemoryPlan::new(&recipe.memory, &settled.choice),
             checkpoint: recipe.checkpoint,
             sample,
             export: recipe.export,
         };
-        Ok(Planned { plan, dit, targets, dataset })
+        Ok(Planned { plan, dit, targets, dataset, forecast: settled.forecast })
     }
 
     /// The plan as TOML.
@@ -295,6 +313,34 @@ fn check_numbers(recipe: &Recipe) -> Result<()> {
     train.timesteps.check()?;
     recipe.memory.check()?;
     recipe.optimizer.check()
+}
+
+/// (frames, height, width) of the latents of a clip.
+fn latents(frames: u32, height: u32, width: u32) -> (usize, usize, usize) {
+    let side = |pixels: u32| pixels as usize / base::LATENT_STRIDE;
+    (models::vae::latent_frames(frames as usize), side(height), side(width))
+}
+
+fn volume((frames, height, width): (usize, usize, usize)) -> usize {
+    frames * height * width
+}
+
+/// The latents of the largest bucket.
+fn largest(dataset: &Dataset) -> (usize, usize, usize) {
+    let buckets = dataset.windows.iter().map(|window| window.bucket);
+    let all = buckets.map(|bucket| latents(bucket.frames, bucket.height, bucket.width));
+    all.max_by_key(|latents| volume(*latents)).unwrap_or((1, 1, 1))
+}
+
+/// Every shape that the recipe's sizes and lengths make, from large to small: what clips could be cut to.
+fn shapes(data: &DataConfig) -> Vec<memory::Smaller> {
+    let every = data.sizes.iter().flat_map(|size| data.frames.iter().map(move |frames| (*size, *frames)));
+    let shape = |([width, height], frames): ([u32; 2], u32)| {
+        (format!("{width}x{height}, {frames} frames"), latents(frames, height, width))
+    };
+    let mut shapes: Vec<memory::Smaller> = every.map(shape).collect();
+    shapes.sort_by_key(|(_, latents)| std::cmp::Reverse(volume(*latents)));
+    shapes
 }
 
 fn summary(dataset: &Dataset) -> DatasetPlan {

@@ -241,6 +241,24 @@ impl Link {
         matches!(self, Self::Peer { .. })
     }
 
+    /// See [`crate::transfer::Link::settle`].
+    pub(crate) fn settle(&self) -> Result<()> {
+        match self {
+            Self::Host { store, .. } => store.next_group(),
+            Self::Peer { from, held, .. } => {
+                told(from.context.bind_to_thread())?;
+                let mut waiting = held.lock().unwrap_or_else(PoisonError::into_inner);
+                // What was copied meanwhile may go, once this stream, which frees it, has waited for the copy.
+                for before in waiting.extract_if(.., |held| held.copied.is_some()) {
+                    if let Some(copied) = &before.copied {
+                        told(from.stream.wait(copied))?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
     pub(crate) fn send(&self, x: Tensor) -> Result<Sent> {
         let x = x.contiguous()?;
         match self {
@@ -250,12 +268,6 @@ impl Link {
                 let made = told(from.stream.record_event(None))?;
                 let mut waiting = held.lock().unwrap_or_else(PoisonError::into_inner);
                 let ticket = waiting.last().map_or(0, |last| last.ticket + 1);
-                // What was copied meanwhile may go, once this stream, which frees it, has waited for the copy.
-                for before in waiting.extract_if(.., |held| held.copied.is_some()) {
-                    if let Some(copied) = &before.copied {
-                        told(from.stream.wait(copied))?;
-                    }
-                }
                 waiting.push(Held { copied: None, _x: x.clone(), ticket });
                 drop(waiting);
                 let (from, to, held) = (from.clone(), to.clone(), held.clone());

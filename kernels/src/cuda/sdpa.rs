@@ -9,15 +9,13 @@ use cudarc::driver::CudaContext;
 
 use super::tensor::pointer;
 use super::{Gpu, told};
-use crate::attention::{Gradients, Output};
+use crate::attention::{DETERMINISTIC_WORKSPACE, Gradients, Output};
 use crate::device::Repeatability;
 
 /// The first version whose backward needs no hidden mask for key lengths that are no multiples of 128, as Wan's are.
 const OLDEST: usize = 91800;
 /// Where the loader finds it.
 const LIBRARY: &CStr = c"libcudnn.so.9";
-/// The most bytes of workspace that a deterministic backward may take; heads are sliced to stay under it.
-const DETERMINISTIC_WORKSPACE: usize = 1 << 30;
 
 /// The slots of `sdpa_run`, as in `attention.h`.
 mod slot {

@@ -152,16 +152,16 @@ impl Block {
         let after_self = || residual::forward(&x, &self_output, &m.gate_self);
         let x_after_cross = residual::add(&after_self()?, &cross_output)?;
         drop(cross_output);
-        let dx = self.feed_forward_backward(x_after_cross, dy, &m.ffn, pass, gradients)?;
+        let past = self.feed_forward_backward(x_after_cross, dy, &m.ffn, pass, gradients)?;
 
-        let d_attended = dx.to_dtype(self.dtype)?;
+        let d_attended = past.to_dtype(self.dtype)?;
         let cross = &self.cross_attention;
         let dq = cross.attend_backward(cross_projected, cross_attended, d_attended, cond, pass, gradients)?;
         let x_after_self = after_self()?;
         drop(self_output);
         let d_in = cross.project_backward(&self.cross_in(&x_after_self)?, &dq, pass, gradients)?;
-        let dx = norm::affine_layer_norm_backward(&x_after_self, &d_in, &self.norm3_weight, self.eps, &dx)?;
-        drop((x_after_self, dq, d_in));
+        let dx = norm::affine_layer_norm_backward(&x_after_self, &d_in, &self.norm3_weight, self.eps, &past)?;
+        drop((x_after_self, past, dq, d_in));
 
         let d_attended = residual::backward(&dx, &m.gate_self, self.dtype)?;
         let own = &self.self_attention;

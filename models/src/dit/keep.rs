@@ -4,12 +4,14 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 use kernels::transfer::{HostStore, Parked};
+use serde::{Deserialize, Serialize};
 
 use super::block::Saved;
 use crate::{Error, Result};
 
 /// How much of a block's forward is kept. The gradients are the same to the bit; what is not kept is made again.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Keep {
     /// The block's input: the least memory, one more forward.
     #[default]
@@ -21,7 +23,8 @@ pub enum Keep {
 }
 
 /// Where it waits for the backward.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Place {
     /// On the device.
     #[default]

@@ -33,6 +33,11 @@ impl Frozen {
         Self { compute, storage: Storage::Dense }
     }
 
+    /// Whether a product needs the matrix decoded before it.
+    pub const fn is_coded(self) -> bool {
+        matches!(self.storage, Storage::Coded(_))
+    }
+
     /// Bytes of a matrix [out, in], scales included.
     pub fn bytes(self, out: usize, input: usize) -> u64 {
         let (rows, numbers) = (out as u64, (out * input) as u64);

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use candle_core::{DType, Device};
-use models::adapter::{Adapters, LoraConfig};
-use models::dit::DitConfig;
+use models::adapter::{Adapters, LoraConfig, Target};
+use models::dit::{BlockPlan, DitConfig};
 use models::vae::latent_frames;
 use serde_json::{Map, Value, json};
 
@@ -14,7 +14,8 @@ use super::profile::profiled;
 use super::{ClipSize, Repeats, device_name, random, rounded};
 use crate::devices::DevicesConfig;
 use crate::error::{Error, Result};
-use crate::memory::{MemoryConfig, choose};
+use crate::forecast::Task;
+use crate::memory::{self, Forecast, Machine, MemoryConfig};
 use crate::optim::{Optimizer, OptimizerConfig};
 use crate::pipeline::{MicroBatch, NetworkInput, Pipeline};
 use crate::precision::Precision;
@@ -45,23 +46,65 @@ struct Ready {
     devices: Vec<(Device, Range<usize>)>,
     pipeline: Pipeline,
     tokens: usize,
+    /// Of a training step.
+    planned: Option<PlannedStep>,
+}
+
+/// What a training step keeps, and takes.
+struct PlannedStep {
+    keeping: Vec<BlockPlan>,
+    ffn_tokens: usize,
+    forecast: Forecast,
 }
 
 impl DitBench<'_> {
-    fn ready(&self, adapter: Option<&LoraConfig>) -> Result<Ready> {
+    fn ready(&self, step: Option<&StepBench>) -> Result<Ready> {
         let (name, config, weights) = self.source.open()?;
-        let settled = self.devices.settle(config.layers)?;
+        let mut settled = self.devices.settle(config.layers)?;
+        let (mut adapters, mut planned) = (Adapters::default(), None);
+        if let Some(step) = step {
+            let lora = LoraConfig { rank: step.rank, ..LoraConfig::default() };
+            let targets = lora.select(&config.adaptable_modules())?;
+            let (split, of_step) = self.plan(&config, &targets, step, &settled)?;
+            (settled.split, planned) = (split, Some(of_step));
+            adapters = Adapters::fresh(&targets, &lora, 0, &Device::Cpu)?;
+        }
         let devices = settled.open()?;
-        let adapters = match adapter {
-            Some(lora) => Adapters::fresh(&lora.select(&config.adaptable_modules())?, lora, 0, &Device::Cpu)?,
-            None => Adapters::default(),
-        };
         let mut pipeline = Pipeline::load(&weights, &config, &devices, &adapters, self.precision.dit())?;
         pipeline.set_route(self.devices.transfer.into())?;
-        pipeline.set_ffn_tokens(self.memory.ffn_tokens);
+        if let Some(planned) = &planned {
+            pipeline.set_ffn_tokens(planned.ffn_tokens);
+        }
         let [_, frames, height, width] = self.latent_shape(&config)?;
         let tokens = config.tokens(frames, height, width);
-        Ok(Ready { name, config, devices, pipeline, tokens })
+        Ok(Ready { name, config, devices, pipeline, tokens, planned })
+    }
+
+    /// Blocks of each stage, and what a training step keeps: as `plan` chooses.
+    fn plan(
+        &self,
+        config: &DitConfig,
+        targets: &[Target],
+        step: &StepBench,
+        devices: &DevicesConfig,
+    ) -> Result<(Vec<usize>, PlannedStep)> {
+        let [_, frames, height, width] = self.latent_shape(config)?;
+        let task = Task {
+            dit: config,
+            base: self.precision.dit(),
+            targets,
+            rank: step.rank,
+            dropout: false,
+            batch: 1,
+            accumulate: step.accumulate,
+            latents: (frames, height, width),
+        };
+        let host = self.memory.host_memory.map(|host| host.0);
+        let machine = Machine::here(devices, task.base, config, host);
+        let given = (!self.devices.split.is_empty()).then_some(devices.split.as_slice());
+        let settled = memory::settle(&task, &machine, &self.memory, given, &[])?;
+        let memory::Settled { choice, forecast } = settled;
+        Ok((choice.split, PlannedStep { keeping: choice.blocks, ffn_tokens: choice.ffn_tokens, forecast }))
     }
 
     fn latent_shape(&self, config: &DitConfig) -> Result<[usize; 4]> {
@@ -124,11 +167,14 @@ pub struct StepBench {
 /// A model that cannot be made, or a step that fails.
 pub fn step(bench: &DitBench, step: StepBench) -> Result<Value> {
     let StepBench { rank, accumulate, profile } = step;
-    let lora = LoraConfig { rank, ..LoraConfig::default() };
-    let mut ready = bench.ready(Some(&lora))?;
+    let mut ready = bench.ready(Some(&step))?;
     let mut optimizer = Optimizer::new(&ready.pipeline)?;
+    optimizer.publish(&mut ready.pipeline);
     let batches = vec![bench.micro_batch(&ready, 1.0 / accumulate as f32)?; accumulate];
-    let keeping = choose(&bench.memory, ready.config.layers);
+    let (keeping, forecast) = match &ready.planned {
+        Some(planned) => (planned.keeping.clone(), Some(planned.forecast.clone())),
+        None => (vec![BlockPlan::default(); ready.config.layers], None),
+    };
     let (config, mut made) = (OptimizerConfig::default(), 0);
     let meter = Meter::of(ready.devices.iter().map(|(device, _)| device));
     let measured = meter.measure(bench.repeats, || {
@@ -145,6 +191,7 @@ pub fn step(bench: &DitBench, step: StepBench) -> Result<Value> {
         "accumulate": accumulate, "rank": rank, "s_per_step": rounded(measured.seconds, 4),
         "useful_tflops": rounded(useful / measured.seconds / 1e12, 4),
     })));
+    told.extend(forecast.as_ref().map(told_forecast).unwrap_or_default());
     if profile {
         told.insert("profile".into(), profiled(&ready.pipeline, &batches, &keeping)?);
     }
@@ -168,6 +215,25 @@ pub fn forward(bench: &DitBench) -> Result<Value> {
         "tflops": rounded((linear + attention) / measured.seconds / 1e12, 4),
     })));
     Ok(told.into())
+}
+
+/// What was forecast, beside what is measured: GiB of each device as `peak_gib` has them, and what is kept.
+fn told_forecast(forecast: &Forecast) -> Map<String, Value> {
+    let gib = |bytes: u64| rounded(bytes as f64 / f64::from(1 << 30), 2);
+    let mut devices: Vec<(&str, u64)> = Vec::new();
+    for stage in &forecast.stages {
+        match devices.iter_mut().find(|(device, _)| *device == stage.device) {
+            Some((_, peak)) => *peak += stage.memory.peak,
+            None => devices.push((&stage.device, stage.memory.peak)),
+        }
+    }
+    let runs = forecast.stages.iter().flat_map(|stage| &stage.keep);
+    let keep: Vec<String> = runs.map(|run| format!("{} x {run}", run.count)).collect();
+    let host: u64 = forecast.stages.iter().map(|stage| stage.memory.host).sum();
+    fields(json!({
+        "forecast_gib": devices.into_iter().map(|(_, peak)| gib(peak)).collect::<Vec<_>>(),
+        "forecast_host_gib": gib(host), "keep": keep, "ffn_tokens": forecast.ffn_tokens,
+    }))
 }
 
 /// The fields of an object.

@@ -13,6 +13,7 @@ use crate::base::{self, Part};
 use crate::bench::{
     self, AttentionBench, ClipSize, DitBench, DitSource, LoadSource, Repeats, StepBench, VaeBench,
 };
+use crate::bytes::Bytes;
 use crate::error::Error;
 use crate::memory::{KeepConfig, MemoryConfig, Offload};
 use crate::ui::Ui;
@@ -195,14 +196,18 @@ struct StepMemory {
     /// Whether what is kept waits in host memory.
     #[arg(long, value_enum, default_value_t = Offload::Auto)]
     offload: Offload,
-    /// The most tokens that go through a feed-forward layer at once.
-    #[arg(long, default_value_t = MemoryConfig::default().ffn_tokens)]
-    ffn_tokens: usize,
+    /// The most tokens that go through a feed-forward layer at once. Default: as the plan finds best.
+    #[arg(long)]
+    ffn_tokens: Option<usize>,
+    /// The most host memory that may be pinned, such as 48GiB. Default: half of what is available.
+    #[arg(long, value_name = "SIZE")]
+    host_memory: Option<Bytes>,
 }
 
 impl StepMemory {
     fn config(&self) -> MemoryConfig {
-        MemoryConfig { keep: self.keep, offload: self.offload, ffn_tokens: self.ffn_tokens }
+        let Self { keep, offload, host_memory, ffn_tokens } = *self;
+        MemoryConfig { keep, offload, host_memory, ffn_tokens }
     }
 }
 

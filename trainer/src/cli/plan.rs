@@ -22,7 +22,7 @@ impl Plan {
     /// Prints the plan.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
         let planned = make(&self.recipe, &self.devices.overrides(), ui)?;
-        let forecast = crate::forecast::forecast(&planned)?;
+        let forecast = &planned.forecast;
         let object = serde_json::json!({ "plan": planned.plan, "memory": forecast });
         let text = format!("{}\n{}\n{forecast}", planned.plan.to_toml()?, buckets(&planned));
         ui.tell(&text, &object);

@@ -75,6 +75,7 @@ impl<'a> Links<'a> {
     pub fn take_forward(&self) -> Result<Option<Onward>> {
         let Some(previous) = &self.previous else { return Ok(None) };
         let sent = previous.take.recv().map_err(|_| Error::NeighbourStopped)?;
+        previous.back.settle()?;
         Ok(Some(Onward {
             x_bld: sent.x_bld.receive()?,
             time_bgd: sent.time_bgd.receive()?,
@@ -86,13 +87,17 @@ impl<'a> Links<'a> {
     /// The gradient that the next stage sent back, on this device; nothing on the last stage.
     pub fn take_backward(&self) -> Result<Option<Tensor>> {
         let Some(next) = &self.next else { return Ok(None) };
-        Ok(Some(next.take.recv().map_err(|_| Error::NeighbourStopped)?.receive()?))
+        let sent = next.take.recv().map_err(|_| Error::NeighbourStopped)?;
+        // The gradient of a stream that was sent says that it arrived.
+        next.onward.settle()?;
+        Ok(Some(sent.receive()?))
     }
 
     /// Hands the stream and its conditioning to the next stage. The rotary tables stay: each stage makes its own.
     pub fn send_forward(&self, boundary: Boundary) -> Result<()> {
         let Some(Next { onward, send, .. }) = &self.next else { return Ok(()) };
         let Boundary { x_bld, cond } = boundary;
+        onward.settle()?;
         let sent = SentOnward {
             x_bld: onward.send(x_bld)?,
             time_bgd: onward.send(cond.time_bgd)?,
@@ -105,6 +110,7 @@ impl<'a> Links<'a> {
     /// Hands the gradient of the stream to the stage before.
     pub fn send_backward(&self, dx: Tensor) -> Result<()> {
         let Some(Previous { back, send, .. }) = &self.previous else { return Ok(()) };
+        back.settle()?;
         send.send(back.send(dx)?).map_err(|_| Error::NeighbourStopped)
     }
 }

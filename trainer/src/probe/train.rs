@@ -7,12 +7,11 @@ use candle_core::{DType, Device, Tensor};
 use kernels::adamw::Update;
 use kernels::low_rank::Factors;
 use models::adapter::{Adapter, Adapters};
-use models::dit::DitConfig;
+use models::dit::{BlockPlan, DitConfig};
 use serde::Deserialize;
 
 use super::{Inputs, Outputs};
 use crate::error::{Error, Result};
-use crate::memory::{MemoryConfig, choose};
 use crate::optim::{Optimizer, OptimizerConfig, checked_norm};
 use crate::pipeline::{MicroBatch, NetworkInput, Pipeline};
 
@@ -128,7 +127,7 @@ pub fn starting_adapters(inputs: &Inputs, dit: &DitConfig, settings: &TrainProbe
 pub fn train(pipeline: &mut Pipeline, inputs: &Inputs, settings: &TrainProbe) -> Result<Outputs> {
     let given = Given::read(inputs)?;
     let mut optimizer = Optimizer::new(pipeline)?;
-    let keeping = choose(&MemoryConfig::default(), pipeline.config().layers);
+    let keeping = vec![BlockPlan::default(); pipeline.config().layers];
     let (mut outputs, mut losses, mut norms) = (Outputs::new(), Vec::new(), Vec::new());
     for step in 0..given.sigmas_sb.dim(0)? {
         let outcome = pipeline.train(&[given.micro_batch(step)?], &keeping)?;

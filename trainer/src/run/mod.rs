@@ -81,6 +81,7 @@ fn cache_on(device: &Device, planned: &Planned, interrupt: &Interrupt, ui: &Ui) 
 pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &Ui) -> Result<Ending> {
     let plan = &planned.plan;
     let split = plan.devices.open()?;
+    tell_engines(&split, ui);
     let encoded = cache_on(&split[0].0, planned, interrupt, ui)?; // a settled plan has a stage
     let (dit, weights) = plan.model.open_dit()?;
     let fresh = Adapters::fresh(&planned.targets, &plan.adapter, plan.run.seed, &Device::Cpu)?;
@@ -102,6 +103,18 @@ pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &
         Run { plan, folder, batches, encoded: &encoded, pipeline, optimizer, progress, ahead: None, log, ui };
     run.optimizer.publish(&mut run.pipeline);
     run.finish(interrupt)
+}
+
+/// Which attention runs on the GPUs, and why: without cuDNN a run takes several times as long.
+fn tell_engines(split: &[(Device, std::ops::Range<usize>)], ui: &Ui) {
+    let mut told = Vec::new();
+    for (device, _) in split.iter().filter(|(device, _)| device.is_cuda()) {
+        let engine = kernels::attention::engine(device);
+        if !told.contains(&engine) {
+            ui.say(&format!("attention: {}, {}", engine.name, engine.why));
+            told.push(engine);
+        }
+    }
 }
 
 impl Run<'_> {

@@ -10,7 +10,6 @@ use super::Run;
 use crate::checkpoint::Progress;
 use crate::error::{Error, Result};
 use crate::lr::learning_rate;
-use crate::memory::choose;
 use crate::metrics::StepRow;
 use crate::optim::{Optimizer, OptimizerConfig, checked_norm, clip_factor};
 use crate::pipeline::{Pipeline, StepOutcome};
@@ -28,7 +27,7 @@ impl Run<'_> {
             Some(data) => data?,
             None => self.batches.step(step, cursor, plan.train.accumulate)?,
         };
-        let keeping = choose(&plan.memory, self.pipeline.config().layers);
+        let keeping = plan.memory.keeping();
         // The next step's noise and files are made ready while the devices work on this one.
         let (outcome, ahead) = thread::scope(|scope| {
             let (batches, next, count) = (&self.batches, data.cursor, plan.train.accumulate);

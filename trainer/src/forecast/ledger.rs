@@ -1,0 +1,119 @@
+//! A pretend allocator: it counts what would be alive, and remembers what was when it was most.
+//!
+//! Shadows are taken and dropped by the same rules as tensors, so code that mirrors the model's code line by line needs
+//! no bookkeeping of its own.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use candle_core::DType;
+
+/// What an item is counted as.
+pub(super) type Name = &'static str;
+
+/// The pretend memory of one device.
+#[derive(Debug, Clone)]
+pub(super) struct Ledger {
+    book: Rc<RefCell<Book>>,
+    grain: u64,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    live: u64,
+    peak: u64,
+    by_name: BTreeMap<Name, u64>,
+    at_peak: BTreeMap<Name, u64>,
+}
+
+/// Bytes that are taken until this is dropped.
+#[derive(Debug)]
+pub(super) struct Held {
+    ledger: Ledger,
+    name: Cell<Name>,
+    bytes: u64,
+}
+
+/// A tensor without numbers. Clones and views share its memory, as a tensor's do.
+#[derive(Debug, Clone)]
+pub(super) struct Shadow {
+    /// How many numbers it has.
+    pub numbers: u64,
+    /// What they are.
+    pub dtype: DType,
+    held: Rc<Held>,
+}
+
+impl Ledger {
+    /// An empty one, which hands out multiples of `grain` bytes.
+    pub fn new(grain: u64) -> Self {
+        Self { book: Rc::default(), grain }
+    }
+
+    /// Takes `bytes`, counted under `name`.
+    pub fn take(&self, name: Name, bytes: u64) -> Held {
+        let bytes = bytes.next_multiple_of(self.grain);
+        let mut book = self.book.borrow_mut();
+        book.live += bytes;
+        *book.by_name.entry(name).or_default() += bytes;
+        if book.live > book.peak {
+            book.peak = book.live;
+            book.at_peak = book.by_name.clone();
+        }
+        drop(book);
+        Held { ledger: self.clone(), name: Cell::new(name), bytes }
+    }
+
+    /// A new tensor.
+    pub fn tensor(&self, name: Name, numbers: u64, dtype: DType) -> Shadow {
+        let held = self.take(name, numbers * dtype.size_in_bytes() as u64);
+        Shadow { numbers, dtype, held: Rc::new(held) }
+    }
+
+    /// The most that was alive at once.
+    pub fn peak(&self) -> u64 {
+        self.book.borrow().peak
+    }
+
+    /// What was alive then, by name.
+    pub fn at_peak(&self) -> BTreeMap<Name, u64> {
+        self.book.borrow().at_peak.clone()
+    }
+}
+
+impl Held {
+    /// Counts it under `name` from now on.
+    pub fn rename(&self, name: Name) {
+        let mut book = self.ledger.book.borrow_mut();
+        *book.by_name.entry(self.name.get()).or_default() -= self.bytes;
+        *book.by_name.entry(name).or_default() += self.bytes;
+        self.name.set(name);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut book = self.ledger.book.borrow_mut();
+        book.live -= self.bytes;
+        *book.by_name.entry(self.name.get()).or_default() -= self.bytes;
+    }
+}
+
+impl Shadow {
+    /// A part of it, in the same memory.
+    pub fn view(&self, numbers: u64) -> Self {
+        Self { numbers, ..self.clone() }
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> u64 {
+        self.numbers * self.dtype.size_in_bytes() as u64
+    }
+
+    /// The same memory, counted under `name` from now on.
+    pub fn renamed(self, name: Name) -> Self {
+        self.held.rename(name);
+        self
+    }
+}

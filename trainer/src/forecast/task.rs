@@ -1,0 +1,170 @@
+//! What is to be forecast: a model, an adapter, a micro-batch.
+
+use candle_core::DType;
+use kernels::attention::DETERMINISTIC_WORKSPACE;
+use kernels::device::Repeatability;
+use models::adapter::Target;
+use models::dit::{Base, DitConfig};
+use models::names::split_block;
+
+use super::ledger::Shadow;
+
+/// A training step whose memory is asked for.
+#[derive(Debug, Clone)]
+pub struct Task<'a> {
+    /// Sizes of the model.
+    pub dit: &'a DitConfig,
+    /// How it is held.
+    pub base: Base,
+    /// Modules with an adapter.
+    pub targets: &'a [Target],
+    /// Its rank.
+    pub rank: usize,
+    /// Whether its input is dropped out.
+    pub dropout: bool,
+    /// Samples of a micro-batch.
+    pub batch: usize,
+    /// Micro-batches of a step.
+    pub accumulate: usize,
+    /// (frames, height, width) of the latents of a sample.
+    pub latents: (usize, usize, usize),
+}
+
+/// What runs the operations of a stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// Plain operations in f32.
+    Cpu,
+    /// A GPU's kernels, attention in chunks.
+    Chunked,
+    /// A GPU's kernels, attention by cuDNN.
+    Cudnn(Repeatability),
+}
+
+/// The sizes of a task that the mirror counts with, as numbers of bytes are: in u64.
+#[derive(Debug, Clone)]
+pub(super) struct Sizes {
+    pub batch: u64,
+    /// Of one sample.
+    pub tokens: u64,
+    pub dim: u64,
+    pub ffn: u64,
+    pub heads: u64,
+    pub text_len: u64,
+    pub text_dim: u64,
+    /// Numbers of a micro-batch's latents.
+    pub latents: u64,
+    pub rank: u64,
+    pub has_dropout: bool,
+    pub is_coded: bool,
+    pub compute: DType,
+    pub stream: DType,
+    /// Which layers of each block have an adapter.
+    pub adapted: Vec<[bool; LAYERS.len()]>,
+}
+
+/// The linear layers of a block, in the order of `models::dit::block`.
+pub(super) const LAYERS: [&str; 10] = [
+    "self_attn.q",
+    "self_attn.k",
+    "self_attn.v",
+    "self_attn.o",
+    "cross_attn.q",
+    "cross_attn.k",
+    "cross_attn.v",
+    "cross_attn.o",
+    "ffn.0",
+    "ffn.2",
+];
+
+impl Engine {
+    /// Whether operations are single kernels.
+    pub fn is_gpu(self) -> bool {
+        self != Self::Cpu
+    }
+
+    pub(super) fn is_cudnn(self) -> bool {
+        matches!(self, Self::Cudnn(_))
+    }
+}
+
+impl Task<'_> {
+    /// Tokens of a sample.
+    pub fn tokens(&self) -> usize {
+        let (frames, height, width) = self.latents;
+        self.dit.tokens(frames, height, width)
+    }
+
+    pub(super) fn sizes(&self) -> Sizes {
+        let (dit, frozen) = (self.dit, self.base.frozen);
+        let (frames, height, width) = self.latents;
+        Sizes {
+            batch: self.batch as u64,
+            tokens: self.tokens() as u64,
+            dim: dit.dim as u64,
+            ffn: dit.ffn_dim as u64,
+            heads: dit.heads as u64,
+            text_len: dit.text_len as u64,
+            text_dim: dit.text_dim as u64,
+            latents: (self.batch * dit.in_channels * frames * height * width) as u64,
+            rank: self.rank as u64,
+            has_dropout: self.dropout,
+            is_coded: frozen.is_coded(),
+            compute: frozen.compute,
+            stream: self.base.stream,
+            adapted: self.adapted(),
+        }
+    }
+
+    fn adapted(&self) -> Vec<[bool; LAYERS.len()]> {
+        let mut adapted = vec![[false; LAYERS.len()]; self.dit.layers];
+        for (block, local) in self.targets.iter().filter_map(|target| split_block(&target.module)) {
+            let layer = LAYERS.iter().position(|name| *name == local);
+            if let (Some(layers), Some(layer)) = (adapted.get_mut(block), layer) {
+                layers[layer] = true;
+            }
+        }
+        adapted
+    }
+}
+
+impl Sizes {
+    /// Width out and in of a layer of [`LAYERS`].
+    pub fn layer(&self, layer: usize) -> (u64, u64) {
+        match LAYERS[layer] {
+            "ffn.0" => (self.ffn, self.dim),
+            "ffn.2" => (self.dim, self.ffn),
+            _ => (self.dim, self.dim),
+        }
+    }
+
+    /// Numbers of the adapters of a block.
+    pub fn factors(&self, block: usize) -> u64 {
+        let of_layer = |layer: usize| {
+            let (out, input) = self.layer(layer);
+            (out + input) * self.rank
+        };
+        (0..LAYERS.len()).filter(|layer| self.adapted[block][*layer]).map(of_layer).sum()
+    }
+
+    /// Numbers of the stream of a micro-batch.
+    pub fn stream_numbers(&self) -> u64 {
+        self.batch * self.tokens * self.dim
+    }
+
+    /// What cuDNN takes for the backward of attention from `q` over `k`, in bytes.
+    ///
+    /// Fast: sums of the queries' gradient in f32 and two numbers a row. Bit for bit: a matrix of scores for each head of
+    /// a call, in bf16; `kernels` cuts the heads into calls. Measured on an H200 with cuDNN 9.19: 0.4 GiB at 20280
+    /// tokens of 40 heads, 1.5 GiB at 75600; 7.7 GiB for 10 heads at 20280.
+    pub fn attention_workspace(&self, q: &Shadow, k: &Shadow, repeatability: Repeatability) -> u64 {
+        let (queries, keys) = (q.numbers / self.dim, k.numbers / self.dim / self.batch);
+        match repeatability {
+            Repeatability::Fast => 4 * q.numbers + 8 * queries * self.heads,
+            Repeatability::BitForBit => {
+                let of_head = 2 * (queries / self.batch) * keys;
+                of_head * (DETERMINISTIC_WORKSPACE as u64 / of_head.max(1)).clamp(1, self.heads)
+            }
+        }
+    }
+}

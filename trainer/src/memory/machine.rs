@@ -1,0 +1,166 @@
+//! What the stages run on, as far as memory and time go.
+
+use candle_core::DType;
+use kernels::inventory::{self, Gpu};
+use models::dit::{Base, DitConfig};
+
+use crate::devices::{DevicesConfig, Transfer};
+use crate::forecast::{Engine, Way};
+
+/// Bytes of a card that no tensor gets: the driver's context, loaded kernels, cuBLAS and cuDNN.
+const DRIVER_RESERVE: u64 = 600 << 20;
+/// Share of the host's available memory that offload may pin where the recipe says nothing, and that stages on the CPU
+/// keep to where they can.
+const HOST_SHARE: f64 = 0.5;
+/// The oldest cuDNN that attention runs on.
+const OLDEST_CUDNN: (u32, u32) = (9, 18);
+
+/// The devices of the stages, with what lies between and beside them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Machine {
+    /// One for each stage, first to last.
+    pub stages: Vec<Card>,
+    /// From each stage to the next.
+    pub ways: Vec<Way>,
+    /// Bytes of host memory that may be pinned.
+    pub host: u64,
+}
+
+/// The device of a stage.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Card {
+    /// As in `devices.stages`.
+    pub name: String,
+    /// What runs the operations.
+    pub engine: Engine,
+    /// Room for the tensors of this stage.
+    pub room: Room,
+    /// Dense bf16 operations a second at the peak.
+    pub flops: f64,
+}
+
+/// How much memory there is, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// The device is not here to be asked.
+    Unknown,
+    /// About so much: a plan keeps under it if it can.
+    About(u64),
+    /// So much and no more.
+    AtMost(u64),
+}
+
+impl Room {
+    /// The bytes, where they are known.
+    pub fn bytes(self) -> Option<u64> {
+        match self {
+            Self::Unknown => None,
+            Self::About(bytes) | Self::AtMost(bytes) => Some(bytes),
+        }
+    }
+
+    fn shared_by(self, count: u64) -> Self {
+        match self {
+            Self::Unknown => self,
+            Self::About(bytes) => Self::About(bytes / count),
+            Self::AtMost(bytes) => Self::AtMost(bytes / count),
+        }
+    }
+}
+
+impl Machine {
+    /// What `devices`, settled, are on this machine; `host` is what the recipe lets offload pin.
+    pub fn here(devices: &DevicesConfig, base: Base, dit: &DitConfig, host: Option<u64>) -> Self {
+        let is_gpu = |name: &String| name != "cpu";
+        let gpus = match devices.stages.iter().any(is_gpu) {
+            true => inventory::gpus().unwrap_or_default(),
+            false => Vec::new(),
+        };
+        let is_fit = base.frozen.compute == DType::BF16 && dit.head_size() % 8 == 0 && dit.head_size() <= 128;
+        let engine = match is_fit && (gpus.is_empty() || has_cudnn()) {
+            true => Engine::Cudnn(devices.settings().repeatability),
+            false => Engine::Chunked,
+        };
+        let available = available_memory();
+        let share = available.map(|bytes| (bytes as f64 * HOST_SHARE) as u64);
+        let card = |name: &String| {
+            let gpu = gpus.iter().find(|gpu| format!("cuda:{}", gpu.index) == *name);
+            let limit = devices.memory_limit.map(|limit| limit.0);
+            let sharing = devices.stages.iter().filter(|other| *other == name).count() as u64;
+            let (engine, room) = match is_gpu(name) {
+                true => (engine, room_of(gpu, limit)),
+                false => (Engine::Cpu, share.map_or(Room::Unknown, Room::About)),
+            };
+            let flops = gpu.map_or(flops_of((0, 0)), |gpu| flops_of(gpu.capability));
+            Card { name: name.clone(), engine, room: room.shared_by(sharing), flops }
+        };
+        Self {
+            stages: devices.stages.iter().map(card).collect(),
+            ways: devices
+                .stages
+                .windows(2)
+                .map(|pair| way(&pair[0], &pair[1], devices.transfer, &gpus))
+                .collect(),
+            host: host.or(share).unwrap_or(0),
+        }
+    }
+
+    /// The way from stage `index` to the one before and the one behind.
+    pub(super) fn ways_of(&self, index: usize) -> (Option<Way>, Option<Way>) {
+        let before = index.checked_sub(1).and_then(|before| self.ways.get(before));
+        (before.copied(), self.ways.get(index).copied())
+    }
+}
+
+/// What tensors get of a GPU under the limit of the recipe.
+fn room_of(gpu: Option<&Gpu>, limit: Option<u64>) -> Room {
+    let whole = gpu.map(|gpu| gpu.memory.saturating_sub(DRIVER_RESERVE));
+    match (whole, limit) {
+        (Some(whole), Some(limit)) => Room::AtMost(whole.min(limit)),
+        (Some(bytes), None) | (None, Some(bytes)) => Room::AtMost(bytes),
+        (None, None) => Room::Unknown,
+    }
+}
+
+fn way(from: &str, to: &str, transfer: Transfer, gpus: &[Gpu]) -> Way {
+    let number = |name: &str| name.strip_prefix("cuda:").and_then(|index| index.parse::<usize>().ok());
+    let (Some(a), Some(b)) = (number(from), number(to)) else { return Way::Same };
+    let reaches = gpus.iter().any(|gpu| gpu.index == a && gpu.peers.contains(&b));
+    match () {
+        () if from == to => Way::Same,
+        () if reaches && transfer == Transfer::Auto => Way::Peer,
+        () => Way::Host,
+    }
+}
+
+/// Dense bf16 operations a second with f32 sums, by compute capability; NVIDIA's figures for the A100, RTX 3090, RTX 4090,
+/// H100, B200 and RTX 5090. Cards of one capability differ, but rarely two in one machine.
+fn flops_of(capability: (u32, u32)) -> f64 {
+    match capability {
+        (8, 0) => 312e12,
+        (8, 9) => 165e12,
+        (9, _) => 989e12,
+        (10, _) => 2250e12,
+        (12, _) => 209e12,
+        _ => 71e12,
+    }
+}
+
+fn has_cudnn() -> bool {
+    let version = inventory::libraries().into_iter().find(|library| library.name == "cuDNN");
+    let numbers = |text: String| {
+        let mut parts = text.split('.').map_while(|part| part.parse().ok());
+        Some((parts.next()?, parts.next()?))
+    };
+    version
+        .and_then(|library| library.version.ok())
+        .and_then(numbers)
+        .is_some_and(|found| found >= OLDEST_CUDNN)
+}
+
+/// Bytes of host memory that a process can get without pushing others out, where the system tells.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}

@@ -1,0 +1,182 @@
+//! What a training step keeps between forward and backward, and where.
+
+mod choice;
+mod cost;
+mod machine;
+mod refusal;
+mod report;
+
+use std::fmt;
+
+use clap::ValueEnum;
+use models::dit::{BlockPlan, Keep, Place};
+use serde::{Deserialize, Serialize};
+
+pub use choice::{Choice, choose};
+pub use machine::{Card, Machine, Room};
+pub use refusal::Smaller;
+pub use report::{Forecast, StageForecast};
+
+use crate::bytes::Bytes;
+use crate::error::{Error, Result};
+use crate::forecast::Task;
+
+/// The memory of a training step. None of it changes a result by more than the order of sums.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MemoryConfig {
+    /// What each block keeps of its forward for its backward. Default `auto`.
+    pub keep: KeepConfig,
+    /// Whether what is kept waits in host memory. Default `auto`.
+    pub offload: Offload,
+    /// The most host memory that may be pinned for it, all devices together, such as `"48GiB"`. Default: half of what is
+    /// available when the plan is made.
+    pub host_memory: Option<Bytes>,
+    /// The most tokens of a clip that go through a feed-forward layer at once. Default: as the plan finds best.
+    pub ffn_tokens: Option<usize>,
+}
+
+/// What was settled for a step.
+#[derive(Debug, Clone)]
+pub struct Settled {
+    /// What was chosen.
+    pub choice: Choice,
+    /// What it takes.
+    pub forecast: Forecast,
+}
+
+/// Chooses for `task` on `machine` within what `asked` and a given `split` leave open.
+///
+/// # Errors
+/// When nothing fits: what is missing, and what would fit; `smaller` are the shapes that clips could be cut to instead,
+/// from large to small.
+pub fn settle(
+    task: &Task,
+    machine: &Machine,
+    asked: &MemoryConfig,
+    split: Option<&[usize]>,
+    smaller: &[Smaller],
+) -> Result<Settled> {
+    let choice = choose(task, machine, asked, split);
+    let forecast = Forecast::new(&choice, machine, task.tokens(), task.batch);
+    let forecast = refusal::checked(forecast, task, machine, asked, smaller)?;
+    Ok(Settled { choice, forecast })
+}
+
+/// What is kept of each block.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum KeepConfig {
+    /// As the plan finds best.
+    #[default]
+    Auto,
+    /// Its input: the backward makes the rest again.
+    Inputs,
+    /// Its input and what its self-attention made.
+    Attention,
+    /// All that its backward needs: the fastest, and by far the most memory.
+    All,
+}
+
+/// Whether what is kept waits in host memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Offload {
+    /// As the plan finds best.
+    #[default]
+    Auto,
+    /// It stays on the device.
+    Never,
+    /// It goes out to host memory, and comes back one block ahead of its use.
+    Always,
+}
+
+impl MemoryConfig {
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// Naming the key and what it must be.
+    pub fn check(&self) -> Result<()> {
+        match self.ffn_tokens {
+            Some(0) => {
+                Err(Error::Setting { key: "memory.ffn_tokens".into(), why: "must be at least 1".into() })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The settled memory of a training step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryPlan {
+    /// What the recipe asks to keep.
+    pub keep: KeepConfig,
+    /// Where it asks to keep it.
+    pub offload: Offload,
+    /// Host memory that it lets offload pin.
+    pub host_memory: Option<Bytes>,
+    /// The most tokens of a clip that go through a feed-forward layer at once.
+    pub ffn_tokens: usize,
+    /// What that comes to, block by block, in runs.
+    pub blocks: Vec<Run>,
+}
+
+/// Blocks in a row that are treated alike.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    /// How many.
+    pub count: usize,
+    /// What is kept of each.
+    pub keep: Keep,
+    /// Where it waits.
+    pub place: Place,
+}
+
+impl MemoryPlan {
+    /// What `asked` came to.
+    pub fn new(asked: &MemoryConfig, choice: &Choice) -> Self {
+        Self {
+            keep: asked.keep,
+            offload: asked.offload,
+            host_memory: asked.host_memory,
+            ffn_tokens: choice.ffn_tokens,
+            blocks: runs(&choice.blocks),
+        }
+    }
+
+    /// What becomes of each of the model's blocks.
+    pub fn keeping(&self) -> Vec<BlockPlan> {
+        self.blocks.iter().flat_map(|run| std::iter::repeat_n(run.plan(), run.count)).collect()
+    }
+}
+
+impl Run {
+    fn plan(&self) -> BlockPlan {
+        BlockPlan { keep: self.keep, place: self.place }
+    }
+}
+
+/// For people: what is kept, and where.
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let what = match self.keep {
+            Keep::Input => "input",
+            Keep::Attention => "input and attention",
+            Keep::All => "all but norms",
+        };
+        let place = match self.place {
+            Place::Device => "on the device",
+            Place::Host => "in host memory",
+            Place::HostUntilUsed => "in host memory until used",
+        };
+        write!(f, "{what} {place}")
+    }
+}
+
+/// The plans of blocks as runs.
+pub fn runs(blocks: &[BlockPlan]) -> Vec<Run> {
+    let run = |alike: &[BlockPlan]| Run { count: alike.len(), keep: alike[0].keep, place: alike[0].place };
+    blocks.chunk_by(|a, b| a == b).map(run).collect()
+}

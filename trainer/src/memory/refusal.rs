@@ -1,0 +1,85 @@
+//! What is said where nothing fits: the nearest plans that do.
+
+use models::dit::Base;
+use models::weights::{Frozen, Storage};
+
+use kernels::weight::Format;
+
+use super::{Forecast, KeepConfig, Machine, MemoryConfig, Offload, choose};
+use crate::bytes::Bytes;
+use crate::error::{Error, Result};
+use crate::forecast::Task;
+
+/// A shape that the data could be cut to instead, as (what to write, latents).
+pub type Smaller = (String, (usize, usize, usize));
+
+/// The forecast, where it fits.
+///
+/// # Errors
+/// Where it does not: what is missing, and every single change that helps, of keeping less, a coded base, smaller clips
+/// out of `smaller`, one sample at a time, and one more card.
+pub(super) fn checked(
+    forecast: Forecast,
+    task: &Task,
+    machine: &Machine,
+    asked: &MemoryConfig,
+    smaller: &[Smaller],
+) -> Result<Forecast> {
+    let Some((place, needed, room)) = forecast.misfit(machine) else { return Ok(forecast) };
+    let ways = ways_out(task, machine, asked, smaller);
+    let (needed, room) = (Bytes(needed), Bytes(room));
+    Err(Error::TooLarge { place, needed, room, tokens: forecast.tokens, ways })
+}
+
+fn ways_out(task: &Task, machine: &Machine, asked: &MemoryConfig, smaller: &[Smaller]) -> Vec<String> {
+    let fits = |task: &Task, machine: &Machine, asked: &MemoryConfig| {
+        let choice = choose(task, machine, asked, None);
+        Forecast::new(&choice, machine, task.tokens(), task.batch).misfit(machine).is_none()
+    };
+    let open = MemoryConfig { host_memory: asked.host_memory, ..MemoryConfig::default() };
+    let mut ways = Vec::new();
+    if (asked.keep, asked.offload, asked.ffn_tokens) != (KeepConfig::Auto, Offload::Auto, None)
+        && fits(task, machine, &open)
+    {
+        ways.push("leave memory.keep, memory.offload and memory.ffn_tokens to the plan".to_owned());
+    }
+    let single = Task { batch: 1, ..task.clone() };
+    if task.batch > 1 && fits(&single, machine, &open) {
+        ways.push("train.batch = 1 with train.accumulate in its place".to_owned());
+    }
+    let storage = Storage::Coded(Format::E4m3);
+    let coded = Base { frozen: Frozen { storage, ..task.base.frozen }, ..task.base };
+    let coded = Task { base: coded, ..task.clone() };
+    if !task.base.frozen.is_coded() && fits(&coded, machine, &open) {
+        ways.push("model.base = \"fp8\"".to_owned());
+    }
+    ways.extend(nearest(smaller, task, "", |task| fits(task, machine, &open)));
+    if let Some(more) = one_more(machine)
+        && fits(task, &more, &open)
+    {
+        ways.push("one more card like the last in devices.stages".to_owned());
+    }
+    if ways.is_empty() {
+        ways.extend(nearest(smaller, &coded, "model.base = \"fp8\" with ", |task| {
+            fits(task, machine, &open)
+        }));
+    }
+    ways
+}
+
+/// The first of `smaller`, which go from large to small, that fits.
+fn nearest(smaller: &[Smaller], task: &Task, with: &str, fits: impl Fn(&Task) -> bool) -> Option<String> {
+    let cut = |latents| Task { latents, batch: 1, ..task.clone() };
+    let found =
+        smaller.iter().find(|(_, latents)| cut(*latents).tokens() < task.tokens() && fits(&cut(*latents)));
+    found.map(|(what, _)| format!("{with}clips of at most {what}"))
+}
+
+/// The machine with its last card twice.
+fn one_more(machine: &Machine) -> Option<Machine> {
+    let mut more = machine.clone();
+    let last = machine.stages.last().filter(|card| card.engine.is_gpu())?;
+    more.stages.push(last.clone());
+    more.ways.push(crate::forecast::Way::Host);
+    Some(more)
+}

@@ -1,0 +1,117 @@
+//! What was chosen and what it takes, for people and for machines.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::{Choice, Machine, Room, Run, runs};
+use crate::bytes::Bytes;
+use crate::forecast::StageMemory;
+
+/// The forecast of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Forecast {
+    /// Tokens of a sample of the largest bucket.
+    pub tokens: usize,
+    /// Samples of a micro-batch.
+    pub batch: usize,
+    /// The most tokens that go through a feed-forward layer at once.
+    pub ffn_tokens: usize,
+    /// The stages, first to last.
+    pub stages: Vec<StageForecast>,
+}
+
+/// The forecast of one stage.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StageForecast {
+    /// The device.
+    pub device: String,
+    /// First block and the one behind the last.
+    pub blocks: (usize, usize),
+    /// What it holds at its peak, in bytes.
+    #[serde(flatten)]
+    pub memory: StageMemory,
+    /// Bytes that there are, where that is known.
+    pub room: Option<u64>,
+    /// What becomes of its blocks.
+    pub keep: Vec<Run>,
+}
+
+impl Forecast {
+    /// Of `choice` for samples of `tokens` tokens, `batch` in a micro-batch.
+    pub fn new(choice: &Choice, machine: &Machine, tokens: usize, batch: usize) -> Self {
+        let mut first = 0;
+        let stage = |(index, memory): (usize, &StageMemory)| {
+            let (start, end) = (first, first + choice.split[index]);
+            first = end;
+            let card = &machine.stages[index];
+            StageForecast {
+                device: card.name.clone(),
+                blocks: (start, end),
+                memory: memory.clone(),
+                room: card.room.bytes(),
+                keep: runs(&choice.blocks[start..end]),
+            }
+        };
+        let stages = choice.stages.iter().enumerate().map(stage).collect();
+        Self { tokens, batch, ffn_tokens: choice.ffn_tokens, stages }
+    }
+
+    /// Whether a device has too little memory for its stage, or the host for all: (device, bytes needed, bytes there).
+    pub(super) fn misfit(&self, machine: &Machine) -> Option<(String, u64, u64)> {
+        let of_stage = self.stages.iter().zip(&machine.stages).find_map(|(stage, card)| match card.room {
+            Room::AtMost(room) if stage.memory.needed > room => {
+                Some((stage.device.clone(), stage.memory.needed, room))
+            }
+            _ => None,
+        });
+        let host = self.stages.iter().map(|stage| stage.memory.host).sum::<u64>();
+        of_stage.or_else(|| {
+            (host > machine.host)
+                .then(|| ("pinned host memory (memory.host_memory)".to_owned(), host, machine.host))
+        })
+    }
+}
+
+impl fmt::Display for Forecast {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        writeln!(
+            f,
+            "memory of a step in the largest bucket ({} tokens x {}), feed-forward by up to {} tokens:",
+            self.tokens, self.batch, self.ffn_tokens
+        )?;
+        for stage in &self.stages {
+            let StageMemory { weights, adapters, kept, replay, peak, needed, host, .. } = stage.memory;
+            let (device, (first, end)) = (&stage.device, stage.blocks);
+            write!(f, "  {device:<8} blocks {first:>2}..{end:<2}  weights {}", Bytes(weights))?;
+            write!(f, "  adapters {}  kept {}  work {}", Bytes(adapters), Bytes(kept), Bytes(replay))?;
+            write!(f, "  peak {}", Bytes(peak))?;
+            match stage.room {
+                Some(room) => {
+                    writeln!(f, "; {} of {} with the allocator's share", Bytes(needed), Bytes(room))?
+                }
+                None => writeln!(f)?,
+            }
+            let mut from = first;
+            for run in &stage.keep {
+                writeln!(f, "{:11}blocks {from:>2}..{:<2}  keep {run}", "", from + run.count)?;
+                from += run.count;
+            }
+            if host > 0 {
+                writeln!(f, "{:11}host memory {}", "", Bytes(host))?;
+            }
+            let alive: Vec<String> = stage
+                .memory
+                .alive
+                .iter()
+                .take(6)
+                .map(|(name, bytes)| format!("{name} {}", Bytes(*bytes)))
+                .collect();
+            writeln!(f, "{:11}alive at the peak: {}", "", alive.join(", "))?;
+        }
+        let host = self.stages.iter().map(|stage| stage.memory.host).sum();
+        let needed =
+            self.stages.iter().map(|stage| format!("{} {}", stage.device, Bytes(stage.memory.needed)));
+        write!(f, "  in all: {}, host {}", needed.collect::<Vec<_>>().join(", "), Bytes(host))
+    }
+}
