@@ -48,8 +48,9 @@ fn states_of_real_tokens_equal_the_golden_values() {
     }
 }
 
-/// Three layers of some ten roundings to 9 bits each, 0.001 to 0.002 rms.
-const BF16: f32 = 0.02;
+/// Three layers of some ten roundings to 9 bits each, 0.001 to 0.002 rms, and scores that no root divides, so that the
+/// softmax stretches their errors: 0.02 was seen, where a defect of one op gives 0.1 and more.
+const BF16: f32 = 0.04;
 
 #[test]
 fn bf16_stays_near_f32() {

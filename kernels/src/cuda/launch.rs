@@ -80,11 +80,12 @@ pub(crate) struct Launch<'a> {
     function: CudaFunction,
     /// Each argument in eight bytes; smaller ones in the low end, where a little-endian machine looks for them.
     arguments: Vec<u64>,
+    shared_bytes: u32,
 }
 
 impl<'a> Launch<'a> {
     pub(crate) fn new(gpu: &'a Gpu, file: File, name: &str) -> Result<Self> {
-        Ok(Self { gpu, function: gpu.function(file, name)?, arguments: Vec::new() })
+        Ok(Self { gpu, function: gpu.function(file, name)?, arguments: Vec::new(), shared_bytes: 0 })
     }
 
     /// A contiguous tensor.
@@ -122,6 +123,12 @@ impl<'a> Launch<'a> {
         self.address(u64::from((value as f32).to_bits()))
     }
 
+    /// Dynamic shared memory.
+    pub(crate) fn shared(mut self, bytes: usize) -> Self {
+        self.shared_bytes = bytes as u32;
+        self
+    }
+
     /// One block of `threads` for each of `rows`.
     pub(crate) fn rows(self, rows: usize, threads: usize) -> Result<()> {
         self.go(rows as u32, threads as u32)
@@ -148,7 +155,7 @@ impl<'a> Launch<'a> {
                 self.function.cu_function(),
                 (blocks, 1, 1),
                 (threads, 1, 1),
-                0,
+                self.shared_bytes,
                 self.gpu.stream.cu_stream(),
                 &mut pointers,
             )
