@@ -76,7 +76,8 @@ impl Machine {
             true => inventory::gpus().unwrap_or_default(),
             false => Vec::new(),
         };
-        let is_fit = base.frozen.compute == DType::BF16 && dit.head_size() % 8 == 0 && dit.head_size() <= 128;
+        let is_fit =
+            base.frozen.compute == DType::BF16 && dit.head_size().is_multiple_of(8) && dit.head_size() <= 128;
         let engine = match is_fit && (gpus.is_empty() || has_cudnn()) {
             true => Engine::Cudnn(devices.settings().repeatability),
             false => Engine::Chunked,
