@@ -47,6 +47,9 @@ fn difference(a: &Tensor, b: &Tensor) -> f64 {
     gap.flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
 }
 
+/// An op on two videos, of which it may use one.
+type Op<'a> = dyn Fn(&Tensor, &Tensor) -> candle_core::Result<Tensor> + 'a;
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -106,7 +109,7 @@ proptest! {
     ) {
         let c = 2 * c;
         let (x, y, gamma) = (random(&[2, c, t, h, w], seed), random(&[2, c, t, h, w], !seed), random(&[c], seed / 3));
-        let ops: [&dyn Fn(&Tensor, &Tensor) -> candle_core::Result<Tensor>; 8] = [
+        let ops: [&Op; 8] = [
             &|x, y| video::add(x, y),
             &|x, _| video::silu(x),
             &|x, y| video::join_frames(x, y),
