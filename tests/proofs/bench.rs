@@ -66,6 +66,9 @@ fn the_bench_tells_what_the_peer_tells() {
     let step = bench::step(&tiny(&devices), StepBench { rank: 2, accumulate: 2, profile: true }).unwrap();
     assert_told("train", &step);
     assert_eq!((&step["tokens"], &step["size"]), (&8.into(), &"32x32".into()));
+    // What was forecast stands beside what was measured, device by device.
+    let count = |name: &str| step[name].as_array().unwrap().len();
+    assert_eq!(count("forecast_gib"), count("peak_gib"), "{step}");
     assert_told("infer", &bench::forward(&tiny(&devices)).unwrap());
 
     let sizes = AttentionBench { tokens: 64, heads: 2, head_size: 8, dtype: DType::F32, repeats: REPEATS };

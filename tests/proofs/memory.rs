@@ -1,63 +1,243 @@
-//! The forecast and the choice.
+//! Memory is planned: a forecast agrees with a count by hand, grows and shrinks as it must, and what is chosen by it fits
+//! where it has to.
 
 use candle_core::DType;
 use kernels::device::Repeatability;
 use kernels::weight::Format;
 use models::adapter::{LoraConfig, Target};
-use models::dit::{Base, DitConfig};
+use models::dit::{Base, BlockPlan, DitConfig, Keep, Place};
 use models::weights::{Frozen, Storage};
+use proofs::project::Project;
 use trainer::bench::dit_preset;
-use trainer::forecast::{Engine, Task, Way};
-use trainer::memory::{Card, Forecast, Machine, MemoryConfig, Room, choose};
+use trainer::bytes::Bytes;
+use trainer::forecast::{Engine, Forecaster, Neighbours, StageMemory, StagePlan, Task, Way};
+use trainer::memory::{
+    Card, Choice, KeepConfig, Machine, MemoryConfig, Offload, Room, Shape, Shapes, choose, settle,
+};
+use trainer::plan::Plan;
 
 const GIB: u64 = 1 << 30;
+const FP8: Storage = Storage::Coded(Format::E4m3);
+const CUDNN: Engine = Engine::Cudnn(Repeatability::Fast);
 
-fn cards(count: usize, gib: f64, flops: f64) -> Machine {
-    let room = Room::AtMost((gib * GIB as f64) as u64);
-    let card = Card { name: "cuda:0".into(), engine: Engine::Cudnn(Repeatability::Fast), room, flops };
-    Machine { stages: vec![card; count], ways: vec![Way::Peer; count - 1], host: 200 * GIB }
+/// Latents of 480x832 pixels.
+const fn clip(frames: usize) -> (usize, usize, usize) {
+    (frames.div_ceil(4), 60, 104)
 }
 
-fn base(storage: Storage) -> Base {
-    Base::new(Frozen { compute: DType::BF16, storage })
+/// A published model with an adapter on all modules.
+struct Model {
+    dit: DitConfig,
+    targets: Vec<Target>,
 }
 
-#[test]
-fn show() {
-    let fp8 = Storage::Coded(Format::E4m3);
-    for (model, storage, count, gib, latents, m) in [
-        ("t2v-14b", Storage::Dense, 2, 22.0, (13, 60, 104), 1),
-        ("t2v-14b", Storage::Dense, 2, 22.0, (13, 60, 104), 8),
-        ("t2v-14b", fp8, 2, 22.0, (13, 60, 104), 8),
-        ("t2v-14b", fp8, 2, 22.0, (21, 60, 104), 8),
-        ("t2v-14b", fp8, 2, 23.0, (21, 90, 160), 1),
-        ("t2v-14b", fp8, 2, 23.0, (21, 90, 160), 4),
-        ("t2v-14b", Storage::Dense, 1, 139.0, (13, 60, 104), 1),
-        ("t2v-14b", Storage::Dense, 1, 139.0, (21, 60, 104), 1),
-        ("t2v-1.3b", Storage::Dense, 1, 23.0, (21, 60, 104), 1),
-    ] {
-        let dit: DitConfig = dit_preset(model).unwrap();
-        let lora = LoraConfig::default();
-        let targets: Vec<Target> = lora.select(&dit.adaptable_modules()).unwrap();
-        let task = Task {
-            dit: &dit,
-            base: base(storage),
-            targets: &targets,
-            rank: 32,
-            dropout: false,
-            batch: 1,
-            accumulate: m,
-            latents,
-        };
-        let machine = cards(count, gib, 989e12);
-        let start = std::time::Instant::now();
-        let choice = choose(&task, &machine, &MemoryConfig::default(), None);
-        println!(
-            "{model} {storage:?} x{m}: {:?} beyond {} {:.3} s a block",
-            start.elapsed(),
-            choice.beyond as f64 / GIB as f64,
-            choice.seconds
-        );
-        println!("{}\n", Forecast::new(&choice, &machine, task.tokens(), 1));
+impl Model {
+    fn new(name: &str) -> Self {
+        let dit = dit_preset(name).unwrap();
+        let targets = LoraConfig::default().select(&dit.adaptable_modules()).unwrap();
+        Self { dit, targets }
     }
+
+    fn task(&self, storage: Storage, latents: (usize, usize, usize), accumulate: usize) -> Task<'_> {
+        let base = Base::new(Frozen { compute: DType::BF16, storage });
+        let Self { dit, targets } = self;
+        Task { dit, base, targets, rank: 32, dropout: false, batch: 1, accumulate, latents }
+    }
+}
+
+fn cards(gib: &[f64]) -> Machine {
+    let card = |(index, gib): (usize, &f64)| Card {
+        name: format!("cuda:{index}"),
+        engine: CUDNN,
+        room: Room::AtMost((gib * GIB as f64) as u64),
+        flops: 200e12,
+    };
+    let stages: Vec<Card> = gib.iter().enumerate().map(card).collect();
+    Machine { ways: vec![Way::Host; stages.len() - 1], stages, host: 96 * GIB }
+}
+
+/// All blocks on one GPU, all treated alike.
+fn alone(task: &Task, plan: BlockPlan, ffn_tokens: usize) -> StageMemory {
+    let layers = task.dit.layers;
+    let plan = StagePlan { blocks: 0..layers, keep: vec![plan; layers], ffn_tokens };
+    let at = Neighbours { index: 0, count: 1, previous: None, next: None };
+    Forecaster::new(task).stage(CUDNN, &plan, at)
+}
+
+/// At video lengths the peak of a block without adapters is the backward of its self-attention, and what is alive then
+/// can be counted on two hands.
+#[test]
+fn a_block_takes_what_a_hand_counts() {
+    let mut dit = dit_preset("t2v-14b").unwrap();
+    dit.layers = 2;
+    let model = Model { dit, targets: Vec::new() };
+    let task = model.task(Storage::Dense, clip(81), 1);
+    let stream = 32760 * 5120 * 4;
+    let half = stream / 2;
+    let lse = 40 * 32760 * 4;
+    let block = stream // its input
+        + stream // the gradient that goes past the attention
+        + 3 * half // queries, keys and values as projected,
+        + 2 * half // normed and turned,
+        + 3 * half // and their gradients
+        + 2 * half + lse // the output and its gradient
+        + stream + 2 * lse; // cuDNN's sums
+    let kept = stream; // the input of the first block
+    let rest = (32 << 20) // cuBLASLt
+        + 512 * 5120 * 2 + 32760 * 128 * 4 // text and rotary tables
+        + 4096 * 512 * 4 + 2 * 21 * 60 * 104 * 16 * 4; // what came from the host and is not yet used up
+    let counted = task.base.bytes(&model.dit, &(0..2)) + block + kept + rest;
+    let forecast = alone(&task, BlockPlan::default(), 1024).peak;
+    // Tensors below a MiB, and micro-batches that are used up by then.
+    let tolerance = 32 << 20;
+    assert!(forecast.abs_diff(counted) < tolerance, "{} and {}", Bytes(forecast), Bytes(counted));
+}
+
+/// What must make a step larger makes its forecast larger.
+#[test]
+fn forecasts_grow_with_what_they_are_made_of() {
+    let model = Model::new("t2v-1.3b");
+    let peak = |task: &Task, keep, place, ffn| alone(task, BlockPlan { keep, place }, ffn).peak;
+    let task = model.task(Storage::Dense, clip(49), 2);
+    let keeps = [Keep::Input, Keep::Attention, Keep::All].map(|keep| peak(&task, keep, Place::Device, 8192));
+    assert!(keeps.is_sorted() && keeps[0] < keeps[2], "{keeps:?}");
+    let places =
+        [Place::HostUntilUsed, Place::Host, Place::Device].map(|p| peak(&task, Keep::Input, p, 8192));
+    assert!(places.is_sorted() && places[1] < places[2], "{places:?}");
+    let chunks = [1024, 4096, 20280].map(|ffn| peak(&task, Keep::Input, Place::Device, ffn));
+    assert!(chunks.is_sorted() && chunks[0] < chunks[2], "{chunks:?}");
+    let input = |task: &Task| peak(task, Keep::Input, Place::Device, 8192);
+    let larger = [
+        Task { rank: 64, ..task.clone() },
+        Task { batch: 2, ..task.clone() },
+        Task { dropout: true, ..task.clone() },
+        Task { latents: clip(53), ..task.clone() },
+    ];
+    assert!(larger.iter().all(|larger| input(larger) > input(&task)));
+    let smaller = [model.task(FP8, clip(49), 2), Task { accumulate: 1, ..task.clone() }];
+    assert!(smaller.iter().all(|smaller| input(smaller) < input(&task)));
+}
+
+/// What training on two consumer cards was made for.
+#[test]
+fn the_14b_fits_where_it_has_to() {
+    let (large, small) = (Model::new("t2v-14b"), Model::new("t2v-1.3b"));
+    let video = |frames| clip(frames);
+    for (what, task, room) in [
+        ("49 frames, bf16, two cards", large.task(Storage::Dense, video(49), 8), &[22.0; 2][..]),
+        ("81 frames, fp8, two cards", large.task(FP8, video(81), 8), &[22.0; 2]),
+        ("720p, 81 frames, fp8, two cards", large.task(FP8, (21, 90, 160), 1), &[23.0; 2]),
+        ("81 frames, bf16, one large card", large.task(Storage::Dense, video(81), 1), &[139.0]),
+        ("1.3B, 81 frames, one card", small.task(Storage::Dense, video(81), 1), &[23.4]),
+    ] {
+        let machine = cards(room);
+        let choice = choose(&task, &machine, &MemoryConfig::default(), None);
+        assert_eq!(choice.beyond, 0, "{what}: {choice:?}");
+        let again = choice.forecast(&task, &machine);
+        assert_eq!(again, choice.stages, "{what}");
+        for (memory, card) in again.iter().zip(&machine.stages) {
+            assert!(memory.peak < memory.needed && memory.needed <= card.room.bytes().unwrap(), "{what}");
+        }
+        assert!(again.iter().map(|memory| memory.host).sum::<u64>() <= machine.host, "{what}");
+    }
+}
+
+/// More memory is never used for a slower plan, and all that there is room for is kept.
+#[test]
+fn memory_is_turned_into_speed() {
+    let model = Model::new("t2v-14b");
+    let task = model.task(FP8, clip(49), 1);
+    let of = |gib: f64| choose(&task, &cards(&[gib]), &MemoryConfig::default(), None);
+    let choices: Vec<Choice> = [23.0, 31.0, 47.0, 79.0, 139.0].map(of).into();
+    assert!(choices.iter().all(|choice| choice.beyond == 0));
+    assert!(choices.is_sorted_by(|less, more| less.seconds >= more.seconds));
+    let whole = BlockPlan { keep: Keep::All, place: Place::Device };
+    let last = choices.last().unwrap();
+    assert!(last.ffn_tokens == 20280 && last.blocks.iter().all(|block| *block == whole), "{last:?}");
+}
+
+/// Uneven cards get uneven shares, as far as it takes for both to fit.
+#[test]
+fn a_split_follows_memory_and_speed() {
+    let model = Model::new("t2v-14b");
+    let task = model.task(Storage::Dense, clip(81), 4);
+    let split = |machine: &Machine| {
+        let choice = choose(&task, machine, &MemoryConfig::default(), None);
+        assert_eq!((choice.beyond, choice.split.iter().sum::<usize>()), (0, 40), "{choice:?}");
+        choice.split
+    };
+    assert_eq!(split(&cards(&[31.0, 31.0])), [20, 20]);
+    let by_memory = split(&cards(&[19.0, 31.0]));
+    assert!(by_memory[0] < 20, "{by_memory:?}");
+    let mut faster = cards(&[47.0, 47.0]);
+    faster.stages[0].flops *= 2.0;
+    let by_speed = split(&faster);
+    assert!((25..29).contains(&by_speed[0]), "{by_speed:?}");
+}
+
+/// What the recipe asks for is done, or refused: it is never quietly something else.
+#[test]
+fn wishes_are_kept() {
+    let model = Model::new("t2v-1.3b");
+    let task = model.task(Storage::Dense, clip(49), 2);
+    let wish = MemoryConfig {
+        keep: KeepConfig::Attention,
+        offload: Offload::Always,
+        ffn_tokens: Some(3000),
+        host_memory: None,
+    };
+    let choice = choose(&task, &cards(&[30.0, 30.0]), &wish, Some(&[10, 20]));
+    let waits = |block: &BlockPlan| block.keep == Keep::Attention && block.place != Place::Device;
+    assert!(choice.blocks.iter().all(waits), "{choice:?}");
+    assert_eq!((choice.ffn_tokens, choice.split.as_slice()), (3000, &[10, 20][..]));
+    let here = MemoryConfig { offload: Offload::Never, ..MemoryConfig::default() };
+    let choice = choose(&task, &cards(&[14.0]), &here, None);
+    assert!(choice.blocks.iter().all(|block| block.place == Place::Device), "{choice:?}");
+}
+
+/// A refusal names changes, and each of them works.
+#[test]
+fn what_does_not_fit_is_refused_with_what_would() {
+    let model = Model::new("t2v-14b");
+    let machine = cards(&[15.0, 15.0]);
+    let shape = |frames: usize| -> Shape { (format!("832x480, {frames} frames"), clip(frames)) };
+    let shapes = Shapes { there: vec![shape(49)], possible: [49, 33, 17].map(shape).into() };
+    let task = model.task(Storage::Dense, clip(49), 2);
+    let refused = settle(&task, &machine, &MemoryConfig::default(), None, &shapes).unwrap_err().to_string();
+    assert!(refused.contains("cuda:") && refused.contains("model.base = \"fp8\""), "{refused}");
+    let fits = |task: &Task, machine: &Machine| {
+        settle(task, machine, &MemoryConfig::default(), None, &Shapes::default()).is_ok()
+    };
+    assert!(fits(&model.task(FP8, clip(49), 2), &machine));
+    assert_eq!(refused.contains("one more card"), fits(&task, &cards(&[15.0; 3])), "{refused}");
+    for frames in [33, 17] {
+        let named = refused.contains(&format!("at most 832x480, {frames} frames"));
+        assert!(!named || fits(&model.task(Storage::Dense, clip(frames), 2), &machine), "{refused}");
+    }
+    let none =
+        settle(&task, &cards(&[2.0]), &MemoryConfig::default(), None, &shapes).unwrap_err().to_string();
+    assert!(none.contains("No single change"), "{none}");
+    let mut poor = cards(&[22.0, 22.0]);
+    poor.host = GIB;
+    let away = MemoryConfig { offload: Offload::Always, ..MemoryConfig::default() };
+    let refused = settle(&model.task(FP8, clip(81), 2), &poor, &away, None, &shapes).unwrap_err().to_string();
+    assert!(refused.contains("memory.host_memory"), "{refused}");
+}
+
+/// A run that goes on keeps to what it settled, whatever the machine has free today, unless the recipe says otherwise.
+#[test]
+fn a_run_goes_on_as_it_was_settled() {
+    let project = Project::new(&proofs::fixture(""), &["a ball"], "");
+    let planned = || Plan::make(&project.recipe(), &mut |_, _| {}).unwrap();
+    let mut stored = planned().plan;
+    stored.memory.ffn_tokens = 3;
+    stored.memory.blocks[0].keep = Keep::Attention;
+    let mut later = planned();
+    later.keep_to(&stored);
+    assert_eq!(later.plan.memory, stored.memory);
+    assert_eq!(later.plan.memory.keeping().len(), later.dit.layers);
+    stored.devices.deterministic = !stored.devices.deterministic;
+    let mut elsewhere = planned();
+    elsewhere.keep_to(&stored);
+    assert_ne!(elsewhere.plan.memory, stored.memory);
 }

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use kernels::device::{Repeatability, Settings};
 use kernels::inventory::{self, Gpu, Library};
 use kernels::transfer::Route;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
@@ -20,7 +20,8 @@ pub struct DevicesConfig {
     /// One device for each stage, first to last: `cpu` or `cuda:N`; a device may be named twice.
     /// Default: the first GPU of a CUDA build, else the CPU.
     pub stages: Vec<String>,
-    /// Blocks of each stage. Default: shares as even as can be.
+    /// Blocks of each stage; `auto`, or nothing, for what the plan finds best by memory and speed.
+    #[serde(deserialize_with = "split")]
     pub split: Vec<usize>,
     /// The most memory that the tensors of one GPU may take, such as `"23GiB"`; beyond it the run stops. It rehearses a
     /// smaller card on a larger one. Default: all there is.
@@ -29,6 +30,23 @@ pub struct DevicesConfig {
     pub transfer: Transfer,
     /// Whether two runs on the same GPUs agree to the bit; slower. Default false. The CPU always does.
     pub deterministic: bool,
+}
+
+/// Blocks of each stage, or the word `auto` for none given.
+fn split<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<usize>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "blocks of each stage, such as [18, 22], or \"auto\"")]
+    enum Split {
+        Given(Vec<usize>),
+        Word(String),
+    }
+    match Split::deserialize(deserializer)? {
+        Split::Given(blocks) => Ok(blocks),
+        Split::Word(word) if word == "auto" => Ok(Vec::new()),
+        Split::Word(word) => Err(serde::de::Error::custom(format!(
+            "\"{word}\" is no split; write \"auto\" or blocks, such as [18, 22]"
+        ))),
+    }
 }
 
 /// How tensors go between two GPUs.

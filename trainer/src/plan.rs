@@ -105,6 +105,17 @@ pub struct Planned {
     pub dataset: Dataset,
     /// The memory of a step.
     pub forecast: Forecast,
+    /// What the recipe leaves to the plan.
+    pub open: Open,
+}
+
+/// What a recipe leaves open and a plan settles by what the machine is like: a run that goes on keeps it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Open {
+    /// `devices.split`.
+    pub split: bool,
+    /// `memory.ffn_tokens`.
+    pub ffn_tokens: bool,
 }
 
 /// What a command line says in place of a recipe's settings; `None` leaves the recipe's.
@@ -117,6 +128,22 @@ pub struct Overrides {
 impl Overrides {
     fn apply(&self, recipe: &mut Recipe) {
         recipe.devices.memory_limit = self.memory_limit.or(recipe.devices.memory_limit);
+    }
+}
+
+impl Planned {
+    /// Takes over what `stored`, the plan of a run that goes on, settled for the same devices and the same wishes: the
+    /// machine may have more or less memory free today, and the run's numbers must not depend on that.
+    pub fn keep_to(&mut self, stored: &Plan) {
+        let plan = &mut self.plan;
+        let without_split = |devices: &DevicesConfig| DevicesConfig { split: Vec::new(), ..devices.clone() };
+        let wishes = |memory: &MemoryPlan| (memory.keep, memory.offload, memory.host_memory);
+        let is_same = without_split(&stored.devices) == without_split(&plan.devices)
+            && wishes(&stored.memory) == wishes(&plan.memory);
+        if is_same && self.open == (Open { split: true, ffn_tokens: true }) {
+            plan.devices.split.clone_from(&stored.devices.split);
+            plan.memory = stored.memory.clone();
+        }
     }
 }
 
@@ -179,6 +206,7 @@ impl Plan {
             seed,
         };
         let devices = recipe.devices.settle(dit.layers)?;
+        let shapes = shapes(&data, &dataset);
         let task = Task {
             dit: &dit,
             base: model.precision.dit(),
@@ -187,12 +215,14 @@ impl Plan {
             dropout: adapter.dropout > 0.0,
             batch: train.batch,
             accumulate: train.accumulate,
-            latents: largest(&dataset),
+            latents: shapes.there.first().map_or((1, 1, 1), |(_, latents)| *latents),
         };
         let host = recipe.memory.host_memory.map(|host| host.0);
         let machine = Machine::here(&devices, task.base, &dit, host);
-        let given = (!recipe.devices.split.is_empty()).then_some(devices.split.as_slice());
-        let settled = memory::settle(&task, &machine, &recipe.memory, given, &shapes(&data))?;
+        let open =
+            Open { split: recipe.devices.split.is_empty(), ffn_tokens: recipe.memory.ffn_tokens.is_none() };
+        let given = (!open.split).then_some(devices.split.as_slice());
+        let settled = memory::settle(&task, &machine, &recipe.memory, given, &shapes)?;
         let plan = Plan {
             tandem: env!("CARGO_PKG_VERSION").to_owned(),
             run,
@@ -208,7 +238,7 @@ impl Plan {
             sample,
             export: recipe.export,
         };
-        Ok(Planned { plan, dit, targets, dataset, forecast: settled.forecast })
+        Ok(Planned { plan, dit, targets, dataset, forecast: settled.forecast, open })
     }
 
     /// The plan as TOML.
@@ -321,26 +351,23 @@ fn latents(frames: u32, height: u32, width: u32) -> (usize, usize, usize) {
     (models::vae::latent_frames(frames as usize), side(height), side(width))
 }
 
-fn volume((frames, height, width): (usize, usize, usize)) -> usize {
-    frames * height * width
-}
-
-/// The latents of the largest bucket.
-fn largest(dataset: &Dataset) -> (usize, usize, usize) {
+/// The shapes of the buckets, and those that the recipe's sizes and lengths make.
+fn shapes(data: &DataConfig, dataset: &Dataset) -> memory::Shapes {
     let buckets = dataset.windows.iter().map(|window| window.bucket);
-    let all = buckets.map(|bucket| latents(bucket.frames, bucket.height, bucket.width));
-    all.max_by_key(|latents| volume(*latents)).unwrap_or((1, 1, 1))
+    let there = buckets.map(|bucket| (bucket.width, bucket.height, bucket.frames));
+    let sizes = data.sizes.iter().flat_map(|[w, h]| data.frames.iter().map(move |frames| (*w, *h, *frames)));
+    memory::Shapes { there: ordered(there), possible: ordered(sizes) }
 }
 
-/// Every shape that the recipe's sizes and lengths make, from large to small: what clips could be cut to.
-fn shapes(data: &DataConfig) -> Vec<memory::Smaller> {
-    let every = data.sizes.iter().flat_map(|size| data.frames.iter().map(move |frames| (*size, *frames)));
-    let shape = |([width, height], frames): ([u32; 2], u32)| {
+/// Shapes from (width, height, frames), each once, from large to small.
+fn ordered(clips: impl Iterator<Item = (u32, u32, u32)>) -> Vec<memory::Shape> {
+    let mut clips: Vec<_> = clips.collect();
+    clips.sort_by_key(|&(width, height, frames)| std::cmp::Reverse((width * height * frames, width, height)));
+    clips.dedup();
+    let shape = |(width, height, frames)| {
         (format!("{width}x{height}, {frames} frames"), latents(frames, height, width))
     };
-    let mut shapes: Vec<memory::Smaller> = every.map(shape).collect();
-    shapes.sort_by_key(|(_, latents)| std::cmp::Reverse(volume(*latents)));
-    shapes
+    clips.into_iter().map(shape).collect()
 }
 
 fn summary(dataset: &Dataset) -> DatasetPlan {

@@ -102,7 +102,7 @@ impl DitBench<'_> {
         let host = self.memory.host_memory.map(|host| host.0);
         let machine = Machine::here(devices, task.base, config, host);
         let given = (!self.devices.split.is_empty()).then_some(devices.split.as_slice());
-        let settled = memory::settle(&task, &machine, &self.memory, given, &[])?;
+        let settled = memory::settle(&task, &machine, &self.memory, given, &memory::Shapes::default())?;
         let memory::Settled { choice, forecast } = settled;
         Ok((choice.split, PlannedStep { keeping: choice.blocks, ffn_tokens: choice.ffn_tokens, forecast }))
     }

@@ -28,7 +28,7 @@ pub struct StageDevices {
     /// One device for each stage: cpu, cuda:0, ... Default: the first GPU of a CUDA build, else the CPU.
     #[arg(long, visible_alias = "devices", value_delimiter = ',')]
     stages: Vec<String>,
-    /// Blocks of each stage. Default: shares as even as can be.
+    /// Blocks of each stage. Default: for a training step what the plan finds best, else shares as even as can be.
     #[arg(long, value_delimiter = ',')]
     split: Vec<usize>,
     /// How tensors go from one GPU to the next.

@@ -29,7 +29,7 @@ impl Train {
         let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
         let mut planned = make(&self.recipe, &self.devices.overrides(), ui)?;
         let folder = match self.resume {
-            true => RunFolder::resume(&mut planned.plan, |line| ui.note(line))?,
+            true => RunFolder::resume(&mut planned, |line| ui.note(line))?,
             false => RunFolder::begin(&mut planned.plan)?,
         };
         let plan = &planned.plan;

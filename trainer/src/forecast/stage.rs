@@ -22,7 +22,7 @@ const DEVICE_GRAIN: u64 = 512;
 /// `kernels` pins host memory in multiples of this.
 const HOST_GRAIN: u64 = 2 << 20;
 /// Micro-batches that are played beyond those in flight: from then on a stage does the same again and again.
-const BEYOND: usize = 2;
+const BEYOND: usize = 1;
 
 /// The pretend memory of a stage's device, and the host memory beside it.
 pub(super) struct Memories {

@@ -13,7 +13,7 @@ use models::dit::{BlockPlan, Keep, Place};
 use super::cost::Cost;
 use super::machine::Machine;
 use super::{KeepConfig, MemoryConfig, Offload};
-use crate::forecast::{Forecaster, Neighbours, StageMemory, StagePlan, Task};
+use crate::forecast::{Forecaster, StageMemory, StagePlan, Task};
 
 /// Bounds on the feed-forward layer that are tried besides all tokens at once.
 const FFN_TOKENS: [usize; 4] = [8192, 4096, 2048, 1024];
@@ -33,6 +33,21 @@ pub struct Choice {
     pub beyond: u64,
     /// Estimated seconds of the slowest stage for one micro-batch.
     pub seconds: f64,
+}
+
+impl Choice {
+    /// What each stage takes of `task`, which may be another bucket than the one that it was chosen for.
+    pub fn forecast(&self, task: &Task, machine: &Machine) -> Vec<StageMemory> {
+        let (forecaster, mut first) = (Forecaster::new(task), 0);
+        let stage = |(index, count): (usize, &usize)| {
+            let blocks = first..first + count;
+            first = blocks.end;
+            let plan =
+                StagePlan { keep: self.blocks[blocks.clone()].to_vec(), blocks, ffn_tokens: self.ffn_tokens };
+            forecaster.stage(machine.stages[index].engine, &plan, machine.place_of(index))
+        };
+        self.split.iter().enumerate().map(stage).collect()
+    }
 }
 
 /// What was chosen for one stage.
@@ -267,10 +282,8 @@ impl Search<'_> {
         blocks: Vec<BlockPlan>,
     ) -> StageChoice {
         let card = &self.machine.stages[index];
-        let (previous, next) = self.machine.ways_of(index);
-        let at = Neighbours { index, count: self.machine.stages.len(), previous, next };
         let plan = StagePlan { blocks: range.clone(), keep: blocks, ffn_tokens };
-        let memory = self.forecaster.stage(card.engine, &plan, at);
+        let memory = self.forecaster.stage(card.engine, &plan, self.machine.place_of(index));
         let beyond_room = card.room.bytes().map_or(0, |room| memory.needed.saturating_sub(room));
         let beyond = (beyond_room, memory.host.saturating_sub(self.host_share(index)));
         let seconds = plan.keep.iter().map(|&block| self.cost.seconds(block, ffn_tokens, card.flops)).sum();

@@ -5,7 +5,7 @@ use kernels::inventory::{self, Gpu};
 use models::dit::{Base, DitConfig};
 
 use crate::devices::{DevicesConfig, Transfer};
-use crate::forecast::{Engine, Way};
+use crate::forecast::{Engine, Neighbours, Way};
 
 /// Bytes of a card that no tensor gets: the driver's context, loaded kernels, cuBLAS and cuDNN.
 const DRIVER_RESERVE: u64 = 600 << 20;
@@ -106,10 +106,10 @@ impl Machine {
         }
     }
 
-    /// The way from stage `index` to the one before and the one behind.
-    pub(super) fn ways_of(&self, index: usize) -> (Option<Way>, Option<Way>) {
-        let before = index.checked_sub(1).and_then(|before| self.ways.get(before));
-        (before.copied(), self.ways.get(index).copied())
+    /// The place of stage `index`.
+    pub(super) fn place_of(&self, index: usize) -> Neighbours {
+        let previous = index.checked_sub(1).and_then(|before| self.ways.get(before)).copied();
+        Neighbours { index, count: self.stages.len(), previous, next: self.ways.get(index).copied() }
     }
 }
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use choice::{Choice, choose};
 pub use machine::{Card, Machine, Room};
-pub use refusal::Smaller;
+pub use refusal::Shape;
 pub use report::{Forecast, StageForecast};
 
 use crate::bytes::Bytes;
@@ -48,19 +48,28 @@ pub struct Settled {
 /// Chooses for `task` on `machine` within what `asked` and a given `split` leave open.
 ///
 /// # Errors
-/// When nothing fits: what is missing, and what would fit; `smaller` are the shapes that clips could be cut to instead,
-/// from large to small.
+/// When nothing fits: what is missing, and what would fit.
 pub fn settle(
     task: &Task,
     machine: &Machine,
     asked: &MemoryConfig,
     split: Option<&[usize]>,
-    smaller: &[Smaller],
+    shapes: &Shapes,
 ) -> Result<Settled> {
     let choice = choose(task, machine, asked, split);
     let forecast = Forecast::new(&choice, machine, task.tokens(), task.batch);
-    let forecast = refusal::checked(forecast, task, machine, asked, smaller)?;
+    let forecast = refusal::checked(forecast, task, machine, asked, &shapes.possible)?;
+    let forecast = forecast.with_buckets(&choice, task, machine, &shapes.there);
     Ok(Settled { choice, forecast })
+}
+
+/// The shapes that clips have and could have, from large to small.
+#[derive(Debug, Clone, Default)]
+pub struct Shapes {
+    /// The buckets that hold clips.
+    pub there: Vec<Shape>,
+    /// What the recipe's sizes and lengths could make.
+    pub possible: Vec<Shape>,
 }
 
 /// What is kept of each block.

@@ -10,8 +10,8 @@ use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::forecast::Task;
 
-/// A shape that the data could be cut to instead, as (what to write, latents).
-pub type Smaller = (String, (usize, usize, usize));
+/// A shape of clips: in words, and (frames, height, width) of the latents.
+pub type Shape = (String, (usize, usize, usize));
 
 /// The forecast, where it fits.
 ///
@@ -23,7 +23,7 @@ pub(super) fn checked(
     task: &Task,
     machine: &Machine,
     asked: &MemoryConfig,
-    smaller: &[Smaller],
+    smaller: &[Shape],
 ) -> Result<Forecast> {
     let Some((place, needed, room)) = forecast.misfit(machine) else { return Ok(forecast) };
     let ways = ways_out(task, machine, asked, smaller);
@@ -31,7 +31,7 @@ pub(super) fn checked(
     Err(Error::TooLarge { place, needed, room, tokens: forecast.tokens, ways })
 }
 
-fn ways_out(task: &Task, machine: &Machine, asked: &MemoryConfig, smaller: &[Smaller]) -> Vec<String> {
+fn ways_out(task: &Task, machine: &Machine, asked: &MemoryConfig, smaller: &[Shape]) -> Vec<String> {
     let fits = |task: &Task, machine: &Machine, asked: &MemoryConfig| {
         let choice = choose(task, machine, asked, None);
         Forecast::new(&choice, machine, task.tokens(), task.batch).misfit(machine).is_none()
@@ -68,7 +68,7 @@ fn ways_out(task: &Task, machine: &Machine, asked: &MemoryConfig, smaller: &[Sma
 }
 
 /// The first of `smaller`, which go from large to small, that fits.
-fn nearest(smaller: &[Smaller], task: &Task, with: &str, fits: impl Fn(&Task) -> bool) -> Option<String> {
+fn nearest(smaller: &[Shape], task: &Task, with: &str, fits: impl Fn(&Task) -> bool) -> Option<String> {
     let cut = |latents| Task { latents, batch: 1, ..task.clone() };
     let found =
         smaller.iter().find(|(_, latents)| cut(*latents).tokens() < task.tokens() && fits(&cut(*latents)));

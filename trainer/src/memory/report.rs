@@ -4,9 +4,9 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Choice, Machine, Room, Run, runs};
+use super::{Choice, Machine, Room, Run, Shape, runs};
 use crate::bytes::Bytes;
-use crate::forecast::StageMemory;
+use crate::forecast::{StageMemory, Task};
 
 /// The forecast of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -19,6 +19,19 @@ pub struct Forecast {
     pub ffn_tokens: usize,
     /// The stages, first to last.
     pub stages: Vec<StageForecast>,
+    /// The same plan in every bucket.
+    pub buckets: Vec<BucketForecast>,
+}
+
+/// What a step of one bucket takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct BucketForecast {
+    /// The bucket, in words.
+    pub bucket: String,
+    /// Tokens of a sample.
+    pub tokens: usize,
+    /// The most that tensors hold on each stage, in bytes.
+    pub peaks: Vec<u64>,
 }
 
 /// The forecast of one stage.
@@ -54,7 +67,23 @@ impl Forecast {
             }
         };
         let stages = choice.stages.iter().enumerate().map(stage).collect();
-        Self { tokens, batch, ffn_tokens: choice.ffn_tokens, stages }
+        Self { tokens, batch, ffn_tokens: choice.ffn_tokens, stages, buckets: Vec::new() }
+    }
+
+    /// With what `choice` takes in each of `shapes`, which `task` is cut to.
+    pub(super) fn with_buckets(
+        self,
+        choice: &Choice,
+        task: &Task,
+        machine: &Machine,
+        shapes: &[Shape],
+    ) -> Self {
+        let of = |(bucket, latents): &Shape| {
+            let task = Task { latents: *latents, ..task.clone() };
+            let peaks = choice.forecast(&task, machine).iter().map(|memory| memory.peak).collect();
+            BucketForecast { bucket: bucket.clone(), tokens: task.tokens(), peaks }
+        };
+        Self { buckets: shapes.iter().map(of).collect(), ..self }
     }
 
     /// Whether a device has too little memory for its stage, or the host for all: (device, bytes needed, bytes there).
@@ -108,6 +137,12 @@ impl fmt::Display for Forecast {
                 .map(|(name, bytes)| format!("{name} {}", Bytes(*bytes)))
                 .collect();
             writeln!(f, "{:11}alive at the peak: {}", "", alive.join(", "))?;
+        }
+        if self.buckets.len() > 1 {
+            for BucketForecast { bucket, tokens, peaks } in &self.buckets {
+                let peaks: Vec<String> = peaks.iter().map(|peak| Bytes(*peak).to_string()).collect();
+                writeln!(f, "  {bucket}: {tokens} tokens, peak {}", peaks.join(" + "))?;
+            }
         }
         let host = self.stages.iter().map(|stage| stage.memory.host).sum();
         let needed =

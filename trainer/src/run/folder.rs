@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint::{self, Progress};
 use crate::error::{Error, Result};
 use crate::lr::LrSchedule;
-use crate::plan::{Difference, Plan};
+use crate::plan::{Difference, Plan, Planned};
 
 /// The folder of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,7 +15,18 @@ pub struct RunFolder {
 }
 
 /// Plan keys that a run may change when it goes on: none of them reaches back into the steps that were made.
-const MAY_CHANGE: [&str; 6] = ["tandem", "run.", "checkpoint.", "sample.", "export.", "devices."];
+const MAY_CHANGE: [&str; 10] = [
+    "tandem",
+    "run.",
+    "checkpoint.",
+    "sample.",
+    "export.",
+    "devices.",
+    "memory.keep",
+    "memory.offload",
+    "memory.host_memory",
+    "memory.blocks",
+];
 
 impl RunFolder {
     /// A new folder for `plan` (its own, or that with a number behind it where a run lies there), with the plan in it.
@@ -40,17 +51,19 @@ impl RunFolder {
     ///
     /// # Errors
     /// When there is no run to go on with, or its plan differs where it must not: all differences are listed.
-    pub fn resume(plan: &mut Plan, note: impl Fn(&str)) -> Result<Self> {
-        let wanted = plan.run.folder.clone();
+    pub fn resume(planned: &mut Planned, note: impl Fn(&str)) -> Result<Self> {
+        let wanted = planned.plan.run.folder.clone();
         let numbered = (2..).map(|n| with_number(&wanted, n)).take_while(|folder| is_run(folder));
         let newest = std::iter::once(wanted.clone()).chain(numbered).filter(|folder| is_run(folder)).last();
         let root = newest.ok_or_else(|| Error::NothingToResume { folder: wanted.clone() })?;
-        plan.run.folder = root.clone();
+        planned.plan.run.folder = root.clone();
         let folder = Self { root };
         let stored = Plan::read(&folder.plan())?;
+        planned.keep_to(&stored);
+        let plan = &planned.plan;
         let differences = changed_settings(&stored, plan)?;
         let (refused, allowed): (Vec<_>, Vec<_>) =
-            differences.into_iter().partition(|d| !may_change(plan, &d.key));
+            differences.into_iter().partition(|d| !may_change(&stored, plan, &d.key));
         if !refused.is_empty() {
             return Err(Error::PlanChanged { changes: refused.iter().map(in_words).collect() });
         }
@@ -142,7 +155,11 @@ fn in_words(difference: &Difference) -> String {
 }
 
 /// A constant learning rate knows nothing of the run's length, so a run may then be made longer or shorter.
-fn may_change(plan: &Plan, key: &str) -> bool {
+/// Other devices make other sums anyway, so there the chunks of the feed-forward layer may change.
+fn may_change(stored: &Plan, plan: &Plan, key: &str) -> bool {
+    if key == "memory.ffn_tokens" {
+        return stored.devices != plan.devices;
+    }
     let is_length = key == "train.steps" && plan.optimizer.schedule == LrSchedule::Constant;
     is_length || (key != "run.seed" && MAY_CHANGE.iter().any(|prefix| key.starts_with(prefix)))
 }
