@@ -4,7 +4,11 @@ use candle_core::{D, DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::cpu::{is_cpu_f32, with_slice};
+#[cfg(feature = "cuda")]
+use crate::cuda::{File, Gpu, Launch, suffix};
 use crate::profile::{self, Class};
+#[cfg(feature = "cuda")]
+use crate::video::planes;
 
 /// What follows the norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +34,7 @@ pub fn channel_norm(x_bc: &Tensor, gamma: &Tensor, activation: Activation) -> Re
     if gamma.elem_count() != channels {
         bail!("channel_norm: {channels} channels meet {} gains", gamma.elem_count());
     }
+    on_gpu!(x_bc, |gpu| gpu.channel_norm(x_bc, gamma, activation)?);
     match is_cpu_f32(x_bc) && is_cpu_f32(gamma) {
         true => on_cpu(x_bc, gamma, activation),
         false => by_tensors(x_bc, gamma, activation),
@@ -92,4 +97,24 @@ fn inverse_norms(x: &[f32], batch: usize, channels: usize, pixels: usize) -> Vec
         });
     }
     scales
+}
+
+#[cfg(feature = "cuda")]
+impl Gpu {
+    fn channel_norm(&self, x: &Tensor, gamma: &Tensor, activation: Activation) -> Result<Option<Tensor>> {
+        const THREADS: usize = 256;
+        let channels = x.dim(1)?;
+        let Some(suffix) = suffix(x.dtype()).filter(|_| channels % 4 == 0) else { return Ok(None) };
+        let Some(rows) = self.pixels(x, 4)? else { return Ok(None) };
+        let gamma = gamma.to_dtype(x.dtype())?.flatten_all()?.contiguous()?;
+        let y = self.empty(rows.shape(), x.dtype())?;
+        // Three loads of four channels for each thread of the narrow levels, up to a whole warp for a pixel.
+        let lanes = (channels / 12).next_power_of_two().clamp(8, 32);
+        let count = x.elem_count() / channels;
+        let launch = Launch::new(self, File::Volume, &format!("channel_norm_{suffix}"))?;
+        let launch = launch.tensor(&rows)?.tensor(&gamma)?.tensor(&y)?.size(count).int(channels).int(lanes);
+        let launch = launch.int(usize::from(activation == Activation::Silu));
+        launch.rows(count.div_ceil(THREADS / lanes), THREADS)?;
+        planes(&y).map(Some)
+    }
 }

@@ -1,15 +1,23 @@
 //! 3D convolution over video, forward only: the VAE is never trained.
 //!
-//! No padding in time: the causal history that a VAE puts before the frames is the caller's business.
+//! No padding in time but what the caller names: a causal VAE puts its history, or zeros, before the frames.
+//!
+//! On a GPU the patch matrix never exists in memory: written and read once it would take five times longer than the
+//! products. Each block gathers its tile of it into shared memory, and what neighbouring taps share comes from caches.
 
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::cpu::{is_cpu_f32, with_slice};
 use crate::cpu_gemm::{Product, add_product};
+#[cfg(feature = "cuda")]
+use crate::cuda::{File, Gpu, Launch, suffix};
 use crate::profile::{self, Class};
+use crate::video::join_frames;
+#[cfg(feature = "cuda")]
+use crate::video::planes;
 
 /// Zeros put around each frame, in pixels.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -49,6 +57,35 @@ impl Conv3dGeometry {
     }
 }
 
+/// What a convolution sees before the frames that it is given.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Before<'a> {
+    /// Frames of zeros, the earliest.
+    pub zeros: usize,
+    /// The frames behind those, `[B,I,P,H,W]`.
+    pub past: Option<&'a Tensor>,
+}
+
+impl Before<'_> {
+    /// All frames in one tensor.
+    fn join(&self, x: &Tensor) -> Result<Tensor> {
+        let known = match self.past {
+            Some(past) => join_frames(past, x)?,
+            None => x.clone(),
+        };
+        known.pad_with_zeros(2, self.zeros, 0)
+    }
+
+    fn frames(&self, x: &Tensor) -> Result<usize> {
+        let Some(past) = self.past else { return Ok(self.zeros) };
+        let dims = |x: &Tensor| x.dims5().map(|(b, c, _, h, w)| (b, c, h, w));
+        if dims(past)? != dims(x)? || past.dtype() != x.dtype() {
+            bail!("conv3d: frames {:?} come before {:?}", past.shape(), x.shape());
+        }
+        Ok(self.zeros + past.dim(2)?)
+    }
+}
+
 /// `y[b,o,t,h,w] = bias[o] + sum over i,dt,dh,dw of weight[o,i,dt,dh,dw] x[b,i,t st + dt,h s + dh,w s + dw]`, frames
 /// padded with zeros in space only.
 ///
@@ -62,11 +99,33 @@ pub fn conv3d(
     bias: Option<&Tensor>,
     geometry: Conv3dGeometry,
 ) -> Result<Tensor> {
+    conv3d_after(Before::default(), x_bcthw, weight, bias, geometry)
+}
+
+/// [`conv3d`] of the frames `before` and those of `x` together.
+///
+/// # Errors
+/// As [`conv3d`], and earlier frames of another shape or dtype.
+pub fn conv3d_after(
+    before: Before,
+    x_bcthw: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    geometry: Conv3dGeometry,
+) -> Result<Tensor> {
     let _noted = profile::scope(Class::Gemm, x_bcthw.device());
-    let sizes = Sizes::new(x_bcthw, weight, geometry)?;
-    match is_cpu_f32(x_bcthw) && is_cpu_f32(weight) {
-        true => on_cpu(x_bcthw, weight, bias, sizes),
-        false => by_conv2d(x_bcthw, weight, bias, geometry, sizes),
+    let sizes = Sizes::new(before, x_bcthw, weight, geometry)?;
+    on_gpu!(x_bcthw, |gpu| gpu.conv3d(before, x_bcthw, weight, bias, sizes)?);
+    let x = before.join(x_bcthw)?;
+    if x.device().is_cpu() && matches!(x.dtype(), DType::BF16 | DType::F16) {
+        // As a GPU has it: sums in f32, rounded once.
+        let bias = bias.map(|bias| bias.to_dtype(DType::F32)).transpose()?;
+        let (wide, weight) = (x.to_dtype(DType::F32)?, weight.to_dtype(DType::F32)?);
+        return on_cpu(&wide, &weight, bias.as_ref(), sizes)?.to_dtype(x.dtype());
+    }
+    match is_cpu_f32(&x) && is_cpu_f32(weight) {
+        true => on_cpu(&x, weight, bias, sizes),
+        false => by_conv2d(&x, weight, bias, geometry, sizes),
     }
 }
 
@@ -74,6 +133,7 @@ pub fn conv3d(
 struct Sizes {
     batch: usize,
     c_in: usize,
+    /// With those before.
     frames: usize,
     height: usize,
     width: usize,
@@ -86,8 +146,9 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn new(x: &Tensor, weight: &Tensor, geometry: Conv3dGeometry) -> Result<Self> {
+    fn new(before: Before, x: &Tensor, weight: &Tensor, geometry: Conv3dGeometry) -> Result<Self> {
         let (batch, c_in, frames, height, width) = x.dims5()?;
+        let frames = before.frames(x)? + frames;
         let (c_out, weight_in, kt, kh, kw) = weight.dims5()?;
         let pad = geometry.padding;
         let out = |n: usize, k: usize, stride: usize| n.checked_sub(k).map(|free| free / stride.max(1) + 1);
@@ -96,7 +157,7 @@ impl Sizes {
         let out_width = out(width + pad.left + pad.right, kw, geometry.space_stride);
         let (Some(out_frames), Some(out_height), Some(out_width)) = (out_frames, out_height, out_width)
         else {
-            bail!("conv3d: the kernel {kt}x{kh}x{kw} is larger than the input {:?}", x.dims());
+            bail!("conv3d: the kernel {kt}x{kh}x{kw} is larger than the {frames} frames of {:?}", x.dims());
         };
         if weight_in != c_in {
             bail!("conv3d: {c_in} channels meet a weight for {weight_in}");
@@ -268,5 +329,77 @@ fn line(input: &[f32], dw: usize, left: usize, stride: usize, out: &mut [f32]) {
     }
     for (i, value) in out.iter_mut().enumerate() {
         *value = input.get((i * stride + dw).wrapping_sub(left)).copied().unwrap_or(0.0);
+    }
+}
+
+/// How the output is cut into blocks: positions and channels, and the bytes of shared memory that a block needs.
+#[cfg(feature = "cuda")]
+#[derive(Debug, Clone, Copy)]
+struct Blocks {
+    positions: usize,
+    channels: usize,
+    shared_bytes: usize,
+}
+
+#[cfg(feature = "cuda")]
+impl Blocks {
+    /// As in `cuda/volume.cu`.
+    fn of(dtype: DType, c_out: usize) -> Self {
+        const STAGES: usize = 4;
+        const STAGE_ROW_BYTES: usize = 64;
+        if dtype == DType::F32 {
+            return Self { positions: 128, channels: 96, shared_bytes: 0 };
+        }
+        let channels = match () {
+            () if c_out <= 32 => 32,
+            // The Wan 2.1 VAE's widths are multiples of 96, most of Wan 2.2's of 128.
+            () if c_out.next_multiple_of(96) <= c_out.next_multiple_of(128) => 96,
+            () => 128,
+        };
+        Self { positions: 256, channels, shared_bytes: STAGES * (256 + channels) * STAGE_ROW_BYTES }
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Gpu {
+    fn conv3d(
+        &self,
+        before: Before,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        s: Sizes,
+    ) -> Result<Option<Tensor>> {
+        let dtype = x.dtype();
+        let Some(suffix) = suffix(dtype).filter(|_| weight.dtype() == dtype) else { return Ok(None) };
+        // The kernels read 16 bytes at a time.
+        let multiple = 16 / dtype.size_in_bytes();
+        let (Some(x), Some(weight)) = (self.pixels(x, multiple)?, self.pixels(weight, multiple)?) else {
+            return Ok(None);
+        };
+        let past = match before.past {
+            Some(past) => self.pixels(past, multiple)?,
+            None => None,
+        };
+        let bias = bias.map(|bias| bias.to_dtype(dtype)?.contiguous()).transpose()?;
+        let y = self.empty((s.batch, s.out_frames, s.out_height, s.out_width, s.c_out), dtype)?;
+        let blocks = Blocks::of(dtype, s.c_out);
+        let name = match dtype {
+            DType::F32 => "conv3d_f32".to_owned(),
+            _ => format!("conv3d_{}_{suffix}", blocks.channels),
+        };
+        let launch = Launch::new(self, File::Volume, &name)?.tensor(&x)?;
+        let launch = launch.maybe(past.as_ref())?.tensor(&weight)?.maybe(bias.as_ref())?.tensor(&y)?;
+        let past_frames = past.as_ref().map_or(Ok(0), |past| past.dim(1))?;
+        let launch = launch.int(x.dim(4)?).int(s.c_out).int(x.dim(1)?).int(s.height).int(s.width);
+        let launch = launch.int(past_frames).int(before.zeros);
+        let launch = s.kernel.into_iter().fold(launch, Launch::int);
+        let Conv3dGeometry { time_stride, space_stride, padding } = s.geometry;
+        let launch = launch.int(time_stride).int(space_stride).int(padding.top).int(padding.left);
+        let launch = launch.int(s.out_frames).int(s.out_height).int(s.out_width);
+        let positions = (s.out_frames * s.out_height * s.out_width).div_ceil(blocks.positions);
+        let count = s.batch * positions * s.c_out.div_ceil(blocks.channels);
+        launch.shared(blocks.shared_bytes).rows(count, 256)?;
+        planes(&y).map(Some)
     }
 }

@@ -42,6 +42,7 @@ pub mod residual;
 pub mod rope;
 pub mod tokens;
 pub mod transfer;
+pub mod video;
 pub mod weight;
 
 mod cpu;

@@ -4,12 +4,16 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::cpu::{is_cpu_f32, with_slice};
+#[cfg(feature = "cuda")]
+use crate::cuda::{File, Gpu, Launch, suffix};
 use crate::profile::{self, Class};
+use crate::video::{pixels, planes};
 
 /// Doubles height and width by repeating each pixel: `[B,C,T,H,W]` to `[B,C,T,2H,2W]`.
 pub fn upsample_nearest_2x(x_bcthw: &Tensor) -> Result<Tensor> {
     let _noted = profile::scope(Class::Elementwise, x_bcthw.device());
     let (b, c, t, h, w) = x_bcthw.dims5()?;
+    on_gpu!(x_bcthw, |gpu| gpu.upsample_nearest_2x(x_bcthw)?);
     if !is_cpu_f32(x_bcthw) {
         let grid = x_bcthw.reshape((b * c * t, h, 1, w, 1))?.broadcast_as((b * c * t, h, 2, w, 2))?;
         return grid.contiguous()?.reshape((b, c, t, 2 * h, 2 * w));
@@ -34,6 +38,11 @@ pub fn frames_from_channels(x_bcthw: &Tensor) -> Result<Tensor> {
     if c2 % 2 != 0 {
         bail!("frames_from_channels: {c2} channels are not pairs");
     }
+    let rows = pixels(x_bcthw)?;
+    if rows.is_contiguous() {
+        let x = rows.reshape((b, t, h * w, 2, c2 / 2))?.transpose(2, 3)?;
+        return planes(&x.contiguous()?.reshape((b, 2 * t, h, w, c2 / 2))?);
+    }
     let x = x_bcthw.reshape((b, 2, c2 / 2, t, h * w))?.permute((0, 2, 3, 1, 4))?;
     x.contiguous()?.reshape((b, c2 / 2, 2 * t, h, w))
 }
@@ -45,15 +54,20 @@ pub fn frames_from_channels(x_bcthw: &Tensor) -> Result<Tensor> {
 /// averaged. Source: Wan-Video/Wan2.2 `wan/modules/vae2_2.py`, `AvgDown3D`.
 pub fn average_down(x_bcthw: &Tensor, to: usize, time: usize, space: usize) -> Result<Tensor> {
     let _noted = profile::scope(Class::Elementwise, x_bcthw.device());
-    let (b, c, t, _, _) = x_bcthw.dims5()?;
+    let (b, c, t, h, w) = x_bcthw.dims5()?;
+    let cell = time * space * space;
+    if !(c * cell).is_multiple_of(to) {
+        bail!("average_down: {c} channels in cells of {time}x{space}x{space} do not average to {to}");
+    }
+    if h % space != 0 || w % space != 0 {
+        bail!("average_down: {h}x{w} pixels are not squares of {space}x{space}");
+    }
+    on_gpu!(x_bcthw, |gpu| gpu.average_down(x_bcthw, to, time, space)?);
     let x = x_bcthw.pad_with_zeros(2, t.next_multiple_of(time) - t, 0)?;
     let (_, _, t, h, w) = x.dims5()?;
     let (t, h, w) = (t / time, h / space, w / space);
-    if !(c * time * space * space).is_multiple_of(to) {
-        bail!("average_down: {c} channels in cells of {time}x{space}x{space} do not average to {to}");
-    }
     let cells = x.reshape(vec![b, c, t, time, h, space, w, space])?.permute(vec![0, 1, 3, 5, 7, 2, 4, 6])?;
-    let group = c * time * space * space / to;
+    let group = c * cell / to;
     cells.contiguous()?.reshape((b, to, group, t * h * w))?.mean(2)?.reshape((b, to, t, h, w))
 }
 
@@ -66,6 +80,7 @@ pub fn duplicate_up(x_bcthw: &Tensor, to: usize, time: usize, space: usize) -> R
     if !(to * cell).is_multiple_of(c) {
         bail!("duplicate_up: {c} channels do not copy to {to} in cells of {time}x{space}x{space}");
     }
+    on_gpu!(x_bcthw, |gpu| gpu.duplicate_up(x_bcthw, to, time, space)?);
     let copies = to * cell / c;
     let x = x_bcthw.reshape((b, c, 1, t * h * w))?.broadcast_as((b, c, copies, t * h * w))?.contiguous()?;
     let x = x.reshape(vec![b, to, time, space, space, t, h, w])?.permute(vec![0, 1, 5, 2, 6, 3, 7, 4])?;
@@ -97,4 +112,42 @@ pub fn unfold_pixels(x_bcthw: &Tensor, patch: usize) -> Result<Tensor> {
     let c = c / (patch * patch);
     let x = x_bcthw.reshape(vec![b, c, patch, patch, t, h, w])?.permute(vec![0, 1, 4, 5, 3, 6, 2])?;
     x.contiguous()?.reshape((b, c, t, h * patch, w * patch))
+}
+
+#[cfg(feature = "cuda")]
+impl Gpu {
+    fn upsample_nearest_2x(&self, x: &Tensor) -> Result<Option<Tensor>> {
+        let (b, c, t, h, w) = x.dims5()?;
+        let Some(suffix) = suffix(x.dtype()).filter(|_| c % 4 == 0) else { return Ok(None) };
+        let Some(rows) = self.pixels(x, 4)? else { return Ok(None) };
+        let (y, quads) = (self.empty((b, t, 2 * h, 2 * w, c), x.dtype())?, x.elem_count());
+        let launch =
+            Launch::new(self, File::Volume, &format!("twice_{suffix}"))?.tensor(&rows)?.tensor(&y)?;
+        launch.size(quads).int(c).int(h).int(w).each(quads)?;
+        planes(&y).map(Some)
+    }
+
+    fn average_down(&self, x: &Tensor, to: usize, time: usize, space: usize) -> Result<Option<Tensor>> {
+        let (b, c, t, h, w) = x.dims5()?;
+        let (Some(suffix), Some(rows)) = (suffix(x.dtype()), self.pixels(x, 1)?) else { return Ok(None) };
+        let (frames, group) = (t.div_ceil(time), c * time * space * space / to);
+        let (height, width) = (h / space, w / space);
+        let y = self.empty((b, frames, height, width, to), x.dtype())?;
+        let launch = Launch::new(self, File::Volume, &format!("average_down_{suffix}"))?;
+        let launch = launch.tensor(&rows)?.tensor(&y)?.size(y.elem_count()).int(c).int(group).int(time);
+        let launch = launch.int(space).int(frames * time - t).int(to).int(frames).int(height).int(width);
+        launch.each(y.elem_count())?;
+        planes(&y).map(Some)
+    }
+
+    fn duplicate_up(&self, x: &Tensor, to: usize, time: usize, space: usize) -> Result<Option<Tensor>> {
+        let (b, c, t, h, w) = x.dims5()?;
+        let (Some(suffix), Some(rows)) = (suffix(x.dtype()), self.pixels(x, 1)?) else { return Ok(None) };
+        let copies = to * time * space * space / c;
+        let y = self.empty((b, t * time, h * space, w * space, to), x.dtype())?;
+        let launch = Launch::new(self, File::Volume, &format!("duplicate_up_{suffix}"))?;
+        let launch = launch.tensor(&rows)?.tensor(&y)?.size(y.elem_count()).int(c).int(copies).int(time);
+        launch.int(space).int(to).int(t).int(h).int(w).each(y.elem_count())?;
+        planes(&y).map(Some)
+    }
 }

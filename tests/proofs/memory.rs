@@ -217,7 +217,7 @@ fn what_does_not_fit_is_refused_with_what_would() {
     let none =
         settle(&task, &cards(&[2.0]), &MemoryConfig::default(), None, &shapes).unwrap_err().to_string();
     assert!(none.contains("No single change"), "{none}");
-    let mut poor = cards(&[22.0, 22.0]);
+    let mut poor = cards(&[24.0, 24.0]);
     poor.host = GIB;
     let away = MemoryConfig { offload: Offload::Always, ..MemoryConfig::default() };
     let refused = settle(&model.task(FP8, clip(81), 2), &poor, &away, None, &shapes).unwrap_err().to_string();

@@ -2,8 +2,11 @@
 
 use candle_core::{DType, Tensor};
 use kernels::channel_norm::{Activation, channel_norm};
-use kernels::conv3d::{Conv3dGeometry, Padding, conv3d};
-use kernels::resample::{average_down, duplicate_up, fold_pixels, unfold_pixels, upsample_nearest_2x};
+use kernels::conv3d::{Before, Conv3dGeometry, Padding, conv3d, conv3d_after};
+use kernels::resample::{
+    average_down, duplicate_up, fold_pixels, frames_from_channels, unfold_pixels, upsample_nearest_2x,
+};
+use kernels::video;
 use proofs::device;
 use proptest::prelude::*;
 
@@ -24,11 +27,28 @@ fn f64s(x: &Tensor) -> Tensor {
     x.to_dtype(DType::F64).unwrap()
 }
 
+/// The largest error beyond `relative` times the expected value.
+fn excess(got: &Tensor, expected: &Tensor, relative: f64) -> f64 {
+    assert_eq!(got.dims(), expected.dims());
+    let (got, expected) = (f64s(got), f64s(expected));
+    let over =
+        ((got - &expected).unwrap().abs().unwrap() - (expected.abs().unwrap() * relative).unwrap()).unwrap();
+    over.flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+}
+
+/// The same video with its channels side by side in memory.
+fn side_by_side(x: &Tensor) -> Tensor {
+    x.permute((0, 2, 3, 4, 1)).unwrap().contiguous().unwrap().permute((0, 4, 1, 2, 3)).unwrap()
+}
+
 fn difference(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.dims(), b.dims());
     let gap = (f64s(a) - f64s(b)).unwrap().abs().unwrap();
     gap.flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
 }
+
+/// An op on two videos, of which it may use one.
+type Op<'a> = dyn Fn(&Tensor, &Tensor) -> candle_core::Result<Tensor> + 'a;
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
@@ -36,7 +56,7 @@ proptest! {
     #[test]
     fn conv3d_equals_summed_conv2d(
         (b, c_in, c_out, t, h, w) in (1usize..3, 1usize..20, 1usize..9, 3usize..6, 3usize..30, 3usize..40),
-        (kt, k) in prop_oneof![Just((3, 3)), Just((1, 1)), Just((3, 1)), Just((1, 3))],
+        (kt, k) in prop_oneof![Just((3usize, 3usize)), Just((1, 1)), Just((3, 1)), Just((1, 3))],
         (time_stride, space_stride) in (1usize..3, 1usize..3),
         (top, bottom, left, right) in (0usize..2, 0usize..2, 0usize..2, 0usize..2),
         seed in any::<u64>(),
@@ -49,13 +69,76 @@ proptest! {
         prop_assert!(difference(&fast, &slow) <= ROUNDING);
     }
 
+    /// Sums are f32 in every dtype, and rounded once: to 9 bits in bf16, to 12 in f16.
     #[test]
-    fn channel_norm_equals_its_definition(c in 1usize..40, n in 1usize..3000, seed in any::<u64>()) {
-        let (x, gamma) = (random(&[2, c, n], seed), random(&[c, 1, 1, 1], !seed));
-        for activation in [Activation::Identity, Activation::Silu] {
-            let fast = channel_norm(&x, &gamma, activation).unwrap();
-            let slow = channel_norm(&f64s(&x), &f64s(&gamma), activation).unwrap();
-            prop_assert!(difference(&fast, &slow) <= ROUNDING);
+    fn frames_before_count_as_frames_in_every_dtype(
+        (b, c_in, c_out, t, h, w) in (1usize..3, 1usize..70, 1usize..220, 1usize..4, 3usize..12, 3usize..12),
+        (kt, k) in prop_oneof![Just((3usize, 3usize)), Just((1, 1)), Just((3, 1)), Just((1, 3))],
+        (time_stride, space_stride, zeros, past) in (1usize..3, 1usize..3, 0usize..3, 0usize..3),
+        (top, bottom, left, right) in (0usize..2, 0usize..2, 0usize..2, 0usize..2),
+        is_side_by_side in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let geometry = Conv3dGeometry { time_stride, space_stride, padding: Padding { top, bottom, left, right } };
+        let zeros = zeros.max(kt.saturating_sub(t + past));
+        for (dtype, rounding) in [(DType::F32, 0.0), (DType::BF16, 1.0 / 256.0), (DType::F16, 1.0 / 2048.0)] {
+            let made = |shape: &[usize], seed| random(shape, seed).to_dtype(dtype).unwrap();
+            let (x, weight, bias) =
+                (made(&[b, c_in, t, h, w], seed), made(&[c_out, c_in, kt, k, k], !seed), made(&[c_out], seed / 3));
+            let past = (past > 0).then(|| made(&[b, c_in, past, h, w], seed / 5));
+            let all = match &past {
+                Some(past) => Tensor::cat(&[f64s(past), f64s(&x)], 2).unwrap(),
+                None => f64s(&x),
+            };
+            let all = all.pad_with_zeros(2, zeros, 0).unwrap();
+            let slow = conv3d(&all, &f64s(&weight), Some(&f64s(&bias)), geometry).unwrap();
+            let (x, past, weight) = match is_side_by_side {
+                true => (side_by_side(&x), past.as_ref().map(side_by_side), video::arranged(&weight).unwrap()),
+                false => (x, past, weight),
+            };
+            let before = Before { zeros, past: past.as_ref() };
+            let fast = conv3d_after(before, &x, &weight, Some(&bias), geometry).unwrap();
+            prop_assert_eq!(fast.dtype(), dtype);
+            prop_assert!(excess(&fast, &slow, rounding) <= ROUNDING);
+        }
+    }
+
+    #[test]
+    fn the_order_in_memory_changes_no_value(
+        (c, t, h, w) in (1usize..9, 1usize..4, 1usize..7, 1usize..7), seed in any::<u64>()
+    ) {
+        let c = 2 * c;
+        let (x, y, gamma) = (random(&[2, c, t, h, w], seed), random(&[2, c, t, h, w], !seed), random(&[c], seed / 3));
+        let ops: [&Op; 8] = [
+            &|x, y| video::add(x, y),
+            &|x, _| video::silu(x),
+            &|x, y| video::join_frames(x, y),
+            &|x, _| video::last_frames(x, 2),
+            &|x, _| video::arranged(x),
+            &|x, _| upsample_nearest_2x(x),
+            &|x, _| frames_from_channels(x),
+            &|x, _| channel_norm(x, &gamma, Activation::Silu),
+        ];
+        for (i, op) in ops.iter().enumerate() {
+            let plain = op(&x, &y).unwrap();
+            for (x, y) in [(side_by_side(&x), side_by_side(&y)), (x.clone(), side_by_side(&y))] {
+                prop_assert!(difference(&op(&x, &y).unwrap(), &plain) <= ROUNDING, "op {}", i);
+            }
+        }
+    }
+
+    #[test]
+    fn channel_norm_equals_its_definition(c in 1usize..40, wide in any::<bool>(), n in 1usize..3000, seed in any::<u64>()) {
+        // Every second width is one that kernels take.
+        let (c, n) = if wide { (16 * c, n / 16 + 1) } else { (c, n) };
+        for (dtype, rounding) in [(DType::F32, 0.0), (DType::BF16, 1.0 / 256.0)] {
+            let (x, gamma) = (random(&[2, c, n], seed), random(&[c, 1, 1, 1], !seed));
+            let (x, gamma) = (x.to_dtype(dtype).unwrap(), gamma.to_dtype(dtype).unwrap());
+            for activation in [Activation::Identity, Activation::Silu] {
+                let fast = channel_norm(&x, &gamma, activation).unwrap();
+                let slow = channel_norm(&f64s(&x), &f64s(&gamma), activation).unwrap();
+                prop_assert!(excess(&fast, &slow, rounding) <= ROUNDING);
+            }
         }
     }
 
@@ -73,6 +156,20 @@ proptest! {
         prop_assert_eq!(difference(&unfold_pixels(&folded, 2).unwrap(), &x), 0.0);
         let copied = duplicate_up(&folded, 6, 2, 2).unwrap();
         prop_assert!(difference(&average_down(&copied, 12, 2, 2).unwrap(), &folded) <= 1e-6);
+    }
+
+    #[test]
+    fn averages_and_copies_equal_their_definitions(
+        (b, t, h, w) in (1usize..3, 1usize..4, 1usize..4, 1usize..4), (time, space) in (1usize..3, 1usize..3),
+        seed in any::<u64>(),
+    ) {
+        let x = random(&[b, 6, t, 2 * h, 2 * w], seed);
+        for x in [x.clone(), side_by_side(&x)] {
+            let slow = average_down(&f64s(&x), 3, time, space).unwrap();
+            prop_assert!(difference(&average_down(&x, 3, time, space).unwrap(), &slow) <= ROUNDING);
+            let slow = duplicate_up(&f64s(&x), 12, time, space).unwrap();
+            prop_assert_eq!(difference(&duplicate_up(&x, 12, time, space).unwrap(), &slow), 0.0);
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Result, Tensor};
+use cudarc::driver::sys::CUfunction_attribute_enum;
 use cudarc::driver::{CudaFunction, CudaModule};
 use cudarc::nvrtc::Ptx;
 
@@ -32,7 +33,8 @@ files!(
     Elementwise = "elementwise",
     Weight = "weight",
     Optimiser = "optimiser",
-    Random = "random"
+    Random = "random",
+    Volume = "volume"
 );
 
 /// The loaded kernels of one GPU.
@@ -67,23 +69,37 @@ impl Gpu {
     }
 }
 
+/// Dynamic shared memory that every kernel may have; more is to be asked for, up to 99 KiB on every card from 8.6 on.
+const SHARED_UNASKED: u32 = 48 << 10;
+const MOST_SHARED: CUfunction_attribute_enum =
+    CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+
 /// A launch in the making: arguments in the order of the kernel's parameters.
 pub(crate) struct Launch<'a> {
     gpu: &'a Gpu,
     function: CudaFunction,
     /// Each argument in eight bytes; smaller ones in the low end, where a little-endian machine looks for them.
     arguments: Vec<u64>,
+    shared_bytes: u32,
 }
 
 impl<'a> Launch<'a> {
     pub(crate) fn new(gpu: &'a Gpu, file: File, name: &str) -> Result<Self> {
-        Ok(Self { gpu, function: gpu.function(file, name)?, arguments: Vec::new() })
+        Ok(Self { gpu, function: gpu.function(file, name)?, arguments: Vec::new(), shared_bytes: 0 })
     }
 
     /// A contiguous tensor.
     pub(crate) fn tensor(self, x: &Tensor) -> Result<Self> {
         let pointer = pointer(x)?;
         Ok(self.address(pointer))
+    }
+
+    /// A contiguous tensor, or a null pointer.
+    pub(crate) fn maybe(self, x: Option<&Tensor>) -> Result<Self> {
+        match x {
+            Some(x) => self.tensor(x),
+            None => Ok(self.address(0)),
+        }
     }
 
     /// A device address.
@@ -107,6 +123,12 @@ impl<'a> Launch<'a> {
         self.address(u64::from((value as f32).to_bits()))
     }
 
+    /// Dynamic shared memory.
+    pub(crate) fn shared(mut self, bytes: usize) -> Self {
+        self.shared_bytes = bytes as u32;
+        self
+    }
+
     /// One block of `threads` for each of `rows`.
     pub(crate) fn rows(self, rows: usize, threads: usize) -> Result<()> {
         self.go(rows as u32, threads as u32)
@@ -121,6 +143,9 @@ impl<'a> Launch<'a> {
 
     fn go(mut self, blocks: u32, threads: u32) -> Result<()> {
         told(self.gpu.context.bind_to_thread())?;
+        if self.shared_bytes > SHARED_UNASKED {
+            told(self.function.set_attribute(MOST_SHARED, self.shared_bytes as i32))?;
+        }
         let mut pointers: Vec<*mut c_void> =
             self.arguments.iter_mut().map(|argument| std::ptr::from_mut(argument).cast()).collect();
         // SAFETY: the op that launches passes what the kernel of that name takes, in its order; tensors are
@@ -130,7 +155,7 @@ impl<'a> Launch<'a> {
                 self.function.cu_function(),
                 (blocks, 1, 1),
                 (threads, 1, 1),
-                0,
+                self.shared_bytes,
                 self.gpu.stream.cu_stream(),
                 &mut pointers,
             )

@@ -9,8 +9,9 @@ mod position;
 
 use std::path::Path;
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use kernels::weight::Weight;
+use kernels::{gelu, norm};
 
 use crate::weights::{Checkpoint, Frozen, Weights};
 use crate::{Error, Result};
@@ -86,15 +87,17 @@ impl Umt5 {
         let layer = |n: usize| {
             let name = |tail: &str| format!("blocks.{n}.{tail}.weight");
             let tensor = |tail: &str| weights.tensor(&name(tail), dtype, device);
+            // Rounded as all else, held in f32 for the norm's kernel.
+            let gain = |tail: &str| Ok::<_, Error>(tensor(tail)?.to_dtype(DType::F32)?);
             let matrix = |tail: &str| weights.matrix(&name(tail), frozen, device);
             Ok(Layer {
-                norm_1: tensor("norm1")?,
+                norm_1: gain("norm1")?,
                 q: matrix("attn.q")?,
                 k: matrix("attn.k")?,
                 v: matrix("attn.v")?,
                 o: matrix("attn.o")?,
                 positions: tensor("pos_embedding.embedding")?,
-                norm_2: tensor("norm2")?,
+                norm_2: gain("norm2")?,
                 gate: matrix("ffn.gate.0")?,
                 up: matrix("ffn.fc1")?,
                 down: matrix("ffn.fc2")?,
@@ -103,7 +106,7 @@ impl Umt5 {
         Ok(Self {
             embedding: weights.tensor("token_embedding.weight", dtype, device)?,
             layers: (0..sizes.layers).map(layer).collect::<Result<_>>()?,
-            norm: weights.tensor("norm.weight", dtype, device)?,
+            norm: weights.tensor("norm.weight", dtype, device)?.to_dtype(DType::F32)?,
             fingerprint: weights.fingerprint()?,
             frozen,
             sizes,
@@ -173,7 +176,7 @@ impl Layer {
     fn forward(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
         let x = (x + self.attend(&rms_norm(x, &self.norm_1)?, bias)?)?;
         let h = rms_norm(&x, &self.norm_2)?;
-        let gated = (linear(&h, &self.gate)?.gelu()? * linear(&h, &self.up)?)?;
+        let gated = (gelu::forward(&linear(&h, &self.gate)?)? * linear(&h, &self.up)?)?;
         Ok((x + linear(&gated, &self.down)?)?)
     }
 
@@ -185,7 +188,7 @@ impl Layer {
         let (q, k, v) = (split(&self.q)?, split(&self.k)?, split(&self.v)?);
         // T5 does not divide by the root of the head's width.
         let scores = (q.matmul(&k.transpose(1, 2)?)? + bias)?.to_dtype(DType::F32)?;
-        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(v.dtype())?;
+        let weights = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(v.dtype())?;
         let joined = weights.matmul(&v)?.transpose(0, 1)?.contiguous()?.flatten_from(1)?;
         linear(&joined, &self.o)
     }
@@ -198,7 +201,5 @@ fn linear(x: &Tensor, weight: &Weight) -> Result<Tensor> {
 
 /// `x / sqrt(mean(x^2) + 1e-6) weight`, the mean in f32.
 fn rms_norm(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let wide = x.to_dtype(DType::F32)?;
-    let root = (wide.sqr()?.mean_keepdim(D::Minus1)? + EPSILON)?.sqrt()?;
-    Ok(wide.broadcast_div(&root)?.to_dtype(weight.dtype())?.broadcast_mul(weight)?)
+    Ok(norm::rms_norm(x, weight, EPSILON, x.dtype())?)
 }

@@ -2,6 +2,7 @@
 
 use candle_core::Tensor;
 use kernels::resample::{average_down, duplicate_up};
+use kernels::video;
 
 use crate::Result;
 
@@ -56,7 +57,7 @@ impl Network {
                     probe(&stage.label, &h);
                 }
             }
-            outputs.push(h);
+            outputs.push(h.contiguous()?);
         }
         Ok(Tensor::cat(&outputs, 2)?)
     }
@@ -70,12 +71,14 @@ impl Stage {
         }
         match self.shortcut {
             Shortcut::None => Ok(h),
-            Shortcut::AverageDown { to, time, space } => Ok((h + average_down(x, to, time, space)?)?),
+            Shortcut::AverageDown { to, time, space } => {
+                Ok(video::add(&h, &average_down(x, to, time, space)?)?)
+            }
             Shortcut::DuplicateUp { to, time, space } => {
                 let copies = duplicate_up(x, to, time, space)?;
                 // The first chunk is one frame, which the network does not double either.
                 let skipped = if is_first_chunk { time - 1 } else { 0 };
-                Ok((h + copies.narrow(2, skipped, copies.dim(2)? - skipped)?)?)
+                Ok(video::add(&h, &copies.narrow(2, skipped, copies.dim(2)? - skipped)?)?)
             }
         }
     }

@@ -2,10 +2,11 @@
 //!
 //! Source: Wan-Video/Wan2.1 `wan/modules/vae.py`.
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use kernels::channel_norm::{Activation, channel_norm};
-use kernels::conv3d::{Conv3dGeometry, Padding, conv3d};
+use kernels::conv3d::{Before, Conv3dGeometry, Padding, conv3d, conv3d_after};
 use kernels::resample::{frames_from_channels, upsample_nearest_2x};
+use kernels::video;
 
 use crate::Result;
 use crate::weights::Weights;
@@ -27,9 +28,19 @@ impl History {
 
     /// Keeps the last `frames` of `x`, in memory of their own: a view would keep the whole chunk alive.
     fn keep_last(&mut self, slot: usize, x: &Tensor, frames: usize) -> Result<()> {
-        let n = frames.min(x.dim(2)?);
-        self.put(slot, x.narrow(2, x.dim(2)? - n, n)?.force_contiguous()?);
+        self.put(slot, video::last_frames(x, frames)?);
         Ok(())
+    }
+
+    /// Keeps the last `frames` of what is kept and `x` together.
+    fn push(&mut self, slot: usize, x: &Tensor, frames: usize) -> Result<()> {
+        match self.get(slot) {
+            Some(past) if x.dim(2)? < frames => {
+                let known = video::join_frames(past, x)?;
+                self.keep_last(slot, &known, frames)
+            }
+            _ => self.keep_last(slot, x, frames),
+        }
     }
 
     fn put(&mut self, slot: usize, x: Tensor) {
@@ -61,6 +72,7 @@ impl Builder<'_> {
         let weight = self.tensor(format!("{name}.weight"))?;
         // A 2D kernel is a 3D one of a single frame.
         let weight = if weight.rank() == 4 { weight.unsqueeze(2)? } else { weight };
+        let weight = video::arranged(&weight)?;
         Ok(Conv { weight, bias: self.tensor(format!("{name}.bias"))?, geometry })
     }
 
@@ -149,7 +161,7 @@ impl Part {
             Self::Conv(conv) => conv.forward(x, history),
             Self::Pointwise(conv) => conv.forward(x),
             Self::Norm(gamma) => Ok(channel_norm(x, gamma, Activation::Identity)?),
-            Self::Silu => Ok(x.silu()?),
+            Self::Silu => Ok(video::silu(x)?),
             Self::Residual(block) => block.forward(x, history),
             Self::Attention(block) => block.forward(x),
             Self::Down { space, time } => down(&space.forward(x)?, time.as_ref(), history),
@@ -176,6 +188,10 @@ impl Conv {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(conv3d(x, &self.weight, Some(&self.bias), self.geometry)?)
     }
+
+    fn forward_after(&self, before: Before, x: &Tensor) -> Result<Tensor> {
+        Ok(conv3d_after(before, x, &self.weight, Some(&self.bias), self.geometry)?)
+    }
 }
 
 /// Frames of the past that a kernel of three frames sees.
@@ -190,13 +206,11 @@ pub(super) struct CausalConv {
 
 impl CausalConv {
     fn forward(&self, x: &Tensor, history: &mut History) -> Result<Tensor> {
-        let known = match history.get(self.slot) {
-            Some(past) => Tensor::cat(&[past, x], 2)?,
-            None => x.clone(),
-        };
-        let zeros = (PAST + x.dim(2)?).saturating_sub(known.dim(2)?);
-        history.keep_last(self.slot, &known, PAST)?;
-        self.conv.forward(&known.pad_with_zeros(2, zeros, 0)?)
+        let past = history.get(self.slot);
+        let known = past.map_or(Ok(0), |past| past.dim(2))?;
+        let y = self.conv.forward_after(Before { zeros: PAST - known, past }, x)?;
+        history.push(self.slot, x, PAST)?;
+        Ok(y)
     }
 }
 
@@ -215,8 +229,8 @@ impl Residual {
         let h = self.conv_1.forward(&channel_norm(x, &self.norm_1, Activation::Silu)?, history)?;
         let h = self.conv_2.forward(&channel_norm(&h, &self.norm_2, Activation::Silu)?, history)?;
         match &self.shortcut {
-            Some(conv) => Ok((h + conv.forward(x)?)?),
-            None => Ok((h + x)?),
+            Some(conv) => Ok(video::add(&h, &conv.forward(x)?)?),
+            None => Ok(video::add(&h, x)?),
         }
     }
 }
@@ -229,38 +243,17 @@ pub(super) struct Attention {
     proj: Conv,
 }
 
-/// Queries at a time: bounds the scores of a 720p frame to 60 MB.
-const QUERIES: usize = 1024;
-
 impl Attention {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (b, c, t, h, w) = x.dims5()?;
         let qkv = self.to_qkv.forward(&channel_norm(x, &self.norm, Activation::Identity)?)?;
-        let mut frames = Vec::with_capacity(b * t);
-        for item in 0..b {
-            for frame in 0..t {
-                let qkv = qkv.narrow(0, item, 1)?.narrow(2, frame, 1)?.reshape((3, c, h * w))?;
-                frames.push(attend(&qkv)?);
-            }
-        }
-        let y = Tensor::cat(&frames, 0)?.reshape((b, t, c, h, w))?.transpose(1, 2)?.contiguous()?;
-        Ok((self.proj.forward(&y)? + x)?)
+        // The tokens of a frame are its pixels.
+        let qkv = qkv.permute((0, 2, 3, 4, 1))?.contiguous()?.reshape((b * t, h * w, 3, c))?;
+        let [q, k, v] = [0, 1, 2].map(|i| qkv.narrow(2, i, 1));
+        let o = kernels::attention::forward(&q?, &k?, &v?)?.o;
+        let y = o.reshape((b, t, h, w, c))?.permute((0, 4, 1, 2, 3))?;
+        Ok(video::add(&self.proj.forward(&y)?, x)?)
     }
-}
-
-/// `softmax(q^T k / sqrt(C)) v` of one frame: [3,C,N] to [1,C,N].
-fn attend(qkv: &Tensor) -> Result<Tensor> {
-    let (_, c, n) = qkv.dims3()?;
-    let (q, k, v) = (qkv.get(0)?, qkv.get(1)?, qkv.get(2)?);
-    let q = (q.t()?.contiguous()? * (1.0 / (c as f64).sqrt()))?;
-    let v_t = v.t()?.contiguous()?;
-    let mut rows = Vec::new();
-    for start in (0..n).step_by(QUERIES) {
-        let scores = q.narrow(0, start, QUERIES.min(n - start))?.matmul(&k)?;
-        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
-        rows.push(weights.matmul(&v_t)?);
-    }
-    Ok(Tensor::cat(&rows, 0)?.t()?.contiguous()?.unsqueeze(0)?)
 }
 
 /// Halves the frames of an input that was already halved in space. The first frame of a clip passes as it is; later
@@ -269,7 +262,7 @@ fn down(x: &Tensor, time: Option<&CausalConv>, history: &mut History) -> Result<
     let Some(time) = time else { return Ok(x.clone()) };
     let y = match history.get(time.slot) {
         None => x.clone(),
-        Some(last) => time.conv.forward(&Tensor::cat(&[last, x], 2)?)?,
+        past @ Some(_) => time.conv.forward_after(Before { zeros: 0, past }, x)?,
     };
     history.keep_last(time.slot, x, 1)?;
     Ok(y)

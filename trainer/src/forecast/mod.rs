@@ -22,8 +22,9 @@ use ledger::Name;
 use task::Sizes;
 
 /// Share of the peak that the allocator takes on top of what tensors hold: it maps memory in pieces of 2 MiB, and the
-/// holes that tensors of one size leave do not fit all of another. Assumed until it is measured.
-const POOL_SLACK: f64 = 0.03;
+/// holes that tensors of one size leave do not fit all of another. Measured on H200s for the 14B on two cards: 0.034 to
+/// 0.076, and a plan that was allowed 0.03 did not run under its limit.
+const POOL_SLACK: f64 = 0.07;
 
 /// A stage to be forecast.
 #[derive(Debug, Clone, PartialEq, Eq)]
