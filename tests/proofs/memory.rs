@@ -51,6 +51,7 @@ fn cards(gib: &[f64]) -> Machine {
         engine: CUDNN,
         room: Room::AtMost((gib * GIB as f64) as u64),
         flops: 200e12,
+        link: 20e9,
     };
     let stages: Vec<Card> = gib.iter().enumerate().map(card).collect();
     Machine { ways: vec![Way::Host; stages.len() - 1], stages, host: 96 * GIB }
@@ -126,7 +127,7 @@ fn the_14b_fits_where_it_has_to() {
     for (what, task, room) in [
         ("49 frames, bf16, two cards", large.task(Storage::Dense, video(49), 8), &[22.0; 2][..]),
         ("81 frames, fp8, two cards", large.task(FP8, video(81), 8), &[22.0; 2]),
-        ("720p, 81 frames, fp8, two cards", large.task(FP8, (21, 90, 160), 1), &[23.0; 2]),
+        ("720p, 81 frames, fp8, two cards", large.task(FP8, (21, 90, 160), 1), &[23.4; 2]),
         ("81 frames, bf16, one large card", large.task(Storage::Dense, video(81), 1), &[139.0]),
         ("1.3B, 81 frames, one card", small.task(Storage::Dense, video(81), 1), &[23.4]),
     ] {
@@ -217,6 +218,10 @@ fn what_does_not_fit_is_refused_with_what_would() {
     let none =
         settle(&task, &cards(&[2.0]), &MemoryConfig::default(), None, &shapes).unwrap_err().to_string();
     assert!(none.contains("No single change"), "{none}");
+    let lopsided =
+        settle(&model.task(FP8, clip(49), 2), &machine, &MemoryConfig::default(), Some(&[36, 4]), &shapes);
+    let lopsided = lopsided.unwrap_err().to_string();
+    assert!(lopsided.contains("devices.split to the plan"), "{lopsided}");
     let mut poor = cards(&[24.0, 24.0]);
     poor.host = GIB;
     let away = MemoryConfig { offload: Offload::Always, ..MemoryConfig::default() };

@@ -11,12 +11,14 @@ use std::ops::Range;
 use models::dit::{BlockPlan, Keep, Place};
 
 use super::cost::Cost;
-use super::machine::Machine;
+use super::machine::{Card, Machine};
 use super::{KeepConfig, MemoryConfig, Offload};
 use crate::forecast::{Forecaster, StageMemory, StagePlan, Task};
 
 /// Bounds on the feed-forward layer that are tried besides all tokens at once.
-const FFN_TOKENS: [usize; 4] = [8192, 4096, 2048, 1024];
+const FFN_TOKENS: [usize; 4] = [8192, 4096, 2048, LEAST_FFN_TOKENS];
+/// The least of them: below it products are too small to be worth their launch.
+pub(super) const LEAST_FFN_TOKENS: usize = 1024;
 
 /// What was chosen.
 #[derive(Debug, Clone, PartialEq)]
@@ -196,7 +198,8 @@ impl Search<'_> {
                 split[to] += 1;
                 split
             });
-            let tried: Vec<Vec<usize>> = moved.collect();
+            let could_help = |split: &Vec<usize>| best.beyond > 0 || self.ideal(split) < best.seconds;
+            let tried: Vec<Vec<usize>> = moved.filter(could_help).collect();
             let next = tried
                 .iter()
                 .filter_map(|split| of(split))
@@ -208,13 +211,21 @@ impl Search<'_> {
         }
     }
 
+    /// Seconds of the slowest stage of `split` if memory were no matter.
+    fn ideal(&self, split: &[usize]) -> f64 {
+        let whole = BlockPlan { keep: Keep::All, place: Place::Device };
+        let of_stage =
+            |(card, count): (&Card, &usize)| *count as f64 * self.cost.seconds(whole, usize::MAX, card);
+        self.machine.stages.iter().zip(split).map(of_stage).fold(0.0, f64::max)
+    }
+
     /// The fastest plan of one stage that fits, or the leanest.
     fn stage(&self, index: usize, range: Range<usize>, ffn_tokens: usize) -> StageChoice {
         let key = (index, range.clone(), ffn_tokens);
         if let Some(known) = self.known.borrow().get(&key) {
             return known.clone();
         }
-        let seconds = |plan| self.cost.seconds(plan, ffn_tokens, self.machine.stages[index].flops);
+        let seconds = |plan| self.cost.seconds(plan, ffn_tokens, &self.machine.stages[index]);
         let mut pairs: Vec<(BlockPlan, BlockPlan)> = Vec::new();
         for &tail in &self.options {
             pairs.push((tail, tail));
@@ -223,23 +234,20 @@ impl Search<'_> {
         }
         // The fastest tails first: what cannot be faster than the best so far need not be tried.
         pairs.sort_by(|a, b| seconds(a.1).total_cmp(&seconds(b.1)));
-        let mut best: Option<StageChoice> = None;
+        let leanest = self.options.last().copied().unwrap_or_default();
+        let mut best = self.tried(index, &range, ffn_tokens, vec![leanest; range.len()]);
+        // What does not fit at its leanest does not fit.
+        let pairs = if best.beyond.0 > 0 { Vec::new() } else { pairs };
         for (head, tail) in pairs {
             let bound = seconds(tail) * range.len() as f64;
-            if best.as_ref().is_some_and(|best| best.all_beyond() == 0 && best.seconds <= bound) {
+            if best.all_beyond() == 0 && best.seconds <= bound {
                 break;
             }
             let found = self.first_that_fits(index, &range, ffn_tokens, (head, tail));
-            if best
-                .as_ref()
-                .is_none_or(|best| (found.all_beyond(), found.seconds) < (best.all_beyond(), best.seconds))
-            {
-                best = Some(found);
+            if (found.all_beyond(), found.seconds) < (best.all_beyond(), best.seconds) {
+                best = found;
             }
         }
-        let best = best.unwrap_or_else(|| {
-            self.tried(index, &range, ffn_tokens, vec![BlockPlan::default(); range.len()])
-        });
         self.known.borrow_mut().insert(key, best.clone());
         best
     }
@@ -286,7 +294,7 @@ impl Search<'_> {
         let memory = self.forecaster.stage(card.engine, &plan, self.machine.place_of(index));
         let beyond_room = card.room.bytes().map_or(0, |room| memory.needed.saturating_sub(room));
         let beyond = (beyond_room, memory.host.saturating_sub(self.host_share(index)));
-        let seconds = plan.keep.iter().map(|&block| self.cost.seconds(block, ffn_tokens, card.flops)).sum();
+        let seconds = plan.keep.iter().map(|&block| self.cost.seconds(block, ffn_tokens, card)).sum();
         StageChoice { blocks: plan.keep, memory, beyond, seconds }
     }
 

@@ -2,16 +2,15 @@
 
 use models::dit::{BlockPlan, Keep, Place};
 
+use super::machine::Card;
 use crate::forecast::Task;
 
-/// Share of a card's peak that products and attention reach. Measured: 0.55 to 0.8 on large cards; what matters here is
-/// its ratio to the link.
+/// Share of a card's peak that products and attention reach: 0.51 for the 14B at 20,280 tokens on an H200. What matters here
+/// is its ratio to the link.
 const REACHED: f64 = 0.5;
-/// Bytes a second between a card and pinned host memory, one way. PCIe 4.0 x16 carries 25e9, and a desktop's second slot
-/// often less.
-const LINK: f64 = 20e9;
-/// Share of a block's time that its copies, out and back, may take: beyond it the device waits for them.
-const LINK_SHARE: f64 = 0.6;
+/// Share of a block's forward that copies out may take, and of its backward that copies back may: beyond it the device
+/// waits for them.
+const LINK_SHARE: f64 = 0.9;
 /// Seconds of device time that a second of copying costs, as copies take memory bandwidth from the rest.
 const COPY_COST: f64 = 0.05;
 /// Seconds that one more chunk of the feed-forward layer costs, forward and backward: launches, and products that end
@@ -21,8 +20,10 @@ const CHUNK: f64 = 4e-4;
 /// Times of one block for a micro-batch.
 #[derive(Debug, Clone)]
 pub(super) struct Cost {
-    /// Operations of forward and gradients without any replay but the feed-forward's.
-    useful: f64,
+    /// Operations of the forward.
+    forward: f64,
+    /// Of the gradients, without any replay but the feed-forward's.
+    gradients: f64,
     /// Operations of the replay of products and cross-attention.
     projections: f64,
     /// Of the replay of the self-attention.
@@ -41,31 +42,33 @@ impl Cost {
         let (product, up) = (2.0 * l * d * d, 2.0 * l * d * ffn);
         let projections = batch * (6.0 * product + 4.0 * text * d * d + 4.0 * l * text * d);
         let (attention, feed_forward) = (batch * 4.0 * l * l * d, batch * 2.0 * up);
-        // Forward and gradients of the input, of which attention has five products to two; the up product comes again.
-        let useful = 2.0 * (projections + feed_forward) + 3.5 * attention + batch * up;
+        let forward = projections + feed_forward + attention;
+        // Attention has five products to the forward's two; the up product comes again.
+        let gradients = projections + feed_forward + 2.5 * attention + batch * up;
         let stream = batch * l * d;
         let compute = task.base.frozen.compute.size_in_bytes() as f64;
         let bytes =
             [stream * task.base.stream.size_in_bytes() as f64, stream * compute, 7.0 * stream * compute];
-        Self { useful, projections, attention, tokens, bytes }
+        Self { forward, gradients, projections, attention, tokens, bytes }
     }
 
-    /// Seconds of a block's forward and backward on a card of `flops` operations a second.
-    pub fn seconds(&self, plan: BlockPlan, ffn_tokens: usize, flops: f64) -> f64 {
+    /// Seconds of a block's forward and backward on a card.
+    pub fn seconds(&self, plan: BlockPlan, ffn_tokens: usize, card: &Card) -> f64 {
         let (replayed, kept) = match plan.keep {
             Keep::Input => (self.projections + self.attention, 1),
             Keep::Attention => (self.projections, 2),
             Keep::All => (0.0, 3),
         };
-        let chunks = self.tokens.div_ceil(ffn_tokens.max(1)) as f64;
-        let work = (self.useful + replayed) / (flops * REACHED) + CHUNK * (chunks - 1.0);
-        let copy = self.bytes[..kept].iter().sum::<f64>() / LINK;
-        // Copies that go on during the work, and those that it waits for.
-        let (beside, between) = match plan.place {
-            Place::Device => (0.0, 0.0),
-            Place::Host => (2.0 * copy, 0.0),
-            Place::HostUntilUsed => (copy, copy),
-        };
-        work + COPY_COST * beside + (beside - LINK_SHARE * work).max(0.0) + between
+        let speed = card.flops * REACHED;
+        let chunks = CHUNK * (self.tokens.div_ceil(ffn_tokens.max(1)) - 1) as f64;
+        let forward = self.forward / speed + chunks / 3.0;
+        let backward = (self.gradients + replayed) / speed + chunks * 2.0 / 3.0;
+        let copy = self.bytes[..kept].iter().sum::<f64>() / card.link;
+        let beside = |work: f64| work + COPY_COST * copy + (copy - LINK_SHARE * work).max(0.0);
+        match plan.place {
+            Place::Device => forward + backward,
+            Place::Host => beside(forward) + beside(backward),
+            Place::HostUntilUsed => beside(forward) + copy + backward,
+        }
     }
 }

@@ -37,6 +37,8 @@ pub struct Card {
     pub room: Room,
     /// Dense bf16 operations a second at the peak.
     pub flops: f64,
+    /// Bytes a second between the card and pinned host memory, one way.
+    pub link: f64,
 }
 
 /// How much memory there is, in bytes.
@@ -92,8 +94,9 @@ impl Machine {
                 true => (engine, room_of(gpu, limit)),
                 false => (Engine::Cpu, share.map_or(Room::Unknown, Room::About)),
             };
-            let flops = gpu.map_or(flops_of((0, 0)), |gpu| flops_of(gpu.capability));
-            Card { name: name.clone(), engine, room: room.shared_by(sharing), flops }
+            let capability = gpu.map_or((0, 0), |gpu| gpu.capability);
+            let (flops, link) = (flops_of(capability), link_of(capability));
+            Card { name: name.clone(), engine, room: room.shared_by(sharing), flops, link }
         };
         Self {
             stages: devices.stages.iter().map(card).collect(),
@@ -144,6 +147,16 @@ fn flops_of(capability: (u32, u32)) -> f64 {
         (10, _) => 2250e12,
         (12, _) => 209e12,
         _ => 71e12,
+    }
+}
+
+/// Bytes a second between a card and pinned host memory, one way, by compute capability. An H200 on PCIe 5.0 x16 was
+/// measured at 55e9. PCIe 4.0 x16 carries 25e9, and a desktop's second slot often less.
+fn link_of(capability: (u32, u32)) -> f64 {
+    match capability {
+        (9 | 10, _) => 50e9,
+        (12, _) => 25e9,
+        _ => 20e9,
     }
 }
 

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use choice::{Choice, choose};
 pub use machine::{Card, Machine, Room};
+use refusal::Given;
 pub use refusal::Shape;
 pub use report::{Forecast, StageForecast};
 
@@ -57,8 +58,9 @@ pub fn settle(
     shapes: &Shapes,
 ) -> Result<Settled> {
     let choice = choose(task, machine, asked, split);
+    let given = split.map_or(Given::Nothing, |_| Given::Split);
     let forecast = Forecast::new(&choice, machine, task.tokens(), task.batch);
-    let forecast = refusal::checked(forecast, task, machine, asked, &shapes.possible)?;
+    let forecast = refusal::checked(forecast, task, machine, asked, given, &shapes.possible)?;
     let forecast = forecast.with_buckets(&choice, task, machine, &shapes.there);
     Ok(Settled { choice, forecast })
 }

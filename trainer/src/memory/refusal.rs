@@ -1,10 +1,10 @@
 //! What is said where nothing fits: the nearest plans that do.
 
+use kernels::weight::Format;
 use models::dit::Base;
 use models::weights::{Frozen, Storage};
 
-use kernels::weight::Format;
-
+use super::choice::LEAST_FFN_TOKENS;
 use super::{Forecast, KeepConfig, Machine, MemoryConfig, Offload, choose};
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
@@ -12,6 +12,13 @@ use crate::forecast::Task;
 
 /// A shape of clips: in words, and (frames, height, width) of the latents.
 pub type Shape = (String, (usize, usize, usize));
+
+/// Whether the recipe gives a split.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Given {
+    Nothing,
+    Split,
+}
 
 /// The forecast, where it fits.
 ///
@@ -23,25 +30,38 @@ pub(super) fn checked(
     task: &Task,
     machine: &Machine,
     asked: &MemoryConfig,
+    given: Given,
     smaller: &[Shape],
 ) -> Result<Forecast> {
     let Some((place, needed, room)) = forecast.misfit(machine) else { return Ok(forecast) };
-    let ways = ways_out(task, machine, asked, smaller);
+    let ways = ways_out(task, machine, asked, given, smaller);
     let (needed, room) = (Bytes(needed), Bytes(room));
     Err(Error::TooLarge { place, needed, room, tokens: forecast.tokens, ways })
 }
 
-fn ways_out(task: &Task, machine: &Machine, asked: &MemoryConfig, smaller: &[Shape]) -> Vec<String> {
+fn ways_out(
+    task: &Task,
+    machine: &Machine,
+    asked: &MemoryConfig,
+    given: Given,
+    smaller: &[Shape],
+) -> Vec<String> {
     let fits = |task: &Task, machine: &Machine, asked: &MemoryConfig| {
         let choice = choose(task, machine, asked, None);
         Forecast::new(&choice, machine, task.tokens(), task.batch).misfit(machine).is_none()
     };
-    let open = MemoryConfig { host_memory: asked.host_memory, ..MemoryConfig::default() };
+    // Whatever fits at all fits when as little as can be is kept, and in small chunks.
+    let open = MemoryConfig {
+        keep: KeepConfig::Inputs,
+        ffn_tokens: Some(LEAST_FFN_TOKENS),
+        offload: Offload::Auto,
+        host_memory: asked.host_memory,
+    };
     let mut ways = Vec::new();
-    if (asked.keep, asked.offload, asked.ffn_tokens) != (KeepConfig::Auto, Offload::Auto, None)
-        && fits(task, machine, &open)
-    {
-        ways.push("leave memory.keep, memory.offload and memory.ffn_tokens to the plan".to_owned());
+    let is_open = (asked.keep, asked.offload, asked.ffn_tokens) == (KeepConfig::Auto, Offload::Auto, None);
+    if !(is_open && given == Given::Nothing) && fits(task, machine, &open) {
+        let keys = "memory.keep, memory.offload, memory.ffn_tokens and devices.split";
+        ways.push(format!("leave {keys} to the plan"));
     }
     let single = Task { batch: 1, ..task.clone() };
     if task.batch > 1 && fits(&single, machine, &open) {
