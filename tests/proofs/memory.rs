@@ -51,6 +51,7 @@ fn cards(gib: &[f64]) -> Machine {
         engine: CUDNN,
         room: Room::AtMost((gib * GIB as f64) as u64),
         flops: 200e12,
+        link: 20e9,
     };
     let stages: Vec<Card> = gib.iter().enumerate().map(card).collect();
     Machine { ways: vec![Way::Host; stages.len() - 1], stages, host: 96 * GIB }

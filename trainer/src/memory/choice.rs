@@ -214,7 +214,7 @@ impl Search<'_> {
         if let Some(known) = self.known.borrow().get(&key) {
             return known.clone();
         }
-        let seconds = |plan| self.cost.seconds(plan, ffn_tokens, self.machine.stages[index].flops);
+        let seconds = |plan| self.cost.seconds(plan, ffn_tokens, &self.machine.stages[index]);
         let mut pairs: Vec<(BlockPlan, BlockPlan)> = Vec::new();
         for &tail in &self.options {
             pairs.push((tail, tail));
@@ -286,7 +286,7 @@ impl Search<'_> {
         let memory = self.forecaster.stage(card.engine, &plan, self.machine.place_of(index));
         let beyond_room = card.room.bytes().map_or(0, |room| memory.needed.saturating_sub(room));
         let beyond = (beyond_room, memory.host.saturating_sub(self.host_share(index)));
-        let seconds = plan.keep.iter().map(|&block| self.cost.seconds(block, ffn_tokens, card.flops)).sum();
+        let seconds = plan.keep.iter().map(|&block| self.cost.seconds(block, ffn_tokens, card)).sum();
         StageChoice { blocks: plan.keep, memory, beyond, seconds }
     }
 

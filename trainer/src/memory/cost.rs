@@ -2,14 +2,12 @@
 
 use models::dit::{BlockPlan, Keep, Place};
 
+use super::machine::Card;
 use crate::forecast::Task;
 
 /// Share of a card's peak that products and attention reach. Measured: 0.55 to 0.8 on large cards; what matters here is
 /// its ratio to the link.
 const REACHED: f64 = 0.5;
-/// Bytes a second between a card and pinned host memory, one way. PCIe 4.0 x16 carries 25e9, and a desktop's second slot
-/// often less.
-const LINK: f64 = 20e9;
 /// Share of a block's time that its copies, out and back, may take: beyond it the device waits for them.
 const LINK_SHARE: f64 = 0.6;
 /// Seconds of device time that a second of copying costs, as copies take memory bandwidth from the rest.
@@ -50,16 +48,16 @@ impl Cost {
         Self { useful, projections, attention, tokens, bytes }
     }
 
-    /// Seconds of a block's forward and backward on a card of `flops` operations a second.
-    pub fn seconds(&self, plan: BlockPlan, ffn_tokens: usize, flops: f64) -> f64 {
+    /// Seconds of a block's forward and backward on `card`.
+    pub fn seconds(&self, plan: BlockPlan, ffn_tokens: usize, card: &Card) -> f64 {
         let (replayed, kept) = match plan.keep {
             Keep::Input => (self.projections + self.attention, 1),
             Keep::Attention => (self.projections, 2),
             Keep::All => (0.0, 3),
         };
         let chunks = self.tokens.div_ceil(ffn_tokens.max(1)) as f64;
-        let work = (self.useful + replayed) / (flops * REACHED) + CHUNK * (chunks - 1.0);
-        let copy = self.bytes[..kept].iter().sum::<f64>() / LINK;
+        let work = (self.useful + replayed) / (card.flops * REACHED) + CHUNK * (chunks - 1.0);
+        let copy = self.bytes[..kept].iter().sum::<f64>() / card.link;
         // Copies that go on during the work, and those that it waits for.
         let (beside, between) = match plan.place {
             Place::Device => (0.0, 0.0),

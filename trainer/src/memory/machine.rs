@@ -37,6 +37,8 @@ pub struct Card {
     pub room: Room,
     /// Dense bf16 operations a second at the peak.
     pub flops: f64,
+    /// Bytes a second between the card and pinned host memory, one way.
+    pub link: f64,
 }
 
 /// How much memory there is, in bytes.
@@ -93,7 +95,8 @@ impl Machine {
                 false => (Engine::Cpu, share.map_or(Room::Unknown, Room::About)),
             };
             let flops = gpu.map_or(flops_of((0, 0)), |gpu| flops_of(gpu.capability));
-            Card { name: name.clone(), engine, room: room.shared_by(sharing), flops }
+            let link = gpu.map_or(link_of((0, 0)), |gpu| link_of(gpu.capability));
+            Card { name: name.clone(), engine, room: room.shared_by(sharing), flops, link }
         };
         Self {
             stages: devices.stages.iter().map(card).collect(),
@@ -144,6 +147,15 @@ fn flops_of(capability: (u32, u32)) -> f64 {
         (10, _) => 2250e12,
         (12, _) => 209e12,
         _ => 71e12,
+    }
+}
+
+/// Bytes a second of the link to host memory, by compute capability: servers of the H100 and later give PCIe 5.0 x16 (55e9
+/// measured); PCIe 4.0 x16 carries 25e9, and a desktop's second slot often less.
+fn link_of(capability: (u32, u32)) -> f64 {
+    match capability {
+        (9 | 10, _) => 50e9,
+        _ => 20e9,
     }
 }
 
