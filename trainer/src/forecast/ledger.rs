@@ -4,7 +4,6 @@
 //! no bookkeeping of its own.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use candle_core::DType;
@@ -23,8 +22,28 @@ pub(super) struct Ledger {
 struct Book {
     live: u64,
     peak: u64,
-    by_name: BTreeMap<Name, u64>,
-    at_peak: BTreeMap<Name, u64>,
+    /// A dozen of names: looking through them is faster than any map.
+    by_name: Vec<(Name, u64)>,
+    at_peak: Vec<(Name, u64)>,
+    /// Whether nothing was dropped since the peak.
+    is_at_peak: bool,
+}
+
+impl Book {
+    fn count(&mut self, name: Name) -> &mut u64 {
+        let at = self.by_name.iter().position(|(other, _)| *other == name).unwrap_or_else(|| {
+            self.by_name.push((name, 0));
+            self.by_name.len() - 1
+        });
+        &mut self.by_name[at].1
+    }
+
+    /// Notes what is alive, where that is the most so far: called before it changes.
+    fn note_peak(&mut self) {
+        if std::mem::take(&mut self.is_at_peak) {
+            self.at_peak.clone_from(&self.by_name);
+        }
+    }
 }
 
 /// Bytes that are taken until this is dropped.
@@ -56,10 +75,9 @@ impl Ledger {
         let bytes = bytes.next_multiple_of(self.grain);
         let mut book = self.book.borrow_mut();
         book.live += bytes;
-        *book.by_name.entry(name).or_default() += bytes;
+        *book.count(name) += bytes;
         if book.live > book.peak {
-            book.peak = book.live;
-            book.at_peak = book.by_name.clone();
+            (book.peak, book.is_at_peak) = (book.live, true);
         }
         drop(book);
         Held { ledger: self.clone(), name: Cell::new(name), bytes }
@@ -77,8 +95,10 @@ impl Ledger {
     }
 
     /// What was alive then, by name.
-    pub fn at_peak(&self) -> BTreeMap<Name, u64> {
-        self.book.borrow().at_peak.clone()
+    pub fn at_peak(&self) -> Vec<(Name, u64)> {
+        let mut book = self.book.borrow_mut();
+        book.note_peak();
+        book.at_peak.clone()
     }
 }
 
@@ -86,8 +106,8 @@ impl Held {
     /// Counts it under `name` from now on.
     pub fn rename(&self, name: Name) {
         let mut book = self.ledger.book.borrow_mut();
-        *book.by_name.entry(self.name.get()).or_default() -= self.bytes;
-        *book.by_name.entry(name).or_default() += self.bytes;
+        *book.count(self.name.get()) -= self.bytes;
+        *book.count(name) += self.bytes;
         self.name.set(name);
     }
 }
@@ -95,8 +115,9 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         let mut book = self.ledger.book.borrow_mut();
+        book.note_peak();
         book.live -= self.bytes;
-        *book.by_name.entry(self.name.get()).or_default() -= self.bytes;
+        *book.count(self.name.get()) -= self.bytes;
     }
 }
 

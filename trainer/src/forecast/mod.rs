@@ -99,12 +99,14 @@ impl<'a> Forecaster<'a> {
     pub fn stage(&self, engine: Engine, plan: &StagePlan, at: Neighbours) -> StageMemory {
         let memories = stage::play(self.task, &self.sizes, engine, plan, at);
         let (peak, at_peak) = (memories.device.peak(), memories.device.at_peak());
-        let of = |names: &[Name]| names.iter().filter_map(|name| at_peak.get(name)).sum::<u64>();
+        let of = |names: &[Name]| {
+            at_peak.iter().filter(|(name, _)| names.contains(name)).map(|(_, bytes)| bytes).sum::<u64>()
+        };
         let weights = of(&["weights"]);
         let adapters = of(&["adapters", "gradients"]);
         let kept = of(&["kept", "leaving", "coming back"]);
-        let mut alive: Vec<(Name, u64)> =
-            at_peak.iter().filter(|(_, bytes)| **bytes > 0).map(|(name, bytes)| (*name, *bytes)).collect();
+        let mut alive = at_peak.clone();
+        alive.retain(|(_, bytes)| *bytes > 0);
         alive.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
         let slack = if engine.is_gpu() { (peak as f64 * POOL_SLACK) as u64 } else { 0 };
         StageMemory {
