@@ -1,6 +1,6 @@
 //! Videos `[B,C,T,H,W]` in memory, and ops that keep the order in which they lie there.
 //!
-//! On the CPU each channel is a plane of its own. On a GPU the channels of a pixel lie side by side, [B,T,H,W,C] in
+//! On the CPU each channel is a plane of its own. On a GPU the channels of a pixel lie side by side, `[B,T,H,W,C]` in
 //! memory: that is what its convolutions read and write. Shapes and values never depend on the order; an op that
 //! knows only planes makes them, at the cost of a copy.
 
@@ -30,7 +30,7 @@ fn side_by_side(x: &Tensor) -> Result<Option<Tensor>> {
     Ok((rows.is_contiguous() && !x.is_contiguous()).then_some(rows))
 }
 
-/// The kernels of a convolution [O,I,kt,kh,kw], or anything else of [B,C,..], in the order that its device likes best.
+/// The kernels of a convolution `[O,I,kt,kh,kw]`, or anything else of `[B,C,..]`, in the order that its device likes best.
 pub fn arranged(x: &Tensor) -> Result<Tensor> {
     match x.device() {
         Device::Cpu => x.contiguous(),

@@ -1,7 +1,7 @@
 //! The memory that a training step needs, device by device, before anything is loaded.
 //!
-//! Nothing is estimated by formulas: the step is played on a pretend allocator ([`ledger`]) by code that mirrors the
-//! model's ([`block`], [`stage`]), tensor by tensor in the same order, and the peak is what was alive at once. On a GPU
+//! Nothing is estimated by formulas: the step is played on a pretend allocator (`ledger`) by code that mirrors the
+//! model's (`block`, `stage`), tensor by tensor in the same order, and the peak is what was alive at once. On a GPU
 //! every operation writes a new tensor and memory is freed in the order of the stream, so the order of the host's calls
 //! is all there is to it. Tensors below a MiB (rows of modulation, the scales of a chunk) are left out.
 
