@@ -16,6 +16,7 @@ const ARCHITECTURES: [&str; 5] = ["80", "86", "89", "90", "120"];
 
 fn main() {
     println!("cargo::rustc-check-cfg=cfg(cudnn_headers)");
+    println!("cargo::rustc-check-cfg=cfg(late)");
     println!("cargo::rerun-if-changed=cuda");
     println!("cargo::rerun-if-changed=build.rs");
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {

@@ -5,9 +5,12 @@
  * the library is found, else to a function that returns an error. Nothing calls one before the program has looked which
  * libraries there are (inventory.rs), and told in a sentence what is missing.
  *
+ * The allocator diverts two of the slots to itself (cuda/region.rs).
+ *
  * late_functions.h lists the functions by library, LIBRARY(file) and FUNCTION(name); the build makes it from the headers.
  */
 #include <dlfcn.h>
+#include <string.h>
 
 /* 3 is CUDA_ERROR_NOT_INITIALIZED. */
 static long missing(void) { return 3; }
@@ -35,4 +38,17 @@ __attribute__((constructor(101))) static void find(void) {
 #define FUNCTION(name)                                                                                  \
   if (library && (function = dlsym(library, #name))) late_slot_##name = function;
 #include "late_functions.h"
+#undef LIBRARY
+#undef FUNCTION
+}
+
+/* Leads calls of `name` to `function`. Gives what they went to before, or nothing where the library was not found. */
+const void *tandem_late_divert(const char *name, const void *function) {
+  void **slot = 0;
+#define LIBRARY(file)
+#define FUNCTION(one) \
+  if (!strcmp(name, #one)) slot = &late_slot_##one;
+#include "late_functions.h"
+  if (!slot || *slot == (void *)missing) return 0;
+  return __atomic_exchange_n(slot, (void *)function, __ATOMIC_SEQ_CST);
 }

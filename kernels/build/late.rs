@@ -47,6 +47,7 @@ pub fn link(home: &Path, out: &Path) {
     println!("cargo::rustc-link-search=native={}", out.display());
     println!("cargo::rustc-link-lib=static:+whole-archive,-bundle=tandem_late");
     println!("cargo::rustc-link-lib=dylib=dl");
+    println!("cargo::rustc-cfg=late");
 }
 
 /// The file of a library and its functions, by the headers in `home`.

@@ -21,6 +21,7 @@ macro_rules! on_gpu {
 }
 
 pub mod adamw;
+pub mod arena;
 pub mod attention;
 pub mod channel_norm;
 pub mod clock;

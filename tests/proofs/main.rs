@@ -2,6 +2,7 @@
 
 mod accumulate;
 mod adapter_files;
+mod arena;
 mod base;
 mod bench;
 mod data_cache;

@@ -8,6 +8,7 @@ pub(crate) mod copies;
 pub(crate) mod gemm;
 pub(crate) mod launch;
 pub(crate) mod pool;
+mod region;
 pub(crate) mod sdpa;
 pub(crate) mod tensor;
 

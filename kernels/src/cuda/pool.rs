@@ -1,10 +1,12 @@
-//! Opening a GPU, and the memory pool that all of its tensors come from.
+//! Opening a GPU, and the memory that its tensors come from: large ones from its region, small ones from the driver's
+//! pool.
 
 use candle_core::cuda_backend::CudaDevice;
 use candle_core::{Device, Result};
 use cudarc::driver::result::{device, mem_pool};
 use cudarc::driver::sys;
 
+use super::region::{self, Setup};
 use super::{Gpu, told, with_settings};
 use crate::device::{Memory, Settings};
 
@@ -30,6 +32,13 @@ pub(crate) fn open(index: usize, settings: &Settings) -> Result<Device> {
         let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
         told(mem_pool::set_attribute(pool, threshold, std::ptr::from_mut(&mut keep_all).cast()))?;
     }
+    let total = told(context.total_mem())? as u64;
+    region::open(Setup {
+        device: handle,
+        stream: cuda.cuda_stream().cu_stream(),
+        total,
+        limit: settings.memory_limit.unwrap_or(u64::MAX),
+    })?;
     with_settings(&cuda, *settings)?;
     Ok(Device::Cuda(cuda))
 }
@@ -64,17 +73,20 @@ impl Gpu {
     /// See [`crate::device::memory`].
     pub(crate) fn memory(&self) -> Result<Memory> {
         use sys::CUmemPool_attribute as Attribute;
+        let large = region::held(self.stream.cu_stream());
+        // The peaks of the two need not have been at the same time; small tensors hardly change.
         Ok(Memory {
             total: told(self.context.total_mem())? as u64,
-            used: self.pool_bytes(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?,
-            peak: self.pool_bytes(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?,
-            reserved_peak: self.pool_bytes(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH)?,
+            used: large.used + self.pool_bytes(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?,
+            peak: large.peak + self.pool_bytes(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?,
+            reserved_peak: large.mapped + self.pool_bytes(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH)?,
         })
     }
 
     /// See [`crate::device::reset_peak`].
     pub(crate) fn reset_peak(&self) -> Result<()> {
         use sys::CUmemPool_attribute as Attribute;
+        region::reset_peak(self.stream.cu_stream());
         let pool = self.pool()?;
         for high in [Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH] {
             let mut zero = 0_u64;

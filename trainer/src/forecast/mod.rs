@@ -21,13 +21,9 @@ pub use task::{Engine, Task};
 use ledger::Name;
 use task::Sizes;
 
-/// What the allocator takes on top of what tensors hold, as a share of their peak: it maps memory in pieces of 2 MiB, and
-/// the holes that tensors of one size leave do not fit all of another. Measured on H200s for the 14B on two cards at
-/// 20,280 tokens: 0.034 to 0.076, and a plan that was allowed 0.03 did not run under its limit.
-const POOL_SLACK: f64 = 0.07;
-/// The least of it, in streams of a micro-batch in f32: holes are as large as tensors. Measured in the same way at 75,600
-/// tokens: 3.0 GiB, where a stream takes 1.44.
-const POOL_HOLES: f64 = 2.1;
+/// What the allocator takes on top of what tensors hold, as a share of their peak: up to a chunk for each hole, and the
+/// holes between small tensors.
+const SLACK: f64 = 0.03;
 
 /// A stage to be forecast.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,8 +107,7 @@ impl<'a> Forecaster<'a> {
         let mut alive = at_peak.clone();
         alive.retain(|(_, bytes)| *bytes > 0);
         alive.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
-        let holes = POOL_HOLES * (4 * self.sizes.stream_numbers()) as f64;
-        let slack = if engine.is_gpu() { holes.max(POOL_SLACK * peak as f64) as u64 } else { 0 };
+        let slack = if engine.is_gpu() { (peak as f64 * SLACK) as u64 } else { 0 };
         StageMemory {
             weights,
             adapters,

@@ -1,0 +1,410 @@
+//! The memory of large tensors on one GPU.
+//!
+//! The driver's own pool leaves holes that grow with the tensors: 3 of 24 GiB for a 720p clip, and a step that fits by its
+//! bytes fails. Here physical memory comes in chunks that are mapped to addresses one by one. A tensor that fits into no hole
+//! gets fresh chunks; where the card, or the limit, has no more, free chunks are taken out of the holes and mapped again in
+//! one piece. So memory ends where bytes end, up to a chunk a hole.
+//!
+//! Every allocation of candle and of this crate ends in `cuMemAllocAsync`, which `build/late.c` leads here. There is one
+//! stream a device, and memory is freed in its order, so what is free by the host's count is free for the next launch.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::{Mutex, PoisonError, RwLock};
+
+use candle_core::Result;
+use cudarc::driver::sys::CUmemPool_attribute as Pool;
+use cudarc::driver::{DriverError, sys};
+
+use super::told;
+use crate::arena::{Arena, GRAIN, Runs};
+
+/// Physical memory comes in pieces of this: a multiple of the 2 MiB that the hardware maps.
+const CHUNK: u64 = 16 << 20;
+/// Smaller tensors are left to the driver's pool: there are thousands, and among large ones each would hold a chunk.
+const LEAST: usize = 2 << 20;
+/// What the driver's pool grows by.
+const POOL_STEP: u64 = 32 << 20;
+/// Addresses that are set aside, in memories of the card: they cost nothing, and chunks wander through them.
+const SPAN: u64 = 16;
+
+/// The regions of the process. Global, as the driver's own pools are, whose place they take.
+static REGIONS: RwLock<Vec<(Place, Mutex<Region>)>> = RwLock::new(Vec::new());
+
+/// The driver's functions behind ours.
+#[derive(Clone, Copy)]
+struct Driver {
+    alloc: unsafe extern "C" fn(*mut u64, usize, sys::CUstream) -> sys::CUresult,
+    free: unsafe extern "C" fn(u64, sys::CUstream) -> sys::CUresult,
+}
+
+static DRIVER: RwLock<Option<Driver>> = RwLock::new(None);
+
+/// What tells whose a call is.
+struct Place {
+    stream: usize,
+    addresses: std::ops::Range<u64>,
+}
+
+/// What a region holds, in bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Held {
+    pub used: u64,
+    pub peak: u64,
+    pub mapped: u64,
+}
+
+/// How a region is set up.
+pub(super) struct Setup {
+    pub device: sys::CUdevice,
+    pub stream: sys::CUstream,
+    /// Bytes of the card.
+    pub total: u64,
+    /// The most that may be mapped.
+    pub limit: u64,
+}
+
+struct Region {
+    base: u64,
+    /// By offset from the base; so are all runs.
+    chunks: HashMap<u64, sys::CUmemGenericAllocationHandle>,
+    arena: Arena,
+    /// Addresses without memory.
+    bare: Runs,
+    /// Behind the last that ever had some.
+    end: u64,
+    peak: u64,
+    setup: Setup,
+    access: Vec<sys::CUmemAccessDesc>,
+}
+
+// SAFETY: handles and the stream are names that any thread may use; the region is behind its lock.
+unsafe impl Send for Region {}
+
+#[cfg(late)]
+// SAFETY: the signatures of `build/late.c`.
+unsafe extern "C" {
+    fn tandem_late_divert(name: *const std::ffi::c_char, function: *const c_void) -> *const c_void;
+}
+
+/// Makes the region of a device. False where this driver, or this build, has no way to.
+pub(super) fn open(setup: Setup) -> Result<bool> {
+    if !divert() {
+        return Ok(false);
+    }
+    let mut can_map = 0;
+    let mapping = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED;
+    // SAFETY: the attribute is an i32.
+    told(unsafe { sys::cuDeviceGetAttribute(&mut can_map, mapping, setup.device) }.result())?;
+    if can_map == 0 {
+        return Ok(false);
+    }
+    let span = (SPAN * setup.total).next_multiple_of(CHUNK);
+    let mut base = 0;
+    // SAFETY: the address is written before it returns; the span is never given back.
+    told(unsafe { sys::cuMemAddressReserve(&mut base, span as usize, 0, 0, 0) }.result())?;
+    let mut bare = Runs::default();
+    bare.add(0, span);
+    let access = readers(setup.device)?;
+    let place = Place { stream: setup.stream as usize, addresses: base..base + span };
+    let region = Region {
+        base,
+        chunks: HashMap::new(),
+        arena: Arena::default(),
+        bare,
+        end: 0,
+        peak: 0,
+        setup,
+        access,
+    };
+    REGIONS.write().unwrap_or_else(PoisonError::into_inner).push((place, Mutex::new(region)));
+    Ok(true)
+}
+
+/// What the region of `stream` holds.
+pub(super) fn held(stream: sys::CUstream) -> Held {
+    with(
+        |place| place.stream == stream as usize,
+        |region| Held { used: region.arena.used(), peak: region.peak, mapped: region.mapped() },
+    )
+    .unwrap_or_default()
+}
+
+/// Starts the peak of the region of `stream` anew.
+pub(super) fn reset_peak(stream: sys::CUstream) {
+    with(|place| place.stream == stream as usize, |region| region.peak = region.arena.used());
+}
+
+fn with<T>(is_it: impl Fn(&Place) -> bool, work: impl FnOnce(&mut Region) -> T) -> Option<T> {
+    let regions = REGIONS.read().unwrap_or_else(PoisonError::into_inner);
+    let (_, region) = regions.iter().find(|(place, _)| is_it(place))?;
+    Some(work(&mut region.lock().unwrap_or_else(PoisonError::into_inner)))
+}
+
+/// Leads the driver's functions here, once. False where the program was linked to the driver straight.
+fn divert() -> bool {
+    let mut driver = DRIVER.write().unwrap_or_else(PoisonError::into_inner);
+    #[cfg(late)]
+    if driver.is_none() {
+        // SAFETY: the names end with nul, and the functions have the signatures of those that they stand in for; what comes
+        // back is the driver's own, or null where there is none by that name.
+        unsafe {
+            let alloc = tandem_late_divert(c"cuMemAllocAsync".as_ptr(), alloc_async as *const c_void);
+            let free = tandem_late_divert(c"cuMemFreeAsync".as_ptr(), free_async as *const c_void);
+            if !alloc.is_null() && !free.is_null() {
+                *driver = Some(Driver {
+                    alloc: std::mem::transmute::<*const c_void, _>(alloc),
+                    free: std::mem::transmute::<*const c_void, _>(free),
+                });
+            }
+        }
+    }
+    driver.is_some()
+}
+
+fn driver() -> Option<Driver> {
+    *DRIVER.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Stands in for `cuMemAllocAsync`.
+// SAFETY: the caller's promise to the driver: `address` can be written to, and `stream` lives.
+unsafe extern "C" fn alloc_async(address: *mut u64, bytes: usize, stream: sys::CUstream) -> sys::CUresult {
+    let placed = (bytes >= LEAST)
+        .then(|| with(|place| place.stream == stream as usize, |region| region.take(bytes as u64)))
+        .flatten();
+    match (placed, driver()) {
+        (Some(Ok(found)), _) => {
+            // SAFETY: the caller's promise.
+            unsafe { address.write(found) };
+            sys::CUresult::CUDA_SUCCESS
+        }
+        (Some(Err(why)), _) => why.0,
+        (None, Some(driver)) => {
+            // SAFETY: the caller's promise, handed on.
+            let small = || unsafe { (driver.alloc)(address, bytes, stream) };
+            let make_room = |need| {
+                let room = with(|place| place.stream == stream as usize, |region| region.make_room(need));
+                room.unwrap_or(Ok(())).map_or_else(|why| why.0, |()| small())
+            };
+            match make_room(Need::Limit(bytes as u64)) {
+                OUT_OF_MEMORY_CODE => make_room(Need::Card),
+                other => other,
+            }
+        }
+        (None, None) => sys::CUresult::CUDA_ERROR_NOT_INITIALIZED,
+    }
+}
+
+/// Stands in for `cuMemFreeAsync`.
+// SAFETY: the caller's promise to the driver: nothing uses `address` behind what the stream holds now.
+unsafe extern "C" fn free_async(address: u64, stream: sys::CUstream) -> sys::CUresult {
+    match with(|place| place.addresses.contains(&address), |region| region.give(address)) {
+        Some(true) => sys::CUresult::CUDA_SUCCESS,
+        Some(false) => sys::CUresult::CUDA_ERROR_INVALID_VALUE,
+        // SAFETY: the caller's promise, handed on.
+        None => driver().map_or(sys::CUresult::CUDA_ERROR_NOT_INITIALIZED, |driver| unsafe {
+            (driver.free)(address, stream)
+        }),
+    }
+}
+
+const OUT_OF_MEMORY_CODE: sys::CUresult = sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY;
+const OUT_OF_MEMORY: DriverError = DriverError(OUT_OF_MEMORY_CODE);
+
+/// Why the driver's pool needs chunks of the region.
+enum Need {
+    /// So many more bytes must stay below the limit.
+    Limit(u64),
+    /// The card has no more.
+    Card,
+}
+
+impl Region {
+    fn mapped(&self) -> u64 {
+        self.chunks.len() as u64 * CHUNK
+    }
+
+    fn take(&mut self, bytes: u64) -> std::result::Result<u64, DriverError> {
+        let bytes = bytes.next_multiple_of(GRAIN);
+        let start = match self.arena.take(bytes) {
+            Some(start) => start,
+            None => {
+                self.extend(bytes)?;
+                self.arena.take(bytes).ok_or(OUT_OF_MEMORY)?
+            }
+        };
+        self.peak = self.peak.max(self.arena.used());
+        Ok(self.base + start)
+    }
+
+    fn give(&mut self, address: u64) -> bool {
+        self.arena.give(address - self.base)
+    }
+
+    /// Makes a free run of at least `bytes`: of fresh chunks, and of those that lie in holes where there are no more.
+    fn extend(&mut self, bytes: u64) -> std::result::Result<(), DriverError> {
+        let last = self.arena.free.before(self.end);
+        let behind = (bytes - last).next_multiple_of(CHUNK);
+        let count = |length: u64| (length / CHUNK) as usize;
+        let fresh = self.fresh(count(behind))?;
+        if fresh.len() == count(behind) && self.bare.cut(self.end, behind) {
+            return self.map(self.end, fresh);
+        }
+        // The run before the end may be moved as well as any other.
+        let length = bytes.next_multiple_of(CHUNK);
+        let mut chunks = fresh;
+        let lacking = count(length).saturating_sub(chunks.len());
+        let moved: Vec<u64> = self.arena.free.pieces(CHUNK).take(lacking).collect();
+        let start = self.bare.fit(length).filter(|_| chunks.len() + moved.len() >= count(length));
+        let Some(start) = start else {
+            return chunks.into_iter().try_for_each(release).and(Err(OUT_OF_MEMORY));
+        };
+        self.bare.cut(start, length);
+        chunks.extend(self.unmap(&moved)?);
+        self.map(start, chunks)
+    }
+
+    /// Gives free chunks back to the driver, for its pool of small tensors to grow.
+    fn make_room(&mut self, need: Need) -> std::result::Result<(), DriverError> {
+        let lacking = match need {
+            Need::Limit(_) if self.setup.limit == u64::MAX => 0,
+            Need::Limit(bytes) => {
+                let reserved = self.pool(Pool::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
+                let used = self.pool(Pool::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+                let more = if used + bytes > reserved { POOL_STEP } else { 0 };
+                (self.mapped() + reserved + more).saturating_sub(self.setup.limit)
+            }
+            Need::Card => POOL_STEP,
+        };
+        let count = lacking.div_ceil(CHUNK) as usize;
+        let given: Vec<u64> = self.arena.free.pieces(CHUNK).take(count).collect();
+        if given.len() < count {
+            return Err(OUT_OF_MEMORY);
+        }
+        if count > 0 {
+            self.unmap(&given)?.into_iter().try_for_each(release)?;
+        }
+        Ok(())
+    }
+
+    /// An attribute of the driver's pool, in bytes.
+    fn pool(&self, attribute: Pool) -> std::result::Result<u64, DriverError> {
+        let mut bytes = 0_u64;
+        // SAFETY: the device is open, and its pool lives; the attributes asked for are a u64.
+        unsafe {
+            let pool = cudarc::driver::result::device::get_mem_pool(self.setup.device)?;
+            let into = std::ptr::from_mut(&mut bytes).cast();
+            cudarc::driver::result::mem_pool::get_attribute(pool, attribute, into)?;
+        }
+        Ok(bytes)
+    }
+
+    /// As many as `count` new chunks, as far as the limit and the card have them.
+    fn fresh(
+        &self,
+        count: usize,
+    ) -> std::result::Result<Vec<sys::CUmemGenericAllocationHandle>, DriverError> {
+        let held = self.mapped() + self.pool(Pool::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
+        let allowed = (self.setup.limit.saturating_sub(held) / CHUNK) as usize;
+        let properties = properties(self.setup.device);
+        let mut chunks = Vec::new();
+        for _ in 0..count.min(allowed) {
+            let mut chunk = 0;
+            // SAFETY: the handle is written before it returns success; the properties are of a plain allocation.
+            match unsafe { sys::cuMemCreate(&mut chunk, CHUNK as usize, &properties, 0) }.result() {
+                Ok(()) => chunks.push(chunk),
+                Err(OUT_OF_MEMORY) => break,
+                Err(why) => return Err(why),
+            }
+        }
+        Ok(chunks)
+    }
+
+    /// Maps `chunks` one behind the other from `start`, which has no memory yet.
+    fn map(
+        &mut self,
+        start: u64,
+        chunks: Vec<sys::CUmemGenericAllocationHandle>,
+    ) -> std::result::Result<(), DriverError> {
+        let length = chunks.len() as u64 * CHUNK;
+        for (i, chunk) in chunks.into_iter().enumerate() {
+            let at = start + i as u64 * CHUNK;
+            // SAFETY: the addresses are reserved and bare; the chunk is mapped nowhere else.
+            unsafe { sys::cuMemMap(self.base + at, CHUNK as usize, 0, chunk, 0) }.result()?;
+            self.chunks.insert(at, chunk);
+        }
+        // SAFETY: all of it was mapped just now.
+        let of = |access: &[sys::CUmemAccessDesc]| unsafe {
+            sys::cuMemSetAccess(self.base + start, length as usize, access.as_ptr(), access.len()).result()
+        };
+        // Peers that may not read it are served through the host.
+        of(&self.access).or_else(|_| of(&self.access[..1]))?;
+        self.end = self.end.max(start + length);
+        self.arena.free.add(start, length);
+        Ok(())
+    }
+
+    /// Takes the chunks at `moved`, which are free, out of their addresses. Waits for the stream: what was freed may be in
+    /// use by what is still to run.
+    fn unmap(
+        &mut self,
+        moved: &[u64],
+    ) -> std::result::Result<Vec<sys::CUmemGenericAllocationHandle>, DriverError> {
+        // SAFETY: the stream lives as long as the process.
+        unsafe { sys::cuStreamSynchronize(self.setup.stream) }.result()?;
+        let mut chunks = Vec::new();
+        for &at in moved {
+            let Some(chunk) = self.chunks.remove(&at) else { continue };
+            self.arena.free.cut(at, CHUNK);
+            // SAFETY: the chunk was mapped there, alone, and nothing uses it any more.
+            unsafe { sys::cuMemUnmap(self.base + at, CHUNK as usize) }.result()?;
+            self.bare.add(at, CHUNK);
+            chunks.push(chunk);
+        }
+        Ok(chunks)
+    }
+}
+
+fn release(chunk: sys::CUmemGenericAllocationHandle) -> std::result::Result<(), DriverError> {
+    // SAFETY: it was created just now and is mapped nowhere.
+    unsafe { sys::cuMemRelease(chunk) }.result()
+}
+
+fn location(device: sys::CUdevice) -> sys::CUmemLocation {
+    // SAFETY: all zero is a location; the second field is the ordinal under the names of every version of the header.
+    let mut location: sys::CUmemLocation = unsafe { std::mem::zeroed() };
+    location.type_ = sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE;
+    // SAFETY: it is an i32 (or a union that starts with one) behind the i32 that was set above.
+    unsafe { std::ptr::from_mut(&mut location).cast::<i32>().add(1).write(device) };
+    location
+}
+
+/// Plain memory of a card.
+fn properties(device: sys::CUdevice) -> sys::CUmemAllocationProp {
+    // SAFETY: all zero is what the driver wants in every field that is not set here.
+    let mut properties: sys::CUmemAllocationProp = unsafe { std::mem::zeroed() };
+    properties.type_ = sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
+    properties.location = location(device);
+    properties
+}
+
+/// Who may read and write: the device itself, first, and its peers.
+fn readers(device: sys::CUdevice) -> Result<Vec<sys::CUmemAccessDesc>> {
+    let mut count = 0;
+    // SAFETY: the number is written before it returns.
+    told(unsafe { sys::cuDeviceGetCount(&mut count) }.result())?;
+    let mut found = vec![device];
+    for other in 0..count {
+        let mut can = 0;
+        // SAFETY: the answer is written before it returns success.
+        let asked = unsafe { sys::cuDeviceCanAccessPeer(&mut can, other, device) }.result();
+        if other != device && asked.is_ok() && can != 0 {
+            found.push(other);
+        }
+    }
+    let access = |device: sys::CUdevice| sys::CUmemAccessDesc {
+        location: location(device),
+        flags: sys::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+    };
+    Ok(found.into_iter().map(access).collect())
+}
