@@ -7,6 +7,7 @@ pub mod attention;
 pub mod base;
 pub mod block;
 pub mod config;
+pub mod cross;
 pub mod embed;
 pub mod ffn;
 pub mod head;
@@ -22,7 +23,7 @@ use candle_core::{Device, Tensor};
 
 pub use base::Base;
 pub use block::Block;
-pub use config::DitConfig;
+pub use config::{DitConfig, ImageBranch, Pictures};
 pub use embed::Embedder;
 pub use head::Head;
 pub use keep::{BlockPlan, Keep, Keeping, Kept, Place};
@@ -139,6 +140,8 @@ pub fn open(path: &Path, config_json: &str) -> Result<(DitConfig, Weights)> {
         checkpoint.shape(&name).map(<[usize]>::to_vec)
     };
     let config = DitConfig::from_parts(config_json, shape_of)?;
-    let weights = Weights::from_checkpoint(checkpoint, &config.tensors(), to_file, |_| false)?;
+    // Some files of diffusers carry a norm of queries that no code reads.
+    let ignored = |name: &str| name.ends_with(".attn2.norm_added_q.weight");
+    let weights = Weights::from_checkpoint(checkpoint, &config.tensors(), to_file, ignored)?;
     Ok((config, weights))
 }
