@@ -4,9 +4,11 @@
 //! generator with state, and only [`adapter::files`] and [`weights`] touch the disk.
 
 pub mod adapter;
+pub mod clip;
 pub mod dit;
 pub mod error;
 pub mod names;
+pub mod picture;
 pub mod text;
 pub mod umt5;
 pub mod vae;

@@ -4,6 +4,7 @@ mod accumulate;
 mod adapter_files;
 mod base;
 mod bench;
+mod clip;
 mod data_cache;
 mod data_decode;
 mod data_pipeline;

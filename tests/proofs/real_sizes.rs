@@ -1,5 +1,6 @@
 //! The real models, by names and shapes alone: as many tensors and numbers as the published checkpoints have.
 
+use models::clip::{ClipSizes, Naming};
 use models::umt5::Umt5Sizes;
 use models::vae::{Generation, Sizes};
 use models::weights::TensorSpec;
@@ -42,6 +43,15 @@ fn the_vaes_have_the_published_tensors() {
     let sizes = |generation, latent, encoder, decoder| Sizes { generation, latent, encoder, decoder };
     assert_eq!(counted(sizes(Generation::Wan21, 16, 96, 96).tensors()), (194, 126_892_531));
     assert_eq!(counted(sizes(Generation::Wan22, 48, 160, 256).tensors()), (196, 704_688_668));
+}
+
+/// Without what is never read: the norm behind the last layer (2 tensors of 1280) and the projection (1280 x 1024).
+#[test]
+fn the_picture_tower_has_the_published_tensors() {
+    let sizes = ClipSizes { width: 1280, heads: 16, layers: 32, feed_forward: 5120, patch: 14, rows: 257 };
+    let (read, unread) = (632_076_800 - 2 * 1280 - 1280 * 1024, 3);
+    assert_eq!(counted(sizes.tensors(Naming::Official)), (392 - unread, read));
+    assert_eq!(counted(sizes.tensors(Naming::Hf)), (520 - unread, read));
 }
 
 #[test]
