@@ -202,6 +202,7 @@ impl Gpu {
     /// Attention through cuDNN; nothing where it is absent or has no engine for these shapes.
     pub(crate) fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Option<Output>> {
         let Some(key) = key(q, k, FORWARD)? else { return Ok(None) };
+        let (q, k, v) = (&q.contiguous()?, &k.contiguous()?, &v.contiguous()?);
         let o = self.empty(q.shape(), DType::BF16)?;
         let lse = self.empty((key.batch, key.heads, key.queries, 1), DType::F32)?;
         let mut slots = [0; slot::COUNT];
@@ -221,6 +222,7 @@ impl Gpu {
         d_out: &Tensor,
     ) -> Result<Option<Gradients>> {
         let Some(whole) = key(q, k, BACKWARD)? else { return Ok(None) };
+        let (q, k, v, d_out) = (&q.contiguous()?, &k.contiguous()?, &v.contiguous()?, &d_out.contiguous()?);
         let (dq, dk, dv) = (
             self.empty(q.shape(), DType::BF16)?,
             self.empty(k.shape(), DType::BF16)?,
