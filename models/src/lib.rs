@@ -6,6 +6,7 @@
 pub mod adapter;
 pub mod dit;
 pub mod error;
+pub mod expert;
 pub mod names;
 pub mod text;
 pub mod umt5;
@@ -13,3 +14,4 @@ pub mod vae;
 pub mod weights;
 
 pub use error::{Error, Result};
+pub use expert::Expert;

@@ -1,7 +1,9 @@
 //! The proofs: each claim of Tandem with the test that would catch the plausible bug.
 
 mod accumulate;
+mod adapter_apply;
 mod adapter_files;
+mod adapter_reading;
 mod base;
 mod bench;
 mod data_cache;

@@ -243,16 +243,6 @@ pub enum Error {
         /// What stood in the way.
         cause: Box<Error>,
     },
-    /// An adapter of another model.
-    #[error("the adapter does not fit this model: {module} is {} x {} in the adapter, and the model {model}", adapter.0, adapter.1)]
-    ForeignAdapter {
-        /// Official module name.
-        module: String,
-        /// Width out and in of the adapter.
-        adapter: (usize, usize),
-        /// What the model says to the module.
-        model: String,
-    },
     /// A checkpoint with other tensors than this run has.
     #[error("the checkpoint holds other adapters than this run trains; it belongs to another recipe")]
     ForeignCheckpoint,
