@@ -3,6 +3,7 @@
 mod apply;
 mod change;
 mod config;
+mod decompose;
 pub mod files;
 mod kind;
 mod set;
@@ -10,5 +11,6 @@ mod set;
 pub use apply::{Applied, Place, Source, apply};
 pub use change::{Change, DoraPair, LoraPair, Magnitude};
 pub use config::{LoraConfig, Scaling, Target};
+pub use decompose::{Rank, Reduced, extract, resize};
 pub use kind::{Backward, Delta, Site};
 pub use set::{Adapter, Adapters};
