@@ -6,6 +6,7 @@
 pub mod adapter;
 pub mod dit;
 pub mod error;
+pub mod expert;
 pub mod names;
 pub mod text;
 pub mod umt5;
