@@ -9,6 +9,7 @@ mod data_decode;
 mod data_pipeline;
 mod dit;
 mod export;
+mod fp8_files;
 mod gradients;
 mod memory;
 mod noise;

@@ -147,7 +147,7 @@ pub enum Error {
     },
     /// A model of two experts, of which one has to be chosen.
     #[error(
-        "this model has two experts, {} for high noise and {} for low noise, and an adapter is made for one of them: set \
+        "this model holds two experts, {} for high noise and {} for low noise, and an adapter is made for one of them: set \
          model.expert to \"high\" or \"low\", or name the folder of the one",
         high.display(), low.display()
     )]

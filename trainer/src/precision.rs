@@ -168,5 +168,6 @@ pub(crate) fn in_words(frozen: Frozen) -> String {
         Storage::Dense => compute.to_owned(),
         Storage::Coded(Format::E4m3) => format!("fp8 {compute}"),
         Storage::Coded(Format::Int8) => format!("int8 {compute}"),
+        Storage::Blocks(_, block) => format!("fp8 in blocks of {block} {compute}"),
     }
 }

@@ -15,15 +15,17 @@ mod kind;
 mod loader;
 mod pickle;
 mod pth;
+mod quantised;
 mod read;
 mod seeded;
 mod write;
 
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{Checkpoint, StoredCodes};
 pub use dtype::StoredDType;
 pub use entry::Entry;
 pub use error::{MismatchReport, Result, WeightsError};
 pub use frozen::{Frozen, Storage};
 pub use kind::FileKind;
 pub use loader::{TensorSpec, Weights};
+pub use quantised::Grid;
 pub use write::{write_atomically, write_safetensors};
