@@ -12,6 +12,7 @@ mod export;
 mod fp8_files;
 mod gradients;
 mod memory;
+mod model_files;
 mod noise;
 mod optimizer;
 mod overfit;

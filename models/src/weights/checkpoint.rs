@@ -210,6 +210,25 @@ impl Checkpoint {
         counts
     }
 
+    /// The finest scaling of the matrices of a network's layers, where all of them are stored in e4m3; `None` where any
+    /// is not. Prefixes must be gone from the names.
+    pub fn coded_layers(&self) -> Option<Grid> {
+        let is_matrix = |(name, entry): &(&String, &Entry)| {
+            let in_layer = name.starts_with("blocks.") || name.starts_with("encoder.block.");
+            let is_table = name.contains("relative_attention_bias") || name.contains("pos_embedding");
+            in_layer && name.ends_with(".weight") && entry.shape.len() == 2 && !is_table
+        };
+        let mut finest = None;
+        for (name, entry) in self.entries.iter().filter(is_matrix) {
+            if entry.dtype != StoredDType::F8E4M3 {
+                return None;
+            }
+            finest =
+                finest.max(Some(self.quantised.scales.get(name).map_or(Grid::Tensor, |scale| scale.grid)));
+        }
+        finest
+    }
+
     /// Why the weights cannot be read though their file is whole: they are coded in a way that is not known here.
     pub fn refusal(&self) -> Option<&str> {
         self.quantised.refusal.as_deref()

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use models::dit::DitConfig;
 use models::expert::Expert;
-use models::text::{TextEncoder, Tokenizer};
+use models::text::{SPIECE_TENSOR, TextEncoder, Tokenizer};
 use models::vae::Vae;
-use models::weights::{Checkpoint, Weights};
+use models::weights::{Checkpoint, Grid, Weights};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -42,13 +42,13 @@ pub struct ModelConfig {
     pub vae: Option<PathBuf>,
     /// The UMT5 encoder: a file, or a folder with shards.
     pub text_encoder: Option<PathBuf>,
-    /// The folder of `tokenizer.json`, or that file.
+    /// `tokenizer.json` or `spiece.model`, the folder of one, or a text encoder's file that carries it.
     pub tokenizer: Option<PathBuf>,
     /// The CLIP vision tower, which the image-to-video models of Wan 2.1 look at pictures with: a file, or a diffusers
     /// `image_encoder` folder.
     pub clip: Option<PathBuf>,
     /// What the DiT's weights are held in: `bf16`, `fp8`, `int8`, or `f32`. `fp8` and `int8` code the matrices inside the
-    /// blocks while they are read. Default `bf16`; on the CPU `bf16` becomes `f32`.
+    /// blocks while they are read. Default `bf16`, or `fp8` where the file is; on the CPU `bf16` becomes `f32`.
     pub base: Option<Held>,
     /// The DiT's residual stream: `float32`, or `bfloat16`, which halves what is kept of each block. Default `float32`.
     pub stream: Option<Float>,
@@ -109,6 +109,8 @@ impl ModelConfig {
             }
         };
         let dits = self.dits(from, layout.as_ref())?;
+        let expert = self.told_expert(&dits)?;
+        let text_encoder = part(Part::TextEncoder, &self.text_encoder)?;
         let first = &dits.of(Expert::High).weights;
         let named = folder.as_deref().unwrap_or(first);
         // A folder's name may hold dots of its own: Wan2.1-T2V-1.3B.
@@ -116,13 +118,37 @@ impl ModelConfig {
         Ok(BaseModel {
             name: name.map_or_else(|| "wan".into(), |name| name.to_string_lossy().into_owned()),
             vae: part(Part::Vae, &self.vae)?,
-            text_encoder: part(Part::TextEncoder, &self.text_encoder)?,
-            tokenizer: part(Part::Tokenizer, &self.tokenizer)?,
+            tokenizer: match part(Part::Tokenizer, &self.tokenizer) {
+                // Single files carry their own.
+                Err(_) if carries_tokenizer(&text_encoder) => text_encoder.clone(),
+                found => found?,
+            },
             clip: part(Part::Clip, &self.clip).ok(),
-            expert: self.told_expert(&dits)?,
+            precision: self.precision(
+                &dits.of(expert.unwrap_or(Expert::High)).weights,
+                &text_encoder,
+                processor,
+            ),
+            text_encoder,
+            expert,
             dits,
-            precision: self.wishes().settle(processor),
         })
+    }
+
+    /// How each part is held: what is stored in fp8 stays so where nothing else is said.
+    fn precision(&self, dit: &Path, text_encoder: &Path, processor: Processor) -> Precision {
+        let Self { base, stream, text_base, vae_base, .. } = *self;
+        // Files that do not open are told about when they are.
+        let stored = |path: &Path| Checkpoint::open(path).ok()?.without_model_prefix().ok()?.coded_layers();
+        let (dit, text) = (stored(dit), stored(text_encoder));
+        let held = |grid: Option<Grid>| grid.map(|_| Held::Fp8);
+        let wishes =
+            Wishes { base: base.or(held(dit)), stream, text_base: text_base.or(held(text)), vae_base };
+        let base_block = match dit {
+            Some(Grid::Block(block)) => Some(block),
+            _ => None,
+        };
+        Precision { base_block, ..wishes.settle(processor) }
     }
 
     /// The expert that is trained: the key, else the name of a single DiT, or the key that names it.
@@ -173,12 +199,9 @@ impl ModelConfig {
     }
 }
 
-impl ModelConfig {
-    /// What is said about precision.
-    fn wishes(&self) -> Wishes {
-        let Self { base, stream, text_base, vae_base, .. } = *self;
-        Wishes { base, stream, text_base, vae_base }
-    }
+/// Whether a text encoder's file holds its tokenizer.
+fn carries_tokenizer(text_encoder: &Path) -> bool {
+    Checkpoint::open(text_encoder).is_ok_and(|file| file.contains(SPIECE_TENSOR))
 }
 
 impl BaseModel {
