@@ -111,7 +111,7 @@ pub fn randn(name: &str, shape: impl Into<candle_core::Shape>) -> Tensor {
 pub fn tiny_weights(layout: &str) -> (DitConfig, Weights) {
     let folder = fixture("dit/t2v");
     let config = std::fs::read_to_string(folder.join(format!("config_{layout}.json"))).unwrap();
-    models::dit::open(&folder.join(format!("weights_{layout}.safetensors")), &config).unwrap()
+    models::dit::open(&folder.join(format!("weights_{layout}.safetensors")), Some(&config)).unwrap()
 }
 
 /// The whole tiny T2V model on the proofs' device.

@@ -65,13 +65,17 @@ impl Weights {
     /// for which `ignored` holds may be left over.
     ///
     /// # Errors
-    /// One [`WeightsError::Mismatch`] with all missing, unexpected and misshapen names.
+    /// One [`WeightsError::Mismatch`] with all missing, unexpected and misshapen names; weights that are coded in a way
+    /// that is not known.
     pub fn from_checkpoint(
         checkpoint: Checkpoint,
         specs: &[TensorSpec],
         to_file_name: impl Fn(&str) -> Option<String>,
         ignored: impl Fn(&str) -> bool,
     ) -> Result<Self> {
+        if let Some(refusal) = checkpoint.refusal() {
+            return Err(WeightsError::file(checkpoint.path(), refusal));
+        }
         let mut report = MismatchReport::default();
         let mut names = BTreeMap::new();
         let mut used = BTreeSet::new();
@@ -87,7 +91,8 @@ impl Weights {
             used.insert(name.clone());
             names.insert(spec.name.clone(), name);
         }
-        let unexpected = checkpoint.names().filter(|n| !used.contains(*n) && !ignored(n));
+        let is_left = |name: &&str| !used.contains(*name) && !ignored(name) && !checkpoint.is_side(name);
+        let unexpected = checkpoint.names().filter(is_left);
         report.unexpected.extend(unexpected.map(str::to_owned));
         match report.is_empty() {
             true => Ok(Self(Source::Disk { checkpoint, names }, Patches::default())),
@@ -122,11 +127,11 @@ impl Weights {
     /// # Errors
     /// See [`Checkpoint::tensor`].
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> crate::Result<Tensor> {
-        self.1.applied(name, dtype, device, |dtype, device| self.stored(name, dtype, device))
+        self.1.applied(name, dtype, device, |dtype, device| self.unpatched(name, dtype, device))
     }
 
     /// The tensor `name` without patches.
-    fn stored(&self, name: &str, dtype: DType, device: &Device) -> crate::Result<Tensor> {
+    fn unpatched(&self, name: &str, dtype: DType, device: &Device) -> crate::Result<Tensor> {
         match &self.0 {
             Source::Disk { checkpoint, names } => {
                 checkpoint.tensor(names.get(name).map_or(name, String::as_str), dtype, device)
@@ -154,6 +159,14 @@ impl Weights {
             }
             Source::Memory(tensors) => tensors.get(name).map_or(DType::F32, Tensor::dtype),
             Source::Seeded { .. } => DType::BF16,
+        }
+    }
+
+    /// Where a tensor lies in a checkpoint: the checkpoint, and the tensor's name there.
+    pub(super) fn stored_name(&self, name: &str) -> Option<(&Checkpoint, &str)> {
+        match &self.0 {
+            Source::Disk { checkpoint, names } => Some((checkpoint, names.get(name)?)),
+            Source::Memory(_) | Source::Seeded { .. } => None,
         }
     }
 
