@@ -7,6 +7,7 @@ pub mod adapter;
 pub mod clip;
 pub mod dit;
 pub mod error;
+pub mod expert;
 pub mod names;
 pub mod picture;
 pub mod text;
@@ -15,3 +16,4 @@ pub mod vae;
 pub mod weights;
 
 pub use error::{Error, Result};
+pub use expert::Expert;

@@ -4,9 +4,8 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor};
-use kernels::low_rank::Factors;
 use models::adapter::files::{AdapterFile, Precision, Style, read, write};
-use models::adapter::{Adapter, Adapters, LoraConfig, Scaling};
+use models::adapter::{Adapter, Adapters, Delta, LoraConfig, Scaling};
 use models::weights::Weights;
 use proofs::small::{pipeline, velocities};
 use proofs::{
@@ -47,11 +46,9 @@ fn merged(file: &AdapterFile, strength: f64) -> Pipeline {
 /// The adapter of a file as sampling uses it: frozen, at `strength`.
 fn frozen(file: &AdapterFile, strength: f64) -> Adapters {
     let mut adapters = Adapters::default();
-    for (module, pair) in &file.modules {
-        let scale = pair.scale() * strength;
-        let on_device = |t: &Tensor| t.to_device(&device()).unwrap();
-        let factors = Factors { a: on_device(&pair.a), b: on_device(&pair.b), scale };
-        adapters.attach(module.clone(), Adapter::frozen(factors));
+    for (module, change) in &file.modules {
+        let delta = Delta::new(change, strength).unwrap().to_device(&device()).unwrap();
+        adapters.attach(module.clone(), Adapter::frozen(delta));
     }
     adapters
 }

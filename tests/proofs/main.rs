@@ -1,7 +1,9 @@
 //! The proofs: each claim of Tandem with the test that would catch the plausible bug.
 
 mod accumulate;
+mod adapter_apply;
 mod adapter_files;
+mod adapter_reading;
 mod base;
 mod bench;
 mod clip;
@@ -10,8 +12,10 @@ mod data_decode;
 mod data_pipeline;
 mod dit;
 mod export;
+mod fp8_files;
 mod gradients;
 mod memory;
+mod model_files;
 mod noise;
 mod optimizer;
 mod overfit;

@@ -3,6 +3,7 @@
 use kernels::device::{Repeatability, Settings};
 use models::adapter::Scaling;
 use proofs::project::Project;
+use trainer::base::{DitFiles, Dits};
 use trainer::bytes::Bytes;
 use trainer::devices::Transfer;
 use trainer::lr::LrSchedule;
@@ -66,7 +67,12 @@ fn every_changed_setting_is_named() {
         ("data.sizes", |p| p.data.sizes[0] = [64, 64]),
         ("data.repeats.clip0*", |p| p.data.repeats.clear()),
         ("dataset.digest", |p| p.dataset.digest.push('0')),
-        ("model.dit", |p| p.model.dit.push("elsewhere")),
+        ("model.dits.single.weights", |p| {
+            p.model.dits = Dits::Single(DitFiles {
+                weights: "elsewhere".into(),
+                ..p.model.trained_dit().unwrap().clone()
+            });
+        }),
         ("optimizer.betas", |p| p.optimizer.betas[1] = 0.99),
         ("optimizer.schedule", |p| p.optimizer.schedule = LrSchedule::Cosine),
         ("run.seed", |p| p.run.seed = 43),

@@ -145,17 +145,16 @@ pub enum Error {
         /// Where it was looked for.
         looked: String,
     },
-    /// A folder with two experts, of which one has to be named.
+    /// A model of two experts, of which one has to be chosen.
     #[error(
-        "{} holds two experts; an adapter is trained for one of them: set model.dit to {} or {}",
-        folder.display(), high.display(), low.display()
+        "this model holds two experts, {} for high noise and {} for low noise, and an adapter is made for one of them: set \
+         model.expert to \"high\" or \"low\", or name the folder of the one",
+        high.display(), low.display()
     )]
     TwoExperts {
-        /// The checkpoint folder.
-        folder: PathBuf,
-        /// Its expert for high noise.
+        /// The expert for high noise.
         high: PathBuf,
-        /// Its expert for low noise.
+        /// The expert for low noise.
         low: PathBuf,
     },
     /// A file of tensors or settings that a probe cannot use.
@@ -242,16 +241,6 @@ pub enum Error {
         step: u64,
         /// What stood in the way.
         cause: Box<Error>,
-    },
-    /// An adapter of another model.
-    #[error("the adapter does not fit this model: {module} is {} x {} in the adapter, and the model {model}", adapter.0, adapter.1)]
-    ForeignAdapter {
-        /// Official module name.
-        module: String,
-        /// Width out and in of the adapter.
-        adapter: (usize, usize),
-        /// What the model says to the module.
-        model: String,
     },
     /// A checkpoint with other tensors than this run has.
     #[error("the checkpoint holds other adapters than this run trains; it belongs to another recipe")]

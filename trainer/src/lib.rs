@@ -3,6 +3,7 @@
 //! Recipe -> [`plan`] -> [`encode`] (the cache) -> [`run`] (the [`pipeline`] over devices) -> [`export`]; [`sample`] uses
 //! the same pipeline.
 
+pub mod adapters;
 pub mod base;
 pub mod batch;
 pub mod bench;

@@ -121,7 +121,7 @@ impl Default for CheckpointConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExportConfig {
-    /// `comfy`, `diffusers` and `kohya`, any of them. Default `["comfy"]`.
+    /// `comfy`, `comfy-alpha`, `diffusers`, `peft`, `kohya`, `diffsynth`, `videox-fun`, any of them. Default `["comfy"]`.
     pub formats: Vec<Style>,
     /// `bfloat16`, `float16` or `float32`. Default `bfloat16`.
     pub precision: Precision,

@@ -126,12 +126,13 @@ impl Dit {
     }
 }
 
-/// Opens the weights at `path` (a file, or a folder of shards) with the text of their `config.json`, in either
-/// naming, and checks every tensor's name and shape.
+/// Opens the weights at `path` (a file, or a folder of shards), in either naming, and checks every tensor's name and
+/// shape. `config_json` is the text of their `config.json`; without it the sizes are those that the tensors tell, and
+/// heads are of 128, as in every published model.
 ///
 /// # Errors
 /// When the config does not fit, or any tensor is missing, unexpected or misshapen; all of them are listed.
-pub fn open(path: &Path, config_json: &str) -> Result<(DitConfig, Weights)> {
+pub fn open(path: &Path, config_json: Option<&str>) -> Result<(DitConfig, Weights)> {
     let checkpoint = Checkpoint::open(path)?.without_model_prefix()?;
     let is_diffusers = checkpoint.contains("condition_embedder.time_proj.weight");
     let to_file = |official: &str| if is_diffusers { names::tensor_to_diffusers(official) } else { None };
@@ -139,9 +140,30 @@ pub fn open(path: &Path, config_json: &str) -> Result<(DitConfig, Weights)> {
         let name = to_file(official).unwrap_or_else(|| official.to_owned());
         checkpoint.shape(&name).map(<[usize]>::to_vec)
     };
-    let config = DitConfig::from_parts(config_json, shape_of)?;
+    let config = match config_json {
+        Some(text) => DitConfig::from_parts(text, shape_of)?,
+        None => {
+            DitConfig::from_parts(&published_config(path, shape_of("patch_embedding.weight"))?, shape_of)?
+        }
+    };
     // Some files of diffusers carry a norm of queries that no code reads.
     let ignored = |name: &str| name.ends_with(".attn2.norm_added_q.weight");
     let weights = Weights::from_checkpoint(checkpoint, &config.tensors(), to_file, ignored)?;
     Ok((config, weights))
+}
+
+/// Width of a head in every published model.
+const PUBLISHED_HEAD: usize = 128;
+
+/// What a `config.json` would say that tensors do not, from the shape of the patch embedding.
+fn published_config(path: &Path, patch: Option<Vec<usize>>) -> Result<String> {
+    match patch.and_then(|shape| shape.first().copied()) {
+        Some(dim) if !dim.is_multiple_of(PUBLISHED_HEAD) => Err(Error::Mismatch(format!(
+            "{}: a DiT of width {dim} is no published model, so only its config.json tells the number of heads; put it \
+             beside the weights, or name it with model.dit_config",
+            path.display()
+        ))),
+        // What is no DiT at all is told by the tensors that it lacks.
+        dim => Ok(format!(r#"{{"num_heads":{}}}"#, dim.unwrap_or(PUBLISHED_HEAD) / PUBLISHED_HEAD)),
+    }
 }

@@ -7,7 +7,7 @@ use models::umt5::Umt5Sizes;
 use models::vae::{Generation, Sizes};
 use models::weights::Weights;
 
-use crate::base::{self, Part};
+use crate::base::{self, DitFiles, Part};
 use crate::error::{Error, Result};
 
 /// Names of [`dit_preset`].
@@ -36,7 +36,7 @@ impl DitSource<'_> {
             }
             Self::Checkpoint(path) => {
                 let dit = base::locate(path, Part::Dit)?;
-                let (config, weights) = base::open_dit(&dit, &base::dit_config(&dit, None)?)?;
+                let (config, weights) = DitFiles::at(&dit, None)?.open()?;
                 Ok((path.display().to_string(), config, weights))
             }
         }

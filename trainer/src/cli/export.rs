@@ -91,7 +91,7 @@ impl Export {
         let modules = states.keys().filter_map(|name| name.strip_suffix(".lora_A.weight"));
         for module in modules {
             if let (Some(a), Some(b)) = (part(module, "lora_A"), part(module, "lora_B")) {
-                file.modules.insert(module.to_owned(), LoraPair::new(a?, b?, plan.adapter.scale())?);
+                file.modules.insert(module.to_owned(), LoraPair::new(a?, b?, plan.adapter.scale())?.into());
             }
         }
         Ok(file)

@@ -13,7 +13,7 @@ use models::vae::{Tiles, Tiling, Vae};
 use models::weights::Weights;
 
 use super::precision::ProbePrecision;
-use crate::base::{self, Part};
+use crate::base::{self, DitFiles, Part};
 use crate::devices::{self, DevicesConfig};
 use crate::error::Error;
 use crate::pipeline::Pipeline;
@@ -211,8 +211,7 @@ impl Probe {
 impl DitModel {
     fn open(&self) -> crate::Result<(DitConfig, Weights)> {
         let dit = base::locate(&self.model, Part::Dit)?;
-        let config = base::dit_config(&dit, self.config.clone())?;
-        base::open_dit(&dit, &config)
+        DitFiles::at(&dit, self.config.clone())?.open()
     }
 
     fn pipeline(

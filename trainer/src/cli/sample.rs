@@ -5,14 +5,13 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
-use kernels::low_rank::Factors;
-use models::adapter::files;
-use models::adapter::{Adapter, Adapters};
+use models::adapter::Place;
 use models::vae::{Tiles, Tiling};
 use models::weights::Checkpoint;
 
 use super::devices::StageDevices;
 use super::precision::ModelPrecision;
+use crate::adapters;
 use crate::base::{MODEL_FPS, SIZE_MULTIPLE};
 use crate::encode::{Encoded, Encoding};
 use crate::error::Error;
@@ -29,7 +28,7 @@ pub struct Sample {
     /// Checkpoint folder, official or diffusers layout.
     #[arg(long)]
     model: PathBuf,
-    /// An adapter file, with its strength behind a colon where it is not 1. May be given more than once.
+    /// An adapter in any format, a file or a PEFT folder, with its strength behind a colon where it is not 1. May be given more than once.
     #[arg(long, value_name = "FILE[:STRENGTH]")]
     lora: Vec<String>,
     /// What to show.
@@ -106,8 +105,8 @@ impl Sample {
         let model =
             self.precision.model(&self.model).settle("".as_ref(), self.devices.config().processor())?;
         let (config, weights) = model.open_dit()?;
-        let adapters = self.adapters()?;
-        refuse_foreign(&adapters, &config.adaptable_modules())?;
+        let sources = adapters::sources("--lora", &self.lora, ui)?;
+        let (adapters, weights) = adapters::put(&sources, &config, weights, Place::Beside, ui)?;
         let stages = self.devices.config().settle(config.layers)?;
         let split = stages.open()?;
         let device = split[0].0.clone(); // a settled config has a stage
@@ -175,41 +174,6 @@ impl Sample {
         requests.iter().try_for_each(|request| request.check(SIZE_MULTIPLE))?;
         Ok(requests)
     }
-
-    /// The adapters of `--lora`, frozen, each at its strength.
-    fn adapters(&self) -> Result<Adapters> {
-        let mut adapters = Adapters::default();
-        for argument in &self.lora {
-            let (path, strength) = match argument.rsplit_once(':').map(|(path, s)| (path, s.parse::<f64>())) {
-                Some((path, Ok(strength))) => (path, strength),
-                _ => (argument.as_str(), 1.0),
-            };
-            for (module, pair) in files::read(path.as_ref()).map_err(Error::from)?.modules {
-                let scale = pair.scale() * strength;
-                adapters.attach(module, Adapter::frozen(Factors { a: pair.a, b: pair.b, scale }));
-            }
-        }
-        Ok(adapters)
-    }
-}
-
-/// Refuses adapters of modules that the model lacks, or of other widths.
-fn refuse_foreign(adapters: &Adapters, modules: &[(String, usize, usize)]) -> Result<()> {
-    for (module, attached) in adapters.iter() {
-        let width = modules.iter().find(|(name, ..)| name == module).map(|&(_, out, input)| (out, input));
-        for adapter in attached {
-            let (a, b) = (&adapter.factors().a, &adapter.factors().b);
-            if width != Some((b.dim(0)?, a.dim(1)?)) {
-                return Err(Error::ForeignAdapter {
-                    module: module.to_owned(),
-                    adapter: (b.dim(0)?, a.dim(1)?),
-                    model: width.map_or_else(|| "lacks it".into(), |(o, i)| format!("has it {o} x {i}")),
-                }
-                .into());
-            }
-        }
-    }
-    Ok(())
 }
 
 /// The starting noise of the clip `index`.

@@ -7,7 +7,7 @@ use models::weights::Checkpoint;
 use serde_json::{Value, json};
 
 use super::Report;
-use crate::base;
+use crate::base::DitFiles;
 
 /// Sizes that tell the published models apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +102,7 @@ fn name(sizes: &Sizes, has_image_branch: bool, is_vace: bool, has_two_pictures: 
 
 /// Heads are in the config alone; all published models have heads of 128.
 fn heads(path: &Path, width: usize) -> Value {
-    let config = base::dit_config(path, None).ok().and_then(|config| std::fs::read(config).ok());
+    let config = DitFiles::at(path, None).ok().and_then(|files| std::fs::read(files.config?).ok());
     let config: Option<Value> = config.and_then(|text| serde_json::from_slice(&text).ok());
     let known = config.and_then(|config| {
         config.get("num_heads").or(config.get("num_attention_heads")).and_then(Value::as_u64)

@@ -1,9 +1,11 @@
 //! A stage: a device, the part of the model that lies on it, and the adapters of that part.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 use kernels::transfer::HostStore;
+use kernels::weight::Weight;
 use models::adapter::Adapters;
 use models::dit::pass::FFN_TOKENS;
 use models::dit::{Base, BlockPlan, Conditioning, Dit, DitConfig, Dropout, Gradients, Keeping, Kept, Pass};
@@ -90,7 +92,9 @@ impl Stage {
         let dit = Dit::load(weights, config, range.clone(), base, device)?;
         let is_here =
             |module: &str| models::names::split_block(module).is_some_and(|(n, _)| range.contains(&n));
-        let (adapters, store) = (adapters.part(device, is_here)?, HostStore::new(device)?);
+        let (mut adapters, store) = (adapters.part(device, is_here)?, HostStore::new(device)?);
+        let weights: BTreeMap<&str, &Weight> = dit.linears().map(|one| (one.name(), one.weight())).collect();
+        adapters.settle(|module| weights.get(module).copied())?;
         Ok(Self { device: device.clone(), dit, adapters, ffn_tokens: FFN_TOKENS, store })
     }
 

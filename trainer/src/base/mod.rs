@@ -1,0 +1,271 @@
+//! The base model on disk: which files it is made of, and opening each of them.
+
+mod dit;
+mod layout;
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use models::dit::DitConfig;
+use models::expert::Expert;
+use models::text::{SPIECE_TENSOR, TextEncoder, Tokenizer};
+use models::vae::Vae;
+use models::weights::{Checkpoint, Grid, Weights};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::precision::{self, Float, Held, Precision, Processor, Wishes};
+
+pub use dit::{DitFiles, Dits};
+pub use layout::{Part, locate, locate_dits};
+
+use layout::Layout;
+
+/// Where the base model lies. `folder` alone is enough for a folder in the official or the diffusers layout; the other
+/// keys replace single parts of it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelConfig {
+    /// A checkpoint folder, official or diffusers layout.
+    pub folder: Option<PathBuf>,
+    /// The DiT: a weights file, or a folder with shards. A `config.json` beside it is read where there is one.
+    pub dit: Option<PathBuf>,
+    /// The expert for high noise of a model of two, as `dit`.
+    pub dit_high: Option<PathBuf>,
+    /// The expert for low noise of a model of two, as `dit`.
+    pub dit_low: Option<PathBuf>,
+    /// `config.json` of the DiT, or of both experts.
+    pub dit_config: Option<PathBuf>,
+    /// Which expert of a model of two is trained: `high`, `low`.
+    pub expert: Option<Expert>,
+    /// The VAE: a `.safetensors` or `.pth` file, or a diffusers `vae` folder.
+    pub vae: Option<PathBuf>,
+    /// The UMT5 encoder: a file, or a folder with shards.
+    pub text_encoder: Option<PathBuf>,
+    /// `tokenizer.json` or `spiece.model`, the folder of one, or a text encoder's file that carries it.
+    pub tokenizer: Option<PathBuf>,
+    /// The CLIP vision tower, which the image-to-video models of Wan 2.1 look at pictures with: a file, or a diffusers
+    /// `image_encoder` folder.
+    pub clip: Option<PathBuf>,
+    /// What the DiT's weights are held in: `bf16`, `fp8`, `int8`, or `f32`. `fp8` and `int8` code the matrices inside the
+    /// blocks while they are read. Default `bf16`, or `fp8` where the file is; on the CPU `bf16` becomes `f32`.
+    pub base: Option<Held>,
+    /// The DiT's residual stream: `float32`, or `bfloat16`, which halves what is kept of each block. Default `float32`.
+    pub stream: Option<Float>,
+    /// What the text encoder's weights are held in, as `base`.
+    pub text_base: Option<Held>,
+    /// What the VAE is held and computed in: `bfloat16` or `float32`. Default `bfloat16`, on the CPU `float32`.
+    pub vae_base: Option<Float>,
+}
+
+/// The files of a base model, each settled.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaseModel {
+    /// What people call it: the name of its folder.
+    pub name: String,
+    /// Its DiT, or both experts.
+    pub dits: Dits,
+    /// The expert that is trained; of a single DiT, the one that it is, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expert: Option<Expert>,
+    /// The VAE.
+    pub vae: PathBuf,
+    /// The text encoder.
+    pub text_encoder: PathBuf,
+    /// The tokenizer.
+    pub tokenizer: PathBuf,
+    /// The CLIP vision tower, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip: Option<PathBuf>,
+    /// How each part is held and computed.
+    pub precision: Precision,
+}
+
+/// What both sides of a picture must be a multiple of, in pixels: the VAE's stride 8 times the patch 2.
+pub const SIZE_MULTIPLE: u32 = 16;
+/// Frames a second of the Wan 2.1 models.
+pub const MODEL_FPS: f64 = 16.0;
+/// Pixels per latent, along height and width.
+pub const LATENT_STRIDE: usize = 8;
+
+impl ModelConfig {
+    /// Settles every file, and the precision for a model that runs on `processor`. Relative paths are taken from `from`, the
+    /// folder of the recipe.
+    ///
+    /// # Errors
+    /// A part that is nowhere, naming it, where it was looked for, and the key that would name it.
+    pub fn settle(&self, from: &Path, processor: Processor) -> Result<BaseModel> {
+        let folder = self.folder.as_ref().map(|folder| from.join(folder));
+        if let Some(folder) = folder.as_deref().filter(|folder| !folder.is_dir()) {
+            return Err(Error::NoModelFolder { folder: folder.to_owned() });
+        }
+        let layout = folder.as_deref().map(Layout::of);
+        let part = |part: Part, named: &Option<PathBuf>| match (named, &layout) {
+            (Some(path), _) => Ok(from.join(path)),
+            (None, Some(layout)) => layout.part(part),
+            (None, None) => {
+                Err(Error::NoModelPart { key: part.key(), looked: "model.folder is not set".into() })
+            }
+        };
+        let dits = self.dits(from, layout.as_ref())?;
+        let expert = self.told_expert(&dits)?;
+        let text_encoder = part(Part::TextEncoder, &self.text_encoder)?;
+        let first = &dits.of(Expert::High).weights;
+        let named = folder.as_deref().unwrap_or(first);
+        // A folder's name may hold dots of its own: Wan2.1-T2V-1.3B.
+        let name = if named.is_dir() { named.file_name() } else { named.file_stem() };
+        Ok(BaseModel {
+            name: name.map_or_else(|| "wan".into(), |name| name.to_string_lossy().into_owned()),
+            vae: part(Part::Vae, &self.vae)?,
+            tokenizer: match part(Part::Tokenizer, &self.tokenizer) {
+                // Single files carry their own.
+                Err(_) if carries_tokenizer(&text_encoder) => text_encoder.clone(),
+                found => found?,
+            },
+            clip: part(Part::Clip, &self.clip).ok(),
+            precision: self.precision(
+                &dits.of(expert.unwrap_or(Expert::High)).weights,
+                &text_encoder,
+                processor,
+            ),
+            text_encoder,
+            expert,
+            dits,
+        })
+    }
+
+    /// How each part is held: what is stored in fp8 stays so where nothing else is said.
+    fn precision(&self, dit: &Path, text_encoder: &Path, processor: Processor) -> Precision {
+        let Self { base, stream, text_base, vae_base, .. } = *self;
+        // Files that do not open are told about when they are.
+        let stored = |path: &Path| Checkpoint::open(path).ok()?.without_model_prefix().ok()?.coded_layers();
+        let (dit, text) = (stored(dit), stored(text_encoder));
+        let held = |grid: Option<Grid>| grid.map(|_| Held::Fp8);
+        let wishes =
+            Wishes { base: base.or(held(dit)), stream, text_base: text_base.or(held(text)), vae_base };
+        let base_block = match dit {
+            Some(Grid::Block(block)) => Some(block),
+            _ => None,
+        };
+        Precision { base_block, ..wishes.settle(processor) }
+    }
+
+    /// The expert that is trained: the key, else the name of a single DiT, or the key that names it.
+    ///
+    /// # Errors
+    /// When the key and the name of the file disagree.
+    fn told_expert(&self, dits: &Dits) -> Result<Option<Expert>> {
+        let Dits::Single(files) = dits else { return Ok(self.expert) };
+        let by_key = match (&self.dit_high, &self.dit_low) {
+            (Some(_), _) => Some(Expert::High),
+            (_, Some(_)) => Some(Expert::Low),
+            _ => None,
+        };
+        let told = [self.expert, by_key, files.told_expert()];
+        let mut told = told.into_iter().flatten();
+        let first = told.next();
+        match told.find(|other| Some(*other) != first) {
+            None => Ok(first),
+            Some(other) => {
+                let path = files.weights.display();
+                let why = format!(
+                    "{path} is told to be the expert for high noise and for low noise ({other} by its name or key)"
+                );
+                Err(Error::Setting { key: "model.expert".into(), why })
+            }
+        }
+    }
+
+    /// The DiT, or both experts: what is named goes before what the folder has.
+    fn dits(&self, from: &Path, layout: Option<&Layout>) -> Result<Dits> {
+        let refuse = |why: &str| Err(Error::Setting { key: "model.dit".into(), why: why.into() });
+        let files = |path: &PathBuf| {
+            DitFiles::at(&from.join(path), self.dit_config.as_ref().map(|config| from.join(config)))
+        };
+        match (&self.dit, &self.dit_high, &self.dit_low, layout) {
+            (Some(_), Some(_), ..) | (Some(_), _, Some(_), _) => {
+                refuse("names one DiT, and model.dit_high or model.dit_low another; keep the one or the pair")
+            }
+            (None, Some(high), Some(low), _) => Dits::pair(files(high)?, files(low)?),
+            (Some(one), ..) | (None, Some(one), None, _) | (None, None, Some(one), _) => {
+                Ok(Dits::Single(files(one)?))
+            }
+            (None, None, None, Some(layout)) => layout.dits(),
+            (None, None, None, None) => {
+                Err(Error::NoModelPart { key: "dit", looked: "model.folder is not set".into() })
+            }
+        }
+    }
+}
+
+/// Whether a text encoder's file holds its tokenizer.
+fn carries_tokenizer(text_encoder: &Path) -> bool {
+    Checkpoint::open(text_encoder).is_ok_and(|file| file.contains(SPIECE_TENSOR))
+}
+
+impl BaseModel {
+    /// The DiT that is trained.
+    ///
+    /// # Errors
+    /// Where there are two, and nothing says which.
+    pub fn trained_dit(&self) -> Result<&DitFiles> {
+        match (&self.dits, self.expert) {
+            (Dits::Experts { high, low }, None) => {
+                Err(Error::TwoExperts { high: high.weights.clone(), low: low.weights.clone() })
+            }
+            (dits, expert) => Ok(dits.of(expert.unwrap_or(Expert::High))),
+        }
+    }
+
+    /// Opens the DiT that is trained: checks its files against each other, from headers alone.
+    ///
+    /// # Errors
+    /// Those of [`Self::trained_dit`] and of [`DitFiles::open`].
+    pub fn open_dit(&self) -> Result<(DitConfig, Weights)> {
+        self.trained_dit()?.open()
+    }
+
+    /// Where the CLIP vision tower lies.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn clip(&self) -> Result<&Path> {
+        self.clip.as_deref().ok_or_else(|| {
+            let looked = "image_encoder and models_clip_*.pth in model.folder".into();
+            Error::NoModelPart { key: Part::Clip.key(), looked }
+        })
+    }
+
+    /// Looks at the parts besides the DiT, so that what is missing is told before a run begins: headers, and the
+    /// tokenizer whole.
+    ///
+    /// # Errors
+    /// A part that does not open.
+    pub fn check_encoders(&self) -> Result<()> {
+        for path in [&self.vae, &self.text_encoder] {
+            Checkpoint::open(path).map_err(models::Error::from)?;
+        }
+        Tokenizer::load(&self.tokenizer)?;
+        Ok(())
+    }
+
+    /// Loads the VAE.
+    pub fn load_vae(&self, device: &Device) -> Result<Vae> {
+        Ok(Vae::load(&self.vae, None, self.precision.vae(), device)?)
+    }
+
+    /// Loads the text encoder with its tokenizer.
+    pub fn load_text_encoder(&self, device: &Device) -> Result<TextEncoder> {
+        Ok(TextEncoder::load(&self.text_encoder, &self.tokenizer, self.precision.text(), device)?)
+    }
+
+    /// A text that identifies the text encoder, its precision and its tokenizer, for the keys of cached prompts.
+    pub fn text_identity(&self) -> Result<String> {
+        let weights = Checkpoint::open(&self.text_encoder)
+            .and_then(|c| c.fingerprint())
+            .map_err(models::Error::from)?;
+        let tokenizer = Tokenizer::load(&self.tokenizer)?;
+        Ok(format!("{weights} {} {}", tokenizer.fingerprint(), precision::in_words(self.precision.text())))
+    }
+}
