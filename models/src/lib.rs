@@ -11,6 +11,7 @@ pub mod names;
 pub mod text;
 pub mod umt5;
 pub mod vae;
+pub mod variant;
 pub mod weights;
 
 pub use error::{Error, Result};
