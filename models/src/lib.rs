@@ -13,6 +13,7 @@ pub mod picture;
 pub mod text;
 pub mod umt5;
 pub mod vae;
+pub mod variant;
 pub mod weights;
 
 pub use error::{Error, Result};

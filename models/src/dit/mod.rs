@@ -31,7 +31,7 @@ pub use linear::Linear;
 pub use pass::{Conditioning, Dropout, Gradients, Pass};
 
 use crate::weights::{Checkpoint, Weights};
-use crate::{Error, Result, names};
+use crate::{Error, Result, names, variant};
 
 /// A Wan DiT, or the consecutive part of one that a stage holds: the first part embeds, the last has the head.
 #[derive(Debug)]
@@ -134,6 +134,13 @@ impl Dit {
 /// When the config does not fit, or any tensor is missing, unexpected or misshapen; all of them are listed.
 pub fn open(path: &Path, config_json: Option<&str>) -> Result<(DitConfig, Weights)> {
     let checkpoint = Checkpoint::open(path)?.without_model_prefix()?;
+    if let Some(kind) = variant::foreign(&checkpoint) {
+        return Err(Error::Mismatch(format!(
+            "{}: this is {kind}, which Tandem does not train; its adapters are often made on the plain text-to-video or \
+             image-to-video model of the same size",
+            path.display()
+        )));
+    }
     let is_diffusers = checkpoint.contains("condition_embedder.time_proj.weight");
     let to_file = |official: &str| if is_diffusers { names::tensor_to_diffusers(official) } else { None };
     let shape_of = |official: &str| {
