@@ -19,6 +19,7 @@ mod model_files;
 mod noise;
 mod optimizer;
 mod overfit;
+mod pictures;
 mod pipeline;
 mod plan;
 mod probe;

@@ -146,7 +146,8 @@ fn orthonormal(x: &Tensor) -> Result<Tensor> {
 }
 
 fn decompose(matrix: MatRef<f64>) -> Result<Decomposed> {
-    let failed = |_| Error::Mismatch("the singular values of a change cannot be found: it is not finite".into());
+    let failed =
+        |_| Error::Mismatch("the singular values of a change cannot be found: it is not finite".into());
     let svd = matrix.thin_svd().map_err(failed)?;
     let values = svd.S().column_vector().iter().copied().collect();
     Ok(Decomposed { u: svd.U().to_owned(), values, v: svd.V().to_owned() })
