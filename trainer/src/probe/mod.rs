@@ -2,6 +2,7 @@
 //!
 //! Every probe goes through the code that trains and samples. Tensors come and go as safetensors.
 
+pub mod clip;
 mod inputs;
 pub mod solver;
 pub mod text;
