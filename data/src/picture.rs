@@ -83,7 +83,9 @@ impl Picture {
             true => (side, long(self.height, self.width)),
             false => (long(self.width, self.height), side),
         };
-        self.resized(width, height, FilterType::CatmullRom)?.centre(side, side)
+        // Along the rows first, rounded to bytes in between, as Pillow does.
+        let wide = self.resized(width, self.height, FilterType::CatmullRom)?;
+        wide.resized(width, height, FilterType::CatmullRom)?.centre(side, side)
     }
 
     fn resized(&self, width: u32, height: u32, filter: FilterType) -> Option<Self> {

@@ -63,3 +63,20 @@ fn what_is_no_tower_is_told() {
     // 32 is no multiple of the published head, and nothing tells the tiny one's.
     assert!(refused(&weights).contains("num_attention_heads"), "{}", refused(&weights));
 }
+
+/// What diffusers shows the tower: Pillow's bicubic filter, which rounds to bytes.
+#[test]
+fn a_thumbnail_is_the_processors() {
+    let golden = fixture_tensors("clip/io.safetensors");
+    let (height, width, _) = golden["image_u8_hwc"].dims3().unwrap();
+    let bytes: Vec<u8> = golden["image_u8_hwc"].flatten_all().unwrap().to_vec1().unwrap();
+    let picture = data::Picture::new(width as u32, height as u32, bytes).unwrap().thumbnail(56).unwrap();
+    let planes = Tensor::from_vec(picture.planes(), (1, 3, 56, 56), &device()).unwrap();
+    let pixels = models::clip::normalised(&planes.affine(0.5, 0.5).unwrap()).unwrap();
+    // Sums in another fixed point: a few numbers fall to the next byte, which is 0.0146 of a deviation.
+    let golden = &golden["pixels_hf_processor"];
+    assert_close("pixels", &pixels, golden, Tolerance::absolute(0.015));
+    let off = (pixels - golden).unwrap().abs().unwrap().gt(1e-3).unwrap();
+    let count = off.to_dtype(DType::F32).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+    assert!(count < 20.0, "{count} of 9408 numbers are a byte off");
+}

@@ -18,7 +18,7 @@ use crate::habits::Habits;
 use crate::memory::{self, Forecast, Machine, MemoryPlan};
 use crate::optim::OptimizerConfig;
 use crate::prompt::ClipRequest;
-use crate::recipe::{CheckpointConfig, ExportConfig, Recipe, TrainConfig};
+use crate::recipe::{CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig};
 use crate::sample::ClipFormat;
 
 /// A settled run.
@@ -65,6 +65,21 @@ pub struct RunPlan {
     pub cache: PathBuf,
     /// Seed of everything random.
     pub seed: u64,
+}
+
+impl RunConfig {
+    /// Name, folders and seed of the run of the recipe at `path`, in the folder `from`.
+    fn settle(self, path: &Path, from: &Path, seed: u64) -> RunPlan {
+        let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        let name = self.name.or(stem).unwrap_or_else(|| "run".into());
+        let in_runs = |name: &str| Path::new("runs").join(name);
+        RunPlan {
+            folder: self.folder.map_or_else(|| in_runs(&name), |folder| from.join(folder)),
+            cache: self.cache.map_or_else(|| in_runs("cache"), |folder| from.join(folder)),
+            name,
+            seed,
+        }
+    }
 }
 
 /// What the data came to when the plan was made.
@@ -197,17 +212,7 @@ impl Plan {
         let clips = recipe.sample.requests(&base, from, &dit, &habits)?;
         let sample = SamplePlan { every: recipe.sample.every, formats: recipe.sample.formats, clips };
 
-        let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
-        let name = recipe.run.name.or(stem).unwrap_or_else(|| "run".into());
-        let run = RunPlan {
-            folder: recipe
-                .run
-                .folder
-                .map_or_else(|| Path::new("runs").join(&name), |folder| from.join(folder)),
-            cache: recipe.run.cache.map_or_else(|| PathBuf::from("runs/cache"), |folder| from.join(folder)),
-            name,
-            seed,
-        };
+        let run = recipe.run.settle(path, from, seed);
         let devices = recipe.devices.settle(dit.layers)?;
         let shapes = shapes(&data, &dataset, &habits);
         let task = Task {
