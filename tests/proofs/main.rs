@@ -11,6 +11,7 @@ mod dit;
 mod export;
 mod fp8_files;
 mod gradients;
+mod hub;
 mod memory;
 mod model_files;
 mod noise;

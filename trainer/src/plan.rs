@@ -123,11 +123,16 @@ pub struct Open {
 pub struct Overrides {
     /// `devices.memory_limit`.
     pub memory_limit: Option<Bytes>,
+    /// `model.folder`, where the recipe names a model of the hub.
+    pub model_folder: Option<PathBuf>,
 }
 
 impl Overrides {
     fn apply(&self, recipe: &mut Recipe) {
         recipe.devices.memory_limit = self.memory_limit.or(recipe.devices.memory_limit);
+        if let Some(folder) = &self.model_folder {
+            recipe.model.folder = Some(folder.clone());
+        }
     }
 }
 
