@@ -6,6 +6,7 @@ mod base;
 mod bench;
 mod data_cache;
 mod data_decode;
+mod data_import;
 mod data_pipeline;
 mod dit;
 mod export;

@@ -179,9 +179,10 @@ impl Plan {
 
         let multiple = SizeMultiple::new(base::SIZE_MULTIPLE);
         let mut data = recipe.data;
-        data.folder.iter_mut().for_each(|folder| *folder = from.join(&*folder));
+        data.folder.iter_mut().chain(&mut data.import).for_each(|place| *place = from.join(&*place));
         data.fps.get_or_insert(base::MODEL_FPS);
         let dataset = Dataset::build(&data, multiple, base::MODEL_FPS, progress)?;
+        (data.sizes, data.frames) = (dataset.sizes.clone(), dataset.frames.clone());
         let found = summary(&dataset);
         if found.items == 0 {
             return Err(Error::NothingToTrainOn);

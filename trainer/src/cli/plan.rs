@@ -44,6 +44,7 @@ pub fn make(recipe: &std::path::Path, overrides: &Overrides, ui: &Ui) -> crate::
             bar.finish();
         }
     })?;
+    planned.dataset.notes.iter().for_each(|note| ui.note(note));
     Ok(planned)
 }
 
