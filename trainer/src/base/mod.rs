@@ -242,7 +242,7 @@ fn model_name(path: &Path) -> String {
 }
 
 /// Whether a text encoder's file holds its tokenizer.
-fn carries_tokenizer(text_encoder: &Path) -> bool {
+pub(crate) fn carries_tokenizer(text_encoder: &Path) -> bool {
     Checkpoint::open(text_encoder).is_ok_and(|file| file.contains(SPIECE_TENSOR))
 }
 
