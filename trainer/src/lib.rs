@@ -17,6 +17,7 @@ pub mod error;
 pub mod export;
 pub mod forecast;
 pub mod habits;
+pub mod hub;
 pub mod inspect;
 pub mod interrupt;
 pub mod lr;

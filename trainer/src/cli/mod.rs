@@ -5,6 +5,7 @@ mod cache;
 mod devices;
 mod doctor;
 mod export;
+mod fetch;
 mod inspect;
 mod plan;
 mod precision;
@@ -49,6 +50,8 @@ enum Command {
     Export(export::Export),
     /// Run one part on given tensors, to compare it with another implementation.
     Probe(probe::Probe),
+    /// Fetch a model from the Hugging Face hub into its cache.
+    Fetch(fetch::Fetch),
     /// Say what an adapter, a checkpoint or a folder is.
     Inspect(inspect::Inspect),
     /// Say what this machine offers, which engines will run, what is missing and how to get it.
@@ -71,6 +74,7 @@ impl Arguments {
             Command::Sample(command) => command.run(&ui),
             Command::Export(command) => command.run(&ui),
             Command::Probe(command) => command.run(&ui),
+            Command::Fetch(command) => command.run(&ui),
             Command::Inspect(command) => command.run(&ui),
             Command::Doctor(command) => command.run(&ui),
             Command::Bench(command) => command.run(&ui),

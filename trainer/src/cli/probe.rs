@@ -290,6 +290,7 @@ impl TextProbe {
         let around = || if weights == self.model { self.model.parent() } else { None };
         let tokenizer = match (&self.tokenizer, around()) {
             (Some(named), _) => named.clone(),
+            (None, Some(_)) if base::carries_tokenizer(&weights) => weights.clone(),
             (None, Some(folder)) => folder.to_owned(),
             (None, None) => base::locate(&self.model, Part::Tokenizer)?,
         };
