@@ -15,7 +15,7 @@ const AUTOGRAD: Tolerance = Tolerance { absolute: 1e-6, relative: 2e-5 };
 const FINITE: Tolerance = Tolerance { absolute: 2e-4, relative: 4e-3 };
 
 /// Checks `gradient` = d sum(f(x) * seed) / dx by moving each element of `x`.
-fn assert_finite_difference(
+pub(crate) fn assert_finite_difference(
     what: &str,
     f: &dyn Fn(&Tensor) -> Result<Tensor>,
     x: &Tensor,
@@ -47,7 +47,7 @@ fn assert_finite_difference(
 
 /// Checks `gradient` against finite differences of `f`, and against candle's autograd of `twin`, the same formula out
 /// of ops that candle can differentiate.
-fn assert_gradient(
+pub(crate) fn assert_gradient(
     what: &str,
     f: &dyn Fn(&Tensor) -> Result<Tensor>,
     twin: &dyn Fn(&Tensor) -> Result<Tensor>,

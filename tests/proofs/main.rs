@@ -3,7 +3,9 @@
 mod accumulate;
 mod adapter_apply;
 mod adapter_files;
+mod adapter_kinds;
 mod adapter_reading;
+mod adapter_tools;
 mod base;
 mod bench;
 mod data_cache;

@@ -157,6 +157,19 @@ impl Change {
         }
     }
 
+    /// The same with its effect multiplied by `strength`; `None` for a DoRA, which is no sum.
+    pub fn scaled(&self, strength: f64) -> Option<Self> {
+        match self {
+            Self::Lora(pair) => {
+                let alpha = Some((pair.scale() * strength * pair.rank() as f64) as f32);
+                Some(Self::Lora(LoraPair { alpha, ..pair.clone() }))
+            }
+            Self::Dora(_) => None,
+            Self::Loha(f) => Some(Self::Loha(loha::Factors { scale: f.scale * strength, ..f.clone() })),
+            Self::Lokr(f) => Some(Self::Lokr(lokr::Factors { scale: f.scale * strength, ..f.clone() })),
+        }
+    }
+
     /// The same with every tensor through `f`.
     pub fn map(&self, f: &mut dyn FnMut(&Tensor) -> Result<Tensor>) -> Result<Self> {
         let half = |half: &lokr::Half, f: &mut dyn FnMut(&Tensor) -> Result<Tensor>| match half {

@@ -8,7 +8,7 @@ pub mod files;
 mod kind;
 mod set;
 
-pub use apply::{Applied, Place, Source, apply};
+pub use apply::{Applied, Place, Source, apply, complete};
 pub use change::{Change, DoraPair, LoraPair, Magnitude};
 pub use config::{LoraConfig, Scaling, Target};
 pub use decompose::{Rank, Reduced, extract, resize};

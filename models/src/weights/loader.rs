@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, StoredCodes};
 use super::dtype::StoredDType;
 use super::error::{MismatchReport, Result, WeightsError};
 use super::fingerprint;
@@ -159,6 +159,17 @@ impl Weights {
             }
             Source::Memory(tensors) => tensors.get(name).map_or(DType::F32, Tensor::dtype),
             Source::Seeded { .. } => DType::BF16,
+        }
+    }
+
+    /// The codes of a matrix that is stored in e4m3, with its scales; `None` where it is not, or is patched.
+    ///
+    /// # Errors
+    /// See [`Checkpoint::codes`].
+    pub fn codes(&self, name: &str, device: &Device) -> crate::Result<Option<StoredCodes>> {
+        match self.stored_name(name).filter(|_| !self.is_patched(name)) {
+            Some((checkpoint, name)) => checkpoint.codes(name, device),
+            None => Ok(None),
         }
     }
 
