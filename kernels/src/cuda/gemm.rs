@@ -11,11 +11,21 @@ use cudarc::cublaslt::sys;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 
 use super::tensor::{address, pointer};
+use super::clock::seconds;
 use super::{Gpu, told};
+use crate::device::Repeatability;
 use crate::product::{End, Then};
 
 /// Bytes for split-K sums and the like; what PyTorch gives Hopper.
 const WORKSPACE: usize = 32 << 20;
+/// Products of fewer operations than this take cuBLASLt's first guess: they are over before a choice pays.
+const MEASURED_FROM: usize = 20_000_000_000;
+/// Guesses that are measured for a larger one.
+const GUESSES: usize = 8;
+/// Runs of each; the shortest counts.
+const RUNS: usize = 3;
+/// Another guess than the first is taken where its time is below this share of the first's.
+const CLEARLY_FASTER: f64 = 0.99;
 
 /// A matrix in memory as cuBLAS sees it: by columns, so that ours by rows is its transpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -68,7 +78,7 @@ struct Key {
     then: Then,
 }
 
-/// A product that cuBLASLt has been asked about: descriptors and the algorithm it would take first.
+/// A product that cuBLASLt has been asked about: its descriptors, and how it is best made.
 struct Plan {
     description: sys::cublasLtMatmulDesc_t,
     /// Of b, a and the result, in the order in which cuBLAS multiplies.
@@ -76,11 +86,21 @@ struct Plan {
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
+/// Where the numbers of one product lie.
+struct Operands {
+    a: u64,
+    b: u64,
+    onto: Option<u64>,
+    y: u64,
+    scale: f32,
+}
+
 /// The cuBLASLt handle of a GPU with its plans and workspace.
 pub(crate) struct Gemm {
     handle: sys::cublasLtHandle_t,
     plans: Mutex<HashMap<Key, Plan>>,
     workspace: CudaSlice<u8>,
+    repeatability: Repeatability,
 }
 
 // SAFETY: a cuBLASLt handle may be used from any thread (cuBLAS's manual, "Thread Safety"); the plans, whose
@@ -90,11 +110,11 @@ unsafe impl Send for Gemm {}
 unsafe impl Sync for Gemm {}
 
 impl Gemm {
-    pub(crate) fn new(stream: &Arc<CudaStream>) -> Result<Self> {
+    pub(crate) fn new(stream: &Arc<CudaStream>, repeatability: Repeatability) -> Result<Self> {
         let handle = blas(result::create_handle())?;
         // SAFETY: the workspace is only written by cuBLASLt before it reads it.
         let workspace = told(unsafe { stream.alloc::<u8>(WORKSPACE) })?;
-        Ok(Self { handle, plans: Mutex::default(), workspace })
+        Ok(Self { handle, plans: Mutex::default(), workspace, repeatability })
     }
 }
 
@@ -121,55 +141,110 @@ impl Gpu {
             is_biased: end.bias.is_some(),
             then: end.then,
         };
+        let operands =
+            Operands { a: address(a)?, b: address(b)?, onto, y: pointer(&y)?, scale: end.scale as f32 };
         let mut plans = self.gemm.plans.lock().unwrap_or_else(PoisonError::into_inner);
         if !plans.contains_key(&key) {
             match self.gemm.plan(&key) {
-                Ok(plan) => drop(plans.insert(key, plan)),
+                Ok((plan, guesses)) => {
+                    point_to_bias(&plan, end.bias)?;
+                    let algorithm = self.fastest(&plan, &guesses, &key, &operands)?;
+                    plans.insert(key, Plan { algorithm, ..plan });
+                }
                 Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => return Ok(None),
                 Err(why) => return blas(Err(why)),
             }
         }
         let plan = &plans[&key];
-        if let Some(bias) = end.bias {
-            let bias = pointer(bias)?;
-            // SAFETY: the plan's descriptor lives; the attribute is a device pointer.
-            blas(unsafe { describe(plan.description, BIAS_POINTER, &bias) })?;
-        }
-        let (alpha, beta) = (end.scale as f32, if onto.is_some() { 1.0_f32 } else { 0.0 });
-        let (a, b, y_address) = (address(a)?, address(b)?, pointer(&y)?);
+        point_to_bias(plan, end.bias)?;
+        self.multiply(plan, &plan.algorithm, &operands)?;
+        Ok(Some(y))
+    }
+
+    fn multiply(
+        &self,
+        plan: &Plan,
+        algorithm: &sys::cublasLtMatmulAlgo_t,
+        operands: &Operands,
+    ) -> Result<()> {
+        let &Operands { a, b, onto, y, scale } = operands;
+        let beta = if onto.is_some() { 1.0_f32 } else { 0.0 };
         let (workspace, _guard) = self.gemm.workspace.device_ptr(&self.stream);
-        // SAFETY: all matrices were measured above and live until the stream has used them; the workspace is used by
+        // SAFETY: `product` measured all matrices, and they live until the stream has used them; the workspace is used by
         // one product at a time, in the order of the stream.
         blas(unsafe {
             result::matmul(
                 self.gemm.handle,
                 plan.description,
-                std::ptr::from_ref(&alpha).cast(),
+                std::ptr::from_ref(&scale).cast(),
                 std::ptr::from_ref(&beta).cast(),
                 b as *const c_void,
                 plan.layouts[0],
                 a as *const c_void,
                 plan.layouts[1],
-                onto.unwrap_or(y_address) as *const c_void,
+                onto.unwrap_or(y) as *const c_void,
                 plan.layouts[2],
-                y_address as *mut c_void,
+                y as *mut c_void,
                 plan.layouts[2],
-                &plan.algorithm,
+                algorithm,
                 workspace as *mut c_void,
                 WORKSPACE,
                 self.stream.cu_stream().cast(),
             )
-        })?;
-        Ok(Some(y))
+        })
     }
+
+    /// The fastest of `guesses`, by the clock, over the result that the caller makes again behind it. This waits for the
+    /// GPU, once for each kind of product that a process makes. Where runs must give the same bits it is the first guess,
+    /// since a clock does not give the same answer twice.
+    fn fastest(
+        &self,
+        plan: &Plan,
+        guesses: &[sys::cublasLtMatmulAlgo_t],
+        key: &Key,
+        operands: &Operands,
+    ) -> Result<sys::cublasLtMatmulAlgo_t> {
+        let operations = 2 * key.sizes.iter().product::<usize>();
+        let is_settled = self.gemm.repeatability == Repeatability::BitForBit || operations < MEASURED_FROM;
+        if is_settled || guesses.len() < 2 {
+            return Ok(plan.algorithm);
+        }
+        let time = |algorithm| {
+            let mut best = f64::INFINITY;
+            for _ in 0..RUNS {
+                let before = self.timed_mark()?;
+                self.multiply(plan, algorithm, operands)?;
+                best = best.min(seconds(&before, &self.timed_mark()?)?);
+            }
+            Ok::<_, candle_core::Error>(best)
+        };
+        let (mut best, mut shortest) = (plan.algorithm, CLEARLY_FASTER * time(&plan.algorithm)?);
+        for guess in &guesses[1..] {
+            // A guess that cannot run here is not the fastest.
+            let taken = time(guess).unwrap_or(f64::INFINITY);
+            if taken < shortest {
+                (best, shortest) = (*guess, taken);
+            }
+        }
+        Ok(best)
+    }
+}
+
+fn point_to_bias(plan: &Plan, bias: Option<&Tensor>) -> Result<()> {
+    let Some(bias) = bias else { return Ok(()) };
+    let bias = pointer(bias)?;
+    // SAFETY: the plan's descriptor lives; the attribute is a device pointer.
+    blas(unsafe { describe(plan.description, BIAS_POINTER, &bias) })
 }
 
 const BIAS_POINTER: sys::cublasLtMatmulDescAttributes_t =
     sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
 
 impl Gemm {
+    /// The descriptors of `key` and cuBLASLt's guesses at how to make it, the likeliest first.
+    ///
     /// y = a b by rows is y^T = b^T a^T by columns: cuBLAS's first factor is our second.
-    fn plan(&self, key: &Key) -> std::result::Result<Plan, CublasError> {
+    fn plan(&self, key: &Key) -> std::result::Result<(Plan, Vec<sys::cublasLtMatmulAlgo_t>), CublasError> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
         let [m, n, k] = key.sizes;
@@ -197,7 +272,7 @@ impl Gemm {
         ];
         let preference = result::create_matmul_pref()?;
         // SAFETY: descriptors and layouts were made just now; each attribute has the type cuBLASLt documents.
-        let found = unsafe {
+        let guesses = unsafe {
             describe(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &i32::from(key.b.turned))?;
             describe(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &i32::from(key.a.turned))?;
             describe(description, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &(epilogue as u32))?;
@@ -206,8 +281,30 @@ impl Gemm {
             prefer(preference, Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &key.a.alignment)?;
             prefer(preference, Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &key.out_alignment)?;
             prefer(preference, Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &key.out_alignment)?;
-            let [first, second, out] = layouts;
-            let found = result::get_matmul_algo_heuristic(
+            let guesses = self.guesses(description, layouts, preference);
+            result::destroy_matmul_pref(preference)?;
+            guesses?
+        };
+        Ok((Plan { description, layouts, algorithm: guesses[0] }, guesses))
+    }
+
+    /// What cuBLASLt would try, the likeliest first; never nothing.
+    ///
+    /// # Safety
+    /// All three were made by cuBLASLt and live.
+    // SAFETY: the caller's promise.
+    unsafe fn guesses(
+        &self,
+        description: sys::cublasLtMatmulDesc_t,
+        [first, second, out]: [sys::cublasLtMatrixLayout_t; 3],
+        preference: sys::cublasLtMatmulPreference_t,
+    ) -> std::result::Result<Vec<sys::cublasLtMatmulAlgo_t>, CublasError> {
+        // SAFETY: numbers and an array of them, for which all zero is a value.
+        let mut found: [sys::cublasLtMatmulHeuristicResult_t; GUESSES] = unsafe { std::mem::zeroed() };
+        let mut count = 0;
+        // SAFETY: the caller's promise, and `found` has room for as many as are asked for.
+        unsafe {
+            sys::cublasLtMatmulAlgoGetHeuristic(
                 self.handle,
                 description,
                 first,
@@ -215,11 +312,21 @@ impl Gemm {
                 out,
                 out,
                 preference,
-            );
-            result::destroy_matmul_pref(preference)?;
-            found?
+                GUESSES as i32,
+                found.as_mut_ptr(),
+                &mut count,
+            )
+            .result()?;
+        }
+        let is_fit = |found: &&sys::cublasLtMatmulHeuristicResult_t| {
+            found.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS
         };
-        Ok(Plan { description, layouts, algorithm: found.algo })
+        let guesses: Vec<_> =
+            found.iter().take(count as usize).filter(is_fit).map(|found| found.algo).collect();
+        match guesses.is_empty() {
+            true => Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)),
+            false => Ok(guesses),
+        }
     }
 }
 

@@ -49,7 +49,7 @@ pub(crate) fn with_settings(device: &CudaDevice, settings: crate::device::Settin
     let context = stream.context().clone();
     let gpu = Arc::new(Gpu {
         modules: launch::Modules::default(),
-        gemm: gemm::Gemm::new(&stream)?,
+        gemm: gemm::Gemm::new(&stream, settings.repeatability)?,
         sdpa: sdpa::Sdpa::new(&context, settings.repeatability),
         device: device.clone(),
         context,

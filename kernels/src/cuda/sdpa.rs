@@ -9,7 +9,7 @@ use cudarc::driver::CudaContext;
 
 use super::tensor::pointer;
 use super::{Gpu, told};
-use crate::attention::{DETERMINISTIC_WORKSPACE, Gradients, Output};
+use crate::attention::{Calls, Gradients, Output};
 use crate::device::Repeatability;
 
 /// The first version whose backward needs no hidden mask for key lengths that are no multiples of 128, as Wan's are.
@@ -202,6 +202,7 @@ impl Gpu {
     /// Attention through cuDNN; nothing where it is absent or has no engine for these shapes.
     pub(crate) fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Option<Output>> {
         let Some(key) = key(q, k, FORWARD)? else { return Ok(None) };
+        let (q, k, v) = (&q.contiguous()?, &k.contiguous()?, &v.contiguous()?);
         let o = self.empty(q.shape(), DType::BF16)?;
         let lse = self.empty((key.batch, key.heads, key.queries, 1), DType::F32)?;
         let mut slots = [0; slot::COUNT];
@@ -221,6 +222,7 @@ impl Gpu {
         d_out: &Tensor,
     ) -> Result<Option<Gradients>> {
         let Some(whole) = key(q, k, BACKWARD)? else { return Ok(None) };
+        let (q, k, v, d_out) = (&q.contiguous()?, &k.contiguous()?, &v.contiguous()?, &d_out.contiguous()?);
         let (dq, dk, dv) = (
             self.empty(q.shape(), DType::BF16)?,
             self.empty(k.shape(), DType::BF16)?,
@@ -301,21 +303,17 @@ impl Sdpa {
         make(&automatic).or_else(|_| make(&Description { implementation: 1, ..automatic }))
     }
 
-    /// The calls of a backward. The deterministic one takes memory for a score matrix of every head, so it goes
-    /// sample by sample and by slices of heads, which are offsets into each token.
+    /// The calls of a backward; slices of heads are offsets into each token.
     fn slices(&self, whole: &Key) -> Vec<Slice> {
-        if self.repeatability == Repeatability::Fast {
-            return vec![Slice { sample: 0, first: 0, key: *whole }];
-        }
-        let scores_of_head = whole.queries * whole.keys * DType::BF16.size_in_bytes();
-        let most = (DETERMINISTIC_WORKSPACE / scores_of_head).clamp(1, whole.heads);
+        let shape = [whole.batch, whole.heads, whole.size];
+        let calls = Calls::of(shape, [whole.queries, whole.keys], self.repeatability);
         let of_sample = |sample: usize| {
-            (0..whole.heads).step_by(most).map(move |first| {
-                let key = Key { batch: 1, heads: most.min(whole.heads - first), ..*whole };
+            (0..whole.heads).step_by(calls.heads).map(move |first| {
+                let key = Key { batch: calls.samples, heads: calls.heads.min(whole.heads - first), ..*whole };
                 Slice { sample, first, key }
             })
         };
-        (0..whole.batch).flat_map(of_sample).collect()
+        (0..whole.batch).step_by(calls.samples).flat_map(of_sample).collect()
     }
 }
 

@@ -1,7 +1,7 @@
 //! What is to be forecast: a model, an adapter, a micro-batch.
 
 use candle_core::DType;
-use kernels::attention::DETERMINISTIC_WORKSPACE;
+use kernels::attention::Calls;
 use kernels::device::Repeatability;
 use models::adapter::Target;
 use models::dit::{Base, DitConfig};
@@ -152,19 +152,10 @@ impl Sizes {
         self.batch * self.tokens * self.dim
     }
 
-    /// What cuDNN takes for the backward of attention from `q` over `k`, in bytes.
-    ///
-    /// Fast: sums of the queries' gradient in f32 and two numbers a row. Bit for bit: a matrix of scores for each head of
-    /// a call, in bf16; `kernels` cuts the heads into calls. Measured on an H200 with cuDNN 9.19: 0.4 GiB at 20280
-    /// tokens of 40 heads, 1.5 GiB at 75600; 7.7 GiB for 10 heads at 20280.
+    /// Workspace of cuDNN's backward.
     pub fn attention_workspace(&self, q: &Shadow, k: &Shadow, repeatability: Repeatability) -> u64 {
-        let (queries, keys) = (q.numbers / self.dim, k.numbers / self.dim / self.batch);
-        match repeatability {
-            Repeatability::Fast => 4 * q.numbers + 8 * queries * self.heads,
-            Repeatability::BitForBit => {
-                let of_head = 2 * (queries / self.batch) * keys;
-                of_head * (DETERMINISTIC_WORKSPACE as u64 / of_head.max(1)).clamp(1, self.heads)
-            }
-        }
+        let of_sample = |x: &Shadow| (x.numbers / self.dim / self.batch) as usize;
+        let shape = [self.batch, self.heads, self.dim / self.heads].map(|n| n as usize);
+        Calls::of(shape, [of_sample(q), of_sample(k)], repeatability).workspace as u64
     }
 }
