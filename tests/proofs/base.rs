@@ -144,7 +144,7 @@ fn a_model_in_bf16_is_as_near_to_f32_as_the_published_ones() {
     let io = fixture_tensors("dit/t2v/io.safetensors");
     let (config, weights) = tiny_weights("official");
     let (x_bcthw, timestep, text_bsd) = (io["input"].clone(), io["timestep"].clone(), io["context"].clone());
-    let input = [NetworkInput { x_bcthw, timestep, text_bsd }];
+    let input = [NetworkInput { x_bcthw, timestep, text_bsd, picture_bsd: None }];
     let expected = io["output"].to_device(&Device::Cpu).unwrap();
     for (stream, bound) in [
         (DType::F32, Error { rms: 0.006, largest: 0.025 }),
@@ -243,6 +243,7 @@ fn noisy(step: u64) -> MicroBatch {
             x_bcthw: (kept + noise.broadcast_mul(&share).unwrap()).unwrap(),
             timestep: (sigmas * 1000.0).unwrap(),
             text_bsd: randn("caption", (8, 5, 24)),
+            picture_bsd: None,
         },
         target: (noise - clip).unwrap(),
         weights: vec![1.0; 8],

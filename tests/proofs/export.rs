@@ -56,7 +56,7 @@ fn frozen(file: &AdapterFile, strength: f64) -> Adapters {
 fn golden_input() -> NetworkInput {
     let io = fixture_tensors("dit/t2v/io.safetensors");
     let [x_bcthw, timestep, text_bsd] = ["input", "timestep", "context"].map(|name| io[name].clone());
-    NetworkInput { x_bcthw, timestep, text_bsd }
+    NetworkInput { x_bcthw, timestep, text_bsd, picture_bsd: None }
 }
 
 fn velocity(pipeline: &Pipeline) -> Tensor {

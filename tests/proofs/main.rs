@@ -8,6 +8,7 @@ mod adapter_reading;
 mod adapter_tools;
 mod base;
 mod bench;
+mod clip;
 mod data_cache;
 mod data_decode;
 mod data_pipeline;

@@ -6,9 +6,11 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use kernels::weight::Format;
 use models::expert::Expert;
-use models::weights::{Checkpoint, Storage, write_safetensors};
+use models::variant::{Facts, Variant};
+use models::weights::{Checkpoint, Storage, TensorSpec, Weights, write_safetensors};
 use proofs::fixture;
 use trainer::base::{BaseModel, Dits, ModelConfig, locate_dits};
+use trainer::inspect::inspect;
 use trainer::precision::{Held, Processor};
 
 fn settle(config: &ModelConfig) -> trainer::Result<BaseModel> {
@@ -156,4 +158,102 @@ fn a_single_dit_needs_no_config_unless_its_heads_are_its_own() {
     write_safetensors(&path, named.iter().map(|(n, t)| (n.as_str(), t)), &Default::default()).unwrap();
     let (config, _) = models::dit::open(&path, None).unwrap();
     assert_eq!(config, models::dit::DitConfig { text_len: 512, ..published });
+}
+
+#[test]
+fn published_models_are_told_by_sizes_and_the_rest_by_names() {
+    let facts = |width, channels_in, channels_out, has_image_branch, has_two_pictures| Facts {
+        width,
+        channels_in,
+        channels_out,
+        has_image_branch,
+        has_two_pictures,
+    };
+    let t2v = facts(5120, 16, 16, false, false);
+    for (facts, path, told) in [
+        (facts(1536, 16, 16, false, false), "x", &[Variant::T2v1B][..]),
+        (facts(3072, 48, 48, false, false), "Wan2.1", &[Variant::Ti2v5B]),
+        (facts(5120, 36, 16, true, false), "high_noise", &[Variant::I2v14B]),
+        (facts(5120, 36, 16, true, true), "x", &[Variant::Flf2v14B]),
+        (facts(5120, 36, 16, false, false), "x", &[Variant::I2vA14B]),
+        (t2v, "models/mine.safetensors", &[Variant::T2v14B, Variant::T2vA14B]),
+        (t2v, "wan2.2_t2v_high_noise_14B_fp16.safetensors", &[Variant::T2vA14B]),
+        (t2v, "Wan2.1-T2V-14B/diffusion_pytorch_model.safetensors", &[Variant::T2v14B]),
+        (t2v, "Wan2.2-T2V-A14B-Diffusers/transformer/x.safetensors", &[Variant::T2vA14B]),
+        // What lies further up is not the model's name.
+        (t2v, "wan2.2/a/b/c/x.safetensors", &[Variant::T2v14B, Variant::T2vA14B]),
+        (facts(2048, 16, 16, false, false), "x", &[]),
+    ] {
+        assert_eq!(Variant::at(facts, Path::new(path)), told, "{path}");
+    }
+}
+
+#[test]
+fn an_expert_that_nothing_names_is_asked_for() {
+    let specs = [
+        TensorSpec::new("patch_embedding.weight", [5120, 36, 1, 2, 2]),
+        TensorSpec::new("head.head.weight", [64, 5120]),
+    ];
+    let weights = Weights::seeded(specs.to_vec(), 0);
+    let desk = tempfile::tempdir().unwrap();
+    let dit = desk.path().join("mine.safetensors");
+    let config = ModelConfig { dit: Some(dit), ..folder("repo_official_a14b") };
+    let error = settle(&config).unwrap().check_expert(&weights).unwrap_err().to_string();
+    for told in ["mine.safetensors", "Wan 2.2 I2V-A14B", "model.expert"] {
+        assert!(error.contains(told), "{error}");
+    }
+    let told = ModelConfig { expert: Some(Expert::Low), ..config };
+    settle(&told).unwrap().check_expert(&weights).unwrap();
+}
+
+#[test]
+fn networks_with_parts_that_are_not_here_are_refused_by_name() {
+    let desk = tempfile::tempdir().unwrap();
+    let path = desk.path().join("dit.safetensors");
+    let config = fs::read_to_string(fixture("dit/t2v/config_official.json")).unwrap();
+    let one = Tensor::new(&[1f32], &Device::Cpu).unwrap();
+    for (tensor, kind) in [
+        ("vace_blocks.0.before_proj.weight", "VACE"),
+        ("casual_audio_encoder.encoder.final_linear.weight", "S2V"),
+        ("face_adapter.fuser_blocks.0.k_norm.weight", "Animate"),
+        ("control_adapter.conv.weight", "camera"),
+        ("ref_conv.weight", "Fun-Control"),
+    ] {
+        let plain = fixture("dit/t2v/weights_official.safetensors");
+        repack(&plain, &path, DType::F32, "", &[(tensor, &one)]);
+        let error = models::dit::open(&path, Some(&config)).unwrap_err().to_string();
+        assert!(error.contains("dit.safetensors") && error.contains(kind), "{error}");
+        assert!(inspect(&path).unwrap().to_string().contains(kind));
+    }
+}
+
+/// What a stranger is told of each kind of file.
+#[test]
+fn inspect_tells_what_single_files_are() {
+    let desk = tempfile::tempdir().unwrap();
+    let packed = desk.path().join("nvfp4.safetensors");
+    let text = |text: &str| Tensor::new(text.as_bytes(), &Device::Cpu).unwrap();
+    let plain = fixture("dit/t2v/weights_official.safetensors");
+    repack(
+        &plain,
+        &packed,
+        DType::F32,
+        "",
+        &[("blocks.0.ffn.0.comfy_quant", &text(r#"{"format":"nvfp4"}"#))],
+    );
+    for (path, told) in [
+        (
+            fixture("fp8/scaled_fp8_old.safetensors"),
+            &["Wan DiT", "20 weights in fp8, one scale a tensor"][..],
+        ),
+        (fixture("fp8/row_scaled_fp8.safetensors"), &["20 weights in fp8, one scale a row"]),
+        (fixture("fp8/plain_fp8.safetensors"), &["20 weights in fp8, without scales"]),
+        (packed, &["cannot be used", "`blocks.0.ffn.0` is stored as nvfp4"]),
+        (fixture("repo_official_a14b/low_noise_model"), &["for low noise, by its name"]),
+    ] {
+        let report = inspect(&path).unwrap().to_string();
+        for words in told {
+            assert!(report.contains(words), "{words} not in {report}");
+        }
+    }
 }

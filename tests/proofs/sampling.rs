@@ -98,6 +98,7 @@ fn guidance_goes_from_the_negative_prompt_through_the_prompt() {
             x_bcthw: clip.noise_bcthw.clone(),
             timestep: Tensor::new(schedule.timesteps.as_slice(), &device()).unwrap(),
             text_bsd: text.clone(),
+            picture_bsd: None,
         };
         pipeline.predict(&[input]).unwrap().remove(0)
     };

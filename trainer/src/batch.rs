@@ -149,6 +149,7 @@ fn stack(samples: &[Sample], weight: impl Fn(f64) -> f64) -> Result<MicroBatch> 
         x_bcthw: Tensor::stack(&of(|s| &s.noisy), 0)?,
         timestep: Tensor::new(timesteps.as_slice(), &Device::Cpu)?,
         text_bsd: pad_text(&of(|s| &s.text))?,
+        picture_bsd: None,
     };
     Ok(MicroBatch {
         input,

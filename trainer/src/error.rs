@@ -157,6 +157,17 @@ pub enum Error {
         /// The expert for low noise.
         low: PathBuf,
     },
+    /// One of two experts, and nothing says which.
+    #[error(
+        "{} is {model}, and nothing in its name says which of the two: set model.expert to \"high\" or \"low\"",
+        path.display()
+    )]
+    WhichExpert {
+        /// Its weights.
+        path: PathBuf,
+        /// What is known of it.
+        model: &'static str,
+    },
     /// A file of tensors or settings that a probe cannot use.
     #[error("{}: {why}", path.display())]
     ProbeInput {

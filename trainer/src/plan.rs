@@ -170,8 +170,7 @@ impl Plan {
         let from = path.parent().unwrap_or(Path::new(""));
         check_numbers(&recipe)?;
         let model = recipe.model.settle(from, recipe.devices.processor())?;
-        let (dit, _) = model.open_dit()?;
-        model.check_encoders()?;
+        let dit = model.check()?;
 
         let multiple = SizeMultiple::new(base::SIZE_MULTIPLE);
         let mut data = recipe.data;

@@ -10,8 +10,8 @@ use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 
-use super::tensor::{address, pointer};
 use super::clock::seconds;
+use super::tensor::{address, pointer};
 use super::{Gpu, told};
 use crate::device::Repeatability;
 use crate::product::{End, Then};

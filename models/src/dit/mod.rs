@@ -7,6 +7,7 @@ pub mod attention;
 pub mod base;
 pub mod block;
 pub mod config;
+pub mod cross;
 pub mod embed;
 pub mod ffn;
 pub mod head;
@@ -22,7 +23,7 @@ use candle_core::{Device, Tensor};
 
 pub use base::Base;
 pub use block::Block;
-pub use config::DitConfig;
+pub use config::{DitConfig, ImageBranch, Pictures};
 pub use embed::Embedder;
 pub use head::Head;
 pub use keep::{BlockPlan, Keep, Keeping, Kept, Place};
@@ -30,7 +31,7 @@ pub use linear::Linear;
 pub use pass::{Conditioning, Dropout, Gradients, Pass};
 
 use crate::weights::{Checkpoint, Weights};
-use crate::{Error, Result, names};
+use crate::{Error, Result, names, variant};
 
 /// A Wan DiT, or the consecutive part of one that a stage holds: the first part embeds, the last has the head.
 #[derive(Debug)]
@@ -133,6 +134,13 @@ impl Dit {
 /// When the config does not fit, or any tensor is missing, unexpected or misshapen; all of them are listed.
 pub fn open(path: &Path, config_json: Option<&str>) -> Result<(DitConfig, Weights)> {
     let checkpoint = Checkpoint::open(path)?.without_model_prefix()?;
+    if let Some(kind) = variant::foreign(&checkpoint) {
+        return Err(Error::Mismatch(format!(
+            "{}: this is {kind}, which Tandem does not train; its adapters are often made on the plain text-to-video or \
+             image-to-video model of the same size",
+            path.display()
+        )));
+    }
     let is_diffusers = checkpoint.contains("condition_embedder.time_proj.weight");
     let to_file = |official: &str| if is_diffusers { names::tensor_to_diffusers(official) } else { None };
     let shape_of = |official: &str| {
@@ -145,7 +153,9 @@ pub fn open(path: &Path, config_json: Option<&str>) -> Result<(DitConfig, Weight
             DitConfig::from_parts(&published_config(path, shape_of("patch_embedding.weight"))?, shape_of)?
         }
     };
-    let weights = Weights::from_checkpoint(checkpoint, &config.tensors(), to_file, |_| false)?;
+    // Some files of diffusers carry a norm of queries that no code reads.
+    let ignored = |name: &str| name.ends_with(".attn2.norm_added_q.weight");
+    let weights = Weights::from_checkpoint(checkpoint, &config.tensors(), to_file, ignored)?;
     Ok((config, weights))
 }
 

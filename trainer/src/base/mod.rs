@@ -10,6 +10,7 @@ use models::dit::DitConfig;
 use models::expert::Expert;
 use models::text::{SPIECE_TENSOR, TextEncoder, Tokenizer};
 use models::vae::Vae;
+use models::variant::{Facts, Variant};
 use models::weights::{Checkpoint, Grid, Weights};
 use serde::{Deserialize, Serialize};
 
@@ -224,6 +225,41 @@ impl BaseModel {
     /// Those of [`Self::trained_dit`] and of [`DitFiles::open`].
     pub fn open_dit(&self) -> Result<(DitConfig, Weights)> {
         self.trained_dit()?.open()
+    }
+
+    /// Looks at every part, so that what is missing is told before a run begins; the sizes of the DiT that is trained.
+    ///
+    /// # Errors
+    /// Those of [`Self::open_dit`], [`Self::check_expert`] and [`Self::check_encoders`].
+    pub fn check(&self) -> Result<DitConfig> {
+        let (dit, weights) = self.open_dit()?;
+        self.check_expert(&weights)?;
+        self.check_encoders()?;
+        Ok(dit)
+    }
+
+    /// Asks which expert a DiT is, where it is one of two and nothing says which: the noise levels that it is made for
+    /// depend on it.
+    ///
+    /// # Errors
+    /// [`Error::WhichExpert`].
+    pub fn check_expert(&self, weights: &Weights) -> Result<()> {
+        let (Dits::Single(files), None) = (&self.dits, self.expert) else { return Ok(()) };
+        let axis =
+            |name: &str, axis: usize| weights.shape(name).and_then(|s| s.get(axis).copied()).unwrap_or(0);
+        let facts = Facts {
+            width: axis("patch_embedding.weight", 0),
+            channels_in: axis("patch_embedding.weight", 1),
+            channels_out: axis("head.head.weight", 0) / 4,
+            has_image_branch: weights.contains("img_emb.proj.0.weight"),
+            has_two_pictures: weights.contains("img_emb.emb_pos"),
+        };
+        match Variant::at(facts, &files.weights).as_slice() {
+            [one] if one.is_expert() => {
+                Err(Error::WhichExpert { path: files.weights.clone(), model: one.name() })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Where the CLIP vision tower lies.

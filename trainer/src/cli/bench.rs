@@ -68,7 +68,8 @@ struct Size {
 /// A model by the name of its sizes, or on disk.
 #[derive(Debug, Args)]
 struct Model {
-    /// A checkpoint; with --random-weights the name of sizes: t2v-1.3b, t2v-14b, ti2v-5b, tiny.
+    /// A checkpoint; with --random-weights the name of sizes: t2v-1.3b, t2v-14b, t2v-a14b, i2v-14b, i2v-a14b,
+    /// flf2v-14b, ti2v-5b, tiny.
     #[arg(long, default_value = "tiny")]
     model: String,
     /// Make weights from a seed: only speed and memory mean anything then.

@@ -52,8 +52,14 @@ pub(super) struct Sizes {
     pub heads: u64,
     pub text_len: u64,
     pub text_dim: u64,
-    /// Numbers of a micro-batch's latents.
+    /// Numbers of the network's input for a micro-batch.
+    pub input: u64,
+    /// Numbers of a micro-batch's latents, which it predicts.
     pub latents: u64,
+    /// Rows of a sample's picture; 0 where the model has no image branch.
+    pub picture_rows: u64,
+    /// Width of its states.
+    pub picture_dim: u64,
     pub rank: u64,
     pub has_dropout: bool,
     pub is_coded: bool,
@@ -63,8 +69,8 @@ pub(super) struct Sizes {
     pub adapted: Vec<[bool; LAYERS.len()]>,
 }
 
-/// The linear layers of a block, in the order of `models::dit::block`.
-pub(super) const LAYERS: [&str; 10] = [
+/// The linear layers of a block, in the order of `models::dit::block`, those of the image branch last.
+pub(super) const LAYERS: [&str; 12] = [
     "self_attn.q",
     "self_attn.k",
     "self_attn.v",
@@ -75,6 +81,8 @@ pub(super) const LAYERS: [&str; 10] = [
     "cross_attn.o",
     "ffn.0",
     "ffn.2",
+    "cross_attn.k_img",
+    "cross_attn.v_img",
 ];
 
 impl Engine {
@@ -106,7 +114,10 @@ impl Task<'_> {
             heads: dit.heads as u64,
             text_len: dit.text_len as u64,
             text_dim: dit.text_dim as u64,
-            latents: (self.batch * dit.in_channels * frames * height * width) as u64,
+            input: (self.batch * dit.in_channels * frames * height * width) as u64,
+            latents: (self.batch * dit.out_channels * frames * height * width) as u64,
+            picture_rows: dit.image.map_or(0, |image| image.rows()) as u64,
+            picture_dim: dit.image.map_or(0, |image| image.dim) as u64,
             rank: self.rank as u64,
             has_dropout: self.dropout,
             is_coded: frozen.is_coded(),

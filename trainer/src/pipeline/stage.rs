@@ -34,6 +34,7 @@ pub(super) struct Onward {
     pub time_bgd: Tensor,
     pub time_bg6d: Tensor,
     pub text_bsd: Tensor,
+    pub picture_bsd: Option<Tensor>,
 }
 
 /// The stream at a place between two blocks, with its conditioning.
@@ -118,6 +119,7 @@ impl Stage {
                 x_bcthw: input.x_bcthw.to_device(&self.device)?,
                 timestep: input.timestep.clone(),
                 text_bsd: input.text_bsd.to_device(&self.device)?,
+                picture_bsd: input.picture_bsd.as_ref().map(|x| x.to_device(&self.device)).transpose()?,
             })
         };
         let input = self.dit.embedder.as_ref().map(|_| placed(input)).transpose()?;
@@ -135,11 +137,12 @@ impl Stage {
         match (&self.dit.embedder, input, from_previous) {
             (Some(embedder), Some(input), _) => {
                 let cond = embedder.conditioning(&input.timestep, &input.text_bsd, grid)?;
-                Ok(Boundary { x_bld: embedder.tokens(&input.x_bcthw)?, cond })
+                let picture = input.picture_bsd.as_ref().map(|x| embedder.picture(x)).transpose()?;
+                Ok(Boundary { x_bld: embedder.tokens(&input.x_bcthw)?, cond: cond.with_picture(picture) })
             }
-            (_, _, Some(Onward { x_bld, time_bgd, time_bg6d, text_bsd })) => {
+            (_, _, Some(Onward { x_bld, time_bgd, time_bg6d, text_bsd, picture_bsd })) => {
                 let cond = Conditioning::new(time_bgd, time_bg6d, text_bsd, &self.dit.config, grid)?;
-                Ok(Boundary { x_bld, cond })
+                Ok(Boundary { x_bld, cond: cond.with_picture(picture_bsd) })
             }
             _ => Err(candle_core::Error::msg("a stage has no input").into()),
         }

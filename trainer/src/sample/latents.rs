@@ -74,6 +74,7 @@ pub fn generate(
                 x_bcthw: latents[c].clone(),
                 timestep: timestep.clone(),
                 text_bsd: text.clone(),
+                picture_bsd: None,
             };
             inputs.push(input(&clips[c].text_bsd));
             if clips[c].request.guidance != 1.0 {
