@@ -2,6 +2,7 @@
 
 mod accumulate;
 mod adapter_apply;
+mod adapter_begin;
 mod adapter_files;
 mod adapter_kinds;
 mod adapter_reading;

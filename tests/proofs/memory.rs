@@ -4,7 +4,7 @@
 use candle_core::DType;
 use kernels::device::Repeatability;
 use kernels::weight::Format;
-use models::adapter::{LoraConfig, Target};
+use models::adapter::{Kind, LoraConfig, Target};
 use models::dit::{Base, BlockPlan, DitConfig, Keep, Place};
 use models::weights::{Frozen, Storage};
 use proofs::project::Project;
@@ -41,7 +41,18 @@ impl Model {
     fn task(&self, storage: Storage, latents: (usize, usize, usize), accumulate: usize) -> Task<'_> {
         let base = Base::new(Frozen { compute: DType::BF16, storage });
         let Self { dit, targets } = self;
-        Task { dit, base, targets, rank: 32, dropout: false, batch: 1, accumulate, latents }
+        Task {
+            dit,
+            base,
+            targets,
+            kind: Kind::Lora,
+            factor: None,
+            rank: 32,
+            dropout: false,
+            batch: 1,
+            accumulate,
+            latents,
+        }
     }
 }
 

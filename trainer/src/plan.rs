@@ -9,6 +9,7 @@ use models::dit::DitConfig;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::adapters;
 use crate::base::{self, BaseModel};
 use crate::bytes::Bytes;
 use crate::devices::DevicesConfig;
@@ -17,8 +18,8 @@ use crate::forecast::Task;
 use crate::memory::{self, Forecast, Machine, MemoryPlan};
 use crate::optim::OptimizerConfig;
 use crate::prompt::ClipRequest;
-use crate::recipe::{CheckpointConfig, ExportConfig, Recipe, TrainConfig};
-use crate::sample::ClipFormat;
+use crate::recipe::{CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig};
+use crate::sample::{ClipFormat, SampleConfig};
 
 /// A settled run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -90,6 +91,19 @@ pub struct SamplePlan {
     pub formats: Vec<ClipFormat>,
     /// The clips, each with everything it is made from.
     pub clips: Vec<ClipRequest>,
+    /// The adapter that is put to the model for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<ClipAdapterPlan>,
+}
+
+/// An adapter for clips alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClipAdapterPlan {
+    /// Its file, or its PEFT folder.
+    pub path: PathBuf,
+    /// What its changes are multiplied by.
+    pub strength: f64,
 }
 
 /// A plan with what was found out while making it.
@@ -183,6 +197,8 @@ impl Plan {
         }
 
         let mut adapter = recipe.adapter;
+        adapter.init_from = adapter.init_from.map(|path| from.join(path));
+        adapter.rank = Some(adapters::settled_rank(&adapter)?);
         adapter.alpha = Some(adapter.alpha());
         let targets = adapter.select(&dit.adaptable_modules())?;
         let mut train = recipe.train;
@@ -191,26 +207,24 @@ impl Plan {
         let seed = recipe.run.seed.unwrap_or(42);
         let frames = data.frames.iter().copied().max().unwrap_or(1);
         let clips = recipe.sample.requests(data.sizes[0], frames, seed, base::SIZE_MULTIPLE)?;
-        let sample = SamplePlan { every: recipe.sample.every, formats: recipe.sample.formats, clips };
-
-        let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
-        let name = recipe.run.name.or(stem).unwrap_or_else(|| "run".into());
-        let run = RunPlan {
-            folder: recipe
-                .run
-                .folder
-                .map_or_else(|| Path::new("runs").join(&name), |folder| from.join(folder)),
-            cache: recipe.run.cache.map_or_else(|| PathBuf::from("runs/cache"), |folder| from.join(folder)),
-            name,
-            seed,
+        let adapter_of_clips = clip_adapter(&recipe.sample, from)?;
+        let sample = SamplePlan {
+            every: recipe.sample.every,
+            formats: recipe.sample.formats,
+            clips,
+            adapter: adapter_of_clips,
         };
+
+        let run = run_plan(recipe.run, path, seed);
         let devices = recipe.devices.settle(dit.layers)?;
         let shapes = shapes(&data, &dataset);
         let task = Task {
             dit: &dit,
             base: model.precision.dit(),
             targets: &targets,
-            rank: adapter.rank,
+            kind: adapter.kind,
+            factor: adapter.factor,
+            rank: adapter.rank(),
             dropout: adapter.dropout > 0.0,
             batch: train.batch,
             accumulate: train.accumulate,
@@ -318,7 +332,10 @@ fn flatten(value: &toml::Value, key: String, leaves: &mut std::collections::BTre
 fn check_numbers(recipe: &Recipe) -> Result<()> {
     let refuse = |key: &str, why: &str| Err(Error::Setting { key: key.into(), why: why.into() });
     let (adapter, train) = (&recipe.adapter, &recipe.train);
-    if adapter.rank == 0 {
+    if adapter.factor == Some(0) {
+        return refuse("adapter.factor", "must be at least 1");
+    }
+    if adapter.rank == Some(0) {
         return refuse("adapter.rank", "must be at least 1");
     }
     if adapter.targets.is_empty() {
@@ -342,6 +359,30 @@ fn check_numbers(recipe: &Recipe) -> Result<()> {
     train.timesteps.check()?;
     recipe.memory.check()?;
     recipe.optimizer.check()
+}
+
+/// Name and folders of the run of the recipe at `path`.
+fn run_plan(run: RunConfig, path: &Path, seed: u64) -> RunPlan {
+    let from = path.parent().unwrap_or(Path::new(""));
+    let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let name = run.name.or(stem).unwrap_or_else(|| "run".into());
+    RunPlan {
+        folder: run.folder.map_or_else(|| Path::new("runs").join(&name), |folder| from.join(folder)),
+        cache: run.cache.map_or_else(|| PathBuf::from("runs/cache"), |folder| from.join(folder)),
+        name,
+        seed,
+    }
+}
+
+/// The adapter for clips alone, looked at by its header.
+fn clip_adapter(sample: &SampleConfig, from: &Path) -> Result<Option<ClipAdapterPlan>> {
+    let Some(path) = sample.adapter.as_ref().map(|path| from.join(path)) else { return Ok(None) };
+    if !sample.strength.is_finite() {
+        let why = "must be a finite number".to_owned();
+        return Err(Error::Setting { key: "sample.strength".into(), why });
+    }
+    adapters::look_at(&path)?;
+    Ok(Some(ClipAdapterPlan { path, strength: sample.strength }))
 }
 
 /// (frames, height, width) of the latents of a clip.

@@ -122,6 +122,22 @@ impl Weights {
         self.1.contains(name)
     }
 
+    /// The names of the tensors that are patched.
+    pub fn patched_names(&self) -> impl Iterator<Item = &str> {
+        self.1.names()
+    }
+
+    /// Reads the tensor `name` into `place`, in its dtype and on its device, where `changed` has a patch for it.
+    ///
+    /// # Errors
+    /// See [`Weights::tensor`].
+    pub fn reload(&self, name: &str, changed: &Self, place: &mut Tensor) -> crate::Result<()> {
+        if changed.is_patched(name) {
+            *place = self.tensor(name, place.dtype(), place.device())?;
+        }
+        Ok(())
+    }
+
     /// Reads one tensor by its official name, converted to `dtype`, on `device`.
     ///
     /// # Errors

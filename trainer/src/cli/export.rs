@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use candle_core::DType;
 use clap::Args;
-use models::adapter::files::{self, AdapterFile, LoraPair, Style};
+use models::adapter::files::{self, AdapterFile, Style};
+use models::adapter::{Delta, Kind, complete};
 
 use super::adapter_output::AdapterOutput;
 use crate::checkpoint;
+use crate::error::Error;
 use crate::export::provenance;
 use crate::plan::Plan;
 use crate::ui::Ui;
@@ -42,14 +43,20 @@ impl Export {
         let plan = Plan::read(&folder.with_file_name("plan.toml"))?;
         let metadata = provenance(&plan, progress.step, progress.cursor.epoch)?.metadata(style);
         let mut file = AdapterFile { metadata, ..AdapterFile::default() };
-        let part = |module: &str, factor: &str| {
-            states.get(&format!("{module}.{factor}.weight")).map(|s| s.parameter.to_dtype(DType::F32))
-        };
-        let modules = states.keys().filter_map(|name| name.strip_suffix(".lora_A.weight"));
+        let config = &plan.adapter;
+        // Every tensor of a module stands behind its name; each kind has one that begins it.
+        let ends = [".lora_A.weight", ".hada_w1_a", ".lokr_w1"];
+        let modules = states.keys().filter_map(|name| ends.iter().find_map(|end| name.strip_suffix(end)));
         for module in modules {
-            if let (Some(a), Some(b)) = (part(module, "lora_A"), part(module, "lora_B")) {
-                file.modules.insert(module.to_owned(), LoraPair::new(a?, b?, plan.adapter.scale())?.into());
-            }
+            let find =
+                |name: &str| states.get(&format!("{module}.{name}")).map(|state| state.parameter.clone());
+            let delta =
+                Delta::from_tensors(config.kind, config.scale(), find).ok_or(Error::ForeignCheckpoint)?;
+            file.modules.insert(module.to_owned(), delta.to_change(None)?);
+        }
+        if config.kind == Kind::Dora {
+            let (_, weights) = plan.model.open_dit()?;
+            complete(&mut file, &weights)?;
         }
         Ok(file)
     }

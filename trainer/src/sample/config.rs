@@ -1,5 +1,7 @@
 //! The `[sample]` section of a recipe.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
@@ -22,6 +24,11 @@ pub struct SampleConfig {
     pub size: Option<[u32; 2]>,
     /// Frames, 4n+1. Default: the longest of `data.frames`.
     pub frames: Option<u32>,
+    /// An adapter that is put to the model for clips alone, relative to the recipe: a distilled one makes them in few `steps`,
+    /// mostly with `guidance = 1`. A file of any format, or a PEFT folder. Default: none.
+    pub adapter: Option<PathBuf>,
+    /// What its changes are multiplied by. Default 1.
+    pub strength: f64,
     /// Solver steps. Default 50.
     pub steps: usize,
     /// Guidance scale. Default 5.
@@ -74,6 +81,8 @@ impl Default for SampleConfig {
             negative: OFFICIAL_NEGATIVE.to_owned(),
             size: None,
             frames: None,
+            adapter: None,
+            strength: 1.0,
             steps: 50,
             guidance: 5.0,
             shift: 5.0,
