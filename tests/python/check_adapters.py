@@ -60,6 +60,33 @@ def through_peft(net, folder):
     return PeftModel.from_pretrained(net, folder)
 
 
+class Layer(torch.nn.Module):
+    """One linear layer under the name that it has in a Wan transformer."""
+
+    def __init__(self, weight, bias):
+        super().__init__()
+        attention = torch.nn.Module()
+        attention.to_q = torch.nn.Linear(weight.shape[1], weight.shape[0])
+        attention.to_q.weight.data, attention.to_q.bias.data = weight, bias
+        block = torch.nn.Module()
+        block.attn1 = attention
+        self.blocks = torch.nn.ModuleList([block])
+
+    def forward(self, x):
+        return self.blocks[0].attn1.to_q(x)
+
+
+def dora():
+    """A DoRA of PEFT's through Tandem and back into PEFT."""
+    golden = load_file(os.path.join(FIXTURES, "dora", "peft_layer.safetensors"))
+    with tempfile.TemporaryDirectory() as folder:
+        target = os.path.join(folder, "adapter")
+        convert(os.path.join(FIXTURES, "dora"), target, "peft")
+        net = through_peft(Layer(golden["weight"], golden["bias"]), target)
+        with torch.no_grad():
+            return float((net(golden["x"]) - golden["y"]).abs().max())
+
+
 def main():
     print(f"torch {torch.__version__}, diffusers {diffusers.__version__}, peft {peft.__version__}")
     failures = 0
@@ -92,6 +119,9 @@ def main():
             fine = error <= TOLERANCE
             failures += not fine
             print(f"  {style:12} by {load.__name__:18} off by {error:.2e}  {'ok' if fine else 'FAILED'}")
+    error = dora()
+    failures += not error <= TOLERANCE
+    print(f"DoRA of one layer by through_peft, off by {error:.2e}  {'ok' if error <= TOLERANCE else 'FAILED'}")
     sys.exit(1 if failures else 0)
 
 

@@ -7,7 +7,7 @@ use kernels::weight::Weight;
 use kernels::{dora, loha, lokr};
 
 use super::Kind;
-use super::change::{Change, DoraPair, LoraPair, Magnitude};
+use super::change::{Change, DoraPair, LoraPair, Magnitude, half_tensors};
 use crate::{Error, Result};
 
 /// What an adapter adds to the output of its layer. Tensors are f32 masters on the layer's device.
@@ -318,16 +318,6 @@ const B: &str = "lora_B.weight";
 const MAGNITUDE: &str = "magnitude";
 const W1: [&str; 3] = ["lokr_w1", "lokr_w1_a", "lokr_w1_b"];
 const W2: [&str; 3] = ["lokr_w2", "lokr_w2_a", "lokr_w2_b"];
-
-fn half_tensors<'a>(
-    half: &'a lokr::Half,
-    [whole, a, b]: [&'static str; 3],
-) -> Vec<(&'static str, &'a Tensor)> {
-    match half {
-        lokr::Half::Full(w) => vec![(whole, w)],
-        lokr::Half::Low(first, second) => vec![(a, first), (b, second)],
-    }
-}
 
 fn unsettled() -> Error {
     Error::Mismatch(
