@@ -17,6 +17,7 @@ pub mod decode;
 pub mod error;
 pub mod glob;
 pub mod hashes;
+mod import;
 pub mod key;
 pub mod metadata;
 pub mod order;

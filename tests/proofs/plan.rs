@@ -115,14 +115,19 @@ fn a_memory_limit_reaches_the_device_as_it_was_written() {
         let planned = Plan::make_with(&project.recipe(), overrides, &mut |_, _| {}).unwrap();
         toml::from_str::<Plan>(&planned.plan.to_toml().unwrap()).unwrap()
     };
-    let (written, told) =
-        (plan(&Overrides::default()), plan(&Overrides { memory_limit: Some(Bytes((5 << 30) + 7)) }));
+    let (written, told) = (
+        plan(&Overrides::default()),
+        plan(&Overrides { memory_limit: Some(Bytes((5 << 30) + 7)), ..Overrides::default() }),
+    );
     let settings = |limit| Settings { memory_limit: Some(limit), repeatability: Repeatability::BitForBit };
     assert_eq!(written.devices.settings(), settings(23 << 30));
     assert_eq!(told.devices.settings(), settings((5 << 30) + 7));
     assert_eq!(written.devices.transfer, Transfer::Host);
-    let refused =
-        Plan::make_with(&project.recipe(), &Overrides { memory_limit: Some(Bytes(0)) }, &mut |_, _| {});
+    let refused = Plan::make_with(
+        &project.recipe(),
+        &Overrides { memory_limit: Some(Bytes(0)), ..Overrides::default() },
+        &mut |_, _| {},
+    );
     assert!(refused.unwrap_err().to_string().contains("devices.memory_limit"));
 }
 

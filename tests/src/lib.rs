@@ -2,6 +2,7 @@
 
 pub mod events;
 pub mod film;
+pub mod hub;
 pub mod project;
 pub mod small;
 pub mod source;

@@ -86,6 +86,9 @@ pub enum Error {
     /// Clips, captions, the cache, or a file of clips.
     #[error(transparent)]
     Data(#[from] data::DataError),
+    /// A model could not be had from the hub.
+    #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
     /// A sampling schedule that cannot be, or its steps out of order.
     #[error(transparent)]
     Solver(#[from] crate::solver::SolverError),

@@ -137,11 +137,16 @@ pub struct Open {
 pub struct Overrides {
     /// `devices.memory_limit`.
     pub memory_limit: Option<Bytes>,
+    /// `model.folder`, where the recipe names a model of the hub.
+    pub model_folder: Option<PathBuf>,
 }
 
 impl Overrides {
     fn apply(&self, recipe: &mut Recipe) {
         recipe.devices.memory_limit = self.memory_limit.or(recipe.devices.memory_limit);
+        if let Some(folder) = &self.model_folder {
+            recipe.model.folder = Some(folder.clone());
+        }
     }
 }
 
@@ -188,9 +193,10 @@ impl Plan {
 
         let multiple = SizeMultiple::new(base::SIZE_MULTIPLE);
         let mut data = recipe.data;
-        data.folder.iter_mut().for_each(|folder| *folder = from.join(&*folder));
+        data.folder.iter_mut().chain(&mut data.import).for_each(|place| *place = from.join(&*place));
         data.fps.get_or_insert(base::MODEL_FPS);
         let dataset = Dataset::build(&data, multiple, base::MODEL_FPS, progress)?;
+        (data.sizes, data.frames) = (dataset.sizes.clone(), dataset.frames.clone());
         let found = summary(&dataset);
         if found.items == 0 {
             return Err(Error::NothingToTrainOn);

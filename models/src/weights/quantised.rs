@@ -71,8 +71,7 @@ impl Quantised {
         metadata: &BTreeMap<String, String>,
         bytes: impl Fn(&str) -> Result<Vec<u8>, E>,
     ) -> Result<Self, E> {
-        let mut found = Self::default();
-        found.refusal = listed_formats(metadata);
+        let mut found = Self { refusal: listed_formats(metadata), ..Self::default() };
         for (name, entry) in entries {
             let Some((module, kind)) = split(name) else { continue };
             if kind == MARKER {

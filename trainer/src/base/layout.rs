@@ -126,7 +126,11 @@ impl Layout {
                 let experts = Expert::ALL.map(|expert| folder.join(format!("{}_model", expert.suffix())));
                 experts.into_iter().find(|place| place.is_dir()).unwrap_or_else(|| folder.clone())
             }
-            Self::Diffusers(folder) => folder.join("transformer"),
+            Self::Diffusers(folder) => {
+                let places = ["transformer", "transformer_2"].map(|name| folder.join(name));
+                let [first, second] = places;
+                if second.is_dir() && !first.is_dir() { second } else { first }
+            }
         }
     }
 

@@ -15,6 +15,7 @@ use models::weights::{Checkpoint, Grid, Weights};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::hub::{HubError, HubId, Wanted};
 use crate::precision::{self, Float, Held, Precision, Processor, Wishes};
 
 pub use dit::{DitFiles, Dits};
@@ -27,7 +28,8 @@ use layout::Layout;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
-    /// A checkpoint folder, official or diffusers layout.
+    /// A checkpoint folder, official or diffusers layout, or a model of the Hugging Face hub as `owner/name`, with
+    /// `@revision` behind it where it is not `main`.
     pub folder: Option<PathBuf>,
     /// The DiT: a weights file, or a folder with shards. A `config.json` beside it is read where there is one.
     pub dit: Option<PathBuf>,
@@ -99,7 +101,10 @@ impl ModelConfig {
     pub fn settle(&self, from: &Path, processor: Processor) -> Result<BaseModel> {
         let folder = self.folder.as_ref().map(|folder| from.join(folder));
         if let Some(folder) = folder.as_deref().filter(|folder| !folder.is_dir()) {
-            return Err(Error::NoModelFolder { folder: folder.to_owned() });
+            return Err(match self.hub_id(from) {
+                Some(id) => HubError::NotFetched { id: id.to_string() }.into(),
+                None => Error::NoModelFolder { folder: folder.to_owned() },
+            });
         }
         let layout = folder.as_deref().map(Layout::of);
         let part = |part: Part, named: &Option<PathBuf>| match (named, &layout) {
@@ -114,10 +119,8 @@ impl ModelConfig {
         let text_encoder = part(Part::TextEncoder, &self.text_encoder)?;
         let first = &dits.of(Expert::High).weights;
         let named = folder.as_deref().unwrap_or(first);
-        // A folder's name may hold dots of its own: Wan2.1-T2V-1.3B.
-        let name = if named.is_dir() { named.file_name() } else { named.file_stem() };
         Ok(BaseModel {
-            name: name.map_or_else(|| "wan".into(), |name| name.to_string_lossy().into_owned()),
+            name: model_name(named),
             vae: part(Part::Vae, &self.vae)?,
             tokenizer: match part(Part::Tokenizer, &self.tokenizer) {
                 // Single files carry their own.
@@ -134,6 +137,30 @@ impl ModelConfig {
             expert,
             dits,
         })
+    }
+
+    /// The model of the hub that `folder` names, where there is no such folder.
+    pub fn hub_id(&self, from: &Path) -> Option<HubId> {
+        let folder = self.folder.as_ref().filter(|folder| !from.join(folder).is_dir())?;
+        folder.to_str()?.parse().ok()
+    }
+
+    /// The parts that `folder` has to have: those that no other key names.
+    pub fn wanted(&self) -> Vec<Wanted> {
+        let has_dit = self.dit.is_some() || self.dit_high.is_some() || self.dit_low.is_some();
+        let dit = match self.expert {
+            None => Wanted::Dit,
+            Some(Expert::High) => Wanted::DitHigh,
+            Some(Expert::Low) => Wanted::DitLow,
+        };
+        let parts = [
+            (dit, has_dit),
+            (Wanted::Vae, self.vae.is_some()),
+            (Wanted::TextEncoder, self.text_encoder.is_some()),
+            (Wanted::Tokenizer, self.tokenizer.is_some()),
+            (Wanted::Clip, self.clip.is_some()),
+        ];
+        parts.into_iter().filter(|(_, is_named)| !is_named).map(|(part, _)| part).collect()
     }
 
     /// How each part is held: what is stored in fp8 stays so where nothing else is said.
@@ -198,6 +225,20 @@ impl ModelConfig {
             }
         }
     }
+}
+
+/// What people call the model at `path`.
+fn model_name(path: &Path) -> String {
+    // In the hub's cache a folder has the name of a commit, and the one two above it that of the model.
+    let cached = path.ancestors().nth(2).and_then(Path::file_name).map(|name| name.to_string_lossy());
+    if let Some((_, name)) =
+        cached.as_deref().and_then(|name| name.strip_prefix("models--")?.split_once("--"))
+    {
+        return name.to_owned();
+    }
+    // A folder's name may hold dots of its own: Wan2.1-T2V-1.3B.
+    let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    name.map_or_else(|| "wan".into(), |name| name.to_string_lossy().into_owned())
 }
 
 /// Whether a text encoder's file holds its tokenizer.

@@ -8,6 +8,7 @@ mod convert;
 mod devices;
 mod doctor;
 mod export;
+mod fetch;
 mod inspect;
 mod merge;
 mod plan;
@@ -62,6 +63,8 @@ enum Command {
     Resize(reduce::Resize),
     /// Run one part on given tensors, to compare it with another implementation.
     Probe(probe::Probe),
+    /// Fetch a model from the Hugging Face hub into its cache.
+    Fetch(fetch::Fetch),
     /// Say what an adapter, a checkpoint or a folder is.
     Inspect(inspect::Inspect),
     /// Say what this machine offers, which engines will run, what is missing and how to get it.
@@ -88,6 +91,7 @@ impl Arguments {
             Command::Extract(command) => command.run(&ui),
             Command::Resize(command) => command.run(&ui),
             Command::Probe(command) => command.run(&ui),
+            Command::Fetch(command) => command.run(&ui),
             Command::Inspect(command) => command.run(&ui),
             Command::Doctor(command) => command.run(&ui),
             Command::Bench(command) => command.run(&ui),

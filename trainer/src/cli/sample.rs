@@ -10,6 +10,7 @@ use models::vae::{Tiles, Tiling};
 use models::weights::Checkpoint;
 
 use super::devices::StageDevices;
+use super::fetch::fetched;
 use super::precision::ModelPrecision;
 use crate::adapters;
 use crate::base::{MODEL_FPS, SIZE_MULTIPLE};
@@ -25,7 +26,7 @@ use crate::ui::Ui;
 /// Make clips from prompts, many from one load of the model.
 #[derive(Debug, Args)]
 pub struct Sample {
-    /// Checkpoint folder, official or diffusers layout.
+    /// Checkpoint folder, official or diffusers layout, or a model of the Hugging Face hub as owner/name.
     #[arg(long)]
     model: PathBuf,
     /// An adapter in any format, a file or a PEFT folder, with its strength behind a colon where it is not 1. May be given more than once.
@@ -100,10 +101,10 @@ pub struct Sample {
 impl Sample {
     /// Makes the clips.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
+        let folder = fetched(&self.model, ui)?;
         let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
         let requests = self.requests()?;
-        let model =
-            self.precision.model(&self.model).settle("".as_ref(), self.devices.config().processor())?;
+        let model = self.precision.model(&folder).settle("".as_ref(), self.devices.config().processor())?;
         let (config, weights) = model.open_dit()?;
         let sources = adapters::sources("--lora", &self.lora, ui)?;
         let (adapters, weights) = adapters::put(&sources, &config, weights, Place::Beside, ui)?;
