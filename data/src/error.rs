@@ -141,7 +141,7 @@ impl DataError {
     }
 
     /// Builds an [`DataError::Unreadable`].
-    pub(crate) fn unreadable(path: impl AsRef<Path>, reason: impl ToString) -> Self {
+    pub fn unreadable(path: impl AsRef<Path>, reason: impl ToString) -> Self {
         Self::Unreadable { path: path.as_ref().to_path_buf(), reason: reason.to_string() }
     }
 

@@ -8,4 +8,5 @@ mod clips;
 mod desk;
 mod machines;
 mod models;
+mod pictures;
 mod runs;

@@ -24,6 +24,7 @@ mod model_files;
 mod noise;
 mod optimizer;
 mod overfit;
+mod pictures;
 mod pipeline;
 mod plan;
 mod probe;

@@ -130,8 +130,8 @@ fn single_files_make_a_model_together() {
     assert_eq!(model.precision.base, Held::Fp8, "stored in fp8, so held in fp8");
     assert_eq!(model.precision.text_base, Held::F32);
     assert_eq!(model.precision.dit().frozen.storage, Storage::Coded(Format::E4m3));
-    model.check_encoders().unwrap();
-    model.open_dit().unwrap();
+    let (dit, _) = model.open_dit().unwrap();
+    model.check_encoders(&dit).unwrap();
     model.load_vae(&Device::Cpu).unwrap();
     assert!(!model.load_text_encoder(&Device::Cpu).unwrap().ids("a fox").unwrap().is_empty());
     let told = ModelConfig { base: Some(Held::Bf16), ..config.clone() };

@@ -40,12 +40,23 @@ pub fn source(path: &Path, strength: f64, ui: &Ui) -> Result<Source> {
     Ok(Source { name: path.display().to_string(), file, strength })
 }
 
+/// The adapter of a recipe in the folder `from`, with path, rank and alpha settled.
+///
+/// # Errors
+/// As [`settled_rank`].
+pub fn settled(mut config: LoraConfig, from: &Path) -> Result<LoraConfig> {
+    config.init_from = config.init_from.map(|path| from.join(path));
+    config.rank = Some(settled_rank(&config)?);
+    config.alpha = Some(config.alpha());
+    Ok(config)
+}
+
 /// The rank that a run trains: the recipe's, else that of the file that it begins from (the largest, where its modules
 /// differ), else the default.
 ///
 /// # Errors
 /// A file to begin from that is no adapter.
-pub fn settled_rank(config: &LoraConfig) -> Result<usize> {
+fn settled_rank(config: &LoraConfig) -> Result<usize> {
     let (None, Some(path)) = (config.rank, &config.init_from) else { return Ok(config.rank()) };
     let ranks = look_at(path)?.modules.into_values().map(|module| module.rank);
     Ok(ranks.max().filter(|rank| *rank > 0).unwrap_or(config.rank()))

@@ -124,7 +124,8 @@ pub enum Error {
     /// A prompt line that cannot be read.
     #[error(
         "in the prompt line \"{line}\": \"{option}\" cannot be read; the options are --w width, --h height, --f frames, \
-         --d seed, --s steps, --l guidance, --fs shift (numbers) and --n negative prompt"
+         --d seed, --s steps, --l guidance, --lh guidance of the expert for high noise, --fs shift (numbers), --i first and --ei \
+         last picture (files) and --n negative prompt"
     )]
     PromptOption {
         /// The whole line.

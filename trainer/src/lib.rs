@@ -16,6 +16,7 @@ pub mod encode;
 pub mod error;
 pub mod export;
 pub mod forecast;
+pub mod habits;
 pub mod hub;
 pub mod inspect;
 pub mod interrupt;

@@ -5,16 +5,17 @@ use std::path::{Path, PathBuf};
 
 use data::{DataConfig, Dataset, SizeMultiple};
 use models::adapter::{LoraConfig, Target};
-use models::dit::DitConfig;
+use models::dit::{DitConfig, Pictures};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::adapters;
-use crate::base::{self, BaseModel};
+use crate::base::BaseModel;
 use crate::bytes::Bytes;
 use crate::devices::DevicesConfig;
 use crate::error::{Error, Result};
 use crate::forecast::Task;
+use crate::habits::Habits;
 use crate::memory::{self, Forecast, Machine, MemoryPlan};
 use crate::optim::OptimizerConfig;
 use crate::prompt::ClipRequest;
@@ -191,39 +192,34 @@ impl Plan {
         let model = recipe.model.settle(from, recipe.devices.processor())?;
         let dit = model.check()?;
 
-        let multiple = SizeMultiple::new(base::SIZE_MULTIPLE);
+        let habits = Habits::of(&dit, model.dits.experts().is_some());
+        let multiple = SizeMultiple::new(habits.multiple());
         let mut data = recipe.data;
         data.folder.iter_mut().chain(&mut data.import).for_each(|place| *place = from.join(&*place));
-        data.fps.get_or_insert(base::MODEL_FPS);
-        let dataset = Dataset::build(&data, multiple, base::MODEL_FPS, progress)?;
+        data.fps.get_or_insert(habits.fps);
+        let dataset = Dataset::build(&data, multiple, habits.fps, progress)?;
         (data.sizes, data.frames) = (dataset.sizes.clone(), dataset.frames.clone());
         let found = summary(&dataset);
         if found.items == 0 {
             return Err(Error::NothingToTrainOn);
         }
 
-        let mut adapter = recipe.adapter;
-        adapter.init_from = adapter.init_from.map(|path| from.join(path));
-        adapter.rank = Some(adapters::settled_rank(&adapter)?);
-        adapter.alpha = Some(adapter.alpha());
+        let adapter = adapters::settled(recipe.adapter, from)?;
         let targets = adapter.select(&dit.adaptable_modules())?;
         let mut train = recipe.train;
         train.timesteps.shift = Some(train.timesteps.shift());
+        train.picture_share = picture_share(train.picture_share, &dit)?;
 
         let seed = recipe.run.seed.unwrap_or(42);
         let frames = data.frames.iter().copied().max().unwrap_or(1);
-        let clips = recipe.sample.requests(data.sizes[0], frames, seed, base::SIZE_MULTIPLE)?;
-        let adapter_of_clips = clip_adapter(&recipe.sample, from)?;
-        let sample = SamplePlan {
-            every: recipe.sample.every,
-            formats: recipe.sample.formats,
-            clips,
-            adapter: adapter_of_clips,
-        };
-
+        let base = recipe.sample.request(&habits, data.sizes[0], frames, seed);
+        let clips = recipe.sample.requests(&base, from, &dit, &habits)?;
+        let of_clips = clip_adapter(&recipe.sample, from)?;
+        let SampleConfig { every, formats, .. } = recipe.sample;
+        let sample = SamplePlan { every, formats, clips, adapter: of_clips };
         let run = run_plan(recipe.run, path, seed);
         let devices = recipe.devices.settle(dit.layers)?;
-        let shapes = shapes(&data, &dataset);
+        let shapes = shapes(&data, &dataset, &habits);
         let task = Task {
             dit: &dit,
             base: model.precision.dit(),
@@ -391,27 +387,40 @@ fn clip_adapter(sample: &SampleConfig, from: &Path) -> Result<Option<ClipAdapter
     Ok(Some(ClipAdapterPlan { path, strength: sample.strength }))
 }
 
-/// (frames, height, width) of the latents of a clip.
-fn latents(frames: u32, height: u32, width: u32) -> (usize, usize, usize) {
-    let side = |pixels: u32| pixels as usize / base::LATENT_STRIDE;
-    (models::vae::latent_frames(frames as usize), side(height), side(width))
+/// Share of samples that are shown their first frame where nobody says otherwise: the default of Wan 2.2's own helper,
+/// wan/utils/utils.py `masks_like`.
+const PICTURE_SHARE: f64 = 0.2;
+
+/// `train.picture_share`, settled: nothing for models that do not take a picture in place of the first frame.
+fn picture_share(asked: Option<f64>, dit: &DitConfig) -> Result<Option<f64>> {
+    let refuse = |why: &str| Err(Error::Setting { key: "train.picture_share".into(), why: why.into() });
+    match (dit.pictures(), asked) {
+        (Pictures::InPlace, Some(share)) if !(0.0..=1.0).contains(&share) => {
+            refuse("must lie between 0 and 1")
+        }
+        (Pictures::InPlace, asked) => Ok(Some(asked.unwrap_or(PICTURE_SHARE))),
+        (_, Some(_)) => {
+            refuse("belongs to TI2V-5B, which takes a picture or none; leave it out for this model")
+        }
+        (_, None) => Ok(None),
+    }
 }
 
 /// The shapes of the buckets, and those that the recipe's sizes and lengths make.
-fn shapes(data: &DataConfig, dataset: &Dataset) -> memory::Shapes {
+fn shapes(data: &DataConfig, dataset: &Dataset, habits: &Habits) -> memory::Shapes {
     let buckets = dataset.windows.iter().map(|window| window.bucket);
     let there = buckets.map(|bucket| (bucket.width, bucket.height, bucket.frames));
     let sizes = data.sizes.iter().flat_map(|[w, h]| data.frames.iter().map(move |frames| (*w, *h, *frames)));
-    memory::Shapes { there: ordered(there), possible: ordered(sizes) }
+    memory::Shapes { there: ordered(there, habits), possible: ordered(sizes, habits) }
 }
 
 /// Shapes from (width, height, frames), each once, from large to small.
-fn ordered(clips: impl Iterator<Item = (u32, u32, u32)>) -> Vec<memory::Shape> {
+fn ordered(clips: impl Iterator<Item = (u32, u32, u32)>, habits: &Habits) -> Vec<memory::Shape> {
     let mut clips: Vec<_> = clips.collect();
     clips.sort_by_key(|&(width, height, frames)| std::cmp::Reverse((width * height * frames, width, height)));
     clips.dedup();
     let shape = |(width, height, frames)| {
-        (format!("{width}x{height}, {frames} frames"), latents(frames, height, width))
+        (format!("{width}x{height}, {frames} frames"), habits.latents(frames, height, width))
     };
     clips.into_iter().map(shape).collect()
 }

@@ -119,6 +119,13 @@ impl Layout {
         }
     }
 
+    /// The sigma that divides two experts, where the folder tells it.
+    pub(super) fn boundary(&self) -> Option<f64> {
+        let Self::Diffusers(folder) = self else { return None };
+        let text = std::fs::read(folder.join("model_index.json")).ok()?;
+        serde_json::from_slice::<serde_json::Value>(&text).ok()?.get("boundary_ratio")?.as_f64()
+    }
+
     fn single_dit(&self) -> PathBuf {
         match self {
             // A folder of which only one expert was fetched.

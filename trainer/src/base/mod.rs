@@ -9,7 +9,7 @@ use candle_core::Device;
 use models::dit::DitConfig;
 use models::expert::Expert;
 use models::text::{SPIECE_TENSOR, TextEncoder, Tokenizer};
-use models::vae::Vae;
+use models::vae::{Sizes, Vae};
 use models::variant::{Facts, Variant};
 use models::weights::{Checkpoint, Grid, Weights};
 use serde::{Deserialize, Serialize};
@@ -81,16 +81,28 @@ pub struct BaseModel {
     /// The CLIP vision tower, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip: Option<PathBuf>,
+    /// The sigma from which on the expert for high noise works, where `model_index.json` tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boundary: Option<f64>,
     /// How each part is held and computed.
     pub precision: Precision,
 }
 
-/// What both sides of a picture must be a multiple of, in pixels: the VAE's stride 8 times the patch 2.
-pub const SIZE_MULTIPLE: u32 = 16;
-/// Frames a second of the Wan 2.1 models.
-pub const MODEL_FPS: f64 = 16.0;
-/// Pixels per latent, along height and width.
-pub const LATENT_STRIDE: usize = 8;
+/// Checks that the VAE's latents are those that the DiT works on.
+///
+/// # Errors
+/// The VAE of another generation.
+pub fn check_vae(vae: &Sizes, dit: &DitConfig) -> Result<()> {
+    if vae.latent == dit.out_channels {
+        return Ok(());
+    }
+    let why = format!(
+        "it makes latents of {} channels, and the DiT works on {}: Wan2.1_VAE (16) belongs to all models but TI2V-5B, \
+         Wan2.2_VAE (48) to that one alone",
+        vae.latent, dit.out_channels
+    );
+    Err(Error::Setting { key: "model.vae".into(), why })
+}
 
 impl ModelConfig {
     /// Settles every file, and the precision for a model that runs on `processor`. Relative paths are taken from `from`, the
@@ -128,6 +140,7 @@ impl ModelConfig {
                 found => found?,
             },
             clip: part(Part::Clip, &self.clip).ok(),
+            boundary: dits.experts().and(layout.as_ref()).and_then(Layout::boundary),
             precision: self.precision(
                 &dits.of(expert.unwrap_or(Expert::High)).weights,
                 &text_encoder,
@@ -275,7 +288,7 @@ impl BaseModel {
     pub fn check(&self) -> Result<DitConfig> {
         let (dit, weights) = self.open_dit()?;
         self.check_expert(&weights)?;
-        self.check_encoders()?;
+        self.check_encoders(&dit)?;
         Ok(dit)
     }
 
@@ -314,14 +327,17 @@ impl BaseModel {
         })
     }
 
-    /// Looks at the parts besides the DiT, so that what is missing is told before a run begins: headers, and the
+    /// Looks at the parts that go with `dit`, so that what is missing is told before a run begins: headers, and the
     /// tokenizer whole.
     ///
     /// # Errors
     /// A part that does not open.
-    pub fn check_encoders(&self) -> Result<()> {
-        for path in [&self.vae, &self.text_encoder] {
-            Checkpoint::open(path).map_err(models::Error::from)?;
+    pub fn check_encoders(&self, dit: &DitConfig) -> Result<()> {
+        let open = |path: &Path| Checkpoint::open(path).map_err(models::Error::from);
+        check_vae(&Sizes::detect(&open(&self.vae)?)?.0, dit)?;
+        open(&self.text_encoder)?;
+        if dit.image.is_some() {
+            open(self.clip()?)?;
         }
         Tokenizer::load(&self.tokenizer)?;
         Ok(())

@@ -42,6 +42,9 @@ enum BenchPart {
     Load(LoadArguments),
 }
 
+/// What both sides of a clip must be a multiple of, whatever the model; some ask for more.
+const LEAST_MULTIPLE: usize = 16;
+
 #[derive(Debug, Args)]
 struct Times {
     /// Runs that count; the median is told.
@@ -230,7 +233,7 @@ impl Bench {
 
 impl Network {
     fn bench(&self, memory: MemoryConfig) -> crate::Result<DitBench<'_>> {
-        let size = self.size.checked(crate::base::SIZE_MULTIPLE as usize)?;
+        let size = self.size.checked(LEAST_MULTIPLE)?;
         let source = match self.model.random_weights {
             true => DitSource::Preset(&self.model.model),
             false => DitSource::Checkpoint(Path::new(&self.model.model)),

@@ -70,8 +70,9 @@ fn cache_on(device: &Device, planned: &Planned, interrupt: &Interrupt, ui: &Ui) 
     let mut encoded = Encoded::open(&plan.run.cache, &plan.model)?;
     let captions = dataset.sources.iter().map(|source| source.item.caption.as_str());
     let prompts = plan.sample.clips.iter().flat_map(|clip| [clip.prompt.as_str(), clip.negative.as_str()]);
-    let with = Encoding { model: &plan.model, device, interrupt, ui };
+    let with = Encoding { model: &plan.model, dit: &planned.dit, device, interrupt, ui };
     encoded.encode_prompts(captions.chain(prompts).chain([""]), &with)?;
+    encoded.encode_pictures(&plan.sample.clips, &with)?;
     encoded.encode_clips(dataset, &with)?;
     Ok(encoded)
 }
