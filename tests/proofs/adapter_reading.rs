@@ -176,7 +176,9 @@ fn broken_adapters_of_other_kinds_are_refused_by_name() {
     let nan = |tensors: Vec<(String, Tensor)>| -> Vec<(String, Tensor)> {
         tensors.into_iter().map(|(key, t)| (key, (t * f64::NAN).unwrap())).collect()
     };
-    let cases: Vec<(&str, Vec<(String, Tensor)>, &str)> = vec![
+    /// What is wrong, the file's tensors, and what the message must name.
+    type Case<'a> = (&'a str, Vec<(String, Tensor)>, &'a str);
+    let cases: Vec<Case> = vec![
         ("half a LoHa", loha()[..3].to_vec(), "hada_w2_b"),
         ("a LoHa that does not fit", with(loha()[..3].to_vec(), tensor("hada_w2_b", 3, 4)), "[3, 4]"),
         ("NaN in a LoHa", nan(loha()), "hada_w1_a"),

@@ -210,7 +210,7 @@ fn gradients_point_where_they_did() {
 /// The losses of 200 steps on one clip, each step with a noise and a sigma of its own.
 fn curve(frozen: Frozen) -> Vec<f64> {
     let config = config(2, 128);
-    let lora = LoraConfig { rank: 32, ..LoraConfig::default() };
+    let lora = LoraConfig { rank: Some(32), ..LoraConfig::default() };
     let targets = lora.select(&config.adaptable_modules()).unwrap();
     let fresh = Adapters::fresh(&targets, &lora, 1, &device()).unwrap();
     let mut pipeline = whole(&open_weights(&config), &config, Base::new(frozen), &fresh);

@@ -65,7 +65,7 @@ fn velocity(pipeline: &Pipeline) -> Tensor {
 
 /// Adapters as training leaves them: some of the modules, both factors random, scaled by the rule of `scaling`.
 fn live(scaling: Scaling) -> Adapters {
-    let config = LoraConfig { rank: 5, alpha: Some(3.7), scaling, ..LoraConfig::default() };
+    let config = LoraConfig { rank: Some(5), alpha: Some(3.7), scaling, ..LoraConfig::default() };
     let (dit, _) = tiny_weights("official");
     let targets = config.select(&dit.adaptable_modules()).unwrap();
     let mut adapters = Adapters::fresh(&targets, &config, 9, &device()).unwrap();

@@ -114,7 +114,7 @@ fn a_model_is_fetched_once_without_what_it_does_not_need_and_loads() {
     let model = config.settle(Path::new(""), Processor::Cpu).unwrap();
     assert_eq!(model.name, "tiny-wan", "named for the model, not for the commit");
     assert!(model.dits.experts().is_some());
-    let (dit, _) = model.dits.of(models::expert::Expert::High).open().unwrap();
+    let (dit, _) = model.dits.of(models::Expert::High).open().unwrap();
     model.check_encoders(&dit).unwrap();
 
     let before = server.asked().len();

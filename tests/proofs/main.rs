@@ -2,8 +2,11 @@
 
 mod accumulate;
 mod adapter_apply;
+mod adapter_begin;
 mod adapter_files;
+mod adapter_kinds;
 mod adapter_reading;
+mod adapter_tools;
 mod base;
 mod bench;
 mod clip;

@@ -61,7 +61,7 @@ fn every_changed_setting_is_named() {
     let plan = planned.plan;
     type Change = fn(&mut Plan);
     let changes: [(&str, Change); 16] = [
-        ("adapter.rank", |p| p.adapter.rank = 31),
+        ("adapter.rank", |p| p.adapter.rank = Some(31)),
         ("adapter.scaling", |p| p.adapter.scaling = Scaling::RsLora),
         ("adapter.targets", |p| p.adapter.targets.truncate(1)),
         ("data.sizes", |p| p.data.sizes[0] = [64, 64]),

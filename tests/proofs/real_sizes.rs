@@ -1,10 +1,16 @@
 //! The real models, by names and shapes alone: as many tensors and numbers as the published checkpoints have.
 
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
 use models::clip::{ClipSizes, Naming};
+use models::names;
 use models::umt5::Umt5Sizes;
 use models::vae::{Generation, Sizes};
-use models::weights::TensorSpec;
-use trainer::bench::dit_preset;
+use models::weights::{Checkpoint, TensorSpec};
+use serde_json::json;
+use trainer::bench::{self, DIT_PRESETS, dit_preset};
 
 /// (tensors, numbers) of a list of tensors, whose names must differ.
 fn counted(specs: Vec<TensorSpec>) -> (usize, usize) {
@@ -36,6 +42,50 @@ fn the_dits_have_the_published_tensors_and_adapters() {
     assert_eq!(factors("t2v-1.3b"), (300, 43_745_280));
     assert_eq!(factors("t2v-14b"), (400, 153_354_240));
     assert_eq!(factors("i2v-14b"), (480, 153_354_240 + 80 * 32 * 10_240));
+}
+
+/// Files with the names and shapes of the published models, and no bytes behind them: as long as the real ones, holes all
+/// through. What reads headers takes them for the models, in both namings, and makes the same list of them again.
+#[test]
+fn a_file_of_each_published_model_is_opened_as_that_model() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in DIT_PRESETS.split(", ") {
+        let config = dit_preset(name).unwrap();
+        for naming in ["official", "diffusers"] {
+            let file = folder.path().join(format!("{name}-{naming}.safetensors"));
+            let spelt = |spec: TensorSpec| match naming {
+                "diffusers" => (names::tensor_to_diffusers(&spec.name).unwrap(), spec.shape),
+                _ => (spec.name, spec.shape),
+            };
+            hollow(&file, config.tensors().into_iter().map(spelt));
+            let told = format!(r#"{{"num_heads":{}}}"#, config.heads);
+            let (opened, weights) = models::dit::open(&file, Some(&told)).unwrap();
+            assert_eq!(opened, config, "{name}, {naming}");
+            assert_eq!(weights.names().len(), config.tensors().len());
+            std::fs::remove_file(&file).unwrap();
+        }
+    }
+    for sizes in [bench::vae_preset("wan2.1").unwrap(), bench::vae_preset("wan2.2").unwrap()] {
+        let file = folder.path().join("vae.safetensors");
+        hollow(&file, sizes.tensors().into_iter().map(|spec| (spec.name, spec.shape)));
+        assert_eq!(Sizes::detect(&Checkpoint::open(&file).unwrap()).unwrap().0, sizes);
+    }
+}
+
+/// A safetensors file in bf16 of these tensors, all zeros that lie nowhere.
+fn hollow(path: &Path, tensors: impl Iterator<Item = (String, Vec<usize>)>) {
+    let mut at = 0;
+    let mut header = serde_json::Map::new();
+    for (name, shape) in tensors {
+        let end = at + 2 * shape.iter().product::<usize>();
+        header.insert(name, json!({ "dtype": "BF16", "shape": shape, "data_offsets": [at, end] }));
+        at = end;
+    }
+    let header = serde_json::to_vec(&header).unwrap();
+    let mut file = File::create(path).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(&header).unwrap();
+    file.set_len((8 + header.len() + at) as u64).unwrap();
 }
 
 #[test]

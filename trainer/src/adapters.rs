@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
-use models::adapter::{Applied, Place, Source, apply, files};
+use candle_core::Device;
+use models::adapter::files::AdapterSummary;
+use models::adapter::{Adapters, Applied, LoraConfig, Place, Source, Target, apply, files};
 use models::dit::DitConfig;
-use models::weights::Weights;
+use models::weights::{Checkpoint, Weights};
 
 use crate::error::{Error, Result};
 use crate::ui::Ui;
@@ -38,6 +40,53 @@ pub fn source(path: &Path, strength: f64, ui: &Ui) -> Result<Source> {
     Ok(Source { name: path.display().to_string(), file, strength })
 }
 
+/// The adapter of a recipe in the folder `from`, with path, rank and alpha settled.
+///
+/// # Errors
+/// As [`settled_rank`].
+pub fn settled(mut config: LoraConfig, from: &Path) -> Result<LoraConfig> {
+    config.init_from = config.init_from.map(|path| from.join(path));
+    config.rank = Some(settled_rank(&config)?);
+    config.alpha = Some(config.alpha());
+    Ok(config)
+}
+
+/// The rank that a run trains: the recipe's, else that of the file that it begins from (the largest, where its modules
+/// differ), else the default.
+///
+/// # Errors
+/// A file to begin from that is no adapter.
+fn settled_rank(config: &LoraConfig) -> Result<usize> {
+    let (None, Some(path)) = (config.rank, &config.init_from) else { return Ok(config.rank()) };
+    let ranks = look_at(path)?.modules.into_values().map(|module| module.rank);
+    Ok(ranks.max().filter(|rank| *rank > 0).unwrap_or(config.rank()))
+}
+
+/// What the adapter at `path` holds, by its header.
+///
+/// # Errors
+/// A file that is no adapter, or that its header tells to be broken.
+pub fn look_at(path: &Path) -> Result<AdapterSummary> {
+    let path = files::locate(path).map_err(models::Error::from)?;
+    let file = Checkpoint::open(&path).map_err(models::Error::from)?;
+    Ok(files::summary(&path, &file)?)
+}
+
+/// The adapters that a run begins with: fresh ones, or what the file of `init_from` holds. `ui` hears what became of it.
+///
+/// # Errors
+/// A file that cannot be begun from.
+pub fn beginning(config: &LoraConfig, targets: &[Target], seed: u64, ui: &Ui) -> Result<Adapters> {
+    let Some(path) = &config.init_from else {
+        return Ok(Adapters::fresh(targets, config, seed, &Device::Cpu)?);
+    };
+    let file = files::read(path)?;
+    file.notes.iter().for_each(|note| ui.note(note));
+    let (adapters, told) = Adapters::begun(targets, config, &file, seed, &Device::Cpu)?;
+    told.iter().for_each(|line| ui.say(&format!("{}: {line}", path.display())));
+    Ok(adapters)
+}
+
 /// Reads the adapters that the option `key` names.
 ///
 /// # Errors
@@ -61,7 +110,7 @@ pub fn put(
     weights: Weights,
     place: Place,
     ui: &Ui,
-) -> Result<(models::adapter::Adapters, Weights)> {
+) -> Result<(Adapters, Weights)> {
     let Applied { adapters, patches, left_out } = apply(sources, config, place)?;
     for source in sources {
         let names: Vec<&str> = left_out

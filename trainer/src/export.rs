@@ -56,7 +56,7 @@ pub fn provenance(plan: &Plan, steps: u64, epochs: u64) -> Result<Provenance> {
         title: plan.run.name.clone(),
         base_model: plan.model.name.clone(),
         expert: None,
-        rank: plan.adapter.rank,
+        rank: plan.adapter.rank(),
         alpha: plan.adapter.alpha(),
         steps,
         epochs,

@@ -9,6 +9,7 @@ use models::dit::{DitConfig, Pictures};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::adapters;
 use crate::base::BaseModel;
 use crate::bytes::Bytes;
 use crate::devices::DevicesConfig;
@@ -19,7 +20,7 @@ use crate::memory::{self, Forecast, Machine, MemoryPlan};
 use crate::optim::OptimizerConfig;
 use crate::prompt::ClipRequest;
 use crate::recipe::{CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig};
-use crate::sample::ClipFormat;
+use crate::sample::{ClipFormat, SampleConfig};
 
 /// A settled run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -67,21 +68,6 @@ pub struct RunPlan {
     pub seed: u64,
 }
 
-impl RunConfig {
-    /// Name, folders and seed of the run of the recipe at `path`, in the folder `from`.
-    fn settle(self, path: &Path, from: &Path, seed: u64) -> RunPlan {
-        let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
-        let name = self.name.or(stem).unwrap_or_else(|| "run".into());
-        let in_runs = |name: &str| Path::new("runs").join(name);
-        RunPlan {
-            folder: self.folder.map_or_else(|| in_runs(&name), |folder| from.join(folder)),
-            cache: self.cache.map_or_else(|| in_runs("cache"), |folder| from.join(folder)),
-            name,
-            seed,
-        }
-    }
-}
-
 /// What the data came to when the plan was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -106,6 +92,19 @@ pub struct SamplePlan {
     pub formats: Vec<ClipFormat>,
     /// The clips, each with everything it is made from.
     pub clips: Vec<ClipRequest>,
+    /// The adapter that is put to the model for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<ClipAdapterPlan>,
+}
+
+/// An adapter for clips alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClipAdapterPlan {
+    /// Its file, or its PEFT folder.
+    pub path: PathBuf,
+    /// What its changes are multiplied by.
+    pub strength: f64,
 }
 
 /// A plan with what was found out while making it.
@@ -205,8 +204,7 @@ impl Plan {
             return Err(Error::NothingToTrainOn);
         }
 
-        let mut adapter = recipe.adapter;
-        adapter.alpha = Some(adapter.alpha());
+        let adapter = adapters::settled(recipe.adapter, from)?;
         let targets = adapter.select(&dit.adaptable_modules())?;
         let mut train = recipe.train;
         train.timesteps.shift = Some(train.timesteps.shift());
@@ -216,16 +214,19 @@ impl Plan {
         let frames = data.frames.iter().copied().max().unwrap_or(1);
         let base = recipe.sample.request(&habits, data.sizes[0], frames, seed);
         let clips = recipe.sample.requests(&base, from, &dit, &habits)?;
-        let sample = SamplePlan { every: recipe.sample.every, formats: recipe.sample.formats, clips };
-
-        let run = recipe.run.settle(path, from, seed);
+        let of_clips = clip_adapter(&recipe.sample, from)?;
+        let SampleConfig { every, formats, .. } = recipe.sample;
+        let sample = SamplePlan { every, formats, clips, adapter: of_clips };
+        let run = run_plan(recipe.run, path, seed);
         let devices = recipe.devices.settle(dit.layers)?;
         let shapes = shapes(&data, &dataset, &habits);
         let task = Task {
             dit: &dit,
             base: model.precision.dit(),
             targets: &targets,
-            rank: adapter.rank,
+            kind: adapter.kind,
+            factor: adapter.factor,
+            rank: adapter.rank(),
             dropout: adapter.dropout > 0.0,
             batch: train.batch,
             accumulate: train.accumulate,
@@ -333,7 +334,10 @@ fn flatten(value: &toml::Value, key: String, leaves: &mut std::collections::BTre
 fn check_numbers(recipe: &Recipe) -> Result<()> {
     let refuse = |key: &str, why: &str| Err(Error::Setting { key: key.into(), why: why.into() });
     let (adapter, train) = (&recipe.adapter, &recipe.train);
-    if adapter.rank == 0 {
+    if adapter.factor == Some(0) {
+        return refuse("adapter.factor", "must be at least 1");
+    }
+    if adapter.rank == Some(0) {
         return refuse("adapter.rank", "must be at least 1");
     }
     if adapter.targets.is_empty() {
@@ -357,6 +361,30 @@ fn check_numbers(recipe: &Recipe) -> Result<()> {
     train.timesteps.check()?;
     recipe.memory.check()?;
     recipe.optimizer.check()
+}
+
+/// Name and folders of the run of the recipe at `path`.
+fn run_plan(run: RunConfig, path: &Path, seed: u64) -> RunPlan {
+    let from = path.parent().unwrap_or(Path::new(""));
+    let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let name = run.name.or(stem).unwrap_or_else(|| "run".into());
+    RunPlan {
+        folder: run.folder.map_or_else(|| Path::new("runs").join(&name), |folder| from.join(folder)),
+        cache: run.cache.map_or_else(|| PathBuf::from("runs/cache"), |folder| from.join(folder)),
+        name,
+        seed,
+    }
+}
+
+/// The adapter for clips alone, looked at by its header.
+fn clip_adapter(sample: &SampleConfig, from: &Path) -> Result<Option<ClipAdapterPlan>> {
+    let Some(path) = sample.adapter.as_ref().map(|path| from.join(path)) else { return Ok(None) };
+    if !sample.strength.is_finite() {
+        let why = "must be a finite number".to_owned();
+        return Err(Error::Setting { key: "sample.strength".into(), why });
+    }
+    adapters::look_at(&path)?;
+    Ok(Some(ClipAdapterPlan { path, strength: sample.strength }))
 }
 
 /// Share of samples that are shown their first frame where nobody says otherwise: the default of Wan 2.2's own helper,

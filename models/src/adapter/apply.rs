@@ -5,14 +5,14 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 
 use super::change::Change;
 use super::files::AdapterFile;
 use super::kind::Delta;
 use super::set::{Adapter, Adapters};
 use crate::dit::DitConfig;
-use crate::weights::{Patch, Patches};
+use crate::weights::{Patch, Patches, Weights};
 use crate::{Error, Result};
 
 /// An adapter that is to be used.
@@ -89,6 +89,28 @@ pub fn apply(sources: &[Source], config: &DitConfig, place: Place) -> Result<App
         }
     }
     Ok(applied)
+}
+
+/// Gives every DoRA of `file` the lengths of both rules, for the base that `weights` are.
+///
+/// # Errors
+/// A module that the base lacks, or has in another width.
+pub fn complete(file: &mut AdapterFile, weights: &Weights) -> Result<()> {
+    for (module, change) in &mut file.modules {
+        if let Change::Dora(dora) = change {
+            let weight =
+                weights.tensor(&format!("{module}.weight"), DType::F32, &Device::Cpu)?.flatten_from(1)?;
+            let dims = (dora.pair.b.dim(0)?, dora.pair.a.dim(1)?);
+            if weight.dims2()? != dims {
+                let shape = weight.dims();
+                return Err(Error::Mismatch(format!(
+                    "{module} is {dims:?} in the adapter and {shape:?} in the base"
+                )));
+            }
+            *change = Change::Dora(dora.clone().with_base(&weight)?);
+        }
+    }
+    Ok(())
 }
 
 /// What a model has.

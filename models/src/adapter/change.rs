@@ -132,10 +132,6 @@ impl Change {
 
     /// Every tensor of it, under the name that keys end with.
     pub fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
-        let half = |names: [&'static str; 3], half| match half {
-            &lokr::Half::Full(ref w) => vec![(names[0], w)],
-            lokr::Half::Low(a, b) => vec![(names[1], a), (names[2], b)],
-        };
         match self {
             Self::Lora(pair) => vec![("lora_A", &pair.a), ("lora_B", &pair.b)],
             Self::Dora(DoraPair { pair, magnitude }) => {
@@ -150,10 +146,23 @@ impl Change {
                 ]
             }
             Self::Lokr(f) => [
-                half(["lokr_w1", "lokr_w1_a", "lokr_w1_b"], &f.w1),
-                half(["lokr_w2", "lokr_w2_a", "lokr_w2_b"], &f.w2),
+                half_tensors(&f.w1, ["lokr_w1", "lokr_w1_a", "lokr_w1_b"]),
+                half_tensors(&f.w2, ["lokr_w2", "lokr_w2_a", "lokr_w2_b"]),
             ]
             .concat(),
+        }
+    }
+
+    /// The same with its effect multiplied by `strength`; `None` for a DoRA, which is no sum.
+    pub fn scaled(&self, strength: f64) -> Option<Self> {
+        match self {
+            Self::Lora(pair) => {
+                let alpha = Some((pair.scale() * strength * pair.rank() as f64) as f32);
+                Some(Self::Lora(LoraPair { alpha, ..pair.clone() }))
+            }
+            Self::Dora(_) => None,
+            Self::Loha(f) => Some(Self::Loha(loha::Factors { scale: f.scale * strength, ..f.clone() })),
+            Self::Lokr(f) => Some(Self::Lokr(lokr::Factors { scale: f.scale * strength, ..f.clone() })),
         }
     }
 
@@ -269,6 +278,17 @@ impl DoraPair {
             both => both,
         };
         Ok(Self { magnitude, ..self })
+    }
+}
+
+/// The tensors of one side of a LoKr under the names of the whole, of a and of b.
+pub(super) fn half_tensors<'a>(
+    half: &'a lokr::Half,
+    [whole, a, b]: [&'static str; 3],
+) -> Vec<(&'static str, &'a Tensor)> {
+    match half {
+        lokr::Half::Full(w) => vec![(whole, w)],
+        lokr::Half::Low(first, second) => vec![(a, first), (b, second)],
     }
 }
 

@@ -1,4 +1,6 @@
-//! LoRA: which modules get factors, how they start, what they are scaled by.
+//! The `[adapter]` section of a recipe: of what kind adapters are, which modules get one, what they are scaled by.
+
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -8,8 +10,11 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoraConfig {
-    /// Rank of the factors. Default 32.
-    pub rank: usize,
+    /// `lora`; `dora`, which also trains the length of each row of the weight; `loha`, two products of thin factors
+    /// multiplied number by number; `lokr`, a Kronecker product, the smallest of them. Default `lora`.
+    pub kind: Kind,
+    /// Rank of the factors. Default: that of the file of `init_from`, else 32.
+    pub rank: Option<usize>,
     /// Alpha: the delta is multiplied by alpha / rank. Default: the rank, so that the factor is 1.
     pub alpha: Option<f64>,
     /// `standard` scales by alpha / rank, `rslora` by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732).
@@ -17,9 +22,41 @@ pub struct LoraConfig {
     pub scaling: Scaling,
     /// Share of the adapters' input that is dropped in training, 0 to below 1. Default 0.
     pub dropout: f64,
+    /// LoKr alone: the coarse matrix has at most this many rows and columns, as LyCORIS's `factor`. Default: as near as the
+    /// widths allow to their square roots, which makes the adapter smallest.
+    pub factor: Option<usize>,
+    /// An adapter file of any format, or a PEFT folder, that training begins with, relative to the recipe. Factors of another
+    /// rank than `rank` are brought to it. Default: none, training begins with an adapter that does nothing.
+    pub init_from: Option<PathBuf>,
     /// Official module names inside a block, `*` and `?` as wildcards. Default: q, k, v, o of both attentions and
     /// both layers of the feed-forward. A name with `blocks.` in front is matched whole (`blocks.1?.ffn.*`).
     pub targets: Vec<String>,
+}
+
+/// What an adapter is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Two thin factors.
+    Lora,
+    /// Two thin factors, and a length for each row of the weight.
+    Dora,
+    /// Two products of thin factors, multiplied number by number.
+    Loha,
+    /// A Kronecker product.
+    Lokr,
+}
+
+impl Kind {
+    /// What people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lora => "LoRA",
+            Self::Dora => "DoRA",
+            Self::Loha => "LoHa",
+            Self::Lokr => "LoKr",
+        }
+    }
 }
 
 /// How the delta is scaled.
@@ -35,10 +72,13 @@ pub enum Scaling {
 impl Default for LoraConfig {
     fn default() -> Self {
         Self {
-            rank: 32,
+            kind: Kind::Lora,
+            rank: None,
             alpha: None,
             scaling: Scaling::Standard,
             dropout: 0.0,
+            factor: None,
+            init_from: None,
             targets: ["self_attn.[qkvo]", "cross_attn.[qkvo]", "ffn.[02]"].map(String::from).to_vec(),
         }
     }
@@ -56,16 +96,49 @@ pub struct Target {
 }
 
 impl LoraConfig {
+    /// The rank, settled.
+    pub fn rank(&self) -> usize {
+        self.rank.unwrap_or(32)
+    }
+
     /// Alpha, settled.
     pub fn alpha(&self) -> f64 {
-        self.alpha.unwrap_or(self.rank as f64)
+        self.alpha.unwrap_or(self.rank() as f64)
+    }
+
+    /// A width of a LoKr as coarse times fine: the largest divisor that is no larger than `factor` and the width's square
+    /// root, as LyCORIS cuts it.
+    pub(super) fn split(&self, width: usize) -> (usize, usize) {
+        let root = width.isqrt();
+        let most = self.factor.map_or(root, |factor| factor.min(root)).max(1);
+        let coarse = (1..=most).rev().find(|coarse| width.is_multiple_of(*coarse)).unwrap_or(1);
+        (coarse, width / coarse)
+    }
+
+    /// Whether a LoKr's fine matrix of this size is made of thin factors: where these are smaller.
+    pub(super) fn is_thin(&self, rows: usize, columns: usize) -> bool {
+        2 * self.rank() < rows.max(columns)
+    }
+
+    /// Trained numbers of a module.
+    pub fn numbers(&self, out: usize, input: usize) -> usize {
+        let thin = self.rank() * (out + input);
+        match self.kind {
+            Kind::Lora => thin,
+            Kind::Dora => thin + out,
+            Kind::Loha => 2 * thin,
+            Kind::Lokr => {
+                let ((o1, o2), (i1, i2)) = (self.split(out), self.split(input));
+                o1 * i1 + if self.is_thin(o2, i2) { self.rank() * (o2 + i2) } else { o2 * i2 }
+            }
+        }
     }
 
     /// What the product of the factors is multiplied by.
     pub fn scale(&self) -> f64 {
         match self.scaling {
-            Scaling::Standard => self.alpha() / self.rank as f64,
-            Scaling::RsLora => self.alpha() / (self.rank as f64).sqrt(),
+            Scaling::Standard => self.alpha() / self.rank() as f64,
+            Scaling::RsLora => self.alpha() / (self.rank() as f64).sqrt(),
         }
     }
 

@@ -6,7 +6,8 @@ use kernels::low_rank::{self, Factors};
 use kernels::weight::Weight;
 use kernels::{dora, loha, lokr};
 
-use super::change::{Change, DoraPair, LoraPair, Magnitude};
+use super::Kind;
+use super::change::{Change, DoraPair, LoraPair, Magnitude, half_tensors};
 use crate::{Error, Result};
 
 /// What an adapter adds to the output of its layer. Tensors are f32 masters on the layer's device.
@@ -112,6 +113,42 @@ impl Delta {
         })
     }
 
+    /// The adapter of this kind whose tensors `find` gives by the names of [`Delta::tensors`]: how a checkpoint is read.
+    /// `None` where one is missing.
+    pub fn from_tensors(kind: Kind, scale: f64, find: impl Fn(&str) -> Option<Tensor>) -> Option<Self> {
+        let half = |[whole, a, b]: [&str; 3]| match find(whole) {
+            Some(w) => Some(lokr::Half::Full(w)),
+            None => Some(lokr::Half::Low(find(a)?, find(b)?)),
+        };
+        let thin = || Some(Factors { a: find(A)?, b: find(B)?, scale });
+        Some(match kind {
+            Kind::Lora => Self::Lora(thin()?),
+            Kind::Dora => {
+                let magnitude = Some(Magnitude::OfMerged(find(MAGNITUDE)?));
+                Self::Dora(Dora { factors: thin()?, magnitude, strength: 1.0, squares: None })
+            }
+            Kind::Loha => {
+                let [w1_a, w1_b] = [find("hada_w1_a")?, find("hada_w1_b")?];
+                let [w2_a, w2_b] = [find("hada_w2_a")?, find("hada_w2_b")?];
+                Self::Loha(loha::Factors { w1_a, w1_b, w2_a, w2_b, scale })
+            }
+            Kind::Lokr => {
+                let (w1, w2) = (half(W1)?, half(W2)?);
+                // Without thin factors there is no rank to divide alpha by.
+                let scale = if matches!(w2, lokr::Half::Full(_)) { 1.0 } else { scale };
+                Self::Lokr(lokr::Factors { w1, w2, scale })
+            }
+        })
+    }
+
+    /// The thin pair of a LoRA or a DoRA.
+    pub(super) fn factors(&self) -> Option<&Factors> {
+        match self {
+            Self::Lora(factors) | Self::Dora(Dora { factors, .. }) => Some(factors),
+            Self::Loha(_) | Self::Lokr(_) => None,
+        }
+    }
+
     /// The thin factors of a plain LoRA, which go through products together with those of other layers.
     pub fn plain(&self) -> Option<&Factors> {
         match self {
@@ -195,11 +232,14 @@ impl Delta {
         let there: Vec<(&str, Tensor)> = there.collect::<Result<_>>()?;
         let found = |name: &str| there.iter().find(|(n, _)| *n == name).map(|(_, t)| t.clone());
         if let (Self::Dora(dora), Self::Dora(from)) = (&mut placed, self) {
-            // Both rules' lengths: what one tensor stands for would be lost.
             let to = |t: &Tensor| t.to_device(device);
+            // Both rules' lengths, which one tensor cannot stand for.
             dora.magnitude = match &from.magnitude {
                 Some(Magnitude::OfBase(m)) => Some(Magnitude::OfBase(to(m)?)),
-                Some(m) => Some(Magnitude::OfMerged(to(m.any())?)),
+                Some(Magnitude::OfMerged(m)) => Some(Magnitude::OfMerged(to(m)?)),
+                Some(Magnitude::Both { merged, base }) => {
+                    Some(Magnitude::Both { merged: to(merged)?, base: to(base)? })
+                }
                 None => None,
             };
             dora.squares = from.squares.as_ref().map(to).transpose()?;
@@ -279,16 +319,6 @@ const MAGNITUDE: &str = "magnitude";
 const W1: [&str; 3] = ["lokr_w1", "lokr_w1_a", "lokr_w1_b"];
 const W2: [&str; 3] = ["lokr_w2", "lokr_w2_a", "lokr_w2_b"];
 
-fn half_tensors<'a>(
-    half: &'a lokr::Half,
-    [whole, a, b]: [&'static str; 3],
-) -> Vec<(&'static str, &'a Tensor)> {
-    match half {
-        lokr::Half::Full(w) => vec![(whole, w)],
-        lokr::Half::Low(first, second) => vec![(a, first), (b, second)],
-    }
-}
-
 fn unsettled() -> Error {
     Error::Mismatch(
         "a DoRA was used before its layer's weight was there; this is a defect, please report it".into(),
@@ -297,9 +327,8 @@ fn unsettled() -> Error {
 
 impl Dora {
     fn lengths(&self, weight: &Weight) -> Result<dora::Lengths> {
-        let (Some(Magnitude::OfMerged(magnitude)), Some(squares)) = (&self.magnitude, &self.squares) else {
-            return Err(unsettled());
-        };
+        let merged = self.magnitude.as_ref().and_then(Magnitude::of_merged);
+        let (Some(magnitude), Some(squares)) = (merged, &self.squares) else { return Err(unsettled()) };
         let norm = dora::merged_norm(weight, squares, &self.factors)?;
         Ok(dora::Lengths { magnitude: magnitude.clone(), norm, strength: self.strength })
     }

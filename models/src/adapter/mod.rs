@@ -5,12 +5,13 @@ mod change;
 mod config;
 mod decompose;
 pub mod files;
+mod fresh;
 mod kind;
 mod set;
 
-pub use apply::{Applied, Place, Source, apply};
+pub use apply::{Applied, Place, Source, apply, complete};
 pub use change::{Change, DoraPair, LoraPair, Magnitude};
-pub use config::{LoraConfig, Scaling, Target};
+pub use config::{Kind, LoraConfig, Scaling, Target};
 pub use decompose::{Rank, Reduced, extract, resize};
 pub use kind::{Backward, Delta, Site};
 pub use set::{Adapter, Adapters};

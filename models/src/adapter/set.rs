@@ -3,12 +3,9 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
-use kernels::low_rank::Factors;
-use kernels::random::Key;
 use kernels::weight::Weight;
 
 use super::kind::Delta;
-use super::{LoraConfig, Target};
 use crate::{Error, Result};
 
 /// What is attached to one module.
@@ -49,28 +46,22 @@ pub struct Adapters {
 }
 
 impl Adapters {
-    /// Fresh trainable factors for `targets`: A uniform in ±1/sqrt(in) (Kaiming with a = sqrt 5, as PEFT and kohya
-    /// start it), B zero, so that the model starts unchanged. A is a function of `seed` and the module's name alone.
-    pub fn fresh(targets: &[Target], config: &LoraConfig, seed: u64, device: &Device) -> Result<Self> {
-        let mut adapters = Self::default();
-        for target in targets {
-            let key = Key::new(seed, "adapter", &[]).child(&target.module, 0);
-            let bound = 1.0 / (target.input as f64).sqrt();
-            let count = (config.rank * target.input) as u64;
-            let a: Vec<f32> = (0..count).map(|i| ((2.0 * key.uniform(i) - 1.0) * bound) as f32).collect();
-            let factors = Factors {
-                a: Tensor::from_vec(a, (config.rank, target.input), device)?,
-                b: Tensor::zeros((target.out, config.rank), candle_core::DType::F32, device)?,
-                scale: config.scale(),
-            };
-            adapters.attach(target.module.clone(), Adapter::trainable(factors));
-        }
-        Ok(adapters)
-    }
-
     /// Adds `adapter` to the module of the official name `module`.
     pub fn attach(&mut self, module: String, adapter: Adapter) {
         self.by_module.entry(module).or_default().push(adapter);
+    }
+
+    /// Adds all of `others`, behind those that are there.
+    pub fn extend(&mut self, others: Self) {
+        for (module, adapters) in others.by_module {
+            self.by_module.entry(module).or_default().extend(adapters);
+        }
+    }
+
+    /// Drops those that are only applied.
+    pub fn drop_frozen(&mut self) {
+        self.by_module.values_mut().for_each(|adapters| adapters.retain(Adapter::is_trainable));
+        self.by_module.retain(|_, adapters| !adapters.is_empty());
     }
 
     /// The adapters of one module.

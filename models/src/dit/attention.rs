@@ -82,6 +82,23 @@ impl Projections {
         })
     }
 
+    /// Reads again, out of `weights`, what `changed` has patches for.
+    pub(super) fn reload(
+        &mut self,
+        weights: &Weights,
+        changed: &Weights,
+        prefix: &str,
+        frozen: Frozen,
+    ) -> Result<()> {
+        for linear in [&mut self.q, &mut self.k, &mut self.v, &mut self.o] {
+            linear.reload(weights, changed, frozen)?;
+        }
+        for (name, gain) in [("norm_q", &mut self.norm_q), ("norm_k", &mut self.norm_k)] {
+            weights.reload(&format!("{prefix}.{name}.weight"), changed, gain)?;
+        }
+        Ok(())
+    }
+
     /// The product behind the attention's output [b, l, n, h]: [b, l, d].
     pub fn output(&self, o_blnh: &Tensor, pass: &Pass) -> Result<Tensor> {
         self.o.forward(&joined(o_blnh)?, pass)

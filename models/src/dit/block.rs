@@ -110,6 +110,23 @@ impl Block {
         })
     }
 
+    /// Reads again, out of `weights`, what `changed` has patches for; it is block `n`.
+    pub(super) fn reload(
+        &mut self,
+        weights: &Weights,
+        changed: &Weights,
+        n: usize,
+        frozen: Frozen,
+    ) -> Result<()> {
+        let name = |part: &str| format!("blocks.{n}.{part}");
+        weights.reload(&name("modulation"), changed, &mut self.modulation)?;
+        weights.reload(&name("norm3.weight"), changed, &mut self.norm3_weight)?;
+        weights.reload(&name("norm3.bias"), changed, &mut self.norm3_bias)?;
+        self.self_attention.0.reload(weights, changed, &name("self_attn"), frozen)?;
+        self.cross_attention.reload(weights, changed, &name("cross_attn"), frozen)?;
+        self.ffn.reload(weights, changed, frozen)
+    }
+
     /// `x` [b, l, d] -> [b, l, d], and what [`Block::backward`] wants back.
     pub fn forward(
         &self,

@@ -98,6 +98,23 @@ impl CrossAttention {
         Ok(Self { text, picture })
     }
 
+    /// Reads again, out of `weights`, what `changed` has patches for.
+    pub(super) fn reload(
+        &mut self,
+        weights: &Weights,
+        changed: &Weights,
+        prefix: &str,
+        frozen: Frozen,
+    ) -> Result<()> {
+        self.text.reload(weights, changed, prefix, frozen)?;
+        if let Some(PictureProjections { k, v, norm_k }) = &mut self.picture {
+            k.reload(weights, changed, frozen)?;
+            v.reload(weights, changed, frozen)?;
+            weights.reload(&format!("{prefix}.norm_k_img.weight"), changed, norm_k)?;
+        }
+        Ok(())
+    }
+
     /// q, k, v, o; then the picture's k and v.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.text.linears().into_iter().chain(self.picture.iter().flat_map(|p| [&p.k, &p.v]))

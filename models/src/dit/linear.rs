@@ -35,6 +35,19 @@ impl Linear {
         Ok(Self { name, weight, bias })
     }
 
+    /// Reads again, out of `weights`, what `changed` has patches for.
+    pub(super) fn reload(&mut self, weights: &Weights, changed: &Weights, frozen: Frozen) -> Result<()> {
+        let device = self.bias.device().clone();
+        let (weight, bias) = (format!("{}.weight", self.name), format!("{}.bias", self.name));
+        if changed.is_patched(&weight) {
+            self.weight = weights.matrix(&weight, frozen, &device)?;
+        }
+        if changed.is_patched(&bias) {
+            self.bias = weights.tensor(&bias, frozen.compute, &device)?;
+        }
+        Ok(())
+    }
+
     /// Official module name, such as `blocks.0.self_attn.q`.
     pub fn name(&self) -> &str {
         &self.name

@@ -79,6 +79,29 @@ impl Dit {
         self.blocks.iter().flat_map(Block::linears)
     }
 
+    /// Reads again, out of `weights`, every tensor that `changed` has patches for: `weights` may be `changed` itself, or the
+    /// same without them. The embeddings and the head are read as a whole, each dropped before it is there again.
+    pub fn reload(
+        &mut self,
+        weights: &Weights,
+        changed: &Weights,
+        base: Base,
+        device: &Device,
+    ) -> Result<()> {
+        let is_touched = |at: fn(&str) -> bool| changed.patched_names().any(at);
+        if is_touched(|name| name.starts_with("head.")) && self.head.take().is_some() {
+            self.head = Some(Head::load(weights, &self.config, device)?);
+        }
+        let is_embedding = |name: &str| !name.starts_with("head.") && !name.starts_with("blocks.");
+        if is_touched(is_embedding) && self.embedder.take().is_some() {
+            self.embedder = Some(Embedder::load(weights, &self.config, base, device)?);
+        }
+        for (n, block) in self.range.clone().zip(&mut self.blocks) {
+            block.reload(weights, changed, n, base.frozen)?;
+        }
+        Ok(())
+    }
+
     /// The stream [b, l, d] through the blocks, forward only.
     pub fn through(&self, x: Tensor, cond: &Conditioning, pass: &Pass) -> Result<Tensor> {
         self.blocks.iter().try_fold(x, |x, block| Ok(block.forward(x, cond, pass, Keep::Input)?.0))

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, StoredCodes};
 use super::dtype::StoredDType;
 use super::error::{MismatchReport, Result, WeightsError};
 use super::fingerprint;
@@ -122,6 +122,22 @@ impl Weights {
         self.1.contains(name)
     }
 
+    /// The names of the tensors that are patched.
+    pub fn patched_names(&self) -> impl Iterator<Item = &str> {
+        self.1.names()
+    }
+
+    /// Reads the tensor `name` into `place`, in its dtype and on its device, where `changed` has a patch for it.
+    ///
+    /// # Errors
+    /// See [`Weights::tensor`].
+    pub fn reload(&self, name: &str, changed: &Self, place: &mut Tensor) -> crate::Result<()> {
+        if changed.is_patched(name) {
+            *place = self.tensor(name, place.dtype(), place.device())?;
+        }
+        Ok(())
+    }
+
     /// Reads one tensor by its official name, converted to `dtype`, on `device`.
     ///
     /// # Errors
@@ -159,6 +175,17 @@ impl Weights {
             }
             Source::Memory(tensors) => tensors.get(name).map_or(DType::F32, Tensor::dtype),
             Source::Seeded { .. } => DType::BF16,
+        }
+    }
+
+    /// The codes of a matrix that is stored in e4m3, with its scales; `None` where it is not, or is patched.
+    ///
+    /// # Errors
+    /// See [`Checkpoint::codes`].
+    pub fn codes(&self, name: &str, device: &Device) -> crate::Result<Option<StoredCodes>> {
+        match self.stored_name(name).filter(|_| !self.is_patched(name)) {
+            Some((checkpoint, name)) => checkpoint.codes(name, device),
+            None => Ok(None),
         }
     }
 

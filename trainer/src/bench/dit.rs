@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use candle_core::{DType, Device};
-use models::adapter::{Adapters, LoraConfig, Target};
+use models::adapter::{Adapters, Kind, LoraConfig, Target};
 use models::dit::{BlockPlan, DitConfig, Pictures};
 use models::vae::latent_frames;
 use serde_json::{Map, Value, json};
@@ -63,7 +63,7 @@ impl DitBench<'_> {
         let mut settled = self.devices.settle(config.layers)?;
         let (mut adapters, mut planned) = (Adapters::default(), None);
         if let Some(step) = step {
-            let lora = LoraConfig { rank: step.rank, ..LoraConfig::default() };
+            let lora = LoraConfig { rank: Some(step.rank), ..LoraConfig::default() };
             let targets = lora.select(&config.adaptable_modules())?;
             let (split, of_step) = self.plan(&config, &targets, step, &settled)?;
             (settled.split, planned) = (split, Some(of_step));
@@ -93,6 +93,8 @@ impl DitBench<'_> {
             dit: config,
             base: self.precision.dit(),
             targets,
+            kind: Kind::Lora,
+            factor: None,
             rank: step.rank,
             dropout: false,
             batch: 1,

@@ -45,7 +45,7 @@ impl Train {
             plan.train.steps,
             plan.train.accumulate,
             plan.train.batch,
-            plan.adapter.rank,
+            plan.adapter.rank(),
             planned.targets.len(),
             plan.devices.stages.join(" + "),
         ));

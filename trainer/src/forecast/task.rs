@@ -3,7 +3,7 @@
 use candle_core::DType;
 use kernels::attention::Calls;
 use kernels::device::Repeatability;
-use models::adapter::Target;
+use models::adapter::{Kind, LoraConfig, Target};
 use models::dit::{Base, DitConfig};
 use models::names::split_block;
 
@@ -18,6 +18,10 @@ pub struct Task<'a> {
     pub base: Base,
     /// Modules with an adapter.
     pub targets: &'a [Target],
+    /// Its kind. What those beside LoRA allocate in a pass is an estimate, from above.
+    pub kind: Kind,
+    /// A LoKr's factor.
+    pub factor: Option<usize>,
     /// Its rank.
     pub rank: usize,
     /// Whether its input is dropped out.
@@ -61,6 +65,7 @@ pub(super) struct Sizes {
     /// Width of its states.
     pub picture_dim: u64,
     pub rank: u64,
+    pub adapter: LoraConfig,
     pub has_dropout: bool,
     pub is_coded: bool,
     pub compute: DType,
@@ -119,6 +124,12 @@ impl Task<'_> {
             picture_rows: dit.image.map_or(0, |image| image.rows()) as u64,
             picture_dim: dit.image.map_or(0, |image| image.dim) as u64,
             rank: self.rank as u64,
+            adapter: LoraConfig {
+                kind: self.kind,
+                rank: Some(self.rank),
+                factor: self.factor,
+                ..LoraConfig::default()
+            },
             has_dropout: self.dropout,
             is_coded: frozen.is_coded(),
             compute: frozen.compute,
@@ -149,11 +160,16 @@ impl Sizes {
         }
     }
 
+    /// Trained numbers of a module.
+    pub fn trained(&self, out: u64, input: u64) -> u64 {
+        self.adapter.numbers(out as usize, input as usize) as u64
+    }
+
     /// Numbers of the adapters of a block.
     pub fn factors(&self, block: usize) -> u64 {
         let of_layer = |layer: usize| {
             let (out, input) = self.layer(layer);
-            (out + input) * self.rank
+            self.trained(out, input)
         };
         (0..LAYERS.len()).filter(|layer| self.adapted[block][*layer]).map(of_layer).sum()
     }

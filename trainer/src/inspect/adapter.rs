@@ -21,7 +21,7 @@ pub(super) fn report(path: &Path, file: &Checkpoint) -> Result<Report> {
     let targets: BTreeSet<String> = summary.modules.keys().map(|name| local(name)).collect();
     let kinds: BTreeSet<&str> = modules().map(|module| module.kind).collect();
     let kind = kinds.into_iter().collect::<Vec<_>>().join(", ");
-    Ok(Report::new(&format!("{kind} adapter"))
+    Ok(Report::new(format!("{kind} adapter"))
         .with("style", summary.style.to_string())
         .with("modules", summary.modules.len())
         .with("targets", json!(targets))

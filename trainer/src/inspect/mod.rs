@@ -80,7 +80,7 @@ fn kind_of(file: &Checkpoint) -> Kind {
     if file.metadata().contains_key("tandem.key") {
         return Kind::CacheEntry;
     }
-    if any(&|name| [".lora", "lora_", ".hada_", ".lokr_"].iter().any(|word| name.contains(word))) {
+    if any(&|name| [".lora", "lora_", ".hada_", ".lokr_", ".diff"].iter().any(|word| name.contains(word))) {
         return Kind::Adapter;
     }
     if dit::prefix(file).is_some() {
@@ -106,7 +106,10 @@ fn run_checkpoint(file: &Checkpoint) -> Report {
     let Some(progress) = progress.and_then(|text| serde_json::from_str::<Progress>(text).ok()) else {
         return report.with("note", "its progress was written by another version");
     };
-    let trained = file.names().filter(|name| name.ends_with(".lora_A.weight.parameter")).count();
+    // Each kind of adapter has one tensor that begins it.
+    let firsts = [".lora_A.weight.parameter", ".hada_w1_a.parameter", ".lokr_w1.parameter"];
+    let is_first = |name: &&str| firsts.iter().any(|first| name.ends_with(first));
+    let trained = file.names().filter(is_first).count();
     report.with("step", progress.step).with("epoch", progress.cursor.epoch).with("modules", trained)
 }
 

@@ -89,13 +89,27 @@ impl Stage {
         base: Base,
         device: &Device,
     ) -> Result<Self> {
-        let dit = Dit::load(weights, config, range.clone(), base, device)?;
+        let dit = Dit::load(weights, config, range, base, device)?;
+        let (none, store) = (Adapters::default(), HostStore::new(device)?);
+        let mut stage = Self { device: device.clone(), dit, adapters: none, ffn_tokens: FFN_TOKENS, store };
+        stage.attach(adapters)?;
+        Ok(stage)
+    }
+
+    /// Adds this stage's share of `adapters` to those that are there.
+    ///
+    /// # Errors
+    /// Adapters of layers that its blocks do not have.
+    pub fn attach(&mut self, adapters: &Adapters) -> Result<()> {
+        let range = &self.dit.range;
         let is_here =
             |module: &str| models::names::split_block(module).is_some_and(|(n, _)| range.contains(&n));
-        let (mut adapters, store) = (adapters.part(device, is_here)?, HostStore::new(device)?);
-        let weights: BTreeMap<&str, &Weight> = dit.linears().map(|one| (one.name(), one.weight())).collect();
-        adapters.settle(|module| weights.get(module).copied())?;
-        Ok(Self { device: device.clone(), dit, adapters, ffn_tokens: FFN_TOKENS, store })
+        let mut here = adapters.part(&self.device, is_here)?;
+        let weights: BTreeMap<&str, &Weight> =
+            self.dit.linears().map(|linear| (linear.name(), linear.weight())).collect();
+        here.settle(|module| weights.get(module).copied())?;
+        self.adapters.extend(here);
+        Ok(())
     }
 
     /// Puts what this stage uses of `batch` onto its device. Copies from the host wait for the device, so all of them

@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 use models::vae::Tiling;
 
+use super::clip_adapter::ClipAdapter;
 use super::{Run, is_due};
 use crate::error::Result;
 use crate::habits::Habits;
@@ -32,12 +33,20 @@ impl Run<'_> {
             prompted.push(Prompted::new(request, noise, self.encoded, self.pipeline.config())?);
         }
         let steps = clips.iter().map(|clip| clip.steps).max().unwrap_or(0);
+        // Opened each time: what it holds belongs to nobody between clips.
+        let adapter = ClipAdapter::open(self.plan, self.ui)?;
+        if let Some(adapter) = &adapter {
+            adapter.put_on(&mut self.pipeline)?;
+        }
         let bar = self.ui.bar("sampling", steps);
         let latents = generate(&self.pipeline, &prompted, || {
             bar.inc(1);
             interrupt.flow()
         })?;
         bar.finish();
+        if let Some(adapter) = &adapter {
+            adapter.take_off(&mut self.pipeline)?;
+        }
         let Some(latents) = latents else { return Ok(()) };
 
         // Loaded for the moment: between samples its memory belongs to training.

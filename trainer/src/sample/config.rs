@@ -1,6 +1,6 @@
 //! The `[sample]` section of a recipe.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use models::dit::DitConfig;
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,11 @@ pub struct SampleConfig {
     pub size: Option<[u32; 2]>,
     /// Frames, 4n+1. Default: the longest of `data.frames`.
     pub frames: Option<u32>,
+    /// An adapter that is put to the model for clips alone, relative to the recipe: a distilled one makes them in few `steps`,
+    /// mostly with `guidance = 1`. A file of any format, or a PEFT folder. Default: none.
+    pub adapter: Option<PathBuf>,
+    /// What its changes are multiplied by. Default 1.
+    pub strength: f64,
     /// Solver steps. Default: the model's, 50 or 40.
     pub steps: Option<usize>,
     /// Guidance scale, of both experts where there are two. Default: the model's.
@@ -80,6 +85,8 @@ impl Default for SampleConfig {
             negative: OFFICIAL_NEGATIVE.to_owned(),
             size: None,
             frames: None,
+            adapter: None,
+            strength: 1.0,
             steps: None,
             guidance: None,
             guidance_high: None,
