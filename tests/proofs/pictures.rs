@@ -1,13 +1,14 @@
 //! Pictures: what a network is shown of them equals golden values, in sampling and in training, and the published
 //! pipelines' runs are reproduced.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 
 use candle_core::{DType, Device, Tensor};
 use data::Cursor;
 use models::expert::Expert;
 use models::vae::{Tiling, Vae};
+use models::weights::{Checkpoint, write_safetensors};
 use proofs::project::Project;
 use proofs::{
     Tolerance, assert_close, assert_same_bits, device, difference, fixture, fixture_json, fixture_tensors,
@@ -224,6 +225,53 @@ fn training_shows_the_first_frame_as_sampling_does() {
         assert_same_bits("states", &states, &one(&ends.states_bsd));
     }
     assert_eq!(data.micro_batches[0].target.dims(), [3, 16, 2, 6, 8]);
+}
+
+/// A model that goes from a first frame to a last one is trained on both: CLIP sees them one behind the other, and the
+/// mask names the last frame too.
+#[test]
+fn a_model_of_two_pictures_is_trained_on_both_ends() {
+    let desk = tempfile::tempdir().unwrap();
+    let (from, model) = (fixture("repo_diffusers_i2v21"), desk.path().join("flf2v"));
+    for part in ["vae", "text_encoder", "tokenizer", "image_encoder"] {
+        let there = model.join(part);
+        std::fs::create_dir_all(&there).unwrap();
+        for file in std::fs::read_dir(from.join(part)).unwrap().map(Result::unwrap) {
+            std::fs::copy(file.path(), there.join(file.file_name())).unwrap();
+        }
+    }
+    std::fs::create_dir(model.join("transformer")).unwrap();
+    for file in ["model_index.json", "transformer/config.json"] {
+        std::fs::copy(from.join(file), model.join(file)).unwrap();
+    }
+    let shards = Checkpoint::open(&from.join("transformer")).unwrap();
+    let read = |name: &str| shards.tensor(name, DType::F32, &Device::Cpu).unwrap();
+    let mut tensors: BTreeMap<String, Tensor> =
+        shards.names().map(|name| (name.to_owned(), read(name))).collect();
+    let positions = proofs::randn("positions", (1, 514, 20)).to_device(&Device::Cpu).unwrap();
+    tensors.insert("condition_embedder.image_embedder.pos_embed".into(), positions);
+    let views = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    write_safetensors(&model.join("transformer/model.safetensors"), views, &BTreeMap::new()).unwrap();
+
+    let project = Project::of_folder(&model, [64, 48], &["a ball", "two birds fly"], "");
+    let planned = Plan::make(&project.recipe(), &mut |_, _| {}).unwrap();
+    let encoded = run::cache(&planned, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
+    let Shown { beside_bcthw, states_bsd, .. } = encoded.ends(0).unwrap();
+    let (beside, states) = (beside_bcthw.unwrap(), states_bsd.unwrap());
+    assert_same_bits("mask", &beside.narrow(0, 0, 4).unwrap(), &mask(Ends::Both, (2, 6, 8)).unwrap());
+    assert_eq!(states.dims(), [514, 20]);
+    let half = |n: usize| states.narrow(0, 257 * n, 257).unwrap();
+    assert!(difference(&half(0), &half(1)).0 > 1e-3, "the last frame is the first one");
+    let data = Batches::new(&planned.plan, &planned.dataset, &encoded).step(0, Cursor::default(), 1).unwrap();
+    let files = locate_dits(&model).unwrap();
+    let losses =
+        proofs::small::trained(&pipeline(files.of(Expert::High)), &data.micro_batches, Default::default()).0;
+    assert!(losses[0].is_finite());
+    let told = SampleConfig { prompts: vec!["a ball --i a.png".into()], ..SampleConfig::default() };
+    let habits = Habits::of(&planned.dit, false);
+    let base = told.request(&habits, [64, 48], 5, 1);
+    let error = told.requests(&base, "".as_ref(), &planned.dit, &habits).unwrap_err().to_string();
+    assert!(error.contains("--ei behind a prompt"), "{error}");
 }
 
 /// TI2V-5B learns with and without a picture, drawn sample by sample: with one the first frame is clean, its tokens are at

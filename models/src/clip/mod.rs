@@ -22,7 +22,7 @@ use crate::{Error, Result};
 const EPSILON: f64 = 1e-5;
 /// Mean and deviation of the pixels, red green blue, that CLIP was trained with.
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 /// The tower with its weights on one device.
 #[derive(Debug)]
