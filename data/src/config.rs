@@ -17,8 +17,13 @@ use crate::error::{DataError, Result};
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
     /// Folder of clips, searched recursively, or a list of folders. No default.
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(default, deserialize_with = "one_or_many")]
     pub folder: Vec<PathBuf>,
+    /// A dataset file of another trainer in place of `folder`: musubi-tuner's TOML or JSONL, diffusion-pipe's TOML,
+    /// DiffSynth-Studio's CSV or JSONL. What a TOML says of sizes, lengths, extraction, rates and repeats goes before the
+    /// keys here. Default: none.
+    #[serde(default)]
+    pub import: Option<PathBuf>,
     /// Where captions come from. Default `auto`: the folder's metadata file where there is one, text files elsewhere.
     #[serde(default)]
     pub captions: CaptionSource,
@@ -165,8 +170,12 @@ impl DataConfig {
     /// # Errors
     /// [`DataError::Size`] for a size that is no multiple of `multiple`, [`DataError::Config`] for all else.
     pub fn check(&self, multiple: SizeMultiple) -> Result<()> {
-        if self.folder.is_empty() {
-            return refuse("folder", "names no folder".into());
+        match (self.folder.is_empty(), &self.import) {
+            (true, None) => return refuse("folder", "names no folder".into()),
+            (false, Some(_)) => {
+                return refuse("import", "stands in place of data.folder; keep one of the two".into());
+            }
+            _ => {}
         }
         self.check_sizes(multiple)?;
         self.check_frames()?;

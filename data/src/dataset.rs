@@ -7,10 +7,11 @@ use crate::clip::{Clip, Cutter, Unfinished};
 use crate::config::{DataConfig, SizeMultiple};
 use crate::decode::{self, Probe};
 use crate::error::{DataError, Result};
+use crate::import::{self, Imported, Set, Short};
 use crate::key::Key;
 use crate::order::OrderItem;
 use crate::resample::{frame_count, nearest_frames};
-use crate::scan::{Item, Media, scan};
+use crate::scan::{Item, Media, check_held_out, scan};
 
 /// One clip with what is known about its file.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,12 +27,18 @@ pub struct Source {
 /// Everything that will be trained on, before a single frame is kept.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dataset {
-    /// Clips, sorted by id.
+    /// Clips, sorted by id; those of an imported dataset file in its order.
     pub sources: Vec<Source>,
     /// Training items, in the order of their clips and then of time.
     pub windows: Vec<Window>,
     /// Frames a second that everything is resampled to.
     pub fps: f64,
+    /// Sizes that clips may have, [width, height] in pixels: the recipe's, or those of an imported dataset file.
+    pub sizes: Vec<[u32; 2]>,
+    /// Lengths that clips may have, in frames.
+    pub frames: Vec<u32>,
+    /// Of an imported dataset file: what was read, and what has no counterpart.
+    pub notes: Vec<String>,
 }
 
 impl Dataset {
@@ -46,26 +53,65 @@ impl Dataset {
         model_fps: f64,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
-        let buckets = Buckets::new(config, multiple)?;
         let fps = config.fps.unwrap_or(model_fps);
-        let items = scan(config)?;
-        let total = items.len();
-        let mut data = Self { sources: Vec::with_capacity(total), windows: Vec::new(), fps };
-        let mut too_short = Vec::new();
-        for (index, item) in items.into_iter().enumerate() {
-            progress(index, total);
-            let source = Source::open(item, config, fps)?;
-            if !data.add_windows(&source, &buckets) {
-                let noun = if source.frames == 1 { "frame" } else { "frames" };
-                too_short.push(format!("{} ({} {noun})", source.item.id, source.frames));
+        let Imported { sets, notes } = match &config.import {
+            Some(path) => import::read(path, config, multiple, fps)?,
+            None => {
+                let whole = Set { config: config.clone(), items: scan(config)?, short: Short::Refuse };
+                Imported { sets: vec![whole], notes: Vec::new() }
             }
-            data.sources.push(source);
+        };
+        if config.import.is_some() {
+            let items: Vec<Item> = sets.iter().flat_map(|set| set.items.iter().cloned()).collect();
+            check_held_out(config, &items)?;
+        }
+        let total = sets.iter().map(|set| set.items.len()).sum();
+        let (sources, windows, sizes, frames) =
+            (Vec::with_capacity(total), Vec::new(), Vec::new(), Vec::new());
+        let mut data = Self { sources, windows, fps, sizes, frames, notes };
+        let mut done = 0;
+        for set in sets {
+            data.add(set, multiple, &mut || {
+                progress(done, total);
+                done += 1;
+            })?;
         }
         progress(total, total);
-        if too_short.is_empty() {
-            Ok(data)
-        } else {
-            Err(DataError::TooShort { clips: too_short, shortest: buckets.shortest(), fps })
+        Ok(data)
+    }
+
+    /// Adds the clips of a set; `begin` is called before each.
+    fn add(&mut self, set: Set, multiple: SizeMultiple, begin: &mut dyn FnMut()) -> Result<()> {
+        let Set { config, items, short } = set;
+        let buckets = Buckets::new(&config, multiple)?;
+        let (sizes, frames) = (&mut self.sizes, &mut self.frames);
+        sizes.extend(config.sizes.iter().filter(|size| !sizes.contains(size)).copied().collect::<Vec<_>>());
+        frames.extend(
+            config.frames.iter().filter(|length| !frames.contains(length)).copied().collect::<Vec<_>>(),
+        );
+        let mut too_short = Vec::new();
+        for item in items {
+            begin();
+            let source = Source::open(item, &config, self.fps)?;
+            match self.add_windows(&source, &buckets) {
+                true => self.sources.push(source),
+                false => {
+                    let noun = if source.frames == 1 { "frame" } else { "frames" };
+                    too_short.push(format!("{} ({} {noun})", source.item.id, source.frames));
+                }
+            }
+        }
+        match (too_short.is_empty(), short) {
+            (true, _) => Ok(()),
+            (false, Short::LeaveOut) => {
+                let (count, shortest) = (too_short.len(), buckets.shortest());
+                let names = too_short.join(", ");
+                self.notes.push(format!("left out, shorter than {shortest} frames ({count}): {names}"));
+                Ok(())
+            }
+            (false, Short::Refuse) => {
+                Err(DataError::TooShort { clips: too_short, shortest: buckets.shortest(), fps: self.fps })
+            }
         }
     }
 

@@ -66,6 +66,14 @@ pub enum DataError {
         /// What is wrong.
         reason: String,
     },
+    /// A dataset file of another trainer that cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Import {
+        /// The dataset file.
+        path: PathBuf,
+        /// What is wrong, and with which of its keys.
+        reason: String,
+    },
     /// A media file that is damaged, empty or not what its name says.
     #[error("{} cannot be used: {reason}. Replace it, or take it out of the data folder", path.display())]
     Unreadable {
@@ -133,7 +141,7 @@ impl DataError {
     }
 
     /// Builds an [`DataError::Unreadable`].
-    pub(crate) fn unreadable(path: impl AsRef<Path>, reason: impl ToString) -> Self {
+    pub fn unreadable(path: impl AsRef<Path>, reason: impl ToString) -> Self {
         Self::Unreadable { path: path.as_ref().to_path_buf(), reason: reason.to_string() }
     }
 

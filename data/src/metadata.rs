@@ -43,6 +43,25 @@ pub fn read(path: &Path) -> Result<Vec<Row>> {
     rows.map_err(|(line, reason)| DataError::Metadata { path: path.to_path_buf(), line, reason })
 }
 
+/// Names of the columns of a CSV file that are neither file nor caption; none for JSONL, whose rows may all differ.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn other_columns(path: &Path) -> Result<Vec<String>> {
+    if path.extension().is_none_or(|extension| extension != "csv") {
+        return Ok(Vec::new());
+    }
+    let text = std::fs::read_to_string(path).map_err(DataError::io("read", path))?;
+    let heading = text.trim_start_matches('\u{feff}').lines().next().unwrap_or_default();
+    let titles = heading.split(',').map(|title| title.trim().trim_matches('"').to_owned());
+    let is_other = |title: &String| {
+        !title.is_empty()
+            && !FILE_COLUMNS.contains(&title.as_str())
+            && !CAPTION_COLUMNS.contains(&title.as_str())
+    };
+    Ok(titles.filter(is_other).collect())
+}
+
 /// Line and reason of a row that cannot be used.
 pub type Fault = (usize, String);
 

@@ -112,7 +112,7 @@ fn way_out(source: CaptionSource) -> &'static str {
     }
 }
 
-fn check_held_out(config: &DataConfig, items: &[Item]) -> Result<()> {
+pub(crate) fn check_held_out(config: &DataConfig, items: &[Item]) -> Result<()> {
     for pattern in &config.held_out {
         if !items.iter().any(|item| crate::glob::matches(pattern, &item.id)) {
             let known: Vec<&str> = items.iter().take(5).map(|item| item.id.as_str()).collect();
@@ -211,6 +211,15 @@ fn sorted_entries(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
 
 fn extension_of(path: &Path) -> String {
     path.extension().map(|extension| extension.to_string_lossy().to_lowercase()).unwrap_or_default()
+}
+
+/// The clip at `path`: a file, or a folder of numbered pictures; `None` where there is none.
+pub(crate) fn media_at(path: &Path) -> Result<Option<Media>> {
+    if path.is_dir() {
+        let files = numbered_pictures(&sorted_entries(path)?);
+        return Ok(files.map(|files| Media::Pictures { folder: path.to_path_buf(), files }));
+    }
+    Ok(if path.is_file() { media_of(path) } else { None })
 }
 
 fn media_of(path: &Path) -> Option<Media> {

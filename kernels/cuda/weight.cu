@@ -35,11 +35,11 @@ struct Int8 {
     }
 };
 
-// Sixteen codes a thread; the width is a multiple of 16.
-template <class Format, class Y> __device__ void decode(const uint8_t *codes, const float *scale, Y *y, size_t sixteens, int width) {
-    const size_t row_sixteens = width >> 4;
+// Sixteen codes a thread; `each` codes, a multiple of 16, have a scale in common: a row, or a block of one.
+template <class Format, class Y> __device__ void decode(const uint8_t *codes, const float *scale, Y *y, size_t sixteens, int each) {
+    const size_t scale_sixteens = each >> 4;
     for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < sixteens; i += size_t(gridDim.x) * blockDim.x) {
-        const float s = scale[i / row_sixteens];
+        const float s = scale[i / scale_sixteens];
         const uint4 raw = reinterpret_cast<const uint4 *>(codes)[i];
         const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
         for (int w = 0; w < 4; w++) {
@@ -73,8 +73,8 @@ template <class Format, class X> __device__ void code(const X *x, uint8_t *codes
 }
 
 #define WEIGHT(F, FN, Y, YN)                                                                                                      \
-    extern "C" __global__ void decode_##FN##_##YN(const uint8_t *codes, const float *scale, Y *y, size_t sixteens, int width) {   \
-        decode<F>(codes, scale, y, sixteens, width);                                                                              \
+    extern "C" __global__ void decode_##FN##_##YN(const uint8_t *codes, const float *scale, Y *y, size_t sixteens, int each) {    \
+        decode<F>(codes, scale, y, sixteens, each);                                                                               \
     }                                                                                                                             \
     extern "C" __global__ void code_##FN##_##YN(const Y *x, uint8_t *codes, float *scale, int width) {                            \
         code<F>(x, codes, scale, width);                                                                                          \

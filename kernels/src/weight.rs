@@ -1,4 +1,4 @@
-//! Frozen weights: dense, or one byte a number with a scale for each output row.
+//! Frozen weights: dense, or one byte a number with a scale for each output row, or for each block of one.
 //!
 //! Only the weight is coded: a product is made in the dtype of the stream that goes in, from a matrix that is decoded
 //! before it and dropped behind it. Codes lie in u8 tensors, whatever they mean, because every device has those.
@@ -25,18 +25,19 @@ pub enum Format {
 pub enum Weight {
     /// Floating-point numbers; products are made in their dtype.
     Dense(Tensor),
-    /// Bytes with a scale for each row.
+    /// Bytes with scales.
     Coded(Coded),
 }
 
-/// A matrix of which each row is `scale * value(code)`.
+/// A matrix of which each number is `scale * value(code)`; the scale is its row's, or its block's of a row.
 #[derive(Debug, Clone)]
 pub struct Coded {
     /// What the codes mean.
     pub format: Format,
     /// [out, in] u8.
     pub codes: Tensor,
-    /// `[out]` f32, each a positive normal number.
+    /// f32: `[out]`, one for each row, or `[out, blocks]`, one for each of so many blocks of equal length of a row. Those
+    /// that [`Weight::quantise`] makes are positive normal numbers, those of a file whatever it says.
     pub scale: Tensor,
     /// The dtype that products are made in.
     pub compute: DType,
@@ -144,8 +145,11 @@ impl Coded {
         let values = Tensor::new(values, codes.device())?;
         // As u32: candle takes the largest index of a type for "none" and answers zero.
         let indices = codes.to_dtype(DType::U32)?.flatten_all()?;
-        let numbers = values.index_select(&indices, 0)?.reshape(codes.shape())?;
-        numbers.broadcast_mul(&scale.unsqueeze(D::Minus1)?)?.to_dtype(dtype)
+        let numbers = values.index_select(&indices, 0)?.reshape((scale.elem_count(), ()))?;
+        numbers
+            .broadcast_mul(&scale.flatten_all()?.unsqueeze(D::Minus1)?)?
+            .reshape(codes.shape())?
+            .to_dtype(dtype)
     }
 }
 
@@ -196,14 +200,16 @@ impl Gpu {
 
     fn dequantised(&self, coded: &Coded, dtype: DType) -> Result<Option<Tensor>> {
         let (rows, columns) = coded.codes.dims2()?;
-        let Some(suffix) = suffix(dtype).filter(|_| columns % 16 == 0) else { return Ok(None) };
+        // The kernel knows no rows, only how many codes have a scale in common.
+        let each = rows * columns / coded.scale.elem_count();
+        let Some(suffix) = suffix(dtype).filter(|_| each % 16 == 0) else { return Ok(None) };
         if !fits(&[&coded.codes])? {
             return Ok(None);
         }
         let (y, sixteens) = (self.empty((rows, columns), dtype)?, rows * columns / 16);
         let launch = Launch::new(self, File::Weight, &format!("decode_{}_{suffix}", coded.format.name()))?;
         let launch = launch.tensor(&coded.codes)?.tensor(&coded.scale)?.tensor(&y)?;
-        launch.size(sixteens).int(columns).each(sixteens)?;
+        launch.size(sixteens).int(each).each(sixteens)?;
         Ok(Some(y))
     }
 }

@@ -4,12 +4,17 @@
 //! generator with state, and only [`adapter::files`] and [`weights`] touch the disk.
 
 pub mod adapter;
+pub mod clip;
 pub mod dit;
 pub mod error;
+pub mod expert;
 pub mod names;
+pub mod picture;
 pub mod text;
 pub mod umt5;
 pub mod vae;
+pub mod variant;
 pub mod weights;
 
 pub use error::{Error, Result};
+pub use expert::Expert;

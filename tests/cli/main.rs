@@ -3,8 +3,10 @@
 // Helpers of tests are outside of `#[test]` functions, where the lint does not know them for what they are.
 #![allow(clippy::unwrap_used)]
 
+mod adapters;
 mod clips;
 mod desk;
 mod machines;
 mod models;
+mod pictures;
 mod runs;

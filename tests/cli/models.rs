@@ -3,6 +3,8 @@
 use std::fs;
 use std::io::Write;
 
+use proofs::hub::{Repository, Server};
+
 use crate::desk::Desk;
 
 const PLAN: [&str; 2] = ["plan", "recipe.toml"];
@@ -166,4 +168,36 @@ fn a_base_is_settled_trained_on_and_not_exchanged() {
     desk.refuse(&resume, &["model.precision.base", "fp8", "int8"]);
     desk.change("base = \"int8\"", "base = \"fp4\"");
     desk.refuse(&PLAN, &["fp4", "`bf16`", "`fp8`", "`int8`"]);
+}
+
+/// From a recipe that names a model of the hub to its plan, through the program and the variables that it reads.
+#[test]
+fn a_model_of_the_hub_is_told_fetched_and_used() {
+    let desk = Desk::new();
+    let repository = Repository::of(&desk.path("model"));
+    let server = Server::start(move |request, _| repository.honest(request));
+    fs::remove_dir_all(desk.path("model")).unwrap();
+    desk.change("folder = \"model\"", "folder = \"someone/tiny-wan\"");
+    let home = desk.path("hugging");
+    let run = |words: &[&str], offline: &str| -> crate::desk::Outcome {
+        let mut command = desk.command(words);
+        command.env("HF_HOME", &home).env("HF_ENDPOINT", &server.address).env("HF_HUB_OFFLINE", offline);
+        command.env_remove("HF_HUB_CACHE").output().unwrap().into()
+    };
+    let told = run(&PLAN, "0");
+    assert_eq!(told.code, Some(2));
+    assert!(told.stderr.contains("`tandem fetch someone/tiny-wan`"), "{}", told.stderr);
+    assert!(server.asked().is_empty(), "a plan fetches nothing");
+    assert!(run(&["fetch", "someone/tiny-wan"], "1").stderr.contains("HF_HUB_OFFLINE"));
+
+    let told = run(&["fetch", "someone/tiny-wan", "--only", "vae", "--json"], "0").stdout;
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    let folder = std::path::PathBuf::from(told["folder"].as_str().unwrap());
+    assert!(folder.join("Wan2.1_VAE.pth").is_file() && !folder.join("config.json").exists());
+    let whole = run(&["cache", "recipe.toml"], "0");
+    assert_eq!(whole.code, Some(0), "{}", whole.stderr);
+    let plan = run(&PLAN, "1");
+    assert_eq!(plan.code, Some(0), "{}", plan.stderr);
+    assert!(plan.stdout.contains("name = \"tiny-wan\""), "{}", plan.stdout);
+    assert_eq!(server.asked_for("Wan2.1_VAE.pth").len(), 1, "what is there is not fetched again");
 }

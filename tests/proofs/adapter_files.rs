@@ -5,8 +5,8 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 use models::adapter::files::{
-    AdapterFile, AdapterFileError, KeyStyle, LoraPair, Precision, Provenance, Style, read, verify_written,
-    write,
+    AdapterFile, AdapterFileError, KeyStyle, LoraPair, Precision, Provenance, Style, locate, read,
+    verify_written, write,
 };
 use models::{Error, names};
 use proofs::{Tolerance, assert_close, assert_same_bits, device, fixture, fixture_tensors, randn};
@@ -15,6 +15,16 @@ use proofs::{Tolerance, assert_close, assert_same_bits, device, fixture, fixture
 const MERGED: Tolerance = Tolerance::absolute(1e-6);
 /// diffusers' converters move powers of two between the factors; products of rank 4 then agree to rounding.
 const DELTA: Tolerance = Tolerance::relative(1e-6);
+
+const STYLES: [Style; 7] = [
+    Style::Comfy,
+    Style::ComfyAlpha,
+    Style::Diffusers,
+    Style::Peft,
+    Style::Kohya,
+    Style::VideoxFun,
+    Style::Diffsynth,
+];
 
 /// The adapter that the golden files were made from: rank 4, alpha 8.
 fn trained() -> AdapterFile {
@@ -26,7 +36,7 @@ fn trained() -> AdapterFile {
         };
         let module = names::module_from_diffusers(name).unwrap();
         let b = finals[&key.replace("lora_A", "lora_B")].clone();
-        modules.insert(module, LoraPair { a: a.clone(), b, alpha: Some(8.0) });
+        modules.insert(module, LoraPair { a: a.clone(), b, alpha: Some(8.0) }.into());
     }
     assert_eq!(modules.len(), 20);
     AdapterFile { modules, ..AdapterFile::default() }
@@ -54,7 +64,7 @@ fn every_golden_style_reads_as_the_same_adapter() {
         assert_eq!(file.style, Some(style), "{name}");
         assert_same_deltas(name, &file, &trained);
         for (module, pair) in &file.modules {
-            let expected = &trained.modules[module];
+            let (pair, expected) = (pair.pair().unwrap(), trained.modules[module].pair().unwrap());
             let b = if folded { (&expected.b * 2.0).unwrap() } else { expected.b.clone() };
             assert_same_bits(&format!("{name}: A of {module}"), &pair.a, &expected.a);
             assert_same_bits(&format!("{name}: B of {module}"), &pair.b, &b);
@@ -109,30 +119,30 @@ fn any_adapter_survives_every_style_and_precision() {
     for (i, module) in all.enumerate() {
         let rank = 1 + i % 5;
         let (a, b) = (randn(&format!("a{i}"), (rank, 24)), randn(&format!("b{i}"), (10, rank)));
-        adapter.modules.insert(module, LoraPair::new(a, b, 0.37 * (i + 1) as f64).unwrap());
+        adapter.modules.insert(module, LoraPair::new(a, b, 0.37 * (i + 1) as f64).unwrap().into());
     }
     adapter.metadata =
         Provenance { title: "odd".to_owned(), rank: 5, ..Provenance::default() }.metadata(Style::Kohya);
     let folder = tempfile::tempdir().unwrap();
-    for style in [Style::Comfy, Style::Diffusers, Style::Kohya] {
+    for style in STYLES {
         for precision in [Precision::Float32, Precision::Bfloat16, Precision::Float16] {
-            let path = folder.path().join("adapter.safetensors");
+            let path = folder.path().join("adapter");
             let written = write(&path, &adapter, style, precision).unwrap();
-            assert_eq!(
-                written.largest_error == 0.0,
-                (style, precision) == (Style::Kohya, Precision::Float32)
-            );
-            assert_eq!(written.bytes, std::fs::metadata(&path).unwrap().len());
+            assert_eq!(written.largest_error == 0.0, style.has_alpha() && precision == Precision::Float32);
+            let file = locate(&path).unwrap();
+            assert_eq!(written.bytes, std::fs::metadata(&file).unwrap().len());
             let back = read(&path).unwrap();
             assert_eq!(back.metadata["modelspec.title"], "odd");
-            assert_eq!(back.metadata.contains_key("sshs_model_hash"), style == Style::Kohya);
+            assert_eq!(back.metadata.contains_key("sshs_model_hash"), style.is_kohya());
+            for (module, change) in &adapter.modules {
+                let meant = change.pair().unwrap().rank();
+                assert_eq!(back.modules[module].rank(), Some(meant), "{style:?}: rank of {module}");
+            }
+            let left = std::fs::read_dir(folder.path()).unwrap().count();
+            assert_eq!(left, 1, "nothing but the file itself stays behind");
+            if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) }.unwrap();
         }
     }
-    assert_eq!(
-        std::fs::read_dir(folder.path()).unwrap().count(),
-        1,
-        "nothing but the file itself stays behind"
-    );
 }
 
 /// The check after writing must see a single changed factor, not only count modules.
@@ -142,8 +152,8 @@ fn verification_notices_one_wrong_factor() {
     let path = folder.path().join("adapter.safetensors");
     let mut adapter = trained();
     write(&path, &adapter, Style::Comfy, Precision::Float32).unwrap();
-    let pair = adapter.modules.get_mut("blocks.1.ffn.2").unwrap();
-    pair.alpha = Some(8.001);
+    let pair = adapter.modules["blocks.1.ffn.2"].pair().unwrap().clone();
+    adapter.modules.insert("blocks.1.ffn.2".to_owned(), LoraPair { alpha: Some(8.001), ..pair }.into());
     let text = verify_written(&path, &adapter, Precision::Float32).unwrap_err().to_string();
     assert!(text.contains("blocks.1.ffn.2"), "{text}");
     verify_written(&path, &adapter, Precision::Bfloat16).unwrap();
@@ -199,8 +209,8 @@ fn broken_files_are_refused_by_the_key_that_is_wrong() {
         ),
         (
             with("diffusion_model.blocks.0.ffn.0.dora_scale", a.clone()),
-            |e| matches!(e, AdapterFileError::UnknownKeys { .. }),
-            "DoRA",
+            |e| matches!(e, AdapterFileError::NotLengths { .. }),
+            "ffn.0.dora_scale",
         ),
         (
             with("transformer.blocks.0.ffn.net.0.proj.lora_A.weight", a.clone()),
@@ -231,8 +241,9 @@ fn a_refused_export_keeps_the_file_that_was_there() {
     let mut adapter = trained();
     write(&path, &adapter, Style::Kohya, Precision::Bfloat16).unwrap();
     let before = std::fs::read(&path).unwrap();
-    let pair = adapter.modules.get_mut("blocks.0.ffn.0").unwrap();
-    pair.b = (&pair.b.ones_like().unwrap() * 1e6).unwrap().to_dtype(DType::F32).unwrap();
+    let pair = adapter.modules["blocks.0.ffn.0"].pair().unwrap().clone();
+    let b = (&pair.b.ones_like().unwrap() * 1e6).unwrap().to_dtype(DType::F32).unwrap();
+    adapter.modules.insert("blocks.0.ffn.0".to_owned(), LoraPair { b, ..pair }.into());
     let error = write(&path, &adapter, Style::Kohya, Precision::Float16).unwrap_err().to_string();
     assert!(error.contains("blocks.0.ffn.0") && error.contains("float16"), "{error}");
     assert_eq!(std::fs::read(&path).unwrap(), before);
@@ -255,6 +266,13 @@ fn peft_settings_beside_the_file_are_honoured() {
     std::fs::write(folder.path().join("adapter_config.json"), config).unwrap();
     let file = read(&path).unwrap();
     assert_eq!(file.style, Some(KeyStyle::Peft));
-    assert_eq!(file.modules["blocks.3.self_attn.q"].scale(), 3.0);
-    assert_eq!(file.modules["blocks.3.cross_attn.k_img"].scale(), 5.0);
+    let scale = |file: &AdapterFile, module: &str| file.modules[module].pair().unwrap().scale();
+    assert_eq!(scale(&file, "blocks.3.self_attn.q"), 3.0);
+    assert_eq!(scale(&file, "blocks.3.cross_attn.k_img"), 5.0);
+    assert_eq!(scale(&read(folder.path()).unwrap(), "blocks.3.self_attn.q"), 3.0, "the folder itself");
+
+    let other = r#"{"r": 8, "lora_alpha": 6, "rank_pattern": {"add_k_proj": 4}}"#;
+    std::fs::write(folder.path().join("adapter_config.json"), other).unwrap();
+    let refused = read(folder.path()).unwrap_err().to_string();
+    assert!(refused.contains("rank 8") && refused.contains("blocks.3.attn1.to_q"), "{refused}");
 }

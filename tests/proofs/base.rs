@@ -144,7 +144,7 @@ fn a_model_in_bf16_is_as_near_to_f32_as_the_published_ones() {
     let io = fixture_tensors("dit/t2v/io.safetensors");
     let (config, weights) = tiny_weights("official");
     let (x_bcthw, timestep, text_bsd) = (io["input"].clone(), io["timestep"].clone(), io["context"].clone());
-    let input = [NetworkInput { x_bcthw, timestep, text_bsd }];
+    let input = [NetworkInput { x_bcthw, timestep, text_bsd, picture_bsd: None }];
     let expected = io["output"].to_device(&Device::Cpu).unwrap();
     for (stream, bound) in [
         (DType::F32, Error { rms: 0.006, largest: 0.025 }),
@@ -210,7 +210,7 @@ fn gradients_point_where_they_did() {
 /// The losses of 200 steps on one clip, each step with a noise and a sigma of its own.
 fn curve(frozen: Frozen) -> Vec<f64> {
     let config = config(2, 128);
-    let lora = LoraConfig { rank: 32, ..LoraConfig::default() };
+    let lora = LoraConfig { rank: Some(32), ..LoraConfig::default() };
     let targets = lora.select(&config.adaptable_modules()).unwrap();
     let fresh = Adapters::fresh(&targets, &lora, 1, &device()).unwrap();
     let mut pipeline = whole(&open_weights(&config), &config, Base::new(frozen), &fresh);
@@ -243,6 +243,7 @@ fn noisy(step: u64) -> MicroBatch {
             x_bcthw: (kept + noise.broadcast_mul(&share).unwrap()).unwrap(),
             timestep: (sigmas * 1000.0).unwrap(),
             text_bsd: randn("caption", (8, 5, 24)),
+            picture_bsd: None,
         },
         target: (noise - clip).unwrap(),
         weights: vec![1.0; 8],

@@ -1,17 +1,21 @@
 //! The DiT against golden values: outputs, insides, gradients and five steps of LoRA training by PEFT.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Device, Tensor};
 use kernels::adamw;
 use kernels::transfer::HostStore;
 use models::adapter::{Adapter, Adapters};
 use models::dit::ffn::{Chunk, chunks};
-use models::dit::{Base, BlockPlan, Dit, Dropout, Gradients, Keep, Keeping, Pass, Place, embed, rope};
+use models::dit::{
+    Base, BlockPlan, Conditioning, Dit, DitConfig, Dropout, Gradients, ImageBranch, Keep, Keeping, Pass,
+    Place, embed, rope,
+};
 use models::names;
+use models::weights::Weights;
 use proofs::{
-    Tolerance, assert_close, assert_same_bits, device, fixture_json, fixture_tensors, randn, tiny_dit,
-    tiny_weights,
+    DIT_KINDS, Tolerance, assert_close, assert_same_bits, device, difference, fixture_json, fixture_tensors,
+    golden_dit, golden_weights, randn, tiny_dit,
 };
 
 /// f32 sums in another order: the fixtures' own cross-check (official code against diffusers) shows 1.6e-5.
@@ -27,10 +31,37 @@ fn pass(adapters: &Adapters) -> Pass<'_> {
     Pass::new(adapters, None)
 }
 
+/// What a network is shown.
+#[derive(Clone, Copy)]
+struct Shown<'a> {
+    x: &'a Tensor,
+    timestep: &'a Tensor,
+    context: &'a Tensor,
+    picture: Option<&'a Tensor>,
+}
+
+impl<'a> Shown<'a> {
+    fn new(x: &'a Tensor, timestep: &'a Tensor, context: &'a Tensor) -> Self {
+        Self { x, timestep, context, picture: None }
+    }
+
+    /// The first step of the fixtures.
+    fn golden(io: &'a HashMap<String, Tensor>) -> Self {
+        let picture = io.get("clip_fea");
+        Self { picture, ..Self::new(&io["input"], &io["timestep"], &io["context"]) }
+    }
+
+    fn conditioning(&self, dit: &Dit) -> Conditioning {
+        let embedder = dit.embedder.as_ref().unwrap();
+        let cond = embedder.conditioning(self.timestep, self.context, grid(self.x)).unwrap();
+        cond.with_picture(self.picture.map(|states| embedder.picture(states).unwrap()))
+    }
+}
+
 /// The velocity of a whole model on one device, with every block's output.
-fn forward(dit: &Dit, x: &Tensor, timestep: &Tensor, context: &Tensor, pass: &Pass) -> (Tensor, Vec<Tensor>) {
-    let embedder = dit.embedder.as_ref().unwrap();
-    let cond = embedder.conditioning(timestep, context, grid(x)).unwrap();
+fn forward(dit: &Dit, shown: &Shown, pass: &Pass) -> (Tensor, Vec<Tensor>) {
+    let (embedder, x) = (dit.embedder.as_ref().unwrap(), shown.x);
+    let cond = shown.conditioning(dit);
     let mut stream = embedder.tokens(x).unwrap();
     let mut traces = vec![stream.clone()];
     for block in &dit.blocks {
@@ -42,12 +73,50 @@ fn forward(dit: &Dit, x: &Tensor, timestep: &Tensor, context: &Tensor, pass: &Pa
 
 #[test]
 fn output_and_blocks_equal_golden_values() {
-    let (dit, io) = (tiny_dit(), fixture_tensors("dit/t2v/io.safetensors"));
-    let none = Adapters::default();
-    let (output, traces) = forward(&dit, &io["input"], &io["timestep"], &io["context"], &pass(&none));
-    assert_close("output", &output, &io["output"], OUTPUT);
-    assert_close("block 0", &traces[1], &io["trace.block0"], OUTPUT);
-    assert_close("block 1", &traces[2], &io["trace.block1"], OUTPUT);
+    for kind in DIT_KINDS {
+        let (dit, io) = (golden_dit(kind), fixture_tensors(&format!("dit/{kind}/io.safetensors")));
+        let none = Adapters::default();
+        let (output, traces) = forward(&dit, &Shown::golden(&io), &pass(&none));
+        assert_close(&format!("{kind}, output"), &output, &io["output"], OUTPUT);
+        assert_close(&format!("{kind}, block 0"), &traces[1], &io["trace.block0"], OUTPUT);
+        assert_close(&format!("{kind}, block 1"), &traces[2], &io["trace.block1"], OUTPUT);
+    }
+}
+
+/// Modulation is held for each frame that has a time of its own, never for each token: at 720p that would be gigabytes.
+#[test]
+fn tokens_of_a_frame_share_their_modulation() {
+    let (dit, io) = (golden_dit("ti2v"), fixture_tensors("dit/ti2v/io.safetensors"));
+    assert_eq!(Shown::golden(&io).conditioning(&dit).time_bg6d.dims(), [1, 3, 6, 32]);
+}
+
+/// A model that looks at two pictures adds positions to their states, and is otherwise the model of one: with positions
+/// of zero it is that model on 514 rows, with others it is that model on the states moved by them.
+#[test]
+fn a_model_of_two_pictures_knows_which_is_which() {
+    let (config, weights) = golden_weights("i2v21", "official");
+    let io = fixture_tensors("dit/i2v21/io.safetensors");
+    let read = |name: &str| weights.tensor(name, DType::F32, &device()).unwrap();
+    let names: Vec<String> = weights.names().into_iter().map(str::to_owned).collect();
+    let mut tensors: BTreeMap<String, Tensor> = names.iter().map(|name| (name.clone(), read(name))).collect();
+    let positions = randn("positions", (1, 514, 20));
+    tensors.insert("img_emb.emb_pos".into(), positions.clone());
+    let image = config.image.map(|image| ImageBranch { positions: Some(514), ..image });
+    let both = DitConfig { image, ..config };
+    let specs: Vec<String> = both.tensors().into_iter().map(|spec| spec.name).collect();
+    assert!(specs.iter().all(|name| tensors.contains_key(name)) && specs.len() == tensors.len());
+    let two = Dit::load(&Weights::from_tensors(tensors), &both, 0..2, Base::F32, &device()).unwrap();
+    let states = Tensor::cat(&[&io["clip_fea"], &randn("last", (1, 257, 20))], 1).unwrap();
+    let moved = states.broadcast_add(&positions).unwrap();
+    let (none, golden) = (Adapters::default(), Shown::golden(&io));
+    let of =
+        |dit: &Dit, states: &Tensor| forward(dit, &Shown { picture: Some(states), ..golden }, &pass(&none)).0;
+    let got = of(&two, &states);
+    assert_same_bits("output", &got, &of(&golden_dit("i2v21"), &moved));
+    let swapped = Tensor::cat(&[states.narrow(1, 257, 257).unwrap(), io["clip_fea"].clone()], 1).unwrap();
+    assert!(difference(&of(&two, &swapped), &got).0 > 1e-3, "the order of the pictures does nothing");
+    let one = two.embedder.as_ref().unwrap().picture(&io["clip_fea"]).unwrap_err().to_string();
+    assert!(one.contains("514 rows"), "{one}");
 }
 
 #[test]
@@ -56,7 +125,8 @@ fn a_timestep_for_each_token_equals_one_for_all() {
     let none = Adapters::default();
     let tokens = dit.config.tokens(3, 8, 6);
     let per_token = io["timestep"].reshape((1, 1)).unwrap().broadcast_as((1, tokens)).unwrap();
-    let (output, _) = forward(&dit, &io["input"], &per_token, &io["context"], &pass(&none));
+    let shown = Shown { timestep: &per_token, ..Shown::golden(&io) };
+    let (output, _) = forward(&dit, &shown, &pass(&none));
     assert_close("output", &output, &io["output"], OUTPUT);
 
     // Frames with times of their own, and tokens with times of their own, take the other two paths: they must agree
@@ -66,19 +136,21 @@ fn a_timestep_for_each_token_equals_one_for_all() {
     by_token[0] += 1e-5; // enough to leave the path by frames, and too little to see
     let run = |times: Vec<f32>| {
         let times = Tensor::from_vec(times, (1, tokens), &device()).unwrap();
-        forward(&dit, &io["input"], &times, &io["context"], &pass(&none)).0
+        forward(&dit, &Shown { timestep: &times, ..Shown::golden(&io) }, &pass(&none)).0
     };
     assert_close("frames against tokens", &run(by_token), &run(by_frame), OUTPUT);
 }
 
 #[test]
 fn diffusers_weights_are_the_official_ones() {
-    let io = fixture_tensors("dit/t2v/io.safetensors");
-    let none = Adapters::default();
-    let (config, weights) = tiny_weights("diffusers");
-    let dit = Dit::load(&weights, &config, 0..config.layers, Base::F32, &device()).unwrap();
-    let run = |dit| forward(dit, &io["input"], &io["timestep"], &io["context"], &pass(&none)).0;
-    assert_same_bits("output", &run(&dit), &run(&tiny_dit()));
+    for kind in DIT_KINDS {
+        let io = fixture_tensors(&format!("dit/{kind}/io.safetensors"));
+        let none = Adapters::default();
+        let (config, weights) = golden_weights(kind, "diffusers");
+        let dit = Dit::load(&weights, &config, 0..config.layers, Base::F32, &device()).unwrap();
+        let run = |dit| forward(dit, &Shown::golden(&io), &pass(&none)).0;
+        assert_same_bits(kind, &run(&dit), &run(&golden_dit(kind)));
+    }
 }
 
 #[test]
@@ -86,10 +158,11 @@ fn a_batch_equals_its_samples() {
     let (dit, none) = (tiny_dit(), Adapters::default());
     let (x, text) = (randn("x", (2, 16, 3, 4, 6)), randn("text", (2, 9, 24)));
     let times = Tensor::new(&[900f32, 250.0], &device()).unwrap();
-    let (both, _) = forward(&dit, &x, &times, &text, &pass(&none));
+    let (both, _) = forward(&dit, &Shown::new(&x, &times, &text), &pass(&none));
     for i in 0..2 {
         let one = |t: &Tensor| t.narrow(0, i, 1).unwrap();
-        let (alone, _) = forward(&dit, &one(&x), &one(&times), &one(&text), &pass(&none));
+        let (x, times, text) = (one(&x), one(&times), one(&text));
+        let (alone, _) = forward(&dit, &Shown::new(&x, &times, &text), &pass(&none));
         assert_close("sample", &one(&both), &alone, Tolerance::absolute(2e-5));
     }
 }
@@ -108,11 +181,7 @@ fn tables_equal_golden_values() {
 }
 
 /// The PEFT adapter of the fixture `prefix` by official names, with the given scale.
-fn golden_adapters(
-    tensors: &std::collections::HashMap<String, Tensor>,
-    prefix: &str,
-    scale: f64,
-) -> Adapters {
+fn golden_adapters(tensors: &HashMap<String, Tensor>, prefix: &str, scale: f64) -> Adapters {
     let mut adapters = Adapters::default();
     for (name, a) in tensors {
         let Some(module) = name.strip_prefix(prefix).and_then(|n| n.strip_suffix(".lora_A.weight")) else {
@@ -134,92 +203,132 @@ fn golden_name(prefix: &str, official: &str) -> String {
 /// Every block's plan where nothing else is asked for.
 const LEAN: [BlockPlan; 2] = [BlockPlan { keep: Keep::Input, place: Place::Device }; 2];
 
-/// Loss and gradients of one velocity prediction.
-fn loss_and_gradients(dit: &Dit, io: &[&Tensor; 4], pass: &Pass, plans: &[BlockPlan]) -> (f32, Gradients) {
-    let [x, timestep, context, target] = io;
-    let embedder = dit.embedder.as_ref().unwrap();
-    let cond = embedder.conditioning(timestep, context, grid(x)).unwrap();
+/// Loss and gradients of one velocity prediction; `mask` says what counts.
+fn loss_and_gradients(
+    dit: &Dit,
+    shown: &Shown,
+    (target, mask): (&Tensor, Option<&Tensor>),
+    pass: &Pass,
+    plans: &[BlockPlan],
+) -> (f32, Gradients) {
+    let (embedder, x) = (dit.embedder.as_ref().unwrap(), shown.x);
+    let cond = shown.conditioning(dit);
     let keeping = Keeping { plans, store: &HostStore::new(&device()).unwrap() };
     let tokens = embedder.tokens(x).unwrap();
     let (stream, kept) = dit.through_keeping(tokens, &cond, pass, &keeping).unwrap();
     let head = dit.head.as_ref().unwrap();
     let weights = Tensor::ones(x.dim(0).unwrap(), DType::F32, &device()).unwrap();
     let prediction = head.forward(&stream, &cond, grid(x)).unwrap();
-    let loss = kernels::loss::mse(&prediction, target, &weights, None).unwrap();
+    let loss = kernels::loss::mse(&prediction, target, &weights, mask).unwrap();
     let mut gradients = Gradients::default();
     let dy = head.backward(&stream, &loss.d_prediction, &cond).unwrap();
     dit.backward(kept, dy, &cond, pass, &mut gradients).unwrap();
     (loss.value.to_scalar().unwrap(), gradients)
 }
 
+/// The fixtures' noised step `i`: what the network sees, its timesteps, and the target. TI2V's first frame stays clean, at
+/// timestep 0.
+fn golden_step(kind: &str, io: &HashMap<String, Tensor>, i: usize, sigma: f64) -> [Tensor; 3] {
+    let (x0, noise) = (&io["x0"], io["noise"].get(i).unwrap());
+    let noisy = ((x0 * (1.0 - sigma)).unwrap() + (&noise * sigma).unwrap()).unwrap();
+    let (_, _, frames, height, width) = x0.dims5().unwrap();
+    let time = (sigma * 1000.0) as f32;
+    let mut timestep = Tensor::new(&[time], &device()).unwrap();
+    let mut x = noisy.clone();
+    if let Some(cond) = io.get("cond") {
+        x = Tensor::cat(&[&noisy, cond], 1).unwrap();
+    }
+    if kind == "ti2v" {
+        let rest = noisy.narrow(2, 1, frames - 1).unwrap();
+        x = Tensor::cat(&[&x0.narrow(2, 0, 1).unwrap(), &rest], 2).unwrap();
+        let of_frame = height * width / 4;
+        let times: Vec<f32> = (0..frames * of_frame).map(|l| if l < of_frame { 0.0 } else { time }).collect();
+        timestep = Tensor::from_vec(times, (1, frames * of_frame), &device()).unwrap();
+    }
+    if i == 0 {
+        assert_close("network input", &x, &io["input"], Tolerance::absolute(1e-6));
+        assert_same_bits("timestep", &timestep, &io["timestep"]);
+    }
+    [x, timestep, (noise - x0).unwrap()]
+}
+
+/// What counts in the loss: TI2V leaves the first latent frame out.
+fn golden_mask(kind: &str, frames: usize) -> Option<Tensor> {
+    let counts: Vec<f32> = (0..frames).map(|frame| if frame == 0 { 0.0 } else { 1.0 }).collect();
+    (kind == "ti2v").then(|| Tensor::from_vec(counts, (1, 1, frames, 1, 1), &device()).unwrap())
+}
+
 #[test]
 fn five_steps_of_lora_training_equal_peft() {
-    let (dit, io) = (tiny_dit(), fixture_tensors("dit/t2v/io.safetensors"));
-    let (golden, plan) =
-        (fixture_tensors("dit/t2v/lora_train.safetensors"), fixture_json("dit/t2v/lora_train.json"));
+    DIT_KINDS.into_iter().for_each(five_steps);
+}
+
+fn five_steps(kind: &str) {
+    let (dit, io) = (golden_dit(kind), fixture_tensors(&format!("dit/{kind}/io.safetensors")));
+    let golden = fixture_tensors(&format!("dit/{kind}/lora_train.safetensors"));
+    let plan = fixture_json(&format!("dit/{kind}/lora_train.json"));
     let mut adapters = golden_adapters(&golden, "init.", plan["scale"].as_f64().unwrap());
     let mut states: BTreeMap<String, adamw::State> = BTreeMap::new();
-    let target = |noise: &Tensor| (noise - &io["x0"]).unwrap();
+    let mask = golden_mask(kind, io["x0"].dim(2).unwrap());
     for (i, sigma) in plan["sigmas"].as_array().unwrap().iter().enumerate() {
-        let (sigma, noise) = (sigma.as_f64().unwrap(), io["noise"].get(i).unwrap());
-        let x = ((&io["x0"] * (1.0 - sigma)).unwrap() + (&noise * sigma).unwrap()).unwrap();
-        let timestep = Tensor::new(&[(sigma * 1000.0) as f32], &device()).unwrap();
-        let inputs = [&x, &timestep, &io["context"], &target(&noise)];
-        let (loss, gradients) = loss_and_gradients(&dit, &inputs, &pass(&adapters), &LEAN);
+        let [x, timestep, target] = golden_step(kind, &io, i, sigma.as_f64().unwrap());
+        let shown = Shown { x: &x, timestep: &timestep, ..Shown::golden(&io) };
+        let (loss, gradients) =
+            loss_and_gradients(&dit, &shown, (&target, mask.as_ref()), &pass(&adapters), &LEAN);
 
         let expected = plan["losses"][i].as_f64().unwrap();
-        assert!((f64::from(loss) - expected).abs() < 1e-4, "loss of step {i}: {loss}, expected {expected}");
+        assert!((f64::from(loss) - expected).abs() < 1e-4, "{kind}, loss {i}: {loss}, expected {expected}");
         let square = |g: &Tensor| f64::from(g.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
         let norm = gradients.iter().map(|(_, g)| square(g)).sum::<f64>().sqrt();
         let expected = plan["grad_norms"][i].as_f64().unwrap();
-        assert!(
-            (norm / expected - 1.0).abs() < 1e-3,
-            "gradient norm of step {i}: {norm}, expected {expected}"
-        );
+        assert!((norm / expected - 1.0).abs() < 1e-3, "{kind}, norm {i}: {norm}, expected {expected}");
         if i == 0 {
             for (name, gradient) in gradients.iter() {
                 let tolerance = Tolerance { absolute: 1e-12, relative: 1e-3 };
                 assert_close(name, gradient, &golden[&golden_name("grad0.", name)], tolerance);
             }
         }
-
-        let update = adamw::Update {
-            lr: 1e-2,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: 0.01,
-            step: i as u64 + 1,
-        };
-        for (name, parameter) in adapters.parameters() {
-            let zeros = parameter.zeros_like().unwrap();
-            let fresh = adamw::State { parameter, first: zeros.clone(), second: zeros };
-            let state = states.remove(&name).unwrap_or(fresh);
-            states.insert(name.clone(), adamw::step(&state, gradients.get(&name).unwrap(), &update).unwrap());
-        }
-        adapters
-            .set_parameters(&states.iter().map(|(name, s)| (name.clone(), s.parameter.clone())).collect());
+        updated(&mut adapters, &mut states, &gradients, i as u64 + 1);
     }
     // Adam turns the sign of a near-zero gradient into a whole step of 1e-2: the looser bound of the fixtures.
     for (name, state) in &states {
-        assert_close(
-            name,
-            &state.parameter,
-            &golden[&golden_name("final.", name)],
-            Tolerance::absolute(2e-3),
-        );
+        let expected = &golden[&golden_name("final.", name)];
+        assert_close(name, &state.parameter, expected, Tolerance::absolute(2e-3));
     }
+}
+
+/// One step of AdamW with the fixtures' settings.
+fn updated(
+    adapters: &mut Adapters,
+    states: &mut BTreeMap<String, adamw::State>,
+    gradients: &Gradients,
+    step: u64,
+) {
+    let update = adamw::Update { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step };
+    for (name, parameter) in adapters.parameters() {
+        let zeros = parameter.zeros_like().unwrap();
+        let fresh = adamw::State { parameter, first: zeros.clone(), second: zeros };
+        let state = states.remove(&name).unwrap_or(fresh);
+        states.insert(name.clone(), adamw::step(&state, gradients.get(&name).unwrap(), &update).unwrap());
+    }
+    adapters.set_parameters(&states.iter().map(|(name, s)| (name.clone(), s.parameter.clone())).collect());
 }
 
 #[test]
 fn what_is_kept_and_where_changes_no_bit() {
-    let (dit, io) = (tiny_dit(), fixture_tensors("dit/t2v/io.safetensors"));
-    let golden = fixture_tensors("dit/t2v/lora_train.safetensors");
+    for kind in ["t2v", "i2v21"] {
+        what_is_kept_changes_no_bit_of(kind);
+    }
+}
+
+fn what_is_kept_changes_no_bit_of(kind: &str) {
+    let (dit, io) = (golden_dit(kind), fixture_tensors(&format!("dit/{kind}/io.safetensors")));
+    let golden = fixture_tensors(&format!("dit/{kind}/lora_train.safetensors"));
     let adapters = golden_adapters(&golden, "after1.", 2.0);
     let dropout = Dropout { p: 0.25, keys: vec![kernels::random::Key::new(3, "dropout", &[1])] };
     let pass = Pass::new(&adapters, Some(&dropout));
-    let inputs = [&io["input"], &io["timestep"], &io["context"], &io["target"]];
-    let (lean_loss, lean) = loss_and_gradients(&dit, &inputs, &pass, &LEAN);
+    let (shown, target) = (Shown::golden(&io), (&io["target"], None));
+    let (lean_loss, lean) = loss_and_gradients(&dit, &shown, target, &pass, &LEAN);
     let all = [Keep::Input, Keep::Attention, Keep::All].map(|keep| {
         [Place::Device, Place::Host, Place::HostUntilUsed].map(|place| BlockPlan { keep, place })
     });
@@ -227,7 +336,7 @@ fn what_is_kept_and_where_changes_no_bit() {
     for first in all {
         for second in all {
             let plans = [*first, *second];
-            let (loss, gradients) = loss_and_gradients(&dit, &inputs, &pass, &plans);
+            let (loss, gradients) = loss_and_gradients(&dit, &shown, target, &pass, &plans);
             assert_eq!(loss.to_bits(), lean_loss.to_bits(), "{plans:?}");
             for (name, gradient) in lean.iter() {
                 assert_same_bits(&format!("{name}, {plans:?}"), gradients.get(name).unwrap(), gradient);
@@ -253,11 +362,12 @@ fn feed_forward_in_chunks_equals_the_whole() {
     let by_frame = Tensor::from_vec(by_frame, (2, tokens), &device()).unwrap();
     let shared = Tensor::new(&[700f32, 300.0], &device()).unwrap();
     for times in [&shared, &by_frame] {
-        let inputs = [&x, times, &text, &target];
+        let shown = Shown::new(&x, times, &text);
         let whole = Pass::new(&adapters, Some(&dropout));
-        let (loss, gradients) = loss_and_gradients(&dit, &inputs, &whole, &LEAN);
+        let (loss, gradients) = loss_and_gradients(&dit, &shown, (&target, None), &whole, &LEAN);
         for most in [1, 4, 7, 12, tokens] {
-            let (got, of_chunks) = loss_and_gradients(&dit, &inputs, &whole.with_ffn_tokens(most), &LEAN);
+            let (got, of_chunks) =
+                loss_and_gradients(&dit, &shown, (&target, None), &whole.with_ffn_tokens(most), &LEAN);
             assert!((got / loss - 1.0).abs() < 1e-5, "{most} tokens: loss {got}, expected {loss}");
             for (name, gradient) in gradients.iter() {
                 assert_close(
@@ -296,11 +406,16 @@ fn chunks_of_tokens_respect_their_groups() {
 
 #[test]
 fn every_trainable_tensor_gets_a_finite_nonzero_gradient() {
-    let (dit, io) = (tiny_dit(), fixture_tensors("dit/t2v/io.safetensors"));
-    let golden = fixture_tensors("dit/t2v/lora_train.safetensors");
+    DIT_KINDS.into_iter().for_each(every_tensor_of_a_kind_gets_a_gradient);
+}
+
+fn every_tensor_of_a_kind_gets_a_gradient(kind: &str) {
+    let (dit, io) = (golden_dit(kind), fixture_tensors(&format!("dit/{kind}/io.safetensors")));
+    let golden = fixture_tensors(&format!("dit/{kind}/lora_train.safetensors"));
     let adapters = golden_adapters(&golden, "after1.", 2.0); // after one step B is no longer zero, so A has a gradient
-    let inputs = [&io["input"], &io["timestep"], &io["context"], &io["target"]];
-    let (_, gradients) = loss_and_gradients(&dit, &inputs, &pass(&adapters), &LEAN);
+    let (shown, target) = (Shown::golden(&io), (&io["target"], golden_mask(kind, io["x0"].dim(2).unwrap())));
+    let target = (target.0, target.1.as_ref());
+    let (_, gradients) = loss_and_gradients(&dit, &shown, target, &pass(&adapters), &LEAN);
     let parameters = adapters.parameters();
     assert_eq!(parameters.len(), 2 * dit.config.adaptable_modules().len());
     for name in parameters.keys() {

@@ -4,9 +4,8 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor};
-use kernels::low_rank::Factors;
 use models::adapter::files::{AdapterFile, Precision, Style, read, write};
-use models::adapter::{Adapter, Adapters, LoraConfig, Scaling};
+use models::adapter::{Adapter, Adapters, Delta, LoraConfig, Scaling};
 use models::weights::Weights;
 use proofs::small::{pipeline, velocities};
 use proofs::{
@@ -47,11 +46,9 @@ fn merged(file: &AdapterFile, strength: f64) -> Pipeline {
 /// The adapter of a file as sampling uses it: frozen, at `strength`.
 fn frozen(file: &AdapterFile, strength: f64) -> Adapters {
     let mut adapters = Adapters::default();
-    for (module, pair) in &file.modules {
-        let scale = pair.scale() * strength;
-        let on_device = |t: &Tensor| t.to_device(&device()).unwrap();
-        let factors = Factors { a: on_device(&pair.a), b: on_device(&pair.b), scale };
-        adapters.attach(module.clone(), Adapter::frozen(factors));
+    for (module, change) in &file.modules {
+        let delta = Delta::new(change, strength).unwrap().to_device(&device()).unwrap();
+        adapters.attach(module.clone(), Adapter::frozen(delta));
     }
     adapters
 }
@@ -59,7 +56,7 @@ fn frozen(file: &AdapterFile, strength: f64) -> Adapters {
 fn golden_input() -> NetworkInput {
     let io = fixture_tensors("dit/t2v/io.safetensors");
     let [x_bcthw, timestep, text_bsd] = ["input", "timestep", "context"].map(|name| io[name].clone());
-    NetworkInput { x_bcthw, timestep, text_bsd }
+    NetworkInput { x_bcthw, timestep, text_bsd, picture_bsd: None }
 }
 
 fn velocity(pipeline: &Pipeline) -> Tensor {
@@ -68,7 +65,7 @@ fn velocity(pipeline: &Pipeline) -> Tensor {
 
 /// Adapters as training leaves them: some of the modules, both factors random, scaled by the rule of `scaling`.
 fn live(scaling: Scaling) -> Adapters {
-    let config = LoraConfig { rank: 5, alpha: Some(3.7), scaling, ..LoraConfig::default() };
+    let config = LoraConfig { rank: Some(5), alpha: Some(3.7), scaling, ..LoraConfig::default() };
     let (dit, _) = tiny_weights("official");
     let targets = config.select(&dit.adaptable_modules()).unwrap();
     let mut adapters = Adapters::fresh(&targets, &config, 9, &device()).unwrap();

@@ -2,7 +2,9 @@
 
 use candle_core::{DType, Tensor, Var};
 use kernels::weight::Weight;
-use kernels::{Result, attention, gelu, linear, loss, low_rank, norm, norm_rope, residual, rope};
+use kernels::{
+    Result, attention, dora, gelu, linear, loha, lokr, loss, low_rank, norm, norm_rope, residual, rope,
+};
 use proofs::{Tolerance, assert_close, randn};
 
 /// One f32 rounding: a GPU adds before it rounds a result, other devices behind it.
@@ -127,6 +129,106 @@ fn low_rank_groups_equal_their_members_alone() {
             (got, expected) => assert_eq!(got.is_some(), expected.is_some()),
         }
     }
+}
+
+#[test]
+fn loha_backward() {
+    let names = ["w1_a", "w1_b", "w2_a", "w2_b"];
+    let all = [randn("w1_a", (4, 2)), randn("w1_b", (2, 5)), randn("w2_a", (4, 2)), randn("w2_b", (2, 5))];
+    let factors =
+        |[w1_a, w1_b, w2_a, w2_b]: [Tensor; 4]| loha::Factors { w1_a, w1_b, w2_a, w2_b, scale: 0.7 };
+    let (x, dy) = (randn("x", (2, 3, 5)), randn("dy", (2, 3, 4)));
+    let got = loha::backward(&x, &dy, &factors(all.clone())).unwrap();
+    let twin = |x: &Tensor, [w1_a, w1_b, w2_a, w2_b]: &[Tensor; 4]| {
+        let delta = ((w1_a.matmul(w1_b)? * w2_a.matmul(w2_b)?)? * 0.7)?;
+        x.broadcast_matmul(&delta.t()?)
+    };
+    let by_x = |x: &Tensor| loha::forward(x, &factors(all.clone()));
+    assert_gradient("loha, input", &by_x, &|x| twin(x, &all), &x, &dy, &got.dx);
+    for (i, name) in names.iter().enumerate() {
+        let with = |w: &Tensor| {
+            let mut moved = all.clone();
+            moved[i] = w.clone();
+            moved
+        };
+        let f = |w: &Tensor| loha::forward(&x, &factors(with(w)));
+        assert_gradient(&format!("loha, {name}"), &f, &|w| twin(&x, &with(w)), &all[i], &dy, &got.factors[i]);
+    }
+}
+
+/// W1 ⊗ W2 out of ops that candle can differentiate.
+fn kron(w1: &Tensor, w2: &Tensor) -> Result<Tensor> {
+    let ((o1, i1), (o2, i2)) = (w1.dims2()?, w2.dims2()?);
+    w1.reshape((o1, 1, i1, 1))?.broadcast_mul(&w2.reshape((1, o2, 1, i2))?)?.reshape((o1 * o2, i1 * i2))
+}
+
+/// Both sides whole, and each in thin factors.
+#[test]
+fn lokr_backward() {
+    let (x, dy) = (randn("x", (2, 3, 12)), randn("dy", (2, 3, 10)));
+    let (w1, w2) = (randn("w1", (2, 3)), randn("w2", (5, 4)));
+    let (a1, b1) = (randn("a1", (2, 1)), randn("b1", (1, 3)));
+    let (a2, b2) = (randn("a2", (5, 2)), randn("b2", (2, 4)));
+    let apply =
+        |w1: lokr::Half, w2: lokr::Half, x: &Tensor| lokr::forward(x, &lokr::Factors { w1, w2, scale: 1.7 });
+    let full = |w: &Tensor| lokr::Half::Full(w.clone());
+    let low = |a: &Tensor, b: &Tensor| lokr::Half::Low(a.clone(), b.clone());
+    let twin = |w1: &Tensor, w2: &Tensor, x: &Tensor| x.broadcast_matmul(&(kron(w1, w2)?.t()? * 1.7)?);
+
+    let got = lokr::backward(&x, &dy, &lokr::Factors { w1: full(&w1), w2: full(&w2), scale: 1.7 }).unwrap();
+    assert_gradient(
+        "lokr, input",
+        &|x| apply(full(&w1), full(&w2), x),
+        &|x| twin(&w1, &w2, x),
+        &x,
+        &dy,
+        &got.dx,
+    );
+    let (lokr::Half::Full(d1), lokr::Half::Full(d2)) = (&got.w1, &got.w2) else { panic!("{got:?}") };
+    assert_gradient("lokr, w1", &|w| apply(full(w), full(&w2), &x), &|w| twin(w, &w2, &x), &w1, &dy, d1);
+    assert_gradient("lokr, w2", &|w| apply(full(&w1), full(w), &x), &|w| twin(&w1, w, &x), &w2, &dy, d2);
+
+    let thin = lokr::Factors { w1: low(&a1, &b1), w2: low(&a2, &b2), scale: 1.7 };
+    let got = lokr::backward(&x, &dy, &thin).unwrap();
+    let (lokr::Half::Low(da1, db1), lokr::Half::Low(da2, db2)) = (&got.w1, &got.w2) else {
+        panic!("{got:?}")
+    };
+    let (p1, p2) = (a1.matmul(&b1).unwrap(), a2.matmul(&b2).unwrap());
+    let f = |a: &Tensor| apply(low(a, &b1), low(&a2, &b2), &x);
+    assert_gradient("lokr, w1_a", &f, &|a| twin(&a.matmul(&b1)?, &p2, &x), &a1, &dy, da1);
+    let f = |b: &Tensor| apply(low(&a1, b), low(&a2, &b2), &x);
+    assert_gradient("lokr, w1_b", &f, &|b| twin(&a1.matmul(b)?, &p2, &x), &b1, &dy, db1);
+    let f = |a: &Tensor| apply(low(&a1, &b1), low(a, &b2), &x);
+    assert_gradient("lokr, w2_a", &f, &|a| twin(&p1, &a.matmul(&b2)?, &x), &a2, &dy, da2);
+    let f = |b: &Tensor| apply(low(&a1, &b1), low(&a2, b), &x);
+    assert_gradient("lokr, w2_b", &f, &|b| twin(&p1, &a2.matmul(b)?, &x), &b2, &dy, db2);
+}
+
+/// The lengths that rows are divided by pass no gradient, so they are given here.
+#[test]
+fn dora_backward() {
+    let (x, dy, plain) = (randn("x", (2, 3, 5)), randn("dy", (2, 3, 4)), randn("u", (2, 3, 4)));
+    let (a, b) = (randn("a", (2, 5)), randn("b", (4, 2)));
+    let positive = |name: &str| (randn(name, 4).abs().unwrap() + 0.5).unwrap();
+    let (magnitude, norm) = (positive("m"), positive("n"));
+    let lengths = |m: &Tensor| dora::Lengths { magnitude: m.clone(), norm: norm.clone(), strength: 0.8 };
+    let factors = |a: &Tensor, b: &Tensor| low_rank::Factors { a: a.clone(), b: b.clone(), scale: 0.7 };
+    let got = dora::backward(&x, &plain, &dy, &factors(&a, &b), &lengths(&magnitude)).unwrap();
+    let twin = |x: &Tensor, u: &Tensor, a: &Tensor, b: &Tensor, m: &Tensor| {
+        let c = m.div(&norm)?;
+        let low = (x.broadcast_matmul(&a.t()?)?.broadcast_matmul(&b.t()?)? * 0.7)?;
+        (u.broadcast_mul(&(&c - 1.0)?)? + low.broadcast_mul(&c)?)? * 0.8
+    };
+    let f = |x: &Tensor| dora::forward(x, &plain, &factors(&a, &b), &lengths(&magnitude));
+    assert_gradient("dora, input", &f, &|x| twin(x, &plain, &a, &b, &magnitude), &x, &dy, &got.dx);
+    let f = |u: &Tensor| dora::forward(&x, u, &factors(&a, &b), &lengths(&magnitude));
+    assert_gradient("dora, product", &f, &|u| twin(&x, u, &a, &b, &magnitude), &plain, &dy, &got.d_plain);
+    let f = |a: &Tensor| dora::forward(&x, &plain, &factors(a, &b), &lengths(&magnitude));
+    assert_gradient("dora, A", &f, &|a| twin(&x, &plain, a, &b, &magnitude), &a, &dy, &got.factors.da);
+    let f = |b: &Tensor| dora::forward(&x, &plain, &factors(&a, b), &lengths(&magnitude));
+    assert_gradient("dora, B", &f, &|b| twin(&x, &plain, &a, b, &magnitude), &b, &dy, &got.factors.db);
+    let f = |m: &Tensor| dora::forward(&x, &plain, &factors(&a, &b), &lengths(m));
+    assert_gradient("dora, m", &f, &|m| twin(&x, &plain, &a, &b, m), &magnitude, &dy, &got.d_magnitude);
 }
 
 #[test]

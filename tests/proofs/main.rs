@@ -1,20 +1,31 @@
 //! The proofs: each claim of Tandem with the test that would catch the plausible bug.
 
 mod accumulate;
+mod adapter_apply;
+mod adapter_begin;
 mod adapter_files;
 mod arena;
+mod adapter_kinds;
+mod adapter_reading;
+mod adapter_tools;
 mod base;
 mod bench;
+mod clip;
 mod data_cache;
 mod data_decode;
+mod data_import;
 mod data_pipeline;
 mod dit;
 mod export;
+mod fp8_files;
 mod gradients;
+mod hub;
 mod memory;
+mod model_files;
 mod noise;
 mod optimizer;
 mod overfit;
+mod pictures;
 mod pipeline;
 mod plan;
 mod probe;

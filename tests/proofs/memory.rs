@@ -4,7 +4,7 @@
 use candle_core::DType;
 use kernels::device::Repeatability;
 use kernels::weight::Format;
-use models::adapter::{LoraConfig, Target};
+use models::adapter::{Kind, LoraConfig, Target};
 use models::dit::{Base, BlockPlan, DitConfig, Keep, Place};
 use models::weights::{Frozen, Storage};
 use proofs::project::Project;
@@ -41,7 +41,18 @@ impl Model {
     fn task(&self, storage: Storage, latents: (usize, usize, usize), accumulate: usize) -> Task<'_> {
         let base = Base::new(Frozen { compute: DType::BF16, storage });
         let Self { dit, targets } = self;
-        Task { dit, base, targets, rank: 32, dropout: false, batch: 1, accumulate, latents }
+        Task {
+            dit,
+            base,
+            targets,
+            kind: Kind::Lora,
+            factor: None,
+            rank: 32,
+            dropout: false,
+            batch: 1,
+            accumulate,
+            latents,
+        }
     }
 }
 
@@ -92,6 +103,26 @@ fn a_block_takes_what_a_hand_counts() {
     // Tensors below a MiB, and micro-batches that are used up by then.
     let tolerance = 32 << 20;
     assert!(forecast.abs_diff(counted) < tolerance, "{} and {}", Bytes(forecast), Bytes(counted));
+}
+
+/// The branch that looks at a picture takes its weights, keys and values of 257 rows, an attention over them, and where
+/// everything is kept, that one's output: for each block a stream in bf16 and what 257 rows are.
+#[test]
+fn the_branch_of_a_picture_is_counted() {
+    let (text, picture) = (Model::new("t2v-14b"), Model::new("i2v-14b"));
+    let plan = |keep| BlockPlan { keep, place: Place::Device };
+    let forecast = |model: &Model, keep| alone(&model.task(Storage::Dense, clip(17), 1), plan(keep), 1024);
+    let weights = |model: &Model| forecast(model, Keep::Input).weights;
+    assert_eq!(weights(&picture) - weights(&text), {
+        let base = Base::new(Frozen::dense(DType::BF16));
+        base.bytes(&picture.dit, &(0..40)) - base.bytes(&text.dit, &(0..40))
+    });
+    let kept = |model: &Model| forecast(model, Keep::All).kept;
+    // Output and log-sum-exp of 7800 tokens, keys and values of 257 rows. At the peak all 40 blocks have left theirs.
+    let of_block = 7800 * 5120 * 2 + (40u64 * 7800 * 4).next_multiple_of(512) + 2 * 257 * 5120 * 2;
+    assert_eq!(kept(&picture) - kept(&text), 40 * of_block);
+    let input = |model: &Model| forecast(model, Keep::Input);
+    assert_eq!(input(&picture).kept, input(&text).kept, "the input of a block is no larger");
 }
 
 /// What must make a step larger makes its forecast larger.

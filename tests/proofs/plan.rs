@@ -3,6 +3,7 @@
 use kernels::device::{Repeatability, Settings};
 use models::adapter::Scaling;
 use proofs::project::Project;
+use trainer::base::{DitFiles, Dits};
 use trainer::bytes::Bytes;
 use trainer::devices::Transfer;
 use trainer::lr::LrSchedule;
@@ -60,13 +61,18 @@ fn every_changed_setting_is_named() {
     let plan = planned.plan;
     type Change = fn(&mut Plan);
     let changes: [(&str, Change); 16] = [
-        ("adapter.rank", |p| p.adapter.rank = 31),
+        ("adapter.rank", |p| p.adapter.rank = Some(31)),
         ("adapter.scaling", |p| p.adapter.scaling = Scaling::RsLora),
         ("adapter.targets", |p| p.adapter.targets.truncate(1)),
         ("data.sizes", |p| p.data.sizes[0] = [64, 64]),
         ("data.repeats.clip0*", |p| p.data.repeats.clear()),
         ("dataset.digest", |p| p.dataset.digest.push('0')),
-        ("model.dit", |p| p.model.dit.push("elsewhere")),
+        ("model.dits.single.weights", |p| {
+            p.model.dits = Dits::Single(DitFiles {
+                weights: "elsewhere".into(),
+                ..p.model.trained_dit().unwrap().clone()
+            });
+        }),
         ("optimizer.betas", |p| p.optimizer.betas[1] = 0.99),
         ("optimizer.schedule", |p| p.optimizer.schedule = LrSchedule::Cosine),
         ("run.seed", |p| p.run.seed = 43),
@@ -109,14 +115,19 @@ fn a_memory_limit_reaches_the_device_as_it_was_written() {
         let planned = Plan::make_with(&project.recipe(), overrides, &mut |_, _| {}).unwrap();
         toml::from_str::<Plan>(&planned.plan.to_toml().unwrap()).unwrap()
     };
-    let (written, told) =
-        (plan(&Overrides::default()), plan(&Overrides { memory_limit: Some(Bytes((5 << 30) + 7)) }));
+    let (written, told) = (
+        plan(&Overrides::default()),
+        plan(&Overrides { memory_limit: Some(Bytes((5 << 30) + 7)), ..Overrides::default() }),
+    );
     let settings = |limit| Settings { memory_limit: Some(limit), repeatability: Repeatability::BitForBit };
     assert_eq!(written.devices.settings(), settings(23 << 30));
     assert_eq!(told.devices.settings(), settings((5 << 30) + 7));
     assert_eq!(written.devices.transfer, Transfer::Host);
-    let refused =
-        Plan::make_with(&project.recipe(), &Overrides { memory_limit: Some(Bytes(0)) }, &mut |_, _| {});
+    let refused = Plan::make_with(
+        &project.recipe(),
+        &Overrides { memory_limit: Some(Bytes(0)), ..Overrides::default() },
+        &mut |_, _| {},
+    );
     assert!(refused.unwrap_err().to_string().contains("devices.memory_limit"));
 }
 

@@ -7,13 +7,17 @@ use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use models::names;
 use models::weights::write_safetensors;
-use proofs::{Tolerance, assert_close, assert_same_bits, device, fixture, fixture_json, fixture_tensors};
+use proofs::{
+    DIT_KINDS, Tolerance, assert_close, assert_same_bits, device, fixture, fixture_json, fixture_tensors,
+};
 use tempfile::TempDir;
 use trainer::cli::Arguments;
 
 /// f32 sums in another order; the bounds of the fixtures for each part.
 const DIT: Tolerance = Tolerance::absolute(1.5e-4);
 const VAE: Tolerance = Tolerance::absolute(2e-5);
+/// What the fixtures allow to hidden states of CLIP, and a resized picture before it.
+const CLIP: Tolerance = Tolerance::absolute(5e-5);
 const TILED: Tolerance = Tolerance::absolute(3e-5);
 const TEXT: Tolerance = Tolerance::absolute(5e-5);
 const TRAJECTORY: Tolerance = Tolerance::absolute(1e-5);
@@ -72,6 +76,66 @@ fn dit_gives_the_golden_output_from_both_layouts_and_in_stages() {
         }
     }
     outputs.iter().for_each(|output| assert_same_bits("layouts and stages", output, &outputs[0]));
+}
+
+/// Of the other kinds of model: more channels in than out, CLIP's states, a timestep for each token.
+#[test]
+fn dit_takes_pictures() {
+    for kind in DIT_KINDS {
+        let io = fixture_tensors(&format!("dit/{kind}/io.safetensors"));
+        let names =
+            ["input", "timestep", "context", "clip_fea"].into_iter().filter(|name| io.contains_key(*name));
+        let desk = Desk::with(names.map(|name| (name, &io[name])));
+        let folder = fixture(&format!("dit/{kind}"));
+        let (weights, config) =
+            (folder.join("weights_diffusers.safetensors"), folder.join("config_diffusers.json"));
+        let words = ["dit", "--model", text(&weights), "--config", text(&config), "--stages", "cpu,cpu"];
+        assert_close(kind, &desk.probe(&words)["output"], &io["output"], DIT);
+    }
+    let io = fixture_tensors("dit/i2v21/io.safetensors");
+    let desk = Desk::with(["input", "timestep", "context"].map(|name| (name, &io[name])));
+    let (input, output) = (desk.path("in.safetensors"), desk.path("out.safetensors"));
+    let model = fixture("repo_diffusers_i2v21/transformer");
+    let words = ["dit", "--model", text(&model), "--input", text(&input), "--output", text(&output)];
+    let error = run(&words).unwrap_err().to_string();
+    assert!(error.contains("attends to a picture") && error.contains("clip_fea"), "{error}");
+}
+
+#[test]
+fn clip_gives_the_golden_states() {
+    let io = fixture_tensors("clip/io.safetensors");
+    for naming in ["official", "hf"] {
+        let (weights, config) =
+            (fixture(&format!("clip/weights_{naming}.safetensors")), fixture("clip/config.json"));
+        let words = ["clip", "--model", text(&weights), "--config", text(&config)];
+        let got = Desk::with([("image_u8_hwc", &io["image_u8_hwc"])]).probe(&words);
+        assert_close(naming, &got["clip_fea"], &io["official_style.clip_fea"], CLIP);
+        let got = Desk::with([("pixels", &io["pixels_hf_processor"])]).probe(&words);
+        assert_close(naming, &got["clip_fea"], &io["hf_processor.clip_fea"], CLIP);
+    }
+    // A checkpoint folder has its tower in a place of its own, and its config tells the heads.
+    let model = fixture("repo_diffusers_i2v21");
+    let got = Desk::with([("image_u8_hwc", &io["image_u8_hwc"])]).probe(&["clip", "--model", text(&model)]);
+    assert_eq!(got["clip_fea"].dims(), [1, 257, 20]);
+}
+
+#[test]
+fn the_vae_of_the_second_generation_is_probed_too() {
+    let io = fixture_tensors("vae22/io.safetensors");
+    let desk = Desk::with([("video", &io["video_9"]), ("latents", &io["latents_9"])]);
+    let model = fixture("vae22/weights_official.safetensors");
+    assert_close(
+        "latents",
+        &desk.probe(&["vae-encode", "--model", text(&model)])["latents"],
+        &io["latents_9"],
+        VAE,
+    );
+    assert_close(
+        "video",
+        &desk.probe(&["vae-decode", "--model", text(&model)])["video"],
+        &io["recon_9"],
+        VAE,
+    );
 }
 
 #[test]
@@ -184,15 +248,26 @@ fn solver_gives_the_golden_trajectories() {
 }
 
 /// The inputs of the golden LoRA training by PEFT, under the names of the probe.
-fn golden_training() -> (HashMap<String, Tensor>, serde_json::Value) {
-    let (io, golden) =
-        (fixture_tensors("dit/t2v/io.safetensors"), fixture_tensors("dit/t2v/lora_train.safetensors"));
-    let plan = fixture_json("dit/t2v/lora_train.json");
+fn golden_training(kind: &str) -> (HashMap<String, Tensor>, serde_json::Value) {
+    let io = fixture_tensors(&format!("dit/{kind}/io.safetensors"));
+    let golden = fixture_tensors(&format!("dit/{kind}/lora_train.safetensors"));
+    let plan = fixture_json(&format!("dit/{kind}/lora_train.json"));
     let mut tensors: HashMap<String, Tensor> =
         ["x0", "noise", "context"].map(|name| (name.to_owned(), io[name].clone())).into();
     let sigmas: Vec<f32> =
         plan["sigmas"].as_array().unwrap().iter().map(|s| s.as_f64().unwrap() as f32).collect();
     tensors.insert("sigmas".into(), Tensor::new(sigmas.as_slice(), &Device::Cpu).unwrap());
+    for name in ["cond", "clip_fea"] {
+        tensors.extend(io.get(name).map(|tensor| (name.to_owned(), tensor.clone())));
+    }
+    if kind == "ti2v" {
+        // A frame of 6 tokens that stays clean, and does not count.
+        let times: Vec<f32> =
+            sigmas.iter().flat_map(|s| (0..18).map(move |l| if l < 6 { 0.0 } else { s * 1000.0 })).collect();
+        let times = Tensor::from_vec(times, (sigmas.len(), 1, 18), &Device::Cpu).unwrap();
+        let mask = Tensor::new(&[0f32, 1.0, 1.0], &Device::Cpu).unwrap().reshape((1, 1, 3, 1, 1)).unwrap();
+        tensors.extend([("timesteps".to_owned(), times), ("loss_weight_mask".to_owned(), mask)]);
+    }
     for (name, tensor) in golden {
         let known = ["init.", "grad0.", "final."].into_iter().find_map(|p| Some((p, name.strip_prefix(p)?)));
         if let Some((prefix, rest)) = known {
@@ -206,14 +281,18 @@ fn golden_training() -> (HashMap<String, Tensor>, serde_json::Value) {
 
 #[test]
 fn train_gives_the_golden_losses_gradients_and_factors() {
-    let (tensors, plan) = golden_training();
+    DIT_KINDS.into_iter().for_each(train_gives_golden_values);
+}
+
+fn train_gives_golden_values(kind: &str) {
+    let (tensors, plan) = golden_training(kind);
     let is_input = |name: &str| !name.starts_with("grad0.") && !name.starts_with("final.");
     let desk = Desk::with(tensors.iter().map(|(n, t)| (n.as_str(), t)).filter(|(n, _)| is_input(n)));
     // The fixture's own settings, with all that they say besides.
     let mut settings = plan.as_object().unwrap().clone();
     let settings_file = desk.path("train.json");
     std::fs::write(&settings_file, serde_json::to_vec(&settings).unwrap()).unwrap();
-    let folder = fixture("dit/t2v");
+    let folder = fixture(&format!("dit/{kind}"));
     let (weights, config) =
         (folder.join("weights_official.safetensors"), folder.join("config_official.json"));
     let words = ["train", "--model", text(&weights), "--config", text(&config), "--train-config"];
@@ -248,7 +327,7 @@ fn train_gives_the_golden_losses_gradients_and_factors() {
 
 #[test]
 fn a_batch_with_a_mask_and_its_own_sigmas_is_the_mean_over_what_counts() {
-    let (mut tensors, _) = golden_training();
+    let (mut tensors, _) = golden_training("t2v");
     let twice = |t: &Tensor, dim: usize| Tensor::cat(&[t, &(t * 0.5).unwrap()], dim).unwrap();
     let (x0, noise, context) =
         (twice(&tensors["x0"], 0), twice(&tensors["noise"], 1), twice(&tensors["context"], 0));

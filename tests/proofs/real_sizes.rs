@@ -1,9 +1,16 @@
 //! The real models, by names and shapes alone: as many tensors and numbers as the published checkpoints have.
 
-use models::dit::DitConfig;
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use models::clip::{ClipSizes, Naming};
+use models::names;
 use models::umt5::Umt5Sizes;
 use models::vae::{Generation, Sizes};
-use models::weights::TensorSpec;
+use models::weights::{Checkpoint, TensorSpec};
+use serde_json::json;
+use trainer::bench::{self, DIT_PRESETS, dit_preset};
 
 /// (tensors, numbers) of a list of tensors, whose names must differ.
 fn counted(specs: Vec<TensorSpec>) -> (usize, usize) {
@@ -12,22 +19,73 @@ fn counted(specs: Vec<TensorSpec>) -> (usize, usize) {
     (specs.len(), specs.iter().map(|spec| spec.shape.iter().product::<usize>()).sum())
 }
 
-fn t2v(dim: usize, ffn_dim: usize, heads: usize, layers: usize) -> DitConfig {
-    let (in_channels, out_channels, text_dim, text_len, freq_dim, eps) = (16, 16, 4096, 512, 256, 1e-6);
-    DitConfig { dim, ffn_dim, heads, layers, in_channels, out_channels, text_dim, text_len, freq_dim, eps }
-}
-
 #[test]
 fn the_dits_have_the_published_tensors_and_adapters() {
-    let (small, large) = (t2v(1536, 8960, 12, 30), t2v(5120, 13824, 40, 40));
-    assert_eq!(counted(small.tensors()), (825, 1_418_996_800));
-    assert_eq!(counted(large.tensors()), (1095, 14_288_491_584));
-    // Rank 32 on all ten modules of a block, as other trainers' files of these models count.
-    let factors = |config: &DitConfig| -> usize {
-        config.adaptable_modules().iter().map(|(_, out, input)| 32 * (out + input)).sum()
+    let published = [
+        ("t2v-1.3b", (825, 1_418_996_800)),
+        ("t2v-14b", (1095, 14_288_491_584)),
+        ("t2v-a14b", (1095, 14_288_491_584)),
+        ("i2v-14b", (1303, 16_394_878_784)),
+        ("i2v-a14b", (1095, 14_288_901_184)),
+        // The model of one picture with 514 rows of positions.
+        ("flf2v-14b", (1304, 16_394_878_784 + 514 * 1280)),
+        ("ti2v-5b", (825, 4_999_787_712)),
+    ];
+    for (name, expected) in published {
+        assert_eq!(counted(dit_preset(name).unwrap().tensors()), expected, "{name}");
+    }
+    // Rank 32 on all ten modules of a block, as other trainers' files of these models count; the image branch has two more.
+    let factors = |name: &str| -> (usize, usize) {
+        let modules = dit_preset(name).unwrap().adaptable_modules();
+        (modules.len(), modules.iter().map(|(_, out, input)| 32 * (out + input)).sum())
     };
-    assert_eq!((small.adaptable_modules().len(), factors(&small)), (300, 43_745_280));
-    assert_eq!((large.adaptable_modules().len(), factors(&large)), (400, 153_354_240));
+    assert_eq!(factors("t2v-1.3b"), (300, 43_745_280));
+    assert_eq!(factors("t2v-14b"), (400, 153_354_240));
+    assert_eq!(factors("i2v-14b"), (480, 153_354_240 + 80 * 32 * 10_240));
+}
+
+/// Files with the names and shapes of the published models, and no bytes behind them: as long as the real ones, holes all
+/// through. What reads headers takes them for the models, in both namings, and makes the same list of them again.
+#[test]
+fn a_file_of_each_published_model_is_opened_as_that_model() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in DIT_PRESETS.split(", ") {
+        let config = dit_preset(name).unwrap();
+        for naming in ["official", "diffusers"] {
+            let file = folder.path().join(format!("{name}-{naming}.safetensors"));
+            let spelt = |spec: TensorSpec| match naming {
+                "diffusers" => (names::tensor_to_diffusers(&spec.name).unwrap(), spec.shape),
+                _ => (spec.name, spec.shape),
+            };
+            hollow(&file, config.tensors().into_iter().map(spelt));
+            let told = format!(r#"{{"num_heads":{}}}"#, config.heads);
+            let (opened, weights) = models::dit::open(&file, Some(&told)).unwrap();
+            assert_eq!(opened, config, "{name}, {naming}");
+            assert_eq!(weights.names().len(), config.tensors().len());
+            std::fs::remove_file(&file).unwrap();
+        }
+    }
+    for sizes in [bench::vae_preset("wan2.1").unwrap(), bench::vae_preset("wan2.2").unwrap()] {
+        let file = folder.path().join("vae.safetensors");
+        hollow(&file, sizes.tensors().into_iter().map(|spec| (spec.name, spec.shape)));
+        assert_eq!(Sizes::detect(&Checkpoint::open(&file).unwrap()).unwrap().0, sizes);
+    }
+}
+
+/// A safetensors file in bf16 of these tensors, all zeros that lie nowhere.
+fn hollow(path: &Path, tensors: impl Iterator<Item = (String, Vec<usize>)>) {
+    let mut at = 0;
+    let mut header = serde_json::Map::new();
+    for (name, shape) in tensors {
+        let end = at + 2 * shape.iter().product::<usize>();
+        header.insert(name, json!({ "dtype": "BF16", "shape": shape, "data_offsets": [at, end] }));
+        at = end;
+    }
+    let header = serde_json::to_vec(&header).unwrap();
+    let mut file = File::create(path).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(&header).unwrap();
+    file.set_len((8 + header.len() + at) as u64).unwrap();
 }
 
 #[test]
@@ -35,6 +93,15 @@ fn the_vaes_have_the_published_tensors() {
     let sizes = |generation, latent, encoder, decoder| Sizes { generation, latent, encoder, decoder };
     assert_eq!(counted(sizes(Generation::Wan21, 16, 96, 96).tensors()), (194, 126_892_531));
     assert_eq!(counted(sizes(Generation::Wan22, 48, 160, 256).tensors()), (196, 704_688_668));
+}
+
+/// Without what is never read: the norm behind the last layer (2 tensors of 1280) and the projection (1280 x 1024).
+#[test]
+fn the_picture_tower_has_the_published_tensors() {
+    let sizes = ClipSizes { width: 1280, heads: 16, layers: 32, feed_forward: 5120, patch: 14, rows: 257 };
+    let (read, unread) = (632_076_800 - 2 * 1280 - 1280 * 1024, 3);
+    assert_eq!(counted(sizes.tensors(Naming::Official)), (392 - unread, read));
+    assert_eq!(counted(sizes.tensors(Naming::Hf)), (520 - unread, read));
 }
 
 #[test]

@@ -5,6 +5,8 @@ use std::ops::ControlFlow;
 use candle_core::Tensor;
 use proofs::small::{adapters, config, pipeline, weights};
 use proofs::{Tolerance, assert_close, assert_same_bits, device, difference, randn};
+use trainer::encode::Shown;
+use trainer::habits::Habits;
 use trainer::pipeline::Pipeline;
 use trainer::prompt::ClipRequest;
 use trainer::sample::{Prompted, SampleConfig, generate, starting_noise};
@@ -13,6 +15,10 @@ use trainer::solver::{Convention, SolverKind};
 fn stages(split: &[usize]) -> Pipeline {
     let config = config(3, 24);
     pipeline(&config, &weights(&config), &adapters(&config, 3, 0.5), split)
+}
+
+fn base(size: [u32; 2], frames: u32, seed: u64) -> ClipRequest {
+    SampleConfig::default().request(&Habits::of(&config(3, 24), false), size, frames, seed)
 }
 
 /// A clip of a size, length, solver and guidance of its own.
@@ -26,12 +32,13 @@ fn clip(i: u64, guidance: f64) -> Prompted {
         guidance,
         solver: solvers[i as usize % solvers.len()],
         convention: Convention::Official,
-        ..SampleConfig::default().request(size, frames, 100 + i)
+        ..base(size, frames, 100 + i)
     };
     Prompted {
         text_bsd: randn(&format!("text{i}"), (1, 3 + i as usize, 24)),
         negative_bsd: randn("negative", (1, 7, 24)),
-        noise_bcthw: starting_noise(&request, 16, &device()).unwrap(),
+        noise_bcthw: starting_noise(&request, &config(3, 24), &device()).unwrap(),
+        shown: Shown::default(),
         request,
     }
 }
@@ -98,6 +105,7 @@ fn guidance_goes_from_the_negative_prompt_through_the_prompt() {
             x_bcthw: clip.noise_bcthw.clone(),
             timestep: Tensor::new(schedule.timesteps.as_slice(), &device()).unwrap(),
             text_bsd: text.clone(),
+            picture_bsd: None,
         };
         pipeline.predict(&[input]).unwrap().remove(0)
     };
@@ -113,8 +121,7 @@ fn guidance_goes_from_the_negative_prompt_through_the_prompt() {
 /// Clips start from the same noise whatever else is sampled, and other seeds from other noise.
 #[test]
 fn starting_noise_is_a_function_of_the_seed() {
-    let request = |seed| SampleConfig::default().request([64, 48], 9, seed);
-    let noise = |seed| starting_noise(&request(seed), 16, &device()).unwrap();
+    let noise = |seed| starting_noise(&base([64, 48], 9, seed), &config(3, 24), &device()).unwrap();
     assert_eq!(noise(1).dims(), [1, 16, 3, 6, 8]);
     assert_same_bits("noise", &noise(1), &noise(1));
     assert!(difference(&noise(1), &noise(2)).0 > 1.0);

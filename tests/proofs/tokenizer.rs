@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
+use candle_core::{Device, Tensor};
 use models::text::{MAX_TOKENS, Tokenizer, clean};
+use models::weights::write_safetensors;
 use proofs::fixture;
 use serde_json::Value;
 
@@ -25,6 +27,43 @@ fn cleaned_texts_and_tokens_equal_the_golden_examples() {
         short.resize(32, 0);
         assert_eq!(short, ids(&row["ids_len32"]), "{cleaned}");
     }
+}
+
+/// The tokenizer of `tokenizer.json`, of the `spiece.model` beside it, and of the tensor that single files carry. The
+/// sentinels `<extra_id_0>` and on are not in the model file: transformers adds them, and no caption has them.
+#[test]
+fn a_sentencepiece_file_gives_the_tokens_of_its_tokenizer_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let carrier = folder.path().join("umt5.safetensors");
+    let bytes = std::fs::read(fixture("tokenizer/spiece.model")).unwrap();
+    let tensor = Tensor::new(bytes.as_slice(), &Device::Cpu).unwrap();
+    write_safetensors(&carrier, [("spiece_model", &tensor)], &Default::default()).unwrap();
+    let golden = Tokenizer::load(&fixture("tokenizer/tokenizer.json")).unwrap();
+    for file in [fixture("tokenizer/spiece.model"), carrier] {
+        let tokenizer = Tokenizer::load(&file).unwrap();
+        for row in json("tokenizer/examples.json")["rows"].as_array().unwrap() {
+            let cleaned = row["cleaned"].as_str().unwrap();
+            if cleaned.contains("<extra_id_") {
+                continue;
+            }
+            assert_eq!(tokenizer.encode(cleaned).unwrap(), ids(&row["ids"]), "{cleaned}");
+        }
+        for (text, _) in CLEANED {
+            let cleaned = clean(text);
+            assert_eq!(tokenizer.encode(&cleaned).unwrap(), golden.encode(&cleaned).unwrap(), "{cleaned}");
+        }
+    }
+    // Cut off, or no such file at all: told, not read.
+    for bad in [&bytes[..bytes.len() - 1000], &b"not a model"[..], b""] {
+        let path = folder.path().join("spiece.model");
+        std::fs::write(&path, bad).unwrap();
+        let error = Tokenizer::load(&path).unwrap_err().to_string();
+        assert!(error.contains("spiece.model") && error.contains("fetch it again"), "{error}");
+    }
+    let tensor = Tensor::new(&[1f32], &Device::Cpu).unwrap();
+    let other = folder.path().join("other.safetensors");
+    write_safetensors(&other, [("x", &tensor)], &Default::default()).unwrap();
+    assert!(Tokenizer::load(&other).unwrap_err().to_string().contains("carries no tokenizer"));
 }
 
 #[test]

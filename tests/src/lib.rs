@@ -2,6 +2,7 @@
 
 pub mod events;
 pub mod film;
+pub mod hub;
 pub mod project;
 pub mod small;
 pub mod source;
@@ -107,16 +108,30 @@ pub fn randn(name: &str, shape: impl Into<candle_core::Shape>) -> Tensor {
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap().to_device(&device()).unwrap()
 }
 
+/// The kinds of DiT of the fixtures: text alone; a picture in channels behind the noise; the same with CLIP's view of it;
+/// a picture in place of the first frame.
+pub const DIT_KINDS: [&str; 4] = ["t2v", "i2v36", "i2v21", "ti2v"];
+
 /// The tiny T2V model of the fixtures, read from the weights file of `layout` (`official` or `diffusers`).
 pub fn tiny_weights(layout: &str) -> (DitConfig, Weights) {
-    let folder = fixture("dit/t2v");
+    golden_weights("t2v", layout)
+}
+
+/// The tiny model of the fixtures of a kind of [`DIT_KINDS`], in a layout.
+pub fn golden_weights(kind: &str, layout: &str) -> (DitConfig, Weights) {
+    let folder = fixture(&format!("dit/{kind}"));
     let config = std::fs::read_to_string(folder.join(format!("config_{layout}.json"))).unwrap();
-    models::dit::open(&folder.join(format!("weights_{layout}.safetensors")), &config).unwrap()
+    models::dit::open(&folder.join(format!("weights_{layout}.safetensors")), Some(&config)).unwrap()
 }
 
 /// The whole tiny T2V model on the proofs' device.
 pub fn tiny_dit() -> Dit {
-    let (config, weights) = tiny_weights("official");
+    golden_dit("t2v")
+}
+
+/// The whole tiny model of a kind on the proofs' device.
+pub fn golden_dit(kind: &str) -> Dit {
+    let (config, weights) = golden_weights(kind, "official");
     let layers = config.layers;
     Dit::load(&weights, &config, 0..layers, Base::F32, &device()).unwrap()
 }

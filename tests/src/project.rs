@@ -20,6 +20,22 @@ impl Project {
     /// A clip for each caption, all different, and a recipe with `settings` behind its `[model]` and `[data]`;
     /// `fixtures` is where the fixtures lie.
     pub fn new(fixtures: &Path, captions: &[&str], settings: &str) -> Self {
+        let model = fixtures.join("repo_official_a14b").display().to_string();
+        let model = format!(
+            r#"dit = "{model}/low_noise_model"
+vae = "{model}/Wan2.1_VAE.pth"
+text_encoder = "{model}/models_t5_umt5-xxl-enc-bf16.pth"
+tokenizer = "{model}/google/umt5-xxl""#
+        );
+        Self::of_model(&model, SIZE, captions, settings)
+    }
+
+    /// The same for the checkpoint folder `model`, with buckets of `size`.
+    pub fn of_folder(model: &Path, size: [u32; 2], captions: &[&str], settings: &str) -> Self {
+        Self::of_model(&format!("folder = \"{}\"", model.display()), size, captions, settings)
+    }
+
+    fn of_model(model: &str, size: [u32; 2], captions: &[&str], settings: &str) -> Self {
         let project = Self { folder: tempfile::tempdir().unwrap() };
         let clips = project.clips();
         std::fs::create_dir(&clips).unwrap();
@@ -29,7 +45,7 @@ impl Project {
             data::write_webp(&clips.join(format!("clip{i:02}.webp")), &film, 16.0).unwrap();
             std::fs::write(clips.join(format!("clip{i:02}.txt")), caption).unwrap();
         }
-        std::fs::write(project.recipe(), recipe(fixtures, settings)).unwrap();
+        std::fs::write(project.recipe(), recipe(model, size, settings)).unwrap();
         project
     }
 
@@ -59,16 +75,11 @@ impl Project {
     }
 }
 
-fn recipe(fixtures: &Path, settings: &str) -> String {
-    let model = fixtures.join("repo_official_a14b").display().to_string();
-    let [width, height] = SIZE;
+fn recipe(model: &str, [width, height]: [u32; 2], settings: &str) -> String {
     format!(
         r#"
 [model]
-dit = "{model}/low_noise_model"
-vae = "{model}/Wan2.1_VAE.pth"
-text_encoder = "{model}/models_t5_umt5-xxl-enc-bf16.pth"
-tokenizer = "{model}/google/umt5-xxl"
+{model}
 
 [run]
 folder = "run"

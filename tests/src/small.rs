@@ -25,6 +25,7 @@ pub fn config(layers: usize, dim: usize) -> DitConfig {
         text_len: 32,
         freq_dim: 32,
         eps: 1e-6,
+        image: None,
     }
 }
 
@@ -111,6 +112,7 @@ pub fn micro_batch(name: &str, batch: usize, rows: usize, dropout: Option<f64>) 
             x_bcthw: randn(&format!("{name}.x"), shape),
             timestep: Tensor::new(times, &Device::Cpu).unwrap(),
             text_bsd: randn(&format!("{name}.text"), (batch, rows, 24)),
+            picture_bsd: None,
         },
         target: randn(&format!("{name}.target"), shape),
         weights: (0..batch).map(|i| 0.25 + 0.5 * i as f32).collect(),

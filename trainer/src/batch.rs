@@ -3,8 +3,9 @@
 use candle_core::{DType, Device, Tensor};
 use data::{Batch, Cursor, Dataset, Order};
 use models::dit::Dropout;
+use models::dit::config::PATCH;
 
-use crate::encode::Encoded;
+use crate::encode::{Encoded, Shown};
 use crate::error::Result;
 use crate::noise::{EVAL_SIGMAS, Streams, TimestepConfig};
 use crate::pipeline::{MicroBatch, NetworkInput};
@@ -23,6 +24,8 @@ pub struct Batches<'a> {
     timesteps: TimestepConfig,
     caption_dropout: f64,
     adapter_dropout: f64,
+    /// Share of the samples that are shown their first frame in place of a noisy one.
+    picture_share: f64,
 }
 
 /// The micro-batches of one step with what the log says of them.
@@ -43,6 +46,16 @@ struct Sample {
     target: Tensor,
     text: Tensor,
     sigma: f64,
+    /// CLIP's states of the clip's ends.
+    states: Option<Tensor>,
+    given: Given,
+}
+
+/// Whether the first latent frame of a sample is given, in the place of a noisy one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Given {
+    Nothing,
+    FirstFrame,
 }
 
 impl<'a> Batches<'a> {
@@ -60,6 +73,7 @@ impl<'a> Batches<'a> {
             timesteps: plan.train.timesteps.clone(),
             caption_dropout: plan.train.caption_dropout,
             adapter_dropout: plan.adapter.dropout,
+            picture_share: plan.train.picture_share.unwrap_or(0.0),
         }
     }
 
@@ -99,7 +113,7 @@ impl<'a> Batches<'a> {
         for (item, &window) in self.held_out.iter().enumerate() {
             for (i, sigma) in EVAL_SIGMAS.into_iter().enumerate() {
                 let key = self.streams.eval(item as u64, i as u64);
-                let sample = self.noised(window, sigma, key, self.caption(window))?;
+                let sample = self.noised(window, sigma, key, self.caption(window), Given::Nothing)?;
                 batches.push((sigma, stack(&[sample], |_| 1.0)?));
             }
         }
@@ -115,21 +129,37 @@ impl<'a> Batches<'a> {
         let sigma = self.timesteps.sigma(self.streams.sigma(step, slot))?;
         let is_dropped = self.streams.caption(step, slot).uniform(0) < self.caption_dropout;
         let caption = if is_dropped { "" } else { self.caption(window) };
-        self.noised(window, sigma, self.streams.noise(step, slot), caption)
+        let given = match self.streams.picture(step, slot).uniform(0) < self.picture_share {
+            true => Given::FirstFrame,
+            false => Given::Nothing,
+        };
+        self.noised(window, sigma, self.streams.noise(step, slot), caption, given)
     }
 
-    /// x = (1 - sigma) x0 + sigma noise, and the velocity noise - x0 that leads there.
+    /// x = (1 - sigma) x0 + sigma noise, and the velocity noise - x0 that leads there; behind x what an image-to-video model
+    /// is shown of the clip's ends. A first frame that is given is clean; of a single frame nothing would be left to learn.
     fn noised(
         &self,
         window: usize,
         sigma: f64,
         noise: kernels::random::Key,
         caption: &str,
+        given: Given,
     ) -> Result<Sample> {
         let x0 = self.encoded.latents(window)?;
         let noise = Tensor::from_vec(noise.normals(x0.elem_count()), x0.shape(), &Device::Cpu)?;
-        let noisy = ((&x0 * (1.0 - sigma))? + (&noise * sigma)?)?;
-        Ok(Sample { noisy, target: (noise - x0)?, text: self.encoded.text(caption)?, sigma })
+        let mut noisy = ((&x0 * (1.0 - sigma))? + (&noise * sigma)?)?;
+        let frames = x0.dim(1)?;
+        let given = if frames > 1 { given } else { Given::Nothing };
+        if given == Given::FirstFrame {
+            noisy = Tensor::cat(&[x0.narrow(1, 0, 1)?, noisy.narrow(1, 1, frames - 1)?], 1)?;
+        }
+        let Shown { beside_bcthw, states_bsd, .. } = self.encoded.ends(window)?;
+        if let Some(beside) = beside_bcthw {
+            noisy = Tensor::cat(&[noisy, beside], 0)?;
+        }
+        let (target, text) = ((noise - x0)?, self.encoded.text(caption)?);
+        Ok(Sample { noisy, target, text, sigma, states: states_bsd, given })
     }
 
     fn caption(&self, window: usize) -> &str {
@@ -144,18 +174,67 @@ impl<'a> Batches<'a> {
 /// Samples of one size as a micro-batch; `weight` says what a sample at a sigma counts for.
 fn stack(samples: &[Sample], weight: impl Fn(f64) -> f64) -> Result<MicroBatch> {
     let of = |part: fn(&Sample) -> &Tensor| samples.iter().map(part).collect::<Vec<_>>();
-    let timesteps: Vec<f32> = samples.iter().map(|sample| (sample.sigma * 1000.0) as f32).collect();
+    let states: Vec<&Tensor> = samples.iter().filter_map(|sample| sample.states.as_ref()).collect();
+    let picture_bsd = (!states.is_empty()).then(|| Tensor::stack(&states, 0)).transpose()?;
+    let Counted { mask, shares } = counted(samples)?;
     let input = NetworkInput {
         x_bcthw: Tensor::stack(&of(|s| &s.noisy), 0)?,
-        timestep: Tensor::new(timesteps.as_slice(), &Device::Cpu)?,
+        timestep: timesteps(samples)?,
         text_bsd: pad_text(&of(|s| &s.text))?,
+        picture_bsd,
     };
     Ok(MicroBatch {
         input,
         target: Tensor::stack(&of(|s| &s.target), 0)?,
-        weights: samples.iter().map(|sample| weight(sample.sigma) as f32).collect(),
-        mask: None,
+        weights: samples.iter().zip(shares).map(|(s, share)| (weight(s.sigma) * share) as f32).collect(),
+        mask,
         dropout: None,
+    })
+}
+
+/// Timesteps `[b]`, or [b, l] where a sample has its first frame given: that one's tokens have timestep 0.
+fn timesteps(samples: &[Sample]) -> Result<Tensor> {
+    let time = |sample: &Sample| (sample.sigma * 1000.0) as f32;
+    if samples.iter().all(|sample| sample.given == Given::Nothing) {
+        let times: Vec<f32> = samples.iter().map(time).collect();
+        return Ok(Tensor::new(times.as_slice(), &Device::Cpu)?);
+    }
+    let (_, frames, height, width) = samples[0].target.dims4()?;
+    let of_frame = (height / PATCH) * (width / PATCH);
+    let of_token = |sample: &Sample, token: usize| match sample.given {
+        Given::FirstFrame if token < of_frame => 0.0,
+        _ => time(sample),
+    };
+    let times: Vec<f32> =
+        samples.iter().flat_map(|s| (0..frames * of_frame).map(|token| of_token(s, token))).collect();
+    Ok(Tensor::from_vec(times, (samples.len(), frames * of_frame), &Device::Cpu)?)
+}
+
+/// What counts in the loss of a micro-batch.
+struct Counted {
+    /// [b, 1, t, 1, 1], or all.
+    mask: Option<Tensor>,
+    /// What each sample's share is multiplied by, so that every sample counts alike however many of its frames do.
+    shares: Vec<f64>,
+}
+
+/// Leaves out the frames that are given.
+fn counted(samples: &[Sample]) -> Result<Counted> {
+    let frames = samples[0].target.dim(1)?;
+    let left_out = |sample: &Sample| usize::from(sample.given == Given::FirstFrame);
+    if samples.iter().all(|sample| left_out(sample) == 0) {
+        return Ok(Counted { mask: None, shares: vec![1.0; samples.len()] });
+    }
+    let count = |sample: &Sample| (frames - left_out(sample)) as f64;
+    let mean = samples.iter().map(count).sum::<f64>() / samples.len() as f64;
+    let counts = |sample: &Sample| {
+        let given = left_out(sample);
+        (0..frames).map(move |frame| if frame < given { 0f32 } else { 1.0 })
+    };
+    let mask: Vec<f32> = samples.iter().flat_map(counts).collect();
+    Ok(Counted {
+        mask: Some(Tensor::from_vec(mask, (samples.len(), 1, frames, 1, 1), &Device::Cpu)?),
+        shares: samples.iter().map(|sample| mean / count(sample)).collect(),
     })
 }
 

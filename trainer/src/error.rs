@@ -86,6 +86,9 @@ pub enum Error {
     /// Clips, captions, the cache, or a file of clips.
     #[error(transparent)]
     Data(#[from] data::DataError),
+    /// A model could not be had from the hub.
+    #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
     /// A sampling schedule that cannot be, or its steps out of order.
     #[error(transparent)]
     Solver(#[from] crate::solver::SolverError),
@@ -121,7 +124,8 @@ pub enum Error {
     /// A prompt line that cannot be read.
     #[error(
         "in the prompt line \"{line}\": \"{option}\" cannot be read; the options are --w width, --h height, --f frames, \
-         --d seed, --s steps, --l guidance, --fs shift (numbers) and --n negative prompt"
+         --d seed, --s steps, --l guidance, --lh guidance of the expert for high noise, --fs shift (numbers), --i first and --ei \
+         last picture (files) and --n negative prompt"
     )]
     PromptOption {
         /// The whole line.
@@ -145,18 +149,28 @@ pub enum Error {
         /// Where it was looked for.
         looked: String,
     },
-    /// A folder with two experts, of which one has to be named.
+    /// A model of two experts, of which one has to be chosen.
     #[error(
-        "{} holds two experts; an adapter is trained for one of them: set model.dit to {} or {}",
-        folder.display(), high.display(), low.display()
+        "this model holds two experts, {} for high noise and {} for low noise, and an adapter is made for one of them: set \
+         model.expert to \"high\" or \"low\", or name the folder of the one",
+        high.display(), low.display()
     )]
     TwoExperts {
-        /// The checkpoint folder.
-        folder: PathBuf,
-        /// Its expert for high noise.
+        /// The expert for high noise.
         high: PathBuf,
-        /// Its expert for low noise.
+        /// The expert for low noise.
         low: PathBuf,
+    },
+    /// One of two experts, and nothing says which.
+    #[error(
+        "{} is {model}, and nothing in its name says which of the two: set model.expert to \"high\" or \"low\"",
+        path.display()
+    )]
+    WhichExpert {
+        /// Its weights.
+        path: PathBuf,
+        /// What is known of it.
+        model: &'static str,
     },
     /// A file of tensors or settings that a probe cannot use.
     #[error("{}: {why}", path.display())]
@@ -242,16 +256,6 @@ pub enum Error {
         step: u64,
         /// What stood in the way.
         cause: Box<Error>,
-    },
-    /// An adapter of another model.
-    #[error("the adapter does not fit this model: {module} is {} x {} in the adapter, and the model {model}", adapter.0, adapter.1)]
-    ForeignAdapter {
-        /// Official module name.
-        module: String,
-        /// Width out and in of the adapter.
-        adapter: (usize, usize),
-        /// What the model says to the module.
-        model: String,
     },
     /// A checkpoint with other tensors than this run has.
     #[error("the checkpoint holds other adapters than this run trains; it belongs to another recipe")]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use models::adapter::Adapters;
-use models::adapter::files::{self, AdapterFile, LoraPair, Provenance, Style};
+use models::adapter::files::{self, AdapterFile, Provenance, Style};
 
 use crate::error::{Error, Result};
 use crate::plan::Plan;
@@ -13,11 +13,7 @@ pub fn adapter_file(adapters: &Adapters) -> Result<AdapterFile> {
     let mut file = AdapterFile::default();
     for (module, attached) in adapters.iter() {
         for adapter in attached.iter().filter(|adapter| adapter.is_trainable()) {
-            let factors = adapter.factors();
-            file.modules.insert(
-                module.to_owned(),
-                LoraPair::new(factors.a.clone(), factors.b.clone(), factors.scale)?,
-            );
+            file.modules.insert(module.to_owned(), adapter.delta().to_change(None)?);
         }
     }
     Ok(file)
@@ -43,13 +39,9 @@ pub fn write(
     for &style in &plan.export.formats {
         file.metadata = provenance.metadata(style);
         let label = label.map(|label| format!("_{label}")).unwrap_or_default();
-        // ComfyUI's is the file that most people look for: it gets the plain name.
-        let format = match style {
-            Style::Comfy => "",
-            Style::Diffusers => "_diffusers",
-            Style::Kohya => "_kohya",
-        };
-        let path = folder.join(format!("{}{label}{format}.safetensors", plan.run.name));
+        // PEFT's is a folder.
+        let ending = if style == Style::Peft { "" } else { ".safetensors" };
+        let path = folder.join(format!("{}{label}{}{ending}", plan.run.name, style.suffix()));
         files::write(&path, &file, style, plan.export.precision)?;
         written.push(path);
     }
@@ -64,7 +56,7 @@ pub fn provenance(plan: &Plan, steps: u64, epochs: u64) -> Result<Provenance> {
         title: plan.run.name.clone(),
         base_model: plan.model.name.clone(),
         expert: None,
-        rank: plan.adapter.rank,
+        rank: plan.adapter.rank(),
         alpha: plan.adapter.alpha(),
         steps,
         epochs,

@@ -3,6 +3,7 @@
 //! Recipe -> [`plan`] -> [`encode`] (the cache) -> [`run`] (the [`pipeline`] over devices) -> [`export`]; [`sample`] uses
 //! the same pipeline.
 
+pub mod adapters;
 pub mod base;
 pub mod batch;
 pub mod bench;
@@ -15,6 +16,8 @@ pub mod encode;
 pub mod error;
 pub mod export;
 pub mod forecast;
+pub mod habits;
+pub mod hub;
 pub mod inspect;
 pub mod interrupt;
 pub mod lr;

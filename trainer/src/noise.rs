@@ -177,6 +177,11 @@ impl Streams {
         Key::new(self.seed, "caption", &[step, slot])
     }
 
+    /// For whether a sample is shown its first frame, of models that take it in place.
+    pub fn picture(self, step: u64, slot: u64) -> Key {
+        Key::new(self.seed, "picture", &[step, slot])
+    }
+
     /// For the dropout of the adapters' input.
     pub fn dropout(self, step: u64, slot: u64) -> Key {
         Key::new(self.seed, "dropout", &[step, slot])

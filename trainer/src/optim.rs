@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, DeviceLocation, Tensor};
 use kernels::adamw::{self, State, Update};
-use models::adapter::Adapters;
-use models::dit::Gradients;
+use models::adapter::{Adapter, Adapters, Delta};
+use models::dit::{Gradients, Linear};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -196,11 +196,16 @@ pub fn clip_factor(norm: f64, clip_norm: f64) -> f64 {
 pub fn gathered(pipeline: &Pipeline) -> Result<Adapters> {
     let mut all = Adapters::default();
     for stage in pipeline.stages() {
-        for (module, adapters) in stage.adapters.part(&Device::Cpu, |_| true)?.iter() {
-            adapters
-                .iter()
-                .filter(|a| a.is_trainable())
-                .for_each(|a| all.attach(module.to_owned(), a.clone()));
+        for (module, adapters) in stage.adapters.iter() {
+            for adapter in adapters.iter().filter(|adapter| adapter.is_trainable()) {
+                let weight = stage.dit.linears().find(|linear| linear.name() == module).map(Linear::weight);
+                // What depends on the weight has to be told here, where the weight is.
+                let delta = match adapter.delta().wants_product() {
+                    true => Delta::new(&adapter.delta().to_change(weight)?, 1.0)?,
+                    false => adapter.delta().clone(),
+                };
+                all.attach(module.to_owned(), Adapter::trainable(delta.to_device(&Device::Cpu)?));
+            }
         }
     }
     Ok(all)

@@ -5,20 +5,22 @@ use std::path::{Path, PathBuf};
 
 use data::{DataConfig, Dataset, SizeMultiple};
 use models::adapter::{LoraConfig, Target};
-use models::dit::DitConfig;
+use models::dit::{DitConfig, Pictures};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::base::{self, BaseModel};
+use crate::adapters;
+use crate::base::BaseModel;
 use crate::bytes::Bytes;
 use crate::devices::DevicesConfig;
 use crate::error::{Error, Result};
 use crate::forecast::Task;
+use crate::habits::Habits;
 use crate::memory::{self, Forecast, Machine, MemoryPlan};
 use crate::optim::OptimizerConfig;
 use crate::prompt::ClipRequest;
-use crate::recipe::{CheckpointConfig, ExportConfig, Recipe, TrainConfig};
-use crate::sample::ClipFormat;
+use crate::recipe::{CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig};
+use crate::sample::{ClipFormat, SampleConfig};
 
 /// A settled run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -90,6 +92,19 @@ pub struct SamplePlan {
     pub formats: Vec<ClipFormat>,
     /// The clips, each with everything it is made from.
     pub clips: Vec<ClipRequest>,
+    /// The adapter that is put to the model for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<ClipAdapterPlan>,
+}
+
+/// An adapter for clips alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClipAdapterPlan {
+    /// Its file, or its PEFT folder.
+    pub path: PathBuf,
+    /// What its changes are multiplied by.
+    pub strength: f64,
 }
 
 /// A plan with what was found out while making it.
@@ -123,11 +138,16 @@ pub struct Open {
 pub struct Overrides {
     /// `devices.memory_limit`.
     pub memory_limit: Option<Bytes>,
+    /// `model.folder`, where the recipe names a model of the hub.
+    pub model_folder: Option<PathBuf>,
 }
 
 impl Overrides {
     fn apply(&self, recipe: &mut Recipe) {
         recipe.devices.memory_limit = self.memory_limit.or(recipe.devices.memory_limit);
+        if let Some(folder) = &self.model_folder {
+            recipe.model.folder = Some(folder.clone());
+        }
     }
 }
 
@@ -170,48 +190,43 @@ impl Plan {
         let from = path.parent().unwrap_or(Path::new(""));
         check_numbers(&recipe)?;
         let model = recipe.model.settle(from, recipe.devices.processor())?;
-        let (dit, _) = model.open_dit()?;
-        model.check_encoders()?;
+        let dit = model.check()?;
 
-        let multiple = SizeMultiple::new(base::SIZE_MULTIPLE);
+        let habits = Habits::of(&dit, model.dits.experts().is_some());
+        let multiple = SizeMultiple::new(habits.multiple());
         let mut data = recipe.data;
-        data.folder.iter_mut().for_each(|folder| *folder = from.join(&*folder));
-        data.fps.get_or_insert(base::MODEL_FPS);
-        let dataset = Dataset::build(&data, multiple, base::MODEL_FPS, progress)?;
+        data.folder.iter_mut().chain(&mut data.import).for_each(|place| *place = from.join(&*place));
+        data.fps.get_or_insert(habits.fps);
+        let dataset = Dataset::build(&data, multiple, habits.fps, progress)?;
+        (data.sizes, data.frames) = (dataset.sizes.clone(), dataset.frames.clone());
         let found = summary(&dataset);
         if found.items == 0 {
             return Err(Error::NothingToTrainOn);
         }
 
-        let mut adapter = recipe.adapter;
-        adapter.alpha = Some(adapter.alpha());
+        let adapter = adapters::settled(recipe.adapter, from)?;
         let targets = adapter.select(&dit.adaptable_modules())?;
         let mut train = recipe.train;
         train.timesteps.shift = Some(train.timesteps.shift());
+        train.picture_share = picture_share(train.picture_share, &dit)?;
 
         let seed = recipe.run.seed.unwrap_or(42);
         let frames = data.frames.iter().copied().max().unwrap_or(1);
-        let clips = recipe.sample.requests(data.sizes[0], frames, seed, base::SIZE_MULTIPLE)?;
-        let sample = SamplePlan { every: recipe.sample.every, formats: recipe.sample.formats, clips };
-
-        let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
-        let name = recipe.run.name.or(stem).unwrap_or_else(|| "run".into());
-        let run = RunPlan {
-            folder: recipe
-                .run
-                .folder
-                .map_or_else(|| Path::new("runs").join(&name), |folder| from.join(folder)),
-            cache: recipe.run.cache.map_or_else(|| PathBuf::from("runs/cache"), |folder| from.join(folder)),
-            name,
-            seed,
-        };
+        let base = recipe.sample.request(&habits, data.sizes[0], frames, seed);
+        let clips = recipe.sample.requests(&base, from, &dit, &habits)?;
+        let of_clips = clip_adapter(&recipe.sample, from)?;
+        let SampleConfig { every, formats, .. } = recipe.sample;
+        let sample = SamplePlan { every, formats, clips, adapter: of_clips };
+        let run = run_plan(recipe.run, path, seed);
         let devices = recipe.devices.settle(dit.layers)?;
-        let shapes = shapes(&data, &dataset);
+        let shapes = shapes(&data, &dataset, &habits);
         let task = Task {
             dit: &dit,
             base: model.precision.dit(),
             targets: &targets,
-            rank: adapter.rank,
+            kind: adapter.kind,
+            factor: adapter.factor,
+            rank: adapter.rank(),
             dropout: adapter.dropout > 0.0,
             batch: train.batch,
             accumulate: train.accumulate,
@@ -319,7 +334,10 @@ fn flatten(value: &toml::Value, key: String, leaves: &mut std::collections::BTre
 fn check_numbers(recipe: &Recipe) -> Result<()> {
     let refuse = |key: &str, why: &str| Err(Error::Setting { key: key.into(), why: why.into() });
     let (adapter, train) = (&recipe.adapter, &recipe.train);
-    if adapter.rank == 0 {
+    if adapter.factor == Some(0) {
+        return refuse("adapter.factor", "must be at least 1");
+    }
+    if adapter.rank == Some(0) {
         return refuse("adapter.rank", "must be at least 1");
     }
     if adapter.targets.is_empty() {
@@ -345,27 +363,64 @@ fn check_numbers(recipe: &Recipe) -> Result<()> {
     recipe.optimizer.check()
 }
 
-/// (frames, height, width) of the latents of a clip.
-fn latents(frames: u32, height: u32, width: u32) -> (usize, usize, usize) {
-    let side = |pixels: u32| pixels as usize / base::LATENT_STRIDE;
-    (models::vae::latent_frames(frames as usize), side(height), side(width))
+/// Name and folders of the run of the recipe at `path`.
+fn run_plan(run: RunConfig, path: &Path, seed: u64) -> RunPlan {
+    let from = path.parent().unwrap_or(Path::new(""));
+    let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let name = run.name.or(stem).unwrap_or_else(|| "run".into());
+    RunPlan {
+        folder: run.folder.map_or_else(|| Path::new("runs").join(&name), |folder| from.join(folder)),
+        cache: run.cache.map_or_else(|| PathBuf::from("runs/cache"), |folder| from.join(folder)),
+        name,
+        seed,
+    }
+}
+
+/// The adapter for clips alone, looked at by its header.
+fn clip_adapter(sample: &SampleConfig, from: &Path) -> Result<Option<ClipAdapterPlan>> {
+    let Some(path) = sample.adapter.as_ref().map(|path| from.join(path)) else { return Ok(None) };
+    if !sample.strength.is_finite() {
+        let why = "must be a finite number".to_owned();
+        return Err(Error::Setting { key: "sample.strength".into(), why });
+    }
+    adapters::look_at(&path)?;
+    Ok(Some(ClipAdapterPlan { path, strength: sample.strength }))
+}
+
+/// Share of samples that are shown their first frame where nobody says otherwise: the default of Wan 2.2's own helper,
+/// wan/utils/utils.py `masks_like`.
+const PICTURE_SHARE: f64 = 0.2;
+
+/// `train.picture_share`, settled: nothing for models that do not take a picture in place of the first frame.
+fn picture_share(asked: Option<f64>, dit: &DitConfig) -> Result<Option<f64>> {
+    let refuse = |why: &str| Err(Error::Setting { key: "train.picture_share".into(), why: why.into() });
+    match (dit.pictures(), asked) {
+        (Pictures::InPlace, Some(share)) if !(0.0..=1.0).contains(&share) => {
+            refuse("must lie between 0 and 1")
+        }
+        (Pictures::InPlace, asked) => Ok(Some(asked.unwrap_or(PICTURE_SHARE))),
+        (_, Some(_)) => {
+            refuse("belongs to TI2V-5B, which takes a picture or none; leave it out for this model")
+        }
+        (_, None) => Ok(None),
+    }
 }
 
 /// The shapes of the buckets, and those that the recipe's sizes and lengths make.
-fn shapes(data: &DataConfig, dataset: &Dataset) -> memory::Shapes {
+fn shapes(data: &DataConfig, dataset: &Dataset, habits: &Habits) -> memory::Shapes {
     let buckets = dataset.windows.iter().map(|window| window.bucket);
     let there = buckets.map(|bucket| (bucket.width, bucket.height, bucket.frames));
     let sizes = data.sizes.iter().flat_map(|[w, h]| data.frames.iter().map(move |frames| (*w, *h, *frames)));
-    memory::Shapes { there: ordered(there), possible: ordered(sizes) }
+    memory::Shapes { there: ordered(there, habits), possible: ordered(sizes, habits) }
 }
 
 /// Shapes from (width, height, frames), each once, from large to small.
-fn ordered(clips: impl Iterator<Item = (u32, u32, u32)>) -> Vec<memory::Shape> {
+fn ordered(clips: impl Iterator<Item = (u32, u32, u32)>, habits: &Habits) -> Vec<memory::Shape> {
     let mut clips: Vec<_> = clips.collect();
     clips.sort_by_key(|&(width, height, frames)| std::cmp::Reverse((width * height * frames, width, height)));
     clips.dedup();
     let shape = |(width, height, frames)| {
-        (format!("{width}x{height}, {frames} frames"), latents(frames, height, width))
+        (format!("{width}x{height}, {frames} frames"), habits.latents(frames, height, width))
     };
     clips.into_iter().map(shape).collect()
 }

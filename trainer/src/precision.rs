@@ -74,6 +74,9 @@ pub struct Wishes {
 pub struct Precision {
     /// What the DiT's weights are held in.
     pub base: Held,
+    /// Numbers of a row that have a scale in common, where the DiT's file has scales for blocks and `base` is fp8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_block: Option<usize>,
     /// The DiT's residual stream.
     pub stream: Float,
     /// What the text encoder's weights are held in.
@@ -136,6 +139,7 @@ impl Wishes {
     pub fn settle(self, processor: Processor) -> Precision {
         Precision {
             base: self.base.unwrap_or(Held::Bf16).at(processor),
+            base_block: None,
             stream: self.stream.unwrap_or(Float::Float32).at(processor),
             text_base: self.text_base.unwrap_or(Held::Bf16).at(processor),
             vae_base: self.vae_base.unwrap_or(Float::Bfloat16).at(processor),
@@ -147,7 +151,11 @@ impl Wishes {
 impl Precision {
     /// How the DiT is loaded.
     pub fn dit(&self) -> Base {
-        Base { frozen: self.base.frozen(self.compute), stream: self.stream.dtype() }
+        let mut frozen = self.base.frozen(self.compute);
+        if let (Storage::Coded(Format::E4m3), Some(block)) = (frozen.storage, self.base_block) {
+            frozen.storage = Storage::Blocks(Format::E4m3, block);
+        }
+        Base { frozen, stream: self.stream.dtype() }
     }
 
     /// How the text encoder is loaded.
@@ -168,5 +176,6 @@ pub(crate) fn in_words(frozen: Frozen) -> String {
         Storage::Dense => compute.to_owned(),
         Storage::Coded(Format::E4m3) => format!("fp8 {compute}"),
         Storage::Coded(Format::Int8) => format!("int8 {compute}"),
+        Storage::Blocks(_, block) => format!("fp8 in blocks of {block} {compute}"),
     }
 }

@@ -1,5 +1,8 @@
 //! Prompt lines: the prompt, with options of its own behind it, as musubi-tuner writes them.
 
+use std::path::{Path, PathBuf};
+
+use models::dit::{DitConfig, Pictures};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -21,16 +24,24 @@ pub struct ClipRequest {
     pub frames: u32,
     /// Solver steps.
     pub steps: usize,
-    /// Guidance scale; 1 asks the network once a step instead of twice.
+    /// Guidance scale; 1 asks the network once a step instead of twice. Of two experts, that of the one for low noise.
     pub guidance: f64,
+    /// Guidance scale of the expert for high noise.
+    pub guidance_high: f64,
     /// Shift of the sigmas.
     pub shift: f64,
     /// Seed of the starting noise.
     pub seed: u64,
     /// Solver.
     pub solver: SolverKind,
-    /// Whose grid of sigmas.
+    /// Whose grid of sigmas, and whose way to scale a picture.
     pub convention: Convention,
+    /// The picture that the clip starts with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<PathBuf>,
+    /// The picture that it ends with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_image: Option<PathBuf>,
 }
 
 impl ClipRequest {
@@ -52,22 +63,46 @@ impl ClipRequest {
             return Err(Error::Setting { key: "frames of a clip".into(), why });
         }
         crate::solver::Schedule::new(self.solver, self.convention, self.steps, self.shift)?;
-        match self.guidance.is_finite() {
-            true => Ok(()),
-            false => {
-                Err(Error::Setting { key: "guidance".into(), why: format!("{} is no number", self.guidance) })
-            }
+        match [self.guidance, self.guidance_high].into_iter().find(|guidance| !guidance.is_finite()) {
+            None => Ok(()),
+            Some(bad) => Err(Error::Setting { key: "guidance".into(), why: format!("{bad} is no number") }),
         }
     }
 
+    /// Checks that the clip has the pictures that `dit` takes.
+    ///
+    /// # Errors
+    /// Pictures that are missing, or that the model has no use for.
+    pub fn check_pictures(&self, dit: &DitConfig) -> Result<()> {
+        let needs_last = dit.image.is_some_and(|image| image.positions.is_some());
+        let why = match (dit.pictures(), &self.image, &self.last_image) {
+            (Pictures::None, None, None) => return Ok(()),
+            (Pictures::None, ..) => "this model makes clips from text alone; leave the picture out",
+            (_, None, Some(_)) => "a last picture without a first one; name both",
+            (Pictures::Beside, None, _) => {
+                "this model makes clips from a picture: name one (--image, or --i behind a prompt)"
+            }
+            (Pictures::InPlace, _, Some(_)) => {
+                "this model takes a first picture alone; leave the last one out"
+            }
+            (_, Some(_), None) if needs_last => {
+                "this model goes from a first picture to a last one: name that too (--last-image, or --ei behind a prompt)"
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::Setting { key: "picture of a clip".into(), why: why.into() })
+    }
+
     /// This request with the prompt and options of `line` in place of its own:
-    /// `--w` width, `--h` height, `--f` frames, `--d` seed, `--s` steps, `--l` guidance, `--fs` shift, `--n` negative prompt.
+    /// `--w` width, `--h` height, `--f` frames, `--d` seed, `--s` steps, `--l` guidance, `--lh` guidance of the expert for
+    /// high noise where it differs, `--fs` shift, `--i` first picture, `--ei` last picture, `--n` negative prompt. Pictures
+    /// are looked for from the folder `from`.
     ///
     /// # Errors
     /// An unknown option, or a value that cannot be read.
-    pub fn with_line(&self, line: &str) -> Result<Self> {
+    pub fn with_line(&self, line: &str, from: &Path) -> Result<Self> {
         let mut request = self.clone();
-        let mut parts = line.split(" --");
+        let (mut parts, mut guidance_high) = (line.split(" --"), None);
         request.prompt = parts.next().unwrap_or_default().trim().to_owned();
         for part in parts {
             let (option, value) = part.trim().split_once(char::is_whitespace).unwrap_or((part.trim(), ""));
@@ -80,18 +115,25 @@ impl ClipRequest {
                 "f" => request.frames = value.parse().map_err(|_| refuse())?,
                 "d" => request.seed = value.parse().map_err(|_| refuse())?,
                 "s" => request.steps = value.parse().map_err(|_| refuse())?,
-                "l" => request.guidance = value.parse().map_err(|_| refuse())?,
+                "l" => {
+                    request.guidance = value.parse().map_err(|_| refuse())?;
+                    request.guidance_high = request.guidance;
+                }
+                "lh" => guidance_high = Some(value.parse().map_err(|_| refuse())?),
+                "i" if !value.is_empty() => request.image = Some(from.join(value)),
+                "ei" if !value.is_empty() => request.last_image = Some(from.join(value)),
                 "fs" => request.shift = value.parse().map_err(|_| refuse())?,
                 "n" => request.negative = value.to_owned(),
                 _ => return Err(refuse()),
             }
         }
+        request.guidance_high = guidance_high.unwrap_or(request.guidance_high);
         Ok(request)
     }
 
-    /// The requests of a file of prompt lines; empty lines and lines that start with `#` are skipped.
-    pub fn from_lines(&self, text: &str) -> Result<Vec<Self>> {
+    /// The requests of a file of prompt lines, which lies in `from`; empty lines and lines that start with `#` are skipped.
+    pub fn from_lines(&self, text: &str, from: &Path) -> Result<Vec<Self>> {
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        lines.map(|line| self.with_line(line)).collect()
+        lines.map(|line| self.with_line(line, from)).collect()
     }
 }

@@ -80,6 +80,8 @@ pub struct TrainConfig {
     pub accumulate: usize,
     /// Share of the samples whose caption is replaced by the empty prompt, 0 to 1. Default 0.1.
     pub caption_dropout: f64,
+    /// Share of the samples that are shown their first frame and learn to go on from it, 0 to 1; TI2V-5B alone. Default 0.2.
+    pub picture_share: Option<f64>,
     /// How noise levels are drawn and weighted.
     pub timesteps: TimestepConfig,
     /// Steps between two measurements of the held-out loss; 0 for none but the first and last. Default 0.
@@ -93,6 +95,7 @@ impl Default for TrainConfig {
             batch: 1,
             accumulate: 1,
             caption_dropout: 0.1,
+            picture_share: None,
             timesteps: TimestepConfig::default(),
             eval_every: 0,
         }
@@ -121,7 +124,7 @@ impl Default for CheckpointConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExportConfig {
-    /// `comfy`, `diffusers` and `kohya`, any of them. Default `["comfy"]`.
+    /// `comfy`, `comfy-alpha`, `diffusers`, `peft`, `kohya`, `diffsynth`, `videox-fun`, any of them. Default `["comfy"]`.
     pub formats: Vec<Style>,
     /// `bfloat16`, `float16` or `float32`. Default `bfloat16`.
     pub precision: Precision,

@@ -70,6 +70,18 @@ impl Ui {
         bar.enable_steady_tick(Duration::from_millis(250));
         Bar(bar)
     }
+
+    /// A bar of `bytes` that come from afar.
+    pub fn bytes_bar(&self, label: String, bytes: u64) -> Bar {
+        let bar = self.bars.add(ProgressBar::new(bytes));
+        let template = "{prefix} {wide_bar:.cyan/dim} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta_precise}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("━╸─"));
+        }
+        bar.set_prefix(label);
+        bar.enable_steady_tick(Duration::from_millis(250));
+        Bar(bar)
+    }
 }
 
 /// A progress bar.

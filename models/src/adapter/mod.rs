@@ -1,6 +1,17 @@
-//! Adapters: low-rank factors by the official name of the module they are attached to, in memory and in files.
+//! Adapters: changes of weights by the official name of the module they belong to, in memory and in files.
 
+mod apply;
+mod change;
+mod config;
+mod decompose;
 pub mod files;
-mod lora;
+mod fresh;
+mod kind;
+mod set;
 
-pub use lora::{Adapter, Adapters, LoraConfig, Scaling, Target};
+pub use apply::{Applied, Place, Source, apply, complete};
+pub use change::{Change, DoraPair, LoraPair, Magnitude};
+pub use config::{Kind, LoraConfig, Scaling, Target};
+pub use decompose::{Rank, Reduced, extract, resize};
+pub use kind::{Backward, Delta, Site};
+pub use set::{Adapter, Adapters};

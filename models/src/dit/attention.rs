@@ -1,12 +1,12 @@
-//! The two attentions of a block, each with its forward and its backward.
+//! What both attentions of a block have, and the self-attention with its forward and its backward.
 //!
 //! Both go in three parts, so that a block can keep what costs and make the rest again: project (products), attend,
 //! and the output product. Norms and positions lie between the first two and are never kept.
 
 use candle_core::{DType, Device, Tensor};
-use kernels::{attention, norm, norm_rope};
+use kernels::{attention, norm_rope};
 
-use super::linear::{Linear, backward_adapters, backward_all, forward_all};
+use super::linear::{Linear, backward_all, forward_all};
 use super::pass::{Conditioning, Gradients, Pass};
 use crate::Result;
 use crate::weights::{Frozen, Weights};
@@ -14,14 +14,14 @@ use crate::weights::{Frozen, Weights};
 /// The projections and norms that both attentions have.
 #[derive(Debug)]
 pub struct Projections {
-    q: Linear,
-    k: Linear,
-    v: Linear,
+    pub(super) q: Linear,
+    pub(super) k: Linear,
+    pub(super) v: Linear,
     o: Linear,
-    norm_q: Tensor,
-    norm_k: Tensor,
+    pub(super) norm_q: Tensor,
+    pub(super) norm_k: Tensor,
     heads: usize,
-    eps: f64,
+    pub(super) eps: f64,
 }
 
 /// What the projections made, or the gradients of it: [b, l, d] each, before norms and positions.
@@ -82,20 +82,37 @@ impl Projections {
         })
     }
 
-    /// The product behind the attention: [b, l, d].
-    pub fn output(&self, attended: &Attended, pass: &Pass) -> Result<Tensor> {
-        self.o.forward(&joined(&attended.o)?, pass)
+    /// Reads again, out of `weights`, what `changed` has patches for.
+    pub(super) fn reload(
+        &mut self,
+        weights: &Weights,
+        changed: &Weights,
+        prefix: &str,
+        frozen: Frozen,
+    ) -> Result<()> {
+        for linear in [&mut self.q, &mut self.k, &mut self.v, &mut self.o] {
+            linear.reload(weights, changed, frozen)?;
+        }
+        for (name, gain) in [("norm_q", &mut self.norm_q), ("norm_k", &mut self.norm_k)] {
+            weights.reload(&format!("{prefix}.{name}.weight"), changed, gain)?;
+        }
+        Ok(())
+    }
+
+    /// The product behind the attention's output [b, l, n, h]: [b, l, d].
+    pub fn output(&self, o_blnh: &Tensor, pass: &Pass) -> Result<Tensor> {
+        self.o.forward(&joined(o_blnh)?, pass)
     }
 
     /// The gradient of the attention's output [b, l, n, h], through the product behind it.
-    fn output_backward(
+    pub(super) fn output_backward(
         &self,
-        attended: &Attended,
+        o_blnh: &Tensor,
         dy: Tensor,
         pass: &Pass,
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
-        self.split(&self.o.backward(&joined(&attended.o)?, &dy, pass, gradients)?)
+        self.split(&self.o.backward(&joined(o_blnh)?, &dy, pass, gradients)?)
     }
 
     /// q, k, v, o.
@@ -104,14 +121,14 @@ impl Projections {
     }
 
     /// [b, l, d] -> [b, l, n, h].
-    fn split(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn split(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, tokens, width) = x.dims3()?;
         Ok(x.reshape((batch, tokens, self.heads, width / self.heads))?)
     }
 }
 
 /// [b, l, n, h] -> [b, l, d].
-fn joined(x: &Tensor) -> Result<Tensor> {
+pub(super) fn joined(x: &Tensor) -> Result<Tensor> {
     Ok(x.flatten_from(2)?)
 }
 
@@ -144,7 +161,7 @@ impl SelfAttention {
         gradients: &mut Gradients,
     ) -> Result<Projected> {
         let p = &self.0;
-        let d_out = p.output_backward(&attended, dy, pass, gradients)?;
+        let d_out = p.output_backward(&attended.o, dy, pass, gradients)?;
         let [q, k] = self.queries_and_keys(&projected, cond)?;
         let out = attention::Output { o: attended.o, lse: attended.lse };
         let d = attention::backward(&q, &k, &p.split(&projected.v)?, &out, &d_out)?;
@@ -175,66 +192,5 @@ impl SelfAttention {
             norm_rope::forward(x, gain, &cond.cos_lp, &cond.sin_lp, p.heads, p.eps)
         };
         Ok([turned(&projected.q, &p.norm_q)?, turned(&projected.k, &p.norm_k)?])
-    }
-}
-
-/// Attention of the tokens over the text: no positions, no mask (padding rows are attended to, as in the original).
-#[derive(Debug)]
-pub struct CrossAttention(pub Projections);
-
-impl CrossAttention {
-    /// What the attention is made of: queries out of `x` [b, l, d], keys and values out of the text.
-    pub fn project(&self, x: &Tensor, cond: &Conditioning, pass: &Pass) -> Result<Projected> {
-        let p = &self.0;
-        let [k, v] = forward_all([&p.k, &p.v], &cond.text_bsd, pass)?;
-        Ok(Projected { q: p.q.forward(x, pass)?, k, v })
-    }
-
-    /// The attention itself.
-    pub fn attend(&self, projected: &Projected) -> Result<Attended> {
-        let [q, k] = self.queries_and_keys(projected)?;
-        let attention::Output { o, lse } = attention::forward(&q, &k, &self.0.split(&projected.v)?)?;
-        Ok(Attended { o, lse })
-    }
-
-    /// The gradient of the projected queries, from the gradient `dy` [b, l, d] of [`Projections::output`].
-    ///
-    /// The text is frozen, so its projections pass gradients to their adapters only.
-    pub fn attend_backward(
-        &self,
-        projected: Projected,
-        attended: Attended,
-        dy: Tensor,
-        cond: &Conditioning,
-        pass: &Pass,
-        gradients: &mut Gradients,
-    ) -> Result<Tensor> {
-        let p = &self.0;
-        let d_out = p.output_backward(&attended, dy, pass, gradients)?;
-        let [q, k] = self.queries_and_keys(&projected)?;
-        let out = attention::Output { o: attended.o, lse: attended.lse };
-        let d = attention::backward(&q, &k, &p.split(&projected.v)?, &out, &d_out)?;
-        drop((q, k, out, d_out));
-        let dk = norm::rms_norm_backward(&projected.k, &joined(&d.dk)?, &p.norm_k, p.eps)?;
-        backward_adapters([&p.k, &p.v], &cond.text_bsd, &[dk, joined(&d.dv)?], pass, gradients)?;
-        Ok(norm::rms_norm_backward(&projected.q, &joined(&d.dq)?, &p.norm_q, p.eps)?)
-    }
-
-    /// The gradient of `x`, which [`CrossAttention::project`] saw.
-    pub fn project_backward(
-        &self,
-        x: &Tensor,
-        dq: &Tensor,
-        pass: &Pass,
-        gradients: &mut Gradients,
-    ) -> Result<Tensor> {
-        self.0.q.backward(x, dq, pass, gradients)
-    }
-
-    fn queries_and_keys(&self, projected: &Projected) -> Result<[Tensor; 2]> {
-        let p = &self.0;
-        let normed =
-            |x: &Tensor, gain: &Tensor| p.split(&norm::rms_norm(x, gain, p.eps, projected.v.dtype())?);
-        Ok([normed(&projected.q, &p.norm_q)?, normed(&projected.k, &p.norm_k)?])
     }
 }

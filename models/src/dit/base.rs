@@ -44,7 +44,10 @@ impl Base {
     fn bytes_of(self, spec: &TensorSpec) -> u64 {
         let numbers: usize = spec.shape.iter().product();
         let is_block = spec.name.starts_with("blocks.");
-        let stays_f32 = ["head.", "time_", "norm", "modulation"].iter().any(|part| spec.name.contains(part));
+        let stays_f32 =
+            ["head.", "time_", "norm", "modulation", "img_emb.proj.0.", "img_emb.proj.4.", "img_emb.emb_pos"]
+                .iter()
+                .any(|part| spec.name.contains(part));
         match (spec.shape.as_slice(), stays_f32) {
             (_, true) => numbers as u64 * DType::F32.size_in_bytes() as u64,
             (&[out, input], false) if is_block => self.frozen.bytes(out, input),

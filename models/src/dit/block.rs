@@ -8,8 +8,9 @@
 use candle_core::{DType, Device, Tensor};
 use kernels::{norm, residual, tokens};
 
-use super::attention::{Attended, CrossAttention, Projected, Projections, SelfAttention};
+use super::attention::{Attended, Projected, Projections, SelfAttention};
 use super::config::DitConfig;
+use super::cross::{CrossAttended, CrossAttention, CrossProjected};
 use super::ffn::{Chunk, FeedForward, chunks};
 use super::keep::Keep;
 use super::linear::Linear;
@@ -43,8 +44,8 @@ pub struct Saved<T = Tensor> {
 struct Inner<T = Tensor> {
     projected: Projected<T>,
     self_output: T,
-    cross_projected: Projected<T>,
-    cross_attended: Attended<T>,
+    cross_projected: CrossProjected<T>,
+    cross_attended: CrossAttended<T>,
     cross_output: T,
 }
 
@@ -96,18 +97,34 @@ impl Block {
     ) -> Result<Self> {
         let name = |part: &str| format!("blocks.{n}.{part}");
         let small = |part: &str| weights.tensor(&name(part), DType::F32, device);
-        let projections =
-            |part: &str| Projections::load(weights, &name(part), config.heads, config.eps, frozen, device);
+        let own = Projections::load(weights, &name("self_attn"), config.heads, config.eps, frozen, device)?;
         Ok(Self {
             modulation: small("modulation")?,
-            self_attention: SelfAttention(projections("self_attn")?),
+            self_attention: SelfAttention(own),
             norm3_weight: small("norm3.weight")?,
             norm3_bias: small("norm3.bias")?,
-            cross_attention: CrossAttention(projections("cross_attn")?),
+            cross_attention: CrossAttention::load(weights, config, &name("cross_attn"), frozen, device)?,
             ffn: FeedForward::load(weights, &name("ffn"), frozen, device)?,
             dtype: frozen.compute,
             eps: config.eps,
         })
+    }
+
+    /// Reads again, out of `weights`, what `changed` has patches for; it is block `n`.
+    pub(super) fn reload(
+        &mut self,
+        weights: &Weights,
+        changed: &Weights,
+        n: usize,
+        frozen: Frozen,
+    ) -> Result<()> {
+        let name = |part: &str| format!("blocks.{n}.{part}");
+        weights.reload(&name("modulation"), changed, &mut self.modulation)?;
+        weights.reload(&name("norm3.weight"), changed, &mut self.norm3_weight)?;
+        weights.reload(&name("norm3.bias"), changed, &mut self.norm3_bias)?;
+        self.self_attention.0.reload(weights, changed, &name("self_attn"), frozen)?;
+        self.cross_attention.reload(weights, changed, &name("cross_attn"), frozen)?;
+        self.ffn.reload(weights, changed, frozen)
     }
 
     /// `x` [b, l, d] -> [b, l, d], and what [`Block::backward`] wants back.
@@ -185,12 +202,12 @@ impl Block {
             Some(attended) => attended,
             None => self.self_attention.attend(&projected, cond)?,
         };
-        let self_output = self.self_attention.0.output(&attended, pass)?;
+        let self_output = self.self_attention.0.output(&attended.o, pass)?;
 
         let x_after_self = residual::forward(x, &self_output, &m.gate_self)?;
         let cross_projected = self.cross_attention.project(&self.cross_in(&x_after_self)?, cond, pass)?;
         let cross_attended = self.cross_attention.attend(&cross_projected)?;
-        let cross_output = self.cross_attention.0.output(&cross_attended, pass)?;
+        let cross_output = self.cross_attention.output(&cross_attended, pass)?;
         Ok((attended, Inner { projected, self_output, cross_projected, cross_attended, cross_output }))
     }
 
@@ -236,8 +253,8 @@ impl Block {
 
     /// The linear layers, in the order of the forward.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        let attentions = [&self.self_attention.0, &self.cross_attention.0];
-        attentions.into_iter().flat_map(Projections::linears).chain(self.ffn.linears())
+        let own = self.self_attention.0.linears().into_iter();
+        own.chain(self.cross_attention.linears()).chain(self.ffn.linears())
     }
 
     /// The block's own modulation plus the projected time embedding, in its six rows.

@@ -30,7 +30,44 @@ pub struct DitConfig {
     pub freq_dim: usize,
     /// The epsilon of every norm in the blocks and the head.
     pub eps: f64,
+    /// The branch that attends to a picture; only Wan 2.1's image-to-video models have one.
+    pub image: Option<ImageBranch>,
 }
+
+/// The sizes of the branch that attends to CLIP's view of a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageBranch {
+    /// Width of a picture's states: CLIP's.
+    pub dim: usize,
+    /// Rows of learned positions, where the model sees a first and a last picture: the states of both together.
+    pub positions: Option<usize>,
+}
+
+impl ImageBranch {
+    /// Rows of states that the model is shown: CLIP's 257 of one picture, or those of its two.
+    pub fn rows(&self) -> usize {
+        self.positions.unwrap_or(PICTURE_ROWS)
+    }
+}
+
+/// Rows of CLIP ViT-H/14 at 224 pixels: 16 x 16 patches and the class.
+const PICTURE_ROWS: usize = 257;
+
+/// How a model takes a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pictures {
+    /// Not at all: text alone.
+    None,
+    /// Always: a mask and the picture's latents in channels behind the noisy ones (I2V of Wan 2.1 and 2.2).
+    Beside,
+    /// As clean latents in place of the first frame's, or not at all (TI2V-5B).
+    InPlace,
+}
+
+/// Channels of the mask that stands between noisy latents and the picture's: one for each frame of a latent frame.
+pub const MASK_CHANNELS: usize = 4;
+/// Latent channels of the VAE of Wan 2.2, by which TI2V-5B is known: its tensors have T2V's names.
+const TI2V_CHANNELS: usize = 48;
 
 /// Height and width of a patch; the patch is one frame deep.
 pub const PATCH: usize = 2;
@@ -44,8 +81,6 @@ struct ConfigFile {
     eps: f64,
     #[serde(default = "default_text_len")]
     text_len: usize,
-    #[serde(default)]
-    image_dim: Option<usize>,
     #[serde(default)]
     model_type: Option<String>,
 }
@@ -74,11 +109,10 @@ impl DitConfig {
             }
             None => Err(Error::Mismatch(format!("the checkpoint holds no {name}: it is not a Wan DiT"))),
         };
-        if file.image_dim.is_some() || shape_of("img_emb.proj.0.weight").is_some() {
-            return Err(Error::Mismatch(
-                "this is an image-to-video model of Wan 2.1 (it has an image branch); text-to-video models are supported".into(),
-            ));
-        }
+        let image = shape_of("img_emb.proj.0.weight").map(|norm| ImageBranch {
+            dim: norm[0],
+            positions: shape_of("img_emb.emb_pos").and_then(|shape| shape.get(1).copied()),
+        });
         let patch = shape("patch_embedding.weight", 5)?;
         let config = Self {
             dim: patch[0],
@@ -91,6 +125,7 @@ impl DitConfig {
             text_len: file.text_len,
             freq_dim: shape("time_embedding.0.weight", 2)?[1],
             eps: file.eps,
+            image,
         };
         config.check(file.model_type.as_deref())?;
         Ok(config)
@@ -117,16 +152,27 @@ impl DitConfig {
                 self.heads, self.dim
             )));
         }
-        if self.in_channels != self.out_channels {
+        let beside = self.in_channels == 2 * self.out_channels + MASK_CHANNELS;
+        if !beside && (self.in_channels != self.out_channels || self.image.is_some()) {
             return Err(Error::Mismatch(format!(
-                "this DiT ({}) takes {} channels and predicts {}: it wants a picture beside the noise, and only \
-                 text-to-video models are supported",
+                "this DiT ({}) takes {} channels and predicts {}: text-to-video models take as many as they predict, \
+                 image-to-video models {MASK_CHANNELS} and the picture's besides; others (VACE, Fun, Animate) are not \
+                 supported",
                 model_type.unwrap_or("no model_type"),
                 self.in_channels,
                 self.out_channels
             )));
         }
         Ok(())
+    }
+
+    /// How the model takes a picture.
+    pub fn pictures(&self) -> Pictures {
+        match (self.in_channels == self.out_channels, self.out_channels) {
+            (false, _) => Pictures::Beside,
+            (true, TI2V_CHANNELS) => Pictures::InPlace,
+            (true, _) => Pictures::None,
+        }
     }
 
     /// The tensors of the parts outside the blocks.
@@ -144,6 +190,16 @@ impl DitConfig {
         linear(&mut specs, "time_embedding.2", d, d);
         linear(&mut specs, "time_projection.1", 6 * d, d);
         linear(&mut specs, "head.head", out, d);
+        if let Some(ImageBranch { dim, positions }) = self.image {
+            for (module, shape) in
+                [("0", vec![dim]), ("1", vec![dim, dim]), ("3", vec![d, dim]), ("4", vec![d])]
+            {
+                let bias = [shape[0]];
+                specs.push(TensorSpec::new(format!("img_emb.proj.{module}.weight"), shape));
+                specs.push(TensorSpec::new(format!("img_emb.proj.{module}.bias"), bias));
+            }
+            specs.extend(positions.map(|rows| TensorSpec::new("img_emb.emb_pos", [1, rows, dim])));
+        }
         specs
     }
 
@@ -158,6 +214,12 @@ impl DitConfig {
             for norm in ["norm_q", "norm_k"] {
                 specs.push(TensorSpec::new(format!("blocks.{n}.{attention}.{norm}.weight"), [d]));
             }
+        }
+        if self.image.is_some() {
+            for projection in ["k_img", "v_img"] {
+                linear(&mut specs, &format!("blocks.{n}.cross_attn.{projection}"), d, d);
+            }
+            specs.push(TensorSpec::new(format!("blocks.{n}.cross_attn.norm_k_img.weight"), [d]));
         }
         specs.push(TensorSpec::new(format!("blocks.{n}.norm3.weight"), [d]));
         specs.push(TensorSpec::new(format!("blocks.{n}.norm3.bias"), [d]));

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use kernels::weight::Weight;
 
 use super::base::Base;
-use super::config::{DitConfig, PATCH};
+use super::config::{DitConfig, ImageBranch, PATCH};
 use super::pass::Conditioning;
 use crate::weights::Weights;
 use crate::{Error, Result};
@@ -18,7 +18,21 @@ pub struct Embedder {
     text: [(Weight, Tensor); 2],
     time: [(Weight, Tensor); 2],
     time_projection: (Weight, Tensor),
+    picture: Option<PictureEmbedding>,
 }
+
+/// What CLIP's states go through: norm, linear, GELU (the exact one), linear, norm; before it positions, where the model
+/// sees two pictures. Norms and positions run in f32. Source: Wan-Video/Wan2.1 wan/modules/model.py `MLPProj`.
+#[derive(Debug)]
+struct PictureEmbedding {
+    branch: ImageBranch,
+    positions: Option<Tensor>,
+    norms: [(Tensor, Tensor); 2],
+    linears: [(Weight, Tensor); 2],
+}
+
+/// The epsilon of both norms of the picture's embedding.
+const PICTURE_EPS: f64 = 1e-5;
 
 impl Embedder {
     /// Reads the embeddings of `config`.
@@ -36,6 +50,10 @@ impl Embedder {
             text: [pair("text_embedding.0", dtype)?, pair("text_embedding.2", dtype)?],
             time: [pair("time_embedding.0", DType::F32)?, pair("time_embedding.2", DType::F32)?],
             time_projection: pair("time_projection.1", DType::F32)?,
+            picture: config
+                .image
+                .map(|branch| PictureEmbedding::load(weights, branch, dtype, device))
+                .transpose()?,
         })
     }
 
@@ -88,6 +106,20 @@ impl Embedder {
         Conditioning::new(time_bgd, time_bg6d, self.text(text, device)?, &self.config, grid)
     }
 
+    /// CLIP's states [b, s, dim] of each sample's picture through their embedding: [b, s, d]. A model of a first and a
+    /// last picture takes the states of both, one behind the other.
+    ///
+    /// # Errors
+    /// Where the model attends to no picture, and states of another shape.
+    pub fn picture(&self, states: &Tensor) -> Result<Tensor> {
+        match &self.picture {
+            Some(picture) => picture.forward(states),
+            None => Err(Error::Mismatch(
+                "a picture's states (clip_fea) were given to a model that has no image branch; leave them out".into(),
+            )),
+        }
+    }
+
     /// Text states [b, s, text_dim], zero-padded, through the text embedding: [b, text_len, d].
     fn text(&self, text: &Tensor, device: &Device) -> Result<Tensor> {
         let (batch, rows, width) = text.dims3()?;
@@ -109,6 +141,46 @@ impl Embedder {
         let inner =
             kernels::gelu::forward(&kernels::linear::forward(&text, &first.0, Some(&first.1), None)?)?;
         Ok(kernels::linear::forward(&inner, &second.0, Some(&second.1), None)?)
+    }
+}
+
+impl PictureEmbedding {
+    fn load(weights: &Weights, branch: ImageBranch, dtype: DType, device: &Device) -> Result<Self> {
+        let tensor = |name: &str, dtype| weights.tensor(&format!("img_emb.{name}"), dtype, device);
+        let pair = |n: u32, dtype| -> Result<(Tensor, Tensor)> {
+            Ok((tensor(&format!("proj.{n}.weight"), dtype)?, tensor(&format!("proj.{n}.bias"), dtype)?))
+        };
+        let linear = |n| pair(n, dtype).map(|(weight, bias)| (Weight::Dense(weight), bias));
+        Ok(Self {
+            branch,
+            positions: branch.positions.map(|_| tensor("emb_pos", DType::F32)).transpose()?,
+            norms: [pair(0, DType::F32)?, pair(4, DType::F32)?],
+            linears: [linear(1)?, linear(3)?],
+        })
+    }
+
+    fn forward(&self, states: &Tensor) -> Result<Tensor> {
+        let (_, rows, width) = states.dims3()?;
+        if width != self.branch.dim || self.branch.positions.is_some_and(|positions| positions != rows) {
+            let rows = self.branch.positions.map_or_else(|| "any number of".into(), |n| n.to_string());
+            return Err(Error::Mismatch(format!(
+                "a picture's states (clip_fea) have shape {:?}: {rows} rows of width {} are expected",
+                states.dims(),
+                self.branch.dim
+            )));
+        }
+        let [(gain_in, shift_in), (gain_out, shift_out)] = &self.norms;
+        let [(first, first_bias), (second, second_bias)] = &self.linears;
+        let dtype = first.dtype();
+        let x = states.to_device(gain_in.device())?.to_dtype(DType::F32)?;
+        let x = match &self.positions {
+            Some(positions) => x.broadcast_add(positions)?,
+            None => x,
+        };
+        let x = kernels::norm::affine_layer_norm(&x, gain_in, shift_in, PICTURE_EPS, dtype)?;
+        let x = kernels::linear::forward(&x, first, Some(first_bias), None)?.gelu_erf()?;
+        let x = kernels::linear::forward(&x, second, Some(second_bias), None)?;
+        Ok(kernels::norm::affine_layer_norm(&x, gain_out, shift_out, PICTURE_EPS, dtype)?)
     }
 }
 

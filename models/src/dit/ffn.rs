@@ -27,6 +27,12 @@ impl FeedForward {
         })
     }
 
+    /// Reads again, out of `weights`, what `changed` has patches for.
+    pub(super) fn reload(&mut self, weights: &Weights, changed: &Weights, frozen: Frozen) -> Result<()> {
+        self.up.reload(weights, changed, frozen)?;
+        self.down.reload(weights, changed, frozen)
+    }
+
     /// Up, then down.
     pub fn linears(&self) -> [&Linear; 2] {
         [&self.up, &self.down]

@@ -3,11 +3,11 @@
 //! Layers that read the same input go through together: their adapters read it once.
 
 use candle_core::{Device, Tensor};
-use kernels::low_rank::{self, FactorGradients, Member};
+use kernels::low_rank::{self, Member};
 use kernels::weight::Weight;
 
 use super::pass::{Gradients, Pass};
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, Site};
 use crate::weights::{Frozen, Weights};
 use crate::{Error, Result};
 
@@ -20,6 +20,7 @@ pub struct Linear {
 }
 
 /// An adapter of one of several layers, with the layer's place among them.
+#[derive(Clone, Copy)]
 struct Attached<'a> {
     layer: usize,
     name: &'a str,
@@ -32,6 +33,19 @@ impl Linear {
         let weight = weights.matrix(&format!("{name}.weight"), frozen, device)?;
         let bias = weights.tensor(&format!("{name}.bias"), frozen.compute, device)?;
         Ok(Self { name, weight, bias })
+    }
+
+    /// Reads again, out of `weights`, what `changed` has patches for.
+    pub(super) fn reload(&mut self, weights: &Weights, changed: &Weights, frozen: Frozen) -> Result<()> {
+        let device = self.bias.device().clone();
+        let (weight, bias) = (format!("{}.weight", self.name), format!("{}.bias", self.name));
+        if changed.is_patched(&weight) {
+            self.weight = weights.matrix(&weight, frozen, &device)?;
+        }
+        if changed.is_patched(&bias) {
+            self.bias = weights.tensor(&bias, frozen.compute, &device)?;
+        }
+        Ok(())
     }
 
     /// Official module name, such as `blocks.0.self_attn.q`.
@@ -93,24 +107,58 @@ fn forward_then<const N: usize>(
     then: Then,
 ) -> Result<[Tensor; N]> {
     let x = &x.to_dtype(layers[0].weight.dtype())?;
-    let attached = attached(&layers, pass);
+    let (plain, others) = attached(&layers, pass);
     // Deltas first: the large product then adds them in its own pass.
     let mut deltas = vec![None; N];
     if pass.dropout.is_none() {
-        deltas = low_rank::forward_group(x, &members(&attached), N)?;
+        deltas = low_rank::forward_group(x, &members(&plain), N)?;
     } else {
         // Every layer drops other elements of the input, so there is no input that they share.
-        for Attached { layer, name, adapter } in attached {
+        for &Attached { layer, name, adapter } in &plain {
             let x = pass.dropped(name, x)?;
-            deltas[layer] = Some(low_rank::forward(&x, adapter.factors(), deltas[layer].as_ref())?);
+            let site = Site { weight: &layers[layer].weight, product: None };
+            deltas[layer] = Some(added(deltas[layer].take(), adapter.delta().forward(&x, site)?)?);
         }
     }
-    let whole = |(layer, delta): (&&Linear, &Option<Tensor>)| match then {
-        Then::Stay => kernels::linear::forward(x, &layer.weight, Some(&layer.bias), delta.as_ref()),
-        Then::Gelu => kernels::linear::forward_gelu(x, &layer.weight, Some(&layer.bias), delta.as_ref()),
+    let products = products(&layers, x, &others)?;
+    for &Attached { layer, name, adapter } in &others {
+        let site = Site { weight: &layers[layer].weight, product: products[layer].as_ref() };
+        let delta = adapter.delta().forward(&pass.dropped(name, x)?, site)?;
+        deltas[layer] = Some(added(deltas[layer].take(), delta)?);
+    }
+    let whole = |((layer, delta), product): ((&&Linear, &Option<Tensor>), Option<Tensor>)| {
+        if let Some(product) = product {
+            let y = added(delta.clone(), product)?.broadcast_add(&layer.bias)?;
+            return match then {
+                Then::Stay => Ok(y),
+                Then::Gelu => kernels::gelu::forward(&y),
+            };
+        }
+        match then {
+            Then::Stay => kernels::linear::forward(x, &layer.weight, Some(&layer.bias), delta.as_ref()),
+            Then::Gelu => kernels::linear::forward_gelu(x, &layer.weight, Some(&layer.bias), delta.as_ref()),
+        }
     };
-    let ys = layers.iter().zip(&deltas).map(whole).collect::<kernels::Result<Vec<_>>>()?;
+    let ys = layers.iter().zip(&deltas).zip(products).map(whole).collect::<kernels::Result<Vec<_>>>()?;
     ys.try_into().map_err(|ys: Vec<Tensor>| Error::Mismatch(format!("{N} layers gave {} outputs", ys.len())))
+}
+
+/// The products without bias of the layers whose adapters are made of them.
+fn products(layers: &[&Linear], x: &Tensor, others: &[Attached]) -> Result<Vec<Option<Tensor>>> {
+    let is_wanted =
+        |layer: usize| others.iter().any(|one| one.layer == layer && one.adapter.delta().wants_product());
+    let product = |(layer, linear): (usize, &&Linear)| match is_wanted(layer) {
+        true => Ok(Some(kernels::linear::forward(x, &linear.weight, None, None)?)),
+        false => Ok(None),
+    };
+    layers.iter().enumerate().map(product).collect()
+}
+
+fn added(sum: Option<Tensor>, delta: Tensor) -> kernels::Result<Tensor> {
+    match sum {
+        Some(sum) => sum + delta,
+        None => Ok(delta),
+    }
 }
 
 /// The gradient of the input of [`forward_all`], in the weights' dtype; gradients of trainable adapters go into
@@ -122,8 +170,12 @@ pub fn backward_all<const N: usize>(
     pass: &Pass,
     gradients: &mut Gradients,
 ) -> Result<Tensor> {
-    let mut dx = adapters_backward(&layers, x, dys, pass, gradients)?;
-    for (layer, dy) in layers.iter().zip(dys) {
+    let Through { mut dx, d_products } = adapters_backward(&layers, x, dys, pass, gradients)?;
+    for ((layer, dy), d_product) in layers.iter().zip(dys).zip(d_products) {
+        let dy = match d_product {
+            Some(d_product) => &(d_product + dy.to_dtype(layer.weight.dtype())?)?,
+            None => dy,
+        };
         dx = Some(kernels::linear::backward_input(dy, &layer.weight, dx.as_ref())?);
     }
     dx.ok_or_else(|| Error::Mismatch("the gradient of no layers was asked for".into()))
@@ -140,58 +192,76 @@ pub fn backward_adapters<const N: usize>(
     adapters_backward(&layers, x, dys, pass, gradients).map(drop)
 }
 
-/// What goes back to the input through the adapters; nothing where there are none.
+/// What goes back through the adapters.
+struct Through {
+    /// To the input; nothing where there are none.
+    dx: Option<Tensor>,
+    /// To each layer's plain product.
+    d_products: Vec<Option<Tensor>>,
+}
+
 fn adapters_backward(
     layers: &[&Linear],
     x: &Tensor,
     dys: &[Tensor],
     pass: &Pass,
     gradients: &mut Gradients,
-) -> Result<Option<Tensor>> {
+) -> Result<Through> {
     let x = &x.to_dtype(layers[0].weight.dtype())?;
-    let attached = attached(layers, pass);
-    if attached.is_empty() {
-        return Ok(None);
+    let (plain, others) = attached(layers, pass);
+    let mut through = Through { dx: None, d_products: vec![None; layers.len()] };
+    if plain.is_empty() && others.is_empty() {
+        return Ok(through);
     }
-    if pass.dropout.is_none() {
-        let grads = low_rank::backward_group(x, dys, &members(&attached), None)?;
-        for (attached, factors) in attached.iter().zip(grads.factors) {
-            attached.note(factors, gradients)?;
+    let alone = match pass.dropout {
+        None => {
+            let grads = low_rank::backward_group(x, dys, &members(&plain), None)?;
+            for (one, factors) in plain.iter().zip(grads.factors) {
+                one.note(vec![("lora_A.weight", factors.da), ("lora_B.weight", factors.db)], gradients)?;
+            }
+            through.dx = (!plain.is_empty()).then_some(grads.dx);
+            others.clone()
         }
-        return Ok(Some(grads.dx));
-    }
-    let mut sum = x.zeros_like()?;
-    for one in &attached {
+        Some(_) => plain.iter().chain(&others).copied().collect(),
+    };
+    let products = products(layers, x, &alone)?;
+    for one in &alone {
+        let site = Site { weight: &layers[one.layer].weight, product: products[one.layer].as_ref() };
         let dropped = pass.dropped(one.name, x)?;
-        let grads = low_rank::backward(&dropped, &dys[one.layer], one.adapter.factors(), None)?;
-        sum = (sum + pass.dropped(one.name, &grads.dx)?)?;
-        for factors in grads.factors {
-            one.note(factors, gradients)?;
+        let back = one.adapter.delta().backward(&dropped, &dys[one.layer], site)?;
+        through.dx = Some(added(through.dx.take(), pass.dropped(one.name, &back.dx)?)?);
+        if let Some(d_product) = back.d_product {
+            let sum = &mut through.d_products[one.layer];
+            *sum = Some(added(sum.take(), d_product)?);
         }
+        one.note(back.gradients, gradients)?;
     }
-    Ok(Some(sum))
+    Ok(through)
 }
 
-/// The adapters of `layers`, layer by layer.
-fn attached<'a>(layers: &[&'a Linear], pass: &Pass<'a>) -> Vec<Attached<'a>> {
+/// The adapters of `layers`, layer by layer: plain LoRAs, whose products go together, and the other kinds.
+fn attached<'a>(layers: &[&'a Linear], pass: &Pass<'a>) -> (Vec<Attached<'a>>, Vec<Attached<'a>>) {
     let adapters = pass.adapters;
     let of = |(layer, linear): (usize, &&'a Linear)| {
         let name = linear.name.as_str();
         adapters.of(name).iter().map(move |adapter| Attached { layer, name, adapter })
     };
-    layers.iter().enumerate().flat_map(of).collect()
+    layers.iter().enumerate().flat_map(of).partition(|one| one.adapter.delta().plain().is_some())
 }
 
+/// The factors of plain LoRAs.
 fn members<'a>(attached: &[Attached<'a>]) -> Vec<Member<'a>> {
-    attached.iter().map(|one| Member { layer: one.layer, factors: one.adapter.factors() }).collect()
+    let of = |one: &Attached<'a>| Some(Member { layer: one.layer, factors: one.adapter.delta().plain()? });
+    attached.iter().filter_map(of).collect()
 }
 
 impl Attached<'_> {
-    /// Adds the gradients of the factors to `gradients`, where they are wanted.
-    fn note(&self, factors: FactorGradients, gradients: &mut Gradients) -> Result<()> {
+    /// Adds the gradients of its tensors to `gradients`, where they are wanted.
+    fn note(&self, found: Vec<(&'static str, Tensor)>, gradients: &mut Gradients) -> Result<()> {
         if self.adapter.is_trainable() {
-            gradients.add(format!("{}.lora_A.weight", self.name), factors.da)?;
-            gradients.add(format!("{}.lora_B.weight", self.name), factors.db)?;
+            found
+                .into_iter()
+                .try_for_each(|(name, gradient)| gradients.add(format!("{}.{name}", self.name), gradient))?;
         }
         Ok(())
     }

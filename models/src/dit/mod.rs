@@ -7,6 +7,7 @@ pub mod attention;
 pub mod base;
 pub mod block;
 pub mod config;
+pub mod cross;
 pub mod embed;
 pub mod ffn;
 pub mod head;
@@ -22,7 +23,7 @@ use candle_core::{Device, Tensor};
 
 pub use base::Base;
 pub use block::Block;
-pub use config::DitConfig;
+pub use config::{DitConfig, ImageBranch, Pictures};
 pub use embed::Embedder;
 pub use head::Head;
 pub use keep::{BlockPlan, Keep, Keeping, Kept, Place};
@@ -30,7 +31,7 @@ pub use linear::Linear;
 pub use pass::{Conditioning, Dropout, Gradients, Pass};
 
 use crate::weights::{Checkpoint, Weights};
-use crate::{Error, Result, names};
+use crate::{Error, Result, names, variant};
 
 /// A Wan DiT, or the consecutive part of one that a stage holds: the first part embeds, the last has the head.
 #[derive(Debug)]
@@ -76,6 +77,29 @@ impl Dit {
     /// The linear layers of the blocks, whose matrices may be coded.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.blocks.iter().flat_map(Block::linears)
+    }
+
+    /// Reads again, out of `weights`, every tensor that `changed` has patches for: `weights` may be `changed` itself, or the
+    /// same without them. The embeddings and the head are read as a whole, each dropped before it is there again.
+    pub fn reload(
+        &mut self,
+        weights: &Weights,
+        changed: &Weights,
+        base: Base,
+        device: &Device,
+    ) -> Result<()> {
+        let is_touched = |at: fn(&str) -> bool| changed.patched_names().any(at);
+        if is_touched(|name| name.starts_with("head.")) && self.head.take().is_some() {
+            self.head = Some(Head::load(weights, &self.config, device)?);
+        }
+        let is_embedding = |name: &str| !name.starts_with("head.") && !name.starts_with("blocks.");
+        if is_touched(is_embedding) && self.embedder.take().is_some() {
+            self.embedder = Some(Embedder::load(weights, &self.config, base, device)?);
+        }
+        for (n, block) in self.range.clone().zip(&mut self.blocks) {
+            block.reload(weights, changed, n, base.frozen)?;
+        }
+        Ok(())
     }
 
     /// The stream [b, l, d] through the blocks, forward only.
@@ -125,20 +149,51 @@ impl Dit {
     }
 }
 
-/// Opens the weights at `path` (a file, or a folder of shards) with the text of their `config.json`, in either
-/// naming, and checks every tensor's name and shape.
+/// Opens the weights at `path` (a file, or a folder of shards), in either naming, and checks every tensor's name and
+/// shape. `config_json` is the text of their `config.json`; without it the sizes are those that the tensors tell, and
+/// heads are of 128, as in every published model.
 ///
 /// # Errors
 /// When the config does not fit, or any tensor is missing, unexpected or misshapen; all of them are listed.
-pub fn open(path: &Path, config_json: &str) -> Result<(DitConfig, Weights)> {
+pub fn open(path: &Path, config_json: Option<&str>) -> Result<(DitConfig, Weights)> {
     let checkpoint = Checkpoint::open(path)?.without_model_prefix()?;
+    if let Some(kind) = variant::foreign(&checkpoint) {
+        return Err(Error::Mismatch(format!(
+            "{}: this is {kind}, which Tandem does not train; its adapters are often made on the plain text-to-video or \
+             image-to-video model of the same size",
+            path.display()
+        )));
+    }
     let is_diffusers = checkpoint.contains("condition_embedder.time_proj.weight");
     let to_file = |official: &str| if is_diffusers { names::tensor_to_diffusers(official) } else { None };
     let shape_of = |official: &str| {
         let name = to_file(official).unwrap_or_else(|| official.to_owned());
         checkpoint.shape(&name).map(<[usize]>::to_vec)
     };
-    let config = DitConfig::from_parts(config_json, shape_of)?;
-    let weights = Weights::from_checkpoint(checkpoint, &config.tensors(), to_file, |_| false)?;
+    let config = match config_json {
+        Some(text) => DitConfig::from_parts(text, shape_of)?,
+        None => {
+            DitConfig::from_parts(&published_config(path, shape_of("patch_embedding.weight"))?, shape_of)?
+        }
+    };
+    // Some files of diffusers carry a norm of queries that no code reads.
+    let ignored = |name: &str| name.ends_with(".attn2.norm_added_q.weight");
+    let weights = Weights::from_checkpoint(checkpoint, &config.tensors(), to_file, ignored)?;
     Ok((config, weights))
+}
+
+/// Width of a head in every published model.
+const PUBLISHED_HEAD: usize = 128;
+
+/// What a `config.json` would say that tensors do not, from the shape of the patch embedding.
+fn published_config(path: &Path, patch: Option<Vec<usize>>) -> Result<String> {
+    match patch.and_then(|shape| shape.first().copied()) {
+        Some(dim) if !dim.is_multiple_of(PUBLISHED_HEAD) => Err(Error::Mismatch(format!(
+            "{}: a DiT of width {dim} is no published model, so only its config.json tells the number of heads; put it \
+             beside the weights, or name it with model.dit_config",
+            path.display()
+        ))),
+        // What is no DiT at all is told by the tensors that it lacks.
+        dim => Ok(format!(r#"{{"num_heads":{}}}"#, dim.unwrap_or(PUBLISHED_HEAD) / PUBLISHED_HEAD)),
+    }
 }

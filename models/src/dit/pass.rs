@@ -74,6 +74,8 @@ pub struct Conditioning {
     pub time_bg6d: Tensor,
     /// Text after its embedding, [b, text_len, d].
     pub text_bsd: Tensor,
+    /// The picture after its embedding, [b, s, d]; of models with an image branch.
+    pub picture_bsd: Option<Tensor>,
     /// Cosines of the rotary angles, [l, h/2] f32.
     pub cos_lp: Tensor,
     /// Sines of the rotary angles, [l, h/2] f32.
@@ -92,7 +94,12 @@ impl Conditioning {
     ) -> Result<Self> {
         let tokens = (grid.0, grid.1 / PATCH, grid.2 / PATCH);
         let (cos_lp, sin_lp) = rope::table(config.head_size(), tokens, time_bgd.device())?;
-        Ok(Self { time_bgd, time_bg6d, text_bsd, cos_lp, sin_lp })
+        Ok(Self { time_bgd, time_bg6d, text_bsd, picture_bsd: None, cos_lp, sin_lp })
+    }
+
+    /// The same with a picture, as [`super::Embedder::picture`] gives it.
+    pub fn with_picture(self, picture_bsd: Option<Tensor>) -> Self {
+        Self { picture_bsd, ..self }
     }
 }
 

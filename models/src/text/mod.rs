@@ -2,8 +2,9 @@
 
 mod clean;
 mod encoder;
+mod spiece;
 mod tokenizer;
 
 pub use clean::clean;
 pub use encoder::TextEncoder;
-pub use tokenizer::{MAX_TOKENS, Tokenizer};
+pub use tokenizer::{MAX_TOKENS, SPIECE_TENSOR, Tokenizer};

@@ -1,9 +1,11 @@
-//! The tokenizer of UMT5, read from its `tokenizer.json`.
+//! The tokenizer of UMT5, read from its `tokenizer.json`, or from its `spiece.model`, which may lie in a weights file.
 
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::spiece;
+use crate::weights::Checkpoint;
 use crate::{Error, Result};
 
 /// Tokens of a caption at most, with `</s>`: longer ones are cut.
@@ -12,8 +14,13 @@ pub const MAX_TOKENS: usize = 512;
 /// Ends every sequence.
 const END: &str = "</s>";
 
-/// Where `tokenizer.json` lies inside a folder: the folder itself, an official checkpoint, a diffusers checkpoint.
-const PLACES: [&str; 3] = ["tokenizer.json", "google/umt5-xxl/tokenizer.json", "tokenizer/tokenizer.json"];
+/// Where the tokenizer lies inside a folder: the folder itself, an official checkpoint, a diffusers checkpoint.
+const PLACES: [&str; 3] = [".", "google/umt5-xxl", "tokenizer"];
+/// Its file there, the one that is read faster first.
+const FILES: [&str; 2] = ["tokenizer.json", "spiece.model"];
+
+/// The tensor of single-file text encoders that holds the bytes of `spiece.model`.
+pub const SPIECE_TENSOR: &str = "spiece_model";
 
 /// Splits cleaned text into token ids.
 pub struct Tokenizer {
@@ -29,22 +36,41 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Loads a `tokenizer.json`, or the one in a folder: the folder itself, its `google/umt5-xxl` or its `tokenizer`.
+    /// Loads a `tokenizer.json` or a `spiece.model`, the one in a folder (the folder itself, its `google/umt5-xxl` or its
+    /// `tokenizer`), or the one that a text encoder's safetensors file carries.
     ///
     /// # Errors
     /// If there is none (the text says where it was looked for) or it is no tokenizer with `</s>`.
     pub fn load(path: &Path) -> Result<Self> {
         let file = find(path)?;
         let fail = |e: &dyn std::fmt::Display| Error::Mismatch(format!("{}: {e}", file.display()));
-        let bytes = std::fs::read(&file).map_err(|e| fail(&e))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
-            .map_err(|e| fail(&format!("this is no tokenizer.json ({e}); fetch it again")))?;
+        let (bytes, inner) = match file.extension().and_then(|extension| extension.to_str()) {
+            Some("json") => {
+                let bytes = std::fs::read(&file).map_err(|e| fail(&e))?;
+                let inner = tokenizers::Tokenizer::from_bytes(&bytes);
+                (bytes, inner.map_err(|e| fail(&format!("this is no tokenizer.json ({e}); fetch it again")))?)
+            }
+            kind => {
+                let bytes = match kind {
+                    Some("safetensors") => carried(&file)?,
+                    _ => std::fs::read(&file).map_err(|e| fail(&e))?,
+                };
+                let inner = spiece::tokenizer(&bytes);
+                (
+                    bytes,
+                    inner.map_err(|e| fail(&format!("its tokenizer cannot be read: {e}; fetch it again")))?,
+                )
+            }
+        };
+        Self::new(inner, &bytes).map_err(|e| fail(&e))
+    }
+
+    fn new(mut inner: tokenizers::Tokenizer, bytes: &[u8]) -> std::result::Result<Self, String> {
         // A file may carry settings of its own for these: lengths are this module's business.
         inner.with_padding(None);
-        inner.with_truncation(None).map_err(|e| fail(&e))?;
-        let end =
-            inner.token_to_id(END).ok_or_else(|| fail(&"this tokenizer has no </s>, so it is not UMT5's"))?;
-        let fingerprint = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+        inner.with_truncation(None).map_err(|e| e.to_string())?;
+        let end = inner.token_to_id(END).ok_or("this tokenizer has no </s>, so it is not UMT5's")?;
+        let fingerprint = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
         Ok(Self { inner, end, fingerprint })
     }
 
@@ -69,17 +95,31 @@ impl Tokenizer {
 }
 
 fn find(path: &Path) -> Result<PathBuf> {
-    if path.is_file() && path.extension().is_some_and(|e| e == "json") {
+    let is_one = |e: &std::ffi::OsStr| ["json", "model", "safetensors"].iter().any(|kind| e == *kind);
+    if path.is_file() && path.extension().is_some_and(is_one) {
         return Ok(path.to_owned());
     }
-    let places: Vec<PathBuf> = PLACES.iter().map(|place| path.join(place)).collect();
+    let places = PLACES.iter().flat_map(|place| FILES.iter().map(move |file| path.join(place).join(file)));
+    let places: Vec<PathBuf> = places.map(|place| place.components().collect()).collect();
     if let Some(found) = places.iter().find(|p| p.is_file()) {
         return Ok(found.clone());
     }
     let listed: Vec<String> = places.iter().map(|p| format!("\n  {}", p.display())).collect();
     Err(Error::Mismatch(format!(
         "no tokenizer for the text encoder. Looked for:{}\nDownload tokenizer.json of google/umt5-xxl (it comes with every \
-         Wan checkpoint; a spiece.model alone is not enough) to one of these places, or name the file",
+         Wan checkpoint) to one of these places, or name the file",
         listed.concat()
     )))
+}
+
+/// The `spiece.model` in a weights file.
+fn carried(file: &Path) -> Result<Vec<u8>> {
+    let checkpoint = Checkpoint::open(file)?;
+    if !checkpoint.contains(SPIECE_TENSOR) {
+        return Err(Error::Mismatch(format!(
+            "{}: this file carries no tokenizer (no tensor `{SPIECE_TENSOR}`); name a tokenizer.json beside it",
+            file.display()
+        )));
+    }
+    Ok(checkpoint.bytes(SPIECE_TENSOR)?)
 }

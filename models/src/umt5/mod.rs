@@ -13,6 +13,7 @@ use candle_core::{DType, Device, Tensor};
 use kernels::weight::Weight;
 use kernels::{gelu, norm};
 
+use crate::text::SPIECE_TENSOR;
 use crate::weights::{Checkpoint, Frozen, Weights};
 use crate::{Error, Result};
 
@@ -72,7 +73,7 @@ impl Umt5 {
             )));
         }
         // ComfyUI files carry the tokenizer's model along; a tied embedding may be spelled twice.
-        let ignored = |name: &str| name == "spiece_model" || (has_shared && name == names::TIED_EMBEDDING);
+        let ignored = |name: &str| name == SPIECE_TENSOR || (has_shared && name == names::TIED_EMBEDDING);
         let weights = Weights::from_checkpoint(checkpoint, &sizes.tensors(), to_file, ignored)?;
         Self::build(&weights, sizes, frozen, device)
     }

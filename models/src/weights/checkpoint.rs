@@ -9,6 +9,8 @@ use super::dtype::StoredDType;
 use super::entry::Entry;
 use super::error::{Result, WeightsError};
 use super::kind::FileKind;
+use super::quantised::{Grid, Quantised};
+use super::read::Scales;
 use super::{folder, header, pth, read};
 
 /// Prefixes that ComfyUI and other tools put before the names of a diffusion model.
@@ -22,6 +24,16 @@ pub struct Checkpoint {
     files: Vec<PathBuf>,
     entries: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
+    quantised: Quantised,
+}
+
+/// A weight as codes of one byte, as a file stores it.
+#[derive(Debug)]
+pub struct StoredCodes {
+    /// u8, of the weight's shape: OCP 8-bit floats e4m3fn.
+    pub codes: Tensor,
+    /// f32, row by row.
+    pub scales: Vec<f32>,
 }
 
 impl Checkpoint {
@@ -44,8 +56,18 @@ impl Checkpoint {
             return Self::from_shards(path, vec![path.to_owned()]);
         }
         let entries = pth::read(path, 0)?;
-        let (path, files) = (path.to_owned(), vec![path.to_owned()]);
-        Ok(Self { path, files, entries, metadata: BTreeMap::new() })
+        Self::new(path, vec![path.to_owned()], entries, BTreeMap::new())
+    }
+
+    fn new(
+        path: &Path,
+        files: Vec<PathBuf>,
+        entries: BTreeMap<String, Entry>,
+        metadata: BTreeMap<String, String>,
+    ) -> Result<Self> {
+        let bytes = |name: &str| read::bytes(&files[entries[name].file], &entries[name]);
+        let quantised = Quantised::find(&entries, &metadata, bytes)?;
+        Ok(Self { path: path.to_owned(), files, entries, metadata, quantised })
     }
 
     /// Opens several safetensors files as one checkpoint found at `path`.
@@ -62,7 +84,7 @@ impl Checkpoint {
                 }
             }
         }
-        Ok(Self { path: path.to_owned(), files, entries, metadata })
+        Self::new(path, files, entries, metadata)
     }
 
     /// Removes `model.diffusion_model.` and `diffusion_model.` from the names, as single-file repackagings have them.
@@ -80,7 +102,7 @@ impl Checkpoint {
                 ));
             }
         }
-        Ok(self)
+        Self::new(&self.path, self.files, self.entries, self.metadata)
     }
 
     /// What was opened.
@@ -128,15 +150,88 @@ impl Checkpoint {
         self.entries.values().map(|e| e.bytes() as u64).sum()
     }
 
-    /// Reads one tensor, converted to `dtype`, on `device`.
+    /// Reads one tensor, converted to `dtype`, on `device`. Weights of eight bits are multiplied by their scales in
+    /// f32, then rounded once.
     ///
     /// # Errors
     /// An unknown name, a value that is NaN or infinite (in the file or after conversion), a stored type that cannot
     /// become `dtype`, or a file that changed since it was opened.
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> crate::Result<Tensor> {
         let entry = self.entry(name)?;
-        let tensor = read::tensor(&self.files[entry.file], name, entry, dtype)?;
+        let scales = self.scales(name, entry)?;
+        let tensor = read::tensor(&self.files[entry.file], name, entry, dtype, scales.as_ref())?;
         Ok(tensor.to_device(device)?)
+    }
+
+    /// The codes of a matrix that is stored in e4m3, and its scales, one for each row or for each block of one: as they
+    /// are stored, nothing is rounded. `None` for a tensor of another type.
+    ///
+    /// # Errors
+    /// Those of [`Self::tensor`].
+    pub fn codes(&self, name: &str, device: &Device) -> crate::Result<Option<StoredCodes>> {
+        let entry = self.entry(name)?;
+        let &[rows, columns] = entry.shape.as_slice() else { return Ok(None) };
+        if entry.dtype != StoredDType::F8E4M3 || entry.strides.is_some() {
+            return Ok(None);
+        }
+        let scales = match self.scales(name, entry)? {
+            None => vec![1.0; rows],
+            Some(Scales { values, each }) if each == rows * columns => vec![values[0]; rows],
+            Some(Scales { values, .. }) => values,
+        };
+        let codes = read::codes(&self.files[entry.file], name, entry)?.to_device(device)?;
+        Ok(Some(StoredCodes { codes, scales }))
+    }
+
+    /// The scales of a weight; none where it has none.
+    fn scales(&self, name: &str, entry: &Entry) -> crate::Result<Option<Scales>> {
+        let Some(scale) = self.quantised.scales.get(name) else { return Ok(None) };
+        let of = self.entry(&scale.tensor)?;
+        let values = read::tensor(&self.files[of.file], &scale.tensor, of, DType::F32, None)?;
+        let values: Vec<f32> = values.flatten_all()?.to_vec1()?;
+        // A grid divides its weight, or it would not have been taken for one.
+        let each = entry.elements() / values.len();
+        Ok(Some(Scales { values, each }))
+    }
+
+    /// Whether a tensor only describes how another one is stored.
+    pub fn is_side(&self, name: &str) -> bool {
+        self.quantised.side.contains(name)
+    }
+
+    /// How the weights of eight bits are scaled: each way with the number of weights that have it; `None` stands for
+    /// weights without a scale.
+    pub fn scalings(&self) -> BTreeMap<Option<Grid>, usize> {
+        let mut counts = BTreeMap::new();
+        let coded = |entry: &Entry| matches!(entry.dtype, StoredDType::F8E4M3 | StoredDType::F8E5M2);
+        for (name, _) in self.entries.iter().filter(|(name, entry)| coded(entry) && !self.is_side(name)) {
+            *counts.entry(self.quantised.scales.get(name).map(|scale| scale.grid)).or_default() += 1;
+        }
+        counts
+    }
+
+    /// The finest scaling of the matrices of a network's layers, where all of them are stored in e4m3; `None` where any
+    /// is not. Prefixes must be gone from the names.
+    pub fn coded_layers(&self) -> Option<Grid> {
+        let is_matrix = |(name, entry): &(&String, &Entry)| {
+            let in_layer = name.starts_with("blocks.") || name.starts_with("encoder.block.");
+            let is_table = name.contains("relative_attention_bias") || name.contains("pos_embedding");
+            in_layer && name.ends_with(".weight") && entry.shape.len() == 2 && !is_table
+        };
+        let mut finest = None;
+        for (name, entry) in self.entries.iter().filter(is_matrix) {
+            if entry.dtype != StoredDType::F8E4M3 {
+                return None;
+            }
+            finest =
+                finest.max(Some(self.quantised.scales.get(name).map_or(Grid::Tensor, |scale| scale.grid)));
+        }
+        finest
+    }
+
+    /// Why the weights cannot be read though their file is whole: they are coded in a way that is not known here.
+    pub fn refusal(&self) -> Option<&str> {
+        self.quantised.refusal.as_deref()
     }
 
     /// The bytes of one tensor as they are stored, in row-major order: for tensors that are no numbers, such as an

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, StoredCodes};
 use super::dtype::StoredDType;
 use super::error::{MismatchReport, Result, WeightsError};
 use super::fingerprint;
+use super::patch::Patches;
 
 /// A tensor that a model expects: its name in the model's own (official) words and its shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +29,7 @@ impl TensorSpec {
 
 /// The tensors of one model, checked against its specs and ready to be read by their official names.
 #[derive(Debug)]
-pub struct Weights(Source);
+pub struct Weights(Source, Patches);
 
 #[derive(Debug)]
 enum Source {
@@ -64,13 +65,17 @@ impl Weights {
     /// for which `ignored` holds may be left over.
     ///
     /// # Errors
-    /// One [`WeightsError::Mismatch`] with all missing, unexpected and misshapen names.
+    /// One [`WeightsError::Mismatch`] with all missing, unexpected and misshapen names; weights that are coded in a way
+    /// that is not known.
     pub fn from_checkpoint(
         checkpoint: Checkpoint,
         specs: &[TensorSpec],
         to_file_name: impl Fn(&str) -> Option<String>,
         ignored: impl Fn(&str) -> bool,
     ) -> Result<Self> {
+        if let Some(refusal) = checkpoint.refusal() {
+            return Err(WeightsError::file(checkpoint.path(), refusal));
+        }
         let mut report = MismatchReport::default();
         let mut names = BTreeMap::new();
         let mut used = BTreeSet::new();
@@ -86,24 +91,51 @@ impl Weights {
             used.insert(name.clone());
             names.insert(spec.name.clone(), name);
         }
-        let unexpected = checkpoint.names().filter(|n| !used.contains(*n) && !ignored(n));
+        let is_left = |name: &&str| !used.contains(*name) && !ignored(name) && !checkpoint.is_side(name);
+        let unexpected = checkpoint.names().filter(is_left);
         report.unexpected.extend(unexpected.map(str::to_owned));
         match report.is_empty() {
-            true => Ok(Self(Source::Disk { checkpoint, names })),
+            true => Ok(Self(Source::Disk { checkpoint, names }, Patches::default())),
             false => Err(WeightsError::Mismatch { path: checkpoint.path().to_owned(), report }),
         }
     }
 
     /// Weights from tensors in memory, by official names: for tests and for models made from a seed.
     pub fn from_tensors(tensors: BTreeMap<String, Tensor>) -> Self {
-        Self(Source::Memory(tensors))
+        Self(Source::Memory(tensors), Patches::default())
     }
 
     /// Weights made from `seed` when they are asked for, for measuring speed and memory without a checkpoint: gains of
     /// norms are one, other vectors zero, all else small numbers, made on the device.
     pub fn seeded(specs: Vec<TensorSpec>, seed: u64) -> Self {
         let shapes = specs.into_iter().map(|spec| (spec.name, spec.shape)).collect();
-        Self(Source::Seeded { shapes, seed })
+        Self(Source::Seeded { shapes, seed }, Patches::default())
+    }
+
+    /// The same weights with `patches` in them, which are made when a tensor is read.
+    pub fn patched(self, patches: Patches) -> Self {
+        Self(self.0, patches)
+    }
+
+    /// Whether reading the tensor `name` gives other numbers than are stored.
+    pub fn is_patched(&self, name: &str) -> bool {
+        self.1.contains(name)
+    }
+
+    /// The names of the tensors that are patched.
+    pub fn patched_names(&self) -> impl Iterator<Item = &str> {
+        self.1.names()
+    }
+
+    /// Reads the tensor `name` into `place`, in its dtype and on its device, where `changed` has a patch for it.
+    ///
+    /// # Errors
+    /// See [`Weights::tensor`].
+    pub fn reload(&self, name: &str, changed: &Self, place: &mut Tensor) -> crate::Result<()> {
+        if changed.is_patched(name) {
+            *place = self.tensor(name, place.dtype(), place.device())?;
+        }
+        Ok(())
     }
 
     /// Reads one tensor by its official name, converted to `dtype`, on `device`.
@@ -111,6 +143,11 @@ impl Weights {
     /// # Errors
     /// See [`Checkpoint::tensor`].
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> crate::Result<Tensor> {
+        self.1.applied(name, dtype, device, |dtype, device| self.unpatched(name, dtype, device))
+    }
+
+    /// The tensor `name` without patches.
+    fn unpatched(&self, name: &str, dtype: DType, device: &Device) -> crate::Result<Tensor> {
         match &self.0 {
             Source::Disk { checkpoint, names } => {
                 checkpoint.tensor(names.get(name).map_or(name, String::as_str), dtype, device)
@@ -129,12 +166,34 @@ impl Weights {
     /// The dtype that holds the numbers of a tensor as they are stored; f32 where there is none of this name, which
     /// [`Weights::tensor`] tells.
     pub(super) fn float_dtype(&self, name: &str) -> DType {
+        if self.is_patched(name) {
+            return DType::F32;
+        }
         match &self.0 {
             Source::Disk { checkpoint, names } => {
                 names.get(name).and_then(|name| checkpoint.dtype(name)).map_or(DType::F32, StoredDType::float)
             }
             Source::Memory(tensors) => tensors.get(name).map_or(DType::F32, Tensor::dtype),
             Source::Seeded { .. } => DType::BF16,
+        }
+    }
+
+    /// The codes of a matrix that is stored in e4m3, with its scales; `None` where it is not, or is patched.
+    ///
+    /// # Errors
+    /// See [`Checkpoint::codes`].
+    pub fn codes(&self, name: &str, device: &Device) -> crate::Result<Option<StoredCodes>> {
+        match self.stored_name(name).filter(|_| !self.is_patched(name)) {
+            Some((checkpoint, name)) => checkpoint.codes(name, device),
+            None => Ok(None),
+        }
+    }
+
+    /// Where a tensor lies in a checkpoint: the checkpoint, and the tensor's name there.
+    pub(super) fn stored_name(&self, name: &str) -> Option<(&Checkpoint, &str)> {
+        match &self.0 {
+            Source::Disk { checkpoint, names } => Some((checkpoint, names.get(name)?)),
+            Source::Memory(_) | Source::Seeded { .. } => None,
         }
     }
 

@@ -4,6 +4,7 @@
 //! official names: every tensor used exactly once. Both know names, shapes and types from headers alone.
 
 mod checkpoint;
+mod copy;
 mod dtype;
 mod entry;
 mod error;
@@ -13,17 +14,22 @@ mod frozen;
 mod header;
 mod kind;
 mod loader;
+mod patch;
 mod pickle;
 mod pth;
+mod quantised;
 mod read;
 mod seeded;
 mod write;
 
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{Checkpoint, StoredCodes};
+pub use copy::{Copied, write_copy};
 pub use dtype::StoredDType;
 pub use entry::Entry;
 pub use error::{MismatchReport, Result, WeightsError};
 pub use frozen::{Frozen, Storage};
 pub use kind::FileKind;
 pub use loader::{TensorSpec, Weights};
-pub use write::{write_atomically, write_safetensors};
+pub use patch::{Patch, Patches};
+pub use quantised::Grid;
+pub use write::{Entered, write_atomically, write_safetensors, write_streamed};

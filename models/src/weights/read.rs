@@ -32,10 +32,24 @@ pub(crate) fn bytes(path: &Path, entry: &Entry) -> Result<Vec<u8>> {
     })
 }
 
+/// What the numbers of a tensor are multiplied by, in f32.
+pub(crate) struct Scales {
+    /// In the order of the numbers.
+    pub values: Vec<f32>,
+    /// Consecutive numbers that have one in common.
+    pub each: usize,
+}
+
 /// Reads a tensor to the CPU as `dtype`.
-pub(crate) fn tensor(path: &Path, name: &str, entry: &Entry, dtype: DType) -> crate::Result<Tensor> {
-    let same_bytes = entry.dtype.to_candle() == Some(dtype);
-    let source = Source { path, name, entry };
+pub(crate) fn tensor(
+    path: &Path,
+    name: &str,
+    entry: &Entry,
+    dtype: DType,
+    scales: Option<&Scales>,
+) -> crate::Result<Tensor> {
+    let same_bytes = entry.dtype.to_candle() == Some(dtype) && scales.is_none();
+    let source = Source { path, name, entry, scales };
     match dtype {
         DType::F32 if entry.dtype.is_float() => {
             source.floats::<f32>(f32::INFINITY, |to, from| to.copy_from_slice(from))
@@ -52,6 +66,25 @@ pub(crate) fn tensor(path: &Path, name: &str, entry: &Entry, dtype: DType) -> cr
             Ok(Tensor::from_raw_buffer(&raw, dtype, &entry.shape, &Device::Cpu)?)
         }
         _ => Err(source.cannot_become(dtype).into()),
+    }
+}
+
+/// The bytes of a tensor of 8-bit floats, each checked to stand for a number, in a u8 tensor on the CPU.
+pub(crate) fn codes(path: &Path, name: &str, entry: &Entry) -> crate::Result<Tensor> {
+    let source = Source { path, name, entry, scales: None };
+    let mut codes = vec![0u8; entry.elements()];
+    let read = |(i, piece): (usize, &mut [u8])| {
+        let first = i * PIECE;
+        let mut file = open_at(path, entry.offset + first as u64)?;
+        file.read_exact(piece).map_err(WeightsError::io("read", path))?;
+        match piece.iter().position(|code| code & 0x7f == 0x7f) {
+            Some(i) => Err(source.not_finite(DType::F8E4M3, f64::NAN, first + i)),
+            None => Ok(()),
+        }
+    };
+    match codes.par_chunks_mut(PIECE).enumerate().map(read).find_map_first(Result::err) {
+        Some(error) => Err(error.into()),
+        None => Ok(Tensor::from_vec(codes, entry.shape.as_slice(), &Device::Cpu)?),
     }
 }
 
@@ -92,6 +125,7 @@ struct Source<'a> {
     path: &'a Path,
     name: &'a str,
     entry: &'a Entry,
+    scales: Option<&'a Scales>,
 }
 
 impl Source<'_> {
@@ -111,6 +145,7 @@ impl Source<'_> {
         let read = |buffers: &mut Buffers, (i, values): (usize, &mut [T])| {
             let first = i * piece;
             self.fill(first, values.len(), buffers)?;
+            self.scale(first, &mut buffers.floats);
             // A value is good if it compares as smaller: NaN never does. All at once first, which is fast.
             let is_good = |v: &f32| v.abs() < end;
             let floats = &buffers.floats;
@@ -141,6 +176,20 @@ impl Source<'_> {
         file.read_exact(raw).map_err(WeightsError::io("read", self.path))?;
         decode(raw, self.entry.dtype, floats);
         Ok(())
+    }
+
+    /// Multiplies the elements from `first` on by their scales.
+    fn scale(&self, first: usize, floats: &mut [f32]) {
+        let Some(Scales { values, each }) = self.scales else { return };
+        let mut at = first;
+        let mut rest = floats;
+        while !rest.is_empty() {
+            let (run, behind) = rest.split_at_mut((each - at % each).min(rest.len()));
+            let scale = values[at / each];
+            run.iter_mut().for_each(|number| *number *= scale);
+            at += run.len();
+            rest = behind;
+        }
     }
 
     fn not_finite(&self, dtype: DType, value: f64, index: usize) -> WeightsError {

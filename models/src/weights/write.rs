@@ -12,6 +12,24 @@ use half::{bf16, f16};
 use super::dtype::StoredDType;
 use super::error::{Result, WeightsError};
 
+/// A tensor that is to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entered {
+    /// Its name in the file.
+    pub name: String,
+    /// Its element type there.
+    pub dtype: StoredDType,
+    /// Its shape.
+    pub shape: Vec<usize>,
+}
+
+impl Entered {
+    /// Bytes of its elements.
+    pub fn bytes(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.size()
+    }
+}
+
 /// Writes `tensors` as a safetensors file with `metadata`, each tensor in its own dtype, largest element type first,
 /// then by name, as the format's own writer orders them: the same tensors always give the same bytes.
 ///
@@ -23,40 +41,64 @@ pub fn write_safetensors<'a>(
     tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
     metadata: &BTreeMap<String, String>,
 ) -> crate::Result<()> {
-    let mut ordered = Vec::new();
+    let (mut entered, mut by_name) = (Vec::new(), BTreeMap::new());
     for (name, tensor) in tensors {
         let dtype = StoredDType::from_candle(tensor.dtype()).ok_or_else(|| {
             let dtype = tensor.dtype().as_str();
             WeightsError::file(path, format!("cannot write tensor `{name}`: safetensors has no {dtype}"))
         })?;
-        ordered.push((dtype, name, tensor));
+        entered.push(Entered { name: name.to_owned(), dtype, shape: tensor.dims().to_vec() });
+        by_name.insert(name, tensor);
     }
-    ordered.sort_by_key(|(dtype, name, _)| (std::cmp::Reverse(dtype.size()), *dtype, *name));
-    let header = header(path, &ordered, metadata)?;
+    write_streamed(path, entered, metadata, |entered| to_bytes(by_name[entered.name.as_str()]))
+}
+
+/// [`write_safetensors`] of tensors that are made when their turn comes: `make` gives the bytes of each, little-endian in
+/// row-major order, and only one at a time is in memory.
+///
+/// # Errors
+/// As there; what `make` refuses; and bytes of another length than was entered.
+pub fn write_streamed(
+    path: &Path,
+    mut tensors: Vec<Entered>,
+    metadata: &BTreeMap<String, String>,
+    mut make: impl FnMut(&Entered) -> crate::Result<Vec<u8>>,
+) -> crate::Result<()> {
+    tensors.sort_by(|a, b| {
+        let key = |t: &Entered| (std::cmp::Reverse(t.dtype.size()), t.dtype);
+        (key(a), &a.name).cmp(&(key(b), &b.name))
+    });
+    let header = header(path, &tensors, metadata)?;
     write_atomically(path, |out| {
         let write = |e| WeightsError::io("write", path)(e);
         out.write_all(&(header.len() as u64).to_le_bytes()).map_err(write)?;
         out.write_all(&header).map_err(write)?;
-        for (_, _, tensor) in &ordered {
-            out.write_all(&to_bytes(tensor)?).map_err(write)?;
+        for tensor in &tensors {
+            let bytes = make(tensor)?;
+            if bytes.len() != tensor.bytes() {
+                let (name, found) = (&tensor.name, bytes.len());
+                return Err(
+                    WeightsError::file(path, format!("`{name}` came with {found} bytes, a defect")).into()
+                );
+            }
+            out.write_all(&bytes).map_err(write)?;
         }
         Ok(())
     })
 }
 
-type Ordered<'a> = (StoredDType, &'a str, &'a Tensor);
-
-fn header(path: &Path, tensors: &[Ordered], metadata: &BTreeMap<String, String>) -> Result<Vec<u8>> {
+fn header(path: &Path, tensors: &[Entered], metadata: &BTreeMap<String, String>) -> Result<Vec<u8>> {
     let mut json = serde_json::Map::new();
     if !metadata.is_empty() {
         json.insert("__metadata__".to_owned(), serde_json::json!(metadata));
     }
     let mut begin = 0;
-    for (dtype, name, tensor) in tensors {
-        let end = begin + tensor.elem_count() * dtype.size();
-        let info =
-            serde_json::json!({"dtype": dtype.name(), "shape": tensor.dims(), "data_offsets": [begin, end]});
-        if *name == "__metadata__" || json.insert((*name).to_owned(), info).is_some() {
+    for tensor in tensors {
+        let (name, end) = (&tensor.name, begin + tensor.bytes());
+        let info = serde_json::json!({
+            "dtype": tensor.dtype.name(), "shape": tensor.shape, "data_offsets": [begin, end],
+        });
+        if name == "__metadata__" || json.insert(name.clone(), info).is_some() {
             return Err(WeightsError::file(path, format!("cannot write two tensors named `{name}`")));
         }
         begin = end;
@@ -68,7 +110,7 @@ fn header(path: &Path, tensors: &[Ordered], metadata: &BTreeMap<String, String>)
 }
 
 /// The little-endian bytes of a tensor in row-major order.
-fn to_bytes(tensor: &Tensor) -> crate::Result<Vec<u8>> {
+pub(super) fn to_bytes(tensor: &Tensor) -> crate::Result<Vec<u8>> {
     let flat = tensor.to_device(&Device::Cpu)?.flatten_all()?;
     Ok(match flat.dtype() {
         DType::F64 => little_endian(flat.to_vec1::<f64>()?, f64::to_le_bytes),

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use candle_core::{DType, Device};
-use models::adapter::{Adapters, LoraConfig, Target};
-use models::dit::{BlockPlan, DitConfig};
+use models::adapter::{Adapters, Kind, LoraConfig, Target};
+use models::dit::{BlockPlan, DitConfig, Pictures};
 use models::vae::latent_frames;
 use serde_json::{Map, Value, json};
 
@@ -63,7 +63,7 @@ impl DitBench<'_> {
         let mut settled = self.devices.settle(config.layers)?;
         let (mut adapters, mut planned) = (Adapters::default(), None);
         if let Some(step) = step {
-            let lora = LoraConfig { rank: step.rank, ..LoraConfig::default() };
+            let lora = LoraConfig { rank: Some(step.rank), ..LoraConfig::default() };
             let targets = lora.select(&config.adaptable_modules())?;
             let (split, of_step) = self.plan(&config, &targets, step, &settled)?;
             (settled.split, planned) = (split, Some(of_step));
@@ -93,6 +93,8 @@ impl DitBench<'_> {
             dit: config,
             base: self.precision.dit(),
             targets,
+            kind: Kind::Lora,
+            factor: None,
             rank: step.rank,
             dropout: false,
             batch: 1,
@@ -110,7 +112,7 @@ impl DitBench<'_> {
     fn latent_shape(&self, config: &DitConfig) -> Result<[usize; 4]> {
         let ClipSize { width, height, frames } = self.size;
         // The VAE of Wan 2.2, which has 48 channels, makes latents half as wide and high.
-        let stride = if config.in_channels == 48 { 16 } else { 8 };
+        let stride = if config.pictures() == Pictures::InPlace { 16 } else { 8 };
         if [width, height].iter().any(|side| side % (2 * stride) != 0) {
             let why = format!("{width}x{height}: the sides must be multiples of {}", 2 * stride);
             return Err(Error::Setting { key: "size of the clip".into(), why });
@@ -125,13 +127,19 @@ impl DitBench<'_> {
             x_bcthw: random("x", &x_shape, DType::F32, device)?,
             timestep: candle_core::Tensor::new(&[500f32], &Device::Cpu)?,
             text_bsd: random("text", &[1, config.text_len, config.text_dim], DType::F32, device)?,
+            picture_bsd: match config.image {
+                Some(image) => Some(random("picture", &[1, image.rows(), image.dim], DType::F32, device)?),
+                None => None,
+            },
         })
     }
 
     fn micro_batch(&self, ready: &Ready, weight: f32) -> Result<MicroBatch> {
         // On the host, where a run's batches come from.
         let input = self.input(&ready.config, &Device::Cpu)?;
-        let target = random("target", input.x_bcthw.dims(), DType::F32, &Device::Cpu)?;
+        let mut shape = input.x_bcthw.dims().to_vec();
+        shape[1] = ready.config.out_channels;
+        let target = random("target", &shape, DType::F32, &Device::Cpu)?;
         Ok(MicroBatch { input, target, weights: vec![weight], mask: None, dropout: None })
     }
 

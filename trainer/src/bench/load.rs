@@ -11,7 +11,7 @@ use super::checkpoint::Made;
 use super::meter::{Measured, Meter, host_peak_gib};
 use super::model::dit_preset;
 use super::{Repeats, rounded};
-use crate::base::{Part, dit_config, locate, open_dit};
+use crate::base::{DitFiles, Part, locate};
 use crate::devices::DevicesConfig;
 use crate::error::Result;
 use crate::pipeline::Pipeline;
@@ -65,7 +65,7 @@ struct Loaded {
 fn load_dit(dit: &Path, base: Base, devices: &DevicesConfig, repeats: Repeats) -> Result<Loaded> {
     let file = Checkpoint::open(dit).map_err(models::Error::from)?;
     let (bytes, tensors) = (file.total_bytes(), file.entries().count());
-    let (config, weights) = open_dit(dit, &dit_config(dit, None)?)?;
+    let (config, weights) = DitFiles::at(dit, None)?.open()?;
     let split = devices.settle(config.layers)?.open()?;
     let meter = Meter::of(split.iter().map(|(device, _)| device));
     let none = Adapters::default();

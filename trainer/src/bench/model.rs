@@ -2,16 +2,16 @@
 
 use std::path::Path;
 
-use models::dit::DitConfig;
+use models::dit::{DitConfig, ImageBranch};
 use models::umt5::Umt5Sizes;
 use models::vae::{Generation, Sizes};
 use models::weights::Weights;
 
-use crate::base::{self, Part};
+use crate::base::{self, DitFiles, Part};
 use crate::error::{Error, Result};
 
 /// Names of [`dit_preset`].
-pub const DIT_PRESETS: &str = "t2v-1.3b, t2v-14b, ti2v-5b, tiny";
+pub const DIT_PRESETS: &str = "t2v-1.3b, t2v-14b, t2v-a14b, i2v-14b, i2v-a14b, flf2v-14b, ti2v-5b, tiny";
 
 /// Where the DiT of a measurement comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,38 +36,48 @@ impl DitSource<'_> {
             }
             Self::Checkpoint(path) => {
                 let dit = base::locate(path, Part::Dit)?;
-                let (config, weights) = base::open_dit(&dit, &base::dit_config(&dit, None)?)?;
+                let (config, weights) = DitFiles::at(&dit, None)?.open()?;
                 Ok((path.display().to_string(), config, weights))
             }
         }
     }
 }
 
-/// The sizes of a DiT by name: `t2v-1.3b`, `t2v-14b`, `ti2v-5b`, `tiny`.
+/// The sizes of a DiT by a name of [`DIT_PRESETS`]; of the two-expert models (`a14b`) those of either expert.
 ///
 /// # Errors
 /// Another name.
 pub fn dit_preset(name: &str) -> Result<DitConfig> {
     let (dim, ffn_dim, heads, layers) = match name {
         "t2v-1.3b" => (1536, 8960, 12, 30),
-        "t2v-14b" => (5120, 13824, 40, 40),
+        "t2v-14b" | "t2v-a14b" | "i2v-14b" | "i2v-a14b" | "flf2v-14b" => (5120, 13824, 40, 40),
         "ti2v-5b" => (3072, 14336, 24, 30),
         "tiny" => (128, 512, 2, 4),
         _ => return Err(unknown(name, DIT_PRESETS)),
     };
     let text_dim = if name == "tiny" { 64 } else { 4096 };
-    let channels = if name == "ti2v-5b" { 48 } else { 16 };
+    let (in_channels, out_channels) = match name {
+        "ti2v-5b" => (48, 48),
+        "i2v-14b" | "i2v-a14b" | "flf2v-14b" => (36, 16),
+        _ => (16, 16),
+    };
+    let image = match name {
+        "i2v-14b" => Some(ImageBranch { dim: 1280, positions: None }),
+        "flf2v-14b" => Some(ImageBranch { dim: 1280, positions: Some(514) }),
+        _ => None,
+    };
     Ok(DitConfig {
         dim,
         ffn_dim,
         heads,
         layers,
-        in_channels: channels,
-        out_channels: channels,
+        in_channels,
+        out_channels,
         text_dim,
         text_len: 512,
         freq_dim: 256,
         eps: 1e-6,
+        image,
     })
 }
 

@@ -42,6 +42,9 @@ enum BenchPart {
     Load(LoadArguments),
 }
 
+/// What both sides of a clip must be a multiple of, whatever the model; some ask for more.
+const LEAST_MULTIPLE: usize = 16;
+
 #[derive(Debug, Args)]
 struct Times {
     /// Runs that count; the median is told.
@@ -68,7 +71,8 @@ struct Size {
 /// A model by the name of its sizes, or on disk.
 #[derive(Debug, Args)]
 struct Model {
-    /// A checkpoint; with --random-weights the name of sizes: t2v-1.3b, t2v-14b, ti2v-5b, tiny.
+    /// A checkpoint; with --random-weights the name of sizes: t2v-1.3b, t2v-14b, t2v-a14b, i2v-14b, i2v-a14b,
+    /// flf2v-14b, ti2v-5b, tiny.
     #[arg(long, default_value = "tiny")]
     model: String,
     /// Make weights from a seed: only speed and memory mean anything then.
@@ -229,7 +233,7 @@ impl Bench {
 
 impl Network {
     fn bench(&self, memory: MemoryConfig) -> crate::Result<DitBench<'_>> {
-        let size = self.size.checked(crate::base::SIZE_MULTIPLE as usize)?;
+        let size = self.size.checked(LEAST_MULTIPLE)?;
         let source = match self.model.random_weights {
             true => DitSource::Preset(&self.model.model),
             false => DitSource::Checkpoint(Path::new(&self.model.model)),

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::devices::RecipeDevices;
+use super::fetch::{Missing, resolved};
 use super::plan::make;
 use crate::interrupt::Interrupt;
 use crate::run;
@@ -26,7 +27,8 @@ pub struct Cache {
 impl Cache {
     /// Fills the cache, or writes the preview.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
-        let planned = make(&self.recipe, &self.devices.overrides(), ui)?;
+        let overrides = resolved(&self.recipe, self.devices.overrides(), Missing::Fetch, ui)?;
+        let planned = make(&self.recipe, &overrides, ui)?;
         let Some(folder) = &self.preview else {
             let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
             run::cache(&planned, &interrupt, ui)?;

@@ -18,7 +18,7 @@ pub struct RecipeDevices {
 impl RecipeDevices {
     /// What replaces settings of the recipe.
     pub fn overrides(&self) -> Overrides {
-        Overrides { memory_limit: self.memory_limit }
+        Overrides { memory_limit: self.memory_limit, ..Overrides::default() }
     }
 }
 

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use candle_core::DType;
-use clap::{Args, ValueEnum};
-use models::adapter::files::{self, AdapterFile, LoraPair, Precision, Style};
+use clap::Args;
+use models::adapter::files::{self, AdapterFile, Style};
+use models::adapter::{Delta, Kind, complete};
 
+use super::adapter_output::AdapterOutput;
 use crate::checkpoint;
 use crate::error::Error;
 use crate::export::provenance;
@@ -20,58 +21,15 @@ pub struct Export {
     input: PathBuf,
     /// The file to write.
     output: PathBuf,
-    /// The style of the file.
-    #[arg(long, value_enum, default_value_t = Format::Comfy)]
-    format: Format,
-    /// The number format of the factors.
-    #[arg(long, value_enum, default_value_t = Numbers::Bf16)]
-    precision: Numbers,
-}
-
-/// A style of adapter file.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Format {
-    /// ComfyUI, DiffSynth; diffusers reads it too.
-    Comfy,
-    /// diffusers and PEFT.
-    Diffusers,
-    /// kohya and musubi-tuner.
-    Kohya,
-}
-
-/// A number format.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Numbers {
-    F32,
-    Bf16,
-    F16,
+    #[command(flatten)]
+    how: AdapterOutput,
 }
 
 impl Export {
     /// Writes the file and compares what it reads back.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
-        let style = match self.format {
-            Format::Comfy => Style::Comfy,
-            Format::Diffusers => Style::Diffusers,
-            Format::Kohya => Style::Kohya,
-        };
-        let precision = match self.precision {
-            Numbers::F32 => Precision::Float32,
-            Numbers::Bf16 => Precision::Bfloat16,
-            Numbers::F16 => Precision::Float16,
-        };
-        let adapter = self.adapter(style)?;
-        let written = files::write(&self.output, &adapter, style, precision).map_err(Error::from)?;
-        let text = format!(
-            "{}: {} modules, {} bytes; read back, the merged delta differs by at most {:.1e}",
-            self.output.display(),
-            written.modules,
-            written.bytes,
-            written.largest_error
-        );
-        let object = serde_json::json!({
-            "file": self.output, "modules": written.modules, "bytes": written.bytes, "error": written.largest_error,
-        });
+        let adapter = self.adapter(self.how.style())?;
+        let (text, object) = self.how.write(&self.output, &adapter)?;
         ui.tell(&text, &object);
         Ok(0)
     }
@@ -85,14 +43,20 @@ impl Export {
         let plan = Plan::read(&folder.with_file_name("plan.toml"))?;
         let metadata = provenance(&plan, progress.step, progress.cursor.epoch)?.metadata(style);
         let mut file = AdapterFile { metadata, ..AdapterFile::default() };
-        let part = |module: &str, factor: &str| {
-            states.get(&format!("{module}.{factor}.weight")).map(|s| s.parameter.to_dtype(DType::F32))
-        };
-        let modules = states.keys().filter_map(|name| name.strip_suffix(".lora_A.weight"));
+        let config = &plan.adapter;
+        // Every tensor of a module stands behind its name; each kind has one that begins it.
+        let ends = [".lora_A.weight", ".hada_w1_a", ".lokr_w1"];
+        let modules = states.keys().filter_map(|name| ends.iter().find_map(|end| name.strip_suffix(end)));
         for module in modules {
-            if let (Some(a), Some(b)) = (part(module, "lora_A"), part(module, "lora_B")) {
-                file.modules.insert(module.to_owned(), LoraPair::new(a?, b?, plan.adapter.scale())?);
-            }
+            let find =
+                |name: &str| states.get(&format!("{module}.{name}")).map(|state| state.parameter.clone());
+            let delta =
+                Delta::from_tensors(config.kind, config.scale(), find).ok_or(Error::ForeignCheckpoint)?;
+            file.modules.insert(module.to_owned(), delta.to_change(None)?);
+        }
+        if config.kind == Kind::Dora {
+            let (_, weights) = plan.model.open_dit()?;
+            complete(&mut file, &weights)?;
         }
         Ok(file)
     }

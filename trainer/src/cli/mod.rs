@@ -1,14 +1,20 @@
 //! The command line: one file a command.
 
+mod adapter_output;
+mod base_dit;
 mod bench;
 mod cache;
+mod convert;
 mod devices;
 mod doctor;
 mod export;
+mod fetch;
 mod inspect;
+mod merge;
 mod plan;
 mod precision;
 mod probe;
+mod reduce;
 mod sample;
 mod train;
 
@@ -47,8 +53,18 @@ enum Command {
     Sample(Box<sample::Sample>),
     /// Write an adapter file, or the adapter of a checkpoint, in another format.
     Export(export::Export),
+    /// Write an adapter file in another format.
+    Convert(convert::Convert),
+    /// Put adapters into a model's weights, and write the result.
+    Merge(merge::Merge),
+    /// Make a LoRA out of the difference of two models.
+    Extract(reduce::Extract),
+    /// Give an adapter another rank.
+    Resize(reduce::Resize),
     /// Run one part on given tensors, to compare it with another implementation.
     Probe(probe::Probe),
+    /// Fetch a model from the Hugging Face hub into its cache.
+    Fetch(fetch::Fetch),
     /// Say what an adapter, a checkpoint or a folder is.
     Inspect(inspect::Inspect),
     /// Say what this machine offers, which engines will run, what is missing and how to get it.
@@ -70,7 +86,12 @@ impl Arguments {
             Command::Train(command) => command.run(&ui),
             Command::Sample(command) => command.run(&ui),
             Command::Export(command) => command.run(&ui),
+            Command::Convert(command) => command.run(&ui),
+            Command::Merge(command) => command.run(&ui),
+            Command::Extract(command) => command.run(&ui),
+            Command::Resize(command) => command.run(&ui),
             Command::Probe(command) => command.run(&ui),
+            Command::Fetch(command) => command.run(&ui),
             Command::Inspect(command) => command.run(&ui),
             Command::Doctor(command) => command.run(&ui),
             Command::Bench(command) => command.run(&ui),

@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::devices::RecipeDevices;
+use super::fetch::{Missing, resolved};
 use crate::plan::{self, Overrides, Planned};
 use crate::ui::Ui;
 
@@ -21,7 +22,8 @@ pub struct Plan {
 impl Plan {
     /// Prints the plan.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
-        let planned = make(&self.recipe, &self.devices.overrides(), ui)?;
+        let overrides = resolved(&self.recipe, self.devices.overrides(), Missing::Tell, ui)?;
+        let planned = make(&self.recipe, &overrides, ui)?;
         let forecast = &planned.forecast;
         let object = serde_json::json!({ "plan": planned.plan, "memory": forecast });
         let text = format!("{}\n{}\n{forecast}", planned.plan.to_toml()?, buckets(&planned));
@@ -42,6 +44,7 @@ pub fn make(recipe: &std::path::Path, overrides: &Overrides, ui: &Ui) -> crate::
             bar.finish();
         }
     })?;
+    planned.dataset.notes.iter().for_each(|note| ui.note(note));
     Ok(planned)
 }
 

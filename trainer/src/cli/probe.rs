@@ -7,13 +7,14 @@ use candle_core::Device;
 use clap::{Args, Subcommand};
 use kernels::device::Settings;
 use models::adapter::Adapters;
+use models::clip::Clip;
 use models::dit::{Base, DitConfig};
 use models::text::TextEncoder;
 use models::vae::{Tiles, Tiling, Vae};
 use models::weights::Weights;
 
 use super::precision::ProbePrecision;
-use crate::base::{self, Part};
+use crate::base::{self, DitFiles, Part};
 use crate::devices::{self, DevicesConfig};
 use crate::error::Error;
 use crate::pipeline::Pipeline;
@@ -31,17 +32,22 @@ pub struct Probe {
 
 #[derive(Debug, Subcommand)]
 enum ProbePart {
-    /// The network: `input` [b,c,t,h,w], `timestep` [b] or [b,l], `context` [b,512,text_dim] -> `output`.
+    /// The network: `input` [b,c,t,h,w], `timestep` [b] or [b,l], `context` [b,512,text_dim], of models with an image branch
+    /// `clip_fea` [b,257,1280] -> `output`.
     Dit(DitProbe),
     /// The VAE's encoder: `video` [b,3,t,h,w] in -1..1 -> `latents`, scaled.
     VaeEncode(VaeProbe),
     /// The VAE's decoder: `latents` [b,c,t,h,w], scaled -> `video` in -1..1.
     VaeDecode(VaeProbe),
+    /// CLIP's picture tower: `image_u8_hwc` [h,w,3] in 0..255, or `pixels` [b,3,side,side] as the tower takes them ->
+    /// `clip_fea` [b,257,1280], and the `pixels`.
+    Clip(ClipProbe),
     /// Tokenizer and text encoder: prompts -> `ids.N`, `context.N`, real rows only.
     Text(TextProbe),
     /// A solver: its sigmas and timesteps as JSON; with --input it integrates v(x,s) = 0.5x + (0.2+s)sin(2x) - c.
     Solver(SolverProbe),
-    /// Training steps: `x0`, `noise`, `sigmas`, `context`, `init.*` -> `losses`, `grad_norms`, `grad0.*`, `final.*`.
+    /// Training steps: `x0`, `noise`, `sigmas` or `timesteps` (per step, sample or token), `context`, `init.*`, and where the
+    /// model takes them `cond`, `clip_fea`, `loss_weight_mask` -> `losses`, `grad_norms`, `grad0.*`, `final.*`.
     Train(TrainingProbe),
 }
 
@@ -105,6 +111,24 @@ struct VaeProbe {
     /// Pixels from one tile to the next.
     #[arg(long, requires = "tiled", default_value_t = Tiles::default().stride.0)]
     stride: usize,
+    /// cpu, cuda:0, ...
+    #[arg(long, default_value = "cpu")]
+    device: String,
+}
+
+#[derive(Debug, Args)]
+struct ClipProbe {
+    /// Checkpoint folder (official or diffusers layout), or the tower's own folder or file.
+    #[arg(long, value_name = "DIR_OR_FILE")]
+    model: PathBuf,
+    /// The tower's HF `config.json`, which tells the number of heads. Default: the one in the folder, else heads of 80.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    files: Files,
+    /// What the tower is held and computed in.
+    #[arg(long, value_enum, default_value_t = Float::Float32)]
+    dtype: Float,
     /// cpu, cuda:0, ...
     #[arg(long, default_value = "cpu")]
     device: String,
@@ -188,6 +212,10 @@ impl Probe {
                     .map_err(Error::from)?;
                 finish(&probe.files.output, &Outputs::from([("video".to_owned(), video)]), ui)
             }
+            ProbePart::Clip(probe) => {
+                let inputs = Inputs::open(&probe.files.input)?;
+                finish(&probe.files.output, &probe::clip::encode(&probe.tower()?, &inputs)?, ui)
+            }
             ProbePart::Text(probe) => {
                 let prompts = probe::text::read_prompts(&probe.prompts)?;
                 finish(&probe.output, &probe::text::encode(&probe.encoder()?, &prompts)?, ui)
@@ -211,8 +239,7 @@ impl Probe {
 impl DitModel {
     fn open(&self) -> crate::Result<(DitConfig, Weights)> {
         let dit = base::locate(&self.model, Part::Dit)?;
-        let config = base::dit_config(&dit, self.config.clone())?;
-        base::open_dit(&dit, &config)
+        DitFiles::at(&dit, self.config.clone())?.open()
     }
 
     fn pipeline(
@@ -248,6 +275,14 @@ impl VaeProbe {
     }
 }
 
+impl ClipProbe {
+    fn tower(&self) -> crate::Result<Clip> {
+        let path = base::locate(&self.model, Part::Clip)?;
+        let device = devices::open(&self.device, &Settings::default())?;
+        Ok(Clip::load(&path, self.config.as_deref(), self.dtype.dtype(), &device)?)
+    }
+}
+
 impl TextProbe {
     fn encoder(&self) -> crate::Result<TextEncoder> {
         let weights = base::locate(&self.model, Part::TextEncoder)?;
@@ -255,6 +290,7 @@ impl TextProbe {
         let around = || if weights == self.model { self.model.parent() } else { None };
         let tokenizer = match (&self.tokenizer, around()) {
             (Some(named), _) => named.clone(),
+            (None, Some(_)) if base::carries_tokenizer(&weights) => weights.clone(),
             (None, Some(folder)) => folder.to_owned(),
             (None, None) => base::locate(&self.model, Part::Tokenizer)?,
         };

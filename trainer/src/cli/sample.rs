@@ -5,68 +5,90 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
-use kernels::low_rank::Factors;
-use models::adapter::files;
-use models::adapter::{Adapter, Adapters};
+use models::adapter::{Place, Source};
+use models::dit::DitConfig;
+use models::expert::Expert;
 use models::vae::{Tiles, Tiling};
 use models::weights::Checkpoint;
 
 use super::devices::StageDevices;
+use super::fetch::fetched;
 use super::precision::ModelPrecision;
-use crate::base::{MODEL_FPS, SIZE_MULTIPLE};
+use crate::adapters;
+use crate::base::{BaseModel, DitFiles};
 use crate::encode::{Encoded, Encoding};
 use crate::error::Error;
+use crate::habits::Habits;
 use crate::interrupt::Interrupt;
 use crate::pipeline::Pipeline;
 use crate::prompt::ClipRequest;
-use crate::sample::{ClipFormat, Prompted, SampleConfig, clip_name, generate, starting_noise, write_clips};
+use crate::sample::{
+    ClipFormat, Prompted, SampleConfig, Sampling, Share, clip_name, starting_noise, write_clips,
+};
 use crate::solver::{Convention, SolverKind};
 use crate::ui::Ui;
 
 /// Make clips from prompts, many from one load of the model.
 #[derive(Debug, Args)]
 pub struct Sample {
-    /// Checkpoint folder, official or diffusers layout.
+    /// Checkpoint folder, official or diffusers layout, or a model of the Hugging Face hub as owner/name.
     #[arg(long)]
     model: PathBuf,
-    /// An adapter file, with its strength behind a colon where it is not 1. May be given more than once.
+    /// An adapter in any format, a file or a PEFT folder, with its strength behind a colon where it is not 1. May be given more than once.
     #[arg(long, value_name = "FILE[:STRENGTH]")]
     lora: Vec<String>,
+    /// An adapter of the expert for high noise alone, of a model of two experts.
+    #[arg(long, value_name = "FILE[:STRENGTH]")]
+    lora_high: Vec<String>,
+    /// An adapter of the expert for low noise alone.
+    #[arg(long, value_name = "FILE[:STRENGTH]")]
+    lora_low: Vec<String>,
+    /// The picture that clips start with: image-to-video models need one, TI2V-5B takes one or none.
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
+    /// The picture that clips end with, for models that go from one picture to another.
+    #[arg(long, value_name = "FILE", requires = "image")]
+    last_image: Option<PathBuf>,
     /// What to show.
     #[arg(long, required_unless_present = "prompts", conflicts_with = "prompts")]
     prompt: Option<String>,
     /// A file of prompts, one a line, each with options of its own behind it:
-    /// --w width --h height --f frames --d seed --s steps --l guidance --fs shift --n negative prompt.
+    /// --w width --h height --f frames --d seed --s steps --l guidance --lh guidance of the expert for high noise
+    /// --fs shift --i first picture --ei last picture --n negative prompt.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
     /// What to keep away from. Default: the negative prompt that Wan was published with.
     #[arg(long)]
     negative: Option<String>,
-    /// Width in pixels.
-    #[arg(long, default_value_t = 832)]
-    width: u32,
-    /// Height in pixels.
-    #[arg(long, default_value_t = 480)]
-    height: u32,
-    /// Frames, 4n+1.
-    #[arg(long, default_value_t = 81)]
-    frames: u32,
-    /// Solver steps.
-    #[arg(long, default_value_t = 50)]
-    steps: usize,
-    /// Guidance scale; 1 asks the network once a step instead of twice.
-    #[arg(long, default_value_t = 5.0)]
-    guidance: f64,
-    /// Shift of the sigmas.
-    #[arg(long, default_value_t = 5.0)]
-    shift: f64,
+    /// Width in pixels. Default: 832, of TI2V-5B 1280; with a picture, its aspect at that area.
+    #[arg(long)]
+    width: Option<u32>,
+    /// Height in pixels. Default: 480, of TI2V-5B 704; with a picture, its aspect at that area.
+    #[arg(long)]
+    height: Option<u32>,
+    /// Frames, 4n+1. Default: 81, of TI2V-5B 121.
+    #[arg(long)]
+    frames: Option<u32>,
+    /// Solver steps. Default: the model's, 50 or 40.
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Guidance scale, of both experts where there are two; 1 asks the network once a step instead of twice. Default: the
+    /// model's, 5; of T2V-A14B 3 (4 at high noise), of I2V-A14B 3.5.
+    #[arg(long)]
+    guidance: Option<f64>,
+    /// Guidance scale of the expert for high noise, where it differs.
+    #[arg(long)]
+    guidance_high: Option<f64>,
+    /// Shift of the sigmas. Default: the model's, 5, of T2V-A14B 12.
+    #[arg(long)]
+    shift: Option<f64>,
     /// Seed of the starting noise.
     #[arg(long, default_value_t = 42)]
     seed: u64,
     /// Solver.
     #[arg(long, value_enum, default_value_t = SolverKind::UniPc)]
     solver: SolverKind,
-    /// Whose grid of sigmas.
+    /// Whose grid of sigmas, and whose way to scale pictures.
     #[arg(long, value_enum, default_value_t = Convention::Official)]
     convention: Convention,
     /// Starting noise at sigma 1 from a safetensors file, [1,c,t,h,w]: `latents` for every clip, or `latents.0`,
@@ -83,9 +105,9 @@ pub struct Sample {
     /// Files of a clip.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "mp4")]
     format: Vec<ClipFormat>,
-    /// Frames a second of the files.
-    #[arg(long, default_value_t = MODEL_FPS)]
-    fps: f64,
+    /// Frames a second of the files. Default: the model's, 16, of TI2V-5B 24.
+    #[arg(long)]
+    fps: Option<f64>,
     /// Decode in tiles: less memory, faint seams possible.
     #[arg(long)]
     tiled: bool,
@@ -101,70 +123,129 @@ pub struct Sample {
 impl Sample {
     /// Makes the clips.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
+        let folder = fetched(&self.model, ui)?;
         let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
-        let requests = self.requests()?;
-        let model =
-            self.precision.model(&self.model).settle("".as_ref(), self.devices.config().processor())?;
-        let (config, weights) = model.open_dit()?;
-        let adapters = self.adapters()?;
-        refuse_foreign(&adapters, &config.adaptable_modules())?;
+        let model = self.precision.model(&folder).settle("".as_ref(), self.devices.config().processor())?;
+        let (config, _) = model.dits.of(Expert::High).open()?;
+        let habits = Habits::of(&config, model.dits.experts().is_some());
+        let requests = self.requests(&config, &habits)?;
+        let networks = self.networks(&model, &habits, ui)?;
         let stages = self.devices.config().settle(config.layers)?;
         let split = stages.open()?;
         let device = split[0].0.clone(); // a settled config has a stage
 
-        let encoded = Encoded::open(&self.cache, &model)?;
+        let mut encoded = Encoded::open(&self.cache, &model)?;
         let texts = requests.iter().flat_map(|r| [r.prompt.as_str(), r.negative.as_str()]);
-        let with = Encoding { model: &model, device: &device, interrupt: &interrupt, ui };
+        let with = Encoding { model: &model, dit: &config, device: &device, interrupt: &interrupt, ui };
         encoded.encode_prompts(texts, &with)?;
-        let mut pipeline = Pipeline::load(&weights, &config, &split, &adapters, model.precision.dit())?;
-        pipeline.set_route(stages.transfer.into())?;
+        encoded.encode_pictures(&requests, &with)?;
+        let prompted = self.prompted(&requests, &encoded, &config, &device)?;
+        let mut sampling = Sampling::new(&prompted)?;
+        let bar = ui.bar("sampling", networks.iter().map(|network| sampling.steps_of(network.share)).sum());
+        for network in networks {
+            // An expert that has no steps to make is not loaded.
+            if sampling.rounds(network.share) == 0 {
+                continue;
+            }
+            let (dit, weights) = network.dit.open()?;
+            let (adapters, weights) = adapters::put(&network.adapters, &dit, weights, Place::Beside, ui)?;
+            let mut pipeline = Pipeline::load(&weights, &dit, &split, &adapters, model.precision.dit())?;
+            pipeline.set_route(stages.transfer.into())?;
+            let flow = sampling.advance(&pipeline, network.share, || {
+                bar.inc(1);
+                interrupt.flow()
+            })?;
+            if flow.is_break() {
+                return Err(Error::Interrupted.into());
+            }
+        }
+        bar.finish();
+
+        if let Some(path) = &self.save_latents {
+            save_latents(path, sampling.latents())?;
+        }
+        let vae = with.vae()?;
+        let tiling = if self.tiled { Tiling::On(Tiles::default()) } else { Tiling::Off };
+        let names = requests.iter().enumerate().map(|(i, r)| clip_name(i, &r.prompt));
+        let named: Vec<(String, Tensor)> = names.zip(sampling.latents().iter().cloned()).collect();
+        let fps = self.fps.unwrap_or(habits.fps);
+        let written = write_clips(&self.out, &vae, tiling, &named, fps, &self.format)?;
+        let lines: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
+        ui.tell(&lines.join("\n"), &serde_json::json!({ "files": written }));
+        Ok(0)
+    }
+
+    /// The networks that the clips go through, in order.
+    fn networks<'a>(&self, model: &'a BaseModel, habits: &Habits, ui: &Ui) -> Result<Vec<Network<'a>>> {
+        let read = |key: &str, own: &[String]| -> crate::Result<Vec<Source>> {
+            let mut all = adapters::sources("--lora", &self.lora, ui)?;
+            all.extend(adapters::sources(key, own, ui)?);
+            Ok(all)
+        };
+        if model.dits.experts().is_none() {
+            if !(self.lora_high.is_empty() && self.lora_low.is_empty()) {
+                let why = "this model has no experts; give the adapter with --lora".into();
+                return Err(Error::Setting { key: "--lora-high, --lora-low".into(), why }.into());
+            }
+            let adapters = read("--lora", &[])?;
+            return Ok(vec![Network { dit: model.dits.of(Expert::High), share: Share::All, adapters }]);
+        }
+        let boundary = model.boundary.unwrap_or(habits.boundary);
+        let network = |expert: Expert| {
+            let (key, own) = match expert {
+                Expert::High => ("--lora-high", &self.lora_high),
+                Expert::Low => ("--lora-low", &self.lora_low),
+            };
+            let share = Share::Of { expert, boundary };
+            Ok(Network { dit: model.dits.of(expert), share, adapters: read(key, own)? })
+        };
+        Expert::ALL.into_iter().map(network).collect()
+    }
+
+    /// The requests with what the cache has of them, and their starting noise.
+    fn prompted(
+        &self,
+        requests: &[ClipRequest],
+        encoded: &Encoded,
+        config: &DitConfig,
+        device: &Device,
+    ) -> Result<Vec<Prompted>> {
         let given = self.latents.as_deref().map(Checkpoint::open).transpose().map_err(models::Error::from);
         let given = given.map_err(Error::from)?;
         let mut prompted = Vec::new();
         for (i, request) in requests.iter().enumerate() {
             let noise = match &given {
                 Some(file) => given_noise(file, i)?,
-                None => starting_noise(request, config.out_channels, &device)?,
+                None => starting_noise(request, config, device)?,
             };
-            prompted.push(Prompted::new(request, noise.to_device(&device)?, &encoded)?);
+            prompted.push(Prompted::new(request, noise.to_device(device)?, encoded, config)?);
         }
-        let bar = ui.bar("sampling", requests.iter().map(|r| r.steps).max().unwrap_or(0));
-        let latents = generate(&pipeline, &prompted, || {
-            bar.inc(1);
-            interrupt.flow()
-        })?;
-        bar.finish();
-        let latents = latents.ok_or(Error::Interrupted)?;
-        drop(pipeline);
-
-        if let Some(path) = &self.save_latents {
-            save_latents(path, &latents)?;
-        }
-        let vae = model.load_vae(&device)?;
-        let tiling = if self.tiled { Tiling::On(Tiles::default()) } else { Tiling::Off };
-        let names = requests.iter().enumerate().map(|(i, r)| clip_name(i, &r.prompt));
-        let named: Vec<(String, Tensor)> = names.zip(latents).collect();
-        let written = write_clips(&self.out, &vae, tiling, &named, self.fps, &self.format)?;
-        let lines: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
-        ui.tell(&lines.join("\n"), &serde_json::json!({ "files": written }));
-        Ok(0)
+        Ok(prompted)
     }
 
-    fn requests(&self) -> Result<Vec<ClipRequest>> {
+    fn requests(&self, config: &DitConfig, habits: &Habits) -> Result<Vec<ClipRequest>> {
         let settings = SampleConfig {
             negative: self.negative.clone().unwrap_or_else(|| SampleConfig::default().negative),
             steps: self.steps,
             guidance: self.guidance,
+            guidance_high: self.guidance_high,
             shift: self.shift,
             solver: self.solver,
             convention: self.convention,
             ..SampleConfig::default()
         };
-        let base = settings.request([self.width, self.height], self.frames, self.seed);
+        let [width, height] = self.size(habits)?;
+        let frames = self.frames.unwrap_or(habits.frames);
+        let base = ClipRequest {
+            image: self.image.clone(),
+            last_image: self.last_image.clone(),
+            ..settings.request(habits, [width, height], frames, self.seed)
+        };
         let requests = match (&self.prompt, &self.prompts) {
             (_, Some(path)) => {
                 let io = |source| Error::Io { action: "read the prompts", path: path.clone(), source };
-                base.from_lines(&std::fs::read_to_string(path).map_err(io)?)?
+                let from = path.parent().unwrap_or("".as_ref());
+                base.from_lines(&std::fs::read_to_string(path).map_err(io)?, from)?
             }
             (prompt, None) => vec![ClipRequest { prompt: prompt.clone().unwrap_or_default(), ..base }],
         };
@@ -172,44 +253,31 @@ impl Sample {
             let key = "--prompts".to_owned();
             return Err(Error::Setting { key, why: "the file holds no prompt".into() }.into());
         }
-        requests.iter().try_for_each(|request| request.check(SIZE_MULTIPLE))?;
+        for request in &requests {
+            request.check(habits.multiple())?;
+            request.check_pictures(config)?;
+        }
         Ok(requests)
     }
 
-    /// The adapters of `--lora`, frozen, each at its strength.
-    fn adapters(&self) -> Result<Adapters> {
-        let mut adapters = Adapters::default();
-        for argument in &self.lora {
-            let (path, strength) = match argument.rsplit_once(':').map(|(path, s)| (path, s.parse::<f64>())) {
-                Some((path, Ok(strength))) => (path, strength),
-                _ => (argument.as_str(), 1.0),
-            };
-            for (module, pair) in files::read(path.as_ref()).map_err(Error::from)?.modules {
-                let scale = pair.scale() * strength;
-                adapters.attach(module, Adapter::frozen(Factors { a: pair.a, b: pair.b, scale }));
+    /// Width and height: what is said, else the picture's aspect, else the model's own.
+    fn size(&self, habits: &Habits) -> Result<[u32; 2]> {
+        let own = match &self.image {
+            Some(path) if self.width.is_none() || self.height.is_none() => {
+                let picture = data::Picture::open(path).map_err(Error::from)?;
+                habits.size_for(picture.width(), picture.height())
             }
-        }
-        Ok(adapters)
+            _ => habits.size,
+        };
+        Ok([self.width.unwrap_or(own[0]), self.height.unwrap_or(own[1])])
     }
 }
 
-/// Refuses adapters of modules that the model lacks, or of other widths.
-fn refuse_foreign(adapters: &Adapters, modules: &[(String, usize, usize)]) -> Result<()> {
-    for (module, attached) in adapters.iter() {
-        let width = modules.iter().find(|(name, ..)| name == module).map(|&(_, out, input)| (out, input));
-        for adapter in attached {
-            let (a, b) = (&adapter.factors().a, &adapter.factors().b);
-            if width != Some((b.dim(0)?, a.dim(1)?)) {
-                return Err(Error::ForeignAdapter {
-                    module: module.to_owned(),
-                    adapter: (b.dim(0)?, a.dim(1)?),
-                    model: width.map_or_else(|| "lacks it".into(), |(o, i)| format!("has it {o} x {i}")),
-                }
-                .into());
-            }
-        }
-    }
-    Ok(())
+/// A network on its way through the sampling.
+struct Network<'a> {
+    dit: &'a DitFiles,
+    share: Share,
+    adapters: Vec<Source>,
 }
 
 /// The starting noise of the clip `index`.

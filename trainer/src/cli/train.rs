@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::devices::RecipeDevices;
+use super::fetch::{Missing, resolved};
 use super::plan::{buckets, make};
 use crate::interrupt::{INTERRUPTED, Interrupt};
 use crate::run::{self, Ending, RunFolder};
@@ -26,8 +27,10 @@ pub struct Train {
 impl Train {
     /// Trains to the end, or until Ctrl-C.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
+        // Before Ctrl-C is listened for: it ends fetching at once, which loses nothing.
+        let overrides = resolved(&self.recipe, self.devices.overrides(), Missing::Fetch, ui)?;
         let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
-        let mut planned = make(&self.recipe, &self.devices.overrides(), ui)?;
+        let mut planned = make(&self.recipe, &overrides, ui)?;
         let folder = match self.resume {
             true => RunFolder::resume(&mut planned, |line| ui.note(line))?,
             false => RunFolder::begin(&mut planned.plan)?,
@@ -42,7 +45,7 @@ impl Train {
             plan.train.steps,
             plan.train.accumulate,
             plan.train.batch,
-            plan.adapter.rank,
+            plan.adapter.rank(),
             planned.targets.len(),
             plan.devices.stages.join(" + "),
         ));

@@ -6,17 +6,24 @@ use models::dit::ffn::chunks;
 
 use super::ledger::{Name, Shadow};
 use super::ops::{Layer, Ops};
+use super::task::LAYERS;
 
 /// The frozen block and the bound on its feed-forward layer.
 pub(super) struct Block<'a> {
     pub ops: &'a Ops<'a>,
-    /// q, k, v, o of both attentions, up and down.
-    pub layers: [Layer; 10],
+    /// q, k, v, o of both attentions, up and down; k and v of the picture.
+    pub layers: [Layer; LAYERS.len()],
     pub ffn_tokens: usize,
 }
 
 /// What is kept of a forward: the input; then the self-attention's two tensors; then all of [`Inner`].
 pub(super) type Saved<T> = Vec<T>;
+
+/// What the cross-attention looks at.
+pub(super) struct Context {
+    pub text: Shadow,
+    pub picture: Option<Shadow>,
+}
 
 /// What products and attentions made on the way to the feed-forward part.
 struct Inner {
@@ -24,7 +31,14 @@ struct Inner {
     self_output: Shadow,
     cross_projected: [Shadow; 3],
     cross_attended: [Shadow; 2],
+    picture: Option<Picture>,
     cross_output: Shadow,
+}
+
+/// Keys and values of the picture, and what its attention made.
+struct Picture {
+    projected: [Shadow; 2],
+    attended: [Shadow; 2],
 }
 
 const ACTIVATIONS: Name = "activations";
@@ -33,13 +47,15 @@ const FEED_FORWARD: Name = "feed-forward";
 
 impl Inner {
     fn into_saved(self) -> impl Iterator<Item = Shadow> {
-        let Self { projected, self_output, cross_projected, cross_attended, cross_output } = self;
+        let Self { projected, self_output, cross_projected, cross_attended, picture, cross_output } = self;
         let first = projected.into_iter().chain([self_output]).chain(cross_projected);
-        first.chain(cross_attended).chain([cross_output])
+        let picture = picture.into_iter().flat_map(|p| p.projected.into_iter().chain(p.attended));
+        first.chain(cross_attended).chain([cross_output]).chain(picture)
     }
 
     fn from_saved(saved: &[Shadow]) -> Option<Self> {
-        let [q, k, v, self_output, cross_q, cross_k, cross_v, o, lse, cross_output] = saved else {
+        let [q, k, v, self_output, cross_q, cross_k, cross_v, o, lse, cross_output, picture @ ..] = saved
+        else {
             return None;
         };
         let three = |a: &Shadow, b: &Shadow, c: &Shadow| [a.clone(), b.clone(), c.clone()];
@@ -48,6 +64,12 @@ impl Inner {
             self_output: self_output.clone(),
             cross_projected: three(cross_q, cross_k, cross_v),
             cross_attended: [o.clone(), lse.clone()],
+            picture: match picture {
+                [k, v, o, lse] => {
+                    Some(Picture { projected: [k.clone(), v.clone()], attended: [o.clone(), lse.clone()] })
+                }
+                _ => None,
+            },
             cross_output: cross_output.clone(),
         })
     }
@@ -55,8 +77,8 @@ impl Inner {
 
 impl Block<'_> {
     /// `Block::forward`: the stream behind the block, and what is kept.
-    pub fn forward(&self, x: Shadow, text: &Shadow, keep: Keep) -> (Shadow, Saved<Shadow>) {
-        let (attended, inner) = self.attend(&x, None, text);
+    pub fn forward(&self, x: Shadow, context: &Context, keep: Keep) -> (Shadow, Saved<Shadow>) {
+        let (attended, inner) = self.attend(&x, None, context);
         let x_after_self = self.added(&x);
         let x_after_cross = self.added(&x_after_self);
         drop(x_after_self);
@@ -75,16 +97,16 @@ impl Block<'_> {
     }
 
     /// `Block::backward`: the gradient of the stream before the block, from `dy` behind it.
-    pub fn backward(&self, saved: Saved<Shadow>, dy: Shadow, text: &Shadow) -> Shadow {
+    pub fn backward(&self, saved: Saved<Shadow>, dy: Shadow, context: &Context) -> Shadow {
         let x = saved[0].clone(); // the input is always saved
         let known = saved.get(1..3).map(|two| [two[0].clone(), two[1].clone()]);
         let inner = saved.get(3..).and_then(Inner::from_saved);
         drop(saved);
         let (attended, inner) = match (known, inner) {
             (Some(attended), Some(inner)) => (attended, inner),
-            (known, _) => self.attend(&x, known, text),
+            (known, _) => self.attend(&x, known, context),
         };
-        let Inner { projected, self_output, cross_projected, cross_attended, cross_output } = inner;
+        let Inner { projected, self_output, cross_projected, cross_attended, picture, cross_output } = inner;
         let x_after_cross = {
             let x_after_self = self.added(&x);
             self.added(&x_after_self)
@@ -93,7 +115,7 @@ impl Block<'_> {
         let past = self.feed_forward_backward(x_after_cross, dy);
 
         let d_attended = self.ops.cast(ACTIVATIONS, &past);
-        let dq = self.cross_backward(cross_projected, cross_attended, d_attended, text);
+        let dq = self.cross_backward(cross_projected, cross_attended, picture, d_attended, context);
         let x_after_self = self.added(&x);
         drop(self_output);
         let d_in = self.ops.backward(ACTIVATIONS, &self.layers[4..5], &self.normed(&x_after_self), &[&dq]);
@@ -109,7 +131,7 @@ impl Block<'_> {
     }
 
     /// `Block::attend`.
-    fn attend(&self, x: &Shadow, known: Option<[Shadow; 2]>, text: &Shadow) -> ([Shadow; 2], Inner) {
+    fn attend(&self, x: &Shadow, known: Option<[Shadow; 2]>, context: &Context) -> ([Shadow; 2], Inner) {
         let projected = three(self.ops.forward(ACTIVATIONS, &self.layers[..3], &self.normed(x)));
         let attended = known.unwrap_or_else(|| {
             let [q, k] = self.queries_and_keys(&projected);
@@ -117,24 +139,48 @@ impl Block<'_> {
         });
         let self_output = one(self.ops.forward(ACTIVATIONS, &self.layers[3..4], &attended[0]));
         let x_after_self = self.added(x);
-        let cross_projected = self.cross_project(&self.normed(&x_after_self), text);
-        let cross_attended = {
+        let (cross_projected, of_picture) = self.cross_project(&self.normed(&x_after_self), context);
+        let (cross_attended, picture) = {
             let [q, k] = self.queries_and_keys(&cross_projected);
-            self.ops.attention(&q, &k)
+            let attended = self.ops.attention(&q, &k);
+            let over = |projected: [Shadow; 2]| {
+                let attended = self.ops.attention(&q, &self.rms_normed(&projected[0]));
+                Picture { projected, attended }
+            };
+            (attended, of_picture.map(over))
         };
-        let cross_output = one(self.ops.forward(ACTIVATIONS, &self.layers[7..8], &cross_attended[0]));
-        (attended, Inner { projected, self_output, cross_projected, cross_attended, cross_output })
+        let cross_output = {
+            let sum = self.summed(&cross_attended[0], &picture);
+            one(self.ops.forward(ACTIVATIONS, &self.layers[7..8], &sum))
+        };
+        (attended, Inner { projected, self_output, cross_projected, cross_attended, picture, cross_output })
     }
 
-    fn cross_project(&self, x: &Shadow, text: &Shadow) -> [Shadow; 3] {
-        let kv = self.ops.forward(ACTIVATIONS, &self.layers[5..7], text);
+    fn cross_project(&self, x: &Shadow, context: &Context) -> ([Shadow; 3], Option<[Shadow; 2]>) {
+        let kv = self.ops.forward(ACTIVATIONS, &self.layers[5..7], &context.text);
+        let picture = context.picture.as_ref().map(|picture| {
+            let mut kv = self.ops.forward(ACTIVATIONS, &self.layers[10..12], picture);
+            let k = kv.remove(0); // two layers, two outputs
+            [k, one(kv)]
+        });
         let q = self.ops.forward(ACTIVATIONS, &self.layers[4..5], x);
-        three(q.into_iter().chain(kv).collect())
+        (three(q.into_iter().chain(kv).collect()), picture)
+    }
+
+    /// The outputs of both cross-attentions, added where there are two.
+    fn summed(&self, text: &Shadow, picture: &Option<Picture>) -> Shadow {
+        match picture {
+            Some(_) => self.ops.computed(ACTIVATIONS, text.numbers),
+            None => text.clone(),
+        }
+    }
+
+    fn rms_normed(&self, x: &Shadow) -> Shadow {
+        self.ops.fused(ACTIVATIONS, x.numbers, x.dtype, 4)
     }
 
     fn queries_and_keys(&self, projected: &[Shadow; 3]) -> [Shadow; 2] {
-        let turned = |x: &Shadow| self.ops.fused(ACTIVATIONS, x.numbers, x.dtype, 4);
-        [turned(&projected[0]), turned(&projected[1])]
+        [self.rms_normed(&projected[0]), self.rms_normed(&projected[1])]
     }
 
     /// `SelfAttention::attend_backward`.
@@ -154,19 +200,32 @@ impl Block<'_> {
         &self,
         projected: [Shadow; 3],
         attended: [Shadow; 2],
+        picture: Option<Picture>,
         dy: Shadow,
-        text: &Shadow,
+        context: &Context,
     ) -> Shadow {
         let ops = self.ops;
-        let d_out = ops.backward(ACTIVATIONS, &self.layers[7..8], &attended[0], &[&dy]);
+        let d_out = {
+            let sum = self.summed(&attended[0], &picture);
+            ops.backward(ACTIVATIONS, &self.layers[7..8], &sum, &[&dy])
+        };
         drop(dy);
-        let qk = self.queries_and_keys(&projected);
-        let d = ops.attention_backward(&qk[0], &qk[1]);
-        drop((qk, attended, d_out));
         let normed = |x: &Shadow| ops.fused(ACTIVATIONS, x.numbers, x.dtype, 3);
-        let dk = normed(&d.dk);
-        ops.backward_adapters(&self.layers[5..7], text, &[&dk, &d.dv]);
-        normed(&d.dq)
+        let q = self.rms_normed(&projected[0]);
+        let over = |k: &Shadow, layers: &[Layer], states: &Shadow| {
+            let d = ops.attention_backward(&q, &self.rms_normed(k));
+            let dk = normed(&d.dk);
+            ops.backward_adapters(layers, states, &[&dk, &d.dv]);
+            d.dq
+        };
+        let mut dq = over(&projected[1], &self.layers[5..7], &context.text);
+        drop(attended);
+        if let (Some(own), Some(states)) = (&picture, &context.picture) {
+            let _past = over(&own.projected[0], &self.layers[10..12], states);
+            dq = ops.computed(ACTIVATIONS, dq.numbers);
+        }
+        drop((q, d_out));
+        normed(&dq)
     }
 
     /// `Block::feed_forward`.

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use candle_core::DType;
+use models::adapter::Kind;
 
 use super::ledger::{Held, Ledger, Name, Shadow};
 use super::task::{Engine, Sizes};
@@ -30,6 +31,13 @@ pub(super) struct Layer {
     pub is_adapted: bool,
     /// Whether its matrix is to be decoded for each product.
     pub is_coded: bool,
+}
+
+/// Which way a pass goes.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Forward,
+    Backward,
 }
 
 /// The gradients of attention.
@@ -87,6 +95,7 @@ impl<'a> Ops<'a> {
         let _thin = self.thin(adapted, x.numbers / layers[0].input, 1);
         let delta = |layer: &Layer| {
             let _dropped = self.dropped(x);
+            self.of_kind(layer, x.numbers / layer.input, Way::Forward);
             self.product("delta", x.numbers / layer.input, layer.out)
         };
         layers.iter().map(|layer| layer.is_adapted.then(|| delta(layer))).collect()
@@ -96,6 +105,26 @@ impl<'a> Ops<'a> {
     fn thin(&self, adapted: u64, rows: u64, count: u64) -> Option<Shadow> {
         let rank = self.sizes.rank;
         (adapted > 0).then(|| self.computed("delta", count * adapted * rank * rows))
+    }
+
+    /// What an adapter of another kind than LoRA holds for a moment, at most: `kernels::{dora, loha, lokr}`.
+    fn of_kind(&self, layer: &Layer, rows: u64, way: Way) {
+        let compute = self.sizes.compute.size_in_bytes() as u64;
+        let (of_output, of_wider) = (rows * layer.out, rows * layer.out.max(layer.input));
+        let of_matrix = layer.out * layer.input;
+        let bytes = match (self.sizes.adapter.kind, way) {
+            (Kind::Lora, _) => return,
+            // The plain product, the pair's, and both scaled; back, the sums for the lengths in f32.
+            (Kind::Dora, Way::Forward) => 4 * of_output * compute,
+            (Kind::Dora, Way::Backward) => of_output * (5 * compute + 3 * F32),
+            // Both halves and their product; back, the gradient of the matrix and of its halves in f32.
+            (Kind::Loha, Way::Forward) => 3 * of_matrix * compute,
+            (Kind::Loha, Way::Backward) => of_matrix * (compute + 5 * F32),
+            // Each side of each product, and turned round.
+            (Kind::Lokr, Way::Forward) => 3 * of_wider * compute,
+            (Kind::Lokr, Way::Backward) => 6 * of_wider * compute,
+        };
+        drop(self.ledger.take("adapter work", bytes));
     }
 
     /// A copy of an adapter's input with some of it dropped.
@@ -125,13 +154,14 @@ impl<'a> Ops<'a> {
         let _thin = self.thin(adapted.len() as u64, rows, 3);
         let _dys: Vec<Shadow> = dys.iter().map(|dy| self.cast("input", dy)).collect();
         let dx = self.product("delta", rows, first.input);
+        adapted.iter().for_each(|layer| self.of_kind(layer, rows, Way::Backward));
         adapted.iter().for_each(|layer| self.note(layer));
         Some(dx)
     }
 
     /// `models::dit::Gradients::add`, of both factors.
     fn note(&self, layer: &Layer) {
-        let new = || self.ledger.take("gradients", F32 * self.sizes.rank * (layer.out + layer.input));
+        let new = || self.ledger.take("gradients", F32 * self.sizes.trained(layer.out, layer.input));
         let (mut gradients, gradient) = (self.gradients.borrow_mut(), new());
         let sum = if gradients.contains_key(&layer.at) { new() } else { gradient };
         gradients.insert(layer.at, sum);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use candle_core::DType;
 use models::dit::{BlockPlan, Place};
 
-use super::block::{Block, Saved};
+use super::block::{Block, Context, Saved};
 use super::ledger::{Held, Ledger, Shadow};
 use super::ops::{Layer, Ops};
 use super::task::{Engine, LAYERS, Sizes, Task};
@@ -46,6 +46,12 @@ struct Parked {
     here: Option<Shadow>,
 }
 
+/// Text, picture and rotary tables.
+struct Conditioning {
+    context: Context,
+    _tables: Shadow,
+}
+
 enum Kept {
     Here(Saved<Shadow>),
     Parked(Saved<Parked>),
@@ -54,7 +60,7 @@ enum Kept {
 
 /// What is held of a micro-batch between its forward and its backward.
 struct InFlight {
-    conditioning: [Shadow; 2],
+    conditioning: Conditioning,
     kept: Vec<Kept>,
     end: Option<[Shadow; 2]>,
 }
@@ -137,10 +143,11 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// `Stage::place`: latents and text on the first stage, the target on the last.
+    /// `Stage::place`: latents, text and picture on the first stage, the target on the last.
     fn placed(&self) -> Shadow {
-        let Sizes { batch, text_len, text_dim, latents, .. } = *self.sizes;
-        let input = if self.is_first() { latents + batch * text_len * text_dim } else { 0 };
+        let Sizes { batch, text_len, text_dim, picture_rows, picture_dim, input, latents, .. } = *self.sizes;
+        let picture = batch * picture_rows * picture_dim;
+        let input = if self.is_first() { input + batch * text_len * text_dim + picture } else { 0 };
         let target = if self.is_last() { latents } else { 0 };
         self.ops.ledger.tensor("micro-batches", input + target, DType::F32)
     }
@@ -153,13 +160,15 @@ impl<'a> Stage<'a> {
         self.at.index + 1 == self.at.count
     }
 
-    /// `Stage::entry`: the stream, with text and rotary tables.
-    fn entry(&self) -> (Shadow, [Shadow; 2]) {
-        let Sizes { batch, text_len, dim, tokens, heads, stream, .. } = *self.sizes;
+    /// `Stage::entry`: the stream, with text, picture and rotary tables.
+    fn entry(&self) -> (Shadow, Conditioning) {
+        let Sizes { batch, text_len, picture_rows, dim, tokens, heads, stream, .. } = *self.sizes;
         let ledger = self.ops.ledger;
         let numbers = self.sizes.stream_numbers();
         let text = self.ops.computed("conditioning", batch * text_len * dim);
-        let tables = ledger.tensor("conditioning", tokens * dim / heads, DType::F32);
+        let picture =
+            (picture_rows > 0).then(|| self.ops.computed("conditioning", batch * picture_rows * dim));
+        let _tables = ledger.tensor("conditioning", tokens * dim / heads, DType::F32);
         let x = match self.is_first() {
             true => {
                 let embedded = self.ops.computed("stream", numbers);
@@ -167,7 +176,7 @@ impl<'a> Stage<'a> {
             }
             false => ledger.tensor("stream", numbers, stream),
         };
-        (x, [text, tables])
+        (x, Conditioning { context: Context { text, picture }, _tables })
     }
 
     /// `Stage::forward`, and the sending of what comes of it.
@@ -175,7 +184,7 @@ impl<'a> Stage<'a> {
         let (mut x, conditioning) = self.entry();
         let mut kept = Vec::new();
         for (block, plan) in self.blocks.iter().zip(self.plans) {
-            let (y, saved) = block.forward(x, &conditioning[0], plan.keep);
+            let (y, saved) = block.forward(x, &conditioning.context, plan.keep);
             let saved: Saved<Shadow> = saved.into_iter().map(|x| x.renamed("kept")).collect();
             kept.push(match plan.place {
                 Place::Device => Kept::Here(saved),
@@ -223,7 +232,7 @@ impl<'a> Stage<'a> {
         drop(end);
         for block in self.blocks.iter().rev() {
             let Some(saved) = self.store.pop(&mut kept) else { break };
-            dy = block.backward(saved, dy, &conditioning[0]);
+            dy = block.backward(saved, dy, &conditioning.context);
         }
         if !self.is_first() {
             self.back.send(m, dy);

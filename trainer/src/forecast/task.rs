@@ -3,7 +3,7 @@
 use candle_core::DType;
 use kernels::attention::Calls;
 use kernels::device::Repeatability;
-use models::adapter::Target;
+use models::adapter::{Kind, LoraConfig, Target};
 use models::dit::{Base, DitConfig};
 use models::names::split_block;
 
@@ -18,6 +18,10 @@ pub struct Task<'a> {
     pub base: Base,
     /// Modules with an adapter.
     pub targets: &'a [Target],
+    /// Its kind. What those beside LoRA allocate in a pass is an estimate, from above.
+    pub kind: Kind,
+    /// A LoKr's factor.
+    pub factor: Option<usize>,
     /// Its rank.
     pub rank: usize,
     /// Whether its input is dropped out.
@@ -52,9 +56,16 @@ pub(super) struct Sizes {
     pub heads: u64,
     pub text_len: u64,
     pub text_dim: u64,
-    /// Numbers of a micro-batch's latents.
+    /// Numbers of the network's input for a micro-batch.
+    pub input: u64,
+    /// Numbers of a micro-batch's latents, which it predicts.
     pub latents: u64,
+    /// Rows of a sample's picture; 0 where the model has no image branch.
+    pub picture_rows: u64,
+    /// Width of its states.
+    pub picture_dim: u64,
     pub rank: u64,
+    pub adapter: LoraConfig,
     pub has_dropout: bool,
     pub is_coded: bool,
     pub compute: DType,
@@ -63,8 +74,8 @@ pub(super) struct Sizes {
     pub adapted: Vec<[bool; LAYERS.len()]>,
 }
 
-/// The linear layers of a block, in the order of `models::dit::block`.
-pub(super) const LAYERS: [&str; 10] = [
+/// The linear layers of a block, in the order of `models::dit::block`, those of the image branch last.
+pub(super) const LAYERS: [&str; 12] = [
     "self_attn.q",
     "self_attn.k",
     "self_attn.v",
@@ -75,6 +86,8 @@ pub(super) const LAYERS: [&str; 10] = [
     "cross_attn.o",
     "ffn.0",
     "ffn.2",
+    "cross_attn.k_img",
+    "cross_attn.v_img",
 ];
 
 impl Engine {
@@ -106,8 +119,17 @@ impl Task<'_> {
             heads: dit.heads as u64,
             text_len: dit.text_len as u64,
             text_dim: dit.text_dim as u64,
-            latents: (self.batch * dit.in_channels * frames * height * width) as u64,
+            input: (self.batch * dit.in_channels * frames * height * width) as u64,
+            latents: (self.batch * dit.out_channels * frames * height * width) as u64,
+            picture_rows: dit.image.map_or(0, |image| image.rows()) as u64,
+            picture_dim: dit.image.map_or(0, |image| image.dim) as u64,
             rank: self.rank as u64,
+            adapter: LoraConfig {
+                kind: self.kind,
+                rank: Some(self.rank),
+                factor: self.factor,
+                ..LoraConfig::default()
+            },
             has_dropout: self.dropout,
             is_coded: frozen.is_coded(),
             compute: frozen.compute,
@@ -138,11 +160,16 @@ impl Sizes {
         }
     }
 
+    /// Trained numbers of a module.
+    pub fn trained(&self, out: u64, input: u64) -> u64 {
+        self.adapter.numbers(out as usize, input as usize) as u64
+    }
+
     /// Numbers of the adapters of a block.
     pub fn factors(&self, block: usize) -> u64 {
         let of_layer = |layer: usize| {
             let (out, input) = self.layer(layer);
-            (out + input) * self.rank
+            self.trained(out, input)
         };
         (0..LAYERS.len()).filter(|layer| self.adapted[block][*layer]).map(of_layer).sum()
     }

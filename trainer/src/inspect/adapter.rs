@@ -19,7 +19,9 @@ pub(super) fn report(path: &Path, file: &Checkpoint) -> Result<Report> {
     let scales: BTreeSet<String> = modules().map(scale).collect();
     let local = |name: &str| split_block(name).map_or(name.to_owned(), |(_, local)| local.to_owned());
     let targets: BTreeSet<String> = summary.modules.keys().map(|name| local(name)).collect();
-    Ok(Report::new("LoRA adapter")
+    let kinds: BTreeSet<&str> = modules().map(|module| module.kind).collect();
+    let kind = kinds.into_iter().collect::<Vec<_>>().join(", ");
+    Ok(Report::new(format!("{kind} adapter"))
         .with("style", summary.style.to_string())
         .with("modules", summary.modules.len())
         .with("targets", json!(targets))
@@ -31,6 +33,7 @@ pub(super) fn report(path: &Path, file: &Checkpoint) -> Result<Report> {
 
 fn scale(module: &ModuleSummary) -> String {
     match module.alpha {
+        _ if module.rank == 0 => "1 (no factors)".to_owned(),
         Some(alpha) => format!("{}", f64::from(alpha) / module.rank as f64),
         None => "1 (no alpha stored)".to_owned(),
     }

@@ -82,7 +82,7 @@ fn run(path: &Path) -> Result<Report> {
         .with("name", plan.run.name)
         .with("base model", plan.model.name)
         .with("steps planned", plan.train.steps)
-        .with("rank", plan.adapter.rank)
+        .with("rank", plan.adapter.rank())
         .with("clips", plan.dataset.clips);
     if let Some(newest) = newest {
         let name = newest.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();

@@ -7,7 +7,7 @@ mod folder;
 use std::path::Path;
 
 use models::vae::{Generation, Naming, Sizes};
-use models::weights::{Checkpoint, FileKind};
+use models::weights::{Checkpoint, FileKind, Grid};
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::Progress;
@@ -51,7 +51,7 @@ fn checkpoint(path: &Path) -> Result<Report> {
         Kind::Dit => dit::report(path, &file),
         Kind::Vae(sizes, naming) => vae(&sizes, naming),
         Kind::TextEncoder => text_encoder(&file),
-        Kind::Clip => Report::new("CLIP vision tower").with_metadata(&file),
+        Kind::Clip => clip(&file),
         Kind::Unknown => {
             let first: Vec<&str> = file.names().take(5).collect();
             Report::new("tensors of no kind that Tandem knows").with("names", first).with_metadata(&file)
@@ -80,7 +80,7 @@ fn kind_of(file: &Checkpoint) -> Kind {
     if file.metadata().contains_key("tandem.key") {
         return Kind::CacheEntry;
     }
-    if any(&|name| [".lora", "lora_", ".hada_", ".lokr_"].iter().any(|word| name.contains(word))) {
+    if any(&|name| [".lora", "lora_", ".hada_", ".lokr_", ".diff"].iter().any(|word| name.contains(word))) {
         return Kind::Adapter;
     }
     if dit::prefix(file).is_some() {
@@ -106,8 +106,30 @@ fn run_checkpoint(file: &Checkpoint) -> Report {
     let Some(progress) = progress.and_then(|text| serde_json::from_str::<Progress>(text).ok()) else {
         return report.with("note", "its progress was written by another version");
     };
-    let trained = file.names().filter(|name| name.ends_with(".lora_A.weight.parameter")).count();
+    // Each kind of adapter has one tensor that begins it.
+    let firsts = [".lora_A.weight.parameter", ".hada_w1_a.parameter", ".lokr_w1.parameter"];
+    let is_first = |name: &&str| firsts.iter().any(|first| name.ends_with(first));
+    let trained = file.names().filter(is_first).count();
     report.with("step", progress.step).with("epoch", progress.cursor.epoch).with("modules", trained)
+}
+
+/// Official files hold the tower of texts too.
+fn clip(file: &Checkpoint) -> Report {
+    let is_official = file.names().any(|name| name.starts_with("visual."));
+    let (patch, layer) = match is_official {
+        true => ("visual.patch_embedding.weight", ".attn.to_qkv.weight"),
+        false => ("vision_model.embeddings.patch_embedding.weight", ".self_attn.q_proj.weight"),
+    };
+    let axis = |axis: usize| file.shape(patch).and_then(|shape| shape.get(axis).copied()).unwrap_or(0);
+    let in_tower = |name: &&str| {
+        (name.starts_with("visual.") || name.contains("vision_model.")) && name.ends_with(layer)
+    };
+    Report::new("CLIP vision tower")
+        .with("layout", if is_official { "official" } else { "Hugging Face" })
+        .with("width", axis(0))
+        .with("layers", file.names().filter(in_tower).count())
+        .with("patch", axis(2))
+        .with_metadata(file)
 }
 
 fn vae(sizes: &Sizes, naming: Naming) -> Report {
@@ -172,7 +194,20 @@ impl Report {
             let count = types.get(entry.dtype.name()).and_then(Value::as_u64).unwrap_or(0);
             types.insert(entry.dtype.name().to_owned(), (count + 1).into());
         }
-        self.with("tensors", file.names().count())
+        let mut report = self;
+        if let Some(refusal) = file.refusal() {
+            report = report.with("cannot be used", refusal);
+        }
+        let scalings = file.scalings();
+        if !scalings.is_empty() {
+            let told = |(grid, count): (&Option<Grid>, &usize)| match grid {
+                Some(grid) => format!("{count} weights in fp8, {grid}"),
+                None => format!("{count} weights in fp8, without scales"),
+            };
+            report = report.with("quantisation", scalings.iter().map(told).collect::<Vec<_>>());
+        }
+        report
+            .with("tensors", file.names().count())
             .with("parameters", numbers)
             .with("types", types)
             .with("files", file.files().len())

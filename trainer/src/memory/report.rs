@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use models::adapter::Kind;
 use serde::Serialize;
 
 use super::{Choice, Machine, Room, Run, Shape, runs};
@@ -19,6 +20,8 @@ pub struct Forecast {
     pub ffn_tokens: usize,
     /// The stages, first to last.
     pub stages: Vec<StageForecast>,
+    /// The kind of adapter.
+    pub kind: Kind,
     /// The same plan in every bucket.
     pub buckets: Vec<BucketForecast>,
 }
@@ -67,7 +70,7 @@ impl Forecast {
             }
         };
         let stages = choice.stages.iter().enumerate().map(stage).collect();
-        Self { tokens, batch, ffn_tokens: choice.ffn_tokens, stages, buckets: Vec::new() }
+        Self { tokens, batch, ffn_tokens: choice.ffn_tokens, stages, kind: Kind::Lora, buckets: Vec::new() }
     }
 
     /// With what `choice` takes in each of `shapes`, which `task` is cut to.
@@ -83,7 +86,7 @@ impl Forecast {
             let peaks = choice.forecast(&task, machine).iter().map(|memory| memory.peak).collect();
             BucketForecast { bucket: bucket.clone(), tokens: task.tokens(), peaks }
         };
-        Self { buckets: shapes.iter().map(of).collect(), ..self }
+        Self { kind: task.kind, buckets: shapes.iter().map(of).collect(), ..self }
     }
 
     /// Whether a device has too little memory for its stage, or the host for all: (device, bytes needed, bytes there).
@@ -143,6 +146,9 @@ impl fmt::Display for Forecast {
                 let peaks: Vec<String> = peaks.iter().map(|peak| Bytes(*peak).to_string()).collect();
                 writeln!(f, "  {bucket}: {tokens} tokens, peak {}", peaks.join(" + "))?;
             }
+        }
+        if self.kind != Kind::Lora {
+            writeln!(f, "  what a {} takes in a pass is estimated from above", self.kind.name())?;
         }
         let host = self.stages.iter().map(|stage| stage.memory.host).sum();
         let needed =

@@ -21,6 +21,7 @@ pub(super) struct SentOnward {
     time_bgd: Sent,
     time_bg6d: Sent,
     text_bsd: Sent,
+    picture_bsd: Option<Sent>,
 }
 
 /// The links of one stage to its neighbours. The ends of the chain have none on their outer side.
@@ -81,6 +82,7 @@ impl<'a> Links<'a> {
             time_bgd: sent.time_bgd.receive()?,
             time_bg6d: sent.time_bg6d.receive()?,
             text_bsd: sent.text_bsd.receive()?,
+            picture_bsd: sent.picture_bsd.map(Sent::receive).transpose()?,
         }))
     }
 
@@ -103,6 +105,7 @@ impl<'a> Links<'a> {
             time_bgd: onward.send(cond.time_bgd)?,
             time_bg6d: onward.send(cond.time_bg6d)?,
             text_bsd: onward.send(cond.text_bsd)?,
+            picture_bsd: cond.picture_bsd.map(|picture| onward.send(picture)).transpose()?,
         };
         send.send(sent).map_err(|_| Error::NeighbourStopped)
     }

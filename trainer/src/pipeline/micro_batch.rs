@@ -5,15 +5,17 @@ use models::dit::Dropout;
 
 use crate::error::Result;
 
-/// One call of the network: noisy latents, their timesteps, the text.
+/// One call of the network: noisy latents, their timesteps, the text, and of some models a picture.
 #[derive(Debug, Clone)]
 pub struct NetworkInput {
-    /// Noisy latents [b, c, t, h, w].
+    /// Noisy latents [b, c, t, h, w]; behind them the channels of a picture where the model takes it so.
     pub x_bcthw: Tensor,
     /// 1000 * sigma, `[b]` or `[b, tokens]`, on the host: the embedding reads it there.
     pub timestep: Tensor,
     /// Text states [b, s, text_dim], zero rows behind the shorter ones.
     pub text_bsd: Tensor,
+    /// CLIP's states [b, s, width] of each sample's picture, for models with an image branch.
+    pub picture_bsd: Option<Tensor>,
 }
 
 impl NetworkInput {

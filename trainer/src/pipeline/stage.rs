@@ -1,9 +1,11 @@
 //! A stage: a device, the part of the model that lies on it, and the adapters of that part.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 use kernels::transfer::HostStore;
+use kernels::weight::Weight;
 use models::adapter::Adapters;
 use models::dit::pass::FFN_TOKENS;
 use models::dit::{Base, BlockPlan, Conditioning, Dit, DitConfig, Dropout, Gradients, Keeping, Kept, Pass};
@@ -32,6 +34,7 @@ pub(super) struct Onward {
     pub time_bgd: Tensor,
     pub time_bg6d: Tensor,
     pub text_bsd: Tensor,
+    pub picture_bsd: Option<Tensor>,
 }
 
 /// The stream at a place between two blocks, with its conditioning.
@@ -86,11 +89,27 @@ impl Stage {
         base: Base,
         device: &Device,
     ) -> Result<Self> {
-        let dit = Dit::load(weights, config, range.clone(), base, device)?;
+        let dit = Dit::load(weights, config, range, base, device)?;
+        let (none, store) = (Adapters::default(), HostStore::new(device)?);
+        let mut stage = Self { device: device.clone(), dit, adapters: none, ffn_tokens: FFN_TOKENS, store };
+        stage.attach(adapters)?;
+        Ok(stage)
+    }
+
+    /// Adds this stage's share of `adapters` to those that are there.
+    ///
+    /// # Errors
+    /// Adapters of layers that its blocks do not have.
+    pub fn attach(&mut self, adapters: &Adapters) -> Result<()> {
+        let range = &self.dit.range;
         let is_here =
             |module: &str| models::names::split_block(module).is_some_and(|(n, _)| range.contains(&n));
-        let (adapters, store) = (adapters.part(device, is_here)?, HostStore::new(device)?);
-        Ok(Self { device: device.clone(), dit, adapters, ffn_tokens: FFN_TOKENS, store })
+        let mut here = adapters.part(&self.device, is_here)?;
+        let weights: BTreeMap<&str, &Weight> =
+            self.dit.linears().map(|linear| (linear.name(), linear.weight())).collect();
+        here.settle(|module| weights.get(module).copied())?;
+        self.adapters.extend(here);
+        Ok(())
     }
 
     /// Puts what this stage uses of `batch` onto its device. Copies from the host wait for the device, so all of them
@@ -114,6 +133,7 @@ impl Stage {
                 x_bcthw: input.x_bcthw.to_device(&self.device)?,
                 timestep: input.timestep.clone(),
                 text_bsd: input.text_bsd.to_device(&self.device)?,
+                picture_bsd: input.picture_bsd.as_ref().map(|x| x.to_device(&self.device)).transpose()?,
             })
         };
         let input = self.dit.embedder.as_ref().map(|_| placed(input)).transpose()?;
@@ -131,11 +151,12 @@ impl Stage {
         match (&self.dit.embedder, input, from_previous) {
             (Some(embedder), Some(input), _) => {
                 let cond = embedder.conditioning(&input.timestep, &input.text_bsd, grid)?;
-                Ok(Boundary { x_bld: embedder.tokens(&input.x_bcthw)?, cond })
+                let picture = input.picture_bsd.as_ref().map(|x| embedder.picture(x)).transpose()?;
+                Ok(Boundary { x_bld: embedder.tokens(&input.x_bcthw)?, cond: cond.with_picture(picture) })
             }
-            (_, _, Some(Onward { x_bld, time_bgd, time_bg6d, text_bsd })) => {
+            (_, _, Some(Onward { x_bld, time_bgd, time_bg6d, text_bsd, picture_bsd })) => {
                 let cond = Conditioning::new(time_bgd, time_bg6d, text_bsd, &self.dit.config, grid)?;
-                Ok(Boundary { x_bld, cond })
+                Ok(Boundary { x_bld, cond: cond.with_picture(picture_bsd) })
             }
             _ => Err(candle_core::Error::msg("a stage has no input").into()),
         }

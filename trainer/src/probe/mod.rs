@@ -2,6 +2,7 @@
 //!
 //! Every probe goes through the code that trains and samples. Tensors come and go as safetensors.
 
+pub mod clip;
 mod inputs;
 pub mod solver;
 pub mod text;
@@ -21,7 +22,7 @@ use crate::pipeline::{NetworkInput, Pipeline};
 pub type Outputs = BTreeMap<String, Tensor>;
 
 /// The network's answer: `output` [b, c, t, h, w] for `input` [b, c, t, h, w], `timestep` `[b]` or [b, l], `context`
-/// [b, s, text_dim].
+/// [b, s, text_dim], and `clip_fea` [b, s, image_dim] where the model has an image branch.
 ///
 /// # Errors
 /// Missing tensors, and shapes that the network does not take.
@@ -30,6 +31,7 @@ pub fn dit(pipeline: &Pipeline, inputs: &Inputs) -> Result<Outputs> {
         x_bcthw: inputs.ranked("input", 5)?,
         timestep: inputs.float("timestep")?,
         text_bsd: inputs.ranked("context", 3)?,
+        picture_bsd: inputs.optional("clip_fea")?,
     };
     let velocity = pipeline.predict(&[input])?.remove(0);
     Ok(Outputs::from([("output".to_owned(), velocity.to_dtype(DType::F32)?)]))

@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use kernels::adamw::Update;
 use kernels::low_rank::Factors;
 use models::adapter::{Adapter, Adapters};
+use models::dit::config::PATCH;
 use models::dit::{BlockPlan, DitConfig};
 use serde::Deserialize;
 
@@ -117,9 +118,11 @@ pub fn starting_adapters(inputs: &Inputs, dit: &DitConfig, settings: &TrainProbe
     }
 }
 
-/// One AdamW step for each entry of `sigmas` `[steps]` or `[steps, b]`, on `x0` [b, c, t, h, w] with `noise`
-/// [steps, b, c, t, h, w] and `context` [b, s, text_dim]; `loss_weight_mask`, which broadcasts over x0, says what
-/// counts in the mean. Gives `losses` `[steps]`, `grad_norms` `[steps]`, `grad0.<tensor>` of the first step and
+/// One AdamW step for each entry of `sigmas` `[steps]`, `[steps, b]` or, for each token, `[steps, b, l]`, on `x0`
+/// [b, c, t, h, w] with `noise` [steps, b, c, t, h, w] and `context` [b, s, text_dim]. Tokens with a sigma of 0 are shown
+/// clean. In place of sigmas, `timesteps` may hold a thousand times as much, in the same shapes. `cond` [b, c', t, h, w]
+/// goes behind the noisy channels, `clip_fea` [b, s, width] into the image branch; `loss_weight_mask`, which broadcasts
+/// over x0, says what counts in the mean. Gives `losses` `[steps]`, `grad_norms` `[steps]`, `grad0.<tensor>` of the first step and
 /// `final.<tensor>`; gradients are not clipped.
 ///
 /// # Errors
@@ -129,7 +132,7 @@ pub fn train(pipeline: &mut Pipeline, inputs: &Inputs, settings: &TrainProbe) ->
     let mut optimizer = Optimizer::new(pipeline)?;
     let keeping = vec![BlockPlan::default(); pipeline.config().layers];
     let (mut outputs, mut losses, mut norms) = (Outputs::new(), Vec::new(), Vec::new());
-    for step in 0..given.sigmas_sb.dim(0)? {
+    for step in 0..given.sigmas.dim(0)? {
         let outcome = pipeline.train(&[given.micro_batch(step)?], &keeping)?;
         losses.push(outcome.losses[0].to_dtype(DType::F32)?.to_scalar::<f32>()?);
         norms.push(checked_norm(&outcome.gradients, optimizer.states().keys())? as f32);
@@ -151,48 +154,84 @@ pub fn train(pipeline: &mut Pipeline, inputs: &Inputs, settings: &TrainProbe) ->
 struct Given {
     x0: Tensor,
     noise: Tensor,
-    sigmas_sb: Tensor,
+    /// [steps, b, 1], or [steps, b, l] with one for each token.
+    sigmas: Tensor,
     context: Tensor,
+    cond: Option<Tensor>,
+    picture: Option<Tensor>,
     mask: Option<Tensor>,
 }
 
 impl Given {
     fn read(inputs: &Inputs) -> Result<Self> {
         let (x0, noise) = (inputs.ranked("x0", 5)?, inputs.ranked("noise", 6)?);
-        let (sigmas, context) = (inputs.float("sigmas")?, inputs.ranked("context", 3)?);
+        let (context, cond) = (inputs.ranked("context", 3)?, inputs.optional("cond")?);
         let (batch, steps) = (x0.dim(0)?, noise.dim(0)?);
-        let sigmas_sb = match sigmas.dims() {
-            &[s] if s == steps => sigmas.unsqueeze(1)?.broadcast_as((steps, batch))?,
-            &[s, b] if (s, b) == (steps, batch) => sigmas,
-            shape => {
-                let why =
-                    format!("`sigmas` has shape {shape:?}: [{steps}] or [{steps}, {batch}] is expected");
-                return Err(inputs.refuse(why));
-            }
+        let fits = |behind: &Tensor| {
+            behind.rank() == 5 && behind.dim(0).ok() == Some(batch) && behind.dims()[2..] == x0.dims()[2..]
         };
-        if &noise.dims()[1..] != x0.dims() || context.dim(0)? != batch || steps == 0 {
+        let is_cond_fit = cond.as_ref().is_none_or(fits);
+        if &noise.dims()[1..] != x0.dims() || context.dim(0)? != batch || steps == 0 || !is_cond_fit {
             return Err(inputs.refuse(format!(
-                "x0 {:?}, noise {:?} and context {:?} do not fit: [b, ...], [steps, b, ...] and [b, s, width] are expected",
+                "x0 {:?}, noise {:?}, context {:?} and cond {:?} do not fit: [b, c, t, h, w], [steps, b, c, t, h, w], \
+                 [b, s, width] and [b, any, t, h, w] are expected",
                 x0.dims(),
                 noise.dims(),
-                context.dims()
+                context.dims(),
+                cond.as_ref().map(Tensor::dims)
             )));
         }
-        Ok(Self { x0, noise, sigmas_sb, context, mask: inputs.optional("loss_weight_mask")? })
+        let sigmas = Self::sigmas(inputs, &x0, steps)?;
+        let (picture, mask) = (inputs.optional("clip_fea")?, inputs.optional("loss_weight_mask")?);
+        Ok(Self { x0, noise, sigmas, context, cond, picture, mask })
+    }
+
+    /// `sigmas`, or `timesteps` over 1000, as [steps, b, 1] or [steps, b, l].
+    fn sigmas(inputs: &Inputs, x0: &Tensor, steps: usize) -> Result<Tensor> {
+        let (batch, _, frames, height, width) = x0.dims5()?;
+        let tokens = frames * (height / PATCH) * (width / PATCH);
+        let (name, sigmas) = match inputs.optional("timesteps")? {
+            Some(timesteps) => ("timesteps", (timesteps / 1000.0)?),
+            None => ("sigmas", inputs.float("sigmas")?),
+        };
+        match sigmas.dims() {
+            &[s] if s == steps => Ok(sigmas.reshape((steps, 1, 1))?.broadcast_as((steps, batch, 1))?),
+            &[s, b] if (s, b) == (steps, batch) => Ok(sigmas.unsqueeze(2)?),
+            &[s, b, l] if (s, b, l) == (steps, batch, tokens) => Ok(sigmas),
+            shape => Err(inputs.refuse(format!(
+                "`{name}` has shape {shape:?}: [{steps}], [{steps}, {batch}] or [{steps}, {batch}, {tokens}] is expected"
+            ))),
+        }
     }
 
     /// x = (1 - sigma) x0 + sigma noise, and the velocity noise - x0.
     fn micro_batch(&self, step: usize) -> Result<MicroBatch> {
-        let (noise, sigmas) = (self.noise.get(step)?, self.sigmas_sb.get(step)?.contiguous()?);
-        let batch = sigmas.dim(0)?;
-        let share = sigmas.reshape((batch, 1, 1, 1, 1))?;
+        let (noise, sigmas) = (self.noise.get(step)?, self.sigmas.get(step)?.contiguous()?);
+        let (batch, count) = sigmas.dims2()?;
+        let share = match count {
+            1 => sigmas.reshape((batch, 1, 1, 1, 1))?,
+            _ => self.spread(&sigmas)?,
+        };
         let noisy = (self.x0.broadcast_mul(&share.affine(-1.0, 1.0)?)? + noise.broadcast_mul(&share)?)?;
+        let timestep = (sigmas.to_dtype(DType::F64)? * 1000.0)?.to_dtype(DType::F32)?;
         let input = NetworkInput {
-            x_bcthw: noisy,
-            timestep: (sigmas.to_dtype(DType::F64)? * 1000.0)?.to_dtype(DType::F32)?,
+            x_bcthw: match &self.cond {
+                Some(cond) => Tensor::cat(&[&noisy, cond], 1)?,
+                None => noisy,
+            },
+            timestep: if count == 1 { timestep.squeeze(1)? } else { timestep },
             text_bsd: self.context.clone(),
+            picture_bsd: self.picture.clone(),
         };
         let target = (&noise - &self.x0)?;
         Ok(MicroBatch { input, target, weights: vec![1.0; batch], mask: self.mask.clone(), dropout: None })
+    }
+
+    /// Sigmas [b, l] of tokens over the pixels of their patches: [b, 1, t, h, w].
+    fn spread(&self, sigmas: &Tensor) -> Result<Tensor> {
+        let (batch, _, frames, height, width) = self.x0.dims5()?;
+        let grid = sigmas.reshape((batch * frames, height / PATCH, 1, width / PATCH, 1))?;
+        let wide = grid.broadcast_as((batch * frames, height / PATCH, PATCH, width / PATCH, PATCH))?;
+        Ok(wide.contiguous()?.reshape((batch, 1, frames, height, width))?)
     }
 }

@@ -1,5 +1,6 @@
 //! A training run: its parts are built from the plan in order, then it loops.
 
+mod clip_adapter;
 mod evaluate;
 mod folder;
 mod log;
@@ -11,11 +12,12 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
-use models::adapter::Adapters;
+use models::adapter::LoraConfig;
 
 pub use folder::{RunFolder, changed_settings};
 pub(crate) use step::{UpdateSettings, update};
 
+use crate::adapters;
 use crate::batch::{Batches, StepData};
 use crate::checkpoint::{self, Progress};
 use crate::encode::{Encoded, Encoding};
@@ -68,8 +70,9 @@ fn cache_on(device: &Device, planned: &Planned, interrupt: &Interrupt, ui: &Ui) 
     let mut encoded = Encoded::open(&plan.run.cache, &plan.model)?;
     let captions = dataset.sources.iter().map(|source| source.item.caption.as_str());
     let prompts = plan.sample.clips.iter().flat_map(|clip| [clip.prompt.as_str(), clip.negative.as_str()]);
-    let with = Encoding { model: &plan.model, device, interrupt, ui };
+    let with = Encoding { model: &plan.model, dit: &planned.dit, device, interrupt, ui };
     encoded.encode_prompts(captions.chain(prompts).chain([""]), &with)?;
+    encoded.encode_pictures(&plan.sample.clips, &with)?;
     encoded.encode_clips(dataset, &with)?;
     Ok(encoded)
 }
@@ -84,13 +87,19 @@ pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &
     tell_engines(&split, ui);
     let encoded = cache_on(&split[0].0, planned, interrupt, ui)?; // a settled plan has a stage
     let (dit, weights) = plan.model.open_dit()?;
-    let fresh = Adapters::fresh(&planned.targets, &plan.adapter, plan.run.seed, &Device::Cpu)?;
+    let saved = checkpoint::newest(&folder.checkpoints())?;
+    // A run that goes on has its adapters in the checkpoint.
+    let begin = match saved {
+        Some(_) => LoraConfig { init_from: None, ..plan.adapter.clone() },
+        None => plan.adapter.clone(),
+    };
+    let fresh = adapters::beginning(&begin, &planned.targets, plan.run.seed, ui)?;
     let mut pipeline = Pipeline::load(&weights, &dit, &split, &fresh, plan.model.precision.dit())?;
     pipeline.set_route(plan.devices.transfer.into())?;
     pipeline.set_ffn_tokens(plan.memory.ffn_tokens);
     let mut optimizer = Optimizer::new(&pipeline)?;
     let mut progress = Progress::default();
-    if let Some(path) = checkpoint::newest(&folder.checkpoints())? {
+    if let Some(path) = saved {
         let (saved, states) = checkpoint::load(&path)?;
         optimizer.restore(states)?;
         progress = saved;

@@ -1,8 +1,12 @@
 //! The `[sample]` section of a recipe.
 
+use std::path::{Path, PathBuf};
+
+use models::dit::DitConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
+use crate::habits::Habits;
 use crate::prompt::ClipRequest;
 use crate::solver::{Convention, SolverKind};
 
@@ -10,8 +14,8 @@ use crate::solver::{Convention, SolverKind};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SampleConfig {
-    /// Prompts, one clip each; each may have options behind it: `--w --h --f --d --s --l --fs --n` for width, height,
-    /// frames, seed, steps, guidance, shift and negative prompt. Default: none, so no clips.
+    /// Prompts, one clip each; each may have options behind it: `--w --h --f --d --s --l --lh --fs --i --ei --n` for
+    /// width, height, frames, seed, steps, guidance, guidance at high noise, shift, first and last picture, negative prompt. Default: none, so no clips.
     pub prompts: Vec<String>,
     /// Steps between two sets of clips, besides the one before the first step and the one after the last; 0 for just
     /// these two. Default 0.
@@ -22,15 +26,22 @@ pub struct SampleConfig {
     pub size: Option<[u32; 2]>,
     /// Frames, 4n+1. Default: the longest of `data.frames`.
     pub frames: Option<u32>,
-    /// Solver steps. Default 50.
-    pub steps: usize,
-    /// Guidance scale. Default 5.
-    pub guidance: f64,
-    /// Shift of the sigmas. Default 5; 3 is suggested for 480p.
-    pub shift: f64,
+    /// An adapter that is put to the model for clips alone, relative to the recipe: a distilled one makes them in few `steps`,
+    /// mostly with `guidance = 1`. A file of any format, or a PEFT folder. Default: none.
+    pub adapter: Option<PathBuf>,
+    /// What its changes are multiplied by. Default 1.
+    pub strength: f64,
+    /// Solver steps. Default: the model's, 50 or 40.
+    pub steps: Option<usize>,
+    /// Guidance scale, of both experts where there are two. Default: the model's.
+    pub guidance: Option<f64>,
+    /// Guidance scale of the expert for high noise. Default: `guidance`, else the model's.
+    pub guidance_high: Option<f64>,
+    /// Shift of the sigmas. Default: the model's, 5, or 12 for T2V-A14B; 3 is suggested for 480p.
+    pub shift: Option<f64>,
     /// `unipc`, `euler` or `dpmpp2m`. Default `unipc`.
     pub solver: SolverKind,
-    /// `official` or `diffusers`: whose grid of sigmas. Default `official`.
+    /// `official` or `diffusers`: whose grid of sigmas, and whose way to scale a picture. Default `official`.
     pub convention: Convention,
     /// Seed of the starting noise. Default: the seed of the run.
     pub seed: Option<u64>,
@@ -74,9 +85,12 @@ impl Default for SampleConfig {
             negative: OFFICIAL_NEGATIVE.to_owned(),
             size: None,
             frames: None,
-            steps: 50,
-            guidance: 5.0,
-            shift: 5.0,
+            adapter: None,
+            strength: 1.0,
+            steps: None,
+            guidance: None,
+            guidance_high: None,
+            shift: None,
             solver: SolverKind::UniPc,
             convention: Convention::Official,
             seed: None,
@@ -86,8 +100,9 @@ impl Default for SampleConfig {
 }
 
 impl SampleConfig {
-    /// A request without a prompt, with these settings; `size`, `frames` and `seed` serve where the section names none.
-    pub fn request(&self, size: [u32; 2], frames: u32, seed: u64) -> ClipRequest {
+    /// A request without a prompt, with these settings; `habits`, `size`, `frames` and `seed` serve where the section names
+    /// none.
+    pub fn request(&self, habits: &Habits, size: [u32; 2], frames: u32, seed: u64) -> ClipRequest {
         let [width, height] = self.size.unwrap_or(size);
         ClipRequest {
             prompt: String::new(),
@@ -95,30 +110,35 @@ impl SampleConfig {
             width,
             height,
             frames: self.frames.unwrap_or(frames),
-            steps: self.steps,
-            guidance: self.guidance,
-            shift: self.shift,
+            steps: self.steps.unwrap_or(habits.steps),
+            guidance: self.guidance.unwrap_or(habits.guidance),
+            guidance_high: self.guidance_high.or(self.guidance).unwrap_or(habits.guidance_high),
+            shift: self.shift.unwrap_or(habits.shift),
             seed: self.seed.unwrap_or(seed),
             solver: self.solver,
             convention: self.convention,
+            image: None,
+            last_image: None,
         }
     }
 
-    /// The requests of all prompts, checked.
+    /// The requests of all prompts from `base` on, checked for `dit`; pictures are looked for from the folder `from`.
     ///
     /// # Errors
     /// An option or a value of a prompt line that cannot work.
     pub fn requests(
         &self,
-        size: [u32; 2],
-        frames: u32,
-        seed: u64,
-        multiple: u32,
+        base: &ClipRequest,
+        from: &Path,
+        dit: &DitConfig,
+        habits: &Habits,
     ) -> Result<Vec<ClipRequest>> {
-        let base = self.request(size, frames, seed);
         let requests: Vec<ClipRequest> =
-            self.prompts.iter().map(|line| base.with_line(line)).collect::<Result<_>>()?;
-        requests.iter().try_for_each(|request| request.check(multiple))?;
+            self.prompts.iter().map(|line| base.with_line(line, from)).collect::<Result<_>>()?;
+        for request in &requests {
+            request.check(habits.multiple())?;
+            request.check_pictures(dit)?;
+        }
         Ok(requests)
     }
 }

@@ -3,7 +3,9 @@
 mod config;
 mod latents;
 mod output;
+mod shares;
 
 pub use config::{ClipFormat, SampleConfig};
-pub use latents::{Prompted, generate, starting_noise};
+pub use latents::{Prompted, Sampling, generate, starting_noise};
 pub use output::{CONTACT_SHEET, clip_name, write_clips};
+pub use shares::Share;

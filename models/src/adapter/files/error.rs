@@ -56,6 +56,79 @@ pub enum AdapterFileError {
         /// The other.
         second: String,
     },
+    /// Keys of both experts.
+    #[error(
+        "{path}: `{first}` is for the high-noise expert and `{second}` for the low-noise one; \
+         keep the adapters of two experts in two files, one for each"
+    )]
+    MixedExperts {
+        /// The file.
+        path: PathBuf,
+        /// A key of one.
+        first: String,
+        /// A key of the other.
+        second: String,
+    },
+    /// Keys of two kinds of adapter on one module.
+    #[error("{path}: {module} has the keys of two kinds of adapter ({}); keep them in two files", .keys.join(", "))]
+    TwoKinds {
+        /// The file.
+        path: PathBuf,
+        /// Official module name.
+        module: String,
+        /// Its keys.
+        keys: Vec<String>,
+    },
+    /// Factors of a LoHa or a LoKr that do not multiply.
+    #[error(
+        "{path}: the factors of the {kind} of {module} have shapes {shapes:?}, which do not fit each other; \
+         the file is damaged, export or download it again"
+    )]
+    Misfit {
+        /// The file.
+        path: PathBuf,
+        /// Official module name.
+        module: String,
+        /// The kind.
+        kind: &'static str,
+        /// The shapes.
+        shapes: Vec<Vec<usize>>,
+    },
+    /// DoRA's lengths of another number than rows.
+    #[error(
+        "{path}: `{key}` has shape {shape:?}; the lengths of a DoRA must be one for each of the {out} rows of its weight \
+         (lengths of columns cannot be used)"
+    )]
+    NotLengths {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Rows of the weight.
+        out: usize,
+    },
+    /// A folder without an adapter in it.
+    #[error("{path}: there is no adapter in this folder; looked for {looked}")]
+    NoFile {
+        /// The folder.
+        path: PathBuf,
+        /// The names.
+        looked: String,
+    },
+    /// A kind or a difference that the style cannot say.
+    #[error("{path}: {what} of {module} cannot be written in this style; {way_out}")]
+    NotInStyle {
+        /// The file.
+        path: PathBuf,
+        /// Official module or tensor name.
+        module: String,
+        /// What it is.
+        what: &'static str,
+        /// What to do.
+        way_out: &'static str,
+    },
     /// A factor that is no matrix.
     #[error(
         "{path}: `{key}` has shape {shape:?}; only factors of Linear layers, which are matrices, can be used"

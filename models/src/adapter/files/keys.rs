@@ -1,10 +1,9 @@
-//! The spelling of keys: which module and which part of it a key means, and the keys of the styles to write.
+//! The spelling of keys: which module and which part of an adapter a key means.
 //!
-//! Sources of the spellings: ComfyUI comfy/lora.py and comfy/weight_adapter/lora.py; diffusers
-//! lora_conversion_utils.py; musubi-tuner networks/lora.py and convert_lora.py; DiffSynth-Studio's trainers.
+//! Sources of the spellings: ComfyUI comfy/lora.py and comfy/weight_adapter; diffusers lora_conversion_utils.py;
+//! musubi-tuner networks/lora.py and convert_lora.py; DiffSynth-Studio's trainers; LyCORIS.
 
-use super::Style;
-use crate::names;
+use crate::{Expert, names};
 
 /// How the keys of a file are spelt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,8 +32,8 @@ impl std::fmt::Display for KeyStyle {
     }
 }
 
-/// A part of an adapter pair.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A part of what an adapter does to one module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     /// A, down.
     Down,
@@ -42,19 +41,72 @@ pub enum Part {
     Up,
     /// Alpha.
     Alpha,
+    /// DoRA's lengths as ComfyUI means them.
+    DoraScale,
+    /// DoRA's lengths as PEFT means them.
+    MagnitudeVector,
+    /// LoHa's first pair, a.
+    HadaW1A,
+    /// LoHa's first pair, b.
+    HadaW1B,
+    /// LoHa's second pair, a.
+    HadaW2A,
+    /// LoHa's second pair, b.
+    HadaW2B,
+    /// LoKr's coarse side, whole.
+    LokrW1,
+    /// LoKr's coarse side, a.
+    LokrW1A,
+    /// LoKr's coarse side, b.
+    LokrW1B,
+    /// LoKr's fine side, whole.
+    LokrW2,
+    /// LoKr's fine side, a.
+    LokrW2A,
+    /// LoKr's fine side, b.
+    LokrW2B,
+    /// What is added to the weight, or to a parameter that is no weight.
+    Diff,
+    /// What is added to the bias.
+    DiffBias,
+    /// What is added to the bias, behind the factors' scale.
+    UpBias,
 }
 
 const PARTS: &[(&str, Part)] = &[
     (".lora_A.weight", Part::Down),
     (".lora_B.weight", Part::Up),
-    (".lora_A.default.weight", Part::Down),
-    (".lora_B.default.weight", Part::Up),
+    (".lora_A", Part::Down),
+    (".lora_B", Part::Up),
     (".lora_down.weight", Part::Down),
     (".lora_up.weight", Part::Up),
     (".lora.down.weight", Part::Down),
     (".lora.up.weight", Part::Up),
+    ("_lora.down.weight", Part::Down),
+    ("_lora.up.weight", Part::Up),
+    (".lora_linear_layer.down.weight", Part::Down),
+    (".lora_linear_layer.up.weight", Part::Up),
     (".alpha", Part::Alpha),
+    (".lora_B.bias", Part::UpBias),
+    (".dora_scale", Part::DoraScale),
+    (".lora_magnitude_vector", Part::MagnitudeVector),
+    (".lora_magnitude_vector.weight", Part::MagnitudeVector),
+    (".hada_w1_a", Part::HadaW1A),
+    (".hada_w1_b", Part::HadaW1B),
+    (".hada_w2_a", Part::HadaW2A),
+    (".hada_w2_b", Part::HadaW2B),
+    (".lokr_w1", Part::LokrW1),
+    (".lokr_w1_a", Part::LokrW1A),
+    (".lokr_w1_b", Part::LokrW1B),
+    (".lokr_w2", Part::LokrW2),
+    (".lokr_w2_a", Part::LokrW2A),
+    (".lokr_w2_b", Part::LokrW2B),
+    (".diff", Part::Diff),
+    (".diff_b", Part::DiffBias),
 ];
+
+/// Words behind which PEFT puts the name that an adapter has in memory (`lora_A.default.weight`).
+const NAMED: [&str; 3] = [".lora_A.", ".lora_B.", ".lora_magnitude_vector."];
 
 /// Prefixes, a longer one before any that it begins with.
 const PREFIXES: &[(&str, KeyStyle)] = &[
@@ -65,6 +117,7 @@ const PREFIXES: &[(&str, KeyStyle)] = &[
     ("transformer.", KeyStyle::Diffusers),
     ("lora_unet__", KeyStyle::Kohya),
     ("lora_unet_", KeyStyle::Kohya),
+    ("lycoris_", KeyStyle::Kohya),
     ("pipe.dit.", KeyStyle::Bare),
     ("", KeyStyle::Bare),
 ];
@@ -74,40 +127,59 @@ const PREFIXES: &[(&str, KeyStyle)] = &[
 pub struct Meaning {
     /// Official module name.
     pub module: String,
-    /// Which part of the pair.
+    /// Which part.
     pub part: Part,
     /// How the key is spelt.
     pub style: KeyStyle,
+    /// The expert that the prefix names.
+    pub expert: Option<Expert>,
 }
 
 /// The meaning of `key`, or `None` if it is not an adapter key of a Wan transformer.
 pub fn parse(key: &str) -> Option<Meaning> {
-    let (stem, part) = PARTS.iter().find_map(|(end, part)| Some((key.strip_suffix(end)?, *part)))?;
-    let (name, style) =
-        PREFIXES.iter().find_map(|(prefix, style)| Some((stem.strip_prefix(prefix)?, *style)))?;
+    let key = without_adapter_name(key);
+    // Differences of the modulation are told by the block's name.
+    let (stem, part) = match key.strip_suffix(".diff_m") {
+        Some(block) => (format!("{block}.modulation"), Part::Diff),
+        None => PARTS.iter().find_map(|(end, part)| Some((key.strip_suffix(end)?.to_owned(), *part)))?,
+    };
+    let (prefix, style) = PREFIXES.iter().find(|(prefix, _)| stem.starts_with(prefix))?;
+    let name = &stem[prefix.len()..];
     let module = match style {
-        KeyStyle::Kohya => names::module_from_kohya(name)?,
+        KeyStyle::Kohya => names::module_from_kohya(&name.replace('.', "_"))?,
         _ if names::module_to_diffusers(name).is_some() => name.to_owned(),
         _ => names::module_from_diffusers(name)?,
     };
-    Some(Meaning { module, part, style })
+    let expert = match *prefix {
+        "transformer_2." => Some(Expert::Low),
+        "transformer." => Some(Expert::High),
+        _ => None,
+    };
+    Some(Meaning { module, part, style: *style, expert })
 }
 
-/// The keys of A and B of an official module, and of alpha where the style stores it; `None` if it has no name there.
-pub fn spell(style: Style, module: &str) -> Option<(String, String, Option<String>)> {
-    // Also for the styles that keep the official name, a name outside the table would not be read back.
-    let diffusers = names::module_to_diffusers(module)?;
-    let pair = |stem: String| (format!("{stem}.lora_A.weight"), format!("{stem}.lora_B.weight"), None);
-    Some(match style {
-        Style::Comfy => pair(format!("diffusion_model.{module}")),
-        Style::Diffusers => pair(format!("transformer.{diffusers}")),
-        Style::Kohya => {
-            let stem = format!("lora_unet_{}", names::module_to_kohya(module));
-            (
-                format!("{stem}.lora_down.weight"),
-                format!("{stem}.lora_up.weight"),
-                Some(format!("{stem}.alpha")),
-            )
+/// `key` without the name that PEFT calls an adapter by in memory: `lora_A.default.weight` is `lora_A.weight`.
+fn without_adapter_name(key: &str) -> String {
+    for word in NAMED {
+        if let Some((stem, rest)) = key.split_once(word) {
+            return match rest.rsplit_once('.') {
+                Some((name, last)) if !name.contains('.') => format!("{stem}{word}{last}"),
+                _ if word.contains("magnitude") && !rest.contains('.') => {
+                    format!("{stem}{}", word.trim_end_matches('.'))
+                }
+                _ => key.to_owned(),
+            };
         }
-    })
+    }
+    key.to_owned()
+}
+
+/// The official name of the tensor that a difference under `module` is added to.
+pub fn tensor_of(module: &str, part: Part) -> String {
+    let is_parameter = module.ends_with("modulation") || module.ends_with("emb_pos");
+    match part {
+        Part::DiffBias | Part::UpBias => format!("{module}.bias"),
+        _ if is_parameter => module.to_owned(),
+        _ => format!("{module}.weight"),
+    }
 }

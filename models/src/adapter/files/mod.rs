@@ -1,17 +1,21 @@
-//! Adapter files: LoRA factors on disk, in the key styles of ComfyUI, diffusers/PEFT and kohya/musubi.
+//! Adapter files: changes of weights on disk, in the key styles of ComfyUI, diffusers/PEFT, kohya/musubi and others.
 //!
 //! In memory there is one form, by official module names. Reading knows every style that is met in the wild
-//! ([`KeyStyle`]); writing makes the three that programs ask for ([`Style`]) and reads the result back.
+//! ([`KeyStyle`]); writing makes those that programs ask for ([`Style`]) and reads the result back.
 
+mod encode;
 mod error;
 mod keys;
 mod peft;
 mod provenance;
 mod read;
+mod sort;
+mod spell;
 mod summary;
+mod verify;
 mod write;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -19,90 +23,88 @@ use serde::{Deserialize, Serialize};
 pub use error::AdapterFileError;
 pub use keys::KeyStyle;
 pub use provenance::Provenance;
-pub use read::read;
+pub use read::{locate, read};
 pub use summary::{AdapterSummary, ModuleSummary, summary};
-pub use write::{Written, verify_written, write};
+pub use verify::verify_written;
+pub use write::{Written, write};
 
-use crate::Result;
-
-/// The factors of one module, f32 on the CPU.
-#[derive(Debug, Clone)]
-pub struct LoraPair {
-    /// Down factor A [rank, in].
-    pub a: Tensor,
-    /// Up factor B [out, rank].
-    pub b: Tensor,
-    /// The delta is alpha / rank * B A; `None` means alpha = rank, so a scale of 1.
-    pub alpha: Option<f32>,
-}
-
-impl LoraPair {
-    /// The factors of a delta `scale` * B A, for whatever rule the scale came from (alpha / rank, or rsLoRA's
-    /// alpha / sqrt(rank)): files know only alpha / rank, so alpha becomes `scale` * rank.
-    pub fn new(a: Tensor, b: Tensor, scale: f64) -> Result<Self> {
-        let rank = a.dim(0)?;
-        Ok(Self { a, b, alpha: Some((scale * rank as f64) as f32) })
-    }
-
-    /// The rank of the factors.
-    pub fn rank(&self) -> usize {
-        self.a.dims().first().copied().unwrap_or(0)
-    }
-
-    /// What B A is multiplied by: alpha / rank.
-    pub fn scale(&self) -> f64 {
-        self.alpha.map_or(1.0, |alpha| f64::from(alpha) / self.rank() as f64)
-    }
-
-    /// What this adds to the weight of its module: alpha / rank * B A, [out, in], f32.
-    pub fn delta(&self) -> Result<Tensor> {
-        Ok((self.b.matmul(&self.a)? * self.scale())?)
-    }
-}
+pub use super::change::{Change, LoraPair};
+use crate::{Error, Expert, Result};
 
 /// An adapter as a file holds it.
 #[derive(Debug, Clone, Default)]
 pub struct AdapterFile {
-    /// Factors by official module name (`blocks.0.self_attn.q`).
-    pub modules: BTreeMap<String, LoraPair>,
+    /// Changes by official module name (`blocks.0.self_attn.q`).
+    pub modules: BTreeMap<String, Change>,
+    /// What is added to whole tensors, by official tensor name (`blocks.0.norm3.bias`), f32 on the CPU.
+    pub differences: BTreeMap<String, Tensor>,
     /// The strings in the header: where the adapter comes from, see [`Provenance`].
     pub metadata: BTreeMap<String, String>,
     /// How the keys of the file read were spelt; `None` for an adapter that was never in a file.
     pub style: Option<KeyStyle>,
+    /// The expert of a two-expert model that it was made for, where its keys, header or name say so.
+    pub expert: Option<Expert>,
+    /// What a user should know about how it was read.
+    pub notes: Vec<String>,
 }
 
 impl AdapterFile {
     /// What the adapter adds to the weight of `module`, [out, in], f32; `None` if it leaves the module alone.
+    ///
+    /// # Errors
+    /// A DoRA, of which that depends on the weight: [`Change::merged`] has it.
     pub fn merged_delta(&self, module: &str) -> Result<Option<Tensor>> {
-        self.modules.get(module).map(LoraPair::delta).transpose()
+        let Some(change) = self.modules.get(module) else { return Ok(None) };
+        match change.delta()? {
+            Some(delta) => Ok(Some(delta)),
+            None => {
+                Err(Error::Mismatch(format!("what the DoRA of {module} adds depends on the weight below it")))
+            }
+        }
     }
 
     /// The ranks that occur, each once, in rising order.
     pub fn ranks(&self) -> Vec<usize> {
-        let ranks: std::collections::BTreeSet<usize> = self.modules.values().map(LoraPair::rank).collect();
+        let ranks: BTreeSet<usize> = self.modules.values().filter_map(Change::rank).collect();
         ranks.into_iter().collect()
     }
 
-    /// Numbers in all factors together.
+    /// The kinds that occur, each once: LoRA, DoRA, LoHa, LoKr.
+    pub fn kinds(&self) -> Vec<&'static str> {
+        let kinds: BTreeSet<&str> = self.modules.values().map(Change::kind).collect();
+        kinds.into_iter().collect()
+    }
+
+    /// Numbers in all tensors together.
     pub fn parameters(&self) -> usize {
-        self.modules.values().map(|pair| pair.a.elem_count() + pair.b.elem_count()).sum()
+        let of = |change: &Change| change.tensors().iter().map(|(_, t)| t.elem_count()).sum::<usize>();
+        let differences: usize = self.differences.values().map(Tensor::elem_count).sum();
+        self.modules.values().map(of).sum::<usize>() + differences
     }
 }
 
 /// The style of a file to write.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Style {
     /// `diffusion_model.blocks.0.self_attn.q.lora_A.weight`: ComfyUI, diffusers and DiffSynth load it. The scale is
     /// multiplied into B and no alpha is written, because some of its readers ignore alpha keys. The default.
     #[default]
     Comfy,
+    /// `diffusion_model.blocks.0.self_attn.q.lora_down.weight`, with alpha: ComfyUI.
+    ComfyAlpha,
     /// `transformer.blocks.0.attn1.to_q.lora_A.weight`: diffusers and PEFT. The scale is multiplied into B: without
     /// PEFT's own metadata every reader takes alpha for the rank.
     Diffusers,
+    /// `base_model.model.blocks.0.attn1.to_q.lora_A.weight` in a folder with `adapter_config.json`: PEFT itself.
+    Peft,
     /// `lora_unet_blocks_0_self_attn_q.lora_down.weight`, with alpha: musubi-tuner and ComfyUI. diffusers loads this
     /// style only where all ten modules of every block are there.
     Kohya,
+    /// Kohya's with two underscores, `lora_unet__blocks_0_self_attn_q`: VideoX-Fun, which trains Wan-Fun.
+    VideoxFun,
+    /// `blocks.0.self_attn.q.lora_A.default.weight`: DiffSynth-Studio. The scale is multiplied into B.
+    Diffsynth,
 }
 
 /// The number format of the factors in a file to write.

@@ -12,14 +12,19 @@ use super::error::AdapterFileError;
 use super::keys::KeyStyle;
 
 const HEADER_KEY: &str = "lora_adapter_metadata";
-const CONFIG_FILE: &str = "adapter_config.json";
+/// The settings beside a PEFT adapter.
+pub(super) const CONFIG_FILE: &str = "adapter_config.json";
 
 /// What PEFT multiplies B A by.
 pub struct Settings {
     alpha: f64,
     /// Alphas of modules whose (diffusers) names end like this.
     patterns: Vec<(String, f64)>,
+    /// The rank, where it is told, and those of modules whose names end like this.
+    rank: Option<f64>,
+    ranks: Vec<(String, f64)>,
     rslora: bool,
+    place: &'static str,
 }
 
 impl Settings {
@@ -31,7 +36,9 @@ impl Settings {
     ) -> Result<Option<Self>, AdapterFileError> {
         if let Some(text) = metadata.get(HEADER_KEY) {
             let all = parse(path, HEADER_KEY, text)?;
-            let strip = |key: &str| key.strip_prefix("transformer.").unwrap_or(key).to_owned();
+            let prefixes = ["transformer.", "transformer_2."];
+            let strip =
+                |key: &str| prefixes.iter().find_map(|p| key.strip_prefix(p)).unwrap_or(key).to_owned();
             let settings: Map<String, Value> = all.into_iter().map(|(key, v)| (strip(&key), v)).collect();
             return Self::from_map(path, HEADER_KEY, &settings).map(Some);
         }
@@ -45,32 +52,64 @@ impl Settings {
         }
     }
 
-    fn from_map(path: &Path, place: &str, settings: &Map<String, Value>) -> Result<Self, AdapterFileError> {
+    fn from_map(
+        path: &Path,
+        place: &'static str,
+        settings: &Map<String, Value>,
+    ) -> Result<Self, AdapterFileError> {
         let number = |key: &str, value: &Value| {
             let finite = value.as_f64().filter(|v| v.is_finite() && *v != 0.0);
             finite.ok_or_else(|| refuse(path, place, format!("{key} is {value}, not a number other than 0")))
         };
         let alpha =
             settings.get("lora_alpha").ok_or_else(|| refuse(path, place, "there is no lora_alpha"))?;
-        let mut patterns = Vec::new();
-        if let Some(Value::Object(map)) = settings.get("alpha_pattern") {
-            for (module, value) in map {
-                patterns.push((module.clone(), number(module, value)?));
+        match settings.get("peft_type").and_then(Value::as_str) {
+            None | Some("LORA") => {}
+            Some(other) => {
+                return Err(refuse(path, place, format!("peft_type is {other}, and only LORA can be read")));
             }
         }
+        let by_module = |key: &str| match settings.get(key) {
+            Some(Value::Object(map)) => {
+                map.iter().map(|(module, value)| Ok((module.clone(), number(module, value)?))).collect()
+            }
+            _ => Ok(Vec::new()),
+        };
+        let rank = settings.get("r").map(|value| number("r", value)).transpose()?;
         let rslora = settings.get("use_rslora").and_then(Value::as_bool).unwrap_or(false);
-        Ok(Self { alpha: number("lora_alpha", alpha)?, patterns, rslora })
+        let (alpha, patterns) = (number("lora_alpha", alpha)?, by_module("alpha_pattern")?);
+        Ok(Self { alpha, patterns, rank, ranks: by_module("rank_pattern")?, rslora, place })
+    }
+
+    /// Refuses a rank of the tensors that is not the one told: what alpha is divided by would be open.
+    pub fn check_rank(&self, path: &Path, diffusers_name: &str, rank: usize) -> Result<(), AdapterFileError> {
+        match of_module(&self.ranks, diffusers_name).or(self.rank) {
+            Some(told) if told != rank as f64 => Err(refuse(
+                path,
+                self.place,
+                format!(
+                    "it tells rank {told} for {diffusers_name}, whose tensors have rank {rank}; put one of them right"
+                ),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The alpha of a module, in the sense of scale = alpha / rank, by its diffusers name.
     pub fn alpha(&self, diffusers_name: &str, rank: usize) -> f32 {
-        let ends = |end: &str| {
-            diffusers_name.strip_suffix(end).is_some_and(|head| head.is_empty() || head.ends_with('.'))
-        };
-        let own = self.patterns.iter().find(|(end, _)| ends(end)).map_or(self.alpha, |(_, alpha)| *alpha);
+        let own = of_module(&self.patterns, diffusers_name).unwrap_or(self.alpha);
         // rsLoRA divides by sqrt(rank) where files divide by the rank.
         (if self.rslora { own * (rank as f64).sqrt() } else { own }) as f32
     }
+}
+
+/// The number of the first pattern that the end of a module's name fits; PEFT lets a pattern begin with `^`.
+fn of_module(patterns: &[(String, f64)], name: &str) -> Option<f64> {
+    let fits = |pattern: &str| match pattern.strip_prefix('^') {
+        Some(whole) => whole == name,
+        None => name.strip_suffix(pattern).is_some_and(|head| head.is_empty() || head.ends_with('.')),
+    };
+    patterns.iter().find(|(pattern, _)| fits(pattern)).map(|(_, number)| *number)
 }
 
 fn parse(path: &Path, place: &str, text: &str) -> Result<Map<String, Value>, AdapterFileError> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Style;
+use crate::Expert;
 
 /// What is known about a trained adapter. [`Provenance::metadata`] spells it for a style of file.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -11,8 +12,8 @@ pub struct Provenance {
     pub title: String,
     /// What it was trained on, such as "Wan2.1-T2V-1.3B".
     pub base_model: String,
-    /// Which expert of a two-expert model it belongs to, "high_noise" or "low_noise": nothing else in a file says so.
-    pub expert: Option<String>,
+    /// Which expert of a two-expert model it belongs to, as the header says it: "high_noise" or "low_noise".
+    pub expert: Option<Expert>,
     /// Rank of the factors.
     pub rank: usize,
     /// Alpha of the training; the delta is alpha / rank times the product.
@@ -53,7 +54,7 @@ impl Provenance {
         put("modelspec.implementation", &"https://github.com/Wan-Video/Wan2.1");
         put("modelspec.title", &self.title);
         if let Some(expert) = &self.expert {
-            put("tandem.expert", expert);
+            put("tandem.expert", &expert.suffix());
         }
         if let Some((width, height, frames)) = self.resolution {
             put("tandem.resolution", &format!("{width}x{height}x{frames}"));
@@ -62,7 +63,7 @@ impl Provenance {
         if let Some(date) = &self.date {
             put("modelspec.date", date);
         }
-        if style == Style::Kohya {
+        if style.is_kohya() {
             put("ss_network_module", &"networks.lora_wan");
             put("ss_network_dim", &self.rank);
             put("ss_network_alpha", &self.alpha);

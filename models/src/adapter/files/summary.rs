@@ -1,33 +1,39 @@
-//! What an adapter file holds, from its header alone.
+//! What a file holds, without reading its factors.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::KeyStyle;
-use super::read::{read_alpha, sort_keys};
-use crate::Result;
+use super::error::AdapterFileError;
+use super::keys::{KeyStyle, Part};
+use super::read::read_alpha;
+use super::sort::{Keys, Sorted, sort};
 use crate::weights::{Checkpoint, StoredDType};
+use crate::{Expert, Result};
 
-/// The factors of one module, by their shapes.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// One module of an adapter file, by the header alone.
+#[derive(Debug, Clone, PartialEq)]
 pub struct ModuleSummary {
-    /// Width of the module's input.
+    /// LoRA, DoRA, LoHa, LoKr, or "difference" where a whole tensor is added.
+    pub kind: &'static str,
+    /// Width of its input.
     pub input: usize,
     /// Width of its output.
     pub output: usize,
-    /// Rank of the factors.
+    /// Rank of its factors; 0 where it has none.
     pub rank: usize,
-    /// The module's own alpha, where the file has one.
+    /// Alpha, where the file stores it.
     pub alpha: Option<f32>,
-    /// Type of the factors in the file.
+    /// The number format of its factors.
     pub dtype: StoredDType,
 }
 
-/// What an adapter file holds.
+/// An adapter file, by its header alone.
 #[derive(Debug, Clone)]
 pub struct AdapterSummary {
     /// How its keys are spelt.
     pub style: KeyStyle,
+    /// The expert that its keys name.
+    pub expert: Option<Expert>,
     /// Its modules by official name.
     pub modules: BTreeMap<String, ModuleSummary>,
 }
@@ -37,16 +43,59 @@ pub struct AdapterSummary {
 /// # Errors
 /// As [`super::read`], where the header shows it: keys that are not understood, half pairs.
 pub fn summary(path: &Path, file: &Checkpoint) -> Result<AdapterSummary> {
-    let (found, style) = sort_keys(path, file)?;
+    let Sorted { modules: found, style, expert } = sort(path, file)?;
     let mut modules = BTreeMap::new();
     for (module, keys) in found {
-        let alpha = keys.alpha.as_ref().map(|key| read_alpha(path, file, key)).transpose()?;
-        let (down, up) = keys.pair(path, &module)?;
-        let (a, b) = (file.shape(&down).unwrap_or_default(), file.shape(&up).unwrap_or_default());
-        let axis = |shape: &[usize], axis: usize| shape.get(axis).copied().unwrap_or(0);
-        let dtype = file.dtype(&down).unwrap_or(StoredDType::F32);
-        let (input, output, rank) = (axis(a, 1), axis(b, 0), axis(a, 0));
-        modules.insert(module, ModuleSummary { input, output, rank, alpha, dtype });
+        let alpha =
+            keys.get(&Part::Alpha).map(|key| read_alpha(path, file, key, style)).transpose()?.flatten();
+        let of = sizes(path, file, &module, &keys)?;
+        modules.insert(module, ModuleSummary { alpha, ..of });
     }
-    Ok(AdapterSummary { style, modules })
+    Ok(AdapterSummary { style, expert, modules })
+}
+
+/// Kind, widths, rank and number format of one module.
+fn sizes(
+    path: &Path,
+    file: &Checkpoint,
+    module: &str,
+    keys: &Keys,
+) -> Result<ModuleSummary, AdapterFileError> {
+    let shape = |part: Part| keys.get(&part).and_then(|key| file.shape(key));
+    let axis = |part: Part, axis: usize| shape(part).and_then(|shape| shape.get(axis)).copied().unwrap_or(0);
+    let inputs = |part: Part| shape(part).map_or(0, |shape| shape[1.min(shape.len())..].iter().product());
+    let (kind, output, input, rank, of) = if keys.contains_key(&Part::Down) && keys.contains_key(&Part::Up) {
+        let is_dora = keys.contains_key(&Part::DoraScale) || keys.contains_key(&Part::MagnitudeVector);
+        let kind = if is_dora { "DoRA" } else { "LoRA" };
+        (kind, axis(Part::Up, 0), inputs(Part::Down), axis(Part::Down, 0), Part::Down)
+    } else if let Some(half) = [Part::Down, Part::Up, Part::Alpha].iter().find_map(|part| keys.get(part)) {
+        if keys.keys().all(|part| matches!(part, Part::Down | Part::Up | Part::Alpha)) {
+            let (path, module, found) = (path.to_owned(), module.to_owned(), half.clone());
+            return Err(AdapterFileError::HalfPair { path, module, found, missing: "other factors" });
+        }
+        other(keys, &axis)
+    } else {
+        other(keys, &axis)
+    };
+    let dtype = keys.get(&of).and_then(|key| file.dtype(key)).unwrap_or(StoredDType::F32);
+    Ok(ModuleSummary { kind, input, output, rank, alpha: None, dtype })
+}
+
+/// Kind, out, in, rank and a part of what is no pair.
+fn other(keys: &Keys, axis: &dyn Fn(Part, usize) -> usize) -> (&'static str, usize, usize, usize, Part) {
+    if keys.contains_key(&Part::HadaW1A) {
+        let rank = axis(Part::HadaW1B, 0);
+        return ("LoHa", axis(Part::HadaW1A, 0), axis(Part::HadaW1B, 1), rank, Part::HadaW1A);
+    }
+    let half = |[whole, a, b]: [Part; 3]| match keys.contains_key(&whole) {
+        true => (axis(whole, 0), axis(whole, 1), 0, whole),
+        false => (axis(a, 0), axis(b, 1), axis(a, 1), a),
+    };
+    let (o1, i1, r1, _) = half([Part::LokrW1, Part::LokrW1A, Part::LokrW1B]);
+    let (o2, i2, r2, of) = half([Part::LokrW2, Part::LokrW2A, Part::LokrW2B]);
+    if o1 * o2 > 0 {
+        return ("LoKr", o1 * o2, i1 * i2, r2.max(r1), of);
+    }
+    let of = if keys.contains_key(&Part::Diff) { Part::Diff } else { Part::DiffBias };
+    ("difference", axis(of, 0), axis(of, 1), 0, of)
 }

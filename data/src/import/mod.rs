@@ -1,0 +1,212 @@
+//! Dataset files of other trainers, read unchanged: musubi-tuner's TOML and JSONL, diffusion-pipe's TOML, DiffSynth-Studio's
+//! CSV and JSONL.
+//!
+//! Each becomes sets of listed clips with sizes, lengths and extraction of their own. What was read, and what has no
+//! counterpart here, is told in notes.
+
+mod diffusion_pipe;
+mod musubi;
+mod table;
+
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+use crate::config::{DataConfig, SizeMultiple};
+use crate::error::{DataError, Result};
+use crate::scan::{Item, media_at};
+
+/// Clips with settings in common.
+#[derive(Debug, Clone)]
+pub(crate) struct Set {
+    /// Sizes, lengths, extraction and rates; where clips lie is not looked up in it.
+    pub config: DataConfig,
+    /// The clips.
+    pub items: Vec<Item>,
+    /// What happens to clips that are shorter than every length.
+    pub short: Short,
+}
+
+/// What happens to clips that are shorter than every length of their set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Short {
+    /// They are an error, all named at once.
+    Refuse,
+    /// They are left out and told.
+    LeaveOut,
+}
+
+/// A dataset file, read.
+#[derive(Debug)]
+pub(crate) struct Imported {
+    pub sets: Vec<Set>,
+    /// What was read, and what has no counterpart.
+    pub notes: Vec<String>,
+}
+
+/// What all readers go by.
+struct Reader<'a> {
+    /// The dataset file.
+    path: &'a Path,
+    /// The recipe's `[data]`.
+    recipe: &'a DataConfig,
+    multiple: SizeMultiple,
+    /// Target frames a second.
+    fps: f64,
+    notes: Vec<String>,
+}
+
+/// Reads the dataset file at `path`: its kind is told by its ending and its tables.
+///
+/// # Errors
+/// A file that is none of these, that names what is not there, or whose values cannot work.
+pub(crate) fn read(path: &Path, recipe: &DataConfig, multiple: SizeMultiple, fps: f64) -> Result<Imported> {
+    let mut reader = Reader { path, recipe, multiple, fps, notes: Vec::new() };
+    let sets = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("toml") => {
+            let text = std::fs::read_to_string(path).map_err(DataError::io("read", path))?;
+            let table: Table = toml::from_str(&text).map_err(|error| reader.fault(error.to_string()))?;
+            match (table.contains_key("datasets"), table.contains_key("directory")) {
+                (true, false) => musubi::read(&mut reader, table)?,
+                (false, true) => diffusion_pipe::read(&mut reader, table)?,
+                _ => {
+                    return Err(reader.fault(
+                        "has neither [[datasets]] (musubi-tuner) nor [[directory]] (diffusion-pipe), or both: name the dataset \
+                         file, not the training config",
+                    ));
+                }
+            }
+        }
+        Some("csv" | "jsonl") => vec![table::read(&mut reader)?],
+        _ => {
+            return Err(reader.fault(
+                "is no .toml, .csv or .jsonl file: those are the dataset files that can be imported",
+            ));
+        }
+    };
+    Ok(Imported { sets, notes: reader.notes })
+}
+
+impl Reader<'_> {
+    fn fault(&self, reason: impl Into<String>) -> DataError {
+        DataError::Import { path: self.path.to_owned(), reason: reason.into() }
+    }
+
+    fn note(&mut self, note: String) {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.notes.push(format!("{name}: {note}"));
+    }
+
+    /// Tells of keys that mean nothing here.
+    fn ignored(&mut self, place: &str, keys: &[String]) {
+        if !keys.is_empty() {
+            self.note(format!("{place}: no counterpart for {}; not used", keys.join(", ")));
+        }
+    }
+
+    /// A path of the file: from its own folder, or where there is nothing, from the current one, as those trainers take it.
+    fn locate(&self, named: &str) -> PathBuf {
+        let named = Path::new(named);
+        let beside = self.path.parent().unwrap_or(Path::new("")).join(named);
+        if !beside.exists() && named.exists() { named.to_owned() } else { beside }
+    }
+
+    /// The settings of a set: the recipe's, for clips that are listed.
+    fn config(&self) -> DataConfig {
+        DataConfig { folder: Vec::new(), import: Some(self.path.to_owned()), ..self.recipe.clone() }
+    }
+
+    /// A clip, with `prefix` in front of its caption. Several sets may hold the same file: `set` is put before its name.
+    fn item(&self, file: &Path, set: &str, name: &str, caption: &str, repeats: u32) -> Result<Item> {
+        let media = media_at(file)?.ok_or_else(|| {
+            self.fault(format!("names {}, which is no clip or is not there", file.display()))
+        })?;
+        let id = if set.is_empty() { name.to_owned() } else { format!("{set}/{name}") };
+        let held_out = self.recipe.is_held_out(&id);
+        Ok(Item { caption: self.recipe.full_caption(caption), media, repeats, held_out, id })
+    }
+
+    /// Repeats as a whole number of at least one.
+    fn repeats(&self, place: &str, repeats: Option<f64>) -> Result<u32> {
+        match repeats.unwrap_or(1.0) {
+            times if times >= 1.0 && times.fract() == 0.0 && times <= 1e6 => Ok(times as u32),
+            times => {
+                Err(self
+                    .fault(format!("{place}: num_repeats = {times}; only whole numbers from 1 on work here")))
+            }
+        }
+    }
+
+    /// Lengths in frames, each cut to 4n+1.
+    fn lengths(&self, place: &str, frames: &[i64]) -> Result<Vec<u32>> {
+        let mut lengths = Vec::new();
+        for &frames in frames {
+            let length = u32::try_from(frames).ok().filter(|frames| *frames > 0);
+            let length =
+                length.ok_or_else(|| self.fault(format!("{place}: {frames} is no number of frames")))?;
+            lengths.push((length - 1) / 4 * 4 + 1);
+        }
+        lengths.sort_unstable();
+        lengths.dedup();
+        Ok(lengths)
+    }
+}
+
+/// The files of a folder itself, by name; not of folders below.
+fn files_of(reader: &Reader, folder: &Path) -> Result<Vec<PathBuf>> {
+    let listed = std::fs::read_dir(folder).map_err(|error| {
+        reader.fault(format!("names the folder {}, which cannot be read ({error})", folder.display()))
+    })?;
+    let mut files = Vec::new();
+    for entry in listed {
+        files.push(entry.map_err(DataError::io("list", folder))?.path());
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// `file` as its name in the set.
+fn name_of(file: &Path) -> String {
+    file.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The caption in a text file; `None` where there is no such file.
+fn caption_of(file: &Path) -> Result<Option<String>> {
+    match std::fs::read(file) {
+        Ok(bytes) => {
+            let text = String::from_utf8(bytes);
+            let text = text.map_err(|_| DataError::unreadable(file, "a caption must be UTF-8 text"))?;
+            Ok(Some(text.trim_start_matches('\u{feff}').trim().to_owned()))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(DataError::io("read", file)(error)),
+    }
+}
+
+/// A resolution as it is written: a side of a square, or width and height.
+fn resolution(value: &Value) -> Option<[f64; 2]> {
+    let number =
+        |value: &Value| value.as_float().or(value.as_integer().map(|n| n as f64)).filter(|n| *n >= 1.0);
+    match value.as_array().map(Vec::as_slice) {
+        Some([width, height]) => Some([number(width)?, number(height)?]),
+        Some([side]) => number(side).map(|side| [side, side]),
+        Some(_) => None,
+        None => number(value).map(|side| [side, side]),
+    }
+}
+
+/// What is left of a table after its known keys were taken out.
+fn unknown(table: &Table, known: &[&str]) -> Vec<String> {
+    table.keys().filter(|key| !known.contains(&key.as_str())).cloned().collect()
+}
+
+/// Keeps the first of equal sizes.
+fn distinct(sizes: impl IntoIterator<Item = [u32; 2]>) -> Vec<[u32; 2]> {
+    let mut kept: Vec<[u32; 2]> = Vec::new();
+    for size in sizes {
+        if !kept.contains(&size) {
+            kept.push(size);
+        }
+    }
+    kept
+}

@@ -1,0 +1,33 @@
+//! Lists of clips with captions: DiffSynth-Studio's `metadata.csv`, and JSONL files of DiffSynth-Studio or musubi-tuner.
+//!
+//! They say nothing of sizes and lengths, which are the recipe's.
+
+use super::{Reader, Set, Short};
+use crate::error::Result;
+use crate::metadata;
+
+/// Reads the list.
+pub(super) fn read(reader: &mut Reader) -> Result<Set> {
+    let rows = metadata::read(reader.path)?;
+    if rows.is_empty() {
+        return Err(reader.fault("lists no clip"));
+    }
+    let item = |row: &metadata::Row| {
+        let repeats = reader.recipe.repeats_of(&row.file);
+        reader.item(&reader.locate(&row.file), "", &row.file, &row.caption, repeats)
+    };
+    let items = rows.iter().map(item).collect::<Result<Vec<_>>>()?;
+    let mut config = reader.config();
+    let columns = metadata::other_columns(reader.path)?;
+    reader.note(format!("{} clips; sizes, lengths and extraction are the recipe's", items.len()));
+    reader.ignored("columns", &columns);
+    if config.source_fps.is_none() {
+        // Frames are taken as they come, whatever the file says of its rate.
+        config.source_fps = Some(reader.fps);
+        reader.note(format!(
+            "every frame counts as one of {} a second, as there; data.source_fps says otherwise",
+            reader.fps
+        ));
+    }
+    Ok(Set { config, items, short: Short::Refuse })
+}

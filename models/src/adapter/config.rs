@@ -1,0 +1,190 @@
+//! The `[adapter]` section of a recipe: of what kind adapters are, which modules get one, what they are scaled by.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// The adapter that is trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraConfig {
+    /// `lora`; `dora`, which also trains the length of each row of the weight; `loha`, two products of thin factors
+    /// multiplied number by number; `lokr`, a Kronecker product, the smallest of them. Default `lora`.
+    pub kind: Kind,
+    /// Rank of the factors. Default: that of the file of `init_from`, else 32.
+    pub rank: Option<usize>,
+    /// Alpha: the delta is multiplied by alpha / rank. Default: the rank, so that the factor is 1.
+    pub alpha: Option<f64>,
+    /// `standard` scales by alpha / rank, `rslora` by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732).
+    /// Default `standard`.
+    pub scaling: Scaling,
+    /// Share of the adapters' input that is dropped in training, 0 to below 1. Default 0.
+    pub dropout: f64,
+    /// LoKr alone: the coarse matrix has at most this many rows and columns, as LyCORIS's `factor`. Default: as near as the
+    /// widths allow to their square roots, which makes the adapter smallest.
+    pub factor: Option<usize>,
+    /// An adapter file of any format, or a PEFT folder, that training begins with, relative to the recipe. Factors of another
+    /// rank than `rank` are brought to it. Default: none, training begins with an adapter that does nothing.
+    pub init_from: Option<PathBuf>,
+    /// Official module names inside a block, `*` and `?` as wildcards. Default: q, k, v, o of both attentions and
+    /// both layers of the feed-forward. A name with `blocks.` in front is matched whole (`blocks.1?.ffn.*`).
+    pub targets: Vec<String>,
+}
+
+/// What an adapter is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Two thin factors.
+    Lora,
+    /// Two thin factors, and a length for each row of the weight.
+    Dora,
+    /// Two products of thin factors, multiplied number by number.
+    Loha,
+    /// A Kronecker product.
+    Lokr,
+}
+
+impl Kind {
+    /// What people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lora => "LoRA",
+            Self::Dora => "DoRA",
+            Self::Loha => "LoHa",
+            Self::Lokr => "LoKr",
+        }
+    }
+}
+
+/// How the delta is scaled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scaling {
+    /// alpha / rank.
+    Standard,
+    /// alpha / sqrt(rank).
+    RsLora,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self {
+            kind: Kind::Lora,
+            rank: None,
+            alpha: None,
+            scaling: Scaling::Standard,
+            dropout: 0.0,
+            factor: None,
+            init_from: None,
+            targets: ["self_attn.[qkvo]", "cross_attn.[qkvo]", "ffn.[02]"].map(String::from).to_vec(),
+        }
+    }
+}
+
+/// A module that an adapter is attached to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Official module name.
+    pub module: String,
+    /// Width of the output.
+    pub out: usize,
+    /// Width of the input.
+    pub input: usize,
+}
+
+impl LoraConfig {
+    /// The rank, settled.
+    pub fn rank(&self) -> usize {
+        self.rank.unwrap_or(32)
+    }
+
+    /// Alpha, settled.
+    pub fn alpha(&self) -> f64 {
+        self.alpha.unwrap_or(self.rank() as f64)
+    }
+
+    /// A width of a LoKr as coarse times fine: the largest divisor that is no larger than `factor` and the width's square
+    /// root, as LyCORIS cuts it.
+    pub(super) fn split(&self, width: usize) -> (usize, usize) {
+        let root = width.isqrt();
+        let most = self.factor.map_or(root, |factor| factor.min(root)).max(1);
+        let coarse = (1..=most).rev().find(|coarse| width.is_multiple_of(*coarse)).unwrap_or(1);
+        (coarse, width / coarse)
+    }
+
+    /// Whether a LoKr's fine matrix of this size is made of thin factors: where these are smaller.
+    pub(super) fn is_thin(&self, rows: usize, columns: usize) -> bool {
+        2 * self.rank() < rows.max(columns)
+    }
+
+    /// Trained numbers of a module.
+    pub fn numbers(&self, out: usize, input: usize) -> usize {
+        let thin = self.rank() * (out + input);
+        match self.kind {
+            Kind::Lora => thin,
+            Kind::Dora => thin + out,
+            Kind::Loha => 2 * thin,
+            Kind::Lokr => {
+                let ((o1, o2), (i1, i2)) = (self.split(out), self.split(input));
+                o1 * i1 + if self.is_thin(o2, i2) { self.rank() * (o2 + i2) } else { o2 * i2 }
+            }
+        }
+    }
+
+    /// What the product of the factors is multiplied by.
+    pub fn scale(&self) -> f64 {
+        match self.scaling {
+            Scaling::Standard => self.alpha() / self.rank() as f64,
+            Scaling::RsLora => self.alpha() / (self.rank() as f64).sqrt(),
+        }
+    }
+
+    /// The modules of `modules` (official name, out, in) that the targets name, in the order given.
+    ///
+    /// # Errors
+    /// When a pattern matches nothing, naming the pattern and what there is to match.
+    pub fn select(&self, modules: &[(String, usize, usize)]) -> Result<Vec<Target>> {
+        let hit = |pattern: &str, module: &str| {
+            let local = crate::names::split_block(module).map_or(module, |(_, local)| local);
+            glob(pattern, if pattern.starts_with("blocks.") { module } else { local })
+        };
+        for pattern in &self.targets {
+            if !modules.iter().any(|(module, ..)| hit(pattern, module)) {
+                let first = modules.iter().filter(|(module, ..)| module.starts_with("blocks.0."));
+                let known: Vec<&str> = first.map(|(module, ..)| &module["blocks.0.".len()..]).collect();
+                return Err(Error::Mismatch(format!(
+                    "the adapter target \"{pattern}\" matches no module of this model; the modules of a block are: {}",
+                    known.join(", ")
+                )));
+            }
+        }
+        let chosen =
+            modules.iter().filter(|(module, ..)| self.targets.iter().any(|pattern| hit(pattern, module)));
+        Ok(chosen
+            .map(|(module, out, input)| Target { module: module.clone(), out: *out, input: *input })
+            .collect())
+    }
+}
+
+/// Whether `text` matches `pattern`: `*` any run, `?` any one character, `[abc]` one of these.
+fn glob(pattern: &str, text: &str) -> bool {
+    let mut rest = pattern.chars();
+    match rest.next() {
+        None => text.is_empty(),
+        Some('*') => {
+            let starts = text.char_indices().map(|(i, _)| i).chain([text.len()]);
+            starts.into_iter().any(|start| glob(rest.as_str(), &text[start..]))
+        }
+        Some(first) => {
+            let mut letters = text.chars();
+            let Some(letter) = letters.next() else { return false };
+            match (first, rest.as_str().split_once(']')) {
+                ('[', Some((set, behind))) => set.contains(letter) && glob(behind, letters.as_str()),
+                _ => (first == '?' || first == letter) && glob(rest.as_str(), letters.as_str()),
+            }
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! How adapters begin: at nothing, or at what a file holds.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor};
+use kernels::low_rank::Factors;
+use kernels::random::Key;
+use kernels::{loha, lokr};
+
+use super::change::{Change, DoraPair, LoraPair};
+use super::decompose::{Rank, Reduced, resize};
+use super::files::AdapterFile;
+use super::kind::Delta;
+use super::{Adapter, Adapters, Kind, LoraConfig, Target};
+use crate::{Error, Result};
+
+/// The seed of the sketches by which factors of another rank are found.
+const SKETCH: u64 = 1;
+
+impl Adapters {
+    /// Fresh trainable adapters for `targets`, which leave the model unchanged. All is a function of `seed` and the module's
+    /// name alone.
+    ///
+    /// LoRA and DoRA: A uniform in ±1/sqrt(in) (Kaiming with a = sqrt 5, as PEFT and kohya start it), B zero. LoHa: w1_a
+    /// normal with deviation 0.1, w1_b and w2_b with 1, w2_a zero. LoKr: w1 and w2_a as A, w2_b (or w2) zero. The last two
+    /// are LyCORIS's rules.
+    pub fn fresh(targets: &[Target], config: &LoraConfig, seed: u64, device: &Device) -> Result<Self> {
+        let mut adapters = Self::default();
+        for target in targets {
+            let delta = fresh(target, config, seed)?.to_device(device)?;
+            adapters.attach(target.module.clone(), Adapter::trainable(delta));
+        }
+        Ok(adapters)
+    }
+
+    /// Trainable adapters for `targets` that begin with what `file` holds, and what became of it, in words. Factors of
+    /// another rank are brought to that of `config`; modules that the file lacks begin fresh.
+    ///
+    /// # Errors
+    /// Modules of another width or beyond the targets, kinds that cannot become that of `config`, differences of whole
+    /// tensors.
+    pub fn begun(
+        targets: &[Target],
+        config: &LoraConfig,
+        file: &AdapterFile,
+        seed: u64,
+        device: &Device,
+    ) -> Result<(Self, Vec<String>)> {
+        if let Some(name) = file.differences.keys().next() {
+            return Err(Error::Mismatch(format!(
+                "the adapter to begin from adds a whole tensor to {name}, which cannot be trained; merge it into the base \
+                 with `tandem merge` and begin from there"
+            )));
+        }
+        let (mut adapters, mut tale) = (Self::default(), Tale::default());
+        for target in targets {
+            let new = fresh(target, config, seed)?;
+            let delta = match file.modules.get(&target.module) {
+                Some(change) => begun(change, target, config, new, &mut tale)?,
+                None => {
+                    tale.fresh += 1;
+                    new
+                }
+            };
+            adapters.attach(target.module.clone(), Adapter::trainable(delta.to_device(device)?));
+        }
+        let wanted: std::collections::BTreeSet<&str> = targets.iter().map(|t| t.module.as_str()).collect();
+        for module in file.modules.keys().filter(|module| !wanted.contains(module.as_str())) {
+            if module.contains("_img") {
+                tale.left_out.push(module.clone());
+                continue;
+            }
+            return Err(Error::Mismatch(format!(
+                "the adapter to begin from has {module}, which adapter.targets does not name; add it there, so that it is \
+                 not lost"
+            )));
+        }
+        Ok((adapters, tale.told(config)))
+    }
+}
+
+/// What became of the modules of a file.
+#[derive(Default)]
+struct Tale {
+    begun: usize,
+    fresh: usize,
+    /// How many modules had each rank, and now have that of the recipe.
+    ranks: BTreeMap<usize, usize>,
+    /// The share of the energy that each shortened one keeps.
+    kept: Vec<f64>,
+    left_out: Vec<String>,
+}
+
+impl Tale {
+    fn told(&self, config: &LoraConfig) -> Vec<String> {
+        let rank = config.rank();
+        let mut lines = vec![format!("{} modules begin with the file's factors", self.begun)];
+        for (old, count) in self.ranks.iter().filter(|(old, _)| **old != rank) {
+            let how = if *old < rank { "by fresh rows that do nothing yet" } else { "by singular values" };
+            lines.push(format!("{count} of them come from rank {old} to rank {rank} {how}"));
+        }
+        if !self.kept.is_empty() {
+            let mean = self.kept.iter().sum::<f64>() / self.kept.len() as f64;
+            let least = self.kept.iter().copied().fold(1.0, f64::min);
+            lines.push(format!(
+                "the shortened ones keep {mean:.4} of their energy on average, {least:.4} at least"
+            ));
+        }
+        if self.fresh > 0 {
+            lines.push(format!("{} modules are not in the file and begin fresh", self.fresh));
+        }
+        if !self.left_out.is_empty() {
+            lines.push(format!(
+                "left out, since this model has no image branch: {}",
+                self.left_out.join(", ")
+            ));
+        }
+        lines
+    }
+}
+
+/// The adapter of `target` that begins as `change`; `new` is the fresh one of the wanted kind.
+fn begun(
+    change: &Change,
+    target: &Target,
+    config: &LoraConfig,
+    new: Delta,
+    tale: &mut Tale,
+) -> Result<Delta> {
+    let (out, input) = change.dims()?;
+    if (out, input) != (target.out, target.input) {
+        return Err(Error::Mismatch(format!(
+            "the adapter to begin from has {} as {out} x {input}, the model as {} x {}; it was made for another model",
+            target.module, target.out, target.input
+        )));
+    }
+    let scale = config.scale();
+    tale.begun += 1;
+    let mut thin = |pair: &LoraPair, fresh: &Factors, may_shrink: bool| -> Result<Factors> {
+        let (old, rank) = (pair.rank(), config.rank());
+        *tale.ranks.entry(old).or_default() += 1;
+        if old > rank && !may_shrink {
+            return Err(Error::Mismatch(format!(
+                "the DoRA to begin from has rank {old}, and its lengths hold for that: set adapter.rank = {old}"
+            )));
+        }
+        if old > rank {
+            let Reduced { pair, energy } = resize(&Change::Lora(pair.clone()), Rank::Fixed(rank), SKETCH)?;
+            tale.kept.push(energy);
+            return grown(&pair, fresh, rank, scale);
+        }
+        grown(pair, fresh, rank, scale)
+    };
+    match (new, change) {
+        (Delta::Lora(fresh), Change::Lora(pair)) => Ok(thin(pair, &fresh, true)?.into()),
+        (Delta::Lora(fresh), Change::Loha(_) | Change::Lokr(_)) => {
+            let Reduced { pair, energy } = resize(change, Rank::Fixed(config.rank()), SKETCH)?;
+            tale.kept.push(energy);
+            Ok(grown(&pair, &fresh, config.rank(), scale)?.into())
+        }
+        (new @ Delta::Dora(_), Change::Lora(pair)) => {
+            let fresh = new.factors().ok_or_else(|| kinds(config, change, target))?;
+            Ok(Delta::fresh_dora(thin(pair, fresh, true)?))
+        }
+        (new @ Delta::Dora(_), Change::Dora(DoraPair { pair, magnitude })) => {
+            let fresh = new.factors().ok_or_else(|| kinds(config, change, target))?;
+            let factors = thin(pair, fresh, false)?;
+            let pair = LoraPair::new(factors.a, factors.b, factors.scale)?;
+            Delta::new(&Change::Dora(DoraPair { pair, magnitude: magnitude.clone() }), 1.0)
+        }
+        (Delta::Loha(_), Change::Loha(f)) if change.rank() == Some(config.rank()) => {
+            let w1_a = (&f.w1_a * (f.scale / scale))?;
+            Ok(Delta::Loha(loha::Factors { w1_a, scale, ..f.clone() }))
+        }
+        (Delta::Lokr(like), Change::Lokr(f)) if shapes(&like) == shapes(f) => {
+            let by = f.scale / like.scale;
+            let w1 = match &f.w1 {
+                lokr::Half::Full(w) => lokr::Half::Full((w * by)?),
+                lokr::Half::Low(a, b) => lokr::Half::Low((a * by)?, b.clone()),
+            };
+            Ok(Delta::Lokr(lokr::Factors { w1, w2: f.w2.clone(), scale: like.scale }))
+        }
+        _ => Err(kinds(config, change, target)),
+    }
+}
+
+fn kinds(config: &LoraConfig, change: &Change, target: &Target) -> Error {
+    let rank = change.rank().map_or("no rank".to_owned(), |rank| format!("rank {rank}"));
+    Error::Mismatch(format!(
+        "the adapter to begin from has a {} ({rank}) on {}, which cannot become a {} of rank {}: set adapter.kind, rank and \
+         factor to the file's, or make a LoRA of it with `tandem resize`",
+        change.kind(),
+        target.module,
+        config.kind.name(),
+        config.rank()
+    ))
+}
+
+fn shapes(factors: &lokr::Factors) -> Vec<Vec<usize>> {
+    Change::Lokr(factors.clone()).tensors().into_iter().map(|(_, t)| t.dims().to_vec()).collect()
+}
+
+/// The factors of `pair` in `rank` rows and columns, those beyond its own from `fresh`: they add nothing. What they are
+/// multiplied by becomes `scale`.
+fn grown(pair: &LoraPair, fresh: &Factors, rank: usize, scale: f64) -> Result<Factors> {
+    let own = pair.rank();
+    let b = (&pair.b * (pair.scale() / scale))?;
+    if own >= rank {
+        return Ok(Factors { a: pair.a.clone(), b, scale });
+    }
+    let a = Tensor::cat(&[&pair.a, &fresh.a.narrow(0, own, rank - own)?], 0)?;
+    let b = Tensor::cat(&[&b, &fresh.b.narrow(1, own, rank - own)?], 1)?;
+    Ok(Factors { a, b, scale })
+}
+
+/// A fresh adapter, on the CPU.
+fn fresh(target: &Target, config: &LoraConfig, seed: u64) -> Result<Delta> {
+    let (out, input, rank, scale) = (target.out, target.input, config.rank(), config.scale());
+    let key = |part: &str| Key::new(seed, "adapter", &[]).child(&format!("{}{part}", target.module), 0);
+    let uniform = |part: &str, rows: usize, columns: usize| {
+        let (key, bound) = (key(part), 1.0 / (columns as f64).sqrt());
+        let numbers = (0..(rows * columns) as u64).map(|i| ((2.0 * key.uniform(i) - 1.0) * bound) as f32);
+        Tensor::from_vec(numbers.collect::<Vec<_>>(), (rows, columns), &Device::Cpu)
+    };
+    let normal = |part: &str, rows: usize, columns: usize, deviation: f64| {
+        Tensor::from_vec(key(part).normals(rows * columns), (rows, columns), &Device::Cpu)? * deviation
+    };
+    let zeros = |rows: usize, columns: usize| Tensor::zeros((rows, columns), DType::F32, &Device::Cpu);
+    Ok(match config.kind {
+        Kind::Lora => Factors { a: uniform("", rank, input)?, b: zeros(out, rank)?, scale }.into(),
+        Kind::Dora => {
+            Delta::fresh_dora(Factors { a: uniform("", rank, input)?, b: zeros(out, rank)?, scale })
+        }
+        Kind::Loha => Delta::Loha(loha::Factors {
+            w1_a: normal(".w1_a", out, rank, 0.1)?,
+            w1_b: normal(".w1_b", rank, input, 1.0)?,
+            w2_a: zeros(out, rank)?,
+            w2_b: normal(".w2_b", rank, input, 1.0)?,
+            scale,
+        }),
+        Kind::Lokr => {
+            let ((o1, o2), (i1, i2)) = (config.split(out), config.split(input));
+            let w1 = lokr::Half::Full(uniform(".w1", o1, i1)?);
+            match config.is_thin(o2, i2) {
+                true => {
+                    let w2 = lokr::Half::Low(uniform(".w2_a", o2, rank)?, zeros(rank, i2)?);
+                    Delta::Lokr(lokr::Factors { w1, w2, scale })
+                }
+                // Without thin factors there is no rank to divide alpha by.
+                false => Delta::Lokr(lokr::Factors { w1, w2: lokr::Half::Full(zeros(o2, i2)?), scale: 1.0 }),
+            }
+        }
+    })
+}

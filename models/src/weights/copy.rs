@@ -1,0 +1,132 @@
+//! A model's weights as one file of the kind that ComfyUI reads: official names, in a number format of choice, tensor by
+//! tensor.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use kernels::weight::Format;
+
+use super::checkpoint::StoredCodes;
+use super::dtype::StoredDType;
+use super::error::WeightsError;
+use super::loader::{TensorSpec, Weights};
+use super::write::{Entered, to_bytes, write_streamed};
+use crate::Result;
+
+/// The number format of a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copied {
+    /// Everything in bf16.
+    Bf16,
+    /// Everything in fp16.
+    Fp16,
+    /// The matrices inside the blocks in e4m3 with one scale for each (`scale_weight`, and the marker `scaled_fp8`), other
+    /// matrices in bf16, and vectors and modulation in f32.
+    Fp8Scaled,
+}
+
+/// Marks a file of scaled e4m3 weights: its dtype says which. Two elements would mean "decode before products".
+const MARKER: &str = "scaled_fp8";
+
+/// Writes every tensor of `specs`, patches included, at `path`. One tensor at a time is in memory. `each` is called before
+/// each tensor and may break off.
+///
+/// Codes of one scale that are stored so already are copied; others are made from the decoded numbers, since this kind
+/// of file has one scale for a matrix.
+///
+/// # Errors
+/// What cannot be read, numbers that the format cannot hold, the file system; `None` when it was broken off. In all of
+/// these nothing is left behind.
+pub fn write_copy(
+    path: &Path,
+    weights: &Weights,
+    specs: &[TensorSpec],
+    copied: Copied,
+    metadata: &BTreeMap<String, String>,
+    mut each: impl FnMut(&str) -> ControlFlow<()>,
+) -> Result<Option<()>> {
+    let mut entered = Vec::new();
+    for spec in specs {
+        let dtype = stored(copied, spec);
+        let enter = |name: String, dtype, shape: &[usize]| Entered { name, dtype, shape: shape.to_vec() };
+        if dtype == StoredDType::F8E4M3 {
+            entered.push(enter(scale_name(&spec.name), StoredDType::F32, &[1]));
+        }
+        entered.push(enter(spec.name.clone(), dtype, &spec.shape));
+    }
+    if copied == Copied::Fp8Scaled {
+        entered.push(Entered { name: MARKER.to_owned(), dtype: StoredDType::F8E4M3, shape: vec![0] });
+    }
+    let mut is_broken_off = false;
+    let made = write_streamed(path, entered, metadata, |tensor| {
+        if each(&tensor.name).is_break() {
+            is_broken_off = true;
+            return Err(WeightsError::file(path, "broken off").into());
+        }
+        bytes(path, weights, tensor)
+    });
+    match (made, is_broken_off) {
+        (_, true) => Ok(None),
+        (made, false) => made.map(Some),
+    }
+}
+
+fn scale_name(weight: &str) -> String {
+    format!("{}.scale_weight", weight.strip_suffix(".weight").unwrap_or(weight))
+}
+
+/// The element type of a tensor in the copy.
+fn stored(copied: Copied, spec: &TensorSpec) -> StoredDType {
+    match copied {
+        Copied::Bf16 => StoredDType::BF16,
+        Copied::Fp16 => StoredDType::F16,
+        Copied::Fp8Scaled => match spec.shape.len() {
+            2 if spec.name.starts_with("blocks.") && spec.name.ends_with(".weight") => StoredDType::F8E4M3,
+            1 => StoredDType::F32,
+            _ if spec.name.ends_with("modulation") => StoredDType::F32,
+            _ => StoredDType::BF16,
+        },
+    }
+}
+
+fn bytes(path: &Path, weights: &Weights, tensor: &Entered) -> Result<Vec<u8>> {
+    if tensor.name == MARKER {
+        return Ok(Vec::new());
+    }
+    if let Some(module) = tensor.name.strip_suffix(".scale_weight") {
+        // Made again for its codes: to remember those of all tensors would be to hold the model.
+        return Ok(coded(weights, &format!("{module}.weight"))?.0.to_le_bytes().to_vec());
+    }
+    let dtype = match tensor.dtype {
+        StoredDType::F8E4M3 => return Ok(coded(weights, &tensor.name)?.1),
+        StoredDType::F16 => DType::F16,
+        StoredDType::BF16 => DType::BF16,
+        _ => DType::F32,
+    };
+    let numbers = weights.tensor(&tensor.name, dtype, &Device::Cpu)?;
+    let is_finite = numbers.to_dtype(DType::F32)?.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite();
+    if !is_finite {
+        let (name, dtype) = (&tensor.name, tensor.dtype);
+        let reason =
+            format!("`{name}` has a number that {dtype} cannot hold; choose another format for the copy");
+        return Err(WeightsError::file(path, reason).into());
+    }
+    to_bytes(&numbers)
+}
+
+/// The one scale and the codes of a matrix.
+fn coded(weights: &Weights, name: &str) -> Result<(f32, Vec<u8>)> {
+    if let Some(StoredCodes { codes, scales }) = weights.codes(name, &Device::Cpu)? {
+        let first = scales.first().copied().unwrap_or(1.0);
+        if scales.iter().all(|scale| *scale == first) {
+            return Ok((first, codes.flatten_all()?.to_vec1()?));
+        }
+    }
+    let numbers: Tensor = weights.tensor(name, DType::F32, &Device::Cpu)?;
+    let numbers: Vec<f32> = numbers.flatten_all()?.to_vec1()?;
+    let largest = numbers.iter().fold(0f32, |largest, number| largest.max(number.abs()));
+    let scale = (largest / Format::E4m3.largest()).max(f32::MIN_POSITIVE);
+    Ok((scale, numbers.iter().map(|number| Format::E4m3.code(number / scale)).collect()))
+}

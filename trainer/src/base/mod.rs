@@ -1,0 +1,364 @@
+//! The base model on disk: which files it is made of, and opening each of them.
+
+mod dit;
+mod layout;
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use models::dit::DitConfig;
+use models::expert::Expert;
+use models::text::{SPIECE_TENSOR, TextEncoder, Tokenizer};
+use models::vae::{Sizes, Vae};
+use models::variant::{Facts, Variant};
+use models::weights::{Checkpoint, Grid, Weights};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::hub::{HubError, HubId, Wanted};
+use crate::precision::{self, Float, Held, Precision, Processor, Wishes};
+
+pub use dit::{DitFiles, Dits};
+pub use layout::{Part, locate, locate_dits};
+
+use layout::Layout;
+
+/// Where the base model lies. `folder` alone is enough for a folder in the official or the diffusers layout; the other
+/// keys replace single parts of it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelConfig {
+    /// A checkpoint folder, official or diffusers layout, or a model of the Hugging Face hub as `owner/name`, with
+    /// `@revision` behind it where it is not `main`.
+    pub folder: Option<PathBuf>,
+    /// The DiT: a weights file, or a folder with shards. A `config.json` beside it is read where there is one.
+    pub dit: Option<PathBuf>,
+    /// The expert for high noise of a model of two, as `dit`.
+    pub dit_high: Option<PathBuf>,
+    /// The expert for low noise of a model of two, as `dit`.
+    pub dit_low: Option<PathBuf>,
+    /// `config.json` of the DiT, or of both experts.
+    pub dit_config: Option<PathBuf>,
+    /// Which expert of a model of two is trained: `high`, `low`.
+    pub expert: Option<Expert>,
+    /// The VAE: a `.safetensors` or `.pth` file, or a diffusers `vae` folder.
+    pub vae: Option<PathBuf>,
+    /// The UMT5 encoder: a file, or a folder with shards.
+    pub text_encoder: Option<PathBuf>,
+    /// `tokenizer.json` or `spiece.model`, the folder of one, or a text encoder's file that carries it.
+    pub tokenizer: Option<PathBuf>,
+    /// The CLIP vision tower, which the image-to-video models of Wan 2.1 look at pictures with: a file, or a diffusers
+    /// `image_encoder` folder.
+    pub clip: Option<PathBuf>,
+    /// What the DiT's weights are held in: `bf16`, `fp8`, `int8`, or `f32`. `fp8` and `int8` code the matrices inside the
+    /// blocks while they are read. Default `bf16`, or `fp8` where the file is; on the CPU `bf16` becomes `f32`.
+    pub base: Option<Held>,
+    /// The DiT's residual stream: `float32`, or `bfloat16`, which halves what is kept of each block. Default `float32`.
+    pub stream: Option<Float>,
+    /// What the text encoder's weights are held in, as `base`.
+    pub text_base: Option<Held>,
+    /// What the VAE is held and computed in: `bfloat16` or `float32`. Default `bfloat16`, on the CPU `float32`.
+    pub vae_base: Option<Float>,
+}
+
+/// The files of a base model, each settled.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaseModel {
+    /// What people call it: the name of its folder.
+    pub name: String,
+    /// Its DiT, or both experts.
+    pub dits: Dits,
+    /// The expert that is trained; of a single DiT, the one that it is, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expert: Option<Expert>,
+    /// The VAE.
+    pub vae: PathBuf,
+    /// The text encoder.
+    pub text_encoder: PathBuf,
+    /// The tokenizer.
+    pub tokenizer: PathBuf,
+    /// The CLIP vision tower, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip: Option<PathBuf>,
+    /// The sigma from which on the expert for high noise works, where `model_index.json` tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boundary: Option<f64>,
+    /// How each part is held and computed.
+    pub precision: Precision,
+}
+
+/// Checks that the VAE's latents are those that the DiT works on.
+///
+/// # Errors
+/// The VAE of another generation.
+pub fn check_vae(vae: &Sizes, dit: &DitConfig) -> Result<()> {
+    if vae.latent == dit.out_channels {
+        return Ok(());
+    }
+    let why = format!(
+        "it makes latents of {} channels, and the DiT works on {}: Wan2.1_VAE (16) belongs to all models but TI2V-5B, \
+         Wan2.2_VAE (48) to that one alone",
+        vae.latent, dit.out_channels
+    );
+    Err(Error::Setting { key: "model.vae".into(), why })
+}
+
+impl ModelConfig {
+    /// Settles every file, and the precision for a model that runs on `processor`. Relative paths are taken from `from`, the
+    /// folder of the recipe.
+    ///
+    /// # Errors
+    /// A part that is nowhere, naming it, where it was looked for, and the key that would name it.
+    pub fn settle(&self, from: &Path, processor: Processor) -> Result<BaseModel> {
+        let folder = self.folder.as_ref().map(|folder| from.join(folder));
+        if let Some(folder) = folder.as_deref().filter(|folder| !folder.is_dir()) {
+            return Err(match self.hub_id(from) {
+                Some(id) => HubError::NotFetched { id: id.to_string() }.into(),
+                None => Error::NoModelFolder { folder: folder.to_owned() },
+            });
+        }
+        let layout = folder.as_deref().map(Layout::of);
+        let part = |part: Part, named: &Option<PathBuf>| match (named, &layout) {
+            (Some(path), _) => Ok(from.join(path)),
+            (None, Some(layout)) => layout.part(part),
+            (None, None) => {
+                Err(Error::NoModelPart { key: part.key(), looked: "model.folder is not set".into() })
+            }
+        };
+        let dits = self.dits(from, layout.as_ref())?;
+        let expert = self.told_expert(&dits)?;
+        let text_encoder = part(Part::TextEncoder, &self.text_encoder)?;
+        let first = &dits.of(Expert::High).weights;
+        let named = folder.as_deref().unwrap_or(first);
+        Ok(BaseModel {
+            name: model_name(named),
+            vae: part(Part::Vae, &self.vae)?,
+            tokenizer: match part(Part::Tokenizer, &self.tokenizer) {
+                // Single files carry their own.
+                Err(_) if carries_tokenizer(&text_encoder) => text_encoder.clone(),
+                found => found?,
+            },
+            clip: part(Part::Clip, &self.clip).ok(),
+            boundary: dits.experts().and(layout.as_ref()).and_then(Layout::boundary),
+            precision: self.precision(
+                &dits.of(expert.unwrap_or(Expert::High)).weights,
+                &text_encoder,
+                processor,
+            ),
+            text_encoder,
+            expert,
+            dits,
+        })
+    }
+
+    /// The model of the hub that `folder` names, where there is no such folder.
+    pub fn hub_id(&self, from: &Path) -> Option<HubId> {
+        let folder = self.folder.as_ref().filter(|folder| !from.join(folder).is_dir())?;
+        folder.to_str()?.parse().ok()
+    }
+
+    /// The parts that `folder` has to have: those that no other key names.
+    pub fn wanted(&self) -> Vec<Wanted> {
+        let has_dit = self.dit.is_some() || self.dit_high.is_some() || self.dit_low.is_some();
+        let dit = match self.expert {
+            None => Wanted::Dit,
+            Some(Expert::High) => Wanted::DitHigh,
+            Some(Expert::Low) => Wanted::DitLow,
+        };
+        let parts = [
+            (dit, has_dit),
+            (Wanted::Vae, self.vae.is_some()),
+            (Wanted::TextEncoder, self.text_encoder.is_some()),
+            (Wanted::Tokenizer, self.tokenizer.is_some()),
+            (Wanted::Clip, self.clip.is_some()),
+        ];
+        parts.into_iter().filter(|(_, is_named)| !is_named).map(|(part, _)| part).collect()
+    }
+
+    /// How each part is held: what is stored in fp8 stays so where nothing else is said.
+    fn precision(&self, dit: &Path, text_encoder: &Path, processor: Processor) -> Precision {
+        let Self { base, stream, text_base, vae_base, .. } = *self;
+        // Files that do not open are told about when they are.
+        let stored = |path: &Path| Checkpoint::open(path).ok()?.without_model_prefix().ok()?.coded_layers();
+        let (dit, text) = (stored(dit), stored(text_encoder));
+        let held = |grid: Option<Grid>| grid.map(|_| Held::Fp8);
+        let wishes =
+            Wishes { base: base.or(held(dit)), stream, text_base: text_base.or(held(text)), vae_base };
+        let base_block = match dit {
+            Some(Grid::Block(block)) => Some(block),
+            _ => None,
+        };
+        Precision { base_block, ..wishes.settle(processor) }
+    }
+
+    /// The expert that is trained: the key, else the name of a single DiT, or the key that names it.
+    ///
+    /// # Errors
+    /// When the key and the name of the file disagree.
+    fn told_expert(&self, dits: &Dits) -> Result<Option<Expert>> {
+        let Dits::Single(files) = dits else { return Ok(self.expert) };
+        let by_key = match (&self.dit_high, &self.dit_low) {
+            (Some(_), _) => Some(Expert::High),
+            (_, Some(_)) => Some(Expert::Low),
+            _ => None,
+        };
+        let told = [self.expert, by_key, files.told_expert()];
+        let mut told = told.into_iter().flatten();
+        let first = told.next();
+        match told.find(|other| Some(*other) != first) {
+            None => Ok(first),
+            Some(other) => {
+                let path = files.weights.display();
+                let why = format!(
+                    "{path} is told to be the expert for high noise and for low noise ({other} by its name or key)"
+                );
+                Err(Error::Setting { key: "model.expert".into(), why })
+            }
+        }
+    }
+
+    /// The DiT, or both experts: what is named goes before what the folder has.
+    fn dits(&self, from: &Path, layout: Option<&Layout>) -> Result<Dits> {
+        let refuse = |why: &str| Err(Error::Setting { key: "model.dit".into(), why: why.into() });
+        let files = |path: &PathBuf| {
+            DitFiles::at(&from.join(path), self.dit_config.as_ref().map(|config| from.join(config)))
+        };
+        match (&self.dit, &self.dit_high, &self.dit_low, layout) {
+            (Some(_), Some(_), ..) | (Some(_), _, Some(_), _) => {
+                refuse("names one DiT, and model.dit_high or model.dit_low another; keep the one or the pair")
+            }
+            (None, Some(high), Some(low), _) => Dits::pair(files(high)?, files(low)?),
+            (Some(one), ..) | (None, Some(one), None, _) | (None, None, Some(one), _) => {
+                Ok(Dits::Single(files(one)?))
+            }
+            (None, None, None, Some(layout)) => layout.dits(),
+            (None, None, None, None) => {
+                Err(Error::NoModelPart { key: "dit", looked: "model.folder is not set".into() })
+            }
+        }
+    }
+}
+
+/// What people call the model at `path`.
+fn model_name(path: &Path) -> String {
+    // In the hub's cache a folder has the name of a commit, and the one two above it that of the model.
+    let cached = path.ancestors().nth(2).and_then(Path::file_name).map(|name| name.to_string_lossy());
+    if let Some((_, name)) =
+        cached.as_deref().and_then(|name| name.strip_prefix("models--")?.split_once("--"))
+    {
+        return name.to_owned();
+    }
+    // A folder's name may hold dots of its own: Wan2.1-T2V-1.3B.
+    let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    name.map_or_else(|| "wan".into(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Whether a text encoder's file holds its tokenizer.
+pub(crate) fn carries_tokenizer(text_encoder: &Path) -> bool {
+    Checkpoint::open(text_encoder).is_ok_and(|file| file.contains(SPIECE_TENSOR))
+}
+
+impl BaseModel {
+    /// The DiT that is trained.
+    ///
+    /// # Errors
+    /// Where there are two, and nothing says which.
+    pub fn trained_dit(&self) -> Result<&DitFiles> {
+        match (&self.dits, self.expert) {
+            (Dits::Experts { high, low }, None) => {
+                Err(Error::TwoExperts { high: high.weights.clone(), low: low.weights.clone() })
+            }
+            (dits, expert) => Ok(dits.of(expert.unwrap_or(Expert::High))),
+        }
+    }
+
+    /// Opens the DiT that is trained: checks its files against each other, from headers alone.
+    ///
+    /// # Errors
+    /// Those of [`Self::trained_dit`] and of [`DitFiles::open`].
+    pub fn open_dit(&self) -> Result<(DitConfig, Weights)> {
+        self.trained_dit()?.open()
+    }
+
+    /// Looks at every part, so that what is missing is told before a run begins; the sizes of the DiT that is trained.
+    ///
+    /// # Errors
+    /// Those of [`Self::open_dit`], [`Self::check_expert`] and [`Self::check_encoders`].
+    pub fn check(&self) -> Result<DitConfig> {
+        let (dit, weights) = self.open_dit()?;
+        self.check_expert(&weights)?;
+        self.check_encoders(&dit)?;
+        Ok(dit)
+    }
+
+    /// Asks which expert a DiT is, where it is one of two and nothing says which: the noise levels that it is made for
+    /// depend on it.
+    ///
+    /// # Errors
+    /// [`Error::WhichExpert`].
+    pub fn check_expert(&self, weights: &Weights) -> Result<()> {
+        let (Dits::Single(files), None) = (&self.dits, self.expert) else { return Ok(()) };
+        let axis =
+            |name: &str, axis: usize| weights.shape(name).and_then(|s| s.get(axis).copied()).unwrap_or(0);
+        let facts = Facts {
+            width: axis("patch_embedding.weight", 0),
+            channels_in: axis("patch_embedding.weight", 1),
+            channels_out: axis("head.head.weight", 0) / 4,
+            has_image_branch: weights.contains("img_emb.proj.0.weight"),
+            has_two_pictures: weights.contains("img_emb.emb_pos"),
+        };
+        match Variant::at(facts, &files.weights).as_slice() {
+            [one] if one.is_expert() => {
+                Err(Error::WhichExpert { path: files.weights.clone(), model: one.name() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Where the CLIP vision tower lies.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn clip(&self) -> Result<&Path> {
+        self.clip.as_deref().ok_or_else(|| {
+            let looked = "image_encoder and models_clip_*.pth in model.folder".into();
+            Error::NoModelPart { key: Part::Clip.key(), looked }
+        })
+    }
+
+    /// Looks at the parts that go with `dit`, so that what is missing is told before a run begins: headers, and the
+    /// tokenizer whole.
+    ///
+    /// # Errors
+    /// A part that does not open.
+    pub fn check_encoders(&self, dit: &DitConfig) -> Result<()> {
+        let open = |path: &Path| Checkpoint::open(path).map_err(models::Error::from);
+        check_vae(&Sizes::detect(&open(&self.vae)?)?.0, dit)?;
+        open(&self.text_encoder)?;
+        if dit.image.is_some() {
+            open(self.clip()?)?;
+        }
+        Tokenizer::load(&self.tokenizer)?;
+        Ok(())
+    }
+
+    /// Loads the VAE.
+    pub fn load_vae(&self, device: &Device) -> Result<Vae> {
+        Ok(Vae::load(&self.vae, None, self.precision.vae(), device)?)
+    }
+
+    /// Loads the text encoder with its tokenizer.
+    pub fn load_text_encoder(&self, device: &Device) -> Result<TextEncoder> {
+        Ok(TextEncoder::load(&self.text_encoder, &self.tokenizer, self.precision.text(), device)?)
+    }
+
+    /// A text that identifies the text encoder, its precision and its tokenizer, for the keys of cached prompts.
+    pub fn text_identity(&self) -> Result<String> {
+        let weights = Checkpoint::open(&self.text_encoder)
+            .and_then(|c| c.fingerprint())
+            .map_err(models::Error::from)?;
+        let tokenizer = Tokenizer::load(&self.tokenizer)?;
+        Ok(format!("{weights} {} {}", tokenizer.fingerprint(), precision::in_words(self.precision.text())))
+    }
+}

@@ -1,0 +1,82 @@
+//! `tandem fetch`, and models of the hub in other commands.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::base::ModelConfig;
+use crate::error::Error;
+use crate::hub::{Hub, HubError, HubId, HubSettings, Wanted};
+use crate::plan::Overrides;
+use crate::recipe::Recipe;
+use crate::ui::Ui;
+
+/// Fetch a model from the Hugging Face hub into its cache. What is there already stays, and what broke off goes on.
+#[derive(Debug, Args)]
+#[command(after_help = ENVIRONMENT)]
+pub struct Fetch {
+    /// The model: owner/name, with @revision behind it where it is not main.
+    #[arg(value_name = "ID")]
+    id: String,
+    /// Only these parts.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
+    only: Vec<Wanted>,
+}
+
+const ENVIRONMENT: &str = "The variables of Python's huggingface_hub say how the hub is reached and where its cache lies: \
+HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_TOKEN (or the login of huggingface-cli), HF_HUB_OFFLINE.";
+
+impl Fetch {
+    /// Fetches what is missing and says where the model lies.
+    pub fn run(&self, ui: &Ui) -> Result<u8> {
+        let id: HubId = self.id.parse().map_err(Error::from)?;
+        let wanted = if self.only.is_empty() { &Wanted::ALL[..] } else { &self.only };
+        let folder = hub().fetch(&id, wanted, ui).map_err(Error::from)?;
+        let text = format!("{id} lies in {}", folder.display());
+        ui.tell(&text, &serde_json::json!({ "id": id.to_string(), "folder": folder }));
+        Ok(0)
+    }
+}
+
+/// `overrides` with the folder of the recipe's model, if that is one of the hub: fetched where it is `missing`.
+///
+/// # Errors
+/// A recipe that cannot be read, a model that cannot be had.
+pub fn resolved(recipe: &Path, overrides: Overrides, missing: Missing, ui: &Ui) -> crate::Result<Overrides> {
+    let model = Recipe::read(recipe)?.model;
+    let from = recipe.parent().unwrap_or(Path::new(""));
+    let model_folder = folder(&model, from, missing, ui)?;
+    Ok(Overrides { model_folder, ..overrides })
+}
+
+/// The folder that `model` stands for: itself, or that of a model of the hub, fetched if need be.
+///
+/// # Errors
+/// A model that cannot be had.
+pub fn fetched(model: &Path, ui: &Ui) -> crate::Result<PathBuf> {
+    let config = ModelConfig { folder: Some(model.to_owned()), ..ModelConfig::default() };
+    Ok(folder(&config, Path::new(""), Missing::Fetch, ui)?.unwrap_or_else(|| model.to_owned()))
+}
+
+/// What is done about a model of the hub that is not in the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// It is fetched, and what is there is looked after.
+    Fetch,
+    /// It is told.
+    Tell,
+}
+
+fn folder(model: &ModelConfig, from: &Path, missing: Missing, ui: &Ui) -> crate::Result<Option<PathBuf>> {
+    let Some(id) = model.hub_id(from) else { return Ok(None) };
+    let folder = match missing {
+        Missing::Fetch => hub().fetch(&id, &model.wanted(), ui)?,
+        Missing::Tell => hub().cached(&id).ok_or_else(|| HubError::NotFetched { id: id.to_string() })?,
+    };
+    Ok(Some(folder))
+}
+
+fn hub() -> Hub {
+    Hub::new(HubSettings::from_environment())
+}

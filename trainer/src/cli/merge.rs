@@ -1,0 +1,97 @@
+//! `tandem merge`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use models::adapter::Place;
+use models::weights::{Copied, write_copy};
+
+use super::adapter_output::ExpertArgument;
+use super::base_dit::BaseDit;
+use crate::adapters;
+use crate::error::Error;
+use crate::interrupt::Interrupt;
+use crate::ui::Ui;
+
+/// Put adapters into a model's weights and write the result as one file with official names, as ComfyUI reads it. One
+/// tensor at a time is in memory.
+#[derive(Debug, Args)]
+pub struct Merge {
+    /// The model: a checkpoint folder, or a DiT's folder or file, of any kind that is read.
+    #[arg(long, value_name = "PATH")]
+    model: PathBuf,
+    /// Which expert of a folder that holds two.
+    #[arg(long, value_enum)]
+    expert: Option<ExpertArgument>,
+    /// An adapter in any format, with its strength behind a colon where it is not 1. May be given more than once; they
+    /// are put in one after the other.
+    #[arg(long, value_name = "FILE[:STRENGTH]", required = true)]
+    lora: Vec<String>,
+    /// The file to write.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// The number format of the file. Sums are made in f32 and rounded once.
+    #[arg(long, value_enum, default_value_t = CopyFormat::Bf16)]
+    dtype: CopyFormat,
+}
+
+/// The number format of a model file.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum CopyFormat {
+    /// 16 bits with the range of f32.
+    #[value(name = "bf16")]
+    Bf16,
+    /// 16 bits with more digits; what goes beyond 65504 is refused.
+    #[value(name = "fp16")]
+    Fp16,
+    /// The matrices of the blocks in 8 bits, with a scale for each.
+    #[value(name = "fp8_scaled")]
+    Fp8Scaled,
+}
+
+impl Merge {
+    /// Writes the file.
+    pub fn run(&self, ui: &Ui) -> Result<u8> {
+        let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
+        let (config, weights) = BaseDit::open(&self.model, self.expert)?;
+        let sources = adapters::sources("--lora", &self.lora, ui)?;
+        let (_, weights) = adapters::put(&sources, &config, weights, Place::Inside, ui)?;
+        let specs = config.tensors();
+        let copied = match self.dtype {
+            CopyFormat::Bf16 => Copied::Bf16,
+            CopyFormat::Fp16 => Copied::Fp16,
+            CopyFormat::Fp8Scaled => Copied::Fp8Scaled,
+        };
+        let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let loras: Vec<&str> =
+            self.lora.iter().map(|argument| argument.rsplit('/').next().unwrap_or(argument)).collect();
+        let metadata = BTreeMap::from([
+            ("format".to_owned(), "pt".to_owned()),
+            ("software".to_owned(), format!("tandem {}", env!("CARGO_PKG_VERSION"))),
+            ("tandem.merged".to_owned(), format!("{} + {}", name(&self.model), loras.join(" + "))),
+        ]);
+        let bar = ui.bar("merging", specs.len());
+        let done = write_copy(&self.output, &weights, &specs, copied, &metadata, |name| {
+            // A scale comes with its matrix.
+            bar.inc(usize::from(!name.ends_with(".scale_weight")));
+            interrupt.flow()
+        });
+        bar.finish();
+        done.map_err(Error::from)?.ok_or(Error::Interrupted)?;
+        let changed = specs.iter().filter(|spec| weights.is_patched(&spec.name)).count();
+        let io = |source| Error::Io { action: "look at", path: self.output.clone(), source };
+        let bytes = std::fs::metadata(&self.output).map_err(io)?.len();
+        let text = format!(
+            "{}: {} tensors, {changed} of them changed, {bytes} bytes",
+            self.output.display(),
+            specs.len()
+        );
+        let object = serde_json::json!({
+            "file": self.output, "tensors": specs.len(), "changed": changed, "bytes": bytes,
+        });
+        ui.tell(&text, &object);
+        Ok(0)
+    }
+}

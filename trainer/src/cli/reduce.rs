@@ -1,0 +1,200 @@
+//! `tandem extract` and `tandem resize`: thin factors by singular values.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use candle_core::{DType, Device};
+use clap::Args;
+use models::adapter::files::{self, AdapterFile};
+use models::adapter::{Rank, Reduced, extract, resize};
+use models::names::split_block;
+use serde_json::json;
+
+use super::adapter_output::{AdapterOutput, ExpertArgument, tell_expert};
+use super::base_dit::BaseDit;
+use crate::error::Error;
+use crate::interrupt::Interrupt;
+use crate::ui::Ui;
+
+/// The seed of the sketches of large matrices: the same input gives the same file.
+const SEED: u64 = 1;
+
+/// Make a LoRA out of the difference of two models.
+#[derive(Debug, Args)]
+pub struct Extract {
+    /// The model that the other was made from: a checkpoint folder, or a DiT's folder or file.
+    #[arg(long, value_name = "PATH")]
+    base: PathBuf,
+    /// The model whose difference is wanted.
+    #[arg(long, value_name = "PATH")]
+    tuned: PathBuf,
+    /// Which expert of folders that hold two.
+    #[arg(long, value_enum)]
+    expert: Option<ExpertArgument>,
+    /// The file to write.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// The rank of each module; with --energy the largest.
+    #[arg(long, default_value_t = 32)]
+    rank: usize,
+    /// Give each module the smallest rank that keeps this share of its difference's energy, such as 0.95.
+    #[arg(long)]
+    energy: Option<f64>,
+    /// Also write what lies outside the matrices of the blocks: embeddings and head in thin factors, and the differences
+    /// of norms, biases and modulation whole (ComfyUI's `.diff` keys).
+    #[arg(long)]
+    everything: bool,
+    #[command(flatten)]
+    how: AdapterOutput,
+}
+
+/// Give an adapter another rank.
+#[derive(Debug, Args)]
+pub struct Resize {
+    /// An adapter in any format: LoRA, LoHa or LoKr. The result is a LoRA.
+    input: PathBuf,
+    /// The file to write.
+    output: PathBuf,
+    /// The new rank of each module; with --energy the largest.
+    #[arg(long, required_unless_present = "energy")]
+    rank: Option<usize>,
+    /// Give each module the smallest rank that keeps this share of its energy, such as 0.95.
+    #[arg(long)]
+    energy: Option<f64>,
+    #[command(flatten)]
+    how: AdapterOutput,
+}
+
+/// What was kept of all modules together.
+#[derive(Default)]
+struct Kept {
+    shares: Vec<f64>,
+}
+
+impl Kept {
+    fn note(&mut self, module: &str, Reduced { pair, energy }: Reduced, into: &mut AdapterFile) {
+        self.shares.push(energy);
+        into.modules.insert(module.to_owned(), pair.into());
+    }
+
+    /// The mean share and the smallest one.
+    fn told(&self) -> (f64, f64) {
+        let mean = self.shares.iter().sum::<f64>() / self.shares.len().max(1) as f64;
+        (mean, self.shares.iter().copied().fold(1.0, f64::min))
+    }
+}
+
+/// The rank that was asked for.
+fn rank(rank: Option<usize>, energy: Option<f64>) -> Result<Rank> {
+    let refuse = |key: &str, why: &str| Err(Error::Setting { key: key.into(), why: why.into() }.into());
+    match (rank, energy) {
+        (Some(0), _) => refuse("--rank", "must be at least 1"),
+        (_, Some(energy)) if !(energy > 0.0 && energy <= 1.0) => {
+            refuse("--energy", "must lie above 0 and be at most 1: the share of the squares that is kept")
+        }
+        (rank, Some(energy)) => Ok(Rank::Energy(energy, rank.unwrap_or(usize::MAX / 2))),
+        (Some(rank), None) => Ok(Rank::Fixed(rank)),
+        (None, None) => refuse("--rank", "is missing"),
+    }
+}
+
+fn told(kept: &Kept, text: String, mut object: serde_json::Value, file: &AdapterFile, ui: &Ui) {
+    let (mean, least) = kept.told();
+    let ranks = file.ranks();
+    let ranks = match (ranks.first(), ranks.last()) {
+        (Some(first), Some(last)) if first != last => format!("ranks {first} to {last}"),
+        (Some(first), _) => format!("rank {first}"),
+        _ => "no factors".to_owned(),
+    };
+    object["energy"] = json!({ "mean": mean, "least": least });
+    ui.tell(&format!("{text}; {ranks}, energy kept: {mean:.4} on average, {least:.4} at least"), &object);
+}
+
+impl Extract {
+    /// Writes the file.
+    pub fn run(&self, ui: &Ui) -> Result<u8> {
+        let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
+        let rank = rank(Some(self.rank), self.energy)?;
+        let (config, base) = BaseDit::open(&self.base, self.expert)?;
+        let (other, tuned) = BaseDit::open(&self.tuned, self.expert)?;
+        if config.tensors() != other.tensors() {
+            let why =
+                format!("{} and {} are models of different sizes", self.base.display(), self.tuned.display());
+            return Err(Error::Setting { key: "--tuned".into(), why }.into());
+        }
+        let (mut file, mut kept, mut left) = (AdapterFile::default(), Kept::default(), 0);
+        let specs = config.tensors();
+        let bar = ui.bar("extracting", specs.len());
+        for spec in &specs {
+            interrupt.check()?;
+            bar.inc(1);
+            let read =
+                |weights: &models::weights::Weights| weights.tensor(&spec.name, DType::F32, &Device::Cpu);
+            let difference = (read(&tuned).map_err(Error::from)? - read(&base).map_err(Error::from)?)?;
+            if difference.abs()?.max_all()?.to_scalar::<f32>()? == 0.0 {
+                continue;
+            }
+            let module = spec.name.strip_suffix(".weight").filter(|_| spec.shape.len() > 1);
+            match module {
+                Some(module) if self.everything || split_block(module).is_some() => {
+                    let reduced = extract(&difference.flatten_from(1)?, rank, SEED).map_err(Error::from)?;
+                    kept.note(module, reduced, &mut file);
+                }
+                _ if self.everything => drop(file.differences.insert(spec.name.clone(), difference)),
+                _ => left += 1,
+            }
+        }
+        bar.finish();
+        if left > 0 {
+            ui.note(&format!(
+                "{left} tensors outside the matrices of the blocks differ too and are left out; --everything writes them"
+            ));
+        }
+        file.metadata.insert("format".to_owned(), "pt".to_owned());
+        if let Some(note) = tell_expert(&mut file, &self.output, self.expert) {
+            ui.note(&note);
+        }
+        let (text, object) = self.how.write(&self.output, &file)?;
+        told(&kept, text, object, &file, ui);
+        Ok(0)
+    }
+}
+
+impl Resize {
+    /// Writes the file.
+    pub fn run(&self, ui: &Ui) -> Result<u8> {
+        let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
+        let rank = rank(self.rank, self.energy)?;
+        let old = files::read(&self.input).map_err(Error::from)?;
+        old.notes.iter().for_each(|note| ui.note(note));
+        let mut file = AdapterFile { modules: Default::default(), ..old.clone() };
+        let mut kept = Kept::default();
+        let bar = ui.bar("resizing", old.modules.len());
+        for (module, change) in &old.modules {
+            interrupt.check()?;
+            bar.inc(1);
+            kept.note(module, resize(change, rank, SEED).map_err(Error::from)?, &mut file);
+        }
+        bar.finish();
+        let (Rank::Fixed(wanted) | Rank::Energy(_, wanted)) = rank;
+        if matches!(rank, Rank::Fixed(_)) && file.ranks().last().is_some_and(|most| *most < wanted) {
+            ui.note(&format!(
+                "no module has rank {wanted}: more than there was, or than its widths allow, is of no use"
+            ));
+        }
+        let most = file.ranks().last().copied().unwrap_or(0).to_string();
+        for (key, text) in [
+            ("tandem.rank", &most),
+            ("ss_network_dim", &most),
+            ("ss_network_alpha", &most),
+            ("tandem.alpha", &most),
+        ] {
+            if let Some(stored) = file.metadata.get_mut(key) {
+                stored.clone_from(text);
+            }
+        }
+        let (text, object) = self.how.write(&self.output, &file)?;
+        told(&kept, text, object, &file, ui);
+        Ok(0)
+    }
+}

@@ -1,0 +1,168 @@
+//! The pictures that clips are to start or end with: through the VAE, and through CLIP where the model looks at them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use data::{ContentHashes, DataError, Key, Lookup, Picture, Storage};
+use models::clip::{Clip, normalised};
+use models::dit::Pictures;
+use models::vae::{Tiling, Vae};
+
+use super::shown::{Ends, Shown, condition, with_mask};
+use super::{Encoded, Encoding, LATENTS, STATES, to_host};
+use crate::error::Result;
+use crate::prompt::ClipRequest;
+use crate::solver::Convention;
+
+/// The entries of a request's pictures.
+#[derive(Debug, Clone)]
+pub(super) struct PictureKeys {
+    latents: Key,
+    states: Option<Key>,
+}
+
+/// Aspects that differ by less are taken for the same: sizes are rounded to the model's multiple.
+const SAME_ASPECT: f64 = 0.05;
+
+impl Encoded {
+    /// Encodes the pictures of `requests` that are not cached.
+    ///
+    /// # Errors
+    /// Pictures that cannot be read, encoders that do not open, a cache that takes no files.
+    pub fn encode_pictures(&mut self, requests: &[ClipRequest], with: &Encoding) -> Result<()> {
+        let requests: Vec<&ClipRequest> = requests.iter().filter(|request| request.image.is_some()).collect();
+        if requests.is_empty() {
+            return Ok(());
+        }
+        let vae = with.vae()?;
+        let identity = with.vae_identity(&vae);
+        let mut hashes = ContentHashes::open(&self.cache);
+        let mut contents = Vec::new();
+        for request in &requests {
+            let mut hash = |path: &Path| hashes.of(&data::scan::Media::Still(path.to_owned()));
+            let named = [&request.image, &request.last_image].into_iter().flatten();
+            contents.push(named.map(|path| hash(path)).collect::<data::Result<Vec<_>>>()?.join(" "));
+        }
+        for (request, content) in requests.iter().zip(&contents) {
+            let size = format!("{}x{}x{}", request.width, request.height, request.frames);
+            let convention = format!("{:?}", request.convention);
+            let latents = Key::of(&["picture", content, &size, &convention, &identity]);
+            if !matches!(self.cache.get(&latents)?, Lookup::Hit(_)) {
+                let host = to_host(&latents_of(request, &vae, with)?)?;
+                self.cache.put(&latents, &[(LATENTS, &host, Storage::F32)], &BTreeMap::new())?;
+            }
+            self.pictures.insert(named(request), PictureKeys { latents, states: None });
+        }
+        drop(vae);
+        if with.dit.image.is_some() {
+            let clip = with.clip()?;
+            for (request, content) in requests.iter().zip(&contents) {
+                let convention = format!("{:?}", request.convention);
+                let states = Key::of(&["picture", content, &convention, &with.clip_identity(&clip)]);
+                if !matches!(self.cache.get(&states)?, Lookup::Hit(_)) {
+                    let host = to_host(&states_of(request, &clip, with)?)?;
+                    self.cache.put(&states, &[(STATES, &host, Storage::F32)], &BTreeMap::new())?;
+                }
+                if let Some(keys) = self.pictures.get_mut(&named(request)) {
+                    keys.states = Some(states);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the network is shown of the pictures of `request`, a batch of one on the host.
+    ///
+    /// # Errors
+    /// When they were not encoded, or an entry was removed or damaged.
+    pub fn shown(&self, request: &ClipRequest, pictures: Pictures) -> Result<Shown> {
+        let Some(keys) = self.pictures.get(&named(request)) else { return Ok(Shown::default()) };
+        let latents = self.tensor(&keys.latents, LATENTS)?;
+        let states = keys.states.as_ref().map(|key| self.tensor(key, STATES)).transpose()?;
+        let states_bsd = states.map(|states| states.unsqueeze(0)).transpose()?;
+        let ends = if request.last_image.is_some() { Ends::Both } else { Ends::First };
+        Ok(match pictures {
+            Pictures::InPlace => {
+                Shown { first_bcthw: Some(latents.unsqueeze(0)?), states_bsd, ..Shown::default() }
+            }
+            _ => Shown {
+                beside_bcthw: Some(with_mask(&latents, ends)?.unsqueeze(0)?),
+                states_bsd,
+                ..Shown::default()
+            },
+        })
+    }
+}
+
+/// What tells the pictures of one request from those of another.
+fn named(request: &ClipRequest) -> String {
+    let ClipRequest { image, last_image, width, height, frames, convention, .. } = request;
+    format!("{image:?} {last_image:?} {width}x{height}x{frames} {convention:?}")
+}
+
+/// The latents [c, t, h, w] of what is known of the clip: of the picture alone where it takes the first frame's place,
+/// else of a clip that is grey but for its ends.
+fn latents_of(request: &ClipRequest, vae: &Vae, with: &Encoding) -> Result<Tensor> {
+    let read = |path: &Path| -> Result<Tensor> {
+        let picture = Picture::open(path)?;
+        let scaled = fitted(&picture, request, with.dit.pictures());
+        let scaled = scaled.ok_or_else(|| DataError::unreadable(path, "it cannot be scaled"))?;
+        let size = (request.height as usize, request.width as usize);
+        Ok(models::picture::resize_bicubic(&planes(&scaled)?.unsqueeze(0)?, size)?.squeeze(0)?)
+    };
+    let first = read(request.image.as_deref().unwrap_or(Path::new("")))?;
+    match with.dit.pictures() {
+        Pictures::InPlace => {
+            let video = first.unsqueeze(1)?.unsqueeze(0)?.to_device(vae.device())?;
+            Ok(vae.encode(&video, Tiling::Off)?.squeeze(0)?.to_device(&Device::Cpu)?)
+        }
+        _ => {
+            let last = request.last_image.as_deref().map(read).transpose()?;
+            condition(vae, &first, last.as_ref(), request.frames as usize)
+        }
+    }
+}
+
+/// The picture in the aspect of the clip, and at its size where it is not left to the official code's own bicubic filter.
+fn fitted(picture: &Picture, request: &ClipRequest, pictures: Pictures) -> Option<Picture> {
+    let ClipRequest { width, height, convention, .. } = *request;
+    let aspect = |w: u32, h: u32| f64::from(w) / f64::from(h);
+    let ratio = aspect(picture.width(), picture.height()) / aspect(width, height);
+    let is_same = (ratio - 1.0).abs() < SAME_ASPECT;
+    let bicubic = pictures == Pictures::Beside && convention == Convention::Official;
+    match (bicubic, is_same) {
+        (true, true) => Some(picture.clone()),
+        (true, false) => picture.cut_to_aspect(width, height),
+        (false, true) => picture.stretched(width, height),
+        (false, false) => picture.covering(width, height),
+    }
+}
+
+/// [3, h, w] in -1..1.
+pub(super) fn planes(picture: &Picture) -> Result<Tensor> {
+    let shape = (3, picture.height() as usize, picture.width() as usize);
+    Ok(Tensor::from_vec(picture.planes(), shape, &Device::Cpu)?)
+}
+
+/// CLIP's states [rows, width] of the request's picture, or of both one behind the other where the model sees two.
+fn states_of(request: &ClipRequest, clip: &Clip, with: &Encoding) -> Result<Tensor> {
+    let mut named: Vec<&Path> = request.image.as_deref().into_iter().collect();
+    if with.sees_two() {
+        named.extend(request.last_image.as_deref());
+    }
+    let mut states = Vec::new();
+    for path in named {
+        let picture = Picture::open(path)?;
+        let pixels = match request.convention {
+            Convention::Official => clip.pixels(&planes(&picture)?.unsqueeze(0)?)?,
+            Convention::Diffusers => {
+                let square = picture.thumbnail(clip.image() as u32);
+                let square = square.ok_or_else(|| DataError::unreadable(path, "it cannot be scaled"))?;
+                normalised(&planes(&square)?.affine(0.5, 0.5)?.unsqueeze(0)?)?
+            }
+        };
+        states.push(clip.encode(&pixels)?.squeeze(0)?);
+    }
+    Ok(Tensor::cat(&states, 0)?)
+}

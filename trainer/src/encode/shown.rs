@@ -1,0 +1,92 @@
+//! What a network is shown of a picture: made from pixels, the same way for training and for sampling.
+
+use candle_core::{DType, Device, Tensor};
+use models::dit::config::MASK_CHANNELS;
+use models::vae::{TEMPORAL_RATIO, Tiling, Vae};
+
+use crate::error::Result;
+
+/// What a network is shown of a picture, besides noisy latents and text; nothing where it takes none.
+#[derive(Debug, Clone, Default)]
+pub struct Shown {
+    /// Mask and latents [b, 4 + c, t, h, w] f32 that go behind the noisy channels.
+    pub beside_bcthw: Option<Tensor>,
+    /// Clean latents [b, c, 1, h, w] f32 in place of the first frame's.
+    pub first_bcthw: Option<Tensor>,
+    /// CLIP's states, [b, rows, width] f32.
+    pub states_bsd: Option<Tensor>,
+}
+
+impl Shown {
+    /// The same on `device`.
+    ///
+    /// # Errors
+    /// When a copy fails.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        let there = |x: &Option<Tensor>| x.as_ref().map(|x| x.to_device(device)).transpose();
+        Ok(Self {
+            beside_bcthw: there(&self.beside_bcthw)?,
+            first_bcthw: there(&self.first_bcthw)?,
+            states_bsd: there(&self.states_bsd)?,
+        })
+    }
+}
+
+/// Which frames of a clip are given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ends {
+    /// The first one.
+    First,
+    /// The first and the last one.
+    Both,
+}
+
+/// The mask [4, t, h, w] f32 that says which frames of latents [t, h, w] are given: a latent frame holds four frames, the
+/// first latent frame four times the first one.
+///
+/// # Errors
+/// When the tensor library fails.
+pub fn mask(ends: Ends, (frames, height, width): (usize, usize, usize)) -> Result<Tensor> {
+    let is_given = |channel: usize, frame: usize| {
+        frame == 0 || (ends == Ends::Both && frame + 1 == frames && channel + 1 == MASK_CHANNELS)
+    };
+    let values: Vec<f32> = (0..MASK_CHANNELS)
+        .flat_map(|channel| (0..frames).map(move |frame| (channel, frame)))
+        .flat_map(|(channel, frame)| {
+            std::iter::repeat_n(f32::from(u8::from(is_given(channel, frame))), height * width)
+        })
+        .collect();
+    Ok(Tensor::from_vec(values, (MASK_CHANNELS, frames, height, width), &Device::Cpu)?)
+}
+
+/// The latents [c, t, h, w] f32 on the host of a clip of `frames` frames of which only the first, and maybe the `last`,
+/// [3, h, w] in -1..1 each, is known: the rest is grey.
+///
+/// # Errors
+/// Sizes that the VAE does not take.
+pub fn condition(vae: &Vae, first: &Tensor, last: Option<&Tensor>, frames: usize) -> Result<Tensor> {
+    let (_, height, width) = first.dims3()?;
+    let grey = |frames: usize| Tensor::zeros((3, frames, height, width), DType::F32, first.device());
+    let mut parts = vec![first.unsqueeze(1)?];
+    match last {
+        Some(last) if frames > 1 => {
+            parts.extend([grey(frames - 2)?, last.unsqueeze(1)?]);
+        }
+        _ => parts.push(grey(frames - 1)?),
+    }
+    parts.retain(|part| part.elem_count() > 0);
+    let video = Tensor::cat(&parts, 1)?.unsqueeze(0)?;
+    let latents = vae.encode(&video.to_device(vae.device())?, Tiling::Off)?;
+    Ok(latents.squeeze(0)?.to_device(&Device::Cpu)?)
+}
+
+/// Mask and latents [4 + c, t, h, w], from the latents of [`condition`].
+///
+/// # Errors
+/// When the tensor library fails.
+pub fn with_mask(latents: &Tensor, ends: Ends) -> Result<Tensor> {
+    let (_, frames, height, width) = latents.dims4()?;
+    Ok(Tensor::cat(&[&mask(ends, (frames, height, width))?, latents], 0)?)
+}
+
+const _: () = assert!(MASK_CHANNELS == TEMPORAL_RATIO);

@@ -1,0 +1,55 @@
+//! The second adapter of a run, which is used for clips alone: a distilled one lets them be made in a few steps.
+//!
+//! It is put to the model for the moment. What goes beside the weights is attached; what goes into them is read from the
+//! disk with the change in it, and read again without it when the clips are made, so that training sees the same bits.
+
+use models::adapter::{Adapters, Place};
+use models::dit::Base;
+use models::weights::Weights;
+
+use crate::adapters::{put, source};
+use crate::error::Result;
+use crate::pipeline::Pipeline;
+use crate::plan::Plan;
+use crate::ui::Ui;
+
+/// An adapter for clips, ready to be put on.
+pub(super) struct ClipAdapter {
+    adapters: Adapters,
+    with: Weights,
+    without: Weights,
+    base: Base,
+}
+
+impl ClipAdapter {
+    /// Reads the adapter of the plan; `None` where it names none.
+    ///
+    /// # Errors
+    /// What is no adapter, or one for another model.
+    pub fn open(plan: &Plan, ui: &Ui) -> Result<Option<Self>> {
+        let Some(adapter) = &plan.sample.adapter else { return Ok(None) };
+        let (config, weights) = plan.model.open_dit()?;
+        let sources = [source(&adapter.path, adapter.strength, ui)?];
+        let (adapters, with) = put(&sources, &config, weights, Place::Beside, ui)?;
+        let (_, without) = plan.model.open_dit()?;
+        Ok(Some(Self { adapters, with, without, base: plan.model.precision.dit() }))
+    }
+
+    /// Puts it to the model.
+    pub fn put_on(&self, pipeline: &mut Pipeline) -> Result<()> {
+        for stage in pipeline.stages_mut() {
+            stage.dit.reload(&self.with, &self.with, self.base, &stage.device)?;
+            stage.attach(&self.adapters)?;
+        }
+        Ok(())
+    }
+
+    /// Takes it off again.
+    pub fn take_off(&self, pipeline: &mut Pipeline) -> Result<()> {
+        for stage in pipeline.stages_mut() {
+            stage.adapters.drop_frozen();
+            stage.dit.reload(&self.without, &self.with, self.base, &stage.device)?;
+        }
+        Ok(())
+    }
+}
