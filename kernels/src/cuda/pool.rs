@@ -74,11 +74,10 @@ impl Gpu {
     pub(crate) fn memory(&self) -> Result<Memory> {
         use sys::CUmemPool_attribute as Attribute;
         let large = region::held(self.stream.cu_stream());
-        // The peaks of the two need not have been at the same time; small tensors hardly change.
         Ok(Memory {
             total: told(self.context.total_mem())? as u64,
             used: large.used + self.pool_bytes(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?,
-            peak: large.peak + self.pool_bytes(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?,
+            peak: large.peak.max(self.pool_bytes(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?),
             reserved_peak: large.mapped + self.pool_bytes(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH)?,
         })
     }

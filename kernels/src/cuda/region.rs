@@ -19,8 +19,8 @@ use cudarc::driver::{DriverError, sys};
 use super::told;
 use crate::arena::{Arena, GRAIN, Runs};
 
-/// Physical memory comes in pieces of this: a multiple of the 2 MiB that the hardware maps.
-const CHUNK: u64 = 16 << 20;
+/// Physical memory comes in pieces of this: a multiple of the 2 MiB that the hardware maps. A hole may hide up to two.
+const CHUNK: u64 = 4 << 20;
 /// Smaller tensors are left to the driver's pool: there are thousands, and among large ones each would hold a chunk.
 const LEAST: usize = 2 << 20;
 /// What the driver's pool grows by.
@@ -50,6 +50,7 @@ struct Place {
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Held {
     pub used: u64,
+    /// The most, with what the driver's pool held at that time.
     pub peak: u64,
     pub mapped: u64,
 }
@@ -233,7 +234,8 @@ impl Region {
                 self.arena.take(bytes).ok_or(OUT_OF_MEMORY)?
             }
         };
-        self.peak = self.peak.max(self.arena.used());
+        let small = self.pool(Pool::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+        self.peak = self.peak.max(self.arena.used() + small);
         Ok(self.base + start)
     }
 
