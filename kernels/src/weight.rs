@@ -129,6 +129,14 @@ impl Weight {
         }
     }
 
+    /// The numbers or the codes, to be taken out for a while and put back to the bit.
+    pub fn stored_mut(&mut self) -> &mut Tensor {
+        match self {
+            Self::Dense(dense) => dense,
+            Self::Coded(coded) => &mut coded.codes,
+        }
+    }
+
     fn stored(&self) -> &Tensor {
         match self {
             Self::Dense(dense) => dense,

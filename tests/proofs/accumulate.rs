@@ -48,7 +48,7 @@ impl Ready {
     fn step(&self, seed: u64, step: u64, batch: usize, accumulate: usize) -> StepData {
         let mut plan = self.planned.plan.clone();
         (plan.run.seed, plan.train.batch) = (seed, batch);
-        let batches = Batches::new(&plan, &self.planned.dataset, &self.encoded);
+        let batches = Batches::new(&plan, &self.planned.dataset, &self.encoded).unwrap();
         batches.step(step, Cursor::default(), accumulate).unwrap()
     }
 

@@ -10,7 +10,7 @@ use models::weights::{Frozen, Storage};
 use proofs::project::Project;
 use trainer::bench::dit_preset;
 use trainer::bytes::Bytes;
-use trainer::forecast::{Engine, Forecaster, Neighbours, StageMemory, StagePlan, Task, Way};
+use trainer::forecast::{Engine, Forecaster, Neighbours, Networks, StageMemory, StagePlan, Task, Way};
 use trainer::memory::{
     Card, Choice, KeepConfig, Machine, MemoryConfig, Offload, Room, Shape, Shapes, choose, settle,
 };
@@ -52,6 +52,7 @@ impl Model {
             batch: 1,
             accumulate,
             latents,
+            networks: Networks::One,
         }
     }
 }

@@ -9,7 +9,7 @@ use models::expert::Expert;
 use models::variant::{Facts, Variant};
 use models::weights::{Checkpoint, Storage, TensorSpec, Weights, write_safetensors};
 use proofs::fixture;
-use trainer::base::{BaseModel, Dits, ModelConfig, locate_dits};
+use trainer::base::{BaseModel, Dits, ModelConfig, Trained, locate_dits};
 use trainer::inspect::inspect;
 use trainer::precision::{Held, Processor};
 
@@ -39,7 +39,7 @@ fn both_experts_are_found_in_both_layouts_and_one_is_chosen() {
         let model = settle(&folder(name)).unwrap();
         for (expert, place) in [(Expert::High, high), (Expert::Low, low)] {
             assert_eq!(model.dits.of(expert).weights, fixture(name).join(place));
-            let chosen = settle(&ModelConfig { expert: Some(expert), ..folder(name) }).unwrap();
+            let chosen = settle(&ModelConfig { expert: Some(expert.into()), ..folder(name) }).unwrap();
             assert_eq!(chosen.trained_dit().unwrap(), model.dits.of(expert));
             chosen.open_dit().unwrap();
         }
@@ -67,9 +67,9 @@ fn an_expert_is_told_by_key_or_name_and_a_contradiction_is_refused() {
     };
     let pair = settle(&named(Some(&high), Some(&low))).unwrap();
     assert_eq!(pair.dits.experts().map(|(h, l)| (&h.weights, &l.weights)), Some((&high, &low)));
-    assert_eq!(settle(&named(Some(&high), None)).unwrap().expert, Some(Expert::High));
+    assert_eq!(settle(&named(Some(&high), None)).unwrap().expert, Some(Trained::High));
     let by_name = ModelConfig { dit: Some(low.clone()), ..folder("repo_official_a14b") };
-    assert_eq!(settle(&by_name).unwrap().expert, Some(Expert::Low));
+    assert_eq!(settle(&by_name).unwrap().expert, Some(Trained::Low));
 
     let refuse = |config: ModelConfig, told: &str| {
         let error = settle(&config).unwrap_err().to_string();
@@ -80,7 +80,7 @@ fn an_expert_is_told_by_key_or_name_and_a_contradiction_is_refused() {
         named(Some(&low), None),
         "low_noise_model is told to be the expert for high noise and for low noise",
     );
-    refuse(ModelConfig { expert: Some(Expert::High), ..by_name.clone() }, "model.expert");
+    refuse(ModelConfig { expert: Some(Trained::High), ..by_name.clone() }, "model.expert");
     refuse(ModelConfig { dit_high: Some(high), ..by_name }, "keep the one or the pair");
 }
 
@@ -126,7 +126,7 @@ fn single_files_make_a_model_together() {
         ..ModelConfig::default()
     };
     let model = settle(&config).unwrap();
-    assert_eq!((model.expert, &model.tokenizer), (Some(Expert::Low), &at("umt5.safetensors")));
+    assert_eq!((model.expert, &model.tokenizer), (Some(Trained::Low), &at("umt5.safetensors")));
     assert_eq!(model.precision.base, Held::Fp8, "stored in fp8, so held in fp8");
     assert_eq!(model.precision.text_base, Held::F32);
     assert_eq!(model.precision.dit().frozen.storage, Storage::Coded(Format::E4m3));
@@ -202,7 +202,7 @@ fn an_expert_that_nothing_names_is_asked_for() {
     for told in ["mine.safetensors", "Wan 2.2 I2V-A14B", "model.expert"] {
         assert!(error.contains(told), "{error}");
     }
-    let told = ModelConfig { expert: Some(Expert::Low), ..config };
+    let told = ModelConfig { expert: Some(Trained::Low), ..config };
     settle(&told).unwrap().check_expert(&weights).unwrap();
 }
 

@@ -14,11 +14,12 @@ use trainer::optim::{Optimizer, checked_norm, clip_factor};
 use trainer::pipeline::Pipeline;
 use trainer::plan::Plan;
 use trainer::run;
+use trainer::sample::Share;
 use trainer::ui::{Ui, Voice};
 
 /// The mean squared error at the nine sigmas of the held-out loss, with the noise fixed; and that of an answer of zero.
 fn held_out_loss(batches: &Batches, pipeline: &Pipeline) -> (f64, f64) {
-    let samples = batches.held_out().unwrap();
+    let samples = batches.held_out(Share::All).unwrap();
     let (mut loss, mut of_zero) = (0.0, 0.0);
     for (_, sample) in &samples {
         let velocity = pipeline.predict(std::slice::from_ref(&sample.input)).unwrap().remove(0);
@@ -45,7 +46,7 @@ fn a_few_hundred_steps_learn_a_clip() {
     }
     let planned = Plan::make(&project.recipe(), &mut |_, _| {}).unwrap();
     let encoded = run::cache(&planned, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
-    let batches = Batches::new(&planned.plan, &planned.dataset, &encoded);
+    let batches = Batches::new(&planned.plan, &planned.dataset, &encoded).unwrap();
 
     let dit = config(2, 128);
     let targets = planned.plan.adapter.select(&dit.adaptable_modules()).unwrap();

@@ -182,7 +182,7 @@ impl Ready {
     fn step(&self, seed: u64, batch: usize, accumulate: usize) -> StepData {
         let mut plan = self.planned.plan.clone();
         (plan.run.seed, plan.train.batch) = (seed, batch);
-        let batches = Batches::new(&plan, &self.planned.dataset, &self.encoded);
+        let batches = Batches::new(&plan, &self.planned.dataset, &self.encoded).unwrap();
         batches.step(0, Cursor::default(), accumulate).unwrap()
     }
 }
@@ -262,7 +262,10 @@ fn a_model_of_two_pictures_is_trained_on_both_ends() {
     assert_eq!(states.dims(), [514, 20]);
     let half = |n: usize| states.narrow(0, 257 * n, 257).unwrap();
     assert!(difference(&half(0), &half(1)).0 > 1e-3, "the last frame is the first one");
-    let data = Batches::new(&planned.plan, &planned.dataset, &encoded).step(0, Cursor::default(), 1).unwrap();
+    let data = Batches::new(&planned.plan, &planned.dataset, &encoded)
+        .unwrap()
+        .step(0, Cursor::default(), 1)
+        .unwrap();
     let files = locate_dits(&model).unwrap();
     let losses =
         proofs::small::trained(&pipeline(files.of(Expert::High)), &data.micro_batches, Default::default()).0;

@@ -6,6 +6,7 @@ use candle_core::Device;
 use models::adapter::files::AdapterSummary;
 use models::adapter::{Adapters, Applied, LoraConfig, Place, Source, Target, apply, files};
 use models::dit::DitConfig;
+use models::expert::Expert;
 use models::weights::{Checkpoint, Weights};
 
 use crate::error::{Error, Result};
@@ -70,6 +71,32 @@ pub fn look_at(path: &Path) -> Result<AdapterSummary> {
     let path = files::locate(path).map_err(models::Error::from)?;
     let file = Checkpoint::open(&path).map_err(models::Error::from)?;
     Ok(files::summary(&path, &file)?)
+}
+
+/// Checks that the adapter at `path`, which `key` names, is not told to be for the other expert than `wanted`; any of the
+/// two where a network for both, or for none, is wanted.
+///
+/// # Errors
+/// The expert that its keys, its header or its name tell.
+pub fn check_expert(key: &str, path: &Path, wanted: Option<Expert>) -> Result<()> {
+    let at = files::locate(path).map_err(models::Error::from)?;
+    let file = Checkpoint::open(&at).map_err(models::Error::from)?;
+    let by_header = file.metadata().get("tandem.expert").map(String::as_str);
+    let by_header = Expert::ALL.into_iter().find(|expert| by_header == Some(expert.suffix()));
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let told = files::summary(&at, &file)?.expert.or(by_header).or(Expert::in_name(&name));
+    match (told, wanted) {
+        (Some(told), Some(wanted)) if told != wanted => Err(Error::Setting {
+            key: key.to_owned(),
+            why: format!(
+                "{} is an adapter of the expert for {told} noise, and this is the one for {wanted} noise; name the file of the \
+                 {} expert",
+                path.display(),
+                wanted.suffix()
+            ),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// The adapters that a run begins with: fresh ones, or what the file of `init_from` holds. `ui` hears what became of it.

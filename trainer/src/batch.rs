@@ -4,12 +4,14 @@ use candle_core::{DType, Device, Tensor};
 use data::{Batch, Cursor, Dataset, Order};
 use models::dit::Dropout;
 use models::dit::config::PATCH;
+use models::expert::Expert;
 
 use crate::encode::{Encoded, Shown};
 use crate::error::Result;
-use crate::noise::{EVAL_SIGMAS, Streams, TimestepConfig};
+use crate::noise::{Streams, TimestepConfig};
 use crate::pipeline::{MicroBatch, NetworkInput};
 use crate::plan::Plan;
+use crate::sample::Share;
 
 /// What is trained on, in its order.
 pub struct Batches<'a> {
@@ -21,7 +23,10 @@ pub struct Batches<'a> {
     held_out: Vec<usize>,
     order: Order,
     streams: Streams,
-    timesteps: TimestepConfig,
+    /// The networks that are trained, each with the distribution of its noise levels.
+    networks: Vec<(Share, TimestepConfig)>,
+    /// Of two experts, the share of the micro-batches that goes to the one for high noise.
+    high_share: f64,
     caption_dropout: f64,
     adapter_dropout: f64,
     /// Share of the samples that are shown their first frame in place of a noisy one.
@@ -32,12 +37,29 @@ pub struct Batches<'a> {
 pub struct StepData {
     /// What goes into the pipeline.
     pub micro_batches: Vec<MicroBatch>,
+    /// The expert that each micro-batch goes to; nothing where the model is whole.
+    pub experts: Vec<Option<Expert>>,
     /// Sigma of each sample.
     pub sigmas: Vec<f64>,
     /// Name of each sample's clip.
     pub items: Vec<String>,
     /// Where the next step goes on.
     pub cursor: Cursor,
+}
+
+impl From<Cursor> for StepData {
+    /// Of a step that begins at `cursor` and has nothing yet.
+    fn from(cursor: Cursor) -> Self {
+        Self { micro_batches: Vec::new(), experts: Vec::new(), sigmas: Vec::new(), items: Vec::new(), cursor }
+    }
+}
+
+impl StepData {
+    /// The micro-batches of one network, in their order.
+    pub fn of(&self, expert: Option<Expert>) -> Vec<MicroBatch> {
+        let all = self.micro_batches.iter().zip(&self.experts);
+        all.filter(|(_, own)| **own == expert).map(|(batch, _)| batch.clone()).collect()
+    }
 }
 
 /// A sample before it is stacked with the others of its batch.
@@ -60,58 +82,79 @@ enum Given {
 
 impl<'a> Batches<'a> {
     /// The items of `dataset`, in the order that the plan's seed gives.
-    pub fn new(plan: &Plan, dataset: &'a Dataset, encoded: &'a Encoded) -> Self {
+    ///
+    /// # Errors
+    /// Noise levels that the distribution does not reach.
+    pub fn new(plan: &Plan, dataset: &'a Dataset, encoded: &'a Encoded) -> Result<Self> {
+        let cut = |share: Share| Ok((share, plan.train.timesteps.within(share)?));
         let (trained, held_out) = dataset.split();
         let order = Order::new(dataset.order_items(&trained), plan.run.seed, plan.train.batch);
-        Self {
+        Ok(Self {
             dataset,
             encoded,
             trained,
             held_out,
             order,
             streams: Streams::new(plan.run.seed),
-            timesteps: plan.train.timesteps.clone(),
+            networks: plan.shares().into_iter().map(cut).collect::<Result<_>>()?,
+            high_share: plan.train.high_share.unwrap_or(0.0),
             caption_dropout: plan.train.caption_dropout,
             adapter_dropout: plan.adapter.dropout,
             picture_share: plan.train.picture_share.unwrap_or(0.0),
+        })
+    }
+
+    /// The network of the micro-batch `index` of step `step`.
+    fn network(&self, step: u64, index: usize) -> &(Share, TimestepConfig) {
+        let first = &self.networks[0]; // a plan trains something
+        match &self.networks[..] {
+            [_, second] if self.streams.expert(step, index as u64, self.high_share) == Expert::Low => second,
+            _ => first,
         }
     }
 
-    /// The `accumulate` micro-batches of step `step` (from 0), from `cursor` on.
+    /// The `accumulate` micro-batches of step `step` (from 0), from `cursor` on. Where two experts are trained, each
+    /// micro-batch belongs to one, and counts for its share of that one's samples.
     pub fn step(&self, step: u64, cursor: Cursor, accumulate: usize) -> Result<StepData> {
         let batches: Vec<(Batch, Cursor)> = self.order.from(cursor).take(accumulate).collect();
-        let total: usize = batches.iter().map(|(batch, _)| batch.items.len()).sum();
-        let mut data = StepData { micro_batches: Vec::new(), sigmas: Vec::new(), items: Vec::new(), cursor };
-        for (batch, after) in batches {
+        let total = |expert: Option<Expert>| -> usize {
+            let own = |(index, _): &(usize, &_)| self.network(step, *index).0.expert() == expert;
+            batches.iter().enumerate().filter(own).map(|(_, (batch, _))| batch.items.len()).sum()
+        };
+        let mut data = StepData::from(cursor);
+        for (index, (batch, after)) in batches.iter().enumerate() {
+            let (share, timesteps) = self.network(step, index);
+            let expert = share.expert();
             let mut samples = Vec::new();
             for &item in &batch.items {
                 let slot = (data.sigmas.len()) as u64;
                 let window = self.trained[item];
-                let sample = self.sample(window, step, slot)?;
+                let sample = self.sample(window, step, slot, timesteps)?;
                 data.sigmas.push(sample.sigma);
                 data.items.push(self.name(window).to_owned());
                 samples.push(sample);
             }
             let first_slot = (data.sigmas.len() - samples.len()) as u64;
             // The loss of a micro-batch is a mean over its samples; its share of the step makes that one of the step's.
-            let share = samples.len() as f64 / total as f64;
-            let mut micro_batch = stack(&samples, |sigma| self.timesteps.weight(sigma) * share)?;
+            let part = samples.len() as f64 / total(expert) as f64;
+            let mut micro_batch = stack(&samples, |sigma| timesteps.weight(sigma) * part)?;
             if self.adapter_dropout > 0.0 {
                 let keys =
                     (0..samples.len() as u64).map(|i| self.streams.dropout(step, first_slot + i)).collect();
                 micro_batch.dropout = Some(Dropout { p: self.adapter_dropout, keys });
             }
             data.micro_batches.push(micro_batch);
-            data.cursor = after;
+            data.experts.push(expert);
+            data.cursor = *after;
         }
         Ok(data)
     }
 
-    /// The samples of the held-out loss: each item at each of the nine sigmas, with the same noise every time.
-    pub fn held_out(&self) -> Result<Vec<(f64, MicroBatch)>> {
+    /// The samples of the held-out loss of a network: each item at each of its nine sigmas, with the same noise every time.
+    pub fn held_out(&self, share: Share) -> Result<Vec<(f64, MicroBatch)>> {
         let mut batches = Vec::new();
         for (item, &window) in self.held_out.iter().enumerate() {
-            for (i, sigma) in EVAL_SIGMAS.into_iter().enumerate() {
+            for (i, sigma) in share.eval_sigmas().into_iter().enumerate() {
                 let key = self.streams.eval(item as u64, i as u64);
                 let sample = self.noised(window, sigma, key, self.caption(window), Given::Nothing)?;
                 batches.push((sigma, stack(&[sample], |_| 1.0)?));
@@ -125,8 +168,8 @@ impl<'a> Batches<'a> {
         !self.held_out.is_empty()
     }
 
-    fn sample(&self, window: usize, step: u64, slot: u64) -> Result<Sample> {
-        let sigma = self.timesteps.sigma(self.streams.sigma(step, slot))?;
+    fn sample(&self, window: usize, step: u64, slot: u64, timesteps: &TimestepConfig) -> Result<Sample> {
+        let sigma = timesteps.sigma(self.streams.sigma(step, slot))?;
         let is_dropped = self.streams.caption(step, slot).uniform(0) < self.caption_dropout;
         let caption = if is_dropped { "" } else { self.caption(window) };
         let given = match self.streams.picture(step, slot).uniform(0) < self.picture_share {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use data::Cursor;
 use kernels::adamw::State;
+use models::expert::Expert;
 use models::weights::{Checkpoint as TensorFile, write_safetensors};
 use serde::{Deserialize, Serialize};
 
@@ -20,10 +21,54 @@ pub struct Progress {
     pub step: u64,
     /// Next item.
     pub cursor: Cursor,
+    /// Updates of each expert, where both are trained: an optimiser step may have none for one of them.
+    #[serde(default, skip_serializing_if = "Updates::is_none")]
+    pub updates: Updates,
     /// Length of the metrics file at this point, in bytes.
     pub metrics_bytes: u64,
     /// Length of the TensorBoard file at this point, in bytes.
     pub events_bytes: u64,
+}
+
+/// Updates made of each of two experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Updates {
+    /// Of the one for high noise.
+    pub high: u64,
+    /// Of the one for low noise.
+    pub low: u64,
+}
+
+impl Updates {
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Those of `expert`.
+    pub fn of(&mut self, expert: Expert) -> &mut u64 {
+        match expert {
+            Expert::High => &mut self.high,
+            Expert::Low => &mut self.low,
+        }
+    }
+}
+
+/// The states of all networks of a run, each name behind that of its expert where there are two: `high.<name>`.
+pub type States = BTreeMap<String, State>;
+
+/// The name in a checkpoint of the tensor `name` of a network.
+pub fn state_name(expert: Option<Expert>, name: &str) -> String {
+    expert.map_or_else(|| name.to_owned(), |expert| format!("{expert}.{name}"))
+}
+
+/// The part of `states` that is `expert`'s, by the names that it has there.
+pub fn states_of(states: &States, expert: Option<Expert>) -> States {
+    let own = |name: &String| match expert {
+        None => Some(name.clone()),
+        Some(expert) => name.strip_prefix(&format!("{expert}.")).map(str::to_owned),
+    };
+    states.iter().filter_map(|(name, state)| Some((own(name)?, state.clone()))).collect()
 }
 
 /// Header key of [`Progress`].
@@ -40,12 +85,7 @@ pub fn path(folder: &Path, step: u64) -> PathBuf {
 ///
 /// # Errors
 /// When the file cannot be written: a full disk leaves no half-written file.
-pub fn save(
-    folder: &Path,
-    progress: Progress,
-    states: &BTreeMap<String, State>,
-    keep_last: usize,
-) -> Result<PathBuf> {
+pub fn save(folder: &Path, progress: Progress, states: &States, keep_last: usize) -> Result<PathBuf> {
     let mut tensors = Vec::new();
     for (name, State { parameter, first, second }) in states {
         for (part, tensor) in PARTS.into_iter().zip([parameter, first, second]) {
@@ -68,7 +108,7 @@ pub fn save(
 ///
 /// # Errors
 /// When it is damaged or is no checkpoint of a run.
-pub fn load(path: &Path) -> Result<(Progress, BTreeMap<String, State>)> {
+pub fn load(path: &Path) -> Result<(Progress, States)> {
     let file = TensorFile::open(path).map_err(models::Error::from)?;
     let foreign = || Error::NotACheckpoint { path: path.to_owned() };
     let progress = file.metadata().get(PROGRESS).ok_or_else(foreign)?;

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use models::adapter::Adapters;
 use models::adapter::files::{self, AdapterFile, Provenance, Style};
+use models::expert::Expert;
 
+use crate::base::Trained;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 
@@ -19,17 +21,27 @@ pub fn adapter_file(adapters: &Adapters) -> Result<AdapterFile> {
     Ok(file)
 }
 
-/// Writes `adapters` in every format of the plan into `folder` as `<run>[_<label>][_<format>].safetensors`; each file is
-/// read back and compared. The paths written.
+/// Which of the adapters of a run a file holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Part<'a> {
+    /// When it was made, such as `step-000250`; nothing at the end.
+    pub label: Option<&'a str>,
+    /// The expert that it is for, of a model of two. Most programs tell that by the file's name alone.
+    pub expert: Option<Expert>,
+}
+
+/// Writes `adapters` in every format of the plan into `folder` as
+/// `<run>[_<label>][_high_noise|_low_noise][_<format>].safetensors`; each file is read back and compared. The paths written.
 pub fn write(
     plan: &Plan,
     adapters: &Adapters,
     (steps, epochs): (u64, u64),
     folder: &Path,
-    label: Option<&str>,
+    part: Part,
 ) -> Result<Vec<PathBuf>> {
     let mut file = adapter_file(adapters)?;
-    let provenance = provenance(plan, steps, epochs)?;
+    let Part { label, expert } = part;
+    let provenance = Provenance { expert, ..provenance(plan, steps, epochs)? };
     std::fs::create_dir_all(folder).map_err(|source| Error::Io {
         action: "create",
         path: folder.to_owned(),
@@ -38,10 +50,11 @@ pub fn write(
     let mut written = Vec::new();
     for &style in &plan.export.formats {
         file.metadata = provenance.metadata(style);
-        let label = label.map(|label| format!("_{label}")).unwrap_or_default();
+        let mark = |text: Option<&str>| text.map(|text| format!("_{text}")).unwrap_or_default();
+        let (label, of) = (mark(label), mark(expert.map(Expert::suffix)));
         // PEFT's is a folder.
         let ending = if style == Style::Peft { "" } else { ".safetensors" };
-        let path = folder.join(format!("{}{label}{}{ending}", plan.run.name, style.suffix()));
+        let path = folder.join(format!("{}{label}{of}{}{ending}", plan.run.name, style.suffix()));
         files::write(&path, &file, style, plan.export.precision)?;
         written.push(path);
     }
@@ -55,7 +68,7 @@ pub fn provenance(plan: &Plan, steps: u64, epochs: u64) -> Result<Provenance> {
     Ok(Provenance {
         title: plan.run.name.clone(),
         base_model: plan.model.name.clone(),
-        expert: None,
+        expert: plan.model.expert.and_then(Trained::one),
         rank: plan.adapter.rank(),
         alpha: plan.adapter.alpha(),
         steps,

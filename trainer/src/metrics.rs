@@ -1,9 +1,11 @@
 //! `metrics.jsonl`: one JSON object a step. The file is cut back to its checkpoint when a run goes on.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use models::expert::Expert;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
@@ -27,6 +29,22 @@ pub struct StepRow {
     pub seconds: f64,
     /// Clip of each sample.
     pub items: Vec<String>,
+    /// Of a run that trains both experts: what came to those that had a micro-batch.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub experts: BTreeMap<Expert, ExpertRow>,
+}
+
+/// What a step came to for one of two experts.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct ExpertRow {
+    /// Mean over its own samples.
+    pub loss: f64,
+    /// Norm of its gradients, before it was limited.
+    pub grad_norm: f64,
+    /// Its micro-batches.
+    pub micro_batches: usize,
+    /// Updates made of it, this one included.
+    pub updates: u64,
 }
 
 /// The held-out loss.
@@ -34,9 +52,12 @@ pub struct StepRow {
 pub struct EvalRow {
     /// Optimiser steps made.
     pub step: u64,
+    /// The expert, of a model of two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expert: Option<Expert>,
     /// Mean over items and sigmas.
     pub eval_loss: f64,
-    /// Mean over items for each of the nine sigmas 0.1 .. 0.9.
+    /// Mean over items for each of nine sigmas: 0.1 .. 0.9, of an expert evenly within its own.
     pub by_sigma: Vec<f64>,
 }
 

@@ -3,9 +3,11 @@
 //! x_sigma = (1 - sigma) x0 + sigma noise; the network is told 1000 sigma and predicts noise - x0.
 
 use kernels::random::Key;
+use models::expert::Expert;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::sample::Share;
 use crate::solver::shifted;
 
 /// How the noise level of a sample is drawn, and what its error counts for.
@@ -115,6 +117,45 @@ impl TimestepConfig {
         })
     }
 
+    /// The same distribution, cut to the noise levels of `share`.
+    ///
+    /// # Errors
+    /// Where `min` and `max` leave none of them, or the distribution never falls there.
+    pub fn within(&self, share: Share) -> Result<Self> {
+        let [low, high] = share.sigmas();
+        let cut = Self { min: self.min.max(low), max: self.max.min(high), ..self.clone() };
+        match share.expert() {
+            Some(expert) if cut.min >= cut.max => Err(Error::Setting {
+                key: "train.timesteps.min / max".into(),
+                why: format!(
+                    "{} .. {} leaves nothing of the expert for {expert} noise, which makes the sigmas {low:.3} .. {high:.3}; \
+                     widen the range, or train the other expert",
+                    self.min, self.max
+                ),
+            }),
+            _ => cut.check().map(|()| cut),
+        }
+    }
+
+    /// The probability of a sigma from `sigma` on: what the expert for high noise gets where it begins there.
+    pub fn share_from(&self, sigma: f64) -> f64 {
+        let sigma = sigma.clamp(self.min, self.max);
+        let [before, at, end] = [self.min, sigma, self.max].map(|sigma| self.below(sigma));
+        if end > before { ((end - at) / (end - before)).clamp(0.0, 1.0) } else { 0.0 }
+    }
+
+    /// The probability of a sigma below `sigma` before the cut.
+    fn below(&self, sigma: f64) -> f64 {
+        let shift = self.shift();
+        let unshifted = sigma / (shift - (shift - 1.0) * sigma);
+        let logit = (unshifted / (1.0 - unshifted)).ln();
+        match self.distribution {
+            Distribution::Uniform => unshifted,
+            Distribution::Shift | Distribution::Sigmoid => normal_below(logit / self.scale),
+            Distribution::LogitNormal => normal_below((logit - self.mean) / self.std),
+        }
+    }
+
     fn unshifted(&self, key: Key, draw: u64) -> f64 {
         // Each draw has a stream of its own: two numbers make one normal number.
         let key = key.child("draw", draw);
@@ -133,6 +174,15 @@ impl TimestepConfig {
             Weighting::Bsmntw => bsmntw(sigma),
         }
     }
+}
+
+/// The standard normal distribution function, within 1.5e-7. Source: Abramowitz and Stegun, 7.1.26.
+fn normal_below(z: f64) -> f64 {
+    let x = z.abs() / std::f64::consts::SQRT_2;
+    let t = 1.0 / (1.0 + 0.327_591_1 * x);
+    let factors = [1.061_405_429, -1.453_152_027, 1.421_413_741, -0.284_496_736, 0.254_829_592];
+    let tail = factors.iter().fold(0.0, |sum, factor| (sum + factor) * t) * (-x * x).exp();
+    if z > 0.0 { 1.0 - tail / 2.0 } else { tail / 2.0 }
 }
 
 /// exp(-2 ((t - 500) / 1000)^2), less its smallest value, over the 1000 timesteps of the grid with shift 5, scaled so
@@ -170,6 +220,12 @@ impl Streams {
     /// For the noise of a sample.
     pub fn noise(self, step: u64, slot: u64) -> Key {
         Key::new(self.seed, "noise", &[step, slot])
+    }
+
+    /// The expert of a micro-batch, where the one for high noise gets the share `high` of them.
+    pub fn expert(self, step: u64, micro_batch: u64, high: f64) -> Expert {
+        let is_high = Key::new(self.seed, "expert", &[step, micro_batch]).uniform(0) < high;
+        if is_high { Expert::High } else { Expert::Low }
     }
 
     /// For whether a sample's caption is dropped.

@@ -1,11 +1,14 @@
 //! The plan: what a recipe means. Every default is settled here, once; it is printed, stored with the run, and after
 //! that nothing reads the recipe, the environment or the clock to decide behaviour.
 
+mod parts;
+
 use std::path::{Path, PathBuf};
 
 use data::{DataConfig, Dataset, SizeMultiple};
 use models::adapter::{LoraConfig, Target};
-use models::dit::{DitConfig, Pictures};
+use models::dit::DitConfig;
+use models::expert::Expert;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -14,13 +17,14 @@ use crate::base::BaseModel;
 use crate::bytes::Bytes;
 use crate::devices::DevicesConfig;
 use crate::error::{Error, Result};
-use crate::forecast::Task;
+use crate::forecast::{Networks, Task};
 use crate::habits::Habits;
 use crate::memory::{self, Forecast, Machine, MemoryPlan};
 use crate::optim::OptimizerConfig;
 use crate::prompt::ClipRequest;
 use crate::recipe::{CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig};
-use crate::sample::{ClipFormat, SampleConfig};
+use crate::sample::{ClipFormat, Share};
+use parts::{high_share, picture_share, sample_plan, trained_shares};
 
 /// A settled run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -95,6 +99,24 @@ pub struct SamplePlan {
     /// The adapter that is put to the model for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<ClipAdapterPlan>,
+    /// The one that is put to the expert for high noise alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter_high: Option<ClipAdapterPlan>,
+    /// The one that is put to the expert for low noise alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter_low: Option<ClipAdapterPlan>,
+}
+
+impl SamplePlan {
+    /// The adapters that are put to a network for clips alone.
+    pub fn adapters_of(&self, expert: Option<Expert>) -> impl Iterator<Item = &ClipAdapterPlan> {
+        let own = match expert {
+            None => &None,
+            Some(Expert::High) => &self.adapter_high,
+            Some(Expert::Low) => &self.adapter_low,
+        };
+        self.adapter.iter().chain(own)
+    }
 }
 
 /// An adapter for clips alone.
@@ -189,8 +211,11 @@ impl Plan {
         overrides.apply(&mut recipe);
         let from = path.parent().unwrap_or(Path::new(""));
         check_numbers(&recipe)?;
-        let model = recipe.model.settle(from, recipe.devices.processor())?;
+        let mut model = recipe.model.settle(from, recipe.devices.processor())?;
         let dit = model.check()?;
+        if model.expert.is_some() {
+            model.boundary = Some(model.boundary_of(&dit));
+        }
 
         let habits = Habits::of(&dit, model.dits.experts().is_some());
         let multiple = SizeMultiple::new(habits.multiple());
@@ -209,14 +234,18 @@ impl Plan {
         let mut train = recipe.train;
         train.timesteps.shift = Some(train.timesteps.shift());
         train.picture_share = picture_share(train.picture_share, &dit)?;
+        train.high_share = high_share(&train, &model)?;
+        let shares = trained_shares(&model, train.high_share);
+        for (share, path) in shares.iter().flat_map(|share| adapter.init_from.iter().map(move |path| (share, path))) {
+            adapters::check_expert("adapter.init_from", path, share.expert())?;
+        }
+        shares.iter().try_for_each(|share| train.timesteps.within(*share).map(drop))?;
 
         let seed = recipe.run.seed.unwrap_or(42);
         let frames = data.frames.iter().copied().max().unwrap_or(1);
         let base = recipe.sample.request(&habits, data.sizes[0], frames, seed);
         let clips = recipe.sample.requests(&base, from, &dit, &habits)?;
-        let of_clips = clip_adapter(&recipe.sample, from)?;
-        let SampleConfig { every, formats, .. } = recipe.sample;
-        let sample = SamplePlan { every, formats, clips, adapter: of_clips };
+        let sample = sample_plan(recipe.sample, clips, &model, from)?;
         let run = run_plan(recipe.run, path, seed);
         let devices = recipe.devices.settle(dit.layers)?;
         let shapes = shapes(&data, &dataset, &habits);
@@ -231,6 +260,7 @@ impl Plan {
             batch: train.batch,
             accumulate: train.accumulate,
             latents: shapes.there.first().map_or((1, 1, 1), |(_, latents)| *latents),
+            networks: if shares.len() == 2 { Networks::SideBySide } else { Networks::One },
         };
         let host = recipe.memory.host_memory.map(|host| host.0);
         let machine = Machine::here(&devices, task.base, &dit, host);
@@ -248,12 +278,18 @@ impl Plan {
             adapter,
             train,
             optimizer: recipe.optimizer,
-            memory: MemoryPlan::new(&recipe.memory, &settled.choice),
+            memory: MemoryPlan::new(&recipe.memory, &settled),
             checkpoint: recipe.checkpoint,
             sample,
             export: recipe.export,
         };
         Ok(Planned { plan, dit, targets, dataset, forecast: settled.forecast, open })
+    }
+
+    /// The networks that are trained, each with the noise levels that it makes, in the order in which sampling goes through
+    /// them. An expert that gets no micro-batch is none of them.
+    pub fn shares(&self) -> Vec<Share> {
+        trained_shares(&self.model, self.train.high_share)
     }
 
     /// The plan as TOML.
@@ -373,36 +409,6 @@ fn run_plan(run: RunConfig, path: &Path, seed: u64) -> RunPlan {
         cache: run.cache.map_or_else(|| PathBuf::from("runs/cache"), |folder| from.join(folder)),
         name,
         seed,
-    }
-}
-
-/// The adapter for clips alone, looked at by its header.
-fn clip_adapter(sample: &SampleConfig, from: &Path) -> Result<Option<ClipAdapterPlan>> {
-    let Some(path) = sample.adapter.as_ref().map(|path| from.join(path)) else { return Ok(None) };
-    if !sample.strength.is_finite() {
-        let why = "must be a finite number".to_owned();
-        return Err(Error::Setting { key: "sample.strength".into(), why });
-    }
-    adapters::look_at(&path)?;
-    Ok(Some(ClipAdapterPlan { path, strength: sample.strength }))
-}
-
-/// Share of samples that are shown their first frame where nobody says otherwise: the default of Wan 2.2's own helper,
-/// wan/utils/utils.py `masks_like`.
-const PICTURE_SHARE: f64 = 0.2;
-
-/// `train.picture_share`, settled: nothing for models that do not take a picture in place of the first frame.
-fn picture_share(asked: Option<f64>, dit: &DitConfig) -> Result<Option<f64>> {
-    let refuse = |why: &str| Err(Error::Setting { key: "train.picture_share".into(), why: why.into() });
-    match (dit.pictures(), asked) {
-        (Pictures::InPlace, Some(share)) if !(0.0..=1.0).contains(&share) => {
-            refuse("must lie between 0 and 1")
-        }
-        (Pictures::InPlace, asked) => Ok(Some(asked.unwrap_or(PICTURE_SHARE))),
-        (_, Some(_)) => {
-            refuse("belongs to TI2V-5B, which takes a picture or none; leave it out for this model")
-        }
-        (_, None) => Ok(None),
     }
 }
 

@@ -82,6 +82,9 @@ pub struct TrainConfig {
     pub caption_dropout: f64,
     /// Share of the samples that are shown their first frame and learn to go on from it, 0 to 1; TI2V-5B alone. Default 0.2.
     pub picture_share: Option<f64>,
+    /// Where both experts of a model are trained, the share of the micro-batches that goes to the one for high noise, 0 to
+    /// 1. Default: the share of the drawn sigmas that it makes.
+    pub high_share: Option<f64>,
     /// How noise levels are drawn and weighted.
     pub timesteps: TimestepConfig,
     /// Steps between two measurements of the held-out loss; 0 for none but the first and last. Default 0.
@@ -96,6 +99,7 @@ impl Default for TrainConfig {
             accumulate: 1,
             caption_dropout: 0.1,
             picture_share: None,
+            high_share: None,
             timesteps: TimestepConfig::default(),
             eval_every: 0,
         }

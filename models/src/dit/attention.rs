@@ -120,6 +120,11 @@ impl Projections {
         [&self.q, &self.k, &self.v, &self.o]
     }
 
+    /// [`Self::linears`], to change.
+    pub(super) fn linears_mut(&mut self) -> [&mut Linear; 4] {
+        [&mut self.q, &mut self.k, &mut self.v, &mut self.o]
+    }
+
     /// [b, l, d] -> [b, l, n, h].
     pub(super) fn split(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, tokens, width) = x.dims3()?;

@@ -40,6 +40,12 @@ impl Base {
         ends.chain(blocks).map(|spec| self.bytes_of(&spec)).sum()
     }
 
+    /// Of [`Self::bytes`] those of the matrices of the linear layers, which can be out of the device while the model rests.
+    pub fn matrix_bytes(self, config: &DitConfig, range: &Range<usize>) -> u64 {
+        let tensors = range.clone().flat_map(|n| config.block_tensors(n));
+        tensors.filter(|spec| spec.shape.len() == 2).map(|spec| self.bytes_of(&spec)).sum()
+    }
+
     /// Bytes of one tensor of the model.
     fn bytes_of(self, spec: &TensorSpec) -> u64 {
         let numbers: usize = spec.shape.iter().product();

@@ -257,6 +257,13 @@ impl Block {
         own.chain(self.cross_attention.linears()).chain(self.ffn.linears())
     }
 
+    /// The matrices of [`Self::linears`]: nearly all of the block's bytes.
+    pub fn matrices_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        let own = self.self_attention.0.linears_mut().into_iter();
+        let all = own.chain(self.cross_attention.linears_mut()).chain(self.ffn.linears_mut());
+        all.map(|linear| linear.weight_mut().stored_mut())
+    }
+
     /// The block's own modulation plus the projected time embedding, in its six rows.
     fn modulation(&self, cond: &Conditioning) -> Result<Modulation> {
         let rows = cond.time_bg6d.broadcast_add(&self.modulation.unsqueeze(1)?)?;

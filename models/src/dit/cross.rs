@@ -120,6 +120,12 @@ impl CrossAttention {
         self.text.linears().into_iter().chain(self.picture.iter().flat_map(|p| [&p.k, &p.v]))
     }
 
+    /// [`Self::linears`], to change.
+    pub(super) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let of_picture = self.picture.iter_mut().flat_map(|p| [&mut p.k, &mut p.v]);
+        self.text.linears_mut().into_iter().chain(of_picture)
+    }
+
     /// What the attention is made of: queries out of `x` [b, l, d], keys and values out of text and picture.
     pub fn project(&self, x: &Tensor, cond: &Conditioning, pass: &Pass) -> Result<CrossProjected> {
         let p = &self.text;

@@ -38,6 +38,11 @@ impl FeedForward {
         [&self.up, &self.down]
     }
 
+    /// [`Self::linears`], to change.
+    pub(super) fn linears_mut(&mut self) -> [&mut Linear; 2] {
+        [&mut self.up, &mut self.down]
+    }
+
     /// The layer with its weights as products want them: coded weights are decoded once for all chunks.
     pub(super) fn decoded(&self) -> Result<Self> {
         Ok(Self { up: self.up.decoded()?, down: self.down.decoded()? })

@@ -58,6 +58,10 @@ impl Linear {
         &self.weight
     }
 
+    pub(super) fn weight_mut(&mut self) -> &mut Weight {
+        &mut self.weight
+    }
+
     /// The layer with its weight as products want it, for callers that go through it many times in a row.
     pub(super) fn decoded(&self) -> Result<Self> {
         let weight = Weight::Dense(self.weight.dequantised(self.weight.dtype())?);

@@ -2,6 +2,7 @@
 
 mod dit;
 mod layout;
+mod trained;
 
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,7 @@ use crate::precision::{self, Float, Held, Precision, Processor, Wishes};
 
 pub use dit::{DitFiles, Dits};
 pub use layout::{Part, locate, locate_dits};
+pub use trained::Trained;
 
 use layout::Layout;
 
@@ -39,8 +41,8 @@ pub struct ModelConfig {
     pub dit_low: Option<PathBuf>,
     /// `config.json` of the DiT, or of both experts.
     pub dit_config: Option<PathBuf>,
-    /// Which expert of a model of two is trained: `high`, `low`.
-    pub expert: Option<Expert>,
+    /// What is trained of a model of two experts: `high`, `low`, or `both`, an adapter each in one run.
+    pub expert: Option<Trained>,
     /// The VAE: a `.safetensors` or `.pth` file, or a diffusers `vae` folder.
     pub vae: Option<PathBuf>,
     /// The UMT5 encoder: a file, or a folder with shards.
@@ -69,9 +71,9 @@ pub struct BaseModel {
     pub name: String,
     /// Its DiT, or both experts.
     pub dits: Dits,
-    /// The expert that is trained; of a single DiT, the one that it is, where that is known.
+    /// What is trained of two experts; of a single DiT, the one that it is, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expert: Option<Expert>,
+    pub expert: Option<Trained>,
     /// The VAE.
     pub vae: PathBuf,
     /// The text encoder.
@@ -81,11 +83,20 @@ pub struct BaseModel {
     /// The CLIP vision tower, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip: Option<PathBuf>,
-    /// The sigma from which on the expert for high noise works, where `model_index.json` tells it.
+    /// The sigma from which on the expert for high noise works: what `model_index.json` tells, in a plan the model's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boundary: Option<f64>,
     /// How each part is held and computed.
     pub precision: Precision,
+}
+
+/// Whether clips are made with a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clips {
+    /// None are.
+    None,
+    /// Some are.
+    Some,
 }
 
 /// Checks that the VAE's latents are those that the DiT works on.
@@ -142,7 +153,7 @@ impl ModelConfig {
             clip: part(Part::Clip, &self.clip).ok(),
             boundary: dits.experts().and(layout.as_ref()).and_then(Layout::boundary),
             precision: self.precision(
-                &dits.of(expert.unwrap_or(Expert::High)).weights,
+                &dits.of(expert.and_then(Trained::one).unwrap_or(Expert::High)).weights,
                 &text_encoder,
                 processor,
             ),
@@ -159,12 +170,14 @@ impl ModelConfig {
     }
 
     /// The parts that `folder` has to have: those that no other key names.
-    pub fn wanted(&self) -> Vec<Wanted> {
+    ///
+    /// Clips take both experts, whichever is trained.
+    pub fn wanted(&self, clips: Clips) -> Vec<Wanted> {
         let has_dit = self.dit.is_some() || self.dit_high.is_some() || self.dit_low.is_some();
         let dit = match self.expert {
-            None => Wanted::Dit,
-            Some(Expert::High) => Wanted::DitHigh,
-            Some(Expert::Low) => Wanted::DitLow,
+            Some(Trained::High) if clips == Clips::None => Wanted::DitHigh,
+            Some(Trained::Low) if clips == Clips::None => Wanted::DitLow,
+            _ => Wanted::Dit,
         };
         let parts = [
             (dit, has_dit),
@@ -196,18 +209,21 @@ impl ModelConfig {
     ///
     /// # Errors
     /// When the key and the name of the file disagree.
-    fn told_expert(&self, dits: &Dits) -> Result<Option<Expert>> {
+    fn told_expert(&self, dits: &Dits) -> Result<Option<Trained>> {
         let Dits::Single(files) = dits else { return Ok(self.expert) };
+        if self.expert == Some(Trained::Both) {
+            return Ok(self.expert);
+        }
         let by_key = match (&self.dit_high, &self.dit_low) {
             (Some(_), _) => Some(Expert::High),
             (_, Some(_)) => Some(Expert::Low),
             _ => None,
         };
-        let told = [self.expert, by_key, files.told_expert()];
+        let told = [self.expert.and_then(Trained::one), by_key, files.told_expert()];
         let mut told = told.into_iter().flatten();
         let first = told.next();
         match told.find(|other| Some(*other) != first) {
-            None => Ok(first),
+            None => Ok(first.map(Trained::from)),
             Some(other) => {
                 let path = files.weights.display();
                 let why = format!(
@@ -260,19 +276,6 @@ pub(crate) fn carries_tokenizer(text_encoder: &Path) -> bool {
 }
 
 impl BaseModel {
-    /// The DiT that is trained.
-    ///
-    /// # Errors
-    /// Where there are two, and nothing says which.
-    pub fn trained_dit(&self) -> Result<&DitFiles> {
-        match (&self.dits, self.expert) {
-            (Dits::Experts { high, low }, None) => {
-                Err(Error::TwoExperts { high: high.weights.clone(), low: low.weights.clone() })
-            }
-            (dits, expert) => Ok(dits.of(expert.unwrap_or(Expert::High))),
-        }
-    }
-
     /// Opens the DiT that is trained: checks its files against each other, from headers alone.
     ///
     /// # Errors
@@ -288,6 +291,7 @@ impl BaseModel {
     pub fn check(&self) -> Result<DitConfig> {
         let (dit, weights) = self.open_dit()?;
         self.check_expert(&weights)?;
+        self.check_experts()?;
         self.check_encoders(&dit)?;
         Ok(dit)
     }

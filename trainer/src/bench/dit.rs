@@ -14,7 +14,7 @@ use super::profile::profiled;
 use super::{ClipSize, Repeats, device_name, random, rounded};
 use crate::devices::DevicesConfig;
 use crate::error::{Error, Result};
-use crate::forecast::Task;
+use crate::forecast::{Networks, Task};
 use crate::memory::{self, Forecast, Machine, MemoryConfig};
 use crate::optim::{Optimizer, OptimizerConfig};
 use crate::pipeline::{MicroBatch, NetworkInput, Pipeline};
@@ -100,12 +100,13 @@ impl DitBench<'_> {
             batch: 1,
             accumulate: step.accumulate,
             latents: (frames, height, width),
+            networks: Networks::One,
         };
         let host = self.memory.host_memory.map(|host| host.0);
         let machine = Machine::here(devices, task.base, config, host);
         let given = (!self.devices.split.is_empty()).then_some(devices.split.as_slice());
         let settled = memory::settle(&task, &machine, &self.memory, given, &memory::Shapes::default())?;
-        let memory::Settled { choice, forecast } = settled;
+        let memory::Settled { choice, forecast, .. } = settled;
         Ok((choice.split, PlannedStep { keeping: choice.blocks, ffn_tokens: choice.ffn_tokens, forecast }))
     }
 

@@ -4,14 +4,16 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use models::adapter::files::{self, AdapterFile, Style};
+use models::adapter::files::{self, AdapterFile, Provenance, Style};
 use models::adapter::{Delta, Kind, complete};
+use models::expert::Expert;
 
-use super::adapter_output::AdapterOutput;
-use crate::checkpoint;
+use super::adapter_output::{AdapterOutput, ExpertArgument};
+use crate::checkpoint::{self, states_of};
 use crate::error::Error;
 use crate::export::provenance;
 use crate::plan::Plan;
+use crate::sample::Share;
 use crate::ui::Ui;
 
 /// Write an adapter in another format: from an adapter file, or from a checkpoint of a run.
@@ -21,6 +23,9 @@ pub struct Export {
     input: PathBuf,
     /// The file to write.
     output: PathBuf,
+    /// Of a checkpoint that holds the adapters of both experts, which one.
+    #[arg(long)]
+    expert: Option<ExpertArgument>,
     #[command(flatten)]
     how: AdapterOutput,
 }
@@ -41,7 +46,10 @@ impl Export {
         };
         let (progress, states) = checkpoint::load(&self.input)?;
         let plan = Plan::read(&folder.with_file_name("plan.toml"))?;
-        let metadata = provenance(&plan, progress.step, progress.cursor.epoch)?.metadata(style);
+        let expert = self.expert_of(&plan)?;
+        let states = states_of(&states, expert.filter(|_| plan.shares().len() > 1));
+        let provenance = Provenance { expert, ..provenance(&plan, progress.step, progress.cursor.epoch)? };
+        let metadata = provenance.metadata(style);
         let mut file = AdapterFile { metadata, ..AdapterFile::default() };
         let config = &plan.adapter;
         // Every tensor of a module stands behind its name; each kind has one that begins it.
@@ -55,9 +63,27 @@ impl Export {
             file.modules.insert(module.to_owned(), delta.to_change(None)?);
         }
         if config.kind == Kind::Dora {
-            let (_, weights) = plan.model.open_dit()?;
+            let (_, weights) = match expert {
+                Some(expert) => plan.model.dits.of(expert).open()?,
+                None => plan.model.open_dit()?,
+            };
             complete(&mut file, &weights)?;
         }
         Ok(file)
+    }
+
+    /// The expert whose adapter is written: the one that is asked for, else the only one that the run trains.
+    fn expert_of(&self, plan: &Plan) -> crate::Result<Option<Expert>> {
+        let refuse = |why: &str| Err(Error::Setting { key: "--expert".into(), why: why.into() });
+        let trained: Vec<Expert> = plan.shares().into_iter().filter_map(Share::expert).collect();
+        match (self.expert.map(Expert::from), trained.as_slice()) {
+            (None, [_, _]) => {
+                refuse("this checkpoint holds the adapters of both experts; say `high` or `low`")
+            }
+            (Some(asked), trained) if !trained.contains(&asked) => {
+                refuse(&format!("the run of this checkpoint does not train the expert for {asked} noise"))
+            }
+            (asked, trained) => Ok(asked.or(trained.first().copied())),
+        }
     }
 }

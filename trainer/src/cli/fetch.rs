@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::Args;
 
-use crate::base::ModelConfig;
+use crate::base::{Clips, ModelConfig};
 use crate::error::Error;
 use crate::hub::{Hub, HubError, HubId, HubSettings, Wanted};
 use crate::plan::Overrides;
@@ -44,9 +44,10 @@ impl Fetch {
 /// # Errors
 /// A recipe that cannot be read, a model that cannot be had.
 pub fn resolved(recipe: &Path, overrides: Overrides, missing: Missing, ui: &Ui) -> crate::Result<Overrides> {
-    let model = Recipe::read(recipe)?.model;
+    let Recipe { model, sample, .. } = Recipe::read(recipe)?;
     let from = recipe.parent().unwrap_or(Path::new(""));
-    let model_folder = folder(&model, from, missing, ui)?;
+    let clips = if sample.prompts.is_empty() { Clips::None } else { Clips::Some };
+    let model_folder = folder(&model, from, clips, missing, ui)?;
     Ok(Overrides { model_folder, ..overrides })
 }
 
@@ -56,7 +57,7 @@ pub fn resolved(recipe: &Path, overrides: Overrides, missing: Missing, ui: &Ui) 
 /// A model that cannot be had.
 pub fn fetched(model: &Path, ui: &Ui) -> crate::Result<PathBuf> {
     let config = ModelConfig { folder: Some(model.to_owned()), ..ModelConfig::default() };
-    Ok(folder(&config, Path::new(""), Missing::Fetch, ui)?.unwrap_or_else(|| model.to_owned()))
+    Ok(folder(&config, Path::new(""), Clips::Some, Missing::Fetch, ui)?.unwrap_or_else(|| model.to_owned()))
 }
 
 /// What is done about a model of the hub that is not in the cache.
@@ -68,10 +69,16 @@ pub enum Missing {
     Tell,
 }
 
-fn folder(model: &ModelConfig, from: &Path, missing: Missing, ui: &Ui) -> crate::Result<Option<PathBuf>> {
+fn folder(
+    model: &ModelConfig,
+    from: &Path,
+    clips: Clips,
+    missing: Missing,
+    ui: &Ui,
+) -> crate::Result<Option<PathBuf>> {
     let Some(id) = model.hub_id(from) else { return Ok(None) };
     let folder = match missing {
-        Missing::Fetch => hub().fetch(&id, &model.wanted(), ui)?,
+        Missing::Fetch => hub().fetch(&id, &model.wanted(clips), ui)?,
         Missing::Tell => hub().cached(&id).ok_or_else(|| HubError::NotFetched { id: id.to_string() })?,
     };
     Ok(Some(folder))

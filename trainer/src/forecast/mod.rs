@@ -16,7 +16,7 @@ use std::ops::Range;
 use models::dit::BlockPlan;
 use serde::Serialize;
 
-pub use task::{Engine, Task};
+pub use task::{Engine, Networks, Task};
 
 use ledger::Name;
 use task::Sizes;

@@ -9,7 +9,7 @@ use models::dit::{BlockPlan, Place};
 use super::block::{Block, Context, Saved};
 use super::ledger::{Held, Ledger, Shadow};
 use super::ops::{Layer, Ops};
-use super::task::{Engine, LAYERS, Sizes, Task};
+use super::task::{Engine, LAYERS, Networks, Sizes, Task};
 use super::{Neighbours, StagePlan, Way};
 use crate::pipeline::schedule::{Op, one_f_one_b};
 
@@ -92,9 +92,19 @@ pub(super) fn play(task: &Task, sizes: &Sizes, engine: Engine, plan: &StagePlan,
     let memories = Memories { device: Ledger::new(grain), host: Ledger::new(HOST_GRAIN) };
     let device = &memories.device;
     let factors: u64 = plan.blocks.clone().map(|block| sizes.factors(block)).sum();
-    let _weights = device.take("weights", task.base.bytes(task.dit, &plan.blocks));
+    let networks = task.networks;
+    let (all, matrices) =
+        (task.base.bytes(task.dit, &plan.blocks), task.base.matrix_bytes(task.dit, &plan.blocks));
+    // One that rests leaves its embeddings, norms and head; all optimisers stay.
+    let (beside, resting) = match networks {
+        Networks::One => (0, 0),
+        Networks::InTurn if engine.is_gpu() => (all - matrices, matrices),
+        Networks::InTurn | Networks::SideBySide => (all, 0),
+    };
+    let _weights = device.take("weights", all + beside);
+    let _resting = memories.host.take("resting", resting);
     let _workspace = engine.is_gpu().then(|| device.take("workspace", GEMM_WORKSPACE));
-    let _adapters = device.take("adapters", 3 * F32 * factors);
+    let _adapters = device.take("adapters", 3 * F32 * factors * networks.count());
     let ops = Ops::new(device, sizes, engine);
     let mut stage = Stage::new(&ops, plan, at, &memories);
     stage.step(task.accumulate);

@@ -6,6 +6,7 @@ use kernels::device::Repeatability;
 use models::adapter::{Kind, LoraConfig, Target};
 use models::dit::{Base, DitConfig};
 use models::names::split_block;
+use serde::{Deserialize, Serialize};
 
 use super::ledger::Shadow;
 
@@ -32,6 +33,28 @@ pub struct Task<'a> {
     pub accumulate: usize,
     /// (frames, height, width) of the latents of a sample.
     pub latents: (usize, usize, usize),
+    /// The networks that are trained.
+    pub networks: Networks,
+}
+
+/// The networks that a run trains, and where they are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Networks {
+    /// One.
+    #[default]
+    One,
+    /// Two experts, both on the devices.
+    SideBySide,
+    /// Two experts, of which one is on the devices; the other one's matrices wait in host memory.
+    InTurn,
+}
+
+impl Networks {
+    /// How many are trained.
+    pub fn count(self) -> u64 {
+        if self == Self::One { 1 } else { 2 }
+    }
 }
 
 /// What runs the operations of a stage.

@@ -38,6 +38,15 @@ pub struct Choice {
 }
 
 impl Choice {
+    /// The blocks of each stage, first to last.
+    pub fn stage_ranges(&self) -> impl Iterator<Item = Range<usize>> {
+        self.split.iter().scan(0, |first, count| {
+            let start = *first;
+            *first += count;
+            Some(start..*first)
+        })
+    }
+
     /// What each stage takes of `task`, which may be another bucket than the one that it was chosen for.
     pub fn forecast(&self, task: &Task, machine: &Machine) -> Vec<StageMemory> {
         let (forecaster, mut first) = (Forecaster::new(task), 0);

@@ -20,7 +20,7 @@ pub use report::{Forecast, StageForecast};
 
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
-use crate::forecast::Task;
+use crate::forecast::{Networks, Task};
 
 /// The memory of a training step. None of it changes a result by more than the order of sums.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +37,10 @@ pub struct MemoryConfig {
     pub ffn_tokens: Option<usize>,
 }
 
+fn is_one(networks: &Networks) -> bool {
+    *networks == Networks::One
+}
+
 /// What was settled for a step.
 #[derive(Debug, Clone)]
 pub struct Settled {
@@ -44,9 +48,12 @@ pub struct Settled {
     pub choice: Choice,
     /// What it takes.
     pub forecast: Forecast,
+    /// Where the trained networks are.
+    pub networks: Networks,
 }
 
-/// Chooses for `task` on `machine` within what `asked` and a given `split` leave open.
+/// Chooses for `task` on `machine` within what `asked` and a given `split` leave open. Two experts lie side by side, or one
+/// rests in host memory while the other works: whichever fits and is the faster.
 ///
 /// # Errors
 /// When nothing fits: what is missing, and what would fit.
@@ -57,12 +64,43 @@ pub fn settle(
     split: Option<&[usize]>,
     shapes: &Shapes,
 ) -> Result<Settled> {
-    let choice = choose(task, machine, asked, split);
+    let (task, choice) = &housed(task, machine, asked, split);
     let given = split.map_or(Given::Nothing, |_| Given::Split);
-    let forecast = Forecast::new(&choice, machine, task.tokens(), task.batch);
+    let forecast = Forecast::new(choice, machine, task.tokens(), task.batch);
     let forecast = refusal::checked(forecast, task, machine, asked, given, &shapes.possible)?;
-    let forecast = forecast.with_buckets(&choice, task, machine, &shapes.there);
-    Ok(Settled { choice, forecast })
+    let forecast = forecast.with_buckets(choice, task, machine, &shapes.there);
+    Ok(Settled { choice: choice.clone(), forecast, networks: task.networks })
+}
+
+/// `task` with its networks where they are best, and the best choice there.
+fn housed<'a>(
+    task: &Task<'a>,
+    machine: &Machine,
+    asked: &MemoryConfig,
+    split: Option<&[usize]>,
+) -> (Task<'a>, Choice) {
+    let with = |networks: Networks| {
+        let task = Task { networks, ..task.clone() };
+        let choice = choose(&task, machine, asked, split);
+        (task, choice)
+    };
+    let (task, together) = with(task.networks);
+    // On the CPU both are the same memory.
+    if task.networks != Networks::SideBySide || !machine.stages.iter().any(|card| card.engine.is_gpu()) {
+        return (task, together);
+    }
+    let (other, in_turn) = with(Networks::InTurn);
+    let step = |choice: &Choice| choice.seconds * task.accumulate as f64;
+    // A step exchanges the two once at most; copies go both ways at once.
+    let exchange = in_turn
+        .stage_ranges()
+        .zip(&machine.stages)
+        .map(|(range, card)| task.base.matrix_bytes(task.dit, &range) as f64 / card.link);
+    let in_turn_step = step(&in_turn) + exchange.fold(0.0, f64::max);
+    match (together.beyond, step(&together)) <= (in_turn.beyond, in_turn_step) {
+        true => (task, together),
+        false => (other, in_turn),
+    }
 }
 
 /// The shapes that clips have and could have, from large to small.
@@ -127,6 +165,9 @@ pub struct MemoryPlan {
     pub offload: Offload,
     /// Host memory that it lets offload pin.
     pub host_memory: Option<Bytes>,
+    /// Where the experts are, where two are trained.
+    #[serde(default, skip_serializing_if = "is_one")]
+    pub networks: Networks,
     /// The most tokens of a clip that go through a feed-forward layer at once.
     pub ffn_tokens: usize,
     /// What that comes to, block by block, in runs.
@@ -147,8 +188,10 @@ pub struct Run {
 
 impl MemoryPlan {
     /// What `asked` came to.
-    pub fn new(asked: &MemoryConfig, choice: &Choice) -> Self {
+    pub fn new(asked: &MemoryConfig, settled: &Settled) -> Self {
+        let choice = &settled.choice;
         Self {
+            networks: settled.networks,
             keep: asked.keep,
             offload: asked.offload,
             host_memory: asked.host_memory,

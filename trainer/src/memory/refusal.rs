@@ -8,7 +8,7 @@ use super::choice::LEAST_FFN_TOKENS;
 use super::{Forecast, KeepConfig, Machine, MemoryConfig, Offload, choose};
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
-use crate::forecast::Task;
+use crate::forecast::{Networks, Task};
 
 /// A shape of clips: in words, and (frames, height, width) of the latents.
 pub type Shape = (String, (usize, usize, usize));
@@ -66,6 +66,10 @@ fn ways_out(
     let single = Task { batch: 1, ..task.clone() };
     if task.batch > 1 && fits(&single, machine, &open) {
         ways.push("train.batch = 1 with train.accumulate in its place".to_owned());
+    }
+    let single = Task { networks: Networks::One, ..task.clone() };
+    if task.networks != Networks::One && fits(&single, machine, &open) {
+        ways.push("model.expert = \"high\" in one run and \"low\" in another".to_owned());
     }
     let storage = Storage::Coded(Format::E4m3);
     let coded = Base { frozen: Frozen { storage, ..task.base.frozen }, ..task.base };

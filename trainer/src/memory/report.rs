@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{Choice, Machine, Room, Run, Shape, runs};
 use crate::bytes::Bytes;
-use crate::forecast::{StageMemory, Task};
+use crate::forecast::{Networks, StageMemory, Task};
 
 /// The forecast of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -22,6 +22,8 @@ pub struct Forecast {
     pub stages: Vec<StageForecast>,
     /// The kind of adapter.
     pub kind: Kind,
+    /// Where the trained networks are.
+    pub networks: Networks,
     /// The same plan in every bucket.
     pub buckets: Vec<BucketForecast>,
 }
@@ -70,7 +72,8 @@ impl Forecast {
             }
         };
         let stages = choice.stages.iter().enumerate().map(stage).collect();
-        Self { tokens, batch, ffn_tokens: choice.ffn_tokens, stages, kind: Kind::Lora, buckets: Vec::new() }
+        let (kind, networks) = (Kind::Lora, Networks::One);
+        Self { tokens, batch, ffn_tokens: choice.ffn_tokens, stages, kind, networks, buckets: Vec::new() }
     }
 
     /// With what `choice` takes in each of `shapes`, which `task` is cut to.
@@ -86,7 +89,7 @@ impl Forecast {
             let peaks = choice.forecast(&task, machine).iter().map(|memory| memory.peak).collect();
             BucketForecast { bucket: bucket.clone(), tokens: task.tokens(), peaks }
         };
-        Self { kind: task.kind, buckets: shapes.iter().map(of).collect(), ..self }
+        Self { kind: task.kind, networks: task.networks, buckets: shapes.iter().map(of).collect(), ..self }
     }
 
     /// Whether a device has too little memory for its stage, or the host for all: (device, bytes needed, bytes there).
@@ -146,6 +149,17 @@ impl fmt::Display for Forecast {
                 let peaks: Vec<String> = peaks.iter().map(|peak| Bytes(*peak).to_string()).collect();
                 writeln!(f, "  {bucket}: {tokens} tokens, peak {}", peaks.join(" + "))?;
             }
+        }
+        match self.networks {
+            Networks::One => {}
+            Networks::SideBySide => {
+                writeln!(f, "  both experts lie side by side: the weights are those of two")?
+            }
+            Networks::InTurn => writeln!(
+                f,
+                "  one expert at a time lies on the devices; the other one's matrices wait in host memory, and a step \
+                 exchanges the two once at most"
+            )?,
         }
         if self.kind != Kind::Lora {
             writeln!(f, "  what a {} takes in a pass is estimated from above", self.kind.name())?;

@@ -6,6 +6,7 @@
 
 mod links;
 mod micro_batch;
+mod resting;
 pub mod schedule;
 mod stage;
 mod training;
@@ -21,6 +22,7 @@ use models::dit::{Base, BlockPlan, DitConfig, Gradients};
 use models::weights::Weights;
 
 pub use micro_batch::{MicroBatch, NetworkInput};
+pub use resting::{Quarters, Resting};
 pub use stage::Stage;
 pub use training::{Span, Watched};
 

@@ -5,6 +5,7 @@
 
 use models::adapter::{Adapters, Place};
 use models::dit::Base;
+use models::expert::Expert;
 use models::weights::Weights;
 
 use crate::adapters::{put, source};
@@ -22,16 +23,22 @@ pub(super) struct ClipAdapter {
 }
 
 impl ClipAdapter {
-    /// Reads the adapter of the plan; `None` where it names none.
+    /// Reads the adapters of the plan for the network of `expert`; `None` where it names none.
     ///
     /// # Errors
     /// What is no adapter, or one for another model.
-    pub fn open(plan: &Plan, ui: &Ui) -> Result<Option<Self>> {
-        let Some(adapter) = &plan.sample.adapter else { return Ok(None) };
-        let (config, weights) = plan.model.open_dit()?;
-        let sources = [source(&adapter.path, adapter.strength, ui)?];
+    pub fn open(plan: &Plan, expert: Option<Expert>, ui: &Ui) -> Result<Option<Self>> {
+        let read = plan.sample.adapters_of(expert).map(|one| source(&one.path, one.strength, ui));
+        let sources = read.collect::<Result<Vec<_>>>()?;
+        if sources.is_empty() {
+            return Ok(None);
+        }
+        let open = || match expert {
+            Some(expert) => plan.model.dits.of(expert).open(),
+            None => plan.model.open_dit(),
+        };
+        let ((config, weights), (_, without)) = (open()?, open()?);
         let (adapters, with) = put(&sources, &config, weights, Place::Beside, ui)?;
-        let (_, without) = plan.model.open_dit()?;
         Ok(Some(Self { adapters, with, without, base: plan.model.precision.dit() }))
     }
 

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use models::expert::Expert;
+
 use super::RunFolder;
 use crate::checkpoint::Progress;
 use crate::error::{Error, Result};
@@ -26,18 +28,33 @@ impl Log {
 
     pub fn step(&mut self, row: &StepRow) -> Result<()> {
         self.metrics.write(row)?;
-        let values = [
+        let mut values = vec![
             ("loss/train", row.loss as f32),
             ("gradient/norm", row.grad_norm as f32),
             ("learning_rate", row.lr as f32),
             ("seconds/step", row.seconds as f32),
         ];
+        for (expert, own) in &row.experts {
+            values.extend(match expert {
+                Expert::High => {
+                    [("loss/train_high", own.loss as f32), ("gradient/norm_high", own.grad_norm as f32)]
+                }
+                Expert::Low => {
+                    [("loss/train_low", own.loss as f32), ("gradient/norm_low", own.grad_norm as f32)]
+                }
+            });
+        }
         Ok(self.events.scalars(row.step, now(), &values)?)
     }
 
     pub fn eval(&mut self, row: &EvalRow) -> Result<()> {
         self.metrics.write(row)?;
-        Ok(self.events.scalars(row.step, now(), &[("loss/held_out", row.eval_loss as f32)])?)
+        let tag = match row.expert {
+            None => "loss/held_out",
+            Some(Expert::High) => "loss/held_out_high",
+            Some(Expert::Low) => "loss/held_out_low",
+        };
+        Ok(self.events.scalars(row.step, now(), &[(tag, row.eval_loss as f32)])?)
     }
 
     /// Puts the contact sheet at `path` beside the curves.

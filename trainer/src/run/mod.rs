@@ -3,21 +3,21 @@
 mod clip_adapter;
 mod evaluate;
 mod folder;
+mod learners;
 mod log;
 mod samples;
 mod step;
 mod summary;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
-use models::adapter::LoraConfig;
 
 pub use folder::{RunFolder, changed_settings};
 pub(crate) use step::{UpdateSettings, update};
 
-use crate::adapters;
 use crate::batch::{Batches, StepData};
 use crate::checkpoint::{self, Progress};
 use crate::encode::{Encoded, Encoding};
@@ -25,10 +25,10 @@ use crate::error::{Error, Result};
 use crate::export;
 use crate::interrupt::Interrupt;
 use crate::metrics::StepRow;
-use crate::optim::{self, Optimizer};
-use crate::pipeline::Pipeline;
+use crate::optim;
 use crate::plan::{Plan, Planned};
 use crate::ui::{Bar, Ui};
+use learners::{Learner, Learners};
 use log::Log;
 
 /// How a run ended.
@@ -46,8 +46,9 @@ struct Run<'a> {
     folder: &'a RunFolder,
     batches: Batches<'a>,
     encoded: &'a Encoded,
-    pipeline: Pipeline,
-    optimizer: Optimizer,
+    /// Stages with their blocks, for networks that are read for clips.
+    split: Vec<(Device, Range<usize>)>,
+    learners: Learners,
     progress: Progress,
     /// The data of the next step, where it was made during the last one.
     ahead: Option<Result<StepData>>,
@@ -86,31 +87,18 @@ pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &
     let split = plan.devices.open()?;
     tell_engines(&split, ui);
     let encoded = cache_on(&split[0].0, planned, interrupt, ui)?; // a settled plan has a stage
-    let (dit, weights) = plan.model.open_dit()?;
     let saved = checkpoint::newest(&folder.checkpoints())?;
-    // A run that goes on has its adapters in the checkpoint.
-    let begin = match saved {
-        Some(_) => LoraConfig { init_from: None, ..plan.adapter.clone() },
-        None => plan.adapter.clone(),
-    };
-    let fresh = adapters::beginning(&begin, &planned.targets, plan.run.seed, ui)?;
-    let mut pipeline = Pipeline::load(&weights, &dit, &split, &fresh, plan.model.precision.dit())?;
-    pipeline.set_route(plan.devices.transfer.into())?;
-    pipeline.set_ffn_tokens(plan.memory.ffn_tokens);
-    let mut optimizer = Optimizer::new(&pipeline)?;
-    let mut progress = Progress::default();
+    let loaded = saved.as_deref().map(checkpoint::load).transpose()?;
+    let learners = Learners::load(planned, &split, loaded.as_ref().map(|(_, states)| states), ui)?;
+    let progress = loaded.map_or_else(Progress::default, |(progress, _)| progress);
     if let Some(path) = saved {
-        let (saved, states) = checkpoint::load(&path)?;
-        optimizer.restore(states)?;
-        progress = saved;
         ui.say(&format!("going on after step {} from {}", progress.step, path.display()));
     }
     folder.cut_samples(&progress)?;
     let log = Log::open(folder, &progress)?;
-    let batches = Batches::new(plan, &planned.dataset, &encoded);
-    let mut run =
-        Run { plan, folder, batches, encoded: &encoded, pipeline, optimizer, progress, ahead: None, log, ui };
-    run.optimizer.publish(&mut run.pipeline);
+    let batches = Batches::new(plan, &planned.dataset, &encoded)?;
+    let encoded = &encoded;
+    let mut run = Run { plan, folder, batches, encoded, split, learners, progress, ahead: None, log, ui };
     run.finish(interrupt)
 }
 
@@ -196,14 +184,22 @@ impl Run<'_> {
     fn write_state(&mut self) -> Result<()> {
         (self.progress.metrics_bytes, self.progress.events_bytes) = self.log.sync()?;
         let keep = self.plan.checkpoint.keep_last;
-        checkpoint::save(&self.folder.checkpoints(), self.progress, self.optimizer.states(), keep)?;
+        checkpoint::save(&self.folder.checkpoints(), self.progress, &self.learners.states(), keep)?;
         Ok(())
     }
 
-    fn export(&self, label: Option<&str>) -> Result<Vec<PathBuf>> {
-        let adapters = optim::gathered(&self.pipeline)?;
+    fn export(&mut self, label: Option<&str>) -> Result<Vec<PathBuf>> {
         let made = (self.progress.step, self.progress.cursor.epoch);
-        export::write(self.plan, &adapters, made, &self.folder.adapters(), label)
+        let mut written = Vec::new();
+        for index in self.learners.order() {
+            // Some kinds of adapter are written with a look at the weights that they change.
+            let Learner { share, pipeline, .. } = self.learners.awake(index)?;
+            let (adapters, expert) = (optim::gathered(pipeline)?, share.expert());
+            let part = export::Part { label, expert };
+            written.extend(export::write(self.plan, &adapters, made, &self.folder.adapters(), part)?);
+        }
+        written.sort();
+        Ok(written)
     }
 }
 

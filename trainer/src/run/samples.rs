@@ -1,14 +1,22 @@
 //! Clips made while training, by the adapter as it stands.
 
+use std::ops::ControlFlow;
+
 use candle_core::Tensor;
+use models::adapter::Adapters;
+use models::dit::DitConfig;
+use models::expert::Expert;
 use models::vae::Tiling;
 
 use super::clip_adapter::ClipAdapter;
+use super::learners::network;
 use super::{Run, is_due};
 use crate::error::Result;
 use crate::habits::Habits;
 use crate::interrupt::Interrupt;
-use crate::sample::{CONTACT_SHEET, Prompted, clip_name, generate, starting_noise, write_clips};
+use crate::pipeline::Pipeline;
+use crate::plan::Plan;
+use crate::sample::{CONTACT_SHEET, Prompted, Sampling, Share, clip_name, starting_noise, write_clips};
 
 impl Run<'_> {
     /// Makes the plan's clips where they are due and not there: a run that was interrupted while sampling makes them when
@@ -25,41 +33,81 @@ impl Run<'_> {
 
     /// Makes the plan's clips and writes them to `samples/step-<n>`.
     fn sample(&mut self, interrupt: &Interrupt) -> Result<()> {
-        let clips = &self.plan.sample.clips;
-        let device = self.pipeline.stages()[0].device.clone();
+        let (plan, ui) = (self.plan, self.ui);
+        let clips = &plan.sample.clips;
+        let first = &self.learners.first().pipeline;
+        let (device, dit) = (first.stages()[0].device.clone(), first.config().clone());
         let mut prompted = Vec::new();
         for request in clips {
-            let noise = starting_noise(request, self.pipeline.config(), &device)?;
-            prompted.push(Prompted::new(request, noise, self.encoded, self.pipeline.config())?);
+            let noise = starting_noise(request, &dit, &device)?;
+            prompted.push(Prompted::new(request, noise, self.encoded, &dit)?);
         }
-        let steps = clips.iter().map(|clip| clip.steps).max().unwrap_or(0);
-        // Opened each time: what it holds belongs to nobody between clips.
-        let adapter = ClipAdapter::open(self.plan, self.ui)?;
-        if let Some(adapter) = &adapter {
-            adapter.put_on(&mut self.pipeline)?;
-        }
-        let bar = self.ui.bar("sampling", steps);
-        let latents = generate(&self.pipeline, &prompted, || {
+        let mut sampling = Sampling::new(&prompted)?;
+        let shares = clip_shares(plan, &dit);
+        let bar = ui.bar("sampling", shares.iter().map(|share| sampling.steps_of(*share)).sum());
+        let mut progress = || {
             bar.inc(1);
             interrupt.flow()
-        })?;
-        bar.finish();
-        if let Some(adapter) = &adapter {
-            adapter.take_off(&mut self.pipeline)?;
+        };
+        for share in shares {
+            // An expert that has no steps to make is not needed.
+            if sampling.steps_of(share) > 0 && self.advance(&mut sampling, share, &mut progress)?.is_break() {
+                bar.finish();
+                return Ok(());
+            }
         }
-        let Some(latents) = latents else { return Ok(()) };
+        bar.finish();
 
         // Loaded for the moment: between samples its memory belongs to training.
-        let vae = self.plan.model.load_vae(&device)?;
+        let vae = plan.model.load_vae(&device)?;
         let names = clips.iter().enumerate().map(|(i, clip)| clip_name(i, &clip.prompt));
-        let named: Vec<(String, Tensor)> = names.zip(latents).collect();
-        let fps = self.plan.data.fps.unwrap_or(Habits::of(self.pipeline.config(), false).fps);
+        let named: Vec<(String, Tensor)> = names.zip(sampling.latents().iter().cloned()).collect();
+        let fps = plan.data.fps.unwrap_or(Habits::of(&dit, false).fps);
         let folder = self.folder.samples(self.progress.step);
-        let written = write_clips(&folder, &vae, Tiling::Off, &named, fps, &self.plan.sample.formats)?;
+        let written = write_clips(&folder, &vae, Tiling::Off, &named, fps, &plan.sample.formats)?;
         if let Some(sheet) = written.last() {
             self.log.picture(self.progress.step, sheet)?;
-            self.ui.say(&format!("step {:>6}  clips in {}", self.progress.step, folder.display()));
+            ui.say(&format!("step {:>6}  clips in {}", self.progress.step, folder.display()));
         }
         Ok(())
+    }
+
+    /// Makes the steps of one network: one that is trained, or the expert that is read for the moment.
+    fn advance(
+        &mut self,
+        sampling: &mut Sampling,
+        share: Share,
+        progress: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>> {
+        let (plan, split, ui) = (self.plan, &self.split, self.ui);
+        // Opened each time: what it holds belongs to nobody between clips.
+        let adapter = ClipAdapter::open(plan, share.expert(), ui)?;
+        let mut through = |pipeline: &mut Pipeline| {
+            if let Some(adapter) = &adapter {
+                adapter.put_on(pipeline)?;
+            }
+            let flow = sampling.advance(pipeline, share, &mut *progress)?;
+            if let Some(adapter) = &adapter {
+                adapter.take_off(pipeline)?;
+            }
+            Ok(flow)
+        };
+        let trained = (0..self.learners.len())
+            .find(|index| share == Share::All || self.learners.share(*index).expert() == share.expert());
+        match trained {
+            Some(index) => through(&mut self.learners.awake(index)?.pipeline),
+            // The only network that is trained makes room for the other expert.
+            None => self
+                .learners
+                .out_of_the_way(0, || through(&mut network(plan, share, split, &Adapters::default())?)),
+        }
+    }
+}
+
+/// The networks that clips go through, in order: both experts where they are there, whichever is trained.
+fn clip_shares(plan: &Plan, dit: &DitConfig) -> Vec<Share> {
+    match plan.model.dits.experts() {
+        Some(_) => Expert::ALL.map(|expert| plan.model.share_of(Some(expert), dit)).to_vec(),
+        None => vec![Share::All],
     }
 }

@@ -1,21 +1,26 @@
 //! One optimiser step, top to bottom.
 
+use std::collections::BTreeMap;
 use std::thread;
 use std::time::Instant;
 
 use candle_core::Tensor;
 use kernels::adamw::Update;
+use models::expert::Expert;
 
 use super::Run;
+use super::learners::{Learner, Learners};
+use crate::batch::StepData;
 use crate::checkpoint::Progress;
 use crate::error::{Error, Result};
 use crate::lr::learning_rate;
-use crate::metrics::StepRow;
+use crate::metrics::{ExpertRow, StepRow};
 use crate::optim::{Optimizer, OptimizerConfig, checked_norm, clip_factor};
 use crate::pipeline::{Pipeline, StepOutcome};
+use crate::plan::Plan;
 
 impl Run<'_> {
-    /// Batches, losses and gradients, one look at both, update.
+    /// Batches, losses and gradients, one look at both, update; of two experts, each that has a micro-batch in turn.
     ///
     /// # Errors
     /// A loss or a gradient that is not finite, or a missing gradient: the update is not made.
@@ -27,31 +32,75 @@ impl Run<'_> {
             Some(data) => data?,
             None => self.batches.step(step, cursor, plan.train.accumulate)?,
         };
-        let keeping = plan.memory.keeping();
         // The next step's noise and files are made ready while the devices work on this one.
-        let (outcome, ahead) = thread::scope(|scope| {
-            let (batches, next, count) = (&self.batches, data.cursor, plan.train.accumulate);
+        let (learners, batches, progress) = (&mut self.learners, &self.batches, self.progress);
+        let (learnt, ahead) = thread::scope(|scope| {
+            let (next, count) = (data.cursor, plan.train.accumulate);
             let is_last = step + 1 == plan.train.steps;
             let ahead = (!is_last).then(|| scope.spawn(move || batches.step(step + 1, next, count)));
-            let outcome = self.pipeline.train(&data.micro_batches, &keeping);
-            (outcome, ahead.map(|ahead| ahead.join().unwrap_or_else(|p| std::panic::resume_unwind(p))))
+            let learnt = learn(learners, plan, &data, progress);
+            (learnt, ahead.map(|ahead| ahead.join().unwrap_or_else(|p| std::panic::resume_unwind(p))))
         });
-        let outcome = outcome?;
+        let Learnt { loss, grad_norm, lr, experts } = learnt?;
         self.ahead = ahead;
 
-        let optimizer = &plan.optimizer;
-        let lr = learning_rate(optimizer.lr, optimizer.schedule, optimizer.warmup, plan.train.steps, step);
-        let settings = UpdateSettings { lr, config: optimizer, step: step + 1 };
-        let updated = update(&mut self.pipeline, &mut self.optimizer, &outcome, &settings);
+        let mut updates = self.progress.updates;
+        experts.iter().for_each(|(expert, row)| *updates.of(*expert) = row.updates);
+        self.progress = Progress { step: step + 1, cursor: data.cursor, updates, ..self.progress };
+        let (sigma, items, seconds) = (data.sigmas, data.items, started.elapsed().as_secs_f64());
+        Ok(StepRow {
+            step: step + 1,
+            epoch: cursor.epoch,
+            loss,
+            grad_norm,
+            lr,
+            sigma,
+            seconds,
+            items,
+            experts,
+        })
+    }
+}
+
+/// What a step came to, all networks together.
+struct Learnt {
+    loss: f64,
+    grad_norm: f64,
+    lr: f64,
+    experts: BTreeMap<Expert, ExpertRow>,
+}
+
+/// Trains each network on its micro-batches and updates it. One that has none is left as it is, moments and all.
+fn learn(learners: &mut Learners, plan: &Plan, data: &StepData, progress: Progress) -> Result<Learnt> {
+    let (config, step) = (&plan.optimizer, progress.step);
+    let lr = learning_rate(config.lr, config.schedule, config.warmup, plan.train.steps, step);
+    let keeping = plan.memory.keeping();
+    let mut learnt = Learnt { loss: 0.0, grad_norm: 0.0, lr, experts: BTreeMap::new() };
+    let is_pair = learners.len() > 1;
+    let all: usize = data.micro_batches.iter().map(|batch| batch.weights.len()).sum();
+    for index in learners.order() {
+        let expert = learners.share(index).expert();
+        let own = data.of(expert);
+        if own.is_empty() {
+            continue;
+        }
+        let updates = learners.updates(index, &progress) + 1;
+        let Learner { pipeline, optimizer, .. } = learners.awake(index)?;
+        let outcome = pipeline.train(&own, &keeping)?;
+        let settings = UpdateSettings { lr, config, step: updates };
+        let updated = update(pipeline, optimizer, &outcome, &settings);
         let Updated { loss, grad_norm } = updated.map_err(|error| match error {
-            Error::NonFiniteLoss { step, .. } => Error::NonFiniteLoss { step, items: data.items.clone() },
+            Error::NonFiniteLoss { .. } => Error::NonFiniteLoss { step: step + 1, items: data.items.clone() },
             other => other,
         })?;
-
-        self.progress = Progress { step: step + 1, cursor: data.cursor, ..self.progress };
-        let (sigma, items, seconds) = (data.sigmas, data.items, started.elapsed().as_secs_f64());
-        Ok(StepRow { step: step + 1, epoch: cursor.epoch, loss, grad_norm, lr, sigma, seconds, items })
+        let samples: usize = own.iter().map(|batch| batch.weights.len()).sum();
+        learnt.loss += loss * (samples as f64 / all as f64);
+        learnt.grad_norm = learnt.grad_norm.hypot(grad_norm);
+        if let Some(expert) = expert.filter(|_| is_pair) {
+            learnt.experts.insert(expert, ExpertRow { loss, grad_norm, micro_batches: own.len(), updates });
+        }
     }
+    Ok(learnt)
 }
 
 /// How an update is made.
@@ -61,7 +110,7 @@ pub(crate) struct UpdateSettings<'a> {
     pub lr: f64,
     /// The rest of AdamW, and the clipping.
     pub config: &'a OptimizerConfig,
-    /// Number of the step, from 1.
+    /// Number of this network's update, from 1.
     pub step: u64,
 }
 

@@ -29,7 +29,11 @@ pub struct SampleConfig {
     /// An adapter that is put to the model for clips alone, relative to the recipe: a distilled one makes them in few `steps`,
     /// mostly with `guidance = 1`. A file of any format, or a PEFT folder. Default: none.
     pub adapter: Option<PathBuf>,
-    /// What its changes are multiplied by. Default 1.
+    /// One that is put to the expert for high noise alone, of a model of two experts. Default: none.
+    pub adapter_high: Option<PathBuf>,
+    /// One that is put to the expert for low noise alone. Default: none.
+    pub adapter_low: Option<PathBuf>,
+    /// What their changes are multiplied by. Default 1.
     pub strength: f64,
     /// Solver steps. Default: the model's, 50 or 40.
     pub steps: Option<usize>,
@@ -86,6 +90,8 @@ impl Default for SampleConfig {
             size: None,
             frames: None,
             adapter: None,
+            adapter_high: None,
+            adapter_low: None,
             strength: 1.0,
             steps: None,
             guidance: None,

@@ -1,0 +1,119 @@
+//! Which of two experts a run trains, and which noise levels each network of a run makes.
+
+use models::dit::DitConfig;
+use models::expert::Expert;
+use serde::{Deserialize, Serialize};
+
+use super::{BaseModel, DitFiles, Dits};
+use crate::error::{Error, Result};
+use crate::habits::Habits;
+use crate::sample::Share;
+
+/// What a run trains of a model of two experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Trained {
+    /// The expert for high noise.
+    High,
+    /// The expert for low noise.
+    Low,
+    /// Both, an adapter each.
+    Both,
+}
+
+impl Trained {
+    /// The one expert, or nothing where there are two.
+    pub fn one(self) -> Option<Expert> {
+        match self {
+            Self::High => Some(Expert::High),
+            Self::Low => Some(Expert::Low),
+            Self::Both => None,
+        }
+    }
+
+    /// As recipes write it.
+    pub fn name(self) -> &'static str {
+        self.one().map_or("both", Expert::name)
+    }
+}
+
+impl From<Expert> for Trained {
+    fn from(expert: Expert) -> Self {
+        match expert {
+            Expert::High => Self::High,
+            Expert::Low => Self::Low,
+        }
+    }
+}
+
+impl BaseModel {
+    /// The experts that are trained, in the order in which sampling goes through them; none where the model is whole.
+    pub fn trained_experts(&self) -> &'static [Expert] {
+        match self.expert {
+            None => &[],
+            Some(Trained::High) => &[Expert::High],
+            Some(Trained::Low) => &[Expert::Low],
+            Some(Trained::Both) => &Expert::ALL,
+        }
+    }
+
+    /// The DiT that is trained; of two that are, the one for high noise.
+    ///
+    /// # Errors
+    /// Where there are two, and nothing says which.
+    pub fn trained_dit(&self) -> Result<&DitFiles> {
+        match (&self.dits, self.expert) {
+            (Dits::Experts { high, low }, None) => {
+                Err(Error::TwoExperts { high: high.weights.clone(), low: low.weights.clone() })
+            }
+            _ => Ok(self.dits.of(self.trained_experts().first().copied().unwrap_or(Expert::High))),
+        }
+    }
+
+    /// The sigma from which on the expert for high noise works, of experts with the sizes `dit`.
+    pub fn boundary_of(&self, dit: &DitConfig) -> f64 {
+        self.boundary.unwrap_or(Habits::of(dit, true).boundary)
+    }
+
+    /// What the network of `expert` makes.
+    pub fn share_of(&self, expert: Option<Expert>, dit: &DitConfig) -> Share {
+        expert.map_or(Share::All, |expert| Share::Of { expert, boundary: self.boundary_of(dit) })
+    }
+
+    /// Checks that there are two experts where both are trained, and that they are of the same sizes and not the same
+    /// network twice.
+    ///
+    /// # Errors
+    /// What is wrong, and the keys that put it right.
+    pub fn check_experts(&self) -> Result<()> {
+        let refuse = |why: String| Err(Error::Setting { key: "model.expert".into(), why });
+        let Some((high, low)) = self.dits.experts() else {
+            return match self.expert {
+                Some(Trained::Both) => refuse(format!(
+                    "\"both\" needs two experts, and there is one DiT, {}: name both with model.dit_high and \
+                     model.dit_low, or the folder of both with model.folder",
+                    self.dits.of(Expert::High).weights.display()
+                )),
+                _ => Ok(()),
+            };
+        };
+        let ((one, of_high), (other, of_low)) = (high.open()?, low.open()?);
+        if one != other {
+            return refuse(format!(
+                "{} and {} are networks of different sizes, so they are no experts of one model",
+                high.weights.display(),
+                low.weights.display()
+            ));
+        }
+        if of_high.fingerprint().map_err(models::Error::from)?
+            == of_low.fingerprint().map_err(models::Error::from)?
+        {
+            return refuse(format!(
+                "{} and {} hold the same weights: one of them is given twice",
+                high.weights.display(),
+                low.weights.display()
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,119 @@
+//! Two experts in the memory of one: the matrices of the one that has nothing to do wait in host memory, pinned.
+//!
+//! The numbers come back to the bit. On the CPU all of this moves nothing.
+
+use std::thread::{self, ScopedJoinHandle};
+
+use candle_core::Tensor;
+use kernels::transfer::{HostStore, Parked};
+
+use super::{Pipeline, Stage};
+use crate::error::Result;
+
+/// What a pipeline that rests is without: of each stage, the matrices of each block.
+#[derive(Debug)]
+pub struct Resting {
+    stages: Vec<Vec<Vec<Parked>>>,
+}
+
+/// The host memory in which networks rest in turn, one store for each stage.
+#[derive(Debug)]
+pub struct Quarters {
+    stores: Vec<HostStore>,
+}
+
+impl Quarters {
+    /// For networks on the devices of `pipeline`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn new(pipeline: &Pipeline) -> Result<Self> {
+        let stores = pipeline.stages().iter().map(|stage| Ok(HostStore::new(&stage.device)?));
+        Ok(Self { stores: stores.collect::<Result<_>>()? })
+    }
+
+    /// Takes the matrices of `pipeline` off its devices. Until [`Quarters::wake`] it cannot be used.
+    ///
+    /// # Errors
+    /// When host memory runs out.
+    pub fn rest(&self, pipeline: &mut Pipeline) -> Result<Resting> {
+        let stages = self.on_stages(pipeline, vec![(); self.stores.len()], |store, stage, ()| {
+            let blocks = stage.dit.blocks.iter_mut();
+            let parked = blocks.map(|block| leave(store, block.matrices_mut())).collect::<Result<_>>()?;
+            store.next_group()?;
+            Ok(parked)
+        })?;
+        Ok(Resting { stages })
+    }
+
+    /// Puts the matrices of `pipeline` back.
+    ///
+    /// # Errors
+    /// When the device's memory runs out.
+    pub fn wake(&self, pipeline: &mut Pipeline, resting: Resting) -> Result<()> {
+        self.on_stages(pipeline, resting.stages, |_, stage, parked| {
+            let blocks = stage.dit.blocks.iter_mut().zip(parked);
+            blocks.map(|(block, parked)| come_back(block.matrices_mut(), parked)).collect::<Result<()>>()
+        })?;
+        Ok(())
+    }
+
+    /// [`Self::rest`] for `leaving` and [`Self::wake`] for `coming`, block by block: neither the devices nor the host hold
+    /// much more than one of them at any time.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn exchange(
+        &self,
+        leaving: &mut Pipeline,
+        coming: &mut Pipeline,
+        resting: Resting,
+    ) -> Result<Resting> {
+        let others = coming.stages_mut().iter_mut().zip(resting.stages).collect::<Vec<_>>();
+        let stages = self.on_stages(leaving, others, |store, stage, (other, parked)| {
+            let blocks = stage.dit.blocks.iter_mut().zip(other.dit.blocks.iter_mut()).zip(parked);
+            let exchanged = blocks.map(|((out, back), parked)| {
+                let left = leave(store, out.matrices_mut())?;
+                come_back(back.matrices_mut(), parked)?;
+                Ok(left)
+            });
+            let left = exchanged.collect::<Result<_>>()?;
+            store.next_group()?;
+            Ok(left)
+        })?;
+        Ok(Resting { stages })
+    }
+
+    /// Does `work` on every stage of `pipeline` at once, each with what is its own of `own`.
+    fn on_stages<T: Send, U: Send>(
+        &self,
+        pipeline: &mut Pipeline,
+        own: Vec<T>,
+        work: impl Fn(&HostStore, &mut Stage, T) -> Result<U> + Sync,
+    ) -> Result<Vec<U>> {
+        let (work, stages) = (&work, pipeline.stages_mut().iter_mut());
+        thread::scope(|scope| {
+            let spawn = |((stage, store), own)| scope.spawn(move || work(store, stage, own));
+            let threads: Vec<_> = stages.zip(&self.stores).zip(own).map(spawn).collect();
+            let join = |t: ScopedJoinHandle<_>| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
+            threads.into_iter().map(join).collect()
+        })
+    }
+}
+
+/// Takes the tensors out; a single zero holds the place of each, which no product takes for a matrix.
+fn leave<'a>(store: &HostStore, tensors: impl Iterator<Item = &'a mut Tensor>) -> Result<Vec<Parked>> {
+    store.next_group()?;
+    let park = |tensor: &mut Tensor| {
+        let nothing = Tensor::zeros(1, tensor.dtype(), tensor.device())?;
+        Ok(store.park(std::mem::replace(tensor, nothing))?)
+    };
+    tensors.map(park).collect()
+}
+
+fn come_back<'a>(tensors: impl Iterator<Item = &'a mut Tensor>, parked: Vec<Parked>) -> Result<()> {
+    for (tensor, parked) in tensors.zip(parked) {
+        *tensor = parked.take()?;
+    }
+    Ok(())
+}

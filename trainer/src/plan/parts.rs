@@ -1,0 +1,95 @@
+//! Parts of a plan that depend on which networks the model has: clips and their adapters, noise levels, pictures.
+
+use std::path::{Path, PathBuf};
+
+use models::dit::{DitConfig, Pictures};
+use models::expert::Expert;
+
+use super::{ClipAdapterPlan, SamplePlan};
+use crate::adapters;
+use crate::base::{BaseModel, Trained};
+use crate::error::{Error, Result};
+use crate::prompt::ClipRequest;
+use crate::recipe::TrainConfig;
+use crate::sample::{SampleConfig, Share};
+
+/// The clips with the adapters for them alone, looked at by their headers.
+pub(super) fn sample_plan(
+    sample: SampleConfig,
+    clips: Vec<ClipRequest>,
+    model: &BaseModel,
+    from: &Path,
+) -> Result<SamplePlan> {
+    let refuse = |key: &str, why: &str| Err(Error::Setting { key: key.into(), why: why.into() });
+    let SampleConfig { every, formats, strength, .. } = sample;
+    if !strength.is_finite() {
+        return refuse("sample.strength", "must be a finite number");
+    }
+    let of = |key: &str, path: &Option<PathBuf>, expert: Option<Expert>| -> Result<_> {
+        let Some(path) = path.as_ref().map(|path| from.join(path)) else { return Ok(None) };
+        adapters::look_at(&path)?;
+        adapters::check_expert(key, &path, expert)?;
+        Ok(Some(ClipAdapterPlan { path, strength }))
+    };
+    let has_own = sample.adapter_high.is_some() || sample.adapter_low.is_some();
+    if has_own && model.dits.experts().is_none() {
+        let why = "this model is one network; name the adapter with sample.adapter";
+        return refuse("sample.adapter_high / adapter_low", why);
+    }
+    Ok(SamplePlan {
+        adapter: of("sample.adapter", &sample.adapter, None)?,
+        adapter_high: of("sample.adapter_high", &sample.adapter_high, Some(Expert::High))?,
+        adapter_low: of("sample.adapter_low", &sample.adapter_low, Some(Expert::Low))?,
+        every,
+        formats,
+        clips,
+    })
+}
+
+/// `train.high_share`, settled: nothing where not both experts are trained.
+pub(super) fn high_share(train: &TrainConfig, model: &BaseModel) -> Result<Option<f64>> {
+    let refuse = |why: &str| Err(Error::Setting { key: "train.high_share".into(), why: why.into() });
+    match (model.expert, train.high_share) {
+        (Some(Trained::Both), Some(share)) if !(0.0..=1.0).contains(&share) => {
+            refuse("must lie between 0 and 1")
+        }
+        (Some(Trained::Both), asked) => {
+            Ok(Some(asked.unwrap_or_else(|| train.timesteps.share_from(model.boundary.unwrap_or(0.0)))))
+        }
+        (_, Some(_)) => {
+            refuse("belongs to model.expert = \"both\"; leave it out where one network is trained")
+        }
+        (_, None) => Ok(None),
+    }
+}
+
+/// The networks that are trained, where the expert for high noise gets `high_share` of the micro-batches.
+pub(super) fn trained_shares(model: &BaseModel, high_share: Option<f64>) -> Vec<Share> {
+    let Some(boundary) = model.boundary.filter(|_| model.expert.is_some()) else { return vec![Share::All] };
+    let is_drawn = |expert: Expert| match (expert, high_share) {
+        (Expert::High, Some(share)) => share > 0.0,
+        (Expert::Low, Some(share)) => share < 1.0,
+        (_, None) => true,
+    };
+    let trained = model.trained_experts().iter().copied().filter(|expert| is_drawn(*expert));
+    trained.map(|expert| Share::Of { expert, boundary }).collect()
+}
+
+/// Share of samples that are shown their first frame where nobody says otherwise: the default of Wan 2.2's own helper,
+/// wan/utils/utils.py `masks_like`.
+const PICTURE_SHARE: f64 = 0.2;
+
+/// `train.picture_share`, settled: nothing for models that do not take a picture in place of the first frame.
+pub(super) fn picture_share(asked: Option<f64>, dit: &DitConfig) -> Result<Option<f64>> {
+    let refuse = |why: &str| Err(Error::Setting { key: "train.picture_share".into(), why: why.into() });
+    match (dit.pictures(), asked) {
+        (Pictures::InPlace, Some(share)) if !(0.0..=1.0).contains(&share) => {
+            refuse("must lie between 0 and 1")
+        }
+        (Pictures::InPlace, asked) => Ok(Some(asked.unwrap_or(PICTURE_SHARE))),
+        (_, Some(_)) => {
+            refuse("belongs to TI2V-5B, which takes a picture or none; leave it out for this model")
+        }
+        (_, None) => Ok(None),
+    }
+}
