@@ -152,7 +152,7 @@ pub enum Error {
     /// A model of two experts, of which one has to be chosen.
     #[error(
         "this model holds two experts, {} for high noise and {} for low noise, and an adapter is made for one of them: set \
-         model.expert to \"high\" or \"low\", or name the folder of the one",
+         model.expert to \"high\", \"low\", or \"both\" for one run of two adapters, or name the folder of the one",
         high.display(), low.display()
     )]
     TwoExperts {

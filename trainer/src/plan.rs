@@ -236,7 +236,9 @@ impl Plan {
         train.picture_share = picture_share(train.picture_share, &dit)?;
         train.high_share = high_share(&train, &model)?;
         let shares = trained_shares(&model, train.high_share);
-        for (share, path) in shares.iter().flat_map(|share| adapter.init_from.iter().map(move |path| (share, path))) {
+        for (share, path) in
+            shares.iter().flat_map(|share| adapter.init_from.iter().map(move |path| (share, path)))
+        {
             adapters::check_expert("adapter.init_from", path, share.expert())?;
         }
         shares.iter().try_for_each(|share| train.timesteps.within(*share).map(drop))?;

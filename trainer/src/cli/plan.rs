@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use models::expert::Expert;
 
 use super::devices::RecipeDevices;
 use super::fetch::{Missing, resolved};
@@ -26,7 +27,12 @@ impl Plan {
         let planned = make(&self.recipe, &overrides, ui)?;
         let forecast = &planned.forecast;
         let object = serde_json::json!({ "plan": planned.plan, "memory": forecast });
-        let text = format!("{}\n{}\n{forecast}", planned.plan.to_toml()?, buckets(&planned));
+        let text = format!(
+            "{}\n{}\n{}{forecast}",
+            planned.plan.to_toml()?,
+            buckets(&planned),
+            experts(&planned.plan)?
+        );
         ui.tell(&text, &object);
         Ok(0)
     }
@@ -46,6 +52,28 @@ pub fn make(recipe: &std::path::Path, overrides: &Overrides, ui: &Ui) -> crate::
     })?;
     planned.dataset.notes.iter().for_each(|note| ui.note(note));
     Ok(planned)
+}
+
+/// The experts that are trained, a line each, with the noise levels that they see and their share of the micro-batches;
+/// nothing of a model that is whole.
+pub fn experts(plan: &plan::Plan) -> crate::Result<String> {
+    let mut text = String::new();
+    for share in plan.shares() {
+        let Some(expert) = share.expert() else { continue };
+        let seen = plan.train.timesteps.within(share)?;
+        let part = match (expert, plan.train.high_share) {
+            (_, None) => 1.0,
+            (Expert::High, Some(high)) => high,
+            (Expert::Low, Some(high)) => 1.0 - high,
+        };
+        text.push_str(&format!(
+            "expert for {expert} noise: sigma {:.3} .. {:.3}, {:.1} % of the micro-batches\n",
+            seen.min,
+            seen.max,
+            100.0 * part
+        ));
+    }
+    Ok(text)
 }
 
 /// The buckets as a table.

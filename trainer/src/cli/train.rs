@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::devices::RecipeDevices;
 use super::fetch::{Missing, resolved};
-use super::plan::{buckets, make};
+use super::plan::{buckets, experts, make};
 use crate::interrupt::{INTERRUPTED, Interrupt};
 use crate::run::{self, Ending, RunFolder};
 use crate::ui::Ui;
@@ -49,7 +49,8 @@ impl Train {
             planned.targets.len(),
             plan.devices.stages.join(" + "),
         ));
-        ui.say(&format!("{}\nrun folder: {}", buckets(&planned), folder.root().display()));
+        let experts = experts(plan)?;
+        ui.say(&format!("{}\n{experts}run folder: {}", buckets(&planned), folder.root().display()));
         match run::train(&planned, &folder, &interrupt, ui)? {
             Ending::Finished => Ok(0),
             Ending::Interrupted => Ok(INTERRUPTED),

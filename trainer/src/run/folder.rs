@@ -15,7 +15,7 @@ pub struct RunFolder {
 }
 
 /// Plan keys that a run may change when it goes on: none of them reaches back into the steps that were made.
-const MAY_CHANGE: [&str; 10] = [
+const MAY_CHANGE: [&str; 11] = [
     "tandem",
     "run.",
     "checkpoint.",
@@ -26,6 +26,7 @@ const MAY_CHANGE: [&str; 10] = [
     "memory.offload",
     "memory.host_memory",
     "memory.blocks",
+    "memory.networks",
 ];
 
 impl RunFolder {
