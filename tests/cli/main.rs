@@ -6,6 +6,7 @@
 mod adapters;
 mod clips;
 mod desk;
+mod experts;
 mod machines;
 mod models;
 mod pictures;

@@ -278,3 +278,32 @@ fn a_run_goes_on_as_it_was_settled() {
     elsewhere.keep_to(&stored);
     assert_ne!(elsewhere.plan.memory, stored.memory);
 }
+
+/// Two experts lie side by side where they fit; where they do not, one waits in host memory: no step on the devices is larger than
+/// that of one by more than its optimiser, its embeddings and its norms.
+#[test]
+fn two_experts_lie_side_by_side_or_one_waits() {
+    let model = Model::new("t2v-a14b");
+    let of = |storage, networks, gib: &[f64]| {
+        let task = Task { networks, ..model.task(storage, clip(17), 2) };
+        settle(&task, &cards(gib), &MemoryConfig::default(), None, &Shapes::default())
+    };
+    let both = |storage, gib: &[f64]| of(storage, Networks::SideBySide, gib).unwrap();
+    assert_eq!(both(FP8, &[40.0, 40.0]).networks, Networks::SideBySide);
+    let dense = both(Storage::Dense, &[24.0, 24.0]);
+    assert_eq!(dense.networks, Networks::InTurn);
+    let waiting: u64 = dense.forecast.stages.iter().map(|stage| stage.memory.host).sum();
+    let matrices = Base::new(Frozen::dense(DType::BF16)).matrix_bytes(&model.dit, &(0..40));
+    assert!(waiting >= matrices, "{} of {}", Bytes(waiting), Bytes(matrices));
+    let weights = |settled: &trainer::memory::Settled| -> u64 {
+        settled.forecast.stages.iter().map(|stage| stage.memory.weights).sum()
+    };
+    let one = of(Storage::Dense, Networks::One, &[24.0, 24.0]).unwrap();
+    let more = weights(&dense) - weights(&one);
+    // Each device hands out multiples of 512 bytes.
+    let left = weights(&one) - matrices;
+    assert!(more.abs_diff(left) <= 2 * 512, "a resting network leaves {more} on the devices, counted {left}");
+    assert!(dense.forecast.to_string().contains("wait in host memory"), "{}", dense.forecast);
+    let refused = of(Storage::Dense, Networks::SideBySide, &[15.5, 15.5]).unwrap_err().to_string();
+    assert!(refused.contains("model.base = \"fp8\""), "{refused}");
+}

@@ -201,6 +201,32 @@ fn a_run_that_is_killed_twice_ends_as_if_it_never_was() {
     assert_same_run(&project, &STRAIGHT);
 }
 
+/// Both experts in one run, which rarely have the same number of updates: each goes on with its own.
+#[test]
+fn a_run_of_two_experts_that_is_killed_goes_on_as_if_it_never_was() {
+    let project = || {
+        let folder = proofs::fixture("repo_official_a14b");
+        let settings = SETTINGS.replace("accumulate = 5", "accumulate = 2\nhigh_share = 0.4");
+        let project = Project::of_folder(&folder, proofs::project::SIZE, &CAPTIONS, &settings);
+        let recipe = std::fs::read_to_string(project.recipe()).unwrap();
+        let both = recipe.replacen("[model]", "[model]\nexpert = \"both\"", 1);
+        std::fs::write(project.recipe(), both).unwrap();
+        project
+    };
+    let (straight, killed) = (project(), project());
+    assert!(finish(start(&straight, &["train"])).success());
+    let mut child = start(&killed, &["train"]);
+    run_into(&killed, &mut child, 12);
+    child.kill().unwrap();
+    assert!(child.wait().unwrap().code().is_none(), "the process ended by itself");
+    assert!(logged_steps(&killed) < STEPS, "the kill came too late to prove anything");
+    assert!(finish(start(&killed, &["train", "--resume"])).success());
+    assert_same_run(&killed, &straight);
+    let newest = trainer::checkpoint::newest(&straight.run().join("checkpoints")).unwrap().unwrap();
+    let updates = trainer::checkpoint::load(&newest).unwrap().0.updates;
+    assert!(updates.high < STEPS || updates.low < STEPS, "no step left an expert out: {updates:?}");
+}
+
 /// Ctrl-C finishes the step and saves, so not even a step is made twice: before the first step, while the first clips
 /// are made, and later on.
 #[cfg(unix)]

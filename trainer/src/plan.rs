@@ -24,7 +24,7 @@ use crate::optim::OptimizerConfig;
 use crate::prompt::ClipRequest;
 use crate::recipe::{CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig};
 use crate::sample::{ClipFormat, Share};
-use parts::{high_share, picture_share, sample_plan, trained_shares};
+use parts::{sample_plan, settle_shares, trained_shares};
 
 /// A settled run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -213,9 +213,7 @@ impl Plan {
         check_numbers(&recipe)?;
         let mut model = recipe.model.settle(from, recipe.devices.processor())?;
         let dit = model.check()?;
-        if model.expert.is_some() {
-            model.boundary = Some(model.boundary_of(&dit));
-        }
+        model.boundary = model.expert.map(|_| model.boundary_of(&dit));
 
         let habits = Habits::of(&dit, model.dits.experts().is_some());
         let multiple = SizeMultiple::new(habits.multiple());
@@ -233,15 +231,7 @@ impl Plan {
         let targets = adapter.select(&dit.adaptable_modules())?;
         let mut train = recipe.train;
         train.timesteps.shift = Some(train.timesteps.shift());
-        train.picture_share = picture_share(train.picture_share, &dit)?;
-        train.high_share = high_share(&train, &model)?;
-        let shares = trained_shares(&model, train.high_share);
-        for (share, path) in
-            shares.iter().flat_map(|share| adapter.init_from.iter().map(move |path| (share, path)))
-        {
-            adapters::check_expert("adapter.init_from", path, share.expert())?;
-        }
-        shares.iter().try_for_each(|share| train.timesteps.within(*share).map(drop))?;
+        let shares = settle_shares(&mut train, &adapter, &model, &dit)?;
 
         let seed = recipe.run.seed.unwrap_or(42);
         let frames = data.frames.iter().copied().max().unwrap_or(1);

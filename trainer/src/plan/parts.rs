@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use models::adapter::LoraConfig;
 use models::dit::{DitConfig, Pictures};
 use models::expert::Expert;
 
@@ -46,8 +47,28 @@ pub(super) fn sample_plan(
     })
 }
 
+/// Settles what `train` leaves to the model; the networks that are trained, of which every one can draw its noise levels and
+/// begin from the adapter that it is to begin from.
+pub(super) fn settle_shares(
+    train: &mut TrainConfig,
+    adapter: &LoraConfig,
+    model: &BaseModel,
+    dit: &DitConfig,
+) -> Result<Vec<Share>> {
+    train.picture_share = picture_share(train.picture_share, dit)?;
+    train.high_share = high_share(train, model)?;
+    let shares = trained_shares(model, train.high_share);
+    for share in &shares {
+        train.timesteps.within(*share)?;
+        if let Some(path) = &adapter.init_from {
+            adapters::check_expert("adapter.init_from", path, share.expert())?;
+        }
+    }
+    Ok(shares)
+}
+
 /// `train.high_share`, settled: nothing where not both experts are trained.
-pub(super) fn high_share(train: &TrainConfig, model: &BaseModel) -> Result<Option<f64>> {
+fn high_share(train: &TrainConfig, model: &BaseModel) -> Result<Option<f64>> {
     let refuse = |why: &str| Err(Error::Setting { key: "train.high_share".into(), why: why.into() });
     match (model.expert, train.high_share) {
         (Some(Trained::Both), Some(share)) if !(0.0..=1.0).contains(&share) => {
@@ -80,7 +101,7 @@ pub(super) fn trained_shares(model: &BaseModel, high_share: Option<f64>) -> Vec<
 const PICTURE_SHARE: f64 = 0.2;
 
 /// `train.picture_share`, settled: nothing for models that do not take a picture in place of the first frame.
-pub(super) fn picture_share(asked: Option<f64>, dit: &DitConfig) -> Result<Option<f64>> {
+fn picture_share(asked: Option<f64>, dit: &DitConfig) -> Result<Option<f64>> {
     let refuse = |why: &str| Err(Error::Setting { key: "train.picture_share".into(), why: why.into() });
     match (dit.pictures(), asked) {
         (Pictures::InPlace, Some(share)) if !(0.0..=1.0).contains(&share) => {
