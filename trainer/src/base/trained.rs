@@ -105,9 +105,7 @@ impl BaseModel {
                 low.weights.display()
             ));
         }
-        if of_high.fingerprint().map_err(models::Error::from)?
-            == of_low.fingerprint().map_err(models::Error::from)?
-        {
+        if of_high.fingerprint()? == of_low.fingerprint()? {
             return refuse(format!(
                 "{} and {} hold the same weights: one of them is given twice",
                 high.weights.display(),

@@ -52,8 +52,8 @@ impl Quarters {
     /// When the device's memory runs out.
     pub fn wake(&self, pipeline: &mut Pipeline, resting: Resting) -> Result<()> {
         self.on_stages(pipeline, resting.stages, |_, stage, parked| {
-            let blocks = stage.dit.blocks.iter_mut().zip(parked);
-            blocks.map(|(block, parked)| come_back(block.matrices_mut(), parked)).collect::<Result<()>>()
+            let mut blocks = stage.dit.blocks.iter_mut().zip(parked);
+            blocks.try_for_each(|(block, parked)| come_back(block.matrices_mut(), parked))
         })?;
         Ok(())
     }
