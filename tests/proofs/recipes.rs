@@ -3,13 +3,19 @@
 use std::collections::BTreeMap;
 
 use data::DataConfig;
+use kernels::device::Repeatability;
 use models::adapter::LoraConfig;
+use models::expert::Expert;
 use proofs::source::{File, files, root};
 use serde_json::{Value, json};
 use trainer::base::ModelConfig;
+use trainer::bench::{DIT_PRESETS, dit_preset};
 use trainer::devices::DevicesConfig;
-use trainer::memory::MemoryConfig;
+use trainer::forecast::{Engine, Task, Way};
+use trainer::habits::Habits;
+use trainer::memory::{Card, Forecast, Machine, MemoryConfig, Room, Shapes, settle};
 use trainer::optim::OptimizerConfig;
+use trainer::precision::{Processor, Wishes};
 use trainer::recipe::{CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig};
 use trainer::sample::SampleConfig;
 
@@ -129,5 +135,87 @@ fn a_recipe_with_every_key_is_read_and_one_with_another_is_refused() {
         std::fs::write(&path, text(&changed)).unwrap();
         let error = Recipe::read(&path).unwrap_err().to_string();
         assert!(error.contains(wrong) && error.contains(nearest), "{error}");
+    }
+}
+
+/// What tensors get of a card that is sold with 24 GB: 24 GiB less what the driver takes.
+const CARD: u64 = (24 << 30) - (600 << 20);
+/// Half of a machine with 64 GiB, which is what a plan pins where the recipe says nothing.
+const HOST: u64 = 32 << 30;
+
+/// A machine with the GPUs of `recipe`, all of 24 GB without a way to each other; figures of an RTX 3090.
+fn machine(recipe: &Recipe) -> Machine {
+    let engine = Engine::Cudnn(Repeatability::Fast);
+    let card = |name: &String| Card {
+        name: name.clone(),
+        engine,
+        room: Room::AtMost(CARD),
+        flops: 71e12,
+        link: 20e9,
+    };
+    let stages: Vec<Card> = recipe.devices.stages.iter().map(card).collect();
+    Machine { ways: vec![Way::Host; stages.len() - 1], stages, host: HOST }
+}
+
+/// The forecast of the largest clip that `recipe` could meet, for the published sizes of the model of that name.
+fn forecast(name: &str, recipe: &Recipe) -> Forecast {
+    let dit = dit_preset(name).unwrap();
+    let targets = recipe.adapter.select(&dit.adaptable_modules()).unwrap();
+    let wishes = Wishes { base: recipe.model.base, stream: recipe.model.stream, ..Wishes::default() };
+    let habits = Habits::of(&dit, name.ends_with("a14b"));
+    let frames = *recipe.data.frames.iter().max().unwrap();
+    let shape = |&[width, height]: &[u32; 2]| {
+        let fits = |side: u32| side.is_multiple_of(habits.multiple());
+        assert!(fits(width) && fits(height) && frames % 4 == 1, "{name}: {width}x{height}, {frames} frames");
+        habits.latents(frames, height, width)
+    };
+    let latents = recipe.data.sizes.iter().map(shape).max_by_key(|(t, h, w)| t * h * w).unwrap();
+    let task = Task {
+        dit: &dit,
+        base: wishes.settle(Processor::Gpu).dit(),
+        targets: &targets,
+        kind: recipe.adapter.kind,
+        factor: recipe.adapter.factor,
+        rank: recipe.adapter.rank(),
+        dropout: recipe.adapter.dropout > 0.0,
+        batch: recipe.train.batch,
+        accumulate: recipe.train.accumulate,
+        latents,
+    };
+    let settled = settle(&task, &machine(recipe), &recipe.memory, None, &Shapes::default());
+    settled.unwrap_or_else(|error| panic!("{name}: {error}")).forecast
+}
+
+/// The page tells of each recipe for 24 GB cards what it takes there, and each fits.
+#[test]
+fn recipes_for_published_models_fit_the_cards_that_they_are_for() {
+    let page = std::fs::read_to_string(root().join("recipes/README.md")).unwrap();
+    let gib = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 30));
+    let mut models = std::collections::BTreeSet::new();
+    for file in shipped().into_iter().filter(|file| file.path != "recipes/first-run.toml") {
+        let stem = file.path.trim_start_matches("recipes/").trim_end_matches(".toml");
+        let name = stem.trim_end_matches("-one-card");
+        let recipe = Recipe::read(&root().join(&file.path)).unwrap();
+        recipe.train.timesteps.check().unwrap();
+        let forecast = forecast(name, &recipe);
+        let peaks: Vec<String> = forecast.stages.iter().map(|stage| gib(stage.memory.peak)).collect();
+        let host: u64 = forecast.stages.iter().map(|stage| stage.memory.host).sum();
+        let told = format!("| {} | {} | {} |", peaks.len(), peaks.join(", "), gib(host));
+        let row = page.lines().find(|line| line.starts_with(&format!("| [{stem}.toml]")));
+        assert!(row.is_some_and(|row| row.contains(&told)), "{stem}: the page should tell{told} but has {row:?}");
+        models.insert(name.to_owned());
+    }
+    let published: Vec<&str> = DIT_PRESETS.split(", ").filter(|name| *name != "tiny").collect();
+    assert!(published.iter().all(|name| models.contains(*name)), "a model without a recipe: {models:?}");
+}
+
+/// A recipe for one expert trains it on the noise that it is asked about, and no other.
+#[test]
+fn recipes_of_experts_stay_on_their_side() {
+    for name in ["t2v-a14b", "i2v-a14b"] {
+        let recipe = Recipe::read(&root().join(format!("recipes/{name}.toml"))).unwrap();
+        let boundary = Habits::of(&dit_preset(name).unwrap(), true).boundary;
+        let timesteps = &recipe.train.timesteps;
+        assert_eq!((recipe.model.expert, timesteps.min, timesteps.max), (Some(Expert::High), boundary, 1.0));
     }
 }

@@ -16,6 +16,7 @@ use crate::devices::DevicesConfig;
 use crate::error::{Error, Result};
 use crate::forecast::Task;
 use crate::habits::Habits;
+use crate::like::Taken;
 use crate::memory::{self, Forecast, Machine, MemoryPlan};
 use crate::optim::OptimizerConfig;
 use crate::prompt::ClipRequest;
@@ -122,6 +123,8 @@ pub struct Planned {
     pub forecast: Forecast,
     /// What the recipe leaves to the plan.
     pub open: Open,
+    /// The defaults that came with `train.like`.
+    pub taken: Vec<Taken>,
 }
 
 /// What a recipe leaves open and a plan settles by what the machine is like: a run that goes on keeps it.
@@ -253,7 +256,7 @@ impl Plan {
             sample,
             export: recipe.export,
         };
-        Ok(Planned { plan, dit, targets, dataset, forecast: settled.forecast, open })
+        Ok(Planned { plan, dit, targets, dataset, forecast: settled.forecast, open, taken: recipe.taken })
     }
 
     /// The plan as TOML.
