@@ -32,7 +32,9 @@ fn share_below(trainer: &str, sigma: f64) -> f64 {
     match trainer {
         "musubi-tuner" => normal_cdf(logit(sigma / (3.0 - 2.0 * sigma))),
         "diffusion-pipe" | "ai-toolkit" => normal_cdf(logit(sigma)),
-        _ => (1..=1000).filter(|u| f64::from(5 * u) / f64::from(1000 + 4 * u) <= sigma).count() as f64 / 1000.0,
+        _ => {
+            (1..=1000).filter(|u| f64::from(5 * u) / f64::from(1000 + 4 * u) <= sigma).count() as f64 / 1000.0
+        }
     }
 }
 
@@ -93,7 +95,10 @@ fn a_change_counts_and_is_clipped_as_in_each_trainer() {
 fn the_recipe_goes_before_the_preset() {
     let text = "[train]\nlike = \"musubi-tuner\"\ntimesteps = { shift = 7.0 }\n[adapter]\nalpha = 16\n[optimizer]\nlr = 3e-5\n";
     let recipe = read(text).unwrap();
-    assert_eq!((recipe.train.timesteps.shift(), recipe.adapter.alpha(), recipe.optimizer.lr), (7.0, 16.0, 3e-5));
+    assert_eq!(
+        (recipe.train.timesteps.shift(), recipe.adapter.alpha(), recipe.optimizer.lr),
+        (7.0, 16.0, 3e-5)
+    );
     let told: Vec<&str> = recipe.taken.iter().map(|taken| taken.key).collect();
     assert!(told.contains(&"train.caption_dropout") && recipe.train.caption_dropout == 0.0, "{told:?}");
     for written in ["train.timesteps.shift", "adapter.alpha", "optimizer.lr"] {
@@ -101,7 +106,9 @@ fn the_recipe_goes_before_the_preset() {
     }
     let plain = read("").unwrap();
     assert_eq!((plain.taken.len(), &plain.train.timesteps), (0, &TimestepConfig::default()));
-    assert!(recipe.taken.iter().all(|taken| taken.to_string().starts_with(taken.key) && !taken.source.is_empty()));
+    assert!(
+        recipe.taken.iter().all(|taken| taken.to_string().starts_with(taken.key) && !taken.source.is_empty())
+    );
     let refused = read("[train]\nlike = \"kohya\"\n").unwrap_err().to_string();
     assert!(refused.contains("kohya") && refused.contains("musubi-tuner"), "{refused}");
 }

@@ -232,7 +232,9 @@ fn networks_with_parts_that_are_not_here_are_refused_by_name() {
 fn networks_of_unusual_channels_are_refused_by_name() {
     let desk = tempfile::tempdir().unwrap();
     let path = desk.path().join("dit.safetensors");
-    for (channels_in, channels_out, kind) in [(48, 16, "Fun-Control"), (52, 16, "Fun-Control"), (100, 48, "5B")] {
+    for (channels_in, channels_out, kind) in
+        [(48, 16, "Fun-Control"), (52, 16, "Fun-Control"), (100, 48, "5B")]
+    {
         let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
         let tensors = std::collections::HashMap::from([
             ("patch_embedding.weight", zeros(&[128, channels_in, 1, 2, 2])),

@@ -40,7 +40,11 @@ const MUSUBI: [Row; 12] = [
 /// tdrussell/diffusion-pipe. Alpha is always the rank there, as here.
 const DIFFUSION_PIPE: [Row; 12] = [
     ("train.caption_dropout", "0.0", "docs/supported_models.md"),
-    ("train.timesteps.distribution", "\"logit-normal\"", "examples/main_example.toml, timestep_sample_method"),
+    (
+        "train.timesteps.distribution",
+        "\"logit-normal\"",
+        "examples/main_example.toml, timestep_sample_method",
+    ),
     ("train.timesteps.mean", "0.0", "models/wan/wan.py"),
     ("train.timesteps.std", "1.0", "docs/supported_models.md, sigmoid_scale"),
     ("train.timesteps.shift", "1.0", "docs/supported_models.md, shift"),
@@ -123,9 +127,8 @@ impl Like {
 
     /// Puts the trainer's defaults where `recipe` says nothing; which they were.
     pub fn fill(self, recipe: &mut Table) -> Vec<Taken> {
-        let fill = |&(key, value, source): &Row| {
-            put(recipe, key, value).then_some(Taken { key, value, source })
-        };
+        let fill =
+            |&(key, value, source): &Row| put(recipe, key, value).then_some(Taken { key, value, source });
         self.defaults().iter().filter_map(fill).collect()
     }
 }

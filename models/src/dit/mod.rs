@@ -165,7 +165,10 @@ pub fn open(path: &Path, config_json: Option<&str>) -> Result<(DitConfig, Weight
     };
     let channels = || {
         let of = |name: &str, axis: usize| shape_of(name)?.get(axis).copied();
-        variant::foreign_channels(of("patch_embedding.weight", 1)?, of("head.head.weight", 0)? / config::PATCH.pow(2))
+        variant::foreign_channels(
+            of("patch_embedding.weight", 1)?,
+            of("head.head.weight", 0)? / config::PATCH.pow(2),
+        )
     };
     if let Some(kind) = variant::foreign(&checkpoint).or_else(channels) {
         return Err(Error::Mismatch(format!(
