@@ -28,7 +28,7 @@ fn a_run_leaves_what_it_says() {
 #[test]
 fn a_plan_tells_what_it_took_from_another_trainer() {
     let desk = Desk::new();
-    desk.change("steps = 2", "steps = 2\nlike = \"musubi-tuner\"");
+    desk.change("[train]", "[train]\nlike = \"musubi-tuner\"");
     let plan = desk.succeed(&["plan", "recipe.toml"]);
     assert!(
         plan.stdout.contains("like = \"musubi-tuner\"") && plan.stdout.contains("alpha = 1.0"),
