@@ -118,9 +118,9 @@ pub fn foreign(checkpoint: &Checkpoint) -> Option<&'static str> {
     checkpoint.names().find_map(named)
 }
 
-/// What a network of these channels is that no published model has, where it is known.
-pub fn foreign_channels(facts: Facts) -> Option<&'static str> {
-    match (facts.channels_in, facts.channels_out) {
+/// What a network is that takes and gives so many channels as no model does that can be trained, where it is known.
+pub fn foreign_channels(channels_in: usize, channels_out: usize) -> Option<&'static str> {
+    match (channels_in, channels_out) {
         (48, 16) | (52, 16) => Some("a Wan Fun-Control model"),
         (100, 48) | (148, 48) => Some("a Wan Fun model of 5B"),
         _ => None,

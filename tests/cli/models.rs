@@ -200,4 +200,15 @@ fn a_model_of_the_hub_is_told_fetched_and_used() {
     assert_eq!(plan.code, Some(0), "{}", plan.stderr);
     assert!(plan.stdout.contains("name = \"tiny-wan\""), "{}", plan.stdout);
     assert_eq!(server.asked_for("Wan2.1_VAE.pth").len(), 1, "what is there is not fetched again");
+
+    // Commands that only read find it by its name, and fetch nothing.
+    let told = run(&["inspect", "someone/tiny-wan"], "1");
+    assert!(told.code == Some(0) && told.stdout.contains("Wan DiT"), "{}{}", told.stdout, told.stderr);
+    let load = run(&["bench", "load", "--model", "someone/tiny-wan", "--stages", "cpu", "-n", "1"], "1");
+    assert_eq!(load.code, Some(0), "{}", load.stderr);
+    for words in [&["inspect", "someone/else"][..], &["bench", "load", "--model", "someone/else"]] {
+        run(words, "0").assert_refused(&["someone/else", "`tandem fetch someone/else`"]);
+    }
+    let slip = run(&["inspect", "clips/none.safetensors"], "0");
+    assert!(slip.code == Some(2) && !slip.stderr.contains("fetch"), "{}", slip.stderr);
 }

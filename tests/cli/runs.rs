@@ -24,6 +24,22 @@ fn a_run_leaves_what_it_says() {
     desk.assert_no_temporary_files();
 }
 
+/// A preset tells what it set and where that is from, and stays with the run.
+#[test]
+fn a_plan_tells_what_it_took_from_another_trainer() {
+    let desk = Desk::new();
+    desk.change("[train]", "[train]\nlike = \"musubi-tuner\"");
+    let plan = desk.succeed(&["plan", "recipe.toml"]);
+    assert!(
+        plan.stdout.contains("like = \"musubi-tuner\"") && plan.stdout.contains("alpha = 1.0"),
+        "{}",
+        plan.stdout
+    );
+    for told in ["as in musubi-tuner", "adapter.alpha = 1.0", "docs/wan.md"] {
+        assert!(plan.stderr.contains(told), "no {told} in {}", plan.stderr);
+    }
+}
+
 #[test]
 fn a_changed_plan_is_refused_with_every_change() {
     let desk = Desk::new();

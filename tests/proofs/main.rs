@@ -21,6 +21,7 @@ mod export;
 mod fp8_files;
 mod gradients;
 mod hub;
+mod like;
 mod memory;
 mod model_files;
 mod noise;

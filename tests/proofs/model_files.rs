@@ -227,6 +227,27 @@ fn networks_with_parts_that_are_not_here_are_refused_by_name() {
     }
 }
 
+/// Fun-Control has no part of its own: its channels tell it.
+#[test]
+fn networks_of_unusual_channels_are_refused_by_name() {
+    let desk = tempfile::tempdir().unwrap();
+    let path = desk.path().join("dit.safetensors");
+    for (channels_in, channels_out, kind) in
+        [(48, 16, "Fun-Control"), (52, 16, "Fun-Control"), (100, 48, "5B")]
+    {
+        let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+        let tensors = std::collections::HashMap::from([
+            ("patch_embedding.weight", zeros(&[128, channels_in, 1, 2, 2])),
+            ("head.head.weight", zeros(&[channels_out * 4, 128])),
+            ("blocks.0.ffn.0.weight", zeros(&[256, 128])),
+        ]);
+        candle_core::safetensors::save(&tensors, &path).unwrap();
+        let error = models::dit::open(&path, None).unwrap_err().to_string();
+        assert!(error.contains("dit.safetensors") && error.contains(kind), "{error}");
+        assert!(inspect(&path).unwrap().to_string().contains(kind));
+    }
+}
+
 /// What a stranger is told of each kind of file.
 #[test]
 fn inspect_tells_what_single_files_are() {

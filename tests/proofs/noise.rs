@@ -9,10 +9,10 @@ use trainer::noise::{Distribution, Streams, TimestepConfig, Weighting, bsmntw};
 
 const DRAWS: u64 = 20_000;
 /// Kolmogorov and Smirnov's distance of 20 000 right draws is beyond this once in a thousand times: 1.95 / sqrt(n).
-const KS: f64 = 0.0138;
+pub(crate) const KS: f64 = 0.0138;
 
 /// The standard normal distribution function, by Abramowitz and Stegun 7.1.26: within 1.5e-7.
-fn normal_cdf(z: f64) -> f64 {
+pub(crate) fn normal_cdf(z: f64) -> f64 {
     let x = z.abs() / std::f64::consts::SQRT_2;
     let t = 1.0 / (1.0 + 0.327_591_1 * x);
     let factors = [1.061_405_429, -1.453_152_027, 1.421_413_741, -0.284_496_736, 0.254_829_592];
@@ -33,7 +33,7 @@ fn cdf(config: &TimestepConfig, sigma: f64) -> f64 {
 }
 
 /// The largest distance of the draws from `expected`.
-fn distance(config: &TimestepConfig, expected: impl Fn(f64) -> f64) -> f64 {
+pub(crate) fn distance(config: &TimestepConfig, expected: impl Fn(f64) -> f64) -> f64 {
     let streams = Streams::new(5);
     let mut sigmas: Vec<f64> =
         (0..DRAWS).map(|i| config.sigma(streams.sigma(i / 4, i % 4)).unwrap()).collect();

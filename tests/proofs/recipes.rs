@@ -3,13 +3,19 @@
 use std::collections::BTreeMap;
 
 use data::DataConfig;
+use kernels::device::Repeatability;
 use models::adapter::LoraConfig;
+use models::expert::Expert;
 use proofs::source::{File, files, root};
 use serde_json::{Value, json};
 use trainer::base::ModelConfig;
+use trainer::bench::{DIT_PRESETS, dit_preset};
 use trainer::devices::DevicesConfig;
-use trainer::memory::MemoryConfig;
+use trainer::forecast::{Engine, Task, Way};
+use trainer::habits::Habits;
+use trainer::memory::{Card, Forecast, Machine, MemoryConfig, Room, Shapes, settle};
 use trainer::optim::OptimizerConfig;
+use trainer::precision::{Processor, Wishes};
 use trainer::recipe::{CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig};
 use trainer::sample::SampleConfig;
 
@@ -129,5 +135,101 @@ fn a_recipe_with_every_key_is_read_and_one_with_another_is_refused() {
         std::fs::write(&path, text(&changed)).unwrap();
         let error = Recipe::read(&path).unwrap_err().to_string();
         assert!(error.contains(wrong) && error.contains(nearest), "{error}");
+    }
+}
+
+/// What tensors get of a card that is sold with 24 GB: 24 GiB less what the driver takes.
+const CARD: u64 = (24 << 30) - (600 << 20);
+/// Half of a machine with 64 GiB, which is what a plan pins where the recipe says nothing.
+const HOST: u64 = 32 << 30;
+
+/// The page is a guide: a finer forecast may move by so many GiB before it has to be told.
+const NEAR: f64 = 1.0;
+
+/// A machine with the GPUs of `recipe`, all of 24 GB without a way to each other; figures of an RTX 3090.
+fn machine(recipe: &Recipe) -> Machine {
+    let engine = Engine::Cudnn(Repeatability::Fast);
+    let card = |name: &String| Card {
+        name: name.clone(),
+        engine,
+        room: Room::AtMost(CARD),
+        flops: 71e12,
+        link: 20e9,
+    };
+    let stages: Vec<Card> = recipe.devices.stages.iter().map(card).collect();
+    Machine { ways: vec![Way::Host; stages.len() - 1], stages, host: HOST }
+}
+
+/// The forecast of the largest clip that `recipe` could meet, for the published sizes of the model of that name.
+fn forecast(name: &str, recipe: &Recipe) -> Forecast {
+    let dit = dit_preset(name).unwrap();
+    let targets = recipe.adapter.select(&dit.adaptable_modules()).unwrap();
+    let wishes = Wishes { base: recipe.model.base, stream: recipe.model.stream, ..Wishes::default() };
+    let habits = Habits::of(&dit, name.ends_with("a14b"));
+    let frames = *recipe.data.frames.iter().max().unwrap();
+    let shape = |&[width, height]: &[u32; 2]| {
+        let fits = |side: u32| side.is_multiple_of(habits.multiple());
+        assert!(fits(width) && fits(height) && frames % 4 == 1, "{name}: {width}x{height}, {frames} frames");
+        habits.latents(frames, height, width)
+    };
+    let latents = recipe.data.sizes.iter().map(shape).max_by_key(|(t, h, w)| t * h * w).unwrap();
+    let task = Task {
+        dit: &dit,
+        base: wishes.settle(Processor::Gpu).dit(),
+        targets: &targets,
+        kind: recipe.adapter.kind,
+        factor: recipe.adapter.factor,
+        rank: recipe.adapter.rank(),
+        dropout: recipe.adapter.dropout > 0.0,
+        batch: recipe.train.batch,
+        accumulate: recipe.train.accumulate,
+        latents,
+    };
+    let settled = settle(&task, &machine(recipe), &recipe.memory, None, &Shapes::default());
+    settled.unwrap_or_else(|error| panic!("{name}: {error}")).forecast
+}
+
+/// The page tells of each recipe for 24 GB cards what it takes there, and each fits.
+#[test]
+fn recipes_for_published_models_fit_the_cards_that_they_are_for() {
+    let page = std::fs::read_to_string(root().join("recipes/README.md")).unwrap();
+    let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+    let mut models = std::collections::BTreeSet::new();
+    for file in shipped().into_iter().filter(|file| file.path != "recipes/first-run.toml") {
+        let stem = file.path.trim_start_matches("recipes/").trim_end_matches(".toml");
+        let name = stem.trim_end_matches("-one-card");
+        let recipe = Recipe::read(&root().join(&file.path)).unwrap();
+        recipe.train.timesteps.check().unwrap();
+        let forecast = forecast(name, &recipe);
+        let stages = &forecast.stages;
+        let host: u64 = stages.iter().map(|stage| stage.memory.host).sum();
+        let mut counted = vec![stages.len() as f64];
+        counted.extend(stages.iter().map(|stage| stage.memory.peak).chain([host]).map(gib));
+        let row =
+            page.lines().find_map(|line| line.strip_prefix(&format!("| [{stem}.toml]({stem}.toml) | ")));
+        let cells = row.unwrap_or_else(|| panic!("{stem} is not on the page")).split(" | ").skip(1);
+        let numbers = |cell: &str| -> Vec<f64> {
+            cell.split(", ").map(|number| number.trim_end_matches(" |").parse().unwrap()).collect()
+        };
+        let told: Vec<f64> = cells.flat_map(numbers).collect();
+        let is_near = told.iter().zip(&counted).all(|(told, counted)| (told - counted).abs() < NEAR);
+        assert!(
+            told.len() == counted.len() && is_near,
+            "{stem}: {told:?} on the page, {counted:.1?} planned"
+        );
+        models.insert(name.to_owned());
+    }
+    let published: Vec<&str> = DIT_PRESETS.split(", ").filter(|name| *name != "tiny").collect();
+    assert!(published.iter().all(|name| models.contains(*name)), "a model without a recipe: {models:?}");
+}
+
+/// A recipe for one expert trains it on the noise that it is asked about, and no other.
+#[test]
+fn recipes_of_experts_stay_on_their_side() {
+    for name in ["t2v-a14b", "i2v-a14b"] {
+        let recipe = Recipe::read(&root().join(format!("recipes/{name}.toml"))).unwrap();
+        let boundary = Habits::of(&dit_preset(name).unwrap(), true).boundary;
+        let timesteps = &recipe.train.timesteps;
+        assert_eq!((recipe.model.expert, timesteps.min, timesteps.max), (Some(Expert::High), boundary, 1.0));
     }
 }

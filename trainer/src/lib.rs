@@ -20,6 +20,7 @@ pub mod habits;
 pub mod hub;
 pub mod inspect;
 pub mod interrupt;
+pub mod like;
 pub mod lr;
 pub mod memory;
 pub mod metrics;

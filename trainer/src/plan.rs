@@ -19,6 +19,7 @@ use crate::devices::DevicesConfig;
 use crate::error::{Error, Result};
 use crate::forecast::{Networks, Task};
 use crate::habits::Habits;
+use crate::like::Taken;
 use crate::memory::{self, Forecast, Machine, MemoryPlan};
 use crate::optim::OptimizerConfig;
 use crate::prompt::ClipRequest;
@@ -144,6 +145,8 @@ pub struct Planned {
     pub forecast: Forecast,
     /// What the recipe leaves to the plan.
     pub open: Open,
+    /// The defaults that came with `train.like`.
+    pub taken: Vec<Taken>,
 }
 
 /// What a recipe leaves open and a plan settles by what the machine is like: a run that goes on keeps it.
@@ -275,7 +278,7 @@ impl Plan {
             sample,
             export: recipe.export,
         };
-        Ok(Planned { plan, dit, targets, dataset, forecast: settled.forecast, open })
+        Ok(Planned { plan, dit, targets, dataset, forecast: settled.forecast, open, taken: recipe.taken })
     }
 
     /// The networks that are trained, each with the noise levels that it makes, in the order in which sampling goes through

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::ModelConfig;
 use crate::devices::DevicesConfig;
 use crate::error::{Error, Result};
+use crate::like::{Like, Taken};
 use crate::memory::MemoryConfig;
 use crate::noise::TimestepConfig;
 use crate::optim::OptimizerConfig;
@@ -51,6 +52,9 @@ pub struct Recipe {
     /// The adapter files.
     #[serde(default)]
     pub export: ExportConfig,
+    /// The defaults that `train.like` put in.
+    #[serde(skip)]
+    pub taken: Vec<Taken>,
 }
 
 /// Where a run lies, and its seed.
@@ -72,6 +76,9 @@ pub struct RunConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
+    /// Another trainer, whose defaults stand for whatever the recipe does not say of alpha, caption dropout, noise levels and
+    /// the optimiser: `musubi-tuner`, `diffusion-pipe`, `ai-toolkit`, `diffsynth-studio`. Default: none, Tandem's own.
+    pub like: Option<Like>,
     /// Optimiser steps. Default 1000.
     pub steps: u64,
     /// Samples of a micro-batch. Default 1.
@@ -94,6 +101,7 @@ pub struct TrainConfig {
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
+            like: None,
             steps: 1000,
             batch: 1,
             accumulate: 1,
@@ -151,13 +159,18 @@ impl Recipe {
             path: path.to_owned(),
             source,
         })?;
-        toml::from_str(&text).map_err(|error| Error::Recipe {
+        let refuse = |error: toml::de::Error| Error::Recipe {
             path: path.to_owned(),
             why: match nearest_key(error.message()) {
                 Some(nearest) => format!("{error}did you mean `{nearest}`?"),
                 None => error.to_string(),
             },
-        })
+        };
+        let written: Self = toml::from_str(&text).map_err(refuse)?;
+        let Some(like) = written.train.like else { return Ok(written) };
+        let mut table: toml::Table = toml::from_str(&text).map_err(refuse)?;
+        let taken = like.fill(&mut table);
+        Ok(Self { taken, ..table.try_into().map_err(refuse)? })
     }
 }
 

@@ -34,7 +34,9 @@ static REGIONS: RwLock<Vec<(Place, Mutex<Region>)>> = RwLock::new(Vec::new());
 /// The driver's functions behind ours.
 #[derive(Clone, Copy)]
 struct Driver {
+    // SAFETY: a type; who calls what is behind it answers for the call.
     alloc: unsafe extern "C" fn(*mut u64, usize, sys::CUstream) -> sys::CUresult,
+    // SAFETY: as above.
     free: unsafe extern "C" fn(u64, sys::CUstream) -> sys::CUresult,
 }
 

@@ -157,19 +157,26 @@ impl Dit {
 /// When the config does not fit, or any tensor is missing, unexpected or misshapen; all of them are listed.
 pub fn open(path: &Path, config_json: Option<&str>) -> Result<(DitConfig, Weights)> {
     let checkpoint = Checkpoint::open(path)?.without_model_prefix()?;
-    if let Some(kind) = variant::foreign(&checkpoint) {
-        return Err(Error::Mismatch(format!(
-            "{}: this is {kind}, which Tandem does not train; its adapters are often made on the plain text-to-video or \
-             image-to-video model of the same size",
-            path.display()
-        )));
-    }
     let is_diffusers = checkpoint.contains("condition_embedder.time_proj.weight");
     let to_file = |official: &str| if is_diffusers { names::tensor_to_diffusers(official) } else { None };
     let shape_of = |official: &str| {
         let name = to_file(official).unwrap_or_else(|| official.to_owned());
         checkpoint.shape(&name).map(<[usize]>::to_vec)
     };
+    let channels = || {
+        let of = |name: &str, axis: usize| shape_of(name)?.get(axis).copied();
+        variant::foreign_channels(
+            of("patch_embedding.weight", 1)?,
+            of("head.head.weight", 0)? / config::PATCH.pow(2),
+        )
+    };
+    if let Some(kind) = variant::foreign(&checkpoint).or_else(channels) {
+        return Err(Error::Mismatch(format!(
+            "{}: this is {kind}, which Tandem does not train; its adapters are often made on the plain text-to-video or \
+             image-to-video model of the same size",
+            path.display()
+        )));
+    }
     let config = match config_json {
         Some(text) => DitConfig::from_parts(text, shape_of)?,
         None => {

@@ -8,6 +8,7 @@ use models::umt5::Umt5;
 use models::vae::Vae;
 
 use super::devices::{OneDevice, StageDevices};
+use super::fetch::on_this_machine;
 use super::precision::{DitPrecision, PartFloat, PartPrecision};
 use crate::base::{self, Part};
 use crate::bench::{
@@ -15,6 +16,7 @@ use crate::bench::{
 };
 use crate::bytes::Bytes;
 use crate::error::Error;
+use crate::hub::HubError;
 use crate::memory::{KeepConfig, MemoryConfig, Offload};
 use crate::ui::Ui;
 
@@ -68,12 +70,17 @@ struct Size {
     frames: usize,
 }
 
+/// The name of sizes, a path, or the path that a model of the hub has in the cache.
+fn named(argument: &str) -> Result<String, HubError> {
+    on_this_machine(argument).map(|path| path.display().to_string())
+}
+
 /// A model by the name of its sizes, or on disk.
 #[derive(Debug, Args)]
 struct Model {
     /// A checkpoint; with --random-weights the name of sizes: t2v-1.3b, t2v-14b, t2v-a14b, i2v-14b, i2v-a14b,
     /// flf2v-14b, ti2v-5b, tiny.
-    #[arg(long, default_value = "tiny")]
+    #[arg(long, default_value = "tiny", value_parser = named)]
     model: String,
     /// Make weights from a seed: only speed and memory mean anything then.
     #[arg(long)]
@@ -139,7 +146,7 @@ struct AttentionArguments {
 #[derive(Debug, Args)]
 struct VaeArguments {
     /// A checkpoint; with --random-weights the name of sizes: wan2.1, wan2.2, tiny.
-    #[arg(long, default_value = "tiny")]
+    #[arg(long, default_value = "tiny", value_parser = named)]
     model: String,
     /// Make weights from a seed.
     #[arg(long)]
@@ -160,7 +167,7 @@ struct VaeArguments {
 #[derive(Debug, Args)]
 struct TextBench {
     /// A checkpoint; with --random-weights the name of sizes: umt5-xxl, tiny.
-    #[arg(long, default_value = "tiny")]
+    #[arg(long, default_value = "tiny", value_parser = named)]
     model: String,
     /// Make weights from a seed.
     #[arg(long)]

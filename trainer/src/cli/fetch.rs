@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
 use clap::Args;
 
 use crate::base::{Clips, ModelConfig};
@@ -29,7 +28,7 @@ HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_TOKEN (or the login of huggingface-cli), 
 
 impl Fetch {
     /// Fetches what is missing and says where the model lies.
-    pub fn run(&self, ui: &Ui) -> Result<u8> {
+    pub fn run(&self, ui: &Ui) -> anyhow::Result<u8> {
         let id: HubId = self.id.parse().map_err(Error::from)?;
         let wanted = if self.only.is_empty() { &Wanted::ALL[..] } else { &self.only };
         let folder = hub().fetch(&id, wanted, ui).map_err(Error::from)?;
@@ -58,6 +57,24 @@ pub fn resolved(recipe: &Path, overrides: Overrides, missing: Missing, ui: &Ui) 
 pub fn fetched(model: &Path, ui: &Ui) -> crate::Result<PathBuf> {
     let config = ModelConfig { folder: Some(model.to_owned()), ..ModelConfig::default() };
     Ok(folder(&config, Path::new(""), Clips::Some, Missing::Fetch, ui)?.unwrap_or_else(|| model.to_owned()))
+}
+
+/// Endings of the names of files, which no model of the hub has.
+const FILES: [&str; 5] = ["safetensors", "pth", "pt", "gguf", "json"];
+
+/// An argument that is a path, or a model of the hub by its name: then its folder in the cache. Nothing is fetched.
+///
+/// # Errors
+/// A model that is not in the cache.
+pub fn on_this_machine(argument: &str) -> Result<PathBuf, HubError> {
+    let path = PathBuf::from(argument);
+    // A path with a slip in it has a folder to begin with, or is the name of a file.
+    let is_path = path.parent().is_none_or(Path::exists)
+        || path.extension().is_some_and(|ending| FILES.iter().any(|file| ending == *file));
+    match (is_path || path.exists(), argument.parse::<HubId>()) {
+        (false, Ok(id)) => hub().cached(&id).ok_or_else(|| HubError::NotFetched { id: id.to_string() }),
+        _ => Ok(path),
+    }
 }
 
 /// What is done about a model of the hub that is not in the cache.

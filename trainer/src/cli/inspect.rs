@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
+use super::fetch::on_this_machine;
 use crate::inspect::inspect;
 use crate::ui::Ui;
 
 /// Say what an adapter, a checkpoint or a folder is. Only headers are read.
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// A file, or a folder of a model or of a run.
+    /// A file, a folder of a model or of a run, or a model of the hub that lies in the cache.
+    #[arg(value_parser = on_this_machine)]
     path: PathBuf,
 }
 

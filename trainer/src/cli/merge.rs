@@ -10,6 +10,7 @@ use models::weights::{Copied, write_copy};
 
 use super::adapter_output::ExpertArgument;
 use super::base_dit::BaseDit;
+use super::fetch::on_this_machine;
 use crate::adapters;
 use crate::error::Error;
 use crate::interrupt::Interrupt;
@@ -20,7 +21,7 @@ use crate::ui::Ui;
 #[derive(Debug, Args)]
 pub struct Merge {
     /// The model: a checkpoint folder, or a DiT's folder or file, of any kind that is read.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = on_this_machine)]
     model: PathBuf,
     /// Which expert of a folder that holds two.
     #[arg(long, value_enum)]

@@ -51,6 +51,10 @@ pub fn make(recipe: &std::path::Path, overrides: &Overrides, ui: &Ui) -> crate::
         }
     })?;
     planned.dataset.notes.iter().for_each(|note| ui.note(note));
+    if let Some(like) = planned.plan.train.like {
+        let taken = planned.taken.iter().map(|taken| format!("\n  {taken}")).collect::<String>();
+        ui.note(&format!("as in {}, where the recipe says nothing:{taken}", like.name()));
+    }
     Ok(planned)
 }
 

@@ -13,6 +13,7 @@ use models::text::TextEncoder;
 use models::vae::{Tiles, Tiling, Vae};
 use models::weights::Weights;
 
+use super::fetch::on_this_machine;
 use super::precision::ProbePrecision;
 use crate::base::{self, DitFiles, Part};
 use crate::devices::{self, DevicesConfig};
@@ -66,7 +67,7 @@ struct Files {
 #[derive(Debug, Args)]
 struct DitModel {
     /// Checkpoint folder (official or diffusers layout, or the DiT's own folder), or a file of weights.
-    #[arg(long, value_name = "DIR_OR_FILE")]
+    #[arg(long, value_name = "DIR_OR_FILE", value_parser = on_this_machine)]
     model: PathBuf,
     /// `config.json` of the DiT. Default: the one in the folder of the weights.
     #[arg(long, value_name = "FILE")]
@@ -92,7 +93,7 @@ struct DitProbe {
 #[derive(Debug, Args)]
 struct VaeProbe {
     /// Checkpoint folder (official or diffusers layout, or the VAE's own folder), or a file of weights.
-    #[arg(long, value_name = "DIR_OR_FILE")]
+    #[arg(long, value_name = "DIR_OR_FILE", value_parser = on_this_machine)]
     model: PathBuf,
     /// The VAE's diffusers `config.json`, for its latent statistics. Default: the one in the folder, else Wan's own.
     #[arg(long, value_name = "FILE")]
@@ -119,7 +120,7 @@ struct VaeProbe {
 #[derive(Debug, Args)]
 struct ClipProbe {
     /// Checkpoint folder (official or diffusers layout), or the tower's own folder or file.
-    #[arg(long, value_name = "DIR_OR_FILE")]
+    #[arg(long, value_name = "DIR_OR_FILE", value_parser = on_this_machine)]
     model: PathBuf,
     /// The tower's HF `config.json`, which tells the number of heads. Default: the one in the folder, else heads of 80.
     #[arg(long, value_name = "FILE")]
@@ -137,7 +138,7 @@ struct ClipProbe {
 #[derive(Debug, Args)]
 struct TextProbe {
     /// Checkpoint folder (official or diffusers layout), or the text encoder's folder or file.
-    #[arg(long, value_name = "DIR_OR_FILE")]
+    #[arg(long, value_name = "DIR_OR_FILE", value_parser = on_this_machine)]
     model: PathBuf,
     /// `tokenizer.json` or its folder. Default: the checkpoint folder's.
     #[arg(long, value_name = "DIR_OR_FILE")]

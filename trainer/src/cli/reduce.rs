@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::adapter_output::{AdapterOutput, ExpertArgument, tell_expert};
 use super::base_dit::BaseDit;
+use super::fetch::on_this_machine;
 use crate::error::Error;
 use crate::interrupt::Interrupt;
 use crate::ui::Ui;
@@ -23,10 +24,10 @@ const SEED: u64 = 1;
 #[derive(Debug, Args)]
 pub struct Extract {
     /// The model that the other was made from: a checkpoint folder, or a DiT's folder or file.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = on_this_machine)]
     base: PathBuf,
     /// The model whose difference is wanted.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = on_this_machine)]
     tuned: PathBuf,
     /// Which expert of folders that hold two.
     #[arg(long, value_enum)]

@@ -23,7 +23,7 @@ pub enum HubError {
     },
     /// A model of the hub where only folders on this machine are looked at.
     #[error(
-        "{id} is not on this machine yet: `tandem fetch {id}` gets it (or correct model.folder if it is meant to be a folder)"
+        "{id} is not on this machine yet: `tandem fetch {id}` gets it (or correct the path, if it is meant to be one)"
     )]
     NotFetched {
         /// The model.

@@ -75,7 +75,9 @@ pub(super) fn report(path: &Path, file: &Checkpoint) -> Report {
 
 /// What people call it.
 fn name(file: &Checkpoint, facts: Facts, path: &Path) -> String {
-    if let Some(kind) = variant::foreign(file).or_else(|| variant::foreign_channels(facts)) {
+    if let Some(kind) =
+        variant::foreign(file).or_else(|| variant::foreign_channels(facts.channels_in, facts.channels_out))
+    {
         return format!("{kind}, which Tandem does not train");
     }
     let found: Vec<&str> = Variant::at(facts, path).into_iter().map(Variant::name).collect();

@@ -1,0 +1,152 @@
+//! Defaults of other trainers, by name: what is not written in a recipe becomes what that trainer would do, so that the
+//! same data learns as it did there. What the recipe says goes before.
+
+use serde::{Deserialize, Serialize};
+use toml::Table;
+
+/// A trainer whose defaults a recipe may take over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Like {
+    /// kohya-ss/musubi-tuner.
+    MusubiTuner,
+    /// tdrussell/diffusion-pipe.
+    DiffusionPipe,
+    /// ostris/ai-toolkit.
+    AiToolkit,
+    /// modelscope/DiffSynth-Studio.
+    DiffsynthStudio,
+}
+
+/// A default of a trainer: dotted key of a recipe, its value in TOML, and the file of that project which has it.
+type Row = (&'static str, &'static str, &'static str);
+
+/// kohya-ss/musubi-tuner. Its alpha is 1 unless set, so at rank 32 a change counts a 32nd.
+const MUSUBI: [Row; 12] = [
+    ("adapter.alpha", "1.0", "src/musubi_tuner/hv_train_network.py, network_alpha"),
+    ("train.caption_dropout", "0.0", "it has none"),
+    ("train.timesteps.distribution", "\"shift\"", "docs/wan.md, timestep_sampling"),
+    ("train.timesteps.shift", "3.0", "docs/wan.md, discrete_flow_shift"),
+    ("train.timesteps.scale", "1.0", "src/musubi_tuner/hv_train_network.py, sigmoid_scale"),
+    ("train.timesteps.weighting", "\"none\"", "src/musubi_tuner/hv_train_network.py, weighting_scheme"),
+    ("optimizer.lr", "2e-4", "docs/wan.md, learning_rate"),
+    ("optimizer.warmup", "0", "src/musubi_tuner/hv_train_network.py, lr_warmup_steps"),
+    ("optimizer.betas", "[0.9, 0.999]", "bitsandbytes, AdamW8bit"),
+    ("optimizer.eps", "1e-8", "bitsandbytes, AdamW8bit"),
+    ("optimizer.weight_decay", "0.01", "bitsandbytes, AdamW8bit"),
+    ("optimizer.clip_norm", "1.0", "src/musubi_tuner/hv_train_network.py, max_grad_norm"),
+];
+
+/// tdrussell/diffusion-pipe. Alpha is always the rank there, as here.
+const DIFFUSION_PIPE: [Row; 12] = [
+    ("train.caption_dropout", "0.0", "docs/supported_models.md"),
+    (
+        "train.timesteps.distribution",
+        "\"logit-normal\"",
+        "examples/main_example.toml, timestep_sample_method",
+    ),
+    ("train.timesteps.mean", "0.0", "models/wan/wan.py"),
+    ("train.timesteps.std", "1.0", "docs/supported_models.md, sigmoid_scale"),
+    ("train.timesteps.shift", "1.0", "docs/supported_models.md, shift"),
+    ("train.timesteps.weighting", "\"none\"", "models/wan/wan.py"),
+    ("optimizer.lr", "2e-5", "examples/main_example.toml, lr"),
+    ("optimizer.warmup", "100", "examples/main_example.toml, warmup_steps"),
+    ("optimizer.betas", "[0.9, 0.99]", "examples/main_example.toml, betas"),
+    ("optimizer.eps", "1e-8", "examples/main_example.toml, eps"),
+    ("optimizer.weight_decay", "0.01", "examples/main_example.toml, weight_decay"),
+    ("optimizer.clip_norm", "1.0", "examples/main_example.toml, gradient_clipping"),
+];
+
+/// ostris/ai-toolkit, as its Wan 2.1 example has it. Alpha is the rank in the files that it writes, as here.
+const AI_TOOLKIT: [Row; 9] = [
+    ("train.caption_dropout", "0.05", "config/examples/train_lora_wan21_14b_24gb.yaml, caption_dropout_rate"),
+    (
+        "train.timesteps.distribution",
+        "\"sigmoid\"",
+        "config/examples/train_lora_wan21_14b_24gb.yaml, timestep_type",
+    ),
+    ("train.timesteps.shift", "1.0", "toolkit/samplers/custom_flowmatch_sampler.py"),
+    ("train.timesteps.scale", "1.0", "toolkit/samplers/custom_flowmatch_sampler.py"),
+    ("train.timesteps.weighting", "\"none\"", "toolkit/samplers/custom_flowmatch_sampler.py"),
+    ("optimizer.lr", "1e-4", "config/examples/train_lora_wan21_14b_24gb.yaml, lr"),
+    ("optimizer.warmup", "0", "toolkit/config_modules.py, lr_scheduler"),
+    ("optimizer.weight_decay", "1e-4", "config/examples/train_lora_wan21_14b_24gb.yaml, weight_decay"),
+    ("optimizer.clip_norm", "1.0", "toolkit/config_modules.py, max_grad_norm"),
+];
+
+/// modelscope/DiffSynth-Studio. Alpha is the rank there, as here.
+const DIFFSYNTH: [Row; 10] = [
+    ("train.caption_dropout", "0.0", "it has none"),
+    ("train.timesteps.distribution", "\"uniform\"", "diffsynth/diffusion/flow_match.py"),
+    ("train.timesteps.shift", "5.0", "diffsynth/diffusion/flow_match.py, set_timesteps_wan"),
+    ("train.timesteps.weighting", "\"bsmntw\"", "diffsynth/diffusion/flow_match.py, set_training_weight"),
+    ("optimizer.lr", "1e-4", "diffsynth/diffusion/parsers.py, learning_rate"),
+    ("optimizer.warmup", "0", "diffsynth/diffusion/runner.py"),
+    ("optimizer.betas", "[0.9, 0.999]", "torch.optim.AdamW"),
+    ("optimizer.eps", "1e-8", "torch.optim.AdamW"),
+    ("optimizer.weight_decay", "0.01", "diffsynth/diffusion/parsers.py, weight_decay"),
+    ("optimizer.clip_norm", "0.0", "it has none"),
+];
+
+/// A default that was taken over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// Dotted key.
+    pub key: &'static str,
+    /// Its value, as a recipe would say it.
+    pub value: &'static str,
+    /// Where that trainer has it from.
+    pub source: &'static str,
+}
+
+impl std::fmt::Display for Taken {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "{} = {} ({})", self.key, self.value, self.source)
+    }
+}
+
+impl Like {
+    /// What people call the trainer.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MusubiTuner => "musubi-tuner",
+            Self::DiffusionPipe => "diffusion-pipe",
+            Self::AiToolkit => "ai-toolkit",
+            Self::DiffsynthStudio => "DiffSynth-Studio",
+        }
+    }
+
+    fn defaults(self) -> &'static [Row] {
+        match self {
+            Self::MusubiTuner => &MUSUBI,
+            Self::DiffusionPipe => &DIFFUSION_PIPE,
+            Self::AiToolkit => &AI_TOOLKIT,
+            Self::DiffsynthStudio => &DIFFSYNTH,
+        }
+    }
+
+    /// Puts the trainer's defaults where `recipe` says nothing; which they were.
+    pub fn fill(self, recipe: &mut Table) -> Vec<Taken> {
+        let fill =
+            |&(key, value, source): &Row| put(recipe, key, value).then_some(Taken { key, value, source });
+        self.defaults().iter().filter_map(fill).collect()
+    }
+}
+
+/// Puts `value` at the dotted `key`, unless something is there; whether it did.
+fn put(mut table: &mut Table, key: &str, value: &str) -> bool {
+    let (sections, name) = key.rsplit_once('.').unwrap_or(("", key));
+    for section in sections.split('.') {
+        let Some(below) =
+            table.entry(section).or_insert_with(|| toml::Value::Table(Table::new())).as_table_mut()
+        else {
+            return false;
+        };
+        table = below;
+    }
+    let Ok(mut parsed) = toml::from_str::<Table>(&format!("value = {value}")) else { return false };
+    match (table.contains_key(name), parsed.remove("value")) {
+        (false, Some(value)) => table.insert(name.to_owned(), value).is_none(),
+        _ => false,
+    }
+}
