@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use data::DataConfig;
 use kernels::device::Repeatability;
 use models::adapter::LoraConfig;
-use models::expert::Expert;
+
 use proofs::source::{File, files, root};
 use serde_json::{Value, json};
-use trainer::base::ModelConfig;
+use trainer::base::{ModelConfig, Trained};
 use trainer::bench::{DIT_PRESETS, dit_preset};
 use trainer::devices::DevicesConfig;
-use trainer::forecast::{Engine, Task, Way};
+use trainer::forecast::{Engine, Networks, Task, Way};
 use trainer::habits::Habits;
 use trainer::memory::{Card, Forecast, Machine, MemoryConfig, Room, Shapes, settle};
 use trainer::optim::OptimizerConfig;
@@ -184,6 +184,7 @@ fn forecast(name: &str, recipe: &Recipe) -> Forecast {
         batch: recipe.train.batch,
         accumulate: recipe.train.accumulate,
         latents,
+        networks: Networks::One,
     };
     let settled = settle(&task, &machine(recipe), &recipe.memory, None, &Shapes::default());
     settled.unwrap_or_else(|error| panic!("{name}: {error}")).forecast
@@ -230,6 +231,6 @@ fn recipes_of_experts_stay_on_their_side() {
         let recipe = Recipe::read(&root().join(format!("recipes/{name}.toml"))).unwrap();
         let boundary = Habits::of(&dit_preset(name).unwrap(), true).boundary;
         let timesteps = &recipe.train.timesteps;
-        assert_eq!((recipe.model.expert, timesteps.min, timesteps.max), (Some(Expert::High), boundary, 1.0));
+        assert_eq!((recipe.model.expert, timesteps.min, timesteps.max), (Some(Trained::High), boundary, 1.0));
     }
 }
