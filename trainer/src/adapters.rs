@@ -44,7 +44,7 @@ pub fn source(path: &Path, strength: f64, ui: &Ui) -> Result<Source> {
 /// The adapter of a recipe in the folder `from`, with path, rank and alpha settled.
 ///
 /// # Errors
-/// As [`settled_rank`].
+/// As `settled_rank`.
 pub fn settled(mut config: LoraConfig, from: &Path) -> Result<LoraConfig> {
     config.init_from = config.init_from.map(|path| from.join(path));
     config.rank = Some(settled_rank(&config)?);
