@@ -1,7 +1,9 @@
 //! DoRA: the weight with a low-rank change, each row brought to a length of its own:
 //! W' = m (W + s B A) / n. What changes is told as a sum with the plain product u = x W^T:
 //!
-//!     delta = k ((c - 1) u + c s (x A^T) B^T),   c = m / n,   k the strength
+//! ```text
+//! delta = k ((c - 1) u + c s (x A^T) B^T),   c = m / n,   k the strength
+//! ```
 //!
 //! The length n passes no gradient, as the authors propose and PEFT does. Source: Liu et al. 2024 (arXiv 2402.09353),
 //! section 4.3; huggingface/peft src/peft/tuners/lora/dora.py.
