@@ -1,16 +1,16 @@
 // Norms over the model width, one block a row, the row in registers as f32; widths are multiples of four up to 6144.
 #include "common.cuh"
 
-#define THREADS 256
-#define QUADS 6  // of a thread: 6 * 4 * 256 = 6144 numbers
+#define THREADS 256  // at most; narrow rows have fewer, as whole warps
+#define QUADS 6      // of a thread: 6 * 4 * 256 = 6144 numbers
 
-// A thread's part of a row: every 256th quad. Quads behind the end are zero, and add nothing to sums of products.
+// A thread's part of a row: each has one quad of every blockDim.x. Quads behind the end are zero, and add nothing to sums of products.
 struct Row {
     float4 v[QUADS];
 };
 
 #define EACH(q, i, quads) \
-    _Pragma("unroll") for (int q = 0, i = threadIdx.x; q < QUADS; q++, i += THREADS) if (i < (quads))
+    _Pragma("unroll") for (int q = 0, i = threadIdx.x; q < QUADS; q++, i += blockDim.x) if (i < (quads))
 
 template <class X> __device__ __forceinline__ Row load_row(const X *x, int quads) {
     Row row;
@@ -32,7 +32,7 @@ __device__ __forceinline__ float2 block_sums(float a, float b, Scratch &scratch)
     if ((threadIdx.x & 31) == 0) scratch.part[threadIdx.x >> 5] = make_float2(a, b);
     __syncthreads();
     float2 sum = make_float2(0.f, 0.f);
-    _Pragma("unroll") for (int w = 0; w < THREADS / 32; w++) {
+    for (int w = 0; w < blockDim.x / 32; w++) {
         sum.x += scratch.part[w].x;
         sum.y += scratch.part[w].y;
     }

@@ -178,6 +178,13 @@ impl Sizes {
         })
     }
 
+    /// Whether a kernel three wide makes lines as long as those that it reads, pixel above pixel.
+    #[cfg(feature = "cuda")]
+    fn keeps_lines(&self) -> bool {
+        let Conv3dGeometry { space_stride, padding, .. } = self.geometry;
+        self.kernel[2] == 3 && space_stride == 1 && padding.left == 1 && padding.right == 1
+    }
+
     /// Inputs that one output sums over.
     fn taps(&self) -> usize {
         self.c_in * self.kernel.iter().product::<usize>()
@@ -332,10 +339,11 @@ fn line(input: &[f32], dw: usize, left: usize, stride: usize, out: &mut [f32]) {
     }
 }
 
-/// How the output is cut into blocks: positions and channels, and the bytes of shared memory that a block needs.
+/// How the output is cut into blocks: positions and channels, the kernel, and the bytes of shared memory that a block needs.
 #[cfg(feature = "cuda")]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Blocks {
+    kernel: String,
     positions: usize,
     channels: usize,
     shared_bytes: usize,
@@ -343,20 +351,29 @@ struct Blocks {
 
 #[cfg(feature = "cuda")]
 impl Blocks {
-    /// As in `cuda/volume.cu`.
-    fn of(dtype: DType, c_out: usize) -> Self {
+    /// As in `cuda/conv3d.cu`.
+    fn of(suffix: &str, dtype: DType, s: Sizes) -> Self {
+        const POSITIONS: usize = 256;
         const STAGES: usize = 4;
-        const STAGE_ROW_BYTES: usize = 64;
+        const ROW_BYTES: usize = 64;
+        /// Two slabs of pixels, and a row of zeros.
+        const SLAB_ROWS: usize = 2 * 260 + 1;
         if dtype == DType::F32 {
-            return Self { positions: 128, channels: 96, shared_bytes: 0 };
+            return Self { kernel: "conv3d_f32".to_owned(), positions: 128, channels: 96, shared_bytes: 0 };
         }
-        let channels = match () {
-            () if c_out <= 32 => 32,
+        let channels = match s.c_out {
+            few if few <= 32 => 32,
             // The Wan 2.1 VAE's widths are multiples of 96, most of Wan 2.2's of 128.
-            () if c_out.next_multiple_of(96) <= c_out.next_multiple_of(128) => 96,
-            () => 128,
+            many if many.next_multiple_of(96) <= many.next_multiple_of(128) => 96,
+            _ => 128,
         };
-        Self { positions: 256, channels, shared_bytes: STAGES * (256 + channels) * STAGE_ROW_BYTES }
+        let (kernel, staged) = match s.keeps_lines() {
+            true => (format!("conv3d_lines_{channels}_{suffix}"), SLAB_ROWS + STAGES * channels),
+            false => (format!("conv3d_{channels}_{suffix}"), STAGES * (POSITIONS + channels)),
+        };
+        // The results take the same place on their way out, with eight numbers between the rows.
+        let out = POSITIONS * (channels + 8) * dtype.size_in_bytes();
+        Self { kernel, positions: POSITIONS, channels, shared_bytes: out.max(staged * ROW_BYTES) }
     }
 }
 
@@ -383,12 +400,8 @@ impl Gpu {
         };
         let bias = bias.map(|bias| bias.to_dtype(dtype)?.contiguous()).transpose()?;
         let y = self.empty((s.batch, s.out_frames, s.out_height, s.out_width, s.c_out), dtype)?;
-        let blocks = Blocks::of(dtype, s.c_out);
-        let name = match dtype {
-            DType::F32 => "conv3d_f32".to_owned(),
-            _ => format!("conv3d_{}_{suffix}", blocks.channels),
-        };
-        let launch = Launch::new(self, File::Volume, &name)?.tensor(&x)?;
+        let blocks = Blocks::of(suffix, dtype, s);
+        let launch = Launch::new(self, File::Conv3d, &blocks.kernel)?.tensor(&x)?;
         let launch = launch.maybe(past.as_ref())?.tensor(&weight)?.maybe(bias.as_ref())?.tensor(&y)?;
         let past_frames = past.as_ref().map_or(Ok(0), |past| past.dim(1))?;
         let launch = launch.int(x.dim(4)?).int(s.c_out).int(x.dim(1)?).int(s.height).int(s.width);

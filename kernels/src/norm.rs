@@ -154,9 +154,12 @@ impl Gain {
     }
 }
 
-/// Threads of the block that has a row, as in `norm.cu`.
+/// Threads of the block that has a row of `width`, for `norm.cu`: three quads each, which keeps loads in flight without
+/// threads that have nothing to do.
 #[cfg(feature = "cuda")]
-pub(crate) const ROW_THREADS: usize = 256;
+pub(crate) fn row_threads(width: usize) -> usize {
+    (width / 12).next_multiple_of(32).clamp(32, 256)
+}
 
 #[cfg(feature = "cuda")]
 impl Gpu {
@@ -174,7 +177,7 @@ impl Gpu {
         let launch =
             Launch::new(self, File::Norm, &name)?.tensor(x)?.tensor(gain)?.tensor(shift)?.tensor(&y)?;
         let launch = launch.int(width).int(rows * width / gain.elem_count()).float(kind.one()).float(eps);
-        launch.rows(rows, ROW_THREADS)?;
+        launch.rows(rows, row_threads(width))?;
         Ok(Some(y))
     }
 
@@ -196,7 +199,7 @@ impl Gpu {
         let launch = Launch::new(self, File::Norm, &name)?.tensor(x)?.tensor(dy)?.tensor(gain)?;
         let launch = launch.tensor(onto)?.tensor(&dx)?;
         let launch = launch.int(width).int(rows * width / gain.elem_count()).float(kind.one()).float(eps);
-        launch.rows(rows, ROW_THREADS)?;
+        launch.rows(rows, row_threads(width))?;
         Ok(Some(dx))
     }
 
@@ -205,7 +208,7 @@ impl Gpu {
         let Some((rows, width)) = rows_of(&[x, &y], &[weight])? else { return Ok(None) };
         let Some(name) = name("rms_norm", x.dtype(), dtype) else { return Ok(None) };
         let launch = Launch::new(self, File::Norm, &name)?.tensor(x)?.tensor(weight)?.tensor(&y)?;
-        launch.int(width).float(eps).rows(rows, ROW_THREADS)?;
+        launch.int(width).float(eps).rows(rows, row_threads(width))?;
         Ok(Some(y))
     }
 
@@ -222,7 +225,7 @@ impl Gpu {
         let Some(suffix) = suffix(x.dtype()) else { return Ok(None) };
         let launch = Launch::new(self, File::Norm, &format!("rms_norm_backward_{suffix}"))?;
         let launch = launch.tensor(x)?.tensor(&dy)?.tensor(weight)?.tensor(&dx)?.int(width).float(eps);
-        launch.rows(rows, ROW_THREADS)?;
+        launch.rows(rows, row_threads(width))?;
         Ok(Some(dx))
     }
 }

@@ -59,7 +59,7 @@ impl Gpu {
             Launch::new(self, File::Norm, &format!("norm_rope_{suffix}"))?.tensor(x)?.tensor(weight)?;
         let launch = launch.tensor(cos)?.tensor(sin)?.tensor(&y)?;
         let launch = launch.int(width).int(width / heads).int(tokens).float(eps);
-        launch.rows(rows, norm::ROW_THREADS)?;
+        launch.rows(rows, norm::row_threads(width))?;
         Ok(Some(y))
     }
 
@@ -83,7 +83,7 @@ impl Gpu {
         let launch = Launch::new(self, File::Norm, &format!("norm_rope_backward_{suffix}"))?;
         let launch = launch.tensor(x)?.tensor(&dy)?.tensor(weight)?.tensor(cos)?.tensor(sin)?.tensor(&dx)?;
         let launch = launch.int(width).int(head).int(tokens).float(eps);
-        launch.rows(rows, norm::ROW_THREADS)?;
+        launch.rows(rows, norm::row_threads(width))?;
         Ok(Some(dx))
     }
 }

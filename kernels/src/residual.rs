@@ -71,7 +71,14 @@ impl Gpu {
         let is_gate_fit: Result<bool> =
             gate.map_or(Ok(true), |gate| Ok(gate.dtype() == DType::F32 && fits(&[gate])?));
         let is_pair = x.dtype() == h.dtype() || x.dtype() == DType::F32 || h.dtype() == DType::F32;
-        if !(width % 4 == 0 && x.shape() == h.shape() && is_pair && is_gate_fit? && fits(&[x, h])?) {
+        let is_counted = u32::try_from(x.elem_count() / 4).is_ok();
+        if !(width % 4 == 0
+            && is_counted
+            && x.shape() == h.shape()
+            && is_pair
+            && is_gate_fit?
+            && fits(&[x, h])?)
+        {
             return Ok(None);
         }
         let (Some(of_x), Some(of_h)) = (suffix(x.dtype()), suffix(h.dtype())) else { return Ok(None) };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use kernels::attention;
 use models::umt5::Umt5;
 use models::vae::{Tiling, Vae};
@@ -16,7 +16,7 @@ use trainer::precision::Wishes;
 /// The other program, as it is built into the proofs: they may run where no source is.
 const PEER: &str = include_str!("../../bench/torch_peer.py");
 
-const REPEATS: Repeats = Repeats { warmup: 0, iters: 1 };
+const REPEATS: Repeats = Repeats { warmup: 0, iters: 1, profile: true };
 const SIZE: ClipSize = ClipSize { width: 32, height: 32, frames: 5 };
 
 /// The names that the peer tells in its call `say(what="<what>", ...)` that does not tell an error.
@@ -63,7 +63,7 @@ fn tiny<'a>(devices: &'a DevicesConfig) -> DitBench<'a> {
 #[test]
 fn the_bench_tells_what_the_peer_tells() {
     let devices = DevicesConfig::default();
-    let step = bench::step(&tiny(&devices), StepBench { rank: 2, accumulate: 2, profile: true }).unwrap();
+    let step = bench::step(&tiny(&devices), StepBench { rank: 2, accumulate: 2 }).unwrap();
     assert_told("train", &step);
     assert_eq!((&step["tokens"], &step["size"]), (&8.into(), &"32x32".into()));
     // What was forecast stands beside what was measured, device by device.
@@ -92,13 +92,28 @@ fn the_bench_tells_what_the_peer_tells() {
 fn the_classes_of_a_profile_sum_to_the_time_of_a_stage() {
     let devices = DevicesConfig { stages: vec!["cpu".into()], ..Default::default() };
     let bench = DitBench { size: ClipSize { width: 128, height: 128, frames: 9 }, ..tiny(&devices) };
-    let step = bench::step(&bench, StepBench { rank: 4, accumulate: 2, profile: true }).unwrap();
-    let (profile, number) = (&step["profile"], |value: &Value| value.as_f64().unwrap());
+    let step = bench::step(&bench, StepBench { rank: 4, accumulate: 2 }).unwrap();
+    let number = |value: &Value| value.as_f64().unwrap();
+    let assert_whole = |told: &Value, busy: f64| {
+        let of = |name: &str| number(&told[name]);
+        let classes = of("gemm_s") + of("attention_s") + of("elementwise_s") + of("copy_s");
+        assert!(of("gemm_s") > 0.0 && of("elementwise_s") > 0.0, "{told}");
+        assert!((0.5..1.001).contains(&(classes / busy)), "{told}");
+    };
+    let profile = &step["profile"];
     for stage in profile["stages"].as_array().unwrap() {
         let of = |name: &str| number(&stage[name]);
-        let classes = of("gemm_s") + of("attention_s") + of("elementwise_s") + of("copy_s");
-        assert!(of("gemm_s") > 0.0 && of("attention_s") > 0.0 && of("elementwise_s") > 0.0, "{stage}");
-        assert!((0.5..1.001).contains(&(classes / of("busy_s"))), "{stage}");
+        assert_whole(stage, of("busy_s"));
+        assert!(of("attention_s") > 0.0, "{stage}");
         assert!((0.0..1.0).contains(&of("bubble")) && of("busy_s") <= number(&profile["s"]), "{stage}");
     }
+    let forward = bench::forward(&bench).unwrap();
+    let profile = &forward["profile"];
+    assert_whole(&profile["stages"][0], number(&profile["s"]));
+    let vae = Vae::seeded(bench::vae_preset("tiny").unwrap(), 0, DType::F32, &Device::Cpu).unwrap();
+    let size = ClipSize { width: 64, height: 64, frames: 9 };
+    let vae = VaeBench { vae: &vae, size, tiling: Tiling::Off, repeats: REPEATS };
+    let told = bench::vae(&vae).unwrap();
+    let profile = &told["decode_profile"];
+    assert_whole(profile, number(&profile["s"]));
 }

@@ -28,6 +28,9 @@ use trainer::ui::{Ui, Voice};
 /// The bounds of the fixtures: latents after the last step, in f32 through two networks and the guidance; and encoding.
 const RUN: Tolerance = Tolerance::absolute(2e-3);
 const LATENTS: Tolerance = Tolerance::absolute(2e-5);
+/// Latents of a picture of noise, up to 3.5. In f64 half an ulp of the pixels alone moves them by 1.4e-5; the CPU is off by
+/// 1.5e-5, and a GPU, which sums each tap of a convolution in one go, by 4.6e-5.
+const NOISE: Tolerance = Tolerance::absolute(1e-4);
 /// Pixels in 0..1.
 const VIDEO: Tolerance = Tolerance::absolute(1e-3);
 
@@ -142,7 +145,7 @@ fn a_picture_in_place_reproduces_the_published_run() {
     let vae = vae("repo_diffusers_ti2v/vae");
     let picture = golden["image_0_1"].affine(2.0, -1.0).unwrap().unsqueeze(1).unwrap().unsqueeze(0).unwrap();
     let first = vae.encode(&picture, Tiling::Off).unwrap();
-    assert_close("picture", &first, &golden["first_frame_latent"], LATENTS);
+    assert_close("picture", &first, &golden["first_frame_latent"], NOISE);
     clip.shown.first_bcthw = Some(first);
     let latents = follow(&golden["latents_per_step"], clip, &[(Share::All, files)], 1);
     assert_close("final", &latents, &golden["latents_final"], RUN);

@@ -75,7 +75,7 @@ proptest! {
         (b, c_in, c_out, t, h, w) in (1usize..3, 1usize..70, 1usize..220, 1usize..4, 3usize..12, 3usize..12),
         (kt, k) in prop_oneof![Just((3usize, 3usize)), Just((1, 1)), Just((3, 1)), Just((1, 3))],
         (time_stride, space_stride, zeros, past) in (1usize..3, 1usize..3, 0usize..3, 0usize..3),
-        (top, bottom, left, right) in (0usize..2, 0usize..2, 0usize..2, 0usize..2),
+        (top, bottom, left, right) in prop_oneof![Just((1usize, 1usize, 1usize, 1usize)), (0usize..2, 0usize..2, 0usize..2, 0usize..2)],
         is_side_by_side in any::<bool>(),
         seed in any::<u64>(),
     ) {

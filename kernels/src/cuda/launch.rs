@@ -34,7 +34,8 @@ files!(
     Weight = "weight",
     Optimiser = "optimiser",
     Random = "random",
-    Volume = "volume"
+    Volume = "volume",
+    Conv3d = "conv3d"
 );
 
 /// The loaded kernels of one GPU.

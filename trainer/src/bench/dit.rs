@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::meter::{Measured, Meter};
 use super::model::DitSource;
-use super::profile::profiled;
+use super::profile::{predicted, profiled};
 use super::{ClipSize, Repeats, device_name, random, rounded};
 use crate::devices::DevicesConfig;
 use crate::error::{Error, Result};
@@ -166,8 +166,6 @@ pub struct StepBench {
     pub rank: usize,
     /// Micro-batches, each of one clip.
     pub accumulate: usize,
-    /// Whether one more step tells where its time goes.
-    pub profile: bool,
 }
 
 /// An optimiser step.
@@ -175,7 +173,7 @@ pub struct StepBench {
 /// # Errors
 /// A model that cannot be made, or a step that fails.
 pub fn step(bench: &DitBench, step: StepBench) -> Result<Value> {
-    let StepBench { rank, accumulate, profile } = step;
+    let StepBench { rank, accumulate } = step;
     let mut ready = bench.ready(Some(&step))?;
     let mut optimizer = Optimizer::new(&ready.pipeline)?;
     optimizer.publish(&mut ready.pipeline);
@@ -201,7 +199,7 @@ pub fn step(bench: &DitBench, step: StepBench) -> Result<Value> {
         "useful_tflops": rounded(useful / measured.seconds / 1e12, 4),
     })));
     told.extend(forecast.as_ref().map(told_forecast).unwrap_or_default());
-    if profile {
+    if bench.repeats.profile {
         told.insert("profile".into(), profiled(&ready.pipeline, &batches, &keeping)?);
     }
     Ok(told.into())
@@ -223,6 +221,9 @@ pub fn forward(bench: &DitBench) -> Result<Value> {
         "s_per_forward": rounded(measured.seconds, 4),
         "tflops": rounded((linear + attention) / measured.seconds / 1e12, 4),
     })));
+    if bench.repeats.profile {
+        told.insert("profile".into(), predicted(&ready.pipeline, &input)?);
+    }
     Ok(told.into())
 }
 

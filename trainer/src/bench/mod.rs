@@ -28,6 +28,8 @@ pub struct Repeats {
     pub warmup: usize,
     /// Runs that count.
     pub iters: usize,
+    /// Whether one more run tells where its time goes.
+    pub profile: bool,
 }
 
 /// Width, height and frames of a clip in pixels.

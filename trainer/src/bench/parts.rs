@@ -7,6 +7,7 @@ use models::vae::{Generation, Tiles, Tiling, Vae, latent_frames};
 use serde_json::{Value, json};
 
 use super::meter::Meter;
+use super::profile::watched;
 use super::{ClipSize, Repeats, device_name, random, rounded};
 use crate::error::Result;
 use crate::precision::in_words;
@@ -78,12 +79,17 @@ pub fn vae(bench: &VaeBench) -> Result<Value> {
         Generation::Wan21 => "vae2.1",
         Generation::Wan22 => "vae2.2",
     };
-    Ok(json!({
+    let mut told = json!({
         "what": what, "width": vae.sizes().decoder, "dtype": vae.dtype().as_str(), "device": device_name(device),
         "tiled": tiled, "frames": size.frames, "size": size.label(),
         "decode_s": rounded(decode.seconds, 4), "decode_peak_gib": decode.peak_gib.first(),
         "encode_s": rounded(encode.seconds, 4), "encode_peak_gib": encode.peak_gib.first(),
-    }))
+    });
+    if repeats.profile {
+        told["decode_profile"] = watched(device, || Ok(vae.decode(&latents, tiling).map(drop)?))?;
+        told["encode_profile"] = watched(device, || Ok(vae.encode(&video, tiling).map(drop)?))?;
+    }
+    Ok(told)
 }
 
 /// Tiles as they are used where none are named.

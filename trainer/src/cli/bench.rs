@@ -88,6 +88,13 @@ struct Model {
 }
 
 #[derive(Debug, Args)]
+struct Profile {
+    /// Tell where the time goes too: of each stage, by class of operation.
+    #[arg(long)]
+    profile: bool,
+}
+
+#[derive(Debug, Args)]
 struct Network {
     #[command(flatten)]
     model: Model,
@@ -99,6 +106,8 @@ struct Network {
     devices: StageDevices,
     #[command(flatten)]
     times: Times,
+    #[command(flatten)]
+    profile: Profile,
 }
 
 #[derive(Debug, Args)]
@@ -113,9 +122,6 @@ struct StepArguments {
     /// Micro-batches of a step.
     #[arg(long, default_value_t = 1)]
     accumulate: usize,
-    /// Tell where the time goes too: how long each stage works and idles, and by class of operation.
-    #[arg(long)]
-    profile: bool,
 }
 
 #[derive(Debug, Args)]
@@ -162,6 +168,8 @@ struct VaeArguments {
     device: OneDevice,
     #[command(flatten)]
     times: Times,
+    #[command(flatten)]
+    profile: Profile,
 }
 
 #[derive(Debug, Args)]
@@ -247,7 +255,8 @@ impl Network {
         };
         let devices = self.devices.config();
         let precision = self.precision.settle(devices.processor());
-        Ok(DitBench { source, devices, precision, memory, size, repeats: self.times.repeats() })
+        let repeats = Repeats { profile: self.profile.profile, ..self.times.repeats() };
+        Ok(DitBench { source, devices, precision, memory, size, repeats })
     }
 }
 
@@ -255,7 +264,7 @@ impl StepArguments {
     fn measure(&self) -> crate::Result<serde_json::Value> {
         let memory = self.memory.config();
         memory.check()?;
-        let step = StepBench { rank: self.rank, accumulate: self.accumulate.max(1), profile: self.profile };
+        let step = StepBench { rank: self.rank, accumulate: self.accumulate.max(1) };
         bench::step(&self.network.bench(memory)?, step)
     }
 }
@@ -292,7 +301,8 @@ impl VaeArguments {
         };
         let size = self.size.checked(vae.sizes().spatial_ratio())?;
         let tiling = bench::usual_tiles(self.tiled);
-        bench::vae(&VaeBench { vae: &vae, size, tiling, repeats: self.times.repeats() })
+        let repeats = Repeats { profile: self.profile.profile, ..self.times.repeats() };
+        bench::vae(&VaeBench { vae: &vae, size, tiling, repeats })
     }
 }
 
@@ -313,7 +323,7 @@ impl TextBench {
 
 impl Times {
     fn repeats(&self) -> Repeats {
-        Repeats { warmup: self.warmup, iters: self.iters }
+        Repeats { warmup: self.warmup, iters: self.iters, profile: false }
     }
 }
 

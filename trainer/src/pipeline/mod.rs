@@ -157,8 +157,27 @@ impl Pipeline {
 
     /// The velocities [b, c, t, h, w] f32 that the network predicts for each input, on the first stage's device.
     pub fn predict(&self, inputs: &[NetworkInput]) -> Result<Vec<Tensor>> {
-        let schedule = schedule::forward_only(self.stages.len(), inputs.len());
+        received(self.on_threads(self.predicting(inputs))?)
+    }
+
+    /// [`Pipeline::predict`], with what each stage did. The marks cost a little time of their own.
+    pub fn predict_watched(&self, inputs: &[NetworkInput]) -> Result<(Vec<Tensor>, Vec<profile::Recording>)> {
+        let work = self.predicting(inputs);
         let outcomes = self.on_threads(|stage, links| {
+            let (result, operations) = profile::record(|| work(stage, links));
+            result.map(|velocities| (velocities, operations))
+        })?;
+        let (outcomes, watched): (Vec<_>, Vec<_>) = outcomes.into_iter().unzip();
+        Ok((received(outcomes)?, watched))
+    }
+
+    /// What a stage does in a prediction: the velocities that it sends home, where it is the last.
+    fn predicting<'a>(
+        &'a self,
+        inputs: &'a [NetworkInput],
+    ) -> impl Fn(&Stage, &Links) -> Result<Vec<Sent>> + Sync + 'a {
+        let schedule = schedule::forward_only(self.stages.len(), inputs.len());
+        move |stage, links| {
             let mut placed =
                 inputs.iter().map(|input| stage.place_input(input)).collect::<Result<Vec<_>>>()?;
             placed.reverse(); // micro-batches go through in order, each taken off the end
@@ -173,8 +192,7 @@ impl Pipeline {
                 }
             }
             Ok(velocities)
-        })?;
-        Ok(outcomes.into_iter().flatten().map(Sent::receive).collect::<kernels::Result<_>>()?)
+        }
     }
 
     /// Runs `work` for every stage on a thread of its own, linked to its neighbours; the results in stage order.
@@ -206,6 +224,11 @@ fn linked(devices: &[&Device], route: Route) -> Result<(Vec<Ways>, Link)> {
         [first, .., last] => Ok((Ways::between(devices, route)?, Link::new(last, first, route)?)),
         [only] => Ok((Vec::new(), Link::new(only, only, route)?)),
     }
+}
+
+/// What the stages sent home, in their order.
+fn received(sent: Vec<Vec<Sent>>) -> Result<Vec<Tensor>> {
+    Ok(sent.into_iter().flatten().map(Sent::receive).collect::<kernels::Result<_>>()?)
 }
 
 /// The outcomes of all stages as one.
