@@ -209,7 +209,8 @@ fn nothing_is_written_over_what_is_read() {
         &merge("a.safetensors:x", "m"),
         &["--lora", "a.safetensors:x", "no number", "a.safetensors:0.8"],
     );
-    desk.refuse(&["convert", "a.safetensors", "a.safetensors"], &["a.safetensors", "which is read"]);
+    desk.refuse(&["convert", "a.safetensors", "a.safetensors"], &["a.safetensors is read itself"]);
+    desk.refuse(&merge("a.safetensors:0.5", "a.safetensors"), &["--output", "a.safetensors is read itself"]);
     desk.refuse(&["resize", "a.safetensors", "no/b.safetensors", "--rank", "1"], &["there is no folder no"]);
     let extract = ["extract", "--base", "model", "--tuned", "model", "--output", shard];
     desk.refuse(&extract, &[shard, "belongs to model"]);

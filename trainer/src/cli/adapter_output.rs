@@ -143,7 +143,14 @@ fn apart(output: &Path, key: &str, inputs: &[&Path]) -> crate::Result<()> {
     match inputs.iter().find(|input| output.exists() && is_within(input)) {
         Some(input) => Err(Error::Setting {
             key: key.to_owned(),
-            why: format!("{} belongs to {}, which is read; name another", output.display(), input.display()),
+            why: match **input == *output {
+                true => format!("{} is read itself; name another", output.display()),
+                false => format!(
+                    "{} belongs to {}, which is read; name another",
+                    output.display(),
+                    input.display()
+                ),
+            },
         }),
         None => Ok(()),
     }

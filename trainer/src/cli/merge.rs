@@ -56,7 +56,10 @@ impl Merge {
     /// Writes the file.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
         let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
-        writable(&self.output, "--output", &[&self.model])?;
+        let read = |argument: &String| Ok(adapters::with_strength("--lora", argument)?.0.to_owned());
+        let loras = self.lora.iter().map(read).collect::<crate::Result<Vec<PathBuf>>>()?;
+        let inputs = [&self.model].into_iter().chain(&loras).map(PathBuf::as_path);
+        writable(&self.output, "--output", &inputs.collect::<Vec<_>>())?;
         let (config, weights) = BaseDit::open(&self.model, self.expert)?;
         if let Some(expert) = self.expert {
             adapters::check_experts("--lora", &self.lora, expert.into(), "--expert EXPERT for it")?;
