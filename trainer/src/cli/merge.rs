@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use models::adapter::Place;
 use models::weights::{Copied, write_copy};
 
-use super::adapter_output::ExpertArgument;
+use super::adapter_output::{ExpertArgument, writable};
 use super::base_dit::BaseDit;
 use super::fetch::on_this_machine;
 use crate::adapters;
@@ -56,7 +56,14 @@ impl Merge {
     /// Writes the file.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
         let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
+        let read = |argument: &String| Ok(adapters::with_strength("--lora", argument)?.0.to_owned());
+        let loras = self.lora.iter().map(read).collect::<crate::Result<Vec<PathBuf>>>()?;
+        let inputs = [&self.model].into_iter().chain(&loras).map(PathBuf::as_path);
+        writable(&self.output, "--output", &inputs.collect::<Vec<_>>())?;
         let (config, weights) = BaseDit::open(&self.model, self.expert)?;
+        if let Some(expert) = self.expert {
+            adapters::check_experts("--lora", &self.lora, expert.into(), "--expert EXPERT for it")?;
+        }
         let sources = adapters::sources("--lora", &self.lora, ui)?;
         let (_, weights) = adapters::put(&sources, &config, weights, Place::Inside, ui)?;
         let specs = config.tensors();
