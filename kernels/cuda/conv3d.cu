@@ -259,46 +259,47 @@ template <class X> struct Slots {
 // a row is the same 258 pixels, so a slab of them is fetched once, and a tap reads from one slot further on. The first and
 // the last of a line have no neighbour in it: there a row of zeros is read.
 //
-// Two slabs of 32 channels, four stages of weights of one tap each; both arrive a slab before they are used.
+// A stage is a slab of 32 channels with the weights of its three taps; one is on its way while one is multiplied.
 #define SLOTS 260
 template <int CHANNELS, class X>
 __device__ __forceinline__ void convolve_lines(const X *x, const X *past, const X *weight, const X *bias, X *y, const Volume v) {
     extern __shared__ uint4 stages[];
-    constexpr int SLAB = SLOTS * 64, STAGE = CHANNELS * 64, SHARE = CHANNELS / 2;
+    constexpr int STAGE = (SLOTS + 3 * CHANNELS) * 64, SHARE = CHANNELS / 2;
     const int thread = threadIdx.x, lane = thread & 31, down = thread >> 5 & 3, across = thread >> 7;
     const Place place(v, POSITIONS, CHANNELS);
     const int row = thread >> 2, index = thread & 3, taps = v.taps();
-    const uint32_t base = shared_address(stages), weights = base + 2 * SLAB, zeros = weights + 4 * STAGE;
-    if (thread < 4) stages[(zeros - base) / 16 + thread] = make_uint4(0, 0, 0, 0);
+    const uint32_t base = shared_address(stages), zeros = base + 2 * STAGE;
+    if (thread < 4) stages[2 * STAGE / 16 + thread] = make_uint4(0, 0, 0, 0);
 
     Slots<X> slots;
     slots.start(v, place.position + row);
     slots.enter(v, x, past, place.b, 0);
     const int slabs = v.kt * v.kh * ((v.c_in + DEPTH - 1) / DEPTH);
     int asked = 0, dt = 0, dh = 0, first_c = 0;
-    auto ask = [&](int dw) {
-        const int c = first_c + index * 8;
-        if (asked < slabs && dw == 0) {
-            const uint32_t slab = base + (asked & 1) * SLAB;
-#pragma unroll
-            for (int i = 0; i < 4; ++i) fetch_once(slab + piece(row + 64 * i, index), slots.at(v, i, dh, c), x);
-            if (row < 2) fetch_once(slab + piece(row + 256, index), slots.at(v, 4, dh, c), x);
-        }
+    auto ask = [&]() {
         if (asked < slabs) {
-            const uint32_t stage = weights + ((asked * 3 + dw) & 3) * STAGE;
-            const int tap = (dt * v.kh + dh) * 3 + dw;
+            const uint32_t stage = base + (asked & 1) * STAGE;
+            const int c = first_c + index * 8;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) fetch_once(stage + piece(row + 64 * i, index), slots.at(v, i, dh, c), x);
+            if (row < 2) fetch_once(stage + piece(row + 256, index), slots.at(v, 4, dh, c), x);
+            const X *first = weight + (long long)(dt * v.kh + dh) * 3 * v.c_in + c;
 #pragma unroll
             for (int r = row; r < CHANNELS; r += 64) {
                 const int o = place.channel + r;
-                const X *from = o < v.c_out && c < v.c_in ? weight + ((long long)o * taps + tap) * v.c_in + c : nullptr;
-                fetch_once(stage + piece(r, index), from, x);
+                const bool is_there = o < v.c_out && c < v.c_in;
+#pragma unroll
+                for (int dw = 0; dw < 3; ++dw) {
+                    const X *from = is_there ? first + ((long long)o * taps + dw) * v.c_in : nullptr;
+                    fetch_once(stage + piece(SLOTS + dw * CHANNELS + r, index), from, x);
+                }
             }
-        }
-        if (dw == 2 && ++asked < slabs && (first_c += DEPTH) >= v.c_in) {
-            first_c = 0;
-            if (++dh == v.kh) {
-                dh = 0;
-                slots.enter(v, x, past, place.b, ++dt);
+            if (++asked < slabs && (first_c += DEPTH) >= v.c_in) {
+                first_c = 0;
+                if (++dh == v.kh) {
+                    dh = 0;
+                    slots.enter(v, x, past, place.b, ++dt);
+                }
             }
         }
         fetched();
@@ -314,25 +315,26 @@ __device__ __forceinline__ void convolve_lines(const X *x, const X *past, const 
     }
 
     float sum[4][SHARE / 8][4] = {};
-#pragma unroll
-    for (int dw = 0; dw < 3; ++dw) ask(dw);
+    ask();
     for (int slab = 0; slab < slabs; ++slab) {
+        wait_for_fetched<0>();
+        __syncthreads();
+        ask();
+        const uint32_t stage = base + (slab & 1) * STAGE;
 #pragma unroll
         for (int dw = 0; dw < 3; ++dw) {
-            wait_for_fetched<2>();
-            __syncthreads();
-            ask(dw);
-            const uint32_t pixels = base + (slab & 1) * SLAB, stage = weights + ((slab * 3 + dw) & 3) * STAGE;
             const int edges = dw == 0 ? firsts : dw == 2 ? lasts : 0;
             multiply_stage<SHARE / 8, X>(
                 sum,
                 [&](int i, int half) {
-                    return edges >> i & 1 ? zeros : pixels + piece(down * 64 + i * 16 + (lane & 15) + dw, half * 2 + (lane >> 4));
+                    return edges >> i & 1 ? zeros : stage + piece(down * 64 + i * 16 + (lane & 15) + dw, half * 2 + (lane >> 4));
                 },
-                [&](int j, int half) { return stage + piece(across * SHARE + j * 8 + (lane & 7) + (lane >> 4 << 3), half * 2 + (lane >> 3 & 1)); });
+                [&](int j, int half) {
+                    const int r = SLOTS + dw * CHANNELS + across * SHARE + j * 8 + (lane & 7) + (lane >> 4 << 3);
+                    return stage + piece(r, half * 2 + (lane >> 3 & 1));
+                });
         }
     }
-    wait_for_fetched<0>();
     __syncthreads();
     put<CHANNELS>(sum, bias, reinterpret_cast<X *>(stages), y, v, place);
 }

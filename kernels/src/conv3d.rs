@@ -356,8 +356,7 @@ impl Blocks {
         const POSITIONS: usize = 256;
         const STAGES: usize = 4;
         const ROW_BYTES: usize = 64;
-        /// Two slabs of pixels, and a row of zeros.
-        const SLAB_ROWS: usize = 2 * 260 + 1;
+        const SLOTS: usize = 260;
         if dtype == DType::F32 {
             return Self { kernel: "conv3d_f32".to_owned(), positions: 128, channels: 96, shared_bytes: 0 };
         }
@@ -368,7 +367,7 @@ impl Blocks {
             _ => 128,
         };
         let (kernel, staged) = match s.keeps_lines() {
-            true => (format!("conv3d_lines_{channels}_{suffix}"), SLAB_ROWS + STAGES * channels),
+            true => (format!("conv3d_lines_{channels}_{suffix}"), 2 * (SLOTS + 3 * channels) + 1),
             false => (format!("conv3d_{channels}_{suffix}"), STAGES * (POSITIONS + channels)),
         };
         // The results take the same place on their way out, with eight numbers between the rows.
