@@ -272,6 +272,21 @@ fn a_plan_tells_what_is_trained_on_what() {
     assert_eq!(planned.plan.shares(), shares[..1]);
 }
 
+/// Clips go through both experts, so a run of one with clips needs room for the other.
+#[test]
+fn a_plan_counts_the_expert_that_only_makes_clips() {
+    let clips = "[sample]\nprompts = [\"a cloud\"]\n";
+    for (model, settings, expected) in [
+        ("expert = \"high\"", "", Networks::One),
+        ("expert = \"high\"", clips, Networks::MakesRoom),
+        ("expert = \"both\"", clips, Networks::SideBySide),
+        ("expert = \"both\"", &format!("[train]\nhigh_share = 1\n{clips}"), Networks::MakesRoom),
+    ] {
+        let planned = planned(&project(model, settings));
+        assert_eq!(planned.plan.memory.networks, expected, "{model} {settings}");
+    }
+}
+
 #[test]
 fn experts_that_cannot_be_are_refused_by_name() {
     let refuse = |model: &str, settings: &str, told: &[&str]| {

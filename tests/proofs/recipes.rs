@@ -184,10 +184,10 @@ fn forecast(name: &str, recipe: &Recipe) -> Forecast {
         batch: recipe.train.batch,
         accumulate: recipe.train.accumulate,
         latents,
-        networks: if recipe.model.expert == Some(Trained::Both) {
-            Networks::SideBySide
-        } else {
-            Networks::One
+        networks: match recipe.model.expert {
+            Some(Trained::Both) => Networks::SideBySide,
+            Some(_) => Networks::MakesRoom,
+            None => Networks::One,
         },
     };
     let settled = settle(&task, &machine(recipe), &recipe.memory, None, &Shapes::default());
@@ -229,14 +229,14 @@ fn recipes_for_published_models_fit_the_cards_that_they_are_for() {
 }
 
 /// A recipe for two experts trains both on all noise levels, of which each gets its own, enough to learn from, and as many as
-/// the recipe tells.
+/// the recipe tells; and it fits with one expert alone and its clips, as it tells too.
 #[test]
 fn recipes_of_experts_stay_on_their_side() {
     /// The least share of the micro-batches that an expert is worth training for.
     const WORTH: f64 = 0.25;
     for name in ["t2v-a14b", "i2v-a14b"] {
         let path = root().join(format!("recipes/{name}.toml"));
-        let recipe = Recipe::read(&path).unwrap();
+        let mut recipe = Recipe::read(&path).unwrap();
         let boundary = Habits::of(&dit_preset(name).unwrap(), true).boundary;
         let timesteps = &recipe.train.timesteps;
         assert_eq!((recipe.model.expert, timesteps.min, timesteps.max), (Some(Trained::Both), 0.0, 1.0));
@@ -247,5 +247,7 @@ fn recipes_of_experts_stay_on_their_side() {
             100.0 * high
         );
         assert!(std::fs::read_to_string(path).unwrap().contains(&told), "{name} does not tell: {told}");
+        recipe.model.expert = Some(Trained::High);
+        forecast(name, &recipe);
     }
 }

@@ -10,6 +10,7 @@ use super::{ClipAdapterPlan, SamplePlan};
 use crate::adapters;
 use crate::base::{BaseModel, Trained};
 use crate::error::{Error, Result};
+use crate::forecast::Networks;
 use crate::prompt::ClipRequest;
 use crate::recipe::TrainConfig;
 use crate::sample::{SampleConfig, Share};
@@ -63,6 +64,15 @@ pub(super) fn settle_shares(
     }
     check_beginnings(adapter, &shares)?;
     Ok(shares)
+}
+
+/// The networks that the memory must hold, as long as nothing says that they do not fit.
+pub(super) fn networks(shares: &[Share], model: &BaseModel, sample: &SamplePlan) -> Networks {
+    match (shares.len(), model.dits.experts()) {
+        (2, _) => Networks::SideBySide,
+        (_, Some(_)) if !sample.clips.is_empty() => Networks::MakesRoom,
+        _ => Networks::One,
+    }
 }
 
 /// Checks that every file to begin with is for a network that is trained.
