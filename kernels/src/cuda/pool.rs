@@ -26,17 +26,19 @@ pub(crate) fn open(index: usize, settings: &Settings) -> Result<Device> {
         }
     }
     // SAFETY: the handle is of an open device; the attribute is a u64.
-    unsafe {
+    let pool = unsafe {
         let pool = told(device::get_mem_pool(handle))?;
         let mut keep_all = u64::MAX;
         let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
         told(mem_pool::set_attribute(pool, threshold, std::ptr::from_mut(&mut keep_all).cast()))?;
-    }
+        pool
+    };
     let total = told(context.total_mem())? as u64;
     region::open(Setup {
         device: handle,
         stream: cuda.cuda_stream().cu_stream(),
         total,
+        pool,
         limit: settings.memory_limit.unwrap_or(u64::MAX),
     })?;
     with_settings(&cuda, *settings)?;

@@ -63,7 +63,9 @@ pub(super) struct Setup {
     pub stream: sys::CUstream,
     /// Bytes of the card.
     pub total: u64,
-    /// The most that may be mapped.
+    /// What small tensors come from.
+    pub pool: sys::CUmemoryPool,
+    /// The most that may be mapped, the pool's included.
     pub limit: u64,
 }
 
@@ -90,17 +92,17 @@ unsafe extern "C" {
     fn tandem_late_divert(name: *const std::ffi::c_char, function: *const c_void) -> *const c_void;
 }
 
-/// Makes the region of a device. False where this driver, or this build, has no way to.
-pub(super) fn open(setup: Setup) -> Result<bool> {
+/// Makes the region of a device. Where this driver, or this build, has no way to, its pool serves all tensors.
+pub(super) fn open(setup: Setup) -> Result<()> {
     if !divert() {
-        return Ok(false);
+        return Ok(());
     }
     let mut can_map = 0;
     let mapping = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED;
     // SAFETY: the attribute is an i32.
     told(unsafe { sys::cuDeviceGetAttribute(&mut can_map, mapping, setup.device) }.result())?;
     if can_map == 0 {
-        return Ok(false);
+        return Ok(());
     }
     let span = (SPAN * setup.total).next_multiple_of(CHUNK);
     let mut base = 0;
@@ -121,7 +123,7 @@ pub(super) fn open(setup: Setup) -> Result<bool> {
         access,
     };
     REGIONS.write().unwrap_or_else(PoisonError::into_inner).push((place, Mutex::new(region)));
-    Ok(true)
+    Ok(())
 }
 
 /// What the region of `stream` holds.
@@ -152,14 +154,19 @@ fn divert() -> bool {
         // SAFETY: the names end with nul, and the functions have the signatures of those that they stand in for; what comes
         // back is the driver's own, or null where there is none by that name.
         unsafe {
-            let alloc = tandem_late_divert(c"cuMemAllocAsync".as_ptr(), alloc_async as *const c_void);
             let free = tandem_late_divert(c"cuMemFreeAsync".as_ptr(), free_async as *const c_void);
-            if !alloc.is_null() && !free.is_null() {
-                *driver = Some(Driver {
-                    alloc: std::mem::transmute::<*const c_void, _>(alloc),
-                    free: std::mem::transmute::<*const c_void, _>(free),
-                });
+            if free.is_null() {
+                return false;
             }
+            let alloc = tandem_late_divert(c"cuMemAllocAsync".as_ptr(), alloc_async as *const c_void);
+            if alloc.is_null() {
+                tandem_late_divert(c"cuMemFreeAsync".as_ptr(), free);
+                return false;
+            }
+            *driver = Some(Driver {
+                alloc: std::mem::transmute::<*const c_void, _>(alloc),
+                free: std::mem::transmute::<*const c_void, _>(free),
+            });
         }
     }
     driver.is_some()
@@ -185,12 +192,15 @@ unsafe extern "C" fn alloc_async(address: *mut u64, bytes: usize, stream: sys::C
         (None, Some(driver)) => {
             // SAFETY: the caller's promise, handed on.
             let small = || unsafe { (driver.alloc)(address, bytes, stream) };
-            let make_room = |need| {
-                let room = with(|place| place.stream == stream as usize, |region| region.make_room(need));
-                room.unwrap_or(Ok(())).map_or_else(|why| why.0, |()| small())
+            let room = |need| {
+                with(|place| place.stream == stream as usize, |region| region.make_room(need))
+                    .unwrap_or(Ok(()))
             };
-            match make_room(Need::Limit(bytes as u64)) {
-                OUT_OF_MEMORY_CODE => make_room(Need::Card),
+            if let Err(why) = room(Need::Limit(bytes as u64)) {
+                return why.0;
+            }
+            match small() {
+                OUT_OF_MEMORY_CODE => room(Need::Card).map_or_else(|why| why.0, |()| small()),
                 other => other,
             }
         }
@@ -294,12 +304,9 @@ impl Region {
     /// An attribute of the driver's pool, in bytes.
     fn pool(&self, attribute: Pool) -> std::result::Result<u64, DriverError> {
         let mut bytes = 0_u64;
-        // SAFETY: the device is open, and its pool lives; the attributes asked for are a u64.
-        unsafe {
-            let pool = cudarc::driver::result::device::get_mem_pool(self.setup.device)?;
-            let into = std::ptr::from_mut(&mut bytes).cast();
-            cudarc::driver::result::mem_pool::get_attribute(pool, attribute, into)?;
-        }
+        let into = std::ptr::from_mut(&mut bytes).cast();
+        // SAFETY: the pool lives as long as the process; the attributes asked for are a u64.
+        unsafe { cudarc::driver::result::mem_pool::get_attribute(self.setup.pool, attribute, into) }?;
         Ok(bytes)
     }
 
@@ -324,7 +331,8 @@ impl Region {
         Ok(chunks)
     }
 
-    /// Maps `chunks` one behind the other from `start`, which has no memory yet.
+    /// Maps `chunks` one behind the other from `start`, which has no memory yet. A driver that refuses has lost its context,
+    /// and all memory with it: nothing is undone.
     fn map(
         &mut self,
         start: u64,
