@@ -247,6 +247,7 @@ fn recipes_of_experts_stay_on_their_side() {
             100.0 * high
         );
         assert!(std::fs::read_to_string(path).unwrap().contains(&told), "{name} does not tell: {told}");
+        assert_eq!(forecast(name, &recipe).networks, Networks::SideBySide, "{name} tells where they lie");
         recipe.model.expert = Some(Trained::High);
         forecast(name, &recipe);
     }
