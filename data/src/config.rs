@@ -165,18 +165,23 @@ const MAX_SIDE: u32 = 8192;
 const MAX_FRAMES: u32 = 4097;
 
 impl DataConfig {
+    /// Checks that the clips are named once.
+    pub(crate) fn check_source(&self) -> Result<()> {
+        match (self.folder.is_empty(), &self.import) {
+            (true, None) => refuse("folder", "names no folder".into()),
+            (false, Some(_)) => {
+                refuse("import", "stands in place of data.folder; keep one of the two".into())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Checks every value that can be judged without looking at files.
     ///
     /// # Errors
     /// [`DataError::Size`] for a size that is no multiple of `multiple`, [`DataError::Config`] for all else.
     pub fn check(&self, multiple: SizeMultiple) -> Result<()> {
-        match (self.folder.is_empty(), &self.import) {
-            (true, None) => return refuse("folder", "names no folder".into()),
-            (false, Some(_)) => {
-                return refuse("import", "stands in place of data.folder; keep one of the two".into());
-            }
-            _ => {}
-        }
+        self.check_source()?;
         self.check_sizes(multiple)?;
         self.check_frames()?;
         for (key, rate) in [

@@ -53,6 +53,7 @@ impl Dataset {
         model_fps: f64,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
+        config.check_source()?;
         let fps = config.fps.unwrap_or(model_fps);
         let Imported { sets, notes } = match &config.import {
             Some(path) => import::read(path, config, multiple, fps)?,

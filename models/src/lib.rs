@@ -5,6 +5,7 @@
 
 pub mod adapter;
 pub mod clip;
+pub mod contents;
 pub mod dit;
 pub mod error;
 pub mod expert;
@@ -16,5 +17,6 @@ pub mod vae;
 pub mod variant;
 pub mod weights;
 
+pub use contents::Contents;
 pub use error::{Error, Result};
 pub use expert::Expert;

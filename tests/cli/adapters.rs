@@ -9,7 +9,7 @@ use models::adapter::files::{AdapterFile, Precision, Style, read, write};
 use models::weights::Checkpoint;
 use proofs::{Tolerance, assert_close, assert_same_bits};
 
-use crate::desk::Desk;
+use crate::desk::{Desk, fixtures};
 
 const TRAIN: [&str; 2] = ["train", "recipe.toml"];
 const ADAPTER: &str = "run/adapters/recipe.safetensors";
@@ -192,4 +192,41 @@ fn the_tools_work_one_behind_the_other() {
     desk.refuse(&["resize", "x.safetensors", "w.safetensors", "--energy", "1.5"], &["--energy"]);
     desk.refuse(&["merge", "--model", "model", "--lora", "x.safetensors:inf", "--output", "w"], &["finite"]);
     desk.refuse(&["extract", "--base", "model", "--tuned", "model", "--output", "w"], &["nothing to write"]);
+}
+
+/// What is read stays, and where nothing can be written is told before anything is made.
+#[test]
+fn nothing_is_written_over_what_is_read() {
+    let desk = Desk::new();
+    fs::copy(fixtures().join("lora/t2v/comfy_ab.safetensors"), desk.path("a.safetensors")).unwrap();
+    let shard = "model/diffusion_pytorch_model-00001-of-00002.safetensors";
+    let before = desk.files();
+    let merge = |lora, output| ["merge", "--model", "model", "--lora", lora, "--output", output];
+    desk.refuse(&merge("a.safetensors", shard), &["--output", shard, "belongs to model"]);
+    desk.refuse(&merge("a.safetensors", "clips"), &["--output", "clips is a folder"]);
+    desk.refuse(&merge("a.safetensors", "no/m.safetensors"), &["there is no folder no"]);
+    desk.refuse(
+        &merge("a.safetensors:x", "m"),
+        &["--lora", "a.safetensors:x", "no number", "a.safetensors:0.8"],
+    );
+    desk.refuse(&["convert", "a.safetensors", "a.safetensors"], &["a.safetensors is read itself"]);
+    desk.refuse(&merge("a.safetensors:0.5", "a.safetensors"), &["--output", "a.safetensors is read itself"]);
+    desk.refuse(&["resize", "a.safetensors", "no/b.safetensors", "--rank", "1"], &["there is no folder no"]);
+    let extract = ["extract", "--base", "model", "--tuned", "model", "--output", shard];
+    desk.refuse(&extract, &[shard, "belongs to model"]);
+    assert_eq!(desk.files(), before);
+}
+
+#[test]
+fn an_adapter_that_leaves_out_blocks_is_told() {
+    let desk = Desk::new();
+    let mut file = read(&fixtures().join("lora/t2v/comfy_ab.safetensors")).unwrap();
+    let whole = file.clone();
+    file.modules.retain(|module, _| !module.starts_with("blocks.1."));
+    for (name, file, is_told) in [("whole.safetensors", &whole, false), ("half.safetensors", &file, true)] {
+        write(&desk.path(name), file, Style::Comfy, Precision::Float32).unwrap();
+        let told = desk.succeed(&["merge", "--model", "model", "--lora", name, "--output", "m.safetensors"]);
+        let words = format!("{name}: 10 modules are left alone that it changes in other blocks: blocks.1.");
+        assert_eq!(told.stderr.contains(&words), is_told, "{}", told.stderr);
+    }
 }

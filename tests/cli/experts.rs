@@ -74,3 +74,28 @@ fn a_plan_tells_the_experts_and_an_export_asks_which() {
         }
     }
 }
+
+/// A file that is named for one expert changes that one or none.
+#[test]
+fn an_adapter_of_one_expert_is_not_put_to_the_other() {
+    let desk = desk("low");
+    let golden = fixtures().join("lora/t2v/comfy_ab.safetensors");
+    fs::copy(golden, desk.path("a_high_noise.safetensors")).unwrap();
+    let model = fixtures().join("repo_official_a14b");
+    let sample =
+        ["sample", "--model", model.to_str().unwrap(), "--prompt", "a", "--width", "16", "--height", "16"];
+    let sample = [&sample[..], &["--frames", "5", "--steps", "1"]].concat();
+    for lora in ["--lora", "--lora-low"] {
+        let words = [&sample[..], &[lora, "a_high_noise.safetensors"]].concat();
+        desk.refuse(&words, &[lora, "a_high_noise", "for high noise", "use --lora-high"]);
+    }
+    let merge =
+        ["merge", "--model", model.to_str().unwrap(), "--lora", "a_high_noise.safetensors", "--output", "m"];
+    desk.refuse(
+        &[&merge[..], &["--expert", "low"]].concat(),
+        &["a_high_noise", "for low noise", "--expert high"],
+    );
+    desk.succeed(&[&merge[..], &["--expert", "high"]].concat());
+    desk.change("[sample]\n", "[sample]\nadapter = \"a_high_noise.safetensors\"\n");
+    desk.refuse(&["plan", "recipe.toml"], &["sample.adapter:", "a_high_noise", "sample.adapter_high"]);
+}

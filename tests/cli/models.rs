@@ -212,3 +212,32 @@ fn a_model_of_the_hub_is_told_fetched_and_used() {
     let slip = run(&["inspect", "clips/none.safetensors"], "0");
     assert!(slip.code == Some(2) && !slip.stderr.contains("fetch"), "{}", slip.stderr);
 }
+
+/// The plan says what a file is that was named for another part, by its header.
+#[test]
+fn a_part_in_the_place_of_another_is_named_for_what_it_is() {
+    let desk = Desk::new();
+    let (vae, text) = ("model/Wan2.1_VAE.pth", "model/models_t5_umt5-xxl-enc-bf16.pth");
+    let lora = crate::desk::fixtures().join("lora/t2v/kohya.safetensors");
+    let lora = lora.to_str().unwrap();
+    let model = "folder = \"model\"";
+    for (key, file, told) in [
+        ("dit", vae, ["this is no Wan DiT", "but a Wan VAE"]),
+        ("dit", text, ["this is no Wan DiT", "but a UMT5 text encoder"]),
+        ("dit", lora, ["this is no Wan DiT", "but an adapter"]),
+        ("vae", text, ["this is no Wan VAE", "but a UMT5 text encoder"]),
+        ("text_encoder", vae, ["this is no UMT5 text encoder", "but a Wan VAE"]),
+        ("dit_config", "nowhere.json", ["dit_config", "nowhere.json"]),
+        ("dit_config", "recipe.toml", ["config.json cannot be read", "belongs to it"]),
+    ] {
+        let named = format!("{model}\n{key} = \"{file}\"");
+        desk.change(model, &named);
+        desk.refuse(&PLAN, &told);
+        if !key.starts_with("dit_") {
+            desk.refuse(&PLAN, &[file, "name the right file"]);
+        }
+        desk.change(&named, model);
+    }
+    desk.change(model, "folder = \"model/config.json\"");
+    desk.refuse(&TRAIN, &["model/config.json is a file", "model.dit"]);
+}

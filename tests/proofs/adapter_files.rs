@@ -5,9 +5,10 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 use models::adapter::files::{
-    AdapterFile, AdapterFileError, KeyStyle, LoraPair, Precision, Provenance, Style, locate, read,
+    AdapterFile, AdapterFileError, KeyStyle, LoraPair, Precision, Provenance, Style, locate, read, summary,
     verify_written, write,
 };
+use models::weights::Checkpoint;
 use models::{Error, names};
 use proofs::{Tolerance, assert_close, assert_same_bits, device, fixture, fixture_tensors, randn};
 
@@ -159,6 +160,16 @@ fn refusal(folder: &Path, tensors: &[(&str, Tensor)]) -> Error {
     read(&path).unwrap_err()
 }
 
+/// Half an adapter and two ranks are told by the header alone, in the same words.
+fn check_header(folder: &Path, error: &Error) {
+    use AdapterFileError::{HalfPair, RankMismatch};
+    if matches!(error, Error::AdapterFile(HalfPair { .. } | RankMismatch { .. })) {
+        let path = folder.join("broken.safetensors");
+        let by_header = summary(&path, &Checkpoint::open(&path).unwrap()).unwrap_err();
+        assert_eq!(by_header.to_string(), error.to_string());
+    }
+}
+
 /// Tensors of a broken file, what kind of error it must give, and what the text must name.
 type Case<'a> = (Vec<(&'a str, Tensor)>, fn(&AdapterFileError) -> bool, &'a str);
 
@@ -176,7 +187,20 @@ fn broken_files_are_refused_by_the_key_that_is_wrong() {
         tensors.push((key, tensor));
         tensors
     };
+    let thin = randn("thin", (6, 2));
     let cases: Vec<Case> = vec![
+        (
+            ["blocks.0.ffn.0.hada_w1_a", "blocks.0.ffn.0.hada_w1_b", "blocks.0.ffn.0.hada_w2_a"]
+                .map(|key| (key, thin.clone()))
+                .to_vec(),
+            |e| matches!(e, AdapterFileError::HalfPair { .. }),
+            "no hada_w2_b",
+        ),
+        (
+            vec![("blocks.0.ffn.0.lokr_w1", thin.clone())],
+            |e| matches!(e, AdapterFileError::HalfPair { .. }),
+            "no lokr_w2",
+        ),
         (whole()[..1].to_vec(), |e| matches!(e, AdapterFileError::HalfPair { .. }), "up factor"),
         (vec![(&alpha, scalar(2.0))], |e| matches!(e, AdapterFileError::HalfPair { .. }), &alpha),
         (
@@ -220,6 +244,7 @@ fn broken_files_are_refused_by_the_key_that_is_wrong() {
         let text = error.to_string();
         assert!(matches!(&error, Error::AdapterFile(e) if is_expected(e)), "{text}");
         assert!(text.contains(names) && text.contains("broken.safetensors"), "{text} does not name {names}");
+        check_header(folder.path(), &error);
     }
     let nan = refusal(folder.path(), &[(&down, (&a * f64::NAN).unwrap()), (&up, b.clone())]).to_string();
     assert!(nan.contains(&down), "{nan}");

@@ -78,6 +78,7 @@ fn every_spelling_reads_as_the_same_adapter() {
         (KeyStyle::Native, Box::new(native("model.diffusion_model."))),
         (KeyStyle::Bare, Box::new(native(""))),
         (KeyStyle::Bare, Box::new(native("pipe.dit."))),
+        (KeyStyle::Bare, Box::new(native("dit."))),
         (KeyStyle::Diffusers, Box::new(diffusers("transformer."))),
         (KeyStyle::Diffusers, Box::new(diffusers("transformer_2."))),
         (KeyStyle::Peft, Box::new(diffusers("base_model.model."))),

@@ -274,4 +274,5 @@ fn a_dataset_file_that_cannot_be_read_is_refused_by_name_and_key() {
     }
     let both = desk.config("d.csv", json!({ "folder": "clips" }));
     assert!(both.check(SizeMultiple::new(16)).unwrap_err().to_string().contains("data.import"));
+    assert!(desk.build(&both).unwrap_err().to_string().contains("data.import"));
 }

@@ -88,6 +88,7 @@ fn a_change_counts_and_is_clipped_as_in_each_trainer() {
     assert_eq!(optimizer("diffsynth-studio").clip_norm, 0.0, "it clips nothing");
     assert_eq!((optimizer("diffusion-pipe").betas, optimizer("diffusion-pipe").warmup), ([0.9, 0.99], 100));
     assert_eq!((optimizer("musubi-tuner").lr, optimizer("ai-toolkit").weight_decay), (2e-4, 1e-4));
+    assert_eq!(optimizer("ai-toolkit").eps, 1e-6, "it sets its own");
 }
 
 /// What is written goes before; what is filled in is told, and nothing else.

@@ -1,5 +1,6 @@
 //! Adapter files as commands and recipes name them: `FILE[:STRENGTH]`.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use candle_core::Device;
@@ -7,6 +8,7 @@ use models::adapter::files::AdapterSummary;
 use models::adapter::{Adapters, Applied, LoraConfig, Place, Source, Target, apply, files};
 use models::dit::DitConfig;
 use models::expert::Expert;
+use models::names::split_block;
 use models::weights::{Checkpoint, Weights};
 
 use crate::error::{Error, Result};
@@ -18,7 +20,7 @@ const QUOTED: usize = 6;
 /// The path and the strength of `FILE[:STRENGTH]`; 1 where none is given.
 ///
 /// # Errors
-/// A strength that is not finite.
+/// A strength that is no finite number.
 pub fn with_strength<'a>(key: &str, argument: &'a str) -> Result<(&'a Path, f64)> {
     match argument.rsplit_once(':').map(|(path, strength)| (path, strength.parse::<f64>())) {
         Some((_, Ok(strength))) if !strength.is_finite() => {
@@ -26,6 +28,11 @@ pub fn with_strength<'a>(key: &str, argument: &'a str) -> Result<(&'a Path, f64)
             Err(Error::Setting { key: key.to_owned(), why })
         }
         Some((path, Ok(strength))) => Ok((path.as_ref(), strength)),
+        Some((path, Err(_))) if !Path::new(argument).exists() && Path::new(path).exists() => {
+            let why =
+                format!("{argument}: the strength behind the colon is no number; write it as in {path}:0.8");
+            Err(Error::Setting { key: key.to_owned(), why })
+        }
         // A colon may be part of a path.
         _ => Ok((argument.as_ref(), 1.0)),
     }
@@ -85,13 +92,7 @@ pub fn look_at(path: &Path) -> Result<AdapterSummary> {
 /// # Errors
 /// The expert that its keys, its header or its name tell.
 pub fn check_expert(key: &str, path: &Path, wanted: Option<Expert>) -> Result<()> {
-    let at = files::locate(path).map_err(models::Error::from)?;
-    let file = Checkpoint::open(&at).map_err(models::Error::from)?;
-    let by_header = file.metadata().get("tandem.expert").map(String::as_str);
-    let by_header = Expert::ALL.into_iter().find(|expert| by_header == Some(expert.suffix()));
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let told = files::summary(&at, &file)?.expert.or(by_header).or(Expert::in_name(&name));
-    match (told, wanted) {
+    match (told_expert(path)?, wanted) {
         (Some(told), Some(wanted)) if told != wanted => Err(Error::Setting {
             key: key.to_owned(),
             why: format!(
@@ -103,6 +104,39 @@ pub fn check_expert(key: &str, path: &Path, wanted: Option<Expert>) -> Result<()
         }),
         _ => Ok(()),
     }
+}
+
+/// The expert that the adapter at `path` was made for, where its keys, its header or its name tell.
+///
+/// # Errors
+/// A file that is no adapter.
+fn told_expert(path: &Path) -> Result<Option<Expert>> {
+    let at = files::locate(path).map_err(models::Error::from)?;
+    let file = Checkpoint::open(&at).map_err(models::Error::from)?;
+    let by_header = file.metadata().get("tandem.expert").map(String::as_str);
+    let by_header = Expert::ALL.into_iter().find(|expert| by_header == Some(expert.suffix()));
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(files::summary(&at, &file)?.expert.or(by_header).or(Expert::in_name(&name)))
+}
+
+/// Checks that of the adapters that the option `key` names none is told to be for the other expert than `wanted`; the way
+/// out is to give it with `instead`, where `EXPERT` stands for the expert's name.
+///
+/// # Errors
+/// The first that is.
+pub fn check_experts(key: &str, arguments: &[String], wanted: Expert, instead: &str) -> Result<()> {
+    for argument in arguments {
+        let (path, _) = with_strength(key, argument)?;
+        if let Some(told) = told_expert(path)?.filter(|told| *told != wanted) {
+            let why = format!(
+                "{} is an adapter of the expert for {told} noise, and would change the one for {wanted} noise; use {}",
+                path.display(),
+                instead.replace("EXPERT", told.name())
+            );
+            return Err(Error::Setting { key: key.to_owned(), why });
+        }
+    }
+    Ok(())
 }
 
 /// The adapters that a network begins with: what the file holds, or fresh ones where there is none. `ui` hears what became of it.
@@ -167,5 +201,29 @@ pub fn put(
             ));
         }
     }
+    for source in sources {
+        gaps(source, config).iter().for_each(|note| ui.note(note));
+    }
     Ok((adapters, weights.patched(patches)))
+}
+
+/// What an adapter leaves alone in some blocks and changes in others, which half a file does, and some adapters on purpose.
+fn gaps(source: &Source, config: &DitConfig) -> Option<String> {
+    let changed = &source.file.modules;
+    let kinds: BTreeSet<&str> = changed.keys().filter_map(|module| Some(split_block(module)?.1)).collect();
+    let modules = config.adaptable_modules().into_iter().map(|(module, ..)| module);
+    let is_gap = |module: &String| {
+        split_block(module).is_some_and(|(_, kind)| kinds.contains(kind)) && !changed.contains_key(module)
+    };
+    let gaps: Vec<String> = modules.filter(is_gap).collect();
+    (!gaps.is_empty()).then(|| {
+        let more = if gaps.len() > QUOTED { ", ..." } else { "" };
+        let quoted = gaps[..gaps.len().min(QUOTED)].join(", ");
+        format!(
+            "{}: {} modules are left alone that it changes in other blocks: {quoted}{more}; unless it was trained so, the file \
+             is incomplete or of a smaller model",
+            source.name,
+            gaps.len()
+        )
+    })
 }

@@ -139,6 +139,16 @@ pub enum Error {
         /// Where it was looked for.
         folder: PathBuf,
     },
+    /// One file in place of a whole model.
+    #[error(
+        "{} is a file, and model.folder (or --model) is the folder of a whole model: name the file of a DiT with model.dit \
+         in a recipe, beside model.folder or the keys of the other parts",
+        path.display()
+    )]
+    ModelFolderIsFile {
+        /// The file.
+        path: PathBuf,
+    },
     /// A part of the base model is not there.
     #[error(
         "the base model has no {key}: looked for {looked}; put it there, or name it with model.{key} in the recipe"

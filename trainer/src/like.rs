@@ -21,34 +21,35 @@ pub enum Like {
 /// A default of a trainer: dotted key of a recipe, its value in TOML, and the file of that project which has it.
 type Row = (&'static str, &'static str, &'static str);
 
-/// kohya-ss/musubi-tuner. Its alpha is 1 unless set, so at rank 32 a change counts a 32nd.
+/// kohya-ss/musubi-tuner. Its alpha is 1 unless set, so at rank 32 a change counts a 32nd. Versions before the folder
+/// `training` have the same defaults in `hv_train_network.py`.
 const MUSUBI: [Row; 12] = [
-    ("adapter.alpha", "1.0", "src/musubi_tuner/hv_train_network.py, network_alpha"),
+    ("adapter.alpha", "1.0", "src/musubi_tuner/training/parser_common.py, network_alpha"),
     ("train.caption_dropout", "0.0", "it has none"),
     ("train.timesteps.distribution", "\"shift\"", "docs/wan.md, timestep_sampling"),
     ("train.timesteps.shift", "3.0", "docs/wan.md, discrete_flow_shift"),
-    ("train.timesteps.scale", "1.0", "src/musubi_tuner/hv_train_network.py, sigmoid_scale"),
-    ("train.timesteps.weighting", "\"none\"", "src/musubi_tuner/hv_train_network.py, weighting_scheme"),
+    ("train.timesteps.scale", "1.0", "src/musubi_tuner/training/parser_common.py, sigmoid_scale"),
+    ("train.timesteps.weighting", "\"none\"", "src/musubi_tuner/training/parser_common.py, weighting_scheme"),
     ("optimizer.lr", "2e-4", "docs/wan.md, learning_rate"),
-    ("optimizer.warmup", "0", "src/musubi_tuner/hv_train_network.py, lr_warmup_steps"),
+    ("optimizer.warmup", "0", "src/musubi_tuner/training/parser_common.py, lr_warmup_steps"),
     ("optimizer.betas", "[0.9, 0.999]", "bitsandbytes, AdamW8bit"),
     ("optimizer.eps", "1e-8", "bitsandbytes, AdamW8bit"),
     ("optimizer.weight_decay", "0.01", "bitsandbytes, AdamW8bit"),
-    ("optimizer.clip_norm", "1.0", "src/musubi_tuner/hv_train_network.py, max_grad_norm"),
+    ("optimizer.clip_norm", "1.0", "src/musubi_tuner/training/parser_common.py, max_grad_norm"),
 ];
 
-/// tdrussell/diffusion-pipe. Alpha is always the rank there, as here.
+/// tdrussell/diffusion-pipe. Alpha is always the rank there (train.py), as here.
 const DIFFUSION_PIPE: [Row; 12] = [
-    ("train.caption_dropout", "0.0", "docs/supported_models.md"),
+    ("train.caption_dropout", "0.0", "it has none for Wan"),
     (
         "train.timesteps.distribution",
         "\"logit-normal\"",
         "examples/main_example.toml, timestep_sample_method",
     ),
-    ("train.timesteps.mean", "0.0", "models/wan/wan.py"),
-    ("train.timesteps.std", "1.0", "docs/supported_models.md, sigmoid_scale"),
-    ("train.timesteps.shift", "1.0", "docs/supported_models.md, shift"),
-    ("train.timesteps.weighting", "\"none\"", "models/wan/wan.py"),
+    ("train.timesteps.mean", "0.0", "utils/common.py, get_t_distribution"),
+    ("train.timesteps.std", "1.0", "utils/common.py, sigmoid_scale"),
+    ("train.timesteps.shift", "1.0", "models/wan/wan.py, shift"),
+    ("train.timesteps.weighting", "\"none\"", "models/base.py, get_loss_fn"),
     ("optimizer.lr", "2e-5", "examples/main_example.toml, lr"),
     ("optimizer.warmup", "100", "examples/main_example.toml, warmup_steps"),
     ("optimizer.betas", "[0.9, 0.99]", "examples/main_example.toml, betas"),
@@ -58,7 +59,7 @@ const DIFFUSION_PIPE: [Row; 12] = [
 ];
 
 /// ostris/ai-toolkit, as its Wan 2.1 example has it. Alpha is the rank in the files that it writes, as here.
-const AI_TOOLKIT: [Row; 9] = [
+const AI_TOOLKIT: [Row; 11] = [
     ("train.caption_dropout", "0.05", "config/examples/train_lora_wan21_14b_24gb.yaml, caption_dropout_rate"),
     (
         "train.timesteps.distribution",
@@ -67,17 +68,19 @@ const AI_TOOLKIT: [Row; 9] = [
     ),
     ("train.timesteps.shift", "1.0", "toolkit/samplers/custom_flowmatch_sampler.py"),
     ("train.timesteps.scale", "1.0", "toolkit/samplers/custom_flowmatch_sampler.py"),
-    ("train.timesteps.weighting", "\"none\"", "toolkit/samplers/custom_flowmatch_sampler.py"),
+    ("train.timesteps.weighting", "\"none\"", "toolkit/config_modules.py, linear_timesteps"),
     ("optimizer.lr", "1e-4", "config/examples/train_lora_wan21_14b_24gb.yaml, lr"),
     ("optimizer.warmup", "0", "toolkit/config_modules.py, lr_scheduler"),
+    ("optimizer.betas", "[0.9, 0.999]", "bitsandbytes, AdamW8bit"),
+    ("optimizer.eps", "1e-6", "toolkit/optimizer.py, adamw8bit"),
     ("optimizer.weight_decay", "1e-4", "config/examples/train_lora_wan21_14b_24gb.yaml, weight_decay"),
     ("optimizer.clip_norm", "1.0", "toolkit/config_modules.py, max_grad_norm"),
 ];
 
-/// modelscope/DiffSynth-Studio. Alpha is the rank there, as here.
+/// modelscope/DiffSynth-Studio. Alpha is the rank there (diffsynth/diffusion/training_module.py), as here.
 const DIFFSYNTH: [Row; 10] = [
     ("train.caption_dropout", "0.0", "it has none"),
-    ("train.timesteps.distribution", "\"uniform\"", "diffsynth/diffusion/flow_match.py"),
+    ("train.timesteps.distribution", "\"uniform\"", "diffsynth/diffusion/loss.py, FlowMatchSFTLoss"),
     ("train.timesteps.shift", "5.0", "diffsynth/diffusion/flow_match.py, set_timesteps_wan"),
     ("train.timesteps.weighting", "\"bsmntw\"", "diffsynth/diffusion/flow_match.py, set_training_weight"),
     ("optimizer.lr", "1e-4", "diffsynth/diffusion/parsers.py, learning_rate"),

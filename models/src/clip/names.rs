@@ -3,7 +3,7 @@
 //! Source: Wan-Video/Wan2.1 `wan/modules/clip.py`, transformers `modeling_clip.py`.
 
 use crate::weights::{Checkpoint, TensorSpec};
-use crate::{Error, Result};
+use crate::{Contents, Error, Result};
 
 /// Size of a head of the published tower.
 const HEAD: usize = 80;
@@ -66,10 +66,8 @@ impl ClipSizes {
         };
         let shape = |name: &str| {
             let name = in_file(name, naming);
-            checkpoint.shape(&name).filter(|shape| !shape.contains(&0)).ok_or_else(|| {
-                let path = checkpoint.path().display();
-                Error::Mismatch(format!("{path}: this is no CLIP picture tower (it has no `{name}`)"))
-            })
+            let found = checkpoint.shape(&name).filter(|shape| !shape.contains(&0));
+            found.ok_or_else(|| Contents::Clip.refusal(checkpoint, &name))
         };
         let axis = |name: &str, from_end: usize| -> Result<usize> {
             let shape = shape(name)?;

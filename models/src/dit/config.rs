@@ -100,14 +100,19 @@ impl DitConfig {
     /// # Errors
     /// When the config cannot be read, or names a kind of model that is not supported.
     pub fn from_parts(config_json: &str, shape_of: impl Fn(&str) -> Option<Vec<usize>>) -> Result<Self> {
-        let file: ConfigFile = serde_json::from_str(config_json)
-            .map_err(|e| Error::Mismatch(format!("config.json of the DiT cannot be read: {e}")))?;
+        let file: ConfigFile = serde_json::from_str(config_json).map_err(|e| {
+            Error::Mismatch(format!(
+                "its config.json cannot be read ({e}); put the one that belongs to it there"
+            ))
+        })?;
         let shape = |name: &str, rank: usize| match shape_of(name) {
             Some(shape) if shape.len() == rank => Ok(shape),
             Some(shape) => {
                 Err(Error::Mismatch(format!("{name} has shape {shape:?}: {rank} axes are expected")))
             }
-            None => Err(Error::Mismatch(format!("the checkpoint holds no {name}: it is not a Wan DiT"))),
+            None => Err(Error::Mismatch(format!(
+                "it holds no {name}, so it is not a whole Wan DiT; fetch it again"
+            ))),
         };
         let image = shape_of("img_emb.proj.0.weight").map(|norm| ImageBranch {
             dim: norm[0],

@@ -31,7 +31,7 @@ pub use linear::Linear;
 pub use pass::{Conditioning, Dropout, Gradients, Pass};
 
 use crate::weights::{Checkpoint, Weights};
-use crate::{Error, Result, names, variant};
+use crate::{Contents, Error, Result, names, variant};
 
 /// A Wan DiT, or the consecutive part of one that a stage holds: the first part embeds, the last has the head.
 #[derive(Debug)]
@@ -163,6 +163,9 @@ pub fn open(path: &Path, config_json: Option<&str>) -> Result<(DitConfig, Weight
         let name = to_file(official).unwrap_or_else(|| official.to_owned());
         checkpoint.shape(&name).map(<[usize]>::to_vec)
     };
+    if shape_of("patch_embedding.weight").is_none() {
+        return Err(Contents::Dit.refusal(&checkpoint, "patch_embedding.weight"));
+    }
     let channels = || {
         let of = |name: &str, axis: usize| shape_of(name)?.get(axis).copied();
         variant::foreign_channels(
@@ -177,12 +180,14 @@ pub fn open(path: &Path, config_json: Option<&str>) -> Result<(DitConfig, Weight
             path.display()
         )));
     }
-    let config = match config_json {
-        Some(text) => DitConfig::from_parts(text, shape_of)?,
-        None => {
-            DitConfig::from_parts(&published_config(path, shape_of("patch_embedding.weight"))?, shape_of)?
-        }
+    let told = match config_json {
+        Some(text) => text.to_owned(),
+        None => published_config(path, shape_of("patch_embedding.weight"))?,
     };
+    let config = DitConfig::from_parts(&told, shape_of).map_err(|error| match error {
+        Error::Mismatch(why) => Error::Mismatch(format!("{}: {why}", path.display())),
+        other => other,
+    })?;
     // Some files of diffusers carry a norm of queries that no code reads.
     let ignored = |name: &str| name.ends_with(".attn2.norm_added_q.weight");
     let weights = Weights::from_checkpoint(checkpoint, &config.tensors(), to_file, ignored)?;

@@ -3,7 +3,7 @@
 //! Source: Wan-Video/Wan2.1 `wan/modules/t5.py`, transformers `modeling_umt5.py`.
 
 use crate::weights::{Checkpoint, TensorSpec};
-use crate::{Error, Result};
+use crate::{Contents, Result};
 
 /// Tensors outside the layers: (official, HF).
 const GLOBAL: [(&str, &str); 2] =
@@ -60,10 +60,8 @@ impl Umt5Sizes {
     pub(super) fn detect(checkpoint: &Checkpoint, file_name: impl Fn(&str) -> String) -> Result<Self> {
         let axis = |official: &str, axis: usize| {
             let name = file_name(official);
-            checkpoint.shape(&name).and_then(|s| s.get(axis).copied()).filter(|n| *n > 0).ok_or_else(|| {
-                let path = checkpoint.path().display();
-                Error::Mismatch(format!("{path}: this is no UMT5 text encoder (it has no `{name}`)"))
-            })
+            let found = checkpoint.shape(&name).and_then(|s| s.get(axis).copied()).filter(|n| *n > 0);
+            found.ok_or_else(|| Contents::TextEncoder.refusal(checkpoint, &name))
         };
         let layers =
             (0..).take_while(|n| checkpoint.contains(&file_name(&format!("blocks.{n}.norm1.weight"))));

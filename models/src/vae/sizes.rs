@@ -1,7 +1,7 @@
 //! What kind of VAE a checkpoint holds, read from the shapes of its tensors.
 
 use crate::weights::{Checkpoint, TensorSpec};
-use crate::{Error, Result};
+use crate::{Contents, Error, Result};
 
 /// The two published VAEs; both are arrangements of the same parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,10 +51,11 @@ impl Sizes {
             }
         };
         let axis = |name: &str, axis: usize| {
-            checkpoint.shape(name).and_then(|s| s.get(axis).copied()).filter(|n| *n > 0).ok_or_else(|| {
-                let path = checkpoint.path().display();
-                Error::Mismatch(format!("{path}: this is no Wan VAE (it has no `{name}`, in either naming)"))
-            })
+            checkpoint
+                .shape(name)
+                .and_then(|s| s.get(axis).copied())
+                .filter(|n| *n > 0)
+                .ok_or_else(|| Contents::Vae.refusal(checkpoint, name))
         };
         let generation = match axis(first, 1)? {
             3 => Generation::Wan21,

@@ -12,7 +12,7 @@ use super::checkpoint::StoredCodes;
 use super::dtype::StoredDType;
 use super::error::WeightsError;
 use super::loader::{TensorSpec, Weights};
-use super::write::{Entered, to_bytes, write_streamed};
+use super::write::{Entered, pieces, to_bytes, write_streamed};
 use crate::Result;
 
 /// The number format of a copy.
@@ -106,14 +106,23 @@ fn bytes(path: &Path, weights: &Weights, tensor: &Entered) -> Result<Vec<u8>> {
         _ => DType::F32,
     };
     let numbers = weights.tensor(&tensor.name, dtype, &Device::Cpu)?;
-    let is_finite = numbers.to_dtype(DType::F32)?.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite();
-    if !is_finite {
+    if !is_finite(&numbers)? {
         let (name, dtype) = (&tensor.name, tensor.dtype);
         let reason =
             format!("`{name}` has a number that {dtype} cannot hold; choose another format for the copy");
         return Err(WeightsError::file(path, reason).into());
     }
     to_bytes(&numbers)
+}
+
+/// Whether every number is one, looked at in pieces: of a large tensor a copy in f32 would be the larger part.
+fn is_finite(numbers: &Tensor) -> Result<bool> {
+    for piece in pieces(numbers)? {
+        if !piece?.to_dtype(DType::F32)?.abs()?.max_all()?.to_scalar::<f32>()?.is_finite() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The one scale and the codes of a matrix.

@@ -29,7 +29,9 @@ pub enum WeightsError {
         reason: String,
     },
     /// The tensors of the file are not those of the model; every difference at once.
-    #[error("{path}: the tensors do not fit this model{report}")]
+    #[error(
+        "{path}: the tensors do not fit this model; fetch the file again, or name the one that belongs to it{report}"
+    )]
     Mismatch {
         /// The file or folder.
         path: PathBuf,
@@ -62,7 +64,10 @@ pub enum WeightsError {
         index: usize,
     },
     /// The stored dtype cannot be turned into the one that was asked for.
-    #[error("{path}: tensor `{name}` is stored as {stored}, which cannot be read as {wanted}")]
+    #[error(
+        "{path}: tensor `{name}` is stored as {stored}, which cannot be read as {wanted}; use the bf16, fp16, f32 or fp8 \
+         (float8_e4m3fn) file of the same"
+    )]
     Conversion {
         /// The file.
         path: PathBuf,

@@ -141,7 +141,7 @@ fn grid(of: &Entry, scale: &Entry) -> Result<Grid, String> {
 fn layer_format(module: &str, json: &[u8]) -> Option<String> {
     match serde_json::from_slice::<Layer>(json) {
         Ok(layer) => refused(module, &layer.format),
-        Err(error) => Some(format!("`{module}.comfy_quant` cannot be read ({error})")),
+        Err(error) => Some(format!("`{module}.comfy_quant` cannot be read ({error}); fetch this file again")),
     }
 }
 
@@ -149,7 +149,9 @@ fn layer_format(module: &str, json: &[u8]) -> Option<String> {
 fn listed_formats(metadata: &BTreeMap<String, String>) -> Option<String> {
     match serde_json::from_str::<Layers>(metadata.get(METADATA)?) {
         Ok(listed) => listed.layers.iter().find_map(|(module, layer)| refused(module, &layer.format)),
-        Err(error) => Some(format!("`{METADATA}` in its header cannot be read ({error})")),
+        Err(error) => {
+            Some(format!("`{METADATA}` in its header cannot be read ({error}); fetch this file again"))
+        }
     }
 }
 

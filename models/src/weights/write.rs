@@ -111,7 +111,26 @@ fn header(path: &Path, tensors: &[Entered], metadata: &BTreeMap<String, String>)
 
 /// The little-endian bytes of a tensor in row-major order.
 pub(super) fn to_bytes(tensor: &Tensor) -> crate::Result<Vec<u8>> {
-    let flat = tensor.to_device(&Device::Cpu)?.flatten_all()?;
+    let mut bytes = Vec::with_capacity(tensor.elem_count() * tensor.dtype().size_in_bytes());
+    for piece in pieces(&tensor.to_device(&Device::Cpu)?)? {
+        bytes.extend(piece_bytes(&piece?)?);
+    }
+    Ok(bytes)
+}
+
+/// Numbers that are turned into others at once: what is made on the way is small beside a matrix.
+const PIECE: usize = 1 << 20;
+
+/// A tensor's numbers in row-major order, piece by piece.
+pub(super) fn pieces(tensor: &Tensor) -> crate::Result<impl Iterator<Item = crate::Result<Tensor>>> {
+    let flat = tensor.flatten_all()?;
+    let count = flat.elem_count();
+    Ok((0..count)
+        .step_by(PIECE)
+        .map(move |begin| Ok(flat.narrow(0, begin, PIECE.min(count - begin))?.contiguous()?)))
+}
+
+fn piece_bytes(flat: &Tensor) -> crate::Result<Vec<u8>> {
     Ok(match flat.dtype() {
         DType::F64 => little_endian(flat.to_vec1::<f64>()?, f64::to_le_bytes),
         DType::F32 => little_endian(flat.to_vec1::<f32>()?, f32::to_le_bytes),

@@ -97,8 +97,11 @@ impl Dits {
         for (key, files, expert) in [("dit_high", &high, Expert::High), ("dit_low", &low, Expert::Low)] {
             if let Some(told) = files.told_expert().filter(|told| *told != expert) {
                 let path = files.weights.display();
-                let why =
-                    format!("{path} is the expert for {told} noise by its name; exchange the two files");
+                let way_out = match high.told_expert() == low.told_expert() {
+                    true => format!("so both are; name the file of the one for {expert} noise here"),
+                    false => "exchange the two files".to_owned(),
+                };
+                let why = format!("{path} is the expert for {told} noise by its name; {way_out}");
                 return Err(Error::Setting { key: format!("model.{key}"), why });
             }
         }

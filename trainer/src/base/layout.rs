@@ -73,7 +73,7 @@ pub fn locate_dits(model: &Path) -> Result<Dits> {
     }
     match model.is_file() {
         true => Ok(Dits::Single(DitFiles::at(model, None)?)),
-        false => Layout::of(model).dits(),
+        false => Layout::of(model).dits(None),
     }
 }
 
@@ -101,13 +101,12 @@ impl Layout {
         places.iter().all(|place| place.is_dir()).then_some(places)
     }
 
-    /// The DiT, or both experts.
-    pub(super) fn dits(&self) -> Result<Dits> {
+    /// The DiT, or both experts, with the config that is `named`, else their own.
+    pub(super) fn dits(&self, named: Option<PathBuf>) -> Result<Dits> {
+        let files = |place: &Path| DitFiles::at(place, named.clone());
         match self.experts() {
-            Some([high, low]) => {
-                Ok(Dits::Experts { high: DitFiles::at(&high, None)?, low: DitFiles::at(&low, None)? })
-            }
-            None => Ok(Dits::Single(DitFiles::at(&self.single_dit(), None)?)),
+            Some([high, low]) => Ok(Dits::Experts { high: files(&high)?, low: files(&low)? }),
+            None => Ok(Dits::Single(files(&self.single_dit())?)),
         }
     }
 

@@ -7,6 +7,7 @@ mod trained;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
+use models::Contents;
 use models::dit::DitConfig;
 use models::expert::Expert;
 use models::text::{SPIECE_TENSOR, TextEncoder, Tokenizer};
@@ -126,6 +127,7 @@ impl ModelConfig {
         if let Some(folder) = folder.as_deref().filter(|folder| !folder.is_dir()) {
             return Err(match self.hub_id(from) {
                 Some(id) => HubError::NotFetched { id: id.to_string() }.into(),
+                None if folder.exists() => Error::ModelFolderIsFile { path: folder.to_owned() },
                 None => Error::NoModelFolder { folder: folder.to_owned() },
             });
         }
@@ -163,9 +165,9 @@ impl ModelConfig {
         })
     }
 
-    /// The model of the hub that `folder` names, where there is no such folder.
+    /// The model of the hub that `folder` names, where there is nothing of that name.
     pub fn hub_id(&self, from: &Path) -> Option<HubId> {
-        let folder = self.folder.as_ref().filter(|folder| !from.join(folder).is_dir())?;
+        let folder = self.folder.as_ref().filter(|folder| !from.join(folder).exists())?;
         folder.to_str()?.parse().ok()
     }
 
@@ -237,9 +239,8 @@ impl ModelConfig {
     /// The DiT, or both experts: what is named goes before what the folder has.
     fn dits(&self, from: &Path, layout: Option<&Layout>) -> Result<Dits> {
         let refuse = |why: &str| Err(Error::Setting { key: "model.dit".into(), why: why.into() });
-        let files = |path: &PathBuf| {
-            DitFiles::at(&from.join(path), self.dit_config.as_ref().map(|config| from.join(config)))
-        };
+        let config = || self.dit_config.as_ref().map(|config| from.join(config));
+        let files = |path: &PathBuf| DitFiles::at(&from.join(path), config());
         match (&self.dit, &self.dit_high, &self.dit_low, layout) {
             (Some(_), Some(_), ..) | (Some(_), _, Some(_), _) => {
                 refuse("names one DiT, and model.dit_high or model.dit_low another; keep the one or the pair")
@@ -248,7 +249,7 @@ impl ModelConfig {
             (Some(one), ..) | (None, Some(one), None, _) | (None, None, Some(one), _) => {
                 Ok(Dits::Single(files(one)?))
             }
-            (None, None, None, Some(layout)) => layout.dits(),
+            (None, None, None, Some(layout)) => layout.dits(config()),
             (None, None, None, None) => {
                 Err(Error::NoModelPart { key: "dit", looked: "model.folder is not set".into() })
             }
@@ -339,9 +340,9 @@ impl BaseModel {
     pub fn check_encoders(&self, dit: &DitConfig) -> Result<()> {
         let open = |path: &Path| Checkpoint::open(path).map_err(models::Error::from);
         check_vae(&Sizes::detect(&open(&self.vae)?)?.0, dit)?;
-        open(&self.text_encoder)?;
+        Contents::TextEncoder.check(&open(&self.text_encoder)?)?;
         if dit.image.is_some() {
-            open(self.clip()?)?;
+            Contents::Clip.check(&open(self.clip()?)?)?;
         }
         Tokenizer::load(&self.tokenizer)?;
         Ok(())

@@ -44,6 +44,14 @@ pub fn expert() -> impl TypedValueParser<Value = Expert> {
 }
 
 impl AdapterOutput {
+    /// Checks, before anything is read, that `output` can be written: see [`writable`].
+    pub fn check_output(&self, output: &Path, inputs: &[&Path]) -> crate::Result<()> {
+        match self.format {
+            Style::Peft if output.is_dir() => apart(output, "the output", inputs),
+            _ => writable(output, "the output", inputs),
+        }
+    }
+
     /// Writes `adapter` at `path`, compares what it reads back, and gives what there is to tell of it.
     pub fn write(&self, path: &Path, adapter: &AdapterFile) -> Result<(String, Value)> {
         let precision = match self.precision {
@@ -66,6 +74,49 @@ impl AdapterOutput {
             "expert": expert, "bytes": written.bytes, "error": written.largest_error,
         });
         Ok((text, object))
+    }
+}
+
+/// Checks that a file can be written at `output`, which `key` names: that its folder is there, that it is none itself, and
+/// that it is none of the `inputs`, which may be folders, nor one of their files.
+///
+/// # Errors
+/// What is in the way.
+pub fn writable(output: &Path, key: &str, inputs: &[&Path]) -> crate::Result<()> {
+    let refuse = |why: String| Err(Error::Setting { key: key.to_owned(), why });
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        return refuse(format!("there is no folder {}; make it, or name another", folder.display()));
+    }
+    if output.is_dir() {
+        return refuse(format!("{} is a folder; name the file to write", output.display()));
+    }
+    apart(output, key, inputs)
+}
+
+/// Checks that what is at `output`, if there is anything, is none of the `inputs` and lies in none of them.
+fn apart(output: &Path, key: &str, inputs: &[&Path]) -> crate::Result<()> {
+    // Both as written and as the file system has it: models of the hub are folders of links.
+    let places = |path: &Path| [std::path::absolute(path).ok(), path.canonicalize().ok()];
+    let is_within = |input: &&Path| {
+        places(output).iter().zip(places(input)).any(|(output, input)| match (output, input) {
+            (Some(output), Some(input)) => output.starts_with(input),
+            _ => false,
+        })
+    };
+    match inputs.iter().find(|input| output.exists() && is_within(input)) {
+        Some(input) => Err(Error::Setting {
+            key: key.to_owned(),
+            why: match **input == *output {
+                true => format!("{} is read itself; name another", output.display()),
+                false => format!(
+                    "{} belongs to {}, which is read; name another",
+                    output.display(),
+                    input.display()
+                ),
+            },
+        }),
+        None => Ok(()),
     }
 }
 

@@ -40,6 +40,7 @@ impl Convert {
             let why = format!("{} is not a finite number other than 0", self.strength);
             return Err(Error::Setting { key: "--strength".into(), why }.into());
         }
+        self.how.check_output(&self.output, &[&self.input])?;
         let mut adapter = files::read(&self.input).map_err(Error::from)?;
         adapter.notes.iter().for_each(|note| ui.note(note));
         if let Some(note) = tell_expert(&mut adapter, &self.output, self.expert) {

@@ -9,7 +9,7 @@ use models::Expert;
 use models::adapter::Place;
 use models::weights::{Copied, write_copy};
 
-use super::adapter_output::expert;
+use super::adapter_output::{expert, writable};
 use super::base_dit::BaseDit;
 use super::fetch::on_this_machine;
 use crate::adapters;
@@ -57,7 +57,14 @@ impl Merge {
     /// Writes the file.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
         let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
+        let read = |argument: &String| Ok(adapters::with_strength("--lora", argument)?.0.to_owned());
+        let loras = self.lora.iter().map(read).collect::<crate::Result<Vec<PathBuf>>>()?;
+        let inputs = [&self.model].into_iter().chain(&loras).map(PathBuf::as_path);
+        writable(&self.output, "--output", &inputs.collect::<Vec<_>>())?;
         let (config, weights) = BaseDit::open(&self.model, self.expert)?;
+        if let Some(expert) = self.expert {
+            adapters::check_experts("--lora", &self.lora, expert, "--expert EXPERT for it")?;
+        }
         let sources = adapters::sources("--lora", &self.lora, ui)?;
         let (_, weights) = adapters::put(&sources, &config, weights, Place::Inside, ui)?;
         let specs = config.tensors();

@@ -21,7 +21,7 @@ use crate::ui::Ui;
 /// The seed of the sketches of large matrices: the same input gives the same file.
 const SEED: u64 = 1;
 
-/// Make a LoRA out of the difference of two models.
+/// Make a LoRA out of the difference of two models. A model of 14B takes a quarter of an hour on two cores.
 #[derive(Debug, Args)]
 pub struct Extract {
     /// The model that the other was made from: a checkpoint folder, or a DiT's folder or file.
@@ -117,6 +117,7 @@ impl Extract {
     pub fn run(&self, ui: &Ui) -> Result<u8> {
         let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
         let rank = rank(Some(self.rank), self.energy)?;
+        self.how.check_output(&self.output, &[&self.base, &self.tuned])?;
         let (config, base) = BaseDit::open(&self.base, self.expert)?;
         let (other, tuned) = BaseDit::open(&self.tuned, self.expert)?;
         if config.tensors() != other.tensors() {
@@ -163,10 +164,21 @@ impl Extract {
 }
 
 impl Resize {
+    /// A refusal that names the file and the module.
+    fn refusal(&self, module: &str, error: models::Error) -> Error {
+        match error {
+            models::Error::Mismatch(why) => {
+                Error::Setting { key: format!("{}: {module}", self.input.display()), why }
+            }
+            other => other.into(),
+        }
+    }
+
     /// Writes the file.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
         let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
         let rank = rank(self.rank, self.energy)?;
+        self.how.check_output(&self.output, &[&self.input])?;
         let old = files::read(&self.input).map_err(Error::from)?;
         old.notes.iter().for_each(|note| ui.note(note));
         let mut file = AdapterFile { modules: Default::default(), ..old.clone() };
@@ -175,7 +187,8 @@ impl Resize {
         for (module, change) in &old.modules {
             interrupt.check()?;
             bar.inc(1);
-            kept.note(module, resize(change, rank, SEED).map_err(Error::from)?, &mut file);
+            let reduced = resize(change, rank, SEED).map_err(|error| self.refusal(module, error))?;
+            kept.note(module, reduced, &mut file);
         }
         bar.finish();
         let (Rank::Fixed(wanted) | Rank::Energy(_, wanted)) = rank;

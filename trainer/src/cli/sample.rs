@@ -196,6 +196,8 @@ impl Sample {
                 Expert::High => ("--lora-high", &self.lora_high),
                 Expert::Low => ("--lora-low", &self.lora_low),
             };
+            adapters::check_experts("--lora", &self.lora, expert, "--lora-EXPERT")?;
+            adapters::check_experts(key, own, expert, "--lora-EXPERT")?;
             let share = Share::Of { expert, boundary };
             Ok(Network { dit: model.dits.of(expert), share, adapters: read(key, own)? })
         };

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use models::contents::dit_prefix;
 use models::names;
 use models::variant::{self, Facts, Variant};
 use models::weights::Checkpoint;
@@ -24,19 +25,9 @@ pub(super) fn model_of_width(width: usize, has_image_branch: bool) -> Option<&'s
     }
 }
 
-/// What stands before the names of a DiT; `None` where the file holds none.
-pub(super) fn prefix(file: &Checkpoint) -> Option<&'static str> {
-    let prefixes = ["", "model.diffusion_model.", "diffusion_model."];
-    prefixes.into_iter().find(|prefix| {
-        let has = |name: &str| file.contains(&format!("{prefix}{name}"));
-        has("patch_embedding.weight")
-            && (has("blocks.0.ffn.0.weight") || has("blocks.0.ffn.net.0.proj.weight"))
-    })
-}
-
 /// Which model, in which layout.
 pub(super) fn report(path: &Path, file: &Checkpoint) -> Report {
-    let prefix = prefix(file).unwrap_or("");
+    let prefix = dit_prefix(file).unwrap_or("");
     let is_diffusers = file.contains(&format!("{prefix}condition_embedder.time_proj.weight"));
     let file_name = |official: &str| match is_diffusers {
         true => names::tensor_to_diffusers(official).unwrap_or_else(|| official.to_owned()),

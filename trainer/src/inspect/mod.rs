@@ -6,6 +6,7 @@ mod folder;
 
 use std::path::Path;
 
+use models::Contents;
 use models::vae::{Generation, Naming, Sizes};
 use models::weights::{Checkpoint, FileKind, Grid};
 use serde_json::{Map, Value, json};
@@ -73,30 +74,21 @@ enum Kind {
 }
 
 fn kind_of(file: &Checkpoint) -> Kind {
-    let any = |hit: &dyn Fn(&str) -> bool| file.names().any(hit);
     if file.metadata().contains_key("tandem.progress") {
         return Kind::RunCheckpoint;
     }
     if file.metadata().contains_key("tandem.key") {
         return Kind::CacheEntry;
     }
-    if any(&|name| [".lora", "lora_", ".hada_", ".lokr_", ".diff"].iter().any(|word| name.contains(word))) {
-        return Kind::Adapter;
-    }
-    if dit::prefix(file).is_some() {
-        return Kind::Dit;
-    }
-    if let Ok((sizes, naming)) = Sizes::detect(file) {
-        return Kind::Vae(sizes, naming);
-    }
-    if any(&|name| {
-        name.contains("SelfAttention.relative_attention_bias") || name.contains("pos_embedding.embedding")
-    }) {
-        return Kind::TextEncoder;
-    }
-    match any(&|name| name.starts_with("visual.") || name.contains("vision_model.")) {
-        true => Kind::Clip,
-        false => Kind::Unknown,
+    match Contents::of(file) {
+        Some(Contents::Adapter) => Kind::Adapter,
+        Some(Contents::Dit) => Kind::Dit,
+        Some(Contents::Vae) => {
+            Sizes::detect(file).map_or(Kind::Unknown, |(sizes, naming)| Kind::Vae(sizes, naming))
+        }
+        Some(Contents::TextEncoder) => Kind::TextEncoder,
+        Some(Contents::Clip) => Kind::Clip,
+        None => Kind::Unknown,
     }
 }
 

@@ -38,6 +38,12 @@ pub(super) fn sample_plan(
         let why = "this model is one network; name the adapter with sample.adapter";
         return refuse("sample.adapter_high / adapter_low", why);
     }
+    if let (Some(path), Some(_)) = (&sample.adapter, model.dits.experts()) {
+        let path = [from.join(path).to_string_lossy().into_owned()];
+        for expert in Expert::ALL {
+            adapters::check_experts("sample.adapter", &path, expert, "sample.adapter_EXPERT")?;
+        }
+    }
     Ok(SamplePlan {
         adapter: of("sample.adapter", &sample.adapter, None)?,
         adapter_high: of("sample.adapter_high", &sample.adapter_high, Some(Expert::High))?,

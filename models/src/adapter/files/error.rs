@@ -17,7 +17,7 @@ pub enum AdapterFileError {
         keys: usize,
     },
     /// Keys that would be lost silently.
-    #[error("{path}: {count} keys are not understood, such as {}; {hint}", .examples.join(", "))]
+    #[error("{path}: it has keys that are not understood ({count}), such as {}; {hint}", .examples.join(", "))]
     UnknownKeys {
         /// The file.
         path: PathBuf,

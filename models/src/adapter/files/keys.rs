@@ -1,7 +1,9 @@
 //! The spelling of keys: which module and which part of an adapter a key means.
 //!
 //! Sources of the spellings: ComfyUI comfy/lora.py and comfy/weight_adapter; diffusers lora_conversion_utils.py;
-//! musubi-tuner networks/lora.py and convert_lora.py; DiffSynth-Studio's trainers; LyCORIS.
+//! musubi-tuner networks/lora.py and convert_lora.py; DiffSynth-Studio diffsynth/utils/lora/{general,wan}.py (readers) and
+//! diffsynth/diffusion/training_module.py (writer); VideoX-Fun videox_fun/utils/lora_utils.py, whose network joins `lora_unet`,
+//! the empty name of the transformer and the module's by dots that become underscores, hence two of them; LyCORIS.
 
 use crate::{Expert, names};
 
@@ -119,6 +121,7 @@ const PREFIXES: &[(&str, KeyStyle)] = &[
     ("lora_unet_", KeyStyle::Kohya),
     ("lycoris_", KeyStyle::Kohya),
     ("pipe.dit.", KeyStyle::Bare),
+    ("dit.", KeyStyle::Bare),
     ("", KeyStyle::Bare),
 ];
 

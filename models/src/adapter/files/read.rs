@@ -183,8 +183,8 @@ impl Reader<'_> {
                 }
             }
         };
-        let w1 = half([Part::LokrW1, Part::LokrW1A, Part::LokrW1B], "one lokr_w1, whole or as a and b")?;
-        let w2 = half([Part::LokrW2, Part::LokrW2A, Part::LokrW2B], "one lokr_w2, whole or as a and b")?;
+        let w1 = half([Part::LokrW1, Part::LokrW1A, Part::LokrW1B], "lokr_w1, whole or as a and b")?;
+        let w2 = half([Part::LokrW2, Part::LokrW2A, Part::LokrW2B], "lokr_w2, whole or as a and b")?;
         let mut factors = lokr::Factors { w1, w2, scale: 1.0 };
         // LyCORIS and ComfyUI: without thin factors there is no rank, and alpha says nothing.
         if let Some(rank) = Change::Lokr(factors.clone()).rank() {

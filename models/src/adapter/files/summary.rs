@@ -46,21 +46,17 @@ pub fn summary(path: &Path, file: &Checkpoint) -> Result<AdapterSummary> {
     let Sorted { modules: found, style, expert } = sort(path, file)?;
     let mut modules = BTreeMap::new();
     for (module, keys) in found {
+        check_whole(path, file, &module, &keys)?;
         let alpha =
             keys.get(&Part::Alpha).map(|key| read_alpha(path, file, key, style)).transpose()?.flatten();
-        let of = sizes(path, file, &module, &keys)?;
+        let of = sizes(file, &keys);
         modules.insert(module, ModuleSummary { alpha, ..of });
     }
     Ok(AdapterSummary { style, expert, modules })
 }
 
 /// Kind, widths, rank and number format of one module.
-fn sizes(
-    path: &Path,
-    file: &Checkpoint,
-    module: &str,
-    keys: &Keys,
-) -> Result<ModuleSummary, AdapterFileError> {
+fn sizes(file: &Checkpoint, keys: &Keys) -> ModuleSummary {
     let shape = |part: Part| keys.get(&part).and_then(|key| file.shape(key));
     let axis = |part: Part, axis: usize| shape(part).and_then(|shape| shape.get(axis)).copied().unwrap_or(0);
     let inputs = |part: Part| shape(part).map_or(0, |shape| shape[1.min(shape.len())..].iter().product());
@@ -68,17 +64,46 @@ fn sizes(
         let is_dora = keys.contains_key(&Part::DoraScale) || keys.contains_key(&Part::MagnitudeVector);
         let kind = if is_dora { "DoRA" } else { "LoRA" };
         (kind, axis(Part::Up, 0), inputs(Part::Down), axis(Part::Down, 0), Part::Down)
-    } else if let Some(half) = [Part::Down, Part::Up, Part::Alpha].iter().find_map(|part| keys.get(part)) {
-        if keys.keys().all(|part| matches!(part, Part::Down | Part::Up | Part::Alpha)) {
-            let (path, module, found) = (path.to_owned(), module.to_owned(), half.clone());
-            return Err(AdapterFileError::HalfPair { path, module, found, missing: "other factors" });
-        }
-        other(keys, &axis)
     } else {
         other(keys, &axis)
     };
     let dtype = keys.get(&of).and_then(|key| file.dtype(key)).unwrap_or(StoredDType::F32);
-    Ok(ModuleSummary { kind, input, output, rank, alpha: None, dtype })
+    ModuleSummary { kind, input, output, rank, alpha: None, dtype }
+}
+
+/// Parts of which one asks for the other, and what it asks for in words.
+const TOGETHER: [(Part, &[Part], &str); 9] = [
+    (Part::Down, &[Part::Up], "up factor (lora_B or lora_up)"),
+    (Part::Up, &[Part::Down], "down factor (lora_A or lora_down)"),
+    (Part::HadaW1A, &[Part::HadaW1B], "hada_w1_b"),
+    (Part::HadaW1A, &[Part::HadaW2A], "hada_w2_a"),
+    (Part::HadaW1A, &[Part::HadaW2B], "hada_w2_b"),
+    (Part::HadaW2A, &[Part::HadaW1A], "hada_w1_a"),
+    (Part::LokrW1, &[Part::LokrW2, Part::LokrW2A], "lokr_w2, whole or as a and b"),
+    (Part::LokrW2, &[Part::LokrW1, Part::LokrW1A], "lokr_w1, whole or as a and b"),
+    (
+        Part::Alpha,
+        &[Part::Down, Part::Up, Part::HadaW1A, Part::HadaW2A, Part::LokrW1, Part::LokrW1A],
+        "factors",
+    ),
+];
+
+/// Refuses half an adapter, and factors of two ranks, which the header shows.
+fn check_whole(path: &Path, file: &Checkpoint, module: &str, keys: &Keys) -> Result<(), AdapterFileError> {
+    let (path, module) = (path.to_owned(), module.to_owned());
+    for (part, others, missing) in TOGETHER {
+        if let Some(found) = keys.get(&part).filter(|_| !others.iter().any(|other| keys.contains_key(other)))
+        {
+            return Err(AdapterFileError::HalfPair { path, module, found: found.clone(), missing });
+        }
+    }
+    let shape = |part: Part| keys.get(&part).and_then(|key| file.shape(key)).map(<[usize]>::to_vec);
+    match (shape(Part::Down), shape(Part::Up)) {
+        (Some(a), Some(b)) if a.first() != b.get(1) || a.contains(&0) || b.contains(&0) => {
+            Err(AdapterFileError::RankMismatch { path, module, a, b })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Kind, out, in, rank and a part of what is no pair.

@@ -1,0 +1,105 @@
+//! What a checkpoint holds, told by the names of its tensors: for whoever was given the wrong file.
+
+use crate::weights::Checkpoint;
+use crate::{Error, Result};
+
+/// A part of a model, or what is put to one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contents {
+    /// An adapter.
+    Adapter,
+    /// A diffusion transformer.
+    Dit,
+    /// A video VAE.
+    Vae,
+    /// UMT5.
+    TextEncoder,
+    /// CLIP's picture tower.
+    Clip,
+}
+
+/// Words that names of an adapter's tensors have, and no others.
+const ADAPTER: [&str; 5] = [".lora", "lora_", ".hada_", ".lokr_", ".diff"];
+
+impl Contents {
+    /// What `checkpoint` holds; `None` where its names tell nothing.
+    pub fn of(checkpoint: &Checkpoint) -> Option<Self> {
+        let any =
+            |words: &[&str]| checkpoint.names().any(|name| words.iter().any(|word| name.contains(word)));
+        if any(&ADAPTER) {
+            Some(Self::Adapter)
+        } else if dit_prefix(checkpoint).is_some() {
+            Some(Self::Dit)
+        } else if ["encoder.conv1.weight", "encoder.conv_in.weight"]
+            .iter()
+            .any(|name| checkpoint.contains(name))
+        {
+            Some(Self::Vae)
+        } else if any(&["SelfAttention.relative_attention_bias", "pos_embedding.embedding"]) {
+            Some(Self::TextEncoder)
+        } else if checkpoint.names().any(|name| name.starts_with("visual.") || name.contains("vision_model."))
+        {
+            Some(Self::Clip)
+        } else {
+            None
+        }
+    }
+
+    /// Refuses what is known to hold something else.
+    ///
+    /// # Errors
+    /// Naming the file, what it is, and what is wanted.
+    pub fn check(self, checkpoint: &Checkpoint) -> Result<()> {
+        match Self::of(checkpoint) {
+            Some(other) if other != self => Err(self.refusal(checkpoint, "")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Why `checkpoint` cannot be read as this, since it has no tensor `missing`.
+    pub(crate) fn refusal(self, checkpoint: &Checkpoint, missing: &str) -> Error {
+        let path = checkpoint.path().display();
+        let lacks = if missing.is_empty() { String::new() } else { format!(" (it has no `{missing}`)") };
+        let known = Self::of(checkpoint).filter(|other| *other != self);
+        Error::Mismatch(match known {
+            Some(other) => {
+                format!(
+                    "{path}: this is no {}{lacks}, but {} {}; name the right file",
+                    self.name(),
+                    other.article(),
+                    other.name()
+                )
+            }
+            None => {
+                format!(
+                    "{path}: this is no {}{lacks}; name the right file: `tandem inspect` tells what this one is",
+                    self.name()
+                )
+            }
+        })
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Adapter => "adapter",
+            Self::Dit => "Wan DiT",
+            Self::Vae => "Wan VAE",
+            Self::TextEncoder => "UMT5 text encoder",
+            Self::Clip => "CLIP picture tower",
+        }
+    }
+
+    fn article(self) -> &'static str {
+        if self == Self::Adapter { "an" } else { "a" }
+    }
+}
+
+/// What stands before the names of a DiT; `None` where the file holds none.
+pub fn dit_prefix(checkpoint: &Checkpoint) -> Option<&'static str> {
+    let prefixes = ["", "model.diffusion_model.", "diffusion_model."];
+    prefixes.into_iter().find(|prefix| {
+        let has = |name: &str| checkpoint.contains(&format!("{prefix}{name}"));
+        has("patch_embedding.weight")
+            && (has("blocks.0.ffn.0.weight") || has("blocks.0.ffn.net.0.proj.weight"))
+    })
+}
