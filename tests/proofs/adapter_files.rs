@@ -17,16 +17,6 @@ const MERGED: Tolerance = Tolerance::absolute(1e-6);
 /// diffusers' converters move powers of two between the factors; products of rank 4 then agree to rounding.
 const DELTA: Tolerance = Tolerance::relative(1e-6);
 
-const STYLES: [Style; 7] = [
-    Style::Comfy,
-    Style::ComfyAlpha,
-    Style::Diffusers,
-    Style::Peft,
-    Style::Kohya,
-    Style::VideoxFun,
-    Style::Diffsynth,
-];
-
 /// The adapter that the golden files were made from: rank 4, alpha 8.
 fn trained() -> AdapterFile {
     let mut modules = BTreeMap::new();
@@ -125,7 +115,9 @@ fn any_adapter_survives_every_style_and_precision() {
     adapter.metadata =
         Provenance { title: "odd".to_owned(), rank: 5, ..Provenance::default() }.metadata(Style::Kohya);
     let folder = tempfile::tempdir().unwrap();
-    for style in STYLES {
+    for style in Style::ALL {
+        // Recipes and command lines know it by the same name.
+        assert_eq!(serde_json::to_value(style).unwrap(), style.name());
         for precision in [Precision::Float32, Precision::Bfloat16, Precision::Float16] {
             let path = folder.path().join("adapter");
             let written = write(&path, &adapter, style, precision).unwrap();

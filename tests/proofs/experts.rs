@@ -107,7 +107,7 @@ fn alone(planned: &Planned, encoded: &Encoded, expert: Expert) -> (BTreeMap<Stri
     let plan = &planned.plan;
     let batches = Batches::new(plan, &planned.dataset, encoded).unwrap();
     let (config, weights) = plan.model.dits.of(expert).open().unwrap();
-    let fresh = beginning(&plan.adapter, &planned.targets, plan.run.seed, &ui()).unwrap();
+    let fresh = beginning(&plan.adapter, None, &planned.targets, plan.run.seed, &ui()).unwrap();
     let split = plan.devices.open().unwrap();
     let mut pipeline = Pipeline::load(&weights, &config, &split, &fresh, plan.model.precision.dit()).unwrap();
     pipeline.set_ffn_tokens(plan.memory.ffn_tokens);
@@ -272,6 +272,21 @@ fn a_plan_tells_what_is_trained_on_what() {
     assert_eq!(planned.plan.shares(), shares[..1]);
 }
 
+/// Clips go through both experts, so a run of one with clips needs room for the other.
+#[test]
+fn a_plan_counts_the_expert_that_only_makes_clips() {
+    let clips = "[sample]\nprompts = [\"a cloud\"]\n";
+    for (model, settings, expected) in [
+        ("expert = \"high\"", "", Networks::One),
+        ("expert = \"high\"", clips, Networks::MakesRoom),
+        ("expert = \"both\"", clips, Networks::SideBySide),
+        ("expert = \"both\"", &format!("[train]\nhigh_share = 1\n{clips}"), Networks::MakesRoom),
+    ] {
+        let planned = planned(&project(model, settings));
+        assert_eq!(planned.plan.memory.networks, expected, "{model} {settings}");
+    }
+}
+
 #[test]
 fn experts_that_cannot_be_are_refused_by_name() {
     let refuse = |model: &str, settings: &str, told: &[&str]| {
@@ -326,4 +341,60 @@ fn adapters_of_the_other_expert_are_refused() {
     }
     let begun = self::project("expert = \"low\"", &format!("[adapter]\ninit_from = {renamed:?}\n"));
     assert!(Plan::make(&begun.recipe(), &mut |_, _| {}).is_ok());
+}
+
+/// The files of one run are what the next begins with, each expert with its own; a file for an expert that is not trained, or
+/// for the other one, is refused.
+#[test]
+fn each_expert_begins_with_its_own_adapter() {
+    let settings = |of_adapter: &str, of_training: &str| {
+        format!("[adapter]\n{of_adapter}\n[export]\nprecision = \"float32\"\n{of_training}")
+    };
+    let hard = "[train]\nsteps = 3\naccumulate = 4\nhigh_share = 0.5\n[optimizer]\nlr = 0.05\nwarmup = 0\n";
+    let earlier = project("expert = \"both\"", &settings("rank = 2", hard));
+    let (.., first) = trained(&mut planned(&earlier));
+    let file =
+        |run: &Path, expert: Expert| run.join(format!("adapters/tiny_{}.safetensors", expert.suffix()));
+    let [high, low] = Expert::ALL.map(|expert| file(&first, expert));
+
+    // A step so short that nothing moves.
+    let still = "[train]\nsteps = 1\n[optimizer]\nlr = 1e-30\n";
+    let begin = settings(&format!("init_from_high = {high:?}\ninit_from_low = {low:?}"), still);
+    let later = project("expert = \"both\"", &begin);
+    let mut planned = planned(&later);
+    assert_eq!(planned.plan.adapter.rank, Some(2), "that of the files");
+    let (.., second) = trained(&mut planned);
+    let read = |path: &Path| models::adapter::files::read(path).unwrap();
+    let mut apart = 0.0_f32;
+    for expert in Expert::ALL {
+        let (given, begun) = (read(&file(&first, expert)), read(&file(&second, expert)));
+        let other = read(&file(&first, if expert == Expert::High { Expert::Low } else { Expert::High }));
+        assert!(!given.modules.is_empty() && begun.modules.keys().eq(given.modules.keys()));
+        for module in given.modules.keys() {
+            let of = |file: &models::adapter::files::AdapterFile| file.merged_delta(module).unwrap().unwrap();
+            let exact = proofs::Tolerance::relative(1e-5);
+            proofs::assert_close(&format!("{expert}: {module}"), &of(&begun), &of(&given), exact);
+            let difference = (of(&given) - of(&other)).unwrap().abs().unwrap().max_all().unwrap();
+            apart = apart.max(difference.to_scalar().unwrap());
+        }
+    }
+    assert!(apart > 1e-3, "the two experts learnt the same, so nothing is proven");
+
+    let refuse = |model: &str, of_adapter: &str, told: &[&str]| {
+        let error = refusal(&project(model, &settings(of_adapter, "")));
+        told.iter().for_each(|words| assert!(error.contains(words), "no \"{words}\" in {error}"));
+    };
+    let both = "expert = \"both\"";
+    refuse(both, &format!("init_from_high = {low:?}"), &["adapter.init_from_high", "low noise"]);
+    refuse(both, &format!("init_from = {low:?}"), &["adapter.init_from:", "low noise"]);
+    refuse(
+        both,
+        &format!("init_from = {low:?}\ninit_from_low = {low:?}"),
+        &["adapter.init_from_low", "beside adapter.init_from"],
+    );
+    let unused = format!("init_from_low = {low:?}");
+    refuse("expert = \"high\"", &unused, &["adapter.init_from_low", "low noise", "not trained"]);
+    let whole = Project::of_folder(&fixture("repo_diffusers_i2v21"), SIZE, &CAPTIONS, &settings(&unused, ""));
+    let error = refusal(&whole);
+    assert!(error.contains("adapter.init_from_low") && error.contains("one network"), "{error}");
 }

@@ -250,6 +250,33 @@ fn bytes_with_another_hash_are_thrown_away() {
     assert!(!desk.in_cache(&format!("snapshots/{COMMIT}")).join(FILE).exists());
 }
 
+/// Small files lie in git, and the hub tells git's hash of them: a config that something in between has changed is not believed
+/// either, though its length is right.
+#[test]
+fn small_files_with_another_hash_are_thrown_away_too() {
+    const CONFIG: &str = "low_noise_model/config.json";
+    let small = |bytes: &[u8]| Repository { files: [("config.json".to_owned(), bytes.to_vec())].into() };
+    // What `git hash-object` says.
+    assert_eq!(small(b"hello\n").hash("config.json"), "ce013625030ba8dba906f756967f9e9ca394464a");
+    let repository = official();
+    let server = Server::start(move |request, n| {
+        let mut reply = repository.honest(request);
+        if request.path.ends_with(CONFIG) && n == 0 {
+            let digit = reply.body.iter().position(u8::is_ascii_digit).unwrap();
+            reply.body[digit] ^= 1;
+        }
+        reply
+    });
+    let desk = Desk::new(&server.address);
+    let error = desk.fetch(&[Wanted::DitLow]).unwrap_err().to_string();
+    for told in [CONFIG, "git's SHA-1", &official().hash(CONFIG), "thrown away"] {
+        assert!(error.contains(told), "{error}");
+    }
+    assert!(!desk.blobs().contains(&official().hash(CONFIG)), "{:?}", desk.blobs());
+    let folder = desk.fetch(&[Wanted::DitLow]).unwrap();
+    assert!(fs::read(folder.join(CONFIG)).unwrap() == official().files[CONFIG], "other bytes");
+}
+
 #[test]
 fn refusals_are_told_and_busy_servers_waited_for() {
     for (status, token, told) in [
@@ -337,12 +364,16 @@ fn a_list_that_is_none_or_leads_out_of_the_cache_is_refused() {
         ("<html>", "no description of a model"),
         (r#"{"sha":"main","siblings":[]}"#, "\"main\" is no commit"),
         (
-            r#"{"sha":"ab","siblings":[{"rfilename":"../Wan2.1_VAE.pth","size":1,"blobId":"ab"}]}"#,
+            r#"{"sha":"ab","siblings":[{"rfilename":"../Wan2.1_VAE.pth","size":1,"blobId":"0123456789abcdef0123456789abcdef01234567"}]}"#,
             "\"../Wan2.1_VAE.pth\"",
         ),
         (
             r#"{"sha":"ab","siblings":[{"rfilename":"Wan2.1_VAE.pth","size":1,"blobId":"../../x"}]}"#,
             "\"../../x\"",
+        ),
+        (
+            r#"{"sha":"ab","siblings":[{"rfilename":"Wan2.1_VAE.pth","size":1,"blobId":"abcd"}]}"#,
+            "hash \"abcd\", which is none",
         ),
         (
             r#"{"sha":"ab","siblings":[{"rfilename":"Wan2.1_VAE.pth"}]}"#,

@@ -307,3 +307,42 @@ fn two_experts_lie_side_by_side_or_one_waits() {
     let refused = of(Storage::Dense, Networks::SideBySide, &[15.5, 15.5]).unwrap_err().to_string();
     assert!(refused.contains("model.base = \"fp8\""), "{refused}");
 }
+
+/// Where one expert is trained and clips are made, its matrices wait in host memory while the other one is on the devices; that is
+/// in the forecast, and where it is too much, it is said what to leave out.
+#[test]
+fn an_expert_makes_room_for_the_other_ones_clips() {
+    let model = Model::new("t2v-a14b");
+    let here = MemoryConfig { offload: Offload::Never, ..MemoryConfig::default() };
+    let of = |networks, machine: &Machine| {
+        let task = Task { networks, ..model.task(FP8, clip(17), 2) };
+        settle(&task, machine, &here, None, &Shapes::default())
+    };
+    let mut machine = cards(&[24.0, 24.0]);
+    let [alone, with_clips] =
+        [Networks::One, Networks::MakesRoom].map(|networks| of(networks, &machine).unwrap());
+    let mut first = 0;
+    for (one, other) in alone.forecast.stages.iter().zip(&with_clips.forecast.stages) {
+        let matrices = Base::new(Frozen { compute: DType::BF16, storage: FP8 })
+            .matrix_bytes(&model.dit, &(first..one.blocks.1));
+        first = one.blocks.1;
+        assert_eq!(
+            (one.blocks, one.memory.peak),
+            (other.blocks, other.memory.peak),
+            "on the devices nothing changes"
+        );
+        // Host memory is pinned in multiples of 2 MiB.
+        let more = other.memory.host - one.memory.host;
+        assert!(more.abs_diff(matrices) < 2 << 20, "{} more, {} of matrices", Bytes(more), Bytes(matrices));
+    }
+    assert_eq!(first, model.dit.layers);
+    assert!(
+        with_clips.forecast.to_string().contains("clips go through the other expert too"),
+        "{}",
+        with_clips.forecast
+    );
+    machine.host = 2 * GIB;
+    assert!(of(Networks::One, &machine).is_ok());
+    let refused = of(Networks::MakesRoom, &machine).unwrap_err().to_string();
+    assert!(refused.contains("memory.host_memory") && refused.contains("sample.prompts"), "{refused}");
+}

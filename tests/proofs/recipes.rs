@@ -184,7 +184,11 @@ fn forecast(name: &str, recipe: &Recipe) -> Forecast {
         batch: recipe.train.batch,
         accumulate: recipe.train.accumulate,
         latents,
-        networks: Networks::One,
+        networks: match recipe.model.expert {
+            Some(Trained::Both) => Networks::SideBySide,
+            Some(_) => Networks::MakesRoom,
+            None => Networks::One,
+        },
     };
     let settled = settle(&task, &machine(recipe), &recipe.memory, None, &Shapes::default());
     settled.unwrap_or_else(|error| panic!("{name}: {error}")).forecast
@@ -224,13 +228,27 @@ fn recipes_for_published_models_fit_the_cards_that_they_are_for() {
     assert!(published.iter().all(|name| models.contains(*name)), "a model without a recipe: {models:?}");
 }
 
-/// A recipe for one expert trains it on the noise that it is asked about, and no other.
+/// A recipe for two experts trains both on all noise levels, of which each gets its own, enough to learn from, and as many as
+/// the recipe tells; and it fits with one expert alone and its clips, as it tells too.
 #[test]
 fn recipes_of_experts_stay_on_their_side() {
+    /// The least share of the micro-batches that an expert is worth training for.
+    const WORTH: f64 = 0.25;
     for name in ["t2v-a14b", "i2v-a14b"] {
-        let recipe = Recipe::read(&root().join(format!("recipes/{name}.toml"))).unwrap();
+        let path = root().join(format!("recipes/{name}.toml"));
+        let mut recipe = Recipe::read(&path).unwrap();
         let boundary = Habits::of(&dit_preset(name).unwrap(), true).boundary;
         let timesteps = &recipe.train.timesteps;
-        assert_eq!((recipe.model.expert, timesteps.min, timesteps.max), (Some(Trained::High), boundary, 1.0));
+        assert_eq!((recipe.model.expert, timesteps.min, timesteps.max), (Some(Trained::Both), 0.0, 1.0));
+        let high = recipe.train.high_share.unwrap_or_else(|| timesteps.share_from(boundary));
+        assert!(high > WORTH && high < 1.0 - WORTH, "{name}: {high} of the micro-batches for high noise");
+        let told = format!(
+            "{:.0} % of the clips to the expert for high noise, which begins at sigma {boundary}",
+            100.0 * high
+        );
+        assert!(std::fs::read_to_string(path).unwrap().contains(&told), "{name} does not tell: {told}");
+        assert_eq!(forecast(name, &recipe).networks, Networks::SideBySide, "{name} tells where they lie");
+        recipe.model.expert = Some(Trained::High);
+        forecast(name, &recipe);
     }
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use serde_json::json;
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 /// What was asked.
@@ -70,6 +71,14 @@ pub struct Repository {
     pub files: BTreeMap<String, Vec<u8>>,
 }
 
+fn is_small(name: &str) -> bool {
+    name.ends_with("config.json")
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// The commit of every repository here.
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -92,17 +101,22 @@ impl Repository {
         Self { files }
     }
 
-    /// The SHA-256 of a file.
+    /// The hash that the hub announces of a file: git's of configs, which are small and lie in git; of others the SHA-256.
     pub fn hash(&self, name: &str) -> String {
-        Sha256::digest(&self.files[name]).iter().map(|b| format!("{b:02x}")).collect()
+        let bytes = &self.files[name];
+        match is_small(name) {
+            true => hex(&Sha1::digest([format!("blob {}\0", bytes.len()).as_bytes(), bytes].concat())),
+            false => hex(&Sha256::digest(bytes)),
+        }
     }
 
-    /// The hub's list; JSON files are small ones, which the hub keeps in git.
+    /// The hub's list.
     pub fn listing(&self) -> Reply {
         let sibling = |(name, bytes): (&String, &Vec<u8>)| {
-            let mut sibling =
-                json!({ "rfilename": name, "size": bytes.len(), "blobId": &self.hash(name)[..40] });
-            if !name.ends_with("config.json") {
+            // Of a large file git has a pointer, which is another blob.
+            let blob = &self.hash(name)[..40];
+            let mut sibling = json!({ "rfilename": name, "size": bytes.len(), "blobId": blob });
+            if !is_small(name) {
                 sibling["lfs"] =
                     json!({ "sha256": self.hash(name), "size": bytes.len(), "pointerSize": 130 });
             }

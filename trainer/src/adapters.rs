@@ -53,21 +53,27 @@ pub fn source(path: &Path, strength: f64, ui: &Ui) -> Result<Source> {
 /// # Errors
 /// As `settled_rank`.
 pub fn settled(mut config: LoraConfig, from: &Path) -> Result<LoraConfig> {
-    config.init_from = config.init_from.map(|path| from.join(path));
+    let files = [&mut config.init_from, &mut config.init_from_high, &mut config.init_from_low];
+    files.into_iter().flatten().for_each(|path| *path = from.join(&*path));
     config.rank = Some(settled_rank(&config)?);
     config.alpha = Some(config.alpha());
     Ok(config)
 }
 
-/// The rank that a run trains: the recipe's, else that of the file that it begins from (the largest, where its modules
-/// differ), else the default.
+/// The rank that a run trains: the recipe's, else the largest in the files that it begins with, else the default.
 ///
 /// # Errors
-/// A file to begin from that is no adapter.
+/// A file to begin with that is no adapter.
 fn settled_rank(config: &LoraConfig) -> Result<usize> {
-    let (None, Some(path)) = (config.rank, &config.init_from) else { return Ok(config.rank()) };
-    let ranks = look_at(path)?.modules.into_values().map(|module| module.rank);
-    Ok(ranks.max().filter(|rank| *rank > 0).unwrap_or(config.rank()))
+    if config.rank.is_some() {
+        return Ok(config.rank());
+    }
+    let mut largest = 0;
+    for path in [&config.init_from, &config.init_from_high, &config.init_from_low].into_iter().flatten() {
+        let ranks = look_at(path)?.modules.into_values().map(|module| module.rank);
+        largest = largest.max(ranks.max().unwrap_or(0));
+    }
+    Ok(if largest > 0 { largest } else { config.rank() })
 }
 
 /// What the adapter at `path` holds, by its header.
@@ -133,12 +139,18 @@ pub fn check_experts(key: &str, arguments: &[String], wanted: Expert, instead: &
     Ok(())
 }
 
-/// The adapters that a run begins with: fresh ones, or what the file of `init_from` holds. `ui` hears what became of it.
+/// The adapters that a network begins with: what the file holds, or fresh ones where there is none. `ui` hears what became of it.
 ///
 /// # Errors
-/// A file that cannot be begun from.
-pub fn beginning(config: &LoraConfig, targets: &[Target], seed: u64, ui: &Ui) -> Result<Adapters> {
-    let Some(path) = &config.init_from else {
+/// A file that cannot be begun with.
+pub fn beginning(
+    config: &LoraConfig,
+    file: Option<&Path>,
+    targets: &[Target],
+    seed: u64,
+    ui: &Ui,
+) -> Result<Adapters> {
+    let Some(path) = file else {
         return Ok(Adapters::fresh(targets, config, seed, &Device::Cpu)?);
     };
     let file = files::read(path)?;

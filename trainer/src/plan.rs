@@ -17,7 +17,7 @@ use crate::base::BaseModel;
 use crate::bytes::Bytes;
 use crate::devices::DevicesConfig;
 use crate::error::{Error, Result};
-use crate::forecast::{Networks, Task};
+use crate::forecast::Task;
 use crate::habits::Habits;
 use crate::like::Taken;
 use crate::memory::{self, Forecast, Machine, MemoryPlan};
@@ -25,7 +25,7 @@ use crate::optim::OptimizerConfig;
 use crate::prompt::ClipRequest;
 use crate::recipe::{CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig};
 use crate::sample::{ClipFormat, Share};
-use parts::{sample_plan, settle_shares, trained_shares};
+use parts::{networks, sample_plan, settle_shares, trained_shares};
 
 /// A settled run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -255,7 +255,7 @@ impl Plan {
             batch: train.batch,
             accumulate: train.accumulate,
             latents: shapes.there.first().map_or((1, 1, 1), |(_, latents)| *latents),
-            networks: if shares.len() == 2 { Networks::SideBySide } else { Networks::One },
+            networks: networks(&shares, &model, &sample),
         };
         let host = recipe.memory.host_memory.map(|host| host.0);
         let machine = Machine::here(&devices, task.base, &dit, host);

@@ -1,9 +1,10 @@
 //! The `[adapter]` section of a recipe: of what kind adapters are, which modules get one, what they are scaled by.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::expert::Expert;
 use crate::{Error, Result};
 
 /// The adapter that is trained.
@@ -13,7 +14,7 @@ pub struct LoraConfig {
     /// `lora`; `dora`, which also trains the length of each row of the weight; `loha`, two products of thin factors
     /// multiplied number by number; `lokr`, a Kronecker product, the smallest of them. Default `lora`.
     pub kind: Kind,
-    /// Rank of the factors. Default: that of the file of `init_from`, else 32.
+    /// Rank of the factors. Default: the largest of the files that training begins with, else 32.
     pub rank: Option<usize>,
     /// Alpha: the delta is multiplied by alpha / rank. Default: the rank, so that the factor is 1.
     pub alpha: Option<f64>,
@@ -28,6 +29,10 @@ pub struct LoraConfig {
     /// An adapter file of any format, or a PEFT folder, that training begins with, relative to the recipe. Factors of another
     /// rank than `rank` are brought to it. Default: none, training begins with an adapter that does nothing.
     pub init_from: Option<PathBuf>,
+    /// The same for the adapter of the expert for high noise alone, of a model of two, in place of `init_from`. Default: none.
+    pub init_from_high: Option<PathBuf>,
+    /// The same for the adapter of the expert for low noise alone. Default: none.
+    pub init_from_low: Option<PathBuf>,
     /// Official module names inside a block, `*` and `?` as wildcards. Default: q, k, v, o of both attentions and
     /// both layers of the feed-forward. A name with `blocks.` in front is matched whole (`blocks.1?.ffn.*`).
     pub targets: Vec<String>,
@@ -79,6 +84,8 @@ impl Default for LoraConfig {
             dropout: 0.0,
             factor: None,
             init_from: None,
+            init_from_high: None,
+            init_from_low: None,
             targets: ["self_attn.[qkvo]", "cross_attn.[qkvo]", "ffn.[02]"].map(String::from).to_vec(),
         }
     }
@@ -99,6 +106,16 @@ impl LoraConfig {
     /// The rank, settled.
     pub fn rank(&self) -> usize {
         self.rank.unwrap_or(32)
+    }
+
+    /// The file that the adapter of a network begins with: of `expert`, or of a model that is whole.
+    pub fn begins_with(&self, expert: Option<Expert>) -> Option<&Path> {
+        let own = match expert {
+            None => &None,
+            Some(Expert::High) => &self.init_from_high,
+            Some(Expert::Low) => &self.init_from_low,
+        };
+        own.as_deref().or(self.init_from.as_deref())
     }
 
     /// Alpha, settled.

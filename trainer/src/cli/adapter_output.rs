@@ -3,41 +3,24 @@
 use std::path::Path;
 
 use anyhow::Result;
+use clap::builder::TypedValueParser;
 use clap::{Args, ValueEnum};
 use models::Expert;
 use models::adapter::files::{self, AdapterFile, Precision, Style};
 use serde_json::{Value, json};
 
+use super::named::one_of;
 use crate::error::Error;
 
 /// How an adapter file is written.
 #[derive(Debug, Args)]
 pub struct AdapterOutput {
     /// The style of the file.
-    #[arg(long, value_enum, default_value_t = Format::Comfy)]
-    pub format: Format,
+    #[arg(long, value_parser = style(), default_value = Style::Comfy.name())]
+    pub format: Style,
     /// The number format of the factors.
     #[arg(long, value_enum, default_value_t = Numbers::Bf16)]
     pub precision: Numbers,
-}
-
-/// A style of adapter file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// ComfyUI, DiffSynth; diffusers reads it too.
-    Comfy,
-    /// ComfyUI, in the words lora_down and lora_up, with alpha.
-    ComfyAlpha,
-    /// diffusers and PEFT.
-    Diffusers,
-    /// A folder as PEFT itself saves it.
-    Peft,
-    /// kohya and musubi-tuner.
-    Kohya,
-    /// VideoX-Fun (Wan-Fun): kohya's with two underscores.
-    VideoxFun,
-    /// DiffSynth-Studio.
-    Diffsynth,
 }
 
 /// A number format.
@@ -48,43 +31,24 @@ pub enum Numbers {
     F16,
 }
 
-/// One of two experts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ExpertArgument {
-    /// Of the noisy steps.
-    High,
-    /// Of the steps below the boundary.
-    Low,
+fn style() -> impl TypedValueParser<Value = Style> {
+    one_of(&Style::ALL, |style| (style.name(), style.readers()))
 }
 
-impl From<ExpertArgument> for Expert {
-    fn from(argument: ExpertArgument) -> Self {
-        match argument {
-            ExpertArgument::High => Self::High,
-            ExpertArgument::Low => Self::Low,
-        }
-    }
+/// The parser of `--expert`.
+pub fn expert() -> impl TypedValueParser<Value = Expert> {
+    one_of(&Expert::ALL, |expert| match expert {
+        Expert::High => (expert.name(), "of the noisy steps"),
+        Expert::Low => (expert.name(), "of the steps below the boundary"),
+    })
 }
 
 impl AdapterOutput {
     /// Checks, before anything is read, that `output` can be written: see [`writable`].
     pub fn check_output(&self, output: &Path, inputs: &[&Path]) -> crate::Result<()> {
         match self.format {
-            Format::Peft if output.is_dir() => apart(output, "the output", inputs),
+            Style::Peft if output.is_dir() => apart(output, "the output", inputs),
             _ => writable(output, "the output", inputs),
-        }
-    }
-
-    /// The style.
-    pub fn style(&self) -> Style {
-        match self.format {
-            Format::Comfy => Style::Comfy,
-            Format::ComfyAlpha => Style::ComfyAlpha,
-            Format::Diffusers => Style::Diffusers,
-            Format::Peft => Style::Peft,
-            Format::Kohya => Style::Kohya,
-            Format::VideoxFun => Style::VideoxFun,
-            Format::Diffsynth => Style::Diffsynth,
         }
     }
 
@@ -95,7 +59,7 @@ impl AdapterOutput {
             Numbers::Bf16 => Precision::Bfloat16,
             Numbers::F16 => Precision::Float16,
         };
-        let written = files::write(path, adapter, self.style(), precision).map_err(Error::from)?;
+        let written = files::write(path, adapter, self.format, precision).map_err(Error::from)?;
         let kinds = adapter.kinds().join(", ");
         let expert = adapter.expert.map(Expert::suffix);
         let text = format!(
@@ -157,8 +121,8 @@ fn apart(output: &Path, key: &str, inputs: &[&Path]) -> crate::Result<()> {
 }
 
 /// Writes into the header which expert an adapter is for, and says how the file should be called.
-pub fn tell_expert(adapter: &mut AdapterFile, output: &Path, told: Option<ExpertArgument>) -> Option<String> {
-    adapter.expert = told.map(Expert::from).or(adapter.expert);
+pub fn tell_expert(adapter: &mut AdapterFile, output: &Path, told: Option<Expert>) -> Option<String> {
+    adapter.expert = told.or(adapter.expert);
     let expert = adapter.expert?;
     adapter.metadata.insert("tandem.expert".to_owned(), expert.suffix().to_owned());
     let name = output.file_stem().unwrap_or_default().to_string_lossy().into_owned();

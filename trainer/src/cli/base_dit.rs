@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
+use models::Expert;
 use models::dit::DitConfig;
 use models::weights::Weights;
 
-use super::adapter_output::ExpertArgument;
 use crate::base::{Dits, locate_dits};
 use crate::error::{Error, Result};
 
@@ -17,11 +17,11 @@ impl BaseDit {
     ///
     /// # Errors
     /// What is no Wan DiT; a folder of two experts where none is named.
-    pub fn open(path: &Path, expert: Option<ExpertArgument>) -> Result<(DitConfig, Weights)> {
+    pub fn open(path: &Path, expert: Option<Expert>) -> Result<(DitConfig, Weights)> {
         let dits = locate_dits(path)?;
         match (&dits, expert) {
             (Dits::Single(files), _) => files.open(),
-            (Dits::Experts { .. }, Some(expert)) => dits.of(expert.into()).open(),
+            (Dits::Experts { .. }, Some(expert)) => dits.of(expert).open(),
             (Dits::Experts { .. }, None) => Err(Error::Setting {
                 key: "--expert".into(),
                 why: format!("{} holds two experts; say `high` or `low`", path.display()),

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use models::Expert;
 use models::adapter::complete;
 use models::adapter::files::{self, AdapterFile};
 
-use super::adapter_output::{AdapterOutput, ExpertArgument, tell_expert};
+use super::adapter_output::{AdapterOutput, expert, tell_expert};
 use super::base_dit::BaseDit;
 use crate::error::Error;
 use crate::ui::Ui;
@@ -25,8 +26,8 @@ pub struct Convert {
     #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     strength: f64,
     /// The expert of a two-expert model that it was made for, where the file does not say so.
-    #[arg(long, value_enum)]
-    expert: Option<ExpertArgument>,
+    #[arg(long, value_parser = expert())]
+    expert: Option<Expert>,
     /// The model that it was made for, a folder or a DiT's file: a DoRA needs it to go from PEFT's rule to ComfyUI's or back.
     #[arg(long, value_name = "PATH")]
     base: Option<PathBuf>,

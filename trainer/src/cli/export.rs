@@ -8,7 +8,7 @@ use models::adapter::files::{self, AdapterFile, Provenance, Style};
 use models::adapter::{Delta, Kind, complete};
 use models::expert::Expert;
 
-use super::adapter_output::{AdapterOutput, ExpertArgument};
+use super::adapter_output::{AdapterOutput, expert};
 use crate::checkpoint::{self, states_of};
 use crate::error::Error;
 use crate::export::provenance;
@@ -24,8 +24,8 @@ pub struct Export {
     /// The file to write.
     output: PathBuf,
     /// Of a checkpoint that holds the adapters of both experts, which one.
-    #[arg(long)]
-    expert: Option<ExpertArgument>,
+    #[arg(long, value_parser = expert())]
+    expert: Option<Expert>,
     #[command(flatten)]
     how: AdapterOutput,
 }
@@ -33,7 +33,7 @@ pub struct Export {
 impl Export {
     /// Writes the file and compares what it reads back.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
-        let adapter = self.adapter(self.how.style())?;
+        let adapter = self.adapter(self.how.format)?;
         let (text, object) = self.how.write(&self.output, &adapter)?;
         ui.tell(&text, &object);
         Ok(0)
@@ -76,7 +76,7 @@ impl Export {
     fn expert_of(&self, plan: &Plan) -> crate::Result<Option<Expert>> {
         let refuse = |why: &str| Err(Error::Setting { key: "--expert".into(), why: why.into() });
         let trained: Vec<Expert> = plan.shares().into_iter().filter_map(Share::expert).collect();
-        match (self.expert.map(Expert::from), trained.as_slice()) {
+        match (self.expert, trained.as_slice()) {
             (None, [_, _]) => {
                 refuse("this checkpoint holds the adapters of both experts; say `high` or `low`")
             }

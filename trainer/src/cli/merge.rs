@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
+use models::Expert;
 use models::adapter::Place;
 use models::weights::{Copied, write_copy};
 
-use super::adapter_output::{ExpertArgument, writable};
+use super::adapter_output::{expert, writable};
 use super::base_dit::BaseDit;
 use super::fetch::on_this_machine;
 use crate::adapters;
@@ -24,8 +25,8 @@ pub struct Merge {
     #[arg(long, value_name = "PATH", value_parser = on_this_machine)]
     model: PathBuf,
     /// Which expert of a folder that holds two.
-    #[arg(long, value_enum)]
-    expert: Option<ExpertArgument>,
+    #[arg(long, value_parser = expert())]
+    expert: Option<Expert>,
     /// An adapter in any format, with its strength behind a colon where it is not 1. May be given more than once; they
     /// are put in one after the other.
     #[arg(long, value_name = "FILE[:STRENGTH]", required = true)]
@@ -62,7 +63,7 @@ impl Merge {
         writable(&self.output, "--output", &inputs.collect::<Vec<_>>())?;
         let (config, weights) = BaseDit::open(&self.model, self.expert)?;
         if let Some(expert) = self.expert {
-            adapters::check_experts("--lora", &self.lora, expert.into(), "--expert EXPERT for it")?;
+            adapters::check_experts("--lora", &self.lora, expert, "--expert EXPERT for it")?;
         }
         let sources = adapters::sources("--lora", &self.lora, ui)?;
         let (_, weights) = adapters::put(&sources, &config, weights, Place::Inside, ui)?;

@@ -11,6 +11,7 @@ mod export;
 mod fetch;
 mod inspect;
 mod merge;
+mod named;
 mod plan;
 mod precision;
 mod probe;

@@ -90,6 +90,19 @@ struct DitProbe {
     files: Files,
 }
 
+/// Where the tensors of an encoder or decoder come from and go to, and what it runs on.
+#[derive(Debug, Args)]
+struct Coding {
+    #[command(flatten)]
+    files: Files,
+    /// What the part is held and computed in.
+    #[arg(long, value_enum, default_value_t = Float::Float32)]
+    dtype: Float,
+    /// cpu, cuda:0, ...
+    #[arg(long, default_value = "cpu")]
+    device: String,
+}
+
 #[derive(Debug, Args)]
 struct VaeProbe {
     /// Checkpoint folder (official or diffusers layout, or the VAE's own folder), or a file of weights.
@@ -99,10 +112,7 @@ struct VaeProbe {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
-    files: Files,
-    /// What the VAE is held and computed in.
-    #[arg(long, value_enum, default_value_t = Float::Float32)]
-    dtype: Float,
+    coding: Coding,
     /// Code in tiles.
     #[arg(long)]
     tiled: bool,
@@ -112,9 +122,6 @@ struct VaeProbe {
     /// Pixels from one tile to the next.
     #[arg(long, requires = "tiled", default_value_t = Tiles::default().stride.0)]
     stride: usize,
-    /// cpu, cuda:0, ...
-    #[arg(long, default_value = "cpu")]
-    device: String,
 }
 
 #[derive(Debug, Args)]
@@ -126,13 +133,7 @@ struct ClipProbe {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
-    files: Files,
-    /// What the tower is held and computed in.
-    #[arg(long, value_enum, default_value_t = Float::Float32)]
-    dtype: Float,
-    /// cpu, cuda:0, ...
-    #[arg(long, default_value = "cpu")]
-    device: String,
+    coding: Coding,
 }
 
 #[derive(Debug, Args)]
@@ -200,22 +201,22 @@ impl Probe {
                 finish(&probe.files.output, &probe::dit(&pipeline, &inputs)?, ui)
             }
             ProbePart::VaeEncode(probe) => {
-                let inputs = Inputs::open(&probe.files.input)?;
+                let inputs = Inputs::open(&probe.coding.files.input)?;
                 let latents =
                     probe.vae()?.encode(&inputs.ranked("video", 5)?, probe.tiling()).map_err(Error::from)?;
-                finish(&probe.files.output, &Outputs::from([("latents".to_owned(), latents)]), ui)
+                finish(&probe.coding.files.output, &Outputs::from([("latents".to_owned(), latents)]), ui)
             }
             ProbePart::VaeDecode(probe) => {
-                let inputs = Inputs::open(&probe.files.input)?;
+                let inputs = Inputs::open(&probe.coding.files.input)?;
                 let video = probe
                     .vae()?
                     .decode(&inputs.ranked("latents", 5)?, probe.tiling())
                     .map_err(Error::from)?;
-                finish(&probe.files.output, &Outputs::from([("video".to_owned(), video)]), ui)
+                finish(&probe.coding.files.output, &Outputs::from([("video".to_owned(), video)]), ui)
             }
             ProbePart::Clip(probe) => {
-                let inputs = Inputs::open(&probe.files.input)?;
-                finish(&probe.files.output, &probe::clip::encode(&probe.tower()?, &inputs)?, ui)
+                let inputs = Inputs::open(&probe.coding.files.input)?;
+                finish(&probe.coding.files.output, &probe::clip::encode(&probe.tower()?, &inputs)?, ui)
             }
             ProbePart::Text(probe) => {
                 let prompts = probe::text::read_prompts(&probe.prompts)?;
@@ -256,15 +257,16 @@ impl DitModel {
     }
 }
 
+impl Coding {
+    fn device(&self) -> crate::Result<Device> {
+        devices::open(&self.device, &Settings::default())
+    }
+}
+
 impl VaeProbe {
     fn vae(&self) -> crate::Result<Vae> {
         let path = base::locate(&self.model, Part::Vae)?;
-        Ok(Vae::load(
-            &path,
-            self.config.as_deref(),
-            self.dtype.dtype(),
-            &devices::open(&self.device, &Settings::default())?,
-        )?)
+        Ok(Vae::load(&path, self.config.as_deref(), self.coding.dtype.dtype(), &self.coding.device()?)?)
     }
 
     fn tiling(&self) -> Tiling {
@@ -279,8 +281,7 @@ impl VaeProbe {
 impl ClipProbe {
     fn tower(&self) -> crate::Result<Clip> {
         let path = base::locate(&self.model, Part::Clip)?;
-        let device = devices::open(&self.device, &Settings::default())?;
-        Ok(Clip::load(&path, self.config.as_deref(), self.dtype.dtype(), &device)?)
+        Ok(Clip::load(&path, self.config.as_deref(), self.coding.dtype.dtype(), &self.coding.device()?)?)
     }
 }
 

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};
 use clap::Args;
+use models::Expert;
 use models::adapter::files::{self, AdapterFile};
 use models::adapter::{Rank, Reduced, extract, resize};
 use models::names::split_block;
 use serde_json::json;
 
-use super::adapter_output::{AdapterOutput, ExpertArgument, tell_expert};
+use super::adapter_output::{AdapterOutput, expert, tell_expert};
 use super::base_dit::BaseDit;
 use super::fetch::on_this_machine;
 use crate::error::Error;
@@ -30,8 +31,8 @@ pub struct Extract {
     #[arg(long, value_name = "PATH", value_parser = on_this_machine)]
     tuned: PathBuf,
     /// Which expert of folders that hold two.
-    #[arg(long, value_enum)]
-    expert: Option<ExpertArgument>,
+    #[arg(long, value_parser = expert())]
+    expert: Option<Expert>,
     /// The file to write.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,

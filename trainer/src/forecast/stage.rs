@@ -97,7 +97,9 @@ pub(super) fn play(task: &Task, sizes: &Sizes, engine: Engine, plan: &StagePlan,
         (task.base.bytes(task.dit, &plan.blocks), task.base.matrix_bytes(task.dit, &plan.blocks));
     // One that rests leaves its embeddings, norms and head; all optimisers stay.
     let (beside, resting) = match networks {
-        Networks::One => (0, 0),
+        // What the blocks kept in host memory is not given back for the time of the clips.
+        Networks::MakesRoom if engine.is_gpu() => (0, matrices),
+        Networks::One | Networks::MakesRoom => (0, 0),
         Networks::InTurn if engine.is_gpu() => (all - matrices, matrices),
         Networks::InTurn | Networks::SideBySide => (all, 0),
     };

@@ -44,6 +44,9 @@ pub enum Networks {
     /// One.
     #[default]
     One,
+    /// One of two experts, with clips: they go through the other one too, and while it is on the devices, the matrices of the
+    /// trained one wait in host memory.
+    MakesRoom,
     /// Two experts, both on the devices.
     SideBySide,
     /// Two experts, of which one is on the devices; the other one's matrices wait in host memory.
@@ -53,7 +56,10 @@ pub enum Networks {
 impl Networks {
     /// How many are trained.
     pub fn count(self) -> u64 {
-        if self == Self::One { 1 } else { 2 }
+        match self {
+            Self::One | Self::MakesRoom => 1,
+            Self::SideBySide | Self::InTurn => 2,
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
 
+use super::hash::HashKind;
 use super::settings::HubSettings;
 use super::{HubError, HubId, Result, pause};
 use crate::ui::Ui;
@@ -24,10 +25,10 @@ pub(super) struct RemoteFile {
     pub name: String,
     /// Bytes.
     pub size: u64,
-    /// SHA-256 for large files, git's hash for small ones: the name of its bytes in the cache.
+    /// In hexadecimal digits: the name of its bytes in the cache.
     pub hash: String,
-    /// Whether `hash` is the SHA-256 of the bytes.
-    pub is_sha256: bool,
+    /// Of what `hash` is made.
+    pub kind: HashKind,
 }
 
 /// The files of a revision.
@@ -178,19 +179,20 @@ impl<'a> Api<'a> {
 
 fn listing(described: Description) -> Result<Listing, String> {
     let is_hash = |hash: &str| !hash.is_empty() && hash.bytes().all(|b| b.is_ascii_hexdigit());
+    let is_of = |kind: HashKind, hash: &str| is_hash(hash) && hash.len() == kind.digits();
     let is_inside = |name: &str| !name.split(['/', '\\']).any(|part| ["", ".", ".."].contains(&part));
     if !is_hash(&described.sha) {
         return Err(format!("\"{}\" is no commit", described.sha));
     }
     let file = |sibling: Sibling| {
         let name = sibling.rfilename;
-        let (size, hash, is_sha256) = match (sibling.lfs, sibling.size, sibling.blob_id) {
-            (Some(lfs), ..) => (lfs.size, lfs.sha256, true),
-            (None, Some(size), Some(hash)) => (size, hash, false),
+        let (size, hash, kind) = match (sibling.lfs, sibling.size, sibling.blob_id) {
+            (Some(lfs), ..) => (lfs.size, lfs.sha256, HashKind::Sha256),
+            (None, Some(size), Some(hash)) => (size, hash, HashKind::GitBlob),
             _ => return Err(format!("it tells neither size nor hash of {name}; is HF_ENDPOINT a hub?")),
         };
-        match is_hash(&hash) && is_inside(&name) {
-            true => Ok(RemoteFile { name, size, hash, is_sha256 }),
+        match is_of(kind, &hash) && is_inside(&name) {
+            true => Ok(RemoteFile { name, size, hash, kind }),
             false => Err(format!("it has a file \"{name}\" of hash \"{hash}\", which is none")),
         }
     };

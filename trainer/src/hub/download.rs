@@ -4,14 +4,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use sha2::{Digest, Sha256};
 use ureq::Body;
 use ureq::http::{Response, StatusCode};
 
 use super::api::{Api, RemoteFile};
+use super::hash::Running;
 use super::store::Store;
 use super::{HubError, HubId, Result, pause};
-use crate::plan::hex;
 use crate::ui::{Bar, Ui};
 
 /// Bytes that are read at a time.
@@ -48,7 +47,7 @@ struct Partial<'a> {
     /// Bytes that are there.
     there: u64,
     /// Of the bytes that are there.
-    hash: Sha256,
+    hash: Running,
     bar: &'a Bar,
 }
 
@@ -64,7 +63,8 @@ impl<'a> Partial<'a> {
             // A file system without locks: the hash tells if two wrote at once.
             Err(fs::TryLockError::Error(_)) => {}
         }
-        let mut partial = Self { remote, path, file, there: 0, hash: Sha256::new(), bar };
+        let hash = Running::new(remote.kind, remote.size);
+        let mut partial = Self { remote, path, file, there: 0, hash, bar };
         let length = partial.file.metadata().map_err(io)?.len();
         if length > remote.size {
             partial.start_over()?;
@@ -90,7 +90,7 @@ impl<'a> Partial<'a> {
     fn start_over(&mut self) -> Result<()> {
         self.file.set_len(0).map_err(self.io())?;
         self.file.seek(SeekFrom::Start(0)).map_err(self.io())?;
-        (self.there, self.hash) = (0, Sha256::new());
+        (self.there, self.hash) = (0, Running::new(self.remote.kind, self.remote.size));
         self.bar.skip(0);
         Ok(())
     }
@@ -174,11 +174,12 @@ impl<'a> Partial<'a> {
     /// Gives the file its name, if it is the announced one.
     fn finish(self, blob: &Path) -> Result<()> {
         self.file.sync_all().map_err(self.io())?;
-        let found = hex(&self.hash.clone().finalize());
-        if self.remote.is_sha256 && found != self.remote.hash.to_lowercase() {
+        let found = self.hash.clone().digits();
+        let RemoteFile { name, hash: announced, kind, .. } = self.remote;
+        if found != announced.to_lowercase() {
             fs::remove_file(self.path).map_err(self.io())?;
-            let (file, announced) = (self.remote.name.clone(), self.remote.hash.clone());
-            return Err(HubError::Hash { file, found, announced });
+            let (file, announced) = (name.clone(), announced.clone());
+            return Err(HubError::Hash { file, kind: kind.name(), found, announced });
         }
         fs::rename(self.path, blob).map_err(HubError::io("rename", self.path))
     }

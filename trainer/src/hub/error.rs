@@ -80,12 +80,14 @@ pub enum HubError {
     },
     /// Bytes that are not the announced ones.
     #[error(
-        "{file}: what came is not what the hub announced (SHA-256 {found} instead of {announced}), so it was thrown away; fetch \
+        "{file}: what came is not what the hub announced ({kind} {found} instead of {announced}), so it was thrown away; fetch \
          again, and if it comes again, the mirror at HF_ENDPOINT or something in between changes files"
     )]
     Hash {
         /// The file of the model.
         file: String,
+        /// Which hash.
+        kind: &'static str,
         /// Of the bytes that came.
         found: String,
         /// What the hub said.

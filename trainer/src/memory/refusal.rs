@@ -69,7 +69,12 @@ fn ways_out(
     }
     let single = Task { networks: Networks::One, ..task.clone() };
     if task.networks != Networks::One && fits(&single, machine, &open) {
-        ways.push("model.expert = \"high\" in one run and \"low\" in another".to_owned());
+        ways.push(match task.networks {
+            Networks::MakesRoom => "no sample.prompts, and clips by `tandem sample` after the run".to_owned(),
+            _ => {
+                "model.expert = \"high\" in one run and \"low\" in another, without sample.prompts".to_owned()
+            }
+        });
     }
     let storage = Storage::Coded(Format::E4m3);
     let coded = Base { frozen: Frozen { storage, ..task.base.frozen }, ..task.base };

@@ -152,6 +152,10 @@ impl fmt::Display for Forecast {
         }
         match self.networks {
             Networks::One => {}
+            Networks::MakesRoom => writeln!(
+                f,
+                "  clips go through the other expert too: while they are made, the trained one's matrices wait in host memory"
+            )?,
             Networks::SideBySide => {
                 writeln!(f, "  both experts lie side by side: the weights are those of two")?
             }

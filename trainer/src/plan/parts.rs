@@ -10,6 +10,7 @@ use super::{ClipAdapterPlan, SamplePlan};
 use crate::adapters;
 use crate::base::{BaseModel, Trained};
 use crate::error::{Error, Result};
+use crate::forecast::Networks;
 use crate::prompt::ClipRequest;
 use crate::recipe::TrainConfig;
 use crate::sample::{SampleConfig, Share};
@@ -66,11 +67,59 @@ pub(super) fn settle_shares(
     let shares = trained_shares(model, train.high_share);
     for share in &shares {
         train.timesteps.within(*share)?;
-        if let Some(path) = &adapter.init_from {
-            adapters::check_expert("adapter.init_from", path, share.expert())?;
+    }
+    check_beginnings(adapter, &shares)?;
+    Ok(shares)
+}
+
+/// The networks that the memory must hold, as long as nothing says that they do not fit.
+pub(super) fn networks(shares: &[Share], model: &BaseModel, sample: &SamplePlan) -> Networks {
+    match (shares.len(), model.dits.experts()) {
+        (2, _) => Networks::SideBySide,
+        (_, Some(_)) if !sample.clips.is_empty() => Networks::MakesRoom,
+        _ => Networks::One,
+    }
+}
+
+/// Checks that every file to begin with is for a network that is trained.
+///
+/// # Errors
+/// The key whose file has no use, or the file of the other expert.
+fn check_beginnings(adapter: &LoraConfig, shares: &[Share]) -> Result<()> {
+    let refuse = |key: &str, why: String| Err(Error::Setting { key: key.into(), why });
+    let all = ("adapter.init_from", &adapter.init_from);
+    let high = ("adapter.init_from_high", &adapter.init_from_high);
+    let low = ("adapter.init_from_low", &adapter.init_from_low);
+    for (expert, (key, path)) in Expert::ALL.into_iter().zip([high, low]) {
+        let Some(path) = path else { continue };
+        let is_trained = |expert: Option<Expert>| shares.iter().any(|share| share.expert() == expert);
+        match () {
+            () if all.1.is_some() => {
+                let why = "goes beside adapter.init_from, which is for every network; name a file for each expert, or one for all";
+                return refuse(key, why.to_owned());
+            }
+            () if is_trained(None) => {
+                return refuse(
+                    key,
+                    "this model is one network; name the file with adapter.init_from".to_owned(),
+                );
+            }
+            () if !is_trained(Some(expert)) => {
+                let why = format!(
+                    "the expert for {expert} noise is not trained here (model.expert, train.high_share); train it, or leave \
+                     the file out"
+                );
+                return refuse(key, why);
+            }
+            () => adapters::check_expert(key, path, Some(expert))?,
         }
     }
-    Ok(shares)
+    if let (key, Some(path)) = all {
+        for share in shares {
+            adapters::check_expert(key, path, share.expert())?;
+        }
+    }
+    Ok(())
 }
 
 /// `train.high_share`, settled: nothing where not both experts are trained.

@@ -6,7 +6,6 @@
 use std::ops::Range;
 
 use candle_core::Device;
-use models::adapter::LoraConfig;
 
 use crate::adapters;
 use crate::checkpoint::{Progress, States, state_name, states_of};
@@ -48,15 +47,12 @@ impl Learners {
         ui: &Ui,
     ) -> Result<Self> {
         let Planned { plan, targets, .. } = planned;
-        // A run that goes on has its adapters in the checkpoint.
-        let begin = match saved {
-            Some(_) => LoraConfig { init_from: None, ..plan.adapter.clone() },
-            None => plan.adapter.clone(),
-        };
         let shares = plan.shares();
         let mut learners = Self { all: Vec::new(), resting: None, quarters: None };
         for (index, share) in shares.iter().copied().enumerate() {
-            let fresh = adapters::beginning(&begin, targets, plan.run.seed, ui)?;
+            // A run that goes on has its adapters in the checkpoint.
+            let file = plan.adapter.begins_with(share.expert()).filter(|_| saved.is_none());
+            let fresh = adapters::beginning(&plan.adapter, file, targets, plan.run.seed, ui)?;
             let pipeline = network(plan, share, split, &fresh)?;
             let mut learner = Learner { share, optimizer: Optimizer::new(&pipeline)?, pipeline };
             if let Some(saved) = saved {

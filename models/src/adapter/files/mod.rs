@@ -107,6 +107,45 @@ pub enum Style {
     Diffsynth,
 }
 
+impl Style {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Comfy,
+        Self::ComfyAlpha,
+        Self::Diffusers,
+        Self::Peft,
+        Self::Kohya,
+        Self::VideoxFun,
+        Self::Diffsynth,
+    ];
+
+    /// As recipes and command lines write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Comfy => "comfy",
+            Self::ComfyAlpha => "comfy-alpha",
+            Self::Diffusers => "diffusers",
+            Self::Peft => "peft",
+            Self::Kohya => "kohya",
+            Self::VideoxFun => "videox-fun",
+            Self::Diffsynth => "diffsynth",
+        }
+    }
+
+    /// Who reads it, in a line.
+    pub const fn readers(self) -> &'static str {
+        match self {
+            Self::Comfy => "ComfyUI, DiffSynth; diffusers reads it too",
+            Self::ComfyAlpha => "ComfyUI, in the words lora_down and lora_up, with alpha",
+            Self::Diffusers => "diffusers and PEFT",
+            Self::Peft => "a folder as PEFT itself saves it",
+            Self::Kohya => "kohya and musubi-tuner",
+            Self::VideoxFun => "VideoX-Fun (Wan-Fun): kohya's with two underscores",
+            Self::Diffsynth => "DiffSynth-Studio",
+        }
+    }
+}
+
 /// The number format of the factors in a file to write.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -1,0 +1,17 @@
+//! Arguments that are one of some values which the crates below know by name.
+
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+
+/// Takes one of `all` by its name; `told` gives the name, and what the help says of it.
+pub fn one_of<T: Copy + Send + Sync + 'static>(
+    all: &'static [T],
+    told: fn(T) -> (&'static str, &'static str),
+) -> impl TypedValueParser<Value = T> {
+    let value = |one: &T| {
+        let (name, meaning) = told(*one);
+        PossibleValue::new(name).help(meaning)
+    };
+    PossibleValuesParser::new(all.iter().map(value)).try_map(move |name| {
+        all.iter().copied().find(|one| told(*one).0 == name).ok_or("no value of this name")
+    })
+}
