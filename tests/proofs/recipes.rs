@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use trainer::base::{ModelConfig, Trained};
 use trainer::bench::{DIT_PRESETS, dit_preset};
 use trainer::devices::DevicesConfig;
-use trainer::forecast::{Engine, Networks, Task, Way};
+use trainer::forecast::{Engine, Networks, StageMemory, Task, Way};
 use trainer::habits::Habits;
-use trainer::memory::{Card, Forecast, Machine, MemoryConfig, Room, Shapes, settle};
+use trainer::memory::{Card, Forecast, Machine, MemoryConfig, Room, Shapes, StageForecast, settle};
 use trainer::optim::OptimizerConfig;
 use trainer::precision::{Processor, Wishes};
 use trainer::recipe::{CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig};
@@ -146,22 +146,16 @@ const HOST: u64 = 32 << 30;
 /// The page is a guide: a finer forecast may move by so many GiB before it has to be told.
 const NEAR: f64 = 1.0;
 
-/// A machine with the GPUs of `recipe`, all of 24 GB without a way to each other; figures of an RTX 3090.
-fn machine(recipe: &Recipe) -> Machine {
+/// A machine with so many GPUs, all of 24 GB without a way to each other, and `host` bytes to pin; figures of an RTX 3090.
+fn machine(cards: usize, host: u64) -> Machine {
     let engine = Engine::Cudnn(Repeatability::Fast);
-    let card = |name: &String| Card {
-        name: name.clone(),
-        engine,
-        room: Room::AtMost(CARD),
-        flops: 71e12,
-        link: 20e9,
-    };
-    let stages: Vec<Card> = recipe.devices.stages.iter().map(card).collect();
-    Machine { ways: vec![Way::Host; stages.len() - 1], stages, host: HOST }
+    let card =
+        |i| Card { name: format!("cuda:{i}"), engine, room: Room::AtMost(CARD), flops: 71e12, link: 20e9 };
+    Machine { ways: vec![Way::Host; cards - 1], stages: (0..cards).map(card).collect(), host }
 }
 
 /// The forecast of the largest clip that `recipe` could meet, for the published sizes of the model of that name.
-fn forecast(name: &str, recipe: &Recipe) -> Forecast {
+fn forecast(name: &str, recipe: &Recipe, host: u64) -> Forecast {
     let dit = dit_preset(name).unwrap();
     let targets = recipe.adapter.select(&dit.adaptable_modules()).unwrap();
     let wishes = Wishes { base: recipe.model.base, stream: recipe.model.stream, ..Wishes::default() };
@@ -190,7 +184,8 @@ fn forecast(name: &str, recipe: &Recipe) -> Forecast {
             None => Networks::One,
         },
     };
-    let settled = settle(&task, &machine(recipe), &recipe.memory, None, &Shapes::default());
+    let settled =
+        settle(&task, &machine(recipe.devices.stages.len(), host), &recipe.memory, None, &Shapes::default());
     settled.unwrap_or_else(|error| panic!("{name}: {error}")).forecast
 }
 
@@ -205,7 +200,7 @@ fn recipes_for_published_models_fit_the_cards_that_they_are_for() {
         let name = stem.trim_end_matches("-one-card");
         let recipe = Recipe::read(&root().join(&file.path)).unwrap();
         recipe.train.timesteps.check().unwrap();
-        let forecast = forecast(name, &recipe);
+        let forecast = forecast(name, &recipe, HOST);
         let stages = &forecast.stages;
         let host: u64 = stages.iter().map(|stage| stage.memory.host).sum();
         let mut counted = vec![stages.len() as f64];
@@ -228,6 +223,42 @@ fn recipes_for_published_models_fit_the_cards_that_they_are_for() {
     assert!(published.iter().all(|name| models.contains(*name)), "a model without a recipe: {models:?}");
 }
 
+/// The README's table of forecasts: every row is what a plan finds, with 96 GiB to pin.
+#[test]
+fn the_readme_tells_what_plans_find() {
+    let page = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+    let rows = page.lines().filter(|line| line.starts_with("| T2V-") && line.matches('|').count() == 9);
+    let rows: Vec<&str> = rows.collect();
+    assert!(rows.len() > 3, "the table is gone");
+    let mut wrong = Vec::new();
+    for row in rows {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [model, clip, base, cards, told @ ..] = &cells[..] else { panic!("{row}") };
+        let (size, frames) = clip.trim_end_matches(" frames").split_once(", ").unwrap();
+        let [width, height] = [0, 1].map(|i| size.split('x').nth(i).unwrap());
+        let stages: Vec<String> = (0..cards.parse().unwrap()).map(|i| format!("\"cuda:{i}\"")).collect();
+        let recipe = format!(
+            "[model]\nfolder = \"x\"\nbase = \"{base}\"\n[data]\nfolder = \"x\"\nsizes = [[{width}, {height}]]\nframes = [{frames}]\n\
+             [adapter]\nrank = 32\n[train]\nsteps = 1\naccumulate = 4\n[devices]\nstages = [{}]\n",
+            stages.join(", ")
+        );
+        let recipe: Recipe = toml::from_str(&recipe).unwrap();
+        let forecast = forecast(&model.to_lowercase(), &recipe, 96 << 30);
+        let each = |of: &dyn Fn(&StageMemory) -> u64| {
+            let of_stage = |stage: &StageForecast| format!("{:.1}", gib(of(&stage.memory)));
+            forecast.stages.iter().map(of_stage).collect::<Vec<_>>().join(", ")
+        };
+        let host: u64 = forecast.stages.iter().map(|stage| stage.memory.host).sum();
+        let most = forecast.stages[0].keep.iter().max_by_key(|run| run.count).unwrap();
+        let found = [each(&|m| m.weights), each(&|m| m.peak), format!("{:.0}", gib(host)), most.to_string()];
+        if told != found {
+            wrong.push(format!("| {model} | {clip} | {base} | {cards} | {} |", found.join(" | ")));
+        }
+    }
+    assert!(wrong.is_empty(), "plans find now:\n{}", wrong.join("\n"));
+}
+
 /// A recipe for two experts trains both on all noise levels, of which each gets its own, enough to learn from, and as many as
 /// the recipe tells; and it fits with one expert alone and its clips, as it tells too.
 #[test]
@@ -247,8 +278,12 @@ fn recipes_of_experts_stay_on_their_side() {
             100.0 * high
         );
         assert!(std::fs::read_to_string(path).unwrap().contains(&told), "{name} does not tell: {told}");
-        assert_eq!(forecast(name, &recipe).networks, Networks::SideBySide, "{name} tells where they lie");
+        assert_eq!(
+            forecast(name, &recipe, HOST).networks,
+            Networks::SideBySide,
+            "{name} tells where they lie"
+        );
         recipe.model.expert = Some(Trained::High);
-        forecast(name, &recipe);
+        forecast(name, &recipe, HOST);
     }
 }

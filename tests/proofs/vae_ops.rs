@@ -12,6 +12,9 @@ use proptest::prelude::*;
 
 /// f32 sums of up to a few hundred products of numbers of order one, against f64.
 const ROUNDING: f64 = 1e-4;
+/// The same of up to 1,900 products, whose sums go up to 60: their roundings, 2e-6 each, walk further, and tensor cores cut what
+/// they align. A product that is missing, or one too many, is a hundred times more.
+const LONG_SUMS: f64 = 5e-4;
 
 fn random(shape: &[usize], seed: u64) -> Tensor {
     let mut state = seed.wrapping_mul(2).wrapping_add(1);
@@ -99,7 +102,7 @@ proptest! {
             let before = Before { zeros, past: past.as_ref() };
             let fast = conv3d_after(before, &x, &weight, Some(&bias), geometry, None).unwrap();
             prop_assert_eq!(fast.dtype(), dtype);
-            prop_assert!(excess(&fast, &slow, rounding) <= ROUNDING);
+            prop_assert!(excess(&fast, &slow, rounding) <= LONG_SUMS);
             let more = random(fast.dims(), seed / 7).to_dtype(dtype).unwrap();
             let more = if is_side_by_side { side_by_side(&more) } else { more };
             let onto = conv3d_after(before, &x, &weight, Some(&bias), geometry, Some(&more)).unwrap();
