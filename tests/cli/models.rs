@@ -238,6 +238,24 @@ fn a_part_in_the_place_of_another_is_named_for_what_it_is() {
         }
         desk.change(&named, model);
     }
+    for (place, key) in [
+        (model, "model.dit"),
+        (model, "model.dit_high"),
+        (model, "model.dit_config"),
+        (model, "model.vae"),
+        (model, "model.text_encoder"),
+        (model, "model.tokenizer"),
+        (model, "model.clip"),
+        ("rank = 2", "adapter.init_from"),
+        ("every_steps = 2", "sample.adapter"),
+    ] {
+        let (section, name) = key.split_once('.').unwrap();
+        let section = if section == "sample" { "[sample]\n" } else { "" };
+        let named = format!("{place}\n{section}{name} = \"nope\"");
+        desk.change(place, &named);
+        desk.refuse(&PLAN, &[&format!("{key}: there is nothing at nope")]);
+        desk.change(&named, place);
+    }
     desk.change(model, "folder = \"model/config.json\"");
     desk.refuse(&TRAIN, &["model/config.json is a file", "model.dit"]);
 }

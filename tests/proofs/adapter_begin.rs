@@ -4,10 +4,15 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
 use kernels::loha;
-use models::adapter::files::AdapterFile;
+use models::adapter::files::{AdapterFile, Precision, Style, write};
 use models::adapter::{Adapters, Change, Kind, LoraConfig, LoraPair, Rank, Target, resize};
+use proofs::fixture;
+use proofs::project::Project;
 use proofs::small::{config, micro_batch, pipeline, velocities, weights};
 use proofs::{Tolerance, assert_close, randn};
+use trainer::adapters::beginning;
+use trainer::plan::Plan;
+use trainer::ui::{Ui, Voice};
 
 /// f32 rounding of two ways to the same numbers.
 const SAME: Tolerance = Tolerance { absolute: 1e-5, relative: 1e-5 };
@@ -143,4 +148,43 @@ fn what_cannot_be_begun_with_is_refused_by_name() {
     file.differences.insert("blocks.0.norm3.bias".to_owned(), cpu("d", (1, 32)));
     let text = Adapters::begun(&targets, &lora, &file, 5, &Device::Cpu).unwrap_err().to_string();
     assert!(text.contains("blocks.0.norm3.bias") && text.contains("tandem merge"), "{text}");
+}
+
+/// What the header of a file tells is told by the plan, with the key and the file; what only its numbers tell, when it is read.
+#[test]
+fn a_file_that_a_run_cannot_begin_with_is_refused_by_its_name_and_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("style.safetensors");
+    let written = |module: &str, input: usize| {
+        let target = Target { module: module.to_owned(), out: 40, input };
+        let modules = BTreeMap::from([(module.to_owned(), pair(&target, 3).into())]);
+        let file = AdapterFile { modules, ..Default::default() };
+        write(&path, &file, Style::Comfy, Precision::Float32).unwrap();
+    };
+    let plan = |settings: &str| {
+        let project =
+            Project::new(&fixture(""), &["a ball"], &settings.replace("FILE", path.to_str().unwrap()));
+        Plan::make(&project.recipe(), &mut |_, _| {})
+    };
+    let (begin, clips) = ("[adapter]\ninit_from = \"FILE\"\n", "[sample]\nadapter = \"FILE\"\n");
+    let lokr = format!("{begin}kind = \"lokr\"\n");
+    for (module, input, settings, told) in [
+        ("blocks.0.ffn.0", 33, begin, ["adapter.init_from:", "40 x 33", "another model"]),
+        ("blocks.0.ffn.0", 33, clips, ["sample.adapter:", "40 x 33", "another model"]),
+        ("blocks.7.ffn.0", 32, begin, ["adapter.init_from:", "blocks.7.ffn.0", "adapter.targets"]),
+        ("blocks.0.ffn.0", 32, &lokr, ["adapter.init_from:", "LoRA (rank 3)", "LoKr"]),
+    ] {
+        written(module, input);
+        let error = plan(settings).unwrap_err().to_string();
+        let lacking = told.iter().chain(&["style.safetensors"]).find(|words| !error.contains(**words));
+        assert_eq!(lacking, None, "{error}");
+    }
+    written("blocks.0.ffn.0", 32);
+    assert!(plan(begin).is_ok() && plan(clips).is_ok());
+
+    let (lora, mut targets) = targets(Kind::Lora, 3);
+    targets.retain(|target| target.module != "blocks.0.ffn.0");
+    let lora = LoraConfig { init_from_low: Some(path.clone()), ..lora };
+    let error = beginning(&lora, Some(&path), &targets, 5, &Ui::new(Voice::Json)).unwrap_err().to_string();
+    assert!(error.contains("adapter.init_from_low") && error.contains("style.safetensors"), "{error}");
 }

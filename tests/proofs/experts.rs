@@ -2,11 +2,14 @@
 //! a run of its own; where one rests while the other works, not a bit is different.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use data::Cursor;
 use kernels::adamw::{State, Update};
+use models::adapter::Kind;
+use models::dit::{Base, BlockPlan, DitConfig};
 use models::expert::Expert;
 use proofs::project::{Project, SIZE};
 use proofs::small::{adapters, config, pipeline, weights};
@@ -15,7 +18,7 @@ use trainer::adapters::beginning;
 use trainer::batch::Batches;
 use trainer::checkpoint::{self, states_of};
 use trainer::encode::Encoded;
-use trainer::forecast::Networks;
+use trainer::forecast::{Engine, Forecaster, Neighbours, Networks, StagePlan, Task, Way};
 use trainer::interrupt::Interrupt;
 use trainer::lr::learning_rate;
 use trainer::noise::{Streams, TimestepConfig};
@@ -255,6 +258,32 @@ fn a_network_that_rested_is_the_same_to_the_bit() {
     quarters.wake(&mut first, resting).unwrap();
     assert_same_bits("first, awake", &ask(&first), &expected[0]);
     assert_same_bits("second, awake", &ask(&second), &expected[1]);
+    assert_eq!(quarters.bytes(), forecast_in_turn(&config), "host memory, pinned and forecast");
+}
+
+/// The host memory that two experts in turn are forecast to take on the stages of [1, 2] blocks; none on the CPU.
+fn forecast_in_turn(config: &DitConfig) -> Vec<u64> {
+    let task = Task {
+        dit: config,
+        base: Base::F32,
+        targets: &[],
+        kind: Kind::Lora,
+        factor: None,
+        rank: 1,
+        dropout: false,
+        batch: 1,
+        accumulate: 1,
+        latents: (2, 6, 8),
+        networks: Networks::InTurn,
+    };
+    let engine = if device().is_cpu() { Engine::Cpu } else { Engine::Chunked };
+    let of_stage = |(index, blocks): (usize, Range<usize>)| {
+        let plan = StagePlan { keep: vec![BlockPlan::default(); blocks.len()], blocks, ffn_tokens: 1024 };
+        let way = |is_there: bool| is_there.then_some(Way::Same);
+        let at = Neighbours { index, count: 2, previous: way(index == 1), next: way(index == 0) };
+        Forecaster::new(&task).stage(engine, &plan, at).host
+    };
+    [0..1, 1..3].into_iter().enumerate().map(of_stage).collect()
 }
 
 #[test]

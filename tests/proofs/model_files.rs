@@ -197,6 +197,7 @@ fn an_expert_that_nothing_names_is_asked_for() {
     let weights = Weights::seeded(specs.to_vec(), 0);
     let desk = tempfile::tempdir().unwrap();
     let dit = desk.path().join("mine.safetensors");
+    std::fs::write(&dit, "").unwrap();
     let config = ModelConfig { dit: Some(dit), ..folder("repo_official_a14b") };
     let error = settle(&config).unwrap().check_expert(&weights).unwrap_err().to_string();
     for told in ["mine.safetensors", "Wan 2.2 I2V-A14B", "model.expert"] {
@@ -204,6 +205,18 @@ fn an_expert_that_nothing_names_is_asked_for() {
     }
     let told = ModelConfig { expert: Some(Trained::Low), ..config };
     settle(&told).unwrap().check_expert(&weights).unwrap();
+    // A network for all noise levels must not be cut to those of an expert.
+    let small = Weights::seeded(
+        vec![
+            TensorSpec::new("patch_embedding.weight", [1536, 16, 1, 2, 2]),
+            TensorSpec::new("head.head.weight", [64, 1536]),
+        ],
+        0,
+    );
+    let error = settle(&told).unwrap().check_expert(&small).unwrap_err().to_string();
+    for told in ["mine.safetensors", "Wan 2.1 T2V-1.3B", "model.expert"] {
+        assert!(error.contains(told), "{error}");
+    }
 }
 
 #[test]

@@ -147,3 +147,17 @@ fn a_gpu_that_gives_out_is_told_as_a_way_out() {
     let other = trainer::Error::from(candle_core::Error::msg("shape mismatch"));
     assert!(matches!(other, trainer::Error::Tensor(_)), "{other:?}");
 }
+
+#[test]
+fn what_a_recipe_names_without_use_is_told() {
+    let (project, planned) = planned(&CAPTIONS[..1], "");
+    assert!(planned.notes.is_empty(), "{:?}", planned.notes);
+    let recipe = std::fs::read_to_string(project.recipe()).unwrap();
+    for (key, file) in [("clip", "clip/weights_hf.safetensors"), ("folder", "repo_official_a14b")] {
+        let named = format!("[model]\n{key} = {:?}", proofs::fixture(file));
+        std::fs::write(project.recipe(), recipe.replacen("[model]", &named, 1)).unwrap();
+        let notes = Plan::make(&project.recipe(), &mut |_, _| {}).unwrap().notes;
+        let is_told = |note: &String| note.contains(&format!("model.{key}:")) && note.contains(file);
+        assert!(notes.len() == 1 && is_told(&notes[0]), "{notes:?}");
+    }
+}

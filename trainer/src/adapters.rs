@@ -12,7 +12,15 @@ use models::names::split_block;
 use models::weights::{Checkpoint, Weights};
 
 use crate::error::{Error, Result};
+use crate::recipe::existing;
 use crate::ui::Ui;
+
+/// Keys of the files that training begins with.
+pub const INIT_FROM: &str = "adapter.init_from";
+/// That of the expert for high noise alone.
+pub const INIT_FROM_HIGH: &str = "adapter.init_from_high";
+/// That of the expert for low noise alone.
+pub const INIT_FROM_LOW: &str = "adapter.init_from_low";
 
 /// Names quoted where an adapter is left out in part.
 const QUOTED: usize = 6;
@@ -53,8 +61,15 @@ pub fn source(path: &Path, strength: f64, ui: &Ui) -> Result<Source> {
 /// # Errors
 /// As `settled_rank`.
 pub fn settled(mut config: LoraConfig, from: &Path) -> Result<LoraConfig> {
-    let files = [&mut config.init_from, &mut config.init_from_high, &mut config.init_from_low];
-    files.into_iter().flatten().for_each(|path| *path = from.join(&*path));
+    for (key, file) in [
+        (INIT_FROM, &mut config.init_from),
+        (INIT_FROM_HIGH, &mut config.init_from_high),
+        (INIT_FROM_LOW, &mut config.init_from_low),
+    ] {
+        if let Some(path) = file {
+            *path = existing(key, from, path)?;
+        }
+    }
     config.rank = Some(settled_rank(&config)?);
     config.alpha = Some(config.alpha());
     Ok(config)
@@ -74,6 +89,50 @@ fn settled_rank(config: &LoraConfig) -> Result<usize> {
         largest = largest.max(ranks.max().unwrap_or(0));
     }
     Ok(if largest > 0 { largest } else { config.rank() })
+}
+
+/// Checks by its header that `targets` can begin with the adapter at `path`, which `key` names.
+///
+/// # Errors
+/// Whatever the header tells of [`Adapters::begun`]'s errors.
+pub fn check_beginning(
+    key: &str,
+    path: &Path,
+    config: &LoraConfig,
+    (targets, dit): (&[Target], &DitConfig),
+) -> Result<()> {
+    let held = look_at(path)?;
+    models::adapter::check_beginning(targets, config, dit, &held).map_err(|error| of_file(key, path, error))
+}
+
+/// Checks by its header that the adapter at `path`, which `key` names, has the widths of the model `dit`.
+///
+/// # Errors
+/// The first module of another width.
+pub fn check_widths(key: &str, path: &Path, dit: &DitConfig) -> Result<()> {
+    let held = look_at(path)?.modules;
+    for (module, out, input) in dit.adaptable_modules() {
+        if let Some(other) = held.get(&module).filter(|held| held.kind != "difference")
+            && (other.output, other.input) != (out, input)
+        {
+            let why = format!(
+                "it changes {module} ({} x {}), and the model has it {out} x {input}; it was made for another model",
+                other.output, other.input
+            );
+            return Err(of_file(key, path, models::Error::Mismatch(why)));
+        }
+    }
+    Ok(())
+}
+
+/// `error` with the file that is at fault, and the key that names it, where it does not tell the file itself.
+fn of_file(key: &str, path: &Path, error: models::Error) -> Error {
+    match error {
+        models::Error::Mismatch(why) => {
+            Error::Setting { key: key.to_owned(), why: format!("{}: {why}", path.display()) }
+        }
+        other => other.into(),
+    }
 }
 
 /// What the adapter at `path` holds, by its header.
@@ -155,7 +214,10 @@ pub fn beginning(
     };
     let file = files::read(path)?;
     file.notes.iter().for_each(|note| ui.note(note));
-    let (adapters, told) = Adapters::begun(targets, config, &file, seed, &Device::Cpu)?;
+    let own = [(INIT_FROM_HIGH, &config.init_from_high), (INIT_FROM_LOW, &config.init_from_low)];
+    let key = own.into_iter().find(|(_, own)| own.as_deref() == Some(path)).map_or(INIT_FROM, |(key, _)| key);
+    let begun = Adapters::begun(targets, config, &file, seed, &Device::Cpu);
+    let (adapters, told) = begun.map_err(|error| of_file(key, path, error))?;
     told.iter().for_each(|line| ui.say(&format!("{}: {line}", path.display())));
     Ok(adapters)
 }

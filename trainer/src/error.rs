@@ -133,6 +133,17 @@ pub enum Error {
         /// The option that is wrong.
         option: String,
     },
+    /// A file that a recipe names and that is not there.
+    #[error(
+        "{key}: there is nothing at {}; correct the path, which is taken from the folder of the recipe",
+        path.display()
+    )]
+    NotThere {
+        /// Dotted key.
+        key: String,
+        /// Where it was looked for.
+        path: PathBuf,
+    },
     /// The base model is not there.
     #[error("there is no model at {}: correct model.folder in the recipe, or --model", folder.display())]
     NoModelFolder {

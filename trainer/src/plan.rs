@@ -23,7 +23,7 @@ use crate::like::Taken;
 use crate::memory::{self, Forecast, Machine, MemoryPlan};
 use crate::optim::OptimizerConfig;
 use crate::prompt::ClipRequest;
-use crate::recipe::{CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig};
+use crate::recipe::{CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig, existing};
 use crate::sample::{ClipFormat, Share};
 use parts::{networks, sample_plan, settle_shares, trained_shares};
 
@@ -147,6 +147,8 @@ pub struct Planned {
     pub open: Open,
     /// The defaults that came with `train.like`.
     pub taken: Vec<Taken>,
+    /// What the recipe names without use, a line each.
+    pub notes: Vec<String>,
 }
 
 /// What a recipe leaves open and a plan settles by what the machine is like: a run that goes on keeps it.
@@ -216,31 +218,25 @@ impl Plan {
         check_numbers(&recipe)?;
         let mut model = recipe.model.settle(from, recipe.devices.processor())?;
         let dit = model.check()?;
+        let notes = recipe.model.unused(&dit);
         model.boundary = model.expert.map(|_| model.boundary_of(&dit));
 
         let habits = Habits::of(&dit, model.dits.experts().is_some());
-        let multiple = SizeMultiple::new(habits.multiple());
         let mut data = recipe.data;
-        data.folder.iter_mut().chain(&mut data.import).for_each(|place| *place = from.join(&*place));
-        data.fps.get_or_insert(habits.fps);
-        let dataset = Dataset::build(&data, multiple, habits.fps, progress)?;
-        (data.sizes, data.frames) = (dataset.sizes.clone(), dataset.frames.clone());
-        let found = summary(&dataset);
-        if found.items == 0 {
-            return Err(Error::NothingToTrainOn);
-        }
+        let dataset = read_data(&mut data, from, &habits, progress)?;
+        let found = summary(&dataset)?;
 
         let adapter = adapters::settled(recipe.adapter, from)?;
         let targets = adapter.select(&dit.adaptable_modules())?;
         let mut train = recipe.train;
         train.timesteps.shift = Some(train.timesteps.shift());
-        let shares = settle_shares(&mut train, &adapter, &model, &dit)?;
+        let shares = settle_shares(&mut train, &adapter, &targets, (&model, &dit))?;
 
         let seed = recipe.run.seed.unwrap_or(42);
         let frames = data.frames.iter().copied().max().unwrap_or(1);
         let base = recipe.sample.request(&habits, data.sizes[0], frames, seed);
         let clips = recipe.sample.requests(&base, from, &dit, &habits)?;
-        let sample = sample_plan(recipe.sample, clips, &model, from)?;
+        let sample = sample_plan(recipe.sample, clips, (&model, &dit), from)?;
         let run = run_plan(recipe.run, path, seed);
         let devices = recipe.devices.settle(dit.layers)?;
         let shapes = shapes(&data, &dataset, &habits);
@@ -278,7 +274,16 @@ impl Plan {
             sample,
             export: recipe.export,
         };
-        Ok(Planned { plan, dit, targets, dataset, forecast: settled.forecast, open, taken: recipe.taken })
+        Ok(Planned {
+            plan,
+            dit,
+            targets,
+            dataset,
+            forecast: settled.forecast,
+            open,
+            taken: recipe.taken,
+            notes,
+        })
     }
 
     /// The networks that are trained, each with the noise levels that it makes, in the order in which sampling goes through
@@ -394,6 +399,24 @@ fn check_numbers(recipe: &Recipe) -> Result<()> {
     recipe.optimizer.check()
 }
 
+/// Reads the clips of `data`, and settles what it leaves open. Paths begin in `from`.
+fn read_data(
+    data: &mut DataConfig,
+    from: &Path,
+    habits: &Habits,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Dataset> {
+    data.folder.iter_mut().for_each(|place| *place = from.join(&*place));
+    if let Some(import) = &mut data.import {
+        *import = existing("data.import", from, import)?;
+    }
+    data.fps.get_or_insert(habits.fps);
+    let multiple = SizeMultiple::new(habits.multiple());
+    let dataset = Dataset::build(data, multiple, habits.fps, progress)?;
+    (data.sizes, data.frames) = (dataset.sizes.clone(), dataset.frames.clone());
+    Ok(dataset)
+}
+
 /// Name and folders of the run of the recipe at `path`.
 fn run_plan(run: RunConfig, path: &Path, seed: u64) -> RunPlan {
     let from = path.parent().unwrap_or(Path::new(""));
@@ -426,7 +449,11 @@ fn ordered(clips: impl Iterator<Item = (u32, u32, u32)>, habits: &Habits) -> Vec
     clips.into_iter().map(shape).collect()
 }
 
-fn summary(dataset: &Dataset) -> DatasetPlan {
+/// What `dataset` came to.
+///
+/// # Errors
+/// [`Error::NothingToTrainOn`].
+fn summary(dataset: &Dataset) -> Result<DatasetPlan> {
     let held_out = |source: usize| dataset.sources[source].item.held_out;
     let mut hash = Sha256::new();
     for window in &dataset.windows {
@@ -436,12 +463,15 @@ fn summary(dataset: &Dataset) -> DatasetPlan {
         hash.update(format!("{:?}\n", dataset.source_frames(window)));
     }
     let held = dataset.windows.iter().filter(|w| held_out(w.source)).count();
-    DatasetPlan {
+    if dataset.windows.len() == held {
+        return Err(Error::NothingToTrainOn);
+    }
+    Ok(DatasetPlan {
         clips: dataset.sources.len(),
         items: dataset.windows.len() - held,
         held_out: held,
         digest: hex(&hash.finalize()),
-    }
+    })
 }
 
 /// Lower-case hexadecimal digits.

@@ -174,6 +174,18 @@ impl Recipe {
     }
 }
 
+/// What `key` names with `path`, in a recipe of the folder `from`.
+///
+/// # Errors
+/// [`Error::NotThere`].
+pub fn existing(key: &str, from: &Path, path: &Path) -> Result<PathBuf> {
+    let path = from.join(path);
+    match path.exists() {
+        true => Ok(path),
+        false => Err(Error::NotThere { key: key.to_owned(), path }),
+    }
+}
+
 /// The valid key nearest to an unknown one, out of the parser's message ("unknown field `x`, expected one of `a`, `b`").
 fn nearest_key(message: &str) -> Option<&str> {
     let mut quoted = message.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);

@@ -9,9 +9,10 @@ use kernels::{loha, lokr};
 
 use super::change::{Change, DoraPair, LoraPair};
 use super::decompose::{Rank, Reduced, resize};
-use super::files::AdapterFile;
+use super::files::{AdapterFile, AdapterSummary};
 use super::kind::Delta;
 use super::{Adapter, Adapters, Kind, LoraConfig, Target};
+use crate::dit::DitConfig;
 use crate::{Error, Result};
 
 /// The seed of the sketches by which factors of another rank are found.
@@ -47,10 +48,7 @@ impl Adapters {
         device: &Device,
     ) -> Result<(Self, Vec<String>)> {
         if let Some(name) = file.differences.keys().next() {
-            return Err(Error::Mismatch(format!(
-                "the adapter to begin from adds a whole tensor to {name}, which cannot be trained; merge it into the base \
-                 with `tandem merge` and begin from there"
-            )));
+            return Err(whole(name));
         }
         let (mut adapters, mut tale) = (Self::default(), Tale::default());
         for target in targets {
@@ -70,13 +68,70 @@ impl Adapters {
                 tale.left_out.push(module.clone());
                 continue;
             }
-            return Err(Error::Mismatch(format!(
-                "the adapter to begin from has {module}, which adapter.targets does not name; add it there, so that it is \
-                 not lost"
-            )));
+            return Err(beyond(module));
         }
         Ok((adapters, tale.told(config)))
     }
+}
+
+/// Checks that adapters for `targets` of a model of the sizes `dit` can begin with a file, as far as its header tells.
+///
+/// # Errors
+/// Those of [`Adapters::begun`], and modules of the image branch that the model has and `targets` does not name.
+pub fn check_beginning(
+    targets: &[Target],
+    config: &LoraConfig,
+    dit: &DitConfig,
+    file: &AdapterSummary,
+) -> Result<()> {
+    for (module, held) in &file.modules {
+        let target = targets.iter().find(|target| target.module == *module);
+        match target {
+            _ if held.kind == "difference" => return Err(whole(module)),
+            None if module.contains("_img") && dit.image.is_none() => {}
+            None => return Err(beyond(module)),
+            Some(target) => {
+                check_width(target, (held.output, held.input))?;
+                if !can_become(config.kind, held.kind) {
+                    return Err(kinds(config, held.kind, Some(held.rank), module));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether adapters of the kind `to` can begin as one of a file; of LoHa and LoKr the shapes have a say too.
+fn can_become(to: Kind, of_file: &str) -> bool {
+    match to {
+        Kind::Lora => ["LoRA", "LoHa", "LoKr"].contains(&of_file),
+        Kind::Dora => ["LoRA", "DoRA"].contains(&of_file),
+        Kind::Loha => of_file == "LoHa",
+        Kind::Lokr => of_file == "LoKr",
+    }
+}
+
+fn check_width(target: &Target, (out, input): (usize, usize)) -> Result<()> {
+    if (out, input) == (target.out, target.input) {
+        return Ok(());
+    }
+    Err(Error::Mismatch(format!(
+        "the adapter to begin from has {} as {out} x {input}, the model as {} x {}; it was made for another model",
+        target.module, target.out, target.input
+    )))
+}
+
+fn whole(tensor: &str) -> Error {
+    Error::Mismatch(format!(
+        "the adapter to begin from adds a whole tensor to {tensor}, which cannot be trained; merge it into the base with \
+         `tandem merge` and begin from there"
+    ))
+}
+
+fn beyond(module: &str) -> Error {
+    Error::Mismatch(format!(
+        "the adapter to begin from has {module}, which adapter.targets does not name; add it there, so that it is not lost"
+    ))
 }
 
 /// What became of the modules of a file.
@@ -127,13 +182,8 @@ fn begun(
     new: Delta,
     tale: &mut Tale,
 ) -> Result<Delta> {
-    let (out, input) = change.dims()?;
-    if (out, input) != (target.out, target.input) {
-        return Err(Error::Mismatch(format!(
-            "the adapter to begin from has {} as {out} x {input}, the model as {} x {}; it was made for another model",
-            target.module, target.out, target.input
-        )));
-    }
+    check_width(target, change.dims()?)?;
+    let refused = || kinds(config, change.kind(), change.rank(), &target.module);
     let scale = config.scale();
     tale.begun += 1;
     let mut thin = |pair: &LoraPair, fresh: &Factors, may_shrink: bool| -> Result<Factors> {
@@ -159,11 +209,11 @@ fn begun(
             Ok(grown(&pair, &fresh, config.rank(), scale)?.into())
         }
         (new @ Delta::Dora(_), Change::Lora(pair)) => {
-            let fresh = new.factors().ok_or_else(|| kinds(config, change, target))?;
+            let fresh = new.factors().ok_or_else(refused)?;
             Ok(Delta::fresh_dora(thin(pair, fresh, true)?))
         }
         (new @ Delta::Dora(_), Change::Dora(DoraPair { pair, magnitude })) => {
-            let fresh = new.factors().ok_or_else(|| kinds(config, change, target))?;
+            let fresh = new.factors().ok_or_else(refused)?;
             let factors = thin(pair, fresh, false)?;
             let pair = LoraPair::new(factors.a, factors.b, factors.scale)?;
             Delta::new(&Change::Dora(DoraPair { pair, magnitude: magnitude.clone() }), 1.0)
@@ -180,17 +230,15 @@ fn begun(
             };
             Ok(Delta::Lokr(lokr::Factors { w1, w2: f.w2.clone(), scale: like.scale }))
         }
-        _ => Err(kinds(config, change, target)),
+        _ => Err(refused()),
     }
 }
 
-fn kinds(config: &LoraConfig, change: &Change, target: &Target) -> Error {
-    let rank = change.rank().map_or("no rank".to_owned(), |rank| format!("rank {rank}"));
+fn kinds(config: &LoraConfig, kind: &str, rank: Option<usize>, module: &str) -> Error {
+    let rank = rank.map_or("no rank".to_owned(), |rank| format!("rank {rank}"));
     Error::Mismatch(format!(
-        "the adapter to begin from has a {} ({rank}) on {}, which cannot become a {} of rank {}: set adapter.kind, rank and \
-         factor to the file's, or make a LoRA of it with `tandem resize`",
-        change.kind(),
-        target.module,
+        "the adapter to begin from has a {kind} ({rank}) on {module}, which cannot become a {} of rank {}: set adapter.kind, \
+         rank and factor to the file's, or make a LoRA of it with `tandem resize`",
         config.kind.name(),
         config.rank()
     ))

@@ -13,5 +13,6 @@ pub use apply::{Applied, Place, Source, apply, complete};
 pub use change::{Change, DoraPair, LoraPair, Magnitude};
 pub use config::{Kind, LoraConfig, Scaling, Target};
 pub use decompose::{Rank, Reduced, extract, resize};
+pub use fresh::check_beginning;
 pub use kind::{Backward, Delta, Site};
 pub use set::{Adapter, Adapters};

@@ -42,8 +42,15 @@ impl Base {
 
     /// Of [`Self::bytes`] those of the matrices of the linear layers, which can be out of the device while the model rests.
     pub fn matrix_bytes(self, config: &DitConfig, range: &Range<usize>) -> u64 {
-        let tensors = range.clone().flat_map(|n| config.block_tensors(n));
-        tensors.filter(|spec| spec.shape.len() == 2).map(|spec| self.bytes_of(&spec)).sum()
+        range.clone().flat_map(|n| self.matrices(config, n)).sum()
+    }
+
+    /// Bytes of each of those matrices of block `n`: they leave one by one. The scales of codes stay.
+    pub fn matrices(self, config: &DitConfig, n: usize) -> impl Iterator<Item = u64> {
+        config.block_tensors(n).into_iter().filter_map(move |spec| match spec.shape.as_slice() {
+            &[out, input] => Some(self.frozen.stored_bytes(out, input)),
+            _ => None,
+        })
     }
 
     /// Bytes of one tensor of the model.

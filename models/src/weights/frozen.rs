@@ -46,11 +46,18 @@ impl Frozen {
     /// Bytes of a matrix [out, in], scales included.
     pub fn bytes(self, out: usize, input: usize) -> u64 {
         let (rows, numbers) = (out as u64, (out * input) as u64);
-        match self.storage {
-            Storage::Dense => numbers * self.compute.size_in_bytes() as u64,
-            Storage::Coded(_) => numbers + rows * DType::F32.size_in_bytes() as u64,
-            Storage::Blocks(_, block) => numbers + numbers / block as u64 * DType::F32.size_in_bytes() as u64,
-        }
+        let scales = match self.storage {
+            Storage::Dense => 0,
+            Storage::Coded(_) => rows,
+            Storage::Blocks(_, block) => numbers / block as u64,
+        };
+        self.stored_bytes(out, input) + scales * DType::F32.size_in_bytes() as u64
+    }
+
+    /// Of [`Self::bytes`] those of the numbers, or of the codes without their scales.
+    pub fn stored_bytes(self, out: usize, input: usize) -> u64 {
+        let of_number = if self.is_coded() { 1 } else { self.compute.size_in_bytes() };
+        (out * input * of_number) as u64
     }
 }
 

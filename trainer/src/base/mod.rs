@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::hub::{HubError, HubId, Wanted};
 use crate::precision::{self, Float, Held, Precision, Processor, Wishes};
+use crate::recipe::existing;
 
 pub use dit::{DitFiles, Dits};
 pub use layout::{Part, locate, locate_dits};
@@ -133,11 +134,9 @@ impl ModelConfig {
         }
         let layout = folder.as_deref().map(Layout::of);
         let part = |part: Part, named: &Option<PathBuf>| match (named, &layout) {
-            (Some(path), _) => Ok(from.join(path)),
+            (Some(path), _) => existing(&format!("model.{}", part.key()), from, path),
             (None, Some(layout)) => layout.part(part),
-            (None, None) => {
-                Err(Error::NoModelPart { key: part.key(), looked: "model.folder is not set".into() })
-            }
+            (None, None) => Err(unnamed(part)),
         };
         let dits = self.dits(from, layout.as_ref())?;
         let expert = self.told_expert(&dits)?;
@@ -149,10 +148,15 @@ impl ModelConfig {
             vae: part(Part::Vae, &self.vae)?,
             tokenizer: match part(Part::Tokenizer, &self.tokenizer) {
                 // Single files carry their own.
-                Err(_) if carries_tokenizer(&text_encoder) => text_encoder.clone(),
+                Err(_) if self.tokenizer.is_none() && carries_tokenizer(&text_encoder) => {
+                    text_encoder.clone()
+                }
                 found => found?,
             },
-            clip: part(Part::Clip, &self.clip).ok(),
+            clip: match part(Part::Clip, &self.clip) {
+                Err(_) if self.clip.is_none() => None,
+                found => Some(found?),
+            },
             boundary: dits.experts().and(layout.as_ref()).and_then(Layout::boundary),
             precision: self.precision(
                 &dits.of(expert.and_then(Trained::one).unwrap_or(Expert::High)).weights,
@@ -189,6 +193,26 @@ impl ModelConfig {
             (Wanted::Clip, self.clip.is_some()),
         ];
         parts.into_iter().filter(|(_, is_named)| !is_named).map(|(part, _)| part).collect()
+    }
+
+    /// What is named here and `dit` has no use for, a line each.
+    pub fn unused(&self, dit: &DitConfig) -> Vec<String> {
+        let mut lines = Vec::new();
+        if let (Some(clip), None) = (&self.clip, dit.image) {
+            lines.push(format!(
+                "model.clip: {} is not used: of all models only the image-to-video ones of Wan 2.1 look through CLIP",
+                clip.display()
+            ));
+        }
+        let (folder, wanted) = (self.folder.as_ref(), self.wanted(Clips::Some));
+        let is_replaced = wanted.iter().all(|part| *part == Wanted::Clip && dit.image.is_none());
+        if let Some(folder) = folder.filter(|_| is_replaced) {
+            lines.push(format!(
+                "model.folder: nothing of {} is used but its name, since every part is named by a key of its own",
+                folder.display()
+            ));
+        }
+        lines
     }
 
     /// How each part is held: what is stored in fp8 stays so where nothing else is said.
@@ -239,22 +263,34 @@ impl ModelConfig {
     /// The DiT, or both experts: what is named goes before what the folder has.
     fn dits(&self, from: &Path, layout: Option<&Layout>) -> Result<Dits> {
         let refuse = |why: &str| Err(Error::Setting { key: "model.dit".into(), why: why.into() });
-        let config = || self.dit_config.as_ref().map(|config| from.join(config));
-        let files = |path: &PathBuf| DitFiles::at(&from.join(path), config());
+        let config = || {
+            let named = self.dit_config.as_ref();
+            named.map(|config| existing("model.dit_config", from, config)).transpose()
+        };
+        let files = |key: &str, path: &PathBuf| DitFiles::at(&existing(key, from, path)?, config()?);
+        let high = |path: &PathBuf| files("model.dit_high", path);
+        let low = |path: &PathBuf| files("model.dit_low", path);
         match (&self.dit, &self.dit_high, &self.dit_low, layout) {
             (Some(_), Some(_), ..) | (Some(_), _, Some(_), _) => {
                 refuse("names one DiT, and model.dit_high or model.dit_low another; keep the one or the pair")
             }
-            (None, Some(high), Some(low), _) => Dits::pair(files(high)?, files(low)?),
-            (Some(one), ..) | (None, Some(one), None, _) | (None, None, Some(one), _) => {
-                Ok(Dits::Single(files(one)?))
-            }
-            (None, None, None, Some(layout)) => layout.dits(config()),
-            (None, None, None, None) => {
-                Err(Error::NoModelPart { key: "dit", looked: "model.folder is not set".into() })
-            }
+            (None, Some(one), Some(other), _) => Dits::pair(high(one)?, low(other)?),
+            (Some(one), ..) => Ok(Dits::Single(files("model.dit", one)?)),
+            (None, Some(one), None, _) => Ok(Dits::Single(high(one)?)),
+            (None, None, Some(one), _) => Ok(Dits::Single(low(one)?)),
+            (None, None, None, Some(layout)) => layout.dits(config()?),
+            (None, None, None, None) => Err(unnamed(Part::Dit)),
         }
     }
+}
+
+/// `part` is named by no key.
+fn unnamed(part: Part) -> Error {
+    let key = part.key();
+    let why = format!(
+        "the base model has no {key}: set model.folder to a whole model, or model.{key} to this part"
+    );
+    Error::Setting { key: "[model]".into(), why }
 }
 
 /// What people call the model at `path`.
@@ -298,12 +334,12 @@ impl BaseModel {
     }
 
     /// Asks which expert a DiT is, where it is one of two and nothing says which: the noise levels that it is made for
-    /// depend on it.
+    /// depend on it. One that is no expert must not be told to be one.
     ///
     /// # Errors
-    /// [`Error::WhichExpert`].
+    /// [`Error::WhichExpert`], and a whole model that is trained as an expert.
     pub fn check_expert(&self, weights: &Weights) -> Result<()> {
-        let (Dits::Single(files), None) = (&self.dits, self.expert) else { return Ok(()) };
+        let Dits::Single(files) = &self.dits else { return Ok(()) };
         let axis =
             |name: &str, axis: usize| weights.shape(name).and_then(|s| s.get(axis).copied()).unwrap_or(0);
         let facts = Facts {
@@ -313,9 +349,17 @@ impl BaseModel {
             has_image_branch: weights.contains("img_emb.proj.0.weight"),
             has_two_pictures: weights.contains("img_emb.emb_pos"),
         };
-        match Variant::at(facts, &files.weights).as_slice() {
-            [one] if one.is_expert() => {
+        match (Variant::at(facts, &files.weights).as_slice(), self.expert) {
+            ([one], None) if one.is_expert() => {
                 Err(Error::WhichExpert { path: files.weights.clone(), model: one.name() })
+            }
+            ([one], Some(Trained::High | Trained::Low)) if !one.is_expert() => {
+                let why = format!(
+                    "{} is {}, one network for all noise levels: leave the key out, and name the file with model.dit where                      model.dit_high or model.dit_low does, or its own name tells of high or low noise",
+                    files.weights.display(),
+                    one.name()
+                );
+                Err(Error::Setting { key: "model.expert".into(), why })
             }
             _ => Ok(()),
         }

@@ -38,8 +38,8 @@ fn style() -> impl TypedValueParser<Value = Style> {
 /// The parser of `--expert`.
 pub fn expert() -> impl TypedValueParser<Value = Expert> {
     one_of(&Expert::ALL, |expert| match expert {
-        Expert::High => (expert.name(), "of the noisy steps"),
-        Expert::Low => (expert.name(), "of the steps below the boundary"),
+        Expert::High => (expert.name(), "of the steps from the boundary on, which see much noise"),
+        Expert::Low => (expert.name(), "of the steps below it"),
     })
 }
 

@@ -25,10 +25,10 @@ impl RecipeDevices {
 /// The stages of a command without a recipe.
 #[derive(Debug, Args)]
 pub struct StageDevices {
-    /// One device for each stage: cpu, cuda:0, ... Default: the first GPU of a CUDA build, else the CPU.
+    /// One device for each stage, such as cuda:0,cuda:1 or cpu. Default: the first GPU of a CUDA build, else the CPU.
     #[arg(long, visible_alias = "devices", value_delimiter = ',')]
     stages: Vec<String>,
-    /// Blocks of each stage. Default: for a training step what the plan finds best, else shares as even as can be.
+    /// Blocks of each stage, such as 18,22. Default: for a training step what the plan finds best, else shares as even as can be.
     #[arg(long, value_delimiter = ',')]
     split: Vec<usize>,
     /// How tensors go from one GPU to the next.

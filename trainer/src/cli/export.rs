@@ -21,7 +21,7 @@ use crate::ui::Ui;
 pub struct Export {
     /// An adapter file in any style, or a file of a run's `checkpoints` folder.
     input: PathBuf,
-    /// The file to write.
+    /// The file to write; a folder with --format peft.
     output: PathBuf,
     /// Of a checkpoint that holds the adapters of both experts, which one.
     #[arg(long, value_parser = expert())]

@@ -18,7 +18,7 @@ pub struct Fetch {
     /// The model: owner/name, with @revision behind it where it is not main.
     #[arg(value_name = "ID")]
     id: String,
-    /// Only these parts.
+    /// Only these parts, such as dit_low,vae.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
     only: Vec<Wanted>,
 }

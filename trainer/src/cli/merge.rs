@@ -21,7 +21,8 @@ use crate::ui::Ui;
 /// tensor at a time is in memory.
 #[derive(Debug, Args)]
 pub struct Merge {
-    /// The model: a checkpoint folder, or a DiT's folder or file, of any kind that is read.
+    /// The model: a checkpoint folder, a DiT's folder or file, of any kind that is read, or a model of the hub that lies in
+    /// the cache.
     #[arg(long, value_name = "PATH", value_parser = on_this_machine)]
     model: PathBuf,
     /// Which expert of a folder that holds two.

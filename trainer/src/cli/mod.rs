@@ -35,9 +35,12 @@ pub struct Arguments {
     #[command(subcommand)]
     command: Command,
     /// One JSON object a line on standard output, for machines; notes go to standard error.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = LAST)]
     json: bool,
 }
+
+/// Behind the options of every command.
+const LAST: usize = 900;
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 a defect or a machine that gave out; 2 something that you can put right \
 (the message says how); 130 stopped by Ctrl-C, with the state saved.";

@@ -50,7 +50,7 @@ pub fn make(recipe: &std::path::Path, overrides: &Overrides, ui: &Ui) -> crate::
             bar.finish();
         }
     })?;
-    planned.dataset.notes.iter().for_each(|note| ui.note(note));
+    planned.notes.iter().chain(&planned.dataset.notes).for_each(|note| ui.note(note));
     if let Some(like) = planned.plan.train.like {
         let taken = planned.taken.iter().map(|taken| format!("\n  {taken}")).collect::<String>();
         ui.note(&format!("as in {}, where the recipe says nothing:{taken}", like.name()));

@@ -24,16 +24,17 @@ const SEED: u64 = 1;
 /// Make a LoRA out of the difference of two models. A model of 14B takes a quarter of an hour on two cores.
 #[derive(Debug, Args)]
 pub struct Extract {
-    /// The model that the other was made from: a checkpoint folder, or a DiT's folder or file.
+    /// The model that the other was made from: a checkpoint folder, a DiT's folder or file, or a model of the hub that
+    /// lies in the cache.
     #[arg(long, value_name = "PATH", value_parser = on_this_machine)]
     base: PathBuf,
-    /// The model whose difference is wanted.
+    /// The model whose difference is wanted, as --base.
     #[arg(long, value_name = "PATH", value_parser = on_this_machine)]
     tuned: PathBuf,
     /// Which expert of folders that hold two.
     #[arg(long, value_parser = expert())]
     expert: Option<Expert>,
-    /// The file to write.
+    /// The file to write; a folder with --format peft.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
     /// The rank of each module; with --energy the largest.
@@ -55,7 +56,7 @@ pub struct Extract {
 pub struct Resize {
     /// An adapter in any format: LoRA, LoHa or LoKr. The result is a LoRA.
     input: PathBuf,
-    /// The file to write.
+    /// The file to write; a folder with --format peft.
     output: PathBuf,
     /// The new rank of each module; with --energy the largest.
     #[arg(long, required_unless_present = "energy")]

@@ -31,7 +31,7 @@ use crate::ui::Ui;
 /// Make clips from prompts, many from one load of the model.
 #[derive(Debug, Args)]
 pub struct Sample {
-    /// Checkpoint folder, official or diffusers layout, or a model of the Hugging Face hub as owner/name.
+    /// Checkpoint folder, official or diffusers layout, or a model of the Hugging Face hub as owner/name, which is fetched.
     #[arg(long)]
     model: PathBuf,
     /// An adapter in any format, a file or a PEFT folder, with its strength behind a colon where it is not 1. May be given more than once.
@@ -85,7 +85,7 @@ pub struct Sample {
     /// Seed of the starting noise.
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// Solver.
+    /// What goes from noise to clip.
     #[arg(long, value_enum, default_value_t = SolverKind::UniPc)]
     solver: SolverKind,
     /// Whose grid of sigmas, and whose way to scale pictures.

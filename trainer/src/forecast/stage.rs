@@ -2,6 +2,7 @@
 //! [`super::block`] does.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use candle_core::DType;
 use models::dit::{BlockPlan, Place};
@@ -93,18 +94,15 @@ pub(super) fn play(task: &Task, sizes: &Sizes, engine: Engine, plan: &StagePlan,
     let device = &memories.device;
     let factors: u64 = plan.blocks.clone().map(|block| sizes.factors(block)).sum();
     let networks = task.networks;
-    let (all, matrices) =
-        (task.base.bytes(task.dit, &plan.blocks), task.base.matrix_bytes(task.dit, &plan.blocks));
+    let all = task.base.bytes(task.dit, &plan.blocks);
     // One that rests leaves its embeddings, norms and head; all optimisers stay.
-    let (beside, resting) = match networks {
-        // What the blocks kept in host memory is not given back for the time of the clips.
-        Networks::MakesRoom if engine.is_gpu() => (0, matrices),
-        Networks::One | Networks::MakesRoom => (0, 0),
-        Networks::InTurn if engine.is_gpu() => (all - matrices, matrices),
-        Networks::InTurn | Networks::SideBySide => (all, 0),
+    let beside = match networks {
+        Networks::One | Networks::MakesRoom => 0,
+        Networks::InTurn if engine.is_gpu() => all - task.base.matrix_bytes(task.dit, &plan.blocks),
+        Networks::InTurn | Networks::SideBySide => all,
     };
     let _weights = device.take("weights", all + beside);
-    let _resting = memories.host.take("resting", resting);
+    let _resting = engine.is_gpu().then(|| resting(task, &memories.host, &plan.blocks));
     let _workspace = engine.is_gpu().then(|| device.take("workspace", GEMM_WORKSPACE));
     let _adapters = device.take("adapters", 3 * F32 * factors * networks.count());
     let ops = Ops::new(device, sizes, engine);
@@ -116,6 +114,19 @@ pub(super) fn play(task: &Task, sizes: &Sizes, engine: Engine, plan: &StagePlan,
     drop(stage);
     drop(ops);
     memories
+}
+
+/// `Quarters`: the matrices of the network that rests, each in a buffer of its own.
+fn resting(task: &Task, host: &Ledger, blocks: &Range<usize>) -> Vec<Held> {
+    // A block leaves before the one that it changes places with has given its buffers back.
+    let on_their_way = match task.networks {
+        Networks::One | Networks::SideBySide => return Vec::new(),
+        // What the blocks kept in host memory is not given back for the time of the clips.
+        Networks::MakesRoom => None,
+        Networks::InTurn => Some(blocks.start),
+    };
+    let matrices = blocks.clone().chain(on_their_way).flat_map(|n| task.base.matrices(task.dit, n));
+    matrices.map(|bytes| host.take("resting", bytes)).collect()
 }
 
 impl<'a> Stage<'a> {

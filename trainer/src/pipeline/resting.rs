@@ -32,6 +32,11 @@ impl Quarters {
         Ok(Self { stores: stores.collect::<Result<_>>()? })
     }
 
+    /// Bytes of host memory that are pinned for each stage, in use or not; none on the CPU.
+    pub fn bytes(&self) -> Vec<u64> {
+        self.stores.iter().map(HostStore::bytes).collect()
+    }
+
     /// Takes the matrices of `pipeline` off its devices. Until [`Quarters::wake`] it cannot be used.
     ///
     /// # Errors

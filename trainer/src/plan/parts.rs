@@ -2,24 +2,24 @@
 
 use std::path::{Path, PathBuf};
 
-use models::adapter::LoraConfig;
+use models::adapter::{LoraConfig, Target};
 use models::dit::{DitConfig, Pictures};
 use models::expert::Expert;
 
 use super::{ClipAdapterPlan, SamplePlan};
-use crate::adapters;
+use crate::adapters::{self, INIT_FROM, INIT_FROM_HIGH, INIT_FROM_LOW};
 use crate::base::{BaseModel, Trained};
 use crate::error::{Error, Result};
 use crate::forecast::Networks;
 use crate::prompt::ClipRequest;
-use crate::recipe::TrainConfig;
+use crate::recipe::{TrainConfig, existing};
 use crate::sample::{SampleConfig, Share};
 
 /// The clips with the adapters for them alone, looked at by their headers.
 pub(super) fn sample_plan(
     sample: SampleConfig,
     clips: Vec<ClipRequest>,
-    model: &BaseModel,
+    (model, dit): (&BaseModel, &DitConfig),
     from: &Path,
 ) -> Result<SamplePlan> {
     let refuse = |key: &str, why: &str| Err(Error::Setting { key: key.into(), why: why.into() });
@@ -28,8 +28,9 @@ pub(super) fn sample_plan(
         return refuse("sample.strength", "must be a finite number");
     }
     let of = |key: &str, path: &Option<PathBuf>, expert: Option<Expert>| -> Result<_> {
-        let Some(path) = path.as_ref().map(|path| from.join(path)) else { return Ok(None) };
-        adapters::look_at(&path)?;
+        let Some(path) = path else { return Ok(None) };
+        let path = existing(key, from, path)?;
+        adapters::check_widths(key, &path, dit)?;
         adapters::check_expert(key, &path, expert)?;
         Ok(Some(ClipAdapterPlan { path, strength }))
     };
@@ -38,14 +39,15 @@ pub(super) fn sample_plan(
         let why = "this model is one network; name the adapter with sample.adapter";
         return refuse("sample.adapter_high / adapter_low", why);
     }
-    if let (Some(path), Some(_)) = (&sample.adapter, model.dits.experts()) {
-        let path = [from.join(path).to_string_lossy().into_owned()];
+    let adapter = of("sample.adapter", &sample.adapter, None)?;
+    if let (Some(all), Some(_)) = (&adapter, model.dits.experts()) {
+        let path = [all.path.to_string_lossy().into_owned()];
         for expert in Expert::ALL {
             adapters::check_experts("sample.adapter", &path, expert, "sample.adapter_EXPERT")?;
         }
     }
     Ok(SamplePlan {
-        adapter: of("sample.adapter", &sample.adapter, None)?,
+        adapter,
         adapter_high: of("sample.adapter_high", &sample.adapter_high, Some(Expert::High))?,
         adapter_low: of("sample.adapter_low", &sample.adapter_low, Some(Expert::Low))?,
         every,
@@ -59,8 +61,8 @@ pub(super) fn sample_plan(
 pub(super) fn settle_shares(
     train: &mut TrainConfig,
     adapter: &LoraConfig,
-    model: &BaseModel,
-    dit: &DitConfig,
+    targets: &[Target],
+    (model, dit): (&BaseModel, &DitConfig),
 ) -> Result<Vec<Share>> {
     train.picture_share = picture_share(train.picture_share, dit)?;
     train.high_share = high_share(train, model)?;
@@ -68,7 +70,9 @@ pub(super) fn settle_shares(
     for share in &shares {
         train.timesteps.within(*share)?;
     }
-    check_beginnings(adapter, &shares)?;
+    for (key, path) in check_beginnings(adapter, &shares)? {
+        adapters::check_beginning(key, path, adapter, (targets, dit))?;
+    }
     Ok(shares)
 }
 
@@ -81,15 +85,15 @@ pub(super) fn networks(shares: &[Share], model: &BaseModel, sample: &SamplePlan)
     }
 }
 
-/// Checks that every file to begin with is for a network that is trained.
+/// The files to begin with, each with its key: every one is for a network that is trained.
 ///
 /// # Errors
 /// The key whose file has no use, or the file of the other expert.
-fn check_beginnings(adapter: &LoraConfig, shares: &[Share]) -> Result<()> {
+fn check_beginnings<'a>(adapter: &'a LoraConfig, shares: &[Share]) -> Result<Vec<(&'static str, &'a Path)>> {
     let refuse = |key: &str, why: String| Err(Error::Setting { key: key.into(), why });
-    let all = ("adapter.init_from", &adapter.init_from);
-    let high = ("adapter.init_from_high", &adapter.init_from_high);
-    let low = ("adapter.init_from_low", &adapter.init_from_low);
+    let all = (INIT_FROM, &adapter.init_from);
+    let high = (INIT_FROM_HIGH, &adapter.init_from_high);
+    let low = (INIT_FROM_LOW, &adapter.init_from_low);
     for (expert, (key, path)) in Expert::ALL.into_iter().zip([high, low]) {
         let Some(path) = path else { continue };
         let is_trained = |expert: Option<Expert>| shares.iter().any(|share| share.expert() == expert);
@@ -119,7 +123,8 @@ fn check_beginnings(adapter: &LoraConfig, shares: &[Share]) -> Result<()> {
             adapters::check_expert(key, path, share.expert())?;
         }
     }
-    Ok(())
+    let files = [all, high, low].into_iter();
+    Ok(files.filter_map(|(key, path)| Some((key, path.as_deref()?))).collect())
 }
 
 /// `train.high_share`, settled: nothing where not both experts are trained.
