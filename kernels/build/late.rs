@@ -17,6 +17,10 @@ const LIBRARIES: [(&str, &[&str], &[&str]); 5] = [
 /// Names that the compiler makes and no header spells.
 const MADE: [&str; 3] = ["__cudaGetKernel", "__cudaLaunchKernel", "__cudaLaunchKernel_ptsz"];
 
+/// The header's macros for functions that exist a second time, for code whose default stream is its thread's own, and what
+/// their names then end with.
+const PER_THREAD: [(&str, &str); 2] = [("__CUDART_API_PTSZ(", "_ptsz"), ("__CUDART_API_PTDS(", "_ptds")];
+
 /// Links the jumps into everything that uses this crate. Where the toolkit `home` has no headers, or the linker is not
 /// one that lets an own function go before a library's, the program needs CUDA to start, as programs do.
 pub fn link(home: &Path, out: &Path) {
@@ -65,8 +69,16 @@ fn of(home: &Path, (name, headers, begins): &(&str, &[&str], &[&str])) -> Option
         text.split(|c| !is_word(c)).filter(is_function).map(str::to_owned).collect();
     if *name == "cudart" {
         functions.extend(MADE.map(str::to_owned));
+        functions
+            .extend(PER_THREAD.iter().flat_map(|(macro_name, suffix)| of_thread(&text, macro_name, suffix)));
     }
     (!functions.is_empty()).then_some((file(name, home)?, functions))
+}
+
+/// The second names of the functions that `text` has within `macro_name`.
+fn of_thread(text: &str, macro_name: &str, suffix: &str) -> Vec<String> {
+    let named = text.split(macro_name).skip(1).filter_map(|rest| rest.split_once(')'));
+    named.map(|(name, _)| format!("{}{suffix}", name.trim())).collect()
 }
 
 /// The name that programs ask for the library by: the driver's own, else the one in the toolkit.

@@ -139,9 +139,13 @@ __device__ __forceinline__ void multiply_stage(float (&sum)[4][COLUMNS][4], A a,
     }
 }
 
-// Sums and bias by way of shared memory, `out`, so that whole pieces go to y.
+template <class X> __device__ __forceinline__ X added(X a, X b) { return narrow<X>(wide(a) + wide(b)); }
+template <class X> struct alignas(16) Eight { X v[8]; };
+
+// Sums and bias by way of shared memory, `out`, so that whole pieces go to y; `onto` is added to what is rounded already, as a
+// pass of its own would.
 template <int CHANNELS, class X>
-__device__ __forceinline__ void put(const float (&sum)[4][CHANNELS / 16][4], const X *bias, X *out, X *y, const Volume &v, const Place &place) {
+__device__ __forceinline__ void put(const float (&sum)[4][CHANNELS / 16][4], const X *bias, const X *onto, X *out, X *y, const Volume &v, const Place &place) {
     constexpr int SHARE = CHANNELS / 2, COLUMNS = SHARE / 8, SPACED = CHANNELS + 8;
     const int thread = threadIdx.x, lane = thread & 31, down = thread >> 5 & 3, across = thread >> 7;
 #pragma unroll
@@ -159,22 +163,32 @@ __device__ __forceinline__ void put(const float (&sum)[4][CHANNELS / 16][4], con
         }
     }
     __syncthreads();
-    X *start = y + ((long long)place.b * v.positions() + place.position) * v.c_out + place.channel;
+    const long long first = ((long long)place.b * v.positions() + place.position) * v.c_out + place.channel;
     const int most = min(CHANNELS, v.c_out - place.channel), rows_here = min(POSITIONS, v.positions() - place.position);
     if (v.c_out % 8 == 0) {
         for (int i = thread; i < POSITIONS * (CHANNELS / 8); i += 256) {
             const int r = i / (CHANNELS / 8), c = i % (CHANNELS / 8) * 8;
-            if (r < rows_here && c < most)
-                *reinterpret_cast<uint4 *>(start + (long long)r * v.c_out + c) = *reinterpret_cast<const uint4 *>(out + r * SPACED + c);
+            if (r >= rows_here || c >= most) continue;
+            const long long at = first + (long long)r * v.c_out + c;
+            Eight<X> eight = *reinterpret_cast<const Eight<X> *>(out + r * SPACED + c);
+            if (onto) {
+                const Eight<X> more = *reinterpret_cast<const Eight<X> *>(onto + at);
+#pragma unroll
+                for (int e = 0; e < 8; ++e) eight.v[e] = added(eight.v[e], more.v[e]);
+            }
+            *reinterpret_cast<Eight<X> *>(y + at) = eight;
         }
     } else {
-        for (int i = thread; i < rows_here * most; i += 256)
-            start[(long long)(i / most) * v.c_out + i % most] = out[i / most * SPACED + i % most];
+        for (int i = thread; i < rows_here * most; i += 256) {
+            const long long at = first + (long long)(i / most) * v.c_out + i % most;
+            const X one = out[i / most * SPACED + i % most];
+            y[at] = onto ? added(one, onto[at]) : one;
+        }
     }
 }
 
 template <int CHANNELS, class X>
-__device__ __forceinline__ void convolve(const X *x, const X *past, const X *weight, const X *bias, X *y, const Volume v) {
+__device__ __forceinline__ void convolve(const X *x, const X *past, const X *weight, const X *bias, const X *onto, X *y, const Volume v) {
     extern __shared__ uint4 stages[];
     constexpr int STAGE = (POSITIONS + CHANNELS) * 64, SHARE = CHANNELS / 2;
     const int thread = threadIdx.x, lane = thread & 31, down = thread >> 5 & 3, across = thread >> 7;
@@ -219,7 +233,7 @@ __device__ __forceinline__ void convolve(const X *x, const X *past, const X *wei
     }
     wait_for_fetched<0>();
     __syncthreads();
-    put<CHANNELS>(sum, bias, reinterpret_cast<X *>(stages), y, v, place);
+    put<CHANNELS>(sum, bias, onto, reinterpret_cast<X *>(stages), y, v, place);
 }
 
 // The pixels of neighbouring positions, for kernels that step by one and keep the width: slot s is the one at the place of
@@ -262,7 +276,7 @@ template <class X> struct Slots {
 // A stage is a slab of 32 channels with the weights of its three taps; one is on its way while one is multiplied.
 #define SLOTS 260
 template <int CHANNELS, class X>
-__device__ __forceinline__ void convolve_lines(const X *x, const X *past, const X *weight, const X *bias, X *y, const Volume v) {
+__device__ __forceinline__ void convolve_lines(const X *x, const X *past, const X *weight, const X *bias, const X *onto, X *y, const Volume v) {
     extern __shared__ uint4 stages[];
     constexpr int STAGE = (SLOTS + 3 * CHANNELS) * 64, SHARE = CHANNELS / 2;
     const int thread = threadIdx.x, lane = thread & 31, down = thread >> 5 & 3, across = thread >> 7;
@@ -336,11 +350,11 @@ __device__ __forceinline__ void convolve_lines(const X *x, const X *past, const 
         }
     }
     __syncthreads();
-    put<CHANNELS>(sum, bias, reinterpret_cast<X *>(stages), y, v, place);
+    put<CHANNELS>(sum, bias, onto, reinterpret_cast<X *>(stages), y, v, place);
 }
 
 // The same in f32 without tensor cores: a thread has 8 positions and 6 channels of 128 x 96.
-__device__ __forceinline__ void convolve_wide(const float *x, const float *past, const float *weight, const float *bias, float *y, const Volume v) {
+__device__ __forceinline__ void convolve_wide(const float *x, const float *past, const float *weight, const float *bias, const float *onto, float *y, const Volume v) {
     __shared__ float4 xs4[16][33], ws4[16][25];
     float *xs = reinterpret_cast<float *>(xs4), *ws = reinterpret_cast<float *>(ws4);
     const int thread = threadIdx.x, row = thread >> 2, index = thread & 3, down = thread >> 4, across = thread & 15;
@@ -394,19 +408,21 @@ __device__ __forceinline__ void convolve_wide(const float *x, const float *past,
 #pragma unroll
         for (int j = 0; j < 6; ++j) {
             const int o = place.channel + j * 16 + across;
-            if (p < v.positions() && o < v.c_out) y[((long long)place.b * v.positions() + p) * v.c_out + o] = sum[i][j] + (bias ? bias[o] : 0.f);
+            if (p >= v.positions() || o >= v.c_out) continue;
+            const long long at = ((long long)place.b * v.positions() + p) * v.c_out + o;
+            y[at] = sum[i][j] + (bias ? bias[o] : 0.f) + (onto ? onto[at] : 0.f);
         }
     }
 }
 
 #define CONVOLVE(NAME, X, BODY)                                                                                        \
     extern "C" __global__ void __launch_bounds__(256)                                                                  \
-        NAME(const X *x, const X *past, const X *weight, const X *bias, X *y, int c_in, int c_out, int frames, int height, \
+        NAME(const X *x, const X *past, const X *weight, const X *bias, const X *onto, X *y, int c_in, int c_out, int frames, int height, \
              int width, int past_frames, int zeros, int kt, int kh, int kw, int time_stride, int space_stride, int top, \
              int left, int out_frames, int out_height, int out_width) {                                                \
         const Volume v = {c_in, c_out, frames, height, width, past_frames, zeros, kt, kh, kw, time_stride, space_stride, \
                           top, left, out_frames, out_height, out_width};                                               \
-        BODY(x, past, weight, bias, y, v);                                                                             \
+        BODY(x, past, weight, bias, onto, y, v);                                                                          \
     }
 CONVOLVE(conv3d_f32, float, convolve_wide)
 #define CONVOLVE_FAST(X, XN)                                         \

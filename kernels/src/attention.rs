@@ -6,6 +6,7 @@
 use crate::Result;
 use crate::device::Repeatability;
 use crate::profile::{self, Class};
+use crate::softmax::softmax;
 use candle_core::{D, DType, Device, Tensor};
 
 /// The largest score block that is made at once, in elements (f32: 64 MiB).
@@ -107,14 +108,10 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Output> {
     let k_bnhl = k_bnlh.t()?;
     let (mut outs, mut lses) = (Vec::new(), Vec::new());
     for (start, rows) in chunks(&q_bnlh, &k_bnlh)? {
-        let scores =
-            (q_bnlh.narrow(2, start, rows)?.contiguous()?.matmul(&k_bnhl)?.to_dtype(DType::F32)? * scale)?;
-        let top = scores.max_keepdim(D::Minus1)?;
-        let weights = scores.broadcast_sub(&top)?.exp()?;
-        let total = weights.sum_keepdim(D::Minus1)?;
-        let o = weights.to_dtype(v.dtype())?.matmul(&v_bnlh)?;
-        outs.push(o.to_dtype(DType::F32)?.broadcast_div(&total)?.to_dtype(q.dtype())?);
-        lses.push((top + total.log()?)?);
+        let scores = q_bnlh.narrow(2, start, rows)?.contiguous()?.matmul(&k_bnhl)?;
+        let (weights, lse) = softmax(&scores, scale)?;
+        outs.push(weights.matmul(&v_bnlh)?);
+        lses.push(lse);
     }
     Ok(Output { o: heads_last(&Tensor::cat(&outs, 2)?)?, lse: Tensor::cat(&lses, 2)? })
 }

@@ -15,9 +15,9 @@ use crate::cpu_gemm::{Product, add_product};
 #[cfg(feature = "cuda")]
 use crate::cuda::{File, Gpu, Launch, suffix};
 use crate::profile::{self, Class};
-use crate::video::join_frames;
+use crate::video::{self, join_frames};
 #[cfg(feature = "cuda")]
-use crate::video::planes;
+use crate::video::{pixels, planes};
 
 /// Zeros put around each frame, in pixels.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -99,24 +99,39 @@ pub fn conv3d(
     bias: Option<&Tensor>,
     geometry: Conv3dGeometry,
 ) -> Result<Tensor> {
-    conv3d_after(Before::default(), x_bcthw, weight, bias, geometry)
+    conv3d_after(Before::default(), x_bcthw, weight, bias, geometry, None)
 }
 
-/// [`conv3d`] of the frames `before` and those of `x` together.
+/// [`conv3d`] of the frames `before` and those of `x` together, and the video `onto` added to what it makes.
 ///
 /// # Errors
-/// As [`conv3d`], and earlier frames of another shape or dtype.
+/// As [`conv3d`], and earlier frames, or an `onto`, of another shape or dtype.
 pub fn conv3d_after(
     before: Before,
     x_bcthw: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
     geometry: Conv3dGeometry,
+    onto: Option<&Tensor>,
 ) -> Result<Tensor> {
     let _noted = profile::scope(Class::Gemm, x_bcthw.device());
     let sizes = Sizes::new(before, x_bcthw, weight, geometry)?;
-    on_gpu!(x_bcthw, |gpu| gpu.conv3d(before, x_bcthw, weight, bias, sizes)?);
-    let x = before.join(x_bcthw)?;
+    on_gpu!(x_bcthw, |gpu| gpu.conv3d(before, x_bcthw, weight, bias, onto, sizes)?);
+    let y = plain(before.join(x_bcthw)?, weight, bias, geometry, sizes)?;
+    match onto {
+        Some(onto) => video::add(&y, onto),
+        None => Ok(y),
+    }
+}
+
+/// On any device.
+fn plain(
+    x: Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    geometry: Conv3dGeometry,
+    sizes: Sizes,
+) -> Result<Tensor> {
     if x.device().is_cpu() && matches!(x.dtype(), DType::BF16 | DType::F16) {
         // As a GPU has it: sums in f32, rounded once.
         let bias = bias.map(|bias| bias.to_dtype(DType::F32)).transpose()?;
@@ -384,6 +399,7 @@ impl Gpu {
         x: &Tensor,
         weight: &Tensor,
         bias: Option<&Tensor>,
+        onto: Option<&Tensor>,
         s: Sizes,
     ) -> Result<Option<Tensor>> {
         let dtype = x.dtype();
@@ -398,10 +414,22 @@ impl Gpu {
             None => None,
         };
         let bias = bias.map(|bias| bias.to_dtype(dtype)?.contiguous()).transpose()?;
-        let y = self.empty((s.batch, s.out_frames, s.out_height, s.out_width, s.c_out), dtype)?;
+        let shape = (s.batch, s.out_frames, s.out_height, s.out_width, s.c_out);
+        let onto = match onto {
+            // One number at a time where channels are no multiple of 16 bytes, as they go out.
+            Some(onto) if pixels(onto)?.shape() == &shape.into() && onto.dtype() == dtype => {
+                self.pixels(onto, 1)?
+            }
+            Some(onto) => {
+                bail!("conv3d: {:?} {:?} does not fit onto {shape:?} {dtype:?}", onto.dims(), onto.dtype())
+            }
+            None => None,
+        };
+        let y = self.empty(shape, dtype)?;
         let blocks = Blocks::of(suffix, dtype, s);
         let launch = Launch::new(self, File::Conv3d, &blocks.kernel)?.tensor(&x)?;
-        let launch = launch.maybe(past.as_ref())?.tensor(&weight)?.maybe(bias.as_ref())?.tensor(&y)?;
+        let launch = launch.maybe(past.as_ref())?.tensor(&weight)?.maybe(bias.as_ref())?;
+        let launch = launch.maybe(onto.as_ref())?.tensor(&y)?;
         let past_frames = past.as_ref().map_or(Ok(0), |past| past.dim(1))?;
         let launch = launch.int(x.dim(4)?).int(s.c_out).int(x.dim(1)?).int(s.height).int(s.width);
         let launch = launch.int(past_frames).int(before.zeros);

@@ -58,5 +58,6 @@ mod cpu_gemm;
 )]
 mod cuda;
 mod product;
+mod softmax;
 
 pub use candle_core::{Error, Result};

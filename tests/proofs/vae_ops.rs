@@ -97,9 +97,13 @@ proptest! {
                 false => (x, past, weight),
             };
             let before = Before { zeros, past: past.as_ref() };
-            let fast = conv3d_after(before, &x, &weight, Some(&bias), geometry).unwrap();
+            let fast = conv3d_after(before, &x, &weight, Some(&bias), geometry, None).unwrap();
             prop_assert_eq!(fast.dtype(), dtype);
             prop_assert!(excess(&fast, &slow, rounding) <= ROUNDING);
+            let more = random(fast.dims(), seed / 7).to_dtype(dtype).unwrap();
+            let more = if is_side_by_side { side_by_side(&more) } else { more };
+            let onto = conv3d_after(before, &x, &weight, Some(&bias), geometry, Some(&more)).unwrap();
+            prop_assert_eq!(difference(&onto, &video::add(&fast, &more).unwrap()), 0.0);
         }
     }
 

@@ -35,7 +35,8 @@ files!(
     Optimiser = "optimiser",
     Random = "random",
     Volume = "volume",
-    Conv3d = "conv3d"
+    Conv3d = "conv3d",
+    Softmax = "softmax"
 );
 
 /// The loaded kernels of one GPU.

@@ -189,8 +189,8 @@ impl Conv {
         Ok(conv3d(x, &self.weight, Some(&self.bias), self.geometry)?)
     }
 
-    fn forward_after(&self, before: Before, x: &Tensor) -> Result<Tensor> {
-        Ok(conv3d_after(before, x, &self.weight, Some(&self.bias), self.geometry)?)
+    fn forward_after(&self, before: Before, x: &Tensor, onto: Option<&Tensor>) -> Result<Tensor> {
+        Ok(conv3d_after(before, x, &self.weight, Some(&self.bias), self.geometry, onto)?)
     }
 }
 
@@ -206,9 +206,13 @@ pub(super) struct CausalConv {
 
 impl CausalConv {
     fn forward(&self, x: &Tensor, history: &mut History) -> Result<Tensor> {
+        self.forward_onto(x, history, None)
+    }
+
+    fn forward_onto(&self, x: &Tensor, history: &mut History, onto: Option<&Tensor>) -> Result<Tensor> {
         let past = history.get(self.slot);
         let known = past.map_or(Ok(0), |past| past.dim(2))?;
-        let y = self.conv.forward_after(Before { zeros: PAST - known, past }, x)?;
+        let y = self.conv.forward_after(Before { zeros: PAST - known, past }, x, onto)?;
         history.push(self.slot, x, PAST)?;
         Ok(y)
     }
@@ -227,10 +231,10 @@ pub(super) struct Residual {
 impl Residual {
     fn forward(&self, x: &Tensor, history: &mut History) -> Result<Tensor> {
         let h = self.conv_1.forward(&channel_norm(x, &self.norm_1, Activation::Silu)?, history)?;
-        let h = self.conv_2.forward(&channel_norm(&h, &self.norm_2, Activation::Silu)?, history)?;
+        let h = channel_norm(&h, &self.norm_2, Activation::Silu)?;
         match &self.shortcut {
-            Some(conv) => Ok(video::add(&h, &conv.forward(x)?)?),
-            None => Ok(video::add(&h, x)?),
+            Some(conv) => self.conv_2.forward_onto(&h, history, Some(&conv.forward(x)?)),
+            None => self.conv_2.forward_onto(&h, history, Some(x)),
         }
     }
 }
@@ -252,7 +256,7 @@ impl Attention {
         let [q, k, v] = [0, 1, 2].map(|i| qkv.narrow(2, i, 1));
         let o = kernels::attention::forward(&q?, &k?, &v?)?.o;
         let y = o.reshape((b, t, h, w, c))?.permute((0, 4, 1, 2, 3))?;
-        Ok(video::add(&self.proj.forward(&y)?, x)?)
+        self.proj.forward_after(Before::default(), &y, Some(x))
     }
 }
 
@@ -262,7 +266,7 @@ fn down(x: &Tensor, time: Option<&CausalConv>, history: &mut History) -> Result<
     let Some(time) = time else { return Ok(x.clone()) };
     let y = match history.get(time.slot) {
         None => x.clone(),
-        past @ Some(_) => time.conv.forward_after(Before { zeros: 0, past }, x)?,
+        past @ Some(_) => time.conv.forward_after(Before { zeros: 0, past }, x, None)?,
     };
     history.keep_last(time.slot, x, 1)?;
     Ok(y)
