@@ -152,6 +152,17 @@ impl HostStore {
         Ok(())
     }
 
+    /// Lets the store hold so many bytes at most of what nobody uses: clips of another length ask for buffers of other
+    /// sizes, and before it would hold more it gives idle ones back. Without this it keeps all for their next use.
+    pub fn set_limit(&self, bytes: u64) {
+        #[cfg(not(feature = "cuda"))]
+        let _ = bytes;
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &self.gpu {
+            gpu.set_limit(bytes);
+        }
+    }
+
     /// Bytes of host memory that the store holds, in use or not.
     pub fn bytes(&self) -> u64 {
         #[cfg(feature = "cuda")]

@@ -56,6 +56,28 @@ fn what_is_sent_arrives_though_its_source_is_overwritten() {
     }
 }
 
+/// Clips of one length after clips of another: buffers that fit no more make room, and what is in use stays.
+#[test]
+fn host_memory_that_nobody_uses_is_given_back_at_the_limit() {
+    const MIB: u64 = 1 << 20;
+    let [device, _] = devices();
+    let store = HostStore::new(&device).unwrap();
+    store.set_limit(40 * MIB);
+    let parked =
+        |mib: usize| store.park(Tensor::zeros((mib, 1 << 18), DType::F32, &device).unwrap()).unwrap();
+    for lengths in [[8, 8, 8, 8], [4, 4, 4, 4], [16, 16, 2, 2]] {
+        let waiting: Vec<_> = lengths.into_iter().map(parked).collect();
+        assert!(store.bytes() <= 40 * MIB, "{} bytes", store.bytes());
+        waiting.into_iter().for_each(|one| drop(one.take().unwrap()));
+    }
+    // More than the limit is held while it is used.
+    let waiting: Vec<_> = [16, 16, 16].into_iter().map(parked).collect();
+    if device.is_cuda() {
+        assert_eq!(store.bytes(), 48 * MIB);
+    }
+    drop(waiting);
+}
+
 #[test]
 fn what_is_parked_comes_back_though_its_source_is_overwritten() {
     let [device, _] = devices();

@@ -1,6 +1,7 @@
 //! Copies between GPUs and to pinned host memory, on streams of their own, ordered by events.
 
 use std::ffi::c_void;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
@@ -46,7 +47,9 @@ pub(crate) struct Store {
     out: Arc<CudaStream>,
     back: Arc<CudaStream>,
     free: Mutex<Vec<Buffer>>,
-    held: Mutex<u64>,
+    held: AtomicU64,
+    /// What idle buffers may make of `held`.
+    limit: AtomicU64,
     /// What is on its way out.
     leaving: Mutex<Vec<(CudaEvent, Tensor)>>,
 }
@@ -70,12 +73,18 @@ pub(crate) struct Parked {
 impl Store {
     pub(crate) fn new(gpu: Arc<Gpu>) -> Result<Arc<Self>> {
         let (out, back) = (told(gpu.context.new_stream())?, told(gpu.context.new_stream())?);
-        let (free, held, leaving) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Ok(Arc::new(Self { gpu, out, back, free, held, leaving }))
+        let (free, leaving) = (Mutex::default(), Mutex::default());
+        let (held, limit) = (AtomicU64::new(0), AtomicU64::new(u64::MAX));
+        Ok(Arc::new(Self { gpu, out, back, free, held, limit, leaving }))
     }
 
     pub(crate) fn bytes(&self) -> u64 {
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// See [`crate::transfer::HostStore::set_limit`].
+    pub(crate) fn set_limit(&self, bytes: u64) {
+        self.limit.store(bytes, Ordering::Relaxed);
     }
 
     /// The smallest free buffer that holds `bytes` without great waste, or a new one.
@@ -87,6 +96,10 @@ impl Store {
             return Ok(free.swap_remove(best));
         }
         let bytes = bytes.next_multiple_of(GRAIN);
+        while self.bytes() + bytes as u64 > self.limit.load(Ordering::Relaxed) {
+            let Some(largest) = (0..free.len()).max_by_key(|i| free[*i].bytes) else { break };
+            self.held.fetch_sub(free.swap_remove(largest).bytes as u64, Ordering::Relaxed);
+        }
         told(self.gpu.context.bind_to_thread())?;
         // SAFETY: freed once, by the buffer's drop. Portable: another GPU's context may copy from it.
         let address = unsafe { driver::malloc_host(bytes, sys::CU_MEMHOSTALLOC_PORTABLE) }.map_err(|why| {
@@ -95,7 +108,7 @@ impl Store {
                 "no {gib:.2} GiB of pinned host memory ({why}); keep less in host memory (offload = \"never\")"
             ))
         })?;
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner) += bytes as u64;
+        self.held.fetch_add(bytes as u64, Ordering::Relaxed);
         Ok(Buffer { address, bytes, context: self.gpu.context.clone(), idle: None })
     }
 

@@ -11,7 +11,7 @@ use std::ops::Range;
 use models::dit::{BlockPlan, Keep, Place};
 
 use super::cost::Cost;
-use super::machine::{Card, Machine};
+use super::machine::{Card, Machine, host_shares};
 use super::{KeepConfig, MemoryConfig, Offload};
 use crate::forecast::{Forecaster, StageMemory, StagePlan, Task};
 
@@ -307,10 +307,8 @@ impl Search<'_> {
         StageChoice { blocks: plan.keep, memory, beyond, seconds }
     }
 
-    /// What a stage may pin: as the micro-batches that it holds, of all.
+    /// What a stage may pin.
     fn host_share(&self, index: usize) -> u64 {
-        let count = self.machine.stages.len();
-        let in_flight = |stage: usize| (count - stage).min(self.accumulate) as u64;
-        self.machine.host * in_flight(index) / (0..count).map(in_flight).sum::<u64>().max(1)
+        host_shares(self.machine.host, self.machine.stages.len(), self.accumulate)[index]
     }
 }

@@ -84,8 +84,7 @@ impl Machine {
             true => Engine::Cudnn(devices.settings().repeatability),
             false => Engine::Chunked,
         };
-        let available = available_memory();
-        let share = available.map(|bytes| (bytes as f64 * HOST_SHARE) as u64);
+        let share = share_of_host();
         let card = |name: &String| {
             let gpu = gpus.iter().find(|gpu| format!("cuda:{}", gpu.index) == *name);
             let limit = devices.memory_limit.map(|limit| limit.0);
@@ -105,7 +104,7 @@ impl Machine {
                 .windows(2)
                 .map(|pair| way(&pair[0], &pair[1], devices.transfer, &gpus))
                 .collect(),
-            host: host.or(share).unwrap_or(0),
+            host: host_memory(host),
         }
     }
 
@@ -170,6 +169,22 @@ fn has_cudnn() -> bool {
         .and_then(|library| library.version.ok())
         .and_then(numbers)
         .is_some_and(|found| found >= OLDEST_CUDNN)
+}
+
+/// Bytes of host memory that may be pinned: what the recipe lets offload have, else a share of what is available.
+pub fn host_memory(asked: Option<u64>) -> u64 {
+    asked.or_else(share_of_host).unwrap_or(0)
+}
+
+/// `host` bytes in shares of stages: as the micro-batches that each holds, of all.
+pub fn host_shares(host: u64, stages: usize, accumulate: usize) -> Vec<u64> {
+    let in_flight = |stage: usize| (stages - stage).min(accumulate) as u64;
+    let all = (0..stages).map(in_flight).sum::<u64>().max(1);
+    (0..stages).map(|stage| host * in_flight(stage) / all).collect()
+}
+
+fn share_of_host() -> Option<u64> {
+    available_memory().map(|bytes| (bytes as f64 * HOST_SHARE) as u64)
 }
 
 /// Bytes of host memory that a process can get without pushing others out, where the system tells.

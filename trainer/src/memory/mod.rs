@@ -13,7 +13,7 @@ use models::dit::{BlockPlan, Keep, Place};
 use serde::{Deserialize, Serialize};
 
 pub use choice::{Choice, choose};
-pub use machine::{Card, Machine, Room};
+pub use machine::{Card, Machine, Room, host_memory, host_shares};
 use refusal::Given;
 pub use refusal::Shape;
 pub use report::{Forecast, StageForecast};

@@ -101,6 +101,11 @@ impl Pipeline {
         self.stages.iter_mut().for_each(|stage| stage.ffn_tokens = tokens);
     }
 
+    /// Lets each stage keep so many bytes of host memory pinned for clips of other lengths.
+    pub fn set_host_memory(&self, limits: &[u64]) {
+        self.stages.iter().zip(limits).for_each(|(stage, limit)| stage.store.set_limit(*limit));
+    }
+
     /// The stages, first to last.
     pub fn stages(&self) -> &[Stage] {
         &self.stages

@@ -11,6 +11,7 @@ use crate::adapters;
 use crate::checkpoint::{Progress, States, state_name, states_of};
 use crate::error::Result;
 use crate::forecast::Networks;
+use crate::memory;
 use crate::optim::Optimizer;
 use crate::pipeline::{Pipeline, Quarters, Resting};
 use crate::plan::{Plan, Planned};
@@ -164,5 +165,7 @@ pub(super) fn network(
     let mut pipeline = Pipeline::load(&weights, &dit, split, adapters, plan.model.precision.dit())?;
     pipeline.set_route(plan.devices.transfer.into())?;
     pipeline.set_ffn_tokens(plan.memory.ffn_tokens);
+    let host = memory::host_memory(plan.memory.host_memory.map(|host| host.0));
+    pipeline.set_host_memory(&memory::host_shares(host, split.len(), plan.train.accumulate));
     Ok(pipeline)
 }
