@@ -25,7 +25,7 @@ pub struct Stage {
     pub adapters: Adapters,
     /// The most tokens of a sample that go through a feed-forward layer at once.
     pub(super) ffn_tokens: usize,
-    store: HostStore,
+    pub(super) store: HostStore,
 }
 
 /// What comes over a boundary: the stream, and the conditioning without its tables.
