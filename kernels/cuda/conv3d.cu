@@ -238,34 +238,21 @@ __device__ __forceinline__ void convolve(const X *x, const X *past, const X *wei
 
 // The pixels of neighbouring positions, for kernels that step by one and keep the width: slot s is the one at the place of
 // position `first` - 1 + s. A thread has every 64th.
-template <class X> struct Slots {
-    const X *frame[5];
-    int t[5], h[5], w[5];
-
+template <class X> struct Slots : Rows<X, 5> {
     __device__ __forceinline__ void start(const Volume &v, int first) {
 #pragma unroll
         for (int i = 0; i < 5; ++i) {
             const int p = first - 1 + i * 64, rest = p / v.width;
-            h[i] = rest % v.out_height - v.top;
-            w[i] = p % v.width;
-            t[i] = p >= 0 && p < v.positions() ? rest / v.out_height * v.time_stride - v.zeros : -(1 << 30);
+            this->h[i] = rest % v.out_height - v.top;
+            this->w[i] = p % v.width;
+            this->t[i] = p >= 0 && p < v.positions() ? rest / v.out_height * v.time_stride - v.zeros : -(1 << 30);
         }
     }
 
-    __device__ __forceinline__ void enter(const Volume &v, const X *x, const X *past, int b, int dt) {
-        const long long picture = (long long)v.height * v.width;
-#pragma unroll
-        for (int i = 0; i < 5; ++i) {
-            const int f = t[i] + dt;
-            const X *start = f < v.past ? past + ((long long)b * v.past + f) * picture * v.c_in
-                                        : x + ((long long)b * v.frames + f - v.past) * picture * v.c_in;
-            frame[i] = f < 0 ? nullptr : start + ((long long)h[i] * v.width + w[i]) * v.c_in;
-        }
-    }
-
+    // The channels from `c` on of the pixel `dh` lines below a slot, or null where there is none.
     __device__ __forceinline__ const X *at(const Volume &v, int i, int dh, int c) const {
-        const bool is_inside = unsigned(h[i] + dh) < unsigned(v.height) && c < v.c_in;
-        return frame[i] && is_inside ? frame[i] + dh * v.width * v.c_in + c : nullptr;
+        const bool is_inside = unsigned(this->h[i] + dh) < unsigned(v.height) && c < v.c_in;
+        return this->frame[i] && is_inside ? this->frame[i] + dh * v.width * v.c_in + c : nullptr;
     }
 };
 
