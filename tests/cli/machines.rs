@@ -167,4 +167,5 @@ fn bench_tells_figures_under_common_names() {
         &["bench", "step", "--random-weights", "--model", "t2v-2b"],
         &["t2v-2b", "t2v-1.3b, t2v-14b, t2v-a14b, i2v-14b, i2v-a14b, flf2v-14b, ti2v-5b, tiny"],
     );
+    desk.refuse(&["bench", "step"], &["--model", "tiny", "--random-weights"]);
 }

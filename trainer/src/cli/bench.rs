@@ -75,6 +75,18 @@ fn named(argument: &str) -> Result<String, HubError> {
     on_this_machine(argument).map(|path| path.display().to_string())
 }
 
+/// The path of a model on disk; what is none, but a name of sizes that `preset` knows, was meant to be made.
+fn on_disk<T>(model: &str, preset: impl Fn(&str) -> crate::Result<T>) -> crate::Result<&Path> {
+    let path = Path::new(model);
+    if path.exists() || preset(model).is_err() {
+        return Ok(path);
+    }
+    let why = format!(
+        "there is nothing at `{model}`; for a made-up model of the sizes of that name add --random-weights"
+    );
+    Err(Error::Setting { key: "--model".into(), why })
+}
+
 /// A model by the name of its sizes, or on disk.
 #[derive(Debug, Args)]
 struct Model {
@@ -251,7 +263,7 @@ impl Network {
         let size = self.size.checked(LEAST_MULTIPLE)?;
         let source = match self.model.random_weights {
             true => DitSource::Preset(&self.model.model),
-            false => DitSource::Checkpoint(Path::new(&self.model.model)),
+            false => DitSource::Checkpoint(on_disk(&self.model.model, bench::dit_preset)?),
         };
         let devices = self.devices.config();
         let precision = self.precision.settle(devices.processor());
@@ -285,7 +297,7 @@ impl LoadArguments {
         let scratch = self.scratch.clone().unwrap_or_else(std::env::temp_dir);
         let source = match self.model.random_weights {
             true => LoadSource::Preset(&self.model.model, &scratch),
-            false => LoadSource::Checkpoint(Path::new(&self.model.model)),
+            false => LoadSource::Checkpoint(on_disk(&self.model.model, bench::dit_preset)?),
         };
         bench::load(source, base, &devices, self.times.repeats())
     }
@@ -297,7 +309,10 @@ impl VaeArguments {
         let dtype = self.float.settle(&device);
         let vae = match self.random_weights {
             true => Vae::seeded(bench::vae_preset(&self.model)?, 0, dtype, &device)?,
-            false => Vae::load(&base::locate(Path::new(&self.model), Part::Vae)?, None, dtype, &device)?,
+            false => {
+                let path = on_disk(&self.model, bench::vae_preset)?;
+                Vae::load(&base::locate(path, Part::Vae)?, None, dtype, &device)?
+            }
         };
         let size = self.size.checked(vae.sizes().spatial_ratio())?;
         let tiling = bench::usual_tiles(self.tiled);
@@ -313,7 +328,8 @@ impl TextBench {
         let umt5 = match self.random_weights {
             true => Umt5::seeded(bench::umt5_preset(&self.model)?, 0, frozen, &device)?,
             false => {
-                let path = base::locate(Path::new(&self.model), Part::TextEncoder)?;
+                let path = on_disk(&self.model, bench::umt5_preset)?;
+                let path = base::locate(path, Part::TextEncoder)?;
                 Umt5::load(&path, frozen, &device)?
             }
         };
