@@ -355,7 +355,8 @@ impl BaseModel {
             }
             ([one], Some(Trained::High | Trained::Low)) if !one.is_expert() => {
                 let why = format!(
-                    "{} is {}, one network for all noise levels: leave the key out, and name the file with model.dit where                      model.dit_high or model.dit_low does, or its own name tells of high or low noise",
+                    "{} is {}, one network for all noise levels: leave the key out, and name the file with model.dit where \
+                     model.dit_high or model.dit_low does, or its own name tells of high or low noise",
                     files.weights.display(),
                     one.name()
                 );
