@@ -13,13 +13,15 @@ use proofs::project::Project;
 use proofs::{
     Tolerance, assert_close, assert_same_bits, device, difference, fixture, fixture_json, fixture_tensors,
 };
-use trainer::base::{DitFiles, locate_dits};
+use trainer::base::{DitFiles, ModelConfig, locate_dits};
 use trainer::batch::{Batches, StepData};
 use trainer::encode::{Encoded, Encoding, Ends, Shown, condition, mask, with_mask};
 use trainer::habits::Habits;
 use trainer::interrupt::Interrupt;
 use trainer::pipeline::Pipeline;
 use trainer::plan::{Plan, Planned};
+use trainer::precision::{Float, Held, Processor};
+use trainer::prompt::ClipRequest;
 use trainer::run;
 use trainer::sample::{Prompted, SampleConfig, Sampling, Share};
 use trainer::solver::Convention;
@@ -71,13 +73,15 @@ fn pipeline(files: &DitFiles) -> Pipeline {
     Pipeline::load(&weights, &config, &split, &Default::default(), models::dit::Base::F32).unwrap()
 }
 
-/// A golden run `e2e/<name>` as a request with its texts and its noise.
-fn golden_run(name: &str, config: &models::dit::DitConfig) -> (HashMap<String, Tensor>, Prompted) {
+/// What was asked for in the golden run `e2e/<name>`, and what came of it.
+fn asked(name: &str, config: &models::dit::DitConfig) -> (HashMap<String, Tensor>, ClipRequest) {
     let (golden, settings) =
         (fixture_tensors(&format!("e2e/{name}.safetensors")), fixture_json(&format!("e2e/{name}.json")));
     let number = |key: &str| settings[key].as_f64();
+    let text = |key: &str| settings[key].as_str().unwrap().to_owned();
     let guidance = number("guidance_scale");
     let sample = SampleConfig {
+        negative: text("negative_prompt"),
         steps: number("num_inference_steps").map(|steps| steps as usize),
         guidance: number("guidance_scale_2").or(guidance),
         guidance_high: guidance,
@@ -88,6 +92,12 @@ fn golden_run(name: &str, config: &models::dit::DitConfig) -> (HashMap<String, T
     let size = ["width", "height"].map(|key| number(key).unwrap() as u32);
     let frames = number("num_frames").unwrap() as u32;
     let request = sample.request(&Habits::of(config, false), size, frames, 1);
+    (golden, ClipRequest { prompt: text("prompt"), ..request })
+}
+
+/// The same with the texts and the noise that it was made from.
+fn golden_run(name: &str, config: &models::dit::DitConfig) -> (HashMap<String, Tensor>, Prompted) {
+    let (golden, request) = asked(name, config);
     let prompted = Prompted {
         request,
         text_bsd: golden["prompt_embeds"].clone(),
@@ -164,6 +174,51 @@ fn two_experts_reproduce_the_published_run() {
         let latents = follow(&golden["latents_per_step"], clip, &networks, 0);
         assert_close("final", &latents, &golden["latents_final"], RUN);
     }
+}
+
+/// Two experts that take a picture, with no golden value on the way in: texts, picture and boundary come through our own
+/// code. The third step is at 0.882, which the boundary of the text-to-video models would give to the other expert.
+#[test]
+fn two_experts_reproduce_the_published_run_from_a_picture() {
+    let parts = |name: &str| Some(fixture("repo_diffusers_i2v21").join(name));
+    let named = ModelConfig {
+        folder: Some(fixture("repo_diffusers_i2v_a14b")),
+        vae: parts("vae"),
+        text_encoder: parts("text_encoder"),
+        tokenizer: parts("tokenizer"),
+        text_base: Some(Held::F32),
+        vae_base: Some(Float::Float32),
+        ..ModelConfig::default()
+    };
+    let (desk, device) = (tempfile::tempdir().unwrap(), device());
+    let model = named.settle("".as_ref(), Processor::of(&device)).unwrap();
+    let dit = model.dits.of(Expert::High).open().unwrap().0;
+    let (golden, mut request) = asked("i2v_a14b", &dit);
+    let file = desk.path().join("first.png");
+    save_picture(&golden["image_u8_chw"], &file);
+    request.image = Some(file);
+
+    let (ui, interrupt) = (Ui::new(Voice::Json), Interrupt::default());
+    let with = Encoding { model: &model, dit: &dit, device: &device, interrupt: &interrupt, ui: &ui };
+    let mut encoded = Encoded::open(&desk.path().join("cache"), &model).unwrap();
+    encoded.encode_prompts([request.prompt.as_str(), request.negative.as_str()], &with).unwrap();
+    encoded.encode_pictures(std::slice::from_ref(&request), &with).unwrap();
+    let clip = Prompted::new(&request, golden["latents_init"].clone(), &encoded, &dit).unwrap();
+    assert_close("y", clip.shown.beside_bcthw.as_ref().unwrap(), &golden["y"], LATENTS);
+    assert!(clip.shown.states_bsd.is_none(), "CLIP's states for a model without CLIP");
+
+    let networks = Expert::ALL.map(|expert| (model.share_of(Some(expert), &dit), model.dits.of(expert)));
+    let latents = follow(&golden["latents_per_step"], clip, &networks, 0);
+    assert_close("final", &latents, &golden["latents_final"], RUN);
+    assert_video(&golden, &with.vae().unwrap(), &latents);
+}
+
+/// Writes a picture [3, h, w] of bytes.
+fn save_picture(picture: &Tensor, file: &std::path::Path) {
+    let (_, height, width) = picture.dims3().unwrap();
+    let pixels = picture.to_device(&Device::Cpu).unwrap().permute((1, 2, 0)).unwrap();
+    let pixels: Vec<u8> = pixels.flatten_all().unwrap().to_vec1().unwrap();
+    image::RgbImage::from_raw(width as u32, height as u32, pixels).unwrap().save(file).unwrap();
 }
 
 /// A project that is cached.
