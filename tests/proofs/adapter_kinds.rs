@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use kernels::weight::Weight;
 use kernels::{dora, loha, lokr, low_rank};
 use models::adapter::files::read;
-use models::adapter::{Adapter, Adapters, Change, Delta, DoraPair, Site};
+use models::adapter::{Adapter, Adapters, Change, Delta, DoraPair, Kind, Site};
 use models::dit::BlockPlan;
 use proofs::small::{config, micro_batch, pipeline, trained, weights};
 use proofs::{Tolerance, assert_close, fixture, fixture_tensors, randn};
@@ -22,7 +22,7 @@ fn dora_is_pefts() {
     let golden = fixture_tensors("dora/peft_layer.safetensors");
     let file = read(&fixture("dora")).unwrap();
     let change = &file.modules["blocks.0.self_attn.q"];
-    assert_eq!(change.kind(), "DoRA");
+    assert_eq!(change.kind(), Kind::Dora);
     let weight = Weight::Dense(golden["weight"].clone());
     let mut delta = Delta::new(change, 1.0).unwrap().to_device(&proofs::device()).unwrap();
     delta.settle(&weight).unwrap();

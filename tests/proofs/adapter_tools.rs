@@ -9,7 +9,7 @@ use models::adapter::files::{AdapterFile, LoraPair, read};
 use models::adapter::{Change, Place, Rank, Source, apply, extract, resize};
 use models::dit;
 use models::names;
-use models::weights::{Checkpoint, Copied, Weights, write_copy};
+use models::weights::{Checkpoint, Copied, Patch, Patches, Weights, write_copy};
 use proofs::{Tolerance, assert_close, assert_same_bits, fixture, fixture_tensors, randn, tiny_weights};
 
 /// The golden merged weights were added in float64: one float32 rounding of values near 1.
@@ -75,6 +75,42 @@ fn merged_weights_are_the_golden_ones_in_every_format() {
         });
     assert!(broken_off.unwrap().is_none());
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing half-written stays");
+}
+
+/// Makes the last number of a tensor another.
+#[derive(Debug)]
+struct Last(f32);
+
+impl Patch for Last {
+    fn patched(&self, weight: Tensor) -> models::Result<Tensor> {
+        let mut numbers = weight.flatten_all()?.to_vec1::<f32>()?;
+        numbers[weight.elem_count() - 1] = self.0;
+        Ok(Tensor::from_vec(numbers, weight.shape(), &Device::Cpu)?)
+    }
+}
+
+/// One number in a model that its copy cannot hold, and the tensor is named.
+#[test]
+fn a_copy_holds_every_number_or_is_not_made() {
+    const NAME: &str = "blocks.1.ffn.2.weight";
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("copy.safetensors");
+    for (number, copied) in [
+        (f32::NAN, Copied::Bf16),
+        (f32::NAN, Copied::Fp8Scaled),
+        (f32::INFINITY, Copied::Bf16),
+        (f32::NEG_INFINITY, Copied::Fp16),
+        (1e6, Copied::Fp16),
+    ] {
+        let mut patches = Patches::default();
+        patches.add(NAME.to_owned(), Last(number));
+        let (config, weights) = tiny_weights("official");
+        let weights = weights.patched(patches);
+        let go = |_: &str| ControlFlow::Continue(());
+        let error = write_copy(&path, &weights, &config.tensors(), copied, &BTreeMap::new(), go).unwrap_err();
+        assert!(error.to_string().contains(NAME), "{number} as {copied:?}: {error}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing half-written stays");
+    }
 }
 
 /// What is not changed keeps the codes and the scale that its file has; what is changed is made from the decoded sum.
@@ -144,7 +180,12 @@ fn resizing_keeps_what_the_singular_values_say() {
     let lokr = Change::Lokr(lokr::Factors { w1: lokr::Half::Full(w1), w2: lokr::Half::Full(w2), scale: 1.0 });
     for (change, rank) in [(loha, 6), (lokr, 20)] {
         let got = resize(&change, Rank::Fixed(rank), 1).unwrap();
-        assert_close(change.kind(), &got.pair.delta().unwrap(), &change.delta().unwrap().unwrap(), FACTORS);
+        assert_close(
+            change.kind().name(),
+            &got.pair.delta().unwrap(),
+            &change.delta().unwrap().unwrap(),
+            FACTORS,
+        );
     }
 }
 

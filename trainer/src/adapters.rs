@@ -112,7 +112,7 @@ pub fn check_beginning(
 pub fn check_widths(key: &str, path: &Path, dit: &DitConfig) -> Result<()> {
     let held = look_at(path)?.modules;
     for (module, out, input) in dit.adaptable_modules() {
-        if let Some(other) = held.get(&module).filter(|held| held.kind != "difference")
+        if let Some(other) = held.get(&module).filter(|held| held.kind.is_some())
             && (other.output, other.input) != (out, input)
         {
             let why = format!(

@@ -3,6 +3,7 @@
 use candle_core::{D, DType, Tensor};
 use kernels::{loha, lokr};
 
+use super::Kind;
 use crate::{Error, Result};
 
 /// A change of the weight of one module.
@@ -91,12 +92,12 @@ impl From<LoraPair> for Change {
 
 impl Change {
     /// What people call the kind.
-    pub fn kind(&self) -> &'static str {
+    pub fn kind(&self) -> Kind {
         match self {
-            Self::Lora(_) => "LoRA",
-            Self::Dora(_) => "DoRA",
-            Self::Loha(_) => "LoHa",
-            Self::Lokr(_) => "LoKr",
+            Self::Lora(_) => Kind::Lora,
+            Self::Dora(_) => Kind::Dora,
+            Self::Loha(_) => Kind::Loha,
+            Self::Lokr(_) => Kind::Lokr,
         }
     }
 

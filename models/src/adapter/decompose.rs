@@ -108,7 +108,7 @@ pub fn resize(change: &Change, rank: Rank, seed: u64) -> Result<Reduced> {
         )),
         other => match other.delta()? {
             Some(delta) => extract(&delta, rank, seed),
-            None => Err(Error::Mismatch(format!("a {} cannot be resized", other.kind()))),
+            None => Err(Error::Mismatch(format!("a {} cannot be resized", other.kind().name()))),
         },
     }
 }

@@ -85,15 +85,14 @@ pub fn check_beginning(
     file: &AdapterSummary,
 ) -> Result<()> {
     for (module, held) in &file.modules {
-        let target = targets.iter().find(|target| target.module == *module);
-        match target {
-            _ if held.kind == "difference" => return Err(whole(module)),
+        let Some(kind) = held.kind else { return Err(whole(module)) };
+        match targets.iter().find(|target| target.module == *module) {
             None if module.contains("_img") && dit.image.is_none() => {}
             None => return Err(beyond(module)),
             Some(target) => {
                 check_width(target, (held.output, held.input))?;
-                if !can_become(config.kind, held.kind) {
-                    return Err(kinds(config, held.kind, Some(held.rank), module));
+                if !can_become(kind, config.kind) {
+                    return Err(kinds(config, kind, Some(held.rank), module));
                 }
             }
         }
@@ -101,13 +100,12 @@ pub fn check_beginning(
     Ok(())
 }
 
-/// Whether adapters of the kind `to` can begin as one of a file; of LoHa and LoKr the shapes have a say too.
-fn can_become(to: Kind, of_file: &str) -> bool {
-    match to {
-        Kind::Lora => ["LoRA", "LoHa", "LoKr"].contains(&of_file),
-        Kind::Dora => ["LoRA", "DoRA"].contains(&of_file),
-        Kind::Loha => of_file == "LoHa",
-        Kind::Lokr => of_file == "LoKr",
+/// Whether an adapter can begin as `new` with one of the kind `held`; of LoHa and LoKr the shapes have a say too.
+fn can_become(held: Kind, new: Kind) -> bool {
+    match new {
+        Kind::Lora => held != Kind::Dora,
+        Kind::Dora => matches!(held, Kind::Lora | Kind::Dora),
+        Kind::Loha | Kind::Lokr => held == new,
     }
 }
 
@@ -234,11 +232,12 @@ fn begun(
     }
 }
 
-fn kinds(config: &LoraConfig, kind: &str, rank: Option<usize>, module: &str) -> Error {
+fn kinds(config: &LoraConfig, held: Kind, rank: Option<usize>, module: &str) -> Error {
     let rank = rank.map_or("no rank".to_owned(), |rank| format!("rank {rank}"));
     Error::Mismatch(format!(
-        "the adapter to begin from has a {kind} ({rank}) on {module}, which cannot become a {} of rank {}: set adapter.kind, \
+        "the adapter to begin from has a {} ({rank}) on {module}, which cannot become a {} of rank {}: set adapter.kind, \
          rank and factor to the file's, or make a LoRA of it with `tandem resize`",
+        held.name(),
         config.kind.name(),
         config.rank()
     ))

@@ -97,43 +97,45 @@ fn bytes(path: &Path, weights: &Weights, tensor: &Entered) -> Result<Vec<u8>> {
     }
     if let Some(module) = tensor.name.strip_suffix(".scale_weight") {
         // Made again for its codes: to remember those of all tensors would be to hold the model.
-        return Ok(coded(weights, &format!("{module}.weight"))?.0.to_le_bytes().to_vec());
+        return Ok(coded(path, weights, &format!("{module}.weight"))?.0.to_le_bytes().to_vec());
     }
     let dtype = match tensor.dtype {
-        StoredDType::F8E4M3 => return Ok(coded(weights, &tensor.name)?.1),
+        StoredDType::F8E4M3 => return Ok(coded(path, weights, &tensor.name)?.1),
         StoredDType::F16 => DType::F16,
         StoredDType::BF16 => DType::BF16,
         _ => DType::F32,
     };
     let numbers = weights.tensor(&tensor.name, dtype, &Device::Cpu)?;
-    if !is_finite(&numbers)? {
-        let (name, dtype) = (&tensor.name, tensor.dtype);
-        let reason =
-            format!("`{name}` has a number that {dtype} cannot hold; choose another format for the copy");
-        return Err(WeightsError::file(path, reason).into());
-    }
+    check_finite(path, &tensor.name, tensor.dtype, &numbers)?;
     to_bytes(&numbers)
 }
 
-/// Whether every number is one, looked at in pieces: of a large tensor a copy in f32 would be the larger part.
-fn is_finite(numbers: &Tensor) -> Result<bool> {
+/// Refuses what is no number in the copy, looked at in pieces: of a large tensor a copy in f32 would be the larger part.
+fn check_finite(path: &Path, name: &str, dtype: StoredDType, numbers: &Tensor) -> Result<()> {
     for piece in pieces(numbers)? {
-        if !piece?.to_dtype(DType::F32)?.abs()?.max_all()?.to_scalar::<f32>()?.is_finite() {
-            return Ok(false);
+        let piece = piece?.to_dtype(DType::F32)?;
+        // Of a finite number 0; a search for the largest would pass over NaN.
+        if (piece * 0.0)?.sum_all()?.to_scalar::<f32>()? != 0.0 {
+            let reason = format!(
+                "`{name}` has a number that is NaN or infinite, or too large for {dtype}: look at the model and the adapters, or \
+                 choose another format for the copy"
+            );
+            return Err(WeightsError::file(path, reason).into());
         }
     }
-    Ok(true)
+    Ok(())
 }
 
 /// The one scale and the codes of a matrix.
-fn coded(weights: &Weights, name: &str) -> Result<(f32, Vec<u8>)> {
+fn coded(path: &Path, weights: &Weights, name: &str) -> Result<(f32, Vec<u8>)> {
     if let Some(StoredCodes { codes, scales }) = weights.codes(name, &Device::Cpu)? {
         let first = scales.first().copied().unwrap_or(1.0);
         if scales.iter().all(|scale| *scale == first) {
             return Ok((first, codes.flatten_all()?.to_vec1()?));
         }
     }
-    let numbers: Tensor = weights.tensor(name, DType::F32, &Device::Cpu)?;
+    let numbers = weights.tensor(name, DType::F32, &Device::Cpu)?;
+    check_finite(path, name, StoredDType::F8E4M3, &numbers)?;
     let numbers: Vec<f32> = numbers.flatten_all()?.to_vec1()?;
     let largest = numbers.iter().fold(0f32, |largest, number| largest.max(number.abs()));
     let scale = (largest / Format::E4m3.largest()).max(f32::MIN_POSITIVE);

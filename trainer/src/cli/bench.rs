@@ -101,7 +101,7 @@ struct Model {
 
 #[derive(Debug, Args)]
 struct Profile {
-    /// Tell where the time goes too: of each stage, by class of operation.
+    /// Tell where the time goes too: by class of operation, of a DiT stage by stage.
     #[arg(long)]
     profile: bool,
 }

@@ -1,8 +1,8 @@
 //! Models of the Hugging Face hub: found in its cache, which is shared with Python, or fetched into it.
 //!
 //! A file is fetched under its hash with `.incomplete` behind it, goes on where it broke off, and counts only after its
-//! length and its hash are those that the hub announced, SHA-256 of large files and git's of small ones. The crate `hf-hub` knows the layout of the cache; it neither
-//! goes on with a broken download nor checks one, so fetching is done here.
+//! length and its hash are those that the hub announced, SHA-256 of large files and git's of small ones. The crate `hf-hub` knows the
+//! layout of the cache; it neither goes on with a broken download nor checks one, so fetching is done here.
 
 mod api;
 mod download;

@@ -71,7 +71,7 @@ impl AdapterFile {
 
     /// The kinds that occur, each once: LoRA, DoRA, LoHa, LoKr.
     pub fn kinds(&self) -> Vec<&'static str> {
-        let kinds: BTreeSet<&str> = self.modules.values().map(Change::kind).collect();
+        let kinds: BTreeSet<&str> = self.modules.values().map(|change| change.kind().name()).collect();
         kinds.into_iter().collect()
     }
 

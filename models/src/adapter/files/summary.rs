@@ -7,14 +7,15 @@ use super::error::AdapterFileError;
 use super::keys::{KeyStyle, Part};
 use super::read::read_alpha;
 use super::sort::{Keys, Sorted, sort};
+use crate::adapter::Kind;
 use crate::weights::{Checkpoint, StoredDType};
 use crate::{Expert, Result};
 
 /// One module of an adapter file, by the header alone.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModuleSummary {
-    /// LoRA, DoRA, LoHa, LoKr, or "difference" where a whole tensor is added.
-    pub kind: &'static str,
+    /// What it is made of; nothing where a whole tensor is added.
+    pub kind: Option<Kind>,
     /// Width of its input.
     pub input: usize,
     /// Width of its output.
@@ -62,8 +63,8 @@ fn sizes(file: &Checkpoint, keys: &Keys) -> ModuleSummary {
     let inputs = |part: Part| shape(part).map_or(0, |shape| shape[1.min(shape.len())..].iter().product());
     let (kind, output, input, rank, of) = if keys.contains_key(&Part::Down) && keys.contains_key(&Part::Up) {
         let is_dora = keys.contains_key(&Part::DoraScale) || keys.contains_key(&Part::MagnitudeVector);
-        let kind = if is_dora { "DoRA" } else { "LoRA" };
-        (kind, axis(Part::Up, 0), inputs(Part::Down), axis(Part::Down, 0), Part::Down)
+        let kind = if is_dora { Kind::Dora } else { Kind::Lora };
+        (Some(kind), axis(Part::Up, 0), inputs(Part::Down), axis(Part::Down, 0), Part::Down)
     } else {
         other(keys, &axis)
     };
@@ -107,10 +108,10 @@ fn check_whole(path: &Path, file: &Checkpoint, module: &str, keys: &Keys) -> Res
 }
 
 /// Kind, out, in, rank and a part of what is no pair.
-fn other(keys: &Keys, axis: &dyn Fn(Part, usize) -> usize) -> (&'static str, usize, usize, usize, Part) {
+fn other(keys: &Keys, axis: &dyn Fn(Part, usize) -> usize) -> (Option<Kind>, usize, usize, usize, Part) {
     if keys.contains_key(&Part::HadaW1A) {
         let rank = axis(Part::HadaW1B, 0);
-        return ("LoHa", axis(Part::HadaW1A, 0), axis(Part::HadaW1B, 1), rank, Part::HadaW1A);
+        return (Some(Kind::Loha), axis(Part::HadaW1A, 0), axis(Part::HadaW1B, 1), rank, Part::HadaW1A);
     }
     let half = |[whole, a, b]: [Part; 3]| match keys.contains_key(&whole) {
         true => (axis(whole, 0), axis(whole, 1), 0, whole),
@@ -119,8 +120,8 @@ fn other(keys: &Keys, axis: &dyn Fn(Part, usize) -> usize) -> (&'static str, usi
     let (o1, i1, r1, _) = half([Part::LokrW1, Part::LokrW1A, Part::LokrW1B]);
     let (o2, i2, r2, of) = half([Part::LokrW2, Part::LokrW2A, Part::LokrW2B]);
     if o1 * o2 > 0 {
-        return ("LoKr", o1 * o2, i1 * i2, r2.max(r1), of);
+        return (Some(Kind::Lokr), o1 * o2, i1 * i2, r2.max(r1), of);
     }
     let of = if keys.contains_key(&Part::Diff) { Part::Diff } else { Part::DiffBias };
-    ("difference", axis(of, 0), axis(of, 1), 0, of)
+    (None, axis(of, 0), axis(of, 1), 0, of)
 }
