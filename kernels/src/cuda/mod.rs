@@ -3,6 +3,7 @@
 //! Every launch is on the one stream of the device that the tensors lie on, so order alone makes it safe: memory is
 //! allocated and freed in the order of the stream, and nothing here waits for the GPU.
 
+mod chunk;
 pub(crate) mod clock;
 pub(crate) mod copies;
 pub(crate) mod gemm;

@@ -2,25 +2,27 @@
 //!
 //! The driver's own pool leaves holes that grow with the tensors: 3 of 24 GiB for a 720p clip, and a step that fits by its
 //! bytes fails. Here physical memory comes in chunks that are mapped to addresses one by one. A tensor that fits into no hole
-//! gets fresh chunks; where the card, or the limit, has no more, free chunks are taken out of the holes and mapped again in
-//! one piece. So memory ends where bytes end, up to a chunk a hole.
+//! gets fresh chunks; where the card, or the limit, has no more, free chunks out of the holes are mapped a second time, in
+//! one piece. So memory ends where bytes end, up to two chunks a hole, and nothing waits: a chunk may have two addresses,
+//! as what still runs under the old one ends before what is launched next begins ("virtual aliasing" in NVIDIA's CUDA
+//! programming guide, 4.16), and the old ones are given back once that has run.
 //!
 //! Every allocation of candle and of this crate ends in `cuMemAllocAsync`, which `build/late.c` leads here. There is one
 //! stream a device, and memory is freed in its order, so what is free by the host's count is free for the next launch.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::c_void;
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use candle_core::Result;
+use cudarc::driver::result::event;
 use cudarc::driver::sys::CUmemPool_attribute as Pool;
 use cudarc::driver::{DriverError, sys};
 
+use super::chunk::{self, CHUNK, Chunk};
 use super::told;
 use crate::arena::{Arena, GRAIN, Runs};
 
-/// Physical memory comes in pieces of this: a multiple of the 2 MiB that the hardware maps. A hole may hide up to two.
-const CHUNK: u64 = 4 << 20;
 /// Smaller tensors are left to the driver's pool: there are thousands, and among large ones each would hold a chunk.
 const LEAST: usize = 2 << 20;
 /// What the driver's pool grows by.
@@ -69,11 +71,20 @@ pub(super) struct Setup {
     pub limit: u64,
 }
 
+/// Addresses whose chunks are mapped elsewhere by now.
+struct Left {
+    at: Vec<u64>,
+    /// Behind the last work that may use them.
+    used: sys::CUevent,
+}
+
 struct Region {
     base: u64,
     /// By offset from the base; so are all runs.
-    chunks: HashMap<u64, sys::CUmemGenericAllocationHandle>,
+    chunks: HashMap<u64, Chunk>,
     arena: Arena,
+    /// In the order in which they were left.
+    left: VecDeque<Left>,
     /// Addresses without memory.
     bare: Runs,
     /// Behind the last that ever had some.
@@ -110,12 +121,13 @@ pub(super) fn open(setup: Setup) -> Result<()> {
     told(unsafe { sys::cuMemAddressReserve(&mut base, span as usize, 0, 0, 0) }.result())?;
     let mut bare = Runs::default();
     bare.add(0, span);
-    let access = readers(setup.device)?;
+    let access = chunk::readers(setup.device)?;
     let place = Place { stream: setup.stream as usize, addresses: base..base + span };
     let region = Region {
         base,
         chunks: HashMap::new(),
         arena: Arena::default(),
+        left: VecDeque::new(),
         bare,
         end: 0,
         peak: 0,
@@ -223,6 +235,15 @@ unsafe extern "C" fn free_async(address: u64, stream: sys::CUstream) -> sys::CUr
 
 const OUT_OF_MEMORY_CODE: sys::CUresult = sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY;
 const OUT_OF_MEMORY: DriverError = DriverError(OUT_OF_MEMORY_CODE);
+const NOT_READY: DriverError = DriverError(sys::CUresult::CUDA_ERROR_NOT_READY);
+
+/// How many of the addresses that were left are made bare.
+enum Until {
+    /// Up to the first that is still in use.
+    Running,
+    /// All of them: the host waits.
+    Empty,
+}
 
 /// Why the driver's pool needs chunks of the region.
 enum Need {
@@ -260,22 +281,31 @@ impl Region {
         let last = self.arena.free.before(self.end);
         let behind = (bytes - last).next_multiple_of(CHUNK);
         let count = |length: u64| (length / CHUNK) as usize;
-        let fresh = self.fresh(count(behind))?;
-        if fresh.len() == count(behind) && self.bare.cut(self.end, behind) {
-            return self.map(self.end, fresh);
+        let mut chunks = self.fresh(count(behind))?;
+        if chunks.len() == count(behind) && self.bare.cut(self.end, behind) {
+            return self.map(self.end, chunks);
         }
         // The run before the end may be moved as well as any other.
         let length = bytes.next_multiple_of(CHUNK);
-        let mut chunks = fresh;
         let lacking = count(length).saturating_sub(chunks.len());
         let moved: Vec<u64> = self.arena.free.pieces(CHUNK).take(lacking).collect();
-        let start = self.bare.fit(length).filter(|_| chunks.len() + moved.len() >= count(length));
-        let Some(start) = start else {
-            return chunks.into_iter().try_for_each(release).and(Err(OUT_OF_MEMORY));
-        };
-        self.bare.cut(start, length);
-        chunks.extend(self.unmap(&moved)?);
+        if chunks.len() + moved.len() < count(length) {
+            return chunks.into_iter().try_for_each(chunk::release).and(Err(OUT_OF_MEMORY));
+        }
+        let start = self.bare_run(length)?;
+        chunks.extend(self.leave(moved)?);
         self.map(start, chunks)
+    }
+
+    /// Takes `length` addresses without memory. Waits only where all that there are lie among those that were left.
+    fn bare_run(&mut self, length: u64) -> std::result::Result<u64, DriverError> {
+        self.clear(Until::Running)?;
+        if self.bare.fit(length).is_none() {
+            self.clear(Until::Empty)?;
+        }
+        let start = self.bare.fit(length).ok_or(OUT_OF_MEMORY)?;
+        self.bare.cut(start, length);
+        Ok(start)
     }
 
     /// Gives free chunks back to the driver, for its pool of small tensors to grow.
@@ -296,7 +326,10 @@ impl Region {
             return Err(OUT_OF_MEMORY);
         }
         if count > 0 {
-            self.unmap(&given)?.into_iter().try_for_each(release)?;
+            // The driver knows nothing of what runs: this is to have ended.
+            let chunks = self.leave(given)?;
+            self.clear(Until::Empty)?;
+            chunks.into_iter().try_for_each(chunk::release)?;
         }
         Ok(())
     }
@@ -311,19 +344,13 @@ impl Region {
     }
 
     /// As many as `count` new chunks, as far as the limit and the card have them.
-    fn fresh(
-        &self,
-        count: usize,
-    ) -> std::result::Result<Vec<sys::CUmemGenericAllocationHandle>, DriverError> {
+    fn fresh(&self, count: usize) -> std::result::Result<Vec<Chunk>, DriverError> {
         let held = self.mapped() + self.pool(Pool::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
         let allowed = (self.setup.limit.saturating_sub(held) / CHUNK) as usize;
-        let properties = properties(self.setup.device);
         let mut chunks = Vec::new();
         for _ in 0..count.min(allowed) {
-            let mut chunk = 0;
-            // SAFETY: the handle is written before it returns success; the properties are of a plain allocation.
-            match unsafe { sys::cuMemCreate(&mut chunk, CHUNK as usize, &properties, 0) }.result() {
-                Ok(()) => chunks.push(chunk),
+            match chunk::create(self.setup.device) {
+                Ok(chunk) => chunks.push(chunk),
                 Err(OUT_OF_MEMORY) => break,
                 Err(why) => return Err(why),
             }
@@ -333,15 +360,11 @@ impl Region {
 
     /// Maps `chunks` one behind the other from `start`, which has no memory yet. A driver that refuses has lost its context,
     /// and all memory with it: nothing is undone.
-    fn map(
-        &mut self,
-        start: u64,
-        chunks: Vec<sys::CUmemGenericAllocationHandle>,
-    ) -> std::result::Result<(), DriverError> {
+    fn map(&mut self, start: u64, chunks: Vec<Chunk>) -> std::result::Result<(), DriverError> {
         let length = chunks.len() as u64 * CHUNK;
         for (i, chunk) in chunks.into_iter().enumerate() {
             let at = start + i as u64 * CHUNK;
-            // SAFETY: the addresses are reserved and bare; the chunk is mapped nowhere else.
+            // SAFETY: the addresses are reserved and bare; where the chunk is mapped elsewhere too, that address was left.
             unsafe { sys::cuMemMap(self.base + at, CHUNK as usize, 0, chunk, 0) }.result()?;
             self.chunks.insert(at, chunk);
         }
@@ -356,67 +379,45 @@ impl Region {
         Ok(())
     }
 
-    /// Takes the chunks at `moved`, which are free, out of their addresses. Waits for the stream: what was freed may be in
-    /// use by what is still to run.
-    fn unmap(
-        &mut self,
-        moved: &[u64],
-    ) -> std::result::Result<Vec<sys::CUmemGenericAllocationHandle>, DriverError> {
-        // SAFETY: the stream lives as long as the process.
-        unsafe { sys::cuStreamSynchronize(self.setup.stream) }.result()?;
-        let mut chunks = Vec::new();
-        for &at in moved {
-            let Some(chunk) = self.chunks.remove(&at) else { continue };
-            self.arena.free.cut(at, CHUNK);
-            // SAFETY: the chunk was mapped there, alone, and nothing uses it any more.
-            unsafe { sys::cuMemUnmap(self.base + at, CHUNK as usize) }.result()?;
-            self.bare.add(at, CHUNK);
-            chunks.push(chunk);
+    /// Takes the chunks at `moved`, which are free, for new addresses. The old ones stay until nothing runs that uses them.
+    fn leave(&mut self, moved: Vec<u64>) -> std::result::Result<Vec<Chunk>, DriverError> {
+        if moved.is_empty() {
+            return Ok(Vec::new());
         }
+        let used = event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
+        // SAFETY: the event was made just now, the stream lives as long as the process.
+        unsafe { event::record(used, self.setup.stream) }?;
+        let taken = moved.iter().filter_map(|at| {
+            self.arena.free.cut(*at, CHUNK);
+            self.chunks.remove(at)
+        });
+        let chunks = taken.collect();
+        self.left.push_back(Left { at: moved, used });
         Ok(chunks)
     }
-}
 
-fn release(chunk: sys::CUmemGenericAllocationHandle) -> std::result::Result<(), DriverError> {
-    // SAFETY: it was created just now and is mapped nowhere.
-    unsafe { sys::cuMemRelease(chunk) }.result()
-}
-
-fn location(device: sys::CUdevice) -> sys::CUmemLocation {
-    // SAFETY: all zero is a location; the second field is the ordinal under the names of every version of the header.
-    let mut location: sys::CUmemLocation = unsafe { std::mem::zeroed() };
-    location.type_ = sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE;
-    // SAFETY: it is an i32 (or a union that starts with one) behind the i32 that was set above.
-    unsafe { std::ptr::from_mut(&mut location).cast::<i32>().add(1).write(device) };
-    location
-}
-
-/// Plain memory of a card.
-fn properties(device: sys::CUdevice) -> sys::CUmemAllocationProp {
-    // SAFETY: all zero is what the driver wants in every field that is not set here.
-    let mut properties: sys::CUmemAllocationProp = unsafe { std::mem::zeroed() };
-    properties.type_ = sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
-    properties.location = location(device);
-    properties
-}
-
-/// Who may read and write: the device itself, first, and its peers.
-fn readers(device: sys::CUdevice) -> Result<Vec<sys::CUmemAccessDesc>> {
-    let mut count = 0;
-    // SAFETY: the number is written before it returns.
-    told(unsafe { sys::cuDeviceGetCount(&mut count) }.result())?;
-    let mut found = vec![device];
-    for other in 0..count {
-        let mut can = 0;
-        // SAFETY: the answer is written before it returns success.
-        let asked = unsafe { sys::cuDeviceCanAccessPeer(&mut can, other, device) }.result();
-        if other != device && asked.is_ok() && can != 0 {
-            found.push(other);
+    /// Makes bare what was left, in order.
+    fn clear(&mut self, until: Until) -> std::result::Result<(), DriverError> {
+        while let Some(Left { at, used }) = self.left.pop_front() {
+            // SAFETY: the event is destroyed below, once.
+            match (unsafe { event::query(used) }, &until) {
+                (Ok(()), _) => {}
+                (Err(NOT_READY), Until::Running) => {
+                    self.left.push_front(Left { at, used });
+                    break;
+                }
+                // SAFETY: as above.
+                (Err(NOT_READY), Until::Empty) => unsafe { event::synchronize(used) }?,
+                (Err(why), _) => return Err(why),
+            }
+            // SAFETY: made in `leave`, and taken off the list.
+            unsafe { event::destroy(used) }?;
+            for at in at {
+                // SAFETY: a chunk was mapped there, alone; the event tells that nothing uses the address any more.
+                unsafe { sys::cuMemUnmap(self.base + at, CHUNK as usize) }.result()?;
+                self.bare.add(at, CHUNK);
+            }
         }
+        Ok(())
     }
-    let access = |device: sys::CUdevice| sys::CUmemAccessDesc {
-        location: location(device),
-        flags: sys::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
-    };
-    Ok(found.into_iter().map(access).collect())
 }
