@@ -60,3 +60,19 @@ template <class X> __device__ __forceinline__ X narrow(float v);
 template <> __device__ __forceinline__ __nv_bfloat16 narrow(float v) { return __float2bfloat16_rn(v); }
 template <> __device__ __forceinline__ __half narrow(float v) { return __float2half_rn(v); }
 template <> __device__ __forceinline__ float narrow(float v) { return v; }
+
+// The residual stream before its sums are made: x + gate h + plain, what is null left out. A row of the gate serves
+// `rows_per_gate` rows of x. Each sum is rounded as it would be where it is stored.
+template <class X, class H> struct Stream {
+    const X *x;
+    const H *h;
+    const float *gate;
+    const H *plain;
+    int rows_per_gate;
+};
+
+// The two sums of the stream, as they would be stored.
+template <class X> __device__ __forceinline__ float4 plus_gated(float4 sum, float4 h, float4 gate) {
+    return rounded4<X>(sum + rounded4<X>(h * gate));
+}
+template <class X> __device__ __forceinline__ float4 plus(float4 sum, float4 h) { return rounded4<X>(sum + rounded4<X>(h)); }

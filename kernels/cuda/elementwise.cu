@@ -13,15 +13,17 @@ __device__ __forceinline__ const float *gate_at(const float *gate, size_t i, int
 
 // y = x + gate * h.
 template <class X, class H>
-__device__ void gated_add(const X *x, const H *h, const float *gate, X *y, size_t quads, int width, int rows_per_group) {
+__device__ void gated_add(const Stream<X, H> &x, const H *h, const float *gate, X *y, size_t quads, int width, int rows_per_group) {
     FOR_QUADS(i, quads) {
-        const float4 g = load4(gate_at(gate, i, width, rows_per_group));
-        store4(y + 4 * i, load4(x + 4 * i) + rounded4<X>(load4(h + 4 * i) * g));
+        float4 sum = load4(x.x + 4 * i);
+        if (x.h) sum = plus_gated<X>(sum, load4(x.h + 4 * i), load4(gate_at(x.gate, i, width, x.rows_per_gate)));
+        if (x.plain) sum = plus<X>(sum, load4(x.plain + 4 * i));
+        store4(y + 4 * i, plus_gated<X>(sum, load4(h + 4 * i), load4(gate_at(gate, i, width, rows_per_group))));
     }
 }
 
 template <class X, class H> __device__ void add(const X *x, const H *h, X *y, size_t quads) {
-    FOR_QUADS(i, quads) store4(y + 4 * i, load4(x + 4 * i) + rounded4<X>(load4(h + 4 * i)));
+    FOR_QUADS(i, quads) store4(y + 4 * i, plus<X>(load4(x + 4 * i), load4(h + 4 * i)));
 }
 
 // dh = gate * dy.
@@ -53,9 +55,11 @@ template <class X> __device__ void gelu_backward(const X *x, const X *dy, X *dx,
 }
 
 #define TWO(X, XN, H, HN)                                                                                                         \
-    extern "C" __global__ void gated_add_##XN##_##HN(const X *x, const H *h, const float *gate, X *y, size_t quads, int width,    \
-                                                     int rows_per_group) {                                                       \
-        gated_add(x, h, gate, y, quads, width, rows_per_group);                                                                   \
+    extern "C" __global__ void gated_add_##XN##_##HN(const X *x, const H *of_x, const float *gate_of_x, const H *plain,           \
+                                                     int rows_per_gate, const H *h, const float *gate, X *y, size_t quads,        \
+                                                     int width, int rows_per_group) {                                             \
+        const Stream<X, H> stream{x, of_x, gate_of_x, plain, rows_per_gate};                                                      \
+        gated_add(stream, h, gate, y, quads, width, rows_per_group);                                                              \
     }                                                                                                                             \
     extern "C" __global__ void add_##XN##_##HN(const X *x, const H *h, X *y, size_t quads) { add(x, h, y, quads); }               \
     extern "C" __global__ void gated_##XN##_##HN(const X *dy, const float *gate, H *dh, size_t quads, int width,                  \

@@ -19,6 +19,19 @@ template <class X> __device__ __forceinline__ Row load_row(const X *x, int quads
     return row;
 }
 
+template <class X, class H> __device__ __forceinline__ Row load_row(const Stream<X, H> &stream, int width, int quads) {
+    const size_t start = size_t(blockIdx.x) * width;
+    Row row = load_row(stream.x + start, quads);
+    if (stream.h) {
+        const float *gate = stream.gate + size_t(blockIdx.x / unsigned(stream.rows_per_gate)) * width;
+        EACH(q, i, quads) row.v[q] = plus_gated<X>(row.v[q], load4(stream.h + start + 4 * i), load4(gate + 4 * i));
+    }
+    if (stream.plain) {
+        EACH(q, i, quads) row.v[q] = plus<X>(row.v[q], load4(stream.plain + start + 4 * i));
+    }
+    return row;
+}
+
 // Sums of two numbers over the block, known to every thread; always added in the same order. A block that sums again
 // takes another scratch, so that one barrier is enough.
 struct Scratch {
@@ -57,22 +70,22 @@ template <bool CENTRED> __device__ __forceinline__ float normalise(Row &row, int
 
 // y = LN(x) * (one + gain) + shift; gain and shift have one row for each `rows_per_group` rows of x.
 template <class X, class Y>
-__device__ void layer_norm(const X *x, const float *gain, const float *shift, Y *y, int width, int rows_per_group, float one, float eps) {
+__device__ void layer_norm(const Stream<X, Y> &x, const float *gain, const float *shift, Y *y, int width, int rows_per_group, float one, float eps) {
     __shared__ Scratch scratch[2];
     const int quads = width >> 2;
     const size_t start = size_t(blockIdx.x) * width, group = size_t(blockIdx.x) / rows_per_group * width;
-    Row row = load_row(x + start, quads);
+    Row row = load_row(x, width, quads);
     normalise<true>(row, quads, eps, scratch);
     EACH(q, i, quads) store4(y + start + 4 * i, row.v[q] * (load4(gain + group + 4 * i) + one) + load4(shift + group + 4 * i));
 }
 
 // dx = onto + (dxh - mean(dxh) - xh mean(dxh xh)) / deviation, with dxh = dy * (one + gain).
 template <class X, class DY>
-__device__ void layer_norm_backward(const X *x, const DY *dy, const float *gain, const X *onto, X *dx, int width, int rows_per_group, float one, float eps) {
+__device__ void layer_norm_backward(const Stream<X, DY> &x, const DY *dy, const float *gain, const X *onto, X *dx, int width, int rows_per_group, float one, float eps) {
     __shared__ Scratch scratch[3];
     const int quads = width >> 2;
     const size_t start = size_t(blockIdx.x) * width, group = size_t(blockIdx.x) / rows_per_group * width;
-    Row row = load_row(x + start, quads), d = load_row(dy + start, quads);
+    Row row = load_row(x, width, quads), d = load_row(dy + start, quads);
     const float inverse = normalise<true>(row, quads, eps, scratch);
     float plain = 0.f, along = 0.f;
     EACH(q, i, quads) {
@@ -139,13 +152,16 @@ __device__ void rms_norm_backward(const X *x, const X *dy, const float *weight, 
 }
 
 #define LAYER_NORM(X, XN, Y, YN)                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_##XN##_##YN(const X *x, const float *gain, const float *shift, Y *y, int width,         \
-                                                      int rows_per_group, float one, float eps) {                                \
-        layer_norm(x, gain, shift, y, width, rows_per_group, one, eps);                                                           \
+    extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_##XN##_##YN(                                                 \
+        const X *x, const Y *h, const float *gate, const Y *plain, int rows_per_gate, const float *gain, const float *shift, Y *y,\
+        int width, int rows_per_group, float one, float eps) {                                                                    \
+        layer_norm(Stream<X, Y>{x, h, gate, plain, rows_per_gate}, gain, shift, y, width, rows_per_group, one, eps);              \
     }                                                                                                                             \
-    extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_backward_##XN##_##YN(const X *x, const Y *dy, const float *gain, const X *onto, X *dx,  \
-                                                               int width, int rows_per_group, float one, float eps) {            \
-        layer_norm_backward(x, dy, gain, onto, dx, width, rows_per_group, one, eps);                                              \
+    extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_backward_##XN##_##YN(                                        \
+        const X *x, const Y *h, const float *gate, const Y *plain, int rows_per_gate, const Y *dy, const float *gain,             \
+        const X *onto, X *dx, int width, int rows_per_group, float one, float eps) {                                              \
+        const Stream<X, Y> stream{x, h, gate, plain, rows_per_gate};                                                              \
+        layer_norm_backward(stream, dy, gain, onto, dx, width, rows_per_group, one, eps);                                         \
     }                                                                                                                             \
     extern "C" __global__ void __launch_bounds__(THREADS) rms_norm_##XN##_##YN(const X *x, const float *weight, Y *y, int width, float eps) {                \
         rms_norm(x, weight, y, width, eps);                                                                                       \

@@ -22,7 +22,7 @@ pub enum Repeatability {
     BitForBit,
 }
 
-/// Bytes of a GPU's memory.
+/// Bytes of a GPU's memory, and how its allocator fared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
     /// All of the card.
@@ -33,6 +33,10 @@ pub struct Memory {
     pub peak: u64,
     /// The most that was taken from the driver for tensors since [`reset_peak`], with the pool's slack.
     pub reserved_peak: u64,
+    /// How often holes were joined for a tensor, since the device was opened.
+    pub joined: u64,
+    /// How often the host waited for that.
+    pub waited: u64,
 }
 
 /// Opens GPU `index`: one real stream of its own, the memory pool told to keep what it has, event tracking off.

@@ -6,6 +6,8 @@ use crate::Result;
 #[cfg(feature = "cuda")]
 use crate::cuda::{File, Gpu, Launch, fits, suffix};
 use crate::profile::{self, Class};
+use crate::residual::Stream;
+use crate::tokens::Place;
 use candle_core::{D, DType, Tensor};
 
 /// Which statistics a norm divides by.
@@ -29,14 +31,16 @@ enum Gain {
 ///
 /// `x` [b, l, d]; `shift_bg1d`, `scale_bg1d` [b, g, 1, d] f32, one row for each group of l/g tokens.
 pub fn modulated_layer_norm(
-    x: &Tensor,
+    x: impl Into<Stream>,
     shift_bg1d: &Tensor,
     scale_bg1d: &Tensor,
     eps: f64,
     dtype: DType,
 ) -> Result<Tensor> {
-    let _noted = profile::scope(Class::Elementwise, x.device());
-    on_gpu!(x, |gpu| gpu.layer_norm(x, [scale_bg1d, shift_bg1d], Gain::AboveOne, eps, dtype)?);
+    let x = x.into();
+    let _noted = profile::scope(Class::Elementwise, x.x.device());
+    on_gpu!(&x.x, |gpu| gpu.layer_norm(&x, [scale_bg1d, shift_bg1d], Gain::AboveOne, eps, dtype)?);
+    let x = &x.whole()?;
     let (x_hat, _) = normalised(x, eps, Kind::Layer)?;
     let gain = (scale_bg1d + 1.0)?;
     let y = by_group(&x_hat, scale_bg1d)?.broadcast_mul(&gain)?.broadcast_add(shift_bg1d)?;
@@ -47,46 +51,77 @@ pub fn modulated_layer_norm(
 ///
 /// `dy` [b, l, d]; `onto` [b, l, d] is the gradient that flows past the norm.
 pub fn modulated_layer_norm_backward(
-    x: &Tensor,
+    x: impl Into<Stream>,
     dy: &Tensor,
     scale_bg1d: &Tensor,
     eps: f64,
     onto: &Tensor,
 ) -> Result<Tensor> {
-    let _noted = profile::scope(Class::Elementwise, x.device());
-    on_gpu!(x, |gpu| gpu.layer_norm_backward(x, dy, scale_bg1d, Gain::AboveOne, eps, onto)?);
+    let x = x.into();
+    let _noted = profile::scope(Class::Elementwise, onto.device());
+    on_gpu!(onto, |gpu| {
+        let dx = gpu.empty(onto.shape(), onto.dtype())?;
+        gpu.layer_norm_backward(&x, dy, scale_bg1d, Gain::AboveOne, eps, onto, &dx)?.then_some(dx)
+    });
     let dy = dy.to_dtype(DType::F32)?;
-    let dx_hat = by_group(&dy, scale_bg1d)?.broadcast_mul(&(scale_bg1d + 1.0)?)?;
-    onto + normalised_backward(x, &from_group(&dx_hat, &dy)?, eps, Kind::Layer)?.to_dtype(onto.dtype())?
+    let dx_hat = from_group(&by_group(&dy, scale_bg1d)?.broadcast_mul(&(scale_bg1d + 1.0)?)?, &dy)?;
+    onto + normalised_backward(&x.whole()?, &dx_hat, eps, Kind::Layer)?.to_dtype(onto.dtype())?
+}
+
+/// [`modulated_layer_norm_backward`], with the gradient put in a `place`, which may be that of `onto`.
+pub fn modulated_layer_norm_backward_at(
+    place: Place,
+    x: impl Into<Stream>,
+    dy: &Tensor,
+    scale_bg1d: &Tensor,
+    eps: f64,
+    onto: &Tensor,
+) -> Result<()> {
+    let x = x.into();
+    on_gpu!(onto, |gpu| {
+        let _noted = profile::scope(Class::Elementwise, onto.device());
+        match place.run(onto)? {
+            Some(dx) => {
+                gpu.layer_norm_backward(&x, dy, scale_bg1d, Gain::AboveOne, eps, onto, &dx)?.then_some(())
+            }
+            None => None,
+        }
+    });
+    place.put(&modulated_layer_norm_backward(x, dy, scale_bg1d, eps, onto)?)
 }
 
 /// LayerNorm with weight and bias `[d]`, made in f32 and rounded to `dtype`: `x` [b, l, d] -> [b, l, d].
 pub fn affine_layer_norm(
-    x: &Tensor,
+    x: impl Into<Stream>,
     weight: &Tensor,
     bias: &Tensor,
     eps: f64,
     dtype: DType,
 ) -> Result<Tensor> {
-    let _noted = profile::scope(Class::Elementwise, x.device());
-    on_gpu!(x, |gpu| gpu.layer_norm(x, [weight, bias], Gain::Whole, eps, dtype)?);
-    let (x_hat, _) = normalised(x, eps, Kind::Layer)?;
+    let x = x.into();
+    let _noted = profile::scope(Class::Elementwise, x.x.device());
+    on_gpu!(&x.x, |gpu| gpu.layer_norm(&x, [weight, bias], Gain::Whole, eps, dtype)?);
+    let (x_hat, _) = normalised(&x.whole()?, eps, Kind::Layer)?;
     let y = x_hat.broadcast_mul(&weight.to_dtype(DType::F32)?)?;
     y.broadcast_add(&bias.to_dtype(DType::F32)?)?.to_dtype(dtype)
 }
 
 /// `onto` plus the gradient of the input of [`affine_layer_norm`], in the dtype of `onto`.
 pub fn affine_layer_norm_backward(
-    x: &Tensor,
+    x: impl Into<Stream>,
     dy: &Tensor,
     weight: &Tensor,
     eps: f64,
     onto: &Tensor,
 ) -> Result<Tensor> {
-    let _noted = profile::scope(Class::Elementwise, x.device());
-    on_gpu!(x, |gpu| gpu.layer_norm_backward(x, dy, weight, Gain::Whole, eps, onto)?);
+    let x = x.into();
+    let _noted = profile::scope(Class::Elementwise, onto.device());
+    on_gpu!(onto, |gpu| {
+        let dx = gpu.empty(onto.shape(), onto.dtype())?;
+        gpu.layer_norm_backward(&x, dy, weight, Gain::Whole, eps, onto, &dx)?.then_some(dx)
+    });
     let dx_hat = dy.to_dtype(DType::F32)?.broadcast_mul(&weight.to_dtype(DType::F32)?)?;
-    onto + normalised_backward(x, &dx_hat, eps, Kind::Layer)?.to_dtype(onto.dtype())?
+    onto + normalised_backward(&x.whole()?, &dx_hat, eps, Kind::Layer)?.to_dtype(onto.dtype())?
 }
 
 /// RMSNorm over the whole last axis: y = x / sqrt(mean(x^2) + eps) * weight.
@@ -165,42 +200,48 @@ pub(crate) fn row_threads(width: usize) -> usize {
 impl Gpu {
     fn layer_norm(
         &self,
-        x: &Tensor,
+        x: &Stream,
         [gain, shift]: [&Tensor; 2],
         kind: Gain,
         eps: f64,
         dtype: DType,
     ) -> Result<Option<Tensor>> {
-        let y = self.empty(x.shape(), dtype)?;
-        let Some((rows, width)) = rows_of(&[x, &y], &[gain, shift])? else { return Ok(None) };
-        let Some(name) = name("layer_norm", x.dtype(), dtype) else { return Ok(None) };
-        let launch =
-            Launch::new(self, File::Norm, &name)?.tensor(x)?.tensor(gain)?.tensor(shift)?.tensor(&y)?;
+        let y = self.empty(x.x.shape(), dtype)?;
+        let Some((rows, width)) = rows_of(&[&x.x, &y], &[gain, shift])? else { return Ok(None) };
+        let Some(name) = name("layer_norm", x.x.dtype(), dtype) else { return Ok(None) };
+        if !x.is_fit(dtype)? {
+            return Ok(None);
+        }
+        let launch = x.arguments(Launch::new(self, File::Norm, &name)?)?;
+        let launch = launch.tensor(gain)?.tensor(shift)?.tensor(&y)?;
         let launch = launch.int(width).int(rows * width / gain.elem_count()).float(kind.one()).float(eps);
         launch.rows(rows, row_threads(width))?;
         Ok(Some(y))
     }
 
+    /// Writes `onto` plus the gradient of `x` to `dx`, which may be `onto`. False, and nothing is done, where no kernel
+    /// takes them.
+    #[allow(clippy::too_many_arguments, reason = "what the kernel takes")]
     fn layer_norm_backward(
         &self,
-        x: &Tensor,
+        x: &Stream,
         dy: &Tensor,
         gain: &Tensor,
         kind: Gain,
         eps: f64,
         onto: &Tensor,
-    ) -> Result<Option<Tensor>> {
-        let dx = self.empty(x.shape(), onto.dtype())?;
-        let Some((rows, width)) = rows_of(&[x, dy, onto], &[gain])? else { return Ok(None) };
-        let Some(name) = name("layer_norm_backward", x.dtype(), dy.dtype()) else { return Ok(None) };
-        if onto.dtype() != x.dtype() {
-            return Ok(None);
+        dx: &Tensor,
+    ) -> Result<bool> {
+        let Some((rows, width)) = rows_of(&[&x.x, dy, onto, dx], &[gain])? else { return Ok(false) };
+        let Some(name) = name("layer_norm_backward", x.x.dtype(), dy.dtype()) else { return Ok(false) };
+        if onto.dtype() != x.x.dtype() || !x.is_fit(dy.dtype())? {
+            return Ok(false);
         }
-        let launch = Launch::new(self, File::Norm, &name)?.tensor(x)?.tensor(dy)?.tensor(gain)?;
-        let launch = launch.tensor(onto)?.tensor(&dx)?;
+        let launch = x.arguments(Launch::new(self, File::Norm, &name)?)?;
+        let launch = launch.tensor(dy)?.tensor(gain)?.tensor(onto)?.tensor(dx)?;
         let launch = launch.int(width).int(rows * width / gain.elem_count()).float(kind.one()).float(eps);
         launch.rows(rows, row_threads(width))?;
-        Ok(Some(dx))
+        Ok(true)
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f64, dtype: DType) -> Result<Option<Tensor>> {

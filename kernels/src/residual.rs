@@ -1,20 +1,118 @@
-//! The residual adds of a block: gated, x + gate * h, and plain, x + h.
+//! The residual stream of a block, and what is added to it: gated, x + gate * h, and plain, x + h.
+//!
+//! A sum that is written and read again by the next op is two passes over the largest tensors of a block. So the ops that
+//! read the stream take it as a [`Stream`], whose sums are not made yet, and add its parts on the way in, in the order and
+//! with the rounding of the sums themselves.
+
+use std::ops::Range;
 
 use crate::Result;
 #[cfg(feature = "cuda")]
 use crate::cuda::{File, Gpu, Launch, fits, suffix};
 use crate::norm::{by_group, from_group};
 use crate::profile::{self, Class};
+use crate::tokens::Place;
 use candle_core::{DType, Tensor};
+
+/// x + gate * gated + plain, as far as there are such parts: `x` [b, l, d] in the dtype of the stream.
+#[derive(Debug, Clone)]
+pub struct Stream {
+    pub(crate) x: Tensor,
+    pub(crate) gated: Option<Gated>,
+    pub(crate) plain: Option<Tensor>,
+}
+
+/// gate * h: `h` [b, l, d], `gate_bg1d` [b, g, 1, d] f32, one row for each group of l/g tokens.
+#[derive(Debug, Clone)]
+pub(crate) struct Gated {
+    pub h: Tensor,
+    pub gate_bg1d: Tensor,
+}
+
+impl From<&Tensor> for Stream {
+    /// A stream that is summed already.
+    fn from(x: &Tensor) -> Self {
+        Self { x: x.clone(), gated: None, plain: None }
+    }
+}
+
+impl From<&Self> for Stream {
+    fn from(stream: &Self) -> Self {
+        stream.clone()
+    }
+}
+
+impl Stream {
+    /// With gate * `h` behind `x`, before anything plain.
+    #[must_use]
+    pub fn gated(self, h: &Tensor, gate_bg1d: &Tensor) -> Self {
+        Self { gated: Some(Gated { h: h.clone(), gate_bg1d: gate_bg1d.clone() }), ..self }
+    }
+
+    /// With `h` [b, l, d] behind all the rest.
+    #[must_use]
+    pub fn plus(self, h: &Tensor) -> Self {
+        Self { plain: Some(h.clone()), ..self }
+    }
+
+    /// What the sum begins with.
+    pub fn first(&self) -> &Tensor {
+        &self.x
+    }
+
+    /// A run of each sample's `tokens`, which are those of `groups`.
+    pub fn part(&self, tokens: Range<usize>, groups: Range<usize>) -> Result<Self> {
+        let run = |x: &Tensor| x.narrow(1, tokens.start, tokens.len())?.contiguous();
+        let of_groups = |gate: &Tensor| gate.narrow(1, groups.start, groups.len())?.contiguous();
+        let gated = self.gated.as_ref().map(|Gated { h, gate_bg1d }| -> Result<_> {
+            Ok(Gated { h: run(h)?, gate_bg1d: of_groups(gate_bg1d)? })
+        });
+        Ok(Self {
+            x: run(&self.x)?,
+            gated: gated.transpose()?,
+            plain: self.plain.as_ref().map(run).transpose()?,
+        })
+    }
+
+    /// The sum.
+    pub fn whole(&self) -> Result<Tensor> {
+        let gated = match &self.gated {
+            Some(Gated { h, gate_bg1d }) => forward(&self.x, h, gate_bg1d)?,
+            None => self.x.clone(),
+        };
+        match &self.plain {
+            Some(h) => add(&gated, h),
+            None => Ok(gated),
+        }
+    }
+}
 
 /// y = x + gate * h, in the dtype of the stream `x`.
 ///
 /// `x`, `h` [b, l, d]; `gate_bg1d` [b, g, 1, d] f32, one row for each group of l/g tokens.
-pub fn forward(x: &Tensor, h: &Tensor, gate_bg1d: &Tensor) -> Result<Tensor> {
-    let _noted = profile::scope(Class::Elementwise, x.device());
-    on_gpu!(x, |gpu| gpu.gated_add(x, h, gate_bg1d)?);
+pub fn forward(x: impl Into<Stream>, h: &Tensor, gate_bg1d: &Tensor) -> Result<Tensor> {
+    let x = x.into();
+    let _noted = profile::scope(Class::Elementwise, h.device());
+    on_gpu!(h, |gpu| {
+        let y = gpu.empty(x.x.shape(), x.x.dtype())?;
+        gpu.gated_add(&x, h, gate_bg1d, &y)?.then_some(y)
+    });
+    let x = &x.whole()?;
     let gated = by_group(&h.to_dtype(gate_bg1d.dtype())?, gate_bg1d)?.broadcast_mul(gate_bg1d)?;
     x + from_group(&gated, x)?.to_dtype(x.dtype())?
+}
+
+/// [`forward`], with y put in a `place`.
+pub fn forward_at(place: Place, x: impl Into<Stream>, h: &Tensor, gate_bg1d: &Tensor) -> Result<()> {
+    let x = x.into();
+    on_gpu!(h, |gpu| {
+        let _noted = profile::scope(Class::Elementwise, h.device());
+        match place.run(&x.x)? {
+            Some(y) => gpu.gated_add(&x, h, gate_bg1d, &y)?.then_some(()),
+            None => None,
+        }
+    });
+    place.put(&forward(x, h, gate_bg1d)?)
 }
 
 /// dh = gate * dy, made in f32 and rounded to `dtype`; the gradient of `x` is `dy` itself.
@@ -34,13 +132,16 @@ pub fn add(x: &Tensor, h: &Tensor) -> Result<Tensor> {
 
 #[cfg(feature = "cuda")]
 impl Gpu {
-    fn gated_add(&self, x: &Tensor, h: &Tensor, gate: &Tensor) -> Result<Option<Tensor>> {
-        let Some((launch, width)) = self.launch("gated_add", x, h, Some(gate))? else { return Ok(None) };
-        let y = self.empty(x.shape(), x.dtype())?;
-        let launch = launch.tensor(x)?.tensor(h)?.tensor(gate)?.tensor(&y)?;
-        let (quads, per_group) = (x.elem_count() / 4, x.elem_count() / gate.elem_count());
+    /// Writes x + gate * h to `y`. False, and nothing is done, where no kernel takes them.
+    fn gated_add(&self, x: &Stream, h: &Tensor, gate: &Tensor, y: &Tensor) -> Result<bool> {
+        if !x.is_fit(h.dtype())? {
+            return Ok(false);
+        }
+        let Some((launch, width)) = self.launch("gated_add", &x.x, h, Some(gate))? else { return Ok(false) };
+        let launch = x.arguments(launch)?.tensor(h)?.tensor(gate)?.tensor(y)?;
+        let (quads, per_group) = (h.elem_count() / 4, h.elem_count() / gate.elem_count());
         launch.size(quads).int(width).int(per_group).each(quads)?;
-        Ok(Some(y))
+        Ok(true)
     }
 
     fn added(&self, x: &Tensor, h: &Tensor) -> Result<Option<Tensor>> {
@@ -83,5 +184,29 @@ impl Gpu {
         }
         let (Some(of_x), Some(of_h)) = (suffix(x.dtype()), suffix(h.dtype())) else { return Ok(None) };
         Ok(Some((Launch::new(self, File::Elementwise, &format!("{op}_{of_x}_{of_h}"))?, width)))
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Stream {
+    /// Whether the kernels can read it, with parts in `dtype`.
+    pub(crate) fn is_fit(&self, dtype: DType) -> Result<bool> {
+        let parts = [self.gated.as_ref().map(|gated| &gated.h), self.plain.as_ref()];
+        let gate = self.gated.as_ref().map(|gated| &gated.gate_bg1d);
+        let is_part = |h: &Tensor| h.dtype() == dtype && h.shape() == self.x.shape();
+        Ok(parts.into_iter().flatten().all(is_part)
+            && gate.is_none_or(|gate| gate.dtype() == DType::F32)
+            && fits(&[Some(&self.x), parts[0], parts[1], gate].into_iter().flatten().collect::<Vec<_>>())?)
+    }
+
+    /// x, h, gate, plain, and the rows of x that share a row of the gate.
+    pub(crate) fn arguments<'a>(&self, launch: Launch<'a>) -> Result<Launch<'a>> {
+        let (h, gate) = match &self.gated {
+            Some(Gated { h, gate_bg1d }) => (Some(h), Some(gate_bg1d)),
+            None => (None, None),
+        };
+        let rows = gate.map_or(1, |gate| self.x.elem_count() / gate.elem_count());
+        let launch = launch.tensor(&self.x)?.maybe(h)?.maybe(gate)?.maybe(self.plain.as_ref())?;
+        Ok(launch.int(rows))
     }
 }

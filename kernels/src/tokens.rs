@@ -4,8 +4,33 @@ use crate::Result;
 use crate::profile::{self, Class};
 use candle_core::Tensor;
 
-/// Writes `part` [b, n, d] over the tokens of `whole` [b, l, d] from `start` on, in the memory that `whole` lies in.
-pub fn put(whole: &Tensor, part: &Tensor, start: usize) -> Result<()> {
-    let _noted = profile::scope(Class::Elementwise, whole.device());
-    whole.slice_set(&part.to_dtype(whole.dtype())?.contiguous()?, 1, start)
+/// Where an op puts its result: over the tokens of `whole` [b, l, d] from `start` on, in the memory that it lies in.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// All tokens of each sample.
+    pub whole: &'a Tensor,
+    /// The first token that is written.
+    pub start: usize,
+}
+
+impl Place<'_> {
+    /// Writes `part` [b, n, d] there.
+    pub fn put(&self, part: &Tensor) -> Result<()> {
+        let _noted = profile::scope(Class::Elementwise, self.whole.device());
+        self.whole.slice_set(&part.to_dtype(self.whole.dtype())?.contiguous()?, 1, self.start)
+    }
+
+    /// The memory of a result like `part`, where it lies in one piece.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn run(&self, part: &Tensor) -> Result<Option<Tensor>> {
+        let run = self.whole.narrow(1, self.start, part.dim(1)?)?;
+        let is_fit = run.dtype() == part.dtype() && run.shape() == part.shape();
+        Ok((is_fit && crate::cuda::fits(&[&run])?).then_some(run))
+    }
+}
+
+/// A tensor like `x` whose numbers are all to be [`Place::put`].
+pub fn unwritten(x: &Tensor) -> Result<Tensor> {
+    on_gpu!(x, |gpu| Some(gpu.empty(x.shape(), x.dtype())?));
+    x.zeros_like()
 }

@@ -1,11 +1,12 @@
 //! Every op's hand-written backward against finite differences and against candle's autograd.
 
 use candle_core::{DType, Tensor, Var};
+use kernels::tokens::Place;
 use kernels::weight::Weight;
 use kernels::{
     Result, attention, dora, gelu, linear, loha, lokr, loss, low_rank, norm, norm_rope, residual, rope,
 };
-use proofs::{Tolerance, assert_close, randn};
+use proofs::{Tolerance, assert_close, assert_same_bits, randn};
 
 /// One f32 rounding: a GPU adds before it rounds a result, other devices behind it.
 const FUSED: Tolerance = Tolerance { absolute: 1e-6, relative: 2e-7 };
@@ -255,6 +256,10 @@ fn norm_backwards() {
     let got = backward(&nothing);
     assert_close("onto", &backward(&dy), &(&dy + &got).unwrap(), FUSED);
     assert_gradient("modulated layer norm", &f, &twin, &x, &dy, &got);
+    let whole = dy.copy().unwrap();
+    let place = Place { whole: &whole, start: 0 };
+    norm::modulated_layer_norm_backward_at(place, &x, &dy, &scale, EPS, &whole).unwrap();
+    assert_same_bits("in the place of what it goes onto", &whole, &backward(&dy));
 
     let (w, b) = (randn("w", 8), randn("b", 8));
     let f = |x: &Tensor| norm::affine_layer_norm(x, &w, &b, EPS, DType::F32);

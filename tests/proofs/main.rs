@@ -35,6 +35,7 @@ mod real_sizes;
 mod recipes;
 mod sampling;
 mod solver;
+mod stream;
 mod tensorboard;
 mod tidy;
 mod tokenizer;

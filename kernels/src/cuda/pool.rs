@@ -81,6 +81,8 @@ impl Gpu {
             used: large.used + self.pool_bytes(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?,
             peak: large.peak.max(self.pool_bytes(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?),
             reserved_peak: large.mapped + self.pool_bytes(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH)?,
+            joined: large.joined,
+            waited: large.waited,
         })
     }
 

@@ -57,6 +57,9 @@ pub(super) struct Held {
     /// The most, with what the driver's pool held at that time.
     pub peak: u64,
     pub mapped: u64,
+    /// How often holes were joined, and how often the host waited for it.
+    pub joined: u64,
+    pub waited: u64,
 }
 
 /// How a region is set up.
@@ -90,6 +93,8 @@ struct Region {
     /// Behind the last that ever had some.
     end: u64,
     peak: u64,
+    joined: u64,
+    waited: u64,
     setup: Setup,
     access: Vec<sys::CUmemAccessDesc>,
 }
@@ -131,6 +136,8 @@ pub(super) fn open(setup: Setup) -> Result<()> {
         bare,
         end: 0,
         peak: 0,
+        joined: 0,
+        waited: 0,
         setup,
         access,
     };
@@ -142,7 +149,13 @@ pub(super) fn open(setup: Setup) -> Result<()> {
 pub(super) fn held(stream: sys::CUstream) -> Held {
     with(
         |place| place.stream == stream as usize,
-        |region| Held { used: region.arena.used(), peak: region.peak, mapped: region.mapped() },
+        |region| Held {
+            used: region.arena.used(),
+            peak: region.peak,
+            mapped: region.mapped(),
+            joined: region.joined,
+            waited: region.waited,
+        },
     )
     .unwrap_or_default()
 }
@@ -392,6 +405,7 @@ impl Region {
             self.chunks.remove(at)
         });
         let chunks = taken.collect();
+        self.joined += 1;
         self.left.push_back(Left { at: moved, used });
         Ok(chunks)
     }
@@ -406,8 +420,11 @@ impl Region {
                     self.left.push_front(Left { at, used });
                     break;
                 }
-                // SAFETY: as above.
-                (Err(NOT_READY), Until::Empty) => unsafe { event::synchronize(used) }?,
+                (Err(NOT_READY), Until::Empty) => {
+                    self.waited += 1;
+                    // SAFETY: as above.
+                    unsafe { event::synchronize(used) }?;
+                }
                 (Err(why), _) => return Err(why),
             }
             // SAFETY: made in `leave`, and taken off the list.

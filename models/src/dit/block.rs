@@ -6,7 +6,9 @@
 //! made again: they cost little time and much memory. The feed-forward part sees each token alone and goes in chunks.
 
 use candle_core::{DType, Device, Tensor};
-use kernels::{norm, residual, tokens};
+use kernels::norm;
+use kernels::residual::{self, Stream};
+use kernels::tokens::{Place, unwritten};
 
 use super::attention::{Attended, Projected, Projections, SelfAttention};
 use super::config::DitConfig;
@@ -137,18 +139,17 @@ impl Block {
     ) -> Result<(Tensor, Saved)> {
         let m = self.modulation(cond)?;
         let (attended, inner) = self.attend(&x, None, &m, cond, pass)?;
-        let x_after_self = residual::forward(&x, &inner.self_output, &m.gate_self)?;
-        let x_after_cross = residual::add(&x_after_self, &inner.cross_output)?;
-        drop(x_after_self);
+        let after_cross = Stream::from(&x).gated(&inner.self_output, &m.gate_self).plus(&inner.cross_output);
         let saved = Saved {
             x,
             attended: (keep != Keep::Input).then_some(attended),
             inner: (keep == Keep::All).then_some(inner),
         };
-        Ok((self.feed_forward(x_after_cross, &m.ffn, pass)?, saved))
+        Ok((self.feed_forward(&after_cross, &m.ffn, pass)?, saved))
     }
 
-    /// The gradient of the input of [`Block::forward`], in the dtype of `dy` [b, l, d].
+    /// The gradient of the input of [`Block::forward`], in the dtype of `dy` [b, l, d], which is written over: nobody else
+    /// may hold it.
     ///
     /// What was saved is dropped as soon as nothing needs it any more.
     pub fn backward(
@@ -166,19 +167,17 @@ impl Block {
             (attended, _) => self.attend(&x, attended, &m, cond, pass)?,
         };
         let Inner { projected, self_output, cross_projected, cross_attended, cross_output } = inner;
-        let after_self = || residual::forward(&x, &self_output, &m.gate_self);
-        let x_after_cross = residual::add(&after_self()?, &cross_output)?;
-        drop(cross_output);
-        let past = self.feed_forward_backward(x_after_cross, dy, &m.ffn, pass, gradients)?;
+        let after_self = Stream::from(&x).gated(&self_output, &m.gate_self);
+        let after_cross = after_self.clone().plus(&cross_output);
+        let past = self.feed_forward_backward(&after_cross, dy, &m.ffn, pass, gradients)?;
+        drop((self_output, cross_output, after_cross));
 
         let d_attended = past.to_dtype(self.dtype)?;
         let cross = &self.cross_attention;
         let dq = cross.attend_backward(cross_projected, cross_attended, d_attended, cond, pass, gradients)?;
-        let x_after_self = after_self()?;
-        drop(self_output);
-        let d_in = cross.project_backward(&self.cross_in(&x_after_self)?, &dq, pass, gradients)?;
-        let dx = norm::affine_layer_norm_backward(&x_after_self, &d_in, &self.norm3_weight, self.eps, &past)?;
-        drop((x_after_self, past, dq, d_in));
+        let d_in = cross.project_backward(&self.cross_in(&after_self)?, &dq, pass, gradients)?;
+        let dx = norm::affine_layer_norm_backward(&after_self, &d_in, &self.norm3_weight, self.eps, &past)?;
+        drop((after_self, past, dq, d_in));
 
         let d_attended = residual::backward(&dx, &m.gate_self, self.dtype)?;
         let own = &self.self_attention;
@@ -204,8 +203,8 @@ impl Block {
         };
         let self_output = self.self_attention.0.output(&attended.o, pass)?;
 
-        let x_after_self = residual::forward(x, &self_output, &m.gate_self)?;
-        let cross_projected = self.cross_attention.project(&self.cross_in(&x_after_self)?, cond, pass)?;
+        let after_self = Stream::from(x).gated(&self_output, &m.gate_self);
+        let cross_projected = self.cross_attention.project(&self.cross_in(&after_self)?, cond, pass)?;
         let cross_attended = self.cross_attention.attend(&cross_projected)?;
         let cross_output = self.cross_attention.output(&cross_attended, pass)?;
         Ok((attended, Inner { projected, self_output, cross_projected, cross_attended, cross_output }))
@@ -217,38 +216,43 @@ impl Block {
     }
 
     /// What the cross-attention sees of the stream behind the self-attention.
-    fn cross_in(&self, x_after_self: &Tensor) -> Result<Tensor> {
+    fn cross_in(&self, after_self: &Stream) -> Result<Tensor> {
         let (weight, bias) = (&self.norm3_weight, &self.norm3_bias);
-        Ok(norm::affine_layer_norm(x_after_self, weight, bias, self.eps, self.dtype)?)
+        Ok(norm::affine_layer_norm(after_self, weight, bias, self.eps, self.dtype)?)
     }
 
     /// The stream behind the feed-forward part, from the one before it.
-    fn feed_forward(&self, x: Tensor, m: &FfnModulation, pass: &Pass) -> Result<Tensor> {
-        let ffn = self.ffn.decoded()?;
-        in_chunks([x], m, pass, |chunk, m, pass| {
-            let [x] = chunk;
-            let ffn_in = norm::modulated_layer_norm(x, &m.shift, &m.scale, self.eps, self.dtype)?;
-            Ok(residual::forward(x, &ffn.forward(&ffn_in, pass)?, &m.gate)?)
-        })
+    fn feed_forward(&self, x: &Stream, m: &FfnModulation, pass: &Pass) -> Result<Tensor> {
+        let (ffn, y) = (self.ffn.decoded()?, unwritten(x.first())?);
+        for chunk in chunks_of(&y, m, pass)? {
+            let (x, m, place) = (chunk.of_stream(x)?, chunk.of_rows(m)?, chunk.place(&y));
+            let ffn_in = norm::modulated_layer_norm(&x, &m.shift, &m.scale, self.eps, self.dtype)?;
+            let fed = ffn.forward(&ffn_in, &pass.starting_at(chunk.tokens.start))?;
+            residual::forward_at(place, &x, &fed, &m.gate)?;
+        }
+        Ok(y)
     }
 
-    /// The gradient of the stream `x` before the feed-forward part, from the one behind it.
+    /// The gradient of the stream `x` before the feed-forward part, from the one behind it, whose place it takes: at video
+    /// lengths another stream is what does not fit.
     fn feed_forward_backward(
         &self,
-        x: Tensor,
+        x: &Stream,
         dy: Tensor,
         m: &FfnModulation,
         pass: &Pass,
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
         let ffn = self.ffn.decoded()?;
-        in_chunks([x, dy], m, pass, |chunk, m, pass| {
-            let [x, dy] = chunk;
-            let ffn_in = norm::modulated_layer_norm(x, &m.shift, &m.scale, self.eps, self.dtype)?;
-            let d_fed = residual::backward(dy, &m.gate, self.dtype)?;
+        for chunk in chunks_of(&dy, m, pass)? {
+            let (x, m, place) = (chunk.of_stream(x)?, chunk.of_rows(m)?, chunk.place(&dy));
+            let (dy, pass) = (chunk.of_tensor(&dy)?, &pass.starting_at(chunk.tokens.start));
+            let ffn_in = norm::modulated_layer_norm(&x, &m.shift, &m.scale, self.eps, self.dtype)?;
+            let d_fed = residual::backward(&dy, &m.gate, self.dtype)?;
             let d_in = ffn.backward(&ffn_in, &d_fed, pass, gradients)?;
-            Ok(norm::modulated_layer_norm_backward(x, &d_in, &m.scale, self.eps, dy)?)
-        })
+            norm::modulated_layer_norm_backward_at(place, &x, &d_in, &m.scale, self.eps, &dy)?;
+        }
+        Ok(dy)
     }
 
     /// The linear layers, in the order of the forward.
@@ -277,33 +281,26 @@ impl Block {
     }
 }
 
-impl FfnModulation {
-    /// The rows of the groups of a chunk.
-    fn of(&self, chunk: &Chunk) -> Result<Self> {
-        let part = |row: &Tensor| row.narrow(1, chunk.groups.start, chunk.groups.len())?.contiguous();
-        Ok(Self { shift: part(&self.shift)?, scale: part(&self.scale)?, gate: part(&self.gate)? })
-    }
+/// What goes through the feed-forward part together, of the tokens of a stream.
+fn chunks_of(stream: &Tensor, m: &FfnModulation, pass: &Pass) -> Result<Vec<Chunk>> {
+    Ok(chunks(stream.dim(1)?, m.gate.dim(1)?, pass.ffn_tokens))
 }
 
-/// Sends `streams` [b, l, d] chunk by chunk through `work`, which sees each token alone. The result takes the place of the
-/// first of them, which nobody else may hold: at video lengths another stream is what does not fit.
-fn in_chunks<const N: usize>(
-    streams: [Tensor; N],
-    m: &FfnModulation,
-    pass: &Pass,
-    mut work: impl FnMut(&[Tensor; N], &FfnModulation, &Pass) -> Result<Tensor>,
-) -> Result<Tensor> {
-    let chunks = chunks(streams[0].dim(1)?, m.gate.dim(1)?, pass.ffn_tokens);
-    if chunks.len() < 2 {
-        return work(&streams, m, pass);
+impl Chunk {
+    fn place<'a>(&self, whole: &'a Tensor) -> Place<'a> {
+        Place { whole, start: self.tokens.start }
     }
-    for chunk in chunks {
-        let mut parts = streams.clone();
-        for part in &mut parts {
-            *part = part.narrow(1, chunk.tokens.start, chunk.tokens.len())?.contiguous()?;
-        }
-        let done = work(&parts, &m.of(&chunk)?, &pass.starting_at(chunk.tokens.start))?;
-        tokens::put(&streams[0], &done, chunk.tokens.start)?;
+
+    fn of_tensor(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.narrow(1, self.tokens.start, self.tokens.len())?.contiguous()?)
     }
-    Ok(streams[0].clone())
+
+    fn of_stream(&self, x: &Stream) -> Result<Stream> {
+        Ok(x.part(self.tokens.clone(), self.groups.clone())?)
+    }
+
+    fn of_rows(&self, m: &FfnModulation) -> Result<FfnModulation> {
+        let part = |row: &Tensor| row.narrow(1, self.groups.start, self.groups.len())?.contiguous();
+        Ok(FfnModulation { shift: part(&m.shift)?, scale: part(&m.scale)?, gate: part(&m.gate)? })
+    }
 }

@@ -16,6 +16,21 @@ pub(super) struct Block<'a> {
     pub ffn_tokens: usize,
 }
 
+/// `kernels::residual::Stream`: what it begins with, and what is still to be added.
+struct Stream {
+    x: Shadow,
+    parts: Vec<Shadow>,
+}
+
+/// Tokens that go through the feed-forward part together.
+struct Chunk {
+    tokens: u64,
+    /// Whether they are a view of the stream.
+    is_view: bool,
+    /// Whether results are written where they belong.
+    is_run: bool,
+}
+
 /// What is kept of a forward: the input; then the self-attention's two tensors; then all of [`Inner`].
 pub(super) type Saved<T> = Vec<T>;
 
@@ -44,6 +59,12 @@ struct Picture {
 const ACTIVATIONS: Name = "activations";
 const STREAM: Name = "stream";
 const FEED_FORWARD: Name = "feed-forward";
+
+impl From<&Shadow> for Stream {
+    fn from(x: &Shadow) -> Self {
+        Self { x: x.clone(), parts: Vec::new() }
+    }
+}
 
 impl Inner {
     fn into_saved(self) -> impl Iterator<Item = Shadow> {
@@ -79,9 +100,8 @@ impl Block<'_> {
     /// `Block::forward`: the stream behind the block, and what is kept.
     pub fn forward(&self, x: Shadow, context: &Context, keep: Keep) -> (Shadow, Saved<Shadow>) {
         let (attended, inner) = self.attend(&x, None, context);
-        let x_after_self = self.added(&x);
-        let x_after_cross = self.added(&x_after_self);
-        drop(x_after_self);
+        let after_cross =
+            Stream { x: x.clone(), parts: vec![inner.self_output.clone(), inner.cross_output.clone()] };
         let mut saved = vec![x];
         if keep != Keep::Input {
             saved.extend(attended);
@@ -93,7 +113,7 @@ impl Block<'_> {
         } else {
             drop(inner);
         }
-        (self.feed_forward(x_after_cross), saved)
+        (self.feed_forward(&after_cross), saved)
     }
 
     /// `Block::backward`: the gradient of the stream before the block, from `dy` behind it.
@@ -107,39 +127,36 @@ impl Block<'_> {
             (known, _) => self.attend(&x, known, context),
         };
         let Inner { projected, self_output, cross_projected, cross_attended, picture, cross_output } = inner;
-        let x_after_cross = {
-            let x_after_self = self.added(&x);
-            self.added(&x_after_self)
-        };
-        drop(cross_output);
-        let past = self.feed_forward_backward(x_after_cross, dy);
+        let after_self = Stream { x: x.clone(), parts: vec![self_output.clone()] };
+        let after_cross = Stream { x: x.clone(), parts: vec![self_output, cross_output] };
+        let past = self.feed_forward_backward(&after_cross, dy);
+        drop(after_cross);
 
         let d_attended = self.ops.cast(ACTIVATIONS, &past);
         let dq = self.cross_backward(cross_projected, cross_attended, picture, d_attended, context);
-        let x_after_self = self.added(&x);
-        drop(self_output);
-        let d_in = self.ops.backward(ACTIVATIONS, &self.layers[4..5], &self.normed(&x_after_self), &[&dq]);
+        let d_in = self.ops.backward(ACTIVATIONS, &self.layers[4..5], &self.normed(&after_self), &[&dq]);
         let dx = self.past(&past);
-        drop((x_after_self, past, dq, d_in));
+        drop((after_self, past, dq, d_in));
 
         let d_attended = self.ops.fused(ACTIVATIONS, dx.numbers, self.ops.sizes.compute, 1);
         let _d_in = {
             let [dq, dk, dv] = &self.self_backward(projected, attended, d_attended);
-            self.ops.backward(ACTIVATIONS, &self.layers[..3], &self.normed(&x), &[dq, dk, dv])
+            self.ops.backward(ACTIVATIONS, &self.layers[..3], &self.normed(&Stream::from(&x)), &[dq, dk, dv])
         };
         self.past(&dx)
     }
 
     /// `Block::attend`.
     fn attend(&self, x: &Shadow, known: Option<[Shadow; 2]>, context: &Context) -> ([Shadow; 2], Inner) {
-        let projected = three(self.ops.forward(ACTIVATIONS, &self.layers[..3], &self.normed(x)));
+        let projected =
+            three(self.ops.forward(ACTIVATIONS, &self.layers[..3], &self.normed(&Stream::from(x))));
         let attended = known.unwrap_or_else(|| {
             let [q, k] = self.queries_and_keys(&projected);
             self.ops.attention(&q, &k)
         });
         let self_output = one(self.ops.forward(ACTIVATIONS, &self.layers[3..4], &attended[0]));
-        let x_after_self = self.added(x);
-        let (cross_projected, of_picture) = self.cross_project(&self.normed(&x_after_self), context);
+        let after_self = Stream { x: x.clone(), parts: vec![self_output.clone()] };
+        let (cross_projected, of_picture) = self.cross_project(&self.normed(&after_self), context);
         let (cross_attended, picture) = {
             let [q, k] = self.queries_and_keys(&cross_projected);
             let attended = self.ops.attention(&q, &k);
@@ -229,24 +246,29 @@ impl Block<'_> {
     }
 
     /// `Block::feed_forward`.
-    fn feed_forward(&self, x: Shadow) -> Shadow {
+    fn feed_forward(&self, x: &Stream) -> Shadow {
         let (_up, _down) = (self.ops.decoded(&self.layers[8]), self.ops.decoded(&self.layers[9]));
-        self.in_chunks([x], |[x]| {
-            let ffn_in = self.normed(x);
+        let y = self.ops.ledger.tensor(STREAM, x.x.numbers, x.x.dtype);
+        for chunk in self.chunks() {
+            let x = self.part(&chunk, x);
+            let ffn_in = self.normed(&x);
             let _fed = {
                 let active = self.linear(8, FEED_FORWARD, &ffn_in);
                 self.linear(9, ACTIVATIONS, &active)
             };
-            self.added(x)
-        })
+            drop(ffn_in);
+            let _y = (!chunk.is_run).then(|| self.ops.fused(STREAM, x.x.numbers, x.x.dtype, 2));
+        }
+        y
     }
 
     /// `Block::feed_forward_backward`.
-    fn feed_forward_backward(&self, x: Shadow, dy: Shadow) -> Shadow {
+    fn feed_forward_backward(&self, x: &Stream, dy: Shadow) -> Shadow {
         let ops = self.ops;
         let (_up, _down) = (ops.decoded(&self.layers[8]), ops.decoded(&self.layers[9]));
-        self.in_chunks([x, dy], |[x, dy]| {
-            let ffn_in = self.normed(x);
+        for chunk in self.chunks() {
+            let (x, dy) = (self.part(&chunk, x), self.run(&chunk, &dy));
+            let ffn_in = self.normed(&x);
             let d_fed = ops.fused(ACTIVATIONS, dy.numbers, ops.sizes.compute, 1);
             let _d_in = {
                 let inner = self.linear(8, FEED_FORWARD, &ffn_in);
@@ -258,35 +280,33 @@ impl Block<'_> {
                 drop((inner, d_active));
                 ops.backward(ACTIVATIONS, &[self.decoded_layer(8)], &ffn_in, &[&d_inner])
             };
-            self.past(dy)
-        })
+            let _dx = (!chunk.is_run).then(|| self.past(&dy));
+        }
+        dy
     }
 
-    /// `in_chunks` of the block: the result takes the place of the first of `streams`.
-    fn in_chunks<const N: usize>(
-        &self,
-        streams: [Shadow; N],
-        work: impl Fn(&[Shadow; N]) -> Shadow,
-    ) -> Shadow {
+    /// `chunks_of` the block.
+    fn chunks(&self) -> Vec<Chunk> {
         let sizes = self.ops.sizes;
         let chunks = chunks(sizes.tokens as usize, 1, self.ffn_tokens);
-        if chunks.len() < 2 {
-            return work(&streams);
-        }
-        for chunk in chunks {
-            let part = |x: &Shadow| {
-                let numbers = x.numbers / sizes.tokens * chunk.tokens.len() as u64;
-                match sizes.batch {
-                    // A run of one sample's tokens is a view.
-                    1 => x.view(numbers),
-                    _ => self.ops.ledger.tensor(STREAM, numbers, x.dtype),
-                }
-            };
-            let done = work(&streams.each_ref().map(part));
-            let _cast = (done.dtype != streams[0].dtype)
-                .then(|| self.ops.ledger.tensor(STREAM, done.numbers, streams[0].dtype));
-        }
-        streams[0].clone()
+        // A run of one sample's tokens is a view, and so are all tokens.
+        let is_view = sizes.batch == 1 || chunks.len() < 2;
+        let of = |tokens: usize| Chunk {
+            tokens: tokens as u64,
+            is_view,
+            is_run: is_view && self.ops.engine.is_gpu(),
+        };
+        chunks.into_iter().map(|chunk| of(chunk.tokens.len())).collect()
+    }
+
+    fn run(&self, chunk: &Chunk, x: &Shadow) -> Shadow {
+        let numbers = x.numbers / self.ops.sizes.tokens * chunk.tokens;
+        if chunk.is_view { x.view(numbers) } else { self.ops.ledger.tensor(STREAM, numbers, x.dtype) }
+    }
+
+    fn part(&self, chunk: &Chunk, x: &Stream) -> Stream {
+        let parts = x.parts.iter().map(|part| self.run(chunk, part)).collect();
+        Stream { x: self.run(chunk, &x.x), parts }
     }
 
     /// The output of one layer that was decoded before.
@@ -299,13 +319,8 @@ impl Block<'_> {
     }
 
     /// A norm of the stream, in the dtype that is computed in.
-    fn normed(&self, x: &Shadow) -> Shadow {
-        self.ops.fused(ACTIVATIONS, x.numbers, self.ops.sizes.compute, 3)
-    }
-
-    /// The stream with something added.
-    fn added(&self, x: &Shadow) -> Shadow {
-        self.ops.fused(STREAM, x.numbers, self.ops.sizes.stream, 2)
+    fn normed(&self, x: &Stream) -> Shadow {
+        self.ops.fused(ACTIVATIONS, x.x.numbers, self.ops.sizes.compute, 3 + x.parts.len() as u64)
     }
 
     /// The gradient of the stream, past a norm.
