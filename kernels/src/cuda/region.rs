@@ -314,6 +314,7 @@ impl Region {
     fn bare_run(&mut self, length: u64) -> std::result::Result<u64, DriverError> {
         self.clear(Until::Running)?;
         if self.bare.fit(length).is_none() {
+            self.waited += 1;
             self.clear(Until::Empty)?;
         }
         let start = self.bare.fit(length).ok_or(OUT_OF_MEMORY)?;
@@ -420,11 +421,8 @@ impl Region {
                     self.left.push_front(Left { at, used });
                     break;
                 }
-                (Err(NOT_READY), Until::Empty) => {
-                    self.waited += 1;
-                    // SAFETY: as above.
-                    unsafe { event::synchronize(used) }?;
-                }
+                // SAFETY: as above.
+                (Err(NOT_READY), Until::Empty) => unsafe { event::synchronize(used) }?,
                 (Err(why), _) => return Err(why),
             }
             // SAFETY: made in `leave`, and taken off the list.
