@@ -127,7 +127,8 @@ impl Dit {
         Ok((x, kept))
     }
 
-    /// The gradient of the stream at the first block of this part, from `dy` at its end.
+    /// The gradient of the stream at the first block of this part, from `dy` at its end, which is written over: nobody else
+    /// may hold it.
     ///
     /// What was kept is freed block by block.
     pub fn backward(
