@@ -34,7 +34,9 @@ pub fn backward(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
 #[cfg(feature = "cuda")]
 impl Gpu {
     fn gelu(&self, x: &Tensor) -> Result<Option<Tensor>> {
-        let Some(suffix) = suffix(x.dtype()).filter(|_| x.elem_count() % 4 == 0) else { return Ok(None) };
+        let Some(suffix) = suffix(x.dtype()).filter(|_| x.elem_count().is_multiple_of(4)) else {
+            return Ok(None);
+        };
         if !fits(&[x])? {
             return Ok(None);
         }
@@ -45,7 +47,9 @@ impl Gpu {
     }
 
     fn gelu_backward(&self, x: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let Some(suffix) = suffix(x.dtype()).filter(|_| x.elem_count() % 4 == 0) else { return Ok(None) };
+        let Some(suffix) = suffix(x.dtype()).filter(|_| x.elem_count().is_multiple_of(4)) else {
+            return Ok(None);
+        };
         if !(fits(&[x, dy])? && x.dtype() == dy.dtype()) {
             return Ok(None);
         }

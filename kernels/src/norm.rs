@@ -61,7 +61,7 @@ pub fn modulated_layer_norm_backward(
     let _noted = profile::scope(Class::Elementwise, onto.device());
     on_gpu!(onto, |gpu| {
         let dx = gpu.empty(onto.shape(), onto.dtype())?;
-        gpu.layer_norm_backward(&x, dy, scale_bg1d, Gain::AboveOne, eps, onto, &dx)?.then_some(dx)
+        gpu.layer_norm_backward(&x, dy, (scale_bg1d, Gain::AboveOne), eps, onto, &dx)?.then_some(dx)
     });
     let dy = dy.to_dtype(DType::F32)?;
     let dx_hat = from_group(&by_group(&dy, scale_bg1d)?.broadcast_mul(&(scale_bg1d + 1.0)?)?, &dy)?;
@@ -82,7 +82,7 @@ pub fn modulated_layer_norm_backward_at(
         let _noted = profile::scope(Class::Elementwise, onto.device());
         match place.run(onto)? {
             Some(dx) => {
-                gpu.layer_norm_backward(&x, dy, scale_bg1d, Gain::AboveOne, eps, onto, &dx)?.then_some(())
+                gpu.layer_norm_backward(&x, dy, (scale_bg1d, Gain::AboveOne), eps, onto, &dx)?.then_some(())
             }
             None => None,
         }
@@ -118,7 +118,7 @@ pub fn affine_layer_norm_backward(
     let _noted = profile::scope(Class::Elementwise, onto.device());
     on_gpu!(onto, |gpu| {
         let dx = gpu.empty(onto.shape(), onto.dtype())?;
-        gpu.layer_norm_backward(&x, dy, weight, Gain::Whole, eps, onto, &dx)?.then_some(dx)
+        gpu.layer_norm_backward(&x, dy, (weight, Gain::Whole), eps, onto, &dx)?.then_some(dx)
     });
     let dx_hat = dy.to_dtype(DType::F32)?.broadcast_mul(&weight.to_dtype(DType::F32)?)?;
     onto + normalised_backward(&x.whole()?, &dx_hat, eps, Kind::Layer)?.to_dtype(onto.dtype())?
@@ -221,13 +221,11 @@ impl Gpu {
 
     /// Writes `onto` plus the gradient of `x` to `dx`, which may be `onto`. False, and nothing is done, where no kernel
     /// takes them.
-    #[allow(clippy::too_many_arguments, reason = "what the kernel takes")]
     fn layer_norm_backward(
         &self,
         x: &Stream,
         dy: &Tensor,
-        gain: &Tensor,
-        kind: Gain,
+        (gain, kind): (&Tensor, Gain),
         eps: f64,
         onto: &Tensor,
         dx: &Tensor,

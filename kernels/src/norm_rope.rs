@@ -91,6 +91,7 @@ impl Gpu {
 /// As [`norm::rows_of`], for heads whose pairs come in twos and angles in f32.
 #[cfg(feature = "cuda")]
 fn fit(x: &Tensor, weight: &Tensor, angles: [&Tensor; 2], head: usize) -> Result<Option<(usize, usize)>> {
-    let is_fit = head % 4 == 0 && angles.iter().all(|angles| angles.dtype() == DType::F32) && fits(&angles)?;
+    let is_fit =
+        head.is_multiple_of(4) && angles.iter().all(|angles| angles.dtype() == DType::F32) && fits(&angles)?;
     if is_fit { norm::rows_of(&[x], &[weight]) } else { Ok(None) }
 }

@@ -99,7 +99,7 @@ pub fn fill(shape: &[usize], key: Key, deviation: f32, dtype: DType, device: &De
 impl crate::cuda::Gpu {
     fn fill(&self, shape: &[usize], key: Key, width: f32, dtype: DType) -> Result<Option<Tensor>> {
         let count: usize = shape.iter().product();
-        let is_fit = count % 4 == 0 && count > 0;
+        let is_fit = count.is_multiple_of(4) && count > 0;
         let Some(suffix) = crate::cuda::suffix(dtype).filter(|_| is_fit) else { return Ok(None) };
         let y = self.empty(shape, dtype)?;
         let launch = crate::cuda::Launch::new(self, crate::cuda::File::Random, &format!("uniform_{suffix}"))?;

@@ -210,7 +210,7 @@ impl Gpu {
         let (rows, columns) = coded.codes.dims2()?;
         // The kernel knows no rows, only how many codes have a scale in common.
         let each = rows * columns / coded.scale.elem_count();
-        let Some(suffix) = suffix(dtype).filter(|_| each % 16 == 0) else { return Ok(None) };
+        let Some(suffix) = suffix(dtype).filter(|_| each.is_multiple_of(16)) else { return Ok(None) };
         if !fits(&[&coded.codes])? {
             return Ok(None);
         }

@@ -2,6 +2,7 @@
 //! factors. candle's own product has none of these.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -144,18 +145,18 @@ impl Gpu {
         let operands =
             Operands { a: address(a)?, b: address(b)?, onto, y: pointer(&y)?, scale: end.scale as f32 };
         let mut plans = self.gemm.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if !plans.contains_key(&key) {
-            match self.gemm.plan(&key) {
+        let plan = match plans.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => match self.gemm.plan(&key) {
                 Ok((plan, guesses)) => {
                     point_to_bias(&plan, end.bias)?;
                     let algorithm = self.fastest(&plan, &guesses, &key, &operands)?;
-                    plans.insert(key, Plan { algorithm, ..plan });
+                    new.insert(Plan { algorithm, ..plan })
                 }
                 Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => return Ok(None),
                 Err(why) => return blas(Err(why)),
-            }
-        }
-        let plan = &plans[&key];
+            },
+        };
         point_to_bias(plan, end.bias)?;
         self.multiply(plan, &plan.algorithm, &operands)?;
         Ok(Some(y))

@@ -33,13 +33,16 @@ const SPAN: u64 = 16;
 /// The regions of the process. Global, as the driver's own pools are, whose place they take.
 static REGIONS: RwLock<Vec<(Place, Mutex<Region>)>> = RwLock::new(Vec::new());
 
+// SAFETY: a type; who calls what is behind it answers for the call.
+type Alloc = unsafe extern "C" fn(*mut u64, usize, sys::CUstream) -> sys::CUresult;
+// SAFETY: as above.
+type Free = unsafe extern "C" fn(u64, sys::CUstream) -> sys::CUresult;
+
 /// The driver's functions behind ours.
 #[derive(Clone, Copy)]
 struct Driver {
-    // SAFETY: a type; who calls what is behind it answers for the call.
-    alloc: unsafe extern "C" fn(*mut u64, usize, sys::CUstream) -> sys::CUresult,
-    // SAFETY: as above.
-    free: unsafe extern "C" fn(u64, sys::CUstream) -> sys::CUresult,
+    alloc: Alloc,
+    free: Free,
 }
 
 static DRIVER: RwLock<Option<Driver>> = RwLock::new(None);
@@ -189,8 +192,8 @@ fn divert() -> bool {
                 return false;
             }
             *driver = Some(Driver {
-                alloc: std::mem::transmute::<*const c_void, _>(alloc),
-                free: std::mem::transmute::<*const c_void, _>(free),
+                alloc: std::mem::transmute::<*const c_void, Alloc>(alloc),
+                free: std::mem::transmute::<*const c_void, Free>(free),
             });
         }
     }
