@@ -11,7 +11,7 @@ use crate::Result;
 use crate::cuda::{File, Gpu, Launch, fits, suffix};
 use crate::norm::{by_group, from_group};
 use crate::profile::{self, Class};
-use crate::tokens::Place;
+use crate::tokens::{Place, run};
 use candle_core::{DType, Tensor};
 
 /// x + gate * gated + plain, as far as there are such parts: `x` [b, l, d] in the dtype of the stream.
@@ -61,16 +61,14 @@ impl Stream {
     }
 
     /// A run of each sample's `tokens`, which are those of `groups`.
-    pub fn part(&self, tokens: Range<usize>, groups: Range<usize>) -> Result<Self> {
-        let run = |x: &Tensor| x.narrow(1, tokens.start, tokens.len())?.contiguous();
-        let of_groups = |gate: &Tensor| gate.narrow(1, groups.start, groups.len())?.contiguous();
+    pub fn part(&self, tokens: &Range<usize>, groups: &Range<usize>) -> Result<Self> {
         let gated = self.gated.as_ref().map(|Gated { h, gate_bg1d }| -> Result<_> {
-            Ok(Gated { h: run(h)?, gate_bg1d: of_groups(gate_bg1d)? })
+            Ok(Gated { h: run(h, tokens)?, gate_bg1d: run(gate_bg1d, groups)? })
         });
         Ok(Self {
-            x: run(&self.x)?,
+            x: run(&self.x, tokens)?,
             gated: gated.transpose()?,
-            plain: self.plain.as_ref().map(run).transpose()?,
+            plain: self.plain.as_ref().map(|h| run(h, tokens)).transpose()?,
         })
     }
 

@@ -1,5 +1,7 @@
 //! Runs of tokens within a tensor.
 
+use std::ops::Range;
+
 use crate::Result;
 use crate::profile::{self, Class};
 use candle_core::Tensor;
@@ -27,6 +29,11 @@ impl Place<'_> {
         let is_fit = run.dtype() == part.dtype() && run.shape() == part.shape();
         Ok((is_fit && crate::cuda::fits(&[&run])?).then_some(run))
     }
+}
+
+/// Those of `x` [b, l, ..] that are in `tokens`, or of rows for groups [b, g, ..] those of some groups: a view where it can be.
+pub fn run(x: &Tensor, tokens: &Range<usize>) -> Result<Tensor> {
+    x.narrow(1, tokens.start, tokens.len())?.contiguous()
 }
 
 /// A tensor like `x` whose numbers are all to be [`Place::put`].

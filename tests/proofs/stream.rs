@@ -3,12 +3,12 @@
 use candle_core::{DType, Tensor};
 use kernels::norm;
 use kernels::residual::{self, Stream};
-use kernels::tokens::{Place, unwritten};
+use kernels::tokens::{self, Place, unwritten};
 use proofs::{assert_same_bits, randn};
 
 const EPS: f64 = 1e-6;
 
-/// Batches, tokens of a group, and widths: one that the kernels of a GPU take, and one that they leave to plain operations.
+/// Batches, tokens of a group, and widths: two that the kernels of a GPU take, and one that they leave to plain operations.
 const SHAPES: [(usize, usize, usize); 3] = [(1, 7, 96), (2, 5, 1536), (2, 3, 6)];
 /// Of the stream, and of what is added to it.
 const DTYPES: [(DType, DType); 3] =
@@ -89,16 +89,16 @@ fn norms_of_a_stream_are_those_of_its_sum() {
 fn what_is_added_to_a_stream_is_added_to_its_sum() {
     for case in cases() {
         let Case { dy: fed, scale: gate, x, .. } = &case;
-        let tokens = x.dim(1).unwrap() / GROUPS;
+        let of_group = x.dim(1).unwrap() / GROUPS;
         for stream in case.streams() {
             let expected = residual::forward(&stream.whole().unwrap(), fed, gate).unwrap();
             same("whole", &residual::forward(&stream, fed, gate).unwrap(), &expected);
             let whole = unwritten(stream.first()).unwrap();
             for group in 0..GROUPS {
-                let run = group * tokens..(group + 1) * tokens;
-                let part = stream.part(run.clone(), group..group + 1).unwrap();
-                let fed = fed.narrow(1, run.start, tokens).unwrap().contiguous().unwrap();
-                let gate = gate.narrow(1, group, 1).unwrap().contiguous().unwrap();
+                let run = group * of_group..(group + 1) * of_group;
+                let part = stream.part(&run, &(group..group + 1)).unwrap();
+                let fed = tokens::run(fed, &run).unwrap();
+                let gate = tokens::run(gate, &(group..group + 1)).unwrap();
                 let place = Place { whole: &whole, start: run.start };
                 residual::forward_at(place, &part, &fed, &gate).unwrap();
             }

@@ -313,8 +313,9 @@ impl Region {
         self.map(start, chunks)
     }
 
-    /// Takes `length` addresses without memory. Waits only where all that there are lie among those that were left.
+    /// Takes `length` addresses without memory, to join holes in. Waits only where all that there are lie among those that were left.
     fn bare_run(&mut self, length: u64) -> std::result::Result<u64, DriverError> {
+        self.joined += 1;
         self.clear(Until::Running)?;
         if self.bare.fit(length).is_none() {
             self.waited += 1;
@@ -409,7 +410,6 @@ impl Region {
             self.chunks.remove(at)
         });
         let chunks = taken.collect();
-        self.joined += 1;
         self.left.push_back(Left { at: moved, used });
         Ok(chunks)
     }

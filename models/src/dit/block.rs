@@ -8,7 +8,7 @@
 use candle_core::{DType, Device, Tensor};
 use kernels::norm;
 use kernels::residual::{self, Stream};
-use kernels::tokens::{Place, unwritten};
+use kernels::tokens::{Place, run, unwritten};
 
 use super::attention::{Attended, Projected, Projections, SelfAttention};
 use super::config::DitConfig;
@@ -292,15 +292,15 @@ impl Chunk {
     }
 
     fn of_tensor(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.narrow(1, self.tokens.start, self.tokens.len())?.contiguous()?)
+        Ok(run(x, &self.tokens)?)
     }
 
     fn of_stream(&self, x: &Stream) -> Result<Stream> {
-        Ok(x.part(self.tokens.clone(), self.groups.clone())?)
+        Ok(x.part(&self.tokens, &self.groups)?)
     }
 
     fn of_rows(&self, m: &FfnModulation) -> Result<FfnModulation> {
-        let part = |row: &Tensor| row.narrow(1, self.groups.start, self.groups.len())?.contiguous();
-        Ok(FfnModulation { shift: part(&m.shift)?, scale: part(&m.scale)?, gate: part(&m.gate)? })
+        let of = |rows: &Tensor| run(rows, &self.groups);
+        Ok(FfnModulation { shift: of(&m.shift)?, scale: of(&m.scale)?, gate: of(&m.gate)? })
     }
 }

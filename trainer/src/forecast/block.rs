@@ -27,8 +27,6 @@ struct Chunk {
     tokens: u64,
     /// Whether they are a view of the stream.
     is_view: bool,
-    /// Whether results are written where they belong.
-    is_run: bool,
 }
 
 /// What is kept of a forward: the input; then the self-attention's two tensors; then all of [`Inner`].
@@ -257,7 +255,8 @@ impl Block<'_> {
                 self.linear(9, ACTIVATIONS, &active)
             };
             drop(ffn_in);
-            let _y = (!chunk.is_run).then(|| self.ops.fused(STREAM, x.x.numbers, x.x.dtype, 2));
+            let made = || self.ops.fused(STREAM, x.x.numbers, x.x.dtype, 2 + x.parts.len() as u64);
+            let _y = (!self.writes_into(&chunk)).then(made);
         }
         y
     }
@@ -280,7 +279,7 @@ impl Block<'_> {
                 drop((inner, d_active));
                 ops.backward(ACTIVATIONS, &[self.decoded_layer(8)], &ffn_in, &[&d_inner])
             };
-            let _dx = (!chunk.is_run).then(|| self.past(&dy));
+            let _dx = (!self.writes_into(&chunk)).then(|| self.past(&dy));
         }
         dy
     }
@@ -291,12 +290,12 @@ impl Block<'_> {
         let chunks = chunks(sizes.tokens as usize, 1, self.ffn_tokens);
         // A run of one sample's tokens is a view, and so are all tokens.
         let is_view = sizes.batch == 1 || chunks.len() < 2;
-        let of = |tokens: usize| Chunk {
-            tokens: tokens as u64,
-            is_view,
-            is_run: is_view && self.ops.engine.is_gpu(),
-        };
-        chunks.into_iter().map(|chunk| of(chunk.tokens.len())).collect()
+        chunks.into_iter().map(|chunk| Chunk { tokens: chunk.tokens.len() as u64, is_view }).collect()
+    }
+
+    /// Whether what is made of a chunk is written where it belongs, not by way of a tensor of its own.
+    fn writes_into(&self, chunk: &Chunk) -> bool {
+        chunk.is_view && self.ops.engine.is_gpu()
     }
 
     fn run(&self, chunk: &Chunk, x: &Shadow) -> Shadow {
