@@ -39,6 +39,39 @@ pub struct Memory {
     pub waited: u64,
 }
 
+/// Where a GPU's tensors get their memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Allocator {
+    /// The region of this crate, which joins holes: what fits by its bytes fits.
+    Own,
+    /// The driver's pool alone, which leaves holes between large tensors.
+    Driver {
+        /// Why not the region.
+        why: &'static str,
+    },
+}
+
+impl std::fmt::Display for Allocator {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Self::Own => f.write_str("own allocator, which joins the holes between tensors"),
+            Self::Driver { why } => {
+                write!(f, "the driver's pool ({why}); its holes may take 2 to 3 GiB that no plan counts")
+            }
+        }
+    }
+}
+
+/// Where tensors on `device` get their memory.
+pub fn allocator(device: &Device) -> Allocator {
+    #[cfg(feature = "cuda")]
+    if let Ok(Some(gpu)) = crate::cuda::copies::gpu_of(device) {
+        return gpu.allocator.clone();
+    }
+    let _ = device;
+    Allocator::Driver { why: "it is not a GPU that Tandem opened" }
+}
+
 /// Opens GPU `index`: one real stream of its own, the memory pool told to keep what it has, event tracking off.
 ///
 /// # Errors

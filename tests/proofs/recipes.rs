@@ -149,8 +149,14 @@ const NEAR: f64 = 1.0;
 /// A machine with so many GPUs, all of 24 GB without a way to each other, and `host` bytes to pin; figures of an RTX 3090.
 fn machine(cards: usize, host: u64) -> Machine {
     let engine = Engine::Cudnn(Repeatability::Fast);
-    let card =
-        |i| Card { name: format!("cuda:{i}"), engine, room: Room::AtMost(CARD), flops: 71e12, link: 20e9 };
+    let card = |i| Card {
+        name: format!("cuda:{i}"),
+        engine,
+        room: Room::AtMost(CARD),
+        taken: 0,
+        flops: 71e12,
+        link: 20e9,
+    };
     Machine { ways: vec![Way::Host; cards - 1], stages: (0..cards).map(card).collect(), host }
 }
 

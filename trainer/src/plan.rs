@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::adapters;
 use crate::base::BaseModel;
 use crate::bytes::Bytes;
-use crate::devices::DevicesConfig;
+use crate::devices::{DevicesConfig, Limits};
 use crate::error::{Error, Result};
 use crate::forecast::Task;
 use crate::habits::Habits;
@@ -143,6 +143,8 @@ pub struct Planned {
     pub dataset: Dataset,
     /// The memory of a step.
     pub forecast: Forecast,
+    /// What tensors get of each GPU.
+    pub limits: Limits,
     /// What the recipe leaves to the plan.
     pub open: Open,
     /// The defaults that came with `train.like`.
@@ -189,7 +191,9 @@ impl Planned {
             && wishes(&stored.memory) == wishes(&plan.memory);
         if is_same && self.open == (Open { split: true, ffn_tokens: true }) {
             plan.devices.split.clone_from(&stored.devices.split);
-            plan.memory = stored.memory.clone();
+            // Plans of earlier versions do not say what may be pinned.
+            let pinned = stored.memory.pinned.or(plan.memory.pinned);
+            plan.memory = MemoryPlan { pinned, ..stored.memory.clone() };
         }
     }
 }
@@ -254,7 +258,8 @@ impl Plan {
             networks: networks(&shares, &model, &sample),
         };
         let host = recipe.memory.host_memory.map(|host| host.0);
-        let machine = Machine::here(&devices, task.base, &dit, host);
+        let limits = Limits::measure(&devices);
+        let machine = Machine::here(&devices, &limits, task.base, &dit, host);
         let open =
             Open { split: recipe.devices.split.is_empty(), ffn_tokens: recipe.memory.ffn_tokens.is_none() };
         let given = (!open.split).then_some(devices.split.as_slice());
@@ -280,6 +285,7 @@ impl Plan {
             targets,
             dataset,
             forecast: settled.forecast,
+            limits,
             open,
             taken: recipe.taken,
             notes,

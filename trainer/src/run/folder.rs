@@ -15,7 +15,7 @@ pub struct RunFolder {
 }
 
 /// Plan keys that a run may change when it goes on: none of them reaches back into the steps that were made.
-const MAY_CHANGE: [&str; 11] = [
+const MAY_CHANGE: [&str; 12] = [
     "tandem",
     "run.",
     "checkpoint.",
@@ -25,6 +25,7 @@ const MAY_CHANGE: [&str; 11] = [
     "memory.keep",
     "memory.offload",
     "memory.host_memory",
+    "memory.pinned",
     "memory.blocks",
     "memory.networks",
 ];

@@ -5,6 +5,7 @@ mod evaluate;
 mod folder;
 mod learners;
 mod log;
+mod pinning;
 mod samples;
 mod step;
 mod summary;
@@ -20,6 +21,7 @@ pub(crate) use step::{UpdateSettings, update};
 
 use crate::batch::{Batches, StepData};
 use crate::checkpoint::{self, Progress};
+use crate::devices;
 use crate::encode::{Encoded, Encoding};
 use crate::error::{Error, Result};
 use crate::export;
@@ -30,6 +32,7 @@ use crate::plan::{Plan, Planned};
 use crate::ui::{Bar, Ui};
 use learners::{Learner, Learners};
 use log::Log;
+use pinning::Pinning;
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +53,8 @@ struct Run<'a> {
     split: Vec<(Device, Range<usize>)>,
     learners: Learners,
     progress: Progress,
+    /// Host memory that is not all pinned yet; nothing from the first step on.
+    pinning: Option<Pinning>,
     /// The data of the next step, where it was made during the last one.
     ahead: Option<Result<StepData>>,
     log: Log,
@@ -61,7 +66,7 @@ struct Run<'a> {
 /// # Errors
 /// Whatever stands in the way of decoding, encoding or keeping them.
 pub fn cache(planned: &Planned, interrupt: &Interrupt, ui: &Ui) -> Result<Encoded> {
-    let stages = planned.plan.devices.open()?;
+    let stages = planned.plan.devices.open_within(&planned.limits)?;
     cache_on(&stages[0].0, planned, interrupt, ui) // a settled plan has a stage
 }
 
@@ -84,12 +89,14 @@ fn cache_on(device: &Device, planned: &Planned, interrupt: &Interrupt, ui: &Ui) 
 /// Whatever stops the run. Everything up to the last checkpoint is safe.
 pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &Ui) -> Result<Ending> {
     let plan = &planned.plan;
-    let split = plan.devices.open()?;
-    tell_engines(&split, ui);
+    let split = plan.devices.open_within(&planned.limits)?;
+    tell_engines(&split, planned, ui);
+    let pinning = Pinning::start(planned, &split, ui)?;
     let encoded = cache_on(&split[0].0, planned, interrupt, ui)?; // a settled plan has a stage
     let saved = checkpoint::newest(&folder.checkpoints())?;
     let loaded = saved.as_deref().map(checkpoint::load).transpose()?;
-    let learners = Learners::load(planned, &split, loaded.as_ref().map(|(_, states)| states), ui)?;
+    let states = loaded.as_ref().map(|(_, states)| states);
+    let learners = Learners::load(planned, &split, pinning.stores(), states, ui)?;
     let progress = loaded.map_or_else(Progress::default, |(progress, _)| progress);
     if let Some(path) = saved {
         ui.say(&format!("going on after step {} from {}", progress.step, path.display()));
@@ -98,18 +105,25 @@ pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &
     let log = Log::open(folder, &progress)?;
     let batches = Batches::new(plan, &planned.dataset, &encoded)?;
     let encoded = &encoded;
-    let mut run = Run { plan, folder, batches, encoded, split, learners, progress, ahead: None, log, ui };
+    let (pinning, ahead) = (Some(pinning), None);
+    let mut run =
+        Run { plan, folder, batches, encoded, split, learners, progress, pinning, ahead, log, ui };
     run.finish(interrupt)
 }
 
-/// Which attention runs on the GPUs, and why: without cuDNN a run takes several times as long.
-fn tell_engines(split: &[(Device, std::ops::Range<usize>)], ui: &Ui) {
+/// What attention and memory run on, and why: without cuDNN a run takes several times as long, without the allocator of
+/// large tensors a plan that fits may fail.
+fn tell_engines(split: &[(Device, Range<usize>)], planned: &Planned, ui: &Ui) {
+    let compute = planned.plan.model.precision.dit().frozen.compute;
     let mut told = Vec::new();
     for (device, _) in split.iter().filter(|(device, _)| device.is_cuda()) {
-        let engine = kernels::attention::engine(device);
-        if !told.contains(&engine) {
-            ui.say(&format!("attention: {}, {}", engine.name, engine.why));
-            told.push(engine);
+        let attention = kernels::attention::engine(device, compute, planned.dit.head_size());
+        let memory = kernels::device::allocator(device);
+        for line in [format!("attention: {}, {}", attention.name, attention.why), format!("memory: {memory}")] {
+            if !told.contains(&line) {
+                ui.say(&line);
+                told.push(line);
+            }
         }
     }
 }
@@ -131,7 +145,11 @@ impl Run<'_> {
                 self.save()?;
                 return self.stopped(&bar);
             }
+            if let Some(pinning) = self.pinning.take() {
+                pinning.finish(self.ui)?;
+            }
             let row = self.step()?;
+            devices::tell_refusals(self.split.iter().map(|(device, _)| device), self.ui);
             self.log.step(&row)?;
             self.show(&bar, &row);
             let is_last = self.progress.step == steps;

@@ -11,6 +11,7 @@ use models::vae::Tiling;
 use super::clip_adapter::ClipAdapter;
 use super::learners::network;
 use super::{Run, is_due};
+use crate::devices;
 use crate::error::Result;
 use crate::habits::Habits;
 use crate::interrupt::Interrupt;
@@ -57,6 +58,7 @@ impl Run<'_> {
             }
         }
         bar.finish();
+        devices::tell_refusals(self.split.iter().map(|(device, _)| device), ui);
 
         // Loaded for the moment: between samples its memory belongs to training.
         let vae = plan.model.load_vae(&device)?;
