@@ -83,6 +83,25 @@ fn a_full_disk_leaves_the_checkpoint_before_whole() {
     assert!(desk.path("run/checkpoints/step-000004.safetensors").is_file());
 }
 
+/// A checkpoint in the middle of a run that cannot be written ends the run, which goes on from nothing newer.
+#[test]
+fn a_checkpoint_that_cannot_be_written_stops_the_run() {
+    let desk = Desk::new();
+    desk.change("[train]\nsteps = 2", "[train]\nsteps = 100000");
+    desk.change("every_steps = 2", "every_steps = 20");
+    let mut child = desk.command(&TRAIN).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.map_while(Result::ok).any(|line| line.contains("step      1")), "no first step");
+    fs::remove_dir(desk.path("run/checkpoints")).unwrap();
+    fs::write(desk.path("run/checkpoints"), "no folder").unwrap();
+    let outcome: Outcome = child.wait_with_output().unwrap().into();
+    outcome.assert_refused(&["the state after step 20 could not be saved", "make room", "--resume"]);
+    assert!(
+        desk.path("run/adapters/recipe_step-000020.safetensors").is_file(),
+        "its adapter file comes first"
+    );
+}
+
 #[test]
 fn ctrl_c_finishes_the_step_saves_and_exits_130() {
     let desk = Desk::new();
@@ -110,6 +129,12 @@ fn ctrl_c_finishes_the_step_saves_and_exits_130() {
     assert_eq!(outcome.code, Some(130), "{}", outcome.stderr);
     let saved = desk.path(&format!("run/checkpoints/step-{last:06}.safetensors"));
     assert!(saved.is_file(), "{} is missing", saved.display());
+    // The line that is told makes an adapter file out of it.
+    let line = outcome.stderr.lines().find_map(|line| line.trim().strip_prefix("tandem export "));
+    let arguments =
+        shlex::split(line.unwrap_or_else(|| panic!("no export line in {}", outcome.stderr))).unwrap();
+    desk.succeed(&[&["export"], &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..]].concat());
+    assert!(desk.path(&format!("run/adapters/recipe_step-{last:06}.safetensors")).is_file());
     let metrics = fs::read_to_string(desk.path("run/metrics.jsonl")).unwrap();
     assert_eq!(metrics.lines().count() as u64, last);
     desk.assert_no_temporary_files();

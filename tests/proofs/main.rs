@@ -34,6 +34,7 @@ mod probe;
 mod real_sizes;
 mod recipes;
 mod sampling;
+mod saving;
 mod solver;
 mod stream;
 mod tensorboard;

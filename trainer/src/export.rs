@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use models::adapter::Adapters;
-use models::adapter::files::{self, AdapterFile, Provenance, Style};
+use models::adapter::files::{self, AdapterFile, Precision, Provenance, Style};
 use models::expert::Expert;
 
 use crate::base::Trained;
+use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
+use crate::run::RunFolder;
 
 /// An adapter as it goes into a file: the trainable factors of `adapters`.
 pub fn adapter_file(adapters: &Adapters) -> Result<AdapterFile> {
@@ -30,18 +32,16 @@ pub struct Part<'a> {
     pub expert: Option<Expert>,
 }
 
-/// Writes `adapters` in every format of the plan into `folder` as
+/// Writes `file` in every format of the plan into `folder` as
 /// `<run>[_<label>][_high_noise|_low_noise][_<format>].safetensors`; each file is read back and compared. The paths written.
 pub fn write(
     plan: &Plan,
-    adapters: &Adapters,
+    mut file: AdapterFile,
     (steps, epochs): (u64, u64),
     folder: &Path,
     part: Part,
 ) -> Result<Vec<PathBuf>> {
-    let mut file = adapter_file(adapters)?;
-    let Part { label, expert } = part;
-    let provenance = Provenance { expert, ..provenance(plan, steps, epochs)? };
+    let provenance = Provenance { expert: part.expert, ..provenance(plan, steps, epochs)? };
     std::fs::create_dir_all(folder).map_err(|source| Error::Io {
         action: "create",
         path: folder.to_owned(),
@@ -50,15 +50,55 @@ pub fn write(
     let mut written = Vec::new();
     for &style in &plan.export.formats {
         file.metadata = provenance.metadata(style);
-        let mark = |text: Option<&str>| text.map(|text| format!("_{text}")).unwrap_or_default();
-        let (label, of) = (mark(label), mark(expert.map(Expert::suffix)));
-        // PEFT's is a folder.
-        let ending = if style == Style::Peft { "" } else { ".safetensors" };
-        let path = folder.join(format!("{}{label}{of}{}{ending}", plan.run.name, style.suffix()));
+        let path = folder.join(file_name(&plan.run.name, style, part));
         files::write(&path, &file, style, plan.export.precision)?;
         written.push(path);
     }
     Ok(written)
+}
+
+/// The name of an adapter file of the run `run`.
+fn file_name(run: &str, style: Style, Part { label, expert }: Part) -> String {
+    let mark = |text: Option<&str>| text.map(|text| format!("_{text}")).unwrap_or_default();
+    let (label, of) = (mark(label), mark(expert.map(Expert::suffix)));
+    // PEFT's is a folder.
+    let ending = if style == Style::Peft { "" } else { ".safetensors" };
+    format!("{run}{label}{of}{}{ending}", style.suffix())
+}
+
+/// The commands that make the adapter files of a run out of its checkpoint after `step` steps, one for each network and
+/// format, as they go into a shell.
+pub fn commands(plan: &Plan, folder: &RunFolder, step: u64) -> Vec<String> {
+    let checkpoint = checkpoint::path(&folder.checkpoints(), step).display().to_string();
+    let label = format!("step-{step:06}");
+    let shares = plan.shares();
+    let mut commands = Vec::new();
+    for expert in shares.iter().map(|share| share.expert()) {
+        for &style in &plan.export.formats {
+            let part = Part { label: Some(&label), expert };
+            let output = folder.adapters().join(file_name(&plan.run.name, style, part)).display().to_string();
+            let mut words = vec!["tandem", "export", &checkpoint, &output];
+            if let Some(expert) = expert.filter(|_| shares.len() > 1) {
+                words.extend(["--expert", expert.name()]);
+            }
+            if style != Style::default() {
+                words.extend(["--format", style.name()]);
+            }
+            match plan.export.precision {
+                Precision::Float32 => words.extend(["--precision", "f32"]),
+                Precision::Float16 => words.extend(["--precision", "f16"]),
+                Precision::Bfloat16 => {}
+            }
+            commands.push(shell_line(&words));
+        }
+    }
+    commands
+}
+
+/// `words` as a line that a shell takes apart again.
+pub fn shell_line(words: &[&str]) -> String {
+    // Only a null byte cannot be quoted, and no path holds one.
+    shlex::try_join(words.iter().copied()).unwrap_or_else(|_| words.join(" "))
 }
 
 /// Where the adapter of a run comes from, after `steps` steps in `epochs` epochs.

@@ -4,6 +4,7 @@
 //! the same pipeline.
 
 pub mod adapters;
+pub mod background;
 pub mod base;
 pub mod batch;
 pub mod bench;

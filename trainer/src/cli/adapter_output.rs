@@ -63,7 +63,7 @@ impl AdapterOutput {
         let kinds = adapter.kinds().join(", ");
         let expert = adapter.expert.map(Expert::suffix);
         let text = format!(
-            "{}: {} modules ({kinds}), {} bytes; read back, what it adds differs by at most {:.1e}",
+            "{}: {} modules ({kinds}), {} bytes; read back, no number is off by more than {:.1e}",
             path.display(),
             written.modules,
             written.bytes,
