@@ -9,5 +9,7 @@ mod desk;
 mod experts;
 mod machines;
 mod models;
+mod outputs;
 mod pictures;
+mod recipes;
 mod runs;

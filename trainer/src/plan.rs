@@ -23,9 +23,9 @@ use crate::like::Taken;
 use crate::memory::{self, Forecast, Machine, MemoryPlan};
 use crate::optim::OptimizerConfig;
 use crate::prompt::ClipRequest;
-use crate::recipe::{CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig, existing};
+use crate::recipe::{Assignment, CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig, existing};
 use crate::sample::{ClipFormat, Share};
-use parts::{networks, sample_plan, settle_shares, trained_shares};
+use parts::{networks, sample_plan, settle_shares, settle_steps, trained_shares};
 
 /// A settled run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -163,6 +163,8 @@ pub struct Open {
 /// What a command line says in place of a recipe's settings; `None` leaves the recipe's.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Overrides {
+    /// Any key, of `--set`; the others win over it.
+    pub settings: Vec<Assignment>,
     /// `devices.memory_limit`.
     pub memory_limit: Option<Bytes>,
     /// `model.folder`, where the recipe names a model of the hub.
@@ -212,7 +214,7 @@ impl Plan {
         overrides: &Overrides,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Planned> {
-        let mut recipe = Recipe::read(path)?;
+        let mut recipe = Recipe::read_with(path, &overrides.settings)?;
         overrides.apply(&mut recipe);
         let from = path.parent().unwrap_or(Path::new(""));
         check_numbers(&recipe)?;
@@ -228,11 +230,12 @@ impl Plan {
 
         let adapter = adapters::settled(recipe.adapter, from)?;
         let targets = adapter.select(&dit.adaptable_modules())?;
+        let seed = recipe.run.seed.unwrap_or(42);
         let mut train = recipe.train;
+        settle_steps(&mut train, &dataset, seed)?;
         train.timesteps.shift = Some(train.timesteps.shift());
         let shares = settle_shares(&mut train, &adapter, &targets, (&model, &dit))?;
 
-        let seed = recipe.run.seed.unwrap_or(42);
         let frames = data.frames.iter().copied().max().unwrap_or(1);
         let base = recipe.sample.request(&habits, data.sizes[0], frames, seed);
         let clips = recipe.sample.requests(&base, from, &dit, &habits)?;

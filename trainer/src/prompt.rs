@@ -131,6 +131,26 @@ impl ClipRequest {
         Ok(request)
     }
 
+    /// The requests of the file of prompt lines at `path`, which `key` names; pictures are looked for in its folder.
+    ///
+    /// # Errors
+    /// A file that cannot be read or that holds no prompt, and those of [`Self::with_line`].
+    pub fn from_file(&self, path: &Path, key: &str) -> Result<Vec<Self>> {
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Setting {
+            key: key.to_owned(),
+            why: format!("cannot read the prompts in {}: {source}", path.display()),
+        })?;
+        // Editors of other systems mark UTF-8 by three bytes at the beginning.
+        let text = text.trim_start_matches('\u{feff}');
+        match self.from_lines(text, path.parent().unwrap_or("".as_ref()))? {
+            requests if requests.is_empty() => {
+                let why = format!("{} holds no prompt", path.display());
+                Err(Error::Setting { key: key.to_owned(), why })
+            }
+            requests => Ok(requests),
+        }
+    }
+
     /// The requests of a file of prompt lines, which lies in `from`; empty lines and lines that start with `#` are skipped.
     pub fn from_lines(&self, text: &str, from: &Path) -> Result<Vec<Self>> {
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));

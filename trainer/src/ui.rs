@@ -111,6 +111,16 @@ impl Bar {
     }
 }
 
+/// Reports the error that ended a command: as a line on standard error, and for machines also as the last object on
+/// standard output, `{"error": message, "exit_code": code}`.
+pub fn fail(voice: Voice, message: &str, code: u8) {
+    if voice == Voice::Json {
+        let object = serde_json::json!({ "error": message, "exit_code": code });
+        print(&mut std::io::stdout().lock(), &object.to_string());
+    }
+    complain(&format!("error: {message}"));
+}
+
 /// A line on standard error from where there is no [`Ui`]: the end of the program, and the handler of Ctrl-C.
 pub fn complain(line: &str) {
     print(&mut std::io::stderr().lock(), line);

@@ -6,6 +6,7 @@ use clap::Args;
 use crate::bytes::Bytes;
 use crate::devices::{self, DevicesConfig, Transfer};
 use crate::plan::Overrides;
+use crate::recipe::Assignment;
 
 /// What a command says on top of its recipe.
 #[derive(Debug, Args)]
@@ -13,12 +14,17 @@ pub struct RecipeDevices {
     /// The most memory that tensors may take on each GPU, such as 23GiB, whatever the recipe says.
     #[arg(long, value_name = "SIZE")]
     memory_limit: Option<Bytes>,
+    /// A setting in place of the recipe's, such as train.steps=20 or model.base=fp8. May be given more than once; paths are
+    /// taken from the recipe's folder.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<Assignment>,
 }
 
 impl RecipeDevices {
     /// What replaces settings of the recipe.
     pub fn overrides(&self) -> Overrides {
-        Overrides { memory_limit: self.memory_limit, ..Overrides::default() }
+        let settings = self.settings.clone();
+        Overrides { settings, memory_limit: self.memory_limit, ..Overrides::default() }
     }
 }
 

@@ -18,6 +18,7 @@ use crate::ui::Ui;
 
 /// Write an adapter in another format: from an adapter file, or from a checkpoint of a run.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Export {
     /// An adapter file in any style, or a file of a run's `checkpoints` folder.
     input: PathBuf,
@@ -30,9 +31,16 @@ pub struct Export {
     how: AdapterOutput,
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  tandem export runs/cat/adapters/cat.safetensors cat-kohya.safetensors --format kohya
+  tandem export runs/cat/checkpoints/step-000250.safetensors cat-250.safetensors
+  tandem export runs/cat/checkpoints/step-000250.safetensors cat_high_noise.safetensors --expert high";
+
 impl Export {
     /// Writes the file and compares what it reads back.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
+        self.how.check_output(&self.output, &[&self.input])?;
         let adapter = self.adapter(self.how.format)?;
         let (text, object) = self.how.write(&self.output, &adapter)?;
         ui.tell(&text, &object);

@@ -23,7 +23,12 @@ pub struct Fetch {
     only: Vec<Wanted>,
 }
 
-const ENVIRONMENT: &str = "The variables of Python's huggingface_hub say how the hub is reached and where its cache lies: \
+const ENVIRONMENT: &str = "\
+Examples:
+  tandem fetch Wan-AI/Wan2.1-T2V-14B
+  tandem fetch Wan-AI/Wan2.2-T2V-A14B --only dit_low,vae
+
+The variables of Python's huggingface_hub say how the hub is reached and where its cache lies: \
 HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_TOKEN (or the login of huggingface-cli), HF_HUB_OFFLINE.";
 
 impl Fetch {
@@ -43,7 +48,7 @@ impl Fetch {
 /// # Errors
 /// A recipe that cannot be read, a model that cannot be had.
 pub fn resolved(recipe: &Path, overrides: Overrides, missing: Missing, ui: &Ui) -> crate::Result<Overrides> {
-    let Recipe { model, sample, .. } = Recipe::read(recipe)?;
+    let Recipe { model, sample, .. } = Recipe::read_with(recipe, &overrides.settings)?;
     let from = recipe.parent().unwrap_or(Path::new(""));
     let clips = if sample.prompts.is_empty() { Clips::None } else { Clips::Some };
     let model_folder = folder(&model, from, clips, missing, ui)?;

@@ -4,14 +4,17 @@ mod adapter_output;
 mod base_dit;
 mod bench;
 mod cache;
+mod completions;
 mod convert;
 mod devices;
 mod doctor;
 mod export;
 mod fetch;
+mod force;
 mod inspect;
 mod merge;
 mod named;
+mod new;
 mod plan;
 mod precision;
 mod probe;
@@ -26,7 +29,7 @@ use clap::{Parser, Subcommand};
 
 use crate::error::Error;
 use crate::interrupt::INTERRUPTED;
-use crate::ui::{Ui, Voice};
+use crate::ui::{Ui, Voice, fail};
 
 /// Trains LoRA adapters for the Wan video models on few cards, and makes clips with them.
 #[derive(Debug, Parser)]
@@ -34,7 +37,8 @@ use crate::ui::{Ui, Voice};
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// One JSON object a line on standard output, for machines; notes go to standard error.
+    /// One JSON object a line on standard output, for machines; notes go to standard error. A command that fails ends with
+    /// {"error": "...", "exit_code": N}.
     #[arg(long, global = true, display_order = LAST)]
     json: bool,
 }
@@ -42,11 +46,22 @@ pub struct Arguments {
 /// Behind the options of every command.
 const LAST: usize = 900;
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 a defect or a machine that gave out; 2 something that you can put right \
-(the message says how); 130 stopped by Ctrl-C, with the state saved.";
+const EXIT_CODES: &str = "\
+Examples:
+  tandem new --model Wan-AI/Wan2.1-T2V-14B --data clips   # write a recipe for your clips and your cards
+  tandem plan clips.toml                                  # what it means, and whether it fits
+  tandem train clips.toml                                 # train; Ctrl-C saves and stops, --resume continues
+  tandem sample clips.toml --prompt \"a cat on a roof\"     # clips with the adapter that was trained
+
+Every key of a recipe is explained in recipes/README.md.
+
+Exit codes: 0 done; 1 a defect, or a machine that failed; 2 something that you can put right (the message says how); \
+130 stopped by Ctrl-C, with the state saved.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Write a commented recipe for a model, a folder of clips and the cards that are here.
+    New(new::New),
     /// Resolve a recipe: print every settled value, the buckets and a memory forecast.
     Plan(plan::Plan),
     /// Encode clips and captions, so that training can start at once.
@@ -75,6 +90,8 @@ enum Command {
     Doctor(doctor::Doctor),
     /// Measure speed and memory of one part, as JSON lines.
     Bench(bench::Bench),
+    /// Print a script that completes commands and options in a shell.
+    Completions(completions::Completions),
 }
 
 impl Arguments {
@@ -83,8 +100,9 @@ impl Arguments {
     /// # Errors
     /// Whatever stopped it; [`exit_code`] says what that exits with.
     pub fn run(self) -> Result<u8> {
-        let ui = Ui::new(if self.json { Voice::Json } else { Voice::Human });
+        let ui = Ui::new(self.voice());
         match self.command {
+            Command::New(command) => command.run(&ui),
             Command::Plan(command) => command.run(&ui),
             Command::Cache(command) => command.run(&ui),
             Command::Train(command) => command.run(&ui),
@@ -99,9 +117,31 @@ impl Arguments {
             Command::Inspect(command) => command.run(&ui),
             Command::Doctor(command) => command.run(&ui),
             Command::Bench(command) => command.run(&ui),
+            Command::Completions(command) => command.run(&ui),
         }
     }
+
+    /// Whether people or machines read the output.
+    pub fn voice(&self) -> Voice {
+        if self.json { Voice::Json } else { Voice::Human }
+    }
 }
+
+/// Reports a command line that could not be parsed, or prints the help or version that it asked for. The exit code.
+pub fn reject(error: &clap::Error) -> u8 {
+    let is_json = std::env::args_os().any(|argument| argument == "--json");
+    if error.exit_code() != 0 && is_json {
+        let message = error.render().to_string();
+        fail(Voice::Json, message.trim_start_matches("error: ").trim_end(), USAGE);
+        return USAGE;
+    }
+    // Nothing is left to tell where the terminal is gone.
+    let _ = error.print();
+    if error.exit_code() != 0 { USAGE } else { 0 }
+}
+
+/// The exit code of what the user can put right.
+const USAGE: u8 = 2;
 
 /// An error with its causes, each told once: many of ours name their cause themselves.
 pub fn explain(error: &anyhow::Error) -> String {
@@ -119,7 +159,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         Some(error) => is_users(error),
         None => false,
     });
-    if is_users { 2 } else { 1 }
+    if is_users { USAGE } else { 1 }
 }
 
 /// Whether the user can put an error right: all but the tensor library's, and defects of ours.

@@ -13,12 +13,20 @@ use crate::ui::Ui;
 
 /// Resolve a recipe and print what it means. Nothing is written.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Plan {
     /// The recipe.
     recipe: PathBuf,
     #[command(flatten)]
     devices: RecipeDevices,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tandem plan my.toml
+  tandem plan my.toml --memory-limit 22GiB   # what a smaller card would do
+
+Every key of a recipe is explained in recipes/README.md.";
 
 impl Plan {
     /// Prints the plan.

@@ -1,6 +1,6 @@
 //! `tandem sample`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
@@ -13,6 +13,7 @@ use models::weights::Checkpoint;
 
 use super::devices::StageDevices;
 use super::fetch::fetched;
+use super::force::Force;
 use super::precision::ModelPrecision;
 use crate::adapters;
 use crate::base::{BaseModel, DitFiles};
@@ -23,13 +24,14 @@ use crate::interrupt::Interrupt;
 use crate::pipeline::Pipeline;
 use crate::prompt::ClipRequest;
 use crate::sample::{
-    ClipFormat, Prompted, SampleConfig, Sampling, Share, clip_name, starting_noise, write_clips,
+    ClipFormat, Prompted, SampleConfig, Sampling, Share, clip_files, clip_name, starting_noise, write_clips,
 };
 use crate::solver::{Convention, SolverKind};
 use crate::ui::Ui;
 
 /// Make clips from prompts, many from one load of the model.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Sample {
     /// Checkpoint folder, official or diffusers layout, or a model of the Hugging Face hub as owner/name, which is fetched.
     #[arg(long)]
@@ -49,9 +51,9 @@ pub struct Sample {
     /// The picture that clips end with, for models that go from one picture to another.
     #[arg(long, value_name = "FILE", requires = "image")]
     last_image: Option<PathBuf>,
-    /// What to show.
+    /// What to show. May be given more than once, for one clip each.
     #[arg(long, required_unless_present = "prompts", conflicts_with = "prompts")]
-    prompt: Option<String>,
+    prompt: Vec<String>,
     /// A file of prompts, one a line, each with options of its own behind it:
     /// --w width --h height --f frames --d seed --s steps --l guidance --lh guidance of the expert for high noise
     /// --fs shift --i first picture --ei last picture --n negative prompt.
@@ -112,6 +114,8 @@ pub struct Sample {
     #[arg(long)]
     tiled: bool,
     #[command(flatten)]
+    force: Force,
+    #[command(flatten)]
     precision: ModelPrecision,
     #[command(flatten)]
     devices: StageDevices,
@@ -119,6 +123,12 @@ pub struct Sample {
     #[arg(long, default_value = "runs/cache")]
     cache: PathBuf,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tandem sample --model Wan-AI/Wan2.1-T2V-1.3B --prompt \"a cat on a roof\" --prompt \"a dog in the snow\"
+  tandem sample --model Wan2.1-T2V-14B --lora cat.safetensors:0.8 --prompts prompts.txt --out clips/cat
+  tandem sample --model Wan2.2-TI2V-5B --image first.png --prompt \"she turns her head\"";
 
 impl Sample {
     /// Makes the clips.
@@ -129,6 +139,9 @@ impl Sample {
         let (config, _) = model.dits.of(Expert::High).open()?;
         let habits = Habits::of(&config, model.dits.experts().is_some());
         let requests = self.requests(&config, &habits)?;
+        let names: Vec<String> =
+            requests.iter().enumerate().map(|(i, request)| clip_name(i, &request.prompt)).collect();
+        self.check_outputs(&names)?;
         let networks = self.networks(&model, &habits, ui)?;
         let stages = self.devices.config().settle(config.layers)?;
         let split = stages.open()?;
@@ -166,13 +179,31 @@ impl Sample {
         }
         let vae = with.vae()?;
         let tiling = if self.tiled { Tiling::On(Tiles::default()) } else { Tiling::Off };
-        let names = requests.iter().enumerate().map(|(i, r)| clip_name(i, &r.prompt));
-        let named: Vec<(String, Tensor)> = names.zip(sampling.latents().iter().cloned()).collect();
+        let named: Vec<(String, Tensor)> =
+            names.into_iter().zip(sampling.latents().iter().cloned()).collect();
         let fps = self.fps.unwrap_or(habits.fps);
         let written = write_clips(&self.out, &vae, tiling, &named, fps, &self.format)?;
         let lines: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
         ui.tell(&lines.join("\n"), &serde_json::json!({ "files": written }));
         Ok(0)
+    }
+
+    /// Makes the folder and tries it, before anything is loaded; what is there is not overwritten without `--force`.
+    fn check_outputs(&self, names: &[String]) -> crate::Result<()> {
+        for file in clip_files(&self.out, names, &self.format) {
+            self.force.check(&file, "--out")?;
+        }
+        if let Some(path) = &self.save_latents {
+            self.force.check(path, "--save-latents")?;
+        }
+        let io = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Io { action, path, source }
+        };
+        std::fs::create_dir_all(&self.out).map_err(io("create the folder", &self.out))?;
+        let probe = self.out.join(format!(".tandem-{}.tmp", std::process::id()));
+        std::fs::write(&probe, b"").map_err(io("write into", &self.out))?;
+        std::fs::remove_file(&probe).map_err(io("remove", &probe))
     }
 
     /// The networks that the clips go through, in order.
@@ -243,18 +274,13 @@ impl Sample {
             last_image: self.last_image.clone(),
             ..settings.request(habits, [width, height], frames, self.seed)
         };
-        let requests = match (&self.prompt, &self.prompts) {
-            (_, Some(path)) => {
-                let io = |source| Error::Io { action: "read the prompts", path: path.clone(), source };
-                let from = path.parent().unwrap_or("".as_ref());
-                base.from_lines(&std::fs::read_to_string(path).map_err(io)?, from)?
+        let requests = match &self.prompts {
+            Some(path) => base.from_file(path, "--prompts")?,
+            None => {
+                let request = |prompt: &String| ClipRequest { prompt: prompt.clone(), ..base.clone() };
+                self.prompt.iter().map(request).collect()
             }
-            (prompt, None) => vec![ClipRequest { prompt: prompt.clone().unwrap_or_default(), ..base }],
         };
-        if requests.is_empty() {
-            let key = "--prompts".to_owned();
-            return Err(Error::Setting { key, why: "the file holds no prompt".into() }.into());
-        }
         for request in &requests {
             request.check(habits.multiple())?;
             request.check_pictures(config)?;

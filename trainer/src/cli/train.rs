@@ -14,6 +14,7 @@ use crate::ui::Ui;
 
 /// Train an adapter. Clips that are not cached are encoded first. Ctrl-C finishes the step, saves and stops.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Train {
     /// The recipe.
     recipe: PathBuf,
@@ -23,6 +24,14 @@ pub struct Train {
     #[command(flatten)]
     devices: RecipeDevices,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tandem train my.toml
+  tandem train my.toml --resume   # continue the newest run of this recipe
+  tandem --json train my.toml     # a JSON object for each step
+
+Every key of a recipe is explained in recipes/README.md.";
 
 impl Train {
     /// Trains to the end, or until Ctrl-C.

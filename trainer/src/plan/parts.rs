@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use data::{Dataset, Order};
 use models::adapter::{LoraConfig, Target};
 use models::dit::{DitConfig, Pictures};
 use models::expert::Expert;
@@ -54,6 +55,26 @@ pub(super) fn sample_plan(
         formats,
         clips,
     })
+}
+
+/// Puts steps in place of `train.epochs`: as many as show every clip of `dataset` that often.
+///
+/// # Errors
+/// No epochs at all, and more steps than can be counted.
+pub(super) fn settle_steps(train: &mut TrainConfig, dataset: &Dataset, seed: u64) -> Result<()> {
+    let refuse = |why: &str| Err(Error::Setting { key: "train.epochs".into(), why: why.into() });
+    let Some(epochs) = train.epochs.take() else { return Ok(()) };
+    let items = dataset.order_items(&dataset.split().0);
+    let batches = Order::new(items, seed, train.batch).batches_per_epoch();
+    match epochs.checked_mul(batches) {
+        Some(0) if epochs == 0 => refuse("must be at least 1"),
+        Some(0) => refuse("how many steps an epoch has depends on the clips: give train.steps, or the clips"),
+        Some(micro_batches) => {
+            train.steps = micro_batches.div_ceil(train.accumulate as u64);
+            Ok(())
+        }
+        None => refuse("is more than can be counted"),
+    }
 }
 
 /// Settles what `train` leaves to the model; the networks that are trained, of which every one can draw its noise levels and
