@@ -14,6 +14,7 @@ mod clip;
 mod data_cache;
 mod data_decode;
 mod data_import;
+mod data_limits;
 mod data_pipeline;
 mod dit;
 mod experts;
