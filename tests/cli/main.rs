@@ -5,6 +5,7 @@
 
 mod adapters;
 mod clips;
+mod concurrent;
 mod desk;
 mod experts;
 mod machines;
