@@ -10,6 +10,7 @@ mod adapter_tools;
 mod arena;
 mod base;
 mod bench;
+mod bounds;
 mod checkpoints;
 mod clip;
 mod data_cache;
