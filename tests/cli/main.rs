@@ -5,11 +5,14 @@
 
 mod adapters;
 mod clips;
+mod concurrent;
 mod desk;
 mod experts;
+mod hostile;
 mod machines;
 mod models;
 mod outputs;
 mod pictures;
 mod recipes;
 mod runs;
+mod stops;

@@ -139,3 +139,81 @@ fn ctrl_c_finishes_the_step_saves_and_exits_130() {
     assert_eq!(metrics.lines().count() as u64, last);
     desk.assert_no_temporary_files();
 }
+
+#[test]
+fn a_damaged_checkpoint_is_named_with_the_one_to_go_back_to() {
+    let desk = Desk::new();
+    desk.change("[train]\nsteps = 2", "[train]\nsteps = 4");
+    desk.succeed(&TRAIN);
+    let newest = desk.path("run/checkpoints/step-000004.safetensors");
+    let mut bytes = fs::read(&newest).unwrap();
+    let whole = bytes.clone();
+    let middle = bytes.len() - 1000;
+    bytes[middle] ^= 4;
+    fs::write(&newest, bytes).unwrap();
+    desk.change("[train]\nsteps = 4", "[train]\nsteps = 6");
+    let told =
+        ["step-000004.safetensors is damaged", "does not match its checksum", "step-000002.safetensors"];
+    desk.refuse(&RESUME, &told);
+    fs::remove_file(&newest).unwrap();
+    let resumed = desk.succeed(&RESUME);
+    assert!(resumed.stdout.contains("after step 2"), "{}", resumed.stdout);
+    let again = fs::read(&newest).unwrap();
+    let data = |bytes: &[u8]| bytes[bytes.len() - 1000..].to_vec();
+    assert_eq!(data(&again), data(&whole), "the step is not made again as it was");
+}
+
+/// What a process that was killed left half-written goes away when its run is resumed, and nothing else.
+#[test]
+fn temporary_files_of_killed_processes_are_removed() {
+    let desk = Desk::new();
+    desk.succeed(&TRAIN);
+    let stray = [
+        "run/.plan.toml.77-0.tmp",
+        "run/checkpoints/.step-000030.safetensors.999999-0.tmp",
+        "run/adapters/..r.safetensors.4242.unverified.tmp.4242-0.tmp",
+        "run/adapters/.r.safetensors.4242.unverified.tmp",
+    ];
+    stray.iter().for_each(|path| desk.write(path, "half"));
+    desk.write("run/.notes.tmp", "mine");
+    // In a cache others may be writing: only what is old, and whose process is gone.
+    let own = format!("cache/.a.safetensors.{}-0.tmp", std::process::id());
+    let cached =
+        ["cache/.content-hashes.json.999999-0.tmp", "cache/.b.safetensors.999999-1.tmp", own.as_str()];
+    for path in cached {
+        desk.write(path, "half");
+        if !path.contains(".b.") {
+            let old = std::time::SystemTime::now() - std::time::Duration::from_secs(120);
+            fs::File::options().write(true).open(desk.path(path)).unwrap().set_modified(old).unwrap();
+        }
+    }
+    desk.change("[train]\nsteps = 2", "[train]\nsteps = 4");
+    let resumed = desk.succeed(&RESUME);
+    assert!(resumed.stderr.contains("removed 4 half-written"), "{}", resumed.stderr);
+    assert!(stray.iter().all(|path| !desk.path(path).exists()) && desk.path("run/.notes.tmp").exists());
+    desk.write("clips/b.txt", "another caption");
+    desk.succeed(&["cache", "recipe.toml"]);
+    let left: Vec<bool> = cached.iter().map(|path| desk.path(path).exists()).collect();
+    assert_eq!(left, [false, true, true]);
+}
+
+/// The adapter goes before its checkpoint: a disk that is full then must not name a file that nobody knows.
+#[test]
+fn a_full_disk_at_an_adapter_says_what_to_do() {
+    let desk = Desk::new();
+    desk.change("rank = 2", "rank = 32");
+    desk.change("every_steps = 2", "every_steps = 1\n\n[export]\nprecision = \"float32\"");
+    desk.succeed(&["cache", "recipe.toml"]);
+    let script = "trap '' XFSZ; ulimit -f 48; exec \"$0\" \"$@\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_tandem")]).args(TRAIN);
+    let outcome: Outcome = command.current_dir(desk.path("")).output().unwrap().into();
+    outcome.assert_refused(&[
+        "recipe_step-000001.safetensors",
+        "could not be written",
+        "make room",
+        "--resume",
+    ]);
+    assert!(!outcome.stderr.contains("unverified"), "{}", outcome.stderr);
+    desk.assert_no_temporary_files();
+}

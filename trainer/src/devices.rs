@@ -84,7 +84,10 @@ impl DevicesConfig {
             true => (0..count).map(|i| (i + 1) * layers / count - i * layers / count).collect(),
             false => self.split.clone(),
         };
-        if split.len() != count || split.iter().sum::<usize>() != layers || split.contains(&0) {
+        if split.len() != count
+            || split.iter().any(|blocks| !(1..=layers).contains(blocks))
+            || split.iter().sum::<usize>() != layers
+        {
             return Err(Error::Setting {
                 key: "devices.split".into(),
                 why: format!("{split:?} does not give {layers} blocks to {count} stages, at least one each"),

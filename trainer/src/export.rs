@@ -51,7 +51,8 @@ pub fn write(
     for &style in &plan.export.formats {
         file.metadata = provenance.metadata(style);
         let path = folder.join(file_name(&plan.run.name, style, part));
-        files::write(&path, &file, style, plan.export.precision)?;
+        files::write(&path, &file, style, plan.export.precision)
+            .map_err(|cause| Error::NotExported { path: path.clone(), cause: Box::new(cause.into()) })?;
         written.push(path);
     }
     Ok(written)

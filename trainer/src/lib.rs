@@ -8,6 +8,7 @@ pub mod background;
 pub mod base;
 pub mod batch;
 pub mod bench;
+pub mod bounds;
 pub mod bytes;
 pub mod checkpoint;
 pub mod cli;

@@ -1,11 +1,12 @@
 //! The plan: what a recipe means. Every default is settled here, once; it is printed, stored with the run, and after
 //! that nothing reads the recipe, the environment or the clock to decide behaviour.
 
+mod found;
 mod parts;
 
 use std::path::{Path, PathBuf};
 
-use data::{DataConfig, Dataset, SizeMultiple};
+use data::{DataConfig, DataError, Dataset, SizeMultiple, Watch};
 use models::adapter::{LoraConfig, Target};
 use models::dit::DitConfig;
 use models::expert::Expert;
@@ -14,17 +15,20 @@ use sha2::{Digest, Sha256};
 
 use crate::adapters;
 use crate::base::BaseModel;
+use crate::bounds;
 use crate::bytes::Bytes;
 use crate::devices::DevicesConfig;
 use crate::error::{Error, Result};
 use crate::forecast::Task;
 use crate::habits::Habits;
+use crate::interrupt::Interrupt;
 use crate::like::Taken;
 use crate::memory::{self, Forecast, Machine, MemoryPlan};
 use crate::optim::OptimizerConfig;
 use crate::prompt::ClipRequest;
 use crate::recipe::{Assignment, CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig, existing};
 use crate::sample::{ClipFormat, Share};
+use found::{former_digest, long_captions, summary};
 use parts::{networks, sample_plan, settle_shares, settle_steps, trained_shares};
 
 /// A settled run.
@@ -83,6 +87,9 @@ pub struct DatasetPlan {
     pub items: usize,
     /// Items of the held-out loss.
     pub held_out: usize,
+    /// With `data.bad = "skip"`: each clip that was left out, with the reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<String>,
     /// SHA-256 over names, captions, windows and buckets.
     pub digest: String,
 }
@@ -145,6 +152,8 @@ pub struct Planned {
     pub forecast: Forecast,
     /// What the recipe leaves to the plan.
     pub open: Open,
+    /// What the digest of the same data was in earlier versions, where those would see the same clips.
+    pub former_digest: Option<String>,
     /// The defaults that came with `train.like`.
     pub taken: Vec<Taken>,
     /// What the recipe names without use, a line each.
@@ -161,7 +170,7 @@ pub struct Open {
 }
 
 /// What a command line says in place of a recipe's settings; `None` leaves the recipe's.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default)]
 pub struct Overrides {
     /// Any key, of `--set`; the others win over it.
     pub settings: Vec<Assignment>,
@@ -169,6 +178,8 @@ pub struct Overrides {
     pub memory_limit: Option<Bytes>,
     /// `model.folder`, where the recipe names a model of the hub.
     pub model_folder: Option<PathBuf>,
+    /// Asked while clips are read, which may take long.
+    pub interrupt: Interrupt,
 }
 
 impl Overrides {
@@ -181,17 +192,23 @@ impl Overrides {
 }
 
 impl Planned {
-    /// Takes over what `stored`, the plan of a run that goes on, settled for the same devices and the same wishes: the
-    /// machine may have more or less memory free today, and the run's numbers must not depend on that.
+    /// Takes over what `stored`, the plan of a run that goes on, settled for the same devices and the same wishes, each of
+    /// what the recipe leaves open by itself: the machine may have more or less memory free today, and the run's numbers
+    /// must not depend on that.
     pub fn keep_to(&mut self, stored: &Plan) {
         let plan = &mut self.plan;
         let without_split = |devices: &DevicesConfig| DevicesConfig { split: Vec::new(), ..devices.clone() };
         let wishes = |memory: &MemoryPlan| (memory.keep, memory.offload, memory.host_memory);
         let is_same = without_split(&stored.devices) == without_split(&plan.devices)
             && wishes(&stored.memory) == wishes(&plan.memory);
-        if is_same && self.open == (Open { split: true, ffn_tokens: true }) {
+        if is_same && (self.open.split || plan.devices.split == stored.devices.split) {
             plan.devices.split.clone_from(&stored.devices.split);
-            plan.memory = stored.memory.clone();
+            let ffn_tokens =
+                if self.open.ffn_tokens { stored.memory.ffn_tokens } else { plan.memory.ffn_tokens };
+            plan.memory = MemoryPlan { ffn_tokens, ..stored.memory.clone() };
+        }
+        if self.former_digest.as_ref() == Some(&stored.dataset.digest) {
+            plan.dataset.digest.clone_from(&stored.dataset.digest);
         }
     }
 }
@@ -220,13 +237,15 @@ impl Plan {
         check_numbers(&recipe)?;
         let mut model = recipe.model.settle(from, recipe.devices.processor())?;
         let dit = model.check()?;
-        let notes = recipe.model.unused(&dit);
+        let mut notes = recipe.model.unused(&dit);
         model.boundary = model.expert.map(|_| model.boundary_of(&dit));
 
         let habits = Habits::of(&dit, model.dits.experts().is_some());
         let mut data = recipe.data;
-        let dataset = read_data(&mut data, from, &habits, progress)?;
+        let watch = Watch { progress, is_stopped: &|| overrides.interrupt.is_asked() };
+        let dataset = read_data(&mut data, from, &habits, watch)?;
         let found = summary(&dataset)?;
+        notes.extend(long_captions(&dataset, &model)?);
 
         let adapter = adapters::settled(recipe.adapter, from)?;
         let targets = adapter.select(&dit.adaptable_modules())?;
@@ -256,8 +275,7 @@ impl Plan {
             latents: shapes.there.first().map_or((1, 1, 1), |(_, latents)| *latents),
             networks: networks(&shares, &model, &sample),
         };
-        let host = recipe.memory.host_memory.map(|host| host.0);
-        let machine = Machine::here(&devices, task.base, &dit, host);
+        let machine = Machine::here(&devices, task.base, &dit, recipe.memory.host_memory.map(|host| host.0));
         let open =
             Open { split: recipe.devices.split.is_empty(), ffn_tokens: recipe.memory.ffn_tokens.is_none() };
         let given = (!open.split).then_some(devices.split.as_slice());
@@ -281,6 +299,7 @@ impl Plan {
             plan,
             dit,
             targets,
+            former_digest: former_digest(&dataset),
             dataset,
             forecast: settled.forecast,
             open,
@@ -373,6 +392,7 @@ fn flatten(value: &toml::Value, key: String, leaves: &mut std::collections::BTre
 fn check_numbers(recipe: &Recipe) -> Result<()> {
     let refuse = |key: &str, why: &str| Err(Error::Setting { key: key.into(), why: why.into() });
     let (adapter, train) = (&recipe.adapter, &recipe.train);
+    bounds::check(recipe)?;
     if adapter.factor == Some(0) {
         return refuse("adapter.factor", "must be at least 1");
     }
@@ -403,19 +423,18 @@ fn check_numbers(recipe: &Recipe) -> Result<()> {
 }
 
 /// Reads the clips of `data`, and settles what it leaves open. Paths begin in `from`.
-fn read_data(
-    data: &mut DataConfig,
-    from: &Path,
-    habits: &Habits,
-    progress: &mut dyn FnMut(usize, usize),
-) -> Result<Dataset> {
+fn read_data(data: &mut DataConfig, from: &Path, habits: &Habits, mut watch: Watch) -> Result<Dataset> {
     data.folder.iter_mut().for_each(|place| *place = from.join(&*place));
     if let Some(import) = &mut data.import {
         *import = existing("data.import", from, import)?;
     }
     data.fps.get_or_insert(habits.fps);
     let multiple = SizeMultiple::new(habits.multiple());
-    let dataset = Dataset::build(data, multiple, habits.fps, progress)?;
+    let dataset =
+        Dataset::build_watched(data, multiple, habits.fps, &mut watch).map_err(|error| match error {
+            DataError::Stopped => Error::Interrupted,
+            error => error.into(),
+        })?;
     (data.sizes, data.frames) = (dataset.sizes.clone(), dataset.frames.clone());
     Ok(dataset)
 }
@@ -450,31 +469,6 @@ fn ordered(clips: impl Iterator<Item = (u32, u32, u32)>, habits: &Habits) -> Vec
         (format!("{width}x{height}, {frames} frames"), habits.latents(frames, height, width))
     };
     clips.into_iter().map(shape).collect()
-}
-
-/// What `dataset` came to.
-///
-/// # Errors
-/// [`Error::NothingToTrainOn`].
-fn summary(dataset: &Dataset) -> Result<DatasetPlan> {
-    let held_out = |source: usize| dataset.sources[source].item.held_out;
-    let mut hash = Sha256::new();
-    for window in &dataset.windows {
-        let item = &dataset.sources[window.source].item;
-        let line = (&item.id, &item.caption, window.bucket, window.start, item.repeats, item.held_out);
-        hash.update(format!("{line:?}\n"));
-        hash.update(format!("{:?}\n", dataset.source_frames(window)));
-    }
-    let held = dataset.windows.iter().filter(|w| held_out(w.source)).count();
-    if dataset.windows.len() == held {
-        return Err(Error::NothingToTrainOn);
-    }
-    Ok(DatasetPlan {
-        clips: dataset.sources.len(),
-        items: dataset.windows.len() - held,
-        held_out: held,
-        digest: hex(&hash.finalize()),
-    })
 }
 
 /// Lower-case hexadecimal digits.

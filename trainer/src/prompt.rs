@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use models::dit::{DitConfig, Pictures};
 use serde::{Deserialize, Serialize};
 
+use crate::bounds;
 use crate::error::{Error, Result};
 use crate::solver::{Convention, SolverKind};
 
@@ -50,6 +51,7 @@ impl ClipRequest {
     /// # Errors
     /// Naming the value and the nearest valid ones.
     pub fn check(&self, multiple: u32) -> Result<()> {
+        bounds::check_clip(self)?;
         let (w, h) = (self.width, self.height);
         if w == 0 || h == 0 || w % multiple != 0 || h % multiple != 0 {
             let nearest = data::SizeMultiple::new(multiple).nearest(w, h);
@@ -63,10 +65,7 @@ impl ClipRequest {
             return Err(Error::Setting { key: "frames of a clip".into(), why });
         }
         crate::solver::Schedule::new(self.solver, self.convention, self.steps, self.shift)?;
-        match [self.guidance, self.guidance_high].into_iter().find(|guidance| !guidance.is_finite()) {
-            None => Ok(()),
-            Some(bad) => Err(Error::Setting { key: "guidance".into(), why: format!("{bad} is no number") }),
-        }
+        Ok(())
     }
 
     /// Checks that the clip has the pictures that `dit` takes.

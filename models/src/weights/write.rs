@@ -212,10 +212,14 @@ impl Drop for Temporary {
     }
 }
 
+/// Bytes of a file's name that go into that of its temporary file: file systems allow 255 in all.
+const NAME_BYTES: usize = 128;
+
 /// A name beside `path` that no other write of this or another process uses.
 fn sibling(path: &Path) -> PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = &name[..name.floor_char_boundary(NAME_BYTES)];
     let n = COUNT.fetch_add(1, Ordering::Relaxed);
     path.with_file_name(format!(".{name}.{}-{n}.tmp", std::process::id()))
 }

@@ -29,6 +29,7 @@ use clap::{Parser, Subcommand};
 
 use crate::error::Error;
 use crate::interrupt::INTERRUPTED;
+use crate::solver::SolverError;
 use crate::ui::{Ui, Voice, fail};
 
 /// Trains LoRA adapters for the Wan video models on few cards, and makes clips with them.
@@ -56,7 +57,7 @@ Examples:
 Every key of a recipe is explained in recipes/README.md.
 
 Exit codes: 0 done; 1 a defect, or a machine that failed; 2 something that you can put right (the message says how); \
-130 stopped by Ctrl-C, with the state saved.";
+130 stopped by Ctrl-C, with the state saved; 131 stopped at once by a second Ctrl-C, without.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -162,14 +163,34 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     if is_users { USAGE } else { 1 }
 }
 
-/// Whether the user can put an error right: all but the tensor library's, and defects of ours.
+/// Whether the user can put an error right. What is not listed here is a defect of ours or a machine that gave out.
 fn is_users(error: &Error) -> bool {
     match error {
-        Error::Tensor(_) | Error::GpuLost { .. } => false,
-        Error::NeighbourStopped | Error::MissingGradient { .. } => false,
-        Error::Model(models::Error::Tensor(_)) => false,
-        Error::NotSaved { cause, .. } => is_users(cause),
+        Error::NotSaved { cause, .. } | Error::NotExported { cause, .. } => is_users(cause),
         Error::Io { source, .. } => !matches!(source.kind(), ErrorKind::OutOfMemory),
-        _ => true,
+        // Settings, and files that are named in them.
+        Error::Recipe { .. }
+        | Error::Setting { .. }
+        | Error::PromptOption { .. }
+        | Error::NotThere { .. } => true,
+        Error::NoModelFolder { .. } | Error::ModelFolderIsFile { .. } | Error::NoModelPart { .. } => true,
+        Error::TwoExperts { .. } | Error::WhichExpert { .. } | Error::ProbeInput { .. } => true,
+        Error::Model(
+            models::Error::Weights(_) | models::Error::AdapterFile(_) | models::Error::Mismatch(_),
+        ) => true,
+        Error::Data(_) | Error::Hub(_) | Error::NothingToTrainOn | Error::Split { .. } => true,
+        Error::Solver(error) => !matches!(error, SolverError::Tensor(_)),
+        // Memory and devices.
+        Error::OutOfMemory { .. } | Error::TooLarge { .. } => true,
+        Error::NoGpu { .. } | Error::NoLibrary { .. } | Error::OldDriver { .. } | Error::NoCuda { .. } => {
+            true
+        }
+        // The run.
+        Error::NothingToResume { .. } | Error::PlanChanged { .. } | Error::PlanText { .. } => true,
+        Error::RunInUse { .. } | Error::LogCut { .. } | Error::Tensorboard(_) => true,
+        Error::DamagedCheckpoint { .. } | Error::NotACheckpoint { .. } | Error::ForeignCheckpoint => true,
+        Error::CacheEntryGone { .. } | Error::NonFiniteLatents { .. } => true,
+        Error::NonFiniteLoss { .. } | Error::NonFiniteGradient { .. } => true,
+        _ => false,
     }
 }

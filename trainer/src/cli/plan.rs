@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use data::Footage;
 use models::expert::Expert;
 
 use super::devices::RecipeDevices;
@@ -34,11 +35,17 @@ impl Plan {
         let overrides = resolved(&self.recipe, self.devices.overrides(), Missing::Tell, ui)?;
         let planned = make(&self.recipe, &overrides, ui)?;
         let forecast = &planned.forecast;
-        let object = serde_json::json!({ "plan": planned.plan, "memory": forecast });
+        let footage = planned.dataset.footage();
+        let object = serde_json::json!({
+            "plan": planned.plan,
+            "memory": forecast,
+            "footage": { "seconds_found": footage.found, "seconds_trained": footage.trained },
+        });
         let text = format!(
-            "{}\n{}\n{}{forecast}",
+            "{}\n{}\n{}{}{forecast}",
             planned.plan.to_toml()?,
             buckets(&planned),
+            in_words(&footage),
             experts(&planned.plan)?
         );
         ui.tell(&text, &object);
@@ -59,6 +66,11 @@ pub fn make(recipe: &std::path::Path, overrides: &Overrides, ui: &Ui) -> crate::
         }
     })?;
     planned.notes.iter().chain(&planned.dataset.notes).for_each(|note| ui.note(note));
+    let skipped = &planned.dataset.skipped;
+    if !skipped.is_empty() {
+        let lines: String = skipped.iter().map(|clip| format!("\n  {clip}")).collect();
+        ui.note(&format!("left out, because they cannot be used ({}):{lines}", skipped.len()));
+    }
     if let Some(like) = planned.plan.train.like {
         let taken = planned.taken.iter().map(|taken| format!("\n  {taken}")).collect::<String>();
         ui.note(&format!("as in {}, where the recipe says nothing:{taken}", like.name()));
@@ -86,6 +98,31 @@ pub fn experts(plan: &plan::Plan) -> crate::Result<String> {
         ));
     }
     Ok(text)
+}
+
+/// Clips that are named because most of them is not trained.
+const LISTED: usize = 5;
+
+/// How much of the clips' time is trained, and of which clips least; nothing for stills alone.
+fn in_words(footage: &Footage) -> String {
+    if footage.found == 0.0 {
+        return String::new();
+    }
+    let mut text = format!("footage: {:.1} s of {:.1} s are trained", footage.trained, footage.found);
+    if !footage.cut.is_empty() {
+        text.push_str("; data.extract, data.windows and data.frames say which part");
+    }
+    for (id, trained, found) in footage.cut.iter().take(LISTED) {
+        text.push_str(&format!("\n  {id}: {trained:.1} s of {found:.1} s"));
+    }
+    if footage.cut.len() > LISTED {
+        text.push_str(&format!(
+            "\n  and {} more of which less than half is trained",
+            footage.cut.len() - LISTED
+        ));
+    }
+    text.push('\n');
+    text
 }
 
 /// The buckets as a table.

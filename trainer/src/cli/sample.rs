@@ -20,7 +20,7 @@ use crate::base::{BaseModel, DitFiles};
 use crate::encode::{Encoded, Encoding};
 use crate::error::Error;
 use crate::habits::Habits;
-use crate::interrupt::Interrupt;
+use crate::interrupt::{Interrupt, OnStop};
 use crate::pipeline::Pipeline;
 use crate::prompt::ClipRequest;
 use crate::sample::{
@@ -134,7 +134,7 @@ impl Sample {
     /// Makes the clips.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
         let folder = fetched(&self.model, ui)?;
-        let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
+        let interrupt = Interrupt::listen_to(OnStop::Leave).context("cannot listen for Ctrl-C")?;
         let model = self.precision.model(&folder).settle("".as_ref(), self.devices.config().processor())?;
         let (config, _) = model.dits.of(Expert::High).open()?;
         let habits = Habits::of(&config, model.dits.experts().is_some());

@@ -8,7 +8,8 @@ use clap::Args;
 use super::devices::RecipeDevices;
 use super::fetch::{Missing, resolved};
 use super::plan::{buckets, experts, make};
-use crate::interrupt::{INTERRUPTED, Interrupt};
+use crate::interrupt::{INTERRUPTED, Interrupt, OnStop};
+use crate::plan::Overrides;
 use crate::run::{self, Ending, RunFolder};
 use crate::ui::Ui;
 
@@ -38,12 +39,14 @@ impl Train {
     pub fn run(&self, ui: &Ui) -> Result<u8> {
         // Before Ctrl-C is listened for: it ends fetching at once, which loses nothing.
         let overrides = resolved(&self.recipe, self.devices.overrides(), Missing::Fetch, ui)?;
-        let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
+        let interrupt = Interrupt::listen_to(OnStop::Save).context("cannot listen for Ctrl-C")?;
+        let overrides = Overrides { interrupt: interrupt.clone(), ..overrides };
         let mut planned = make(&self.recipe, &overrides, ui)?;
         let folder = match self.resume {
             true => RunFolder::resume(&mut planned, |line| ui.note(line))?,
             false => RunFolder::begin(&mut planned.plan)?,
         };
+        folder.warning().into_iter().for_each(|line| ui.note(line));
         let plan = &planned.plan;
         ui.say(&format!(
             "{}: {} on {} clips ({} windows), {} steps of {} x {}, rank {} on {} modules, stages {}",

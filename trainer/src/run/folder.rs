@@ -8,15 +8,21 @@ use crate::error::{Error, Result};
 use crate::lr::LrSchedule;
 use crate::plan::{Difference, Plan, Planned};
 
-/// The folder of a run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+use super::lock::{self, RunLock};
+
+/// The folder of a run, locked for this process until it is dropped.
+#[derive(Debug)]
 pub struct RunFolder {
     root: PathBuf,
+    lock: RunLock,
 }
 
 /// Plan keys that a run may change when it goes on: none of them reaches back into the steps that were made.
-const MAY_CHANGE: [&str; 11] = [
+const MAY_CHANGE: [&str; 13] = [
     "tandem",
+    // What is left out shows in the digest.
+    "data.bad",
+    "dataset.skipped",
     "run.",
     "checkpoint.",
     "sample.",
@@ -30,19 +36,21 @@ const MAY_CHANGE: [&str; 11] = [
 ];
 
 impl RunFolder {
-    /// A new folder for `plan` (its own, or that with a number behind it where a run lies there), with the plan in it.
+    /// A new folder for `plan` (its own, or that with a number behind it where a run lies there), with the plan in it. Of
+    /// processes that begin at the same time each gets its own.
     ///
     /// # Errors
     /// When it cannot be made.
     pub fn begin(plan: &mut Plan) -> Result<Self> {
         let wanted = plan.run.folder.clone();
         let numbered = |n: usize| if n == 1 { wanted.clone() } else { with_number(&wanted, n) };
-        let free = (1..).map(numbered).find(|folder| !is_run(folder)).unwrap_or(wanted.clone());
-        plan.run.folder = free.clone();
-        let folder = Self { root: free };
+        let (root, lock) = lock::claim(numbered, is_run)?;
+        plan.run.folder.clone_from(&root);
+        let folder = Self { root, lock };
         for path in [folder.checkpoints(), folder.root.join("samples"), folder.adapters()] {
             fs::create_dir_all(&path).map_err(|source| Error::Io { action: "create", path, source })?;
         }
+        folder.remove_leftovers()?;
         folder.store(plan)?;
         Ok(folder)
     }
@@ -51,14 +59,16 @@ impl RunFolder {
     /// allowed.
     ///
     /// # Errors
-    /// When there is no run to go on with, or its plan differs where it must not: all differences are listed.
+    /// When there is no run to go on with, another process works on it, or its plan differs where it must not: all
+    /// differences are listed.
     pub fn resume(planned: &mut Planned, note: impl Fn(&str)) -> Result<Self> {
         let wanted = planned.plan.run.folder.clone();
         let numbered = (2..).map(|n| with_number(&wanted, n)).take_while(|folder| is_run(folder));
         let newest = std::iter::once(wanted.clone()).chain(numbered).filter(|folder| is_run(folder)).last();
         let root = newest.ok_or_else(|| Error::NothingToResume { folder: wanted.clone() })?;
-        planned.plan.run.folder = root.clone();
-        let folder = Self { root };
+        planned.plan.run.folder.clone_from(&root);
+        let lock = RunLock::acquire(&root)?;
+        let folder = Self { root, lock };
         let stored = Plan::read(&folder.plan())?;
         planned.keep_to(&stored);
         let plan = &planned.plan;
@@ -68,12 +78,24 @@ impl RunFolder {
         if !refused.is_empty() {
             return Err(Error::PlanChanged { changes: refused.iter().map(in_words).collect() });
         }
+        let leftovers = folder.remove_leftovers()?;
+        if leftovers > 0 {
+            note(&format!("removed {leftovers} half-written file(s) of a process that was killed"));
+        }
         allowed.iter().for_each(|difference| note(&format!("changed since the run began: {difference}")));
         if checkpoint::newest(&folder.checkpoints())?.is_none() {
             note("the run has no checkpoint yet: it begins anew");
         }
         folder.store(plan)?;
         Ok(folder)
+    }
+
+    /// What the user must know where the file system has no locks.
+    pub fn warning(&self) -> Option<&'static str> {
+        self.lock.is_void.then_some(
+            "the file system of the run folder has no file locks: nothing stops a second process from resuming this run \
+             while it is going on",
+        )
     }
 
     /// The folder itself.
@@ -131,6 +153,31 @@ impl RunFolder {
     /// TensorBoard's events.
     pub fn events(&self) -> PathBuf {
         self.root.join("events.out.tfevents.tandem")
+    }
+
+    /// Removes what processes that were killed left half-written; how many files. The lock says that none of them runs.
+    fn remove_leftovers(&self) -> Result<usize> {
+        let mut folders = vec![self.root.clone(), self.checkpoints()];
+        // PEFT adapters and sets of clips are folders.
+        for parent in [self.adapters(), self.root.join("samples")] {
+            let Ok(entries) = fs::read_dir(&parent) else { continue };
+            let below = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+            folders.extend(below.filter(|path| path.is_dir()));
+            folders.push(parent);
+        }
+        let mut removed = 0;
+        for folder in folders.iter().filter(|folder| folder.is_dir()) {
+            let io = |source| Error::Io { action: "list", path: folder.clone(), source };
+            for leftover in data::atomic::leftovers(folder).map_err(io)? {
+                if self.lock.is_void && !leftover.is_abandoned() {
+                    continue;
+                }
+                let path = leftover.path;
+                fs::remove_file(&path).map_err(|source| Error::Io { action: "remove", path, source })?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
     }
 
     fn store(&self, plan: &Plan) -> Result<()> {

@@ -4,6 +4,7 @@ mod clip_adapter;
 mod evaluate;
 mod folder;
 mod learners;
+mod lock;
 mod log;
 mod samples;
 mod saving;

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use super::encode::encode;
 use super::error::AdapterFileError;
 use super::{AdapterFile, Precision, Style, verify_written};
-use crate::Result;
-use crate::weights::{tensor_hash, write_atomically, write_safetensors};
+use crate::weights::{WeightsError, tensor_hash, write_atomically, write_safetensors};
+use crate::{Error, Result};
 
 /// The tensors of a PEFT folder.
 const PEFT_FILE: &str = "adapter_model.safetensors";
@@ -45,7 +45,13 @@ pub fn write(path: &Path, adapter: &AdapterFile, style: Style, precision: Precis
         metadata.insert("modelspec.hash_sha256".to_owned(), format!("0x{hash}"));
         metadata.insert("sshs_model_hash".to_owned(), hash);
     }
-    write_safetensors(&unverified.0, named(), &metadata)?;
+    write_safetensors(&unverified.0, named(), &metadata).map_err(|error| match error {
+        // The user knows the file by the name that it is to get.
+        Error::Weights(WeightsError::Io { source, .. }) => {
+            AdapterFileError::Io { path: path.to_owned(), source }.into()
+        }
+        error => error,
+    })?;
     let io = |source| AdapterFileError::Io { path: path.to_owned(), source };
     let largest_error = verify_written(&unverified.0, adapter, precision)?;
     let bytes = std::fs::metadata(&unverified.0).map_err(io)?.len();
@@ -85,12 +91,16 @@ fn write_peft_config(folder: &Path, adapter: &AdapterFile) -> Result<()> {
     write_atomically(&path, |out| Ok(out.write_all(format!("{config:#}\n").as_bytes()).map_err(write)?))
 }
 
+/// Bytes of a file's name that go into that of its temporary file: file systems allow 255 in all.
+const NAME_BYTES: usize = 100;
+
 /// A file that is removed when dropped, unless it was renamed.
 struct Unverified(PathBuf);
 
 impl Unverified {
     fn beside(path: &Path) -> Self {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = &name[..name.floor_char_boundary(NAME_BYTES)];
         Self(path.with_file_name(format!(".{name}.{}.unverified.tmp", std::process::id())))
     }
 }
