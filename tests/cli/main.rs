@@ -13,3 +13,4 @@ mod outputs;
 mod pictures;
 mod recipes;
 mod runs;
+mod sampling;

@@ -16,6 +16,7 @@ mod data_decode;
 mod data_import;
 mod data_pipeline;
 mod dit;
+mod estimate;
 mod experts;
 mod export;
 mod fp8_files;

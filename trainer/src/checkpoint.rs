@@ -124,6 +124,15 @@ pub fn load(path: &Path) -> Result<(Progress, States)> {
     Ok((progress, states))
 }
 
+/// The steps of the checkpoints of a folder, ascending.
+///
+/// # Errors
+/// A folder that cannot be listed.
+pub fn steps(folder: &Path) -> Result<Vec<u64>> {
+    let step = |path: PathBuf| path.file_stem()?.to_str()?.strip_prefix("step-")?.parse().ok();
+    Ok(all(folder)?.into_iter().filter_map(step).collect())
+}
+
 /// The newest checkpoint of a folder.
 pub fn newest(folder: &Path) -> Result<Option<PathBuf>> {
     Ok(all(folder)?.pop())

@@ -421,7 +421,7 @@ fn read_data(
 }
 
 /// Name and folders of the run of the recipe at `path`.
-fn run_plan(run: RunConfig, path: &Path, seed: u64) -> RunPlan {
+pub(crate) fn run_plan(run: RunConfig, path: &Path, seed: u64) -> RunPlan {
     let from = path.parent().unwrap_or(Path::new(""));
     let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
     let name = run.name.or(stem).unwrap_or_else(|| "run".into());

@@ -64,6 +64,14 @@ pub fn fetched(model: &Path, ui: &Ui) -> crate::Result<PathBuf> {
     Ok(folder(&config, Path::new(""), Clips::Some, Missing::Fetch, ui)?.unwrap_or_else(|| model.to_owned()))
 }
 
+/// The folder of the model of a recipe in the folder `from`, whole, where that is one of the hub: fetched if need be.
+///
+/// # Errors
+/// A model that cannot be had.
+pub fn fetched_for(model: &ModelConfig, from: &Path, ui: &Ui) -> crate::Result<Option<PathBuf>> {
+    folder(model, from, Clips::Some, Missing::Fetch, ui)
+}
+
 /// Endings of the names of files, which no model of the hub has.
 const FILES: [&str; 5] = ["safetensors", "pth", "pt", "gguf", "json"];
 

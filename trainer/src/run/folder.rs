@@ -54,9 +54,7 @@ impl RunFolder {
     /// When there is no run to go on with, or its plan differs where it must not: all differences are listed.
     pub fn resume(planned: &mut Planned, note: impl Fn(&str)) -> Result<Self> {
         let wanted = planned.plan.run.folder.clone();
-        let numbered = (2..).map(|n| with_number(&wanted, n)).take_while(|folder| is_run(folder));
-        let newest = std::iter::once(wanted.clone()).chain(numbered).filter(|folder| is_run(folder)).last();
-        let root = newest.ok_or_else(|| Error::NothingToResume { folder: wanted.clone() })?;
+        let root = newest(&wanted).ok_or_else(|| Error::NothingToResume { folder: wanted.clone() })?;
         planned.plan.run.folder = root.clone();
         let folder = Self { root };
         let stored = Plan::read(&folder.plan())?;
@@ -163,6 +161,12 @@ fn may_change(stored: &Plan, plan: &Plan, key: &str) -> bool {
     }
     let is_length = key == "train.steps" && plan.optimizer.schedule == LrSchedule::Constant;
     is_length || (key != "run.seed" && MAY_CHANGE.iter().any(|prefix| key.starts_with(prefix)))
+}
+
+/// The newest run of those that were begun in `wanted` or beside it with a number.
+pub fn newest(wanted: &Path) -> Option<PathBuf> {
+    let numbered = (2..).map(|n| with_number(wanted, n)).take_while(|folder| is_run(folder));
+    std::iter::once(wanted.to_owned()).chain(numbered).filter(|folder| is_run(folder)).last()
 }
 
 fn is_run(folder: &Path) -> bool {

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::Device;
 
-pub use folder::{RunFolder, changed_settings};
+pub use folder::{RunFolder, changed_settings, newest};
 pub(crate) use step::{UpdateSettings, update};
 
 use crate::background::Background;
