@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod adapters;
+mod assumed;
 mod clips;
+mod comfy;
 mod desk;
 mod experts;
 mod machines;

@@ -152,6 +152,10 @@ impl Run<'_> {
         let mut saved_at = Instant::now();
         while self.progress.step < steps {
             if interrupt.is_asked() {
+                if self.progress.step == 0 && self.folder.is_untouched()? {
+                    bar.finish();
+                    return Ok(Ending::Interrupted);
+                }
                 self.save(Keep::State)?;
                 self.finish_saving()?;
                 return self.stopped(&bar);
