@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod adapters;
+mod assumed;
 mod clips;
+mod comfy;
 mod concurrent;
 mod desk;
 mod experts;
@@ -15,4 +17,5 @@ mod outputs;
 mod pictures;
 mod recipes;
 mod runs;
+mod sampling;
 mod stops;

@@ -102,6 +102,46 @@ fn a_checkpoint_that_cannot_be_written_stops_the_run() {
     );
 }
 
+/// Neither an error nor Ctrl-C before the first step leaves a folder, which the next attempt would be numbered behind.
+#[test]
+fn a_run_that_never_began_leaves_no_folder() {
+    let desk = Desk::new();
+    desk.change("cache = \"cache\"", "cache = \"clips/a.txt/cache\"");
+    desk.refuse(&TRAIN, &["a.txt/cache"]);
+    assert!(!desk.path("run").exists());
+    desk.change("cache = \"clips/a.txt/cache\"", "cache = \"cache\"");
+    // Clips before the first step that would take for ever.
+    desk.change(
+        "[checkpoint]",
+        "[sample]\nprompts = [\"a cloud\"]\nsteps = 900\nguidance = 1\n\n[checkpoint]",
+    );
+    desk.change("frames = [5]", "frames = [5]\nfps = 16");
+    desk.change("steps = 900", "steps = 900\nsize = [256, 256]\nframes = 81");
+    let mut child = desk.command(&TRAIN).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    while !lines.next().unwrap().unwrap().contains("run folder: run") {}
+    assert!(desk.path("run").is_dir());
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let outcome: Outcome = child.wait_with_output().unwrap().into();
+    assert_eq!(outcome.code, Some(130), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("nothing was trained: run is removed"), "{}", outcome.stderr);
+    assert!(!desk.path("run").exists());
+}
+
+#[test]
+fn a_run_is_resumed_by_its_folder() {
+    let desk = Desk::new();
+    desk.succeed(&TRAIN);
+    desk.succeed(&TRAIN);
+    desk.change("[train]\nsteps = 2", "[train]\nsteps = 3");
+    let told = desk.succeed(&["train", "recipe.toml", "--resume=run"]).stdout;
+    assert!(told.contains("run/checkpoints/step-000002") && told.contains("done: 3 steps"), "{told}");
+    assert!(desk.path("run/checkpoints/step-000003.safetensors").is_file());
+    assert!(!desk.path("run-2/checkpoints/step-000003.safetensors").exists());
+    desk.refuse(&["train", "recipe.toml", "--resume=clips"], &["no run in clips"]);
+}
+
 #[test]
 fn ctrl_c_finishes_the_step_saves_and_exits_130() {
     let desk = Desk::new();

@@ -19,6 +19,7 @@ mod data_import;
 mod data_limits;
 mod data_pipeline;
 mod dit;
+mod estimate;
 mod experts;
 mod export;
 mod fp8_files;

@@ -227,6 +227,15 @@ fn before(path: &Path) -> Option<PathBuf> {
     all.into_iter().take(at).next_back()
 }
 
+/// The steps of the checkpoints of a folder, ascending.
+///
+/// # Errors
+/// A folder that cannot be listed.
+pub fn steps(folder: &Path) -> Result<Vec<u64>> {
+    let step = |path: PathBuf| path.file_stem()?.to_str()?.strip_prefix("step-")?.parse().ok();
+    Ok(all(folder)?.into_iter().filter_map(step).collect())
+}
+
 /// The newest checkpoint of a folder.
 pub fn newest(folder: &Path) -> Result<Option<PathBuf>> {
     Ok(all(folder)?.pop())

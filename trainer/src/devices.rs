@@ -122,6 +122,18 @@ impl DevicesConfig {
         Ok(stages)
     }
 
+    /// Checks that the stages of a config, settled or not, can be used here, without opening them.
+    ///
+    /// # Errors
+    /// Another name, a GPU in a build without CUDA, or a GPU that cannot be used.
+    pub fn check(&self) -> Result<()> {
+        self.stages.iter().try_for_each(|name| match DeviceName::parse(name)? {
+            DeviceName::Cpu => Ok(()),
+            DeviceName::Cuda(_) if !cfg!(feature = "cuda") => Err(Error::NoCuda { name: name.clone() }),
+            DeviceName::Cuda(index) => check_gpu(index),
+        })
+    }
+
     /// Whether the stages of a config, settled or not, are GPUs.
     pub fn processor(&self) -> Processor {
         let is_cpu = |name: &str| name == "cpu";

@@ -202,7 +202,10 @@ pub enum Error {
         why: String,
     },
     /// A GPU was asked for in a build that has none.
-    #[error("{name}: this build is without CUDA; build it with `--features cuda`, or use \"cpu\"")]
+    #[error(
+        "{name}: this build is without CUDA; build it with `--features cuda`, or use \"cpu\"; `tandem plan --on 24GiB` \
+         (or 2x4090) plans for cards that are not here"
+    )]
     NoCuda {
         /// The device.
         name: String,

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use models::adapter::Adapters;
 use models::adapter::files::{self, AdapterFile, Precision, Provenance, Style};
+use models::adapter::{Adapters, Delta, Kind, complete};
 use models::expert::Expert;
 
 use crate::base::Trained;
-use crate::checkpoint;
+use crate::checkpoint::{self, states_of};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::run::RunFolder;
@@ -59,7 +59,7 @@ pub fn write(
 }
 
 /// The name of an adapter file of the run `run`.
-fn file_name(run: &str, style: Style, Part { label, expert }: Part) -> String {
+pub fn file_name(run: &str, style: Style, Part { label, expert }: Part) -> String {
     let mark = |text: Option<&str>| text.map(|text| format!("_{text}")).unwrap_or_default();
     let (label, of) = (mark(label), mark(expert.map(Expert::suffix)));
     // PEFT's is a folder.
@@ -100,6 +100,36 @@ pub fn commands(plan: &Plan, folder: &RunFolder, step: u64) -> Vec<String> {
 pub fn shell_line(words: &[&str]) -> String {
     // Only a null byte cannot be quoted, and no path holds one.
     shlex::try_join(words.iter().copied()).unwrap_or_else(|_| words.join(" "))
+}
+
+/// The adapter that a checkpoint of a run holds, with the header of a file of `style`; of two experts that of `expert`.
+///
+/// # Errors
+/// A file that is no checkpoint of a run, and a run without its plan.
+pub fn of_checkpoint(checkpoint: &Path, expert: Option<Expert>, style: Style) -> Result<AdapterFile> {
+    let (progress, states) = checkpoint::load(checkpoint)?;
+    let run = checkpoint.parent().and_then(Path::parent).unwrap_or(Path::new(""));
+    let plan = Plan::read(&run.join("plan.toml"))?;
+    let states = states_of(&states, expert.filter(|_| plan.shares().len() > 1));
+    let provenance = Provenance { expert, ..provenance(&plan, progress.step, progress.cursor.epoch)? };
+    let mut file = AdapterFile { metadata: provenance.metadata(style), ..AdapterFile::default() };
+    let config = &plan.adapter;
+    // Every tensor of a module stands behind its name; each kind has one that begins it.
+    let ends = [".lora_A.weight", ".hada_w1_a", ".lokr_w1"];
+    let modules = states.keys().filter_map(|name| ends.iter().find_map(|end| name.strip_suffix(end)));
+    for module in modules {
+        let find = |name: &str| states.get(&format!("{module}.{name}")).map(|state| state.parameter.clone());
+        let delta = Delta::from_tensors(config.kind, config.scale(), find).ok_or(Error::ForeignCheckpoint)?;
+        file.modules.insert(module.to_owned(), delta.to_change(None)?);
+    }
+    if config.kind == Kind::Dora {
+        let (_, weights) = match expert {
+            Some(expert) => plan.model.dits.of(expert).open()?,
+            None => plan.model.open_dit()?,
+        };
+        complete(&mut file, &weights)?;
+    }
+    Ok(file)
 }
 
 /// Where the adapter of a run comes from, after `steps` steps in `epochs` epochs.

@@ -1,6 +1,8 @@
 //! The plan: what a recipe means. Every default is settled here, once; it is printed, stored with the run, and after
 //! that nothing reads the recipe, the environment or the clock to decide behaviour.
 
+mod assumed;
+mod difference;
 mod found;
 mod parts;
 
@@ -19,17 +21,20 @@ use crate::bounds;
 use crate::bytes::Bytes;
 use crate::devices::DevicesConfig;
 use crate::error::{Error, Result};
-use crate::forecast::Task;
 use crate::habits::Habits;
 use crate::interrupt::Interrupt;
 use crate::like::Taken;
-use crate::memory::{self, Forecast, Machine, MemoryPlan};
+use crate::memory::{self, Cards, Forecast, Machine, MemoryPlan};
 use crate::optim::OptimizerConfig;
 use crate::prompt::ClipRequest;
+use crate::published::Published;
 use crate::recipe::{Assignment, CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig, existing};
 use crate::sample::{ClipFormat, Share};
+pub use difference::Difference;
+
+use assumed::{missing_clips, no_data, settled_model};
 use found::{former_digest, long_captions, summary};
-use parts::{networks, sample_plan, settle_shares, settle_steps, trained_shares};
+use parts::{networks, sample_plan, settle_shares, settle_steps, task, trained_shares};
 
 /// A settled run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -180,6 +185,10 @@ pub struct Overrides {
     pub model_folder: Option<PathBuf>,
     /// Asked while clips are read, which may take long.
     pub interrupt: Interrupt,
+    /// Cards that are planned for in place of those that are here.
+    pub cards: Option<Cards>,
+    /// The published model that is planned for in place of files.
+    pub assume: Option<Published>,
 }
 
 impl Overrides {
@@ -187,6 +196,9 @@ impl Overrides {
         recipe.devices.memory_limit = self.memory_limit.or(recipe.devices.memory_limit);
         if let Some(folder) = &self.model_folder {
             recipe.model.folder = Some(folder.clone());
+        }
+        if let Some(cards) = &self.cards {
+            recipe.devices = cards.devices(&recipe.devices);
         }
     }
 }
@@ -235,16 +247,19 @@ impl Plan {
         overrides.apply(&mut recipe);
         let from = path.parent().unwrap_or(Path::new(""));
         check_numbers(&recipe)?;
-        let mut model = recipe.model.settle(from, recipe.devices.processor())?;
-        let dit = model.check()?;
-        let mut notes = recipe.model.unused(&dit);
+        let (mut model, dit, mut notes) = settled_model(&recipe, from, overrides)?;
         model.boundary = model.expert.map(|_| model.boundary_of(&dit));
 
         let habits = Habits::of(&dit, model.dits.experts().is_some());
         let mut data = recipe.data;
         let watch = Watch { progress, is_stopped: &|| overrides.interrupt.is_asked() };
-        let dataset = read_data(&mut data, from, &habits, watch)?;
-        let found = summary(&dataset)?;
+        let (dataset, found) = match missing_clips(&data, from, overrides) {
+            Some(note) => {
+                notes.push(note);
+                no_data(&mut data, &habits)
+            }
+            None => read_data(&mut data, from, &habits, watch)?,
+        };
         notes.extend(long_captions(&dataset, &model)?);
 
         let adapter = adapters::settled(recipe.adapter, from)?;
@@ -262,20 +277,13 @@ impl Plan {
         let run = run_plan(recipe.run, path, seed);
         let devices = recipe.devices.settle(dit.layers)?;
         let shapes = shapes(&data, &dataset, &habits);
-        let task = Task {
-            dit: &dit,
-            base: model.precision.dit(),
-            targets: &targets,
-            kind: adapter.kind,
-            factor: adapter.factor,
-            rank: adapter.rank(),
-            dropout: adapter.dropout > 0.0,
-            batch: train.batch,
-            accumulate: train.accumulate,
-            latents: shapes.there.first().map_or((1, 1, 1), |(_, latents)| *latents),
-            networks: networks(&shares, &model, &sample),
+        let networks = networks(&shares, &model, &sample);
+        let task = task((&model, &dit), (&adapter, &targets), &train, &shapes, networks);
+        let host = recipe.memory.host_memory.map(|host| host.0);
+        let machine = match &overrides.cards {
+            Some(cards) => cards.machine(&devices, task.base, &dit, host),
+            None => Machine::here(&devices, task.base, &dit, host),
         };
-        let machine = Machine::here(&devices, task.base, &dit, recipe.memory.host_memory.map(|host| host.0));
         let open =
             Open { split: recipe.devices.split.is_empty(), ffn_tokens: recipe.memory.ffn_tokens.is_none() };
         let given = (!open.split).then_some(devices.split.as_slice());
@@ -336,57 +344,6 @@ impl Plan {
     pub fn hash(&self) -> Result<String> {
         Ok(hex(&Sha256::digest(self.to_toml()?)))
     }
-
-    /// What differs in `later`, as `key: here -> there`.
-    pub fn differences(&self, later: &Self) -> Result<Vec<Difference>> {
-        let flat = |plan: &Self| -> Result<std::collections::BTreeMap<String, String>> {
-            let value = toml::Value::try_from(plan).map_err(|e| Error::PlanText { why: e.to_string() })?;
-            let mut leaves = std::collections::BTreeMap::new();
-            flatten(&value, String::new(), &mut leaves);
-            Ok(leaves)
-        };
-        let (before, after) = (flat(self)?, flat(later)?);
-        let keys: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
-        let none = || "(not set)".to_owned();
-        let changed = keys.into_iter().filter(|key| before.get(*key) != after.get(*key));
-        Ok(changed
-            .map(|key| Difference {
-                key: key.clone(),
-                before: before.get(key).cloned().unwrap_or_else(none),
-                after: after.get(key).cloned().unwrap_or_else(none),
-            })
-            .collect())
-    }
-}
-
-/// A key of two plans that differ.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Difference {
-    /// Dotted key.
-    pub key: String,
-    /// Value in the stored plan.
-    pub before: String,
-    /// Value now.
-    pub after: String,
-}
-
-impl std::fmt::Display for Difference {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(f, "{}: {} -> {}", self.key, self.before, self.after)
-    }
-}
-
-fn flatten(value: &toml::Value, key: String, leaves: &mut std::collections::BTreeMap<String, String>) {
-    let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
-    match value {
-        toml::Value::Table(table) => table.iter().for_each(|(name, v)| flatten(v, below(name), leaves)),
-        toml::Value::Array(list) if list.iter().any(toml::Value::is_table) => {
-            list.iter().enumerate().for_each(|(i, v)| flatten(v, below(&i.to_string()), leaves));
-        }
-        leaf => {
-            leaves.insert(key, leaf.to_string());
-        }
-    }
 }
 
 fn check_numbers(recipe: &Recipe) -> Result<()> {
@@ -423,7 +380,12 @@ fn check_numbers(recipe: &Recipe) -> Result<()> {
 }
 
 /// Reads the clips of `data`, and settles what it leaves open. Paths begin in `from`.
-fn read_data(data: &mut DataConfig, from: &Path, habits: &Habits, mut watch: Watch) -> Result<Dataset> {
+fn read_data(
+    data: &mut DataConfig,
+    from: &Path,
+    habits: &Habits,
+    mut watch: Watch,
+) -> Result<(Dataset, DatasetPlan)> {
     data.folder.iter_mut().for_each(|place| *place = from.join(&*place));
     if let Some(import) = &mut data.import {
         *import = existing("data.import", from, import)?;
@@ -436,11 +398,12 @@ fn read_data(data: &mut DataConfig, from: &Path, habits: &Habits, mut watch: Wat
             error => error.into(),
         })?;
     (data.sizes, data.frames) = (dataset.sizes.clone(), dataset.frames.clone());
-    Ok(dataset)
+    let found = summary(&dataset)?;
+    Ok((dataset, found))
 }
 
 /// Name and folders of the run of the recipe at `path`.
-fn run_plan(run: RunConfig, path: &Path, seed: u64) -> RunPlan {
+pub(crate) fn run_plan(run: RunConfig, path: &Path, seed: u64) -> RunPlan {
     let from = path.parent().unwrap_or(Path::new(""));
     let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
     let name = run.name.or(stem).unwrap_or_else(|| "run".into());

@@ -77,6 +77,24 @@ impl StageDevices {
     }
 }
 
+impl StageDevices {
+    /// `config`, which a run or a recipe has, with what is said here.
+    pub fn over(&self, config: &DevicesConfig) -> DevicesConfig {
+        let own = self.config();
+        let split = match (own.stages.is_empty(), own.split.is_empty()) {
+            (true, true) => config.split.clone(),
+            _ => own.split,
+        };
+        DevicesConfig {
+            stages: if own.stages.is_empty() { config.stages.clone() } else { own.stages },
+            split,
+            memory_limit: own.memory_limit.or(config.memory_limit),
+            transfer: if own.transfer == Transfer::Auto { config.transfer } else { own.transfer },
+            deterministic: own.deterministic || config.deterministic,
+        }
+    }
+}
+
 impl OneDevice {
     /// Opens it.
     ///

@@ -9,7 +9,9 @@ use models::expert::Expert;
 
 use super::devices::RecipeDevices;
 use super::fetch::{Missing, resolved};
+use crate::memory::Cards;
 use crate::plan::{self, Overrides, Planned};
+use crate::published::Published;
 use crate::ui::Ui;
 
 /// Resolve a recipe and print what it means. Nothing is written.
@@ -18,6 +20,13 @@ use crate::ui::Ui;
 pub struct Plan {
     /// The recipe.
     recipe: PathBuf,
+    /// Plan for cards that are not here: an amount of memory, such as 24GiB or 2x24GiB, or cards by name, such as 2x4090 or
+    /// 3090,4090.
+    #[arg(long, value_name = "CARDS")]
+    on: Option<Cards>,
+    /// Plan for a published model whose files are not here. Models of the hub that a recipe names are assumed without it.
+    #[arg(long, value_enum, value_name = "MODEL")]
+    assume: Option<Published>,
     #[command(flatten)]
     devices: RecipeDevices,
 }
@@ -26,13 +35,17 @@ const EXAMPLES: &str = "\
 Examples:
   tandem plan my.toml
   tandem plan my.toml --memory-limit 22GiB   # what a smaller card would do
+  tandem plan my.toml --on 2x4090            # on cards that are not here
+  tandem plan my.toml --on 24GiB --assume t2v-14b --set train.accumulate=2
 
 Every key of a recipe is explained in recipes/README.md.";
 
 impl Plan {
     /// Prints the plan.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
-        let overrides = resolved(&self.recipe, self.devices.overrides(), Missing::Tell, ui)?;
+        let (cards, assume) = (self.on.clone(), self.assume);
+        let overrides = Overrides { cards, assume, ..self.devices.overrides() };
+        let overrides = resolved(&self.recipe, overrides, Missing::Tell, ui)?;
         let planned = make(&self.recipe, &overrides, ui)?;
         let forecast = &planned.forecast;
         let footage = planned.dataset.footage();
@@ -46,12 +59,16 @@ impl Plan {
             planned.plan.to_toml()?,
             buckets(&planned),
             in_words(&footage),
+            captions(&planned),
             experts(&planned.plan)?
         );
         ui.tell(&text, &object);
         Ok(0)
     }
 }
+
+/// Captions that a plan shows.
+const CAPTIONS: usize = 3;
 
 /// Settles a recipe with a bar over the reading of the clips.
 pub fn make(recipe: &std::path::Path, overrides: &Overrides, ui: &Ui) -> crate::Result<Planned> {
@@ -123,6 +140,18 @@ fn in_words(footage: &Footage) -> String {
     }
     text.push('\n');
     text
+}
+
+/// The first captions as they are trained, with prefix and trigger.
+fn captions(planned: &Planned) -> String {
+    let sources = &planned.dataset.sources;
+    let line = |source: &data::Source| format!("  {}: {}\n", source.item.id, source.item.caption);
+    let lines: String = sources.iter().take(CAPTIONS).map(line).collect();
+    match sources.len() {
+        0 => String::new(),
+        1..=CAPTIONS => format!("captions as they are trained:\n{lines}"),
+        more => format!("captions as they are trained, {CAPTIONS} of {more}:\n{lines}"),
+    }
 }
 
 /// The buckets as a table.

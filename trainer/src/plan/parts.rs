@@ -11,7 +11,8 @@ use super::{ClipAdapterPlan, SamplePlan};
 use crate::adapters::{self, INIT_FROM, INIT_FROM_HIGH, INIT_FROM_LOW};
 use crate::base::{BaseModel, Trained};
 use crate::error::{Error, Result};
-use crate::forecast::Networks;
+use crate::forecast::{Networks, Task};
+use crate::memory::Shapes;
 use crate::prompt::ClipRequest;
 use crate::recipe::{TrainConfig, existing};
 use crate::sample::{SampleConfig, Share};
@@ -95,6 +96,29 @@ pub(super) fn settle_shares(
         adapters::check_beginning(key, path, adapter, (targets, dit))?;
     }
     Ok(shares)
+}
+
+/// A step of the largest bucket that there is, else of the largest that there could be.
+pub(super) fn task<'a>(
+    (model, dit): (&BaseModel, &'a DitConfig),
+    (adapter, targets): (&LoraConfig, &'a [Target]),
+    train: &TrainConfig,
+    shapes: &Shapes,
+    networks: Networks,
+) -> Task<'a> {
+    Task {
+        dit,
+        base: model.precision.dit(),
+        targets,
+        kind: adapter.kind,
+        factor: adapter.factor,
+        rank: adapter.rank(),
+        dropout: adapter.dropout > 0.0,
+        batch: train.batch,
+        accumulate: train.accumulate,
+        latents: shapes.there.first().or(shapes.possible.first()).map_or((1, 1, 1), |shape| shape.1),
+        networks,
+    }
 }
 
 /// The networks that the memory must hold, as long as nothing says that they do not fit.

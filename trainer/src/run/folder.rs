@@ -55,17 +55,21 @@ impl RunFolder {
         Ok(folder)
     }
 
-    /// The newest run of `plan`, to go on with; the plan's changes are told through `note`, and kept where they are
+    /// The run in the folder `named`, else the newest run of `plan`, to go on with; the plan's changes are told through `note`, and kept where they are
     /// allowed.
     ///
     /// # Errors
     /// When there is no run to go on with, another process works on it, or its plan differs where it must not: all
     /// differences are listed.
-    pub fn resume(planned: &mut Planned, note: impl Fn(&str)) -> Result<Self> {
+    pub fn resume(planned: &mut Planned, named: Option<&Path>, note: impl Fn(&str)) -> Result<Self> {
         let wanted = planned.plan.run.folder.clone();
-        let numbered = (2..).map(|n| with_number(&wanted, n)).take_while(|folder| is_run(folder));
-        let newest = std::iter::once(wanted.clone()).chain(numbered).filter(|folder| is_run(folder)).last();
-        let root = newest.ok_or_else(|| Error::NothingToResume { folder: wanted.clone() })?;
+        let root = match named {
+            Some(folder) if !is_run(folder) => {
+                return Err(Error::NothingToResume { folder: folder.to_owned() });
+            }
+            Some(folder) => folder.to_owned(),
+            None => newest(&wanted).ok_or_else(|| Error::NothingToResume { folder: wanted.clone() })?,
+        };
         planned.plan.run.folder.clone_from(&root);
         let lock = RunLock::acquire(&root)?;
         let folder = Self { root, lock };
@@ -96,6 +100,31 @@ impl RunFolder {
             "the file system of the run folder has no file locks: nothing stops a second process from resuming this run \
              while it is going on",
         )
+    }
+
+    /// Whether nothing was made in it that is worth keeping: no step, and no clip.
+    ///
+    /// # Errors
+    /// A log that cannot be read.
+    pub fn is_untouched(&self) -> Result<bool> {
+        let path = self.metrics();
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(source) => return Err(Error::Io { action: "read", path, source }),
+        };
+        let mut rows = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let has_steps = rows.any(|row| row["step"].as_u64().is_some_and(|step| step > 0));
+        Ok(!has_steps && !self.samples(0).join(crate::sample::CONTACT_SHEET).is_file())
+    }
+
+    /// Removes the folder of a run that never began.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn discard(self) -> Result<()> {
+        let path = self.root;
+        fs::remove_dir_all(&path).map_err(|source| Error::Io { action: "remove", path, source })
     }
 
     /// The folder itself.
@@ -210,6 +239,12 @@ fn may_change(stored: &Plan, plan: &Plan, key: &str) -> bool {
     }
     let is_length = key == "train.steps" && plan.optimizer.schedule == LrSchedule::Constant;
     is_length || (key != "run.seed" && MAY_CHANGE.iter().any(|prefix| key.starts_with(prefix)))
+}
+
+/// The newest run of those that were begun in `wanted` or beside it with a number.
+pub fn newest(wanted: &Path) -> Option<PathBuf> {
+    let numbered = (2..).map(|n| with_number(wanted, n)).take_while(|folder| is_run(folder));
+    std::iter::once(wanted.to_owned()).chain(numbered).filter(|folder| is_run(folder)).last()
 }
 
 fn is_run(folder: &Path) -> bool {

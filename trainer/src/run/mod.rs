@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::Device;
 
-pub use folder::{RunFolder, changed_settings};
+pub use folder::{RunFolder, changed_settings, newest};
 pub(crate) use step::{UpdateSettings, update};
 
 use crate::background::Background;
@@ -153,6 +153,10 @@ impl Run<'_> {
         let mut saved_at = Instant::now();
         while self.progress.step < steps {
             if interrupt.is_asked() {
+                if self.progress.step == 0 && self.folder.is_untouched()? {
+                    bar.finish();
+                    return Ok(Ending::Interrupted);
+                }
                 self.save(Keep::State)?;
                 self.finish_saving()?;
                 return self.stopped(&bar);

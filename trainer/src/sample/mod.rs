@@ -1,6 +1,7 @@
 //! Sampling: clips from prompts through the stages that also train.
 
 mod config;
+pub mod estimate;
 mod latents;
 mod output;
 mod shares;
