@@ -51,6 +51,8 @@ pub struct Buckets {
     stride: Option<u32>,
 }
 
+/// Windows of one clip at most.
+const MAX_WINDOWS: usize = 1_000_000;
 /// Windows of `extract = "uniform"` where the recipe gives no number.
 const DEFAULT_WINDOWS: u32 = 4;
 
@@ -103,6 +105,21 @@ impl Buckets {
         let area = |[width, height]: [u32; 2]| u64::from(width) * u64::from(height);
         let covered = near().filter(|size| size[0] <= width && size[1] <= height);
         covered.max_by_key(|&size| area(size)).or_else(|| near().min_by_key(|&size| area(size)))
+    }
+
+    /// What is wrong with a clip of `frames` frames that gives more windows than are kept in memory.
+    pub(crate) fn too_many(&self, frames: usize) -> Option<String> {
+        let step = self.stride.unwrap_or_else(|| self.shortest()).max(1) as usize;
+        let windows = match self.extract {
+            Extract::Sliding => frames / step,
+            _ => 1,
+        };
+        (windows > MAX_WINDOWS).then(|| {
+            format!(
+                "its {frames} frames give {windows} windows, and at most {MAX_WINDOWS} are taken from one clip: set a larger \
+                 data.stride"
+            )
+        })
     }
 
     /// First frames of the windows of `length` frames in a clip of `frames` frames, ascending and distinct.

@@ -89,14 +89,42 @@ impl Cache {
         &self.folder
     }
 
-    /// Asks before hours of encoding whether their result can be kept.
+    /// Asks before hours of encoding whether their result can be kept, and removes what writers that died left
+    /// half-written.
     ///
     /// # Errors
     /// [`DataError::CacheReadOnly`].
     pub fn check_writable(&self) -> Result<()> {
-        let probe = self.folder.join("writable");
-        let attempt = atomic::write(&probe, |_| Ok(())).and_then(|()| std::fs::remove_file(&probe));
-        attempt.map_err(|source| DataError::CacheReadOnly { folder: self.folder.clone(), source })
+        let refused = |source| DataError::CacheReadOnly { folder: self.folder.clone(), source };
+        // Under a name of its own: other processes may ask at the same time.
+        let probe = self.folder.join(format!("writable-{}", std::process::id()));
+        atomic::write(&probe, |_| Ok(())).map_err(refused)?;
+        match std::fs::remove_file(&probe) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(refused(error)),
+            _ => {}
+        }
+        self.remove_leftovers().map_err(DataError::io("remove temporary files in", &self.folder))
+    }
+
+    /// Removes temporary files whose writers are gone.
+    fn remove_leftovers(&self) -> std::io::Result<()> {
+        let mut folders = vec![self.folder.clone()];
+        for entry in std::fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                folders.push(entry.path());
+            }
+        }
+        for folder in folders {
+            for leftover in atomic::leftovers(&folder)?.iter().filter(|leftover| leftover.is_abandoned()) {
+                match std::fs::remove_file(&leftover.path) {
+                    // Another process was faster.
+                    Err(error) if error.kind() == ErrorKind::NotFound => {}
+                    other => other?,
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Whether a file for the entry exists, unverified: good enough for a forecast, not for use.

@@ -6,7 +6,7 @@ use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
 use crate::bucket::Bucket;
-use crate::decode::{Frame, FrameStream};
+use crate::decode::{Frame, FrameStream, PixelAspect};
 use crate::error::{DataError, Result};
 
 /// One training item as pixels.
@@ -37,17 +37,27 @@ impl Clip {
     }
 }
 
-/// Scales a frame until it just covers `width` x `height`, with an antialiased Lanczos filter, and cuts out the centre.
-/// Gives `height * width * 3` bytes; `None` for a frame whose bytes do not fit its size.
-pub fn cover(frame: Frame, width: u32, height: u32) -> Option<Vec<u8>> {
+/// Scales a frame whose pixels have the shape `pixel_aspect` until it just covers `width` x `height`, with an antialiased
+/// Lanczos filter, and cuts out the centre. Gives `height * width * 3` bytes; `None` for a frame whose bytes do not fit its
+/// size.
+pub fn cover(frame: Frame, pixel_aspect: PixelAspect, width: u32, height: u32) -> Option<Vec<u8>> {
     let source = ImageRef::new(frame.width, frame.height, &frame.rgb, PixelType::U8x3).ok()?;
-    if (frame.width, frame.height) == (width, height) {
+    if (frame.width, frame.height) == (width, height) && pixel_aspect.is_square() {
         return Some(frame.rgb);
     }
     let mut target = Image::new(width, height, PixelType::U8x3);
     // Cropping to the target's aspect first, at fractions of a pixel, is the same as cropping afterwards, and less work.
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
-    Resizer::new().resize(&source, &mut target, &options.fit_into_destination(None)).ok()?;
+    let options = match pixel_aspect.is_square() {
+        true => options.fit_into_destination(None),
+        false => {
+            let (w, h) = (f64::from(frame.width), f64::from(frame.height));
+            let aspect = f64::from(width) / f64::from(height) / pixel_aspect.ratio();
+            let (across, down) = (w.min(h * aspect), h.min(w / aspect));
+            options.crop((w - across) / 2.0, (h - down) / 2.0, across, down)
+        }
+    };
+    Resizer::new().resize(&source, &mut target, &options).ok()?;
     Some(target.into_vec())
 }
 
@@ -66,8 +76,9 @@ pub(crate) struct Unfinished {
 /// frame is scaled once and the windows finish in the order in which they start.
 pub(crate) struct Cutter {
     pub path: std::path::PathBuf,
-    /// Displayed size that every frame must have.
+    /// Size that every frame must have.
     pub size: (u32, u32),
+    pub pixel_aspect: PixelAspect,
     pub frames: FrameStream,
     pub next_frame: usize,
     /// Sorted by first wanted frame.
@@ -118,7 +129,7 @@ impl Cutter {
         else {
             return Ok(());
         };
-        let pixels = cover(frame, bucket.width, bucket.height);
+        let pixels = cover(frame, self.pixel_aspect, bucket.width, bucket.height);
         let pixels = pixels.ok_or_else(|| DataError::unreadable(&self.path, "a frame is incomplete"))?;
         for unfinished in &mut self.unfinished {
             while wants(unfinished) {
@@ -140,7 +151,7 @@ mod tests {
         let row: Vec<u8> =
             [[255, 0, 0], [0, 255, 0], [0, 0, 255]].iter().flat_map(|rgb| rgb.repeat(8)).collect();
         let frame = Frame { width: 24, height: 8, rgb: row.repeat(8), time: 0.0 };
-        let pixels = cover(frame, 8, 8).unwrap();
+        let pixels = cover(frame, PixelAspect::SQUARE, 8, 8).unwrap();
         assert!(pixels.chunks(3).all(|pixel| pixel == [0, 255, 0]));
         let bucket = Bucket { width: 8, height: 8, frames: 1 };
         let clip = Clip { source: String::new(), caption: String::new(), bucket, start: 0, pixels };

@@ -27,6 +27,10 @@ pub struct DataConfig {
     /// Where captions come from. Default `auto`: the folder's metadata file where there is one, text files elsewhere.
     #[serde(default)]
     pub captions: CaptionSource,
+    /// What happens to clips that cannot be used: damaged ones, those that need an ffmpeg that is not there, those without a
+    /// caption, those shorter than every length. Default `refuse`: one error that lists them all.
+    #[serde(default)]
+    pub bad: Unfit,
     /// Whether a clip may have an empty caption. Default `refuse`.
     #[serde(default)]
     pub empty_captions: EmptyCaptions,
@@ -86,6 +90,17 @@ pub enum CaptionSource {
     Txt,
     /// Only `metadata.jsonl` or `metadata.csv`; text files are ignored.
     Metadata,
+}
+
+/// What happens to clips that cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unfit {
+    /// They are an error, all named at once with the reasons.
+    #[default]
+    Refuse,
+    /// They are left out, and listed with the reasons in the plan and at the start of a run.
+    Skip,
 }
 
 /// Whether captions may be empty.
@@ -163,6 +178,10 @@ impl SizeMultiple {
 /// A bound on sizes and lengths, so that a slip of the keyboard is an answer and not an exhausted memory.
 const MAX_SIDE: u32 = 8192;
 const MAX_FRAMES: u32 = 4097;
+const MAX_WINDOWS: u32 = 10_000;
+const MAX_STRIDE: u32 = 1_000_000;
+/// Repeats of a clip in an epoch at most; a dataset file of another trainer has the same bound.
+pub(crate) const MAX_REPEATS: u32 = 10_000;
 
 impl DataConfig {
     /// Checks that the clips are named once.
@@ -194,6 +213,12 @@ impl DataConfig {
             }
         }
         self.check_extraction()?;
+        if let Some((pattern, times)) = self.repeats.iter().find(|&(_, &times)| times > MAX_REPEATS) {
+            return refuse(
+                "repeats",
+                format!("\"{pattern}\" has {times} repeats; at most {MAX_REPEATS} are allowed"),
+            );
+        }
         if let Some((pattern, _)) = self.repeats.iter().find(|&(_, &times)| times == 0) {
             return refuse(
                 "repeats",
@@ -240,8 +265,12 @@ impl DataConfig {
 
     fn check_extraction(&self) -> Result<()> {
         match (self.extract, self.windows, self.stride) {
-            (_, Some(0), _) => refuse("windows", "must be at least 1".into()),
-            (_, _, Some(0)) => refuse("stride", "must be at least 1 frame".into()),
+            (_, Some(windows), _) if !(1..=MAX_WINDOWS).contains(&windows) => {
+                refuse("windows", format!("is {windows}; it must lie between 1 and {MAX_WINDOWS}"))
+            }
+            (_, _, Some(stride)) if !(1..=MAX_STRIDE).contains(&stride) => {
+                refuse("stride", format!("is {stride} frames; it must lie between 1 and {MAX_STRIDE}"))
+            }
             (Extract::Uniform, _, None) | (Extract::Sliding, None, _) => Ok(()),
             (_, None, None) => Ok(()),
             (_, Some(_), _) => refuse("windows", "only has a meaning with extract = \"uniform\"".into()),

@@ -1,5 +1,6 @@
 //! A recipe's `[data]` section made concrete: every clip probed, assigned to a bucket and cut into windows.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 
 use crate::bucket::{BucketTable, Buckets, Window};
@@ -11,7 +12,8 @@ use crate::import::{self, Imported, Set, Short};
 use crate::key::Key;
 use crate::order::OrderItem;
 use crate::resample::{frame_count, nearest_frames};
-use crate::scan::{Item, Media, check_held_out, scan};
+use crate::scan::{Item, Media, check_held_out, find, way_out};
+use crate::unusable::{self, Unusable, Why};
 
 /// One clip with what is known about its file.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +41,27 @@ pub struct Dataset {
     pub frames: Vec<u32>,
     /// Of an imported dataset file: what was read, and what has no counterpart.
     pub notes: Vec<String>,
+    /// With `bad = "skip"`: each clip that was left out, with the reason.
+    pub skipped: Vec<String>,
+}
+
+/// Who follows the reading of the clips.
+pub struct Watch<'a> {
+    /// Called with (done, total) before each clip and once at the end.
+    pub progress: &'a mut dyn FnMut(usize, usize),
+    /// Asked after each clip whether to stop.
+    pub is_stopped: &'a dyn Fn() -> bool,
+}
+
+/// How much of the clips' time is trained.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Footage {
+    /// Seconds of all clips that move.
+    pub found: f64,
+    /// Seconds of them that lie in at least one window.
+    pub trained: f64,
+    /// Clips of which less than half is trained, with the seconds trained and found; those first of which most is left.
+    pub cut: Vec<(String, f64, f64)>,
 }
 
 impl Dataset {
@@ -46,19 +69,35 @@ impl Dataset {
     /// `progress(done, total)` is called before each clip and once at the end.
     ///
     /// # Errors
-    /// Whatever is wrong with the recipe or the clips; clips that are too short are all named at once.
+    /// Whatever is wrong with the recipe or the clips; clips that cannot be used are all named at once.
     pub fn build(
         config: &DataConfig,
         multiple: SizeMultiple,
         model_fps: f64,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
+        Self::build_watched(config, multiple, model_fps, &mut Watch { progress, is_stopped: &|| false })
+    }
+
+    /// [`Dataset::build`] that can be stopped.
+    ///
+    /// # Errors
+    /// As there, and [`DataError::Stopped`].
+    pub fn build_watched(
+        config: &DataConfig,
+        multiple: SizeMultiple,
+        model_fps: f64,
+        watch: &mut Watch,
+    ) -> Result<Self> {
         config.check_source()?;
         let fps = config.fps.unwrap_or(model_fps);
+        let mut unusable = Vec::new();
         let Imported { sets, notes } = match &config.import {
             Some(path) => import::read(path, config, multiple, fps)?,
             None => {
-                let whole = Set { config: config.clone(), items: scan(config)?, short: Short::Refuse };
+                let (items, without_caption) = find(config)?;
+                unusable = without_caption;
+                let whole = Set { config: config.clone(), items, short: Short::Refuse };
                 Imported { sets: vec![whole], notes: Vec::new() }
             }
         };
@@ -67,24 +106,42 @@ impl Dataset {
             check_held_out(config, &items)?;
         }
         let total = sets.iter().map(|set| set.items.len()).sum();
-        let (sources, windows, sizes, frames) =
-            (Vec::with_capacity(total), Vec::new(), Vec::new(), Vec::new());
-        let mut data = Self { sources, windows, fps, sizes, frames, notes };
+        let mut data = Self {
+            sources: Vec::with_capacity(total),
+            windows: Vec::new(),
+            fps,
+            sizes: Vec::new(),
+            frames: Vec::new(),
+            notes,
+            skipped: Vec::new(),
+        };
         let mut done = 0;
         for set in sets {
-            data.add(set, multiple, &mut || {
-                progress(done, total);
+            data.add(set, multiple, &mut unusable, watch.is_stopped, &mut || {
+                (watch.progress)(done, total);
                 done += 1;
             })?;
         }
-        progress(total, total);
+        data.skipped = unusable::settle(unusable, config.bad, way_out(config.captions), fps)?;
+        if data.windows.is_empty() && !data.skipped.is_empty() {
+            return Err(DataError::Unusable { clips: data.skipped });
+        }
+        (watch.progress)(total, total);
         Ok(data)
     }
 
-    /// Adds the clips of a set; `begin` is called before each.
-    fn add(&mut self, set: Set, multiple: SizeMultiple, begin: &mut dyn FnMut()) -> Result<()> {
+    /// Adds the clips of a set, those that cannot be used to `unusable`; `begin` is called before each.
+    fn add(
+        &mut self,
+        set: Set,
+        multiple: SizeMultiple,
+        unusable: &mut Vec<Unusable>,
+        is_stopped: &dyn Fn() -> bool,
+        begin: &mut dyn FnMut(),
+    ) -> Result<()> {
         let Set { config, items, short } = set;
         let buckets = Buckets::new(&config, multiple)?;
+        let shortest = buckets.shortest();
         let (sizes, frames) = (&mut self.sizes, &mut self.frames);
         sizes.extend(config.sizes.iter().filter(|size| !sizes.contains(size)).copied().collect::<Vec<_>>());
         frames.extend(
@@ -93,32 +150,46 @@ impl Dataset {
         let mut too_short = Vec::new();
         for item in items {
             begin();
-            let source = Source::open(item, &config, self.fps)?;
-            match self.add_windows(&source, &buckets) {
-                true => self.sources.push(source),
-                false => {
-                    let noun = if source.frames == 1 { "frame" } else { "frames" };
-                    too_short.push(format!("{} ({} {noun})", source.item.id, source.frames));
+            let id = item.id.clone();
+            let source = Source::open(item, &config, self.fps);
+            // Before a verdict: what stops this program may have stopped ffmpeg too.
+            if is_stopped() {
+                return Err(DataError::Stopped);
+            }
+            let source = match source {
+                Ok(source) => source,
+                Err(error) => {
+                    unusable.push(Unusable { id, why: Why::Fault(error) });
+                    continue;
+                }
+            };
+            let frames = source.frames;
+            if let Some(reason) = buckets.too_many(frames) {
+                let fault = DataError::unreadable(source.item.media.path(), reason);
+                unusable.push(Unusable { id, why: Why::Fault(fault) });
+                continue;
+            }
+            match (self.add_windows(&source, &buckets), short) {
+                (true, _) => self.sources.push(source),
+                (false, Short::Refuse) => {
+                    unusable.push(Unusable { id, why: Why::TooShort { frames, shortest } })
+                }
+                (false, Short::LeaveOut) => {
+                    let noun = if frames == 1 { "frame" } else { "frames" };
+                    too_short.push(format!("{id} ({frames} {noun})"));
                 }
             }
         }
-        match (too_short.is_empty(), short) {
-            (true, _) => Ok(()),
-            (false, Short::LeaveOut) => {
-                let (count, shortest) = (too_short.len(), buckets.shortest());
-                let names = too_short.join(", ");
-                self.notes.push(format!("left out, shorter than {shortest} frames ({count}): {names}"));
-                Ok(())
-            }
-            (false, Short::Refuse) => {
-                Err(DataError::TooShort { clips: too_short, shortest: buckets.shortest(), fps: self.fps })
-            }
+        if !too_short.is_empty() {
+            let (count, names) = (too_short.len(), too_short.join(", "));
+            self.notes.push(format!("left out, shorter than {shortest} frames ({count}): {names}"));
         }
+        Ok(())
     }
 
     /// Whether the source fills a bucket; if so its windows are added.
     fn add_windows(&mut self, source: &Source, buckets: &Buckets) -> bool {
-        let (width, height) = (source.probe.width, source.probe.height);
+        let (width, height) = source.probe.displayed();
         let bucket = match source.item.media {
             Media::Still(_) => buckets.of_still(width, height),
             _ => buckets.of_clip(width, height, source.frames),
@@ -132,8 +203,7 @@ impl Dataset {
 
     /// What goes where, for the plan.
     pub fn table(&self) -> BucketTable {
-        let sizes: Vec<(u32, u32)> =
-            self.sources.iter().map(|source| (source.probe.width, source.probe.height)).collect();
+        let sizes: Vec<(u32, u32)> = self.sources.iter().map(|source| source.probe.displayed()).collect();
         BucketTable::new(&self.windows, &sizes)
     }
 
@@ -146,7 +216,39 @@ impl Dataset {
     /// The cache key of a training item: `content` is the hash of its source's bytes ([`crate::ContentHashes`]), `encoder`
     /// an identity of whatever encodes it.
     pub fn key(&self, window: &Window, content: &str, encoder: &str) -> Key {
-        Key::clip(content, &self.source_frames(window), window.bucket, encoder)
+        let aspect = self.sources[window.source].probe.pixel_aspect;
+        // Square pixels are not said, so that entries of versions that knew no others are still found.
+        let content = if aspect.is_square() { content.to_owned() } else { format!("{content} {aspect}") };
+        Key::clip(&content, &self.source_frames(window), window.bucket, encoder)
+    }
+
+    /// How much of the clips' time is trained.
+    pub fn footage(&self) -> Footage {
+        let mut spans: Vec<Vec<(usize, usize)>> = vec![Vec::new(); self.sources.len()];
+        for window in &self.windows {
+            spans[window.source].push((window.start, window.start + window.bucket.frames as usize));
+        }
+        let mut footage = Footage { found: 0.0, trained: 0.0, cut: Vec::new() };
+        for (source, mut spans) in self.sources.iter().zip(spans) {
+            if matches!(source.item.media, Media::Still(_)) {
+                continue;
+            }
+            spans.sort_unstable();
+            let (mut frames, mut end) = (0, 0);
+            for (from, to) in spans {
+                frames += to.saturating_sub(from.max(end));
+                end = end.max(to);
+            }
+            let found = source.probe.end;
+            let trained = (frames as f64 / self.fps).min(found);
+            footage.found += found;
+            footage.trained += trained;
+            if trained < found / 2.0 {
+                footage.cut.push((source.item.id.clone(), trained, found));
+            }
+        }
+        footage.cut.sort_by(|a, b| (b.2 - b.1).total_cmp(&(a.2 - a.1)));
+        footage
     }
 
     /// Indices of the windows that are trained, and of those that only measure the held-out loss.
@@ -194,6 +296,7 @@ impl Dataset {
         Ok(Cutter {
             path: known.item.media.path().to_path_buf(),
             size: (known.probe.width, known.probe.height),
+            pixel_aspect: known.probe.pixel_aspect,
             frames: decode::frames(&known.item.media, &known.probe)?,
             next_frame: 0,
             unfinished,
@@ -207,6 +310,17 @@ impl Source {
         if let (Some(rate), Media::Video(_) | Media::Animation(_)) = (config.source_fps, &item.media) {
             probe.times = (0..probe.times.len()).map(|index| index as f64 / rate).collect();
             probe.end = probe.times.len() as f64 / rate;
+        }
+        let is_back = |pair: &[f64]| pair[0].partial_cmp(&pair[1]).is_none_or(Ordering::is_gt);
+        if let Some(at) = probe.times.windows(2).position(is_back) {
+            let reason = format!(
+                "the times of its frames do not ascend (frame {} is shown at {:.3} s, the next at {:.3} s): convert it with \
+                 ffmpeg, or say with data.source_fps how many frames a second it has",
+                at + 1,
+                probe.times[at],
+                probe.times[at + 1]
+            );
+            return Err(DataError::unreadable(item.media.path(), reason));
         }
         let frames = match item.media {
             Media::Still(_) => 1,

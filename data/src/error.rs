@@ -75,7 +75,11 @@ pub enum DataError {
         reason: String,
     },
     /// A media file that is damaged, empty or not what its name says.
-    #[error("{} cannot be used: {reason}. Replace it, or take it out of the data folder", path.display())]
+    #[error(
+        "{} cannot be used: {reason}. Replace it, take it out of the data folder, or leave out such clips with \
+         data.bad = \"skip\"",
+        path.display()
+    )]
     Unreadable {
         /// The media file.
         path: PathBuf,
@@ -109,6 +113,19 @@ pub enum DataError {
         /// Target frames a second.
         fps: f64,
     },
+    /// Several clips that cannot be used, for different reasons.
+    #[error(
+        "{} cannot be used:{}\nreplace them, take them out of the data folder, or leave them out with data.bad = \"skip\"",
+        count(clips.len(), "clip"),
+        bullets(clips)
+    )]
+    Unusable {
+        /// Each clip with what is wrong with it.
+        clips: Vec<String>,
+    },
+    /// The user asked to stop while clips were read.
+    #[error("stopped while the clips were read")]
+    Stopped,
     /// The cache folder takes no new entries.
     #[error(
         "the cache folder {} cannot be written to ({source}): make it writable, or choose another one",

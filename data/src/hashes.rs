@@ -20,6 +20,7 @@ use crate::scan::Media;
 pub struct ContentHashes {
     index: PathBuf,
     known: BTreeMap<String, Known>,
+    /// Whether the index on disk is another, or damaged.
     changed: bool,
 }
 
@@ -35,8 +36,10 @@ impl ContentHashes {
     /// Loads what `cache` remembers. An index that is missing or damaged only costs time: it starts empty.
     pub fn open(cache: &Cache) -> Self {
         let index = cache.folder().join("content-hashes.json");
-        let known = std::fs::read(&index).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        Self { index, known: known.unwrap_or_default(), changed: false }
+        let bytes = std::fs::read(&index).ok();
+        let known = bytes.as_deref().and_then(|bytes| serde_json::from_slice(bytes).ok());
+        let changed = bytes.is_some() && known.is_none();
+        Self { index, known: known.unwrap_or_default(), changed }
     }
 
     /// SHA-256 of a clip's bytes, as hexadecimal digits; for a folder of pictures, of the list of their hashes.
@@ -72,7 +75,7 @@ impl ContentHashes {
         Ok(sha256)
     }
 
-    /// Writes the index if anything was added.
+    /// Writes the index if anything was added, or if it was damaged.
     ///
     /// # Errors
     /// [`DataError::Io`] naming the index.

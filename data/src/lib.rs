@@ -27,12 +27,13 @@ pub mod preview;
 pub mod resample;
 pub mod scan;
 pub mod tensor;
+mod unusable;
 
 pub use bucket::{Bucket, BucketRow, BucketTable, Buckets, Window};
 pub use cache::{Cache, Entry, Lookup, MissReason};
 pub use clip::Clip;
-pub use config::{CaptionSource, DataConfig, EmptyCaptions, Extract, SizeMultiple, Stills};
-pub use dataset::{Dataset, Source};
+pub use config::{CaptionSource, DataConfig, EmptyCaptions, Extract, SizeMultiple, Stills, Unfit};
+pub use dataset::{Dataset, Footage, Source, Watch};
 pub use error::{DataError, Result};
 pub use hashes::ContentHashes;
 pub use key::Key;

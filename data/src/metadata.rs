@@ -29,6 +29,7 @@ pub struct Row {
 /// # Errors
 /// [`DataError::Metadata`] naming the line; [`DataError::Io`] when the file cannot be read.
 pub fn read(path: &Path) -> Result<Vec<Row>> {
+    crate::decode::check_regular(path)?;
     let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
     let text = std::str::from_utf8(&bytes).map_err(|error| {
         let line = bytes[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count() + 1;

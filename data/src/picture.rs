@@ -6,7 +6,7 @@ use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
 use crate::clip::cover;
-use crate::decode::{self, Frame};
+use crate::decode::{self, Frame, PixelAspect};
 use crate::error::{DataError, Result};
 use crate::scan::Media;
 
@@ -57,7 +57,8 @@ impl Picture {
     /// Scaled until it just covers `width` x `height`, with an antialiased Lanczos filter, the centre cut out.
     pub fn covering(&self, width: u32, height: u32) -> Option<Self> {
         let Self { width: w, height: h, rgb } = self.clone();
-        Self::new(width, height, cover(Frame { width: w, height: h, rgb, time: 0.0 }, width, height)?)
+        let frame = Frame { width: w, height: h, rgb, time: 0.0 };
+        Self::new(width, height, cover(frame, PixelAspect::SQUARE, width, height)?)
     }
 
     /// Scaled to `width` x `height` whatever its aspect, with an antialiased Lanczos filter.

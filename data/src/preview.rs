@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::clip::Clip;
 use crate::dataset::Dataset;
 use crate::error::{DataError, Result};
+use crate::key::Key;
 use crate::out::{Film, SheetStyle, contact_sheet, save, write_mp4};
 
 /// Writes every training item of `data` to `folder`: an MP4 (a PNG for a still) and its caption beside it, as trained.
@@ -30,10 +31,22 @@ pub fn write_preview(
     Ok(written)
 }
 
+/// Bytes of a clip's name that a preview takes over: file systems allow 255 in all.
+const NAME_BYTES: usize = 200;
+
+/// A name that is not too long, and still unlike others.
+fn shortened(name: &str) -> String {
+    if name.len() <= NAME_BYTES {
+        return name.to_owned();
+    }
+    let digest = Key::of(&[name]).to_string();
+    format!("{}-{}", &name[..name.floor_char_boundary(NAME_BYTES)], &digest[..8])
+}
+
 fn write_clip(folder: &Path, clip: Clip, fps: f64) -> Result<PathBuf> {
     let flat: String =
         clip.source.chars().map(|letter| if "/\\:".contains(letter) { '_' } else { letter }).collect();
-    let stem = format!("{flat}_{:05}_{}", clip.start, clip.bucket);
+    let stem = format!("{}_{:05}_{}", shortened(&flat), clip.start, clip.bucket);
     let caption = clip.caption.clone();
     let still = clip.bucket.frames == 1;
     let film = Film::from(clip);

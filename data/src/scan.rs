@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::config::{CaptionSource, DataConfig, EmptyCaptions, Stills};
 use crate::error::{DataError, Result};
 use crate::metadata;
+use crate::unusable::{self, Unusable, Why};
 
 /// Extensions taken as video files.
 pub const VIDEO_EXTENSIONS: [&str; 6] = ["mp4", "mov", "m4v", "mkv", "webm", "avi"];
@@ -61,43 +62,52 @@ impl Media {
 /// Finds every clip of the configured folders, sorted by relative path.
 ///
 /// # Errors
-/// An empty folder, clips without a caption (all named at once), a metadata file that cannot be used, a held-out pattern
-/// that matches nothing, or everything held out.
+/// An empty folder, clips whose captions are missing or cannot be read (all named at once, unless they are to be left out),
+/// a metadata file that cannot be used, a held-out pattern that matches nothing, or everything held out.
 pub fn scan(config: &DataConfig) -> Result<Vec<Item>> {
-    let mut items = Vec::new();
-    let mut uncaptioned = Vec::new();
+    let (items, unusable) = find(config)?;
+    unusable::settle(unusable, config.bad, way_out(config.captions), 0.0)?;
+    Ok(items)
+}
+
+/// [`scan`], with the clips whose captions are missing or cannot be read beside the others.
+pub(crate) fn find(config: &DataConfig) -> Result<(Vec<Item>, Vec<Unusable>)> {
+    let (mut items, mut unusable) = (Vec::new(), Vec::new());
     for folder in &config.folder {
         let label = (config.folder.len() > 1).then(|| slashed(folder));
         let listing = Listing::of(folder)?;
         let captions = Captions::read(folder, &listing, config.captions)?;
-        let before = items.len() + uncaptioned.len();
+        let before = items.len() + unusable.len();
         for (relative, media) in listing.clips {
             if config.stills == Stills::Skip && matches!(media, Media::Still(_)) {
                 continue;
             }
             let id = label.as_ref().map_or(relative.clone(), |label| format!("{label}/{relative}"));
-            match captions.of(&relative, &media)? {
-                Some(caption) if !caption.is_empty() || config.empty_captions == EmptyCaptions::Allow => {
+            let why = match captions.of(&relative, &media) {
+                Ok(Some(caption)) if !caption.is_empty() || config.empty_captions == EmptyCaptions::Allow => {
                     let (repeats, held_out) = (config.repeats_of(&id), config.is_held_out(&id));
-                    items.push(Item { caption: config.full_caption(&caption), media, repeats, held_out, id });
+                    let caption = config.full_caption(&caption);
+                    items.push(Item { caption, media, repeats, held_out, id });
+                    continue;
                 }
-                Some(_) => uncaptioned.push(format!("{id} (its caption is empty)")),
-                None => uncaptioned.push(id),
-            }
+                Ok(Some(_)) => Why::EmptyCaption,
+                Ok(None) => Why::NoCaption,
+                Err(error) => Why::Fault(error),
+            };
+            unusable.push(Unusable { id, why });
         }
-        if items.len() + uncaptioned.len() == before {
+        if items.len() + unusable.len() == before {
             return Err(DataError::Empty { folder: folder.clone() });
         }
     }
-    if !uncaptioned.is_empty() {
-        return Err(DataError::NoCaption { files: uncaptioned, way_out: way_out(config.captions) });
-    }
     items.sort_by(|a, b| a.id.cmp(&b.id));
-    check_held_out(config, &items)?;
-    Ok(items)
+    if !items.is_empty() {
+        check_held_out(config, &items)?;
+    }
+    Ok((items, unusable))
 }
 
-fn way_out(source: CaptionSource) -> &'static str {
+pub(crate) fn way_out(source: CaptionSource) -> &'static str {
     match source {
         CaptionSource::Metadata => {
             "add each to metadata.jsonl or metadata.csv in its folder, or set data.captions = \"auto\""
@@ -165,17 +175,26 @@ impl Listing {
         if !relative.is_empty()
             && let Some(files) = numbered_pictures(&entries)
         {
-            self.clips.insert(relative.to_string(), Media::Pictures { folder: folder.to_path_buf(), files });
-            return Ok(());
+            return self.add(relative.to_string(), Media::Pictures { folder: folder.to_path_buf(), files });
         }
         for (name, path) in entries {
             let below = if relative.is_empty() { name } else { format!("{relative}/{name}") };
             if path.is_dir() {
                 self.walk(&path, &below, visited)?;
             } else if let Some(media) = media_of(&path) {
-                self.clips.insert(below, media);
+                self.add(below, media)?;
             }
         }
+        Ok(())
+    }
+
+    /// Adds a clip; names that are no UTF-8 text may look the same.
+    fn add(&mut self, relative: String, media: Media) -> Result<()> {
+        if self.clips.contains_key(&relative) {
+            let reason = "another name differs from its name only in bytes that are not UTF-8 text; rename one of the two";
+            return Err(DataError::unreadable(media.path(), reason));
+        }
+        self.clips.insert(relative, media);
         Ok(())
     }
 
@@ -305,16 +324,28 @@ impl Captions {
             }
             _ => media.path().with_extension("txt"),
         };
-        match std::fs::read(&beside) {
-            Ok(bytes) => {
-                let text = String::from_utf8(bytes)
-                    .map_err(|_| DataError::unreadable(&beside, "a caption must be UTF-8 text"))?;
-                Ok(Some(text.trim_start_matches('\u{feff}').trim().to_string()))
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(DataError::io("read", &beside)(error)),
-        }
+        caption_of(&beside)
     }
+}
+
+/// The most bytes of a caption file: far beyond the 512 tokens that the models see.
+const MAX_CAPTION: u64 = 1 << 20;
+
+/// The caption in a text file; `None` where there is no such file.
+pub(crate) fn caption_of(path: &Path) -> Result<Option<String>> {
+    let bytes = match std::fs::metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Ok(found) if found.is_file() && found.len() > MAX_CAPTION => {
+            return Err(DataError::unreadable(path, "a caption of more than 1 MiB"));
+        }
+        _ => {
+            crate::decode::check_regular(path)?;
+            std::fs::read(path).map_err(DataError::io("read", path))?
+        }
+    };
+    let text =
+        String::from_utf8(bytes).map_err(|_| DataError::unreadable(path, "a caption must be UTF-8 text"))?;
+    Ok(Some(text.trim_start_matches('\u{feff}').trim().to_string()))
 }
 
 fn slashed(path: &Path) -> String {

@@ -1,7 +1,9 @@
 //! What a GPU's own error means for its user.
 //!
-//! The tensor library hands errors of the driver on as text, under layers of its own; the names in it are CUDA's and
-//! stable.
+//! The driver's errors carry CUDA's codes, under layers of the tensor library. Errors of CUDA's other libraries, and of code
+//! that hands them on as text, are known by CUDA's names in them, which are stable.
+
+use candle_core::Error;
 
 /// A failure of a GPU that its user can do something about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,28 +18,103 @@ pub enum Fault {
     Lost,
 }
 
-/// Names in errors, with what they mean.
-const NAMES: [(&str, Fault); 15] = [
-    ("OUT_OF_MEMORY", Fault::OutOfMemory),
+/// Codes of the driver (`CUresult`, cuda.h) with their names behind `CUDA_ERROR_`, and what they mean.
+const CODES: [(u32, &str, Fault); 22] = [
+    (2, "OUT_OF_MEMORY", Fault::OutOfMemory),
+    (34, "STUB_LIBRARY", Fault::NoGpu),
+    (46, "DEVICE_UNAVAILABLE", Fault::NoGpu),
+    (100, "NO_DEVICE", Fault::NoGpu),
+    (101, "INVALID_DEVICE", Fault::NoGpu),
+    (214, "ECC_UNCORRECTABLE", Fault::Lost),
+    (220, "NVLINK_UNCORRECTABLE", Fault::Lost),
+    (222, "UNSUPPORTED_PTX_VERSION", Fault::OldDriver),
+    (700, "ILLEGAL_ADDRESS", Fault::Lost),
+    (702, "LAUNCH_TIMEOUT", Fault::Lost),
+    (710, "ASSERT", Fault::Lost),
+    (714, "HARDWARE_STACK_ERROR", Fault::Lost),
+    (715, "ILLEGAL_INSTRUCTION", Fault::Lost),
+    (716, "MISALIGNED_ADDRESS", Fault::Lost),
+    (717, "INVALID_ADDRESS_SPACE", Fault::Lost),
+    (718, "INVALID_PC", Fault::Lost),
+    (719, "LAUNCH_FAILED", Fault::Lost),
+    (802, "SYSTEM_NOT_READY", Fault::NoGpu),
+    (803, "SYSTEM_DRIVER_MISMATCH", Fault::OldDriver),
+    (804, "COMPAT_NOT_SUPPORTED_ON_DEVICE", Fault::OldDriver),
+    (911, "EXTERNAL_DEVICE", Fault::Lost),
+    (999, "UNKNOWN", Fault::Lost),
+];
+
+/// Names in errors of other libraries of CUDA, with what they mean.
+const NAMES: [(&str, Fault); 4] = [
     ("CUBLAS_STATUS_ALLOC_FAILED", Fault::OutOfMemory),
+    ("OUT_OF_MEMORY", Fault::OutOfMemory),
     ("out of memory", Fault::OutOfMemory),
-    ("CUDA_ERROR_NO_DEVICE", Fault::NoGpu),
-    ("CUDA_ERROR_INVALID_DEVICE", Fault::NoGpu),
-    ("CUDA_ERROR_STUB_LIBRARY", Fault::NoGpu),
-    ("CUDA_ERROR_DEVICE_UNAVAILABLE", Fault::NoGpu),
-    ("CUDA_ERROR_UNSUPPORTED_PTX_VERSION", Fault::OldDriver),
-    ("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", Fault::OldDriver),
-    ("CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE", Fault::OldDriver),
     ("INSUFFICIENT_DRIVER", Fault::OldDriver),
-    ("CUDA_ERROR_ILLEGAL_ADDRESS", Fault::Lost),
-    ("CUDA_ERROR_LAUNCH_FAILED", Fault::Lost),
-    ("CUDA_ERROR_ECC_UNCORRECTABLE", Fault::Lost),
-    ("CUDA_ERROR_HARDWARE_STACK_ERROR", Fault::Lost),
 ];
 
 impl Fault {
+    /// The fault that an error of the tensor library stands for.
+    pub fn of(error: &Error) -> Option<Self> {
+        match error {
+            Error::WithBacktrace { inner, .. }
+            | Error::Context { inner, .. }
+            | Error::WithPath { inner, .. } => Self::of(inner),
+            #[cfg(feature = "cuda")]
+            Error::Cuda(inner) => match driver_code(inner.as_ref()) {
+                Some(code) => Self::of_code(code),
+                None => Self::named_in(&inner.to_string()),
+            },
+            other => Self::named_in(&other.to_string()),
+        }
+    }
+
+    /// The fault that a code of the driver stands for.
+    pub fn of_code(code: u32) -> Option<Self> {
+        CODES.iter().find(|(known, ..)| *known == code).map(|&(.., fault)| fault)
+    }
+
     /// The fault that the text of an error names.
     pub fn named_in(text: &str) -> Option<Self> {
-        NAMES.iter().find(|(name, _)| text.contains(name)).map(|&(_, fault)| fault)
+        let is_named = |name: &str| text.split("CUDA_ERROR_").skip(1).any(|rest| is_word(rest, name));
+        let by_code = CODES.iter().find(|(_, name, _)| is_named(name)).map(|&(.., fault)| fault);
+        by_code.or_else(|| NAMES.iter().find(|(name, _)| text.contains(name)).map(|&(_, fault)| fault))
+    }
+}
+
+/// Whether `text` begins with `name`, and with no longer one.
+fn is_word(text: &str, name: &str) -> bool {
+    let rest = text.strip_prefix(name);
+    rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_'))
+}
+
+/// The driver's code in an error of candle's CUDA back end.
+#[cfg(feature = "cuda")]
+fn driver_code(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Option<u32> {
+    use candle_core::cuda_backend::CudaError;
+    use cudarc::driver::DriverError;
+    if let Some(DriverError(code)) = error.downcast_ref::<DriverError>() {
+        return Some(*code as u32);
+    }
+    match error.downcast_ref::<CudaError>()? {
+        CudaError::Cuda(DriverError(code)) => Some(*code as u32),
+        CudaError::Load { cuda: DriverError(code), .. } => Some(*code as u32),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_known_by_code_and_by_cudas_own_names_alone() {
+        assert_eq!(Fault::of_code(2), Some(Fault::OutOfMemory));
+        assert_eq!(Fault::of_code(716), Some(Fault::Lost));
+        assert_eq!(Fault::of_code(1), None);
+        let told = |text: &str| Fault::of(&Error::msg(text).context("while loading"));
+        assert_eq!(told("DriverError(CUDA_ERROR_MISALIGNED_ADDRESS, \"misaligned\")"), Some(Fault::Lost));
+        assert_eq!(told("cuBLASLt: CublasError(CUBLAS_STATUS_ALLOC_FAILED)"), Some(Fault::OutOfMemory));
+        assert_eq!(told("CUDA_ERROR_INVALID_DEVICE_POINTER"), None);
+        assert_eq!(told("shapes differ"), None);
     }
 }

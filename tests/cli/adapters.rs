@@ -45,6 +45,7 @@ fn every_kind_is_trained_resumed_and_exported() {
                 "export",
                 "run/checkpoints/step-000002.safetensors",
                 "again.safetensors",
+                "--force",
                 "--format",
                 format,
             ]);
@@ -162,8 +163,9 @@ fn the_tools_work_one_behind_the_other() {
     let merged = "merged/model.safetensors";
     desk.succeed(&["merge", "--model", "model", "--lora", &two, "--output", merged, "--dtype", "fp8_scaled"]);
     assert!(Checkpoint::open(&desk.path(merged)).unwrap().contains("scaled_fp8"));
-    let told =
-        desk.succeed(&["merge", "--model", "model", "--lora", &two, "--lora", ADAPTER, "--output", merged]);
+    let both = ["merge", "--model", "model", "--lora", &two, "--lora", ADAPTER, "--output", merged];
+    desk.refuse(&both, &["--output", merged, "--force"]);
+    let told = desk.succeed(&[&both[..], &["--force"]].concat());
     assert!(told.stdout.contains("20 of them changed"), "{}", told.stdout);
     let extract =
         ["extract", "--base", "model", "--tuned", "merged", "--output", "x.safetensors", "--rank", "3"];
@@ -191,7 +193,10 @@ fn the_tools_work_one_behind_the_other() {
     desk.refuse(&["convert", "model/config.json", "w.safetensors"], &["config.json"]);
     desk.refuse(&["resize", "x.safetensors", "w.safetensors", "--energy", "1.5"], &["--energy"]);
     desk.refuse(&["merge", "--model", "model", "--lora", "x.safetensors:inf", "--output", "w"], &["finite"]);
-    desk.refuse(&["extract", "--base", "model", "--tuned", "model", "--output", "w"], &["nothing to write"]);
+    desk.refuse(
+        &["extract", "--base", "model", "--tuned", "model", "--output", "w"],
+        &["the two models are equal"],
+    );
 }
 
 /// What is read stays, and where nothing can be written is told before anything is made.
@@ -225,7 +230,16 @@ fn an_adapter_that_leaves_out_blocks_is_told() {
     file.modules.retain(|module, _| !module.starts_with("blocks.1."));
     for (name, file, is_told) in [("whole.safetensors", &whole, false), ("half.safetensors", &file, true)] {
         write(&desk.path(name), file, Style::Comfy, Precision::Float32).unwrap();
-        let told = desk.succeed(&["merge", "--model", "model", "--lora", name, "--output", "m.safetensors"]);
+        let told = desk.succeed(&[
+            "merge",
+            "--model",
+            "model",
+            "--lora",
+            name,
+            "--output",
+            "m.safetensors",
+            "--force",
+        ]);
         let words = format!("{name}: 10 modules are left alone that it changes in other blocks: blocks.1.");
         assert_eq!(told.stderr.contains(&words), is_told, "{}", told.stderr);
     }

@@ -14,6 +14,14 @@ fn a_good_project_is_planned() {
 }
 
 #[test]
+fn a_plan_shows_the_captions_as_they_are_trained() {
+    let desk = Desk::new();
+    desk.change("folder = \"clips\"", "folder = \"clips\"\ntrigger = \"sks\"");
+    let told = desk.succeed(&PLAN).stdout;
+    assert!(told.contains("  a.gif: sks, a drifting cloud\n  b.mp4: sks, a second cloud\n"), "{told}");
+}
+
+#[test]
 fn a_recipe_that_is_not_there_is_named() {
     Desk::new().refuse(&["plan", "other.toml"], &["other.toml", "cannot read the recipe"]);
 }

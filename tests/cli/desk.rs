@@ -38,6 +38,7 @@ pub struct Desk {
 }
 
 /// What the program did.
+#[derive(Debug)]
 pub struct Outcome {
     pub code: Option<i32>,
     pub stdout: String,

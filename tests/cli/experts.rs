@@ -25,7 +25,7 @@ fn sampled(desk: &Desk, loras: &[&str]) -> Vec<u8> {
     let model = fixtures().join("repo_official_a14b");
     let words = ["sample", "--model", model.to_str().unwrap(), "--prompt", "a cloud", "--stages", "cpu"];
     let size = ["--width", "16", "--height", "16", "--frames", "5", "--steps", "8", "--shift", "3"];
-    let files = ["--cache", "cache", "--out", "made", "--format", "gif"];
+    let files = ["--cache", "cache", "--out", "made", "--format", "gif", "--force"];
     desk.succeed(&[&words[..], &size, &files, loras].concat());
     fs::read(desk.path("made/00-a-cloud.gif")).unwrap()
 }

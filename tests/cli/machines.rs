@@ -105,8 +105,9 @@ fn doctor_always_answers() {
         assert!(finding.is_some_and(|f| f["standing"].is_string()), "nothing about {what}: {findings:?}");
     }
     assert!(!desk.path("runs").exists(), "doctor left a folder behind");
-    let blocked = desk.succeed(&["doctor", "--runs", "clips/a.txt/runs"]).stdout;
-    assert!(blocked.contains("!! runs folder"), "{blocked}");
+    let blocked = desk.run(&["doctor", "--runs", "clips/a.txt/runs"]);
+    assert!(blocked.stdout.contains("!! runs folder"), "{}", blocked.stdout);
+    assert_eq!(blocked.code, Some(2), "a script sees that something is broken");
 }
 
 /// A step takes what was forecast, within 5 %: on a GPU, which counts its own tensors. Of the CPU only the whole process

@@ -4,10 +4,18 @@
 #![allow(clippy::unwrap_used)]
 
 mod adapters;
+mod assumed;
 mod clips;
+mod comfy;
+mod concurrent;
 mod desk;
 mod experts;
+mod hostile;
 mod machines;
 mod models;
+mod outputs;
 mod pictures;
+mod recipes;
 mod runs;
+mod sampling;
+mod stops;

@@ -83,6 +83,65 @@ fn a_full_disk_leaves_the_checkpoint_before_whole() {
     assert!(desk.path("run/checkpoints/step-000004.safetensors").is_file());
 }
 
+/// A checkpoint in the middle of a run that cannot be written ends the run, which goes on from nothing newer.
+#[test]
+fn a_checkpoint_that_cannot_be_written_stops_the_run() {
+    let desk = Desk::new();
+    desk.change("[train]\nsteps = 2", "[train]\nsteps = 100000");
+    desk.change("every_steps = 2", "every_steps = 20");
+    let mut child = desk.command(&TRAIN).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.map_while(Result::ok).any(|line| line.contains("step      1")), "no first step");
+    fs::remove_dir(desk.path("run/checkpoints")).unwrap();
+    fs::write(desk.path("run/checkpoints"), "no folder").unwrap();
+    let outcome: Outcome = child.wait_with_output().unwrap().into();
+    outcome.assert_refused(&["the state after step 20 could not be saved", "make room", "--resume"]);
+    assert!(
+        desk.path("run/adapters/recipe_step-000020.safetensors").is_file(),
+        "its adapter file comes first"
+    );
+}
+
+/// Neither an error nor Ctrl-C before the first step leaves a folder, which the next attempt would be numbered behind.
+#[test]
+fn a_run_that_never_began_leaves_no_folder() {
+    let desk = Desk::new();
+    desk.change("cache = \"cache\"", "cache = \"clips/a.txt/cache\"");
+    desk.refuse(&TRAIN, &["a.txt/cache"]);
+    assert!(!desk.path("run").exists());
+    desk.change("cache = \"clips/a.txt/cache\"", "cache = \"cache\"");
+    // Clips before the first step that would take for ever.
+    desk.change(
+        "[checkpoint]",
+        "[sample]\nprompts = [\"a cloud\"]\nsteps = 900\nguidance = 1\n\n[checkpoint]",
+    );
+    desk.change("frames = [5]", "frames = [5]\nfps = 16");
+    desk.change("steps = 900", "steps = 900\nsize = [256, 256]\nframes = 81");
+    let mut child = desk.command(&TRAIN).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    while !lines.next().unwrap().unwrap().contains("run folder: run") {}
+    assert!(desk.path("run").is_dir());
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let outcome: Outcome = child.wait_with_output().unwrap().into();
+    assert_eq!(outcome.code, Some(130), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("nothing was trained: run is removed"), "{}", outcome.stderr);
+    assert!(!desk.path("run").exists());
+}
+
+#[test]
+fn a_run_is_resumed_by_its_folder() {
+    let desk = Desk::new();
+    desk.succeed(&TRAIN);
+    desk.succeed(&TRAIN);
+    desk.change("[train]\nsteps = 2", "[train]\nsteps = 3");
+    let told = desk.succeed(&["train", "recipe.toml", "--resume=run"]).stdout;
+    assert!(told.contains("run/checkpoints/step-000002") && told.contains("done: 3 steps"), "{told}");
+    assert!(desk.path("run/checkpoints/step-000003.safetensors").is_file());
+    assert!(!desk.path("run-2/checkpoints/step-000003.safetensors").exists());
+    desk.refuse(&["train", "recipe.toml", "--resume=clips"], &["no run in clips"]);
+}
+
 #[test]
 fn ctrl_c_finishes_the_step_saves_and_exits_130() {
     let desk = Desk::new();
@@ -110,7 +169,91 @@ fn ctrl_c_finishes_the_step_saves_and_exits_130() {
     assert_eq!(outcome.code, Some(130), "{}", outcome.stderr);
     let saved = desk.path(&format!("run/checkpoints/step-{last:06}.safetensors"));
     assert!(saved.is_file(), "{} is missing", saved.display());
+    // The line that is told makes an adapter file out of it.
+    let line = outcome.stderr.lines().find_map(|line| line.trim().strip_prefix("tandem export "));
+    let arguments =
+        shlex::split(line.unwrap_or_else(|| panic!("no export line in {}", outcome.stderr))).unwrap();
+    desk.succeed(&[&["export"], &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..]].concat());
+    assert!(desk.path(&format!("run/adapters/recipe_step-{last:06}.safetensors")).is_file());
     let metrics = fs::read_to_string(desk.path("run/metrics.jsonl")).unwrap();
     assert_eq!(metrics.lines().count() as u64, last);
+    desk.assert_no_temporary_files();
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named_with_the_one_to_go_back_to() {
+    let desk = Desk::new();
+    desk.change("[train]\nsteps = 2", "[train]\nsteps = 4");
+    desk.succeed(&TRAIN);
+    let newest = desk.path("run/checkpoints/step-000004.safetensors");
+    let mut bytes = fs::read(&newest).unwrap();
+    let whole = bytes.clone();
+    let middle = bytes.len() - 1000;
+    bytes[middle] ^= 4;
+    fs::write(&newest, bytes).unwrap();
+    desk.change("[train]\nsteps = 4", "[train]\nsteps = 6");
+    let told =
+        ["step-000004.safetensors is damaged", "does not match its checksum", "step-000002.safetensors"];
+    desk.refuse(&RESUME, &told);
+    fs::remove_file(&newest).unwrap();
+    let resumed = desk.succeed(&RESUME);
+    assert!(resumed.stdout.contains("after step 2"), "{}", resumed.stdout);
+    let again = fs::read(&newest).unwrap();
+    let data = |bytes: &[u8]| bytes[bytes.len() - 1000..].to_vec();
+    assert_eq!(data(&again), data(&whole), "the step is not made again as it was");
+}
+
+/// What a process that was killed left half-written goes away when its run is resumed, and nothing else.
+#[test]
+fn temporary_files_of_killed_processes_are_removed() {
+    let desk = Desk::new();
+    desk.succeed(&TRAIN);
+    let stray = [
+        "run/.plan.toml.77-0.tmp",
+        "run/checkpoints/.step-000030.safetensors.999999-0.tmp",
+        "run/adapters/..r.safetensors.4242.unverified.tmp.4242-0.tmp",
+        "run/adapters/.r.safetensors.4242.unverified.tmp",
+    ];
+    stray.iter().for_each(|path| desk.write(path, "half"));
+    desk.write("run/.notes.tmp", "mine");
+    // In a cache others may be writing: only what is old, and whose process is gone.
+    let own = format!("cache/.a.safetensors.{}-0.tmp", std::process::id());
+    let cached =
+        ["cache/.content-hashes.json.999999-0.tmp", "cache/.b.safetensors.999999-1.tmp", own.as_str()];
+    for path in cached {
+        desk.write(path, "half");
+        if !path.contains(".b.") {
+            let old = std::time::SystemTime::now() - std::time::Duration::from_secs(120);
+            fs::File::options().write(true).open(desk.path(path)).unwrap().set_modified(old).unwrap();
+        }
+    }
+    desk.change("[train]\nsteps = 2", "[train]\nsteps = 4");
+    let resumed = desk.succeed(&RESUME);
+    assert!(resumed.stderr.contains("removed 4 half-written"), "{}", resumed.stderr);
+    assert!(stray.iter().all(|path| !desk.path(path).exists()) && desk.path("run/.notes.tmp").exists());
+    desk.write("clips/b.txt", "another caption");
+    desk.succeed(&["cache", "recipe.toml"]);
+    let left: Vec<bool> = cached.iter().map(|path| desk.path(path).exists()).collect();
+    assert_eq!(left, [false, true, true]);
+}
+
+/// The adapter goes before its checkpoint: a disk that is full then must not name a file that nobody knows.
+#[test]
+fn a_full_disk_at_an_adapter_says_what_to_do() {
+    let desk = Desk::new();
+    desk.change("rank = 2", "rank = 32");
+    desk.change("every_steps = 2", "every_steps = 1\n\n[export]\nprecision = \"float32\"");
+    desk.succeed(&["cache", "recipe.toml"]);
+    let script = "trap '' XFSZ; ulimit -f 48; exec \"$0\" \"$@\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_tandem")]).args(TRAIN);
+    let outcome: Outcome = command.current_dir(desk.path("")).output().unwrap().into();
+    outcome.assert_refused(&[
+        "recipe_step-000001.safetensors",
+        "could not be written",
+        "make room",
+        "--resume",
+    ]);
+    assert!(!outcome.stderr.contains("unverified"), "{}", outcome.stderr);
     desk.assert_no_temporary_files();
 }

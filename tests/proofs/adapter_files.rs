@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use candle_core::{DType, Tensor};
+use kernels::{loha, lokr};
 use models::adapter::files::{
     AdapterFile, AdapterFileError, KeyStyle, LoraPair, Precision, Provenance, Style, locate, read, summary,
     verify_written, write,
 };
+use models::adapter::{Change, DoraPair, Magnitude};
 use models::weights::Checkpoint;
 use models::{Error, names};
 use proofs::{Tolerance, assert_close, assert_same_bits, device, fixture, fixture_tensors, randn};
@@ -138,9 +140,9 @@ fn any_adapter_survives_every_style_and_precision() {
     }
 }
 
-/// The check after writing must see a single changed factor, not only count modules.
+/// The check after writing must see another scale, not only count modules.
 #[test]
-fn verification_notices_one_wrong_factor() {
+fn verification_notices_one_wrong_scale() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("adapter.safetensors");
     let mut adapter = trained();
@@ -150,6 +152,70 @@ fn verification_notices_one_wrong_factor() {
     let text = verify_written(&path, &adapter, Precision::Float32).unwrap_err().to_string();
     assert!(text.contains("blocks.1.ffn.2"), "{text}");
     verify_written(&path, &adapter, Precision::Bfloat16).unwrap();
+}
+
+/// The tensors of the file at `path`, to be written again with one of them changed.
+fn stored(path: &Path) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(path, &candle_core::Device::Cpu).unwrap()
+}
+
+/// `tensor` with its middle number times `factor`.
+fn bent(tensor: &Tensor, factor: f32) -> Tensor {
+    let mut numbers: Vec<f32> =
+        tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    let middle = numbers.len() / 2;
+    numbers[middle] *= factor;
+    let bent = Tensor::from_vec(numbers, tensor.shape(), tensor.device()).unwrap();
+    bent.to_dtype(tensor.dtype()).unwrap()
+}
+
+/// The check after writing sees one number of any one factor, or of alpha, that is off by more than rounding, in every
+/// style and number format, and modules whose names were swapped.
+#[test]
+fn verification_notices_one_wrong_number_of_any_factor() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter.safetensors");
+    let mut adapter = trained();
+    adapter.modules.retain(|module, _| module.starts_with("blocks.1.self_attn"));
+    let (thin, square) = (|i| randn(&format!("thin{i}"), (32, 3)), randn("square", (4, 4)));
+    let low = |i| thin(i).t().unwrap().contiguous().unwrap();
+    let loha = loha::Factors { w1_a: thin(0), w1_b: low(1), w2_a: thin(2), w2_b: low(3), scale: 0.7 };
+    let fine = lokr::Half::Low(randn("a", (8, 3)), randn("b", (3, 8)));
+    let lokr = lokr::Factors { w1: lokr::Half::Full(square), w2: fine, scale: 1.3 };
+    let scaled = LoraPair { a: low(4), b: thin(5), alpha: Some(2.0) };
+    let dora = DoraPair { pair: scaled, magnitude: Magnitude::OfBase(randn("lengths", 32)) };
+    adapter.modules.insert("blocks.0.ffn.0".to_owned(), Change::Loha(loha));
+    adapter.modules.insert("blocks.0.ffn.2".to_owned(), Change::Lokr(lokr));
+    adapter.modules.insert("blocks.0.cross_attn.q".to_owned(), Change::Dora(dora));
+    adapter.differences.insert("blocks.0.norm3.bias".to_owned(), randn("bias", 32));
+    for style in [Style::Comfy, Style::ComfyAlpha, Style::Kohya] {
+        for (precision, share) in
+            [(Precision::Float32, 3e-6), (Precision::Bfloat16, 0.02), (Precision::Float16, 0.003)]
+        {
+            write(&path, &adapter, style, precision).unwrap();
+            verify_written(&path, &adapter, precision).unwrap();
+            let whole = stored(&path);
+            for (key, tensor) in &whole {
+                let mut wrong = whole.clone();
+                wrong.insert(key.clone(), bent(tensor, 1.0 + share));
+                candle_core::safetensors::save(&wrong, &path).unwrap();
+                let refused = verify_written(&path, &adapter, precision);
+                assert!(refused.is_err(), "{style:?}, {precision:?}: {key} is wrong and nobody notices");
+            }
+            let mut swapped = whole.clone();
+            for (key, tensor) in &whole {
+                let partner =
+                    key.replace("self_attn.q.", "self_attn.k.").replace("self_attn_q.", "self_attn_k.");
+                if partner != *key {
+                    swapped.insert(key.clone(), whole[&partner].clone());
+                    swapped.insert(partner, tensor.clone());
+                }
+            }
+            candle_core::safetensors::save(&swapped, &path).unwrap();
+            let text = verify_written(&path, &adapter, precision).unwrap_err().to_string();
+            assert!(text.contains("self_attn"), "{text}");
+        }
+    }
 }
 
 /// Writes `tensors` as a file and returns what reading it says.

@@ -107,6 +107,10 @@ fn content_hashes_follow_the_content() {
     std::fs::write(cache.folder().join("content-hashes.json"), "{broken").unwrap();
     std::fs::write(&path, "one").unwrap();
     assert_eq!(ContentHashes::open(&cache).of(&media).unwrap(), one);
+    // A damaged index is written anew even if nothing is looked up.
+    ContentHashes::open(&cache).save().unwrap();
+    let index = std::fs::read(cache.folder().join("content-hashes.json")).unwrap();
+    assert!(serde_json::from_slice::<serde_json::Value>(&index).is_ok());
 }
 
 proptest! {

@@ -26,6 +26,7 @@ impl Desk {
         let folder = tempfile::tempdir().unwrap();
         let settings = HubSettings {
             endpoint: endpoint.to_owned(),
+            login: None,
             cache: folder.path().join("hub"),
             token: None,
             is_offline: false,
@@ -330,6 +331,50 @@ fn the_token_is_shown_to_the_hub_alone() {
     assert!(server.asked().iter().all(|request| request.headers["authorization"] == "Bearer secret"));
     assert_eq!(elsewhere.asked().len(), 1);
     assert!(!elsewhere.asked()[0].headers.contains_key("authorization"), "the token was sent on");
+}
+
+/// Another port of the hub's own host is somebody else; the hub itself is shown the token wherever it sends us.
+#[test]
+fn the_token_stays_with_scheme_host_and_port() {
+    let repository = long();
+    let elsewhere = faulty(|repository, request, _| {
+        Some(repository.honest(&Request { path: format!("/resolve/{COMMIT}/{FILE}"), ..request.clone() }))
+    });
+    let place = format!("{}/far/{FILE}", elsewhere.address);
+    let server = Server::start(move |request, _| match request.path.as_str() {
+        path if path.starts_with("/moved/") => Reply::status(307).with("Location", &place),
+        path if path.ends_with(FILE) => Reply::status(302).with("Location", format!("/moved/{FILE}")),
+        _ => repository.honest(request),
+    });
+    let mut desk = Desk::new(&server.address);
+    desk.settings.token = Some("secret".into());
+    assert_whole(&desk.fetch(&[Wanted::Vae]).unwrap());
+    let asked = server.asked();
+    assert!(asked.iter().any(|request| request.path.starts_with("/moved/")));
+    assert!(asked.iter().all(|request| request.headers["authorization"] == "Bearer secret"));
+    assert!(
+        !elsewhere.asked()[0].headers.contains_key("authorization"),
+        "the token was sent to another port"
+    );
+}
+
+#[test]
+fn a_password_in_the_endpoint_is_sent_but_never_told_and_a_broken_token_is_refused_at_once() {
+    let server = Server::start(|_, _| Reply::status(503).with("Retry-After", 0));
+    let endpoint = server.address.replace("://", "://user:pass%40word@");
+    let mut desk = Desk::new(&server.address);
+    let told = HubSettings::from_variables(|name| (name == "HF_ENDPOINT").then(|| endpoint.clone()));
+    assert_eq!((told.endpoint.as_str(), told.login.as_deref()), (&*server.address, Some("user:pass@word")));
+    (desk.settings.endpoint, desk.settings.login) = (told.endpoint, told.login);
+    let error = desk.refusal();
+    assert!(error.contains(&server.address) && !error.contains("pass"), "{error}");
+    assert_eq!(server.asked()[0].headers["authorization"], "Basic dXNlcjpwYXNzQHdvcmQ=");
+
+    let asked = server.asked().len();
+    desk.settings.token = Some("line\r\nbreak".into());
+    let error = desk.refusal();
+    assert!(error.contains("HF_TOKEN") && !error.contains("break\""), "{error}");
+    assert_eq!(server.asked().len(), asked, "the hub was asked with a broken token");
 }
 
 #[test]

@@ -274,6 +274,14 @@ fn a_run_goes_on_as_it_was_settled() {
     later.keep_to(&stored);
     assert_eq!(later.plan.memory, stored.memory);
     assert_eq!(later.plan.memory.keeping().len(), later.dit.layers);
+    // What the recipe leaves open is kept though it says the other.
+    let recipe = std::fs::read_to_string(project.recipe()).unwrap();
+    let split = format!("\n[devices]\nsplit = {:?}\n", stored.devices.split);
+    std::fs::write(project.recipe(), format!("{recipe}{split}")).unwrap();
+    let mut given = planned();
+    given.keep_to(&stored);
+    assert_eq!(given.plan.memory, stored.memory);
+    std::fs::write(project.recipe(), recipe).unwrap();
     stored.devices.deterministic = !stored.devices.deterministic;
     let mut elsewhere = planned();
     elsewhere.keep_to(&stored);

@@ -23,7 +23,7 @@ use trainer::plan::{Plan, Planned};
 use trainer::precision::{Float, Held, Processor};
 use trainer::prompt::ClipRequest;
 use trainer::run;
-use trainer::sample::{Prompted, SampleConfig, Sampling, Share};
+use trainer::sample::{Prompted, Prompts, SampleConfig, Sampling, Share};
 use trainer::solver::Convention;
 use trainer::ui::{Ui, Voice};
 
@@ -328,7 +328,8 @@ fn a_model_of_two_pictures_is_trained_on_both_ends() {
     let losses =
         proofs::small::trained(&pipeline(files.of(Expert::High)), &data.micro_batches, Default::default()).0;
     assert!(losses[0].is_finite());
-    let told = SampleConfig { prompts: vec!["a ball --i a.png".into()], ..SampleConfig::default() };
+    let told =
+        SampleConfig { prompts: Prompts::Listed(vec!["a ball --i a.png".into()]), ..SampleConfig::default() };
     let habits = Habits::of(&planned.dit, false);
     let base = told.request(&habits, [64, 48], 5, 1);
     let error = told.requests(&base, "".as_ref(), &planned.dit, &habits).unwrap_err().to_string();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use clap::{CommandFactory, Parser};
 use data::DataConfig;
 use kernels::device::Repeatability;
 use models::adapter::LoraConfig;
@@ -10,13 +11,14 @@ use proofs::source::{File, files, root};
 use serde_json::{Value, json};
 use trainer::base::{ModelConfig, Trained};
 use trainer::bench::{DIT_PRESETS, dit_preset};
+use trainer::cli::Arguments;
 use trainer::devices::DevicesConfig;
 use trainer::forecast::{Engine, Networks, StageMemory, Task, Way};
 use trainer::habits::Habits;
 use trainer::memory::{Card, Forecast, Machine, MemoryConfig, Room, Shapes, StageForecast, settle};
 use trainer::optim::OptimizerConfig;
 use trainer::precision::{Processor, Wishes};
-use trainer::recipe::{CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig};
+use trainer::recipe::{CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig, WORDS};
 use trainer::sample::SampleConfig;
 
 fn shipped() -> Vec<File> {
@@ -138,6 +140,50 @@ fn a_recipe_with_every_key_is_read_and_one_with_another_is_refused() {
     }
 }
 
+/// Another trainer's word leads to a key that there is, and is none of ours itself in the same section.
+#[test]
+fn words_of_other_trainers_lead_to_keys_of_ours() {
+    let mut keys = BTreeMap::new();
+    keys_below("", &sections(), &mut keys);
+    for (theirs, ours, _) in WORDS {
+        assert!(keys.contains_key(ours), "{theirs}: there is no {ours}");
+        let (section, _) = ours.rsplit_once('.').unwrap();
+        assert!(!keys.contains_key(&format!("{section}.{theirs}")), "{theirs} is a key of ours");
+    }
+}
+
+/// Every command has examples in its help, each of which is a command line that can be parsed; those that take a recipe say
+/// where its keys are explained.
+#[test]
+fn examples_of_the_help_are_command_lines() {
+    let commands = Arguments::command();
+    for command in commands.get_subcommands() {
+        let name = command.get_name();
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let examples: Vec<&str> =
+            help.lines().filter_map(|line| line.trim().strip_prefix("tandem ")).collect();
+        assert!(help.starts_with("Examples:") && !examples.is_empty(), "{name} has no examples");
+        let takes_recipe = command.get_arguments().any(|argument| argument.get_id().as_str() == "recipe");
+        assert!(!takes_recipe || help.contains("recipes/README.md"), "{name}");
+        for example in examples {
+            let line = example.split(['#', '>']).next().unwrap();
+            // Arguments with spaces stand in double quotes.
+            let words = line.split('"').enumerate().flat_map(|(i, part)| match i % 2 {
+                0 => part.split_whitespace().collect::<Vec<_>>(),
+                _ => vec![part],
+            });
+            let words: Vec<&str> = std::iter::once("tandem").chain(words).collect();
+            assert!(words.contains(&name), "{name}: {example}");
+            match Arguments::try_parse_from(&words) {
+                Ok(_) => {}
+                // Models of the hub are looked for in the cache while arguments are parsed.
+                Err(error) if error.to_string().contains("tandem fetch") => {}
+                Err(error) => panic!("{example}: {error}"),
+            }
+        }
+    }
+}
+
 /// What tensors get of a card that is sold with 24 GB: 24 GiB less what the driver takes.
 const CARD: u64 = (24 << 30) - (600 << 20);
 /// Half of a machine with 64 GiB, which is what a plan pins where the recipe says nothing.
@@ -203,7 +249,10 @@ fn recipes_for_published_models_fit_the_cards_that_they_are_for() {
     let mut models = std::collections::BTreeSet::new();
     for file in shipped().into_iter().filter(|file| file.path != "recipes/first-run.toml") {
         let stem = file.path.trim_start_matches("recipes/").trim_end_matches(".toml");
-        let name = stem.trim_end_matches("-one-card");
+        let name = match stem {
+            "comfyui-files" => "t2v-14b",
+            stem => stem.trim_end_matches("-one-card"),
+        };
         let recipe = Recipe::read(&root().join(&file.path)).unwrap();
         recipe.train.timesteps.check().unwrap();
         let forecast = forecast(name, &recipe, HOST);

@@ -11,7 +11,7 @@ fn events_read_back_as_written() {
     writer.scalars(300, 2.5, &[("loss/train", 0.125), ("lr", 1e-4)]).unwrap();
     let picture = Picture { encoded: b"\x89PNG", width: 480, height: 96 };
     writer.picture(300, 2.5, "samples", picture).unwrap();
-    assert_eq!(writer.flush().unwrap(), std::fs::metadata(&path).unwrap().len());
+    assert_eq!(writer.sync().unwrap(), std::fs::metadata(&path).unwrap().len());
 
     let events = events(&path);
     assert_eq!(events[0].1[0], (1, Field::Number(1.5f64.to_bits())));
@@ -46,18 +46,18 @@ fn a_resumed_file_equals_an_uninterrupted_one() {
     };
     let mut writer = EventWriter::open(&killed, 0, 10.0).unwrap();
     write(&mut writer, 1..11);
-    let checkpoint = writer.flush().unwrap();
+    let checkpoint = writer.sync().unwrap();
     write(&mut writer, 11..15);
-    let end = writer.flush().unwrap();
+    let end = writer.sync().unwrap();
     drop(writer);
     std::fs::OpenOptions::new().write(true).open(&killed).unwrap().set_len(end - 5).unwrap();
     let mut writer = EventWriter::open(&killed, checkpoint, 99.0).unwrap();
     write(&mut writer, 11..21);
-    writer.flush().unwrap();
+    writer.sync().unwrap();
 
     let mut writer = EventWriter::open(&straight, 0, 10.0).unwrap();
     write(&mut writer, 1..21);
-    writer.flush().unwrap();
+    writer.sync().unwrap();
     assert_eq!(std::fs::read(&killed).unwrap(), std::fs::read(&straight).unwrap());
     assert!(
         EventWriter::open(&straight, 30, 0.0).is_ok(),

@@ -132,3 +132,22 @@ fn odd_texts_are_cleaned_as_ftfy_cleans_them() {
         assert_eq!(clean(text), *expected, "{text:?}");
     }
 }
+
+/// The library panics over a decoder that is no JSON; nothing here decodes.
+#[test]
+fn a_broken_decoder_in_a_tokenizer_is_refused_or_not_needed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    let whole = std::fs::read_to_string(fixture("tokenizer/tokenizer.json")).unwrap();
+    let at = whole.find("\"decoder\"").unwrap();
+    let open = at + whole[at..].find('{').unwrap() + 1;
+    for broken in [":", "\"type\":}", "\"x\":[[[,"] {
+        std::fs::write(&path, format!("{}{broken}{}", &whole[..open], &whole[open..])).unwrap();
+        let error = Tokenizer::load(&path).unwrap_err().to_string();
+        assert!(error.contains("tokenizer.json") && error.contains("fetch it again"), "{error}");
+    }
+    std::fs::write(&path, format!("{}\"type\":7,{}", &whole[..open], &whole[open..])).unwrap();
+    let golden = Tokenizer::load(&fixture("tokenizer/tokenizer.json")).unwrap();
+    let text = "a fox in the snow";
+    assert_eq!(Tokenizer::load(&path).unwrap().encode(text).unwrap(), golden.encode(text).unwrap());
+}

@@ -143,6 +143,17 @@ fn tuples_within_tuples_without_end_are_refused() {
     assert!(refusal(&archive(&pickle, &[])).contains("repeats its values"));
 }
 
+/// A byte of a pickle makes a value of many: marks and dictionaries without end took gigabytes.
+#[test]
+fn values_without_end_are_refused() {
+    for endless in [b"(", b"}", b"N", b")"] {
+        let mut pickle = b"\x80\x02".to_vec();
+        pickle.extend(endless.repeat(2_000_000));
+        pickle.push(b'.');
+        assert!(refusal(&archive(&pickle, &[])).contains("more values than any real checkpoint"));
+    }
+}
+
 #[test]
 fn a_folder_with_lost_or_foreign_shards_is_refused() {
     let source = fixture("repo_official_a14b/high_noise_model");

@@ -189,6 +189,9 @@ fn a_run_that_is_killed_twice_ends_as_if_it_never_was() {
     let project = project();
     for (arguments, step, after) in [(&["train"][..], 3, 0), (&["train", "--resume"], 11, 10)] {
         let mut child = start(&project, arguments);
+        // The checkpoint of step 10 is written beside the steps that come behind it.
+        let is_there = || project.run().join(format!("checkpoints/step-{after:06}.safetensors")).is_file();
+        wait_until(&mut child, "the checkpoint", || after == 0 || is_there());
         run_into(&project, &mut child, step);
         child.kill().unwrap(); // SIGKILL: no handler runs
         assert!(child.wait().unwrap().code().is_none(), "the process ended by itself");

@@ -1,4 +1,5 @@
-//! Checkpoints: everything that a run needs to go on bit for bit, in one file that is whole or not there.
+//! Checkpoints: everything that a run needs to go on bit for bit, in one file that is whole or not there, with a checksum of
+//! everything in it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,8 +9,9 @@ use candle_core::{DType, Device, Tensor};
 use data::Cursor;
 use kernels::adamw::State;
 use models::expert::Expert;
-use models::weights::{Checkpoint as TensorFile, write_safetensors};
+use models::weights::{Checkpoint as TensorFile, WeightsError, write_safetensors};
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use crate::error::{Error, Result};
 
@@ -73,6 +75,8 @@ pub fn states_of(states: &States, expert: Option<Expert>) -> States {
 
 /// Header key of [`Progress`].
 const PROGRESS: &str = "tandem.progress";
+/// Header key of the checksums: a JSON object with one for each tensor, and that of the text of [`PROGRESS`] under its key.
+const CHECKSUMS: &str = "tandem.checksums";
 /// What the tensors of a state are called behind the parameter's name.
 const PARTS: [&str; 3] = ["parameter", "first", "second"];
 
@@ -94,7 +98,12 @@ pub fn save(folder: &Path, progress: Progress, states: &States, keep_last: usize
     }
     let progress_text =
         serde_json::to_string(&progress).map_err(|e| Error::PlanText { why: e.to_string() })?;
-    let header = BTreeMap::from([(PROGRESS.to_owned(), progress_text)]);
+    let mut checksums = BTreeMap::from([(PROGRESS.to_owned(), digits(xxh3_128(progress_text.as_bytes())))]);
+    for (name, tensor) in &tensors {
+        checksums.insert(name.clone(), checksum(name, tensor)?);
+    }
+    let checksums = serde_json::to_string(&checksums).map_err(|e| Error::PlanText { why: e.to_string() })?;
+    let header = BTreeMap::from([(PROGRESS.to_owned(), progress_text), (CHECKSUMS.to_owned(), checksums)]);
     let path = path(folder, progress.step);
     let views = tensors.iter().map(|(name, tensor)| (name.as_str(), *tensor));
     write_safetensors(&path, views, &header)?;
@@ -104,24 +113,127 @@ pub fn save(folder: &Path, progress: Progress, states: &States, keep_last: usize
     Ok(path)
 }
 
-/// Reads a checkpoint.
+/// Reads a checkpoint and compares everything in it with its checksums. Checkpoints of versions without checksums are taken
+/// as they are.
 ///
 /// # Errors
-/// When it is damaged or is no checkpoint of a run.
+/// [`Error::NotACheckpoint`] for another file, [`Error::DamagedCheckpoint`] with what is damaged and the checkpoint before.
 pub fn load(path: &Path) -> Result<(Progress, States)> {
-    let file = TensorFile::open(path).map_err(models::Error::from)?;
+    let damaged = |why: String| Error::DamagedCheckpoint { path: path.to_owned(), why, before: before(path) };
     let foreign = || Error::NotACheckpoint { path: path.to_owned() };
-    let progress = file.metadata().get(PROGRESS).ok_or_else(foreign)?;
-    let progress = serde_json::from_str(progress).map_err(|_| foreign())?;
+    let file = TensorFile::open(path).map_err(|error| unreadable(path, models::Error::from(error)))?;
+    let header = file.metadata();
+    let Some(text) = header.get(PROGRESS) else {
+        let is_one = header.contains_key(CHECKSUMS);
+        return Err(if is_one {
+            damaged("its position in the run is missing".to_owned())
+        } else {
+            foreign()
+        });
+    };
+    let checksums = checksums(header, text, file.names()).map_err(damaged)?;
+    let progress = serde_json::from_str(text).map_err(|_| foreign())?;
+    let read = |name: String| -> Result<Tensor> {
+        let tensor = file.tensor(&name, DType::F32, &Device::Cpu).map_err(|error| unreadable(path, error))?;
+        match checksums.get(&name) {
+            Some(expected) if *expected != checksum(&name, &tensor)? => {
+                Err(damaged(format!("the tensor `{name}` does not match its checksum")))
+            }
+            _ => Ok(tensor),
+        }
+    };
     let mut states = BTreeMap::new();
     for name in file.names().filter_map(|name| name.strip_suffix(".parameter")) {
-        let read = |part: &str| -> Result<Tensor> {
-            Ok(file.tensor(&format!("{name}.{part}"), DType::F32, &Device::Cpu)?)
-        };
-        let [parameter, first, second] = PARTS.map(read);
+        let [parameter, first, second] = PARTS.map(|part| read(format!("{name}.{part}")));
         states.insert(name.to_owned(), State { parameter: parameter?, first: first?, second: second? });
     }
     Ok((progress, states))
+}
+
+/// The checksums in `header` of a checkpoint with the position `progress` and the tensors `names`; none in one of a version
+/// without them.
+///
+/// # Errors
+/// What is damaged.
+fn checksums<'a>(
+    header: &BTreeMap<String, String>,
+    progress: &str,
+    names: impl Iterator<Item = &'a str>,
+) -> Result<Checksums, String> {
+    let Some(text) = header.get(CHECKSUMS) else {
+        return if header.len() == 1 {
+            Ok(Checksums::new())
+        } else {
+            Err("its checksums are missing".to_owned())
+        };
+    };
+    let mut checksums: Checksums =
+        serde_json::from_str(text).map_err(|_| "its checksums cannot be read".to_owned())?;
+    if checksums.remove(PROGRESS) != Some(digits(xxh3_128(progress.as_bytes()))) {
+        return Err("its position in the run does not match its checksum".to_owned());
+    }
+    match checksums.keys().map(String::as_str).eq(names) {
+        true => Ok(checksums),
+        false => Err("it holds other tensors than it has checksums for".to_owned()),
+    }
+}
+
+/// Checksums by name.
+type Checksums = BTreeMap<String, String>;
+
+/// Values that are hashed at once.
+const PIECE: usize = 1 << 18;
+
+/// XXH3 over name, shape and values of an f32 tensor: finds damage, and keeps up with the disk. Nobody is to be kept from
+/// forging a checkpoint, who could as well write another adapter.
+fn checksum(name: &str, tensor: &Tensor) -> Result<String> {
+    let mut hash = Xxh3::new();
+    let shape: Vec<String> = tensor.dims().iter().map(usize::to_string).collect();
+    hash.update(format!("{name}\0{}\0", shape.join("x")).as_bytes());
+    let flat = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?;
+    let count = flat.elem_count();
+    for begin in (0..count).step_by(PIECE) {
+        let piece = flat.narrow(0, begin, PIECE.min(count - begin))?.to_vec1::<f32>()?;
+        let bytes: Vec<[u8; 4]> = piece.into_iter().map(f32::to_le_bytes).collect();
+        hash.update(bytes.as_flattened());
+    }
+    Ok(digits(hash.digest128()))
+}
+
+fn digits(hash: u128) -> String {
+    format!("{hash:032x}")
+}
+
+/// A file that cannot be read as a checkpoint: damaged, unless the system refused to read it.
+fn unreadable(path: &Path, error: models::Error) -> Error {
+    let why = match &error {
+        models::Error::Weights(WeightsError::Io { .. }) => return Error::from(error),
+        models::Error::Weights(WeightsError::File { .. }) => {
+            "its header does not describe what follows (it was cut off or overwritten)".to_owned()
+        }
+        models::Error::Weights(WeightsError::NotFinite { name, .. }) => {
+            format!("the tensor `{name}` holds a value that is not finite")
+        }
+        _ => error.to_string(),
+    };
+    Error::DamagedCheckpoint { path: path.to_owned(), why, before: before(path) }
+}
+
+/// The newest checkpoint that is older than the one at `path`.
+fn before(path: &Path) -> Option<PathBuf> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let all = all(folder).ok()?;
+    let at = all.iter().position(|other| other.file_name() == path.file_name())?;
+    all.into_iter().take(at).next_back()
+}
+
+/// The steps of the checkpoints of a folder, ascending.
+///
+/// # Errors
+/// A folder that cannot be listed.
+pub fn steps(folder: &Path) -> Result<Vec<u64>> {
+    let step = |path: PathBuf| path.file_stem()?.to_str()?.strip_prefix("step-")?.parse().ok();
+    Ok(all(folder)?.into_iter().filter_map(step).collect())
 }
 
 /// The newest checkpoint of a folder.

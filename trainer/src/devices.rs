@@ -131,7 +131,10 @@ impl DevicesConfig {
             true => (0..count).map(|i| (i + 1) * layers / count - i * layers / count).collect(),
             false => self.split.clone(),
         };
-        if split.len() != count || split.iter().sum::<usize>() != layers || split.contains(&0) {
+        if split.len() != count
+            || split.iter().any(|blocks| !(1..=layers).contains(blocks))
+            || split.iter().sum::<usize>() != layers
+        {
             return Err(Error::Setting {
                 key: "devices.split".into(),
                 why: format!("{split:?} does not give {layers} blocks to {count} stages, at least one each"),
@@ -177,6 +180,18 @@ impl DevicesConfig {
             next += blocks;
         }
         Ok(stages)
+    }
+
+    /// Checks that the stages of a config, settled or not, can be used here, without opening them.
+    ///
+    /// # Errors
+    /// Another name, a GPU in a build without CUDA, or a GPU that cannot be used.
+    pub fn check(&self) -> Result<()> {
+        self.stages.iter().try_for_each(|name| match DeviceName::parse(name)? {
+            DeviceName::Cpu => Ok(()),
+            DeviceName::Cuda(_) if !cfg!(feature = "cuda") => Err(Error::NoCuda { name: name.clone() }),
+            DeviceName::Cuda(index) => check_gpu(index),
+        })
     }
 
     /// Whether the stages of a config, settled or not, are GPUs.

@@ -202,7 +202,10 @@ pub enum Error {
         why: String,
     },
     /// A GPU was asked for in a build that has none.
-    #[error("{name}: this build is without CUDA; build it with `--features cuda`, or use \"cpu\"")]
+    #[error(
+        "{name}: this build is without CUDA; build it with `--features cuda`, or use \"cpu\"; `tandem plan --on 24GiB` \
+         (or 2x4090) plans for cards that are not here"
+    )]
     NoCuda {
         /// The device.
         name: String,
@@ -278,9 +281,35 @@ pub enum Error {
         /// What stood in the way.
         cause: Box<Error>,
     },
+    /// An adapter file could not be written.
+    #[error(
+        "the adapter {} could not be written: {cause}. What was saved before is whole: make room or make the folder writable, \
+         then continue with --resume",
+        path.display()
+    )]
+    NotExported {
+        /// The file.
+        path: PathBuf,
+        /// What stood in the way.
+        cause: Box<Error>,
+    },
     /// A checkpoint with other tensors than this run has.
     #[error("the checkpoint holds other adapters than this run trains; it belongs to another recipe")]
     ForeignCheckpoint,
+    /// A checkpoint whose contents changed since they were written.
+    #[error(
+        "the checkpoint {} is damaged: {why}. {}",
+        path.display(),
+        go_back(before.as_deref())
+    )]
+    DamagedCheckpoint {
+        /// The file.
+        path: PathBuf,
+        /// What is damaged.
+        why: String,
+        /// The newest checkpoint before it.
+        before: Option<PathBuf>,
+    },
     /// A file that is no checkpoint.
     #[error("{} is no checkpoint of a run", path.display())]
     NotACheckpoint {
@@ -298,6 +327,17 @@ pub enum Error {
     NothingToResume {
         /// Where it was looked for.
         folder: PathBuf,
+    },
+    /// Another process writes into the run folder.
+    #[error(
+        "the run in {} is in use by {holder}: wait until it ends or stop it, then resume, or start a new run without --resume",
+        folder.display()
+    )]
+    RunInUse {
+        /// The run folder.
+        folder: PathBuf,
+        /// The process and its host.
+        holder: String,
     },
     /// The plan differs from the run's.
     #[error(
@@ -324,7 +364,21 @@ impl From<candle_core::Error> for Error {
 
 impl From<models::Error> for Error {
     fn from(error: models::Error) -> Self {
-        of_gpu(&error).unwrap_or(Self::Model(error))
+        match &error {
+            models::Error::Tensor(inner) => of_gpu(inner).unwrap_or(Self::Model(error)),
+            _ => Self::Model(error),
+        }
+    }
+}
+
+fn go_back(before: Option<&std::path::Path>) -> String {
+    match before {
+        Some(before) => format!(
+            "Move it out of its folder, and --resume continues from the one before it, {}",
+            before.file_name().unwrap_or_default().display()
+        ),
+        None => "There is no checkpoint before it: move it out of its folder, and --resume starts at step 0"
+            .to_owned(),
     }
 }
 
@@ -337,9 +391,9 @@ fn way_out(ways: &[String]) -> String {
 }
 
 /// What a GPU's fault means to its user, where `error` tells one.
-fn of_gpu(error: &dyn std::error::Error) -> Option<Error> {
+fn of_gpu(error: &candle_core::Error) -> Option<Error> {
+    let fault = Fault::of(error)?;
     let text = error.to_string();
-    let fault = Fault::named_in(&text)?;
     // A backtrace may follow the error's own line.
     let cause = text.lines().next().unwrap_or_default().to_owned();
     Some(match fault {

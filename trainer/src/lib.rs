@@ -4,14 +4,17 @@
 //! the same pipeline.
 
 pub mod adapters;
+pub mod background;
 pub mod base;
 pub mod batch;
 pub mod bench;
+pub mod bounds;
 pub mod bytes;
 pub mod checkpoint;
 pub mod cli;
 pub mod devices;
 pub mod doctor;
+pub mod draft;
 pub mod encode;
 pub mod error;
 pub mod export;
@@ -31,6 +34,7 @@ pub mod plan;
 pub mod precision;
 pub mod probe;
 pub mod prompt;
+pub mod published;
 pub mod recipe;
 pub mod run;
 pub mod sample;

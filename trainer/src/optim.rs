@@ -1,10 +1,11 @@
 //! The optimiser: named AdamW states, one for each trainable tensor, on the device of its stage.
 
 use std::collections::BTreeMap;
+use std::thread;
 
 use candle_core::{Device, DeviceLocation, Tensor};
 use kernels::adamw::{self, State, Update};
-use models::adapter::{Adapter, Adapters, Delta};
+use models::adapter::files::AdapterFile;
 use models::dit::{Gradients, Linear};
 use serde::{Deserialize, Serialize};
 
@@ -192,21 +193,61 @@ pub fn clip_factor(norm: f64, clip_norm: f64) -> f64 {
     if clip_norm > 0.0 && norm > clip_norm { clip_norm / norm } else { 1.0 }
 }
 
-/// The trainable tensors of all stages, as one set on the host.
-pub fn gathered(pipeline: &Pipeline) -> Result<Adapters> {
-    let mut all = Adapters::default();
+/// Copies of `states` in host memory of their own, which no later update changes. Each device is read by a thread of its
+/// own.
+pub fn on_host(states: &BTreeMap<String, State>) -> Result<BTreeMap<String, State>> {
+    let mut by_device: Vec<(DeviceLocation, Vec<(&String, &State)>)> = Vec::new();
+    for (name, state) in states {
+        let place = state.parameter.device().location();
+        match by_device.iter_mut().find(|(device, _)| *device == place) {
+            Some((_, own)) => own.push((name, state)),
+            None => by_device.push((place, vec![(name, state)])),
+        }
+    }
+    let copy = |(name, state): &(&String, &State)| -> Result<(String, State)> {
+        let [parameter, first, second] = [&state.parameter, &state.first, &state.second].map(host_copy);
+        Ok(((*name).clone(), State { parameter: parameter?, first: first?, second: second? }))
+    };
+    let copied: Vec<Result<Vec<(String, State)>>> = thread::scope(|scope| {
+        let own = by_device.iter().map(|(_, own)| scope.spawn(|| own.iter().map(copy).collect()));
+        let own: Vec<_> = own.collect();
+        own.into_iter().map(|own| own.join().unwrap_or_else(|p| std::panic::resume_unwind(p))).collect()
+    });
+    Ok(copied.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+}
+
+/// A copy of `tensor` in host memory that nothing else lies in.
+fn host_copy(tensor: &Tensor) -> candle_core::Result<Tensor> {
+    match tensor.device() {
+        Device::Cpu => tensor.copy(),
+        _ => tensor.to_device(&Device::Cpu),
+    }
+}
+
+/// The adapters that `pipeline` trains as a file holds them. `states` are copies of theirs on the host, and the file shares
+/// their memory.
+pub fn adapter_file(pipeline: &Pipeline, states: &BTreeMap<String, State>) -> Result<AdapterFile> {
+    let mut file = AdapterFile::default();
     for stage in pipeline.stages() {
         for (module, adapters) in stage.adapters.iter() {
             for adapter in adapters.iter().filter(|adapter| adapter.is_trainable()) {
-                let weight = stage.dit.linears().find(|linear| linear.name() == module).map(Linear::weight);
-                // What depends on the weight has to be told here, where the weight is.
-                let delta = match adapter.delta().wants_product() {
-                    true => Delta::new(&adapter.delta().to_change(weight)?, 1.0)?,
-                    false => adapter.delta().clone(),
+                let change = match adapter.delta().wants_product() {
+                    // What depends on the weight has to be told here, where the weight is.
+                    true => {
+                        let weight = stage.dit.linears().find(|linear| linear.name() == module);
+                        let change = adapter.delta().to_change(weight.map(Linear::weight))?;
+                        change.map(&mut |tensor| Ok(host_copy(tensor)?))?
+                    }
+                    false => {
+                        let mut delta = adapter.delta().clone();
+                        let own = |name: &str| states.get(&format!("{module}.{name}"));
+                        delta.replace(|name| own(name).map(|state| state.parameter.clone()));
+                        delta.to_change(None)?
+                    }
                 };
-                all.attach(module.to_owned(), Adapter::trainable(delta.to_device(&Device::Cpu)?));
+                file.modules.insert(module.to_owned(), change);
             }
         }
     }
-    Ok(all)
+    Ok(file)
 }

@@ -1,11 +1,14 @@
 //! The plan: what a recipe means. Every default is settled here, once; it is printed, stored with the run, and after
 //! that nothing reads the recipe, the environment or the clock to decide behaviour.
 
+mod assumed;
+mod difference;
+mod found;
 mod parts;
 
 use std::path::{Path, PathBuf};
 
-use data::{DataConfig, Dataset, SizeMultiple};
+use data::{DataConfig, DataError, Dataset, SizeMultiple, Watch};
 use models::adapter::{LoraConfig, Target};
 use models::dit::DitConfig;
 use models::expert::Expert;
@@ -14,18 +17,24 @@ use sha2::{Digest, Sha256};
 
 use crate::adapters;
 use crate::base::BaseModel;
+use crate::bounds;
 use crate::bytes::Bytes;
 use crate::devices::{DevicesConfig, Limits};
 use crate::error::{Error, Result};
-use crate::forecast::Task;
 use crate::habits::Habits;
+use crate::interrupt::Interrupt;
 use crate::like::Taken;
-use crate::memory::{self, Forecast, Machine, MemoryPlan};
+use crate::memory::{self, Cards, Forecast, Machine, MemoryPlan};
 use crate::optim::OptimizerConfig;
 use crate::prompt::ClipRequest;
-use crate::recipe::{CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig, existing};
+use crate::published::Published;
+use crate::recipe::{Assignment, CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig, existing};
 use crate::sample::{ClipFormat, Share};
-use parts::{networks, sample_plan, settle_shares, trained_shares};
+pub use difference::Difference;
+
+use assumed::{missing_clips, no_data, settled_model};
+use found::{former_digest, long_captions, summary};
+use parts::{networks, sample_plan, settle_shares, settle_steps, task, trained_shares};
 
 /// A settled run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -83,6 +92,9 @@ pub struct DatasetPlan {
     pub items: usize,
     /// Items of the held-out loss.
     pub held_out: usize,
+    /// With `data.bad = "skip"`: each clip that was left out, with the reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<String>,
     /// SHA-256 over names, captions, windows and buckets.
     pub digest: String,
 }
@@ -147,6 +159,8 @@ pub struct Planned {
     pub limits: Limits,
     /// What the recipe leaves to the plan.
     pub open: Open,
+    /// What the digest of the same data was in earlier versions, where those would see the same clips.
+    pub former_digest: Option<String>,
     /// The defaults that came with `train.like`.
     pub taken: Vec<Taken>,
     /// What the recipe names without use, a line each.
@@ -163,12 +177,20 @@ pub struct Open {
 }
 
 /// What a command line says in place of a recipe's settings; `None` leaves the recipe's.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default)]
 pub struct Overrides {
+    /// Any key, of `--set`; the others win over it.
+    pub settings: Vec<Assignment>,
     /// `devices.memory_limit`.
     pub memory_limit: Option<Bytes>,
     /// `model.folder`, where the recipe names a model of the hub.
     pub model_folder: Option<PathBuf>,
+    /// Asked while clips are read, which may take long.
+    pub interrupt: Interrupt,
+    /// Cards that are planned for in place of those that are here.
+    pub cards: Option<Cards>,
+    /// The published model that is planned for in place of files.
+    pub assume: Option<Published>,
 }
 
 impl Overrides {
@@ -177,23 +199,32 @@ impl Overrides {
         if let Some(folder) = &self.model_folder {
             recipe.model.folder = Some(folder.clone());
         }
+        if let Some(cards) = &self.cards {
+            recipe.devices = cards.devices(&recipe.devices);
+        }
     }
 }
 
 impl Planned {
-    /// Takes over what `stored`, the plan of a run that goes on, settled for the same devices and the same wishes: the
-    /// machine may have more or less memory free today, and the run's numbers must not depend on that.
+    /// Takes over what `stored`, the plan of a run that goes on, settled for the same devices and the same wishes, each of
+    /// what the recipe leaves open by itself: the machine may have more or less memory free today, and the run's numbers
+    /// must not depend on that.
     pub fn keep_to(&mut self, stored: &Plan) {
         let plan = &mut self.plan;
         let without_split = |devices: &DevicesConfig| DevicesConfig { split: Vec::new(), ..devices.clone() };
         let wishes = |memory: &MemoryPlan| (memory.keep, memory.offload, memory.host_memory);
         let is_same = without_split(&stored.devices) == without_split(&plan.devices)
             && wishes(&stored.memory) == wishes(&plan.memory);
-        if is_same && self.open == (Open { split: true, ffn_tokens: true }) {
+        if is_same && (self.open.split || plan.devices.split == stored.devices.split) {
             plan.devices.split.clone_from(&stored.devices.split);
+            let ffn_tokens =
+                if self.open.ffn_tokens { stored.memory.ffn_tokens } else { plan.memory.ffn_tokens };
             // Plans of earlier versions do not say what may be pinned.
             let pinned = stored.memory.pinned.or(plan.memory.pinned);
-            plan.memory = MemoryPlan { pinned, ..stored.memory.clone() };
+            plan.memory = MemoryPlan { ffn_tokens, pinned, ..stored.memory.clone() };
+        }
+        if self.former_digest.as_ref() == Some(&stored.dataset.digest) {
+            plan.dataset.digest.clone_from(&stored.dataset.digest);
         }
     }
 }
@@ -216,27 +247,33 @@ impl Plan {
         overrides: &Overrides,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Planned> {
-        let mut recipe = Recipe::read(path)?;
+        let mut recipe = Recipe::read_with(path, &overrides.settings)?;
         overrides.apply(&mut recipe);
         let from = path.parent().unwrap_or(Path::new(""));
         check_numbers(&recipe)?;
-        let mut model = recipe.model.settle(from, recipe.devices.processor())?;
-        let dit = model.check()?;
-        let notes = recipe.model.unused(&dit);
+        let (mut model, dit, mut notes) = settled_model(&recipe, from, overrides)?;
         model.boundary = model.expert.map(|_| model.boundary_of(&dit));
 
         let habits = Habits::of(&dit, model.dits.experts().is_some());
         let mut data = recipe.data;
-        let dataset = read_data(&mut data, from, &habits, progress)?;
-        let found = summary(&dataset)?;
+        let watch = Watch { progress, is_stopped: &|| overrides.interrupt.is_asked() };
+        let (dataset, found) = match missing_clips(&data, from, overrides) {
+            Some(note) => {
+                notes.push(note);
+                no_data(&mut data, &habits)
+            }
+            None => read_data(&mut data, from, &habits, watch)?,
+        };
+        notes.extend(long_captions(&dataset, &model)?);
 
         let adapter = adapters::settled(recipe.adapter, from)?;
         let targets = adapter.select(&dit.adaptable_modules())?;
+        let seed = recipe.run.seed.unwrap_or(42);
         let mut train = recipe.train;
+        settle_steps(&mut train, &dataset, seed)?;
         train.timesteps.shift = Some(train.timesteps.shift());
         let shares = settle_shares(&mut train, &adapter, &targets, (&model, &dit))?;
 
-        let seed = recipe.run.seed.unwrap_or(42);
         let frames = data.frames.iter().copied().max().unwrap_or(1);
         let base = recipe.sample.request(&habits, data.sizes[0], frames, seed);
         let clips = recipe.sample.requests(&base, from, &dit, &habits)?;
@@ -244,22 +281,17 @@ impl Plan {
         let run = run_plan(recipe.run, path, seed);
         let devices = recipe.devices.settle(dit.layers)?;
         let shapes = shapes(&data, &dataset, &habits);
-        let task = Task {
-            dit: &dit,
-            base: model.precision.dit(),
-            targets: &targets,
-            kind: adapter.kind,
-            factor: adapter.factor,
-            rank: adapter.rank(),
-            dropout: adapter.dropout > 0.0,
-            batch: train.batch,
-            accumulate: train.accumulate,
-            latents: shapes.there.first().map_or((1, 1, 1), |(_, latents)| *latents),
-            networks: networks(&shares, &model, &sample),
-        };
+        let networks = networks(&shares, &model, &sample);
+        let task = task((&model, &dit), (&adapter, &targets), &train, &shapes, networks);
         let host = recipe.memory.host_memory.map(|host| host.0);
-        let limits = Limits::measure(&devices);
-        let machine = Machine::here(&devices, &limits, task.base, &dit, host);
+        let (limits, machine) = match &overrides.cards {
+            Some(cards) => (Limits::default(), cards.machine(&devices, task.base, &dit, host)),
+            None => {
+                let limits = Limits::measure(&devices);
+                let machine = Machine::here(&devices, &limits, task.base, &dit, host);
+                (limits, machine)
+            }
+        };
         let open =
             Open { split: recipe.devices.split.is_empty(), ffn_tokens: recipe.memory.ffn_tokens.is_none() };
         let given = (!open.split).then_some(devices.split.as_slice());
@@ -283,6 +315,7 @@ impl Plan {
             plan,
             dit,
             targets,
+            former_digest: former_digest(&dataset),
             dataset,
             forecast: settled.forecast,
             limits,
@@ -320,62 +353,12 @@ impl Plan {
     pub fn hash(&self) -> Result<String> {
         Ok(hex(&Sha256::digest(self.to_toml()?)))
     }
-
-    /// What differs in `later`, as `key: here -> there`.
-    pub fn differences(&self, later: &Self) -> Result<Vec<Difference>> {
-        let flat = |plan: &Self| -> Result<std::collections::BTreeMap<String, String>> {
-            let value = toml::Value::try_from(plan).map_err(|e| Error::PlanText { why: e.to_string() })?;
-            let mut leaves = std::collections::BTreeMap::new();
-            flatten(&value, String::new(), &mut leaves);
-            Ok(leaves)
-        };
-        let (before, after) = (flat(self)?, flat(later)?);
-        let keys: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
-        let none = || "(not set)".to_owned();
-        let changed = keys.into_iter().filter(|key| before.get(*key) != after.get(*key));
-        Ok(changed
-            .map(|key| Difference {
-                key: key.clone(),
-                before: before.get(key).cloned().unwrap_or_else(none),
-                after: after.get(key).cloned().unwrap_or_else(none),
-            })
-            .collect())
-    }
-}
-
-/// A key of two plans that differ.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Difference {
-    /// Dotted key.
-    pub key: String,
-    /// Value in the stored plan.
-    pub before: String,
-    /// Value now.
-    pub after: String,
-}
-
-impl std::fmt::Display for Difference {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(f, "{}: {} -> {}", self.key, self.before, self.after)
-    }
-}
-
-fn flatten(value: &toml::Value, key: String, leaves: &mut std::collections::BTreeMap<String, String>) {
-    let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
-    match value {
-        toml::Value::Table(table) => table.iter().for_each(|(name, v)| flatten(v, below(name), leaves)),
-        toml::Value::Array(list) if list.iter().any(toml::Value::is_table) => {
-            list.iter().enumerate().for_each(|(i, v)| flatten(v, below(&i.to_string()), leaves));
-        }
-        leaf => {
-            leaves.insert(key, leaf.to_string());
-        }
-    }
 }
 
 fn check_numbers(recipe: &Recipe) -> Result<()> {
     let refuse = |key: &str, why: &str| Err(Error::Setting { key: key.into(), why: why.into() });
     let (adapter, train) = (&recipe.adapter, &recipe.train);
+    bounds::check(recipe)?;
     if adapter.factor == Some(0) {
         return refuse("adapter.factor", "must be at least 1");
     }
@@ -410,21 +393,26 @@ fn read_data(
     data: &mut DataConfig,
     from: &Path,
     habits: &Habits,
-    progress: &mut dyn FnMut(usize, usize),
-) -> Result<Dataset> {
+    mut watch: Watch,
+) -> Result<(Dataset, DatasetPlan)> {
     data.folder.iter_mut().for_each(|place| *place = from.join(&*place));
     if let Some(import) = &mut data.import {
         *import = existing("data.import", from, import)?;
     }
     data.fps.get_or_insert(habits.fps);
     let multiple = SizeMultiple::new(habits.multiple());
-    let dataset = Dataset::build(data, multiple, habits.fps, progress)?;
+    let dataset =
+        Dataset::build_watched(data, multiple, habits.fps, &mut watch).map_err(|error| match error {
+            DataError::Stopped => Error::Interrupted,
+            error => error.into(),
+        })?;
     (data.sizes, data.frames) = (dataset.sizes.clone(), dataset.frames.clone());
-    Ok(dataset)
+    let found = summary(&dataset)?;
+    Ok((dataset, found))
 }
 
 /// Name and folders of the run of the recipe at `path`.
-fn run_plan(run: RunConfig, path: &Path, seed: u64) -> RunPlan {
+pub(crate) fn run_plan(run: RunConfig, path: &Path, seed: u64) -> RunPlan {
     let from = path.parent().unwrap_or(Path::new(""));
     let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
     let name = run.name.or(stem).unwrap_or_else(|| "run".into());
@@ -453,31 +441,6 @@ fn ordered(clips: impl Iterator<Item = (u32, u32, u32)>, habits: &Habits) -> Vec
         (format!("{width}x{height}, {frames} frames"), habits.latents(frames, height, width))
     };
     clips.into_iter().map(shape).collect()
-}
-
-/// What `dataset` came to.
-///
-/// # Errors
-/// [`Error::NothingToTrainOn`].
-fn summary(dataset: &Dataset) -> Result<DatasetPlan> {
-    let held_out = |source: usize| dataset.sources[source].item.held_out;
-    let mut hash = Sha256::new();
-    for window in &dataset.windows {
-        let item = &dataset.sources[window.source].item;
-        let line = (&item.id, &item.caption, window.bucket, window.start, item.repeats, item.held_out);
-        hash.update(format!("{line:?}\n"));
-        hash.update(format!("{:?}\n", dataset.source_frames(window)));
-    }
-    let held = dataset.windows.iter().filter(|w| held_out(w.source)).count();
-    if dataset.windows.len() == held {
-        return Err(Error::NothingToTrainOn);
-    }
-    Ok(DatasetPlan {
-        clips: dataset.sources.len(),
-        items: dataset.windows.len() - held,
-        held_out: held,
-        digest: hex(&hash.finalize()),
-    })
 }
 
 /// Lower-case hexadecimal digits.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use models::dit::{DitConfig, Pictures};
 use serde::{Deserialize, Serialize};
 
+use crate::bounds;
 use crate::error::{Error, Result};
 use crate::solver::{Convention, SolverKind};
 
@@ -50,6 +51,7 @@ impl ClipRequest {
     /// # Errors
     /// Naming the value and the nearest valid ones.
     pub fn check(&self, multiple: u32) -> Result<()> {
+        bounds::check_clip(self)?;
         let (w, h) = (self.width, self.height);
         if w == 0 || h == 0 || w % multiple != 0 || h % multiple != 0 {
             let nearest = data::SizeMultiple::new(multiple).nearest(w, h);
@@ -63,10 +65,7 @@ impl ClipRequest {
             return Err(Error::Setting { key: "frames of a clip".into(), why });
         }
         crate::solver::Schedule::new(self.solver, self.convention, self.steps, self.shift)?;
-        match [self.guidance, self.guidance_high].into_iter().find(|guidance| !guidance.is_finite()) {
-            None => Ok(()),
-            Some(bad) => Err(Error::Setting { key: "guidance".into(), why: format!("{bad} is no number") }),
-        }
+        Ok(())
     }
 
     /// Checks that the clip has the pictures that `dit` takes.
@@ -129,6 +128,26 @@ impl ClipRequest {
         }
         request.guidance_high = guidance_high.unwrap_or(request.guidance_high);
         Ok(request)
+    }
+
+    /// The requests of the file of prompt lines at `path`, which `key` names; pictures are looked for in its folder.
+    ///
+    /// # Errors
+    /// A file that cannot be read or that holds no prompt, and those of [`Self::with_line`].
+    pub fn from_file(&self, path: &Path, key: &str) -> Result<Vec<Self>> {
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Setting {
+            key: key.to_owned(),
+            why: format!("cannot read the prompts in {}: {source}", path.display()),
+        })?;
+        // Editors of other systems mark UTF-8 by three bytes at the beginning.
+        let text = text.trim_start_matches('\u{feff}');
+        match self.from_lines(text, path.parent().unwrap_or("".as_ref()))? {
+            requests if requests.is_empty() => {
+                let why = format!("{} holds no prompt", path.display());
+                Err(Error::Setting { key: key.to_owned(), why })
+            }
+            requests => Ok(requests),
+        }
     }
 
     /// The requests of a file of prompt lines, which lies in `from`; empty lines and lines that start with `#` are skipped.

@@ -1,5 +1,8 @@
 //! The recipe: what the user wrote. Unknown keys are refused, and nothing is decided here; [`crate::plan`] does that.
 
+mod assignment;
+mod words;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +19,9 @@ use crate::memory::MemoryConfig;
 use crate::noise::TimestepConfig;
 use crate::optim::OptimizerConfig;
 use crate::sample::SampleConfig;
+
+pub use assignment::Assignment;
+pub use words::WORDS;
 
 /// A recipe. `[model]` and `[data]` are needed; all else has defaults.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -81,6 +87,8 @@ pub struct TrainConfig {
     pub like: Option<Like>,
     /// Optimiser steps. Default 1000.
     pub steps: u64,
+    /// Epochs, in place of `steps`: the plan settles how many steps they are. Default: none.
+    pub epochs: Option<u64>,
     /// Samples of a micro-batch. Default 1.
     pub batch: usize,
     /// Micro-batches of a step; with 2 or more, all stages work at once. Default 1.
@@ -103,6 +111,7 @@ impl Default for TrainConfig {
         Self {
             like: None,
             steps: 1000,
+            epochs: None,
             batch: 1,
             accumulate: 1,
             caption_dropout: 0.1,
@@ -152,26 +161,86 @@ impl Recipe {
     /// Reads a recipe.
     ///
     /// # Errors
-    /// A file that cannot be read or is no TOML; unknown keys, with the nearest one that there is.
+    /// As [`Self::read_with`].
     pub fn read(path: &Path) -> Result<Self> {
+        Self::read_with(path, &[])
+    }
+
+    /// Reads a recipe and puts `settings` of a command line in place of its own.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is no TOML; unknown keys, with what was meant; both steps and epochs.
+    pub fn read_with(path: &Path, settings: &[Assignment]) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(|source| Error::Io {
             action: "read the recipe",
             path: path.to_owned(),
             source,
         })?;
-        let refuse = |error: toml::de::Error| Error::Recipe {
-            path: path.to_owned(),
-            why: match nearest_key(error.message()) {
-                Some(nearest) => format!("{error}did you mean `{nearest}`?"),
-                None => error.to_string(),
-            },
+        let mut table = parsed(path, &text)?;
+        // From the text, so that the message shows the line.
+        let written: Self = toml::from_str(&text).map_err(|error| refusal(path, &error))?;
+        if table_at(&table, "train").is_some_and(|t| t.contains_key("steps") && t.contains_key("epochs")) {
+            let why = "give either train.steps or train.epochs, not both".to_owned();
+            return Err(Error::Recipe { path: path.to_owned(), why });
+        }
+        settings.iter().try_for_each(|setting| setting.apply(&mut table))?;
+        let like = match settings {
+            [] => written.train.like,
+            _ => from_table(path, &table, settings)?.train.like,
         };
-        let written: Self = toml::from_str(&text).map_err(refuse)?;
-        let Some(like) = written.train.like else { return Ok(written) };
-        let mut table: toml::Table = toml::from_str(&text).map_err(refuse)?;
-        let taken = like.fill(&mut table);
-        Ok(Self { taken, ..table.try_into().map_err(refuse)? })
+        let taken = like.map(|like| like.fill(&mut table)).unwrap_or_default();
+        if settings.is_empty() && taken.is_empty() {
+            return Ok(written);
+        }
+        Ok(Self { taken, ..from_table(path, &table, settings)? })
     }
+}
+
+/// The tables of the recipe at `path`.
+///
+/// # Errors
+/// What is no TOML, files of other trainers, and paths of Windows whose backslashes are escapes.
+fn parsed(path: &Path, text: &str) -> Result<toml::Table> {
+    let refuse = |why: String| Error::Recipe { path: path.to_owned(), why };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let table = toml::from_str::<toml::Table>(text).map_err(|error| {
+        let why = words::windows_path(text).or_else(|| words::foreign_ending(&name));
+        refuse(why.unwrap_or_else(|| error.to_string()))
+    })?;
+    // An escape that TOML knows leaves a path with a tab or a line break in it.
+    if let Some(why) = words::windows_path(text) {
+        return Err(refuse(why));
+    }
+    match words::foreign_file(&name, &table) {
+        Some(why) => Err(refuse(why)),
+        None => Ok(table),
+    }
+}
+
+fn table_at<'a>(table: &'a toml::Table, section: &str) -> Option<&'a toml::Table> {
+    table.get(section)?.as_table()
+}
+
+/// The recipe that `table` is, after `settings` were put into it.
+fn from_table(path: &Path, table: &toml::Table, settings: &[Assignment]) -> Result<Recipe> {
+    table.clone().try_into().map_err(|error: toml::de::Error| {
+        let set: Vec<&str> = settings.iter().map(|setting| setting.key.as_str()).collect();
+        match refusal(path, &error) {
+            Error::Recipe { path, why } if !set.is_empty() => {
+                Error::Recipe { path, why: format!("with --set {}: {}", set.join(", "), why.trim_end()) }
+            }
+            other => other,
+        }
+    })
+}
+
+/// What the parser says, and what was meant by a key that there is not.
+fn refusal(path: &Path, error: &toml::de::Error) -> Error {
+    let why = match words::meant(error.message()) {
+        Some(meant) => format!("{}\n{meant}", error.to_string().trim_end()),
+        None => error.to_string(),
+    };
+    Error::Recipe { path: path.to_owned(), why }
 }
 
 /// What `key` names with `path`, in a recipe of the folder `from`.
@@ -184,14 +253,4 @@ pub fn existing(key: &str, from: &Path, path: &Path) -> Result<PathBuf> {
         true => Ok(path),
         false => Err(Error::NotThere { key: key.to_owned(), path }),
     }
-}
-
-/// The valid key nearest to an unknown one, out of the parser's message ("unknown field `x`, expected one of `a`, `b`").
-fn nearest_key(message: &str) -> Option<&str> {
-    let mut quoted = message.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);
-    let unknown = quoted.next()?;
-    quoted.max_by(|a, b| {
-        let similarity = |key: &str| strsim::jaro_winkler(unknown, key);
-        similarity(a).total_cmp(&similarity(b))
-    })
 }

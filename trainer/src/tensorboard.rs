@@ -49,7 +49,7 @@ pub struct EventWriter {
 
 impl EventWriter {
     /// Opens the file at `path` and keeps its whole records within the first `keep` bytes: what
-    /// [`EventWriter::flush`] returned at the checkpoint that a run goes on from, or 0 to start anew. Everything behind
+    /// [`EventWriter::sync`] returned at the checkpoint that a run goes on from, or 0 to start anew. Everything behind
     /// goes away. A file that is missing, or left empty, is begun at `wall_time` (seconds since 1970).
     ///
     /// # Errors
@@ -102,9 +102,12 @@ impl EventWriter {
         self.summary(step, wall_time, &summary)
     }
 
-    /// Hands everything to the system. Returns the length of the file in bytes, for [`EventWriter::open`].
-    pub fn flush(&mut self) -> Result<u64> {
-        self.out.flush().map_err(|source| TensorboardError::Io { path: self.path.clone(), source })?;
+    /// Makes sure that everything written is on the disk. Returns the length of the file in bytes, for
+    /// [`EventWriter::open`].
+    pub fn sync(&mut self) -> Result<u64> {
+        let io = |source| TensorboardError::Io { path: self.path.clone(), source };
+        self.out.flush().map_err(io)?;
+        self.out.get_ref().sync_data().map_err(io)?;
         Ok(self.length)
     }
 

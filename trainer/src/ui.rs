@@ -3,7 +3,9 @@
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{
+    FormattedDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
+};
 
 /// How results are told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +51,21 @@ impl Ui {
         }
     }
 
+    /// Asks a question that is answered by y or n, which is no. Nothing is asked where nobody is at a terminal, or a machine
+    /// listens: the answer is yes.
+    pub fn confirm(&self, question: &str) -> bool {
+        let is_attended = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
+        if self.voice == Voice::Json || !is_attended {
+            return true;
+        }
+        self.note(&format!("{question} [y/N]"));
+        let mut answer = String::new();
+        match std::io::stdin().read_line(&mut answer) {
+            Ok(_) => is_yes(&answer),
+            Err(_) => false,
+        }
+    }
+
     /// A row of a log: an object for machines; people without a bar to look at get `line`.
     pub fn progress(&self, line: &str, row: &impl serde::Serialize) {
         match (self.voice, serde_json::to_value(row)) {
@@ -62,9 +79,9 @@ impl Ui {
     pub fn bar(&self, label: &'static str, length: usize) -> Bar {
         let bar = self.bars.add(ProgressBar::new(length as u64));
         let style =
-            ProgressStyle::with_template("{prefix:>16} {wide_bar:.cyan/dim} {pos}/{len} {msg} {eta_precise}");
+            ProgressStyle::with_template("{prefix:>16} {wide_bar:.cyan/dim} {pos}/{len} {msg} {left}");
         if let Ok(style) = style {
-            bar.set_style(style.progress_chars("━╸─"));
+            bar.set_style(style.with_key("left", left).progress_chars("━╸─"));
         }
         bar.set_prefix(label);
         bar.enable_steady_tick(Duration::from_millis(250));
@@ -81,6 +98,20 @@ impl Ui {
         bar.set_prefix(label);
         bar.enable_steady_tick(Duration::from_millis(250));
         Bar(bar)
+    }
+}
+
+fn left(state: &ProgressState, out: &mut dyn std::fmt::Write) {
+    let is_over = state.len().is_some_and(|length| state.pos() >= length);
+    // A terminal that cannot be written to shows no bar at all.
+    let _ = out.write_str(&time_left(state.eta(), is_over));
+}
+
+/// The time that is left as a bar shows it: nothing is known of it before the first step is made, when `eta` is zero.
+pub fn time_left(eta: Duration, is_over: bool) -> String {
+    match eta.is_zero() && !is_over {
+        true => "--:--:--".to_owned(),
+        false => FormattedDuration(eta).to_string(),
     }
 }
 
@@ -109,6 +140,21 @@ impl Bar {
     pub fn finish(&self) {
         self.0.finish_and_clear();
     }
+}
+
+/// Whether an answer is a yes.
+fn is_yes(answer: &str) -> bool {
+    matches!(answer.trim().to_lowercase().as_str(), "y" | "yes")
+}
+
+/// Reports the error that ended a command: as a line on standard error, and for machines also as the last object on
+/// standard output, `{"error": message, "exit_code": code}`.
+pub fn fail(voice: Voice, message: &str, code: u8) {
+    if voice == Voice::Json {
+        let object = serde_json::json!({ "error": message, "exit_code": code });
+        print(&mut std::io::stdout().lock(), &object.to_string());
+    }
+    complain(&format!("error: {message}"));
 }
 
 /// A line on standard error from where there is no [`Ui`]: the end of the program, and the handler of Ctrl-C.

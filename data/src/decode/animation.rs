@@ -7,7 +7,9 @@ use std::path::Path;
 use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
 use image::{AnimationDecoder, ImageDecoder, ImageFormat, ImageResult, RgbaImage};
 
-use super::{Engine, Frame, FrameStream, MAX_PIXELS, Probe};
+use super::{
+    Engine, Frame, FrameStream, MAX_ANIMATED_PIXELS, PixelAspect, Probe, check_webp, picture_limits,
+};
 use crate::error::{DataError, Result};
 
 /// Browsers show frames with a delay of at most 10 ms for 100 ms, because old tools wrote 0 for "unspecified"; files are
@@ -18,6 +20,10 @@ const DEFAULT_DELAY_S: f64 = 0.100;
 /// Whether the picture file is an animation. A file that cannot be read counts as still, and is refused when it is decoded.
 pub fn moves(path: &Path) -> bool {
     fn check(path: &Path) -> ImageResult<bool> {
+        // Opening a pipe would wait for its other end.
+        if !path.is_file() {
+            return Ok(false);
+        }
         let reader = BufReader::new(File::open(path)?);
         let guessed = image::ImageReader::new(reader).with_guessed_format()?;
         Ok(match guessed.format() {
@@ -42,7 +48,8 @@ pub(super) fn probe(path: &Path) -> Result<Probe> {
     }
     let (width, height) = size.ok_or_else(|| DataError::unreadable(path, "it holds no frame"))?;
     let codec = format!("animated {}", animation.format);
-    Ok(Probe { width, height, times, end: animation.time, codec, engine: Engine::Picture })
+    let pixel_aspect = PixelAspect::SQUARE;
+    Ok(Probe { width, height, pixel_aspect, times, end: animation.time, codec, engine: Engine::Picture })
 }
 
 /// Streams the frames, composed as a viewer would see them.
@@ -67,16 +74,17 @@ impl Animation {
         let guessed = guessed.map_err(DataError::io("read", path))?;
         let (format, frames) = match guessed.format() {
             Some(ImageFormat::Gif) => {
-                let decoder = sized(path, GifDecoder::new(guessed.into_inner()).map_err(broken)?)?;
+                let decoder = limited(path, GifDecoder::new(guessed.into_inner()).map_err(broken)?)?;
                 ("GIF", decoder.into_frames())
             }
             Some(ImageFormat::WebP) => {
-                let decoder = sized(path, WebPDecoder::new(guessed.into_inner()).map_err(broken)?)?;
+                check_webp(path)?;
+                let decoder = limited(path, WebPDecoder::new(guessed.into_inner()).map_err(broken)?)?;
                 ("WebP", decoder.into_frames())
             }
             Some(ImageFormat::Png) => {
-                let decoder = sized(path, PngDecoder::new(guessed.into_inner()).map_err(broken)?)?;
-                ("PNG", apng_frames(decoder).map_err(broken)?)
+                let decoder = PngDecoder::with_limits(guessed.into_inner(), image::Limits::default());
+                ("PNG", apng_frames(limited(path, decoder.map_err(broken)?)?).map_err(broken)?)
             }
             _ => return Err(DataError::unreadable(path, "its contents are neither GIF, WebP nor PNG")),
         };
@@ -88,16 +96,11 @@ fn apng_frames<R: BufRead + Seek + 'static>(decoder: PngDecoder<R>) -> ImageResu
     Ok(decoder.apng()?.into_frames())
 }
 
-/// Refuses a decoder whose header claims an absurd size, before it allocates for it.
-fn sized<D: ImageDecoder>(path: &Path, decoder: D) -> Result<D> {
-    let (width, height) = decoder.dimensions();
-    match u64::from(width) * u64::from(height) {
-        0 => Err(DataError::unreadable(path, "its header gives a size of zero")),
-        pixels if pixels > MAX_PIXELS => {
-            Err(DataError::unreadable(path, format!("its header claims {width}x{height} pixels")))
-        }
-        _ => Ok(decoder),
-    }
+/// Bounds what a decoder allocates, its frames included, whose sizes need not be the canvas's.
+fn limited<D: ImageDecoder>(path: &Path, mut decoder: D) -> Result<D> {
+    let limits = picture_limits(path, decoder.dimensions(), MAX_ANIMATED_PIXELS)?;
+    decoder.set_limits(limits).map_err(|error| DataError::unreadable(path, error))?;
+    Ok(decoder)
 }
 
 impl Iterator for Animation {
@@ -128,9 +131,12 @@ pub(super) fn on_white(rgba: &RgbaImage, time: f64) -> Frame {
         let alpha = u32::from(alpha);
         ((u32::from(value) * alpha + 255 * (255 - alpha) + 127) / 255) as u8
     };
-    let rgb = rgba.pixels().flat_map(|pixel| {
+    let mut rgb = vec![0; rgba.width() as usize * rgba.height() as usize * 3];
+    for (out, pixel) in rgb.chunks_exact_mut(3).zip(rgba.pixels()) {
         let [red, green, blue, alpha] = pixel.0;
-        [over(red, alpha), over(green, alpha), over(blue, alpha)]
-    });
-    Frame { width: rgba.width(), height: rgba.height(), rgb: rgb.collect(), time }
+        let shown =
+            if alpha == 255 { [red, green, blue] } else { [red, green, blue].map(|v| over(v, alpha)) };
+        out.copy_from_slice(&shown);
+    }
+    Frame { width: rgba.width(), height: rgba.height(), rgb, time }
 }

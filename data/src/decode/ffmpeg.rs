@@ -4,7 +4,7 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-use super::{Engine, Frame, FrameStream, MAX_PIXELS, Probe};
+use super::{Engine, Frame, FrameStream, MAX_PIXELS, PixelAspect, Probe};
 use crate::error::{DataError, Result};
 
 /// Asks ffprobe for the time of each frame, and ffmpeg for the first one, whose size is the displayed one.
@@ -12,8 +12,9 @@ use crate::error::{DataError, Result};
 /// `ffprobe` decodes the whole file for it: packet times alone count frames that are never shown.
 pub(super) fn probe(path: &Path, codec: &str) -> Result<Probe> {
     let arguments = ["-v", "error", "-select_streams", "v:0", "-show_entries"];
-    let wanted = "frame=best_effort_timestamp_time,pkt_duration_time,duration_time:stream=codec_name";
-    let mut command = Command::new("ffprobe");
+    let wanted = "frame=best_effort_timestamp_time,pkt_duration_time,duration_time:\
+                  stream=codec_name,width,height,sample_aspect_ratio";
+    let mut command = program("ffprobe");
     command.args(arguments).arg(wanted).args(["-of", "json"]).arg(input(path));
     let output = command.stdin(Stdio::null()).output().map_err(|error| absent(path, codec, error))?;
     if !output.status.success() {
@@ -29,7 +30,30 @@ pub(super) fn probe(path: &Path, codec: &str) -> Result<Probe> {
     }
     let first = frames(path, vec![0.0; times.len()])?.next();
     let first = first.ok_or_else(|| DataError::unreadable(path, "ffmpeg finds no frame in it"))??;
-    Ok(Probe { width: first.width, height: first.height, times, end, codec: name, engine: Engine::Ffmpeg })
+    let (width, height) = (first.width, first.height);
+    let pixel_aspect = pixel_aspect(&report, (width, height));
+    Ok(Probe { width, height, pixel_aspect, times, end, codec: name, engine: Engine::Ffmpeg })
+}
+
+/// The shape of the pixels of upright frames of the size `upright`, as ffprobe says it of the stored ones.
+fn pixel_aspect(report: &serde_json::Value, upright: (u32, u32)) -> PixelAspect {
+    let stream = |key: &str| report.pointer("/streams/0").and_then(|stream| stream.get(key));
+    let side = |key: &str| stream(key).and_then(serde_json::Value::as_u64).unwrap_or(0);
+    let ratio = stream("sample_aspect_ratio").and_then(|ratio| ratio.as_str()?.split_once(':'));
+    let stored =
+        ratio.and_then(|(width, height)| PixelAspect::new(width.parse().ok()?, height.parse().ok()?));
+    let stored = stored.unwrap_or(PixelAspect::SQUARE);
+    let (width, height) = (side("width"), side("height"));
+    let is_sideways = width != height && (width, height) == (u64::from(upright.1), u64::from(upright.0));
+    if is_sideways { stored.turned() } else { stored }
+}
+
+/// A program of ffmpeg in a process group of its own: Ctrl-C in a terminal goes to this program alone, which stops it.
+fn program(name: &str) -> Command {
+    let mut command = Command::new(name);
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    command
 }
 
 /// Keeps a file name that begins with a dash, or looks like a protocol, from being read as anything else.
@@ -81,7 +105,7 @@ fn frame_times(report: &serde_json::Value) -> (Vec<f64>, f64) {
 
 /// Streams every frame as ffmpeg shows it (turned upright), with the times of the probe.
 pub(super) fn frames(path: &Path, times: Vec<f64>) -> Result<FrameStream> {
-    let mut command = Command::new("ffmpeg");
+    let mut command = program("ffmpeg");
     command.args(["-v", "error", "-nostdin", "-i"]).arg(input(path));
     command.args([
         "-map",

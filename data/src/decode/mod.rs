@@ -9,7 +9,14 @@ mod h264;
 mod mp4;
 mod mp4_tables;
 mod pictures;
+mod pixel_aspect;
 mod sps;
+
+pub use pixel_aspect::PixelAspect;
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
 
 use crate::error::{DataError, Result};
 use crate::scan::Media;
@@ -30,10 +37,12 @@ pub struct Frame {
 /// What a file holds, known without keeping a picture in memory.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Probe {
-    /// Width in pixels, as displayed (after rotation).
+    /// Width of its frames in pixels, upright.
     pub width: u32,
-    /// Height in pixels, as displayed.
+    /// Height of its frames in pixels, upright.
     pub height: u32,
+    /// Shape of these pixels.
+    pub pixel_aspect: PixelAspect,
     /// When each frame appears, in seconds, ascending from 0.
     pub times: Vec<f64>,
     /// When the last frame ends, in seconds. 0 for a still.
@@ -42,6 +51,20 @@ pub struct Probe {
     pub codec: String,
     /// Who decodes it.
     pub engine: Engine,
+}
+
+impl Probe {
+    /// Width and height in square pixels, as players show it: pixels that are not square are stretched, none is lost.
+    pub fn displayed(&self) -> (u32, u32) {
+        let PixelAspect { width, height } = self.pixel_aspect;
+        let stretched = |side: u32, by: u32, of: u32| {
+            (f64::from(side) * f64::from(by) / f64::from(of)).round().clamp(1.0, f64::from(u32::MAX)) as u32
+        };
+        match width >= height {
+            true => (stretched(self.width, width, height), self.height),
+            false => (self.width, stretched(self.height, height, width)),
+        }
+    }
 }
 
 /// Who turns the file into frames.
@@ -60,12 +83,79 @@ pub type FrameStream = Box<dyn Iterator<Item = Result<Frame>>>;
 
 /// Pictures beyond this many pixels are refused: a header may claim anything, and 8K by 8K is past every use here.
 pub(crate) const MAX_PIXELS: u64 = 8192 * 8192;
+/// The same for each frame of an animated picture, of which several are in memory at once.
+const MAX_ANIMATED_PIXELS: u64 = 4096 * 4096;
+/// The longest side of a picture in pixels.
+const MAX_SIDE: u32 = 16_384;
+/// Memory that decoding any picture may take, and what it may take for each byte of its file and each pixel besides.
+const BASE_BYTES: u64 = 64 << 20;
+const BYTES_A_FILE_BYTE: u64 = 8;
+const BYTES_A_PIXEL: u64 = 24;
+
+/// Checks the size of a picture that its header claims, before anything is allocated for it; what its decoder may allocate.
+fn picture_limits(path: &Path, (width, height): (u32, u32), most: u64) -> Result<image::Limits> {
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels == 0 {
+        return Err(DataError::unreadable(path, "its header gives a size of zero"));
+    }
+    if pixels > most || width.max(height) > MAX_SIDE {
+        let reason = format!(
+            "its header claims {width}x{height} pixels; at most {most} pixels, and {MAX_SIDE} a side, are read"
+        );
+        return Err(DataError::unreadable(path, reason));
+    }
+    let file = std::fs::metadata(path).map_err(DataError::io("read", path))?.len();
+    let mut limits = image::Limits::default();
+    limits.max_image_width = Some(MAX_SIDE);
+    limits.max_image_height = Some(MAX_SIDE);
+    limits.max_alloc = Some(BASE_BYTES + BYTES_A_FILE_BYTE * file + BYTES_A_PIXEL * pixels);
+    Ok(limits)
+}
+
+/// Refuses a WebP file of which a part claims more bytes than the file has: the decoder would allocate them.
+fn check_webp(path: &Path) -> Result<()> {
+    let io = DataError::io("read", path);
+    let whole = || -> std::io::Result<bool> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        let (mut at, mut head) = (12, [0; 8]);
+        while at + 8 <= length {
+            file.seek(SeekFrom::Start(at))?;
+            file.read_exact(&mut head)?;
+            let [.., a, b, c, d] = head;
+            let size = u64::from(u32::from_le_bytes([a, b, c, d]));
+            if size > length - at - 8 {
+                return Ok(false);
+            }
+            at += 8 + size.next_multiple_of(2);
+        }
+        Ok(true)
+    };
+    match whole().map_err(io)? {
+        true => Ok(()),
+        false => {
+            Err(DataError::unreadable(path, "it is truncated: a part of it claims more bytes than there are"))
+        }
+    }
+}
+
+/// Refuses what is no regular file: a pipe or a device may keep its reader waiting, or never end.
+pub(crate) fn check_regular(path: &Path) -> Result<()> {
+    match std::fs::metadata(path).map_err(DataError::io("read", path))?.is_file() {
+        true => Ok(()),
+        false => Err(DataError::unreadable(path, "it is no regular file but a pipe, a device or a folder")),
+    }
+}
 
 /// Reads sizes, times and codec of a clip. `picture_folder_fps` times a folder of numbered pictures.
 ///
 /// # Errors
 /// [`DataError::Unreadable`] for a damaged or empty file, [`DataError::NoDecoder`] when ffmpeg would be needed and is absent.
 pub fn probe(media: &Media, picture_folder_fps: f64) -> Result<Probe> {
+    match media {
+        Media::Pictures { files, .. } => files.iter().try_for_each(|file| check_regular(file))?,
+        Media::Still(path) | Media::Animation(path) | Media::Video(path) => check_regular(path)?,
+    }
     let probe = match media {
         Media::Still(path) => pictures::probe_still(path)?,
         Media::Pictures { files, .. } => pictures::probe_folder(files, picture_folder_fps)?,

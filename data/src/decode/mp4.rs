@@ -9,6 +9,7 @@ use std::path::Path;
 
 use super::bytes::{Bytes, boxes, child, descend};
 use super::mp4_tables::{self, Sample, Shown};
+use super::pixel_aspect::PixelAspect;
 use crate::colour::{Colour, Matrix, Range};
 use crate::error::{DataError, Result};
 
@@ -30,6 +31,8 @@ pub(super) struct Track {
     pub pps: Vec<Vec<u8>>,
     /// Clockwise quarter turns to show the picture upright.
     pub quarter_turns: u8,
+    /// Shape of the stored pixels as the container gives it, which goes before what the stream says.
+    pub pixel_aspect: Option<PixelAspect>,
     /// Colour as the container gives it, for streams that say nothing themselves.
     pub colour: Option<Colour>,
     /// Where each frame lies in the file, in decoding order.
@@ -150,7 +153,18 @@ fn contents(moov: Bytes, file_length: u64) -> Parsed<Contents> {
     let (samples, shown) = mp4_tables::read(table, &clock, &edit, file_length)?;
     let quarter_turns = quarter_turns(track).unwrap_or(0);
     let colour = child(entry, b"colr").and_then(container_colour);
-    Ok(Contents::H264(Box::new(Track { length_bytes, sps, pps, quarter_turns, colour, samples, shown })))
+    // The `pasp` box (§12.1.4): horizontal and vertical spacing.
+    let pixel_aspect = child(entry, b"pasp").and_then(|mut pasp| PixelAspect::new(pasp.u32()?, pasp.u32()?));
+    Ok(Contents::H264(Box::new(Track {
+        length_bytes,
+        sps,
+        pps,
+        quarter_turns,
+        pixel_aspect,
+        colour,
+        samples,
+        shown,
+    })))
 }
 
 /// Codec letters of the first sample description, and the boxes inside it.

@@ -4,16 +4,17 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
-use super::{Engine, Frame, FrameStream, MAX_PIXELS, Probe};
+use super::{Engine, Frame, FrameStream, MAX_PIXELS, PixelAspect, Probe, check_webp, picture_limits};
 use crate::error::{DataError, Result};
 
 /// Size of a still, upright.
 pub(super) fn probe_still(path: &Path) -> Result<Probe> {
     let (width, height) = upright_size(path)?;
     let codec = "still picture".to_string();
-    Ok(Probe { width, height, times: vec![0.0], end: 0.0, codec, engine: Engine::Picture })
+    let pixel_aspect = PixelAspect::SQUARE;
+    Ok(Probe { width, height, pixel_aspect, times: vec![0.0], end: 0.0, codec, engine: Engine::Picture })
 }
 
 /// Size of the first picture, and evenly spaced times.
@@ -25,7 +26,8 @@ pub(super) fn probe_folder(files: &[PathBuf], fps: f64) -> Result<Probe> {
     let times = (0..files.len()).map(|index| index as f64 / fps).collect();
     let end = files.len() as f64 / fps;
     let codec = "numbered pictures".to_string();
-    Ok(Probe { width, height, times, end, codec, engine: Engine::Picture })
+    let pixel_aspect = PixelAspect::SQUARE;
+    Ok(Probe { width, height, pixel_aspect, times, end, codec, engine: Engine::Picture })
 }
 
 /// One frame a file, at the given times.
@@ -55,14 +57,14 @@ fn open(path: &Path) -> Result<impl ImageDecoder + use<>> {
     let file = File::open(path).map_err(DataError::io("read", path))?;
     let mut reader =
         ImageReader::new(BufReader::new(file)).with_guessed_format().map_err(DataError::io("read", path))?;
-    if reader.format().is_none() {
-        return Err(DataError::unreadable(path, "its contents are no known picture format"));
+    match reader.format() {
+        None => return Err(DataError::unreadable(path, "its contents are no known picture format")),
+        Some(ImageFormat::WebP) => check_webp(path)?,
+        Some(_) => {}
     }
     reader.limits(Limits::default());
-    let decoder = reader.into_decoder().map_err(|error| DataError::unreadable(path, error))?;
-    let (width, height) = decoder.dimensions();
-    if u64::from(width) * u64::from(height) > MAX_PIXELS {
-        return Err(DataError::unreadable(path, format!("its header claims {width}x{height} pixels")));
-    }
+    let mut decoder = reader.into_decoder().map_err(|error| DataError::unreadable(path, error))?;
+    let limits = picture_limits(path, decoder.dimensions(), MAX_PIXELS)?;
+    decoder.set_limits(limits).map_err(|error| DataError::unreadable(path, error))?;
     Ok(decoder)
 }

@@ -1,5 +1,6 @@
 //! The sequence parameter set of an H.264 stream (ITU-T H.264 §7.3.2.1): size, colour, and whether openh264 can decode it.
 
+use super::pixel_aspect::PixelAspect;
 use crate::colour::{Colour, Matrix, Range};
 
 /// What the stream says about its pictures.
@@ -9,6 +10,8 @@ pub(super) struct Sps {
     pub width: u32,
     /// Height in pixels after cropping.
     pub height: u32,
+    /// Shape of its pixels, where the stream says it.
+    pub pixel_aspect: Option<PixelAspect>,
     /// Colour, where the stream says it.
     pub colour: Option<Colour>,
     /// Why openh264 cannot decode it, in words for people.
@@ -55,8 +58,15 @@ pub(super) fn parse(nal: &[u8]) -> Option<Sps> {
     let vertical_unit = if frames_only { 2 } else { 4 };
     let width = (columns * 16).checked_sub((crop[0] + crop[1]) * 2).filter(|&side| side > 0)?;
     let height = (rows * 16).checked_sub((crop[2] + crop[3]) * vertical_unit).filter(|&side| side > 0)?;
-    let colour = if bits.read(1)? == 1 { signalled_colour(&mut bits) } else { None };
-    Some(Sps { width: width.try_into().ok()?, height: height.try_into().ok()?, colour, unsupported })
+    let (mut pixel_aspect, mut colour) = (None, None);
+    if bits.read(1)? == 1
+        && let Some(aspect) = signalled_aspect(&mut bits)
+    {
+        pixel_aspect = aspect;
+        colour = signalled_colour(&mut bits);
+    }
+    let (width, height) = (width.try_into().ok()?, height.try_into().ok()?);
+    Some(Sps { width, height, pixel_aspect, colour, unsupported })
 }
 
 /// Reads chroma format, bit depth and scaling lists; inside is the reason when openh264 does not take them.
@@ -112,12 +122,41 @@ fn picture_order(bits: &mut Bits) -> Option<()> {
     Some(())
 }
 
-/// The start of the VUI parameters (§E.1.1), up to the colour description.
-fn signalled_colour(bits: &mut Bits) -> Option<Colour> {
-    const EXTENDED_ASPECT: u32 = 255;
-    if bits.read(1)? == 1 && bits.read(8)? == EXTENDED_ASPECT {
-        bits.read(32)?;
+/// Shapes of pixels by `aspect_ratio_idc` from 1 on (Table E-1).
+const ASPECTS: [(u32, u32); 16] = [
+    (1, 1),
+    (12, 11),
+    (10, 11),
+    (16, 11),
+    (40, 33),
+    (24, 11),
+    (20, 11),
+    (32, 11),
+    (80, 33),
+    (18, 11),
+    (15, 11),
+    (64, 33),
+    (160, 99),
+    (4, 3),
+    (3, 2),
+    (2, 1),
+];
+
+/// The start of the VUI parameters (§E.1.1): the shape of a pixel, where it is said. `None` when they are cut off.
+fn signalled_aspect(bits: &mut Bits) -> Option<Option<PixelAspect>> {
+    const EXTENDED: u32 = 255;
+    if bits.read(1)? == 0 {
+        return Some(None);
     }
+    let (width, height) = match bits.read(8)? {
+        EXTENDED => (bits.read(16)?, bits.read(16)?),
+        index => ASPECTS.get((index as usize).wrapping_sub(1)).copied().unwrap_or((0, 0)),
+    };
+    Some(PixelAspect::new(width, height))
+}
+
+/// The VUI parameters behind the shape of a pixel, up to the colour description.
+fn signalled_colour(bits: &mut Bits) -> Option<Colour> {
     if bits.read(1)? == 1 {
         bits.read(1)?;
     }
@@ -183,5 +222,31 @@ impl Bits<'_> {
     fn signed(&mut self) -> Option<i32> {
         let code = i64::from(self.unsigned()?);
         i32::try_from(if code % 2 == 0 { -(code / 2) } else { (code + 1) / 2 }).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A baseline stream of 48 x 32 pixels whose shape is 12:11 by its number, and 20:13 in so many words.
+    #[test]
+    fn the_shape_of_a_pixel_is_read_from_the_stream() {
+        // Level and flags, then: four numbers, no gaps, 3 columns, 2 rows, frames only, direct, no crop, VUI, shape.
+        let head = format!("{:08b}{:08b}{:08b}{:08b}", 0x67, 66, 0, 30);
+        let body = "11011010001101011011";
+        assert_eq!(body.len(), 20);
+        let read = |shape: &str| {
+            let bits = format!("{head}{body}{shape}00100000000000000000");
+            let bytes: Vec<u8> = (0..bits.len() / 8)
+                .map(|i| u8::from_str_radix(&bits[8 * i..8 * i + 8], 2).unwrap())
+                .collect();
+            let sps = parse(&bytes).unwrap();
+            (sps.width, sps.height, sps.pixel_aspect)
+        };
+        let shape = |w, h| PixelAspect::new(w, h);
+        assert_eq!(read(&format!("{:08b}", 2)), (48, 32, shape(12, 11)));
+        assert_eq!(read(&format!("{:08b}{:016b}{:016b}", 255, 20, 13)), (48, 32, shape(20, 13)));
+        assert_eq!(read(&format!("{:08b}", 0)), (48, 32, None));
     }
 }

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
-use crate::config::{DataConfig, SizeMultiple};
+use crate::config::{DataConfig, MAX_REPEATS, SizeMultiple};
 use crate::error::{DataError, Result};
-use crate::scan::{Item, media_at};
+use crate::scan::{Item, caption_of, media_at};
 
 /// Clips with settings in common.
 #[derive(Debug, Clone)]
@@ -129,11 +129,12 @@ impl Reader<'_> {
     /// Repeats as a whole number of at least one.
     fn repeats(&self, place: &str, repeats: Option<f64>) -> Result<u32> {
         match repeats.unwrap_or(1.0) {
-            times if times >= 1.0 && times.fract() == 0.0 && times <= 1e6 => Ok(times as u32),
-            times => {
-                Err(self
-                    .fault(format!("{place}: num_repeats = {times}; only whole numbers from 1 on work here")))
+            times if times >= 1.0 && times.fract() == 0.0 && times <= f64::from(MAX_REPEATS) => {
+                Ok(times as u32)
             }
+            times => Err(self.fault(format!(
+                "{place}: num_repeats = {times}; only whole numbers from 1 to {MAX_REPEATS} work here"
+            ))),
         }
     }
 
@@ -168,19 +169,6 @@ fn files_of(reader: &Reader, folder: &Path) -> Result<Vec<PathBuf>> {
 /// `file` as its name in the set.
 fn name_of(file: &Path) -> String {
     file.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// The caption in a text file; `None` where there is no such file.
-fn caption_of(file: &Path) -> Result<Option<String>> {
-    match std::fs::read(file) {
-        Ok(bytes) => {
-            let text = String::from_utf8(bytes);
-            let text = text.map_err(|_| DataError::unreadable(file, "a caption must be UTF-8 text"))?;
-            Ok(Some(text.trim_start_matches('\u{feff}').trim().to_owned()))
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(DataError::io("read", file)(error)),
-    }
 }
 
 /// A resolution as it is written: a side of a square, or width and height.

@@ -47,7 +47,7 @@ impl Tokenizer {
         let (bytes, inner) = match file.extension().and_then(|extension| extension.to_str()) {
             Some("json") => {
                 let bytes = std::fs::read(&file).map_err(|e| fail(&e))?;
-                let inner = tokenizers::Tokenizer::from_bytes(&bytes);
+                let inner = from_json(&bytes);
                 (bytes, inner.map_err(|e| fail(&format!("this is no tokenizer.json ({e}); fetch it again")))?)
             }
             kind => {
@@ -79,6 +79,13 @@ impl Tokenizer {
         self.encode_up_to(text, MAX_TOKENS)
     }
 
+    /// How many ids a cleaned text has, `</s>` included, before it is cut.
+    pub fn count(&self, text: &str) -> Result<usize> {
+        let encoding =
+            self.inner.encode(text, false).map_err(|e| Error::Mismatch(format!("tokenizer: {e}")))?;
+        Ok(encoding.get_ids().len() + 1)
+    }
+
     /// The ids of a cleaned text, cut so that with `</s>` they are at most `limit`.
     pub fn encode_up_to(&self, text: &str, limit: usize) -> Result<Vec<u32>> {
         let encoding =
@@ -92,6 +99,15 @@ impl Tokenizer {
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
+}
+
+/// A `tokenizer.json` without its `decoder`, which turns ids back into text: nothing here does, and the library panics over
+/// one that is damaged.
+fn from_json(bytes: &[u8]) -> std::result::Result<tokenizers::Tokenizer, String> {
+    let mut parts: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+    parts.remove("decoder");
+    serde_json::from_value(parts.into()).map_err(|e| e.to_string())
 }
 
 fn find(path: &Path) -> Result<PathBuf> {

@@ -92,7 +92,7 @@ impl Vae {
         let scaling = Scaling::new(&sizes, config)?;
         let mut builder = Builder { weights, dtype, device, slots: 0 };
         let [to_moments, from_latents] = plan::latent_convs(&sizes);
-        let identity = format!("{} {scaling:?}", weights.fingerprint()?);
+        let identity = format!("{} {}", weights.fingerprint()?, scaling.identity());
         Ok(Self {
             to_moments: builder.part(&to_moments)?,
             from_latents: builder.part(&from_latents)?,

@@ -66,6 +66,12 @@ pub(super) struct Scaling {
 }
 
 impl Scaling {
+    /// A text of all numbers for the keys of caches, which must never change for the same numbers.
+    pub(super) fn identity(&self) -> String {
+        let list = |values: &[f32]| values.iter().map(|v| number(*v)).collect::<Vec<_>>().join(", ");
+        format!("Scaling {{ mean: [{}], std: [{}] }}", list(&self.mean), list(&self.std))
+    }
+
     pub(super) fn new(sizes: &Sizes, config: &VaeConfig) -> Result<Self> {
         let (mean, std): (&[f32], &[f32]) = match sizes.generation {
             Generation::Wan21 => (&MEAN_21, &STD_21),
@@ -101,4 +107,26 @@ impl Scaling {
 
 fn column(values: &[f32], device: &Device) -> Result<Tensor> {
     Ok(Tensor::new(values, device)?.reshape((1, values.len(), 1, 1, 1))?)
+}
+
+/// The shortest digits that give `value` back, with a point or an exponent.
+fn number(value: f32) -> String {
+    let plain = value.to_string();
+    match value.abs() {
+        size if size != 0.0 && !(1e-5..1e16).contains(&size) => format!("{value:e}"),
+        _ if plain.contains('.') => plain,
+        _ => format!("{plain}.0"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The keys of every cached clip hang on it.
+    #[test]
+    fn the_identity_of_a_scaling_never_changes() {
+        let scaling = Scaling { mean: vec![-0.7571, 2.0, 0.0], std: vec![1e-7, 2.8184, 1e16] };
+        assert_eq!(scaling.identity(), "Scaling { mean: [-0.7571, 2.0, 0.0], std: [1e-7, 2.8184, 1e16] }");
+    }
 }

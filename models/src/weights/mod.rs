@@ -32,4 +32,4 @@ pub use kind::FileKind;
 pub use loader::{TensorSpec, Weights};
 pub use patch::{Patch, Patches};
 pub use quantised::Grid;
-pub use write::{Entered, write_atomically, write_safetensors, write_streamed};
+pub use write::{Entered, tensor_hash, write_atomically, write_safetensors, write_streamed};

@@ -56,6 +56,9 @@ const MAX_DEPTH: usize = 8;
 /// Axes of a tensor.
 const MAX_RANK: usize = 8;
 
+/// Values of a pickle in all: the largest checkpoints have a hundred thousand.
+const MAX_VALUES: usize = 1 << 20;
+
 type Answer<T> = Result<T, String>;
 
 /// Reads the tensors of a pickled `{name: tensor}` dictionary, in its order.
@@ -63,7 +66,7 @@ pub(crate) fn read(bytes: &[u8]) -> Answer<Vec<(String, View)>> {
     // A real checkpoint copies about one value for every two bytes of its pickle.
     let limit = 1024 + 2 * bytes.len();
     let (stack, memo, dicts) = (Vec::new(), HashMap::new(), Vec::new());
-    let mut machine = Machine { input: bytes, stack, memo, dicts, copied: 0, limit };
+    let mut machine = Machine { input: bytes, stack, memo, dicts, made: 0, copied: 0, limit };
     let top = machine.run()?;
     let Value::Dict(id) = top else {
         return Err(not_plain("its top value is not a dictionary"));
@@ -96,6 +99,8 @@ struct Machine<'a> {
     stack: Vec<Value>,
     memo: HashMap<u32, Value>,
     dicts: Vec<Vec<(Value, Value)>>,
+    /// Values put on the stack so far.
+    made: usize,
     /// Values copied to and from the memo, and how many may be.
     copied: usize,
     limit: usize,
@@ -109,19 +114,19 @@ impl Machine<'_> {
                 b'.' => return self.pop(),
                 0x80 => self.protocol()?,
                 0x95 => drop(self.take(8)?),
-                b'(' => self.stack.push(Value::Mark),
-                b'N' => self.stack.push(Value::None),
-                0x88 | 0x89 => self.stack.push(Value::Bool),
+                b'(' => self.push(Value::Mark)?,
+                b'N' => self.push(Value::None)?,
+                0x88 | 0x89 => self.push(Value::Bool)?,
                 b'K' => self.int(1)?,
                 b'M' => self.int(2)?,
                 b'J' => self.int(4)?,
                 0x8a => self.long()?,
                 b'X' => self.text(4)?,
                 0x8c => self.text(1)?,
-                b')' => self.stack.push(Value::Tuple(Vec::new())),
+                b')' => self.push(Value::Tuple(Vec::new()))?,
                 b't' => self.tuple_to_mark()?,
                 0x85..=0x87 => self.tuple_of(usize::from(op - 0x84))?,
-                b'}' => self.new_dict(),
+                b'}' => self.new_dict()?,
                 b's' => self.set_item()?,
                 b'u' => self.set_items()?,
                 b'q' => self.put(1)?,
@@ -164,6 +169,16 @@ impl Machine<'_> {
         Ok(text)
     }
 
+    /// Puts a value on the stack; how many there may be in all bounds the memory of stack, tuples and dictionaries.
+    fn push(&mut self, value: Value) -> Answer<()> {
+        self.made += 1;
+        if self.made > MAX_VALUES {
+            return Err(not_plain("it holds more values than any real checkpoint"));
+        }
+        self.stack.push(value);
+        Ok(())
+    }
+
     fn pop(&mut self) -> Answer<Value> {
         self.stack.pop().ok_or_else(damaged)
     }
@@ -179,8 +194,7 @@ impl Machine<'_> {
         let value = self.number(n)?;
         // Only the four-byte form is signed.
         let value = if n == 4 { i64::from(value as u32 as i32) } else { value as i64 };
-        self.stack.push(Value::Int(value));
-        Ok(())
+        self.push(Value::Int(value))
     }
 
     fn long(&mut self) -> Answer<()> {
@@ -192,15 +206,13 @@ impl Machine<'_> {
         // Two's complement of n bytes.
         let shift = 64 - 8 * n as u32;
         let value = if n == 0 { 0 } else { ((value << shift) as i64) >> shift };
-        self.stack.push(Value::Int(value));
-        Ok(())
+        self.push(Value::Int(value))
     }
 
     fn text(&mut self, length_bytes: usize) -> Answer<()> {
         let n = self.number(length_bytes)? as usize;
         let text = String::from_utf8(self.take(n)?.to_vec()).map_err(|_| damaged())?;
-        self.stack.push(Value::Text(text));
-        Ok(())
+        self.push(Value::Text(text))
     }
 
     fn items_to_mark(&mut self) -> Answer<Vec<Value>> {
@@ -228,13 +240,12 @@ impl Machine<'_> {
         if items.iter().map(depth).max().unwrap_or(0) >= MAX_DEPTH {
             return Err(not_plain("its values are nested beyond any real checkpoint"));
         }
-        self.stack.push(Value::Tuple(items));
-        Ok(())
+        self.push(Value::Tuple(items))
     }
 
-    fn new_dict(&mut self) {
+    fn new_dict(&mut self) -> Answer<()> {
         self.dicts.push(Vec::new());
-        self.stack.push(Value::Dict(self.dicts.len() - 1));
+        self.push(Value::Dict(self.dicts.len() - 1))
     }
 
     fn top_dict(&mut self) -> Answer<&mut Vec<(Value, Value)>> {
@@ -275,8 +286,7 @@ impl Machine<'_> {
         let slot = self.number(n)? as u32;
         let value = self.memo.get(&slot).ok_or_else(damaged)?.clone();
         self.charge(&value)?;
-        self.stack.push(value);
-        Ok(())
+        self.push(value)
     }
 
     /// Counts what a copy costs: nested tuples fetched again and again could otherwise grow without bound.
@@ -290,8 +300,7 @@ impl Machine<'_> {
 
     fn global(&mut self) -> Answer<()> {
         let (module, name) = (self.line()?, self.line()?);
-        self.stack.push(Value::Global(callable(&module, &name)?));
-        Ok(())
+        self.push(Value::Global(callable(&module, &name)?))
     }
 
     fn stack_global(&mut self) -> Answer<()> {
@@ -299,8 +308,7 @@ impl Machine<'_> {
         let (Value::Text(module), Value::Text(name)) = (module, name) else {
             return Err(damaged());
         };
-        self.stack.push(Value::Global(callable(&module, &name)?));
-        Ok(())
+        self.push(Value::Global(callable(&module, &name)?))
     }
 
     /// `('storage', <type>, key, location, elements)`: the only persistent id that PyTorch writes.
@@ -310,8 +318,7 @@ impl Machine<'_> {
             [Value::Text(kind), Value::Global(Callable::Storage(dtype)), Value::Text(key), ..]
                 if kind == "storage" =>
             {
-                self.stack.push(Value::Storage { key: key.clone(), dtype: *dtype });
-                Ok(())
+                self.push(Value::Storage { key: key.clone(), dtype: *dtype })
             }
             _ => Err(not_plain("it refers to something that is no tensor storage")),
         }
@@ -324,14 +331,13 @@ impl Machine<'_> {
         };
         match callable {
             Callable::OrderedDict if arguments.is_empty() => self.new_dict(),
-            Callable::RebuildTensor => self.stack.push(rebuild_tensor(&arguments)?),
+            Callable::RebuildTensor => self.push(rebuild_tensor(&arguments)?),
             Callable::RebuildParameter => match arguments.into_iter().next() {
-                Some(Value::Tensor(view)) => self.stack.push(Value::Tensor(view)),
-                _ => return Err(damaged()),
+                Some(Value::Tensor(view)) => self.push(Value::Tensor(view)),
+                _ => Err(damaged()),
             },
-            _ => return Err(not_plain("it builds something that is no tensor")),
+            _ => Err(not_plain("it builds something that is no tensor")),
         }
-        Ok(())
     }
 
     /// A state dict carries attributes (its `_metadata`), which say nothing about tensors: dropped.

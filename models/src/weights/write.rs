@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
+use sha2::{Digest, Sha256};
 
 use super::dtype::StoredDType;
 use super::error::{Result, WeightsError};
@@ -41,16 +42,49 @@ pub fn write_safetensors<'a>(
     tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
     metadata: &BTreeMap<String, String>,
 ) -> crate::Result<()> {
-    let (mut entered, mut by_name) = (Vec::new(), BTreeMap::new());
-    for (name, tensor) in tensors {
+    let by_name: Vec<(&str, &Tensor)> = tensors.into_iter().collect();
+    let entered = entered(path, &by_name)?;
+    let by_name: BTreeMap<&str, &Tensor> = by_name.into_iter().collect();
+    write_streamed(path, entered, metadata, |entered| to_bytes(by_name[entered.name.as_str()]))
+}
+
+/// SHA-256, in hexadecimal, over everything that [`write_safetensors`] of `tensors` puts behind the header of the file.
+///
+/// # Errors
+/// As there, but for the file system.
+pub fn tensor_hash<'a>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+) -> crate::Result<String> {
+    let by_name: Vec<(&str, &Tensor)> = tensors.into_iter().collect();
+    let mut entered = entered(path, &by_name)?;
+    let by_name: BTreeMap<&str, &Tensor> = by_name.into_iter().collect();
+    into_order(&mut entered);
+    let mut hash = Sha256::new();
+    for Entered { name, .. } in &entered {
+        hash.update(to_bytes(by_name[name.as_str()])?);
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The tensors as a header has them.
+fn entered(path: &Path, tensors: &[(&str, &Tensor)]) -> Result<Vec<Entered>> {
+    let entry = |(name, tensor): &(&str, &Tensor)| {
         let dtype = StoredDType::from_candle(tensor.dtype()).ok_or_else(|| {
             let dtype = tensor.dtype().as_str();
             WeightsError::file(path, format!("cannot write tensor `{name}`: safetensors has no {dtype}"))
         })?;
-        entered.push(Entered { name: name.to_owned(), dtype, shape: tensor.dims().to_vec() });
-        by_name.insert(name, tensor);
-    }
-    write_streamed(path, entered, metadata, |entered| to_bytes(by_name[entered.name.as_str()]))
+        Ok(Entered { name: (*name).to_owned(), dtype, shape: tensor.dims().to_vec() })
+    };
+    tensors.iter().map(entry).collect()
+}
+
+/// Largest element type first, then by name.
+fn into_order(tensors: &mut [Entered]) {
+    tensors.sort_by(|a, b| {
+        let key = |t: &Entered| (std::cmp::Reverse(t.dtype.size()), t.dtype);
+        (key(a), &a.name).cmp(&(key(b), &b.name))
+    });
 }
 
 /// [`write_safetensors`] of tensors that are made when their turn comes: `make` gives the bytes of each, little-endian in
@@ -64,10 +98,7 @@ pub fn write_streamed(
     metadata: &BTreeMap<String, String>,
     mut make: impl FnMut(&Entered) -> crate::Result<Vec<u8>>,
 ) -> crate::Result<()> {
-    tensors.sort_by(|a, b| {
-        let key = |t: &Entered| (std::cmp::Reverse(t.dtype.size()), t.dtype);
-        (key(a), &a.name).cmp(&(key(b), &b.name))
-    });
+    into_order(&mut tensors);
     let header = header(path, &tensors, metadata)?;
     write_atomically(path, |out| {
         let write = |e| WeightsError::io("write", path)(e);
@@ -181,10 +212,14 @@ impl Drop for Temporary {
     }
 }
 
+/// Bytes of a file's name that go into that of its temporary file: file systems allow 255 in all.
+const NAME_BYTES: usize = 128;
+
 /// A name beside `path` that no other write of this or another process uses.
 fn sibling(path: &Path) -> PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = &name[..name.floor_char_boundary(NAME_BYTES)];
     let n = COUNT.fetch_add(1, Ordering::Relaxed);
     path.with_file_name(format!(".{name}.{}-{n}.tmp", std::process::id()))
 }

@@ -1,5 +1,6 @@
 //! The base model on disk: which files it is made of, and opening each of them.
 
+pub(crate) mod comfy;
 mod dit;
 mod layout;
 mod trained;
@@ -32,8 +33,8 @@ use layout::Layout;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
-    /// A checkpoint folder, official or diffusers layout, or a model of the Hugging Face hub as `owner/name`, with
-    /// `@revision` behind it where it is not `main`.
+    /// A checkpoint folder, official or diffusers layout; a model of the Hugging Face hub as `owner/name`, with `@revision`
+    /// behind it where it is not `main`; or ComfyUI's folder of models, of which the files that belong to Wan are found.
     pub folder: Option<PathBuf>,
     /// The DiT: a weights file, or a folder with shards. A `config.json` beside it is read where there is one.
     pub dit: Option<PathBuf>,
@@ -124,6 +125,9 @@ impl ModelConfig {
     /// # Errors
     /// A part that is nowhere, naming it, where it was looked for, and the key that would name it.
     pub fn settle(&self, from: &Path, processor: Processor) -> Result<BaseModel> {
+        if let Some(named) = comfy::named(self, from)? {
+            return named.settle(from, processor);
+        }
         let folder = self.folder.as_ref().map(|folder| from.join(folder));
         if let Some(folder) = folder.as_deref().filter(|folder| !folder.is_dir()) {
             return Err(match self.hub_id(from) {
@@ -287,8 +291,12 @@ impl ModelConfig {
 /// `part` is named by no key.
 fn unnamed(part: Part) -> Error {
     let key = part.key();
+    let hint = match part {
+        Part::Tokenizer => "; ComfyUI's umt5_xxl files carry it",
+        _ => "",
+    };
     let why = format!(
-        "the base model has no {key}: set model.folder to a whole model, or model.{key} to this part"
+        "the base model has no {key}: set model.folder to a whole model, or model.{key} to this part{hint}"
     );
     Error::Setting { key: "[model]".into(), why }
 }

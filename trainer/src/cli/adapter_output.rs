@@ -9,6 +9,7 @@ use models::Expert;
 use models::adapter::files::{self, AdapterFile, Precision, Style};
 use serde_json::{Value, json};
 
+use super::force::Force;
 use super::named::one_of;
 use crate::error::Error;
 
@@ -21,6 +22,8 @@ pub struct AdapterOutput {
     /// The number format of the factors.
     #[arg(long, value_enum, default_value_t = Numbers::Bf16)]
     pub precision: Numbers,
+    #[command(flatten)]
+    force: Force,
 }
 
 /// A number format.
@@ -45,10 +48,30 @@ pub fn expert() -> impl TypedValueParser<Value = Expert> {
 
 impl AdapterOutput {
     /// Checks, before anything is read, that `output` can be written: see [`writable`].
+    ///
+    /// # Errors
+    /// What is in the way, and for PEFT's folder a name that looks like a file's.
     pub fn check_output(&self, output: &Path, inputs: &[&Path]) -> crate::Result<()> {
-        match self.format {
-            Style::Peft if output.is_dir() => apart(output, "the output", inputs),
-            _ => writable(output, "the output", inputs),
+        const KEY: &str = "the output";
+        if self.format != Style::Peft {
+            return writable(output, KEY, inputs, &self.force);
+        }
+        if output.extension().is_some_and(|ending| ending == "safetensors") {
+            let folder = output.with_extension("");
+            let why = format!(
+                "--format peft writes a folder, and {} is the name of a file; name it {}",
+                output.display(),
+                folder.display()
+            );
+            return Err(Error::Setting { key: KEY.to_owned(), why });
+        }
+        match output.is_dir() {
+            true => {
+                apart(output, KEY, inputs)?;
+                let files = ["adapter_model.safetensors", "adapter_config.json"];
+                files.iter().try_for_each(|file| self.force.check(&output.join(file), KEY))
+            }
+            false => writable(output, KEY, inputs, &self.force),
         }
     }
 
@@ -63,7 +86,7 @@ impl AdapterOutput {
         let kinds = adapter.kinds().join(", ");
         let expert = adapter.expert.map(Expert::suffix);
         let text = format!(
-            "{}: {} modules ({kinds}), {} bytes; read back, what it adds differs by at most {:.1e}",
+            "{}: {} modules ({kinds}), {} bytes; read back, no number is off by more than {:.1e}",
             path.display(),
             written.modules,
             written.bytes,
@@ -78,11 +101,12 @@ impl AdapterOutput {
 }
 
 /// Checks that a file can be written at `output`, which `key` names: that its folder is there, that it is none itself, and
-/// that it is none of the `inputs`, which may be folders, nor one of their files.
+/// that it is none of the `inputs`, which may be folders, nor one of their files, and that nothing is overwritten without
+/// `force`.
 ///
 /// # Errors
 /// What is in the way.
-pub fn writable(output: &Path, key: &str, inputs: &[&Path]) -> crate::Result<()> {
+pub fn writable(output: &Path, key: &str, inputs: &[&Path], force: &Force) -> crate::Result<()> {
     let refuse = |why: String| Err(Error::Setting { key: key.to_owned(), why });
     let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
@@ -91,7 +115,8 @@ pub fn writable(output: &Path, key: &str, inputs: &[&Path]) -> crate::Result<()>
     if output.is_dir() {
         return refuse(format!("{} is a folder; name the file to write", output.display()));
     }
-    apart(output, key, inputs)
+    apart(output, key, inputs)?;
+    force.check(output, key)
 }
 
 /// Checks that what is at `output`, if there is anything, is none of the `inputs` and lies in none of them.

@@ -22,10 +22,17 @@ use crate::ui::Ui;
 
 /// Measure speed and memory of one part, as JSON lines.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Bench {
     #[command(subcommand)]
     part: BenchPart,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tandem bench step --random-weights --width 96 --height 96 --frames 17 --profile
+  tandem bench step --random-weights --model t2v-14b --stages cuda:0,cuda:1 --accumulate 4
+  tandem bench load --model Wan2.1-T2V-14B";
 
 #[derive(Debug, Subcommand)]
 enum BenchPart {

@@ -14,6 +14,7 @@ use crate::ui::Ui;
 
 /// Encode clips and captions. What is cached already stays; a run that is killed loses nothing that was finished.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Cache {
     /// The recipe.
     recipe: PathBuf,
@@ -23,6 +24,13 @@ pub struct Cache {
     #[command(flatten)]
     devices: RecipeDevices,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tandem cache my.toml
+  tandem cache my.toml --preview preview   # look at the clips as they will be trained
+
+Every key of a recipe is explained in recipes/README.md.";
 
 impl Cache {
     /// Fills the cache, or writes the preview.

@@ -15,6 +15,7 @@ use crate::ui::Ui;
 
 /// Write an adapter file in another format.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Convert {
     /// An adapter in any format, a file or a PEFT folder.
     input: PathBuf,
@@ -32,6 +33,12 @@ pub struct Convert {
     #[arg(long, value_name = "PATH")]
     base: Option<PathBuf>,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tandem convert style.safetensors style-peft --format peft
+  tandem convert style.safetensors style-half.safetensors --strength 0.5
+  tandem convert style.safetensors style_low_noise.safetensors --expert low --format kohya";
 
 impl Convert {
     /// Writes the file and compares what it reads back.

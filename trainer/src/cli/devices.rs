@@ -6,6 +6,7 @@ use clap::Args;
 use crate::bytes::Bytes;
 use crate::devices::{self, DevicesConfig, Transfer};
 use crate::plan::Overrides;
+use crate::recipe::Assignment;
 
 /// What a command says on top of its recipe.
 #[derive(Debug, Args)]
@@ -13,12 +14,17 @@ pub struct RecipeDevices {
     /// The most memory that tensors may take on each GPU, such as 23GiB, whatever the recipe says.
     #[arg(long, value_name = "SIZE")]
     memory_limit: Option<Bytes>,
+    /// A setting in place of the recipe's, such as train.steps=20 or model.base=fp8. May be given more than once; paths are
+    /// taken from the recipe's folder.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<Assignment>,
 }
 
 impl RecipeDevices {
     /// What replaces settings of the recipe.
     pub fn overrides(&self) -> Overrides {
-        Overrides { memory_limit: self.memory_limit, ..Overrides::default() }
+        let settings = self.settings.clone();
+        Overrides { settings, memory_limit: self.memory_limit, ..Overrides::default() }
     }
 }
 
@@ -67,6 +73,24 @@ impl StageDevices {
             memory_limit: self.setup.memory_limit,
             transfer: self.transfer,
             deterministic: self.setup.deterministic,
+        }
+    }
+}
+
+impl StageDevices {
+    /// `config`, which a run or a recipe has, with what is said here.
+    pub fn over(&self, config: &DevicesConfig) -> DevicesConfig {
+        let own = self.config();
+        let split = match (own.stages.is_empty(), own.split.is_empty()) {
+            (true, true) => config.split.clone(),
+            _ => own.split,
+        };
+        DevicesConfig {
+            stages: if own.stages.is_empty() { config.stages.clone() } else { own.stages },
+            split,
+            memory_limit: own.memory_limit.or(config.memory_limit),
+            transfer: if own.transfer == Transfer::Auto { config.transfer } else { own.transfer },
+            deterministic: own.deterministic || config.deterministic,
         }
     }
 }

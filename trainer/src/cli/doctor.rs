@@ -9,17 +9,26 @@ use crate::doctor::{Standing, examine};
 use crate::ui::Ui;
 
 /// Say what this machine offers, which engines will run, what is missing and how to get it.
+///
+/// Exits with 2 when something stands in the way (marked !!); what is merely missing (marked --) is no failure.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Doctor {
     /// The folder that runs would be written to.
     #[arg(long, default_value = "runs")]
     runs: PathBuf,
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  tandem doctor
+  tandem doctor --runs /data/runs   # whether runs can be written there";
+
 impl Doctor {
-    /// Tells every finding.
+    /// Reports every finding; 2 where one of them stands in the way.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
-        for finding in examine(&self.runs) {
+        let findings = examine(&self.runs);
+        for finding in &findings {
             let mark = match finding.standing {
                 Standing::Good => "ok",
                 Standing::Missing => "--",
@@ -29,8 +38,9 @@ impl Doctor {
             if let Some(way_out) = &finding.way_out {
                 line.push_str(&format!("\n   {:<12} -> {way_out}", ""));
             }
-            ui.tell(&line, &serde_json::to_value(&finding)?);
+            ui.tell(&line, &serde_json::to_value(finding)?);
         }
-        Ok(0)
+        let is_broken = findings.iter().any(|finding| finding.standing == Standing::Bad);
+        Ok(if is_broken { 2 } else { 0 })
     }
 }

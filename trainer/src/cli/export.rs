@@ -4,20 +4,19 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use models::adapter::files::{self, AdapterFile, Provenance, Style};
-use models::adapter::{Delta, Kind, complete};
+use models::adapter::files::{self, AdapterFile, Style};
 use models::expert::Expert;
 
 use super::adapter_output::{AdapterOutput, expert};
-use crate::checkpoint::{self, states_of};
 use crate::error::Error;
-use crate::export::provenance;
+use crate::export::of_checkpoint;
 use crate::plan::Plan;
 use crate::sample::Share;
 use crate::ui::Ui;
 
 /// Write an adapter in another format: from an adapter file, or from a checkpoint of a run.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Export {
     /// An adapter file in any style, or a file of a run's `checkpoints` folder.
     input: PathBuf,
@@ -30,9 +29,16 @@ pub struct Export {
     how: AdapterOutput,
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  tandem export runs/cat/adapters/cat.safetensors cat-kohya.safetensors --format kohya
+  tandem export runs/cat/checkpoints/step-000250.safetensors cat-250.safetensors
+  tandem export runs/cat/checkpoints/step-000250.safetensors cat_high_noise.safetensors --expert high";
+
 impl Export {
     /// Writes the file and compares what it reads back.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
+        self.how.check_output(&self.output, &[&self.input])?;
         let adapter = self.adapter(self.how.format)?;
         let (text, object) = self.how.write(&self.output, &adapter)?;
         ui.tell(&text, &object);
@@ -44,32 +50,8 @@ impl Export {
         let Some(folder) = self.input.parent().filter(|folder| folder.ends_with("checkpoints")) else {
             return Ok(files::read(&self.input)?);
         };
-        let (progress, states) = checkpoint::load(&self.input)?;
         let plan = Plan::read(&folder.with_file_name("plan.toml"))?;
-        let expert = self.expert_of(&plan)?;
-        let states = states_of(&states, expert.filter(|_| plan.shares().len() > 1));
-        let provenance = Provenance { expert, ..provenance(&plan, progress.step, progress.cursor.epoch)? };
-        let metadata = provenance.metadata(style);
-        let mut file = AdapterFile { metadata, ..AdapterFile::default() };
-        let config = &plan.adapter;
-        // Every tensor of a module stands behind its name; each kind has one that begins it.
-        let ends = [".lora_A.weight", ".hada_w1_a", ".lokr_w1"];
-        let modules = states.keys().filter_map(|name| ends.iter().find_map(|end| name.strip_suffix(end)));
-        for module in modules {
-            let find =
-                |name: &str| states.get(&format!("{module}.{name}")).map(|state| state.parameter.clone());
-            let delta =
-                Delta::from_tensors(config.kind, config.scale(), find).ok_or(Error::ForeignCheckpoint)?;
-            file.modules.insert(module.to_owned(), delta.to_change(None)?);
-        }
-        if config.kind == Kind::Dora {
-            let (_, weights) = match expert {
-                Some(expert) => plan.model.dits.of(expert).open()?,
-                None => plan.model.open_dit()?,
-            };
-            complete(&mut file, &weights)?;
-        }
-        Ok(file)
+        of_checkpoint(&self.input, self.expert_of(&plan)?, style)
     }
 
     /// The expert whose adapter is written: the one that is asked for, else the only one that the run trains.

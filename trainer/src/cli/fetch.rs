@@ -8,6 +8,7 @@ use crate::base::{Clips, ModelConfig};
 use crate::error::Error;
 use crate::hub::{Hub, HubError, HubId, HubSettings, Wanted};
 use crate::plan::Overrides;
+use crate::published::Published;
 use crate::recipe::Recipe;
 use crate::ui::Ui;
 
@@ -23,7 +24,12 @@ pub struct Fetch {
     only: Vec<Wanted>,
 }
 
-const ENVIRONMENT: &str = "The variables of Python's huggingface_hub say how the hub is reached and where its cache lies: \
+const ENVIRONMENT: &str = "\
+Examples:
+  tandem fetch Wan-AI/Wan2.1-T2V-14B
+  tandem fetch Wan-AI/Wan2.2-T2V-A14B --only dit_low,vae
+
+The variables of Python's huggingface_hub say how the hub is reached and where its cache lies: \
 HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_TOKEN (or the login of huggingface-cli), HF_HUB_OFFLINE.";
 
 impl Fetch {
@@ -38,16 +44,33 @@ impl Fetch {
     }
 }
 
-/// `overrides` with the folder of the recipe's model, if that is one of the hub: fetched where it is `missing`.
+/// `overrides` with the folder of the recipe's model, if that is one of the hub: fetched where it is `missing`, or assumed
+/// where it is not to be fetched and its sizes were published.
 ///
 /// # Errors
-/// A recipe that cannot be read, a model that cannot be had.
+/// A recipe that cannot be read, devices that are not here, a model that cannot be had.
 pub fn resolved(recipe: &Path, overrides: Overrides, missing: Missing, ui: &Ui) -> crate::Result<Overrides> {
-    let Recipe { model, sample, .. } = Recipe::read(recipe)?;
+    let Recipe { model, sample, devices, .. } = Recipe::read_with(recipe, &overrides.settings)?;
+    // Before anything is downloaded or written. Cards that are assumed are nowhere to be looked at.
+    if overrides.cards.is_none() {
+        devices.check()?;
+    }
+    if overrides.assume.is_some() {
+        return Ok(overrides);
+    }
     let from = recipe.parent().unwrap_or(Path::new(""));
     let clips = if sample.prompts.is_empty() { Clips::None } else { Clips::Some };
-    let model_folder = folder(&model, from, clips, missing, ui)?;
-    Ok(Overrides { model_folder, ..overrides })
+    match folder(&model, from, clips, missing, ui) {
+        Err(Error::Hub(HubError::NotFetched { .. })) if published(&model, from).is_some() => {
+            Ok(Overrides { assume: published(&model, from), ..overrides })
+        }
+        model_folder => Ok(Overrides { model_folder: model_folder?, ..overrides }),
+    }
+}
+
+/// The published model that a recipe in the folder `from` names, whose sizes are known without its files.
+fn published(model: &ModelConfig, from: &Path) -> Option<Published> {
+    Published::of(&model.hub_id(from)?)
 }
 
 /// The folder that `model` stands for: itself, or that of a model of the hub, fetched if need be.
@@ -57,6 +80,14 @@ pub fn resolved(recipe: &Path, overrides: Overrides, missing: Missing, ui: &Ui) 
 pub fn fetched(model: &Path, ui: &Ui) -> crate::Result<PathBuf> {
     let config = ModelConfig { folder: Some(model.to_owned()), ..ModelConfig::default() };
     Ok(folder(&config, Path::new(""), Clips::Some, Missing::Fetch, ui)?.unwrap_or_else(|| model.to_owned()))
+}
+
+/// The folder of the model of a recipe in the folder `from`, whole, where that is one of the hub: fetched if need be.
+///
+/// # Errors
+/// A model that cannot be had.
+pub fn fetched_for(model: &ModelConfig, from: &Path, ui: &Ui) -> crate::Result<Option<PathBuf>> {
+    folder(model, from, Clips::Some, Missing::Fetch, ui)
 }
 
 /// Endings of the names of files, which no model of the hub has.

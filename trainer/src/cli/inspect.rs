@@ -11,11 +11,18 @@ use crate::ui::Ui;
 
 /// Say what an adapter, a checkpoint or a folder is. Only headers are read.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Inspect {
     /// A file, a folder of a model or of a run, or a model of the hub that lies in the cache.
     #[arg(value_parser = on_this_machine)]
     path: PathBuf,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tandem inspect style.safetensors
+  tandem inspect runs/cat
+  tandem inspect Wan-AI/Wan2.1-T2V-14B";
 
 impl Inspect {
     /// Tells what it is.

@@ -12,6 +12,7 @@ use models::weights::{Copied, write_copy};
 use super::adapter_output::{expert, writable};
 use super::base_dit::BaseDit;
 use super::fetch::on_this_machine;
+use super::force::Force;
 use crate::adapters;
 use crate::error::Error;
 use crate::interrupt::Interrupt;
@@ -20,6 +21,7 @@ use crate::ui::Ui;
 /// Put adapters into a model's weights and write the result as one file with official names, as ComfyUI reads it. One
 /// tensor at a time is in memory.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Merge {
     /// The model: a checkpoint folder, a DiT's folder or file, of any kind that is read, or a model of the hub that lies in
     /// the cache.
@@ -38,7 +40,15 @@ pub struct Merge {
     /// The number format of the file. Sums are made in f32 and rounded once.
     #[arg(long, value_enum, default_value_t = CopyFormat::Bf16)]
     dtype: CopyFormat,
+    #[command(flatten)]
+    force: Force,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tandem merge --model Wan2.1-T2V-14B --lora style.safetensors --output merged.safetensors
+  tandem merge --model Wan-AI/Wan2.1-T2V-14B --lora a.safetensors:0.8 --lora b.safetensors --output m.safetensors --dtype fp8_scaled
+  tandem merge --model Wan2.2-T2V-A14B --expert high --lora style_high_noise.safetensors --output high.safetensors";
 
 /// The number format of a model file.
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -61,7 +71,7 @@ impl Merge {
         let read = |argument: &String| Ok(adapters::with_strength("--lora", argument)?.0.to_owned());
         let loras = self.lora.iter().map(read).collect::<crate::Result<Vec<PathBuf>>>()?;
         let inputs = [&self.model].into_iter().chain(&loras).map(PathBuf::as_path);
-        writable(&self.output, "--output", &inputs.collect::<Vec<_>>())?;
+        writable(&self.output, "--output", &inputs.collect::<Vec<_>>(), &self.force)?;
         let (config, weights) = BaseDit::open(&self.model, self.expert)?;
         if let Some(expert) = self.expert {
             adapters::check_experts("--lora", &self.lora, expert, "--expert EXPERT for it")?;

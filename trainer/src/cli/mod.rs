@@ -4,14 +4,17 @@ mod adapter_output;
 mod base_dit;
 mod bench;
 mod cache;
+mod completions;
 mod convert;
 mod devices;
 mod doctor;
 mod export;
 mod fetch;
+mod force;
 mod inspect;
 mod merge;
 mod named;
+mod new;
 mod plan;
 mod precision;
 mod probe;
@@ -26,7 +29,8 @@ use clap::{Parser, Subcommand};
 
 use crate::error::Error;
 use crate::interrupt::INTERRUPTED;
-use crate::ui::{Ui, Voice};
+use crate::solver::SolverError;
+use crate::ui::{Ui, Voice, fail};
 
 /// Trains LoRA adapters for the Wan video models on few cards, and makes clips with them.
 #[derive(Debug, Parser)]
@@ -34,7 +38,8 @@ use crate::ui::{Ui, Voice};
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// One JSON object a line on standard output, for machines; notes go to standard error.
+    /// One JSON object a line on standard output, for machines; notes go to standard error. A command that fails ends with
+    /// {"error": "...", "exit_code": N}.
     #[arg(long, global = true, display_order = LAST)]
     json: bool,
 }
@@ -42,11 +47,22 @@ pub struct Arguments {
 /// Behind the options of every command.
 const LAST: usize = 900;
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 a defect or a machine that gave out; 2 something that you can put right \
-(the message says how); 130 stopped by Ctrl-C, with the state saved.";
+const EXIT_CODES: &str = "\
+Examples:
+  tandem new --model Wan-AI/Wan2.1-T2V-14B --data clips   # write a recipe for your clips and your cards
+  tandem plan clips.toml                                  # what it means, and whether it fits
+  tandem train clips.toml                                 # train; Ctrl-C saves and stops, --resume continues
+  tandem sample clips.toml --prompt \"a cat on a roof\"     # clips with the adapter that was trained
+
+Every key of a recipe is explained in recipes/README.md.
+
+Exit codes: 0 done; 1 a defect, or a machine that failed; 2 something that you can put right (the message says how); \
+130 stopped by Ctrl-C, with the state saved; 131 stopped at once by a second Ctrl-C, without.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Write a commented recipe for a model, a folder of clips and the cards that are here.
+    New(new::New),
     /// Resolve a recipe: print every settled value, the buckets and a memory forecast.
     Plan(plan::Plan),
     /// Encode clips and captions, so that training can start at once.
@@ -75,6 +91,8 @@ enum Command {
     Doctor(doctor::Doctor),
     /// Measure speed and memory of one part, as JSON lines.
     Bench(bench::Bench),
+    /// Print a script that completes commands and options in a shell.
+    Completions(completions::Completions),
 }
 
 impl Arguments {
@@ -83,8 +101,9 @@ impl Arguments {
     /// # Errors
     /// Whatever stopped it; [`exit_code`] says what that exits with.
     pub fn run(self) -> Result<u8> {
-        let ui = Ui::new(if self.json { Voice::Json } else { Voice::Human });
+        let ui = Ui::new(self.voice());
         match self.command {
+            Command::New(command) => command.run(&ui),
             Command::Plan(command) => command.run(&ui),
             Command::Cache(command) => command.run(&ui),
             Command::Train(command) => command.run(&ui),
@@ -99,9 +118,31 @@ impl Arguments {
             Command::Inspect(command) => command.run(&ui),
             Command::Doctor(command) => command.run(&ui),
             Command::Bench(command) => command.run(&ui),
+            Command::Completions(command) => command.run(&ui),
         }
     }
+
+    /// Whether people or machines read the output.
+    pub fn voice(&self) -> Voice {
+        if self.json { Voice::Json } else { Voice::Human }
+    }
 }
+
+/// Reports a command line that could not be parsed, or prints the help or version that it asked for. The exit code.
+pub fn reject(error: &clap::Error) -> u8 {
+    let is_json = std::env::args_os().any(|argument| argument == "--json");
+    if error.exit_code() != 0 && is_json {
+        let message = error.render().to_string();
+        fail(Voice::Json, message.trim_start_matches("error: ").trim_end(), USAGE);
+        return USAGE;
+    }
+    // Nothing is left to tell where the terminal is gone.
+    let _ = error.print();
+    if error.exit_code() != 0 { USAGE } else { 0 }
+}
+
+/// The exit code of what the user can put right.
+const USAGE: u8 = 2;
 
 /// An error with its causes, each told once: many of ours name their cause themselves.
 pub fn explain(error: &anyhow::Error) -> String {
@@ -119,17 +160,37 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         Some(error) => is_users(error),
         None => false,
     });
-    if is_users { 2 } else { 1 }
+    if is_users { USAGE } else { 1 }
 }
 
-/// Whether the user can put an error right: all but the tensor library's, and defects of ours.
+/// Whether the user can put an error right. What is not listed here is a defect of ours or a machine that gave out.
 fn is_users(error: &Error) -> bool {
     match error {
-        Error::Tensor(_) | Error::GpuLost { .. } => false,
-        Error::NeighbourStopped | Error::MissingGradient { .. } => false,
-        Error::Model(models::Error::Tensor(_)) => false,
-        Error::NotSaved { cause, .. } => is_users(cause),
+        Error::NotSaved { cause, .. } | Error::NotExported { cause, .. } => is_users(cause),
         Error::Io { source, .. } => !matches!(source.kind(), ErrorKind::OutOfMemory),
-        _ => true,
+        // Settings, and files that are named in them.
+        Error::Recipe { .. }
+        | Error::Setting { .. }
+        | Error::PromptOption { .. }
+        | Error::NotThere { .. } => true,
+        Error::NoModelFolder { .. } | Error::ModelFolderIsFile { .. } | Error::NoModelPart { .. } => true,
+        Error::TwoExperts { .. } | Error::WhichExpert { .. } | Error::ProbeInput { .. } => true,
+        Error::Model(
+            models::Error::Weights(_) | models::Error::AdapterFile(_) | models::Error::Mismatch(_),
+        ) => true,
+        Error::Data(_) | Error::Hub(_) | Error::NothingToTrainOn | Error::Split { .. } => true,
+        Error::Solver(error) => !matches!(error, SolverError::Tensor(_)),
+        // Memory and devices.
+        Error::OutOfMemory { .. } | Error::TooLarge { .. } => true,
+        Error::NoGpu { .. } | Error::NoLibrary { .. } | Error::OldDriver { .. } | Error::NoCuda { .. } => {
+            true
+        }
+        // The run.
+        Error::NothingToResume { .. } | Error::PlanChanged { .. } | Error::PlanText { .. } => true,
+        Error::RunInUse { .. } | Error::LogCut { .. } | Error::Tensorboard(_) => true,
+        Error::DamagedCheckpoint { .. } | Error::NotACheckpoint { .. } | Error::ForeignCheckpoint => true,
+        Error::CacheEntryGone { .. } | Error::NonFiniteLatents { .. } => true,
+        Error::NonFiniteLoss { .. } | Error::NonFiniteGradient { .. } => true,
+        _ => false,
     }
 }

@@ -4,39 +4,71 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use data::Footage;
 use models::expert::Expert;
 
 use super::devices::RecipeDevices;
 use super::fetch::{Missing, resolved};
+use crate::memory::Cards;
 use crate::plan::{self, Overrides, Planned};
+use crate::published::Published;
 use crate::ui::Ui;
 
 /// Resolve a recipe and print what it means. Nothing is written.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Plan {
     /// The recipe.
     recipe: PathBuf,
+    /// Plan for cards that are not here: an amount of memory, such as 24GiB or 2x24GiB, or cards by name, such as 2x4090 or
+    /// 3090,4090.
+    #[arg(long, value_name = "CARDS")]
+    on: Option<Cards>,
+    /// Plan for a published model whose files are not here. Models of the hub that a recipe names are assumed without it.
+    #[arg(long, value_enum, value_name = "MODEL")]
+    assume: Option<Published>,
     #[command(flatten)]
     devices: RecipeDevices,
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  tandem plan my.toml
+  tandem plan my.toml --memory-limit 22GiB   # what a smaller card would do
+  tandem plan my.toml --on 2x4090            # on cards that are not here
+  tandem plan my.toml --on 24GiB --assume t2v-14b --set train.accumulate=2
+
+Every key of a recipe is explained in recipes/README.md.";
+
 impl Plan {
     /// Prints the plan.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
-        let overrides = resolved(&self.recipe, self.devices.overrides(), Missing::Tell, ui)?;
+        let (cards, assume) = (self.on.clone(), self.assume);
+        let overrides = Overrides { cards, assume, ..self.devices.overrides() };
+        let overrides = resolved(&self.recipe, overrides, Missing::Tell, ui)?;
         let planned = make(&self.recipe, &overrides, ui)?;
         let forecast = &planned.forecast;
-        let object = serde_json::json!({ "plan": planned.plan, "memory": forecast });
+        let footage = planned.dataset.footage();
+        let object = serde_json::json!({
+            "plan": planned.plan,
+            "memory": forecast,
+            "footage": { "seconds_found": footage.found, "seconds_trained": footage.trained },
+        });
         let text = format!(
-            "{}\n{}\n{}{forecast}",
+            "{}\n{}\n{}{}{}{forecast}",
             planned.plan.to_toml()?,
             buckets(&planned),
+            in_words(&footage),
+            captions(&planned),
             experts(&planned.plan)?
         );
         ui.tell(&text, &object);
         Ok(0)
     }
 }
+
+/// Captions that a plan shows.
+const CAPTIONS: usize = 3;
 
 /// Settles a recipe with a bar over the reading of the clips.
 pub fn make(recipe: &std::path::Path, overrides: &Overrides, ui: &Ui) -> crate::Result<Planned> {
@@ -51,6 +83,11 @@ pub fn make(recipe: &std::path::Path, overrides: &Overrides, ui: &Ui) -> crate::
         }
     })?;
     planned.notes.iter().chain(&planned.dataset.notes).for_each(|note| ui.note(note));
+    let skipped = &planned.dataset.skipped;
+    if !skipped.is_empty() {
+        let lines: String = skipped.iter().map(|clip| format!("\n  {clip}")).collect();
+        ui.note(&format!("left out, because they cannot be used ({}):{lines}", skipped.len()));
+    }
     if let Some(like) = planned.plan.train.like {
         let taken = planned.taken.iter().map(|taken| format!("\n  {taken}")).collect::<String>();
         ui.note(&format!("as in {}, where the recipe says nothing:{taken}", like.name()));
@@ -78,6 +115,43 @@ pub fn experts(plan: &plan::Plan) -> crate::Result<String> {
         ));
     }
     Ok(text)
+}
+
+/// Clips that are named because most of them is not trained.
+const LISTED: usize = 5;
+
+/// How much of the clips' time is trained, and of which clips least; nothing for stills alone.
+fn in_words(footage: &Footage) -> String {
+    if footage.found == 0.0 {
+        return String::new();
+    }
+    let mut text = format!("footage: {:.1} s of {:.1} s are trained", footage.trained, footage.found);
+    if !footage.cut.is_empty() {
+        text.push_str("; data.extract, data.windows and data.frames say which part");
+    }
+    for (id, trained, found) in footage.cut.iter().take(LISTED) {
+        text.push_str(&format!("\n  {id}: {trained:.1} s of {found:.1} s"));
+    }
+    if footage.cut.len() > LISTED {
+        text.push_str(&format!(
+            "\n  and {} more of which less than half is trained",
+            footage.cut.len() - LISTED
+        ));
+    }
+    text.push('\n');
+    text
+}
+
+/// The first captions as they are trained, with prefix and trigger.
+fn captions(planned: &Planned) -> String {
+    let sources = &planned.dataset.sources;
+    let line = |source: &data::Source| format!("  {}: {}\n", source.item.id, source.item.caption);
+    let lines: String = sources.iter().take(CAPTIONS).map(line).collect();
+    match sources.len() {
+        0 => String::new(),
+        1..=CAPTIONS => format!("captions as they are trained:\n{lines}"),
+        more => format!("captions as they are trained, {CAPTIONS} of {more}:\n{lines}"),
+    }
 }
 
 /// The buckets as a table.

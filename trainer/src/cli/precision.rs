@@ -40,6 +40,20 @@ impl ModelPrecision {
     }
 }
 
+impl ModelPrecision {
+    /// `settled`, which a run has, with what is said here, for a model that runs on `processor`.
+    pub fn over(&self, settled: Precision, processor: Processor) -> Precision {
+        let wishes = Wishes {
+            base: self.base.or(Some(settled.base)),
+            stream: self.stream.or(Some(settled.stream)),
+            text_base: self.text_base.or(Some(settled.text_base)),
+            vae_base: self.vae_base.or(Some(settled.vae_base)),
+        };
+        let base_block = settled.base_block.filter(|_| self.base.is_none());
+        Precision { base_block, ..wishes.settle(processor) }
+    }
+}
+
 /// How a DiT alone is held.
 #[derive(Debug, Args)]
 pub struct DitPrecision {

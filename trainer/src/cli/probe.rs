@@ -26,10 +26,16 @@ use crate::ui::Ui;
 
 /// Run one part on given tensors, to compare it with another implementation.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Probe {
     #[command(subcommand)]
     part: ProbePart,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tandem probe dit --model Wan2.1-T2V-1.3B --input x.safetensors --output y.safetensors
+  tandem probe solver --steps 20 --shift 5";
 
 #[derive(Debug, Subcommand)]
 enum ProbePart {

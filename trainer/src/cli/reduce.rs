@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Device};
-use clap::Args;
+use candle_core::{DType, Device, Tensor};
+use clap::{ArgGroup, Args};
 use models::Expert;
 use models::adapter::files::{self, AdapterFile};
 use models::adapter::{Rank, Reduced, extract, resize};
@@ -23,6 +23,7 @@ const SEED: u64 = 1;
 
 /// Make a LoRA out of the difference of two models. A model of 14B takes a quarter of an hour on two cores.
 #[derive(Debug, Args)]
+#[command(after_help = EXTRACT)]
 pub struct Extract {
     /// The model that the other was made from: a checkpoint folder, a DiT's folder or file, or a model of the hub that
     /// lies in the cache.
@@ -53,13 +54,14 @@ pub struct Extract {
 
 /// Give an adapter another rank.
 #[derive(Debug, Args)]
+#[command(after_help = RESIZE, group = ArgGroup::new("how").args(["rank", "energy"]).required(true).multiple(true))]
 pub struct Resize {
     /// An adapter in any format: LoRA, LoHa or LoKr. The result is a LoRA.
     input: PathBuf,
     /// The file to write; a folder with --format peft.
     output: PathBuf,
     /// The new rank of each module; with --energy the largest.
-    #[arg(long, required_unless_present = "energy")]
+    #[arg(long)]
     rank: Option<usize>,
     /// Give each module the smallest rank that keeps this share of its energy, such as 0.95.
     #[arg(long)]
@@ -67,6 +69,17 @@ pub struct Resize {
     #[command(flatten)]
     how: AdapterOutput,
 }
+
+const EXTRACT: &str = "\
+Examples:
+  tandem extract --base Wan2.1-T2V-14B --tuned tuned.safetensors --output tuned-lora.safetensors --rank 64
+  tandem extract --base Wan2.1-T2V-14B --tuned tuned.safetensors --output tuned-lora.safetensors --energy 0.95 --rank 128";
+
+const RESIZE: &str = "\
+Examples:
+  tandem resize big.safetensors small.safetensors --rank 16
+  tandem resize big.safetensors small.safetensors --energy 0.95            # as small as each module allows
+  tandem resize big.safetensors small.safetensors --energy 0.95 --rank 32  # and no more than 32";
 
 /// What was kept of all modules together.
 #[derive(Default)]
@@ -126,7 +139,8 @@ impl Extract {
                 format!("{} and {} are models of different sizes", self.base.display(), self.tuned.display());
             return Err(Error::Setting { key: "--tuned".into(), why }.into());
         }
-        let (mut file, mut kept, mut left) = (AdapterFile::default(), Kept::default(), 0);
+        let (mut file, mut kept) = (AdapterFile::default(), Kept::default());
+        let (mut left, mut rounded) = (0, 0);
         let specs = config.tensors();
         let bar = ui.bar("extracting", specs.len());
         for spec in &specs {
@@ -134,10 +148,15 @@ impl Extract {
             bar.inc(1);
             let read =
                 |weights: &models::weights::Weights| weights.tensor(&spec.name, DType::F32, &Device::Cpu);
-            let difference = (read(&tuned).map_err(Error::from)? - read(&base).map_err(Error::from)?)?;
-            if difference.abs()?.max_all()?.to_scalar::<f32>()? == 0.0 {
+            let (before, after) = (read(&base).map_err(Error::from)?, read(&tuned).map_err(Error::from)?);
+            if is_equal(&before, &after)? {
                 continue;
             }
+            if is_rounded(&before, &after)? {
+                rounded += 1;
+                continue;
+            }
+            let difference = (after - before)?;
             let module = spec.name.strip_suffix(".weight").filter(|_| spec.shape.len() > 1);
             match module {
                 Some(module) if self.everything || split_block(module).is_some() => {
@@ -149,6 +168,23 @@ impl Extract {
             }
         }
         bar.finish();
+        if rounded > 0 {
+            ui.note(&format!(
+                "{rounded} tensors differ by nothing but the rounding to 16 bits, and are left out: {} is stored in another \
+                 number format than {}",
+                self.tuned.display(),
+                self.base.display()
+            ));
+        }
+        if left == 0 && file.modules.is_empty() && file.differences.is_empty() {
+            let but = if rounded > 0 { ", but for rounding" } else { "" };
+            let why = format!(
+                "the two models are equal{but}: there is no difference to extract from {} and {}",
+                self.base.display(),
+                self.tuned.display()
+            );
+            return Err(Error::Setting { key: "--tuned".into(), why }.into());
+        }
         if left > 0 {
             ui.note(&format!(
                 "{left} tensors outside the matrices of the blocks differ too and are left out; --everything writes them"
@@ -162,6 +198,21 @@ impl Extract {
         told(&kept, text, object, &file, ui);
         Ok(0)
     }
+}
+
+/// Whether two tensors hold the same numbers.
+fn is_equal(a: &Tensor, b: &Tensor) -> crate::Result<bool> {
+    Ok((a - b)?.abs()?.max_all()?.to_scalar::<f32>()? == 0.0)
+}
+
+/// Whether `after` is `before` rounded to a number format of 16 bits.
+fn is_rounded(before: &Tensor, after: &Tensor) -> crate::Result<bool> {
+    for dtype in [DType::BF16, DType::F16] {
+        if is_equal(&before.to_dtype(dtype)?.to_dtype(DType::F32)?, after)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 impl Resize {

@@ -1,10 +1,13 @@
 //! `tandem sample`.
 
-use std::path::PathBuf;
+mod basis;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use models::adapter::{Place, Source};
 use models::dit::DitConfig;
 use models::expert::Expert;
@@ -12,29 +15,48 @@ use models::vae::{Tiles, Tiling};
 use models::weights::Checkpoint;
 
 use super::devices::StageDevices;
-use super::fetch::fetched;
+use super::force::Force;
 use super::precision::ModelPrecision;
 use crate::adapters;
 use crate::base::{BaseModel, DitFiles};
+use crate::devices::DevicesConfig;
 use crate::encode::{Encoded, Encoding};
 use crate::error::Error;
 use crate::habits::Habits;
-use crate::interrupt::Interrupt;
+use crate::interrupt::{Interrupt, OnStop};
 use crate::pipeline::Pipeline;
 use crate::prompt::ClipRequest;
+use crate::recipe::Assignment;
 use crate::sample::{
-    ClipFormat, Prompted, SampleConfig, Sampling, Share, clip_name, starting_noise, write_clips,
+    ClipFormat, Prompted, Sampling, Share, clip_files, clip_name, estimate, starting_noise, write_clips,
 };
 use crate::solver::{Convention, SolverKind};
 use crate::ui::Ui;
+use basis::{Basis, Loras, resettled};
 
 /// Make clips from prompts, many from one load of the model.
 #[derive(Debug, Args)]
+#[command(
+    after_help = EXAMPLES,
+    group = ArgGroup::new("basis").args(["source", "model"]).required(true).multiple(true),
+    group = ArgGroup::new("what").args(["source", "prompt", "prompts"]).required(true).multiple(true),
+)]
 pub struct Sample {
+    /// The folder of a run, or a recipe, which stands for its newest run: model, adapter, prompts and every setting are
+    /// taken from there, and options replace single ones.
+    #[arg(value_name = "RUN_OR_RECIPE")]
+    source: Option<PathBuf>,
+    /// The adapter after so many steps of the run. Default: the last one.
+    #[arg(long, value_name = "STEP", requires = "source")]
+    checkpoint: Option<u64>,
+    /// A setting in place of the recipe's, such as sample.steps=20. May be given more than once.
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "source")]
+    settings: Vec<Assignment>,
     /// Checkpoint folder, official or diffusers layout, or a model of the Hugging Face hub as owner/name, which is fetched.
     #[arg(long)]
-    model: PathBuf,
-    /// An adapter in any format, a file or a PEFT folder, with its strength behind a colon where it is not 1. May be given more than once.
+    model: Option<PathBuf>,
+    /// An adapter in any format, a file or a PEFT folder, with its strength behind a colon where it is not 1. May be given more
+    /// than once. It goes in place of a run's own.
     #[arg(long, value_name = "FILE[:STRENGTH]")]
     lora: Vec<String>,
     /// An adapter of the expert for high noise alone, of a model of two experts.
@@ -49,9 +71,9 @@ pub struct Sample {
     /// The picture that clips end with, for models that go from one picture to another.
     #[arg(long, value_name = "FILE", requires = "image")]
     last_image: Option<PathBuf>,
-    /// What to show.
-    #[arg(long, required_unless_present = "prompts", conflicts_with = "prompts")]
-    prompt: Option<String>,
+    /// What to show. May be given more than once, for one clip each.
+    #[arg(long, conflicts_with = "prompts")]
+    prompt: Vec<String>,
     /// A file of prompts, one a line, each with options of its own behind it:
     /// --w width --h height --f frames --d seed --s steps --l guidance --lh guidance of the expert for high noise
     /// --fs shift --i first picture --ei last picture --n negative prompt.
@@ -60,13 +82,15 @@ pub struct Sample {
     /// What to keep away from. Default: the negative prompt that Wan was published with.
     #[arg(long)]
     negative: Option<String>,
-    /// Width in pixels. Default: 832, of TI2V-5B 1280; with a picture, its aspect at that area.
+    /// Width in pixels. Default: what the adapter was trained at, else 832, of TI2V-5B 1280; with a picture, its aspect at that
+    /// area.
     #[arg(long)]
     width: Option<u32>,
-    /// Height in pixels. Default: 480, of TI2V-5B 704; with a picture, its aspect at that area.
+    /// Height in pixels. Default: what the adapter was trained at, else 480, of TI2V-5B 704; with a picture, its aspect at that
+    /// area.
     #[arg(long)]
     height: Option<u32>,
-    /// Frames, 4n+1. Default: 81, of TI2V-5B 121.
+    /// Frames, 4n+1. Default: what the adapter was trained at, else 81, of TI2V-5B 121.
     #[arg(long)]
     frames: Option<u32>,
     /// Solver steps. Default: the model's, 50 or 40.
@@ -82,15 +106,15 @@ pub struct Sample {
     /// Shift of the sigmas. Default: the model's, 5, of T2V-A14B 12.
     #[arg(long)]
     shift: Option<f64>,
-    /// Seed of the starting noise.
-    #[arg(long, default_value_t = 42)]
-    seed: u64,
-    /// What goes from noise to clip.
-    #[arg(long, value_enum, default_value_t = SolverKind::UniPc)]
-    solver: SolverKind,
-    /// Whose grid of sigmas, and whose way to scale pictures.
-    #[arg(long, value_enum, default_value_t = Convention::Official)]
-    convention: Convention,
+    /// Seed of the starting noise. Default: 42.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// What goes from noise to clip. Default: unipc.
+    #[arg(long, value_enum)]
+    solver: Option<SolverKind>,
+    /// Whose grid of sigmas, and whose way to scale pictures. Default: official.
+    #[arg(long, value_enum)]
+    convention: Option<Convention>,
     /// Starting noise at sigma 1 from a safetensors file, [1,c,t,h,w]: `latents` for every clip, or `latents.0`,
     /// `latents.1`, ... for one each. Their size is the clip's.
     #[arg(long, value_name = "FILE")]
@@ -102,8 +126,8 @@ pub struct Sample {
     /// Folder that the clips go to.
     #[arg(long, default_value = "clips")]
     out: PathBuf,
-    /// Files of a clip.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "mp4")]
+    /// Files of a clip. Default: mp4.
+    #[arg(long, value_enum, value_delimiter = ',')]
     format: Vec<ClipFormat>,
     /// Frames a second of the files. Default: the model's, 16, of TI2V-5B 24.
     #[arg(long)]
@@ -112,34 +136,59 @@ pub struct Sample {
     #[arg(long)]
     tiled: bool,
     #[command(flatten)]
+    force: Force,
+    #[command(flatten)]
     precision: ModelPrecision,
     #[command(flatten)]
     devices: StageDevices,
-    /// Folder of cached text states.
-    #[arg(long, default_value = "runs/cache")]
-    cache: PathBuf,
+    /// Folder of cached text states. Default: the run's, else runs/cache.
+    #[arg(long)]
+    cache: Option<PathBuf>,
+    /// Do not ask before sampling that takes over an hour.
+    #[arg(long)]
+    yes: bool,
 }
+
+/// Sampling that takes longer is asked about.
+const LONG: Duration = Duration::from_secs(3600);
+
+const EXAMPLES: &str = "\
+Examples:
+  tandem sample runs/cat                                # the run's prompts with its last adapter
+  tandem sample cat.toml --checkpoint 500 --prompt \"a cat on a roof\" --out clips/500
+  tandem sample --model Wan-AI/Wan2.1-T2V-1.3B --prompt \"a cat on a roof\" --prompt \"a dog in the snow\"
+  tandem sample --model Wan2.1-T2V-14B --lora cat.safetensors:0.8 --prompts prompts.txt --out clips/cat
+  tandem sample --model Wan2.2-TI2V-5B --image first.png --prompt \"she turns her head\"
+
+Every key of a recipe is explained in recipes/README.md.";
 
 impl Sample {
     /// Makes the clips.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
-        let folder = fetched(&self.model, ui)?;
-        let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
-        let model = self.precision.model(&folder).settle("".as_ref(), self.devices.config().processor())?;
-        let (config, _) = model.dits.of(Expert::High).open()?;
-        let habits = Habits::of(&config, model.dits.experts().is_some());
-        let requests = self.requests(&config, &habits)?;
-        let networks = self.networks(&model, &habits, ui)?;
-        let stages = self.devices.config().settle(config.layers)?;
-        let split = stages.open()?;
+        let mut basis = Basis::of(self, ui)?;
+        let interrupt = Interrupt::listen_to(OnStop::Leave).context("cannot listen for Ctrl-C")?;
+        let devices = self.devices.over(&basis.devices).settle(basis.dit.layers)?;
+        let model = resettled(&basis.model, self, &devices);
+        let requests = self.requests(&basis)?;
+        let formats = if self.format.is_empty() { basis.formats.clone() } else { self.format.clone() };
+        let names: Vec<String> =
+            requests.iter().enumerate().map(|(i, request)| clip_name(i, &request.prompt)).collect();
+        self.check_outputs(&names, &formats)?;
+        let networks = self.networks(&model, &basis.habits, std::mem::take(&mut basis.loras), ui)?;
+        if !self.is_worth_it(&requests, (&model, &basis), &devices, ui)? {
+            ui.note("nothing was made");
+            return Ok(0);
+        }
+        let split = devices.open()?;
         let device = split[0].0.clone(); // a settled config has a stage
 
-        let mut encoded = Encoded::open(&self.cache, &model)?;
+        let mut encoded = Encoded::open(self.cache.as_ref().unwrap_or(&basis.cache), &model)?;
         let texts = requests.iter().flat_map(|r| [r.prompt.as_str(), r.negative.as_str()]);
-        let with = Encoding { model: &model, dit: &config, device: &device, interrupt: &interrupt, ui };
+        let config = &basis.dit;
+        let with = Encoding { model: &model, dit: config, device: &device, interrupt: &interrupt, ui };
         encoded.encode_prompts(texts, &with)?;
         encoded.encode_pictures(&requests, &with)?;
-        let prompted = self.prompted(&requests, &encoded, &config, &device)?;
+        let prompted = self.prompted(&requests, &encoded, config, &device)?;
         let mut sampling = Sampling::new(&prompted)?;
         let bar = ui.bar("sampling", networks.iter().map(|network| sampling.steps_of(network.share)).sum());
         for network in networks {
@@ -150,7 +199,7 @@ impl Sample {
             let (dit, weights) = network.dit.open()?;
             let (adapters, weights) = adapters::put(&network.adapters, &dit, weights, Place::Beside, ui)?;
             let mut pipeline = Pipeline::load(&weights, &dit, &split, &adapters, model.precision.dit())?;
-            pipeline.set_route(stages.transfer.into())?;
+            pipeline.set_route(devices.transfer.into())?;
             let flow = sampling.advance(&pipeline, network.share, || {
                 bar.inc(1);
                 interrupt.flow()
@@ -166,42 +215,85 @@ impl Sample {
         }
         let vae = with.vae()?;
         let tiling = if self.tiled { Tiling::On(Tiles::default()) } else { Tiling::Off };
-        let names = requests.iter().enumerate().map(|(i, r)| clip_name(i, &r.prompt));
-        let named: Vec<(String, Tensor)> = names.zip(sampling.latents().iter().cloned()).collect();
-        let fps = self.fps.unwrap_or(habits.fps);
-        let written = write_clips(&self.out, &vae, tiling, &named, fps, &self.format)?;
+        let named: Vec<(String, Tensor)> =
+            names.into_iter().zip(sampling.latents().iter().cloned()).collect();
+        let fps = self.fps.unwrap_or(basis.fps);
+        let written = write_clips(&self.out, &vae, tiling, &named, fps, &formats)?;
         let lines: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
         ui.tell(&lines.join("\n"), &serde_json::json!({ "files": written }));
         Ok(0)
     }
 
-    /// The networks that the clips go through, in order.
-    fn networks<'a>(&self, model: &'a BaseModel, habits: &Habits, ui: &Ui) -> Result<Vec<Network<'a>>> {
-        let read = |key: &str, own: &[String]| -> crate::Result<Vec<Source>> {
-            let mut all = adapters::sources("--lora", &self.lora, ui)?;
-            all.extend(adapters::sources(key, own, ui)?);
-            Ok(all)
+    /// Says how long the steps will take, and asks where that is over an hour; whether to begin.
+    fn is_worth_it(
+        &self,
+        requests: &[ClipRequest],
+        (model, basis): (&BaseModel, &Basis),
+        devices: &DevicesConfig,
+        ui: &Ui,
+    ) -> crate::Result<bool> {
+        let time = estimate::forecast(requests, (model, &basis.dit, &basis.habits), devices)?;
+        let clips =
+            if requests.len() == 1 { "1 clip".to_owned() } else { format!("{} clips", requests.len()) };
+        ui.note(&format!("{clips}: about {} of sampling (an estimate)", estimate::in_words(time)));
+        Ok(time < LONG || self.yes || ui.confirm("go on?"))
+    }
+
+    /// Whether adapters are named here, which go in place of a run's.
+    fn names_adapters(&self) -> bool {
+        [&self.lora, &self.lora_high, &self.lora_low].into_iter().any(|named| !named.is_empty())
+    }
+
+    /// Makes the folder and tries it, before anything is loaded; what is there is not overwritten without `--force`.
+    fn check_outputs(&self, names: &[String], formats: &[ClipFormat]) -> crate::Result<()> {
+        for file in clip_files(&self.out, names, formats) {
+            self.force.check(&file, "--out")?;
+        }
+        if let Some(path) = &self.save_latents {
+            self.force.check(path, "--save-latents")?;
+        }
+        let io = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Io { action, path, source }
         };
+        std::fs::create_dir_all(&self.out).map_err(io("create the folder", &self.out))?;
+        let probe = self.out.join(format!(".tandem-{}.tmp", std::process::id()));
+        std::fs::write(&probe, b"").map_err(io("write into", &self.out))?;
+        std::fs::remove_file(&probe).map_err(io("remove", &probe))
+    }
+
+    /// The networks that the clips go through, in order, each with what is named here and with `own`.
+    fn networks<'a>(
+        &self,
+        model: &'a BaseModel,
+        habits: &Habits,
+        mut own: Loras,
+        ui: &Ui,
+    ) -> Result<Vec<Network<'a>>> {
+        own.all.extend(adapters::sources("--lora", &self.lora, ui)?);
         if model.dits.experts().is_none() {
             if !(self.lora_high.is_empty() && self.lora_low.is_empty()) {
                 let why = "this model has no experts; give the adapter with --lora".into();
                 return Err(Error::Setting { key: "--lora-high, --lora-low".into(), why }.into());
             }
-            let adapters = read("--lora", &[])?;
+            // Those of a run of one expert whose model is that expert alone.
+            let adapters = [own.all, own.high, own.low].concat();
             return Ok(vec![Network { dit: model.dits.of(Expert::High), share: Share::All, adapters }]);
         }
         let boundary = model.boundary.unwrap_or(habits.boundary);
-        let network = |expert: Expert| {
-            let (key, own) = match expert {
+        let mut network = |expert: Expert| {
+            let (key, named) = match expert {
                 Expert::High => ("--lora-high", &self.lora_high),
                 Expert::Low => ("--lora-low", &self.lora_low),
             };
             adapters::check_experts("--lora", &self.lora, expert, "--lora-EXPERT")?;
-            adapters::check_experts(key, own, expert, "--lora-EXPERT")?;
-            let share = Share::Of { expert, boundary };
-            Ok(Network { dit: model.dits.of(expert), share, adapters: read(key, own)? })
+            adapters::check_experts(key, named, expert, "--lora-EXPERT")?;
+            let mut adapters = own.all.clone();
+            adapters.append(own.of(Some(expert)));
+            adapters.extend(adapters::sources(key, named, ui)?);
+            Ok(Network { dit: model.dits.of(expert), share: Share::Of { expert, boundary }, adapters })
         };
-        Expert::ALL.into_iter().map(network).collect()
+        Expert::ALL.into_iter().map(&mut network).collect()
     }
 
     /// The requests with what the cache has of them, and their starting noise.
@@ -225,53 +317,59 @@ impl Sample {
         Ok(prompted)
     }
 
-    fn requests(&self, config: &DitConfig, habits: &Habits) -> Result<Vec<ClipRequest>> {
-        let settings = SampleConfig {
-            negative: self.negative.clone().unwrap_or_else(|| SampleConfig::default().negative),
-            steps: self.steps,
-            guidance: self.guidance,
-            guidance_high: self.guidance_high,
-            shift: self.shift,
-            solver: self.solver,
-            convention: self.convention,
-            ..SampleConfig::default()
-        };
-        let [width, height] = self.size(habits)?;
-        let frames = self.frames.unwrap_or(habits.frames);
-        let base = ClipRequest {
-            image: self.image.clone(),
-            last_image: self.last_image.clone(),
-            ..settings.request(habits, [width, height], frames, self.seed)
-        };
-        let requests = match (&self.prompt, &self.prompts) {
-            (_, Some(path)) => {
-                let io = |source| Error::Io { action: "read the prompts", path: path.clone(), source };
-                let from = path.parent().unwrap_or("".as_ref());
-                base.from_lines(&std::fs::read_to_string(path).map_err(io)?, from)?
+    /// The clips to make: those that are named here, else those of the run or the recipe, with the options of the command
+    /// line over theirs.
+    fn requests(&self, basis: &Basis) -> Result<Vec<ClipRequest>> {
+        let habits = &basis.habits;
+        let base = self.over(&basis.request, habits)?;
+        let requests = match &self.prompts {
+            Some(path) => base.from_file(path, "--prompts")?,
+            None if self.prompt.is_empty() => {
+                basis.clips.iter().map(|clip| self.over(clip, habits)).collect::<Result<_>>()?
             }
-            (prompt, None) => vec![ClipRequest { prompt: prompt.clone().unwrap_or_default(), ..base }],
+            None => {
+                let request = |prompt: &String| ClipRequest { prompt: prompt.clone(), ..base.clone() };
+                self.prompt.iter().map(request).collect()
+            }
         };
         if requests.is_empty() {
-            let key = "--prompts".to_owned();
-            return Err(Error::Setting { key, why: "the file holds no prompt".into() }.into());
+            let why = "neither the run nor the recipe has one: give some with --prompt or --prompts".into();
+            return Err(Error::Setting { key: "sample.prompts".into(), why }.into());
         }
         for request in &requests {
             request.check(habits.multiple())?;
-            request.check_pictures(config)?;
+            request.check_pictures(&basis.dit)?;
         }
         Ok(requests)
     }
 
-    /// Width and height: what is said, else the picture's aspect, else the model's own.
-    fn size(&self, habits: &Habits) -> Result<[u32; 2]> {
-        let own = match &self.image {
+    /// `request` with the options of the command line over it.
+    fn over(&self, request: &ClipRequest, habits: &Habits) -> Result<ClipRequest> {
+        let own = request.clone();
+        let [width, height] = match &self.image {
             Some(path) if self.width.is_none() || self.height.is_none() => {
                 let picture = data::Picture::open(path).map_err(Error::from)?;
+                let habits = Habits { size: [own.width, own.height], ..*habits };
                 habits.size_for(picture.width(), picture.height())
             }
-            _ => habits.size,
+            _ => [own.width, own.height],
         };
-        Ok([self.width.unwrap_or(own[0]), self.height.unwrap_or(own[1])])
+        Ok(ClipRequest {
+            prompt: own.prompt,
+            negative: self.negative.clone().unwrap_or(own.negative),
+            width: self.width.unwrap_or(width),
+            height: self.height.unwrap_or(height),
+            frames: self.frames.unwrap_or(own.frames),
+            steps: self.steps.unwrap_or(own.steps),
+            guidance: self.guidance.unwrap_or(own.guidance),
+            guidance_high: self.guidance_high.or(self.guidance).unwrap_or(own.guidance_high),
+            shift: self.shift.unwrap_or(own.shift),
+            seed: self.seed.unwrap_or(own.seed),
+            solver: self.solver.unwrap_or(own.solver),
+            convention: self.convention.unwrap_or(own.convention),
+            image: self.image.clone().or(own.image),
+            last_image: self.last_image.clone().or(own.last_image),
+        })
     }
 }
 

@@ -93,12 +93,17 @@ impl Encoded {
         for window in &dataset.windows {
             let content = hashes.of(&dataset.sources[window.source].item.media)?;
             let latents = dataset.key(window, &content, &identity);
-            let condition = || Key::of(&["condition", &latents.to_string(), &format!("{:?}", self.ends)]);
+            let condition = || Key::of(&["condition", &latents.to_string(), self.ends.name()]);
             let condition = (with.dit.pictures() == Pictures::Beside).then(condition);
             self.clips.push(ClipKeys { latents, condition, states: None });
         }
         let missing = self.missing_clips(dataset, ui)?;
-        if !missing.is_empty() {
+        if missing.is_empty() {
+            // A complete cache may be read-only: then clips are hashed anew each time.
+            if let Err(error) = hashes.save() {
+                ui.note(&format!("{error}; every start reads all clips to know them again"));
+            }
+        } else {
             self.cache.check_writable()?;
             hashes.save()?;
             self.encode_missing(dataset, &missing, &vae, interrupt, ui)?;
@@ -123,6 +128,8 @@ impl Encoded {
             indices.sort_by_key(|&i| dataset.windows[i].start);
             let windows: Vec<Window> = indices.iter().map(|&i| dataset.windows[i]).collect();
             for (&index, clip) in indices.iter().zip(dataset.clips(source, &windows)?) {
+                // Before a verdict: what stops this program may have stopped ffmpeg too.
+                interrupt.check()?;
                 self.put_clip(&self.clips[index], vae, &clip?)?;
                 interrupt.check()?;
                 bar.inc(1);

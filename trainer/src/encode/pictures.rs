@@ -46,8 +46,7 @@ impl Encoded {
         }
         for (request, content) in requests.iter().zip(&contents) {
             let size = format!("{}x{}x{}", request.width, request.height, request.frames);
-            let convention = format!("{:?}", request.convention);
-            let latents = Key::of(&["picture", content, &size, &convention, &identity]);
+            let latents = Key::of(&["picture", content, &size, request.convention.key(), &identity]);
             if !matches!(self.cache.get(&latents)?, Lookup::Hit(_)) {
                 let host = to_host(&latents_of(request, &vae, with)?)?;
                 self.cache.put(&latents, &[(LATENTS, &host, Storage::F32)], &BTreeMap::new())?;
@@ -57,9 +56,9 @@ impl Encoded {
         drop(vae);
         if with.dit.image.is_some() {
             let clip = with.clip()?;
+            let identity = with.clip_identity(&clip);
             for (request, content) in requests.iter().zip(&contents) {
-                let convention = format!("{:?}", request.convention);
-                let states = Key::of(&["picture", content, &convention, &with.clip_identity(&clip)]);
+                let states = states_key(content, request.convention, with.sees_two(), &identity);
                 if !matches!(self.cache.get(&states)?, Lookup::Hit(_)) {
                     let host = to_host(&states_of(request, &clip, with)?)?;
                     self.cache.put(&states, &[(STATES, &host, Storage::F32)], &BTreeMap::new())?;
@@ -92,6 +91,16 @@ impl Encoded {
                 ..Shown::default()
             },
         })
+    }
+}
+
+/// The key of CLIP's states of the pictures whose hashes are `content`, one or two with a space between: of both where the
+/// model `sees_two`, else of the first alone.
+fn states_key(content: &str, convention: Convention, sees_two: bool, identity: &str) -> Key {
+    let first = content.split(' ').next().unwrap_or(content);
+    match sees_two {
+        true => Key::of(&["pictures", content, convention.key(), identity]),
+        false => Key::of(&["picture", first, convention.key(), identity]),
     }
 }
 
@@ -165,4 +174,19 @@ fn states_of(request: &ClipRequest, clip: &Clip, with: &Encoding) -> Result<Tens
         states.push(clip.encode(&pixels)?.squeeze(0)?);
     }
     Ok(Tensor::cat(&states, 0)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The states of two pictures are other than those of the first alone, whichever model was there first.
+    #[test]
+    fn states_of_one_picture_and_of_two_have_keys_of_their_own() {
+        let key = |content, sees_two| states_key(content, Convention::Official, sees_two, "clip");
+        assert_ne!(key("a b", true), key("a b", false));
+        // The second is not looked at; entries that other versions made of one picture are found.
+        assert_eq!(key("a b", false), key("a", false));
+        assert_eq!(key("a", false), Key::of(&["picture", "a", "Official", "clip"]));
+    }
 }

@@ -41,6 +41,16 @@ pub enum Ends {
     Both,
 }
 
+impl Ends {
+    /// Its name in the keys of cache entries, which must never change.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::First => "First",
+            Self::Both => "Both",
+        }
+    }
+}
+
 /// The mask [4, t, h, w] f32 that says which frames of latents [t, h, w] are given: a latent frame holds four frames, the
 /// first latent frame four times the first one.
 ///

@@ -17,7 +17,7 @@ impl Encoded {
         let identity = with.clip_identity(&tower);
         let mut missing = Vec::new();
         for (index, keys) in self.clips.iter_mut().enumerate() {
-            let key = Key::of(&["view", &keys.latents.to_string(), &format!("{:?}", self.ends), &identity]);
+            let key = Key::of(&["view", &keys.latents.to_string(), self.ends.name(), &identity]);
             if !matches!(self.cache.get(&key)?, Lookup::Hit(_)) {
                 missing.push((index, key));
             }

@@ -7,6 +7,7 @@ use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
 
 use super::hash::HashKind;
+use super::redirect::{is_same_origin, resolved};
 use super::settings::HubSettings;
 use super::{HubError, HubId, Result, pause};
 use crate::ui::Ui;
@@ -15,6 +16,8 @@ use crate::ui::Ui;
 const LONGEST: Duration = Duration::from_secs(600);
 /// The longest that an answer's own request to wait is followed.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
+/// Answers in a row that may send us on.
+const MOST_REDIRECTS: usize = 10;
 /// No listing of a model is larger.
 const MOST_JSON: u64 = 32 << 20;
 
@@ -73,7 +76,8 @@ impl<'a> Api<'a> {
             .timeout_connect(Some(Duration::from_secs(30)))
             .timeout_recv_response(Some(Duration::from_secs(60)))
             .timeout_recv_body(Some(LONGEST))
-            .redirect_auth_headers(ureq::config::RedirectAuthHeaders::SameHost)
+            // Followed here: what is shown to the hub must not go elsewhere, not even to another port of its host.
+            .max_redirects(0)
             .build();
         Self { agent: config.into(), settings }
     }
@@ -119,16 +123,9 @@ impl<'a> Api<'a> {
     pub fn get(&self, url: &str, from: Option<u64>, ui: &Ui) -> Result<Response<Body>> {
         let mut failures = 0;
         loop {
-            let mut request = self.agent.get(url).header("Accept-Encoding", "identity");
-            if let Some(token) = &self.settings.token {
-                request = request.header("Authorization", format!("Bearer {token}"));
-            }
-            if let Some(from) = from {
-                request = request.header("Range", format!("bytes={from}-"));
-            }
             failures += 1;
             let is_last = failures >= self.settings.attempts;
-            let wait = match request.call() {
+            let wait = match self.follow(url, from) {
                 Ok(response)
                     if response.status().is_success()
                         || response.status() == StatusCode::RANGE_NOT_SATISFIABLE =>
@@ -136,9 +133,7 @@ impl<'a> Api<'a> {
                     return Ok(response);
                 }
                 Ok(response) => self.refused(url, &response, failures, is_last)?,
-                Err(error) if is_last => {
-                    return Err(HubError::Network { url: url.to_owned(), why: error.to_string() });
-                }
+                Err(why) if is_last => return Err(HubError::Network { url: url.to_owned(), why }),
                 Err(_) => pause(self.settings.pause, failures),
             };
             if wait > Duration::from_secs(10) {
@@ -146,6 +141,32 @@ impl<'a> Api<'a> {
             }
             std::thread::sleep(wait);
         }
+    }
+
+    /// Asks for `url` and goes where the answers send us on to. Why there was no answer.
+    fn follow(&self, url: &str, from: Option<u64>) -> Result<Response<Body>, String> {
+        let mut url = url.to_owned();
+        for _ in 0..=MOST_REDIRECTS {
+            let mut request = self.agent.get(&url).header("Accept-Encoding", "identity");
+            if let Some(secret) = self.settings.authorization()
+                && is_same_origin(&url, &self.settings.endpoint)
+            {
+                request = request.header("Authorization", secret);
+            }
+            if let Some(from) = from {
+                request = request.header("Range", format!("bytes={from}-"));
+            }
+            let response = request.call().map_err(|error| error.to_string())?;
+            let location = response.headers().get("Location").and_then(|value| value.to_str().ok());
+            url = match location {
+                Some(location) if [301, 302, 303, 307, 308].contains(&response.status().as_u16()) => {
+                    resolved(&url, location)
+                        .ok_or_else(|| "it sends us on to an address that is none".to_owned())?
+                }
+                _ => return Ok(response),
+            };
+        }
+        Err(format!("it sends us on more than {MOST_REDIRECTS} times"))
     }
 
     /// How long to wait after an answer that is none, where another one may be.

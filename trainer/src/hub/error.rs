@@ -29,6 +29,12 @@ pub enum HubError {
         /// The model.
         id: String,
     },
+    /// A token that cannot be sent.
+    #[error(
+        "the token of the hub (HF_TOKEN, or the file that `huggingface-cli login` wrote) holds a line break or another \
+         character that no token has: set it again"
+    )]
+    Token,
     /// The hub wants to know who asks.
     #[error(
         "{url}: the hub does not give this to {who} (status {status}): log in with `huggingface-cli login` or set HF_TOKEN, and \

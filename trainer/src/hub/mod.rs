@@ -8,6 +8,7 @@ mod api;
 mod download;
 mod error;
 mod hash;
+mod redirect;
 mod settings;
 mod store;
 mod wanted;
@@ -92,6 +93,7 @@ impl Hub {
         if self.settings.is_offline {
             return store.snapshot().ok_or_else(|| HubError::Offline { id: id.to_string() });
         }
+        self.settings.check()?;
         let api = Api::new(&self.settings);
         let listing = match (api.listing(id, ui), store.snapshot()) {
             (Err(error), Some(there)) if error.is_of_the_network() => {

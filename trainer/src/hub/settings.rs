@@ -3,14 +3,21 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use base64::prelude::{BASE64_STANDARD, Engine};
+use percent_encoding::percent_decode_str;
+
+use super::{HubError, Result};
+
 /// How the hub is reached, and where its cache lies.
 #[derive(Debug, Clone)]
 pub struct HubSettings {
-    /// Address of the hub or of a mirror, without a slash at the end.
+    /// Address of the hub or of a mirror, without a slash at the end and without user and password.
     pub endpoint: String,
+    /// `user:password` of the endpoint's address. Shown to the endpoint alone, where there is no token.
+    pub login: Option<String>,
     /// The cache: the folder of `models--owner--name` folders.
     pub cache: PathBuf,
-    /// Shown to the endpoint, and to nobody that it sends us on to.
+    /// Shown to the endpoint alone: its scheme, host and port.
     pub token: Option<String>,
     /// Nothing is asked of the network.
     pub is_offline: bool,
@@ -42,13 +49,48 @@ impl HubSettings {
         let endpoint = told("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
         let is_offline = told("HF_HUB_OFFLINE")
             .is_some_and(|value| ["1", "true", "yes", "on"].contains(&value.to_lowercase().as_str()));
+        let (endpoint, login) = without_login(endpoint.trim_end_matches('/'));
         Self {
-            endpoint: endpoint.trim_end_matches('/').to_owned(),
+            endpoint,
+            login,
             cache: told("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from),
             token: told("HF_TOKEN").or_else(of_login).filter(|token| !token.is_empty()),
             is_offline,
             pause: Duration::from_secs(1),
             attempts: 6,
         }
+    }
+    /// Checks what is to be sent.
+    ///
+    /// # Errors
+    /// [`HubError::Token`].
+    pub(super) fn check(&self) -> Result<()> {
+        match &self.token {
+            Some(token) if !token.bytes().all(|byte| byte.is_ascii_graphic()) => Err(HubError::Token),
+            _ => Ok(()),
+        }
+    }
+
+    /// The header that says who asks.
+    pub(super) fn authorization(&self) -> Option<String> {
+        match (&self.token, &self.login) {
+            (Some(token), _) => Some(format!("Bearer {token}")),
+            (None, Some(login)) => Some(format!("Basic {}", BASE64_STANDARD.encode(login))),
+            (None, None) => None,
+        }
+    }
+}
+
+/// An address without the user and password in it, and these.
+fn without_login(endpoint: &str) -> (String, Option<String>) {
+    let parts = endpoint.split_once("://").and_then(|(scheme, rest)| {
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let (login, host) = authority.rsplit_once('@')?;
+        let login = percent_decode_str(login).decode_utf8_lossy().into_owned();
+        Some((format!("{scheme}://{host}{path}"), login))
+    });
+    match parts {
+        Some((endpoint, login)) => (endpoint, Some(login)),
+        None => (endpoint.to_owned(), None),
     }
 }

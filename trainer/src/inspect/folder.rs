@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::{Report, checkpoint};
+use crate::base::comfy;
 use crate::checkpoint as run_checkpoint;
 use crate::error::Result;
 use crate::plan::Plan;
@@ -30,6 +31,9 @@ pub(super) fn report(path: &Path) -> Result<Option<Report>> {
     if path.join("plan.toml").is_file() {
         return run(path).map(Some);
     }
+    if let Some(root) = comfy::root(path) {
+        return Ok(Some(comfy_report(path, &root)));
+    }
     let (layout, places) = match path.join("model_index.json").is_file() {
         true => ("diffusers", DIFFUSERS),
         false => ("official", OFFICIAL),
@@ -50,6 +54,14 @@ pub(super) fn report(path: &Path) -> Result<Option<Report>> {
     }
     report.parts = parts;
     Ok(Some(report))
+}
+
+/// Every file of weights in ComfyUI's folder of models, whether it belongs to Wan or not.
+fn comfy_report(path: &Path, root: &Path) -> Report {
+    let below = root.strip_prefix(path).unwrap_or(root);
+    let name = |file: &Path| below.join(file).display().to_string();
+    let parts = comfy::files(root).into_iter().map(|(_, file)| (name(&file), part(&root.join(&file))));
+    Report { parts: parts.collect(), ..Report::new("ComfyUI's folder of models") }
 }
 
 /// A part that cannot be read is told as such: the others are still of interest.

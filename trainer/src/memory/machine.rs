@@ -134,7 +134,7 @@ fn way(from: &str, to: &str, transfer: Transfer, gpus: &[Gpu]) -> Way {
 
 /// Dense bf16 operations a second with f32 sums, by compute capability; NVIDIA's figures for the A100, RTX 3090, RTX 4090,
 /// H100, B200 and RTX 5090. Cards of one capability differ, but rarely two in one machine.
-fn flops_of(capability: (u32, u32)) -> f64 {
+pub(super) fn flops_of(capability: (u32, u32)) -> f64 {
     match capability {
         (8, 0) => 312e12,
         (8, 9) => 165e12,
@@ -147,7 +147,7 @@ fn flops_of(capability: (u32, u32)) -> f64 {
 
 /// Bytes a second between a card and pinned host memory, one way, by compute capability. An H200 on PCIe 5.0 x16 was
 /// measured at 55e9. PCIe 4.0 x16 carries 25e9, and a desktop's second slot often less.
-fn link_of(capability: (u32, u32)) -> f64 {
+pub(super) fn link_of(capability: (u32, u32)) -> f64 {
     match capability {
         (9 | 10, _) => 50e9,
         (12, _) => 25e9,

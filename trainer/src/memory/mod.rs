@@ -1,5 +1,6 @@
 //! What a training step keeps between forward and backward, and where.
 
+mod cards;
 mod choice;
 mod cost;
 mod host;
@@ -13,6 +14,7 @@ use clap::ValueEnum;
 use models::dit::{BlockPlan, Keep, Place};
 use serde::{Deserialize, Serialize};
 
+pub use cards::{Cards, HOST};
 pub use choice::{Choice, choose};
 pub use host::More;
 pub use machine::{Card, Machine, Room, host_shares};

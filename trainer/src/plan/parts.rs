@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use data::{Dataset, Order};
 use models::adapter::{LoraConfig, Target};
 use models::dit::{DitConfig, Pictures};
 use models::expert::Expert;
@@ -10,7 +11,8 @@ use super::{ClipAdapterPlan, SamplePlan};
 use crate::adapters::{self, INIT_FROM, INIT_FROM_HIGH, INIT_FROM_LOW};
 use crate::base::{BaseModel, Trained};
 use crate::error::{Error, Result};
-use crate::forecast::Networks;
+use crate::forecast::{Networks, Task};
+use crate::memory::Shapes;
 use crate::prompt::ClipRequest;
 use crate::recipe::{TrainConfig, existing};
 use crate::sample::{SampleConfig, Share};
@@ -56,6 +58,26 @@ pub(super) fn sample_plan(
     })
 }
 
+/// Puts steps in place of `train.epochs`: as many as show every clip of `dataset` that often.
+///
+/// # Errors
+/// No epochs at all, and more steps than can be counted.
+pub(super) fn settle_steps(train: &mut TrainConfig, dataset: &Dataset, seed: u64) -> Result<()> {
+    let refuse = |why: &str| Err(Error::Setting { key: "train.epochs".into(), why: why.into() });
+    let Some(epochs) = train.epochs.take() else { return Ok(()) };
+    let items = dataset.order_items(&dataset.split().0);
+    let batches = Order::new(items, seed, train.batch).batches_per_epoch();
+    match epochs.checked_mul(batches) {
+        Some(0) if epochs == 0 => refuse("must be at least 1"),
+        Some(0) => refuse("how many steps an epoch has depends on the clips: give train.steps, or the clips"),
+        Some(micro_batches) => {
+            train.steps = micro_batches.div_ceil(train.accumulate as u64);
+            Ok(())
+        }
+        None => refuse("is more than can be counted"),
+    }
+}
+
 /// Settles what `train` leaves to the model; the networks that are trained, of which every one can draw its noise levels and
 /// begin from the adapter that it is to begin from.
 pub(super) fn settle_shares(
@@ -74,6 +96,29 @@ pub(super) fn settle_shares(
         adapters::check_beginning(key, path, adapter, (targets, dit))?;
     }
     Ok(shares)
+}
+
+/// A step of the largest bucket that there is, else of the largest that there could be.
+pub(super) fn task<'a>(
+    (model, dit): (&BaseModel, &'a DitConfig),
+    (adapter, targets): (&LoraConfig, &'a [Target]),
+    train: &TrainConfig,
+    shapes: &Shapes,
+    networks: Networks,
+) -> Task<'a> {
+    Task {
+        dit,
+        base: model.precision.dit(),
+        targets,
+        kind: adapter.kind,
+        factor: adapter.factor,
+        rank: adapter.rank(),
+        dropout: adapter.dropout > 0.0,
+        batch: train.batch,
+        accumulate: train.accumulate,
+        latents: shapes.there.first().or(shapes.possible.first()).map_or((1, 1, 1), |shape| shape.1),
+        networks,
+    }
 }
 
 /// The networks that the memory must hold, as long as nothing says that they do not fit.

@@ -8,15 +8,21 @@ use crate::error::{Error, Result};
 use crate::lr::LrSchedule;
 use crate::plan::{Difference, Plan, Planned};
 
-/// The folder of a run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+use super::lock::{self, RunLock};
+
+/// The folder of a run, locked for this process until it is dropped.
+#[derive(Debug)]
 pub struct RunFolder {
     root: PathBuf,
+    lock: RunLock,
 }
 
 /// Plan keys that a run may change when it goes on: none of them reaches back into the steps that were made.
-const MAY_CHANGE: [&str; 12] = [
+const MAY_CHANGE: [&str; 14] = [
     "tandem",
+    // What is left out shows in the digest.
+    "data.bad",
+    "dataset.skipped",
     "run.",
     "checkpoint.",
     "sample.",
@@ -31,35 +37,43 @@ const MAY_CHANGE: [&str; 12] = [
 ];
 
 impl RunFolder {
-    /// A new folder for `plan` (its own, or that with a number behind it where a run lies there), with the plan in it.
+    /// A new folder for `plan` (its own, or that with a number behind it where a run lies there), with the plan in it. Of
+    /// processes that begin at the same time each gets its own.
     ///
     /// # Errors
     /// When it cannot be made.
     pub fn begin(plan: &mut Plan) -> Result<Self> {
         let wanted = plan.run.folder.clone();
         let numbered = |n: usize| if n == 1 { wanted.clone() } else { with_number(&wanted, n) };
-        let free = (1..).map(numbered).find(|folder| !is_run(folder)).unwrap_or(wanted.clone());
-        plan.run.folder = free.clone();
-        let folder = Self { root: free };
+        let (root, lock) = lock::claim(numbered, is_run)?;
+        plan.run.folder.clone_from(&root);
+        let folder = Self { root, lock };
         for path in [folder.checkpoints(), folder.root.join("samples"), folder.adapters()] {
             fs::create_dir_all(&path).map_err(|source| Error::Io { action: "create", path, source })?;
         }
+        folder.remove_leftovers()?;
         folder.store(plan)?;
         Ok(folder)
     }
 
-    /// The newest run of `plan`, to go on with; the plan's changes are told through `note`, and kept where they are
+    /// The run in the folder `named`, else the newest run of `plan`, to go on with; the plan's changes are told through `note`, and kept where they are
     /// allowed.
     ///
     /// # Errors
-    /// When there is no run to go on with, or its plan differs where it must not: all differences are listed.
-    pub fn resume(planned: &mut Planned, note: impl Fn(&str)) -> Result<Self> {
+    /// When there is no run to go on with, another process works on it, or its plan differs where it must not: all
+    /// differences are listed.
+    pub fn resume(planned: &mut Planned, named: Option<&Path>, note: impl Fn(&str)) -> Result<Self> {
         let wanted = planned.plan.run.folder.clone();
-        let numbered = (2..).map(|n| with_number(&wanted, n)).take_while(|folder| is_run(folder));
-        let newest = std::iter::once(wanted.clone()).chain(numbered).filter(|folder| is_run(folder)).last();
-        let root = newest.ok_or_else(|| Error::NothingToResume { folder: wanted.clone() })?;
-        planned.plan.run.folder = root.clone();
-        let folder = Self { root };
+        let root = match named {
+            Some(folder) if !is_run(folder) => {
+                return Err(Error::NothingToResume { folder: folder.to_owned() });
+            }
+            Some(folder) => folder.to_owned(),
+            None => newest(&wanted).ok_or_else(|| Error::NothingToResume { folder: wanted.clone() })?,
+        };
+        planned.plan.run.folder.clone_from(&root);
+        let lock = RunLock::acquire(&root)?;
+        let folder = Self { root, lock };
         let stored = Plan::read(&folder.plan())?;
         planned.keep_to(&stored);
         let plan = &planned.plan;
@@ -69,12 +83,49 @@ impl RunFolder {
         if !refused.is_empty() {
             return Err(Error::PlanChanged { changes: refused.iter().map(in_words).collect() });
         }
+        let leftovers = folder.remove_leftovers()?;
+        if leftovers > 0 {
+            note(&format!("removed {leftovers} half-written file(s) of a process that was killed"));
+        }
         allowed.iter().for_each(|difference| note(&format!("changed since the run began: {difference}")));
         if checkpoint::newest(&folder.checkpoints())?.is_none() {
             note("the run has no checkpoint yet: it begins anew");
         }
         folder.store(plan)?;
         Ok(folder)
+    }
+
+    /// What the user must know where the file system has no locks.
+    pub fn warning(&self) -> Option<&'static str> {
+        self.lock.is_void.then_some(
+            "the file system of the run folder has no file locks: nothing stops a second process from resuming this run \
+             while it is going on",
+        )
+    }
+
+    /// Whether nothing was made in it that is worth keeping: no step, and no clip.
+    ///
+    /// # Errors
+    /// A log that cannot be read.
+    pub fn is_untouched(&self) -> Result<bool> {
+        let path = self.metrics();
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(source) => return Err(Error::Io { action: "read", path, source }),
+        };
+        let mut rows = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let has_steps = rows.any(|row| row["step"].as_u64().is_some_and(|step| step > 0));
+        Ok(!has_steps && !self.samples(0).join(crate::sample::CONTACT_SHEET).is_file())
+    }
+
+    /// Removes the folder of a run that never began.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn discard(self) -> Result<()> {
+        let path = self.root;
+        fs::remove_dir_all(&path).map_err(|source| Error::Io { action: "remove", path, source })
     }
 
     /// The folder itself.
@@ -134,6 +185,31 @@ impl RunFolder {
         self.root.join("events.out.tfevents.tandem")
     }
 
+    /// Removes what processes that were killed left half-written; how many files. The lock says that none of them runs.
+    fn remove_leftovers(&self) -> Result<usize> {
+        let mut folders = vec![self.root.clone(), self.checkpoints()];
+        // PEFT adapters and sets of clips are folders.
+        for parent in [self.adapters(), self.root.join("samples")] {
+            let Ok(entries) = fs::read_dir(&parent) else { continue };
+            let below = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+            folders.extend(below.filter(|path| path.is_dir()));
+            folders.push(parent);
+        }
+        let mut removed = 0;
+        for folder in folders.iter().filter(|folder| folder.is_dir()) {
+            let io = |source| Error::Io { action: "list", path: folder.clone(), source };
+            for leftover in data::atomic::leftovers(folder).map_err(io)? {
+                if self.lock.is_void && !leftover.is_abandoned() {
+                    continue;
+                }
+                let path = leftover.path;
+                fs::remove_file(&path).map_err(|source| Error::Io { action: "remove", path, source })?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
     fn store(&self, plan: &Plan) -> Result<()> {
         let (path, text) = (self.plan(), plan.to_toml()?);
         data::atomic::write(&path, |file| std::io::Write::write_all(file, text.as_bytes()))
@@ -164,6 +240,12 @@ fn may_change(stored: &Plan, plan: &Plan, key: &str) -> bool {
     }
     let is_length = key == "train.steps" && plan.optimizer.schedule == LrSchedule::Constant;
     is_length || (key != "run.seed" && MAY_CHANGE.iter().any(|prefix| key.starts_with(prefix)))
+}
+
+/// The newest run of those that were begun in `wanted` or beside it with a number.
+pub fn newest(wanted: &Path) -> Option<PathBuf> {
+    let numbered = (2..).map(|n| with_number(wanted, n)).take_while(|folder| is_run(folder));
+    std::iter::once(wanted.to_owned()).chain(numbered).filter(|folder| is_run(folder)).last()
 }
 
 fn is_run(folder: &Path) -> bool {

@@ -28,6 +28,15 @@ pub(super) struct Learner {
     pub optimizer: Optimizer,
 }
 
+impl Learner {
+    /// Whether a file of its adapter tells of the weights that it changes.
+    fn wants_weights(&self) -> bool {
+        let adapters = self.pipeline.stages().iter().flat_map(|stage| stage.adapters.iter());
+        let mut trained = adapters.flat_map(|(_, own)| own).filter(|own| own.is_trainable());
+        trained.any(|own| own.delta().wants_product())
+    }
+}
+
 /// All of them.
 pub(super) struct Learners {
     all: Vec<Learner>,
@@ -122,6 +131,17 @@ impl Learners {
         let done = work();
         quarters.wake(pipeline, resting)?;
         done
+    }
+
+    /// One of them, to write its adapter: on the devices where that takes a look at the weights that it changes.
+    ///
+    /// # Errors
+    /// When a device or the host runs out of memory.
+    pub fn for_files(&mut self, index: usize) -> Result<&Learner> {
+        if self.all[index].wants_weights() {
+            self.awake(index)?;
+        }
+        Ok(&self.all[index])
     }
 
     fn lay_to_rest(&mut self, index: usize) -> Result<()> {

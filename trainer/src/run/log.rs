@@ -70,7 +70,7 @@ impl Log {
 
     /// Makes sure that everything is on the disk; the lengths of the two files then.
     pub fn sync(&mut self) -> Result<(u64, u64)> {
-        Ok((self.metrics.sync()?, self.events.flush()?))
+        Ok((self.metrics.sync()?, self.events.sync()?))
     }
 }
 

@@ -4,35 +4,39 @@ mod clip_adapter;
 mod evaluate;
 mod folder;
 mod learners;
+mod lock;
 mod log;
 mod pinning;
 mod samples;
+mod saving;
 mod step;
 mod summary;
 
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
 
-pub use folder::{RunFolder, changed_settings};
+pub use folder::{RunFolder, changed_settings, newest};
 pub(crate) use step::{UpdateSettings, update};
 
+use crate::background::Background;
 use crate::batch::{Batches, StepData};
 use crate::checkpoint::{self, Progress};
 use crate::devices;
 use crate::encode::{Encoded, Encoding};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::export;
 use crate::interrupt::Interrupt;
 use crate::metrics::StepRow;
-use crate::optim;
 use crate::plan::{Plan, Planned};
 use crate::ui::{Bar, Ui};
-use learners::{Learner, Learners};
+use learners::Learners;
 use log::Log;
 use pinning::Pinning;
+use saving::Keep;
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +62,12 @@ struct Run<'a> {
     /// The data of the next step, where it was made during the last one.
     ahead: Option<Result<StepData>>,
     log: Log,
+    /// The plan for the writer, which outlives no borrow.
+    settings: Arc<Plan>,
+    /// Writes checkpoints and adapter files. Gives the files.
+    writer: Background<Vec<PathBuf>>,
+    /// Step of the newest checkpoint.
+    saved_step: Option<u64>,
     ui: &'a Ui,
 }
 
@@ -97,6 +107,7 @@ pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &
     let loaded = saved.as_deref().map(checkpoint::load).transpose()?;
     let states = loaded.as_ref().map(|(_, states)| states);
     let learners = Learners::load(planned, &split, pinning.stores(), states, ui)?;
+    let saved_step = loaded.as_ref().map(|(progress, _)| progress.step);
     let progress = loaded.map_or_else(Progress::default, |(progress, _)| progress);
     if let Some(path) = saved {
         ui.say(&format!("going on after step {} from {}", progress.step, path.display()));
@@ -105,9 +116,22 @@ pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &
     let log = Log::open(folder, &progress)?;
     let batches = Batches::new(plan, &planned.dataset, &encoded)?;
     let encoded = &encoded;
-    let (pinning, ahead) = (Some(pinning), None);
-    let mut run =
-        Run { plan, folder, batches, encoded, split, learners, progress, pinning, ahead, log, ui };
+    let mut run = Run {
+        plan,
+        folder,
+        batches,
+        encoded,
+        split,
+        learners,
+        progress,
+        pinning: Some(pinning),
+        ahead: None,
+        log,
+        settings: Arc::new(plan.clone()),
+        writer: Background::default(),
+        saved_step,
+        ui,
+    };
     run.finish(interrupt)
 }
 
@@ -142,9 +166,15 @@ impl Run<'_> {
         let mut saved_at = Instant::now();
         while self.progress.step < steps {
             if interrupt.is_asked() {
-                self.save()?;
+                if self.progress.step == 0 && self.folder.is_untouched()? {
+                    bar.finish();
+                    return Ok(Ending::Interrupted);
+                }
+                self.save(Keep::State)?;
+                self.finish_saving()?;
                 return self.stopped(&bar);
             }
+            self.writer.check()?;
             if let Some(pinning) = self.pinning.take() {
                 pinning.finish(self.ui)?;
             }
@@ -160,16 +190,17 @@ impl Run<'_> {
             let minutes = self.plan.checkpoint.every_minutes;
             let is_late = minutes > 0 && saved_at.elapsed() >= Duration::from_secs(60 * minutes);
             let is_by_step = is_due(self.plan.checkpoint.every_steps, self.progress.step);
-            // Before the checkpoint: a run that is killed in between goes on from the one before and writes it again.
-            if is_by_step && !is_last {
-                self.export(Some(&format!("step-{:06}", self.progress.step)))?;
-            }
-            if is_last || is_by_step || is_late {
-                self.save()?;
+            if (is_by_step || is_late) && !is_last {
+                self.save(if is_by_step { Keep::Step } else { Keep::State })?;
                 saved_at = Instant::now();
+                if !is_by_step {
+                    self.tell_checkpoint();
+                }
             }
         }
-        let written = self.export(None)?;
+        let has_checkpoint = self.saved_step == Some(self.progress.step);
+        self.save(if has_checkpoint { Keep::Files } else { Keep::Last })?;
+        let written = self.finish_saving()?;
         if interrupt.is_asked() {
             return self.stopped(&bar);
         }
@@ -180,44 +211,25 @@ impl Run<'_> {
 
     fn stopped(&self, bar: &Bar) -> Result<Ending> {
         bar.finish();
-        self.ui.note(&format!("stopped after step {} and saved; go on with --resume", self.progress.step));
+        let step = self.progress.step;
+        self.ui.note(&format!(
+            "stopped after step {step} and saved; go on with --resume, or make an adapter file of it:\n  {}",
+            export::commands(self.plan, self.folder, step).join("\n  ")
+        ));
         Ok(Ending::Interrupted)
+    }
+
+    /// Tells how an adapter file is made of a checkpoint that comes without one.
+    fn tell_checkpoint(&self) {
+        let step = self.progress.step;
+        let commands = export::commands(self.plan, self.folder, step).join("\n  ");
+        self.ui.say(&format!("step {step:>6}  checkpoint; for an adapter file of it:\n  {commands}"));
     }
 
     fn show(&self, bar: &Bar, row: &StepRow) {
         bar.inc(1);
         bar.inform(format!("loss {:.4}  {:.2} s/step", row.loss, row.seconds));
         self.ui.progress(&format!("step {:>6}  loss {:.4}  {:.2} s", row.step, row.loss, row.seconds), row);
-    }
-
-    /// Saves everything that the run needs to go on from here.
-    ///
-    /// # Errors
-    /// What stood in the way, and that the state before is whole.
-    fn save(&mut self) -> Result<()> {
-        let step = self.progress.step;
-        self.write_state().map_err(|cause| Error::NotSaved { step, cause: Box::new(cause) })
-    }
-
-    fn write_state(&mut self) -> Result<()> {
-        (self.progress.metrics_bytes, self.progress.events_bytes) = self.log.sync()?;
-        let keep = self.plan.checkpoint.keep_last;
-        checkpoint::save(&self.folder.checkpoints(), self.progress, &self.learners.states(), keep)?;
-        Ok(())
-    }
-
-    fn export(&mut self, label: Option<&str>) -> Result<Vec<PathBuf>> {
-        let made = (self.progress.step, self.progress.cursor.epoch);
-        let mut written = Vec::new();
-        for index in self.learners.order() {
-            // Some kinds of adapter are written with a look at the weights that they change.
-            let Learner { share, pipeline, .. } = self.learners.awake(index)?;
-            let (adapters, expert) = (optim::gathered(pipeline)?, share.expert());
-            let part = export::Part { label, expert };
-            written.extend(export::write(self.plan, &adapters, made, &self.folder.adapters(), part)?);
-        }
-        written.sort();
-        Ok(written)
     }
 }
 

@@ -15,8 +15,9 @@ use crate::solver::{Convention, SolverKind};
 #[serde(deny_unknown_fields, default)]
 pub struct SampleConfig {
     /// Prompts, one clip each; each may have options behind it: `--w --h --f --d --s --l --lh --fs --i --ei --n` for
-    /// width, height, frames, seed, steps, guidance, guidance at high noise, shift, first and last picture, negative prompt. Default: none, so no clips.
-    pub prompts: Vec<String>,
+    /// width, height, frames, seed, steps, guidance, guidance at high noise, shift, first and last picture, negative prompt.
+    /// Or the name of a text file, relative to the recipe, with one such prompt a line. Default: none, so no clips.
+    pub prompts: Prompts,
     /// Steps between two sets of clips, besides the one before the first step and the one after the last; 0 for just
     /// these two. Default 0.
     pub every: u64,
@@ -53,6 +54,41 @@ pub struct SampleConfig {
     pub formats: Vec<ClipFormat>,
 }
 
+/// The prompts of a recipe.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "prompts in brackets, such as [\"a cat\"], or the name of a file with one a line"
+)]
+pub enum Prompts {
+    /// One clip each.
+    Listed(Vec<String>),
+    /// A text file of prompt lines.
+    File(PathBuf),
+}
+
+impl Default for Prompts {
+    fn default() -> Self {
+        Self::Listed(Vec::new())
+    }
+}
+
+impl Prompts {
+    /// Whether no clips are asked for; a file is taken to ask for some.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Replaces prompt and options of `base` by those of each prompt. The file is looked for in the folder `from`; pictures in
+    /// the folder of the file, or in `from`.
+    fn requests(&self, base: &ClipRequest, from: &Path) -> Result<Vec<ClipRequest>> {
+        match self {
+            Self::Listed(lines) => lines.iter().map(|line| base.with_line(line, from)).collect(),
+            Self::File(path) => base.from_file(&from.join(path), "sample.prompts"),
+        }
+    }
+}
+
 /// A file format of clips.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -84,7 +120,7 @@ pub const OFFICIAL_NEGATIVE: &str = "色调艳丽，过曝，静态，细节模�
 impl Default for SampleConfig {
     fn default() -> Self {
         Self {
-            prompts: Vec::new(),
+            prompts: Prompts::default(),
             every: 0,
             negative: OFFICIAL_NEGATIVE.to_owned(),
             size: None,
@@ -139,8 +175,7 @@ impl SampleConfig {
         dit: &DitConfig,
         habits: &Habits,
     ) -> Result<Vec<ClipRequest>> {
-        let requests: Vec<ClipRequest> =
-            self.prompts.iter().map(|line| base.with_line(line, from)).collect::<Result<_>>()?;
+        let requests = self.prompts.requests(base, from)?;
         for request in &requests {
             request.check(habits.multiple())?;
             request.check_pictures(dit)?;

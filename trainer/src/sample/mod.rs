@@ -1,11 +1,12 @@
 //! Sampling: clips from prompts through the stages that also train.
 
 mod config;
+pub mod estimate;
 mod latents;
 mod output;
 mod shares;
 
-pub use config::{ClipFormat, SampleConfig};
+pub use config::{ClipFormat, Prompts, SampleConfig};
 pub use latents::{Prompted, Sampling, generate, starting_noise};
-pub use output::{CONTACT_SHEET, clip_name, write_clips};
+pub use output::{CONTACT_SHEET, clip_files, clip_name, write_clips};
 pub use shares::Share;

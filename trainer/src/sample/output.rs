@@ -35,7 +35,7 @@ pub fn write_clips(
     for (name, latents) in clips {
         let film = decode(vae, tiling, latents)?;
         for format in formats {
-            let path = folder.join(format!("{name}.{}", format.extension()));
+            let path = clip_file(folder, name, *format);
             match format {
                 ClipFormat::Mp4 => data::write_mp4(&path, &film, fps)?,
                 ClipFormat::Gif => data::write_gif(&path, &film, fps)?,
@@ -51,6 +51,17 @@ pub fn write_clips(
     data::contact_sheet(&sheet, &films, SheetStyle { columns, cell_width, gap: 2 })?;
     written.push(sheet);
     Ok(written)
+}
+
+/// The files that [`write_clips`] writes into `folder` for clips of these names.
+pub fn clip_files(folder: &Path, names: &[String], formats: &[ClipFormat]) -> Vec<PathBuf> {
+    let clips =
+        names.iter().flat_map(|name| formats.iter().map(move |format| clip_file(folder, name, *format)));
+    clips.chain([folder.join(CONTACT_SHEET)]).collect()
+}
+
+fn clip_file(folder: &Path, name: &str, format: ClipFormat) -> PathBuf {
+    folder.join(format!("{name}.{}", format.extension()))
 }
 
 /// The video of latents [1, c, t, h, w].

@@ -42,6 +42,16 @@ pub enum Convention {
     Diffusers,
 }
 
+impl Convention {
+    /// Its name in the keys of cache entries, which must never change.
+    pub(crate) fn key(self) -> &'static str {
+        match self {
+            Self::Official => "Official",
+            Self::Diffusers => "Diffusers",
+        }
+    }
+}
+
 /// What can go wrong in a solver.
 #[derive(Debug, thiserror::Error)]
 pub enum SolverError {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
 
 use super::error::AdapterFileError;
 use super::spell::{Spelling, spell};
@@ -24,10 +25,18 @@ pub(super) fn encode(
     style: Style,
     precision: Precision,
 ) -> Result<BTreeMap<String, Tensor>> {
-    let mut out = Encoder { path, style, precision, tensors: BTreeMap::new() };
-    for (module, change) in &adapter.modules {
-        out.change(module, &on_cpu(change)?)?;
+    let new = || Encoder { path, style, precision, tensors: BTreeMap::new() };
+    let modules = adapter.modules.par_iter().map(|(module, change)| {
+        let mut own = new();
+        own.change(module, &on_cpu(change)?)?;
+        Ok(own.tensors)
+    });
+    // Collected first, so that of several refusals the same one is always told.
+    let mut tensors = BTreeMap::new();
+    for own in modules.collect::<Vec<Result<_>>>() {
+        tensors.extend(own?);
     }
+    let mut out = Encoder { tensors, ..new() };
     for (name, difference) in &adapter.differences {
         out.difference(name, difference)?;
     }
@@ -139,7 +148,8 @@ impl Encoder<'_> {
             Precision::Float16 => (DType::F16, "float16"),
         };
         let stored = tensor.to_dtype(dtype)?;
-        if !stored.to_dtype(DType::F32)?.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
+        let numbers: Vec<f32> = stored.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        if !numbers.iter().all(|number| number.is_finite()) {
             let (path, module) = (self.path.to_owned(), module.to_owned());
             return Err(AdapterFileError::NotFinite { path, module, precision: called }.into());
         }

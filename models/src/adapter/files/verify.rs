@@ -1,20 +1,22 @@
-//! Whether a file says what was meant: read back, change by change.
+//! Whether a file says what was meant: read back, and compared factor by factor.
 
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
 
 use super::encode::on_cpu;
 use super::error::AdapterFileError;
 use super::{AdapterFile, Precision, read};
 use crate::Result;
-use crate::adapter::change::{Change, LoraPair, Magnitude};
+use crate::adapter::change::{Change, DoraPair, Magnitude};
 
-/// Reads the file at `path` and compares what it adds to every weight with `source`. Returns the largest absolute
-/// difference.
+/// Reads the file at `path` and compares every number of every factor with that of `source`. A style may fold the scale
+/// into a factor, so that factor is compared times the scale. Returns the largest absolute difference.
 ///
 /// # Errors
-/// Other modules than `source` has, or a delta further off than rounding the factors to `precision` explains.
+/// Other modules, kinds or shapes than `source` has, or a number further off than rounding it to `precision`, and
+/// folding the scale in f32, explains.
 pub fn verify_written(path: &Path, source: &AdapterFile, precision: Precision) -> Result<f64> {
     let differs = |difference: String| AdapterFileError::Verification { path: path.to_owned(), difference };
     let file = read(path)?;
@@ -24,26 +26,84 @@ pub fn verify_written(path: &Path, source: &AdapterFile, precision: Precision) -
         let (found, meant) = (file.modules.len(), source.modules.len());
         return Err(differs(format!("{found} modules in the file, {meant} meant, under other names")).into());
     }
-    let mut largest = 0.0f64;
-    let mut hold = |name: &str, error: f64, bound: f64| {
-        if error.is_nan() || error > bound {
-            return Err(differs(format!("{name} is off by {error:.2e}, rounding explains {bound:.2e}")));
-        }
-        largest = largest.max(error);
-        Ok(())
-    };
-    for (module, meant) in &source.modules {
-        for (error, bound) in errors(&file.modules[module], &on_cpu(meant)?, precision)? {
-            hold(module, error, bound)?;
-        }
-    }
     let rounding = Rounding::of(precision);
-    for (name, meant) in &source.differences {
+    let modules = source.modules.par_iter().map(|(module, meant)| {
+        let meant = on_cpu(meant)?;
+        let pairs = pairs(&file.modules[module], &meant);
+        let pairs = pairs.ok_or_else(|| differs(format!("{module} is an adapter of another kind")))?;
+        pairs.iter().try_fold(0.0, |largest: f64, (name, [read, meant])| {
+            let error = rounding.largest_error(read, meant)?;
+            Ok(largest.max(error.map_err(|difference| differs(format!("{name} of {module} {difference}")))?))
+        })
+    });
+    let differences = source.differences.par_iter().map(|(name, meant)| {
         let meant = meant.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
-        let error = maximum(&(&file.differences[name] - &meant)?.abs()?)?;
-        hold(name, error, maximum(&meant.abs()?)? * rounding.share + rounding.tiny)?;
+        let error =
+            rounding.largest_error(&Factor::plain(&file.differences[name]), &Factor::plain(&meant))?;
+        Ok(error.map_err(|difference| differs(format!("the difference of {name} {difference}")))?)
+    });
+    let errors = modules.chain(differences).collect::<Result<Vec<f64>>>()?;
+    Ok(errors.into_iter().fold(0.0, f64::max))
+}
+
+/// A tensor and what it is multiplied by to mean the same in every style.
+#[derive(Clone, Copy)]
+struct Factor<'a> {
+    tensor: &'a Tensor,
+    scale: f64,
+}
+
+impl<'a> Factor<'a> {
+    fn plain(tensor: &'a Tensor) -> Self {
+        Self { tensor, scale: 1.0 }
     }
-    Ok(largest)
+}
+
+/// A name with the tensor that was read and the one that was meant.
+type Pair<'a> = (&'static str, [Factor<'a>; 2]);
+
+/// The factors of two changes side by side; `None` where they are of different kinds.
+fn pairs<'a>(read: &'a Change, meant: &'a Change) -> Option<Vec<Pair<'a>>> {
+    let scales = [scale_of(read), scale_of(meant)];
+    let beside = |(name, read): (_, &'a Tensor), meant: &'a Tensor, scales: [f64; 2]| -> Pair<'a> {
+        (name, [Factor { tensor: read, scale: scales[0] }, Factor { tensor: meant, scale: scales[1] }])
+    };
+    match (read, meant) {
+        (Change::Lora(read), Change::Lora(meant)) => {
+            Some(vec![beside(("A", &read.a), &meant.a, [1.0; 2]), beside(("B", &read.b), &meant.b, scales)])
+        }
+        (Change::Dora(read), Change::Dora(meant)) => {
+            let lengths = lengths(&read.magnitude, &meant.magnitude)?;
+            Some(vec![
+                beside(("A", &read.pair.a), &meant.pair.a, [1.0; 2]),
+                beside(("B", &read.pair.b), &meant.pair.b, scales),
+                beside(("the magnitude", lengths[0]), lengths[1], [1.0; 2]),
+            ])
+        }
+        (Change::Loha(_), Change::Loha(_)) | (Change::Lokr(_), Change::Lokr(_)) => {
+            let (read, meant) = (read.tensors(), meant.tensors());
+            let same_names = read.iter().map(|(name, _)| name).eq(meant.iter().map(|(name, _)| name));
+            // A style without alpha has the scale in the first factor.
+            let beside =
+                |(i, (read, (_, meant)))| beside(read, meant, if i == 0 { scales } else { [1.0; 2] });
+            same_names.then(|| read.into_iter().zip(meant).enumerate().map(beside).collect())
+        }
+        _ => None,
+    }
+}
+
+fn scale_of(change: &Change) -> f64 {
+    match change {
+        Change::Lora(pair) | Change::Dora(DoraPair { pair, .. }) => pair.scale(),
+        Change::Loha(factors) => factors.scale,
+        Change::Lokr(factors) => factors.scale,
+    }
+}
+
+/// The lengths of the one rule that a file holds, of both.
+fn lengths<'a>(read: &'a Magnitude, meant: &'a Magnitude) -> Option<[&'a Tensor; 2]> {
+    let both = |f: fn(&Magnitude) -> Option<&Tensor>| Some([f(read)?, f(meant)?]);
+    both(Magnitude::of_base).or_else(|| both(Magnitude::of_merged))
 }
 
 /// What rounding to a number format does: a share of each number, and no less than `tiny` below the normal range.
@@ -53,74 +113,42 @@ struct Rounding {
     tiny: f64,
 }
 
+/// What folding a scale in f32 does on top: the scale is rounded, the product is, and alpha may be.
+const FOLDING: Rounding = Rounding { share: 2.0 * f32::EPSILON as f64, tiny: 1.5e-45 };
+
 impl Rounding {
     fn of(precision: Precision) -> Self {
         let (share, tiny) = match precision {
             Precision::Float32 => (0.0, 0.0),
-            Precision::Bfloat16 => (2f64.powi(-8), 0.0),
+            Precision::Bfloat16 => (2f64.powi(-8), 2f64.powi(-134)),
             Precision::Float16 => (2f64.powi(-11), 2f64.powi(-25)),
         };
         Self { share, tiny }
     }
-}
 
-/// The differences between what was read and what was meant, each with the most that rounding explains.
-fn errors(read: &Change, meant: &Change, precision: Precision) -> Result<Vec<(f64, f64)>> {
-    let rounding = Rounding::of(precision);
-    match (read, meant) {
-        (Change::Dora(read), Change::Dora(meant)) => {
-            let (got, want) = lengths(&read.magnitude, &meant.magnitude);
-            let off = maximum(&(got - want)?.abs()?)?;
-            let bound = maximum(&want.abs()?)? * rounding.share + rounding.tiny;
-            Ok(vec![of_pairs(&read.pair, &meant.pair, rounding)?, (off, bound)])
+    /// The largest difference of any number, or what is wrong with the first that rounding does not explain.
+    fn largest_error(self, read: &Factor, meant: &Factor) -> Result<std::result::Result<f64, String>> {
+        let shapes = [read.tensor.dims(), meant.tensor.dims()];
+        if shapes[0] != shapes[1] {
+            return Ok(Err(format!("has shape {:?} in place of {:?}", shapes[0], shapes[1])));
         }
-        (Change::Lora(read), Change::Lora(meant)) => Ok(vec![of_pairs(read, meant, rounding)?]),
-        (read, meant) if read.kind() == meant.kind() => {
-            let (Some(got), Some(want)) = (read.delta()?, meant.delta()?) else { return Ok(Vec::new()) };
-            Ok(vec![(maximum(&(got - want)?.abs()?)?, product_bound(meant, rounding)?)])
+        let is_folded = read.scale != meant.scale;
+        let folding = if is_folded { FOLDING } else { Self { share: 0.0, tiny: 0.0 } };
+        let (share, tiny) = (self.share + folding.share, (self.tiny + folding.tiny) * read.scale.abs());
+        let (got, want) = (read.tensor.flatten_all()?, meant.tensor.flatten_all()?);
+        let (got, want): (Vec<f32>, Vec<f32>) = (got.to_vec1()?, want.to_vec1()?);
+        let mut largest = 0.0f64;
+        for (i, (got, want)) in got.into_iter().zip(want).enumerate() {
+            let (got, want) = (f64::from(got) * read.scale, f64::from(want) * meant.scale);
+            let (error, bound) = ((got - want).abs(), want.abs() * share + tiny);
+            // A comparison that NaN fails too.
+            if !(error <= bound) {
+                return Ok(Err(format!(
+                    "is {got:.6e} in place of {want:.6e} at {i}, rounding explains {bound:.1e}"
+                )));
+            }
+            largest = largest.max(error);
         }
-        // Another kind was read: whatever it adds, it is not what was meant.
-        _ => Ok(vec![(f64::INFINITY, 0.0)]),
+        Ok(Ok(largest))
     }
-}
-
-/// The lengths of one rule in both.
-fn lengths<'a>(read: &'a Magnitude, meant: &'a Magnitude) -> (&'a Tensor, &'a Tensor) {
-    let both = |f: fn(&Magnitude) -> Option<&Tensor>| Some((f(read)?, f(meant)?));
-    both(Magnitude::of_base).or(both(Magnitude::of_merged)).unwrap_or((read.any(), meant.any()))
-}
-
-fn of_pairs(read: &LoraPair, meant: &LoraPair, rounding: Rounding) -> Result<(f64, f64)> {
-    let error = maximum(&(read.delta()? - meant.delta()?)?.abs()?)?;
-    Ok((error, pair_bound(meant, rounding)?))
-}
-
-/// How far rounding both factors may move any entry of the delta: with a relative error u in each factor and at most
-/// `tiny` below the normal range, |B A| moves by at most 2u |B||A| + tiny (|B| 1 + 1 |A|), plus float32's own rounding
-/// of the sums.
-fn pair_bound(pair: &LoraPair, Rounding { share: u, tiny }: Rounding) -> Result<f64> {
-    let (a, b) = (pair.a.abs()?, pair.b.abs()?);
-    let scale = pair.scale().abs();
-    let product = scale * maximum(&b.matmul(&a)?)?;
-    // B is stored times the scale where alpha is not.
-    let sums = scale * maximum(&b.sum(1)?)? + maximum(&a.sum(0)?)? * scale.max(1.0);
-    let of_sums = (pair.rank() as f64 + 8.0) * f64::from(f32::EPSILON);
-    Ok(product * (2.0 * u + u * u + of_sums) + tiny * sums)
-}
-
-/// The same for products of up to four factors: every factor as large as rounding may make it, less what it is.
-fn product_bound(change: &Change, Rounding { share, tiny }: Rounding) -> Result<f64> {
-    let grown = |grow: f64, add: f64| -> Result<Tensor> {
-        let grown = change.map(&mut |t| Ok(((t.abs()? * grow)? + add)?))?;
-        Ok(grown.delta()?.map_or_else(|| Tensor::zeros(1, DType::F32, &Device::Cpu), |delta| delta.abs())?)
-    };
-    let plain = grown(1.0, 0.0)?;
-    let of_sums = (change.rank().unwrap_or(1) as f64 + 16.0) * f64::from(f32::EPSILON);
-    // The scale may stand in the first factor, where `tiny` is not multiplied by it.
-    let moved = maximum(&(grown(1.0 + share, tiny * 2.0)? - &plain)?)?;
-    Ok(moved + maximum(&plain)? * of_sums)
-}
-
-fn maximum(tensor: &Tensor) -> Result<f64> {
-    Ok(f64::from(tensor.max_all()?.to_scalar::<f32>()?))
 }

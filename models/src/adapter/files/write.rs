@@ -1,17 +1,14 @@
 //! Writing an adapter file, and making sure that it says what was meant.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-
-use sha2::{Digest, Sha256};
 
 use super::encode::encode;
 use super::error::AdapterFileError;
 use super::{AdapterFile, Precision, Style, verify_written};
-use crate::Result;
-use crate::weights::{write_atomically, write_safetensors};
+use crate::weights::{WeightsError, tensor_hash, write_atomically, write_safetensors};
+use crate::{Error, Result};
 
 /// The tensors of a PEFT folder.
 const PEFT_FILE: &str = "adapter_model.safetensors";
@@ -23,11 +20,11 @@ pub struct Written {
     pub modules: usize,
     /// Size of the file in bytes.
     pub bytes: u64,
-    /// The largest difference of any merged delta, read back, from its source: the rounding of the number format.
+    /// The largest difference of any number of a factor, read back, from its source: the rounding of the number format.
     pub largest_error: f64,
 }
 
-/// Writes `adapter` at `path`, reads it back, compares every merged delta, and only then gives the file its name; a PEFT
+/// Writes `adapter` at `path`, reads it back, compares every factor, and only then gives the file its name; a PEFT
 /// adapter is a folder of that name. An older file at `path` stays whole until that moment. The header gets `adapter.metadata`.
 ///
 /// # Errors
@@ -41,18 +38,21 @@ pub fn write(path: &Path, adapter: &AdapterFile, style: Style, precision: Precis
     let mut metadata = adapter.metadata.clone();
     metadata.retain(|key, _| !STALE.contains(&key.as_str()));
     let unverified = Unverified::beside(path);
-    let store = |metadata: &BTreeMap<String, String>| {
-        write_safetensors(&unverified.0, tensors.iter().map(|(key, tensor)| (key.as_str(), tensor)), metadata)
-    };
-    store(&metadata)?;
-    let io = |source| AdapterFileError::Io { path: path.to_owned(), source };
+    let named = || tensors.iter().map(|(key, tensor)| (key.as_str(), tensor));
     if style.is_kohya() {
         // Tools of this family recognise a file by the hash of its tensors, which does not cover the header.
-        let hash = tensor_hash(&unverified.0).map_err(io)?;
+        let hash = tensor_hash(path, named())?;
         metadata.insert("modelspec.hash_sha256".to_owned(), format!("0x{hash}"));
         metadata.insert("sshs_model_hash".to_owned(), hash);
-        store(&metadata)?;
     }
+    write_safetensors(&unverified.0, named(), &metadata).map_err(|error| match error {
+        // The user knows the file by the name that it is to get.
+        Error::Weights(WeightsError::Io { source, .. }) => {
+            AdapterFileError::Io { path: path.to_owned(), source }.into()
+        }
+        error => error,
+    })?;
+    let io = |source| AdapterFileError::Io { path: path.to_owned(), source };
     let largest_error = verify_written(&unverified.0, adapter, precision)?;
     let bytes = std::fs::metadata(&unverified.0).map_err(io)?.len();
     let place = match style {
@@ -91,22 +91,8 @@ fn write_peft_config(folder: &Path, adapter: &AdapterFile) -> Result<()> {
     write_atomically(&path, |out| Ok(out.write_all(format!("{config:#}\n").as_bytes()).map_err(write)?))
 }
 
-/// SHA-256 over everything behind the header of a safetensors file, in hexadecimal.
-fn tensor_hash(path: &Path) -> std::io::Result<String> {
-    let mut file = File::open(path)?;
-    let mut length = [0; 8];
-    file.read_exact(&mut length)?;
-    file.seek(SeekFrom::Start(8 + u64::from_le_bytes(length)))?;
-    let mut hash = Sha256::new();
-    let mut chunk = vec![0; 1 << 20];
-    loop {
-        let n = file.read(&mut chunk)?;
-        if n == 0 {
-            return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
-        }
-        hash.update(&chunk[..n]);
-    }
-}
+/// Bytes of a file's name that go into that of its temporary file: file systems allow 255 in all.
+const NAME_BYTES: usize = 100;
 
 /// A file that is removed when dropped, unless it was renamed.
 struct Unverified(PathBuf);
@@ -114,6 +100,7 @@ struct Unverified(PathBuf);
 impl Unverified {
     fn beside(path: &Path) -> Self {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = &name[..name.floor_char_boundary(NAME_BYTES)];
         Self(path.with_file_name(format!(".{name}.{}.unverified.tmp", std::process::id())))
     }
 }

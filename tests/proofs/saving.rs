@@ -1,0 +1,71 @@
+//! Checkpoints and adapter files are written beside training: from copies that it does not change, one at a time.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use kernels::adamw::State;
+use proofs::{assert_same_bits, randn};
+use trainer::background::Background;
+use trainer::error::{Error, Result};
+use trainer::optim::on_host;
+
+/// Starting returns while the work is still held up; the next piece waits for it.
+#[test]
+fn work_in_the_background_holds_nobody_up_and_is_done_one_piece_at_a_time() {
+    let (release, held) = mpsc::channel::<()>();
+    let (done, order) = mpsc::channel();
+    let mut background = Background::default();
+    let first = done.clone();
+    let piece = move || {
+        held.recv().unwrap();
+        first.send("first").unwrap();
+        Ok("first")
+    };
+    background.start(piece).unwrap();
+    background.check().unwrap();
+    let releaser = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        release.send(()).unwrap();
+    });
+    let second = move || {
+        done.send("second").unwrap();
+        Ok("second")
+    };
+    background.start(second).unwrap();
+    assert_eq!(background.wait().unwrap(), Some("second"));
+    assert_eq!(background.wait().unwrap(), None);
+    assert_eq!(order.iter().collect::<Vec<_>>(), ["first", "second"]);
+    releaser.join().unwrap();
+}
+
+#[test]
+fn work_that_failed_in_the_background_is_told_and_nothing_is_started_after_it() {
+    let fail = || -> Result<()> { Err(Error::Interrupted) };
+    let mut background = Background::default();
+    background.start(fail).unwrap();
+    let begun = Instant::now();
+    while background.check().is_ok() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the failure is never told");
+    }
+    background.start(fail).unwrap();
+    let next = background.start(|| panic!("started after a failure"));
+    assert!(matches!(next, Err(Error::Interrupted)));
+}
+
+/// An update in place after the copy was taken leaves the copy alone.
+#[test]
+fn a_snapshot_is_not_changed_by_updates_in_place() {
+    let all = || [randn("p", (3, 4)), randn("m", (3, 4)), randn("v", (3, 4))];
+    let [parameter, first, second] = all();
+    let states = BTreeMap::from([("a".to_owned(), State { parameter, first, second })]);
+    let snapshot = on_host(&states).unwrap();
+    let live = &states["a"];
+    for tensor in [&live.parameter, &live.first, &live.second] {
+        tensor.slice_set(&tensor.zeros_like().unwrap(), 0, 0).unwrap();
+    }
+    let State { parameter, first, second } = &snapshot["a"];
+    for (got, expected) in [parameter, first, second].into_iter().zip(all()) {
+        assert_same_bits("the snapshot", got, &expected.to_device(&candle_core::Device::Cpu).unwrap());
+    }
+}

@@ -1,0 +1,100 @@
+//! What the data came to, and an identity of it.
+
+use data::Dataset;
+use models::text::{MAX_TOKENS, Tokenizer, clean};
+use sha2::{Digest, Sha256};
+
+use super::{DatasetPlan, hex};
+use crate::base::BaseModel;
+use crate::bounds;
+use crate::error::{Error, Result};
+
+/// What `dataset` came to.
+///
+/// # Errors
+/// [`Error::NothingToTrainOn`].
+pub(super) fn summary(dataset: &Dataset) -> Result<DatasetPlan> {
+    let held_out = |source: usize| dataset.sources[source].item.held_out;
+    let repeats = dataset.windows.iter().map(|w| u64::from(dataset.sources[w.source].item.repeats));
+    bounds::at_most("data.repeats: items of an epoch", repeats.sum(), bounds::EPOCH)?;
+    let held = dataset.windows.iter().filter(|w| held_out(w.source)).count();
+    if dataset.windows.len() == held {
+        return Err(Error::NothingToTrainOn);
+    }
+    Ok(DatasetPlan {
+        clips: dataset.sources.len(),
+        items: dataset.windows.len() - held,
+        held_out: held,
+        skipped: dataset.skipped.clone(),
+        digest: digest(dataset),
+    })
+}
+
+/// Texts with their lengths in front and numbers of eight bytes, so that nothing but their values counts.
+fn digest(dataset: &Dataset) -> String {
+    let mut hash = Sha256::new();
+    hash.update(b"dataset 2");
+    for window in &dataset.windows {
+        let source = &dataset.sources[window.source];
+        for text in [&source.item.id, &source.item.caption] {
+            hash.update((text.len() as u64).to_le_bytes());
+            hash.update(text);
+        }
+        let (bucket, aspect) = (window.bucket, source.probe.pixel_aspect);
+        let shape = [bucket.width, bucket.height, bucket.frames, aspect.width, aspect.height];
+        let frames = dataset.source_frames(window);
+        let numbers = shape.map(u64::from).into_iter().chain([
+            window.start as u64,
+            u64::from(source.item.repeats),
+            u64::from(source.item.held_out),
+            frames.len() as u64,
+        ]);
+        for number in numbers.chain(frames.iter().map(|&frame| frame as u64)) {
+            hash.update(number.to_le_bytes());
+        }
+    }
+    hex(&hash.finalize())
+}
+
+/// The digest of versions that hashed Rust's debug text, so that their runs can be resumed. `None` where a clip has pixels
+/// that are not square, which those versions took for square ones: their runs saw other clips.
+pub(super) fn former_digest(dataset: &Dataset) -> Option<String> {
+    let mut hash = Sha256::new();
+    for window in &dataset.windows {
+        let source = &dataset.sources[window.source];
+        if !source.probe.pixel_aspect.is_square() {
+            return None;
+        }
+        let item = &source.item;
+        let line = (&item.id, &item.caption, window.bucket, window.start, item.repeats, item.held_out);
+        hash.update(format!("{line:?}\n"));
+        hash.update(format!("{:?}\n", dataset.source_frames(window)));
+    }
+    Some(hex(&hash.finalize()))
+}
+
+/// A line about captions of which the model sees the beginning alone, if there are any.
+///
+/// # Errors
+/// A tokenizer that cannot be read.
+pub(super) fn long_captions(dataset: &Dataset, model: &BaseModel) -> Result<Option<String>> {
+    let items = || dataset.sources.iter().map(|source| &source.item);
+    // A token is at least a letter, but for the two at the ends.
+    if !items().any(|item| item.caption.chars().count() + 2 > MAX_TOKENS) {
+        return Ok(None);
+    }
+    let tokenizer = Tokenizer::load(&model.tokenizer)?;
+    let mut long = Vec::new();
+    for item in items() {
+        let tokens = tokenizer.count(&clean(&item.caption))?;
+        if tokens > MAX_TOKENS {
+            long.push(format!("{} ({tokens} tokens)", item.id));
+        }
+    }
+    Ok((!long.is_empty()).then(|| {
+        format!(
+            "captions longer than the {MAX_TOKENS} tokens that the model sees, of which the rest is cut off: {}",
+            long.join(", ")
+        )
+    }))
+}
