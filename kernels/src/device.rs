@@ -1,5 +1,7 @@
 //! Devices: how a GPU is opened, and what its memory holds.
 
+use std::collections::BTreeMap;
+
 use crate::Result;
 use candle_core::Device;
 
@@ -84,6 +86,28 @@ pub fn open_gpu(index: usize, settings: &Settings) -> Result<Device> {
         let _ = settings;
         Device::new_cuda_with_stream(index)
     }
+}
+
+/// Which of cuBLASLt's algorithms each large product on `device` took, by the product's sizes and layout: the fastest by the
+/// clock, which does not give the same answer twice. A run that continues keeps them with [`keep_product_choices`].
+pub fn product_choices(device: &Device) -> BTreeMap<String, usize> {
+    #[cfg(feature = "cuda")]
+    if let Ok(Some(gpu)) = crate::cuda::copies::gpu_of(device) {
+        return gpu.product_choices();
+    }
+    let _ = device;
+    BTreeMap::new()
+}
+
+/// Lets products on `device` take the algorithms that they took when [`product_choices`] was asked, on a GPU of the same kind
+/// and with the same cuBLASLt.
+pub fn keep_product_choices(device: &Device, choices: BTreeMap<String, usize>) {
+    #[cfg(feature = "cuda")]
+    if let Ok(Some(gpu)) = crate::cuda::copies::gpu_of(device) {
+        gpu.keep_product_choices(choices);
+    }
+    #[cfg(not(feature = "cuda"))]
+    let _ = (device, choices);
 }
 
 /// Waits until everything that was asked of `device` is done.

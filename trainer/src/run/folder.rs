@@ -180,6 +180,11 @@ impl RunFolder {
         self.root.join("metrics.jsonl")
     }
 
+    /// The algorithms that the GPUs' products take.
+    pub fn products(&self) -> PathBuf {
+        self.root.join("products.json")
+    }
+
     /// TensorBoard's events.
     pub fn events(&self) -> PathBuf {
         self.root.join("events.out.tfevents.tandem")

@@ -7,6 +7,7 @@ mod learners;
 mod lock;
 mod log;
 mod pinning;
+mod products;
 mod samples;
 mod saving;
 mod step;
@@ -36,6 +37,7 @@ use crate::ui::{Bar, Ui};
 use learners::Learners;
 use log::Log;
 use pinning::Pinning;
+use products::Products;
 use saving::Keep;
 
 /// How a run ended.
@@ -101,6 +103,7 @@ pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &
     let plan = &planned.plan;
     let split = plan.devices.open_within(&planned.limits)?;
     tell_engines(&split, planned, ui);
+    Products::keep(&folder.products(), split.iter().map(|(device, _)| device))?;
     let pinning = Pinning::start(planned, &split, ui)?;
     let encoded = cache_on(&split[0].0, planned, interrupt, ui)?; // a settled plan has a stage
     let saved = checkpoint::newest(&folder.checkpoints())?;

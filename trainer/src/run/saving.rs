@@ -8,6 +8,7 @@ use models::adapter::files::AdapterFile;
 use models::expert::Expert;
 
 use super::learners::Learner;
+use super::products::Products;
 use super::{Run, RunFolder};
 use crate::checkpoint::{self, Progress, States};
 use crate::error::{Error, Result};
@@ -50,6 +51,9 @@ impl Run<'_> {
             let lengths = self.log.sync().map_err(|cause| not_saved(step, cause))?;
             (self.progress.metrics_bytes, self.progress.events_bytes) = lengths;
             self.saved_step = Some(step);
+        }
+        if let Some(products) = Products::of(self.split.iter().map(|(device, _)| device)) {
+            products.store(&self.folder.products())?;
         }
         let snapshot = self.snapshot(keep)?;
         let (plan, folder) = (Arc::clone(&self.settings), self.folder.clone());
