@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::checkpoint::{self, Progress};
 use crate::error::{Error, Result};
@@ -10,11 +11,11 @@ use crate::plan::{Difference, Plan, Planned};
 
 use super::lock::{self, RunLock};
 
-/// The folder of a run, locked for this process until it is dropped.
-#[derive(Debug)]
+/// The folder of a run, locked for this process until the last of its clones is dropped.
+#[derive(Debug, Clone)]
 pub struct RunFolder {
     root: PathBuf,
-    lock: RunLock,
+    lock: Arc<RunLock>,
 }
 
 /// Plan keys that a run may change when it goes on: none of them reaches back into the steps that were made.
@@ -46,7 +47,7 @@ impl RunFolder {
         let numbered = |n: usize| if n == 1 { wanted.clone() } else { with_number(&wanted, n) };
         let (root, lock) = lock::claim(numbered, is_run)?;
         plan.run.folder.clone_from(&root);
-        let folder = Self { root, lock };
+        let folder = Self { root, lock: Arc::new(lock) };
         for path in [folder.checkpoints(), folder.root.join("samples"), folder.adapters()] {
             fs::create_dir_all(&path).map_err(|source| Error::Io { action: "create", path, source })?;
         }
@@ -71,7 +72,7 @@ impl RunFolder {
             None => newest(&wanted).ok_or_else(|| Error::NothingToResume { folder: wanted.clone() })?,
         };
         planned.plan.run.folder.clone_from(&root);
-        let lock = RunLock::acquire(&root)?;
+        let lock = Arc::new(RunLock::acquire(&root)?);
         let folder = Self { root, lock };
         let stored = Plan::read(&folder.plan())?;
         planned.keep_to(&stored);
