@@ -56,7 +56,7 @@ impl Plan {
             "footage": { "seconds_found": footage.found, "seconds_trained": footage.trained },
         });
         let text = format!(
-            "{}\n{}\n{}{}{forecast}",
+            "{}\n{}\n{}{}{}{forecast}",
             planned.plan.to_toml()?,
             buckets(&planned),
             in_words(&footage),
