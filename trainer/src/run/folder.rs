@@ -1,6 +1,7 @@
 //! The folder of a run: where everything in it lies, and whether a run may begin or go on there.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::lr::LrSchedule;
 use crate::plan::{Difference, Plan, Planned};
 
-use super::lock::{self, RunLock};
+use super::lock::{self, LOCK_FILE, RunLock};
 
 /// The folder of a run, locked for this process until the last of its clones is dropped.
 #[derive(Debug, Clone)]
@@ -56,8 +57,8 @@ impl RunFolder {
         Ok(folder)
     }
 
-    /// The run in the folder `named`, else the newest run of `plan`, to go on with; the plan's changes are told through `note`, and kept where they are
-    /// allowed.
+    /// The run in the folder `named`, else the newest run of `plan`, to go on with; the plan's changes are told through
+    /// `note`, and kept where they are allowed.
     ///
     /// # Errors
     /// When there is no run to go on with, another process works on it, or its plan differs where it must not: all
@@ -111,7 +112,7 @@ impl RunFolder {
         let path = self.metrics();
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
             Err(source) => return Err(Error::Io { action: "read", path, source }),
         };
         let mut rows = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
@@ -119,13 +120,28 @@ impl RunFolder {
         Ok(!has_steps && !self.samples(0).join(crate::sample::CONTACT_SHEET).is_file())
     }
 
-    /// Removes the folder of a run that never began.
+    /// Removes what a run that never began has made; folders and files of others stay.
     ///
     /// # Errors
-    /// When it cannot be removed.
+    /// What cannot be removed.
     pub fn discard(self) -> Result<()> {
-        let path = self.root;
-        fs::remove_dir_all(&path).map_err(|source| Error::Io { action: "remove", path, source })
+        let is_gone = |kind: ErrorKind| matches!(kind, ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty);
+        let accept = |path: &Path, removed: std::io::Result<()>| match removed {
+            Err(error) if !is_gone(error.kind()) => {
+                Err(Error::Io { action: "remove", path: path.to_owned(), source: error })
+            }
+            _ => Ok(()),
+        };
+        // Of a set of clips that was not finished.
+        accept(&self.samples(0), fs::remove_dir_all(self.samples(0)))?;
+        for file in [self.plan(), self.metrics(), self.events(), self.root.join(LOCK_FILE)] {
+            accept(&file, fs::remove_file(&file))?;
+        }
+        let samples = self.root.join("samples");
+        for folder in [samples, self.checkpoints(), self.adapters(), self.root.clone()] {
+            accept(&folder, fs::remove_dir(&folder))?;
+        }
+        Ok(())
     }
 
     /// The folder itself.

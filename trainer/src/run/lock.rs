@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 
 /// The lock file in a run folder. It stays there when the run ends: removing it would let two processes lock two files of
 /// one name.
-const LOCK_FILE: &str = "run.lock";
+pub(super) const LOCK_FILE: &str = "run.lock";
 
 /// A held lock on a run folder; the system releases it when this is dropped or the process dies.
 #[derive(Debug)]
