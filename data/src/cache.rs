@@ -285,11 +285,22 @@ pub fn decode_entry(bytes: &[u8], key: &Key) -> std::result::Result<Entry, Strin
     Ok(Entry { tensors, meta })
 }
 
+/// The name of an element type in the checksums of entries, which must never change. Entries hold no others.
+fn dtype_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => "F32",
+        Dtype::BF16 => "BF16",
+        _ => "unexpected",
+    }
+}
+
 /// Hash over every tensor's name, type, shape and bytes, in order of names.
 fn digest<'a>(tensors: impl Iterator<Item = (&'a str, Dtype, &'a [usize], &'a [u8])>) -> String {
     let mut hash = Sha256::new();
     for (name, dtype, shape, bytes) in tensors {
-        hash.update(format!("{name}\0{dtype:?}\0{shape:?}\0{}\0", bytes.len()));
+        let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
+        let (dtype, shape) = (dtype_name(dtype), shape.join(", "));
+        hash.update(format!("{name}\0{dtype}\0[{shape}]\0{}\0", bytes.len()));
         hash.update(bytes);
     }
     hex(&hash.finalize())

@@ -73,6 +73,18 @@ fn a_windows_path_in_double_quotes_is_told_how_to_write() {
     }
 }
 
+/// What is no path is left alone: comments, prompts, and paths that are written well.
+#[test]
+fn only_broken_paths_are_refused() {
+    let desk = Desk::new();
+    desk.change("folder = \"clips\"", "folder = \"clips\" # was \"D:\\clips\"");
+    desk.change(
+        "[checkpoint]",
+        "[sample]\nprompts = [\"a: b\\ta cloud\"]\nnegative = 'D:\\train'\n\n[checkpoint]",
+    );
+    desk.succeed(&PLAN);
+}
+
 /// Two clips in batches of one: two micro-batches an epoch.
 #[test]
 fn epochs_are_settled_into_steps() {

@@ -127,6 +127,15 @@ fn a_run_that_never_began_leaves_no_folder() {
     assert_eq!(outcome.code, Some(130), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("nothing was trained: run is removed"), "{}", outcome.stderr);
     assert!(!desk.path("run").exists());
+
+    // What others have put there stays.
+    fs::create_dir_all(desk.path("run/adapters")).unwrap();
+    desk.write("run/adapters/mine.safetensors", "mine");
+    desk.write("run/notes.txt", "mine");
+    desk.change("cache = \"cache\"", "cache = \"clips/a.txt/cache\"");
+    desk.refuse(&TRAIN, &["a.txt/cache"]);
+    let left: Vec<_> = desk.files().into_keys().filter(|path| path.starts_with(desk.path("run"))).collect();
+    assert_eq!(left, [desk.path("run/adapters/mine.safetensors"), desk.path("run/notes.txt")]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use proofs::project::Project;
 use trainer::plan::Plan;
 
 /// Every key of a recipe that takes a number, as `section.key`, or as a list or table that holds it.
-const WHOLE: [&str; 24] = [
+const WHOLE: [&str; 25] = [
     "run.seed",
     "data.windows",
     "data.stride",
@@ -14,6 +14,7 @@ const WHOLE: [&str; 24] = [
     "adapter.rank",
     "adapter.factor",
     "train.steps",
+    "train.epochs",
     "train.batch",
     "train.accumulate",
     "train.eval_every",
@@ -100,7 +101,9 @@ fn no_number_of_a_recipe_makes_plan_panic() {
         if let Err(error) = Plan::make(&project.recipe(), &mut |_, _| {}) {
             let told = error.to_string();
             assert!(
-                [name, "clip", "prompt line", "tiny.toml"].iter().any(|words| told.contains(words)),
+                [name, "clip", "prompt line", "sampling steps", "tiny.toml"]
+                    .iter()
+                    .any(|words| told.contains(words)),
                 "{what}: {told}"
             );
             refused += 1;

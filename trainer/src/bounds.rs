@@ -48,6 +48,7 @@ pub fn check(recipe: &Recipe) -> Result<()> {
     let [width, height] = sample.size.unwrap_or([0, 0]).map(u64::from);
     let whole = [
         ("train.steps", train.steps, STEPS),
+        ("train.epochs", train.epochs.unwrap_or(0), STEPS),
         ("train.batch", train.batch as u64, BATCH),
         ("train.accumulate", train.accumulate as u64, ACCUMULATE),
         ("train.eval_every", train.eval_every, STEPS),

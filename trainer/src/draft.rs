@@ -20,6 +20,9 @@ const LARGE: usize = 5120;
 /// Sizes of clips that a recipe lists at most.
 const SIZES: usize = 3;
 
+/// Aspects whose quotient's logarithm is smaller are taken for one.
+const NEAR: f64 = 0.1;
+
 /// What a recipe is written for.
 #[derive(Debug)]
 pub struct Draft {
@@ -118,7 +121,9 @@ impl Draft {
             );
         }
         let base = match (self.stages.as_slice(), self.dit.dim >= LARGE) {
-            ([only], _) if only == "cpu" => "base = \"f32\"                     # a CPU computes in f32",
+            ([only], _) if only == "cpu" => {
+                "base = \"bf16\"                    # on GPUs; a CPU computes in f32"
+            }
             ([_, _, ..], true) if !self.has_experts && self.dit.pictures() == Pictures::None => {
                 "base = \"bf16\"                    # \"fp8\" halves the memory of the weights"
             }
@@ -197,7 +202,7 @@ impl Draft {
                 )
             }
             _ => format!(
-                "[sample]\nprompts = [{}]  # what to look at while training: {every} steps\n{every}",
+                "[sample]\nprompts = [{}]\n{every}                      # steps between two sets of clips",
                 quoted(&first_line(&prompt))
             ),
         }
@@ -219,7 +224,16 @@ impl Seen {
         }
         let mut sizes: Vec<_> = counts.into_iter().collect();
         sizes.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-        sizes.into_iter().map(|(size, _)| size).take(SIZES).collect()
+        // One size for each aspect.
+        let mut kept: Vec<[u32; 2]> = Vec::new();
+        let aspect = |[width, height]: [u32; 2]| f64::from(width) / f64::from(height);
+        for (size, _) in sizes {
+            let is_new = kept.iter().all(|other| (aspect(*other) / aspect(size)).ln().abs() > NEAR);
+            if is_new && kept.len() < SIZES {
+                kept.push(size);
+            }
+        }
+        kept
     }
 
     /// The usual lengths that a clip fills, and one that the shortest clip fills.

@@ -278,7 +278,6 @@ impl Plan {
         let base = recipe.sample.request(&habits, data.sizes[0], frames, seed);
         let clips = recipe.sample.requests(&base, from, &dit, &habits)?;
         let sample = sample_plan(recipe.sample, clips, (&model, &dit), from)?;
-        let run = run_plan(recipe.run, path, seed);
         let devices = recipe.devices.settle(dit.layers)?;
         let shapes = shapes(&data, &dataset, &habits);
         let networks = networks(&shares, &model, &sample);
@@ -298,7 +297,7 @@ impl Plan {
         let settled = memory::settle(&task, &machine, &recipe.memory, given, &shapes)?;
         let plan = Plan {
             tandem: env!("CARGO_PKG_VERSION").to_owned(),
-            run,
+            run: run_plan(recipe.run, path, seed),
             devices: DevicesConfig { split: settled.choice.split.clone(), ..devices },
             model,
             data,

@@ -208,7 +208,9 @@ fn parsed(path: &Path, text: &str) -> Result<toml::Table> {
         refuse(why.unwrap_or_else(|| error.to_string()))
     })?;
     // An escape that TOML knows leaves a path with a tab or a line break in it.
-    if let Some(why) = words::windows_path(text) {
+    if words::has_broken_path(&table)
+        && let Some(why) = words::windows_path(text)
+    {
         return Err(refuse(why));
     }
     match words::foreign_file(&name, &table) {

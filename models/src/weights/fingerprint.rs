@@ -42,7 +42,8 @@ pub(super) fn of_tensors<'a>(tensors: impl Iterator<Item = (&'a str, &'a Tensor)
 }
 
 fn describe(hash: &mut Sha256, name: &str, dtype: &str, shape: &[usize]) {
-    hash.update(format!("{name}\0{dtype}\0{shape:?}\0"));
+    let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
+    hash.update(format!("{name}\0{dtype}\0[{}]\0", shape.join(", ")));
 }
 
 fn sample(hash: &mut Sha256, file: &mut File, entry: &Entry) -> std::io::Result<()> {

@@ -49,10 +49,10 @@ const LAST: usize = 900;
 
 const EXIT_CODES: &str = "\
 Examples:
-  tandem new --model Wan-AI/Wan2.1-T2V-14B --data clips   # write a recipe for your clips and your cards
-  tandem plan clips.toml                                  # what it means, and whether it fits
-  tandem train clips.toml                                 # train; Ctrl-C saves and stops, --resume continues
-  tandem sample clips.toml --prompt \"a cat on a roof\"     # clips with the adapter that was trained
+  tandem new --data clips             # write a recipe for your clips and cards
+  tandem plan clips.toml              # what it means, and whether it fits
+  tandem train clips.toml             # Ctrl-C saves and stops, --resume continues
+  tandem sample clips.toml --out new  # clips with the adapter that was trained
 
 Every key of a recipe is explained in recipes/README.md.
 

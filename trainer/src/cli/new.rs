@@ -47,7 +47,7 @@ impl New {
         });
         let output = self.output.clone().unwrap_or_else(|| {
             let name = self.data.file_name().unwrap_or("recipe".as_ref());
-            Path::new(name).with_extension("toml")
+            Path::new(&format!("{}.toml", name.to_string_lossy())).to_owned()
         });
         self.force.check(&output, "--output")?;
         let draft = Draft::new(&model, &self.data, output.parent().unwrap_or("".as_ref()), &gpus)?;

@@ -52,6 +52,7 @@ impl Plan {
         let object = serde_json::json!({
             "plan": planned.plan,
             "memory": forecast,
+            "notes": planned.notes,
             "footage": { "seconds_found": footage.found, "seconds_trained": footage.trained },
         });
         let text = format!(

@@ -76,6 +76,7 @@ pub(super) fn no_data(data: &mut DataConfig, habits: &Habits) -> (Dataset, Datas
         sizes: data.sizes.clone(),
         frames: data.frames.clone(),
         notes: Vec::new(),
+        skipped: Vec::new(),
     };
-    (dataset, DatasetPlan { clips: 0, items: 0, held_out: 0, digest: String::new() })
+    (dataset, DatasetPlan { clips: 0, items: 0, held_out: 0, skipped: Vec::new(), digest: String::new() })
 }

@@ -256,6 +256,26 @@ pub(super) fn foreign_ending(name: &str) -> Option<String> {
     }
 }
 
+/// Whether a text of `table` is a path of Windows whose backslashes were taken for escapes.
+pub(super) fn has_broken_path(table: &Table) -> bool {
+    fn is_broken(value: &toml::Value) -> bool {
+        match value {
+            toml::Value::String(text) => {
+                let mut letters = text.chars();
+                let first = letters.next();
+                let is_drive = first.is_some_and(|c| c.is_ascii_alphabetic()) && letters.next() == Some(':');
+                let is_share = first == Some('\\');
+                (is_drive && letters.next().is_some_and(char::is_control))
+                    || (is_share && letters.any(char::is_control))
+            }
+            toml::Value::Array(values) => values.iter().any(is_broken),
+            toml::Value::Table(table) => has_broken_path(table),
+            _ => false,
+        }
+    }
+    table.values().any(is_broken)
+}
+
 /// What is wrong with a path in double quotes whose backslashes TOML takes for something else, where `text` has one.
 pub(super) fn windows_path(text: &str) -> Option<String> {
     let is_path = |quoted: &str| {

@@ -1,20 +1,22 @@
 //! The folder of a run: where everything in it lies, and whether a run may begin or go on there.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::checkpoint::{self, Progress};
 use crate::error::{Error, Result};
 use crate::lr::LrSchedule;
 use crate::plan::{Difference, Plan, Planned};
 
-use super::lock::{self, RunLock};
+use super::lock::{self, LOCK_FILE, RunLock};
 
-/// The folder of a run, locked for this process until it is dropped.
-#[derive(Debug)]
+/// The folder of a run, locked for this process until the last of its clones is dropped.
+#[derive(Debug, Clone)]
 pub struct RunFolder {
     root: PathBuf,
-    lock: RunLock,
+    lock: Arc<RunLock>,
 }
 
 /// Plan keys that a run may change when it goes on: none of them reaches back into the steps that were made.
@@ -47,7 +49,7 @@ impl RunFolder {
         let numbered = |n: usize| if n == 1 { wanted.clone() } else { with_number(&wanted, n) };
         let (root, lock) = lock::claim(numbered, is_run)?;
         plan.run.folder.clone_from(&root);
-        let folder = Self { root, lock };
+        let folder = Self { root, lock: Arc::new(lock) };
         for path in [folder.checkpoints(), folder.root.join("samples"), folder.adapters()] {
             fs::create_dir_all(&path).map_err(|source| Error::Io { action: "create", path, source })?;
         }
@@ -56,8 +58,8 @@ impl RunFolder {
         Ok(folder)
     }
 
-    /// The run in the folder `named`, else the newest run of `plan`, to go on with; the plan's changes are told through `note`, and kept where they are
-    /// allowed.
+    /// The run in the folder `named`, else the newest run of `plan`, to go on with; the plan's changes are told through
+    /// `note`, and kept where they are allowed.
     ///
     /// # Errors
     /// When there is no run to go on with, another process works on it, or its plan differs where it must not: all
@@ -72,7 +74,7 @@ impl RunFolder {
             None => newest(&wanted).ok_or_else(|| Error::NothingToResume { folder: wanted.clone() })?,
         };
         planned.plan.run.folder.clone_from(&root);
-        let lock = RunLock::acquire(&root)?;
+        let lock = Arc::new(RunLock::acquire(&root)?);
         let folder = Self { root, lock };
         let stored = Plan::read(&folder.plan())?;
         planned.keep_to(&stored);
@@ -111,7 +113,7 @@ impl RunFolder {
         let path = self.metrics();
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
             Err(source) => return Err(Error::Io { action: "read", path, source }),
         };
         let mut rows = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
@@ -119,13 +121,28 @@ impl RunFolder {
         Ok(!has_steps && !self.samples(0).join(crate::sample::CONTACT_SHEET).is_file())
     }
 
-    /// Removes the folder of a run that never began.
+    /// Removes what a run that never began has made; folders and files of others stay.
     ///
     /// # Errors
-    /// When it cannot be removed.
+    /// What cannot be removed.
     pub fn discard(self) -> Result<()> {
-        let path = self.root;
-        fs::remove_dir_all(&path).map_err(|source| Error::Io { action: "remove", path, source })
+        let is_gone = |kind: ErrorKind| matches!(kind, ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty);
+        let accept = |path: &Path, removed: std::io::Result<()>| match removed {
+            Err(error) if !is_gone(error.kind()) => {
+                Err(Error::Io { action: "remove", path: path.to_owned(), source: error })
+            }
+            _ => Ok(()),
+        };
+        // Of a set of clips that was not finished.
+        accept(&self.samples(0), fs::remove_dir_all(self.samples(0)))?;
+        for file in [self.plan(), self.metrics(), self.events(), self.root.join(LOCK_FILE)] {
+            accept(&file, fs::remove_file(&file))?;
+        }
+        let samples = self.root.join("samples");
+        for folder in [samples, self.checkpoints(), self.adapters(), self.root.clone()] {
+            accept(&folder, fs::remove_dir(&folder))?;
+        }
+        Ok(())
     }
 
     /// The folder itself.

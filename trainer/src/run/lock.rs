@@ -1,5 +1,7 @@
 //! The lock on a run folder: one process at a time writes into it.
 
+#[cfg(unix)]
+use std::fs::Metadata;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -8,13 +10,13 @@ use crate::error::{Error, Result};
 
 /// The lock file in a run folder. It stays there when the run ends: removing it would let two processes lock two files of
 /// one name.
-const LOCK_FILE: &str = "run.lock";
+pub(super) const LOCK_FILE: &str = "run.lock";
 
 /// A held lock on a run folder; the system releases it when this is dropped or the process dies.
 #[derive(Debug)]
 pub(super) struct RunLock {
     /// Owns the lock.
-    _file: File,
+    file: File,
     /// Whether the file system has no locks, so that nothing keeps a second run away.
     pub is_void: bool,
 }
@@ -43,7 +45,21 @@ impl RunLock {
             .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(text.as_bytes()))
             .map_err(io)?;
-        Ok(Self { _file: file, is_void })
+        Ok(Self { file, is_void })
+    }
+
+    /// Whether the file that is locked is still the one in `folder`: a run that never began removes its folder.
+    fn is_in(&self, folder: &Path) -> bool {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            let identity = |metadata: std::io::Result<Metadata>| metadata.ok().map(|m| (m.dev(), m.ino()));
+            identity(self.file.metadata()) == identity(std::fs::metadata(folder.join(LOCK_FILE)))
+        }
+        #[cfg(not(unix))]
+        {
+            self.file.metadata().is_ok() && folder.join(LOCK_FILE).exists()
+        }
     }
 }
 
@@ -78,6 +94,10 @@ pub(super) fn claim(
             Err(Error::RunInUse { .. }) => continue,
             Err(error) => return Err(error),
         };
+        if !lock.is_in(&folder) {
+            number -= 1;
+            continue;
+        }
         // Another process may have begun a run here, and even ended it, since this one looked. Without locks only a folder
         // of our own making is certainly ours.
         if !is_run(&folder) && (is_new || !lock.is_void) {

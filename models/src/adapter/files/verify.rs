@@ -141,8 +141,7 @@ impl Rounding {
         for (i, (got, want)) in got.into_iter().zip(want).enumerate() {
             let (got, want) = (f64::from(got) * read.scale, f64::from(want) * meant.scale);
             let (error, bound) = ((got - want).abs(), want.abs() * share + tiny);
-            // A comparison that NaN fails too.
-            if !(error <= bound) {
+            if error > bound || error.is_nan() {
                 return Ok(Err(format!(
                     "is {got:.6e} in place of {want:.6e} at {i}, rounding explains {bound:.1e}"
                 )));
