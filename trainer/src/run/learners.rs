@@ -65,7 +65,7 @@ impl Learners {
             // A run that goes on has its adapters in the checkpoint.
             let file = plan.adapter.begins_with(share.expert()).filter(|_| saved.is_none());
             let fresh = adapters::beginning(&plan.adapter, file, targets, plan.run.seed, ui)?;
-            let mut pipeline = network(plan, share, split, &fresh)?;
+            let mut pipeline = network(plan, share, split, &fresh, ui)?;
             pipeline.set_stores(stores);
             let mut learner = Learner { share, optimizer: Optimizer::new(&pipeline)?, pipeline };
             if let Some(saved) = saved {
@@ -180,12 +180,14 @@ pub(super) fn network(
     share: Share,
     split: &[(Device, Range<usize>)],
     adapters: &models::adapter::Adapters,
+    ui: &Ui,
 ) -> Result<Pipeline> {
     let (dit, weights) = match share.expert() {
         Some(expert) => plan.model.dits.of(expert).open()?,
         None => plan.model.open_dit()?,
     };
-    let mut pipeline = Pipeline::load(&weights, &dit, split, adapters, plan.model.precision.dit())?;
+    let load = || Pipeline::load(&weights, &dit, split, adapters, plan.model.precision.dit());
+    let mut pipeline = ui.phase("loading the DiT", load)?;
     pipeline.set_route(plan.devices.transfer.into())?;
     pipeline.set_ffn_tokens(plan.memory.ffn_tokens);
     Ok(pipeline)

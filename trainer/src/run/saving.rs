@@ -55,9 +55,10 @@ impl Run<'_> {
         if let Some(products) = Products::of(self.split.iter().map(|(device, _)| device)) {
             products.store(&self.folder.products())?;
         }
-        let snapshot = self.snapshot(keep)?;
+        let ui = self.ui.clone();
+        let snapshot = ui.phase("copying the state", || self.snapshot(keep))?;
         let (plan, folder) = (Arc::clone(&self.settings), self.folder.clone());
-        self.writer.start(move || snapshot.write(&plan, &folder))
+        self.writer.start(move || ui.phase("writing the state", || snapshot.write(&plan, &folder)))
     }
 
     /// Waits until everything that was handed to the writer is on the disk. The adapter files written last.
