@@ -19,7 +19,7 @@ use super::force::Force;
 use super::precision::ModelPrecision;
 use crate::adapters;
 use crate::base::{BaseModel, DitFiles};
-use crate::devices::DevicesConfig;
+use crate::devices::{DevicesConfig, tell_refusals};
 use crate::encode::{Encoded, Encoding};
 use crate::error::Error;
 use crate::habits::Habits;
@@ -213,6 +213,7 @@ impl Sample {
             }
         }
         bar.finish();
+        tell_refusals(split.iter().map(|(device, _)| device), ui);
 
         if let Some(path) = &self.save_latents {
             save_latents(path, sampling.latents())?;

@@ -88,9 +88,12 @@ impl Pinning {
     /// # Errors
     /// Memory that the system does not let be pinned.
     pub fn finish(mut self, ui: &Ui) -> Result<()> {
-        let waited_from = Instant::now();
-        for thread in std::mem::take(&mut self.threads) {
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let (waited_from, threads) = (Instant::now(), std::mem::take(&mut self.threads));
+        if !threads.is_empty() {
+            let mut joined = threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            ui.phase("waiting for pinned memory", || joined.try_for_each(|pinned| pinned))?;
         }
         if let Some(bar) = self.bar.take() {
             bar.finish();
