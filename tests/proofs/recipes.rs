@@ -72,6 +72,17 @@ fn literal(cell: &str) -> Option<toml::Value> {
     toml::from_str::<toml::Table>(&format!("value = {bare}")).ok()?.remove("value")
 }
 
+/// Whoever picks an adapter file by eye has clips of each.
+#[test]
+fn clips_and_adapter_files_come_at_the_same_steps() {
+    for file in shipped() {
+        let recipe = Recipe::read(&root().join(&file.path)).unwrap();
+        // Those whose clips need a picture of the user's make none as they are shipped.
+        let every = if recipe.sample.prompts.is_empty() { None } else { Some(recipe.sample.every) };
+        assert!(every.is_none_or(|every| every == recipe.checkpoint.every_steps), "{}", file.path);
+    }
+}
+
 #[test]
 fn every_shipped_recipe_is_read() {
     let recipes = shipped();

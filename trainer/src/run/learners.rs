@@ -63,7 +63,7 @@ impl Learners {
             // A run that goes on has its adapters in the checkpoint.
             let file = plan.adapter.begins_with(share.expert()).filter(|_| saved.is_none());
             let fresh = adapters::beginning(&plan.adapter, file, targets, plan.run.seed, ui)?;
-            let pipeline = network(plan, share, split, &fresh)?;
+            let pipeline = network(plan, share, split, &fresh, ui)?;
             let mut learner = Learner { share, optimizer: Optimizer::new(&pipeline)?, pipeline };
             if let Some(saved) = saved {
                 learner.optimizer.restore(states_of(saved, share.expert().filter(|_| shares.len() > 1)))?;
@@ -177,12 +177,14 @@ pub(super) fn network(
     share: Share,
     split: &[(Device, Range<usize>)],
     adapters: &models::adapter::Adapters,
+    ui: &Ui,
 ) -> Result<Pipeline> {
     let (dit, weights) = match share.expert() {
         Some(expert) => plan.model.dits.of(expert).open()?,
         None => plan.model.open_dit()?,
     };
-    let mut pipeline = Pipeline::load(&weights, &dit, split, adapters, plan.model.precision.dit())?;
+    let load = || Pipeline::load(&weights, &dit, split, adapters, plan.model.precision.dit());
+    let mut pipeline = ui.phase("loading the DiT", load)?;
     pipeline.set_route(plan.devices.transfer.into())?;
     pipeline.set_ffn_tokens(plan.memory.ffn_tokens);
     let host = memory::host_memory(plan.memory.host_memory.map(|host| host.0));

@@ -51,9 +51,10 @@ impl Run<'_> {
             (self.progress.metrics_bytes, self.progress.events_bytes) = lengths;
             self.saved_step = Some(step);
         }
-        let snapshot = self.snapshot(keep)?;
+        let ui = self.ui.clone();
+        let snapshot = ui.phase("copying the state", || self.snapshot(keep))?;
         let (plan, folder) = (Arc::clone(&self.settings), self.folder.clone());
-        self.writer.start(move || snapshot.write(&plan, &folder))
+        self.writer.start(move || ui.phase("writing the state", || snapshot.write(&plan, &folder)))
     }
 
     /// Waits until everything that was handed to the writer is on the disk. The adapter files written last.
