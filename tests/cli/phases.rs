@@ -1,8 +1,10 @@
 //! What a run tells while it works and when it is done.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
+use candle_core::{Device, Tensor};
 use proofs::events;
 use serde_json::Value;
 
@@ -69,18 +71,22 @@ fn clips_are_decoded_once_for_both_encoders_which_are_loaded_when_they_are_neede
     assert_has(&first, &["loading the VAE", "loading CLIP", "encoding clips"]);
     assert!(!first.contains(&"looking at clips".to_owned()), "decoded a second time: {first:?}");
 
-    let entries = |desk: &Desk| -> Vec<(PathBuf, Vec<u8>)> {
+    // By tensors: the strings of a header have no order.
+    let entries = |desk: &Desk| -> BTreeMap<PathBuf, BTreeMap<String, Vec<f32>>> {
         let is_entry = |path: &PathBuf| path.extension().is_some_and(|end| end == "safetensors");
-        let files = desk.files().into_iter().filter(|(path, _)| path.starts_with(desk.path("cache")));
-        files.filter(|(path, _)| is_entry(path)).collect()
+        let files = desk.files().into_keys().filter(|path| path.starts_with(desk.path("cache")));
+        let tensors = |path: &PathBuf| {
+            let all = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+            let numbers = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            all.into_iter().map(|(name, tensor)| (name, numbers(tensor))).collect()
+        };
+        files.filter(is_entry).map(|path| (path.clone(), tensors(&path))).collect()
     };
     let complete = entries(&desk);
     let second = phases(&desk, &cache);
     assert!(!second.iter().any(|phase| phase.starts_with("loading")), "loaded for nothing: {second:?}");
 
-    let states = complete
-        .iter()
-        .filter(|(_, bytes)| bytes[..bytes.len().min(400)].windows(8).any(|name| name == b"\"states\""));
+    let states = complete.iter().filter(|(_, tensors)| tensors.contains_key("states"));
     let removed = states.map(|(path, _)| fs::remove_file(path).unwrap()).count();
     assert_eq!(removed, 2);
     let third = phases(&desk, &cache);
@@ -131,9 +137,9 @@ fn a_run_past_the_end_of_its_recipe_says_so() {
     assert!(past.stdout.contains("done: 2 steps"), "{}", past.stdout);
 }
 
-/// An adapter that makes everything overflow, and one that training has driven there: no black clips, no null.
+/// An adapter that makes everything overflow gives an error, not black clips.
 #[test]
-fn what_is_no_number_stops_sampling_and_the_held_out_loss() {
+fn a_clip_that_is_no_number_is_refused_with_its_step() {
     let desk = Desk::new();
     desk.succeed(&["train", "recipe.toml"]);
     let size = ["--width", "16", "--height", "16", "--frames", "5", "--steps", "2", "--cache", "cache"];
@@ -144,15 +150,6 @@ fn what_is_no_number_stops_sampling_and_the_held_out_loss() {
         &["clip 1 (`a cloud`)", "not finite", "solver step 1 of 2", "sigma"],
     );
     assert!(!desk.path("black/contact-sheet.png").exists());
-
-    let desk = Desk::new();
-    desk.change("frames = [5]", "frames = [5]\nheld_out = [\"b*\"]");
-    desk.change("[train]\nsteps = 2", "[optimizer]\nlr = 1e30\nwarmup = 0\n\n[train]\nsteps = 1");
-    desk.refuse(
-        &["train", "recipe.toml"],
-        &["held-out loss after step 1 is not finite", "b.mp4", "sigma 0.1"],
-    );
-    assert!(!fs::read_to_string(desk.path("run/metrics.jsonl")).unwrap().contains("null"));
 }
 
 /// A whole run of random weights: every phase is timed, the steps are counted, and nothing stays behind.

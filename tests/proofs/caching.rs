@@ -10,6 +10,7 @@ use proofs::{assert_same_bits, fixture};
 use trainer::base::{BaseModel, ModelConfig};
 use trainer::batch::Batches;
 use trainer::encode::{Encoded, Encoding};
+use trainer::error::Error;
 use trainer::interrupt::Interrupt;
 use trainer::plan::Plan;
 use trainer::precision::Processor;
@@ -32,6 +33,21 @@ fn held_out_samples_are_made_when_they_are_asked_for() {
     assert!(first.iter().all(|sample| sample.item.starts_with("clip01")));
     std::fs::remove_dir_all(project.cache()).unwrap();
     assert!(samples.next().unwrap().is_err(), "the second clip was read with the first");
+}
+
+/// A step that drives the adapter beyond all numbers is seen by the held-out loss behind it, which names clip and sigma; the
+/// log has no row of it.
+#[test]
+fn a_held_out_loss_that_is_no_number_stops_the_run() {
+    let settings = "held_out = [\"clip01*\"]\n[train]\nsteps = 1\n[optimizer]\nwarmup = 0\n";
+    let project = Project::new(&fixture(""), &["a ball", "two birds fly"], settings);
+    let mut planned = Plan::make(&project.recipe(), &mut |_, _| {}).unwrap();
+    planned.plan.optimizer.lr = 1e30;
+    let folder = run::RunFolder::begin(&mut planned.plan).unwrap();
+    let ended = run::train(&planned, &folder, &Interrupt::default(), &Ui::new(Voice::Json));
+    let Err(Error::NonFiniteHeldOut { step: 1, item, sigma }) = ended else { panic!("{ended:?}") };
+    assert!(item.starts_with("clip01") && (0.0..1.0).contains(&sigma), "{item} at {sigma}");
+    assert!(!std::fs::read_to_string(folder.metrics()).unwrap().contains("null"));
 }
 
 /// The model of a fixture, held as on a GPU: in bfloat16.
