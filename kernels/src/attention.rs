@@ -68,7 +68,8 @@ pub fn cudnn() -> std::result::Result<(u32, u32), String> {
         return Err("this program was built without the headers of cuDNN".to_owned());
     }
     let library = crate::inventory::libraries().into_iter().find(|library| library.name == "cuDNN");
-    let version = library.map_or_else(|| Err("it is not looked for".to_owned()), |library| library.version)?;
+    let version =
+        library.map_or_else(|| Err("it is not looked for".to_owned()), |library| library.version)?;
     let mut numbers = version.split('.').map_while(|part| part.parse().ok());
     match (numbers.next(), numbers.next()) {
         (Some(major), Some(minor)) if (major, minor) >= OLDEST_CUDNN => Ok((major, minor)),

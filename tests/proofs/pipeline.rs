@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use kernels::transfer::Route;
 use models::dit::{BlockPlan, Keep, Place};
-use proofs::small::{
-    adapters, config, micro_batch, pipeline, pipeline_on, trained, velocities, weights,
-};
+use proofs::small::{adapters, config, micro_batch, pipeline, pipeline_on, trained, velocities, weights};
 use proofs::{assert_same_bits, device, randn, second_device};
 use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline, schedule};
 use trainer::{Error, Result};

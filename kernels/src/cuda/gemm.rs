@@ -102,7 +102,8 @@ impl std::fmt::Display for Key {
             Then::Stay => "",
             Then::Gelu => "+gelu",
         };
-        let (onto, bias) = (if self.is_onto { "+onto" } else { "" }, if self.is_biased { "+bias" } else { "" });
+        let (onto, bias) =
+            (if self.is_onto { "+onto" } else { "" }, if self.is_biased { "+bias" } else { "" });
         write!(f, "{onto}{bias}{then}")
     }
 }

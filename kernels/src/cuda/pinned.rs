@@ -8,7 +8,6 @@ use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use candle_core::Result;
-use cudarc::driver::result as driver;
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, sys};
 
 use super::told;
@@ -18,6 +17,8 @@ use crate::arena::{Arena, GRAIN};
 const SLAB_GRAIN: u64 = crate::transfer::HOST_GRAIN;
 /// Runs given back whose copies may still be under way, beyond which the finished ones are looked for.
 const MANY: usize = 64;
+/// Threads that fill a new slab's pages.
+const TOUCHING: u64 = 4;
 
 /// Pinned memory that any GPU may copy from and to.
 pub(crate) struct Pinned {
@@ -37,7 +38,7 @@ struct State {
 }
 
 struct Slab {
-    address: u64,
+    memory: Memory,
     bytes: u64,
     arena: Arena,
     /// What was given back, with the end of the last copy that used it.
@@ -141,28 +142,86 @@ impl Pinned {
 
     fn pinned(&self, bytes: u64) -> Result<Slab> {
         let bytes = bytes.next_multiple_of(SLAB_GRAIN);
+        let refused = |why: String| {
+            let gib = bytes as f64 / f64::from(1 << 30);
+            candle_core::Error::msg(format!(
+                "{gib:.2} GiB of host memory cannot be pinned ({why}): set a lower memory.host_memory, or \
+                 memory.offload = \"never\""
+            ))
+        };
+        let memory = Memory::new(bytes).map_err(|why| refused(why.to_string()))?;
+        memory.touch();
         told(self.context.bind_to_thread())?;
-        // SAFETY: freed once, by `unpin` or `drop`. Portable: another GPU's context may copy from it.
-        let address = unsafe { driver::malloc_host(bytes as usize, sys::CU_MEMHOSTALLOC_PORTABLE) }.map_err(
-            |why| {
-                let gib = bytes as f64 / f64::from(1 << 30);
-                candle_core::Error::msg(format!(
-                    "{gib:.2} GiB of host memory cannot be pinned ({why}): set a lower memory.host_memory, or \
-                     memory.offload = \"never\""
-                ))
-            },
-        )?;
+        // SAFETY: the memory is ours, and lives until it was unregistered. Portable: another GPU's context may copy from it.
+        let registered = unsafe {
+            sys::cuMemHostRegister_v2(
+                memory.address as *mut _,
+                bytes as usize,
+                sys::CU_MEMHOSTREGISTER_PORTABLE,
+            )
+        };
+        registered.result().map_err(|why| refused(why.to_string()))?;
         let mut arena = Arena::default();
         arena.free.add(0, bytes);
-        Ok(Slab { address: address as u64, bytes, arena, used: Vec::new() })
+        Ok(Slab { memory, bytes, arena, used: Vec::new() })
     }
 
     fn unpin(&self, slab: Slab) -> Result<()> {
         for (_, event) in &slab.used {
             told(event.synchronize())?;
         }
-        // SAFETY: the address came from malloc_host, nothing is in the slab, and no copy uses it any more.
-        told(unsafe { driver::free_host(slab.address as *mut _) })
+        told(self.context.bind_to_thread())?;
+        // SAFETY: `pinned` registered it, nothing is in the slab, and no copy uses it any more.
+        told(unsafe { sys::cuMemHostUnregister(slab.memory.address as *mut _) }.result())
+    }
+}
+
+/// Pages of the process, of their own, given back when dropped.
+///
+/// The driver's own allocation of pinned memory fills pages with zeros under a lock that other calls of the driver, and
+/// everything that maps files, wait for: a model beside it loads at a fraction of its speed. So the pages are made here, by
+/// several threads and without that lock, and the driver only pins them.
+struct Memory {
+    address: u64,
+    bytes: u64,
+}
+
+impl Memory {
+    fn new(bytes: u64) -> std::io::Result<Self> {
+        let (read_write, private) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: new pages, of no file, at an address that the system chooses.
+        let address = unsafe { libc::mmap(std::ptr::null_mut(), bytes as usize, read_write, private, -1, 0) };
+        if address == libc::MAP_FAILED {
+            return Err(std::io::Error::last_os_error());
+        }
+        // SAFETY: the pages were mapped just now. Large ones are a matter of speed, so a system without them is as good.
+        let _ = unsafe { libc::madvise(address, bytes as usize, libc::MADV_HUGEPAGE) };
+        Ok(Self { address: address as u64, bytes })
+    }
+
+    /// Writes to every page once, so that it is there.
+    fn touch(&self) {
+        const PAGE: usize = 4096;
+        let each = self.bytes.div_ceil(TOUCHING).next_multiple_of(SLAB_GRAIN);
+        std::thread::scope(|scope| {
+            for start in (0..self.bytes).step_by(each as usize) {
+                let (address, length) = (self.address + start, each.min(self.bytes - start) as usize);
+                scope.spawn(move || {
+                    for at in (0..length).step_by(PAGE) {
+                        // SAFETY: within the pages, which this thread alone writes to yet.
+                        unsafe { std::ptr::write_volatile((address as *mut u8).add(at), 0) };
+                    }
+                });
+            }
+        });
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new`, and nobody has the address any more. It fails only for what was never mapped.
+        let _ = unsafe { libc::munmap(self.address as *mut _, self.bytes as usize) };
     }
 }
 
@@ -197,7 +256,7 @@ impl State {
         for (_, event) in slab.used.iter().filter(|(r, _)| r.start < range.end && range.start < r.end) {
             told(stream.wait(event))?;
         }
-        Ok(Some(Run { address: slab.address + start, slab: id, start, bytes }))
+        Ok(Some(Run { address: slab.memory.address + start, slab: id, start, bytes }))
     }
 
     /// Takes idle slabs out, the largest first, as far as `more` bytes would go beyond the limit.

@@ -95,7 +95,9 @@ impl Machine {
             let given = devices.memory_limit.map(|given| given.0);
             let sharing = devices.stages.iter().filter(|other| *other == name).count() as u64;
             let (engine, room) = match is_gpu(name) {
-                true => (engine, limit.map(|limit| limit.bytes).or(given).map_or(Room::Unknown, Room::AtMost)),
+                true => {
+                    (engine, limit.map(|limit| limit.bytes).or(given).map_or(Room::Unknown, Room::AtMost))
+                }
                 false => (Engine::Cpu, share.map_or(Room::Unknown, Room::About)),
             };
             let capability = gpu.map_or((0, 0), |gpu| gpu.capability);

@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 pub use cards::{Cards, HOST};
 pub use choice::{Choice, choose};
 pub use host::More;
-pub use machine::{Card, Machine, Room, host_shares};
 use host::Tried;
+pub use machine::{Card, Machine, Room, host_shares};
 use refusal::Given;
 pub use refusal::Shape;
 pub use report::{Forecast, StageForecast};
@@ -59,6 +59,9 @@ pub struct Settled {
     pub pinned: u64,
 }
 
+/// What may be pinned is as much as the plan pins, in multiples of this: the same number whatever the host has free.
+const PINNED_GRAIN: u64 = 1 << 30;
+
 /// Chooses for `task` on `machine` within what `asked` and a given `split` leave open. Two experts lie side by side, or one
 /// rests in host memory while the other works: whichever fits and is the faster.
 ///
@@ -76,7 +79,8 @@ pub fn settle(
     let forecast = Forecast::new(&choice, &within, task.tokens(), task.batch);
     let forecast = refusal::checked(forecast, &task, machine, asked, given, &shapes.possible)?;
     let forecast = forecast.with_buckets(&choice, &task, &within, &shapes.there).with_more(more);
-    Ok(Settled { choice, forecast, networks: task.networks, pinned: within.host })
+    let pinned = choice.stages.iter().map(|stage| stage.host).sum::<u64>().next_multiple_of(PINNED_GRAIN);
+    Ok(Settled { choice, forecast, networks: task.networks, pinned })
 }
 
 /// The best plan for `task` with the amount of host memory that pays, on the machine that has that much, and what more

@@ -162,7 +162,8 @@ fn tell_engines(split: &[(Device, Range<usize>)], planned: &Planned, ui: &Ui) {
     for (device, _) in split.iter().filter(|(device, _)| device.is_cuda()) {
         let attention = kernels::attention::engine(device, compute, planned.dit.head_size());
         let memory = kernels::device::allocator(device);
-        for line in [format!("attention: {}, {}", attention.name, attention.why), format!("memory: {memory}")] {
+        for line in [format!("attention: {}, {}", attention.name, attention.why), format!("memory: {memory}")]
+        {
             if !told.contains(&line) {
                 ui.say(&line);
                 told.push(line);

@@ -58,7 +58,8 @@ impl Pinning {
         if pinning.bytes > 0 {
             let bar = ui.bytes_bar(format!("{:>16}", "pinning memory"), pinning.bytes);
             let stores = pinning.stores.iter().cloned().zip(slabs);
-            pinning.threads = stores.map(|(store, slabs)| pinning.thread(store, slabs, bar.clone())).collect();
+            pinning.threads =
+                stores.map(|(store, slabs)| pinning.thread(store, slabs, bar.clone())).collect();
             pinning.bar = Some(bar);
         }
         Ok(pinning)
