@@ -18,6 +18,15 @@ if [ ! -e "$tandem_cuda/ready" ]; then
     done
     touch "$tandem_cuda/ready"
 fi
+# The driver's library is linked by a name that not every distribution has.
+tandem_driver=$(ldconfig -p | awk '/libcuda\.so\.1 /{print $NF; exit}')
+if [ -n "$tandem_driver" ]; then
+    for tandem_folder in "$tandem_cuda"/lib/python3*/site-packages/nvidia/cu13/lib; do
+        ln -sf "$tandem_driver" "$tandem_folder/libcuda.so"
+    done
+else
+    echo "no NVIDIA driver was found (libcuda.so.1): install it before you build with --features cuda" >&2
+fi
 tandem_packages=$(echo "$tandem_cuda"/lib/python3*/site-packages)
 export CUDA_HOME=$tandem_packages/nvidia/cu13
 export PATH=$CUDA_HOME/bin:$PATH
@@ -26,4 +35,4 @@ export LIBRARY_PATH=$CUDA_HOME/lib${LIBRARY_PATH:+:$LIBRARY_PATH}
 export LD_LIBRARY_PATH=$CUDA_HOME/lib:$tandem_packages/nvidia/cudnn/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 # candle's own kernels are compiled for one architecture, whose PTX runs on all newer cards.
 export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80}
-unset tandem_packages
+unset tandem_packages tandem_driver tandem_folder

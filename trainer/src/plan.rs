@@ -21,6 +21,7 @@ use crate::bounds;
 use crate::bytes::Bytes;
 use crate::devices::{DevicesConfig, Limits};
 use crate::error::{Error, Result};
+use crate::forecast::Task;
 use crate::habits::Habits;
 use crate::interrupt::Interrupt;
 use crate::like::Taken;
@@ -205,6 +206,20 @@ impl Overrides {
     }
 }
 
+impl Overrides {
+    /// The machine that is planned for, where offload may pin `host` bytes, with what tensors get of each of its GPUs.
+    fn machine(&self, devices: &DevicesConfig, task: &Task, host: Option<u64>) -> (Limits, Machine) {
+        match &self.cards {
+            Some(cards) => (Limits::default(), cards.machine(devices, task.base, task.dit, host)),
+            None => {
+                let limits = Limits::measure(devices);
+                let machine = Machine::here(devices, &limits, task.base, task.dit, host);
+                (limits, machine)
+            }
+        }
+    }
+}
+
 impl Planned {
     /// Takes over what `stored`, the plan of a run that goes on, settled for the same devices and the same wishes, each of
     /// what the recipe leaves open by itself: the machine may have more or less memory free today, and the run's numbers
@@ -283,14 +298,7 @@ impl Plan {
         let networks = networks(&shares, &model, &sample);
         let task = task((&model, &dit), (&adapter, &targets), &train, &shapes, networks);
         let host = recipe.memory.host_memory.map(|host| host.0);
-        let (limits, machine) = match &overrides.cards {
-            Some(cards) => (Limits::default(), cards.machine(&devices, task.base, &dit, host)),
-            None => {
-                let limits = Limits::measure(&devices);
-                let machine = Machine::here(&devices, &limits, task.base, &dit, host);
-                (limits, machine)
-            }
-        };
+        let (limits, machine) = overrides.machine(&devices, &task, host);
         let open =
             Open { split: recipe.devices.split.is_empty(), ffn_tokens: recipe.memory.ffn_tokens.is_none() };
         let given = (!open.split).then_some(devices.split.as_slice());
