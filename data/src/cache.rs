@@ -1,13 +1,16 @@
-//! What an encoder made of a clip or a prompt, kept on disk: one safetensors file an entry, verified whenever it is read.
+//! What an encoder made of a clip or a prompt, kept on disk: one safetensors file an entry, verified when it is first read.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
-use std::io::{ErrorKind, Write};
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
+use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensors, View};
 use sha2::{Digest, Sha256};
 
@@ -20,6 +23,8 @@ use crate::tensor::{HostTensor, Storage};
 #[derive(Debug, Clone)]
 pub struct Cache {
     folder: PathBuf,
+    /// Entries whose checksum was found right since the folder was opened, here and in clones.
+    verified: Arc<Mutex<HashSet<Key>>>,
 }
 
 /// Answer to "is this cached?".
@@ -61,6 +66,8 @@ pub struct Entry {
     pub meta: BTreeMap<String, String>,
 }
 
+/// Bytes that tell the length of a safetensors header.
+const HEADER_LENGTH: u64 = 8;
 const KEY: &str = "tandem.key";
 const VERSION: &str = "tandem.format_version";
 const SHA256: &str = "tandem.sha256";
@@ -81,7 +88,7 @@ impl Cache {
             let marker = folder.join(crate::scan::CACHE_MARKER);
             atomic::write(&marker, |file| file.write_all(MARKER_TEXT.as_bytes())).map_err(refused)?;
         }
-        Ok(Self { folder })
+        Ok(Self { folder, verified: Arc::default() })
     }
 
     /// The folder.
@@ -132,7 +139,8 @@ impl Cache {
         self.path_of(key).is_file()
     }
 
-    /// Reads and verifies an entry. A damaged or foreign file is a miss, to be made anew.
+    /// Reads an entry and verifies it: lengths and key always, the checksum the first time. A damaged or foreign file is a
+    /// miss, to be made anew.
     ///
     /// # Errors
     /// [`DataError::Io`] when the system refuses to read a file that exists.
@@ -145,10 +153,63 @@ impl Cache {
             }
             Err(error) => return Err(DataError::io("read", &path)(error)),
         };
-        Ok(match decode_entry(&bytes, key) {
-            Ok(entry) => Lookup::Hit(entry),
+        let checksum = if self.verified().contains(key) { Checksum::Known } else { Checksum::Verify };
+        Ok(match decode(&bytes, key, checksum) {
+            Ok(entry) => {
+                self.verified().insert(*key);
+                Lookup::Hit(entry)
+            }
             Err(how) => Lookup::Miss { reason: MissReason::Damaged(how) },
         })
+    }
+
+    /// Why an entry has to be made, as far as the head and the length of its file tell; `None` where they are as they must
+    /// be. [`Cache::get`] finds what else may be wrong.
+    ///
+    /// # Errors
+    /// [`DataError::Io`] when the system refuses to read a file that exists.
+    pub fn peek(&self, key: &Key) -> Result<Option<MissReason>> {
+        let path = self.path_of(key);
+        let io = |error| DataError::io("read", &path)(error);
+        let mut file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Some(MissReason::Absent)),
+            Err(error) => return Err(io(error)),
+        };
+        let length = file.metadata().map_err(io)?.len();
+        let (mut claimed, mut head) = ([0; HEADER_LENGTH as usize], Vec::new());
+        let claimed = match file.read_exact(&mut claimed) {
+            Ok(()) => u64::from_le_bytes(claimed),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                return Ok(Some(MissReason::Damaged("it ends within its header".into())));
+            }
+            Err(error) => return Err(io(error)),
+        };
+        // What is behind the end of the file is not asked for, whatever is claimed.
+        file.take(claimed.min(length)).read_to_end(&mut head).map_err(io)?;
+        let found = serde_json::from_slice::<Metadata>(&head);
+        let checked = found.map_err(|error| format!("its header is invalid: {error}")).and_then(|header| {
+            check_header(&header, key)?;
+            let whole =
+                HEADER_LENGTH.checked_add(claimed).and_then(|n| n.checked_add(header.data_len() as u64));
+            if whole == Some(length) { Ok(()) } else { Err("it has another length than it claims".into()) }
+        });
+        Ok(checked.err().map(MissReason::Damaged))
+    }
+
+    /// Removes a damaged entry, so that it is made anew.
+    ///
+    /// # Errors
+    /// [`DataError::Io`] when the system refuses.
+    pub fn remove(&self, key: &Key) -> Result<()> {
+        self.verified().remove(key);
+        let path = self.path_of(key);
+        std::fs::remove_file(&path).map_err(DataError::io("remove", &path))
+    }
+
+    fn verified(&self) -> MutexGuard<'_, HashSet<Key>> {
+        // A set of keys is whole whoever panicked.
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps an entry, replacing what was there. When this returns, the entry survives a crash.
@@ -162,6 +223,7 @@ impl Cache {
         meta: &BTreeMap<String, String>,
     ) -> Result<()> {
         let path = self.path_of(key);
+        self.verified().remove(key);
         let bytes = encode_entry(key, tensors, meta).map_err(|reason| DataError::encode(&path, reason))?;
         let folder = path.parent().unwrap_or(&self.folder);
         let written = std::fs::create_dir_all(folder)
@@ -245,22 +307,40 @@ pub fn encode_entry(
 /// # Errors
 /// What is wrong, in a few words.
 pub fn decode_entry(bytes: &[u8], key: &Key) -> std::result::Result<Entry, String> {
-    let (_, header) =
-        SafeTensors::read_metadata(bytes).map_err(|error| format!("its header is invalid: {error}"))?;
-    let metadata = header.metadata().clone().unwrap_or_default();
-    let field = |name: &str| metadata.get(name).map(String::as_str).unwrap_or_default();
-    if field(KEY) != key.to_string() {
+    decode(bytes, key, Checksum::Verify)
+}
+
+/// Whether the checksum of an entry is still to be compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Checksum {
+    Verify,
+    /// It was, since the cache was opened.
+    Known,
+}
+
+/// Whether a header is that of the entry `key`.
+fn check_header(header: &Metadata, key: &Key) -> std::result::Result<(), String> {
+    let field = |name: &str| header.metadata().as_ref().and_then(|all| all.get(name)).map(String::as_str);
+    if field(KEY) != Some(&key.to_string()) {
         return Err("it belongs to another entry".into());
     }
-    if field(VERSION) != FORMAT_VERSION.to_string() {
+    if field(VERSION) != Some(&FORMAT_VERSION.to_string()) {
         return Err("it was written by another version".into());
     }
+    Ok(())
+}
+
+fn decode(bytes: &[u8], key: &Key, checksum: Checksum) -> std::result::Result<Entry, String> {
+    let (_, header) =
+        SafeTensors::read_metadata(bytes).map_err(|error| format!("its header is invalid: {error}"))?;
+    check_header(&header, key)?;
+    let metadata = header.metadata().clone().unwrap_or_default();
     let file =
         SafeTensors::deserialize(bytes).map_err(|error| format!("its contents are invalid: {error}"))?;
     let views: BTreeMap<String, _> = file.tensors().into_iter().collect();
     let found =
-        digest(views.iter().map(|(name, view)| (name.as_str(), view.dtype(), view.shape(), view.data())));
-    if found != field(SHA256) {
+        || digest(views.iter().map(|(name, view)| (name.as_str(), view.dtype(), view.shape(), view.data())));
+    if checksum == Checksum::Verify && metadata.get(SHA256) != Some(&found()) {
         return Err("its contents do not match their checksum".into());
     }
     let mut tensors = BTreeMap::new();

@@ -27,6 +27,11 @@ pub fn link(home: &Path, out: &Path) {
     let names: Vec<(String, BTreeSet<String>)> =
         LIBRARIES.iter().filter_map(|library| of(home, library)).collect();
     if names.len() < LIBRARIES.len() {
+        println!(
+            "cargo::warning=not all of CUDA's headers are in {}: this program will need CUDA to start, and its tensors come \
+             from the driver's pool, whose holes no plan counts",
+            home.display()
+        );
         return;
     }
     let mut list = String::new();

@@ -79,9 +79,10 @@ __device__ void layer_norm(const Stream<X, Y> &x, const float *gain, const float
     EACH(q, i, quads) store4(y + start + 4 * i, row.v[q] * (load4(gain + group + 4 * i) + one) + load4(shift + group + 4 * i));
 }
 
-// dx = onto + (dxh - mean(dxh) - xh mean(dxh xh)) / deviation, with dxh = dy * (one + gain).
+// dx = onto + (dxh - mean(dxh) - xh mean(dxh xh)) / deviation, with dxh = dy * (one + gain). Gradients of the stream are f32,
+// whatever the stream itself is.
 template <class X, class DY>
-__device__ void layer_norm_backward(const Stream<X, DY> &x, const DY *dy, const float *gain, const X *onto, X *dx, int width, int rows_per_group, float one, float eps) {
+__device__ void layer_norm_backward(const Stream<X, DY> &x, const DY *dy, const float *gain, const float *onto, float *dx, int width, int rows_per_group, float one, float eps) {
     __shared__ Scratch scratch[3];
     const int quads = width >> 2;
     const size_t start = size_t(blockIdx.x) * width, group = size_t(blockIdx.x) / rows_per_group * width;
@@ -159,7 +160,7 @@ __device__ void rms_norm_backward(const X *x, const X *dy, const float *weight, 
     }                                                                                                                             \
     extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_backward_##XN##_##YN(                                        \
         const X *x, const Y *h, const float *gate, const Y *plain, int rows_per_gate, const Y *dy, const float *gain,             \
-        const X *onto, X *dx, int width, int rows_per_group, float one, float eps) {                                              \
+        const float *onto, float *dx, int width, int rows_per_group, float one, float eps) {                                            \
         const Stream<X, Y> stream{x, h, gate, plain, rows_per_gate};                                                              \
         layer_norm_backward(stream, dy, gain, onto, dx, width, rows_per_group, one, eps);                                         \
     }                                                                                                                             \

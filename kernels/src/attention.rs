@@ -53,6 +53,33 @@ impl Calls {
     }
 }
 
+/// The first cuDNN whose backward needs no hidden mask for key lengths that are no multiples of 128, as Wan's are.
+pub(crate) const OLDEST_CUDNN: (u32, u32) = (9, 18);
+
+/// Whether cuDNN's attention takes heads of `head_size` numbers in `dtype`; other heads go in chunks.
+pub fn is_for_cudnn(dtype: DType, head_size: usize) -> bool {
+    dtype == DType::BF16 && head_size.is_multiple_of(8) && head_size <= 128
+}
+
+/// The version of cuDNN, (major, minor), that serves attention on this machine's GPUs, or why none does. Asked for without
+/// opening a GPU: a plan and the run that it is for must get the same answer.
+pub fn cudnn() -> std::result::Result<(u32, u32), String> {
+    if !cfg!(cudnn_headers) {
+        return Err("this program was built without the headers of cuDNN".to_owned());
+    }
+    let library = crate::inventory::libraries().into_iter().find(|library| library.name == "cuDNN");
+    let version =
+        library.map_or_else(|| Err("it is not looked for".to_owned()), |library| library.version)?;
+    let mut numbers = version.split('.').map_while(|part| part.parse().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor)) if (major, minor) >= OLDEST_CUDNN => Ok((major, minor)),
+        _ => {
+            let (major, minor) = OLDEST_CUDNN;
+            Err(format!("cuDNN {version} is installed, and {major}.{minor} or later is needed"))
+        }
+    }
+}
+
 /// What attention runs on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Engine {
@@ -62,21 +89,41 @@ pub struct Engine {
     pub why: String,
 }
 
-/// The engine of attention on `device`.
-pub fn engine(device: &Device) -> Engine {
+/// The engine of attention on `device` for heads of `head_size` numbers in `dtype`.
+pub fn engine(device: &Device, dtype: DType, head_size: usize) -> Engine {
+    let chunked = |why: String| Engine { name: "chunked", why };
+    if !device.is_cuda() {
+        return chunked("in chunks of queries, by matrix products: exact, on every device".into());
+    }
+    if !is_for_cudnn(dtype, head_size) {
+        let heads = format!("cuDNN takes no heads of {head_size} numbers in {}", dtype.as_str());
+        return chunked(format!("several times slower than cuDNN's: {heads}"));
+    }
+    match opened(device) {
+        Ok((major, minor)) => Engine { name: "cudnn", why: format!("cuDNN {major}.{minor}") },
+        Err(why) => chunked(format!("without cuDNN, several times slower: {why}")),
+    }
+}
+
+/// [`cudnn`], and whether it opens on this GPU.
+fn opened(device: &Device) -> std::result::Result<(u32, u32), String> {
+    let version = cudnn()?;
     #[cfg(feature = "cuda")]
     if let Ok(Some(gpu)) = crate::cuda::copies::gpu_of(device) {
-        return match gpu.cudnn() {
-            Ok(version) => {
-                Engine { name: "cudnn", why: format!("cuDNN {}.{}", version / 10_000, version / 100 % 100) }
-            }
-            Err(why) => {
-                Engine { name: "chunked", why: format!("without cuDNN, several times slower: {why}") }
-            }
-        };
+        gpu.cudnn()?;
     }
     let _ = device;
-    Engine { name: "chunked", why: "in chunks of queries, by matrix products: exact, on every device".into() }
+    Ok(version)
+}
+
+/// Shapes that cuDNN refused on `device` since the last call, a line each. They run in chunks, several times slower.
+pub fn refusals(device: &Device) -> Vec<String> {
+    #[cfg(feature = "cuda")]
+    if let Ok(Some(gpu)) = crate::cuda::copies::gpu_of(device) {
+        return gpu.refused_attention();
+    }
+    let _ = device;
+    Vec::new()
 }
 
 /// The output of attention and what its backward needs of the softmax.

@@ -1,5 +1,7 @@
 //! Devices: how a GPU is opened, and what its memory holds.
 
+use std::collections::BTreeMap;
+
 use crate::Result;
 use candle_core::Device;
 
@@ -39,6 +41,39 @@ pub struct Memory {
     pub waited: u64,
 }
 
+/// Where a GPU's tensors get their memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Allocator {
+    /// The region of this crate, which joins holes: what fits by its bytes fits.
+    Own,
+    /// The driver's pool alone, which leaves holes between large tensors.
+    Driver {
+        /// Why not the region.
+        why: &'static str,
+    },
+}
+
+impl std::fmt::Display for Allocator {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Self::Own => f.write_str("own allocator, which joins the holes between tensors"),
+            Self::Driver { why } => {
+                write!(f, "the driver's pool ({why}); its holes may take 2 to 3 GiB that no plan counts")
+            }
+        }
+    }
+}
+
+/// Where tensors on `device` get their memory.
+pub fn allocator(device: &Device) -> Allocator {
+    #[cfg(feature = "cuda")]
+    if let Ok(Some(gpu)) = crate::cuda::copies::gpu_of(device) {
+        return gpu.allocator.clone();
+    }
+    let _ = device;
+    Allocator::Driver { why: "it is not a GPU that Tandem opened" }
+}
+
 /// Opens GPU `index`: one real stream of its own, the memory pool told to keep what it has, event tracking off.
 ///
 /// # Errors
@@ -51,6 +86,28 @@ pub fn open_gpu(index: usize, settings: &Settings) -> Result<Device> {
         let _ = settings;
         Device::new_cuda_with_stream(index)
     }
+}
+
+/// Which of cuBLASLt's algorithms each large product on `device` took, by the product's sizes and layout: the fastest by the
+/// clock, which does not give the same answer twice. A run that continues keeps them with [`keep_product_choices`].
+pub fn product_choices(device: &Device) -> BTreeMap<String, usize> {
+    #[cfg(feature = "cuda")]
+    if let Ok(Some(gpu)) = crate::cuda::copies::gpu_of(device) {
+        return gpu.product_choices();
+    }
+    let _ = device;
+    BTreeMap::new()
+}
+
+/// Lets products on `device` take the algorithms that they took when [`product_choices`] was asked, on a GPU of the same kind
+/// and with the same cuBLASLt.
+pub fn keep_product_choices(device: &Device, choices: BTreeMap<String, usize>) {
+    #[cfg(feature = "cuda")]
+    if let Ok(Some(gpu)) = crate::cuda::copies::gpu_of(device) {
+        gpu.keep_product_choices(choices);
+    }
+    #[cfg(not(feature = "cuda"))]
+    let _ = (device, choices);
 }
 
 /// Waits until everything that was asked of `device` is done.

@@ -5,7 +5,7 @@
 // Functions that are found by name have the type that their header gives them, and only a promise says so.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_char, c_int, c_uint};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::path::PathBuf;
 
 use libloading::Library as Handle;
@@ -195,6 +195,23 @@ fn success(name: &[u8], status: c_int) -> Result<(), String> {
         100 => Err("the driver sees no GPU".to_owned()),
         status => Err(format!("{} says error {status}", String::from_utf8_lossy(name))),
     }
+}
+
+/// Bytes of GPU `index` that are free now, with this process's own context on it already taken off; or why the driver does not
+/// say. Makes that context for the moment where there is none yet.
+pub fn free_memory(index: usize) -> Result<u64, String> {
+    let driver = open(DRIVER)?;
+    call!(driver, b"cuInit", c_uint: 0)?;
+    let device = device(driver, index)?;
+    let (mut context, mut free, mut total) = (std::ptr::null_mut::<c_void>(), 0_usize, 0_usize);
+    call!(driver, b"cuDevicePrimaryCtxRetain", *mut *mut c_void: &mut context, c_int: device)?;
+    let asked = call!(driver, b"cuCtxPushCurrent_v2", *mut c_void: context).and_then(|()| {
+        let asked = call!(driver, b"cuMemGetInfo_v2", *mut usize: &mut free, *mut usize: &mut total);
+        call!(driver, b"cuCtxPopCurrent_v2", *mut *mut c_void: &mut context)?;
+        asked
+    });
+    call!(driver, b"cuDevicePrimaryCtxRelease_v2", c_int: device)?;
+    asked.map(|()| free as u64)
 }
 
 /// `CUdevice_attribute` of the compute capability's two numbers.

@@ -232,7 +232,8 @@ impl Gpu {
     ) -> Result<bool> {
         let Some((rows, width)) = rows_of(&[&x.x, dy, onto, dx], &[gain])? else { return Ok(false) };
         let Some(name) = name("layer_norm_backward", x.x.dtype(), dy.dtype()) else { return Ok(false) };
-        if onto.dtype() != x.x.dtype() || !x.is_fit(dy.dtype())? {
+        // Gradients of the stream are f32, whatever the stream itself is.
+        if onto.dtype() != DType::F32 || dx.dtype() != DType::F32 || !x.is_fit(dy.dtype())? {
             return Ok(false);
         }
         let launch = x.arguments(Launch::new(self, File::Norm, &name)?)?;

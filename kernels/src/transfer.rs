@@ -9,6 +9,31 @@ use crate::cuda::copies;
 use crate::profile::{self, Class};
 use candle_core::{Device, Tensor};
 
+/// Pinned host memory comes in multiples of this, in bytes.
+pub const HOST_GRAIN: u64 = 2 << 20;
+/// About how much is pinned at once: large enough to waste little, small enough to show how it goes on.
+const SLAB: u64 = 1 << 30;
+
+/// The slabs, in bytes, that hold `buffers` (bytes, count) all at once: each is a whole number of the largest buffers, and
+/// smaller ones fill what is left (first fit, the largest first).
+pub fn slabs(buffers: &[(u64, usize)]) -> Vec<u64> {
+    let mut sizes: Vec<u64> = Vec::new();
+    for &(bytes, count) in buffers {
+        sizes.extend(std::iter::repeat_n(bytes.next_multiple_of(crate::arena::GRAIN), count));
+    }
+    sizes.sort_unstable_by(|a, b| b.cmp(a));
+    let Some(&largest) = sizes.first().filter(|largest| **largest > 0) else { return Vec::new() };
+    let slab = largest * (SLAB / largest).max(1);
+    let mut used: Vec<u64> = Vec::new();
+    for size in sizes {
+        match used.iter_mut().find(|used| **used + size <= slab) {
+            Some(used) => *used += size,
+            None => used.push(size),
+        }
+    }
+    used.into_iter().map(|bytes| bytes.next_multiple_of(HOST_GRAIN)).collect()
+}
+
 /// How tensors go between two GPUs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Route {
@@ -65,6 +90,14 @@ impl Link {
         return self.gpus.as_ref().is_some_and(copies::Link::is_peer);
         #[cfg(not(feature = "cuda"))]
         false
+    }
+
+    /// How many sent tensors still take memory on the sending device.
+    pub fn live(&self) -> usize {
+        #[cfg(feature = "cuda")]
+        return self.gpus.as_ref().map_or(0, copies::Link::live);
+        #[cfg(not(feature = "cuda"))]
+        0
     }
 
     /// Lets go of what was sent before and has been received since. A sent tensor takes memory until then, so whoever
@@ -152,21 +185,37 @@ impl HostStore {
         Ok(())
     }
 
-    /// Lets the store hold so many bytes at most of what nobody uses: clips of another length ask for buffers of other
-    /// sizes, and before it would hold more it gives idle ones back. Without this it keeps all for their next use.
+    /// Pins slabs of these sizes in bytes ahead of their use, one after the other. Pinning takes about a second a GiB, so it
+    /// is done on a thread of its own while a model loads. `go_on` is called before each slab with the bytes pinned so
+    /// far, and stops it by `false`.
+    ///
+    /// # Errors
+    /// When the system has no more memory to pin.
+    pub fn reserve(&self, slabs: &[u64], go_on: &dyn Fn(u64) -> bool) -> Result<()> {
+        #[cfg(not(feature = "cuda"))]
+        let _ = (slabs, go_on);
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &self.gpu {
+            gpu.pinned().reserve(slabs, go_on)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the store pin so many bytes at most while some of them are idle: before it would pin more it gives idle slabs
+    /// back. Without this it keeps all for their next use.
     pub fn set_limit(&self, bytes: u64) {
         #[cfg(not(feature = "cuda"))]
         let _ = bytes;
         #[cfg(feature = "cuda")]
         if let Some(gpu) = &self.gpu {
-            gpu.set_limit(bytes);
+            gpu.pinned().set_limit(bytes);
         }
     }
 
     /// Bytes of host memory that the store holds, in use or not.
     pub fn bytes(&self) -> u64 {
         #[cfg(feature = "cuda")]
-        return self.gpu.as_ref().map_or(0, |gpu| gpu.bytes());
+        return self.gpu.as_ref().map_or(0, |gpu| gpu.pinned().bytes());
         #[cfg(not(feature = "cuda"))]
         0
     }

@@ -14,6 +14,7 @@ mod hostile;
 mod machines;
 mod models;
 mod outputs;
+mod phases;
 mod pictures;
 mod recipes;
 mod runs;

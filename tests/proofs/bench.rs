@@ -74,7 +74,7 @@ fn the_bench_tells_what_the_peer_tells() {
     let sizes = AttentionBench { tokens: 64, heads: 2, head_size: 8, dtype: DType::F32, repeats: REPEATS };
     let told = bench::attention(sizes, &device()).unwrap();
     assert_told("attention", &told);
-    assert_eq!(told["backend"], attention::engine(&device()).name);
+    assert_eq!(told["backend"], attention::engine(&device(), DType::F32, 8).name);
 
     let vae = Vae::seeded(bench::vae_preset("tiny").unwrap(), 0, DType::F32, &device()).unwrap();
     let told = bench::vae(&VaeBench { vae: &vae, size: SIZE, tiling: Tiling::Off, repeats: REPEATS });

@@ -139,3 +139,36 @@ proptest! {
         prop_assert!(decode_entry(&bytes, &Key::of(&["k"])).is_err());
     }
 }
+
+/// The checksum is compared when an entry is first read, by a clone too; a cache that is opened anew compares it again. Heads
+/// and lengths are looked at without reading the rest.
+#[test]
+fn a_checksum_is_verified_once_and_a_length_always() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::open(folder.path()).unwrap();
+    let key = Key::of(&["one"]);
+    assert_eq!(cache.peek(&key).unwrap(), Some(MissReason::Absent));
+    cache.put(&key, &[("x", &tensor(&[4]), Storage::F32)], &meta()).unwrap();
+    assert_eq!(cache.peek(&key).unwrap(), None);
+    let path = folder.path().join(&key.to_string()[..2]).join(format!("{key}.safetensors"));
+    let whole = std::fs::read(&path).unwrap();
+    let mut flipped = whole.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+
+    std::fs::write(&path, &flipped).unwrap();
+    assert!(matches!(cache.get(&key).unwrap(), Lookup::Miss { reason: MissReason::Damaged(_) }));
+    std::fs::write(&path, &whole).unwrap();
+    assert!(matches!(cache.get(&key).unwrap(), Lookup::Hit(_)));
+    std::fs::write(&path, &flipped).unwrap();
+    assert!(matches!(cache.clone().get(&key).unwrap(), Lookup::Hit(_)), "it is hashed again");
+    let anew = Cache::open(folder.path()).unwrap();
+    assert!(matches!(anew.get(&key).unwrap(), Lookup::Miss { reason: MissReason::Damaged(_) }));
+
+    for cut in [whole.len() - 1, 100, 9, 5, 0] {
+        std::fs::write(&path, &whole[..cut]).unwrap();
+        assert!(matches!(cache.peek(&key).unwrap(), Some(MissReason::Damaged(_))), "cut to {cut}");
+        assert!(matches!(cache.get(&key).unwrap(), Lookup::Miss { .. }), "cut to {cut}");
+    }
+    cache.remove(&key).unwrap();
+    assert_eq!(cache.peek(&key).unwrap(), Some(MissReason::Absent));
+}

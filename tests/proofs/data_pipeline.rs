@@ -5,8 +5,8 @@ use std::path::Path;
 
 use data::bucket::Buckets;
 use data::{
-    Bucket, Cursor, DataConfig, DataError, Dataset, Extract, Film, Media, Order, OrderItem, SheetStyle,
-    SizeMultiple, contact_sheet, scan, write_gif, write_mp4, write_preview,
+    Bucket, Cursor, DataConfig, DataError, Dataset, Extract, Film, Media, Order, OrderItem, SheetRow,
+    SheetStyle, SizeMultiple, contact_sheet, scan, titled_sheet, write_gif, write_mp4, write_preview,
 };
 use proofs::film::{brightness, drifting, flat};
 use proptest::prelude::*;
@@ -303,4 +303,32 @@ fn too_short_is_its_own_error() {
     write_gif(&folder.path().join("a.gif"), &drifting(48, 32, 2), RATE).unwrap();
     caption(folder.path(), "a.txt", "x");
     assert!(matches!(build(&config(folder.path(), "")), Err(DataError::TooShort { .. })));
+}
+
+/// Titles are written in letters of two colours above their rows, cut where they do not fit; the films below stay as they are.
+#[test]
+fn a_contact_sheet_has_the_title_of_each_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let film = flat(64, 40, &[90, 120]);
+    let style = SheetStyle { columns: 2, cell_width: 64, gap: 2 };
+    let draw = |name: &str, titles: [&str; 2]| {
+        let path = folder.path().join(name);
+        let rows = titles.map(|title| SheetRow { title, film: &film });
+        titled_sheet(&path, &rows, style).unwrap();
+        image::open(&path).unwrap().to_rgb8()
+    };
+    let (plain, titled) =
+        (draw("plain.png", ["", ""]), draw("titled.png", ["step 1 a fox", "step 1 a fox \u{6f22}"]));
+    assert_eq!((plain.width(), titled.width(), titled.height() - plain.height()), (134, 134, 20));
+    let row = |sheet: &image::RgbImage, top: u32| {
+        image::imageops::crop_imm(sheet, 0, top, sheet.width(), 40).to_image()
+    };
+    assert!(row(&plain, 2) == row(&titled, 12) && row(&plain, 44) == row(&titled, 64), "the films differ");
+    let inked = |top: u32| {
+        let strip = image::imageops::crop_imm(&titled, 0, top, 134, 10).to_image();
+        strip.pixels().filter(|pixel| pixel.0[0] > 200).count()
+    };
+    assert!(inked(2) > 50 && inked(54) > inked(2), "{} and {} pixels of ink", inked(2), inked(54));
+    let long = "a title that is far too long for the sheet";
+    assert_eq!(draw("long.png", [long, long]).dimensions(), titled.dimensions());
 }

@@ -234,7 +234,8 @@ fn assert_rows_tell_both(metrics: &Path) {
 /// On a GPU the matrices go out and come back; on the CPU the same calls move nothing.
 #[test]
 fn a_network_that_rested_is_the_same_to_the_bit() {
-    let config = config(3, 24);
+    // So wide that no two matrices share a slab of pinned memory, as those of published models never do.
+    let config = config(3, 1024);
     let networks =
         [0.5, 1.5].map(|size| pipeline(&config, &weights(&config), &adapters(&config, 3, size), &[1, 2]));
     let [mut first, mut second] = networks;

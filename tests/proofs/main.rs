@@ -11,6 +11,7 @@ mod arena;
 mod base;
 mod bench;
 mod bounds;
+mod caching;
 mod checkpoints;
 mod clip;
 mod data_cache;

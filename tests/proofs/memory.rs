@@ -62,6 +62,7 @@ fn cards(gib: &[f64]) -> Machine {
         name: format!("cuda:{index}"),
         engine: CUDNN,
         room: Room::AtMost((gib * GIB as f64) as u64),
+        taken: 0,
         flops: 200e12,
         link: 20e9,
     };

@@ -19,9 +19,9 @@ use trainer::ui::{Ui, Voice};
 
 /// The mean squared error at the nine sigmas of the held-out loss, with the noise fixed; and that of an answer of zero.
 fn held_out_loss(batches: &Batches, pipeline: &Pipeline) -> (f64, f64) {
-    let samples = batches.held_out(Share::All).unwrap();
+    let samples: Vec<_> = batches.held_out(Share::All).map(|sample| sample.unwrap().batch).collect();
     let (mut loss, mut of_zero) = (0.0, 0.0);
-    for (_, sample) in &samples {
+    for sample in &samples {
         let velocity = pipeline.predict(std::slice::from_ref(&sample.input)).unwrap().remove(0);
         let velocity = velocity.to_device(&Device::Cpu).unwrap();
         let mean_square = |t: candle_core::Tensor| {

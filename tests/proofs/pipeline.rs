@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use kernels::transfer::Route;
 use models::dit::{BlockPlan, Keep, Place};
-use proofs::small::{adapters, config, micro_batch, pipeline, trained, velocities, weights};
-use proofs::{assert_same_bits, randn};
+use proofs::small::{adapters, config, micro_batch, pipeline, pipeline_on, trained, velocities, weights};
+use proofs::{assert_same_bits, device, randn, second_device};
 use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline, schedule};
 use trainer::{Error, Result};
 
@@ -60,6 +60,26 @@ fn stages_predict_as_one_bit_for_bit() {
     for split in SPLITS {
         for (i, (got, expected)) in velocities(&split_into(split), &inputs).iter().zip(&whole).enumerate() {
             assert_same_bits(&format!("velocity {i} of {split:?}"), got, expected);
+        }
+    }
+}
+
+/// What went over a link is freed where it came from once it has arrived, on either route: of a velocity that stayed, a night
+/// of clips would fill a card. On one device nothing travels.
+#[test]
+fn transfers_free_their_sources_after_every_call() {
+    let config = config(LAYERS, 24);
+    let devices = [device(), second_device()];
+    let (weights, adapters) = (weights(&config), adapters(&config, 3, 0.7));
+    let mut pipeline = pipeline_on(&devices, &config, &weights, &adapters, &[2, 3]);
+    let inputs: Vec<NetworkInput> = batches().into_iter().map(|batch| batch.input).collect();
+    for route in [Route::Auto, Route::Host] {
+        pipeline.set_route(route).unwrap();
+        for call in 0..3 {
+            velocities(&pipeline, &inputs);
+            assert_eq!(pipeline.live_transfers(), 0, "{route:?}, after prediction {call}");
+            trained(&pipeline, &batches(), BlockPlan::default());
+            assert_eq!(pipeline.live_transfers(), 0, "{route:?}, after step {call}");
         }
     }
 }

@@ -72,6 +72,17 @@ fn literal(cell: &str) -> Option<toml::Value> {
     toml::from_str::<toml::Table>(&format!("value = {bare}")).ok()?.remove("value")
 }
 
+/// Whoever picks an adapter file by eye has clips of each.
+#[test]
+fn clips_and_adapter_files_come_at_the_same_steps() {
+    for file in shipped() {
+        let recipe = Recipe::read(&root().join(&file.path)).unwrap();
+        // Those whose clips need a picture of the user's make none as they are shipped.
+        let every = if recipe.sample.prompts.is_empty() { None } else { Some(recipe.sample.every) };
+        assert!(every.is_none_or(|every| every == recipe.checkpoint.every_steps), "{}", file.path);
+    }
+}
+
 #[test]
 fn every_shipped_recipe_is_read() {
     let recipes = shipped();
@@ -195,8 +206,14 @@ const NEAR: f64 = 1.0;
 /// A machine with so many GPUs, all of 24 GB without a way to each other, and `host` bytes to pin; figures of an RTX 3090.
 fn machine(cards: usize, host: u64) -> Machine {
     let engine = Engine::Cudnn(Repeatability::Fast);
-    let card =
-        |i| Card { name: format!("cuda:{i}"), engine, room: Room::AtMost(CARD), flops: 71e12, link: 20e9 };
+    let card = |i| Card {
+        name: format!("cuda:{i}"),
+        engine,
+        room: Room::AtMost(CARD),
+        taken: 0,
+        flops: 71e12,
+        link: 20e9,
+    };
     Machine { ways: vec![Way::Host; cards - 1], stages: (0..cards).map(card).collect(), host }
 }
 
@@ -240,7 +257,7 @@ fn forecast(name: &str, recipe: &Recipe, host: u64) -> Forecast {
 fn recipes_for_published_models_fit_the_cards_that_they_are_for() {
     let page = std::fs::read_to_string(root().join("recipes/README.md")).unwrap();
     let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
-    let mut models = std::collections::BTreeSet::new();
+    let (mut models, mut wrong) = (std::collections::BTreeSet::new(), Vec::new());
     for file in shipped().into_iter().filter(|file| file.path != "recipes/first-run.toml") {
         let stem = file.path.trim_start_matches("recipes/").trim_end_matches(".toml");
         let name = match stem {
@@ -262,12 +279,12 @@ fn recipes_for_published_models_fit_the_cards_that_they_are_for() {
         };
         let told: Vec<f64> = cells.flat_map(numbers).collect();
         let is_near = told.iter().zip(&counted).all(|(told, counted)| (told - counted).abs() < NEAR);
-        assert!(
-            told.len() == counted.len() && is_near,
-            "{stem}: {told:?} on the page, {counted:.1?} planned"
-        );
+        if told.len() != counted.len() || !is_near {
+            wrong.push(format!("{stem}: {told:?} on the page, {counted:.1?} planned"));
+        }
         models.insert(name.to_owned());
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let published: Vec<&str> = DIT_PRESETS.split(", ").filter(|name| *name != "tiny").collect();
     assert!(published.iter().all(|name| models.contains(*name)), "a model without a recipe: {models:?}");
 }

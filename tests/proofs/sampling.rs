@@ -6,11 +6,12 @@ use candle_core::Tensor;
 use proofs::small::{adapters, config, pipeline, weights};
 use proofs::{Tolerance, assert_close, assert_same_bits, device, difference, randn};
 use trainer::encode::Shown;
+use trainer::error::Error;
 use trainer::habits::Habits;
 use trainer::pipeline::Pipeline;
 use trainer::prompt::ClipRequest;
 use trainer::sample::{Prompted, SampleConfig, generate, starting_noise};
-use trainer::solver::{Convention, SolverKind};
+use trainer::solver::{Convention, Schedule, SolverKind};
 
 fn stages(split: &[usize]) -> Pipeline {
     let config = config(3, 24);
@@ -136,4 +137,19 @@ fn sampling_that_is_broken_off_gives_no_clips() {
     };
     assert!(generate(&stages(&[3]), &clips(), second).unwrap().is_none());
     assert_eq!(steps, 2, "it went on after it was broken off");
+}
+
+/// One clip of several that holds something that is no number stops all, and is named with the step and its sigma.
+#[test]
+fn a_clip_that_is_not_finite_is_named_with_its_solver_step() {
+    let mut clips = clips();
+    clips[1].noise_bcthw = (&clips[1].noise_bcthw * f64::NAN).unwrap();
+    let sigma =
+        Schedule::new(SolverKind::Euler, Convention::Official, 5, clips[1].request.shift).unwrap().sigmas[0];
+    let error = generate(&stages(&[1, 2]), &clips, || ControlFlow::Continue(())).unwrap_err();
+    assert!(
+        matches!(error, Error::NonFiniteClip { clip: 1, step: 1, steps: 5, sigma: told, .. } if told == sigma),
+        "{error}"
+    );
+    assert!(error.to_string().contains("clip 2"), "{error}");
 }

@@ -2,18 +2,13 @@
 
 use candle_core::{DType, Device, Tensor};
 use kernels::transfer::{HostStore, Link, Route};
-use proofs::{assert_same_bits, device, randn};
+use proofs::{assert_same_bits, device, randn, second_device};
 
 const ROUNDS: usize = 20;
 
 /// Two GPUs where there are two, else one device twice.
 fn devices() -> [Device; 2] {
-    let first = device();
-    let second = match &first {
-        Device::Cpu => Device::Cpu,
-        _ => kernels::device::open_gpu(1, &Default::default()).unwrap_or_else(|_| first.clone()),
-    };
-    [first, second]
+    [device(), second_device()]
 }
 
 /// Takes the memory that was freed last, and writes over it.

@@ -26,6 +26,16 @@ pub fn device() -> Device {
     DEVICE.get_or_init(open).clone()
 }
 
+/// Another GPU than [`device`] where the machine has one, else [`device`] itself. Opened once, too.
+pub fn second_device() -> Device {
+    static SECOND: OnceLock<Device> = OnceLock::new();
+    let open = || match device() {
+        Device::Cpu => Device::Cpu,
+        first => kernels::device::open_gpu(1, &kernels::device::Settings::default()).unwrap_or(first),
+    };
+    SECOND.get_or_init(open).clone()
+}
+
 /// The path of a fixture, beside the sources or, where the test binary travelled alone, below the working folder.
 pub fn fixture(path: &str) -> PathBuf {
     let beside_sources = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures");

@@ -94,10 +94,21 @@ pub fn adapters(config: &DitConfig, rank: usize, scale: f64) -> Adapters {
 
 /// The pipeline over stages of `split` blocks each, all on the proofs' device.
 pub fn pipeline(config: &DitConfig, weights: &Weights, adapters: &Adapters, split: &[usize]) -> Pipeline {
+    pipeline_on(&vec![device(); split.len()], config, weights, adapters, split)
+}
+
+/// [`pipeline`] with each stage on a device of its own.
+pub fn pipeline_on(
+    devices: &[Device],
+    config: &DitConfig,
+    weights: &Weights,
+    adapters: &Adapters,
+    split: &[usize],
+) -> Pipeline {
     let mut next = 0;
-    let ranges = split.iter().map(|&blocks| {
+    let ranges = devices.iter().zip(split).map(|(device, &blocks)| {
         next += blocks;
-        (device(), next - blocks..next)
+        (device.clone(), next - blocks..next)
     });
     Pipeline::load(weights, config, &ranges.collect::<Vec<_>>(), adapters, Base::F32).unwrap()
 }

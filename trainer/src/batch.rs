@@ -62,6 +62,18 @@ impl StepData {
     }
 }
 
+/// A sample of the held-out loss.
+pub struct HeldOut<'a> {
+    /// Name of its clip.
+    pub item: &'a str,
+    /// Which of the nine sigmas.
+    pub level: usize,
+    /// Sigma.
+    pub sigma: f64,
+    /// What goes into the pipeline, a batch of one.
+    pub batch: MicroBatch,
+}
+
 /// A sample before it is stacked with the others of its batch.
 struct Sample {
     noisy: Tensor,
@@ -151,21 +163,23 @@ impl<'a> Batches<'a> {
     }
 
     /// The samples of the held-out loss of a network: each item at each of its nine sigmas, with the same noise every time.
-    pub fn held_out(&self, share: Share) -> Result<Vec<(f64, MicroBatch)>> {
-        let mut batches = Vec::new();
-        for (item, &window) in self.held_out.iter().enumerate() {
-            for (i, sigma) in share.eval_sigmas().into_iter().enumerate() {
-                let key = self.streams.eval(item as u64, i as u64);
-                let sample = self.noised(window, sigma, key, self.caption(window), Given::Nothing)?;
-                batches.push((sigma, stack(&[sample], |_| 1.0)?));
-            }
-        }
-        Ok(batches)
+    /// Each is made when it is asked for.
+    pub fn held_out(&self, share: Share) -> impl Iterator<Item = Result<HeldOut<'_>>> {
+        let sigmas = share.eval_sigmas();
+        let items = self.held_out.iter().enumerate();
+        let all = items.flat_map(move |(item, &window)| {
+            sigmas.into_iter().enumerate().map(move |(level, sigma)| (item, window, level, sigma))
+        });
+        all.map(|(item, window, level, sigma)| {
+            let key = self.streams.eval(item as u64, level as u64);
+            let sample = self.noised(window, sigma, key, self.caption(window), Given::Nothing)?;
+            Ok(HeldOut { item: self.name(window), level, sigma, batch: stack(&[sample], |_| 1.0)? })
+        })
     }
 
-    /// Whether anything is held out.
-    pub fn has_held_out(&self) -> bool {
-        !self.held_out.is_empty()
+    /// How many items are held out.
+    pub fn held_out_items(&self) -> usize {
+        self.held_out.len()
     }
 
     fn sample(&self, window: usize, step: u64, slot: u64, timesteps: &TimestepConfig) -> Result<Sample> {

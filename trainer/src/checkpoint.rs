@@ -181,8 +181,8 @@ fn checksums<'a>(
 /// Checksums by name.
 type Checksums = BTreeMap<String, String>;
 
-/// Values that are hashed at once.
-const PIECE: usize = 1 << 18;
+/// Values that are hashed at once: few enough that their memory is used again and again.
+const PIECE: usize = 1 << 14;
 
 /// XXH3 over name, shape and values of an f32 tensor: finds damage, and keeps up with the disk. Nobody is to be kept from
 /// forging a checkpoint, who could as well write another adapter.

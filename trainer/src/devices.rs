@@ -1,5 +1,6 @@
 //! Which devices the stages run on, which blocks each of them holds, and how GPUs are set up.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use candle_core::Device;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::precision::Processor;
+use crate::ui::Ui;
 
 /// The stages of the pipeline.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -24,7 +26,7 @@ pub struct DevicesConfig {
     #[serde(deserialize_with = "split")]
     pub split: Vec<usize>,
     /// The most memory that the tensors of one GPU may take, such as `"23GiB"`; beyond it the run stops. It rehearses a
-    /// smaller card on a larger one. Default: all there is.
+    /// smaller card on a larger one. Default: what is free when the plan is made, less 400 MiB.
     pub memory_limit: Option<Bytes>,
     /// How tensors go from one GPU to the next. Default `auto`.
     pub transfer: Transfer,
@@ -69,6 +71,51 @@ impl From<Transfer> for Route {
     }
 }
 
+/// Bytes of a GPU's free memory that tensors do not get: kernels that are loaded when first used, and what cuBLAS and cuDNN
+/// take for themselves.
+const RESERVE: u64 = 400 << 20;
+
+/// What tensors get of one GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// The most bytes that they may take.
+    pub bytes: u64,
+    /// Bytes that other programs had taken when it was measured.
+    pub taken: u64,
+}
+
+/// What tensors get of each GPU of a config: measured once, and held to by the plan and the allocator alike.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Limits(BTreeMap<String, Limit>);
+
+impl Limits {
+    /// Of the GPUs of `devices` that are here: what is free less a reserve, or `devices.memory_limit` where that is less.
+    pub fn measure(devices: &DevicesConfig) -> Self {
+        let given = devices.memory_limit.map(|limit| limit.0);
+        let of = |name: &String| Some((name.clone(), measured(name, given)?));
+        Self(devices.stages.iter().filter_map(of).collect())
+    }
+
+    /// Of the device called `name`; nothing for the CPU and for GPUs that are not here.
+    pub fn of(&self, name: &str) -> Option<Limit> {
+        self.0.get(name).copied()
+    }
+}
+
+/// What tensors get of the GPU called `name`, `given` at most; nothing where it does not answer.
+fn measured(name: &str, given: Option<u64>) -> Option<Limit> {
+    let DeviceName::Cuda(index) = DeviceName::parse(name).ok()? else { return None };
+    let gpu = inventory::gpus().ok()?.into_iter().nth(index)?;
+    let free = inventory::free_memory(index).ok()?;
+    let bytes = free.saturating_sub(RESERVE);
+    // What this process's own context takes is not told apart; it is no more than this.
+    let taken = gpu.memory.saturating_sub(free + CONTEXT);
+    Some(Limit { bytes: given.map_or(bytes, |given| given.min(bytes)), taken })
+}
+
+/// About what a context of the driver takes of a GPU.
+const CONTEXT: u64 = 600 << 20;
+
 impl DevicesConfig {
     /// The config with every default settled for a model of `layers` blocks.
     ///
@@ -102,18 +149,31 @@ impl DevicesConfig {
         Ok(Self { stages, split, ..self.clone() })
     }
 
-    /// The devices of a settled config with their blocks. A device that is named twice is opened once.
+    /// [`Self::open_within`] the limits of now.
     ///
     /// # Errors
     /// A GPU that cannot be used.
     pub fn open(&self) -> Result<Vec<(Device, Range<usize>)>> {
+        self.open_within(&Limits::measure(self))
+    }
+
+    /// The devices of a settled config with their blocks, tensors kept to `limits`. A device that is named twice is opened
+    /// once.
+    ///
+    /// # Errors
+    /// A GPU that cannot be used.
+    pub fn open_within(&self, limits: &Limits) -> Result<Vec<(Device, Range<usize>)>> {
         let mut opened: Vec<(&str, Device)> = Vec::new();
         let mut stages = Vec::new();
         let mut next = 0;
         for (name, blocks) in self.stages.iter().zip(&self.split) {
             let device = match opened.iter().find(|(other, _)| other == name) {
                 Some((_, device)) => device.clone(),
-                None => open(name, &self.settings())?,
+                None => {
+                    let limit = limits.of(name).map(|limit| limit.bytes);
+                    let settings = self.settings();
+                    open(name, &Settings { memory_limit: limit.or(settings.memory_limit), ..settings })?
+                }
             };
             opened.push((name, device.clone()));
             stages.push((device, next..next + blocks));
@@ -161,7 +221,7 @@ pub fn default_device() -> &'static str {
     if cfg!(feature = "cuda") { "cuda:0" } else { "cpu" }
 }
 
-/// Opens `cpu` or `cuda:N`.
+/// Opens `cpu` or `cuda:N`; without a memory limit in `settings` tensors get what is free less a reserve.
 ///
 /// # Errors
 /// Another name, a GPU in a build without CUDA, or a GPU that cannot be used.
@@ -171,9 +231,16 @@ pub fn open(name: &str, settings: &Settings) -> Result<Device> {
         DeviceName::Cuda(_) if !cfg!(feature = "cuda") => Err(Error::NoCuda { name: name.to_owned() }),
         DeviceName::Cuda(index) => {
             check_gpu(index)?;
-            Ok(kernels::device::open_gpu(index, settings)?)
+            let free = || measured(name, None).map(|limit| limit.bytes);
+            let settings = Settings { memory_limit: settings.memory_limit.or_else(free), ..*settings };
+            Ok(kernels::device::open_gpu(index, &settings)?)
         }
     }
+}
+
+/// Says which attention ran in chunks on `devices` because cuDNN refused its shape, once for each shape.
+pub fn tell_refusals<'a>(devices: impl Iterator<Item = &'a Device>, ui: &Ui) {
+    devices.flat_map(kernels::attention::refusals).for_each(|line| ui.note(&line));
 }
 
 /// Looks at the driver and the GPU before anything is asked of them: their own errors come late and say little.

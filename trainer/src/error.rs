@@ -253,6 +253,46 @@ pub enum Error {
         /// What it saw.
         items: Vec<String>,
     },
+    /// A clip that is being sampled holds something that is no number.
+    #[error(
+        "clip {} (`{prompt}`) is not finite after solver step {step} of {steps} (sigma {sigma:.3}), so no clips were written. \
+         Where an adapter is in use it has probably diverged: try an older one or a lower strength; else look at the guidance \
+         scale, and at the model's files", .clip + 1
+    )]
+    NonFiniteClip {
+        /// Index of the clip.
+        clip: usize,
+        /// Its prompt.
+        prompt: String,
+        /// The solver step, from 1.
+        step: usize,
+        /// Solver steps of the clip.
+        steps: usize,
+        /// Sigma that the step began at.
+        sigma: f32,
+    },
+    /// The VAE made something that is no number out of finite latents.
+    #[error(
+        "`{clip}`: the VAE gave a video that is not finite, so it was not written; the VAE's file is damaged, or \
+         model.vae_base = \"float32\" is needed"
+    )]
+    NonFiniteVideo {
+        /// The clip.
+        clip: String,
+    },
+    /// The held-out loss is no number.
+    #[error(
+        "the held-out loss after step {step} is not finite: {item} at sigma {sigma:.3}. The adapter has probably diverged: go \
+         back to an older checkpoint, with a lower optimizer.lr"
+    )]
+    NonFiniteHeldOut {
+        /// Optimiser steps made.
+        step: u64,
+        /// The clip.
+        item: String,
+        /// Sigma.
+        sigma: f64,
+    },
     /// A trainable tensor got no gradient.
     #[error(
         "{name} got no gradient; the adapter was not updated. This is a defect of Tandem: please report it"

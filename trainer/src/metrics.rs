@@ -32,6 +32,10 @@ pub struct StepRow {
     /// Of a run that trains both experts: what came to those that had a micro-batch.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub experts: BTreeMap<Expert, ExpertRow>,
+    /// Sigma and mean squared error of each micro-batch: a curve of each range of noise levels in TensorBoard, not a field
+    /// of the row.
+    #[serde(skip)]
+    pub by_sigma: Vec<(f64, f64)>,
 }
 
 /// What a step came to for one of two experts.

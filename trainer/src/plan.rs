@@ -19,8 +19,9 @@ use crate::adapters;
 use crate::base::BaseModel;
 use crate::bounds;
 use crate::bytes::Bytes;
-use crate::devices::DevicesConfig;
+use crate::devices::{DevicesConfig, Limits};
 use crate::error::{Error, Result};
+use crate::forecast::Task;
 use crate::habits::Habits;
 use crate::interrupt::Interrupt;
 use crate::like::Taken;
@@ -155,6 +156,8 @@ pub struct Planned {
     pub dataset: Dataset,
     /// The memory of a step.
     pub forecast: Forecast,
+    /// What tensors get of each GPU.
+    pub limits: Limits,
     /// What the recipe leaves to the plan.
     pub open: Open,
     /// What the digest of the same data was in earlier versions, where those would see the same clips.
@@ -203,6 +206,20 @@ impl Overrides {
     }
 }
 
+impl Overrides {
+    /// The machine that is planned for, where offload may pin `host` bytes, with what tensors get of each of its GPUs.
+    fn machine(&self, devices: &DevicesConfig, task: &Task, host: Option<u64>) -> (Limits, Machine) {
+        match &self.cards {
+            Some(cards) => (Limits::default(), cards.machine(devices, task.base, task.dit, host)),
+            None => {
+                let limits = Limits::measure(devices);
+                let machine = Machine::here(devices, &limits, task.base, task.dit, host);
+                (limits, machine)
+            }
+        }
+    }
+}
+
 impl Planned {
     /// Takes over what `stored`, the plan of a run that goes on, settled for the same devices and the same wishes, each of
     /// what the recipe leaves open by itself: the machine may have more or less memory free today, and the run's numbers
@@ -217,7 +234,9 @@ impl Planned {
             plan.devices.split.clone_from(&stored.devices.split);
             let ffn_tokens =
                 if self.open.ffn_tokens { stored.memory.ffn_tokens } else { plan.memory.ffn_tokens };
-            plan.memory = MemoryPlan { ffn_tokens, ..stored.memory.clone() };
+            // Plans of earlier versions do not say what may be pinned.
+            let pinned = stored.memory.pinned.or(plan.memory.pinned);
+            plan.memory = MemoryPlan { ffn_tokens, pinned, ..stored.memory.clone() };
         }
         if self.former_digest.as_ref() == Some(&stored.dataset.digest) {
             plan.dataset.digest.clone_from(&stored.dataset.digest);
@@ -279,10 +298,7 @@ impl Plan {
         let networks = networks(&shares, &model, &sample);
         let task = task((&model, &dit), (&adapter, &targets), &train, &shapes, networks);
         let host = recipe.memory.host_memory.map(|host| host.0);
-        let machine = match &overrides.cards {
-            Some(cards) => cards.machine(&devices, task.base, &dit, host),
-            None => Machine::here(&devices, task.base, &dit, host),
-        };
+        let (limits, machine) = overrides.machine(&devices, &task, host);
         let open =
             Open { split: recipe.devices.split.is_empty(), ffn_tokens: recipe.memory.ffn_tokens.is_none() };
         let given = (!open.split).then_some(devices.split.as_slice());
@@ -309,6 +325,7 @@ impl Plan {
             former_digest: former_digest(&dataset),
             dataset,
             forecast: settled.forecast,
+            limits,
             open,
             taken: recipe.taken,
             notes,

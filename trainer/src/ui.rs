@@ -1,7 +1,10 @@
 //! What the user sees while something runs: lines, progress bars, and JSON for machines. The only place that prints.
 
 use std::io::{IsTerminal, Write};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use indicatif::{
     FormattedDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
@@ -17,18 +20,51 @@ pub enum Voice {
 }
 
 /// The user's side of a command.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Ui {
     voice: Voice,
+    events: Events,
     bars: MultiProgress,
+    done: Arc<Mutex<Vec<PhaseDone>>>,
 }
+
+/// What machines are told besides results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Events {
+    /// Nothing: a command gives one object.
+    None,
+    /// Each phase as it ends.
+    Phases,
+}
+
+/// A phase that is over.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PhaseDone {
+    /// What it is called.
+    pub label: &'static str,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// What takes less is over before anybody wonders.
+const WORTH_A_LINE: Duration = Duration::from_secs(1);
 
 impl Ui {
     /// A user interface; bars are hidden where standard error is no terminal.
     pub fn new(voice: Voice) -> Self {
         let is_visible = std::io::stderr().is_terminal() && voice == Voice::Human;
         let target = if is_visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        Self { voice, bars: MultiProgress::with_draw_target(target) }
+        Self {
+            voice,
+            events: Events::None,
+            bars: MultiProgress::with_draw_target(target),
+            done: Arc::default(),
+        }
+    }
+
+    /// The same, which tells machines of phases too: for commands that take long.
+    pub fn with_phases(&self) -> Self {
+        Self { events: Events::Phases, ..self.clone() }
     }
 
     /// A line for people: on standard output, or nothing when a machine listens.
@@ -75,7 +111,70 @@ impl Ui {
         }
     }
 
-    /// A bar of `length` steps. It shows speed and the time that is left; [`Bar::inform`] puts something beside it.
+    /// Does `work` of which nothing can be counted. People see that it goes on, and read how long it took where that was over
+    /// a second; machines get `{"phase": label, "seconds": ...}` when it is done, where they are told of phases.
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub fn phase<T, E>(
+        &self,
+        label: &'static str,
+        work: impl FnOnce() -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        let spinner = self.bars.add(ProgressBar::new_spinner());
+        if let Ok(style) = ProgressStyle::with_template("{prefix:>16} {spinner} {elapsed_precise}") {
+            spinner.set_style(style);
+        }
+        spinner.set_prefix(label);
+        spinner.enable_steady_tick(Duration::from_millis(250));
+        let (begun, announced) = (Instant::now(), self.announce(label.to_owned()));
+        let done = work();
+        drop(announced);
+        spinner.finish_and_clear();
+        if done.is_ok() {
+            let took = begun.elapsed();
+            let object = serde_json::json!({ "phase": label, "seconds": took.as_secs_f64() });
+            self.phase_done(label, &format!("{label}: {:.1} s", took.as_secs_f64()), &object, took);
+        }
+        done
+    }
+
+    /// Says after a second, to people without a bar to look at, that something has begun, unless it is over by then: until
+    /// what is returned is dropped.
+    fn announce(&self, label: String) -> Option<mpsc::Sender<()>> {
+        if self.voice == Voice::Json || !self.bars.is_hidden() {
+            return None;
+        }
+        let (alive, over) = mpsc::channel();
+        let ui = self.clone();
+        thread::spawn(move || {
+            if over.recv_timeout(WORTH_A_LINE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                ui.say(&format!("{label} ..."));
+            }
+        });
+        Some(alive)
+    }
+
+    /// The phases that are over, in the order in which they ended.
+    pub fn phases(&self) -> Vec<PhaseDone> {
+        // A list that a panic left is whole.
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn phase_done(&self, label: &'static str, line: &str, object: &serde_json::Value, took: Duration) {
+        let done = PhaseDone { label, seconds: took.as_secs_f64() };
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).push(done);
+        match self.voice {
+            Voice::Json if self.events == Events::Phases => {
+                print(&mut std::io::stdout().lock(), &object.to_string());
+            }
+            Voice::Human if took >= WORTH_A_LINE => self.say(line),
+            _ => {}
+        }
+    }
+
+    /// A bar of `length` steps. It shows speed and the time that is left; [`Bar::inform`] puts something beside it. It is
+    /// told as a phase is, with its count, when it is finished.
     pub fn bar(&self, label: &'static str, length: usize) -> Bar {
         let bar = self.bars.add(ProgressBar::new(length as u64));
         let style =
@@ -85,7 +184,14 @@ impl Ui {
         }
         bar.set_prefix(label);
         bar.enable_steady_tick(Duration::from_millis(250));
-        Bar(bar)
+        let told = Told {
+            ui: self.clone(),
+            label,
+            begun: Instant::now(),
+            skipped: AtomicU64::new(0),
+            announced: Mutex::new(self.announce(format!("{label} ({length})"))),
+        };
+        Bar { bar, told: Some(Arc::new(told)) }
     }
 
     /// A bar of `bytes` that come from afar.
@@ -97,7 +203,7 @@ impl Ui {
         }
         bar.set_prefix(label);
         bar.enable_steady_tick(Duration::from_millis(250));
-        Bar(bar)
+        Bar { bar, told: None }
     }
 }
 
@@ -117,28 +223,69 @@ pub fn time_left(eta: Duration, is_over: bool) -> String {
 
 /// A progress bar.
 #[derive(Debug, Clone)]
-pub struct Bar(ProgressBar);
+pub struct Bar {
+    bar: ProgressBar,
+    told: Option<Arc<Told>>,
+}
+
+/// What a bar tells of when it is finished.
+#[derive(Debug)]
+struct Told {
+    ui: Ui,
+    label: &'static str,
+    begun: Instant,
+    skipped: AtomicU64,
+    /// Until it is dropped, the beginning is yet to be told.
+    announced: Mutex<Option<mpsc::Sender<()>>>,
+}
+
+impl Told {
+    /// Nothing more is to be said of the beginning.
+    fn begin(&self) {
+        // A lock that a panic poisoned holds what it held.
+        self.announced.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
 
 impl Bar {
+    /// The same, whose beginning nobody has to be told of: rows of a log tell that it goes on.
+    pub fn unannounced(self) -> Self {
+        if let Some(told) = &self.told {
+            told.begin();
+        }
+        self
+    }
+
     /// `count` more steps are done.
     pub fn inc(&self, count: usize) {
-        self.0.inc(count as u64);
+        self.bar.inc(count as u64);
     }
 
     /// Steps that were done before the bar came up: they do not count for its speed.
     pub fn skip(&self, done: usize) {
-        self.0.set_position(done as u64);
-        self.0.reset_eta();
+        self.bar.set_position(done as u64);
+        self.bar.reset_eta();
+        if let Some(told) = &self.told {
+            told.skipped.store(done as u64, Ordering::Relaxed);
+        }
     }
 
     /// Text beside the bar.
     pub fn inform(&self, text: String) {
-        self.0.set_message(text);
+        self.bar.set_message(text);
     }
 
-    /// Takes the bar away.
+    /// Takes the bar away, and tells what was done.
     pub fn finish(&self) {
-        self.0.finish_and_clear();
+        // Finishing puts a bar to its end.
+        let position = self.bar.position();
+        self.bar.finish_and_clear();
+        let Some(told) = &self.told else { return };
+        told.begin();
+        let count = position.saturating_sub(told.skipped.load(Ordering::Relaxed));
+        let (label, took) = (told.label, told.begun.elapsed());
+        let object = serde_json::json!({ "phase": label, "count": count, "seconds": took.as_secs_f64() });
+        told.ui.phase_done(label, &format!("{label}: {count} in {:.1} s", took.as_secs_f64()), &object, took);
     }
 }
 

@@ -2,16 +2,35 @@
 
 mod animated;
 mod h264;
+mod letters;
 mod mp4;
 mod sheet;
 
 use std::path::Path;
 
 pub use animated::{write_gif, write_webp};
-pub use sheet::{SheetStyle, contact_sheet};
+pub use sheet::{SheetRow, SheetStyle, contact_sheet, picture_table, titled_sheet};
 
 use crate::clip::Clip;
+use crate::decode::{self, Frame};
 use crate::error::{DataError, Result};
+use crate::scan::Media;
+
+/// The frame in the middle of the clip at `path`, which [`write_mp4`], [`write_gif`] or [`write_webp`] wrote.
+///
+/// # Errors
+/// A file that cannot be read, or is no such clip.
+pub fn middle_frame(path: &Path) -> Result<Film> {
+    let media = match path.extension() {
+        Some(end) if end == "mp4" => Media::Video(path.to_owned()),
+        _ => Media::Animation(path.to_owned()),
+    };
+    let probe = decode::probe(&media, 1.0)?;
+    let frame = decode::frames(&media, &probe)?.nth(probe.times.len() / 2);
+    let Frame { width, height, rgb, .. } =
+        frame.ok_or_else(|| DataError::unreadable(path, "it ends before its middle"))??;
+    Film::new(width, height, rgb).ok_or_else(|| DataError::unreadable(path, "a frame is incomplete"))
+}
 
 /// Frames of one size, in RGB.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,44 +1,18 @@
 //! Copies between GPUs and to pinned host memory, on streams of their own, ordered by events.
 
-use std::ffi::c_void;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use cudarc::driver::result as driver;
-use cudarc::driver::{CudaContext, CudaEvent, CudaStream, sys};
+use cudarc::driver::{CudaEvent, CudaStream, sys};
 
+use super::pinned::{Pinned, Run};
 use super::tensor::pointer;
 use super::{Gpu, told};
 use crate::transfer::Route;
 
-/// Sizes of pinned buffers are multiples of this, so that buffers fit again.
-const GRAIN: usize = 2 << 20;
-
 fn bytes_of(x: &Tensor) -> usize {
     x.elem_count() * x.dtype().size_in_bytes()
-}
-
-/// A run of pinned host memory.
-struct Buffer {
-    address: *mut c_void,
-    bytes: usize,
-    context: Arc<CudaContext>,
-    /// When the last copy from or to it is done.
-    idle: Option<CudaEvent>,
-}
-
-// SAFETY: the memory belongs to the process; who holds the buffer orders the copies by `idle`.
-unsafe impl Send for Buffer {}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        if let Some(idle) = &self.idle {
-            self.context.record_err(idle.synchronize());
-        }
-        // SAFETY: the address came from malloc_host, and no copy uses it any more.
-        self.context.record_err(unsafe { driver::free_host(self.address) });
-    }
 }
 
 /// Host memory beside one GPU: see [`crate::transfer::HostStore`].
@@ -46,10 +20,7 @@ pub(crate) struct Store {
     gpu: Arc<Gpu>,
     out: Arc<CudaStream>,
     back: Arc<CudaStream>,
-    free: Mutex<Vec<Buffer>>,
-    held: AtomicU64,
-    /// What idle buffers may make of `held`.
-    limit: AtomicU64,
+    pinned: Pinned,
     /// What is on its way out.
     leaving: Mutex<Vec<(CudaEvent, Tensor)>>,
 }
@@ -63,7 +34,7 @@ impl std::fmt::Debug for Store {
 /// A tensor in pinned host memory, or on its way.
 pub(crate) struct Parked {
     store: Arc<Store>,
-    buffer: Option<Buffer>,
+    run: Option<Run>,
     arrived: Arc<CudaEvent>,
     shape: Shape,
     dtype: DType,
@@ -73,75 +44,46 @@ pub(crate) struct Parked {
 impl Store {
     pub(crate) fn new(gpu: Arc<Gpu>) -> Result<Arc<Self>> {
         let (out, back) = (told(gpu.context.new_stream())?, told(gpu.context.new_stream())?);
-        let (free, leaving) = (Mutex::default(), Mutex::default());
-        let (held, limit) = (AtomicU64::new(0), AtomicU64::new(u64::MAX));
-        Ok(Arc::new(Self { gpu, out, back, free, held, limit, leaving }))
+        let pinned = Pinned::new(gpu.context.clone());
+        Ok(Arc::new(Self { gpu, out, back, pinned, leaving: Mutex::default() }))
     }
 
-    pub(crate) fn bytes(&self) -> u64 {
-        self.held.load(Ordering::Relaxed)
-    }
-
-    /// See [`crate::transfer::HostStore::set_limit`].
-    pub(crate) fn set_limit(&self, bytes: u64) {
-        self.limit.store(bytes, Ordering::Relaxed);
-    }
-
-    /// The smallest free buffer that holds `bytes` without great waste, or a new one.
-    fn buffer(&self, bytes: usize) -> Result<Buffer> {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = |buffer: &Buffer| buffer.bytes >= bytes && buffer.bytes <= bytes + bytes / 4 + GRAIN;
-        let best = (0..free.len()).filter(|i| fits(&free[*i])).min_by_key(|i| free[*i].bytes);
-        if let Some(best) = best {
-            return Ok(free.swap_remove(best));
-        }
-        let bytes = bytes.next_multiple_of(GRAIN);
-        while self.bytes() + bytes as u64 > self.limit.load(Ordering::Relaxed) {
-            let Some(largest) = (0..free.len()).max_by_key(|i| free[*i].bytes) else { break };
-            self.held.fetch_sub(free.swap_remove(largest).bytes as u64, Ordering::Relaxed);
-        }
-        told(self.gpu.context.bind_to_thread())?;
-        // SAFETY: freed once, by the buffer's drop. Portable: another GPU's context may copy from it.
-        let address = unsafe { driver::malloc_host(bytes, sys::CU_MEMHOSTALLOC_PORTABLE) }.map_err(|why| {
-            let gib = bytes as f64 / f64::from(1 << 30);
-            candle_core::Error::msg(format!(
-                "no {gib:.2} GiB of pinned host memory ({why}); keep less in host memory (offload = \"never\")"
-            ))
-        })?;
-        self.held.fetch_add(bytes as u64, Ordering::Relaxed);
-        Ok(Buffer { address, bytes, context: self.gpu.context.clone(), idle: None })
-    }
-
-    fn give_back(&self, buffer: Buffer) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+    /// The pinned memory, to be filled ahead, limited and measured.
+    pub(crate) fn pinned(&self) -> &Pinned {
+        &self.pinned
     }
 
     /// See [`crate::transfer::HostStore::park`].
     pub(crate) fn park(self: &Arc<Self>, x: Tensor) -> Result<Parked> {
         let (x, bytes) = (x.contiguous()?, bytes_of(&x));
-        let mut buffer = self.buffer(bytes)?;
+        let run = self.pinned.take(bytes as u64, &self.out)?;
+        told(self.gpu.context.bind_to_thread())?;
         let made = told(self.gpu.stream.record_event(None))?;
         told(self.out.wait(&made))?;
-        if let Some(idle) = buffer.idle.take() {
-            told(self.out.wait(&idle))?;
-        }
-        // SAFETY: the buffer holds `bytes` and is ours until it is given back; the source lives in `leaving` until
+        // SAFETY: the run holds `bytes` and is ours until it is given back; the source lives in `leaving` until
         // the stream that frees it has waited for the copy.
         told(unsafe {
-            let host = std::slice::from_raw_parts_mut(buffer.address.cast::<u8>(), bytes);
+            let host = std::slice::from_raw_parts_mut(run.address as *mut u8, bytes);
             driver::memcpy_dtoh_async(host, pointer(&x)?, self.out.cu_stream())
         })?;
         let arrived = Arc::new(told(self.out.record_event(None))?);
         let (shape, dtype) = (x.shape().clone(), x.dtype());
         let gone = told(self.out.record_event(None))?;
         self.leaving.lock().unwrap_or_else(PoisonError::into_inner).push((gone, x));
-        Ok(Parked { store: self.clone(), buffer: Some(buffer), arrived, shape, dtype, returning: None })
+        Ok(Parked { store: self.clone(), run: Some(run), arrived, shape, dtype, returning: None })
     }
 
     /// Lets all go that leave: the stream waits for their copies. See [`crate::transfer::HostStore::next_group`].
     pub(crate) fn next_group(&self) -> Result<()> {
         let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
         leaving.drain(..).try_for_each(|(gone, _tensor)| told(self.gpu.stream.wait(&gone)))
+    }
+}
+
+impl Store {
+    /// How many tensors that were parked still take device memory.
+    fn leaving(&self) -> usize {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 }
 
@@ -175,25 +117,24 @@ impl Parked {
     }
 
     fn copy_to(&mut self, gpu: &Arc<Gpu>, stream: &Arc<CudaStream>) -> Result<(Tensor, CudaEvent)> {
-        let Some(buffer) = &self.buffer else { candle_core::bail!("a parked tensor was taken twice") };
+        let Some(run) = &self.run else { candle_core::bail!("a parked tensor was taken twice") };
         told(gpu.context.bind_to_thread())?;
         let x = gpu.empty(self.shape.clone(), self.dtype)?;
         let bytes = bytes_of(&x);
         let allocated = told(gpu.stream.record_event(None))?;
         told(stream.wait(&allocated))?;
         told(stream.wait(&self.arrived))?;
-        // SAFETY: the buffer holds the tensor once `arrived` has passed; both ends live until `done`.
+        // SAFETY: the run holds the tensor once `arrived` has passed; both ends live until `done`.
         told(unsafe {
-            let host = std::slice::from_raw_parts(buffer.address.cast::<u8>(), bytes);
+            let host = std::slice::from_raw_parts(run.address as *const u8, bytes);
             driver::memcpy_htod_async(pointer(&x)?, host, stream.cu_stream())
         })?;
         Ok((x, told(stream.record_event(None))?))
     }
 
     fn free_after(&mut self, done: CudaEvent) {
-        if let Some(mut buffer) = self.buffer.take() {
-            buffer.idle = Some(done);
-            self.store.give_back(buffer);
+        if let Some(run) = self.run.take() {
+            self.store.pinned.give(&run, Some(done));
         }
     }
 }
@@ -204,9 +145,9 @@ impl Drop for Parked {
         if let Some((_, done)) = &self.returning {
             self.store.gpu.context.record_err(done.synchronize());
         }
-        if let Some(buffer) = self.buffer.take() {
+        if let Some(run) = self.run.take() {
             self.store.gpu.context.record_err(self.arrived.synchronize());
-            self.store.give_back(buffer);
+            self.store.pinned.give(&run, None);
         }
     }
 }
@@ -252,6 +193,14 @@ impl Link {
 
     pub(crate) fn is_peer(&self) -> bool {
         matches!(self, Self::Peer { .. })
+    }
+
+    /// See [`crate::transfer::Link::live`].
+    pub(crate) fn live(&self) -> usize {
+        match self {
+            Self::Host { store, .. } => store.leaving(),
+            Self::Peer { held, .. } => held.lock().unwrap_or_else(PoisonError::into_inner).len(),
+        }
     }
 
     /// See [`crate::transfer::Link::settle`].

@@ -1,8 +1,8 @@
 //! Matrix products through cuBLASLt: sums onto what is there, bias and GELU in the same pass, f32 results of bf16
 //! factors. candle's own product has none of these.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -47,6 +47,16 @@ enum Number {
     F16,
 }
 
+impl std::fmt::Display for Number {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        })
+    }
+}
+
 impl Number {
     fn of(dtype: DType) -> Option<Self> {
         match dtype {
@@ -79,6 +89,25 @@ struct Key {
     then: Then,
 }
 
+/// For files: two keys have the same text only where they are the same.
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let [m, n, k] = self.sizes;
+        write!(f, "{m}x{n}x{k}")?;
+        for Matrix { dtype, turned, stride, alignment } in [self.a, self.b] {
+            write!(f, " {dtype}/{}/{stride}/{alignment}", if turned { "t" } else { "n" })?;
+        }
+        write!(f, " {}/{}", self.out, self.out_alignment)?;
+        let then = match self.then {
+            Then::Stay => "",
+            Then::Gelu => "+gelu",
+        };
+        let (onto, bias) =
+            (if self.is_onto { "+onto" } else { "" }, if self.is_biased { "+bias" } else { "" });
+        write!(f, "{onto}{bias}{then}")
+    }
+}
+
 /// A product that cuBLASLt has been asked about: its descriptors, and how it is best made.
 struct Plan {
     description: sys::cublasLtMatmulDesc_t,
@@ -100,6 +129,8 @@ struct Operands {
 pub(crate) struct Gemm {
     handle: sys::cublasLtHandle_t,
     plans: Mutex<HashMap<Key, Plan>>,
+    /// Which of cuBLASLt's guesses was the fastest, by the key's text.
+    choices: Mutex<BTreeMap<String, usize>>,
     workspace: CudaSlice<u8>,
     repeatability: Repeatability,
 }
@@ -115,7 +146,8 @@ impl Gemm {
         let handle = blas(result::create_handle())?;
         // SAFETY: the workspace is only written by cuBLASLt before it reads it.
         let workspace = told(unsafe { stream.alloc::<u8>(WORKSPACE) })?;
-        Ok(Self { handle, plans: Mutex::default(), workspace, repeatability })
+        let (plans, choices) = (Mutex::default(), Mutex::default());
+        Ok(Self { handle, plans, choices, workspace, repeatability })
     }
 }
 
@@ -162,6 +194,16 @@ impl Gpu {
         Ok(Some(y))
     }
 
+    /// See [`crate::device::product_choices`].
+    pub(crate) fn product_choices(&self) -> BTreeMap<String, usize> {
+        self.gemm.choices.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// See [`crate::device::keep_product_choices`].
+    pub(crate) fn keep_product_choices(&self, choices: BTreeMap<String, usize>) {
+        self.gemm.choices.lock().unwrap_or_else(PoisonError::into_inner).extend(choices);
+    }
+
     fn multiply(
         &self,
         plan: &Plan,
@@ -195,8 +237,8 @@ impl Gpu {
         })
     }
 
-    /// The fastest of `guesses`, by the clock, over the result that the caller makes again behind it. This waits for the
-    /// GPU, once for each kind of product that a process makes. Where runs must give the same bits it is the first guess,
+    /// The fastest of `guesses`, as was found before, or by the clock over the result that the caller makes again behind it. That
+    /// waits for the GPU, once for each kind of product that a run makes. Where runs must give the same bits it is the first guess,
     /// since a clock does not give the same answer twice.
     fn fastest(
         &self,
@@ -210,6 +252,11 @@ impl Gpu {
         if is_settled || guesses.len() < 2 {
             return Ok(plan.algorithm);
         }
+        let text = key.to_string();
+        let mut choices = self.gemm.choices.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = choices.get(&text).and_then(|index| guesses.get(*index)) {
+            return Ok(*known);
+        }
         let time = |algorithm| {
             let mut best = f64::INFINITY;
             for _ in 0..RUNS {
@@ -219,15 +266,16 @@ impl Gpu {
             }
             Ok::<_, candle_core::Error>(best)
         };
-        let (mut best, mut shortest) = (plan.algorithm, CLEARLY_FASTER * time(&plan.algorithm)?);
-        for guess in &guesses[1..] {
+        let (mut best, mut shortest) = (0, CLEARLY_FASTER * time(&guesses[0])?);
+        for (index, guess) in guesses.iter().enumerate().skip(1) {
             // A guess that cannot run here is not the fastest.
             let taken = time(guess).unwrap_or(f64::INFINITY);
             if taken < shortest {
-                (best, shortest) = (*guess, taken);
+                (best, shortest) = (index, taken);
             }
         }
-        Ok(best)
+        choices.insert(text, best);
+        Ok(guesses[best])
     }
 }
 

@@ -8,6 +8,7 @@ pub(crate) mod clock;
 pub(crate) mod copies;
 pub(crate) mod gemm;
 pub(crate) mod launch;
+mod pinned;
 pub(crate) mod pool;
 mod region;
 pub(crate) mod sdpa;
@@ -19,6 +20,7 @@ use candle_core::cuda_backend::{CudaDevice, DeviceId};
 use candle_core::{Device, Result, Tensor};
 use cudarc::driver::{CudaContext, CudaStream};
 
+use crate::device::Allocator;
 pub(crate) use launch::{File, Launch};
 pub(crate) use tensor::{fits, suffix};
 
@@ -30,6 +32,7 @@ pub(crate) struct Gpu {
     pub modules: launch::Modules,
     pub gemm: gemm::Gemm,
     pub sdpa: sdpa::Sdpa,
+    pub allocator: Allocator,
 }
 
 /// The GPUs that are open. Global, since candle's device has no room for what is ours, and the driver's own state
@@ -38,11 +41,16 @@ static OPEN: Mutex<Vec<(DeviceId, Arc<Gpu>)>> = Mutex::new(Vec::new());
 
 /// What belongs to `device`; a device that was not opened through [`crate::device::open_gpu`] gets default settings.
 pub(crate) fn gpu(device: &CudaDevice) -> Result<Arc<Gpu>> {
-    with_settings(device, crate::device::Settings::default())
+    let allocator = Allocator::Driver { why: "the GPU was opened by other code" };
+    with_settings(device, crate::device::Settings::default(), allocator)
 }
 
-/// [`gpu`] with the settings that hold if it is new.
-pub(crate) fn with_settings(device: &CudaDevice, settings: crate::device::Settings) -> Result<Arc<Gpu>> {
+/// [`gpu`] with the settings and the allocator that hold if it is new.
+pub(crate) fn with_settings(
+    device: &CudaDevice,
+    settings: crate::device::Settings,
+    allocator: Allocator,
+) -> Result<Arc<Gpu>> {
     let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((_, gpu)) = open.iter().find(|(id, _)| *id == device.id()) {
         return Ok(gpu.clone());
@@ -53,6 +61,7 @@ pub(crate) fn with_settings(device: &CudaDevice, settings: crate::device::Settin
         modules: launch::Modules::default(),
         gemm: gemm::Gemm::new(&stream, settings.repeatability)?,
         sdpa: sdpa::Sdpa::new(&context, settings.repeatability),
+        allocator,
         device: device.clone(),
         context,
         stream,

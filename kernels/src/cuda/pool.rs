@@ -34,14 +34,14 @@ pub(crate) fn open(index: usize, settings: &Settings) -> Result<Device> {
         pool
     };
     let total = told(context.total_mem())? as u64;
-    region::open(Setup {
+    let allocator = region::open(Setup {
         device: handle,
         stream: cuda.cuda_stream().cu_stream(),
         total,
         pool,
         limit: settings.memory_limit.unwrap_or(u64::MAX),
     })?;
-    with_settings(&cuda, *settings)?;
+    with_settings(&cuda, *settings, allocator)?;
     Ok(Device::Cuda(cuda))
 }
 

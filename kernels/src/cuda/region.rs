@@ -22,6 +22,7 @@ use cudarc::driver::{DriverError, sys};
 use super::chunk::{self, CHUNK, Chunk};
 use super::told;
 use crate::arena::{Arena, GRAIN, Runs};
+use crate::device::Allocator;
 
 /// Smaller tensors are left to the driver's pool: there are thousands, and among large ones each would hold a chunk.
 const LEAST: usize = 2 << 20;
@@ -111,17 +112,18 @@ unsafe extern "C" {
     fn tandem_late_divert(name: *const std::ffi::c_char, function: *const c_void) -> *const c_void;
 }
 
-/// Makes the region of a device. Where this driver, or this build, has no way to, its pool serves all tensors.
-pub(super) fn open(setup: Setup) -> Result<()> {
+/// Makes the region of a device. Where this driver, or this build, has no way to, its pool serves all tensors, and the answer
+/// says why.
+pub(super) fn open(setup: Setup) -> Result<Allocator> {
     if !divert() {
-        return Ok(());
+        return Ok(Allocator::Driver { why: "this program was linked without its own allocator" });
     }
     let mut can_map = 0;
     let mapping = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED;
     // SAFETY: the attribute is an i32.
     told(unsafe { sys::cuDeviceGetAttribute(&mut can_map, mapping, setup.device) }.result())?;
     if can_map == 0 {
-        return Ok(());
+        return Ok(Allocator::Driver { why: "the driver cannot map memory piece by piece on this GPU" });
     }
     let span = (SPAN * setup.total).next_multiple_of(CHUNK);
     let mut base = 0;
@@ -145,7 +147,7 @@ pub(super) fn open(setup: Setup) -> Result<()> {
         access,
     };
     REGIONS.write().unwrap_or_else(PoisonError::into_inner).push((place, Mutex::new(region)));
-    Ok(())
+    Ok(Allocator::Own)
 }
 
 /// What the region of `stream` holds.

@@ -9,11 +9,9 @@ use cudarc::driver::CudaContext;
 
 use super::tensor::pointer;
 use super::{Gpu, told};
-use crate::attention::{Calls, Gradients, Output};
+use crate::attention::{Calls, Gradients, Output, is_for_cudnn};
 use crate::device::Repeatability;
 
-/// The first version whose backward needs no hidden mask for key lengths that are no multiples of 128, as Wan's are.
-const OLDEST: usize = 91800;
 /// Where the loader finds it.
 const LIBRARY: &CStr = c"libcudnn.so.9";
 
@@ -56,7 +54,6 @@ struct Description {
 // SAFETY: the names and types of `cuda/attention.h`; callers pass live pointers and a text buffer of n bytes.
 unsafe extern "C" {
     fn sdpa_open(library: *const c_char, handle: *mut *mut c_void, error: *mut c_char, n: usize) -> i32;
-    fn sdpa_cudnn_version() -> usize;
     fn sdpa_plan(
         handle: *mut c_void,
         description: *const Description,
@@ -87,10 +84,6 @@ mod absent {
         1
     }
     // SAFETY: touches nothing.
-    pub unsafe fn sdpa_cudnn_version() -> usize {
-        0
-    }
-    // SAFETY: touches nothing.
     pub unsafe fn sdpa_plan(
         _: *mut c_void,
         _: *const Description,
@@ -114,7 +107,7 @@ mod absent {
     }
 }
 #[cfg(not(cudnn_headers))]
-use absent::{sdpa_cudnn_version, sdpa_open, sdpa_plan, sdpa_run};
+use absent::{sdpa_open, sdpa_plan, sdpa_run};
 
 /// Calls the shim with a buffer for its text.
 fn call(work: impl FnOnce(*mut c_char, usize) -> i32) -> std::result::Result<(), String> {
@@ -149,6 +142,8 @@ pub(crate) struct Sdpa {
     opened: OnceLock<std::result::Result<Handle, String>>,
     /// Shapes that cuDNN refused are kept as such, so that it is asked once.
     plans: Mutex<HashMap<Key, Option<Plan>>>,
+    /// Refusals that nobody has been told yet.
+    refused: Mutex<Vec<String>>,
     repeatability: Repeatability,
     architecture: i32,
 }
@@ -166,6 +161,7 @@ impl Sdpa {
         Self {
             opened: OnceLock::new(),
             plans: Mutex::default(),
+            refused: Mutex::default(),
             repeatability,
             architecture: major * 10 + minor,
         }
@@ -176,15 +172,11 @@ impl Sdpa {
             if self.architecture < 80 {
                 return Err(format!("compute capability {} is below 8.0", self.architecture));
             }
+            crate::attention::cudnn()?;
             let mut handle = std::ptr::null_mut();
             // SAFETY: the name ends with nul; the handle is written before it returns 0.
             call(|text, n| unsafe { sdpa_open(LIBRARY.as_ptr(), &mut handle, text, n) })?;
-            // SAFETY: the library is open.
-            let version = unsafe { sdpa_cudnn_version() };
-            match version < OLDEST {
-                true => Err(format!("libcudnn.so.9 is version {version}, and 9.18 or later is needed")),
-                false => Ok(Handle(handle)),
-            }
+            Ok(Handle(handle))
         });
         opened.as_ref().map_err(Clone::clone)
     }
@@ -192,11 +184,14 @@ impl Sdpa {
 
 impl Gpu {
     /// Whether cuDNN's attention can run here, or why not.
-    pub(crate) fn cudnn(&self) -> std::result::Result<usize, String> {
+    pub(crate) fn cudnn(&self) -> std::result::Result<(), String> {
         self.context.bind_to_thread().map_err(|why| why.to_string())?;
-        self.sdpa.handle()?;
-        // SAFETY: the library is open.
-        Ok(unsafe { sdpa_cudnn_version() })
+        self.sdpa.handle().map(|_| ())
+    }
+
+    /// See [`crate::attention::refusals`].
+    pub(crate) fn refused_attention(&self) -> Vec<String> {
+        std::mem::take(&mut *self.sdpa.refused.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Attention through cuDNN; nothing where it is absent or has no engine for these shapes.
@@ -262,7 +257,7 @@ impl Gpu {
     fn run(&self, key: Key, slots: &[u64; slot::COUNT]) -> Result<bool> {
         told(self.context.bind_to_thread())?;
         let mut plans = self.sdpa.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        let plan = *plans.entry(key).or_insert_with(|| self.sdpa.plan(&key).ok());
+        let plan = *plans.entry(key).or_insert_with(|| self.sdpa.plan_or_refusal(&key));
         let Some(plan) = plan else { return Ok(false) };
         let workspace = self.empty(plan.workspace.max(1), DType::U8)?;
         let (workspace, stream) = (pointer(&workspace)? as *mut c_void, self.stream.cu_stream());
@@ -276,6 +271,24 @@ impl Gpu {
 }
 
 impl Sdpa {
+    /// The plan of `key`. Where cuDNN is there and has none, its reason is kept to be told.
+    fn plan_or_refusal(&self, key: &Key) -> Option<Plan> {
+        self.handle().ok()?;
+        match self.plan(key) {
+            Ok(plan) => Some(plan),
+            Err(why) => {
+                let Key { batch, heads, queries, keys, size, .. } = *key;
+                let pass = if key.kind == FORWARD { "forward" } else { "backward" };
+                let line = format!(
+                    "cuDNN has no attention {pass} for {batch} x {heads} heads of {size}, {queries} queries and {keys} \
+                     keys: it runs in chunks, several times slower ({why})"
+                );
+                self.refused.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+                None
+            }
+        }
+    }
+
     fn plan(&self, key: &Key) -> std::result::Result<Plan, String> {
         let handle = self.handle()?;
         let deterministic = self.repeatability == Repeatability::BitForBit;
@@ -327,7 +340,7 @@ struct Slice {
 /// The plan that `q` [b, lq, n, h] and `k` [b, lk, n, h] ask for, where cuDNN's kernels take them.
 fn key(q: &Tensor, k: &Tensor, kind: i32) -> Result<Option<Key>> {
     let (batch, queries, heads, size) = q.dims4()?;
-    let is_fit = q.dtype() == DType::BF16 && k.dtype() == DType::BF16 && size % 8 == 0 && size <= 128;
+    let is_fit = is_for_cudnn(q.dtype(), size) && k.dtype() == q.dtype();
     // cuDNN refuses the backward of a single query over a single key.
     let is_fit = is_fit && queries > 1 && k.dim(1)? > 1;
     let keys = k.dim(1)?;

@@ -60,6 +60,20 @@ impl Vae {
     /// # Errors
     /// Anything that [`Weights::open`] refuses, and files that hold no Wan VAE.
     pub fn load(path: &Path, config: Option<&Path>, dtype: DType, device: &Device) -> Result<Self> {
+        let (weights, sizes, config) = Self::open(path, config)?;
+        Self::build(&weights, sizes, &config, dtype, device)
+    }
+
+    /// What [`Vae::fingerprint`] of the VAE at `path` is, from headers and samples of the bytes: nothing is loaded.
+    ///
+    /// # Errors
+    /// Those of [`Vae::load`], but for values that are read there alone.
+    pub fn fingerprint_at(path: &Path, config: Option<&Path>) -> Result<String> {
+        let (weights, sizes, config) = Self::open(path, config)?;
+        fingerprint(&weights, &Scaling::new(&sizes, &config)?)
+    }
+
+    fn open(path: &Path, config: Option<&Path>) -> Result<(Weights, Sizes, VaeConfig)> {
         let checkpoint = Checkpoint::open(path)?;
         let (sizes, naming) = Sizes::detect(&checkpoint)?;
         let to_file = |name: &str| match naming {
@@ -73,7 +87,7 @@ impl Vae {
             None if beside.is_file() => VaeConfig::read(&beside)?,
             None => VaeConfig::default(),
         };
-        Self::build(&weights, sizes, &config, dtype, device)
+        Ok((weights, sizes, config))
     }
 
     /// A VAE of these sizes with weights made from `seed`, for measuring speed and memory.
@@ -92,13 +106,12 @@ impl Vae {
         let scaling = Scaling::new(&sizes, config)?;
         let mut builder = Builder { weights, dtype, device, slots: 0 };
         let [to_moments, from_latents] = plan::latent_convs(&sizes);
-        let identity = format!("{} {}", weights.fingerprint()?, scaling.identity());
         Ok(Self {
             to_moments: builder.part(&to_moments)?,
             from_latents: builder.part(&from_latents)?,
             encoder: Network::build(&plan::encoder(&sizes), &mut builder)?,
             decoder: Network::build(&plan::decoder(&sizes), &mut builder)?,
-            fingerprint: Sha256::digest(identity).iter().map(|b| format!("{b:02x}")).collect(),
+            fingerprint: fingerprint(weights, &scaling)?,
             device: device.clone(),
             sizes,
             scaling,
@@ -264,4 +277,10 @@ fn checked_axes(tiles: Tiles, axis: impl Fn(usize, usize) -> Axis) -> Result<(Ax
             tiles.size, tiles.stride
         ))),
     }
+}
+
+/// Identifies weights and statistics.
+fn fingerprint(weights: &Weights, scaling: &Scaling) -> Result<String> {
+    let identity = format!("{} {}", weights.fingerprint()?, scaling.identity());
+    Ok(Sha256::digest(identity).iter().map(|b| format!("{b:02x}")).collect())
 }

@@ -96,7 +96,7 @@ const ROUNDS: [(&str, Round); 7] = [
     ("interrupted at a random time (SIGINT), and resumed", |soak, r| soak.stopped("-INT", r)),
     ("asked to end at a random time (SIGTERM), and resumed", |soak, r| soak.stopped("-TERM", r)),
     ("disk full (limit on file sizes), then resumed with room", Soak::full),
-    ("a bit of a checkpoint, log or plan flipped, then resumed", Soak::damaged_run),
+    ("a bit of a checkpoint or plan flipped, then resumed", Soak::damaged_run),
     ("bytes of a clip, caption, recipe, model or cache file changed", Soak::damaged_input),
     ("four runs begun together, two resumed together", Soak::crowded),
 ];

@@ -1,4 +1,4 @@
-//! A checkpoint of a published size on the disk, to measure how it loads.
+//! Checkpoints of published sizes on the disk, to measure how they load and how a run goes with them.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use half::bf16;
 use kernels::random::Key;
 use models::dit::DitConfig;
+use models::umt5::Umt5Sizes;
+use models::vae::Sizes;
+use models::weights::TensorSpec;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
@@ -26,7 +29,7 @@ impl Made {
     /// # Errors
     /// When the disk does not take it.
     pub fn new(config: &DitConfig, scratch: &Path) -> Result<Self> {
-        let folder = scratch.join(format!("tandem-bench-load-{}", std::process::id()));
+        let folder = scratch.join(format!("tandem-bench-{}", std::process::id()));
         let made = Self { folder };
         let io = |source| Error::Io { action: "write a checkpoint to", path: made.folder.clone(), source };
         fs::create_dir_all(&made.folder).map_err(io)?;
@@ -46,26 +49,54 @@ impl Made {
             "freq_dim": config.freq_dim, "text_len": config.text_len, "eps": config.eps,
         });
         fs::write(self.folder.join("config.json"), told.to_string())?;
-        let (header, bytes) = header(config);
-        let values = Key::new(0, "bench checkpoint", &[]).normals(NUMBERS);
-        let part: Vec<u8> = values.iter().flat_map(|v| bf16::from_f32(v * 0.02).to_le_bytes()).collect();
-        let mut out = BufWriter::new(File::create(self.folder.join("diffusion_pytorch_model.safetensors"))?);
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
-        out.write_all(&header)?;
-        let mut left = bytes;
-        while left > 0 {
-            let now = left.min(part.len());
-            out.write_all(&part[..now])?;
-            left -= now;
-        }
-        out.into_inner()?.sync_all()
+        write_random(&self.folder.join("diffusion_pytorch_model.safetensors"), config.tensors())
+    }
+
+    /// Writes what else a run needs beside the DiT: `vae.safetensors`, `umt5.safetensors`, and a `tokenizer.json` of a few
+    /// words.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub fn add_encoders(&self, vae: &Sizes, text: &Umt5Sizes) -> Result<()> {
+        let words = ["<unk>", "</s>", "a", "bench", "on", "hill", "clip", "number"];
+        let vocabulary: Map<String, Value> =
+            words.iter().enumerate().map(|(id, word)| ((*word).to_owned(), id.into())).collect();
+        let tokenizer = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": { "type": "Whitespace" }, "post_processor": null, "decoder": null,
+            "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>" },
+        });
+        let write = || {
+            write_random(&self.folder.join("vae.safetensors"), vae.tensors())?;
+            write_random(&self.folder.join("umt5.safetensors"), text.tensors())?;
+            fs::write(self.folder.join("tokenizer.json"), tokenizer.to_string())
+        };
+        let io = |source| Error::Io { action: "write a checkpoint to", path: self.folder.clone(), source };
+        write().map_err(io)
     }
 }
 
-/// The header of a safetensors file with every tensor of the model in bf16, and the bytes that follow it.
-fn header(config: &DitConfig) -> (Vec<u8>, usize) {
+/// Writes `tensors` in bf16 as a safetensors file, a part at a time.
+fn write_random(path: &Path, tensors: Vec<TensorSpec>) -> io::Result<()> {
+    let (header, bytes) = header(tensors);
+    let values = Key::new(0, "bench checkpoint", &[]).normals(NUMBERS);
+    let part: Vec<u8> = values.iter().flat_map(|v| bf16::from_f32(v * 0.02).to_le_bytes()).collect();
+    let mut out = BufWriter::new(File::create(path)?);
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)?;
+    let mut left = bytes;
+    while left > 0 {
+        let now = left.min(part.len());
+        out.write_all(&part[..now])?;
+        left -= now;
+    }
+    out.into_inner()?.sync_all()
+}
+
+/// The header of a safetensors file with `tensors` in bf16, and the bytes that follow it.
+fn header(tensors: Vec<TensorSpec>) -> (Vec<u8>, usize) {
     let (mut entries, mut begin) = (Map::new(), 0);
-    for spec in config.tensors() {
+    for spec in tensors {
         let end = begin + 2 * spec.shape.iter().product::<usize>();
         entries
             .insert(spec.name, json!({"dtype": "BF16", "shape": spec.shape, "data_offsets": [begin, end]}));

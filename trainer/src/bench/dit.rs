@@ -12,7 +12,7 @@ use super::meter::{Measured, Meter};
 use super::model::DitSource;
 use super::profile::{predicted, profiled};
 use super::{ClipSize, Repeats, device_name, random, rounded};
-use crate::devices::DevicesConfig;
+use crate::devices::{DevicesConfig, Limits};
 use crate::error::{Error, Result};
 use crate::forecast::{Networks, Task};
 use crate::memory::{self, Forecast, Machine, MemoryConfig};
@@ -103,7 +103,7 @@ impl DitBench<'_> {
             networks: Networks::One,
         };
         let host = self.memory.host_memory.map(|host| host.0);
-        let machine = Machine::here(devices, task.base, config, host);
+        let machine = Machine::here(devices, &Limits::measure(devices), task.base, config, host);
         let given = (!self.devices.split.is_empty()).then_some(devices.split.as_slice());
         let settled = memory::settle(&task, &machine, &self.memory, given, &memory::Shapes::default())?;
         let memory::Settled { choice, forecast, .. } = settled;
@@ -144,6 +144,12 @@ impl DitBench<'_> {
         Ok(MicroBatch { input, target, weights: vec![weight], mask: None, dropout: None })
     }
 
+    /// What the attention of the first stage runs on.
+    fn attention(&self, ready: &Ready) -> &'static str {
+        let compute = self.precision.dit().frozen.compute;
+        kernels::attention::engine(&ready.devices[0].0, compute, ready.config.head_size()).name
+    }
+
     /// What is told of every measurement.
     fn told(&self, what: &str, ready: &Ready, measured: &Measured) -> Map<String, Value> {
         let devices: Vec<String> = ready.devices.iter().map(|(device, _)| device_name(device)).collect();
@@ -151,7 +157,7 @@ impl DitBench<'_> {
         fields(json!({
             "what": what, "model": ready.name, "gpus": measured.gpus, "stages": devices, "split": blocks,
             "weights": self.precision.base.name(), "stream": self.precision.stream,
-            "attention": kernels::attention::engine(&ready.devices[0].0).name,
+            "attention": self.attention(ready),
             "frames": self.size.frames, "size": self.size.label(), "tokens": ready.tokens,
             "peak_gib": measured.peak_gib, "steady_peak_gib": measured.steady_peak_gib,
             "reserved_gib": measured.reserved_gib,

@@ -10,6 +10,7 @@ mod meter;
 mod model;
 mod parts;
 mod profile;
+mod run;
 
 use candle_core::{DType, Device, Tensor};
 use kernels::random::Key;
@@ -18,6 +19,7 @@ pub use dit::{DitBench, StepBench, forward, step};
 pub use load::{LoadSource, load};
 pub use model::{DIT_PRESETS, DitSource, dit_preset, umt5_preset, vae_preset};
 pub use parts::{AttentionBench, VaeBench, attention, text, usual_tiles, vae};
+pub use run::{RUN_PRESETS, RunBench, whole};
 
 use crate::error::Result;
 

@@ -42,7 +42,7 @@ pub fn attention(bench: AttentionBench, device: &Device) -> Result<Value> {
     let tera = 4.0 * (tokens as f64).powi(2) * (heads * head_size) as f64 / 1e12;
     Ok(json!({
         "what": "attention", "L": tokens, "heads": heads, "head_size": head_size,
-        "backend": kernel::engine(device).name, "dtype": dtype.as_str(), "device": device_name(device),
+        "backend": kernel::engine(device, dtype, head_size).name, "dtype": dtype.as_str(), "device": device_name(device),
         "fwd_ms": rounded(forward.seconds * 1e3, 2), "fwd_tflops": rounded(tera / forward.seconds, 4),
         "bwd_ms": rounded(backward.seconds * 1e3, 2), "bwd_tflops": rounded(2.5 * tera / backward.seconds, 4),
         "peak_gib": backward.peak_gib,

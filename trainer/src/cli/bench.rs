@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use models::umt5::Umt5;
 use models::vae::Vae;
@@ -12,13 +12,15 @@ use super::fetch::on_this_machine;
 use super::precision::{DitPrecision, PartFloat, PartPrecision};
 use crate::base::{self, Part};
 use crate::bench::{
-    self, AttentionBench, ClipSize, DitBench, DitSource, LoadSource, Repeats, StepBench, VaeBench,
+    self, AttentionBench, ClipSize, DitBench, DitSource, LoadSource, Repeats, RunBench, StepBench, VaeBench,
 };
 use crate::bytes::Bytes;
 use crate::error::Error;
 use crate::hub::HubError;
+use crate::interrupt::Interrupt;
 use crate::memory::{KeepConfig, MemoryConfig, Offload};
-use crate::ui::Ui;
+use crate::precision::Held;
+use crate::ui::{Ui, Voice};
 
 /// Measure speed and memory of one part, as JSON lines.
 #[derive(Debug, Args)]
@@ -49,6 +51,9 @@ enum BenchPart {
     /// Loading a checkpoint: a DiT's folder as training loads it, other weights tensor by tensor; with --random-weights a
     /// checkpoint of those sizes is written first, in bf16.
     Load(LoadArguments),
+    /// A whole short run from files of random weights, which are written first: loading, encoding, clips, steps, checkpoints,
+    /// export. Each phase is told with its time as it ends, then all of them together.
+    Run(RunArguments),
 }
 
 /// What both sides of a clip must be a multiple of, whatever the model; some ask for more.
@@ -225,6 +230,36 @@ struct LoadArguments {
     times: Times,
 }
 
+#[derive(Debug, Args)]
+struct RunArguments {
+    /// The name of sizes: t2v-1.3b, t2v-14b, ti2v-5b, tiny.
+    #[arg(long, default_value = "tiny")]
+    model: String,
+    /// Folder that files, run and cache lie in for the time: three times the model's size. Default: the system's for temporary
+    /// files.
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<PathBuf>,
+    #[command(flatten)]
+    size: Size,
+    /// How the DiT's weights are held. Default: bf16.
+    #[arg(long, value_enum)]
+    base: Option<Held>,
+    #[command(flatten)]
+    devices: StageDevices,
+    /// Optimiser steps, with a checkpoint in the middle and one at the end.
+    #[arg(long, default_value_t = 6)]
+    steps: u64,
+    /// Micro-batches of a step.
+    #[arg(long, default_value_t = 4)]
+    accumulate: usize,
+    /// Rank of the adapter.
+    #[arg(long, default_value_t = 32)]
+    rank: usize,
+    /// Solver steps of the clips before and after training.
+    #[arg(long, default_value_t = 4)]
+    solver_steps: usize,
+}
+
 /// What a training step keeps.
 #[derive(Debug, Args)]
 struct StepMemory {
@@ -259,6 +294,7 @@ impl Bench {
             BenchPart::Vae(vae) => vae.measure()?,
             BenchPart::Text(text) => text.measure()?,
             BenchPart::Load(load) => load.measure()?,
+            BenchPart::Run(run) => run.measure()?,
         };
         ui.tell(&row.to_string(), &row);
         Ok(0)
@@ -307,6 +343,26 @@ impl LoadArguments {
             false => LoadSource::Checkpoint(on_disk(&self.model.model, bench::dit_preset)?),
         };
         bench::load(source, base, &devices, self.times.repeats())
+    }
+}
+
+impl RunArguments {
+    fn measure(&self) -> Result<serde_json::Value> {
+        let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
+        let scratch = self.scratch.clone().unwrap_or_else(std::env::temp_dir);
+        let run = RunBench {
+            model: &self.model,
+            scratch: &scratch,
+            devices: self.devices.config(),
+            base: self.base,
+            size: self.size.checked(LEAST_MULTIPLE)?,
+            steps: self.steps.max(1),
+            accumulate: self.accumulate.max(1),
+            rank: self.rank,
+            solver_steps: self.solver_steps,
+        };
+        // Rows for machines, whoever listens: they are the figures.
+        Ok(bench::whole(&run, &interrupt, &Ui::new(Voice::Json).with_phases())?)
     }
 }
 

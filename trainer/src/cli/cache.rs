@@ -35,6 +35,7 @@ Every key of a recipe is explained in recipes/README.md.";
 impl Cache {
     /// Fills the cache, or writes the preview.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
+        let ui = &ui.with_phases();
         let overrides = resolved(&self.recipe, self.devices.overrides(), Missing::Fetch, ui)?;
         let planned = make(&self.recipe, &overrides, ui)?;
         let Some(folder) = &self.preview else {

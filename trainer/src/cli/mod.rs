@@ -190,7 +190,10 @@ fn is_users(error: &Error) -> bool {
         Error::RunInUse { .. } | Error::LogCut { .. } | Error::Tensorboard(_) => true,
         Error::DamagedCheckpoint { .. } | Error::NotACheckpoint { .. } | Error::ForeignCheckpoint => true,
         Error::CacheEntryGone { .. } | Error::NonFiniteLatents { .. } => true,
-        Error::NonFiniteLoss { .. } | Error::NonFiniteGradient { .. } => true,
+        Error::NonFiniteLoss { .. } | Error::NonFiniteGradient { .. } | Error::NonFiniteHeldOut { .. } => {
+            true
+        }
+        Error::NonFiniteClip { .. } | Error::NonFiniteVideo { .. } => true,
         _ => false,
     }
 }

@@ -19,7 +19,7 @@ use super::force::Force;
 use super::precision::ModelPrecision;
 use crate::adapters;
 use crate::base::{BaseModel, DitFiles};
-use crate::devices::DevicesConfig;
+use crate::devices::{DevicesConfig, tell_refusals};
 use crate::encode::{Encoded, Encoding};
 use crate::error::Error;
 use crate::habits::Habits;
@@ -28,7 +28,8 @@ use crate::pipeline::Pipeline;
 use crate::prompt::ClipRequest;
 use crate::recipe::Assignment;
 use crate::sample::{
-    ClipFormat, Prompted, Sampling, Share, clip_files, clip_name, estimate, starting_noise, write_clips,
+    ClipFiles, ClipFormat, Prompted, Sampled, Sampling, Share, clip_files, clip_name, estimate,
+    starting_noise, write_clips,
 };
 use crate::solver::{Convention, SolverKind};
 use crate::ui::Ui;
@@ -165,6 +166,7 @@ Every key of a recipe is explained in recipes/README.md.";
 impl Sample {
     /// Makes the clips.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
+        let ui = &ui.with_phases();
         let mut basis = Basis::of(self, ui)?;
         let interrupt = Interrupt::listen_to(OnStop::Leave).context("cannot listen for Ctrl-C")?;
         let devices = self.devices.over(&basis.devices).settle(basis.dit.layers)?;
@@ -198,7 +200,9 @@ impl Sample {
             }
             let (dit, weights) = network.dit.open()?;
             let (adapters, weights) = adapters::put(&network.adapters, &dit, weights, Place::Beside, ui)?;
-            let mut pipeline = Pipeline::load(&weights, &dit, &split, &adapters, model.precision.dit())?;
+            let base = model.precision.dit();
+            let load = || Pipeline::load(&weights, &dit, &split, &adapters, base);
+            let mut pipeline = ui.phase("loading the DiT", load)?;
             pipeline.set_route(devices.transfer.into())?;
             let flow = sampling.advance(&pipeline, network.share, || {
                 bar.inc(1);
@@ -209,16 +213,22 @@ impl Sample {
             }
         }
         bar.finish();
+        tell_refusals(split.iter().map(|(device, _)| device), ui);
 
         if let Some(path) = &self.save_latents {
             save_latents(path, sampling.latents())?;
         }
         let vae = with.vae()?;
         let tiling = if self.tiled { Tiling::On(Tiles::default()) } else { Tiling::Off };
-        let named: Vec<(String, Tensor)> =
-            names.into_iter().zip(sampling.latents().iter().cloned()).collect();
+        let clips = names.into_iter().zip(&requests).zip(sampling.latents());
+        let clips = clips.map(|((name, request), latents)| Sampled {
+            name,
+            title: request.prompt.clone(),
+            latents: latents.clone(),
+        });
         let fps = self.fps.unwrap_or(basis.fps);
-        let written = write_clips(&self.out, &vae, tiling, &named, fps, &formats)?;
+        let files = ClipFiles { tiling, fps, formats: &formats };
+        let written = write_clips(&self.out, &vae, &clips.collect::<Vec<_>>(), files, ui)?;
         let lines: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
         ui.tell(&lines.join("\n"), &serde_json::json!({ "files": written }));
         Ok(0)

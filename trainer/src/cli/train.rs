@@ -40,11 +40,12 @@ Every key of a recipe is explained in recipes/README.md.";
 impl Train {
     /// Trains to the end, or until Ctrl-C.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
+        let ui = &ui.with_phases();
         // Before Ctrl-C is listened for: it ends fetching at once, which loses nothing.
         let overrides = resolved(&self.recipe, self.devices.overrides(), Missing::Fetch, ui)?;
         let interrupt = Interrupt::listen_to(OnStop::Save).context("cannot listen for Ctrl-C")?;
         let overrides = Overrides { interrupt: interrupt.clone(), ..overrides };
-        let mut planned = make(&self.recipe, &overrides, ui)?;
+        let mut planned = ui.phase("planning", || make(&self.recipe, &overrides, ui))?;
         let folder = match &self.resume {
             Some(run) => RunFolder::resume(&mut planned, run.as_deref(), |line| ui.note(line))?,
             None => RunFolder::begin(&mut planned.plan)?,

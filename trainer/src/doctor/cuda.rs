@@ -1,7 +1,7 @@
 //! GPUs, their driver, CUDA's libraries, and the attention engine that comes of them.
 
-use candle_core::Device;
-use kernels::device::Settings;
+use candle_core::{DType, Device};
+use kernels::device::{Allocator, Settings};
 use kernels::inventory::{self, Driver, Gpu, Library, built_for};
 
 use super::{Finding, Standing, good};
@@ -29,7 +29,7 @@ pub(super) fn examine() -> Vec<Finding> {
         findings.extend(gpus());
         findings.extend(inventory::libraries().into_iter().map(library));
     }
-    findings.push(attention());
+    findings.extend(engines());
     findings
 }
 
@@ -121,10 +121,25 @@ fn how_to_get(library: &str) -> &'static str {
     }
 }
 
-/// The engine of the device that runs where none is named.
-fn attention() -> Finding {
+/// The published models' heads: numbers of each.
+const HEAD_SIZE: usize = 128;
+
+/// The engines of the device that runs where none is named: attention in bf16, which GPUs compute in, and the allocator.
+fn engines() -> Vec<Finding> {
     let name = devices::default_device();
     let device = devices::open(name, &Settings::default()).unwrap_or(Device::Cpu);
-    let engine = kernels::attention::engine(&device);
-    good("attention", format!("{}: {}", engine.name, engine.why))
+    let engine = kernels::attention::engine(&device, DType::BF16, HEAD_SIZE);
+    let mut findings = vec![good("attention", format!("{}: {}", engine.name, engine.why))];
+    if device.is_cuda() {
+        let allocator = kernels::device::allocator(&device);
+        findings.push(match &allocator {
+            Allocator::Own => good("allocator", allocator.to_string()),
+            Allocator::Driver { .. } => bad(
+                "allocator",
+                allocator.to_string(),
+                "leave more of each card free, with devices.memory_limit 2 to 3 GiB below what it has",
+            ),
+        });
+    }
+    findings
 }

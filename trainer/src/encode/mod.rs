@@ -1,7 +1,9 @@
-//! Filling the cache: every clip through the VAE, every prompt through the text encoder, each loaded alone and dropped.
+//! Filling the cache: every clip through the VAE and, where the model looks through it, CLIP; every prompt through the text
+//! encoder. Each is loaded only where something is missing, and dropped.
 //!
 //! An entry that is there and whole is not made again, so a run that is killed while caching loses nothing.
 
+mod clips;
 mod pictures;
 mod shown;
 mod views;
@@ -9,10 +11,11 @@ mod views;
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Tensor};
-use data::{Cache, Clip, ContentHashes, Dataset, HostTensor, Key, Lookup, Storage, Window};
+use data::{Cache, HostTensor, Key, Lookup, MissReason, Storage};
 use models::clip::Clip as Tower;
-use models::dit::{DitConfig, Pictures};
-use models::vae::{Tiling, Vae};
+use models::dit::DitConfig;
+use models::vae::Vae;
+use models::weights::Checkpoint;
 
 pub use shown::{Ends, Shown, condition, mask, with_mask};
 
@@ -37,6 +40,16 @@ pub struct Encoded {
     pictures: BTreeMap<String, pictures::PictureKeys>,
     /// Which frames an image-to-video model is given.
     ends: Ends,
+    check: Check,
+}
+
+/// How closely entries are looked at before it is decided what is to be encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Check {
+    /// Heads and lengths of their files: the checksum is verified when an entry is first used.
+    Head,
+    /// The checksum too, which reads the whole cache.
+    Checksum,
 }
 
 /// The entries of a window.
@@ -76,112 +89,24 @@ impl Encoded {
             clips: Vec::new(),
             pictures: BTreeMap::new(),
             ends: Ends::First,
+            check: Check::Head,
         })
     }
 
-    /// Encodes every window of `dataset` that is not cached.
-    ///
-    /// # Errors
-    /// Clips that cannot be decoded, latents that are not finite, a cache that takes no files.
-    pub fn encode_clips(&mut self, dataset: &Dataset, with: &Encoding) -> Result<()> {
-        let Encoding { interrupt, ui, .. } = *with;
-        let vae = with.vae()?;
-        let identity = with.vae_identity(&vae);
-        self.ends = if with.sees_two() { Ends::Both } else { Ends::First };
-        let mut hashes = ContentHashes::open(&self.cache);
-        self.clips.clear();
-        for window in &dataset.windows {
-            let content = hashes.of(&dataset.sources[window.source].item.media)?;
-            let latents = dataset.key(window, &content, &identity);
-            let condition = || Key::of(&["condition", &latents.to_string(), self.ends.name()]);
-            let condition = (with.dit.pictures() == Pictures::Beside).then(condition);
-            self.clips.push(ClipKeys { latents, condition, states: None });
-        }
-        let missing = self.missing_clips(dataset, ui)?;
-        if missing.is_empty() {
-            // A complete cache may be read-only: then clips are hashed anew each time.
-            if let Err(error) = hashes.save() {
-                ui.note(&format!("{error}; every start reads all clips to know them again"));
-            }
-        } else {
-            self.cache.check_writable()?;
-            hashes.save()?;
-            self.encode_missing(dataset, &missing, &vae, interrupt, ui)?;
-        }
-        drop(vae);
-        if with.dit.image.is_some() { self.encode_views(dataset, with) } else { Ok(()) }
+    /// The same, looking at entries as closely as `check` says; [`Encoded::open`] looks at their heads.
+    pub fn checking(self, check: Check) -> Self {
+        Self { check, ..self }
     }
 
-    fn encode_missing(
-        &self,
-        dataset: &Dataset,
-        missing: &[usize],
-        vae: &Vae,
-        interrupt: &Interrupt,
-        ui: &Ui,
-    ) -> Result<()> {
-        let bar = ui.bar("encoding clips", missing.len());
-        let sources: BTreeSet<usize> = missing.iter().map(|&i| dataset.windows[i].source).collect();
-        for source in sources {
-            let mut indices: Vec<usize> =
-                missing.iter().copied().filter(|&i| dataset.windows[i].source == source).collect();
-            indices.sort_by_key(|&i| dataset.windows[i].start);
-            let windows: Vec<Window> = indices.iter().map(|&i| dataset.windows[i]).collect();
-            for (&index, clip) in indices.iter().zip(dataset.clips(source, &windows)?) {
-                // Before a verdict: what stops this program may have stopped ffmpeg too.
-                interrupt.check()?;
-                self.put_clip(&self.clips[index], vae, &clip?)?;
-                interrupt.check()?;
-                bar.inc(1);
-            }
-        }
-        bar.finish();
-        Ok(())
-    }
-
-    /// Indices of the windows that have no whole entry.
-    fn missing_clips(&self, dataset: &Dataset, ui: &Ui) -> Result<Vec<usize>> {
-        let mut missing = Vec::new();
-        for (index, keys) in self.clips.iter().enumerate() {
-            for key in [Some(&keys.latents), keys.condition.as_ref()].into_iter().flatten() {
-                if let Lookup::Miss { reason } = self.cache.get(key)? {
-                    if let data::MissReason::Damaged(_) = reason {
-                        let id = &dataset.sources[dataset.windows[index].source].item.id;
-                        ui.note(&format!("{id}: {reason}; it is made again"));
-                    }
-                    missing.push(index);
-                    break;
-                }
-            }
-        }
-        Ok(missing)
-    }
-
-    fn put_clip(&self, keys: &ClipKeys, vae: &Vae, clip: &Clip) -> Result<()> {
-        let bucket = clip.bucket;
-        let shape = (1, 3, bucket.frames as usize, bucket.height as usize, bucket.width as usize);
-        let video = Tensor::from_vec(clip.planes(), shape, &Device::Cpu)?.to_device(vae.device())?;
-        self.put(&keys.latents, (LATENTS, &vae.encode(&video, Tiling::Off)?.squeeze(0)?), clip)?;
-        if let Some(key) = &keys.condition {
-            let frame = |n: usize| -> Result<Tensor> { Ok(video.get(0)?.narrow(1, n, 1)?.squeeze(1)?) };
-            let last = match self.ends {
-                Ends::Both => Some(frame(bucket.frames as usize - 1)?),
-                Ends::First => None,
-            };
-            let latents = condition(vae, &frame(0)?, last.as_ref(), bucket.frames as usize)?;
-            self.put(key, (LATENTS, &latents), clip)?;
-        }
-        Ok(())
-    }
-
-    /// Keeps one tensor of a clip.
-    fn put(&self, key: &Key, (name, tensor): (&str, &Tensor), clip: &Clip) -> Result<()> {
-        let host = to_host(tensor)?;
-        if host.data().iter().any(|v| !v.is_finite()) {
-            return Err(Error::NonFiniteLatents { clip: clip.source.clone() });
-        }
-        let meta = BTreeMap::from([("source".to_owned(), clip.source.clone())]);
-        Ok(self.cache.put(key, &[(name, &host, Storage::F32)], &meta)?)
+    /// Why an entry has to be made; `None` where it is there.
+    fn missing(&self, key: &Key) -> Result<Option<MissReason>> {
+        Ok(match self.check {
+            Check::Head => self.cache.peek(key)?,
+            Check::Checksum => match self.cache.get(key)? {
+                Lookup::Hit(_) => None,
+                Lookup::Miss { reason } => Some(reason),
+            },
+        })
     }
 
     /// Encodes every prompt that is not cached. The encoder is only loaded when there is one.
@@ -193,7 +118,7 @@ impl Encoded {
         let Encoding { model, device, interrupt, ui, .. } = *with;
         let mut missing = BTreeSet::new();
         for prompt in prompts {
-            if !matches!(self.cache.get(&self.text_key(prompt))?, Lookup::Hit(_)) {
+            if self.missing(&self.text_key(prompt))?.is_some() {
                 missing.insert(prompt);
             }
         }
@@ -201,12 +126,13 @@ impl Encoded {
             return Ok(());
         }
         self.cache.check_writable()?;
-        let encoder = model.load_text_encoder(device)?;
+        let encoder = ui.phase("loading the text encoder", || model.load_text_encoder(device))?;
         let bar = ui.bar("encoding prompts", missing.len());
         for prompt in missing {
-            let states = to_host(&encoder.encode_prompt(prompt)?)?;
+            let states = encoder.encode_prompt(prompt)?;
             let meta = BTreeMap::from([("prompt".to_owned(), prompt.to_owned())]);
-            self.cache.put(&self.text_key(prompt), &[(TEXT, &states, Storage::F32)], &meta)?;
+            let entry = [(TEXT, &to_host(&states)?, storage(&states))];
+            self.cache.put(&self.text_key(prompt), &entry, &meta)?;
             interrupt.check()?;
             bar.inc(1);
         }
@@ -259,7 +185,13 @@ impl Encoded {
                 }
                 None => Err(Error::CacheEntryGone { why: format!("it holds no {name}") }),
             },
-            Lookup::Miss { reason } => Err(Error::CacheEntryGone { why: reason.to_string() }),
+            Lookup::Miss { reason } => {
+                // The next start looks at heads alone, and would find it again.
+                if matches!(reason, MissReason::Damaged(_)) {
+                    self.cache.remove(key)?;
+                }
+                Err(Error::CacheEntryGone { why: reason.to_string() })
+            }
         }
     }
 }
@@ -270,7 +202,7 @@ impl Encoding<'_> {
     /// # Errors
     /// Files that do not open, and the VAE of another model.
     pub fn vae(&self) -> Result<Vae> {
-        let vae = self.model.load_vae(self.device)?;
+        let vae = self.ui.phase("loading the VAE", || self.model.load_vae(self.device))?;
         crate::base::check_vae(vae.sizes(), self.dit)?;
         Ok(vae)
     }
@@ -280,16 +212,30 @@ impl Encoding<'_> {
         self.dit.image.is_some_and(|image| image.positions.is_some())
     }
 
-    fn vae_identity(&self, vae: &Vae) -> String {
-        format!("{} {}", vae.fingerprint(), self.model.precision.vae().as_str())
+    /// What identifies the VAE in the keys of its entries; nothing is loaded.
+    fn vae_identity(&self) -> Result<String> {
+        let fingerprint = Vae::fingerprint_at(&self.model.vae, None)?;
+        Ok(format!("{fingerprint} {}", self.model.precision.vae().as_str()))
     }
 
     fn clip(&self) -> Result<Tower> {
-        Ok(Tower::load(self.model.clip()?, None, self.model.precision.compute.dtype(), self.device)?)
+        let (path, dtype) = (self.model.clip()?, self.model.precision.compute.dtype());
+        Ok(self.ui.phase("loading CLIP", || Tower::load(path, None, dtype, self.device))?)
     }
 
-    fn clip_identity(&self, tower: &Tower) -> String {
-        format!("{} {}", tower.fingerprint(), self.model.precision.compute.dtype().as_str())
+    /// What identifies CLIP in the keys of its entries; nothing is loaded.
+    fn clip_identity(&self) -> Result<String> {
+        let file = Checkpoint::open(self.model.clip()?).map_err(models::Error::from)?;
+        let fingerprint = file.fingerprint().map_err(models::Error::from)?;
+        Ok(format!("{fingerprint} {}", self.model.precision.compute.dtype().as_str()))
+    }
+}
+
+/// How numbers are kept: bfloat16 loses nothing of what was computed in it.
+fn storage(tensor: &Tensor) -> Storage {
+    match tensor.dtype() {
+        DType::BF16 => Storage::Bf16,
+        _ => Storage::F32,
     }
 }
 

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use data::{ContentHashes, DataError, Key, Lookup, Picture, Storage};
+use data::{ContentHashes, DataError, Key, Picture, Storage};
 use models::clip::{Clip, normalised};
 use models::dit::Pictures;
 use models::vae::{Tiling, Vae};
 
 use super::shown::{Ends, Shown, condition, with_mask};
-use super::{Encoded, Encoding, LATENTS, STATES, to_host};
+use super::{Encoded, Encoding, LATENTS, STATES, storage, to_host};
 use crate::error::Result;
 use crate::prompt::ClipRequest;
 use crate::solver::Convention;
@@ -35,8 +35,9 @@ impl Encoded {
         if requests.is_empty() {
             return Ok(());
         }
-        let vae = with.vae()?;
-        let identity = with.vae_identity(&vae);
+        // Loaded when the first picture wants it.
+        let mut vae = None;
+        let identity = with.vae_identity()?;
         let mut hashes = ContentHashes::open(&self.cache);
         let mut contents = Vec::new();
         for request in &requests {
@@ -47,21 +48,23 @@ impl Encoded {
         for (request, content) in requests.iter().zip(&contents) {
             let size = format!("{}x{}x{}", request.width, request.height, request.frames);
             let latents = Key::of(&["picture", content, &size, request.convention.key(), &identity]);
-            if !matches!(self.cache.get(&latents)?, Lookup::Hit(_)) {
-                let host = to_host(&latents_of(request, &vae, with)?)?;
+            if self.missing(&latents)?.is_some() {
+                let vae = loaded(&mut vae, || with.vae())?;
+                let host = to_host(&latents_of(request, vae, with)?)?;
                 self.cache.put(&latents, &[(LATENTS, &host, Storage::F32)], &BTreeMap::new())?;
             }
             self.pictures.insert(named(request), PictureKeys { latents, states: None });
         }
         drop(vae);
         if with.dit.image.is_some() {
-            let clip = with.clip()?;
-            let identity = with.clip_identity(&clip);
+            let (mut clip, identity) = (None, with.clip_identity()?);
             for (request, content) in requests.iter().zip(&contents) {
                 let states = states_key(content, request.convention, with.sees_two(), &identity);
-                if !matches!(self.cache.get(&states)?, Lookup::Hit(_)) {
-                    let host = to_host(&states_of(request, &clip, with)?)?;
-                    self.cache.put(&states, &[(STATES, &host, Storage::F32)], &BTreeMap::new())?;
+                if self.missing(&states)?.is_some() {
+                    let clip = loaded(&mut clip, || with.clip())?;
+                    let tensor = states_of(request, clip, with)?;
+                    let entry = [(STATES, &to_host(&tensor)?, storage(&tensor))];
+                    self.cache.put(&states, &entry, &BTreeMap::new())?;
                 }
                 if let Some(keys) = self.pictures.get_mut(&named(request)) {
                     keys.states = Some(states);
@@ -101,6 +104,14 @@ fn states_key(content: &str, convention: Convention, sees_two: bool, identity: &
     match sees_two {
         true => Key::of(&["pictures", content, convention.key(), identity]),
         false => Key::of(&["picture", first, convention.key(), identity]),
+    }
+}
+
+/// What `place` holds, loaded when it is first asked for.
+fn loaded<T>(place: &mut Option<T>, load: impl FnOnce() -> Result<T>) -> Result<&T> {
+    match place {
+        Some(loaded) => Ok(loaded),
+        empty => Ok(empty.insert(load()?)),
     }
 }
 

@@ -1,42 +1,29 @@
 //! The ends of training clips as CLIP sees them.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use candle_core::{Device, Tensor};
-use data::{Bucket, Clip, Dataset, Key, Lookup, Storage, Window};
+use data::{Bucket, Clip, Dataset, Key, Window};
 use models::clip::Clip as Tower;
 
-use super::{Encoded, Encoding, Ends, STATES, to_host};
-use crate::error::{Error, Result};
+use super::{Encoded, Encoding, Ends, STATES};
+use crate::error::Result;
 
 impl Encoded {
-    /// Encodes the first frame of every window, and the last where the model sees two, that is not cached. Only these
-    /// frames are kept of what is decoded.
-    pub(super) fn encode_views(&mut self, dataset: &Dataset, with: &Encoding) -> Result<()> {
+    /// Encodes the ends of the windows `missing`, whose latents are there. Only these frames are kept of what is decoded.
+    pub(super) fn encode_views(
+        &self,
+        dataset: &Dataset,
+        missing: &BTreeSet<usize>,
+        with: &Encoding,
+    ) -> Result<()> {
         let tower = with.clip()?;
-        let identity = with.clip_identity(&tower);
-        let mut missing = Vec::new();
-        for (index, keys) in self.clips.iter_mut().enumerate() {
-            let key = Key::of(&["view", &keys.latents.to_string(), self.ends.name(), &identity]);
-            if !matches!(self.cache.get(&key)?, Lookup::Hit(_)) {
-                missing.push((index, key));
-            }
-            keys.states = Some(key);
-        }
-        if missing.is_empty() {
-            return Ok(());
-        }
-        self.cache.check_writable()?;
         let bar = with.ui.bar("looking at clips", missing.len());
-        for (index, key) in missing {
-            let states = self.view(dataset, &dataset.windows[index], &tower)?;
-            let host = to_host(&states)?;
-            let source = &dataset.sources[dataset.windows[index].source].item.id;
-            if host.data().iter().any(|v| !v.is_finite()) {
-                return Err(Error::NonFiniteLatents { clip: source.clone() });
+        for &index in missing {
+            if let Some(key) = &self.clips[index].states {
+                let ends = self.decoded_ends(dataset, &dataset.windows[index])?;
+                self.put_states(key, &ends.iter().collect::<Vec<_>>(), &tower)?;
             }
-            let meta = BTreeMap::from([("source".to_owned(), source.clone())]);
-            self.cache.put(&key, &[(STATES, &host, Storage::F32)], &meta)?;
             with.interrupt.check()?;
             bar.inc(1);
         }
@@ -44,22 +31,46 @@ impl Encoded {
         Ok(())
     }
 
-    /// CLIP's states [rows, width] of the window's ends, one behind the other.
-    fn view(&self, dataset: &Dataset, window: &Window, tower: &Tower) -> Result<Tensor> {
-        let last = window.start + window.bucket.frames as usize - 1;
-        let places = match self.ends {
-            Ends::First => vec![window.start],
-            Ends::Both => vec![window.start, last],
-        };
+    /// The ends of the window as clips of one frame.
+    fn decoded_ends(&self, dataset: &Dataset, window: &Window) -> Result<Vec<Clip>> {
         let still = Bucket { frames: 1, ..window.bucket };
-        let mut states = Vec::new();
-        for start in places {
-            let one = Window { bucket: still, start, ..*window };
-            for clip in dataset.clips(window.source, &[one])? {
-                states.push(tower.encode(&tower.pixels(&picture(&clip?)?)?)?.squeeze(0)?);
-            }
+        let mut ends = Vec::new();
+        for frame in self.places(window.bucket) {
+            let one = Window { bucket: still, start: window.start + frame, ..*window };
+            ends.extend(dataset.clips(window.source, &[one])?.collect::<data::Result<Vec<_>>>()?);
         }
-        Ok(Tensor::cat(&states, 0)?)
+        Ok(ends)
+    }
+
+    /// Keeps CLIP's states of the ends of `clip`.
+    pub(super) fn put_view(&self, key: &Key, clip: &Clip, tower: &Tower) -> Result<()> {
+        let still = Bucket { frames: 1, ..clip.bucket };
+        let frame = |index: usize| {
+            let pixels = clip.frames().nth(index).map(<[u8]>::to_vec).unwrap_or_default();
+            Clip { bucket: still, pixels, ..clip.clone() }
+        };
+        let ends: Vec<Clip> = self.places(clip.bucket).into_iter().map(frame).collect();
+        self.put_states(key, &ends.iter().collect::<Vec<_>>(), tower)
+    }
+
+    /// The frames of a window that CLIP sees.
+    fn places(&self, bucket: Bucket) -> Vec<usize> {
+        match self.ends {
+            Ends::First => vec![0],
+            Ends::Both => vec![0, bucket.frames as usize - 1],
+        }
+    }
+
+    /// Keeps CLIP's states [rows, width] of `ends`, clips of one frame, one behind the other.
+    fn put_states(&self, key: &Key, ends: &[&Clip], tower: &Tower) -> Result<()> {
+        let encode = |clip: &&Clip| -> Result<Tensor> {
+            Ok(tower.encode(&tower.pixels(&picture(clip)?)?)?.squeeze(0)?)
+        };
+        let states = ends.iter().map(encode).collect::<Result<Vec<_>>>()?;
+        match ends {
+            [first, ..] => self.put(key, (STATES, &Tensor::cat(&states, 0)?), first),
+            [] => Ok(()),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! no bookkeeping of its own.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use candle_core::DType;
@@ -25,6 +26,8 @@ struct Book {
     /// A dozen of names: looking through them is faster than any map.
     by_name: Vec<(Name, u64)>,
     at_peak: Vec<(Name, u64)>,
+    /// By name and bytes, where that is counted: how many are alive, and the most that were.
+    sizes: Option<BTreeMap<(Name, u64), (usize, usize)>>,
     /// Whether nothing was dropped since the peak.
     is_at_peak: bool,
 }
@@ -70,10 +73,29 @@ impl Ledger {
         Self { book: Rc::default(), grain }
     }
 
+    /// An empty one that also counts how many items of each size there are at once. Its items keep their names.
+    pub fn with_sizes(grain: u64) -> Self {
+        let ledger = Self::new(grain);
+        ledger.book.borrow_mut().sizes = Some(BTreeMap::new());
+        ledger
+    }
+
+    /// The items counted under `name`: their sizes in bytes, the largest first, and the most of each that were alive at once.
+    pub fn sizes(&self, name: Name) -> Vec<(u64, usize)> {
+        let book = self.book.borrow();
+        let all = book.sizes.iter().flatten().rev();
+        all.filter(|((of, _), _)| *of == name).map(|((_, bytes), (_, most))| (*bytes, *most)).collect()
+    }
+
     /// Takes `bytes`, counted under `name`.
     pub fn take(&self, name: Name, bytes: u64) -> Held {
         let bytes = bytes.next_multiple_of(self.grain);
         let mut book = self.book.borrow_mut();
+        if let Some(sizes) = &mut book.sizes {
+            let (alive, most) = sizes.entry((name, bytes)).or_default();
+            *alive += 1;
+            *most = (*most).max(*alive);
+        }
         book.live += bytes;
         *book.count(name) += bytes;
         if book.live > book.peak {
@@ -118,6 +140,10 @@ impl Drop for Held {
         book.note_peak();
         book.live -= self.bytes;
         *book.count(self.name.get()) -= self.bytes;
+        let key = (self.name.get(), self.bytes);
+        if let Some((alive, _)) = book.sizes.as_mut().and_then(|sizes| sizes.get_mut(&key)) {
+            *alive -= 1;
+        }
     }
 }
 

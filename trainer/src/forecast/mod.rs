@@ -78,6 +78,9 @@ pub struct StageMemory {
     pub needed: u64,
     /// Pinned host memory beside the device.
     pub host: u64,
+    /// What blocks park there at once: bytes, and how many of that size.
+    #[serde(skip)]
+    pub parked: Vec<(u64, usize)>,
     /// What is alive at the peak, the largest first.
     pub alive: Vec<(&'static str, u64)>,
 }
@@ -117,6 +120,7 @@ impl<'a> Forecaster<'a> {
             peak,
             needed: peak + slack,
             host: memories.host.peak(),
+            parked: memories.host.sizes("parked"),
             alive,
         }
     }

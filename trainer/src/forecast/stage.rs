@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use candle_core::DType;
+use kernels::arena::GRAIN;
+use kernels::transfer::HOST_GRAIN;
 use models::dit::{BlockPlan, Place};
 
 use super::block::{Block, Context, Saved};
@@ -20,8 +22,6 @@ const F32: u64 = 4;
 const GEMM_WORKSPACE: u64 = 32 << 20;
 /// The driver hands out multiples of this.
 const DEVICE_GRAIN: u64 = 512;
-/// `kernels` pins host memory in multiples of this.
-const HOST_GRAIN: u64 = 2 << 20;
 /// Micro-batches that are played beyond those in flight: from then on a stage does the same again and again.
 const BEYOND: usize = 1;
 
@@ -90,7 +90,7 @@ struct End<'a> {
 /// Plays one step of the stage that `plan` describes.
 pub(super) fn play(task: &Task, sizes: &Sizes, engine: Engine, plan: &StagePlan, at: Neighbours) -> Memories {
     let grain = if engine.is_gpu() { DEVICE_GRAIN } else { 1 };
-    let memories = Memories { device: Ledger::new(grain), host: Ledger::new(HOST_GRAIN) };
+    let memories = Memories { device: Ledger::new(grain), host: Ledger::with_sizes(GRAIN) };
     let device = &memories.device;
     let factors: u64 = plan.blocks.clone().map(|block| sizes.factors(block)).sum();
     let networks = task.networks;
@@ -116,7 +116,7 @@ pub(super) fn play(task: &Task, sizes: &Sizes, engine: Engine, plan: &StagePlan,
     memories
 }
 
-/// `Quarters`: the matrices of the network that rests, each in a buffer of its own.
+/// `Quarters`: the matrices of the network that rests, each pinned by itself.
 fn resting(task: &Task, host: &Ledger, blocks: &Range<usize>) -> Vec<Held> {
     // A block leaves before the one that it changes places with has given its buffers back.
     let on_their_way = match task.networks {
@@ -126,7 +126,7 @@ fn resting(task: &Task, host: &Ledger, blocks: &Range<usize>) -> Vec<Held> {
         Networks::InTurn => Some(blocks.start),
     };
     let matrices = blocks.clone().chain(on_their_way).flat_map(|n| task.base.matrices(task.dit, n));
-    matrices.map(|bytes| host.take("resting", bytes)).collect()
+    matrices.map(|bytes| host.take("resting", bytes.next_multiple_of(HOST_GRAIN))).collect()
 }
 
 impl<'a> Stage<'a> {

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use candle_core::DType;
+use kernels::attention;
 use models::dit::{Base, DitConfig};
 
 use super::machine::{Card, Machine, Room, flops_of, link_of};
@@ -104,9 +104,7 @@ impl Cards {
         dit: &DitConfig,
         host: Option<u64>,
     ) -> Machine {
-        let head = dit.head_size();
-        let is_fit = base.frozen.compute == DType::BF16 && head.is_multiple_of(8) && head <= 128;
-        let engine = match is_fit {
+        let engine = match attention::is_for_cudnn(base.frozen.compute, dit.head_size()) {
             true => Engine::Cudnn(devices.settings().repeatability),
             false => Engine::Chunked,
         };
@@ -114,7 +112,7 @@ impl Cards {
             let whole = card.memory - TAKEN; // a card has more
             let room = devices.memory_limit.map_or(whole, |limit| whole.min(limit.0));
             let (flops, link) = (flops_of(card.capability), link_of(card.capability));
-            Card { name: name.clone(), engine, room: Room::AtMost(room), flops, link }
+            Card { name: name.clone(), engine, room: Room::AtMost(room), taken: 0, flops, link }
         };
         Machine {
             stages: devices.stages.iter().zip(&self.0).map(card).collect(),

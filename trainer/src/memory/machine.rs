@@ -1,19 +1,15 @@
 //! What the stages run on, as far as memory and time go.
 
-use candle_core::DType;
+use kernels::attention;
 use kernels::inventory::{self, Gpu};
 use models::dit::{Base, DitConfig};
 
-use crate::devices::{DevicesConfig, Transfer};
+use crate::devices::{DevicesConfig, Limits, Transfer};
 use crate::forecast::{Engine, Neighbours, Way};
 
-/// Bytes of a card that no tensor gets: the driver's context, loaded kernels, cuBLAS and cuDNN.
-const DRIVER_RESERVE: u64 = 600 << 20;
 /// Share of the host's available memory that offload may pin where the recipe says nothing, and that stages on the CPU
 /// keep to where they can.
 const HOST_SHARE: f64 = 0.5;
-/// The oldest cuDNN that attention runs on.
-const OLDEST_CUDNN: (u32, u32) = (9, 18);
 
 /// The devices of the stages, with what lies between and beside them.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +31,8 @@ pub struct Card {
     pub engine: Engine,
     /// Room for the tensors of this stage.
     pub room: Room,
+    /// Bytes of it that other programs hold.
+    pub taken: u64,
     /// Dense bf16 operations a second at the peak.
     pub flops: f64,
     /// Bytes a second between the card and pinned host memory, one way.
@@ -71,31 +69,41 @@ impl Room {
 }
 
 impl Machine {
-    /// What `devices`, settled, are on this machine; `host` is what the recipe lets offload pin.
-    pub fn here(devices: &DevicesConfig, base: Base, dit: &DitConfig, host: Option<u64>) -> Self {
+    /// What `devices`, settled, are on this machine, where tensors keep to `limits`; `host` is what the recipe lets offload
+    /// pin. Of GPUs that are not here it is taken that cuDNN serves them.
+    pub fn here(
+        devices: &DevicesConfig,
+        limits: &Limits,
+        base: Base,
+        dit: &DitConfig,
+        host: Option<u64>,
+    ) -> Self {
         let is_gpu = |name: &String| name != "cpu";
         let gpus = match devices.stages.iter().any(is_gpu) {
             true => inventory::gpus().unwrap_or_default(),
             false => Vec::new(),
         };
-        let is_fit =
-            base.frozen.compute == DType::BF16 && dit.head_size().is_multiple_of(8) && dit.head_size() <= 128;
-        let engine = match is_fit && (gpus.is_empty() || has_cudnn()) {
+        let is_fit = attention::is_for_cudnn(base.frozen.compute, dit.head_size());
+        let engine = match is_fit && (gpus.is_empty() || attention::cudnn().is_ok()) {
             true => Engine::Cudnn(devices.settings().repeatability),
             false => Engine::Chunked,
         };
         let share = share_of_host();
         let card = |name: &String| {
             let gpu = gpus.iter().find(|gpu| format!("cuda:{}", gpu.index) == *name);
-            let limit = devices.memory_limit.map(|limit| limit.0);
+            let limit = limits.of(name);
+            let given = devices.memory_limit.map(|given| given.0);
             let sharing = devices.stages.iter().filter(|other| *other == name).count() as u64;
             let (engine, room) = match is_gpu(name) {
-                true => (engine, room_of(gpu, limit)),
+                true => {
+                    (engine, limit.map(|limit| limit.bytes).or(given).map_or(Room::Unknown, Room::AtMost))
+                }
                 false => (Engine::Cpu, share.map_or(Room::Unknown, Room::About)),
             };
             let capability = gpu.map_or((0, 0), |gpu| gpu.capability);
             let (flops, link) = (flops_of(capability), link_of(capability));
-            Card { name: name.clone(), engine, room: room.shared_by(sharing), flops, link }
+            let taken = limit.map_or(0, |limit| limit.taken);
+            Card { name: name.clone(), engine, room: room.shared_by(sharing), taken, flops, link }
         };
         Self {
             stages: devices.stages.iter().map(card).collect(),
@@ -112,16 +120,6 @@ impl Machine {
     pub(super) fn place_of(&self, index: usize) -> Neighbours {
         let previous = index.checked_sub(1).and_then(|before| self.ways.get(before)).copied();
         Neighbours { index, count: self.stages.len(), previous, next: self.ways.get(index).copied() }
-    }
-}
-
-/// What tensors get of a GPU under the limit of the recipe.
-fn room_of(gpu: Option<&Gpu>, limit: Option<u64>) -> Room {
-    let whole = gpu.map(|gpu| gpu.memory.saturating_sub(DRIVER_RESERVE));
-    match (whole, limit) {
-        (Some(whole), Some(limit)) => Room::AtMost(whole.min(limit)),
-        (Some(bytes), None) | (None, Some(bytes)) => Room::AtMost(bytes),
-        (None, None) => Room::Unknown,
     }
 }
 
@@ -159,20 +157,8 @@ pub(super) fn link_of(capability: (u32, u32)) -> f64 {
     }
 }
 
-fn has_cudnn() -> bool {
-    let version = inventory::libraries().into_iter().find(|library| library.name == "cuDNN");
-    let numbers = |text: String| {
-        let mut parts = text.split('.').map_while(|part| part.parse().ok());
-        Some((parts.next()?, parts.next()?))
-    };
-    version
-        .and_then(|library| library.version.ok())
-        .and_then(numbers)
-        .is_some_and(|found| found >= OLDEST_CUDNN)
-}
-
 /// Bytes of host memory that may be pinned: what the recipe lets offload have, else a share of what is available.
-pub fn host_memory(asked: Option<u64>) -> u64 {
+fn host_memory(asked: Option<u64>) -> u64 {
     asked.or_else(share_of_host).unwrap_or(0)
 }
 

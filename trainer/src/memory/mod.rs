@@ -3,6 +3,7 @@
 mod cards;
 mod choice;
 mod cost;
+mod host;
 mod machine;
 mod refusal;
 mod report;
@@ -15,7 +16,9 @@ use serde::{Deserialize, Serialize};
 
 pub use cards::{Cards, HOST};
 pub use choice::{Choice, choose};
-pub use machine::{Card, Machine, Room, host_memory, host_shares};
+pub use host::More;
+use host::Tried;
+pub use machine::{Card, Machine, Room, host_shares};
 use refusal::Given;
 pub use refusal::Shape;
 pub use report::{Forecast, StageForecast};
@@ -32,8 +35,8 @@ pub struct MemoryConfig {
     pub keep: KeepConfig,
     /// Whether what is kept waits in host memory. Default `auto`.
     pub offload: Offload,
-    /// The most host memory that may be pinned for it, all devices together, such as `"48GiB"`. Default: half of what is
-    /// available when the plan is made.
+    /// The most host memory that may be pinned for it, all devices together, such as `"48GiB"`. Default: as much as pays,
+    /// where each GiB has to save 0.3 % of a step, and half of what is available when the plan is made at most.
     pub host_memory: Option<Bytes>,
     /// The most tokens of a clip that go through a feed-forward layer at once. Default: as the plan finds best.
     pub ffn_tokens: Option<usize>,
@@ -52,7 +55,12 @@ pub struct Settled {
     pub forecast: Forecast,
     /// Where the trained networks are.
     pub networks: Networks,
+    /// The most host memory that may be pinned, in bytes.
+    pub pinned: u64,
 }
+
+/// What may be pinned is as much as the plan pins, in multiples of this: the same number whatever the host has free.
+const PINNED_GRAIN: u64 = 1 << 30;
 
 /// Chooses for `task` on `machine` within what `asked` and a given `split` leave open. Two experts lie side by side, or one
 /// rests in host memory while the other works: whichever fits and is the faster.
@@ -66,12 +74,41 @@ pub fn settle(
     split: Option<&[usize]>,
     shapes: &Shapes,
 ) -> Result<Settled> {
-    let (task, choice) = &housed(task, machine, asked, split);
+    let (within, (task, choice), more) = within_host(task, machine, asked, split);
     let given = split.map_or(Given::Nothing, |_| Given::Split);
-    let forecast = Forecast::new(choice, machine, task.tokens(), task.batch);
-    let forecast = refusal::checked(forecast, task, machine, asked, given, &shapes.possible)?;
-    let forecast = forecast.with_buckets(choice, task, machine, &shapes.there);
-    Ok(Settled { choice: choice.clone(), forecast, networks: task.networks })
+    let forecast = Forecast::new(&choice, &within, task.tokens(), task.batch);
+    let forecast = refusal::checked(forecast, &task, machine, asked, given, &shapes.possible)?;
+    let forecast = forecast.with_buckets(&choice, &task, &within, &shapes.there).with_more(more);
+    let pinned = choice.stages.iter().map(|stage| stage.host).sum::<u64>().next_multiple_of(PINNED_GRAIN);
+    Ok(Settled { choice, forecast, networks: task.networks, pinned })
+}
+
+/// The best plan for `task` with the amount of host memory that pays, on the machine that has that much, and what more
+/// would bring.
+///
+/// Smaller amounts are weighed with the split and the chunks of the largest, and only the one that pays best is searched as
+/// a whole.
+fn within_host<'a>(
+    task: &Task<'a>,
+    machine: &Machine,
+    asked: &MemoryConfig,
+    split: Option<&[usize]>,
+) -> (Machine, (Task<'a>, Choice), Option<More>) {
+    let most = housed(task, machine, asked, split);
+    let (housed_task, choice) = &most;
+    let alike = MemoryConfig { ffn_tokens: Some(choice.ffn_tokens), ..asked.clone() };
+    let less = host::less(machine, asked).into_iter().map(|machine| {
+        let choice = choose(housed_task, &machine, &alike, Some(&choice.split));
+        Tried::new(machine, &choice)
+    });
+    let (best, more) = host::best(less.collect(), Tried::new(machine.clone(), choice));
+    match best.host == machine.host {
+        true => (best, most, more),
+        false => {
+            let found = housed(task, &best, asked, split);
+            (best, found, more)
+        }
+    }
 }
 
 /// `task` with its networks where they are best, and the best choice there.
@@ -167,6 +204,9 @@ pub struct MemoryPlan {
     pub offload: Offload,
     /// Host memory that it lets offload pin.
     pub host_memory: Option<Bytes>,
+    /// Host memory that may be pinned, settled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<Bytes>,
     /// Where the experts are, where two are trained.
     #[serde(default, skip_serializing_if = "is_one")]
     pub networks: Networks,
@@ -197,6 +237,7 @@ impl MemoryPlan {
             keep: asked.keep,
             offload: asked.offload,
             host_memory: asked.host_memory,
+            pinned: Some(Bytes(settled.pinned)),
             ffn_tokens: choice.ffn_tokens,
             blocks: runs(&choice.blocks),
         }

@@ -5,12 +5,12 @@ use std::fmt;
 use models::adapter::Kind;
 use serde::Serialize;
 
-use super::{Choice, Machine, Room, Run, Shape, runs};
+use super::{Choice, Machine, More, Room, Run, Shape, runs};
 use crate::bytes::Bytes;
 use crate::forecast::{Networks, StageMemory, Task};
 
 /// The forecast of a plan.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Forecast {
     /// Tokens of a sample of the largest bucket.
     pub tokens: usize,
@@ -26,6 +26,9 @@ pub struct Forecast {
     pub networks: Networks,
     /// The same plan in every bucket.
     pub buckets: Vec<BucketForecast>,
+    /// What more pinned host memory would bring.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub more_host: Option<More>,
 }
 
 /// What a step of one bucket takes.
@@ -73,7 +76,18 @@ impl Forecast {
         };
         let stages = choice.stages.iter().enumerate().map(stage).collect();
         let (kind, networks) = (Kind::Lora, Networks::One);
-        Self { tokens, batch, ffn_tokens: choice.ffn_tokens, stages, kind, networks, buckets: Vec::new() }
+        let ffn_tokens = choice.ffn_tokens;
+        Self { tokens, batch, ffn_tokens, stages, kind, networks, buckets: Vec::new(), more_host: None }
+    }
+
+    /// The slabs of host memory, in bytes, that each stage pins for what its blocks park.
+    pub fn slabs(&self) -> Vec<Vec<u64>> {
+        self.stages.iter().map(|stage| kernels::transfer::slabs(&stage.memory.parked)).collect()
+    }
+
+    /// With what more host memory would bring.
+    pub(super) fn with_more(self, more_host: Option<More>) -> Self {
+        Self { more_host, ..self }
     }
 
     /// With what `choice` takes in each of `shapes`, which `task` is cut to.
@@ -96,7 +110,7 @@ impl Forecast {
     pub(super) fn misfit(&self, machine: &Machine) -> Option<(String, u64, u64)> {
         let of_stage = self.stages.iter().zip(&machine.stages).find_map(|(stage, card)| match card.room {
             Room::AtMost(room) if stage.memory.needed > room => {
-                Some((stage.device.clone(), stage.memory.needed, room))
+                Some((with_taken(&stage.device, card.taken), stage.memory.needed, room))
             }
             _ => None,
         });
@@ -105,6 +119,15 @@ impl Forecast {
             (host > machine.host)
                 .then(|| ("pinned host memory (memory.host_memory)".to_owned(), host, machine.host))
         })
+    }
+}
+
+/// A device with what other programs hold of it, where that is worth a word.
+fn with_taken(device: &str, taken: u64) -> String {
+    const WORTH_A_WORD: u64 = 512 << 20;
+    match taken >= WORTH_A_WORD {
+        true => format!("{device} (other programs hold about {} of it)", Bytes(taken)),
+        false => device.to_owned(),
     }
 }
 
@@ -171,6 +194,10 @@ impl fmt::Display for Forecast {
         let host = self.stages.iter().map(|stage| stage.memory.host).sum();
         let needed =
             self.stages.iter().map(|stage| format!("{} {}", stage.device, Bytes(stage.memory.needed)));
-        write!(f, "  in all: {}, host {}", needed.collect::<Vec<_>>().join(", "), Bytes(host))
+        write!(f, "  in all: {}, host {}", needed.collect::<Vec<_>>().join(", "), Bytes(host))?;
+        match self.more_host {
+            Some(more) => write!(f, "\n  {more}"),
+            None => Ok(()),
+        }
     }
 }

@@ -56,6 +56,11 @@ impl Ways {
         };
         devices.windows(2).map(pair).collect()
     }
+
+    /// Both directions.
+    pub fn links(&self) -> [&Link; 2] {
+        [&self.onward, &self.back]
+    }
 }
 
 impl<'a> Links<'a> {

@@ -16,7 +16,7 @@ use std::thread::{self, ScopedJoinHandle};
 
 use candle_core::{Device, Tensor};
 use kernels::profile;
-use kernels::transfer::{Link, Route, Sent};
+use kernels::transfer::{HostStore, Link, Route, Sent};
 use models::adapter::Adapters;
 use models::dit::{Base, BlockPlan, DitConfig, Gradients};
 use models::weights::Weights;
@@ -101,9 +101,10 @@ impl Pipeline {
         self.stages.iter_mut().for_each(|stage| stage.ffn_tokens = tokens);
     }
 
-    /// Lets each stage keep so many bytes of host memory pinned for clips of other lengths.
-    pub fn set_host_memory(&self, limits: &[u64]) {
-        self.stages.iter().zip(limits).for_each(|(stage, limit)| stage.store.set_limit(*limit));
+    /// Lets the blocks of each stage park what they keep in one of `stores`, which may be pinned ahead and shared with other
+    /// networks on the same devices.
+    pub fn set_stores(&mut self, stores: &[HostStore]) {
+        self.stages.iter_mut().zip(stores).for_each(|(stage, store)| stage.store = store.clone());
     }
 
     /// The stages, first to last.
@@ -125,6 +126,7 @@ impl Pipeline {
     /// forward and backward.
     pub fn train(&self, batches: &[MicroBatch], keeping: &[BlockPlan]) -> Result<StepOutcome> {
         let outcomes = self.on_threads(self.training(batches, keeping, Watch::Nothing))?;
+        self.settle()?;
         Ok(gathered(outcomes.into_iter().map(|(outcome, _)| outcome)))
     }
 
@@ -139,6 +141,7 @@ impl Pipeline {
             let (result, operations) = profile::record(|| work(stage, links));
             result.map(|(outcome, spans)| (outcome, Watched { spans, operations }))
         })?;
+        self.settle()?;
         let (outcomes, watched): (Vec<_>, Vec<_>) = outcomes.into_iter().unzip();
         Ok((gathered(outcomes.into_iter()), watched))
     }
@@ -162,7 +165,7 @@ impl Pipeline {
 
     /// The velocities [b, c, t, h, w] f32 that the network predicts for each input, on the first stage's device.
     pub fn predict(&self, inputs: &[NetworkInput]) -> Result<Vec<Tensor>> {
-        received(self.on_threads(self.predicting(inputs))?)
+        self.received(self.on_threads(self.predicting(inputs))?)
     }
 
     /// [`Pipeline::predict`], with what each stage did. The marks cost a little time of their own.
@@ -173,7 +176,7 @@ impl Pipeline {
             result.map(|velocities| (velocities, operations))
         })?;
         let (outcomes, watched): (Vec<_>, Vec<_>) = outcomes.into_iter().unzip();
-        Ok((received(outcomes)?, watched))
+        Ok((self.received(outcomes)?, watched))
     }
 
     /// What a stage does in a prediction: the velocities that it sends home, where it is the last.
@@ -198,6 +201,28 @@ impl Pipeline {
             }
             Ok(velocities)
         }
+    }
+
+    /// What the stages sent home, in their order.
+    fn received(&self, sent: Vec<Vec<Sent>>) -> Result<Vec<Tensor>> {
+        let velocities = sent.into_iter().flatten().map(Sent::receive).collect::<kernels::Result<_>>()?;
+        self.settle()?;
+        Ok(velocities)
+    }
+
+    /// Frees the sources of all transfers: everything that was sent has been received. Without this a prediction would
+    /// leave its last tensors in the memory of the devices that sent them.
+    fn settle(&self) -> Result<()> {
+        Ok(self.links().try_for_each(Link::settle)?)
+    }
+
+    /// Sent tensors that still take memory on the devices that sent them; none between steps and predictions.
+    pub fn live_transfers(&self) -> usize {
+        self.links().map(Link::live).sum()
+    }
+
+    fn links(&self) -> impl Iterator<Item = &Link> {
+        self.ways.iter().flat_map(Ways::links).chain([&self.home])
     }
 
     /// Runs `work` for every stage on a thread of its own, linked to its neighbours; the results in stage order.
@@ -229,11 +254,6 @@ fn linked(devices: &[&Device], route: Route) -> Result<(Vec<Ways>, Link)> {
         [first, .., last] => Ok((Ways::between(devices, route)?, Link::new(last, first, route)?)),
         [only] => Ok((Vec::new(), Link::new(only, only, route)?)),
     }
-}
-
-/// What the stages sent home, in their order.
-fn received(sent: Vec<Vec<Sent>>) -> Result<Vec<Tensor>> {
-    Ok(sent.into_iter().flatten().map(Sent::receive).collect::<kernels::Result<_>>()?)
 }
 
 /// The outcomes of all stages as one.

@@ -20,7 +20,7 @@ pub struct RunFolder {
 }
 
 /// Plan keys that a run may change when it goes on: none of them reaches back into the steps that were made.
-const MAY_CHANGE: [&str; 13] = [
+const MAY_CHANGE: [&str; 14] = [
     "tandem",
     // What is left out shows in the digest.
     "data.bad",
@@ -33,6 +33,7 @@ const MAY_CHANGE: [&str; 13] = [
     "memory.keep",
     "memory.offload",
     "memory.host_memory",
+    "memory.pinned",
     "memory.blocks",
     "memory.networks",
 ];
@@ -194,6 +195,11 @@ impl RunFolder {
     /// One JSON object a step.
     pub fn metrics(&self) -> PathBuf {
         self.root.join("metrics.jsonl")
+    }
+
+    /// The algorithms that the GPUs' products take.
+    pub fn products(&self) -> PathBuf {
+        self.root.join("products.json")
     }
 
     /// TensorBoard's events.

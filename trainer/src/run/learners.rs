@@ -6,12 +6,12 @@
 use std::ops::Range;
 
 use candle_core::Device;
+use kernels::transfer::HostStore;
 
 use crate::adapters;
 use crate::checkpoint::{Progress, States, state_name, states_of};
 use crate::error::Result;
 use crate::forecast::Networks;
-use crate::memory;
 use crate::optim::Optimizer;
 use crate::pipeline::{Pipeline, Quarters, Resting};
 use crate::plan::{Plan, Planned};
@@ -46,13 +46,15 @@ pub(super) struct Learners {
 }
 
 impl Learners {
-    /// Reads the networks of the plan onto the devices, with the states of `saved` or new ones.
+    /// Reads the networks of the plan onto the devices, with the states of `saved` or new ones. What their blocks keep in host
+    /// memory waits in `stores`, one for each stage: only one network trains at a time.
     ///
     /// # Errors
     /// Files that cannot be read, an adapter to begin from that does not fit, a foreign checkpoint.
     pub fn load(
         planned: &Planned,
         split: &[(Device, Range<usize>)],
+        stores: &[HostStore],
         saved: Option<&States>,
         ui: &Ui,
     ) -> Result<Self> {
@@ -63,7 +65,8 @@ impl Learners {
             // A run that goes on has its adapters in the checkpoint.
             let file = plan.adapter.begins_with(share.expert()).filter(|_| saved.is_none());
             let fresh = adapters::beginning(&plan.adapter, file, targets, plan.run.seed, ui)?;
-            let pipeline = network(plan, share, split, &fresh)?;
+            let mut pipeline = network(plan, share, split, &fresh, ui)?;
+            pipeline.set_stores(stores);
             let mut learner = Learner { share, optimizer: Optimizer::new(&pipeline)?, pipeline };
             if let Some(saved) = saved {
                 learner.optimizer.restore(states_of(saved, share.expert().filter(|_| shares.len() > 1)))?;
@@ -177,15 +180,15 @@ pub(super) fn network(
     share: Share,
     split: &[(Device, Range<usize>)],
     adapters: &models::adapter::Adapters,
+    ui: &Ui,
 ) -> Result<Pipeline> {
     let (dit, weights) = match share.expert() {
         Some(expert) => plan.model.dits.of(expert).open()?,
         None => plan.model.open_dit()?,
     };
-    let mut pipeline = Pipeline::load(&weights, &dit, split, adapters, plan.model.precision.dit())?;
+    let load = || Pipeline::load(&weights, &dit, split, adapters, plan.model.precision.dit());
+    let mut pipeline = ui.phase("loading the DiT", load)?;
     pipeline.set_route(plan.devices.transfer.into())?;
     pipeline.set_ffn_tokens(plan.memory.ffn_tokens);
-    let host = memory::host_memory(plan.memory.host_memory.map(|host| host.0));
-    pipeline.set_host_memory(&memory::host_shares(host, split.len(), plan.train.accumulate));
     Ok(pipeline)
 }

@@ -44,6 +44,7 @@ impl Log {
                 }
             });
         }
+        values.extend(loss_by_noise(&row.by_sigma));
         Ok(self.events.scalars(row.step, now(), &values)?)
     }
 
@@ -72,6 +73,32 @@ impl Log {
     pub fn sync(&mut self) -> Result<(u64, u64)> {
         Ok((self.metrics.sync()?, self.events.sync()?))
     }
+}
+
+/// Ranges of sigma, each with the tag of its curve and its end.
+const NOISE: [(&str, f64); 4] = [
+    ("loss/sigma_0.00-0.25", 0.25),
+    ("loss/sigma_0.25-0.50", 0.5),
+    ("loss/sigma_0.50-0.75", 0.75),
+    ("loss/sigma_0.75-1.00", f64::INFINITY),
+];
+
+/// The mean loss of the micro-batches in each range of noise levels that has any.
+fn loss_by_noise(by_sigma: &[(f64, f64)]) -> Vec<(&'static str, f32)> {
+    let mut begin = f64::NEG_INFINITY;
+    let mut means = Vec::new();
+    for (tag, end) in NOISE {
+        let own: Vec<f64> = by_sigma
+            .iter()
+            .filter(|(sigma, _)| (begin..end).contains(sigma))
+            .map(|(_, loss)| *loss)
+            .collect();
+        if !own.is_empty() {
+            means.push((tag, (own.iter().sum::<f64>() / own.len() as f64) as f32));
+        }
+        begin = end;
+    }
+    means
 }
 
 /// Width and height in a PNG's header, which stand at fixed places.

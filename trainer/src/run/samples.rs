@@ -2,7 +2,6 @@
 
 use std::ops::ControlFlow;
 
-use candle_core::Tensor;
 use models::adapter::Adapters;
 use models::dit::DitConfig;
 use models::expert::Expert;
@@ -11,12 +10,15 @@ use models::vae::Tiling;
 use super::clip_adapter::ClipAdapter;
 use super::learners::network;
 use super::{Run, is_due};
+use crate::devices;
 use crate::error::Result;
 use crate::habits::Habits;
 use crate::interrupt::Interrupt;
 use crate::pipeline::Pipeline;
 use crate::plan::Plan;
-use crate::sample::{CONTACT_SHEET, Prompted, Sampling, Share, clip_name, starting_noise, write_clips};
+use crate::sample::{
+    CONTACT_SHEET, ClipFiles, Prompted, Sampled, Sampling, Share, clip_name, starting_noise, write_clips,
+};
 
 impl Run<'_> {
     /// Makes the plan's clips where they are due and not there: a run that was interrupted while sampling makes them when
@@ -57,14 +59,20 @@ impl Run<'_> {
             }
         }
         bar.finish();
+        devices::tell_refusals(self.split.iter().map(|(device, _)| device), ui);
 
         // Loaded for the moment: between samples its memory belongs to training.
-        let vae = plan.model.load_vae(&device)?;
-        let names = clips.iter().enumerate().map(|(i, clip)| clip_name(i, &clip.prompt));
-        let named: Vec<(String, Tensor)> = names.zip(sampling.latents().iter().cloned()).collect();
+        let vae = ui.phase("loading the VAE", || plan.model.load_vae(&device))?;
+        let step = self.progress.step;
+        let done = clips.iter().zip(sampling.latents()).enumerate().map(|(i, (clip, latents))| Sampled {
+            name: clip_name(i, &clip.prompt),
+            title: format!("step {step}  {}", clip.prompt),
+            latents: latents.clone(),
+        });
         let fps = plan.data.fps.unwrap_or(Habits::of(&dit, false).fps);
-        let folder = self.folder.samples(self.progress.step);
-        let written = write_clips(&folder, &vae, Tiling::Off, &named, fps, &plan.sample.formats)?;
+        let folder = self.folder.samples(step);
+        let files = ClipFiles { tiling: Tiling::Off, fps, formats: &plan.sample.formats };
+        let written = write_clips(&folder, &vae, &done.collect::<Vec<_>>(), files, ui)?;
         if let Some(sheet) = written.last() {
             self.log.picture(self.progress.step, sheet)?;
             ui.say(&format!("step {:>6}  clips in {}", self.progress.step, folder.display()));
@@ -99,7 +107,7 @@ impl Run<'_> {
             // The only network that is trained makes room for the other expert.
             None => self
                 .learners
-                .out_of_the_way(0, || through(&mut network(plan, share, split, &Adapters::default())?)),
+                .out_of_the_way(0, || through(&mut network(plan, share, split, &Adapters::default(), ui)?)),
         }
     }
 }

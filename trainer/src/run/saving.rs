@@ -8,6 +8,7 @@ use models::adapter::files::AdapterFile;
 use models::expert::Expert;
 
 use super::learners::Learner;
+use super::products::Products;
 use super::{Run, RunFolder};
 use crate::checkpoint::{self, Progress, States};
 use crate::error::{Error, Result};
@@ -51,9 +52,13 @@ impl Run<'_> {
             (self.progress.metrics_bytes, self.progress.events_bytes) = lengths;
             self.saved_step = Some(step);
         }
-        let snapshot = self.snapshot(keep)?;
+        if let Some(products) = Products::of(self.split.iter().map(|(device, _)| device)) {
+            products.store(&self.folder.products())?;
+        }
+        let ui = self.ui.clone();
+        let snapshot = ui.phase("copying the state", || self.snapshot(keep))?;
         let (plan, folder) = (Arc::clone(&self.settings), self.folder.clone());
-        self.writer.start(move || snapshot.write(&plan, &folder))
+        self.writer.start(move || ui.phase("writing the state", || snapshot.write(&plan, &folder)))
     }
 
     /// Waits until everything that was handed to the writer is on the disk. The adapter files written last.

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::lr::learning_rate;
 use crate::metrics::{ExpertRow, StepRow};
 use crate::optim::{Optimizer, OptimizerConfig, checked_norm, clip_factor};
-use crate::pipeline::{Pipeline, StepOutcome};
+use crate::pipeline::{MicroBatch, Pipeline, StepOutcome};
 use crate::plan::Plan;
 
 impl Run<'_> {
@@ -41,7 +41,7 @@ impl Run<'_> {
             let learnt = learn(learners, plan, &data, progress);
             (learnt, ahead.map(|ahead| ahead.join().unwrap_or_else(|p| std::panic::resume_unwind(p))))
         });
-        let Learnt { loss, grad_norm, lr, experts } = learnt?;
+        let Learnt { loss, grad_norm, lr, experts, by_sigma } = learnt?;
         self.ahead = ahead;
 
         let mut updates = self.progress.updates;
@@ -58,6 +58,7 @@ impl Run<'_> {
             seconds,
             items,
             experts,
+            by_sigma,
         })
     }
 }
@@ -68,6 +69,8 @@ struct Learnt {
     grad_norm: f64,
     lr: f64,
     experts: BTreeMap<Expert, ExpertRow>,
+    /// Sigma and mean squared error of each micro-batch.
+    by_sigma: Vec<(f64, f64)>,
 }
 
 /// Trains each network on its micro-batches and updates it. One that has none is left as it is, moments and all.
@@ -75,7 +78,7 @@ fn learn(learners: &mut Learners, plan: &Plan, data: &StepData, progress: Progre
     let (config, step) = (&plan.optimizer, progress.step);
     let lr = learning_rate(config.lr, config.schedule, config.warmup, plan.train.steps, step);
     let keeping = plan.memory.keeping();
-    let mut learnt = Learnt { loss: 0.0, grad_norm: 0.0, lr, experts: BTreeMap::new() };
+    let mut learnt = Learnt { loss: 0.0, grad_norm: 0.0, lr, experts: BTreeMap::new(), by_sigma: Vec::new() };
     let is_pair = learners.len() > 1;
     let all: usize = data.micro_batches.iter().map(|batch| batch.weights.len()).sum();
     for index in learners.order() {
@@ -89,10 +92,13 @@ fn learn(learners: &mut Learners, plan: &Plan, data: &StepData, progress: Progre
         let outcome = pipeline.train(&own, &keeping)?;
         let settings = UpdateSettings { lr, config, step: updates };
         let updated = update(pipeline, optimizer, &outcome, &settings);
-        let Updated { loss, grad_norm } = updated.map_err(|error| match error {
+        let Updated { loss, losses, grad_norm } = updated.map_err(|error| match error {
             Error::NonFiniteLoss { .. } => Error::NonFiniteLoss { step: step + 1, items: data.items.clone() },
             other => other,
         })?;
+        for (batch, loss) in own.iter().zip(losses) {
+            learnt.by_sigma.extend(unweighted(batch, loss)?);
+        }
         let samples: usize = own.iter().map(|batch| batch.weights.len()).sum();
         learnt.loss += loss * (samples as f64 / all as f64);
         learnt.grad_norm = learnt.grad_norm.hypot(grad_norm);
@@ -101,6 +107,19 @@ fn learn(learners: &mut Learners, plan: &Plan, data: &StepData, progress: Progre
         }
     }
     Ok(learnt)
+}
+
+/// The mean sigma of a micro-batch and its mean squared error, from a loss that holds the micro-batch's weights; nothing
+/// where the weights leave nothing of it.
+fn unweighted(batch: &MicroBatch, loss: f64) -> Result<Option<(f64, f64)>> {
+    let weight = batch.weights.iter().copied().map(f64::from).sum::<f64>() / batch.weights.len() as f64;
+    // Where timesteps are told for each token, those of a given frame are 0.
+    let times: Vec<f32> = match batch.input.timestep.dims() {
+        [_, _] => batch.input.timestep.max(1)?.to_vec1()?,
+        _ => batch.input.timestep.to_vec1()?,
+    };
+    let sigma = times.iter().copied().map(f64::from).sum::<f64>() / times.len() as f64 / 1000.0;
+    Ok((weight > 0.0).then_some((sigma, loss / weight)))
 }
 
 /// How an update is made.
@@ -115,10 +134,12 @@ pub(crate) struct UpdateSettings<'a> {
 }
 
 /// What a step came to.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Updated {
     /// The loss before the update.
     pub loss: f64,
+    /// The part of it that each micro-batch has.
+    pub losses: Vec<f64>,
     /// Norm of all gradients together, before they were clipped.
     pub grad_norm: f64,
 }
@@ -134,7 +155,8 @@ pub(crate) fn update(
     settings: &UpdateSettings,
 ) -> Result<Updated> {
     let UpdateSettings { lr, config, step } = *settings;
-    let loss = summed(&outcome.losses)?;
+    let losses = read_back(&outcome.losses)?;
+    let loss: f64 = losses.iter().sum();
     if !loss.is_finite() {
         return Err(Error::NonFiniteLoss { step, items: Vec::new() });
     }
@@ -143,11 +165,11 @@ pub(crate) fn update(
     let update = Update { lr, beta1, beta2, eps: config.eps, weight_decay: config.weight_decay, step };
     optimizer.update(&outcome.gradients, clip_factor(grad_norm, config.clip_norm), &update)?;
     optimizer.publish(pipeline);
-    Ok(Updated { loss, grad_norm })
+    Ok(Updated { loss, losses, grad_norm })
 }
 
-/// The loss of a step. Each micro-batch's loss holds its share of the step already; they are read back at once.
-fn summed(losses: &[Tensor]) -> Result<f64> {
+/// The losses of a step's micro-batches, each of which holds its share of the step already; all are read back at once.
+fn read_back(losses: &[Tensor]) -> Result<Vec<f64>> {
     let losses: Vec<f32> = Tensor::stack(losses, 0)?.to_vec1()?;
-    Ok(losses.into_iter().map(f64::from).sum())
+    Ok(losses.into_iter().map(f64::from).collect())
 }

@@ -7,7 +7,7 @@ use models::dit::DitConfig;
 use models::dit::config::PATCH;
 
 use crate::base::BaseModel;
-use crate::devices::DevicesConfig;
+use crate::devices::{DevicesConfig, Limits};
 use crate::error::Result;
 use crate::habits::Habits;
 use crate::memory::Machine;
@@ -37,7 +37,7 @@ pub fn forecast(
     (model, dit, habits): (&BaseModel, &DitConfig, &Habits),
     devices: &DevicesConfig,
 ) -> Result<Duration> {
-    let machine = Machine::here(devices, model.precision.dit(), dit, None);
+    let machine = Machine::here(devices, &Limits::default(), model.precision.dit(), dit, None);
     let cpu = match devices.stages.iter().any(|name| name == "cpu") {
         true => speed_of_cpu()?,
         false => 0.0,

@@ -10,7 +10,7 @@ use models::expert::Expert;
 
 use super::Share;
 use crate::encode::{Encoded, Shown};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::habits::Habits;
 use crate::pipeline::{NetworkInput, Pipeline};
 use crate::prompt::ClipRequest;
@@ -145,7 +145,7 @@ impl<'a> Sampling<'a> {
     /// Makes the steps that are `pipeline`'s share. `progress` is called after each round and may break off.
     ///
     /// # Errors
-    /// When the network fails.
+    /// When the network fails, and a clip that is no longer finite.
     pub fn advance(
         &mut self,
         pipeline: &Pipeline,
@@ -187,7 +187,28 @@ impl<'a> Sampling<'a> {
             self.latents[c] = clip.with_first(after)?;
             self.made[c] += 1;
         }
-        Ok(())
+        self.check(active)
+    }
+
+    /// Looks whether the clips `active` are still numbers, all of them at once: the devices are waited for once a step.
+    fn check(&self, active: &[usize]) -> Result<()> {
+        // A sum is not finite where a number is not.
+        let sums =
+            active.iter().map(|&c| self.latents[c].sum_all()).collect::<candle_core::Result<Vec<_>>>()?;
+        let sums: Vec<f32> = Tensor::stack(&sums, 0)?.to_vec1()?;
+        match active.iter().zip(sums).find(|(_, sum)| !sum.is_finite()) {
+            None => Ok(()),
+            Some((&clip, _)) => {
+                let (step, schedule) = (self.made[clip], self.solvers[clip].schedule());
+                Err(Error::NonFiniteClip {
+                    clip,
+                    prompt: self.clips[clip].request.prompt.clone(),
+                    step,
+                    steps: schedule.timesteps.len(),
+                    sigma: schedule.sigmas[step - 1], // a step was made
+                })
+            }
+        }
     }
 
     /// Steps that each clip has made.

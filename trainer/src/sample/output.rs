@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use data::{Film, SheetStyle};
+use data::{Film, SheetRow, SheetStyle};
 use models::vae::{Tiling, Vae};
 
 use super::ClipFormat;
 use crate::error::{Error, Result};
+use crate::ui::Ui;
 
 /// The picture of a set of clips.
 pub const CONTACT_SHEET: &str = "contact-sheet.png";
@@ -18,37 +19,67 @@ const SHEET_CELL: u32 = 192;
 /// Letters of a prompt that go into a file name.
 const NAME_LENGTH: usize = 40;
 
-/// Decodes each latent clip [1, c, t, h, w] and writes it as `<folder>/<name>.<format>`, with a contact sheet
-/// `<folder>/contact-sheet.png` of all of them. The paths written, the sheet last.
+/// A sampled clip on its way to its files.
+#[derive(Debug, Clone)]
+pub struct Sampled {
+    /// Name of its files, without their ending.
+    pub name: String,
+    /// What stands above it on the contact sheet.
+    pub title: String,
+    /// [1, c, t, h, w].
+    pub latents: Tensor,
+}
+
+/// How clips are written.
+#[derive(Debug, Clone, Copy)]
+pub struct ClipFiles<'a> {
+    /// How they are decoded.
+    pub tiling: Tiling,
+    /// Frames a second.
+    pub fps: f64,
+    /// Files of each.
+    pub formats: &'a [ClipFormat],
+}
+
+/// Decodes each clip and writes it as `<folder>/<name>.<format>`, with a contact sheet `<folder>/contact-sheet.png` of all
+/// of them. The paths written, the sheet last.
 ///
 /// # Errors
-/// Latents that the VAE does not fit, and files that cannot be written.
+/// Latents that the VAE does not fit, a clip that is not finite, and files that cannot be written.
 pub fn write_clips(
     folder: &Path,
     vae: &Vae,
-    tiling: Tiling,
-    clips: &[(String, Tensor)],
-    fps: f64,
-    formats: &[ClipFormat],
+    clips: &[Sampled],
+    ClipFiles { tiling, fps, formats }: ClipFiles,
+    ui: &Ui,
 ) -> Result<Vec<PathBuf>> {
-    let (mut written, mut films) = (Vec::new(), Vec::new());
-    for (name, latents) in clips {
-        let film = decode(vae, tiling, latents)?;
+    let bar = ui.bar("decoding clips", clips.len());
+    let mut films = Vec::new();
+    for clip in clips {
+        films.push(decode(vae, tiling, clip)?);
+        bar.inc(1);
+    }
+    bar.finish();
+    let bar = ui.bar("writing clips", clips.len());
+    let mut written = Vec::new();
+    for (Sampled { name, .. }, film) in clips.iter().zip(&films) {
         for format in formats {
             let path = clip_file(folder, name, *format);
             match format {
-                ClipFormat::Mp4 => data::write_mp4(&path, &film, fps)?,
-                ClipFormat::Gif => data::write_gif(&path, &film, fps)?,
-                ClipFormat::Webp => data::write_webp(&path, &film, fps)?,
+                ClipFormat::Mp4 => data::write_mp4(&path, film, fps)?,
+                ClipFormat::Gif => data::write_gif(&path, film, fps)?,
+                ClipFormat::Webp => data::write_webp(&path, film, fps)?,
             }
             written.push(path);
         }
-        films.push(film);
+        bar.inc(1);
     }
     let sheet = folder.join(CONTACT_SHEET);
     let cell_width = films.iter().map(Film::width).max().unwrap_or(SHEET_CELL).min(SHEET_CELL);
     let columns = films.iter().map(Film::len).max().unwrap_or(1).min(SHEET_COLUMNS as usize) as u32;
-    data::contact_sheet(&sheet, &films, SheetStyle { columns, cell_width, gap: 2 })?;
+    let rows = clips.iter().zip(&films).map(|(clip, film)| SheetRow { title: &clip.title, film });
+    data::titled_sheet(&sheet, &rows.collect::<Vec<_>>(), SheetStyle { columns, cell_width, gap: 2 })?;
+    bar.finish();
     written.push(sheet);
     Ok(written)
 }
@@ -64,11 +95,14 @@ fn clip_file(folder: &Path, name: &str, format: ClipFormat) -> PathBuf {
     folder.join(format!("{name}.{}", format.extension()))
 }
 
-/// The video of latents [1, c, t, h, w].
-fn decode(vae: &Vae, tiling: Tiling, latents: &Tensor) -> Result<Film> {
-    let video = vae.decode(&latents.to_device(vae.device())?, tiling)?;
+/// The video of a clip.
+fn decode(vae: &Vae, tiling: Tiling, clip: &Sampled) -> Result<Film> {
+    let video = vae.decode(&clip.latents.to_device(vae.device())?, tiling)?;
     let (_, _, _, height, width) = video.dims5()?;
     let planes: Vec<f32> = video.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
+    if planes.iter().any(|value| !value.is_finite()) {
+        return Err(Error::NonFiniteVideo { clip: clip.title.clone() });
+    }
     Film::from_planes(width as u32, height as u32, &planes)
         .ok_or_else(|| Error::Tensor(candle_core::Error::msg("the VAE gave no whole frames")))
 }

@@ -1,0 +1,101 @@
+//! What is encoded, and when: nothing is held that is not needed yet, nothing is loaded for what is there.
+
+use candle_core::{DType, Device, Tensor};
+use data::{Cache, HostTensor, Key, Storage};
+use models::clip::Clip;
+use models::vae::Vae;
+use models::weights::Checkpoint;
+use proofs::project::Project;
+use proofs::{assert_same_bits, fixture};
+use trainer::base::{BaseModel, ModelConfig};
+use trainer::batch::Batches;
+use trainer::encode::{Encoded, Encoding};
+use trainer::error::Error;
+use trainer::interrupt::Interrupt;
+use trainer::plan::Plan;
+use trainer::precision::Processor;
+use trainer::run;
+use trainer::sample::Share;
+use trainer::ui::{Ui, Voice};
+
+/// Samples of the held-out loss are made one by one: what is asked for later is read later.
+#[test]
+fn held_out_samples_are_made_when_they_are_asked_for() {
+    let captions = ["a ball", "two birds fly", "a fox"];
+    let project = Project::new(&fixture(""), &captions, "held_out = [\"clip01*\", \"clip02*\"]");
+    let planned = Plan::make(&project.recipe(), &mut |_, _| {}).unwrap();
+    let encoded = run::cache(&planned, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
+    let batches = Batches::new(&planned.plan, &planned.dataset, &encoded).unwrap();
+    assert_eq!(batches.held_out(Share::All).count(), 18);
+    let mut samples = batches.held_out(Share::All);
+    let first: Vec<_> = samples.by_ref().take(9).map(|sample| sample.unwrap()).collect();
+    assert!(first.iter().enumerate().all(|(level, sample)| sample.level == level));
+    assert!(first.iter().all(|sample| sample.item.starts_with("clip01")));
+    std::fs::remove_dir_all(project.cache()).unwrap();
+    assert!(samples.next().unwrap().is_err(), "the second clip was read with the first");
+}
+
+/// A step that drives the adapter beyond all numbers is seen by the held-out loss behind it, which names clip and sigma; the
+/// log has no row of it.
+#[test]
+fn a_held_out_loss_that_is_no_number_stops_the_run() {
+    let settings = "held_out = [\"clip01*\"]\n[train]\nsteps = 1\n[optimizer]\nwarmup = 0\n";
+    let project = Project::new(&fixture(""), &["a ball", "two birds fly"], settings);
+    let mut planned = Plan::make(&project.recipe(), &mut |_, _| {}).unwrap();
+    planned.plan.optimizer.lr = 1e30;
+    let folder = run::RunFolder::begin(&mut planned.plan).unwrap();
+    let ended = run::train(&planned, &folder, &Interrupt::default(), &Ui::new(Voice::Json));
+    let Err(Error::NonFiniteHeldOut { step: 1, item, sigma }) = ended else { panic!("{ended:?}") };
+    assert!(item.starts_with("clip01") && (0.0..1.0).contains(&sigma), "{item} at {sigma}");
+    assert!(!std::fs::read_to_string(folder.metrics()).unwrap().contains("null"));
+}
+
+/// The model of a fixture, held as on a GPU: in bfloat16.
+fn in_bfloat16() -> BaseModel {
+    let named = ModelConfig { folder: Some(fixture("repo_official_a14b")), ..ModelConfig::default() };
+    let mut model = named.settle("".as_ref(), Processor::Gpu).unwrap();
+    model.expert = None;
+    model
+}
+
+/// States that were computed in bfloat16 are stored in it, and come back bit for bit. Those that an older version stored in
+/// f32 under the same key are taken as they are.
+#[test]
+fn text_states_are_stored_as_they_were_computed() {
+    let (folder, model) = (tempfile::tempdir().unwrap(), in_bfloat16());
+    let dit = model.dits.of(models::Expert::High).open().unwrap().0;
+    let (ui, interrupt) = (Ui::new(Voice::Json), Interrupt::default());
+    let with = Encoding { model: &model, dit: &dit, device: &Device::Cpu, interrupt: &interrupt, ui: &ui };
+    let encoded = Encoded::open(folder.path(), &model).unwrap();
+    let key = |prompt| Key::text(prompt, &model.text_identity().unwrap());
+
+    let old = HostTensor::new(vec![2, 24], (0..48).map(|i| i as f32 * 0.1).collect()).unwrap();
+    let cache = Cache::open(folder.path()).unwrap();
+    cache.put(&key("an old one"), &[("text", &old, Storage::F32)], &Default::default()).unwrap();
+    encoded.encode_prompts(["a fox", "an old one"], &with).unwrap();
+
+    let text = encoded.text("an old one").unwrap();
+    assert_same_bits("old", &text, &Tensor::from_vec(old.into_data(), (2, 24), &Device::Cpu).unwrap());
+    let name = key("a fox").to_string();
+    let path = folder.path().join(&name[..2]).join(format!("{name}.safetensors"));
+    let file = Checkpoint::open(&path).unwrap();
+    assert_eq!(file.dtype("text").unwrap().name(), "BF16");
+    let encoder = model.load_text_encoder(&Device::Cpu).unwrap();
+    let computed = encoder.encode_prompt("a fox").unwrap().to_dtype(DType::F32).unwrap();
+    assert_same_bits("new", &encoded.text("a fox").unwrap(), &computed);
+}
+
+/// Keys of entries hold what files tell of an encoder, which is what the loaded one tells: caches of before are found.
+#[test]
+fn encoders_are_known_by_their_files() {
+    let parts = [("repo_diffusers_i2v21/vae", "repo_diffusers_i2v21/image_encoder")];
+    for (vae, clip) in parts.map(|(vae, clip)| (fixture(vae), fixture(clip))) {
+        let loaded = Vae::load(&vae, None, DType::F32, &Device::Cpu).unwrap();
+        assert_eq!(Vae::fingerprint_at(&vae, None).unwrap(), loaded.fingerprint());
+        let loaded = Clip::load(&clip, None, DType::F32, &Device::Cpu).unwrap();
+        assert_eq!(Checkpoint::open(&clip).unwrap().fingerprint().unwrap(), loaded.fingerprint());
+    }
+    let official = fixture("repo_official_a14b/Wan2.1_VAE.pth");
+    let loaded = Vae::load(&official, None, DType::F32, &Device::Cpu).unwrap();
+    assert_eq!(Vae::fingerprint_at(&official, None).unwrap(), loaded.fingerprint());
+}

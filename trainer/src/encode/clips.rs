@@ -1,0 +1,150 @@
+//! Training clips: decoded once for all encoders that lack an entry of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::{Device, Tensor};
+use data::{Clip, ContentHashes, Dataset, Key, MissReason, Window};
+use models::clip::Clip as Tower;
+use models::dit::Pictures;
+use models::vae::{Tiling, Vae};
+
+use super::shown::{Ends, condition};
+use super::{ClipKeys, Encoded, Encoding, LATENTS, storage, to_host};
+use crate::error::{Error, Result};
+
+/// Indices of the windows that have no whole entry.
+struct Missing {
+    /// Of the latents, or of what lies beside them.
+    latents: Vec<usize>,
+    /// Of CLIP's states.
+    states: BTreeSet<usize>,
+}
+
+impl Encoded {
+    /// Encodes every window of `dataset` that is not cached. Where both are to be made, the VAE and CLIP are loaded side by
+    /// side and each clip is decoded once for both.
+    ///
+    /// # Errors
+    /// Clips that cannot be decoded, latents that are not finite, a cache that takes no files.
+    pub fn encode_clips(&mut self, dataset: &Dataset, with: &Encoding) -> Result<()> {
+        let mut hashes = ContentHashes::open(&self.cache);
+        with.ui.phase("reading clips", || self.name_clips(dataset, &mut hashes, with))?;
+        let missing = with.ui.phase("checking the cache", || self.missing_clips(dataset, with))?;
+        if missing.latents.is_empty() && missing.states.is_empty() {
+            // A complete cache may be read-only: then clips are hashed anew each time.
+            if let Err(error) = hashes.save() {
+                with.ui.note(&format!("{error}; every start reads all clips to know them again"));
+            }
+            return Ok(());
+        }
+        self.cache.check_writable()?;
+        hashes.save()?;
+        let mut rest = missing.states.clone();
+        if !missing.latents.is_empty() {
+            let vae = with.vae()?;
+            let is_for_both = missing.latents.iter().any(|index| missing.states.contains(index));
+            let tower = is_for_both.then(|| with.clip()).transpose()?;
+            self.encode_missing(dataset, &missing, (&vae, tower.as_ref()), with)?;
+            rest.retain(|index| !missing.latents.contains(index));
+        }
+        if rest.is_empty() { Ok(()) } else { self.encode_views(dataset, &rest, with) }
+    }
+
+    /// Finds the keys of all entries, from the contents of files and the identities of encoders.
+    fn name_clips(&mut self, dataset: &Dataset, hashes: &mut ContentHashes, with: &Encoding) -> Result<()> {
+        let vae = with.vae_identity()?;
+        let clip = with.dit.image.map(|_| with.clip_identity()).transpose()?;
+        self.ends = if with.sees_two() { Ends::Both } else { Ends::First };
+        let ends = self.ends.name();
+        self.clips.clear();
+        for window in &dataset.windows {
+            let content = hashes.of(&dataset.sources[window.source].item.media)?;
+            let latents = dataset.key(window, &content, &vae);
+            let condition = || Key::of(&["condition", &latents.to_string(), ends]);
+            let condition = (with.dit.pictures() == Pictures::Beside).then(condition);
+            let states = clip.as_ref().map(|clip| Key::of(&["view", &latents.to_string(), ends, clip]));
+            self.clips.push(ClipKeys { latents, condition, states });
+        }
+        Ok(())
+    }
+
+    fn missing_clips(&self, dataset: &Dataset, with: &Encoding) -> Result<Missing> {
+        let mut missing = Missing { latents: Vec::new(), states: BTreeSet::new() };
+        for (index, keys) in self.clips.iter().enumerate() {
+            let is_missing = |key: &Key| -> Result<bool> {
+                let reason = self.missing(key)?;
+                if let Some(reason @ MissReason::Damaged(_)) = &reason {
+                    let id = &dataset.sources[dataset.windows[index].source].item.id;
+                    with.ui.note(&format!("{id}: {reason}; it is made again"));
+                }
+                Ok(reason.is_some())
+            };
+            let beside = keys.condition.as_ref().map(is_missing).transpose()?.unwrap_or(false);
+            if is_missing(&keys.latents)? || beside {
+                missing.latents.push(index);
+            }
+            if keys.states.as_ref().map(is_missing).transpose()?.unwrap_or(false) {
+                missing.states.insert(index);
+            }
+        }
+        Ok(missing)
+    }
+
+    fn encode_missing(
+        &self,
+        dataset: &Dataset,
+        missing: &Missing,
+        (vae, tower): (&Vae, Option<&Tower>),
+        with: &Encoding,
+    ) -> Result<()> {
+        let bar = with.ui.bar("encoding clips", missing.latents.len());
+        let sources: BTreeSet<usize> = missing.latents.iter().map(|&i| dataset.windows[i].source).collect();
+        for source in sources {
+            let own = |&i: &usize| dataset.windows[i].source == source;
+            let mut indices: Vec<usize> = missing.latents.iter().copied().filter(own).collect();
+            indices.sort_by_key(|&i| dataset.windows[i].start);
+            let windows: Vec<Window> = indices.iter().map(|&i| dataset.windows[i]).collect();
+            for (&index, clip) in indices.iter().zip(dataset.clips(source, &windows)?) {
+                // Before a verdict: what stops this program may have stopped ffmpeg too.
+                with.interrupt.check()?;
+                let (clip, keys) = (clip?, &self.clips[index]);
+                self.put_clip(keys, vae, &clip)?;
+                if let (Some(tower), Some(key), true) = (tower, &keys.states, missing.states.contains(&index))
+                {
+                    self.put_view(key, &clip, tower)?;
+                }
+                with.interrupt.check()?;
+                bar.inc(1);
+            }
+        }
+        bar.finish();
+        Ok(())
+    }
+
+    fn put_clip(&self, keys: &ClipKeys, vae: &Vae, clip: &Clip) -> Result<()> {
+        let bucket = clip.bucket;
+        let shape = (1, 3, bucket.frames as usize, bucket.height as usize, bucket.width as usize);
+        let video = Tensor::from_vec(clip.planes(), shape, &Device::Cpu)?.to_device(vae.device())?;
+        self.put(&keys.latents, (LATENTS, &vae.encode(&video, Tiling::Off)?.squeeze(0)?), clip)?;
+        if let Some(key) = &keys.condition {
+            let frame = |n: usize| -> Result<Tensor> { Ok(video.get(0)?.narrow(1, n, 1)?.squeeze(1)?) };
+            let last = match self.ends {
+                Ends::Both => Some(frame(bucket.frames as usize - 1)?),
+                Ends::First => None,
+            };
+            let latents = condition(vae, &frame(0)?, last.as_ref(), bucket.frames as usize)?;
+            self.put(key, (LATENTS, &latents), clip)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps one tensor of a clip.
+    pub(super) fn put(&self, key: &Key, (name, tensor): (&str, &Tensor), clip: &Clip) -> Result<()> {
+        let host = to_host(tensor)?;
+        if host.data().iter().any(|v| !v.is_finite()) {
+            return Err(Error::NonFiniteLatents { clip: clip.source.clone() });
+        }
+        let meta = BTreeMap::from([("source".to_owned(), clip.source.clone())]);
+        Ok(self.cache.put(key, &[(name, &host, storage(tensor))], &meta)?)
+    }
+}
