@@ -10,6 +10,7 @@ mod comfy;
 mod concurrent;
 mod desk;
 mod experts;
+mod ffmpeg;
 mod hostile;
 mod machines;
 mod models;

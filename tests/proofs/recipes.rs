@@ -3,44 +3,28 @@
 use std::collections::BTreeMap;
 
 use clap::{CommandFactory, Parser};
-use data::DataConfig;
 use kernels::device::Repeatability;
-use models::adapter::LoraConfig;
 
 use proofs::source::{File, files, root};
 use serde_json::{Value, json};
-use trainer::base::{ModelConfig, Trained};
+use trainer::base::Trained;
 use trainer::bench::{DIT_PRESETS, dit_preset};
 use trainer::cli::Arguments;
-use trainer::devices::DevicesConfig;
 use trainer::forecast::{Engine, Networks, StageMemory, Task, Way};
 use trainer::habits::Habits;
-use trainer::memory::{Card, Forecast, Machine, MemoryConfig, Room, Shapes, StageForecast, settle};
-use trainer::optim::OptimizerConfig;
+use trainer::memory::{Card, Forecast, Machine, Room, Shapes, StageForecast, settle};
 use trainer::precision::{Processor, Wishes};
-use trainer::recipe::{CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig, WORDS};
-use trainer::sample::SampleConfig;
+use trainer::recipe::{Recipe, WORDS, defaults};
 
 fn shipped() -> Vec<File> {
     files(&[".toml"]).into_iter().filter(|file| file.path.starts_with("recipes/")).collect()
 }
 
-/// Every section of a recipe with all of its keys, those without a default as null.
+/// Every section of a recipe with all of its keys, those without a default as null, and a folder of clips.
 fn sections() -> Value {
-    let data: DataConfig = serde_json::from_value(json!({ "folder": "clips" })).unwrap();
-    json!({
-        "run": RunConfig::default(),
-        "model": ModelConfig::default(),
-        "data": data,
-        "adapter": LoraConfig::default(),
-        "train": TrainConfig::default(),
-        "optimizer": OptimizerConfig::default(),
-        "devices": DevicesConfig::default(),
-        "memory": MemoryConfig::default(),
-        "checkpoint": CheckpointConfig::default(),
-        "sample": SampleConfig::default(),
-        "export": ExportConfig::default(),
-    })
+    let mut sections = defaults();
+    sections["data"]["folder"] = json!(["clips"]);
+    sections
 }
 
 /// The dotted keys below `value` with their defaults; an empty table is a key whose entries the user names.

@@ -21,7 +21,7 @@ use crate::optim::OptimizerConfig;
 use crate::sample::SampleConfig;
 
 pub use assignment::Assignment;
-pub use words::WORDS;
+pub use words::{WORDS, defaults};
 
 /// A recipe. `[model]` and `[data]` are needed; all else has defaults.
 #[derive(Debug, Clone, PartialEq, Deserialize)]

@@ -40,10 +40,25 @@ pub struct Picture<'a> {
     pub height: usize,
 }
 
+/// Where bytes can be made to last.
+pub trait Durable: Write {
+    /// Waits until everything written would outlive a power loss.
+    ///
+    /// # Errors
+    /// What the system answers.
+    fn make_durable(&mut self) -> std::io::Result<()>;
+}
+
+impl Durable for File {
+    fn make_durable(&mut self) -> std::io::Result<()> {
+        self.sync_data()
+    }
+}
+
 /// Appends events to one file. TensorBoard finds it if its name holds `tfevents`.
-pub struct EventWriter {
+pub struct EventWriter<F: Durable = File> {
     path: PathBuf,
-    out: BufWriter<File>,
+    out: BufWriter<F>,
     length: u64,
 }
 
@@ -73,7 +88,9 @@ impl EventWriter {
         }
         Ok(writer)
     }
+}
 
+impl<F: Durable> EventWriter<F> {
     /// Adds values at optimiser step `step`: (tag, value) pairs such as ("loss/train", 0.12).
     pub fn scalars(&mut self, step: u64, wall_time: f64, values: &[(&str, f32)]) -> Result<()> {
         let mut summary = Vec::new();
@@ -107,7 +124,7 @@ impl EventWriter {
     pub fn sync(&mut self) -> Result<u64> {
         let io = |source| TensorboardError::Io { path: self.path.clone(), source };
         self.out.flush().map_err(io)?;
-        self.out.get_ref().sync_data().map_err(io)?;
+        self.out.get_mut().make_durable().map_err(io)?;
         Ok(self.length)
     }
 
@@ -223,6 +240,44 @@ const CRC_TABLE: [u32; 256] = {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A disk: what was written, and how much of it would outlive a power loss.
+    #[derive(Default)]
+    struct Disk {
+        written: Vec<u8>,
+        safe: usize,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.written.write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Durable for Disk {
+        fn make_durable(&mut self) -> std::io::Result<()> {
+            self.safe = self.written.len();
+            Ok(())
+        }
+    }
+
+    /// A checkpoint says how long the file was: after a power loss it must not be shorter.
+    #[test]
+    fn what_sync_counts_outlives_a_power_loss() {
+        let (path, out) = (PathBuf::from("events"), BufWriter::new(Disk::default()));
+        let mut writer = EventWriter { path, out, length: 0 };
+        for step in 1..=3 {
+            writer.scalars(step, 0.0, &[("loss/train", 0.5)]).unwrap();
+            let length = writer.sync().unwrap();
+            assert_eq!((writer.out.get_ref().safe as u64, length), (length, writer.length));
+        }
+        writer.scalars(4, 0.0, &[("loss/train", 0.5)]).unwrap();
+        assert!((writer.out.get_ref().safe as u64) < writer.length);
+    }
 
     /// The check value of the CRC catalogue, and a vector of RFC 3720, appendix B.4.
     #[test]

@@ -197,3 +197,26 @@ fn is_users(error: &Error) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An error that nobody thought of is no reproach to the user.
+    #[test]
+    fn what_is_not_known_to_be_the_users_exits_1() {
+        let users = [
+            Error::Setting { key: "train.steps".into(), why: "must be at least 1".into() },
+            Error::NothingToTrainOn,
+            Error::ForeignCheckpoint,
+        ];
+        let ours = [
+            Error::NeighbourStopped,
+            Error::GpuLost { cause: "CUDA_ERROR_ILLEGAL_ADDRESS".into() },
+            Error::Tensor(candle_core::Error::msg("shapes differ")),
+        ];
+        let code = |error: Error| exit_code(&error.into());
+        assert_eq!(users.map(code), [2; 3]);
+        assert_eq!(ours.map(code), [1; 3]);
+    }
+}

@@ -186,10 +186,11 @@ pub(super) fn meant(message: &str) -> Option<String> {
     Some(format!("did you mean `{key}`?"))
 }
 
-/// Every dotted key of a recipe.
-fn keys() -> Vec<String> {
+/// Every section of a recipe with all of its keys and their defaults; those without a default are null.
+pub fn defaults() -> Value {
+    // The folder of the clips has no default.
     let data = serde_json::from_value::<DataConfig>(json!({ "folder": [] })).ok();
-    let sections = json!({
+    json!({
         "run": RunConfig::default(),
         "model": ModelConfig::default(),
         "data": data,
@@ -201,9 +202,13 @@ fn keys() -> Vec<String> {
         "checkpoint": CheckpointConfig::default(),
         "sample": SampleConfig::default(),
         "export": ExportConfig::default(),
-    });
+    })
+}
+
+/// Every dotted key of a recipe.
+fn keys() -> Vec<String> {
     let mut keys = BTreeMap::new();
-    below("", &sections, &mut keys);
+    below("", &defaults(), &mut keys);
     keys.into_keys().collect()
 }
 
