@@ -16,6 +16,9 @@ if [ ! -e "$tandem_cuda/ready" ]; then
         unversioned=${library%%.so.*}.so
         [ -e "$unversioned" ] || ln -s "$(basename "$library")" "$unversioned"
     done
+    for library in "$tandem_cuda"/lib/python3*/site-packages/nvidia/cu13/lib; do
+        ln -sfn lib "${library}64"
+    done
     touch "$tandem_cuda/ready"
 fi
 # The driver's library is linked by a name that not every distribution has.
@@ -29,6 +32,7 @@ else
 fi
 tandem_packages=$(echo "$tandem_cuda"/lib/python3*/site-packages)
 export CUDA_HOME=$tandem_packages/nvidia/cu13
+export CUDA_PATH=$CUDA_HOME CUDA_ROOT=$CUDA_HOME CUDA_TOOLKIT_ROOT_DIR=$CUDA_HOME
 export PATH=$CUDA_HOME/bin:$PATH
 export CUDNN_INCLUDE=$tandem_packages/nvidia/cudnn/include CUDNN_FRONTEND_INCLUDE=$tandem_packages/include
 export LIBRARY_PATH=$CUDA_HOME/lib${LIBRARY_PATH:+:$LIBRARY_PATH}
