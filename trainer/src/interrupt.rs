@@ -19,7 +19,7 @@ pub enum OnStop {
     Save,
     /// It ends after the item in hand; what is finished stays.
     Finish,
-    /// The same, but it ends within [`GRACE`] even in the middle of an item: nothing is lost that could be kept.
+    /// The same, but it ends within 3 seconds even in the middle of an item: nothing is lost that could be kept.
     Leave,
 }
 
