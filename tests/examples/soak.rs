@@ -1,7 +1,7 @@
 //! Runs that are killed, damaged, short of disk and crowded, for as long as is wanted: what ends in another result than an
 //! undisturbed run, in a panic, in a hang or in files that are left behind is a failure. Prints a table.
 //!
-//! `cargo build --release && cargo run --release -p tandem-proofs --bin soak -- --minutes 10`
+//! `cargo build --release && cargo run --release -p tandem-proofs --example soak -- --minutes 10`
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -103,7 +103,8 @@ const ROUNDS: [(&str, Round); 7] = [
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let beside = || std::env::current_exe().unwrap().with_file_name("tandem");
+    // Examples lie in a folder below the programs.
+    let beside = || std::env::current_exe().unwrap().with_file_name("../tandem");
     let tandem = arguments.tandem.clone().unwrap_or_else(beside);
     if !tandem.is_file() {
         eprintln!(
