@@ -185,7 +185,7 @@ impl HostStore {
         Ok(())
     }
 
-    /// Pins slabs of these sizes in bytes ahead of their use, one after the other. Pinning takes about a second a GiB, so it
+    /// Pins slabs of these sizes in bytes ahead of their use, one after the other. Pinning is slow, so it
     /// is done on a thread of its own while a model loads. `go_on` is called before each slab with the bytes pinned so
     /// far, and stops it by `false`.
     ///

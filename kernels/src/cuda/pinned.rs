@@ -1,6 +1,6 @@
 //! Pinned host memory in slabs, of which tensors take runs.
 //!
-//! Pinning is slow (about a second a GiB), so it is done ahead ([`Pinned::reserve`]) and never undone while there is room:
+//! Pinning is slow, so it is done ahead ([`Pinned::reserve`]) and never undone while there is room:
 //! clips of another length take other runs of the same slabs.
 
 use std::collections::BTreeMap;

@@ -52,7 +52,7 @@ enum BenchPart {
     /// checkpoint of those sizes is written first, in bf16.
     Load(LoadArguments),
     /// A whole short run from files of random weights, which are written first: loading, encoding, clips, steps, checkpoints,
-    /// export. Each phase is told with its time as it ends, then all of them together.
+    /// export. Each phase is reported with its time as it ends, then all together.
     Run(RunArguments),
 }
 
@@ -61,7 +61,7 @@ const LEAST_MULTIPLE: usize = 16;
 
 #[derive(Debug, Args)]
 struct Times {
-    /// Runs that count; the median is told.
+    /// Runs that count; the median is reported.
     #[arg(short = 'n', long, default_value_t = 3)]
     iters: usize,
     /// Runs before them.

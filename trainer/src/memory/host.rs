@@ -1,6 +1,6 @@
 //! How much host memory a plan pins where the recipe does not say: as much as pays.
 //!
-//! Pinned memory cannot be swapped or used by anything else, and takes about a second a GiB to pin. A desktop has 64 GiB for
+//! Pinned memory cannot be swapped or used by anything else, and takes time to pin. A desktop has 64 GiB for
 //! all of its programs, so every GiB has to bring something.
 
 use std::cmp::Ordering;
