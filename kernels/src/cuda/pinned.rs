@@ -4,6 +4,7 @@
 //! clips of another length take other runs of the same slabs.
 
 use std::collections::BTreeMap;
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -167,12 +168,16 @@ impl Pinned {
     }
 
     fn unpin(&self, slab: Slab) -> Result<()> {
+        // Where the driver fails a copy may still use the pages, so they stay mapped.
+        let slab = ManuallyDrop::new(slab);
         for (_, event) in &slab.used {
             told(event.synchronize())?;
         }
         told(self.context.bind_to_thread())?;
         // SAFETY: `pinned` registered it, nothing is in the slab, and no copy uses it any more.
-        told(unsafe { sys::cuMemHostUnregister(slab.memory.address as *mut _) }.result())
+        told(unsafe { sys::cuMemHostUnregister(slab.memory.address as *mut _) }.result())?;
+        drop(ManuallyDrop::into_inner(slab));
+        Ok(())
     }
 }
 
