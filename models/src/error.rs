@@ -21,4 +21,10 @@ pub enum Error {
     /// A config file, an input shape or an adapter does not fit the model; the text names the thing and the way out.
     #[error("{0}")]
     Mismatch(String),
+    /// Weights or inputs are damaged: what they give is not finite.
+    #[error("{what} is not finite: the weights or the input are damaged")]
+    NotFinite {
+        /// What was computed.
+        what: &'static str,
+    },
 }

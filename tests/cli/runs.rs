@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::desk::{Desk, Outcome};
+use crate::desk::{Desk, Outcome, film};
 
 const TRAIN: [&str; 2] = ["train", "recipe.toml"];
 const RESUME: [&str; 3] = ["train", "recipe.toml", "--resume"];
@@ -22,6 +22,51 @@ fn a_run_leaves_what_it_says() {
         assert!(desk.path("run").join(file).is_file(), "{file} is missing");
     }
     desk.assert_no_temporary_files();
+}
+
+/// Single steps differ by their noise level far more than training changes them, so the line shows the mean of the last 50;
+/// a run that goes on shows the mean that it would have shown.
+#[test]
+fn the_progress_line_shows_a_smoothed_loss() {
+    let desk = Desk::new();
+    desk.change("[train]\nsteps = 2", "[train]\nsteps = 53");
+    desk.change("every_steps = 2", "every_steps = 0");
+    let mut told = desk.succeed(&TRAIN).stdout;
+    desk.change("[train]\nsteps = 53", "[train]\nsteps = 55");
+    told += &desk.succeed(&RESUME).stdout;
+    let shown: Vec<(f64, f64)> = told
+        .lines()
+        .filter_map(|line| {
+            let (smooth, rest) = line.split_once("loss ")?.1.split_once(" (now ")?;
+            Some((smooth.parse().unwrap(), rest.split_once(')').unwrap().0.parse().unwrap()))
+        })
+        .collect();
+    assert_eq!(shown.len(), 55, "{told}");
+    for step in [1, 2, 50, 51, 53, 55_usize] {
+        let recent = &shown[step.saturating_sub(50)..step];
+        let mean = recent.iter().map(|(_, now)| now).sum::<f64>() / recent.len() as f64;
+        // Both are printed with four digits behind the point.
+        assert!((shown[step - 1].0 - mean).abs() < 1.1e-4, "step {step}: {} for {mean}", shown[step - 1].0);
+    }
+}
+
+/// Two stages take several held-out micro-batches at once; each loss stays with its clip and its noise level.
+#[test]
+fn the_held_out_loss_of_two_stages_is_that_of_one() {
+    let measured = |stages: &str| -> Vec<Value> {
+        let desk = Desk::new();
+        data::write_gif(&desk.path("clips/c.gif"), &film(7), 16.0).unwrap();
+        desk.write("clips/c.txt", "a third cloud");
+        desk.change("frames = [5]", "frames = [5]\nheld_out = [\"b*\", \"c*\"]");
+        desk.change("[train]", &format!("[devices]\nstages = {stages}\n\n[train]"));
+        desk.succeed(&TRAIN);
+        let rows = fs::read_to_string(desk.path("run/metrics.jsonl")).unwrap();
+        let rows = rows.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        rows.filter(|row| !row["eval_loss"].is_null()).collect()
+    };
+    let one = measured("[\"cpu\"]");
+    assert!(one.len() == 2 && one[0]["by_sigma"].as_array().unwrap().len() == 9, "{one:?}");
+    assert_eq!(measured("[\"cpu\", \"cpu\"]"), one);
 }
 
 /// A preset tells what it set and where that is from, and stays with the run.

@@ -27,6 +27,7 @@ mod fp8_files;
 mod gradients;
 mod hub;
 mod like;
+mod machine;
 mod memory;
 mod model_files;
 mod noise;

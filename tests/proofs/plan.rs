@@ -3,6 +3,7 @@
 use kernels::device::{Repeatability, Settings};
 use models::adapter::Scaling;
 use proofs::project::Project;
+use sha2::{Digest, Sha256};
 use trainer::base::{DitFiles, Dits};
 use trainer::bytes::Bytes;
 use trainer::devices::Transfer;
@@ -103,6 +104,24 @@ fn the_data_is_part_of_the_plan() {
     let keys: Vec<String> =
         planned.plan.differences(&again.plan).unwrap().into_iter().map(|d| d.key).collect();
     assert_eq!(keys, ["dataset.digest"]);
+}
+
+/// A run of a version that hashed Rust's debug text goes on: its digest is written out here, so that no derive can change it.
+#[test]
+fn a_run_with_a_digest_of_the_former_form_goes_on() {
+    let (_project, planned) = planned(&CAPTIONS[..1], "repeats = { \"clip0*\" = 2 }\n");
+    let hashed = "(\"clip00.webp\", \"a red ball\", Bucket { width: 48, height: 32, frames: 5 }, 0, 2, false)\n\
+                  [0, 1, 2, 3, 4]\n";
+    let former: String = Sha256::digest(hashed).iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(planned.former_digest.as_ref(), Some(&former));
+    let mut stored = planned.plan.clone();
+    stored.dataset.digest = former;
+    let mut now = planned;
+    now.keep_to(&stored);
+    assert_eq!(stored.differences(&now.plan).unwrap(), []);
+    stored.dataset.digest.replace_range(..1, "x");
+    now.keep_to(&stored);
+    assert_eq!(stored.differences(&now.plan).unwrap().len(), 1, "another digest stays another");
 }
 
 /// A memory limit of the command line goes before the recipe's, both reach the GPU to the byte, and the stored plan says

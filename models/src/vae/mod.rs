@@ -188,7 +188,7 @@ impl Vae {
     /// to -1..1.
     ///
     /// # Errors
-    /// If the latents have another number of channels than this VAE.
+    /// Latents with another number of channels than this VAE's, and a video that is not finite.
     pub fn decode(&self, latents_bcthw: &Tensor, tiling: Tiling) -> Result<Tensor> {
         self.decode_probed(latents_bcthw, tiling, None)
     }
@@ -224,7 +224,12 @@ impl Vae {
             }
             _ => self.pixels(&z, &mut probe)?,
         };
-        Ok(unfold_pixels(&pixels.to_dtype(DType::F32)?, patch)?.clamp(-1f32, 1f32)?)
+        let pixels = unfold_pixels(&pixels.to_dtype(DType::F32)?, patch)?;
+        // Before the clamp, which turns what is not a number into black on a GPU. A sum is not finite where a number is not.
+        if !pixels.sum_all()?.to_scalar::<f32>()?.is_finite() {
+            return Err(Error::NotFinite { what: "the decoded video" });
+        }
+        Ok(pixels.clamp(-1f32, 1f32)?)
     }
 
     /// Raw means of a tile; the log-variances behind them are not used.

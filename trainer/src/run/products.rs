@@ -46,14 +46,20 @@ impl Products {
         let (Ok(kept), Some(now)) = (serde_json::from_str::<Self>(&text), Self::of(devices.clone())) else {
             return Ok(());
         };
-        let names = |products: &Self| products.cards.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
-        if kept.library == now.library && names(&kept) == names(&now) {
+        if kept.is_of_the_machine_of(&now) {
             let gpus = devices.filter(|device| gpu_index(device).is_some());
             gpus.zip(kept.cards).for_each(|(device, (_, choices))| {
                 device::keep_product_choices(device, choices);
             });
         }
         Ok(())
+    }
+
+    /// Whether the choices of both are of the same cards in the same order, and of one cuBLASLt: an index means another
+    /// algorithm elsewhere.
+    fn is_of_the_machine_of(&self, other: &Self) -> bool {
+        let names = |products: &Self| products.cards.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        self.library == other.library && names(self) == names(other)
     }
 
     /// Writes the choices to `path`.
@@ -77,4 +83,34 @@ fn gpu_index(device: &Device) -> Option<usize> {
 fn library() -> String {
     let found = inventory::libraries().into_iter().find(|library| library.name == "cuBLASLt");
     found.and_then(|library| library.version.ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn products(library: &str, cards: &[&str]) -> Products {
+        let card =
+            |name: &&str| ((*name).to_owned(), BTreeMap::from([("bf16 1x1x1".to_owned(), cards.len())]));
+        Products { library: library.to_owned(), cards: cards.iter().map(card).collect() }
+    }
+
+    #[test]
+    fn choices_read_back_and_belong_to_their_cards_and_library() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("products.json");
+        let kept = products("13.0", &["A", "B"]);
+        kept.store(&path).unwrap();
+        let back: Products = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        assert_eq!(back, kept);
+        assert!(back.is_of_the_machine_of(&products("13.0", &["A", "B"])));
+        for other in [products("13.1", &["A", "B"]), products("13.0", &["B", "A"]), products("13.0", &["A"])]
+        {
+            assert!(!back.is_of_the_machine_of(&other), "{other:?}");
+        }
+        // A damaged file costs the measuring again; one that cannot be read is an error.
+        fs::write(&path, "{").unwrap();
+        Products::keep(&path, std::iter::empty()).unwrap();
+        assert!(Products::keep(folder.path(), std::iter::empty()).is_err());
+    }
 }

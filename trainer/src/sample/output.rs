@@ -97,12 +97,12 @@ fn clip_file(folder: &Path, name: &str, format: ClipFormat) -> PathBuf {
 
 /// The video of a clip.
 fn decode(vae: &Vae, tiling: Tiling, clip: &Sampled) -> Result<Film> {
-    let video = vae.decode(&clip.latents.to_device(vae.device())?, tiling)?;
+    let video = vae.decode(&clip.latents.to_device(vae.device())?, tiling).map_err(|error| match error {
+        models::Error::NotFinite { .. } => Error::NonFiniteVideo { clip: clip.title.clone() },
+        other => other.into(),
+    })?;
     let (_, _, _, height, width) = video.dims5()?;
     let planes: Vec<f32> = video.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
-    if planes.iter().any(|value| !value.is_finite()) {
-        return Err(Error::NonFiniteVideo { clip: clip.title.clone() });
-    }
     Film::from_planes(width as u32, height as u32, &planes)
         .ok_or_else(|| Error::Tensor(candle_core::Error::msg("the VAE gave no whole frames")))
 }

@@ -1,0 +1,127 @@
+//! What a GPU gives and which engine runs is decided in one place, and said. On the CPU, where there is less to decide, the
+//! same bodies hold the parts that every device has.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor};
+use kernels::device::{self, Settings, open_gpu};
+use kernels::weight::Weight;
+use kernels::{attention, inventory, linear};
+use proofs::{Tolerance, assert_close, device, randn};
+use trainer::devices::{DevicesConfig, Limits};
+
+const MIB: u64 = 1 << 20;
+
+/// Attention in bf16 against the same in f32: two roundings of 2^-9 on values near 1.
+const BF16: Tolerance = Tolerance::absolute(2e-2);
+
+fn bf16(name: &str, shape: (usize, usize, usize, usize)) -> Tensor {
+    randn(name, shape).to_dtype(DType::BF16).unwrap()
+}
+
+/// The engine that is announced follows from the device, the dtype and the size of a head alone, and says why.
+#[test]
+fn the_engine_of_attention_is_announced_with_its_reason() {
+    let device = device();
+    let told = |device: &Device, dtype, head| attention::engine(device, dtype, head);
+    assert_eq!(told(&Device::Cpu, DType::BF16, 128).name, "chunked");
+    let wide = told(&device, DType::F32, 128);
+    assert_eq!(wide.name, "chunked");
+    let odd = told(&device, DType::BF16, 12);
+    assert_eq!(odd.name, "chunked");
+    if device.is_cuda() {
+        assert!(wide.why.contains("heads of 128 numbers in f32"), "{wide:?}");
+        assert!(odd.why.contains("heads of 12 numbers in bf16"), "{odd:?}");
+        let (engine, found) = (told(&device, DType::BF16, 128), attention::cudnn());
+        match &found {
+            Ok((major, minor)) => {
+                assert_eq!((engine.name, engine.why), ("cudnn", format!("cuDNN {major}.{minor}")));
+            }
+            Err(why) => assert!(engine.name == "chunked" && engine.why.contains(why), "{engine:?}"),
+        }
+    }
+}
+
+/// A shape that cuDNN has no plan for runs in chunks with the right result, and one line says so, once.
+#[test]
+fn a_shape_that_cudnn_refuses_is_said_once_and_still_right() {
+    let device = device();
+    for (n, shape) in
+        [(1, 1, 1, 8), (1, 77, 2, 64), (1, 1, 70_000, 8), (70_000, 1, 1, 8)].into_iter().enumerate()
+    {
+        let [q, k, v] = ["q", "k", "v"].map(|name| bf16(&format!("{name}{n}"), shape));
+        let run = || attention::forward(&q, &k, &v).unwrap();
+        let lines: Vec<Vec<String>> = (0..2)
+            .map(|_| {
+                run();
+                attention::refusals(&device)
+            })
+            .collect();
+        println!("{shape:?}: {lines:?}");
+        let wide = |x: &Tensor| x.to_dtype(DType::F32).unwrap();
+        let expected = attention::forward(&wide(&q), &wide(&k), &wide(&v)).unwrap();
+        assert_close("attention", &wide(&run().o), &expected.o, BF16);
+        assert!(lines[0].len() <= 1 && lines[1].is_empty(), "{shape:?}: {lines:?}");
+    }
+}
+
+/// What the plan takes for the room of a card is what the allocator refuses to go beyond: free memory less the reserve, or
+/// the recipe's limit.
+#[test]
+fn a_gpus_limit_is_the_same_number_in_plan_and_allocator() {
+    const RESERVE: u64 = 400 * MIB;
+    let name = trainer::devices::default_device();
+    let config = |limit: Option<u64>| DevicesConfig {
+        stages: vec![name.to_owned()],
+        split: vec![1],
+        memory_limit: limit.map(trainer::bytes::Bytes),
+        ..DevicesConfig::default()
+    };
+    let free = Limits::measure(&config(None)).of(name).map(|limit| limit.bytes);
+    let Some(free) = free else {
+        assert!(name == "cpu", "a GPU has a limit");
+        return;
+    };
+    // Other proofs take and give memory meanwhile, so it is compared by what there is at most.
+    let total = inventory::gpus().unwrap()[0].memory;
+    assert!(free <= total - RESERVE, "{free} of {total}");
+    let limits = Limits::measure(&config(Some(512 * MIB)));
+    assert_eq!(limits.of(name).unwrap().bytes, 512 * MIB);
+    let (opened, _) = config(Some(512 * MIB)).open_within(&limits).unwrap().remove(0);
+    let take = |mib: u64| Tensor::zeros((mib * MIB) as usize, DType::U8, &opened);
+    assert!(take(500).is_ok());
+    let refused = take(520).unwrap_err().to_string();
+    assert!(refused.contains("OUT_OF_MEMORY"), "{refused}");
+}
+
+/// A run that goes on keeps the algorithms that it began with: a clock would choose others, with other roundings.
+#[test]
+fn kept_product_choices_are_taken_without_the_clock() {
+    let Device::Cuda(_) = device() else {
+        assert_eq!(device::product_choices(&Device::Cpu), BTreeMap::new());
+        return;
+    };
+    let fresh = || open_gpu(0, &Settings::default()).unwrap();
+    let product = |on: &Device| {
+        let matrix = |name, rows| {
+            randn(name, (rows, 2048))
+                .to_device(&Device::Cpu)
+                .unwrap()
+                .to_dtype(DType::BF16)
+                .unwrap()
+                .to_device(on)
+                .unwrap()
+        };
+        let weight = Weight::Dense(matrix("w", 2048));
+        linear::forward(&matrix("x", 4096), &weight, None, None).unwrap();
+        device::product_choices(on)
+    };
+    let measured = product(&fresh());
+    assert_eq!(measured.len(), 1, "one product, large enough to be timed: {measured:?}");
+    for choice in 0..2 {
+        let kept: BTreeMap<String, usize> = measured.keys().map(|key| (key.clone(), choice)).collect();
+        let again = fresh();
+        device::keep_product_choices(&again, kept.clone());
+        assert_eq!(product(&again), kept);
+    }
+}
