@@ -13,6 +13,15 @@ pub enum Expert {
     Low,
 }
 
+/// How many networks a model has for its noise levels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Networks {
+    /// One for all noise levels, or an expert without the other.
+    Whole,
+    /// Two experts.
+    Pair,
+}
+
 impl Expert {
     /// Both, in the order in which sampling goes through them.
     pub const ALL: [Self; 2] = [Self::High, Self::Low];

@@ -11,10 +11,10 @@ pub mod error;
 pub mod expert;
 pub mod names;
 pub mod picture;
+pub mod published;
 pub mod text;
 pub mod umt5;
 pub mod vae;
-pub mod variant;
 pub mod weights;
 
 pub use contents::Contents;

@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use kernels::weight::Format;
 use models::expert::Expert;
-use models::variant::{Facts, Variant};
+use models::published::{Facts, Published};
 use models::weights::{Checkpoint, Storage, TensorSpec, Weights, write_safetensors};
 use proofs::fixture;
 use trainer::base::{BaseModel, Dits, ModelConfig, Trained, locate_dits};
@@ -162,29 +162,31 @@ fn a_single_dit_needs_no_config_unless_its_heads_are_its_own() {
 
 #[test]
 fn published_models_are_told_by_sizes_and_the_rest_by_names() {
-    let facts = |width, channels_in, channels_out, has_image_branch, has_two_pictures| Facts {
+    let facts = |width, channels_in, channels_out, clip_pictures| Facts {
         width,
         channels_in,
         channels_out,
-        has_image_branch,
-        has_two_pictures,
+        clip_pictures,
     };
-    let t2v = facts(5120, 16, 16, false, false);
+    let t2v = facts(5120, 16, 16, 0);
     for (facts, path, told) in [
-        (facts(1536, 16, 16, false, false), "x", &[Variant::T2v1B][..]),
-        (facts(3072, 48, 48, false, false), "Wan2.1", &[Variant::Ti2v5B]),
-        (facts(5120, 36, 16, true, false), "high_noise", &[Variant::I2v14B]),
-        (facts(5120, 36, 16, true, true), "x", &[Variant::Flf2v14B]),
-        (facts(5120, 36, 16, false, false), "x", &[Variant::I2vA14B]),
-        (t2v, "models/mine.safetensors", &[Variant::T2v14B, Variant::T2vA14B]),
-        (t2v, "wan2.2_t2v_high_noise_14B_fp16.safetensors", &[Variant::T2vA14B]),
-        (t2v, "Wan2.1-T2V-14B/diffusion_pytorch_model.safetensors", &[Variant::T2v14B]),
-        (t2v, "Wan2.2-T2V-A14B-Diffusers/transformer/x.safetensors", &[Variant::T2vA14B]),
+        (facts(1536, 16, 16, 0), "x", &["t2v-1.3b"][..]),
+        (facts(3072, 48, 48, 0), "Wan2.1", &["ti2v-5b"]),
+        (facts(5120, 36, 16, 1), "high_noise", &["i2v-14b"]),
+        (facts(5120, 36, 16, 2), "x", &["flf2v-14b"]),
+        (facts(1536, 36, 16, 1), "x", &["fun-inp-1.3b"]),
+        (facts(5120, 36, 16, 0), "x", &["i2v-a14b"]),
+        (t2v, "models/mine.safetensors", &["t2v-14b", "t2v-a14b"]),
+        (t2v, "wan2.2_t2v_high_noise_14B_fp16.safetensors", &["t2v-a14b"]),
+        (t2v, "Wan2.1-T2V-14B/diffusion_pytorch_model.safetensors", &["t2v-14b"]),
+        (t2v, "Wan2.2-T2V-A14B-Diffusers/transformer/x.safetensors", &["t2v-a14b"]),
         // What lies further up is not the model's name.
-        (t2v, "wan2.2/a/b/c/x.safetensors", &[Variant::T2v14B, Variant::T2vA14B]),
-        (facts(2048, 16, 16, false, false), "x", &[]),
+        (t2v, "wan2.2/a/b/c/x.safetensors", &["t2v-14b", "t2v-a14b"]),
+        (facts(2048, 16, 16, 0), "x", &[]),
     ] {
-        assert_eq!(Variant::at(facts, Path::new(path)), told, "{path}");
+        let found: Vec<&str> =
+            Published::at(facts, Path::new(path)).into_iter().map(|model| model.key).collect();
+        assert_eq!(found, told, "{path}");
     }
 }
 

@@ -7,6 +7,8 @@ use std::ops::ControlFlow;
 use candle_core::{DType, Device, Tensor};
 use data::Cursor;
 use models::expert::Expert;
+use models::expert::Networks;
+use models::published::Published;
 use models::vae::{Tiling, Vae};
 use models::weights::{Checkpoint, write_safetensors};
 use proofs::project::Project;
@@ -16,7 +18,6 @@ use proofs::{
 use trainer::base::{DitFiles, ModelConfig, locate_dits};
 use trainer::batch::{Batches, StepData};
 use trainer::encode::{Encoded, Encoding, Ends, Shown, condition, mask, with_mask};
-use trainer::habits::Habits;
 use trainer::interrupt::Interrupt;
 use trainer::pipeline::Pipeline;
 use trainer::plan::{Plan, Planned};
@@ -91,7 +92,7 @@ fn asked(name: &str, config: &models::dit::DitConfig) -> (HashMap<String, Tensor
     };
     let size = ["width", "height"].map(|key| number(key).unwrap() as u32);
     let frames = number("num_frames").unwrap() as u32;
-    let request = sample.request(&Habits::of(config, false), size, frames, 1);
+    let request = sample.request(config.defaults(Networks::Whole), size, frames, 1);
     (golden, ClipRequest { prompt: text("prompt"), ..request })
 }
 
@@ -255,7 +256,7 @@ fn training_shows_the_first_frame_as_sampling_does() {
     let frame = clip.frames().next().unwrap().to_vec();
     image::RgbImage::from_raw(64, 48, frame).unwrap().save(&file).unwrap();
     let dit = &ready.planned.dit;
-    let mut request = SampleConfig::default().request(&Habits::of(dit, false), [64, 48], 5, 1);
+    let mut request = SampleConfig::default().request(dit.defaults(Networks::Whole), [64, 48], 5, 1);
     request.image = Some(file);
     let (device, ui, interrupt) = (device(), Ui::new(Voice::Json), Interrupt::default());
     let model = &ready.planned.plan.model;
@@ -330,9 +331,9 @@ fn a_model_of_two_pictures_is_trained_on_both_ends() {
     assert!(losses[0].is_finite());
     let told =
         SampleConfig { prompts: Prompts::Listed(vec!["a ball --i a.png".into()]), ..SampleConfig::default() };
-    let habits = Habits::of(&planned.dit, false);
-    let base = told.request(&habits, [64, 48], 5, 1);
-    let error = told.requests(&base, "".as_ref(), &planned.dit, &habits).unwrap_err().to_string();
+    let defaults = planned.dit.defaults(Networks::Whole);
+    let base = told.request(defaults, [64, 48], 5, 1);
+    let error = told.requests(&base, "".as_ref(), &planned.dit, defaults).unwrap_err().to_string();
     assert!(error.contains("--ei behind a prompt"), "{error}");
 }
 
@@ -421,7 +422,7 @@ fn pictures_that_do_not_fit_the_model_are_refused_by_name() {
 /// Sizes of clips from a picture's aspect, as the published code works them out: multiples of 16 (32), about the area.
 #[test]
 fn a_picture_sets_the_size_of_its_clip() {
-    let preset = |name: &str| Habits::of(&trainer::bench::dit_preset(name).unwrap(), false);
+    let preset = |name: &str| Published::named(name).unwrap().defaults();
     let (wan21, ti2v) = (preset("i2v-14b"), preset("ti2v-5b"));
     assert_eq!(wan21.size_for(832, 480), [832, 480]);
     assert_eq!(wan21.size_for(1920, 1080), [832, 464]);

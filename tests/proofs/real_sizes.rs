@@ -10,7 +10,7 @@ use models::umt5::Umt5Sizes;
 use models::vae::{Generation, Sizes};
 use models::weights::{Checkpoint, TensorSpec};
 use serde_json::json;
-use trainer::bench::{self, DIT_PRESETS, dit_preset};
+use trainer::bench::{self, dit_preset, dit_presets};
 
 /// (tensors, numbers) of a list of tensors, whose names must differ.
 fn counted(specs: Vec<TensorSpec>) -> (usize, usize) {
@@ -30,6 +30,7 @@ fn the_dits_have_the_published_tensors_and_adapters() {
         // The model of one picture with 514 rows of positions.
         ("flf2v-14b", (1304, 16_394_878_784 + 514 * 1280)),
         ("ti2v-5b", (825, 4_999_787_712)),
+        ("fun-inp-1.3b", (983, 1_564_428_608)),
     ];
     for (name, expected) in published {
         assert_eq!(counted(dit_preset(name).unwrap().tensors()), expected, "{name}");
@@ -49,7 +50,7 @@ fn the_dits_have_the_published_tensors_and_adapters() {
 #[test]
 fn a_file_of_each_published_model_is_opened_as_that_model() {
     let folder = tempfile::tempdir().unwrap();
-    for name in DIT_PRESETS.split(", ") {
+    for name in dit_presets() {
         let config = dit_preset(name).unwrap();
         for naming in ["official", "diffusers"] {
             let file = folder.path().join(format!("{name}-{naming}.safetensors"));

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use clap::{CommandFactory, Parser};
 use kernels::device::Repeatability;
+use models::published::Published;
 
 use proofs::source::{File, files, root};
 use serde_json::{Value, json};
 use trainer::base::Trained;
-use trainer::bench::{DIT_PRESETS, dit_preset};
+use trainer::bench::dit_preset;
 use trainer::cli::Arguments;
 use trainer::forecast::{Engine, Networks, StageMemory, Task, Way};
-use trainer::habits::Habits;
 use trainer::memory::{Card, Forecast, Machine, Room, Shapes, StageForecast, settle};
 use trainer::precision::{Processor, Wishes};
 use trainer::recipe::{Recipe, WORDS, defaults};
@@ -206,12 +206,12 @@ fn forecast(name: &str, recipe: &Recipe, host: u64) -> Forecast {
     let dit = dit_preset(name).unwrap();
     let targets = recipe.adapter.select(&dit.adaptable_modules()).unwrap();
     let wishes = Wishes { base: recipe.model.base, stream: recipe.model.stream, ..Wishes::default() };
-    let habits = Habits::of(&dit, name.ends_with("a14b"));
+    let defaults = Published::named(name).unwrap().defaults();
     let frames = *recipe.data.frames.iter().max().unwrap();
     let shape = |&[width, height]: &[u32; 2]| {
-        let fits = |side: u32| side.is_multiple_of(habits.multiple());
+        let fits = |side: u32| side.is_multiple_of(defaults.multiple());
         assert!(fits(width) && fits(height) && frames % 4 == 1, "{name}: {width}x{height}, {frames} frames");
-        habits.latents(frames, height, width)
+        defaults.latents(frames, height, width)
     };
     let latents = recipe.data.sizes.iter().map(shape).max_by_key(|(t, h, w)| t * h * w).unwrap();
     let task = Task {
@@ -269,7 +269,7 @@ fn recipes_for_published_models_fit_the_cards_that_they_are_for() {
         models.insert(name.to_owned());
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    let published: Vec<&str> = DIT_PRESETS.split(", ").filter(|name| *name != "tiny").collect();
+    let published: Vec<&str> = Published::ALL.iter().map(|model| model.key).collect();
     assert!(published.iter().all(|name| models.contains(*name)), "a model without a recipe: {models:?}");
 }
 
@@ -318,7 +318,7 @@ fn recipes_of_experts_stay_on_their_side() {
     for name in ["t2v-a14b", "i2v-a14b"] {
         let path = root().join(format!("recipes/{name}.toml"));
         let mut recipe = Recipe::read(&path).unwrap();
-        let boundary = Habits::of(&dit_preset(name).unwrap(), true).boundary;
+        let boundary = Published::named(name).unwrap().defaults().boundary;
         let timesteps = &recipe.train.timesteps;
         assert_eq!((recipe.model.expert, timesteps.min, timesteps.max), (Some(Trained::Both), 0.0, 1.0));
         let high = recipe.train.high_share.unwrap_or_else(|| timesteps.share_from(boundary));

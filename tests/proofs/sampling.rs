@@ -1,17 +1,22 @@
 //! Sampling: the solver loop is the same on one stage and on several, for one clip and for many, with guidance and without.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
+use models::expert::Networks;
+use models::vae::{Tiling, Vae};
 use proofs::small::{adapters, config, pipeline, weights};
-use proofs::{Tolerance, assert_close, assert_same_bits, device, difference, randn};
+use proofs::{Tolerance, assert_close, assert_same_bits, device, difference, fixture_tensors, randn};
 use trainer::encode::Shown;
 use trainer::error::Error;
-use trainer::habits::Habits;
 use trainer::pipeline::Pipeline;
 use trainer::prompt::ClipRequest;
-use trainer::sample::{Prompted, SampleConfig, generate, starting_noise};
+use trainer::sample::{
+    ClipFiles, ClipFormat, Prompted, SampleConfig, Sampled, generate, starting_noise, write_clips,
+};
 use trainer::solver::{Convention, Schedule, SolverKind};
+use trainer::ui::{Ui, Voice};
 
 fn stages(split: &[usize]) -> Pipeline {
     let config = config(3, 24);
@@ -19,7 +24,7 @@ fn stages(split: &[usize]) -> Pipeline {
 }
 
 fn base(size: [u32; 2], frames: u32, seed: u64) -> ClipRequest {
-    SampleConfig::default().request(&Habits::of(&config(3, 24), false), size, frames, seed)
+    SampleConfig::default().request(config(3, 24).defaults(Networks::Whole), size, frames, seed)
 }
 
 /// A clip of a size, length, solver and guidance of its own.
@@ -152,4 +157,28 @@ fn a_clip_that_is_not_finite_is_named_with_its_solver_step() {
         "{error}"
     );
     assert!(error.to_string().contains("clip 2"), "{error}");
+}
+
+/// Finite latents that a damaged VAE makes infinite give an error with the clip's title, and no file.
+#[test]
+fn a_video_that_is_not_finite_is_not_written() {
+    const LAST: &str = "decoder.head.2.weight";
+    let mut weights = fixture_tensors("vae22/weights_official.safetensors");
+    let latents = fixture_tensors("vae22/io.safetensors").remove("latents_5").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (file, clips) = (folder.path().join("vae.safetensors"), folder.path().join("clips"));
+    let write = |weights: &HashMap<String, Tensor>| {
+        candle_core::safetensors::save(weights, &file).unwrap();
+        let vae = Vae::load(&file, None, DType::F32, &device()).unwrap();
+        let clip = Sampled { name: "00-a-cloud".into(), title: "a cloud".into(), latents: latents.clone() };
+        let files = ClipFiles { tiling: Tiling::Off, fps: 16.0, formats: &[ClipFormat::Gif] };
+        write_clips(&clips, &vae, &[clip], files, &Ui::new(Voice::Json))
+    };
+    assert_eq!(write(&weights).unwrap().len(), 2, "a clip and the contact sheet");
+    std::fs::remove_dir_all(&clips).unwrap();
+    let damaged = (&weights[LAST] * 1e38).unwrap().clamp(-3e38, 3e38).unwrap();
+    weights.insert(LAST.to_owned(), damaged);
+    let refused = write(&weights).unwrap_err();
+    assert!(matches!(&refused, Error::NonFiniteVideo { clip } if clip == "a cloud"), "{refused}");
+    assert!(!clips.exists(), "something was written");
 }

@@ -7,6 +7,7 @@ use kernels::low_rank::Factors;
 use kernels::random::Key;
 use models::adapter::{Adapter, Adapters};
 use models::dit::{Base, BlockPlan, DitConfig, Dropout};
+use models::published::Kind;
 use models::weights::Weights;
 use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline};
 
@@ -15,6 +16,7 @@ use crate::{device, randn};
 /// A T2V model small enough to run hundreds of times, with `layers` blocks of width `dim`.
 pub fn config(layers: usize, dim: usize) -> DitConfig {
     DitConfig {
+        kind: Kind::Text,
         dim,
         ffn_dim: dim + dim / 4,
         heads: 2,

@@ -5,15 +5,14 @@ use std::path::{Path, PathBuf};
 
 use data::{DataConfig, Dataset, Media, SizeMultiple};
 use models::dit::{DitConfig, Pictures};
-use models::expert::Expert;
+use models::expert::{Expert, Networks};
 use toml::Value;
 
 use crate::base::{Clips, ModelConfig};
 use crate::error::Result;
-use crate::habits::Habits;
 use crate::hub::{Hub, HubError, HubSettings};
 use crate::precision::Processor;
-use crate::published::Published;
+use models::published::{Defaults, Published};
 
 /// Width of a 14B model: from here on the weights of a card of 24 GB are worth halving.
 const LARGE: usize = 5120;
@@ -31,7 +30,7 @@ pub struct Draft {
     /// What it is, in words.
     title: String,
     dit: DitConfig,
-    has_experts: bool,
+    networks: Networks,
     data: String,
     clips: Option<Seen>,
     /// One device for each stage.
@@ -59,10 +58,10 @@ impl Draft {
     /// A model that is neither here nor a published one.
     pub fn new(folder: &Path, data: &Path, beside: &Path, gpus: &[String]) -> Result<Self> {
         let processor = if gpus.is_empty() { Processor::Cpu } else { Processor::Gpu };
-        let (dit, has_experts, title) = look_at(folder, processor)?;
-        let habits = Habits::of(&dit, has_experts);
+        let (dit, networks, title) = look_at(folder, processor)?;
+        let defaults = dit.defaults(networks);
         let mut notes = Vec::new();
-        let clips = match seen(data, &habits) {
+        let clips = match seen(data, defaults) {
             Ok(clips) => Some(clips),
             Err(error) => {
                 notes.push(format!(
@@ -81,7 +80,7 @@ impl Draft {
             folder: if is_path { from(beside, folder) } else { folder.display().to_string() },
             title,
             dit,
-            has_experts,
+            networks,
             data: from(beside, data),
             clips,
             stages,
@@ -115,7 +114,7 @@ impl Draft {
 
     fn model(&self) -> String {
         let mut lines = vec!["[model]".to_owned(), format!("folder = {}", quoted(&self.folder))];
-        if self.has_experts {
+        if self.networks == Networks::Pair {
             lines.push(
                 "expert = \"both\"                  # or \"high\", \"low\": one of the two alone".to_owned(),
             );
@@ -124,7 +123,9 @@ impl Draft {
             ([only], _) if only == "cpu" => {
                 "base = \"bf16\"                    # on GPUs; a CPU computes in f32"
             }
-            ([_, _, ..], true) if !self.has_experts && self.dit.pictures() == Pictures::None => {
+            ([_, _, ..], true)
+                if self.networks == Networks::Whole && self.dit.pictures() == Pictures::None =>
+            {
                 "base = \"bf16\"                    # \"fp8\" halves the memory of the weights"
             }
             (_, true) => {
@@ -137,14 +138,14 @@ impl Draft {
     }
 
     fn data(&self) -> String {
-        let habits = Habits::of(&self.dit, self.has_experts);
+        let defaults = self.dit.defaults(self.networks);
         let seen = match &self.clips {
             None => "clips with a .txt of the same name beside each".to_owned(),
             Some(clips) => format!("{} clips, each with its caption", clips.count),
         };
         let (sizes, frames) = match &self.clips {
-            None => (default_sizes(&habits), default_frames(&habits)),
-            Some(clips) => (clips.sizes(&habits), clips.lengths(&habits)),
+            None => (default_sizes(defaults), default_frames(defaults)),
+            Some(clips) => (clips.sizes(defaults), clips.lengths(defaults)),
         };
         let sizes: Vec<String> = sizes.iter().map(|[width, height]| format!("[{width}, {height}]")).collect();
         let mut lines = vec![
@@ -156,7 +157,7 @@ impl Draft {
             format!(
                 "frames = {}  # a clip goes to the longest that it fills; at {} frames a second",
                 list(&frames),
-                habits.fps
+                defaults.fps
             ),
         ];
         if self.dit.pictures() != Pictures::None {
@@ -168,16 +169,17 @@ impl Draft {
     }
 
     fn train(&self) -> String {
-        let accumulate = match (self.stages.len(), self.has_experts) {
+        let accumulate = match (self.stages.len(), self.networks) {
             (1, _) => "accumulate = 2                   # clips a step: one alone is a noisy gradient",
-            (_, false) => {
+            (_, Networks::Whole) => {
                 "accumulate = 4                   # clips a step; with two or more all devices work at once"
             }
-            (_, true) => {
+            (_, Networks::Pair) => {
                 "accumulate = 8                   # clips a step, dealt to the experts by their noise"
             }
         };
-        let shift = if self.has_experts || self.dit.pictures() != Pictures::None { 5.0 } else { 3.0 };
+        let shift =
+            if self.networks == Networks::Pair || self.dit.pictures() != Pictures::None { 5.0 } else { 3.0 };
         format!(
             "[train]\nsteps = 2000                     # or epochs = 20\n{accumulate}\ntimesteps = {{ distribution = \"shift\", \
              shift = {shift:.1} }}"
@@ -211,12 +213,12 @@ impl Draft {
 
 impl Seen {
     /// The model's sizes; where every clip is smaller, the clips' own, most frequent first.
-    fn sizes(&self, habits: &Habits) -> Vec<[u32; 2]> {
+    fn sizes(&self, defaults: &Defaults) -> Vec<[u32; 2]> {
         let area = |[width, height]: [u32; 2]| u64::from(width) * u64::from(height);
-        if self.sizes.iter().any(|size| area(*size) >= area(habits.size)) {
-            return default_sizes(habits);
+        if self.sizes.iter().any(|size| area(*size) >= area(defaults.size)) {
+            return default_sizes(defaults);
         }
-        let multiple = habits.multiple();
+        let multiple = defaults.multiple();
         let down = |side: u32| (side / multiple * multiple).max(multiple);
         let mut counts: BTreeMap<[u32; 2], usize> = BTreeMap::new();
         for [width, height] in &self.sizes {
@@ -237,10 +239,10 @@ impl Seen {
     }
 
     /// The usual lengths that a clip fills, and one that the shortest clip fills.
-    fn lengths(&self, habits: &Habits) -> Vec<u32> {
-        let Some((fewest, most)) = self.frames else { return default_frames(habits) };
+    fn lengths(&self, defaults: &Defaults) -> Vec<u32> {
+        let Some((fewest, most)) = self.frames else { return default_frames(defaults) };
         let mut lengths: Vec<u32> =
-            default_frames(habits).into_iter().filter(|length| *length as usize <= most).collect();
+            default_frames(defaults).into_iter().filter(|length| *length as usize <= most).collect();
         if lengths.iter().all(|length| *length as usize > fewest) {
             lengths.insert(0, (fewest.max(1) as u32 - 1) / 4 * 4 + 1);
         }
@@ -248,14 +250,17 @@ impl Seen {
     }
 }
 
-/// Sizes of the DiT, whether it is one of two experts, and what it is called.
-fn look_at(folder: &Path, processor: Processor) -> Result<(DitConfig, bool, String)> {
+/// Sizes of the DiT, whether there are two of them, and what the model is called.
+fn look_at(folder: &Path, processor: Processor) -> Result<(DitConfig, Networks, String)> {
     let mut config = ModelConfig { folder: Some(folder.to_owned()), ..ModelConfig::default() };
     if let Some(id) = config.hub_id("".as_ref()) {
-        match (Hub::new(HubSettings::from_environment()).cached(&id), Published::of(&id)) {
+        match (
+            Hub::new(HubSettings::from_environment()).cached(&id),
+            Published::in_repository(&id.repository),
+        ) {
             (Some(cached), _) => config.folder = Some(cached),
             (None, Some(published)) => {
-                return Ok((published.dit()?, published.has_experts(), published.title().to_owned()));
+                return Ok((published.dit(), published.networks, published.title.to_owned()));
             }
             (None, None) => return Err(HubError::NotFetched { id: id.to_string() }.into()),
         }
@@ -263,14 +268,15 @@ fn look_at(folder: &Path, processor: Processor) -> Result<(DitConfig, bool, Stri
     }
     let model = config.settle("".as_ref(), processor)?;
     let (dit, _) = model.dits.of(Expert::High).open()?;
-    Ok((dit, model.dits.experts().is_some(), model.name))
+    Ok((dit, model.dits.networks(), model.name))
 }
 
-fn seen(data: &Path, habits: &Habits) -> Result<Seen> {
+fn seen(data: &Path, defaults: &Defaults) -> Result<Seen> {
     let text = format!("folder = {}\nframes = [1]", quoted(&data.display().to_string()));
     let config: DataConfig =
         toml::from_str(&text).map_err(|error| crate::Error::PlanText { why: error.to_string() })?;
-    let dataset = Dataset::build(&config, SizeMultiple::new(habits.multiple()), habits.fps, &mut |_, _| {})?;
+    let dataset =
+        Dataset::build(&config, SizeMultiple::new(defaults.multiple()), defaults.fps, &mut |_, _| {})?;
     let moving = dataset.sources.iter().filter(|source| !matches!(source.item.media, Media::Still(_)));
     let frames: Vec<usize> = moving.map(|source| source.frames).collect();
     Ok(Seen {
@@ -281,16 +287,16 @@ fn seen(data: &Path, habits: &Habits) -> Result<Seen> {
     })
 }
 
-fn default_sizes(habits: &Habits) -> Vec<[u32; 2]> {
-    let [width, height] = habits.size;
-    match habits.stride {
+fn default_sizes(defaults: &Defaults) -> Vec<[u32; 2]> {
+    let [width, height] = defaults.size;
+    match defaults.stride {
         8 => vec![[width, height], [height, width], [640, 640]],
         _ => vec![[width, height], [height, width]],
     }
 }
 
-fn default_frames(habits: &Habits) -> Vec<u32> {
-    match habits.stride {
+fn default_frames(defaults: &Defaults) -> Vec<u32> {
+    match defaults.stride {
         8 => vec![17, 33, 49],
         _ => vec![25, 49, 81],
     }

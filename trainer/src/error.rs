@@ -191,7 +191,7 @@ pub enum Error {
         /// Its weights.
         path: PathBuf,
         /// What is known of it.
-        model: &'static str,
+        model: String,
     },
     /// A file of tensors or settings that a probe cannot use.
     #[error("{}: {why}", path.display())]

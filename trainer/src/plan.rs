@@ -12,6 +12,7 @@ use data::{DataConfig, DataError, Dataset, SizeMultiple, Watch};
 use models::adapter::{LoraConfig, Target};
 use models::dit::DitConfig;
 use models::expert::Expert;
+use models::published::{Defaults, Published};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -22,13 +23,11 @@ use crate::bytes::Bytes;
 use crate::devices::{DevicesConfig, Limits};
 use crate::error::{Error, Result};
 use crate::forecast::Task;
-use crate::habits::Habits;
 use crate::interrupt::Interrupt;
 use crate::like::Taken;
 use crate::memory::{self, Cards, Forecast, Machine, MemoryPlan};
 use crate::optim::OptimizerConfig;
 use crate::prompt::ClipRequest;
-use crate::published::Published;
 use crate::recipe::{Assignment, CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig, existing};
 use crate::sample::{ClipFormat, Share};
 pub use difference::Difference;
@@ -191,7 +190,7 @@ pub struct Overrides {
     /// Cards that are planned for in place of those that are here.
     pub cards: Option<Cards>,
     /// The published model that is planned for in place of files.
-    pub assume: Option<Published>,
+    pub assume: Option<&'static Published>,
 }
 
 impl Overrides {
@@ -269,15 +268,15 @@ impl Plan {
         let (mut model, dit, mut notes) = settled_model(&recipe, from, overrides)?;
         model.boundary = model.expert.map(|_| model.boundary_of(&dit));
 
-        let habits = Habits::of(&dit, model.dits.experts().is_some());
+        let defaults = *dit.defaults(model.dits.networks());
         let mut data = recipe.data;
         let watch = Watch { progress, is_stopped: &|| overrides.interrupt.is_asked() };
         let (dataset, found) = match missing_clips(&data, from, overrides) {
             Some(note) => {
                 notes.push(note);
-                no_data(&mut data, &habits)
+                no_data(&mut data, &defaults)
             }
-            None => read_data(&mut data, from, &habits, watch)?,
+            None => read_data(&mut data, from, &defaults, watch)?,
         };
         notes.extend(long_captions(&dataset, &model)?);
 
@@ -290,11 +289,11 @@ impl Plan {
         let shares = settle_shares(&mut train, &adapter, &targets, (&model, &dit))?;
 
         let frames = data.frames.iter().copied().max().unwrap_or(1);
-        let base = recipe.sample.request(&habits, data.sizes[0], frames, seed);
-        let clips = recipe.sample.requests(&base, from, &dit, &habits)?;
+        let base = recipe.sample.request(&defaults, data.sizes[0], frames, seed);
+        let clips = recipe.sample.requests(&base, from, &dit, &defaults)?;
         let sample = sample_plan(recipe.sample, clips, (&model, &dit), from)?;
         let devices = recipe.devices.settle(dit.layers)?;
-        let shapes = shapes(&data, &dataset, &habits);
+        let shapes = shapes(&data, &dataset, &defaults);
         let networks = networks(&shares, &model, &sample);
         let task = task((&model, &dit), (&adapter, &targets), &train, &shapes, networks);
         let host = recipe.memory.host_memory.map(|host| host.0);
@@ -399,17 +398,17 @@ fn check_numbers(recipe: &Recipe) -> Result<()> {
 fn read_data(
     data: &mut DataConfig,
     from: &Path,
-    habits: &Habits,
+    defaults: &Defaults,
     mut watch: Watch,
 ) -> Result<(Dataset, DatasetPlan)> {
     data.folder.iter_mut().for_each(|place| *place = from.join(&*place));
     if let Some(import) = &mut data.import {
         *import = existing("data.import", from, import)?;
     }
-    data.fps.get_or_insert(habits.fps);
-    let multiple = SizeMultiple::new(habits.multiple());
+    data.fps.get_or_insert(defaults.fps);
+    let multiple = SizeMultiple::new(defaults.multiple());
     let dataset =
-        Dataset::build_watched(data, multiple, habits.fps, &mut watch).map_err(|error| match error {
+        Dataset::build_watched(data, multiple, defaults.fps, &mut watch).map_err(|error| match error {
             DataError::Stopped => Error::Interrupted,
             error => error.into(),
         })?;
@@ -432,20 +431,20 @@ pub(crate) fn run_plan(run: RunConfig, path: &Path, seed: u64) -> RunPlan {
 }
 
 /// The shapes of the buckets, and those that the recipe's sizes and lengths make.
-fn shapes(data: &DataConfig, dataset: &Dataset, habits: &Habits) -> memory::Shapes {
+fn shapes(data: &DataConfig, dataset: &Dataset, defaults: &Defaults) -> memory::Shapes {
     let buckets = dataset.windows.iter().map(|window| window.bucket);
     let there = buckets.map(|bucket| (bucket.width, bucket.height, bucket.frames));
     let sizes = data.sizes.iter().flat_map(|[w, h]| data.frames.iter().map(move |frames| (*w, *h, *frames)));
-    memory::Shapes { there: ordered(there, habits), possible: ordered(sizes, habits) }
+    memory::Shapes { there: ordered(there, defaults), possible: ordered(sizes, defaults) }
 }
 
 /// Shapes from (width, height, frames), each once, from large to small.
-fn ordered(clips: impl Iterator<Item = (u32, u32, u32)>, habits: &Habits) -> Vec<memory::Shape> {
+fn ordered(clips: impl Iterator<Item = (u32, u32, u32)>, defaults: &Defaults) -> Vec<memory::Shape> {
     let mut clips: Vec<_> = clips.collect();
     clips.sort_by_key(|&(width, height, frames)| std::cmp::Reverse((width * height * frames, width, height)));
     clips.dedup();
     let shape = |(width, height, frames)| {
-        (format!("{width}x{height}, {frames} frames"), habits.latents(frames, height, width))
+        (format!("{width}x{height}, {frames} frames"), defaults.latents(frames, height, width))
     };
     clips.into_iter().map(shape).collect()
 }

@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use crate::expert::Networks;
+use crate::published::{Defaults, Facts, Kind};
 use crate::weights::TensorSpec;
 use crate::{Error, Result};
 
@@ -10,6 +12,8 @@ use crate::{Error, Result};
 /// The real models: spec of Wan-Video/Wan2.1 `wan/configs/wan_t2v_14B.py` and its neighbours.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DitConfig {
+    /// How it takes pictures, and which VAE's latents it works on.
+    pub kind: Kind,
     /// Model width D.
     pub dim: usize,
     /// Width of the feed-forward layer F.
@@ -66,8 +70,6 @@ pub enum Pictures {
 
 /// Channels of the mask that stands between noisy latents and the picture's: one for each frame of a latent frame.
 pub const MASK_CHANNELS: usize = 4;
-/// Latent channels of the VAE of Wan 2.2, by which TI2V-5B is known: its tensors have T2V's names.
-const TI2V_CHANNELS: usize = 48;
 
 /// Height and width of a patch; the patch is one frame deep.
 pub const PATCH: usize = 2;
@@ -119,20 +121,23 @@ impl DitConfig {
             positions: shape_of("img_emb.emb_pos").and_then(|shape| shape.get(1).copied()),
         });
         let patch = shape("patch_embedding.weight", 5)?;
+        let out_channels = shape("head.head.weight", 2)?[0] / PATCH.pow(2);
+        let facts = Facts::read(&shape_of);
         let config = Self {
+            kind: Kind::of(facts).ok_or_else(|| unknown(facts, file.model_type.as_deref()))?,
             dim: patch[0],
             in_channels: patch[1],
             ffn_dim: shape("blocks.0.ffn.0.weight", 2)?[0],
             heads: file.num_heads,
             layers: (0..).take_while(|n| shape_of(&format!("blocks.{n}.modulation")).is_some()).count(),
-            out_channels: shape("head.head.weight", 2)?[0] / (PATCH * PATCH),
+            out_channels,
             text_dim: shape("text_embedding.0.weight", 2)?[1],
             text_len: file.text_len,
             freq_dim: shape("time_embedding.0.weight", 2)?[1],
             eps: file.eps,
             image,
         };
-        config.check(file.model_type.as_deref())?;
+        config.check_heads()?;
         Ok(config)
     }
 
@@ -146,7 +151,7 @@ impl DitConfig {
         frames * (height / PATCH) * (width / PATCH)
     }
 
-    fn check(&self, model_type: Option<&str>) -> Result<()> {
+    fn check_heads(&self) -> Result<()> {
         if self.heads == 0
             || !self.dim.is_multiple_of(self.heads)
             || !self.head_size().is_multiple_of(2)
@@ -157,27 +162,17 @@ impl DitConfig {
                 self.heads, self.dim
             )));
         }
-        let beside = self.in_channels == 2 * self.out_channels + MASK_CHANNELS;
-        if !beside && (self.in_channels != self.out_channels || self.image.is_some()) {
-            return Err(Error::Mismatch(format!(
-                "this DiT ({}) takes {} channels and predicts {}: text-to-video models take as many as they predict, \
-                 image-to-video models {MASK_CHANNELS} and the picture's besides; others (VACE, Fun, Animate) are not \
-                 supported",
-                model_type.unwrap_or("no model_type"),
-                self.in_channels,
-                self.out_channels
-            )));
-        }
         Ok(())
     }
 
     /// How the model takes a picture.
     pub fn pictures(&self) -> Pictures {
-        match (self.in_channels == self.out_channels, self.out_channels) {
-            (false, _) => Pictures::Beside,
-            (true, TI2V_CHANNELS) => Pictures::InPlace,
-            (true, _) => Pictures::None,
-        }
+        self.kind.facts().pictures
+    }
+
+    /// The settings that models of its kind were published with.
+    pub fn defaults(&self, networks: Networks) -> &'static Defaults {
+        self.kind.defaults(networks)
     }
 
     /// The tensors of the parts outside the blocks.
@@ -250,6 +245,17 @@ impl DitConfig {
             })
             .collect()
     }
+}
+
+/// Why a DiT cannot be used that is of no kind.
+fn unknown(facts: Facts, model_type: Option<&str>) -> Error {
+    let Facts { channels_in, channels_out, .. } = facts;
+    Error::Mismatch(format!(
+        "this DiT ({}) takes {channels_in} channels and predicts {channels_out}: text-to-video models take as many as they \
+         predict, image-to-video models {MASK_CHANNELS} and the picture's besides; others (VACE, Fun, Animate) are not \
+         supported",
+        model_type.unwrap_or("no model_type"),
+    ))
 }
 
 fn linear(specs: &mut Vec<TensorSpec>, module: &str, out: usize, input: usize) {

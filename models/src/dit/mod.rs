@@ -30,8 +30,9 @@ pub use keep::{BlockPlan, Keep, Keeping, Kept, Place};
 pub use linear::Linear;
 pub use pass::{Conditioning, Dropout, Gradients, Pass};
 
+use crate::published::Facts;
 use crate::weights::{Checkpoint, Weights};
-use crate::{Contents, Error, Result, names, variant};
+use crate::{Contents, Error, Result, names, published};
 
 /// A Wan DiT, or the consecutive part of one that a stage holds: the first part embeds, the last has the head.
 #[derive(Debug)]
@@ -167,14 +168,8 @@ pub fn open(path: &Path, config_json: Option<&str>) -> Result<(DitConfig, Weight
     if shape_of("patch_embedding.weight").is_none() {
         return Err(Contents::Dit.refusal(&checkpoint, "patch_embedding.weight"));
     }
-    let channels = || {
-        let of = |name: &str, axis: usize| shape_of(name)?.get(axis).copied();
-        variant::foreign_channels(
-            of("patch_embedding.weight", 1)?,
-            of("head.head.weight", 0)? / config::PATCH.pow(2),
-        )
-    };
-    if let Some(kind) = variant::foreign(&checkpoint).or_else(channels) {
+    let by_channels = || Facts::read(shape_of).refused();
+    if let Some(kind) = published::refused(&checkpoint).or_else(by_channels) {
         return Err(Error::Mismatch(format!(
             "{}: this is {kind}, which Tandem does not train; its adapters are often made on the plain text-to-video or \
              image-to-video model of the same size",

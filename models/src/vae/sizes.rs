@@ -12,6 +12,37 @@ pub enum Generation {
     Wan22,
 }
 
+impl Generation {
+    /// The file of the official checkpoints.
+    pub const fn file(self) -> &'static str {
+        match self {
+            Self::Wan21 => "Wan2.1_VAE.pth",
+            Self::Wan22 => "Wan2.2_VAE.pth",
+        }
+    }
+
+    /// Bytes of that file.
+    pub const fn file_bytes(self) -> u64 {
+        match self {
+            Self::Wan21 => 508_000_000,
+            Self::Wan22 => 2_820_000_000,
+        }
+    }
+
+    /// Pixels folded into channels along each axis before the network: 1 or 2.
+    pub const fn patch(self) -> usize {
+        match self {
+            Self::Wan21 => 1,
+            Self::Wan22 => 2,
+        }
+    }
+
+    /// Pixels per latent, along height and along width.
+    pub const fn spatial_ratio(self) -> usize {
+        super::NETWORK_RATIO * self.patch()
+    }
+}
+
 /// How the tensors of a checkpoint are named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Naming {
@@ -77,10 +108,7 @@ impl Sizes {
 
     /// Pixels folded into channels along each axis before the network: 1 or 2.
     pub fn patch(&self) -> usize {
-        match self.generation {
-            Generation::Wan21 => 1,
-            Generation::Wan22 => 2,
-        }
+        self.generation.patch()
     }
 
     /// Channels of the network's input and output.
@@ -90,6 +118,6 @@ impl Sizes {
 
     /// Pixels per latent, along height and along width.
     pub fn spatial_ratio(&self) -> usize {
-        super::NETWORK_RATIO * self.patch()
+        self.generation.spatial_ratio()
     }
 }

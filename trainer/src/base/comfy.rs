@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use models::Contents;
 use models::expert::Expert;
+use models::published::refused;
 use models::vae::Sizes;
-use models::variant::foreign;
 use models::weights::Checkpoint;
 
 use super::{ModelConfig, Part};
@@ -78,7 +78,7 @@ impl Candidate {
         let file = Checkpoint::open(&root.join(&path)).ok()?;
         let file = if part == Part::Dit { file.without_model_prefix().ok()? } else { file };
         let fits = match (part, Contents::of(&file)?) {
-            (Part::Dit, Contents::Dit) => foreign(&file).is_none(),
+            (Part::Dit, Contents::Dit) => refused(&file).is_none(),
             (Part::Vae, Contents::Vae) => Sizes::detect(&file).is_ok(),
             // T5 has the positions in its first layer alone, UMT5 in each.
             (Part::TextEncoder, Contents::TextEncoder) => {

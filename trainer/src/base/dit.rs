@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use models::dit::{self, DitConfig};
-use models::expert::Expert;
+use models::expert::{Expert, Networks};
 use models::weights::Weights;
 use serde::{Deserialize, Serialize};
 
@@ -106,6 +106,14 @@ impl Dits {
             }
         }
         Ok(Self::Experts { high, low })
+    }
+
+    /// One network, or two.
+    pub fn networks(&self) -> Networks {
+        match self {
+            Self::Single(_) => Networks::Whole,
+            Self::Experts { .. } => Networks::Pair,
+        }
     }
 
     /// High and low, where there are two.

@@ -1,5 +1,6 @@
 //! The base model on disk: which files it is made of, and opening each of them.
 
+mod assumed;
 pub(crate) mod comfy;
 mod dit;
 mod layout;
@@ -10,10 +11,10 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use models::Contents;
 use models::dit::DitConfig;
-use models::expert::Expert;
+use models::expert::{Expert, Networks};
+use models::published::{Facts, Published};
 use models::text::{SPIECE_TENSOR, TextEncoder, Tokenizer};
 use models::vae::{Sizes, Vae};
-use models::variant::{Facts, Variant};
 use models::weights::{Checkpoint, Grid, Weights};
 use serde::{Deserialize, Serialize};
 
@@ -348,25 +349,18 @@ impl BaseModel {
     /// [`Error::WhichExpert`], and a whole model that is trained as an expert.
     pub fn check_expert(&self, weights: &Weights) -> Result<()> {
         let Dits::Single(files) = &self.dits else { return Ok(()) };
-        let axis =
-            |name: &str, axis: usize| weights.shape(name).and_then(|s| s.get(axis).copied()).unwrap_or(0);
-        let facts = Facts {
-            width: axis("patch_embedding.weight", 0),
-            channels_in: axis("patch_embedding.weight", 1),
-            channels_out: axis("head.head.weight", 0) / 4,
-            has_image_branch: weights.contains("img_emb.proj.0.weight"),
-            has_two_pictures: weights.contains("img_emb.emb_pos"),
-        };
-        match (Variant::at(facts, &files.weights).as_slice(), self.expert) {
-            ([one], None) if one.is_expert() => {
-                Err(Error::WhichExpert { path: files.weights.clone(), model: one.name() })
+        let facts = Facts::read(|name| weights.shape(name).map(<[usize]>::to_vec));
+        let found = Published::at(facts, &files.weights);
+        match (found.as_slice(), self.expert) {
+            ([one], None) if one.networks == Networks::Pair => {
+                Err(Error::WhichExpert { path: files.weights.clone(), model: one.network() })
             }
-            ([one], Some(Trained::High | Trained::Low)) if !one.is_expert() => {
+            ([one], Some(Trained::High | Trained::Low)) if one.networks == Networks::Whole => {
                 let why = format!(
                     "{} is {}, one network for all noise levels: leave the key out, and name the file with model.dit where \
                      model.dit_high or model.dit_low does, or its own name tells of high or low noise",
                     files.weights.display(),
-                    one.name()
+                    one.title
                 );
                 Err(Error::Setting { key: "model.expert".into(), why })
             }

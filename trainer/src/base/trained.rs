@@ -1,12 +1,11 @@
 //! Which of two experts a run trains, and which noise levels each network of a run makes.
 
 use models::dit::DitConfig;
-use models::expert::Expert;
+use models::expert::{Expert, Networks};
 use serde::{Deserialize, Serialize};
 
 use super::{BaseModel, DitFiles, Dits};
 use crate::error::{Error, Result};
-use crate::habits::Habits;
 use crate::sample::Share;
 
 /// What a run trains of a model of two experts.
@@ -72,7 +71,7 @@ impl BaseModel {
 
     /// The sigma from which on the expert for high noise works, of experts with the sizes `dit`.
     pub fn boundary_of(&self, dit: &DitConfig) -> f64 {
-        self.boundary.unwrap_or(Habits::of(dit, true).boundary)
+        self.boundary.unwrap_or(dit.defaults(Networks::Pair).boundary)
     }
 
     /// What the network of `expert` makes.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Device};
 use models::adapter::{Adapters, Kind, LoraConfig, Target};
-use models::dit::{BlockPlan, DitConfig, Pictures};
+use models::dit::{BlockPlan, DitConfig};
 use models::vae::latent_frames;
 use serde_json::{Map, Value, json};
 
@@ -113,7 +113,7 @@ impl DitBench<'_> {
     fn latent_shape(&self, config: &DitConfig) -> Result<[usize; 4]> {
         let ClipSize { width, height, frames } = self.size;
         // The VAE of Wan 2.2, which has 48 channels, makes latents half as wide and high.
-        let stride = if config.pictures() == Pictures::InPlace { 16 } else { 8 };
+        let stride = config.kind.facts().vae.spatial_ratio();
         if [width, height].iter().any(|side| side % (2 * stride) != 0) {
             let why = format!("{width}x{height}: the sides must be multiples of {}", 2 * stride);
             return Err(Error::Setting { key: "size of the clip".into(), why });

@@ -17,9 +17,9 @@ use kernels::random::Key;
 
 pub use dit::{DitBench, StepBench, forward, step};
 pub use load::{LoadSource, load};
-pub use model::{DIT_PRESETS, DitSource, dit_preset, umt5_preset, vae_preset};
+pub use model::{DitSource, dit_preset, dit_presets, umt5_preset, vae_preset};
 pub use parts::{AttentionBench, VaeBench, attention, text, usual_tiles, vae};
-pub use run::{RUN_PRESETS, RunBench, whole};
+pub use run::{RunBench, run_presets, whole};
 
 use crate::error::Result;
 

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use models::dit::{DitConfig, ImageBranch};
+use models::dit::DitConfig;
+use models::published::{Kind, Published};
 use models::umt5::Umt5Sizes;
 use models::vae::{Generation, Sizes};
 use models::weights::Weights;
@@ -10,8 +11,13 @@ use models::weights::Weights;
 use crate::base::{self, DitFiles, Part};
 use crate::error::{Error, Result};
 
-/// Names of [`dit_preset`].
-pub const DIT_PRESETS: &str = "t2v-1.3b, t2v-14b, t2v-a14b, i2v-14b, i2v-a14b, flf2v-14b, ti2v-5b, tiny";
+/// The name of a DiT of a few MB.
+const TINY: &str = "tiny";
+
+/// Names of [`dit_preset`]: of the published models, and `tiny`.
+pub fn dit_presets() -> Vec<&'static str> {
+    Published::ALL.iter().map(|model| model.key).chain([TINY]).collect()
+}
 
 /// Where the DiT of a measurement comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,42 +49,29 @@ impl DitSource<'_> {
     }
 }
 
-/// The sizes of a DiT by a name of [`DIT_PRESETS`]; of the two-expert models (`a14b`) those of either expert.
+/// The sizes of a DiT by a name of [`dit_presets`]; of two experts those of either.
 ///
 /// # Errors
 /// Another name.
 pub fn dit_preset(name: &str) -> Result<DitConfig> {
-    let (dim, ffn_dim, heads, layers) = match name {
-        "t2v-1.3b" => (1536, 8960, 12, 30),
-        "t2v-14b" | "t2v-a14b" | "i2v-14b" | "i2v-a14b" | "flf2v-14b" => (5120, 13824, 40, 40),
-        "ti2v-5b" => (3072, 14336, 24, 30),
-        "tiny" => (128, 512, 2, 4),
-        _ => return Err(unknown(name, DIT_PRESETS)),
-    };
-    let text_dim = if name == "tiny" { 64 } else { 4096 };
-    let (in_channels, out_channels) = match name {
-        "ti2v-5b" => (48, 48),
-        "i2v-14b" | "i2v-a14b" | "flf2v-14b" => (36, 16),
-        _ => (16, 16),
-    };
-    let image = match name {
-        "i2v-14b" => Some(ImageBranch { dim: 1280, positions: None }),
-        "flf2v-14b" => Some(ImageBranch { dim: 1280, positions: Some(514) }),
-        _ => None,
-    };
-    Ok(DitConfig {
-        dim,
-        ffn_dim,
-        heads,
-        layers,
-        in_channels,
-        out_channels,
-        text_dim,
-        text_len: 512,
-        freq_dim: 256,
-        eps: 1e-6,
-        image,
-    })
+    match (Published::named(name), name) {
+        (Some(model), _) => Ok(model.dit()),
+        (None, TINY) => Ok(DitConfig {
+            kind: Kind::Text,
+            dim: 128,
+            ffn_dim: 512,
+            heads: 2,
+            layers: 4,
+            in_channels: 16,
+            out_channels: 16,
+            text_dim: 64,
+            text_len: 512,
+            freq_dim: 256,
+            eps: 1e-6,
+            image: None,
+        }),
+        (None, _) => Err(unknown(name, &dit_presets().join(", "))),
+    }
 }
 
 /// The sizes of a VAE by name: `wan2.1`, `wan2.2`, `tiny`.

@@ -5,10 +5,13 @@ use std::path::Path;
 
 use data::Film;
 use models::dit::DitConfig;
+use models::expert::Networks;
+use models::published::Published;
+use models::vae::Generation;
 use serde_json::{Value, json};
 
 use super::checkpoint::Made;
-use super::model::{dit_preset, umt5_preset, vae_preset};
+use super::model::{dit_preset, dit_presets, umt5_preset, vae_preset};
 use super::{ClipSize, rounded};
 use crate::devices::DevicesConfig;
 use crate::error::{Error, Result};
@@ -18,13 +21,20 @@ use crate::precision::Held;
 use crate::run::{self, Ending, RunFolder};
 use crate::ui::Ui;
 
-/// Names that [`whole`] knows.
-pub const RUN_PRESETS: &str = "t2v-1.3b, t2v-14b, ti2v-5b, tiny";
+/// Names that [`whole`] knows: of the published models whose files it can make, and `tiny`.
+pub fn run_presets() -> Vec<&'static str> {
+    dit_presets().into_iter().filter(|name| Published::named(name).is_none_or(can_be_made)).collect()
+}
+
+/// Whether a model is one network that needs no CLIP tower.
+fn can_be_made(model: &Published) -> bool {
+    model.networks == Networks::Whole && model.kind.facts().clip_pictures == 0
+}
 
 /// A whole run that is measured.
 #[derive(Debug, Clone)]
 pub struct RunBench<'a> {
-    /// Sizes by name: one of [`RUN_PRESETS`].
+    /// Sizes by name: one of [`run_presets`].
     pub model: &'a str,
     /// Folder in which files, run and cache lie for the time.
     pub scratch: &'a Path,
@@ -97,12 +107,16 @@ struct Parts {
 
 impl Parts {
     fn of(model: &str) -> Result<Self> {
-        let (vae, text) = match model {
-            "tiny" => ("tiny", "tiny"),
-            "t2v-1.3b" | "t2v-14b" => ("wan2.1", "umt5-xxl"),
-            "ti2v-5b" => ("wan2.2", "umt5-xxl"),
+        let vae = |published: &Published| match published.kind.facts().vae {
+            Generation::Wan21 => "wan2.1",
+            Generation::Wan22 => "wan2.2",
+        };
+        let (vae, text) = match Published::named(model) {
+            Some(published) if can_be_made(published) => (vae(published), "umt5-xxl"),
+            None if run_presets().contains(&model) => ("tiny", "tiny"),
             _ => {
-                let why = format!("\"{model}\" is not known to `bench run`; known are {RUN_PRESETS}");
+                let known = run_presets().join(", ");
+                let why = format!("\"{model}\" is not known to `bench run`; known are {known}");
                 return Err(Error::Setting { key: "--model".into(), why });
             }
         };

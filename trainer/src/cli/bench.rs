@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 use models::umt5::Umt5;
 use models::vae::Vae;
@@ -102,8 +103,7 @@ fn on_disk<T>(model: &str, preset: impl Fn(&str) -> crate::Result<T>) -> crate::
 /// A model by the name of its sizes, or on disk.
 #[derive(Debug, Args)]
 struct Model {
-    /// A checkpoint; with --random-weights the name of sizes: t2v-1.3b, t2v-14b, t2v-a14b, i2v-14b, i2v-a14b,
-    /// flf2v-14b, ti2v-5b, tiny.
+    /// A checkpoint; with --random-weights the name of sizes: tiny, or a published model as `tandem plan --assume` lists them.
     #[arg(long, default_value = "tiny", value_parser = named)]
     model: String,
     /// Make weights from a seed: only speed and memory mean anything then.
@@ -232,8 +232,8 @@ struct LoadArguments {
 
 #[derive(Debug, Args)]
 struct RunArguments {
-    /// The name of sizes: t2v-1.3b, t2v-14b, ti2v-5b, tiny.
-    #[arg(long, default_value = "tiny")]
+    /// The name of sizes.
+    #[arg(long, default_value = "tiny", value_parser = PossibleValuesParser::new(bench::run_presets()))]
     model: String,
     /// Folder that files, run and cache lie in for the time: three times the model's size. Default: the system's for temporary
     /// files.

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use models::published::Published;
 
 use crate::base::{Clips, ModelConfig};
 use crate::error::Error;
 use crate::hub::{Hub, HubError, HubId, HubSettings, Wanted};
 use crate::plan::Overrides;
-use crate::published::Published;
 use crate::recipe::Recipe;
 use crate::ui::Ui;
 
@@ -69,8 +69,8 @@ pub fn resolved(recipe: &Path, overrides: Overrides, missing: Missing, ui: &Ui) 
 }
 
 /// The published model that a recipe in the folder `from` names, whose sizes are known without its files.
-fn published(model: &ModelConfig, from: &Path) -> Option<Published> {
-    Published::of(&model.hub_id(from)?)
+fn published(model: &ModelConfig, from: &Path) -> Option<&'static Published> {
+    Published::in_repository(&model.hub_id(from)?.repository)
 }
 
 /// The folder that `model` stands for: itself, or that of a model of the hub, fetched if need be.

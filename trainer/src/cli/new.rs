@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::Args;
 use kernels::inventory;
+use models::published::Published;
 
 use super::force::Force;
 use crate::draft::Draft;
 use crate::error::Error;
-use crate::published::Published;
 use crate::ui::Ui;
 
 /// Write a commented recipe for a model, a folder of clips and the cards that are here.
@@ -30,6 +30,10 @@ pub struct New {
     force: Force,
 }
 
+/// The models of a recipe that names none, by the number of GPUs.
+const FOR_ONE_GPU: &str = "t2v-1.3b";
+const FOR_TWO_GPUS: &str = "t2v-14b";
+
 const EXAMPLES: &str = "\
 Examples:
   tandem new --data clips
@@ -42,8 +46,8 @@ impl New {
     pub fn run(&self, ui: &Ui) -> Result<u8> {
         let gpus = gpus();
         let model = self.model.clone().unwrap_or_else(|| {
-            let published = if gpus.len() > 1 { Published::T2v14B } else { Published::T2v1B };
-            PathBuf::from(published.repository())
+            let key = if gpus.len() > 1 { FOR_TWO_GPUS } else { FOR_ONE_GPU };
+            PathBuf::from(Published::named(key).map_or(key, Published::repository))
         });
         let output = self.output.clone().unwrap_or_else(|| {
             let name = self.data.file_name().unwrap_or("recipe".as_ref());

@@ -4,14 +4,15 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use data::Footage;
 use models::expert::Expert;
+use models::published::Published;
 
 use super::devices::RecipeDevices;
 use super::fetch::{Missing, resolved};
 use crate::memory::Cards;
 use crate::plan::{self, Overrides, Planned};
-use crate::published::Published;
 use crate::ui::Ui;
 
 /// Resolve a recipe and print what it means. Nothing is written.
@@ -25,8 +26,8 @@ pub struct Plan {
     #[arg(long, value_name = "CARDS")]
     on: Option<Cards>,
     /// Plan for a published model whose files are not here. Models of the hub that a recipe names are assumed without it.
-    #[arg(long, value_enum, value_name = "MODEL")]
-    assume: Option<Published>,
+    #[arg(long, value_parser = published(), value_name = "MODEL")]
+    assume: Option<&'static Published>,
     #[command(flatten)]
     devices: RecipeDevices,
 }
@@ -66,6 +67,13 @@ impl Plan {
         ui.tell(&text, &object);
         Ok(0)
     }
+}
+
+/// Takes the key of a published model.
+fn published() -> impl TypedValueParser<Value = &'static Published> {
+    let values = Published::ALL.iter().map(|model| PossibleValue::new(model.key).help(model.title));
+    PossibleValuesParser::new(values)
+        .try_map(|key| Published::named(&key).ok_or_else(|| format!("no published model is called {key}")))
 }
 
 /// Captions that a plan shows.

@@ -11,6 +11,7 @@ use clap::{ArgGroup, Args};
 use models::adapter::{Place, Source};
 use models::dit::DitConfig;
 use models::expert::Expert;
+use models::published::Defaults;
 use models::vae::{Tiles, Tiling};
 use models::weights::Checkpoint;
 
@@ -22,7 +23,6 @@ use crate::base::{BaseModel, DitFiles};
 use crate::devices::{DevicesConfig, tell_refusals};
 use crate::encode::{Encoded, Encoding};
 use crate::error::Error;
-use crate::habits::Habits;
 use crate::interrupt::{Interrupt, OnStop};
 use crate::pipeline::Pipeline;
 use crate::prompt::ClipRequest;
@@ -176,7 +176,7 @@ impl Sample {
         let names: Vec<String> =
             requests.iter().enumerate().map(|(i, request)| clip_name(i, &request.prompt)).collect();
         self.check_outputs(&names, &formats)?;
-        let networks = self.networks(&model, &basis.habits, std::mem::take(&mut basis.loras), ui)?;
+        let networks = self.networks(&model, &basis.defaults, std::mem::take(&mut basis.loras), ui)?;
         if !self.is_worth_it(&requests, (&model, &basis), &devices, ui)? {
             ui.note("nothing was made");
             return Ok(0);
@@ -242,7 +242,7 @@ impl Sample {
         devices: &DevicesConfig,
         ui: &Ui,
     ) -> crate::Result<bool> {
-        let time = estimate::forecast(requests, (model, &basis.dit, &basis.habits), devices)?;
+        let time = estimate::forecast(requests, (model, &basis.dit, &basis.defaults), devices)?;
         let clips =
             if requests.len() == 1 { "1 clip".to_owned() } else { format!("{} clips", requests.len()) };
         ui.note(&format!("{clips}: about {} of sampling (an estimate)", estimate::in_words(time)));
@@ -276,7 +276,7 @@ impl Sample {
     fn networks<'a>(
         &self,
         model: &'a BaseModel,
-        habits: &Habits,
+        defaults: &Defaults,
         mut own: Loras,
         ui: &Ui,
     ) -> Result<Vec<Network<'a>>> {
@@ -290,7 +290,7 @@ impl Sample {
             let adapters = [own.all, own.high, own.low].concat();
             return Ok(vec![Network { dit: model.dits.of(Expert::High), share: Share::All, adapters }]);
         }
-        let boundary = model.boundary.unwrap_or(habits.boundary);
+        let boundary = model.boundary.unwrap_or(defaults.boundary);
         let mut network = |expert: Expert| {
             let (key, named) = match expert {
                 Expert::High => ("--lora-high", &self.lora_high),
@@ -330,12 +330,12 @@ impl Sample {
     /// The clips to make: those that are named here, else those of the run or the recipe, with the options of the command
     /// line over theirs.
     fn requests(&self, basis: &Basis) -> Result<Vec<ClipRequest>> {
-        let habits = &basis.habits;
-        let base = self.over(&basis.request, habits)?;
+        let defaults = &basis.defaults;
+        let base = self.over(&basis.request, defaults)?;
         let requests = match &self.prompts {
             Some(path) => base.from_file(path, "--prompts")?,
             None if self.prompt.is_empty() => {
-                basis.clips.iter().map(|clip| self.over(clip, habits)).collect::<Result<_>>()?
+                basis.clips.iter().map(|clip| self.over(clip, defaults)).collect::<Result<_>>()?
             }
             None => {
                 let request = |prompt: &String| ClipRequest { prompt: prompt.clone(), ..base.clone() };
@@ -347,20 +347,20 @@ impl Sample {
             return Err(Error::Setting { key: "sample.prompts".into(), why }.into());
         }
         for request in &requests {
-            request.check(habits.multiple())?;
+            request.check(defaults.multiple())?;
             request.check_pictures(&basis.dit)?;
         }
         Ok(requests)
     }
 
     /// `request` with the options of the command line over it.
-    fn over(&self, request: &ClipRequest, habits: &Habits) -> Result<ClipRequest> {
+    fn over(&self, request: &ClipRequest, defaults: &Defaults) -> Result<ClipRequest> {
         let own = request.clone();
         let [width, height] = match &self.image {
             Some(path) if self.width.is_none() || self.height.is_none() => {
                 let picture = data::Picture::open(path).map_err(Error::from)?;
-                let habits = Habits { size: [own.width, own.height], ..*habits };
-                habits.size_for(picture.width(), picture.height())
+                let defaults = Defaults { size: [own.width, own.height], ..*defaults };
+                defaults.size_for(picture.width(), picture.height())
             }
             _ => [own.width, own.height],
         };

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use models::contents::dit_prefix;
 use models::names;
-use models::variant::{self, Facts, Variant};
+use models::published::{self, Facts, Published};
 use models::weights::Checkpoint;
 use serde_json::{Value, json};
 
@@ -35,13 +35,7 @@ pub(super) fn report(path: &Path, file: &Checkpoint) -> Report {
     };
     let shape = |official: &str| file.shape(&format!("{prefix}{}", file_name(official)));
     let axis = |official: &str, axis: usize| shape(official).and_then(|s| s.get(axis).copied()).unwrap_or(0);
-    let facts = Facts {
-        width: axis("patch_embedding.weight", 0),
-        channels_in: axis("patch_embedding.weight", 1),
-        channels_out: axis("head.head.weight", 0) / 4,
-        has_image_branch: shape("img_emb.proj.0.weight").is_some(),
-        has_two_pictures: shape("img_emb.emb_pos").is_some(),
-    };
+    let facts = Facts::read(|official| shape(official).map(<[usize]>::to_vec));
     let blocks = (0..).take_while(|n| shape(&format!("blocks.{n}.ffn.0.weight")).is_some()).count();
     let layout = match (is_diffusers, prefix) {
         (true, _) => "diffusers".to_owned(),
@@ -60,21 +54,19 @@ pub(super) fn report(path: &Path, file: &Checkpoint) -> Report {
         .with("blocks", blocks)
         .with("heads", heads(path, facts.width))
         .with("channels", json!({ "in": facts.channels_in, "out": facts.channels_out }))
-        .with("image branch", facts.has_image_branch)
+        .with("image branch", facts.clip_pictures > 0)
         .with_metadata(file)
 }
 
 /// What people call it.
 fn name(file: &Checkpoint, facts: Facts, path: &Path) -> String {
-    if let Some(kind) =
-        variant::foreign(file).or_else(|| variant::foreign_channels(facts.channels_in, facts.channels_out))
-    {
+    if let Some(kind) = published::refused(file).or_else(|| facts.refused()) {
         return format!("{kind}, which Tandem does not train");
     }
-    let found: Vec<&str> = Variant::at(facts, path).into_iter().map(Variant::name).collect();
+    let found: Vec<String> = Published::at(facts, path).into_iter().map(Published::network).collect();
     match found.as_slice() {
         [] => "no published Wan model has these sizes".to_owned(),
-        [one] => (*one).to_owned(),
+        [one] => one.clone(),
         several => format!("{} (same sizes; names tell them apart)", several.join(", or ")),
     }
 }

@@ -4,12 +4,12 @@ use std::path::Path;
 
 use data::{DataConfig, Dataset};
 use models::dit::DitConfig;
+use models::published::Defaults;
 
 use super::{DatasetPlan, Overrides};
 use crate::base::BaseModel;
 use crate::bytes::Bytes;
 use crate::error::Result;
-use crate::habits::Habits;
 use crate::memory::HOST;
 use crate::recipe::Recipe;
 
@@ -32,13 +32,13 @@ pub(super) fn settled_model(
     }
     let (model, dit) = match overrides.assume {
         Some(published) => {
-            let (model, dit) = published.assumed(&recipe.model, processor)?;
+            let (model, dit) = BaseModel::assumed(published, &recipe.model, processor)?;
             notes.push(format!(
                 "{} is assumed, with the sizes that it was published with: its files are not looked at. Downloading {} takes \
                  about {:.0} GiB; `tandem fetch {0}` does that",
                 published.repository(),
-                published.title(),
-                published.download()?.0 as f64 / f64::from(1 << 30)
+                published.title,
+                published.download() as f64 / f64::from(1 << 30)
             ));
             (model, dit)
         }
@@ -67,8 +67,8 @@ pub(super) fn missing_clips(data: &DataConfig, from: &Path, overrides: &Override
 }
 
 /// A dataset without a clip.
-pub(super) fn no_data(data: &mut DataConfig, habits: &Habits) -> (Dataset, DatasetPlan) {
-    let fps = *data.fps.get_or_insert(habits.fps);
+pub(super) fn no_data(data: &mut DataConfig, defaults: &Defaults) -> (Dataset, DatasetPlan) {
+    let fps = *data.fps.get_or_insert(defaults.fps);
     let dataset = Dataset {
         sources: Vec::new(),
         windows: Vec::new(),

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use models::adapter::Adapters;
 use models::dit::DitConfig;
-use models::expert::Expert;
+use models::expert::{Expert, Networks};
 use models::vae::Tiling;
 
 use super::clip_adapter::ClipAdapter;
@@ -12,7 +12,6 @@ use super::learners::network;
 use super::{Run, is_due};
 use crate::devices;
 use crate::error::Result;
-use crate::habits::Habits;
 use crate::interrupt::Interrupt;
 use crate::pipeline::Pipeline;
 use crate::plan::Plan;
@@ -69,7 +68,7 @@ impl Run<'_> {
             title: format!("step {step}  {}", clip.prompt),
             latents: latents.clone(),
         });
-        let fps = plan.data.fps.unwrap_or(Habits::of(&dit, false).fps);
+        let fps = plan.data.fps.unwrap_or(dit.defaults(Networks::Whole).fps);
         let folder = self.folder.samples(step);
         let files = ClipFiles { tiling: Tiling::Off, fps, formats: &plan.sample.formats };
         let written = write_clips(&folder, &vae, &done.collect::<Vec<_>>(), files, ui)?;

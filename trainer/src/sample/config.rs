@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use models::dit::DitConfig;
+use models::published::Defaults;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
-use crate::habits::Habits;
 use crate::prompt::ClipRequest;
 use crate::solver::{Convention, SolverKind};
 
@@ -142,9 +142,9 @@ impl Default for SampleConfig {
 }
 
 impl SampleConfig {
-    /// A request without a prompt, with these settings; `habits`, `size`, `frames` and `seed` serve where the section names
+    /// A request without a prompt, with these settings; `defaults`, `size`, `frames` and `seed` serve where the section names
     /// none.
-    pub fn request(&self, habits: &Habits, size: [u32; 2], frames: u32, seed: u64) -> ClipRequest {
+    pub fn request(&self, defaults: &Defaults, size: [u32; 2], frames: u32, seed: u64) -> ClipRequest {
         let [width, height] = self.size.unwrap_or(size);
         ClipRequest {
             prompt: String::new(),
@@ -152,10 +152,10 @@ impl SampleConfig {
             width,
             height,
             frames: self.frames.unwrap_or(frames),
-            steps: self.steps.unwrap_or(habits.steps),
-            guidance: self.guidance.unwrap_or(habits.guidance),
-            guidance_high: self.guidance_high.or(self.guidance).unwrap_or(habits.guidance_high),
-            shift: self.shift.unwrap_or(habits.shift),
+            steps: self.steps.unwrap_or(defaults.steps),
+            guidance: self.guidance.unwrap_or(defaults.guidance),
+            guidance_high: self.guidance_high.or(self.guidance).unwrap_or(defaults.guidance_high),
+            shift: self.shift.unwrap_or(defaults.shift),
             seed: self.seed.unwrap_or(seed),
             solver: self.solver,
             convention: self.convention,
@@ -173,11 +173,11 @@ impl SampleConfig {
         base: &ClipRequest,
         from: &Path,
         dit: &DitConfig,
-        habits: &Habits,
+        defaults: &Defaults,
     ) -> Result<Vec<ClipRequest>> {
         let requests = self.prompts.requests(base, from)?;
         for request in &requests {
-            request.check(habits.multiple())?;
+            request.check(defaults.multiple())?;
             request.check_pictures(dit)?;
         }
         Ok(requests)

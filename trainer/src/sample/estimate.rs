@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use candle_core::{DType, Device, Tensor};
 use models::dit::DitConfig;
 use models::dit::config::PATCH;
+use models::published::Defaults;
 
 use crate::base::BaseModel;
 use crate::devices::{DevicesConfig, Limits};
 use crate::error::Result;
-use crate::habits::Habits;
 use crate::memory::Machine;
 use crate::prompt::ClipRequest;
 
@@ -34,7 +34,7 @@ pub fn operations(dit: &DitConfig, tokens: usize) -> f64 {
 /// When the CPU cannot be measured.
 pub fn forecast(
     requests: &[ClipRequest],
-    (model, dit, habits): (&BaseModel, &DitConfig, &Habits),
+    (model, dit, defaults): (&BaseModel, &DitConfig, &Defaults),
     devices: &DevicesConfig,
 ) -> Result<Duration> {
     let machine = Machine::here(devices, &Limits::default(), model.precision.dit(), dit, None);
@@ -54,7 +54,7 @@ pub fn forecast(
     let whole: f64 = stages.iter().sum();
     let mut seconds = 0.0;
     for request in requests {
-        let (frames, height, width) = habits.latents(request.frames, request.height, request.width);
+        let (frames, height, width) = defaults.latents(request.frames, request.height, request.width);
         let of_clip = operations(dit, frames * (height / PATCH) * (width / PATCH));
         let is_guided = request.guidance != 1.0 || request.guidance_high != 1.0;
         let calls = request.steps as f64 * if is_guided { 2.0 } else { 1.0 };

@@ -6,12 +6,11 @@ use candle_core::{DType, Device, Tensor};
 use kernels::random::Key;
 use models::dit::DitConfig;
 use models::dit::config::PATCH;
-use models::expert::Expert;
+use models::expert::{Expert, Networks};
 
 use super::Share;
 use crate::encode::{Encoded, Shown};
 use crate::error::{Error, Result};
-use crate::habits::Habits;
 use crate::pipeline::{NetworkInput, Pipeline};
 use crate::prompt::ClipRequest;
 use crate::solver::{Schedule, Solver};
@@ -87,7 +86,7 @@ impl Prompted {
 /// The noise that a request to the model `dit` starts from, [1, channels, t, h, w] f32: a function of its seed and size.
 pub fn starting_noise(request: &ClipRequest, dit: &DitConfig, device: &Device) -> Result<Tensor> {
     let (frames, height, width) =
-        Habits::of(dit, false).latents(request.frames, request.height, request.width);
+        dit.defaults(Networks::Whole).latents(request.frames, request.height, request.width);
     let channels = dit.out_channels;
     let noise = Key::new(request.seed, "sample", &[]).normals(channels * frames * height * width);
     let shape = (1, channels, frames, height, width);

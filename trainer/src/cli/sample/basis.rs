@@ -6,6 +6,7 @@ use models::adapter::Source;
 use models::adapter::files;
 use models::dit::DitConfig;
 use models::expert::Expert;
+use models::published::Defaults;
 use models::weights::Checkpoint;
 
 use super::Sample;
@@ -16,7 +17,6 @@ use crate::cli::fetch::{fetched, fetched_for};
 use crate::devices::DevicesConfig;
 use crate::error::{Error, Result};
 use crate::export::{self, Part};
-use crate::habits::Habits;
 use crate::plan::{ClipAdapterPlan, Plan, run_plan};
 use crate::prompt::ClipRequest;
 use crate::recipe::{Recipe, existing};
@@ -29,7 +29,7 @@ pub(super) struct Basis {
     pub model: BaseModel,
     /// Sizes of the DiT, or of both experts.
     pub dit: DitConfig,
-    pub habits: Habits,
+    pub defaults: Defaults,
     pub devices: DevicesConfig,
     /// The adapters of a run.
     pub loras: Loras,
@@ -98,7 +98,7 @@ impl Basis {
         let devices = sample.devices.config();
         let model = sample.precision.model(&folder).settle("".as_ref(), devices.processor())?;
         let (dit, _) = model.dits.of(Expert::High).open()?;
-        let mut habits = Habits::of(&dit, model.dits.experts().is_some());
+        let mut defaults = *dit.defaults(model.dits.networks());
         let loras = [&sample.lora, &sample.lora_high, &sample.lora_low].into_iter().flatten();
         for lora in loras {
             let (path, _) = adapters::with_strength("--lora", lora)?;
@@ -107,13 +107,17 @@ impl Basis {
             ui.note(&format!(
                 "{lora} was trained at {width}x{height}, {frames} frames: clips have that size where nothing else is said"
             ));
-            (habits.size, habits.frames) = (size, frames);
+            (defaults.size, defaults.frames) = (size, frames);
             break;
         }
-        let request =
-            SampleConfig::default().request(&habits, habits.size, habits.frames, sample.seed.unwrap_or(42));
+        let request = SampleConfig::default().request(
+            &defaults,
+            defaults.size,
+            defaults.frames,
+            sample.seed.unwrap_or(42),
+        );
         Ok(Self {
-            fps: habits.fps,
+            fps: defaults.fps,
             devices,
             loras: Loras::default(),
             request,
@@ -122,7 +126,7 @@ impl Basis {
             cache: PathBuf::from("runs/cache"),
             model,
             dit,
-            habits,
+            defaults,
         })
     }
 
@@ -135,7 +139,7 @@ impl Basis {
         }
         let plan = Plan::read(&folder.join("plan.toml"))?;
         let (dit, _) = plan.model.dits.of(Expert::High).open()?;
-        let habits = Habits::of(&dit, plan.model.dits.experts().is_some());
+        let defaults = *dit.defaults(plan.model.dits.networks());
         let mut loras = Loras::default();
         if !sample.names_adapters() {
             own_adapters(&plan, folder, sample.checkpoint, &mut loras, ui)?;
@@ -150,14 +154,14 @@ impl Basis {
                 loras.of(expert).push(adapters::source(path, *strength, ui)?);
             }
         }
-        let frames = plan.data.frames.iter().copied().max().unwrap_or(habits.frames);
-        let size = plan.data.sizes.first().copied().unwrap_or(habits.size);
+        let frames = plan.data.frames.iter().copied().max().unwrap_or(defaults.frames);
+        let size = plan.data.sizes.first().copied().unwrap_or(defaults.size);
         let request = match plan.sample.clips.first() {
             Some(clip) => ClipRequest { prompt: String::new(), ..clip.clone() },
-            None => SampleConfig::default().request(&habits, size, frames, plan.run.seed),
+            None => SampleConfig::default().request(&defaults, size, frames, plan.run.seed),
         };
         Ok(Self {
-            fps: plan.data.fps.unwrap_or(habits.fps),
+            fps: plan.data.fps.unwrap_or(defaults.fps),
             devices: plan.devices,
             loras,
             request,
@@ -166,7 +170,7 @@ impl Basis {
             cache: plan.run.cache,
             model: plan.model,
             dit,
-            habits,
+            defaults,
         })
     }
 
@@ -180,7 +184,7 @@ impl Basis {
         let devices = sample.devices.over(&recipe.devices);
         let model = recipe.model.settle(from, devices.processor())?;
         let (dit, _) = model.dits.of(Expert::High).open()?;
-        let habits = Habits::of(&dit, model.dits.experts().is_some());
+        let defaults = *dit.defaults(model.dits.networks());
         let seed = recipe.run.seed.unwrap_or(42);
         let run = run_plan(recipe.run, path, seed);
         let trained = run::newest(&run.folder);
@@ -211,20 +215,20 @@ impl Basis {
                 loras.of(expert).push(adapters::source(&path, recipe.sample.strength, ui)?);
             }
         }
-        let frames = data.frames.iter().copied().max().unwrap_or(habits.frames);
-        let size = data.sizes.first().copied().unwrap_or(habits.size);
-        let request = recipe.sample.request(&habits, size, frames, seed);
+        let frames = data.frames.iter().copied().max().unwrap_or(defaults.frames);
+        let size = data.sizes.first().copied().unwrap_or(defaults.size);
+        let request = recipe.sample.request(&defaults, size, frames, seed);
         Ok(Self {
-            fps: data.fps.unwrap_or(habits.fps),
+            fps: data.fps.unwrap_or(defaults.fps),
             devices: recipe.devices,
             loras,
-            clips: recipe.sample.requests(&request, from, &dit, &habits)?,
+            clips: recipe.sample.requests(&request, from, &dit, &defaults)?,
             request,
             formats: recipe.sample.formats,
             cache: run.cache,
             model,
             dit,
-            habits,
+            defaults,
         })
     }
 }

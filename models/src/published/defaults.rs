@@ -1,18 +1,17 @@
-//! What a model is used to: pixels to a latent, frames a second, and the settings that it was published with.
+//! The settings that models were published with.
 
-use models::dit::{DitConfig, Pictures};
-use models::expert::Expert;
+use crate::dit::config::PATCH;
 
-/// The habits of a model.
+/// What a model is used at where nothing else is asked for.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Habits {
+pub struct Defaults {
     /// Pixels per latent, along height and width.
     pub stride: usize,
     /// Frames a second.
     pub fps: f64,
     /// Frames of a clip.
     pub frames: u32,
-    /// Width and height of a clip.
+    /// Width and height of a clip in pixels.
     pub size: [u32; 2],
     /// Solver steps.
     pub steps: usize,
@@ -26,59 +25,16 @@ pub struct Habits {
     pub boundary: f64,
 }
 
-/// Height and width of a patch of latents, in pixels of stride 1: both sides of a clip are multiples of this times the
-/// stride.
-const PATCH: usize = models::dit::config::PATCH;
-
-/// The settings of Wan 2.1's text-to-video models.
-const WAN: Habits = Habits {
-    stride: 8,
-    fps: 16.0,
-    frames: 81,
-    size: [832, 480],
-    steps: 50,
-    shift: 5.0,
-    guidance: 5.0,
-    guidance_high: 5.0,
-    boundary: 0.875,
-};
-
-impl Habits {
-    /// Of the model `dit`, or of two experts of these sizes. Sources: Wan-Video/Wan2.1 and Wan2.2, wan/configs/.
-    pub fn of(dit: &DitConfig, has_experts: bool) -> Self {
-        match (dit.pictures(), has_experts, dit.image) {
-            (Pictures::None, false, _) => WAN,
-            (Pictures::None, true, _) => {
-                Self { steps: 40, shift: 12.0, guidance: 3.0, guidance_high: 4.0, ..WAN }
-            }
-            (Pictures::Beside, false, Some(_)) => Self { steps: 40, ..WAN },
-            // Without CLIP's branch it is an expert of Wan 2.2, alone or not.
-            (Pictures::Beside, _, _) => {
-                Self { steps: 40, guidance: 3.5, guidance_high: 3.5, boundary: 0.9, ..WAN }
-            }
-            (Pictures::InPlace, _, _) => {
-                Self { stride: 16, fps: 24.0, frames: 121, size: [1280, 704], ..WAN }
-            }
-        }
-    }
-
+impl Defaults {
     /// What both sides of a clip must be a multiple of, in pixels.
     pub fn multiple(&self) -> u32 {
         (self.stride * PATCH) as u32
     }
 
-    /// Guidance scale of the steps of `expert`.
-    pub fn guidance_of(&self, expert: Expert) -> f64 {
-        match expert {
-            Expert::High => self.guidance_high,
-            Expert::Low => self.guidance,
-        }
-    }
-
     /// (frames, height, width) of the latents of a clip.
     pub fn latents(&self, frames: u32, height: u32, width: u32) -> (usize, usize, usize) {
         let side = |pixels: u32| pixels as usize / self.stride;
-        (models::vae::latent_frames(frames as usize), side(height), side(width))
+        (crate::vae::latent_frames(frames as usize), side(height), side(width))
     }
 
     /// `[width, height]` of a clip that starts with a picture of this size: its aspect, and about the area of `size`.

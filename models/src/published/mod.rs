@@ -1,0 +1,256 @@
+//! The published Wan models, in one table: what each is recognised by, what it is made of, and the settings that it was
+//! published with.
+//!
+//! A [`Kind`] is what networks have in common that take pictures in the same way; a [`Published`] model is a kind at a size.
+//! A new model of a known kind is one row of `table.rs`.
+
+mod defaults;
+mod table;
+
+use std::path::Path;
+
+pub use defaults::Defaults;
+
+use crate::dit::{DitConfig, ImageBranch, Pictures};
+use crate::expert::{Expert, Networks};
+use crate::vae::Generation;
+use crate::weights::Checkpoint;
+
+/// How a network takes pictures, told by the channels of its input and output and by its CLIP branch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Text alone: T2V of Wan 2.1 and 2.2.
+    Text,
+    /// A first picture in channels behind the noise, and CLIP's view of it: I2V of Wan 2.1.
+    Picture,
+    /// A first and a last picture, and CLIP's view of both: FLF2V of Wan 2.1.
+    TwoPictures,
+    /// A first picture in channels alone: the experts of Wan 2.2 I2V.
+    PictureWithoutClip,
+    /// Text, or a picture in place of the first frame: TI2V-5B of Wan 2.2.
+    TextOrPicture,
+}
+
+/// What is known of a [`Kind`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct KindFacts {
+    /// Which.
+    pub kind: Kind,
+    /// Channels of the network's input.
+    pub channels_in: usize,
+    /// Channels of its output.
+    pub channels_out: usize,
+    /// Pictures of which the network sees CLIP's states: 0, 1 or 2.
+    pub clip_pictures: usize,
+    /// How it takes a picture.
+    pub pictures: Pictures,
+    /// The VAE whose latents it works on.
+    pub vae: Generation,
+    /// Settings of one network for all noise levels, or of an expert without the other.
+    pub whole: Defaults,
+    /// Settings of two experts.
+    pub pair: Defaults,
+}
+
+/// A published model that can be trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// Its name in commands: `t2v-14b`.
+    pub key: &'static str,
+    /// What people call it.
+    pub title: &'static str,
+    /// Its kind, or its experts'.
+    pub kind: Kind,
+    /// One network, or two experts.
+    pub networks: Networks,
+    /// Width, feed-forward width, heads, blocks.
+    size: [usize; 4],
+    /// Repositories of the Hugging Face hub with its files in the official layout, the one to fetch first.
+    repositories: &'static [&'static str],
+    /// Bytes that its published files take for a number of a DiT.
+    bytes_a_number: u64,
+}
+
+/// What tells published models apart, read from a checkpoint's tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// Model width.
+    pub width: usize,
+    /// Channels of the network's input.
+    pub channels_in: usize,
+    /// Channels of its output.
+    pub channels_out: usize,
+    /// Pictures of which it sees CLIP's states: 0, 1 or 2.
+    pub clip_pictures: usize,
+}
+
+/// A family of networks that is refused by name.
+struct Refused {
+    title: &'static str,
+    /// Parts of the names of tensors that only this family has.
+    marks: &'static [&'static str],
+    /// Channels in and out that only this family has.
+    channels: &'static [(usize, usize)],
+}
+
+/// Bytes of UMT5 in bf16, with its tokenizer: models_t5_umt5-xxl-enc-bf16.pth and google/umt5-xxl/tokenizer.json.
+const TEXT_ENCODER_BYTES: u64 = 11_380_000_000;
+/// Bytes of models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth.
+const CLIP_BYTES: u64 = 4_770_000_000;
+/// Width of CLIP's states, and their rows for two pictures.
+const CLIP_WIDTH: usize = 1280;
+const ROWS_OF_TWO_PICTURES: usize = 514;
+
+impl Kind {
+    /// What is known of it.
+    pub const fn facts(self) -> &'static KindFacts {
+        &table::KINDS[self as usize]
+    }
+
+    /// The kind of a network; `None` where no model that can be trained is like it.
+    pub fn of(facts: Facts) -> Option<Self> {
+        let row = table::KINDS.iter().find(|row| {
+            (row.channels_in, row.channels_out) == (facts.channels_in, facts.channels_out)
+                && row.clip_pictures == facts.clip_pictures
+        });
+        row.map(|row| row.kind)
+    }
+
+    /// The settings that a model of this kind was published with.
+    pub const fn defaults(self, networks: Networks) -> &'static Defaults {
+        match networks {
+            Networks::Whole => &self.facts().whole,
+            Networks::Pair => &self.facts().pair,
+        }
+    }
+}
+
+impl Published {
+    /// All of them.
+    pub const ALL: &'static [Self] = &table::MODELS;
+
+    /// The one called `key`.
+    pub fn named(key: &str) -> Option<&'static Self> {
+        Self::ALL.iter().find(|model| model.key == key)
+    }
+
+    /// The one whose files the repository `owner/name` holds, in either layout.
+    pub fn in_repository(repository: &str) -> Option<&'static Self> {
+        let holds = |own: &&str| {
+            let rest = repository.strip_prefix(*own);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        };
+        Self::ALL.iter().find(|model| model.repositories.iter().any(holds))
+    }
+
+    /// Those that a network of these facts may belong to: none, one, or two that only names tell apart.
+    pub fn of(facts: Facts) -> Vec<&'static Self> {
+        let is_like = |model: &&Self| Some(model.kind) == Kind::of(facts) && model.size[0] == facts.width;
+        Self::ALL.iter().filter(is_like).collect()
+    }
+
+    /// Those of [`Self::of`] that the names in `path` allow, which is all of them where names tell nothing.
+    pub fn at(facts: Facts, path: &Path) -> Vec<&'static Self> {
+        let mut found = Self::of(facts);
+        if let ([_, _, ..], Some(networks)) = (found.as_slice(), networks_in_name(path)) {
+            found.retain(|model| model.networks == networks);
+        }
+        found
+    }
+
+    /// What one network of it is called.
+    pub fn network(&self) -> String {
+        match self.networks {
+            Networks::Whole => self.title.to_owned(),
+            Networks::Pair => format!("an expert of {}", self.title),
+        }
+    }
+
+    /// The repository of its files in the official layout.
+    pub fn repository(&self) -> &'static str {
+        self.repositories[0]
+    }
+
+    /// Sizes of its DiT, or of either expert.
+    pub fn dit(&self) -> DitConfig {
+        let [dim, ffn_dim, heads, layers] = self.size;
+        let KindFacts { channels_in, channels_out, clip_pictures, .. } = *self.kind.facts();
+        let positions = (clip_pictures == 2).then_some(ROWS_OF_TWO_PICTURES);
+        DitConfig {
+            kind: self.kind,
+            dim,
+            ffn_dim,
+            heads,
+            layers,
+            in_channels: channels_in,
+            out_channels: channels_out,
+            text_dim: 4096,
+            text_len: 512,
+            freq_dim: 256,
+            eps: 1e-6,
+            image: (clip_pictures > 0).then_some(ImageBranch { dim: CLIP_WIDTH, positions }),
+        }
+    }
+
+    /// The settings that it was published with.
+    pub fn defaults(&self) -> &'static Defaults {
+        self.kind.defaults(self.networks)
+    }
+
+    /// About how many bytes its official files take.
+    pub fn download(&self) -> u64 {
+        let numbers = |shape: &[usize]| shape.iter().product::<usize>() as u64;
+        let parameters: u64 = self.dit().tensors().iter().map(|spec| numbers(&spec.shape)).sum();
+        let networks = match self.networks {
+            Networks::Whole => 1,
+            Networks::Pair => 2,
+        };
+        let KindFacts { vae, clip_pictures, .. } = self.kind.facts();
+        let clip = if *clip_pictures > 0 { CLIP_BYTES } else { 0 };
+        self.bytes_a_number * parameters * networks + TEXT_ENCODER_BYTES + vae.file_bytes() + clip
+    }
+}
+
+impl Facts {
+    /// Of the network whose shapes `shape_of` gives by official name; what is missing counts 0.
+    pub fn read(shape_of: impl Fn(&str) -> Option<Vec<usize>>) -> Self {
+        let axis =
+            |name: &str, axis: usize| shape_of(name).and_then(|shape| shape.get(axis).copied()).unwrap_or(0);
+        let branch = usize::from(shape_of("img_emb.proj.0.weight").is_some());
+        Self {
+            width: axis("patch_embedding.weight", 0),
+            channels_in: axis("patch_embedding.weight", 1),
+            channels_out: axis("head.head.weight", 0) / crate::dit::config::PATCH.pow(2),
+            clip_pictures: branch * if shape_of("img_emb.emb_pos").is_some() { 2 } else { 1 },
+        }
+    }
+
+    /// What the network is that no model that can be trained is like, where that is known by its channels.
+    pub fn refused(&self) -> Option<&'static str> {
+        let channels = (self.channels_in, self.channels_out);
+        table::REFUSED.iter().find(|row| row.channels.contains(&channels)).map(|row| row.title)
+    }
+}
+
+/// The kind of network that `checkpoint` holds where it is Wan with parts that Tandem does not have; `None` where it is
+/// plain.
+pub fn refused(checkpoint: &Checkpoint) -> Option<&'static str> {
+    let marked = |name: &str| {
+        let has = |row: &&Refused| row.marks.iter().any(|mark| name.contains(mark));
+        table::REFUSED.iter().find(has).map(|row| row.title)
+    };
+    checkpoint.names().find_map(marked)
+}
+
+/// Whether the last parts of a path say that this is a model of two experts (Wan 2.2 A14B), or that it is none.
+fn networks_in_name(path: &Path) -> Option<Networks> {
+    // A file, its folder, and the folder of the checkpoint; and not what lies above.
+    let parts = path.iter().rev().take(3).map(|part| part.to_string_lossy().to_lowercase());
+    parts.into_iter().find_map(|part| {
+        let has = |marks: &[&str]| marks.iter().any(|mark| part.contains(mark));
+        let is_2_2 =
+            has(&["wan2.2", "wan2_2", "wan22", "wan-2.2", "a14b"]) || Expert::in_name(&part).is_some();
+        let is_2_1 = has(&["wan2.1", "wan2_1", "wan21", "wan-2.1"]);
+        (is_2_2 != is_2_1).then_some(if is_2_2 { Networks::Pair } else { Networks::Whole })
+    })
+}

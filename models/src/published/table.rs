@@ -1,0 +1,185 @@
+//! The rows: kinds of networks, published models of each, and related networks that are refused by name.
+//!
+//! Sources: the configs of Wan-Video/Wan2.1 and Wan-Video/Wan2.2 (`wan/configs/`).
+
+use super::{Defaults, Kind, KindFacts, Published, Refused};
+use crate::dit::Pictures;
+use crate::expert::Networks;
+use crate::vae::Generation;
+
+/// The settings of Wan 2.1's text-to-video models.
+const WAN: Defaults = Defaults {
+    stride: Generation::Wan21.spatial_ratio(),
+    fps: 16.0,
+    frames: 81,
+    size: [832, 480],
+    steps: 50,
+    shift: 5.0,
+    guidance: 5.0,
+    guidance_high: 5.0,
+    boundary: 0.875,
+};
+
+/// Those of Wan 2.2's experts for text-to-video.
+const T2V_EXPERTS: Defaults = Defaults { steps: 40, shift: 12.0, guidance: 3.0, guidance_high: 4.0, ..WAN };
+
+/// Those of Wan 2.1's image-to-video models.
+const I2V: Defaults = Defaults { steps: 40, ..WAN };
+
+/// Those of Wan 2.2's experts for image-to-video.
+const I2V_EXPERTS: Defaults = Defaults { steps: 40, guidance: 3.5, guidance_high: 3.5, boundary: 0.9, ..WAN };
+
+/// Those of Wan 2.2 TI2V-5B.
+const TI2V: Defaults =
+    Defaults { stride: Generation::Wan22.spatial_ratio(), fps: 24.0, frames: 121, size: [1280, 704], ..WAN };
+
+/// A row for each [`Kind`], in its order.
+pub(super) const KINDS: [KindFacts; 5] = [
+    KindFacts {
+        kind: Kind::Text,
+        channels_in: 16,
+        channels_out: 16,
+        clip_pictures: 0,
+        pictures: Pictures::None,
+        vae: Generation::Wan21,
+        whole: WAN,
+        pair: T2V_EXPERTS,
+    },
+    KindFacts {
+        kind: Kind::Picture,
+        channels_in: 36,
+        channels_out: 16,
+        clip_pictures: 1,
+        pictures: Pictures::Beside,
+        vae: Generation::Wan21,
+        whole: I2V,
+        pair: I2V_EXPERTS,
+    },
+    KindFacts {
+        kind: Kind::TwoPictures,
+        channels_in: 36,
+        channels_out: 16,
+        clip_pictures: 2,
+        pictures: Pictures::Beside,
+        vae: Generation::Wan21,
+        whole: I2V,
+        pair: I2V_EXPERTS,
+    },
+    KindFacts {
+        kind: Kind::PictureWithoutClip,
+        channels_in: 36,
+        channels_out: 16,
+        clip_pictures: 0,
+        pictures: Pictures::Beside,
+        vae: Generation::Wan21,
+        // It is an expert of Wan 2.2, with the other or without.
+        whole: I2V_EXPERTS,
+        pair: I2V_EXPERTS,
+    },
+    KindFacts {
+        kind: Kind::TextOrPicture,
+        channels_in: 48,
+        channels_out: 48,
+        clip_pictures: 0,
+        pictures: Pictures::InPlace,
+        vae: Generation::Wan22,
+        whole: TI2V,
+        pair: TI2V,
+    },
+];
+
+/// Width, feed-forward width, heads and blocks of the published sizes.
+const SIZE_1_3B: [usize; 4] = [1536, 8960, 12, 30];
+const SIZE_5B: [usize; 4] = [3072, 14336, 24, 30];
+const SIZE_14B: [usize; 4] = [5120, 13824, 40, 40];
+
+/// The models that can be trained.
+pub(super) const MODELS: [Published; 8] = [
+    Published {
+        key: "t2v-1.3b",
+        title: "Wan 2.1 T2V-1.3B",
+        kind: Kind::Text,
+        networks: Networks::Whole,
+        size: SIZE_1_3B,
+        repositories: &["Wan-AI/Wan2.1-T2V-1.3B"],
+        bytes_a_number: 4,
+    },
+    Published {
+        key: "t2v-14b",
+        title: "Wan 2.1 T2V-14B",
+        kind: Kind::Text,
+        networks: Networks::Whole,
+        size: SIZE_14B,
+        repositories: &["Wan-AI/Wan2.1-T2V-14B"],
+        bytes_a_number: 4,
+    },
+    Published {
+        key: "t2v-a14b",
+        title: "Wan 2.2 T2V-A14B",
+        kind: Kind::Text,
+        networks: Networks::Pair,
+        size: SIZE_14B,
+        repositories: &["Wan-AI/Wan2.2-T2V-A14B"],
+        bytes_a_number: 4,
+    },
+    Published {
+        key: "i2v-14b",
+        title: "Wan 2.1 I2V-14B",
+        kind: Kind::Picture,
+        networks: Networks::Whole,
+        size: SIZE_14B,
+        repositories: &["Wan-AI/Wan2.1-I2V-14B-480P", "Wan-AI/Wan2.1-I2V-14B-720P"],
+        bytes_a_number: 4,
+    },
+    Published {
+        key: "i2v-a14b",
+        title: "Wan 2.2 I2V-A14B",
+        kind: Kind::PictureWithoutClip,
+        networks: Networks::Pair,
+        size: SIZE_14B,
+        repositories: &["Wan-AI/Wan2.2-I2V-A14B"],
+        bytes_a_number: 4,
+    },
+    Published {
+        key: "flf2v-14b",
+        title: "Wan 2.1 FLF2V-14B",
+        kind: Kind::TwoPictures,
+        networks: Networks::Whole,
+        size: SIZE_14B,
+        repositories: &["Wan-AI/Wan2.1-FLF2V-14B-720P"],
+        bytes_a_number: 4,
+    },
+    Published {
+        key: "ti2v-5b",
+        title: "Wan 2.2 TI2V-5B",
+        kind: Kind::TextOrPicture,
+        networks: Networks::Whole,
+        size: SIZE_5B,
+        repositories: &["Wan-AI/Wan2.2-TI2V-5B"],
+        bytes_a_number: 4,
+    },
+    Published {
+        key: "fun-inp-1.3b",
+        title: "Wan 2.1 Fun-InP-1.3B",
+        kind: Kind::Picture,
+        networks: Networks::Whole,
+        size: SIZE_1_3B,
+        repositories: &["alibaba-pai/Wan2.1-Fun-1.3B-InP", "alibaba-pai/Wan2.1-Fun-V1.1-1.3B-InP"],
+        bytes_a_number: 2,
+    },
+];
+
+/// Networks with Wan at the core and parts that are not here: part of a tensor's name, or channels in and out.
+pub(super) const REFUSED: [Refused; 7] = [
+    Refused { title: "a Wan VACE model", marks: &["vace_blocks.", "vace_patch_embedding."], channels: &[] },
+    Refused {
+        title: "Wan 2.2 S2V-14B (speech to video)",
+        marks: &["casual_audio_encoder.", "audio_injector."],
+        channels: &[],
+    },
+    Refused { title: "Wan 2.2 Animate-14B", marks: &["face_adapter.", "motion_encoder."], channels: &[] },
+    Refused { title: "a Wan Fun model with camera control", marks: &["control_adapter."], channels: &[] },
+    Refused { title: "a Wan Fun-Control model", marks: &["ref_conv."], channels: &[(48, 16), (52, 16)] },
+    Refused { title: "a Wan model that listens to audio", marks: &["audio_proj."], channels: &[] },
+    Refused { title: "a Wan Fun model of 5B", marks: &[], channels: &[(100, 48), (148, 48)] },
+];

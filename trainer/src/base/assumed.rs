@@ -1,0 +1,49 @@
+//! A published model whose files are not here, for plans.
+
+use std::path::{Path, PathBuf};
+
+use models::dit::DitConfig;
+use models::expert::Networks;
+use models::published::Published;
+
+use super::{BaseModel, DitFiles, Dits, ModelConfig};
+use crate::error::Result;
+use crate::precision::{Processor, Wishes};
+
+impl BaseModel {
+    /// The model `published` as it would be settled from `config`, with the names that its files have in the official layout;
+    /// none of them is looked at. With the sizes of its DiT.
+    ///
+    /// # Errors
+    /// Two experts of which nothing says which is trained.
+    pub fn assumed(
+        published: &Published,
+        config: &ModelConfig,
+        processor: Processor,
+    ) -> Result<(Self, DitConfig)> {
+        let root = config.folder.clone().unwrap_or_else(|| PathBuf::from(published.repository()));
+        let files = |name: &str| DitFiles { weights: root.join(name), config: None };
+        let ModelConfig { base, stream, text_base, vae_base, expert, .. } = *config;
+        let named = Path::new(published.repository()).file_name().unwrap_or_default();
+        let facts = published.kind.facts();
+        let clip = root.join("models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth");
+        let model = Self {
+            name: named.to_string_lossy().into_owned(),
+            dits: match published.networks {
+                Networks::Pair => {
+                    Dits::Experts { high: files("high_noise_model"), low: files("low_noise_model") }
+                }
+                Networks::Whole => Dits::Single(files("")),
+            },
+            expert,
+            vae: root.join(facts.vae.file()),
+            text_encoder: root.join("models_t5_umt5-xxl-enc-bf16.pth"),
+            tokenizer: root.join("google/umt5-xxl"),
+            clip: (facts.clip_pictures > 0).then_some(clip),
+            boundary: None,
+            precision: Wishes { base, stream, text_base, vae_base }.settle(processor),
+        };
+        model.trained_dit()?;
+        Ok((model, published.dit()))
+    }
+}
