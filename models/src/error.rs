@@ -1,6 +1,7 @@
 //! What can go wrong in a model.
 
 use crate::adapter::files::AdapterFileError;
+use crate::dit::Role;
 use crate::weights::WeightsError;
 
 /// The result of anything in this crate.
@@ -26,5 +27,17 @@ pub enum Error {
     NotFinite {
         /// What was computed.
         what: &'static str,
+    },
+    /// The model reads conditioning that it was not given.
+    #[error("this model reads {what} and was given none (role `{role}`)", what = role.what())]
+    RoleMissing {
+        /// Which.
+        role: Role,
+    },
+    /// The model was given conditioning that nothing in it reads.
+    #[error("the model was given {what}, which it does not read (role `{role}`); leave it out", what = role.what())]
+    RoleUnread {
+        /// Which.
+        role: Role,
     },
 }

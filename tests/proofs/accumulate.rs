@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use data::Cursor;
-use models::dit::BlockPlan;
+use models::dit::{BlockPlan, Role};
 use proofs::project::Project;
 use proofs::small::{adapters, pipeline, trained};
 use proofs::{Tolerance, assert_close};
 use trainer::batch::{Batches, StepData};
 use trainer::encode::Encoded;
 use trainer::interrupt::Interrupt;
-use trainer::pipeline::Pipeline;
+use trainer::pipeline::{MicroBatch, Pipeline};
 use trainer::plan::{Plan, Planned};
 use trainer::run;
 use trainer::ui::{Ui, Voice};
@@ -76,6 +76,10 @@ fn assert_same_step(what: &str, ready: &Ready, got: &StepData, expected: &StepDa
     }
 }
 
+fn rows_of_text(batch: &MicroBatch) -> usize {
+    batch.input.cond.require(Role::TEXT).unwrap().dim(1).unwrap()
+}
+
 #[test]
 fn micro_batches_equal_one_batch() {
     for weighting in ["none", "bsmntw"] {
@@ -85,10 +89,9 @@ fn micro_batches_equal_one_batch() {
         let ready = ready(&CAPTIONS, &settings);
         let seed = ready.agreeing_seed();
         let whole = ready.step(seed, 0, 4, 1);
-        let rows = whole.micro_batches[0].input.text_bsd.dim(1).unwrap();
+        let rows = rows_of_text(&whole.micro_batches[0]);
         let singles = ready.step(seed, 0, 1, 4);
-        let lengths: Vec<usize> =
-            singles.micro_batches.iter().map(|batch| batch.input.text_bsd.dim(1).unwrap()).collect();
+        let lengths: Vec<usize> = singles.micro_batches.iter().map(rows_of_text).collect();
         assert!(lengths.iter().any(|&length| length < rows), "no text of this batch is padded: {lengths:?}");
         assert_same_step(weighting, &ready, &singles, &whole);
     }
@@ -141,8 +144,7 @@ fn the_short_batch_at_the_end_of_an_epoch_counts_by_its_samples() {
             let one = |t: &Tensor| t.narrow(0, i, 1).unwrap();
             let mut single = batch.clone();
             single.input.x_bcthw = one(&batch.input.x_bcthw);
-            single.input.timestep = one(&batch.input.timestep);
-            single.input.text_bsd = one(&batch.input.text_bsd);
+            single.input.cond = batch.input.cond.clone().try_map(|_, t| t.narrow(0, i, 1)).unwrap();
             single.target = one(&batch.target);
             single.weights = vec![0.2];
             single

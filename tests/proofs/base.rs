@@ -11,7 +11,9 @@ use models::adapter::{Adapters, LoraConfig};
 use models::dit::{Base, Block, BlockPlan, Dit, DitConfig, Keep, Pass};
 use models::weights::{Frozen, Storage, Weights};
 use proofs::small::{self, config, micro_batch, open_weights, tensors, velocities, weights};
-use proofs::{DIT_KINDS, assert_same_bits, device, fixture_tensors, golden_weights, randn};
+use proofs::{
+    DIT_KINDS, assert_same_bits, device, entered, fixture_tensors, golden_input, golden_weights, randn,
+};
 use trainer::bench::dit_preset;
 use trainer::lr::{LrSchedule, learning_rate};
 use trainer::optim::{Optimizer, checked_norm, clip_factor};
@@ -146,12 +148,7 @@ fn a_model_in_bf16_is_as_near_to_f32_as_the_published_ones() {
         let io = fixture_tensors(&format!("dit/{kind}/io.safetensors"));
         let golden = fixture_tensors(&format!("dit/{kind}/io_bf16.safetensors"));
         let (config, weights) = golden_weights(kind, "official");
-        let input = [NetworkInput {
-            x_bcthw: io["input"].clone(),
-            timestep: io["timestep"].clone(),
-            text_bsd: io["context"].clone(),
-            picture_bsd: io.get("clip_fea").cloned(),
-        }];
+        let input = [golden_input(&io)];
         let host = |t: &Tensor| t.to_device(&Device::Cpu).unwrap();
         let expected = host(&io["output"]);
         let published = error(&host(&golden["output"]), &expected);
@@ -180,10 +177,11 @@ fn what_a_block_adds_is_off_by_the_rounding_of_its_matrices() {
     let load = |base| Dit::load(&weights, &config, 0..4, base, &device()).unwrap();
     let exact = load(Base::F32);
     let (times, text) = (Tensor::new(&[500f32], &device()).unwrap(), randn("text", (1, 9, 24)));
-    let cond = exact.embedder.as_ref().unwrap().conditioning(&times, &text, (2, 6, 8)).unwrap();
+    let input = NetworkInput::new(randn("latents", (1, 16, 2, 6, 8)), times, text);
+    let (_, context) = entered(&exact, &input);
     let pass = Pass::new(&none, None);
     let added =
-        |block: &Block| (block.forward(x.clone(), &cond, &pass, Keep::Input).unwrap().0 - &x).unwrap();
+        |block: &Block| (block.forward(x.clone(), &context, &pass, Keep::Input).unwrap().0 - &x).unwrap();
     for (frozen, bound) in [(FP8, 0.026 * 3f64.sqrt() * 1.1), (INT8, 0.006 * 3f64.sqrt() * 1.1)] {
         for (n, (coded, exact)) in load(Base::new(frozen)).blocks.iter().zip(&exact.blocks).enumerate() {
             let error = error(&added(coded), &added(exact));
@@ -252,12 +250,11 @@ fn noisy(step: u64) -> MicroBatch {
     let share = sigmas.reshape((8, 1, 1, 1, 1)).unwrap();
     let kept = clip.broadcast_mul(&share.affine(-1.0, 1.0).unwrap()).unwrap();
     MicroBatch {
-        input: NetworkInput {
-            x_bcthw: (kept + noise.broadcast_mul(&share).unwrap()).unwrap(),
-            timestep: (sigmas * 1000.0).unwrap(),
-            text_bsd: randn("caption", (8, 5, 24)),
-            picture_bsd: None,
-        },
+        input: NetworkInput::new(
+            (kept + noise.broadcast_mul(&share).unwrap()).unwrap(),
+            (sigmas * 1000.0).unwrap(),
+            randn("caption", (8, 5, 24)),
+        ),
         target: (noise - clip).unwrap(),
         weights: vec![1.0; 8],
         mask: None,

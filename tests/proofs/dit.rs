@@ -8,14 +8,14 @@ use kernels::transfer::HostStore;
 use models::adapter::{Adapter, Adapters};
 use models::dit::ffn::{Chunk, chunks};
 use models::dit::{
-    Base, BlockPlan, Conditioning, Dit, DitConfig, Dropout, Gradients, ImageBranch, Keep, Keeping, Pass,
-    Place, embed, rope,
+    Base, BlockPlan, Conditioning, Dit, DitConfig, Dropout, Gradients, ImageBranch, Keep, Keeping,
+    NetworkInput, Pass, Place, Raw, Role, embed, rope,
 };
 use models::names;
 use models::weights::Weights;
 use proofs::{
-    DIT_KINDS, Tolerance, assert_close, assert_same_bits, device, difference, fixture_json, fixture_tensors,
-    golden_dit, golden_weights, randn, tiny_dit,
+    DIT_KINDS, Tolerance, assert_close, assert_same_bits, device, difference, entered, fixture_json,
+    fixture_tensors, golden_dit, golden_weights, randn, tiny_dit,
 };
 
 /// f32 sums in another order: the fixtures' own cross-check (official code against diffusers) shows 1.6e-5.
@@ -51,24 +51,24 @@ impl<'a> Shown<'a> {
         Self { picture, ..Self::new(&io["input"], &io["timestep"], &io["context"]) }
     }
 
-    fn conditioning(&self, dit: &Dit) -> Conditioning {
-        let embedder = dit.embedder.as_ref().unwrap();
-        let cond = embedder.conditioning(self.timestep, self.context, grid(self.x)).unwrap();
-        cond.with_picture(self.picture.map(|states| embedder.picture(states).unwrap()))
+    fn input(&self) -> NetworkInput {
+        let input = NetworkInput::new(self.x.clone(), self.timestep.clone(), self.context.clone());
+        match self.picture {
+            Some(states) => input.with(Role::PICTURE, states.clone()),
+            None => input,
+        }
     }
 }
 
 /// The velocity of a whole model on one device, with every block's output.
 fn forward(dit: &Dit, shown: &Shown, pass: &Pass) -> (Tensor, Vec<Tensor>) {
-    let (embedder, x) = (dit.embedder.as_ref().unwrap(), shown.x);
-    let cond = shown.conditioning(dit);
-    let mut stream = embedder.tokens(x).unwrap();
+    let (mut stream, context) = entered(dit, &shown.input());
     let mut traces = vec![stream.clone()];
     for block in &dit.blocks {
-        stream = block.forward(stream, &cond, pass, Keep::Input).unwrap().0;
+        stream = block.forward(stream, &context, pass, Keep::Input).unwrap().0;
         traces.push(stream.clone());
     }
-    (dit.head.as_ref().unwrap().forward(&stream, &cond, grid(x)).unwrap(), traces)
+    (dit.head.as_ref().unwrap().forward(&stream, &context, grid(shown.x)).unwrap(), traces)
 }
 
 #[test]
@@ -87,7 +87,8 @@ fn output_and_blocks_equal_golden_values() {
 #[test]
 fn tokens_of_a_frame_share_their_modulation() {
     let (dit, io) = (golden_dit("ti2v"), fixture_tensors("dit/ti2v/io.safetensors"));
-    assert_eq!(Shown::golden(&io).conditioning(&dit).time_bg6d.dims(), [1, 3, 6, 32]);
+    let (_, context) = entered(&dit, &Shown::golden(&io).input());
+    assert_eq!(context.cond.require(Role::MODULATION).unwrap().dims(), [1, 3, 6, 32]);
 }
 
 /// A model that looks at two pictures adds positions to their states, and is otherwise the model of one: with positions
@@ -115,8 +116,49 @@ fn a_model_of_two_pictures_knows_which_is_which() {
     assert_same_bits("output", &got, &of(&golden_dit("i2v21"), &moved));
     let swapped = Tensor::cat(&[states.narrow(1, 257, 257).unwrap(), io["clip_fea"].clone()], 1).unwrap();
     assert!(difference(&of(&two, &swapped), &got).0 > 1e-3, "the order of the pictures does nothing");
-    let one = two.embedder.as_ref().unwrap().picture(&io["clip_fea"]).unwrap_err().to_string();
+    let one = two.embedder.as_ref().unwrap().embed(&golden.input()).unwrap_err().to_string();
     assert!(one.contains("514 rows"), "{one}");
+}
+
+/// What a model needs and was not given, and what it was given and nothing in it reads, is refused by name: conditioning that
+/// is left out silently would train on something else than was asked for.
+#[test]
+fn conditioning_that_is_missing_or_unread_is_refused_by_its_role() {
+    const POSE: Role = Role::new("pose", "a pose");
+    let refused = |kind: &str, input: NetworkInput| {
+        golden_dit(kind).embedder.as_ref().unwrap().embed(&input).unwrap_err().to_string()
+    };
+    let io = |kind: &str| fixture_tensors(&format!("dit/{kind}/io.safetensors"));
+    let (plain, pictures) = (io("t2v"), io("i2v21"));
+    let blind = Shown { picture: None, ..Shown::golden(&pictures) }.input();
+    assert!(
+        refused("i2v21", blind).contains("reads CLIP's states of a picture (clip_fea) and was given none")
+    );
+    for (role, what) in [(Role::PICTURE, "CLIP's states of a picture"), (POSE, "a pose")] {
+        let error = refused("t2v", Shown::golden(&plain).input().with(role, randn("extra", (1, 3, 20))));
+        assert!(error.contains(&format!("was given {what}")) && error.contains("does not read"), "{error}");
+    }
+}
+
+/// Samples of a batch: a padded role gets zero rows behind, another must have equally many rows, and no sample may lack
+/// what another has.
+#[test]
+fn samples_are_stacked_by_the_rules_of_their_roles() {
+    let sample = |rows: usize, views: usize| {
+        Conditioning::<Raw>::new()
+            .with(Role::TEXT, randn(&format!("text {rows}"), (rows, 4)))
+            .with(Role::PICTURE, randn(&format!("views {views}"), (views, 4)))
+    };
+    let stacked = Conditioning::stacked(&[&sample(3, 2), &sample(1, 2)]).unwrap();
+    let text = stacked.require(Role::TEXT).unwrap();
+    assert_same_bits("longest", &text.get(0).unwrap(), &randn("text 3", (3, 4)));
+    assert_same_bits("shorter", &text.get(1).unwrap().narrow(0, 0, 1).unwrap(), &randn("text 1", (1, 4)));
+    assert_eq!(text.get(1).unwrap().narrow(0, 1, 2).unwrap().to_vec2::<f32>().unwrap(), [[0.0; 4]; 2]);
+    assert_eq!(stacked.require(Role::PICTURE).unwrap().dims(), [2, 2, 4]);
+    assert!(Conditioning::stacked(&[&sample(3, 2), &sample(3, 1)]).is_err(), "pictures of other sizes");
+    let text_alone = Conditioning::new().with(Role::TEXT, randn("text 3", (3, 4)));
+    let error = Conditioning::stacked(&[&sample(3, 2), &text_alone]).unwrap_err().to_string();
+    assert!(error.contains("picture, text and text"), "{error}");
 }
 
 #[test]
@@ -211,18 +253,17 @@ fn loss_and_gradients(
     pass: &Pass,
     plans: &[BlockPlan],
 ) -> (f32, Gradients) {
-    let (embedder, x) = (dit.embedder.as_ref().unwrap(), shown.x);
-    let cond = shown.conditioning(dit);
+    let x = shown.x;
+    let (tokens, context) = entered(dit, &shown.input());
     let keeping = Keeping { plans, store: &HostStore::new(&device()).unwrap() };
-    let tokens = embedder.tokens(x).unwrap();
-    let (stream, kept) = dit.through_keeping(tokens, &cond, pass, &keeping).unwrap();
+    let (stream, kept) = dit.through_keeping(tokens, &context, pass, &keeping).unwrap();
     let head = dit.head.as_ref().unwrap();
     let weights = Tensor::ones(x.dim(0).unwrap(), DType::F32, &device()).unwrap();
-    let prediction = head.forward(&stream, &cond, grid(x)).unwrap();
+    let prediction = head.forward(&stream, &context, grid(x)).unwrap();
     let loss = kernels::loss::mse(&prediction, target, &weights, mask).unwrap();
     let mut gradients = Gradients::default();
-    let dy = head.backward(&stream, &loss.d_prediction, &cond).unwrap();
-    dit.backward(kept, dy, &cond, pass, &mut gradients).unwrap();
+    let dy = head.backward(&stream, &loss.d_prediction, &context).unwrap();
+    dit.backward(kept, dy, &context, pass, &mut gradients).unwrap();
     (loss.value.to_scalar().unwrap(), gradients)
 }
 

@@ -239,12 +239,11 @@ fn a_network_that_rested_is_the_same_to_the_bit() {
     let networks =
         [0.5, 1.5].map(|size| pipeline(&config, &weights(&config), &adapters(&config, 3, size), &[1, 2]));
     let [mut first, mut second] = networks;
-    let input = NetworkInput {
-        x_bcthw: randn("resting", (1, 16, 2, 6, 8)),
-        timestep: Tensor::new(&[700f32], &device()).unwrap(),
-        text_bsd: randn("resting text", (1, 5, 24)),
-        picture_bsd: None,
-    };
+    let input = NetworkInput::new(
+        randn("resting", (1, 16, 2, 6, 8)),
+        Tensor::new(&[700f32], &device()).unwrap(),
+        randn("resting text", (1, 5, 24)),
+    );
     let ask = |pipeline: &Pipeline| pipeline.predict(std::slice::from_ref(&input)).unwrap().remove(0);
     let expected = [ask(&first), ask(&second)];
     let quarters = Quarters::new(&first).unwrap();

@@ -9,10 +9,10 @@ use models::adapter::{Adapter, Adapters, Delta, LoraConfig, Scaling};
 use models::weights::Weights;
 use proofs::small::{pipeline, velocities};
 use proofs::{
-    Tolerance, assert_close, assert_same_bits, device, difference, fixture, fixture_tensors, randn,
-    tiny_weights,
+    Tolerance, assert_close, assert_same_bits, device, difference, fixture, fixture_tensors, golden_input,
+    randn, tiny_weights,
 };
-use trainer::pipeline::{NetworkInput, Pipeline};
+use trainer::pipeline::Pipeline;
 
 /// An independent forward in f32: the fixtures' tolerance for outputs.
 const GOLDEN: Tolerance = Tolerance::absolute(1.5e-4);
@@ -53,14 +53,8 @@ fn frozen(file: &AdapterFile, strength: f64) -> Adapters {
     adapters
 }
 
-fn golden_input() -> NetworkInput {
-    let io = fixture_tensors("dit/t2v/io.safetensors");
-    let [x_bcthw, timestep, text_bsd] = ["input", "timestep", "context"].map(|name| io[name].clone());
-    NetworkInput { x_bcthw, timestep, text_bsd, picture_bsd: None }
-}
-
 fn velocity(pipeline: &Pipeline) -> Tensor {
-    velocities(pipeline, &[golden_input()]).remove(0)
+    velocities(pipeline, &[golden_input(&fixture_tensors("dit/t2v/io.safetensors"))]).remove(0)
 }
 
 /// Adapters as training leaves them: some of the modules, both factors random, scaled by the rule of `scaling`.

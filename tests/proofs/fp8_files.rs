@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use kernels::weight::{Format, Weight};
 use models::adapter::Adapters;
-use models::dit::{self, Base, Dit, DitConfig, Keep, Pass};
+use models::dit::{self, Base, Dit, DitConfig, Pass};
 use models::weights::{Checkpoint, Frozen, Grid, Storage, TensorSpec, Weights, write_safetensors};
-use proofs::{Tolerance, assert_close, assert_same_bits, device, fixture, fixture_tensors, randn};
+use proofs::{
+    Tolerance, assert_close, assert_same_bits, device, entered, fixture, fixture_tensors, golden_input, randn,
+};
 
 /// f32 sums in another order: that of the dense golden outputs.
 const OUTPUT: Tolerance = Tolerance::absolute(1.5e-4);
@@ -35,14 +37,10 @@ fn expected() -> BTreeMap<String, Tensor> {
 fn output(weights: &Weights, config: &DitConfig, frozen: Frozen) -> Tensor {
     let dit = Dit::load(weights, config, 0..config.layers, Base::new(frozen), &device()).unwrap();
     let io = fixture_tensors("dit/t2v/io.safetensors");
-    let (embedder, head) = (dit.embedder.as_ref().unwrap(), dit.head.as_ref().unwrap());
-    let (_, _, f, h, w) = io["input"].dims5().unwrap();
-    let cond = embedder.conditioning(&io["timestep"], &io["context"], (f, h, w)).unwrap();
-    let (none, mut x) = (Adapters::default(), embedder.tokens(&io["input"]).unwrap());
-    for block in &dit.blocks {
-        x = block.forward(x, &cond, &Pass::new(&none, None), Keep::Input).unwrap().0;
-    }
-    head.forward(&x, &cond, (f, h, w)).unwrap()
+    let (none, input) = (Adapters::default(), golden_input(&io));
+    let (x, context) = entered(&dit, &input);
+    let x = dit.through(x, &context, &Pass::new(&none, None)).unwrap();
+    dit.head.as_ref().unwrap().forward(&x, &context, input.grid().unwrap()).unwrap()
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 
 use candle_core::{DType, Device, Tensor};
 use data::Cursor;
+use models::dit::{Conditioning, Role};
 use models::expert::Expert;
 use models::expert::Networks;
 use models::published::Published;
@@ -101,8 +102,8 @@ fn golden_run(name: &str, config: &models::dit::DitConfig) -> (HashMap<String, T
     let (golden, request) = asked(name, config);
     let prompted = Prompted {
         request,
-        text_bsd: golden["prompt_embeds"].clone(),
-        negative_bsd: golden["negative_prompt_embeds"].clone(),
+        positive: Conditioning::new().with(Role::TEXT, golden["prompt_embeds"].clone()),
+        negative: Conditioning::new().with(Role::TEXT, golden["negative_prompt_embeds"].clone()),
         noise_bcthw: golden["latents_init"].clone(),
         shown: Shown::default(),
     };
@@ -141,7 +142,7 @@ fn image_to_video_reproduces_the_published_run() {
     let files = dits.of(Expert::High);
     let (golden, mut clip) = golden_run("i2v21", &files.open().unwrap().0);
     clip.shown.beside_bcthw = Some(golden["y"].clone());
-    clip.shown.states_bsd = Some(golden["image_embeds"].clone());
+    clip.shown.cond.insert(Role::PICTURE, golden["image_embeds"].clone());
     let latents = follow(&golden["latents_per_step"], clip, &[(Share::All, files)], 0);
     assert_close("final", &latents, &golden["latents_final"], RUN);
     assert_video(&golden, &vae("repo_diffusers_i2v21/vae"), &latents);
@@ -206,7 +207,7 @@ fn two_experts_reproduce_the_published_run_from_a_picture() {
     encoded.encode_pictures(std::slice::from_ref(&request), &with).unwrap();
     let clip = Prompted::new(&request, golden["latents_init"].clone(), &encoded, &dit).unwrap();
     assert_close("y", clip.shown.beside_bcthw.as_ref().unwrap(), &golden["y"], LATENTS);
-    assert!(clip.shown.states_bsd.is_none(), "CLIP's states for a model without CLIP");
+    assert!(clip.shown.cond.get(Role::PICTURE).is_none(), "CLIP's states for a model without CLIP");
 
     let networks = Expert::ALL.map(|expert| (model.share_of(Some(expert), &dit), model.dits.of(expert)));
     let latents = follow(&golden["latents_per_step"], clip, &networks, 0);
@@ -270,7 +271,8 @@ fn training_shows_the_first_frame_as_sampling_does() {
         &one(&trained.beside_bcthw),
         &one(&sampled.beside_bcthw).get(0).unwrap(),
     );
-    assert_same_bits("CLIP's states", &one(&trained.states_bsd), &one(&sampled.states_bsd).get(0).unwrap());
+    let states = |shown: &Shown| shown.cond.require(Role::PICTURE).unwrap().clone();
+    assert_same_bits("CLIP's states", &states(&trained), &states(&sampled).get(0).unwrap());
 
     // They are what the network gets, behind the noisy channels, each clip its own.
     let data = ready.step(0, 3, 1);
@@ -280,8 +282,8 @@ fn training_shows_the_first_frame_as_sampling_does() {
         let ends = ready.encoded.ends(id(item)).unwrap();
         let shown = input.x_bcthw.get(i).unwrap().narrow(0, 16, 20).unwrap();
         assert_same_bits("shown", &shown, &one(&ends.beside_bcthw));
-        let states = input.picture_bsd.as_ref().unwrap().get(i).unwrap();
-        assert_same_bits("states", &states, &one(&ends.states_bsd));
+        let given = input.cond.require(Role::PICTURE).unwrap().get(i).unwrap();
+        assert_same_bits("states", &given, &states(&ends));
     }
     assert_eq!(data.micro_batches[0].target.dims(), [3, 16, 2, 6, 8]);
 }
@@ -315,8 +317,8 @@ fn a_model_of_two_pictures_is_trained_on_both_ends() {
     let project = Project::of_folder(&model, [64, 48], &["a ball", "two birds fly"], "");
     let planned = Plan::make(&project.recipe(), &mut |_, _| {}).unwrap();
     let encoded = run::cache(&planned, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
-    let Shown { beside_bcthw, states_bsd, .. } = encoded.ends(0).unwrap();
-    let (beside, states) = (beside_bcthw.unwrap(), states_bsd.unwrap());
+    let Shown { beside_bcthw, cond, .. } = encoded.ends(0).unwrap();
+    let (beside, states) = (beside_bcthw.unwrap(), cond.require(Role::PICTURE).unwrap());
     assert_same_bits("mask", &beside.narrow(0, 0, 4).unwrap(), &mask(Ends::Both, (2, 6, 8)).unwrap());
     assert_eq!(states.dims(), [514, 20]);
     let half = |n: usize| states.narrow(0, 257 * n, 257).unwrap();
@@ -353,6 +355,7 @@ fn a_share_of_the_samples_is_shown_its_first_frame() {
             let x0 = ready.encoded.latents(window).unwrap().unsqueeze(0).unwrap();
             let first = |x: &Tensor| x.narrow(2, 0, 1).unwrap();
             let (x, time) = (&micro_batch.input.x_bcthw, (data.sigmas[i] * 1000.0) as f32);
+            let timestep = micro_batch.input.cond.require(Role::TIMESTEP).unwrap();
             let rest = |x: &Tensor| x.narrow(2, 1, 1).unwrap();
             assert!(difference(&rest(x), &rest(&x0)).0 > 1e-3, "the second frame is not noisy");
             match micro_batch.mask.as_ref().map(|mask| mask.flatten_all().unwrap().to_vec1::<f32>().unwrap())
@@ -362,13 +365,13 @@ fn a_share_of_the_samples_is_shown_its_first_frame() {
                     assert_eq!(mask, [0.0, 1.0]);
                     assert_same_bits("first frame", &first(x), &first(&x0));
                     // Two tokens of each of two latent frames.
-                    let times: Vec<Vec<f32>> = micro_batch.input.timestep.to_vec2().unwrap();
+                    let times: Vec<Vec<f32>> = timestep.to_vec2().unwrap();
                     assert_eq!(times, [[0.0, 0.0, time, time]]);
                 }
                 None => {
                     free += 1;
                     assert!(difference(&first(x), &first(&x0)).0 > 1e-3);
-                    assert_eq!(micro_batch.input.timestep.to_vec1::<f32>().unwrap(), [time]);
+                    assert_eq!(timestep.to_vec1::<f32>().unwrap(), [time]);
                 }
             }
         }

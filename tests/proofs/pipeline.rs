@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use kernels::transfer::Route;
-use models::dit::{BlockPlan, Keep, Place};
+use models::dit::{BlockPlan, Keep, Place, Role};
 use proofs::small::{adapters, config, micro_batch, pipeline, pipeline_on, trained, velocities, weights};
 use proofs::{assert_same_bits, device, randn, second_device};
 use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline, schedule};
@@ -136,7 +136,11 @@ fn answer_in_time<T: Send + 'static>(
 fn an_error_in_a_stage_comes_out_as_its_own() {
     type Spoil = fn(&mut MicroBatch);
     let spoils: [(&str, Spoil, &str); 3] = [
-        ("first stage", |b| b.input.text_bsd = randn("text", (b.weights.len(), 4, 23)), "width 24"),
+        (
+            "first stage",
+            |b| b.input.cond.insert(Role::TEXT, randn("text", (b.weights.len(), 4, 23))),
+            "width 24",
+        ),
         ("last stage", |b| b.target = randn("target", (b.weights.len(), 16, 2, 4, 8)), "shape mismatch"),
         ("dropout keys", |b| b.dropout.as_mut().unwrap().keys.truncate(0), "dropout has"),
     ];

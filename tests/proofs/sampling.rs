@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use candle_core::{DType, Tensor};
+use models::dit::{Conditioning, Raw, Role};
 use models::expert::Networks;
 use models::vae::{Tiling, Vae};
 use proofs::small::{adapters, config, pipeline, weights};
 use proofs::{Tolerance, assert_close, assert_same_bits, device, difference, fixture_tensors, randn};
 use trainer::encode::Shown;
 use trainer::error::Error;
-use trainer::pipeline::Pipeline;
+use trainer::pipeline::{NetworkInput, Pipeline};
 use trainer::prompt::ClipRequest;
 use trainer::sample::{
     ClipFiles, ClipFormat, Prompted, SampleConfig, Sampled, generate, starting_noise, write_clips,
@@ -41,8 +42,8 @@ fn clip(i: u64, guidance: f64) -> Prompted {
         ..base(size, frames, 100 + i)
     };
     Prompted {
-        text_bsd: randn(&format!("text{i}"), (1, 3 + i as usize, 24)),
-        negative_bsd: randn("negative", (1, 7, 24)),
+        positive: Conditioning::new().with(Role::TEXT, randn(&format!("text{i}"), (1, 3 + i as usize, 24))),
+        negative: Conditioning::new().with(Role::TEXT, randn("negative", (1, 7, 24))),
         noise_bcthw: starting_noise(&request, &config(3, 24), &device()).unwrap(),
         shown: Shown::default(),
         request,
@@ -90,7 +91,7 @@ fn guidance_of_one_asks_the_network_once() {
     let pipeline = stages(&[3]);
     let mut clip = clip(0, 1.0);
     let expected = latents(&pipeline, std::slice::from_ref(&clip)).remove(0);
-    clip.negative_bsd = randn("too wide", (1, 7, 25));
+    clip.negative.insert(Role::TEXT, randn("too wide", (1, 7, 25)));
     assert_same_bits("guidance 1", &latents(&pipeline, std::slice::from_ref(&clip))[0], &expected);
     clip.request.guidance = 1.5;
     assert!(
@@ -106,16 +107,13 @@ fn guidance_goes_from_the_negative_prompt_through_the_prompt() {
     let mut clip = clip(1, 4.0);
     clip.request.steps = 1;
     let schedule = trainer::solver::Schedule::new(SolverKind::Euler, Convention::Official, 1, 5.0).unwrap();
-    let ask = |text: &Tensor| {
-        let input = trainer::pipeline::NetworkInput {
-            x_bcthw: clip.noise_bcthw.clone(),
-            timestep: Tensor::new(schedule.timesteps.as_slice(), &device()).unwrap(),
-            text_bsd: text.clone(),
-            picture_bsd: None,
-        };
+    let ask = |half: &Conditioning<Raw>| {
+        let timestep = Tensor::new(schedule.timesteps.as_slice(), &device()).unwrap();
+        let cond = half.clone().with(Role::TIMESTEP, timestep);
+        let input = NetworkInput { x_bcthw: clip.noise_bcthw.clone(), cond };
         pipeline.predict(&[input]).unwrap().remove(0)
     };
-    let (cond, uncond) = (ask(&clip.text_bsd), ask(&clip.negative_bsd));
+    let (cond, uncond) = (ask(&clip.positive), ask(&clip.negative));
     assert!(difference(&cond, &uncond).0 > 1e-3, "the text does nothing");
     let velocity = ((cond * 4.0).unwrap() - (uncond * 3.0).unwrap()).unwrap();
     let step = f64::from(schedule.sigmas[1] - schedule.sigmas[0]);

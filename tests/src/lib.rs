@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Tensor};
 use kernels::random::Key;
-use models::dit::{Base, Dit, DitConfig};
+use models::dit::{Base, Boundary, Context, Dit, DitConfig, NetworkInput, Role};
 use models::weights::Weights;
 
 /// The device that the proofs run on: the first GPU of a CUDA build, else the CPU. The bodies are the same.
@@ -144,4 +144,21 @@ pub fn golden_dit(kind: &str) -> Dit {
     let (config, weights) = golden_weights(kind, "official");
     let layers = config.layers;
     Dit::load(&weights, &config, 0..layers, Base::F32, &device()).unwrap()
+}
+
+/// The network's input of a fixture's `io`: its latents, timestep and text, and CLIP's states where it has them.
+pub fn golden_input(io: &HashMap<String, Tensor>) -> NetworkInput {
+    let [x, timestep, text] = ["input", "timestep", "context"].map(|name| io[name].clone());
+    let input = NetworkInput::new(x, timestep, text);
+    match io.get("clip_fea") {
+        Some(states) => input.with(Role::PICTURE, states.clone()),
+        None => input,
+    }
+}
+
+/// The stream at the first block of `dit` and what its blocks read besides.
+pub fn entered(dit: &Dit, input: &NetworkInput) -> (Tensor, Context) {
+    let Boundary { x_bld, cond } = dit.embedder.as_ref().unwrap().embed(input).unwrap();
+    let context = Context::new(cond, &dit.config, input.grid().unwrap(), x_bld.device()).unwrap();
+    (x_bld, context)
 }

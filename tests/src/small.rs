@@ -121,12 +121,11 @@ pub fn micro_batch(name: &str, batch: usize, rows: usize, dropout: Option<f64>) 
     let key = Key::new(21, name, &[]);
     let times: Vec<f32> = (0..batch as u64).map(|i| (1000.0 * key.uniform(i)) as f32).collect();
     MicroBatch {
-        input: NetworkInput {
-            x_bcthw: randn(&format!("{name}.x"), shape),
-            timestep: Tensor::new(times, &Device::Cpu).unwrap(),
-            text_bsd: randn(&format!("{name}.text"), (batch, rows, 24)),
-            picture_bsd: None,
-        },
+        input: NetworkInput::new(
+            randn(&format!("{name}.x"), shape),
+            Tensor::new(times, &Device::Cpu).unwrap(),
+            randn(&format!("{name}.text"), (batch, rows, 24)),
+        ),
         target: randn(&format!("{name}.target"), shape),
         weights: (0..batch).map(|i| 0.25 + 0.5 * i as f32).collect(),
         mask: None,

@@ -1,9 +1,9 @@
 //! From cached items to micro-batches: which items a step sees, and what noise they get.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use data::{Batch, Cursor, Dataset, Order};
-use models::dit::Dropout;
 use models::dit::config::PATCH;
+use models::dit::{Conditioning, Dropout, Raw, Role};
 use models::expert::Expert;
 
 use crate::encode::{Encoded, Shown};
@@ -78,10 +78,9 @@ pub struct HeldOut<'a> {
 struct Sample {
     noisy: Tensor,
     target: Tensor,
-    text: Tensor,
     sigma: f64,
-    /// CLIP's states of the clip's ends.
-    states: Option<Tensor>,
+    /// All that it is conditioned on but its timestep, without a batch axis.
+    cond: Conditioning<Raw>,
     given: Given,
 }
 
@@ -211,12 +210,12 @@ impl<'a> Batches<'a> {
         if given == Given::FirstFrame {
             noisy = Tensor::cat(&[x0.narrow(1, 0, 1)?, noisy.narrow(1, 1, frames - 1)?], 1)?;
         }
-        let Shown { beside_bcthw, states_bsd, .. } = self.encoded.ends(window)?;
+        let Shown { beside_bcthw, cond, .. } = self.encoded.ends(window)?;
         if let Some(beside) = beside_bcthw {
             noisy = Tensor::cat(&[noisy, beside], 0)?;
         }
-        let (target, text) = ((noise - x0)?, self.encoded.text(caption)?);
-        Ok(Sample { noisy, target, text, sigma, states: states_bsd, given })
+        let cond = cond.with(Role::TEXT, self.encoded.text(caption)?);
+        Ok(Sample { noisy, target: (noise - x0)?, sigma, cond, given })
     }
 
     fn caption(&self, window: usize) -> &str {
@@ -231,14 +230,11 @@ impl<'a> Batches<'a> {
 /// Samples of one size as a micro-batch; `weight` says what a sample at a sigma counts for.
 fn stack(samples: &[Sample], weight: impl Fn(f64) -> f64) -> Result<MicroBatch> {
     let of = |part: fn(&Sample) -> &Tensor| samples.iter().map(part).collect::<Vec<_>>();
-    let states: Vec<&Tensor> = samples.iter().filter_map(|sample| sample.states.as_ref()).collect();
-    let picture_bsd = (!states.is_empty()).then(|| Tensor::stack(&states, 0)).transpose()?;
+    let cond = Conditioning::stacked(&samples.iter().map(|sample| &sample.cond).collect::<Vec<_>>())?;
     let Counted { mask, shares } = counted(samples)?;
     let input = NetworkInput {
         x_bcthw: Tensor::stack(&of(|s| &s.noisy), 0)?,
-        timestep: timesteps(samples)?,
-        text_bsd: pad_text(&of(|s| &s.text))?,
-        picture_bsd,
+        cond: cond.with(Role::TIMESTEP, timesteps(samples)?),
     };
     Ok(MicroBatch {
         input,
@@ -293,17 +289,4 @@ fn counted(samples: &[Sample]) -> Result<Counted> {
         mask: Some(Tensor::from_vec(mask, (samples.len(), 1, frames, 1, 1), &Device::Cpu)?),
         shares: samples.iter().map(|sample| mean / count(sample)).collect(),
     })
-}
-
-/// Text states [s, width] of different lengths as one [b, s, width] with zero rows behind the shorter ones.
-pub fn pad_text(texts: &[&Tensor]) -> Result<Tensor> {
-    let longest = texts.iter().map(|text| text.dim(0)).collect::<candle_core::Result<Vec<_>>>()?;
-    let longest = longest.into_iter().max().unwrap_or(0);
-    let mut padded = Vec::new();
-    for text in texts {
-        let (rows, width) = text.dims2()?;
-        let missing = Tensor::zeros((longest - rows, width), DType::F32, text.device())?;
-        padded.push(if rows == longest { (*text).clone() } else { Tensor::cat(&[*text, &missing], 0)? });
-    }
-    Ok(Tensor::stack(&padded, 0)?)
 }

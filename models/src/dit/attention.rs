@@ -6,8 +6,9 @@
 use candle_core::{DType, Device, Tensor};
 use kernels::{attention, norm_rope};
 
+use super::input::Context;
 use super::linear::{Linear, backward_all, forward_all};
-use super::pass::{Conditioning, Gradients, Pass};
+use super::pass::{Gradients, Pass};
 use crate::Result;
 use crate::weights::{Frozen, Weights};
 
@@ -149,8 +150,8 @@ impl SelfAttention {
     }
 
     /// The attention itself.
-    pub fn attend(&self, projected: &Projected, cond: &Conditioning) -> Result<Attended> {
-        let [q, k] = self.queries_and_keys(projected, cond)?;
+    pub fn attend(&self, projected: &Projected, context: &Context) -> Result<Attended> {
+        let [q, k] = self.queries_and_keys(projected, context)?;
         let attention::Output { o, lse } = attention::forward(&q, &k, &self.0.split(&projected.v)?)?;
         Ok(Attended { o, lse })
     }
@@ -161,17 +162,17 @@ impl SelfAttention {
         projected: Projected,
         attended: Attended,
         dy: Tensor,
-        cond: &Conditioning,
+        context: &Context,
         pass: &Pass,
         gradients: &mut Gradients,
     ) -> Result<Projected> {
         let p = &self.0;
         let d_out = p.output_backward(&attended.o, dy, pass, gradients)?;
-        let [q, k] = self.queries_and_keys(&projected, cond)?;
+        let [q, k] = self.queries_and_keys(&projected, context)?;
         let out = attention::Output { o: attended.o, lse: attended.lse };
         let d = attention::backward(&q, &k, &p.split(&projected.v)?, &out, &d_out)?;
         drop((q, k, out, d_out));
-        let (cos, sin) = (&cond.cos_lp, &cond.sin_lp);
+        let (cos, sin) = (&context.cos_lp, &context.sin_lp);
         Ok(Projected {
             q: norm_rope::backward(&projected.q, &d.dq, &p.norm_q, cos, sin, p.eps)?,
             k: norm_rope::backward(&projected.k, &d.dk, &p.norm_k, cos, sin, p.eps)?,
@@ -191,10 +192,10 @@ impl SelfAttention {
         backward_all([&p.q, &p.k, &p.v], x, &[d.q, d.k, d.v], pass, gradients)
     }
 
-    fn queries_and_keys(&self, projected: &Projected, cond: &Conditioning) -> Result<[Tensor; 2]> {
+    fn queries_and_keys(&self, projected: &Projected, context: &Context) -> Result<[Tensor; 2]> {
         let p = &self.0;
         let turned = |x: &Tensor, gain: &Tensor| {
-            norm_rope::forward(x, gain, &cond.cos_lp, &cond.sin_lp, p.heads, p.eps)
+            norm_rope::forward(x, gain, &context.cos_lp, &context.sin_lp, p.heads, p.eps)
         };
         Ok([turned(&projected.q, &p.norm_q)?, turned(&projected.k, &p.norm_k)?])
     }

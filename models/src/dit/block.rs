@@ -11,12 +11,14 @@ use kernels::residual::{self, Stream};
 use kernels::tokens::{Place, run, unwritten};
 
 use super::attention::{Attended, Projected, Projections, SelfAttention};
+use super::conditioning::Role;
 use super::config::DitConfig;
 use super::cross::{CrossAttended, CrossAttention, CrossProjected};
 use super::ffn::{Chunk, FeedForward, chunks};
+use super::input::Context;
 use super::keep::Keep;
 use super::linear::Linear;
-use super::pass::{Conditioning, Gradients, Pass};
+use super::pass::{Gradients, Pass};
 use crate::Result;
 use crate::weights::{Frozen, Weights};
 
@@ -130,15 +132,9 @@ impl Block {
     }
 
     /// `x` [b, l, d] -> [b, l, d], and what [`Block::backward`] wants back.
-    pub fn forward(
-        &self,
-        x: Tensor,
-        cond: &Conditioning,
-        pass: &Pass,
-        keep: Keep,
-    ) -> Result<(Tensor, Saved)> {
-        let m = self.modulation(cond)?;
-        let (attended, inner) = self.attend(&x, None, &m, cond, pass)?;
+    pub fn forward(&self, x: Tensor, context: &Context, pass: &Pass, keep: Keep) -> Result<(Tensor, Saved)> {
+        let m = self.modulation(context)?;
+        let (attended, inner) = self.attend(&x, None, &m, context, pass)?;
         let after_cross = Stream::from(&x).gated(&inner.self_output, &m.gate_self).plus(&inner.cross_output);
         let saved = Saved {
             x,
@@ -156,15 +152,15 @@ impl Block {
         &self,
         saved: Saved,
         dy: Tensor,
-        cond: &Conditioning,
+        context: &Context,
         pass: &Pass,
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
-        let m = self.modulation(cond)?;
+        let m = self.modulation(context)?;
         let x = saved.x;
         let (attended, inner) = match (saved.attended, saved.inner) {
             (Some(attended), Some(inner)) => (attended, inner),
-            (attended, _) => self.attend(&x, attended, &m, cond, pass)?,
+            (attended, _) => self.attend(&x, attended, &m, context, pass)?,
         };
         let Inner { projected, self_output, cross_projected, cross_attended, cross_output } = inner;
         let after_self = Stream::from(&x).gated(&self_output, &m.gate_self);
@@ -174,14 +170,15 @@ impl Block {
 
         let d_attended = past.to_dtype(self.dtype)?;
         let cross = &self.cross_attention;
-        let dq = cross.attend_backward(cross_projected, cross_attended, d_attended, cond, pass, gradients)?;
+        let dq =
+            cross.attend_backward(cross_projected, cross_attended, d_attended, context, pass, gradients)?;
         let d_in = cross.project_backward(&self.cross_in(&after_self)?, &dq, pass, gradients)?;
         let dx = norm::affine_layer_norm_backward(&after_self, &d_in, &self.norm3_weight, self.eps, &past)?;
         drop((after_self, past, dq, d_in));
 
         let d_attended = residual::backward(&dx, &m.gate_self, self.dtype)?;
         let own = &self.self_attention;
-        let d = own.attend_backward(projected, attended, d_attended, cond, pass, gradients)?;
+        let d = own.attend_backward(projected, attended, d_attended, context, pass, gradients)?;
         let d_in = own.project_backward(&self.self_in(&x, &m)?, d, pass, gradients)?;
         Ok(norm::modulated_layer_norm_backward(&x, &d_in, &m.scale_self, self.eps, &dx)?)
     }
@@ -193,18 +190,18 @@ impl Block {
         x: &Tensor,
         known: Option<Attended>,
         m: &Modulation,
-        cond: &Conditioning,
+        context: &Context,
         pass: &Pass,
     ) -> Result<(Attended, Inner)> {
         let projected = self.self_attention.project(&self.self_in(x, m)?, pass)?;
         let attended = match known {
             Some(attended) => attended,
-            None => self.self_attention.attend(&projected, cond)?,
+            None => self.self_attention.attend(&projected, context)?,
         };
         let self_output = self.self_attention.0.output(&attended.o, pass)?;
 
         let after_self = Stream::from(x).gated(&self_output, &m.gate_self);
-        let cross_projected = self.cross_attention.project(&self.cross_in(&after_self)?, cond, pass)?;
+        let cross_projected = self.cross_attention.project(&self.cross_in(&after_self)?, context, pass)?;
         let cross_attended = self.cross_attention.attend(&cross_projected)?;
         let cross_output = self.cross_attention.output(&cross_attended, pass)?;
         Ok((attended, Inner { projected, self_output, cross_projected, cross_attended, cross_output }))
@@ -269,8 +266,8 @@ impl Block {
     }
 
     /// The block's own modulation plus the projected time embedding, in its six rows.
-    fn modulation(&self, cond: &Conditioning) -> Result<Modulation> {
-        let rows = cond.time_bg6d.broadcast_add(&self.modulation.unsqueeze(1)?)?;
+    fn modulation(&self, context: &Context) -> Result<Modulation> {
+        let rows = context.cond.require(Role::MODULATION)?.broadcast_add(&self.modulation.unsqueeze(1)?)?;
         let row = |i: usize| rows.narrow(2, i, 1)?.contiguous();
         Ok(Modulation {
             shift_self: row(0)?,

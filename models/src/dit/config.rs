@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::conditioning::{Conditioning, Raw, Role};
 use crate::expert::Networks;
 use crate::published::{Defaults, Facts, Kind};
 use crate::weights::TensorSpec;
@@ -163,6 +164,13 @@ impl DitConfig {
             )));
         }
         Ok(())
+    }
+
+    /// The longest raw conditioning of one sample, [rows, width] by role, beside its timestep.
+    pub fn conditioning_shapes(&self) -> Conditioning<Raw, [usize; 2]> {
+        Conditioning::new()
+            .with(Role::TEXT, [self.text_len, self.text_dim])
+            .with_optional(Role::PICTURE, self.image.map(|image| [image.rows(), image.dim]))
     }
 
     /// How the model takes a picture.

@@ -7,11 +7,13 @@ use candle_core::{DType, Device, Tensor};
 use kernels::{attention, norm};
 
 use super::attention::{Attended, Projected, Projections, joined};
+use super::conditioning::Role;
 use super::config::DitConfig;
+use super::input::Context;
 use super::linear::{Linear, backward_adapters, forward_all};
-use super::pass::{Conditioning, Gradients, Pass};
+use super::pass::{Gradients, Pass};
+use crate::Result;
 use crate::weights::{Frozen, Weights};
-use crate::{Error, Result};
 
 /// Attention of the tokens over the text, and over a picture where the model looks at one: no positions, no mask
 /// (padding rows are attended to, as in the original).
@@ -127,12 +129,12 @@ impl CrossAttention {
     }
 
     /// What the attention is made of: queries out of `x` [b, l, d], keys and values out of text and picture.
-    pub fn project(&self, x: &Tensor, cond: &Conditioning, pass: &Pass) -> Result<CrossProjected> {
+    pub fn project(&self, x: &Tensor, context: &Context, pass: &Pass) -> Result<CrossProjected> {
         let p = &self.text;
-        let [k, v] = forward_all([&p.k, &p.v], &cond.text_bsd, pass)?;
+        let [k, v] = forward_all([&p.k, &p.v], context.cond.require(Role::TEXT)?, pass)?;
         let picture = match &self.picture {
             Some(own) => {
-                let [k, v] = forward_all([&own.k, &own.v], picture_of(cond)?, pass)?;
+                let [k, v] = forward_all([&own.k, &own.v], context.cond.require(Role::PICTURE)?, pass)?;
                 Some((k, v))
             }
             None => None,
@@ -168,7 +170,7 @@ impl CrossAttention {
         projected: CrossProjected,
         attended: CrossAttended,
         dy: Tensor,
-        cond: &Conditioning,
+        context: &Context,
         pass: &Pass,
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
@@ -183,12 +185,18 @@ impl CrossAttention {
                 Ok((joined(&d.dq)?, [dk, joined(&d.dv)?]))
             };
         let (mut dq, d_text) = over(&projected.text.k, &p.norm_k, &projected.text.v, attended.text)?;
-        backward_adapters([&p.k, &p.v], &cond.text_bsd, &d_text, pass, gradients)?;
+        backward_adapters([&p.k, &p.v], context.cond.require(Role::TEXT)?, &d_text, pass, gradients)?;
         if let (Some(own), Some((k, v)), Some(attended)) =
             (&self.picture, &projected.picture, attended.picture)
         {
             let (past, d_picture) = over(k, &own.norm_k, v, attended)?;
-            backward_adapters([&own.k, &own.v], picture_of(cond)?, &d_picture, pass, gradients)?;
+            backward_adapters(
+                [&own.k, &own.v],
+                context.cond.require(Role::PICTURE)?,
+                &d_picture,
+                pass,
+                gradients,
+            )?;
             dq = (dq + past)?;
         }
         drop((q, d_out));
@@ -214,13 +222,4 @@ impl CrossAttention {
     fn normed(&self, x: &Tensor, gain: &Tensor) -> Result<Tensor> {
         self.text.split(&norm::rms_norm(x, gain, self.text.eps, x.dtype())?)
     }
-}
-
-fn picture_of(cond: &Conditioning) -> Result<&Tensor> {
-    cond.picture_bsd.as_ref().ok_or_else(|| {
-        Error::Mismatch(
-            "this model attends to a picture and was given none: it needs CLIP's states of one (clip_fea)"
-                .into(),
-        )
-    })
 }

@@ -4,8 +4,9 @@ use candle_core::{DType, Device, Tensor};
 use kernels::weight::Weight;
 
 use super::base::Base;
+use super::conditioning::{Conditioning, Embedded, Raw, Role};
 use super::config::{DitConfig, ImageBranch, PATCH};
-use super::pass::Conditioning;
+use super::input::{Boundary, NetworkInput};
 use crate::weights::Weights;
 use crate::{Error, Result};
 
@@ -80,44 +81,53 @@ impl Embedder {
             .to_dtype(self.stream)?)
     }
 
-    /// The conditioning of a batch for latents of `grid` = (frames, height, width).
+    /// The stream at the first block, and the conditioning that the blocks read.
     ///
-    /// `timestep` is `[b]`, or `[b, l]` with one for each token; `text` `[b, s, text_dim]` is padded with zero rows to the
-    /// model's text length.
+    /// # Errors
+    /// Latents and conditioning of other shapes than the model takes, and a role that it needs or does not read.
+    pub fn embed(&self, input: &NetworkInput) -> Result<Boundary> {
+        let cond = self.conditioning(&input.cond, input.grid()?)?;
+        Ok(Boundary { x_bld: self.tokens(&input.x_bcthw)?, cond })
+    }
+
+    /// The conditioning of a batch for latents of `grid` = (frames, height, width), as the blocks read it.
+    ///
+    /// A text of fewer rows than the model's text length is padded with zero rows. A model of a first and a last picture
+    /// takes CLIP's states of both, one behind the other.
+    ///
+    /// # Errors
+    /// As [`Self::embed`].
     pub fn conditioning(
         &self,
-        timestep: &Tensor,
-        text: &Tensor,
+        raw: &Conditioning<Raw>,
         grid: (usize, usize, usize),
-    ) -> Result<Conditioning> {
+    ) -> Result<Conditioning<Embedded>> {
+        let image = self.picture.as_ref().map(|_| Role::PICTURE);
+        let known: Vec<Role> = [Role::TIMESTEP, Role::TEXT].into_iter().chain(image).collect();
+        raw.check_known(&known)?;
+        let (time_bgd, time_bg6d) = self.time(raw.require(Role::TIMESTEP)?, grid)?;
+        let text_bsd = self.text(raw.require(Role::TEXT)?, self.patch.0.device())?;
+        let picture = self.picture.as_ref().map(|picture| picture.forward(raw.require(Role::PICTURE)?));
+        Ok(Conditioning::new()
+            .with(Role::TIME, time_bgd)
+            .with(Role::MODULATION, time_bg6d)
+            .with(Role::TEXT, text_bsd)
+            .with_optional(Role::PICTURE, picture.transpose()?))
+    }
+
+    /// The time embedding [b, g, d] f32 and its projection [b, g, 6, d] f32 of timesteps `[b]` or `[b, tokens]`.
+    fn time(&self, timestep: &Tensor, grid: (usize, usize, usize)) -> Result<(Tensor, Tensor)> {
         let (frames, rows, columns) = (grid.0, grid.1 / PATCH, grid.2 / PATCH);
-        let device = self.patch.0.device();
         let groups = timestep_groups(timestep, frames, rows * columns)?;
         let (batch, group_count) = (groups.len(), groups[0].len());
-        let angles = sinusoid(&groups.concat(), self.config.freq_dim, device)?;
+        let angles = sinusoid(&groups.concat(), self.config.freq_dim, self.patch.0.device())?;
         let [first, second] = &self.time;
         let e = kernels::linear::forward(&angles, &first.0, Some(&first.1), None)?.silu()?;
         let e = kernels::linear::forward(&e, &second.0, Some(&second.1), None)?;
         let (projection, bias) = &self.time_projection;
         let e0 = kernels::linear::forward(&e.silu()?, projection, Some(bias), None)?;
         let dim = self.config.dim;
-        let time_bgd = e.reshape((batch, group_count, dim))?;
-        let time_bg6d = e0.reshape((batch, group_count, 6, dim))?;
-        Conditioning::new(time_bgd, time_bg6d, self.text(text, device)?, &self.config, grid)
-    }
-
-    /// CLIP's states [b, s, dim] of each sample's picture through their embedding: [b, s, d]. A model of a first and a
-    /// last picture takes the states of both, one behind the other.
-    ///
-    /// # Errors
-    /// Where the model attends to no picture, and states of another shape.
-    pub fn picture(&self, states: &Tensor) -> Result<Tensor> {
-        match &self.picture {
-            Some(picture) => picture.forward(states),
-            None => Err(Error::Mismatch(
-                "a picture's states (clip_fea) were given to a model that has no image branch; leave them out".into(),
-            )),
-        }
+        Ok((e.reshape((batch, group_count, dim))?, e0.reshape((batch, group_count, 6, dim))?))
     }
 
     /// Text states [b, s, text_dim], zero-padded, through the text embedding: [b, text_len, d].

@@ -4,8 +4,9 @@ use candle_core::{DType, Device, Tensor};
 use kernels::norm;
 use kernels::weight::Weight;
 
+use super::conditioning::Role;
 use super::config::{DitConfig, PATCH};
-use super::pass::Conditioning;
+use super::input::Context;
 use crate::Result;
 use crate::weights::Weights;
 
@@ -31,23 +32,24 @@ impl Head {
     }
 
     /// `x` [b, l, d] -> velocity [b, c, t, h, w] f32 for latents of `grid` = (frames, height, width).
-    pub fn forward(&self, x: &Tensor, cond: &Conditioning, grid: (usize, usize, usize)) -> Result<Tensor> {
-        let (shift, scale) = self.modulation(cond)?;
+    pub fn forward(&self, x: &Tensor, context: &Context, grid: (usize, usize, usize)) -> Result<Tensor> {
+        let (shift, scale) = self.modulation(context)?;
         let y = norm::modulated_layer_norm(x, &shift, &scale, self.eps, DType::F32)?;
         unpatchify(&kernels::linear::forward(&y, &self.weight, Some(&self.bias), None)?, grid)
     }
 
     /// The gradient of `x`, f32; `d_velocity` [b, c, t, h, w].
-    pub fn backward(&self, x: &Tensor, d_velocity: &Tensor, cond: &Conditioning) -> Result<Tensor> {
-        let (_, scale) = self.modulation(cond)?;
+    pub fn backward(&self, x: &Tensor, d_velocity: &Tensor, context: &Context) -> Result<Tensor> {
+        let (_, scale) = self.modulation(context)?;
         let nothing = Tensor::zeros(x.shape(), DType::F32, x.device())?;
         let dy = kernels::linear::backward_input(&patchify(d_velocity)?, &self.weight, None)?;
         Ok(norm::modulated_layer_norm_backward(x, &dy, &scale, self.eps, &nothing)?)
     }
 
     /// (shift, scale), each [b, g, 1, d]: the head's own rows plus the unprojected time embedding.
-    fn modulation(&self, cond: &Conditioning) -> Result<(Tensor, Tensor)> {
-        let rows = cond.time_bgd.unsqueeze(2)?.broadcast_add(&self.modulation.unsqueeze(1)?)?;
+    fn modulation(&self, context: &Context) -> Result<(Tensor, Tensor)> {
+        let rows =
+            context.cond.require(Role::TIME)?.unsqueeze(2)?.broadcast_add(&self.modulation.unsqueeze(1)?)?;
         Ok((rows.narrow(2, 0, 1)?.contiguous()?, rows.narrow(2, 1, 1)?.contiguous()?))
     }
 }

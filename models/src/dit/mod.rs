@@ -6,11 +6,13 @@
 pub mod attention;
 pub mod base;
 pub mod block;
+pub mod conditioning;
 pub mod config;
 pub mod cross;
 pub mod embed;
 pub mod ffn;
 pub mod head;
+pub mod input;
 pub mod keep;
 pub mod linear;
 pub mod pass;
@@ -23,12 +25,14 @@ use candle_core::{Device, Tensor};
 
 pub use base::Base;
 pub use block::Block;
+pub use conditioning::{Conditioning, Embedded, Raw, Role};
 pub use config::{DitConfig, ImageBranch, Pictures};
 pub use embed::Embedder;
 pub use head::Head;
+pub use input::{Boundary, Context, NetworkInput};
 pub use keep::{BlockPlan, Keep, Keeping, Kept, Place};
 pub use linear::Linear;
-pub use pass::{Conditioning, Dropout, Gradients, Pass};
+pub use pass::{Dropout, Gradients, Pass};
 
 use crate::published::Facts;
 use crate::weights::{Checkpoint, Weights};
@@ -104,8 +108,8 @@ impl Dit {
     }
 
     /// The stream [b, l, d] through the blocks, forward only.
-    pub fn through(&self, x: Tensor, cond: &Conditioning, pass: &Pass) -> Result<Tensor> {
-        self.blocks.iter().try_fold(x, |x, block| Ok(block.forward(x, cond, pass, Keep::Input)?.0))
+    pub fn through(&self, x: Tensor, context: &Context, pass: &Pass) -> Result<Tensor> {
+        self.blocks.iter().try_fold(x, |x, block| Ok(block.forward(x, context, pass, Keep::Input)?.0))
     }
 
     /// [`Dit::through`], keeping what [`Dit::backward`] wants.
@@ -115,13 +119,13 @@ impl Dit {
     pub fn through_keeping(
         &self,
         x: Tensor,
-        cond: &Conditioning,
+        context: &Context,
         pass: &Pass,
         keeping: &Keeping,
     ) -> Result<(Tensor, Kept)> {
         let (mut x, mut kept) = (x, Kept::default());
         for (block, plan) in self.blocks.iter().zip(keeping.of(&self.range)?) {
-            let (y, saved) = block.forward(x, cond, pass, plan.keep)?;
+            let (y, saved) = block.forward(x, context, pass, plan.keep)?;
             kept.push(saved, plan.place, keeping.store)?;
             x = y;
         }
@@ -136,7 +140,7 @@ impl Dit {
         &self,
         mut kept: Kept,
         dy: Tensor,
-        cond: &Conditioning,
+        context: &Context,
         pass: &Pass,
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
@@ -145,7 +149,7 @@ impl Dit {
             let Some(saved) = kept.pop()? else {
                 return Err(Error::Mismatch("a backward without its forward: nothing was kept".into()));
             };
-            dy = block.backward(saved, dy, cond, pass, gradients)?;
+            dy = block.backward(saved, dy, context, pass, gradients)?;
         }
         Ok(dy)
     }

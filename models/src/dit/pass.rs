@@ -1,12 +1,10 @@
-//! What goes along with every pass through the blocks: adapters, dropout, conditioning, gradients.
+//! What goes along with every pass through the blocks: adapters, dropout, gradients.
 
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use kernels::random::Key;
 
-use super::config::{DitConfig, PATCH};
-use super::rope;
 use crate::Result;
 use crate::adapter::Adapters;
 
@@ -62,44 +60,6 @@ impl<'a> Pass<'a> {
                 Ok(kernels::dropout::apply(x, dropout.p, &keys, self.first_token)?)
             }
         }
-    }
-}
-
-/// The frozen conditioning of one micro-batch, the same for every block. Made once, placed on every stage once.
-#[derive(Debug, Clone)]
-pub struct Conditioning {
-    /// Time embedding e [b, g, d] f32, which the head modulates by; g groups of tokens share a timestep.
-    pub time_bgd: Tensor,
-    /// Projected time embedding e0 [b, g, 6, d] f32, which the blocks modulate by.
-    pub time_bg6d: Tensor,
-    /// Text after its embedding, [b, text_len, d].
-    pub text_bsd: Tensor,
-    /// The picture after its embedding, [b, s, d]; of models with an image branch.
-    pub picture_bsd: Option<Tensor>,
-    /// Cosines of the rotary angles, [l, h/2] f32.
-    pub cos_lp: Tensor,
-    /// Sines of the rotary angles, [l, h/2] f32.
-    pub sin_lp: Tensor,
-}
-
-impl Conditioning {
-    /// The conditioning of these three, with the rotary tables for latents of `grid` = (frames, height, width) made on
-    /// their device: making them costs less than sending them.
-    pub fn new(
-        time_bgd: Tensor,
-        time_bg6d: Tensor,
-        text_bsd: Tensor,
-        config: &DitConfig,
-        grid: (usize, usize, usize),
-    ) -> Result<Self> {
-        let tokens = (grid.0, grid.1 / PATCH, grid.2 / PATCH);
-        let (cos_lp, sin_lp) = rope::table(config.head_size(), tokens, time_bgd.device())?;
-        Ok(Self { time_bgd, time_bg6d, text_bsd, picture_bsd: None, cos_lp, sin_lp })
-    }
-
-    /// The same with a picture, as [`super::Embedder::picture`] gives it.
-    pub fn with_picture(self, picture_bsd: Option<Tensor>) -> Self {
-        Self { picture_bsd, ..self }
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Device};
 use models::adapter::{Adapters, Kind, LoraConfig, Target};
-use models::dit::{BlockPlan, DitConfig};
+use models::dit::{BlockPlan, DitConfig, Role};
 use models::vae::latent_frames;
 use serde_json::{Map, Value, json};
 
@@ -124,15 +124,12 @@ impl DitBench<'_> {
     fn input(&self, config: &DitConfig, device: &Device) -> Result<NetworkInput> {
         let [channels, frames, height, width] = self.latent_shape(config)?;
         let x_shape = [1, channels, frames, height, width];
-        Ok(NetworkInput {
-            x_bcthw: random("x", &x_shape, DType::F32, device)?,
-            timestep: candle_core::Tensor::new(&[500f32], &Device::Cpu)?,
-            text_bsd: random("text", &[1, config.text_len, config.text_dim], DType::F32, device)?,
-            picture_bsd: match config.image {
-                Some(image) => Some(random("picture", &[1, image.rows(), image.dim], DType::F32, device)?),
-                None => None,
-            },
-        })
+        let timestep = candle_core::Tensor::new(&[500f32], &Device::Cpu)?;
+        let cond = config
+            .conditioning_shapes()
+            .try_map(|role, [rows, width]| random(role.name(), &[1, rows, width], DType::F32, device))?;
+        let x_bcthw = random("x", &x_shape, DType::F32, device)?;
+        Ok(NetworkInput { x_bcthw, cond: cond.with(Role::TIMESTEP, timestep) })
     }
 
     fn micro_batch(&self, ready: &Ready, weight: f32) -> Result<MicroBatch> {

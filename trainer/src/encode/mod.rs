@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use candle_core::{DType, Device, Tensor};
 use data::{Cache, HostTensor, Key, Lookup, MissReason, Storage};
 use models::clip::Clip as Tower;
-use models::dit::DitConfig;
+use models::dit::{Conditioning, DitConfig, Role};
 use models::vae::Vae;
 use models::weights::Checkpoint;
 
@@ -159,7 +159,7 @@ impl Encoded {
         let beside = of(&keys.condition, LATENTS)?.map(|latents| with_mask(&latents, self.ends));
         Ok(Shown {
             beside_bcthw: beside.transpose()?,
-            states_bsd: of(&keys.states, STATES)?,
+            cond: Conditioning::new().with_optional(Role::PICTURE, of(&keys.states, STATES)?),
             first_bcthw: None,
         })
     }

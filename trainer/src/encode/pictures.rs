@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use data::{ContentHashes, DataError, Key, Picture, Storage};
 use models::clip::{Clip, normalised};
-use models::dit::Pictures;
+use models::dit::{Conditioning, Pictures, Role};
 use models::vae::{Tiling, Vae};
 
 use super::shown::{Ends, Shown, condition, with_mask};
@@ -82,15 +82,14 @@ impl Encoded {
         let Some(keys) = self.pictures.get(&named(request)) else { return Ok(Shown::default()) };
         let latents = self.tensor(&keys.latents, LATENTS)?;
         let states = keys.states.as_ref().map(|key| self.tensor(key, STATES)).transpose()?;
-        let states_bsd = states.map(|states| states.unsqueeze(0)).transpose()?;
+        let states = states.map(|states| states.unsqueeze(0)).transpose()?;
+        let cond = Conditioning::new().with_optional(Role::PICTURE, states);
         let ends = if request.last_image.is_some() { Ends::Both } else { Ends::First };
         Ok(match pictures {
-            Pictures::InPlace => {
-                Shown { first_bcthw: Some(latents.unsqueeze(0)?), states_bsd, ..Shown::default() }
-            }
+            Pictures::InPlace => Shown { first_bcthw: Some(latents.unsqueeze(0)?), cond, ..Shown::default() },
             _ => Shown {
                 beside_bcthw: Some(with_mask(&latents, ends)?.unsqueeze(0)?),
-                states_bsd,
+                cond,
                 ..Shown::default()
             },
         })

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use models::dit::config::MASK_CHANNELS;
+use models::dit::{Conditioning, Raw};
 use models::vae::{TEMPORAL_RATIO, Tiling, Vae};
 
 use crate::error::Result;
@@ -13,8 +14,8 @@ pub struct Shown {
     pub beside_bcthw: Option<Tensor>,
     /// Clean latents [b, c, 1, h, w] f32 in place of the first frame's.
     pub first_bcthw: Option<Tensor>,
-    /// CLIP's states, [b, rows, width] f32.
-    pub states_bsd: Option<Tensor>,
+    /// What encoders made of it besides, such as CLIP's states.
+    pub cond: Conditioning<Raw>,
 }
 
 impl Shown {
@@ -27,7 +28,7 @@ impl Shown {
         Ok(Self {
             beside_bcthw: there(&self.beside_bcthw)?,
             first_bcthw: there(&self.first_bcthw)?,
-            states_bsd: there(&self.states_bsd)?,
+            cond: self.cond.to_device(device)?,
         })
     }
 }

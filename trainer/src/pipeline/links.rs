@@ -4,8 +4,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use candle_core::{Device, Tensor};
 use kernels::transfer::{Link, Route, Sent};
+use models::dit::Boundary;
 
-use super::stage::{Boundary, Onward};
 use crate::error::{Error, Result};
 
 /// The ways between the devices of two neighbouring stages.
@@ -13,15 +13,6 @@ use crate::error::{Error, Result};
 pub(super) struct Ways {
     onward: Link,
     back: Link,
-}
-
-/// What a stage hands to the next one, on its way.
-pub(super) struct SentOnward {
-    x_bld: Sent,
-    time_bgd: Sent,
-    time_bg6d: Sent,
-    text_bsd: Sent,
-    picture_bsd: Option<Sent>,
 }
 
 /// The links of one stage to its neighbours. The ends of the chain have none on their outer side.
@@ -34,13 +25,13 @@ pub(super) struct Links<'a> {
 
 struct Previous<'a> {
     back: &'a Link,
-    take: Receiver<SentOnward>,
+    take: Receiver<Boundary<Sent>>,
     send: Sender<Sent>,
 }
 
 struct Next<'a> {
     onward: &'a Link,
-    send: Sender<SentOnward>,
+    send: Sender<Boundary<Sent>>,
     take: Receiver<Sent>,
 }
 
@@ -78,17 +69,11 @@ impl<'a> Links<'a> {
     }
 
     /// What the previous stage handed over, on this device; nothing on the first stage.
-    pub fn take_forward(&self) -> Result<Option<Onward>> {
+    pub fn take_forward(&self) -> Result<Option<Boundary>> {
         let Some(previous) = &self.previous else { return Ok(None) };
         let sent = previous.take.recv().map_err(|_| Error::NeighbourStopped)?;
         previous.back.settle()?;
-        Ok(Some(Onward {
-            x_bld: sent.x_bld.receive()?,
-            time_bgd: sent.time_bgd.receive()?,
-            time_bg6d: sent.time_bg6d.receive()?,
-            text_bsd: sent.text_bsd.receive()?,
-            picture_bsd: sent.picture_bsd.map(Sent::receive).transpose()?,
-        }))
+        Ok(Some(sent.try_map(Sent::receive)?))
     }
 
     /// The gradient that the next stage sent back, on this device; nothing on the last stage.
@@ -100,18 +85,11 @@ impl<'a> Links<'a> {
         Ok(Some(sent.receive()?))
     }
 
-    /// Hands the stream and its conditioning to the next stage. The rotary tables stay: each stage makes its own.
+    /// Hands the stream and its conditioning to the next stage.
     pub fn send_forward(&self, boundary: Boundary) -> Result<()> {
         let Some(Next { onward, send, .. }) = &self.next else { return Ok(()) };
-        let Boundary { x_bld, cond } = boundary;
         onward.settle()?;
-        let sent = SentOnward {
-            x_bld: onward.send(x_bld)?,
-            time_bgd: onward.send(cond.time_bgd)?,
-            time_bg6d: onward.send(cond.time_bg6d)?,
-            text_bsd: onward.send(cond.text_bsd)?,
-            picture_bsd: cond.picture_bsd.map(|picture| onward.send(picture)).transpose()?,
-        };
+        let sent = boundary.try_map(|tensor| onward.send(tensor))?;
         send.send(sent).map_err(|_| Error::NeighbourStopped)
     }
 

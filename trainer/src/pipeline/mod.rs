@@ -21,7 +21,8 @@ use models::adapter::Adapters;
 use models::dit::{Base, BlockPlan, DitConfig, Gradients};
 use models::weights::Weights;
 
-pub use micro_batch::{MicroBatch, NetworkInput};
+pub use micro_batch::MicroBatch;
+pub use models::dit::NetworkInput;
 pub use resting::{Quarters, Resting};
 pub use stage::Stage;
 pub use training::{Span, Watched};

@@ -8,10 +8,12 @@ use kernels::transfer::HostStore;
 use kernels::weight::Weight;
 use models::adapter::Adapters;
 use models::dit::pass::FFN_TOKENS;
-use models::dit::{Base, BlockPlan, Conditioning, Dit, DitConfig, Dropout, Gradients, Keeping, Kept, Pass};
+use models::dit::{
+    Base, BlockPlan, Boundary, Context, Dit, DitConfig, Dropout, Gradients, Keeping, Kept, NetworkInput, Pass,
+};
 use models::weights::Weights;
 
-use super::micro_batch::{MicroBatch, NetworkInput};
+use super::micro_batch::MicroBatch;
 use crate::error::Result;
 
 /// A device with its part of the DiT.
@@ -26,21 +28,6 @@ pub struct Stage {
     /// The most tokens of a sample that go through a feed-forward layer at once.
     pub(super) ffn_tokens: usize,
     pub(super) store: HostStore,
-}
-
-/// What comes over a boundary: the stream, and the conditioning without its tables.
-pub(super) struct Onward {
-    pub x_bld: Tensor,
-    pub time_bgd: Tensor,
-    pub time_bg6d: Tensor,
-    pub text_bsd: Tensor,
-    pub picture_bsd: Option<Tensor>,
-}
-
-/// The stream at a place between two blocks, with its conditioning.
-pub(super) struct Boundary {
-    pub x_bld: Tensor,
-    pub cond: Conditioning,
 }
 
 /// What a stage uses of a micro-batch that comes from the host, on its device.
@@ -58,7 +45,7 @@ struct Expected {
 
 /// What a stage holds of a micro-batch between its forward and its backward.
 pub(super) struct InFlight {
-    cond: Conditioning,
+    context: Context,
     kept: Kept,
     end: Option<End>,
 }
@@ -128,38 +115,24 @@ impl Stage {
 
     /// [`Stage::place`] where nothing is expected.
     pub(super) fn place_input(&self, input: &NetworkInput) -> Result<Placed> {
-        let placed = |input: &NetworkInput| -> Result<NetworkInput> {
-            Ok(NetworkInput {
-                x_bcthw: input.x_bcthw.to_device(&self.device)?,
-                timestep: input.timestep.clone(),
-                text_bsd: input.text_bsd.to_device(&self.device)?,
-                picture_bsd: input.picture_bsd.as_ref().map(|x| x.to_device(&self.device)).transpose()?,
-            })
-        };
-        let input = self.dit.embedder.as_ref().map(|_| placed(input)).transpose()?;
+        let input = self.dit.embedder.as_ref().map(|_| input.to_device(&self.device)).transpose()?;
         Ok(Placed { input, expected: None })
     }
 
-    /// The stream and conditioning at the first block of this stage for latents of `grid` = (frames, height, width):
-    /// embedded here, or taken over the boundary.
+    /// The stream at the first block of this stage, embedded here or taken over the boundary, and what its blocks read
+    /// besides, for latents of `grid` = (frames, height, width).
     fn entry(
         &self,
         input: Option<NetworkInput>,
-        from_previous: Option<Onward>,
+        from_previous: Option<Boundary>,
         grid: (usize, usize, usize),
-    ) -> Result<Boundary> {
-        match (&self.dit.embedder, input, from_previous) {
-            (Some(embedder), Some(input), _) => {
-                let cond = embedder.conditioning(&input.timestep, &input.text_bsd, grid)?;
-                let picture = input.picture_bsd.as_ref().map(|x| embedder.picture(x)).transpose()?;
-                Ok(Boundary { x_bld: embedder.tokens(&input.x_bcthw)?, cond: cond.with_picture(picture) })
-            }
-            (_, _, Some(Onward { x_bld, time_bgd, time_bg6d, text_bsd, picture_bsd })) => {
-                let cond = Conditioning::new(time_bgd, time_bg6d, text_bsd, &self.dit.config, grid)?;
-                Ok(Boundary { x_bld, cond: cond.with_picture(picture_bsd) })
-            }
-            _ => Err(candle_core::Error::msg("a stage has no input").into()),
-        }
+    ) -> Result<(Tensor, Context)> {
+        let Boundary { x_bld, cond } = match (&self.dit.embedder, input, from_previous) {
+            (Some(embedder), Some(input), _) => embedder.embed(&input)?,
+            (_, _, Some(boundary)) => boundary,
+            _ => return Err(candle_core::Error::msg("a stage has no input").into()),
+        };
+        Ok((x_bld, Context::new(cond, &self.dit.config, grid, &self.device)?))
     }
 
     /// Forward without a backward to come. The last stage gives the velocity, the others the boundary.
@@ -167,14 +140,14 @@ impl Stage {
         &self,
         input: &NetworkInput,
         placed: Placed,
-        from_previous: Option<Onward>,
+        from_previous: Option<Boundary>,
     ) -> Result<Passed> {
         let grid = input.grid()?;
-        let Boundary { x_bld, cond } = self.entry(placed.input, from_previous, grid)?;
-        let x_bld = self.dit.through(x_bld, &cond, &self.pass(&None))?;
+        let (x_bld, context) = self.entry(placed.input, from_previous, grid)?;
+        let x_bld = self.dit.through(x_bld, &context, &self.pass(&None))?;
         match &self.dit.head {
-            Some(head) => Ok(Passed::Velocity(head.forward(&x_bld, &cond, grid)?)),
-            None => Ok(Passed::On(Boundary { x_bld, cond })),
+            Some(head) => Ok(Passed::Velocity(head.forward(&x_bld, &context, grid)?)),
+            None => Ok(Passed::On(Boundary { x_bld, cond: context.cond })),
         }
     }
 
@@ -183,22 +156,23 @@ impl Stage {
         &self,
         batch: &MicroBatch,
         placed: Placed,
-        from_previous: Option<Onward>,
+        from_previous: Option<Boundary>,
         keeping: &[BlockPlan],
     ) -> Result<(Passed, InFlight)> {
         let grid = batch.input.grid()?;
-        let Boundary { x_bld, cond } = self.entry(placed.input, from_previous, grid)?;
+        let (x_bld, context) = self.entry(placed.input, from_previous, grid)?;
         let keeping = Keeping { plans: keeping, store: &self.store };
-        let (x_bld, kept) = self.dit.through_keeping(x_bld, &cond, &self.pass(&batch.dropout), &keeping)?;
+        let (x_bld, kept) =
+            self.dit.through_keeping(x_bld, &context, &self.pass(&batch.dropout), &keeping)?;
         let (Some(head), Some(expected)) = (&self.dit.head, placed.expected) else {
-            let passed = Passed::On(Boundary { x_bld, cond: cond.clone() });
-            return Ok((passed, InFlight { cond, kept, end: None }));
+            let passed = Passed::On(Boundary { x_bld, cond: context.cond.clone() });
+            return Ok((passed, InFlight { context, kept, end: None }));
         };
-        let velocity = head.forward(&x_bld, &cond, grid)?;
+        let velocity = head.forward(&x_bld, &context, grid)?;
         let Expected { target, weights, mask } = expected;
         let loss = kernels::loss::mse(&velocity, &target, &weights, mask.as_ref())?;
         let end = Some(End { x_bld, d_velocity: loss.d_prediction });
-        Ok((Passed::Loss(loss.value), InFlight { cond, kept, end }))
+        Ok((Passed::Loss(loss.value), InFlight { context, kept, end }))
     }
 
     /// Backward of what is in flight; `dy` comes from the next stage, and the last stage needs none. The result is
@@ -210,9 +184,11 @@ impl Stage {
         dy: Option<Tensor>,
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
-        let InFlight { cond, kept, end } = in_flight;
+        let InFlight { context, kept, end } = in_flight;
         let dy = match (&self.dit.head, end, dy) {
-            (Some(head), Some(End { x_bld, d_velocity }), _) => head.backward(&x_bld, &d_velocity, &cond)?,
+            (Some(head), Some(End { x_bld, d_velocity }), _) => {
+                head.backward(&x_bld, &d_velocity, &context)?
+            }
             (_, _, Some(dy)) => dy,
             _ => {
                 return Err(
@@ -220,7 +196,7 @@ impl Stage {
                 );
             }
         };
-        Ok(self.dit.backward(kept, dy, &cond, &self.pass(&batch.dropout), gradients)?)
+        Ok(self.dit.backward(kept, dy, &context, &self.pass(&batch.dropout), gradients)?)
     }
 
     fn pass<'a>(&'a self, dropout: &'a Option<Dropout>) -> Pass<'a> {

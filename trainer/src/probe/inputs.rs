@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
+use models::dit::{Conditioning, Raw, Role};
 use models::weights::Checkpoint;
 
 use crate::error::{Error, Result};
@@ -52,6 +53,18 @@ impl Inputs {
                 Err(self.refuse(format!("`{name}` has shape {:?}: {rank} axes are expected", tensor.dims())))
             }
         }
+    }
+
+    /// What the network is conditioned on besides its timestep: `context` [b, s, text_dim], and `clip_fea` [b, s, width]
+    /// where it is there.
+    ///
+    /// # Errors
+    /// As [`Inputs::ranked`].
+    pub fn conditioning(&self) -> Result<Conditioning<Raw>> {
+        let text = self.ranked("context", 3)?;
+        Ok(Conditioning::new()
+            .with(Role::TEXT, text)
+            .with_optional(Role::PICTURE, self.optional("clip_fea")?))
     }
 
     /// An error that names the file.

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Tensor};
+use models::dit::Role;
 
 pub use inputs::Inputs;
 
@@ -27,12 +28,8 @@ pub type Outputs = BTreeMap<String, Tensor>;
 /// # Errors
 /// Missing tensors, and shapes that the network does not take.
 pub fn dit(pipeline: &Pipeline, inputs: &Inputs) -> Result<Outputs> {
-    let input = NetworkInput {
-        x_bcthw: inputs.ranked("input", 5)?,
-        timestep: inputs.float("timestep")?,
-        text_bsd: inputs.ranked("context", 3)?,
-        picture_bsd: inputs.optional("clip_fea")?,
-    };
+    let (x_bcthw, timestep) = (inputs.ranked("input", 5)?, inputs.float("timestep")?);
+    let input = NetworkInput { x_bcthw, cond: inputs.conditioning()?.with(Role::TIMESTEP, timestep) };
     let velocity = pipeline.predict(&[input])?.remove(0);
     Ok(Outputs::from([("output".to_owned(), velocity.to_dtype(DType::F32)?)]))
 }

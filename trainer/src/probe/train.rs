@@ -8,7 +8,7 @@ use kernels::adamw::Update;
 use kernels::low_rank::Factors;
 use models::adapter::{Adapter, Adapters};
 use models::dit::config::PATCH;
-use models::dit::{BlockPlan, DitConfig};
+use models::dit::{BlockPlan, Conditioning, DitConfig, Raw, Role};
 use serde::Deserialize;
 
 use super::{Inputs, Outputs};
@@ -156,16 +156,18 @@ struct Given {
     noise: Tensor,
     /// [steps, b, 1], or [steps, b, l] with one for each token.
     sigmas: Tensor,
-    context: Tensor,
+    /// Text, and a picture where there is one.
+    conditioning: Conditioning<Raw>,
+    /// Channels behind the noisy ones.
     cond: Option<Tensor>,
-    picture: Option<Tensor>,
     mask: Option<Tensor>,
 }
 
 impl Given {
     fn read(inputs: &Inputs) -> Result<Self> {
         let (x0, noise) = (inputs.ranked("x0", 5)?, inputs.ranked("noise", 6)?);
-        let (context, cond) = (inputs.ranked("context", 3)?, inputs.optional("cond")?);
+        let (conditioning, cond) = (inputs.conditioning()?, inputs.optional("cond")?);
+        let context = conditioning.require(Role::TEXT)?;
         let (batch, steps) = (x0.dim(0)?, noise.dim(0)?);
         let fits = |behind: &Tensor| {
             behind.rank() == 5 && behind.dim(0).ok() == Some(batch) && behind.dims()[2..] == x0.dims()[2..]
@@ -182,8 +184,8 @@ impl Given {
             )));
         }
         let sigmas = Self::sigmas(inputs, &x0, steps)?;
-        let (picture, mask) = (inputs.optional("clip_fea")?, inputs.optional("loss_weight_mask")?);
-        Ok(Self { x0, noise, sigmas, context, cond, picture, mask })
+        let mask = inputs.optional("loss_weight_mask")?;
+        Ok(Self { x0, noise, sigmas, conditioning, cond, mask })
     }
 
     /// `sigmas`, or `timesteps` over 1000, as [steps, b, 1] or [steps, b, l].
@@ -214,14 +216,13 @@ impl Given {
         };
         let noisy = (self.x0.broadcast_mul(&share.affine(-1.0, 1.0)?)? + noise.broadcast_mul(&share)?)?;
         let timestep = (sigmas.to_dtype(DType::F64)? * 1000.0)?.to_dtype(DType::F32)?;
+        let timestep = if count == 1 { timestep.squeeze(1)? } else { timestep };
         let input = NetworkInput {
             x_bcthw: match &self.cond {
                 Some(cond) => Tensor::cat(&[&noisy, cond], 1)?,
                 None => noisy,
             },
-            timestep: if count == 1 { timestep.squeeze(1)? } else { timestep },
-            text_bsd: self.context.clone(),
-            picture_bsd: self.picture.clone(),
+            cond: self.conditioning.clone().with(Role::TIMESTEP, timestep),
         };
         let target = (&noise - &self.x0)?;
         Ok(MicroBatch { input, target, weights: vec![1.0; batch], mask: self.mask.clone(), dropout: None })

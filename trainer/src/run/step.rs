@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use candle_core::Tensor;
 use kernels::adamw::Update;
+use models::dit::Role;
 use models::expert::Expert;
 
 use super::Run;
@@ -114,9 +115,10 @@ fn learn(learners: &mut Learners, plan: &Plan, data: &StepData, progress: Progre
 fn unweighted(batch: &MicroBatch, loss: f64) -> Result<Option<(f64, f64)>> {
     let weight = batch.weights.iter().copied().map(f64::from).sum::<f64>() / batch.weights.len() as f64;
     // Where timesteps are told for each token, those of a given frame are 0.
-    let times: Vec<f32> = match batch.input.timestep.dims() {
-        [_, _] => batch.input.timestep.max(1)?.to_vec1()?,
-        _ => batch.input.timestep.to_vec1()?,
+    let timestep = batch.input.cond.require(Role::TIMESTEP)?;
+    let times: Vec<f32> = match timestep.dims() {
+        [_, _] => timestep.max(1)?.to_vec1()?,
+        _ => timestep.to_vec1()?,
     };
     let sigma = times.iter().copied().map(f64::from).sum::<f64>() / times.len() as f64 / 1000.0;
     Ok((weight > 0.0).then_some((sigma, loss / weight)))

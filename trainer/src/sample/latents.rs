@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 
 use candle_core::{DType, Device, Tensor};
 use kernels::random::Key;
-use models::dit::DitConfig;
 use models::dit::config::PATCH;
+use models::dit::{Conditioning, DitConfig, Raw, Role};
 use models::expert::{Expert, Networks};
 
 use super::Share;
@@ -20,10 +20,10 @@ use crate::solver::{Schedule, Solver};
 pub struct Prompted {
     /// What is asked for.
     pub request: ClipRequest,
-    /// Text states of the prompt, [1, s, text_dim].
-    pub text_bsd: Tensor,
-    /// Text states of the negative prompt; not looked at when the guidance is 1.
-    pub negative_bsd: Tensor,
+    /// What the network is conditioned on for the prompt alone: text states [1, s, text_dim].
+    pub positive: Conditioning<Raw>,
+    /// The same for the negative prompt; not read when the guidance is 1.
+    pub negative: Conditioning<Raw>,
     /// Latents at sigma 1, [1, c, t, h, w] f32.
     pub noise_bcthw: Tensor,
     /// What the network is shown of the picture, on the device of the noise.
@@ -41,10 +41,13 @@ impl Prompted {
         encoded: &Encoded,
         dit: &DitConfig,
     ) -> Result<Self> {
+        let states = |prompt: &str| -> Result<Conditioning<Raw>> {
+            Ok(Conditioning::new().with(Role::TEXT, encoded.text(prompt)?.unsqueeze(0)?))
+        };
         Ok(Self {
             request: request.clone(),
-            text_bsd: encoded.text(&request.prompt)?.unsqueeze(0)?,
-            negative_bsd: encoded.text(&request.negative)?.unsqueeze(0)?,
+            positive: states(&request.prompt)?,
+            negative: states(&request.negative)?,
             shown: encoded.shown(request, dit.pictures())?.to_device(noise_bcthw.device())?,
             noise_bcthw,
         })
@@ -60,8 +63,8 @@ impl Prompted {
         })
     }
 
-    /// What the network sees at `latents` and `timestep`, with one text or the other.
-    fn input(&self, latents: &Tensor, timestep: f32, text: &Tensor) -> Result<NetworkInput> {
+    /// The network's input at `latents` and `timestep` for `half`, the positive or the negative conditioning.
+    fn input(&self, latents: &Tensor, timestep: f32, half: &Conditioning<Raw>) -> Result<NetworkInput> {
         let x_bcthw = match &self.shown.beside_bcthw {
             Some(beside) => Tensor::cat(&[latents, beside], 1)?,
             None => latents.clone(),
@@ -78,8 +81,8 @@ impl Prompted {
                 Tensor::from_vec(times, (1, frames * of_frame), &Device::Cpu)?
             }
         };
-        let picture_bsd = self.shown.states_bsd.clone();
-        Ok(NetworkInput { x_bcthw, timestep, text_bsd: text.clone(), picture_bsd })
+        let cond = self.shown.cond.clone().merged(half.clone());
+        Ok(NetworkInput { x_bcthw, cond: cond.with(Role::TIMESTEP, timestep) })
     }
 }
 
@@ -170,9 +173,9 @@ impl<'a> Sampling<'a> {
         for &c in active {
             let (clip, latents) = (&self.clips[c], &self.latents[c]);
             let timestep = self.solvers[c].schedule().timesteps[self.made[c]];
-            inputs.push(clip.input(latents, timestep, &clip.text_bsd)?);
+            inputs.push(clip.input(latents, timestep, &clip.positive)?);
             if guidance(clip, share) != 1.0 {
-                inputs.push(clip.input(latents, timestep, &clip.negative_bsd)?);
+                inputs.push(clip.input(latents, timestep, &clip.negative)?);
             }
         }
         let mut velocities = pipeline.predict(&inputs)?.into_iter();

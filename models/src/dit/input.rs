@@ -1,0 +1,87 @@
+//! What goes into the network, and what crosses the boundary between two stages.
+
+use candle_core::{Device, Tensor};
+
+use super::conditioning::{Conditioning, Embedded, Raw, Role};
+use super::config::{DitConfig, PATCH};
+use super::rope;
+use crate::Result;
+
+/// One call of the network: noisy latents and what they are conditioned on.
+#[derive(Debug, Clone)]
+pub struct NetworkInput {
+    /// Noisy latents [b, c, t, h, w]; behind them the channels of a picture where the model takes it so.
+    pub x_bcthw: Tensor,
+    /// Timestep, text, and whatever else the model reads.
+    pub cond: Conditioning<Raw>,
+}
+
+/// What goes over the boundary between two stages: the stream before the next block, and the conditioning. Tables that
+/// every stage makes faster than it receives them are not part of it.
+#[derive(Debug, Clone)]
+pub struct Boundary<T = Tensor> {
+    /// The residual stream [b, l, d].
+    pub x_bld: T,
+    /// What the blocks read besides.
+    pub cond: Conditioning<Embedded, T>,
+}
+
+/// What the blocks and the head of one stage read besides the stream, the same for every block.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// Time, text, and whatever else the model reads, embedded.
+    pub cond: Conditioning<Embedded>,
+    /// Cosines of the rotary angles, [l, h/2] f32.
+    pub cos_lp: Tensor,
+    /// Sines of the rotary angles, [l, h/2] f32.
+    pub sin_lp: Tensor,
+}
+
+impl NetworkInput {
+    /// Latents [b, c, t, h, w] at `timestep` (1000 * sigma, `[b]` or `[b, tokens]`, on the host), with states
+    /// [b, s, text_dim] of the text.
+    pub fn new(x_bcthw: Tensor, timestep: Tensor, text_bsd: Tensor) -> Self {
+        let cond = Conditioning::new().with(Role::TIMESTEP, timestep).with(Role::TEXT, text_bsd);
+        Self { x_bcthw, cond }
+    }
+
+    /// The same, also conditioned on `tensor` as `role`.
+    pub fn with(self, role: Role, tensor: Tensor) -> Self {
+        Self { cond: self.cond.with(role, tensor), ..self }
+    }
+
+    /// (frames, height, width) of the latents.
+    pub fn grid(&self) -> Result<(usize, usize, usize)> {
+        let (_, _, frames, height, width) = self.x_bcthw.dims5()?;
+        Ok((frames, height, width))
+    }
+
+    /// The same on `device`; see [`Conditioning::to_device`].
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(Self { x_bcthw: self.x_bcthw.to_device(device)?, cond: self.cond.to_device(device)? })
+    }
+}
+
+impl<T> Boundary<T> {
+    /// Every tensor through `f`.
+    ///
+    /// # Errors
+    /// The first of `f`.
+    pub fn try_map<U, E>(self, mut f: impl FnMut(T) -> Result<U, E>) -> Result<Boundary<U>, E> {
+        Ok(Boundary { x_bld: f(self.x_bld)?, cond: self.cond.try_map(|_, tensor| f(tensor))? })
+    }
+}
+
+impl Context {
+    /// `cond` with the rotary tables of latents of `grid` = (frames, height, width), made on `device`.
+    pub fn new(
+        cond: Conditioning<Embedded>,
+        config: &DitConfig,
+        grid: (usize, usize, usize),
+        device: &Device,
+    ) -> Result<Self> {
+        let tokens = (grid.0, grid.1 / PATCH, grid.2 / PATCH);
+        let (cos_lp, sin_lp) = rope::table(config.head_size(), tokens, device)?;
+        Ok(Self { cond, cos_lp, sin_lp })
+    }
+}
