@@ -3,6 +3,7 @@
 use crate::Result;
 #[cfg(feature = "cuda")]
 use crate::cuda::{File, Gpu, Launch, fits};
+use crate::optimiser::State;
 use candle_core::Tensor;
 
 /// The settings of one update.
@@ -22,28 +23,35 @@ pub struct Update {
     pub step: u64,
 }
 
-/// A parameter with its moments, all f32 of one shape.
-#[derive(Debug, Clone)]
-pub struct State {
-    /// The parameter.
-    pub parameter: Tensor,
-    /// Mean of the gradients.
-    pub first: Tensor,
-    /// Mean of the squared gradients.
-    pub second: Tensor,
-}
+/// What AdamW keeps of a parameter, f32 of its shape: the mean of its gradients, and that of their squares.
+pub const SLOTS: [&str; 2] = ["first", "second"];
 
 /// One step: decay, moments, bias correction, update; the order of `torch.optim.AdamW`.
 pub fn step(state: &State, gradient: &Tensor, update: &Update) -> Result<State> {
     let Update { lr, beta1, beta2, eps, weight_decay, step } = *update;
     on_gpu!(gradient, |gpu| gpu.adamw(state, gradient, 1.0, update)?);
     let correction = |beta: f64| 1.0 - beta.powf(step as f64);
+    let [first, second] = moments(state)?;
     let parameter = (&state.parameter * (1.0 - lr * weight_decay))?;
-    let first = ((&state.first * beta1)? + (gradient * (1.0 - beta1))?)?;
-    let second = ((&state.second * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
+    let first = ((first * beta1)? + (gradient * (1.0 - beta1))?)?;
+    let second = ((second * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
     let deviation = ((second.sqrt()? / correction(beta2).sqrt())? + eps)?;
     let parameter = (parameter - ((&first / &deviation)? * (lr / correction(beta1)))?)?;
-    Ok(State { parameter, first, second })
+    Ok(State { parameter, slots: vec![first, second] })
+}
+
+/// The two slots of a state.
+///
+/// # Errors
+/// A state of another rule.
+fn moments(state: &State) -> Result<[&Tensor; 2]> {
+    match state.slots.as_slice() {
+        [first, second] => Ok([first, second]),
+        slots => Err(crate::Error::msg(format!(
+            "AdamW keeps two tensors of a parameter, and there are {}",
+            slots.len()
+        ))),
+    }
 }
 
 /// One step of many tensors of one device, each by its gradient times `factor`. It may be made in place: nothing else
@@ -60,31 +68,27 @@ fn scaled_step(state: &State, gradient: &Tensor, factor: f64, update: &Update) -
     step(state, &(gradient * factor)?, update)
 }
 
-/// The sum of squares of each of `tensors`, which lie on one device: `[tensors]` f32, not finite where a tensor is not.
-pub fn square_sums(tensors: &[&Tensor]) -> Result<Tensor> {
-    let sums = tensors.iter().map(|tensor| tensor.sqr()?.sum_all());
-    Tensor::stack(&sums.collect::<Result<Vec<_>>>()?, 0)
-}
-
 #[cfg(feature = "cuda")]
 impl Gpu {
     fn adamw(&self, state: &State, gradient: &Tensor, factor: f64, update: &Update) -> Result<Option<State>> {
         let Update { lr, beta1, beta2, eps, weight_decay, step } = *update;
         let correction = |beta: f64| 1.0 - beta.powf(step as f64);
-        let old = [&state.parameter, &state.first, &state.second, gradient];
+        let [first, second] = moments(state)?;
+        let old = [&state.parameter, first, second, gradient];
         if !(fits(&old)? && old.iter().all(|x| x.dtype() == candle_core::DType::F32)) {
             return Ok(None);
         }
         let new = || self.empty(gradient.shape(), candle_core::DType::F32);
-        let new = State { parameter: new()?, first: new()?, second: new()? };
+        let new = [new()?, new()?, new()?];
         let mut launch = Launch::new(self, File::Optimiser, "adamw_f32")?;
-        for x in old.into_iter().chain([&new.parameter, &new.first, &new.second]) {
+        for x in old.into_iter().chain(&new) {
             launch = launch.tensor(x)?;
         }
         let count = gradient.elem_count();
         let launch =
             launch.size(count).float(factor).float(1.0 - lr * weight_decay).float(beta1).float(beta2);
         launch.float(lr / correction(beta1)).float(correction(beta2).sqrt()).float(eps).each(count)?;
-        Ok(Some(new))
+        let [parameter, first, second] = new;
+        Ok(Some(State { parameter, slots: vec![first, second] }))
     }
 }

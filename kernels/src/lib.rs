@@ -39,6 +39,7 @@ pub mod loss;
 pub mod low_rank;
 pub mod norm;
 pub mod norm_rope;
+pub mod optimiser;
 pub mod profile;
 pub mod random;
 pub mod resample;

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
-use kernels::adamw::Update;
 use kernels::random::Key;
 use kernels::weight::{Format, Weight};
 use models::adapter::{Adapters, LoraConfig};
@@ -16,7 +15,7 @@ use proofs::{
 };
 use trainer::bench::dit_preset;
 use trainer::lr::{LrSchedule, learning_rate};
-use trainer::optim::{Optimizer, checked_norm, clip_factor};
+use trainer::optim::{AdamW, Optimizer, Rule, Step, checked_norm, clip_factor};
 use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline};
 
 const FP8: Frozen = Frozen { compute: DType::F32, storage: Storage::Coded(Format::E4m3) };
@@ -225,19 +224,20 @@ fn curve(frozen: Frozen) -> Vec<f64> {
     let targets = lora.select(&config.adaptable_modules()).unwrap();
     let fresh = Adapters::fresh(&targets, &lora, 1, &device()).unwrap();
     let mut pipeline = whole(&open_weights(&config), &config, Base::new(frozen), &fresh);
-    let mut optimizer = Optimizer::new(&pipeline).unwrap();
+    let mut optimizer = Optimizer::new(&pipeline, RULE).unwrap();
     let step = |step: u64| {
         let outcome = pipeline.train(&[noisy(step)], &[BlockPlan::default(); 2]).unwrap();
         let norm = checked_norm(&outcome.gradients, optimizer.states().keys()).unwrap();
         let lr = learning_rate(3e-3, LrSchedule::Cosine, 10, STEPS, step);
-        let update = Update { lr, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0, step: step + 1 };
-        optimizer.update(&outcome.gradients, clip_factor(norm, 1.0), &update).unwrap();
+        let step = Step { lr, factor: clip_factor(norm, 1.0), number: step + 1 };
+        optimizer.update(&outcome.gradients, &step).unwrap();
         optimizer.publish(&mut pipeline);
         f64::from(outcome.losses[0].to_scalar::<f32>().unwrap())
     };
     (0..STEPS).map(step).collect()
 }
 
+const RULE: Rule = Rule::AdamW(AdamW { betas: [0.9, 0.99], eps: 1e-8, weight_decay: 0.0 });
 const STEPS: u64 = 200;
 
 /// Eight samples of one clip, at the noise of `step`.

@@ -6,27 +6,31 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use data::Cursor;
-use kernels::adamw::State;
+use kernels::optimiser::State;
 use models::weights::{Checkpoint, write_safetensors};
 use proofs::{assert_same_bits, randn};
 use trainer::Error;
-use trainer::checkpoint::{self, Progress, States};
+use trainer::checkpoint::{self, Progress};
+use trainer::optim::Saved;
 
 fn progress(step: u64) -> Progress {
     Progress { step, cursor: Cursor { epoch: 1, position: 2 }, metrics_bytes: 345, ..Progress::default() }
 }
 
-fn states(shape: (usize, usize)) -> States {
+fn states(shape: (usize, usize)) -> Saved {
     let state = |name: &str| State {
         parameter: randn(&format!("{name}.parameter"), shape),
-        first: randn(&format!("{name}.first"), shape),
-        second: randn(&format!("{name}.second"), shape).sqr().unwrap(),
+        slots: vec![
+            randn(&format!("{name}.first"), shape),
+            randn(&format!("{name}.second"), shape).sqr().unwrap(),
+        ],
     };
     let names = ["blocks.0.self_attn.q.lora_A", "blocks.0.self_attn.q.lora_B"];
-    names.into_iter().map(|name| (name.to_owned(), state(name))).collect()
+    let tensors = names.into_iter().map(|name| (name.to_owned(), state(name))).collect();
+    Saved { rule: "adamw".into(), globals: BTreeMap::from([("d".to_owned(), 0.1 + 0.2)]), tensors }
 }
 
-fn save(folder: &Path, step: u64, states: &States) -> std::path::PathBuf {
+fn save(folder: &Path, step: u64, states: &Saved) -> std::path::PathBuf {
     checkpoint::save(folder, progress(step), states, 3).unwrap()
 }
 
@@ -54,12 +58,16 @@ fn every_flipped_bit_of_a_checkpoint_is_found_and_the_one_before_is_named() {
     fs::write(&path, &whole).unwrap();
     let (found, loaded) = checkpoint::load(&path).unwrap();
     assert_eq!(found, progress(20));
-    for (name, state) in states((2, 3)) {
-        assert_same_bits(&name, &loaded[&name].second, &state.second);
+    assert_eq!(loaded.globals, states((2, 3)).globals);
+    for (name, state) in states((2, 3)).tensors {
+        assert_same_bits(&name, &loaded.tensors[&name].parameter, &state.parameter);
+        for (got, expected) in loaded.tensors[&name].slots.iter().zip(&state.slots) {
+            assert_same_bits(&name, got, expected);
+        }
     }
 }
 
-/// What the versions before wrote.
+/// What the versions before wrote: without a word of the optimiser, and before that without checksums.
 #[test]
 fn a_checkpoint_without_checksums_is_still_read() {
     let folder = tempfile::tempdir().unwrap();
@@ -69,10 +77,19 @@ fn a_checkpoint_without_checksums_is_still_read() {
         .names()
         .map(|name| (name.to_owned(), file.tensor(name, candle_core::DType::F32, &Device::Cpu).unwrap()))
         .collect();
-    let header: BTreeMap<String, String> =
-        file.metadata().clone().into_iter().filter(|(key, _)| key != "tandem.checksums").collect();
-    assert_eq!(header.len(), 1, "{header:?}");
-    write_safetensors(&path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &header).unwrap();
-    let (found, loaded) = checkpoint::load(&path).unwrap();
-    assert_eq!((found, loaded.len()), (progress(5), 2));
+    let header = |keys: &[&str]| -> BTreeMap<String, String> {
+        file.metadata().clone().into_iter().filter(|(key, _)| keys.contains(&key.as_str())).collect()
+    };
+    let mut with_checksums = header(&["tandem.progress", "tandem.checksums"]);
+    let mut checksums: BTreeMap<String, String> =
+        serde_json::from_str(&with_checksums["tandem.checksums"]).unwrap();
+    assert!(checksums.remove("tandem.optimiser").is_some());
+    with_checksums.insert("tandem.checksums".into(), serde_json::to_string(&checksums).unwrap());
+    for header in [with_checksums, header(&["tandem.progress"])] {
+        let views = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
+        write_safetensors(&path, views, &header).unwrap();
+        let (found, loaded) = checkpoint::load(&path).unwrap();
+        assert_eq!((found, loaded.tensors.len()), (progress(5), 2));
+        assert_eq!((loaded.rule.as_str(), loaded.globals.len()), ("adamw", 0));
+    }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Device, Tensor};
 use kernels::adamw;
+use kernels::optimiser::State;
 use kernels::transfer::HostStore;
 use models::adapter::{Adapter, Adapters};
 use models::dit::ffn::{Chunk, chunks};
@@ -309,7 +310,7 @@ fn five_steps(kind: &str) {
     let golden = fixture_tensors(&format!("dit/{kind}/lora_train.safetensors"));
     let plan = fixture_json(&format!("dit/{kind}/lora_train.json"));
     let mut adapters = golden_adapters(&golden, "init.", plan["scale"].as_f64().unwrap());
-    let mut states: BTreeMap<String, adamw::State> = BTreeMap::new();
+    let mut states: BTreeMap<String, State> = BTreeMap::new();
     let mask = golden_mask(kind, io["x0"].dim(2).unwrap());
     for (i, sigma) in plan["sigmas"].as_array().unwrap().iter().enumerate() {
         let [x, timestep, target] = golden_step(kind, &io, i, sigma.as_f64().unwrap());
@@ -339,16 +340,11 @@ fn five_steps(kind: &str) {
 }
 
 /// One step of AdamW with the fixtures' settings.
-fn updated(
-    adapters: &mut Adapters,
-    states: &mut BTreeMap<String, adamw::State>,
-    gradients: &Gradients,
-    step: u64,
-) {
+fn updated(adapters: &mut Adapters, states: &mut BTreeMap<String, State>, gradients: &Gradients, step: u64) {
     let update = adamw::Update { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step };
     for (name, parameter) in adapters.parameters() {
         let zeros = parameter.zeros_like().unwrap();
-        let fresh = adamw::State { parameter, first: zeros.clone(), second: zeros };
+        let fresh = State { parameter, slots: vec![zeros.clone(), zeros] };
         let state = states.remove(&name).unwrap_or(fresh);
         states.insert(name.clone(), adamw::step(&state, gradients.get(&name).unwrap(), &update).unwrap());
     }

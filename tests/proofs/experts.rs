@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use data::Cursor;
-use kernels::adamw::{State, Update};
+use kernels::optimiser::State;
 use models::adapter::Kind;
 use models::dit::{Base, BlockPlan, DitConfig};
 use models::expert::Expert;
@@ -16,13 +16,13 @@ use proofs::small::{adapters, config, pipeline, weights};
 use proofs::{assert_same_bits, device, fixture, randn};
 use trainer::adapters::beginning;
 use trainer::batch::Batches;
-use trainer::checkpoint::{self, states_of};
+use trainer::checkpoint::{self, part_of};
 use trainer::encode::Encoded;
 use trainer::forecast::{Engine, Forecaster, Neighbours, Networks, StagePlan, Task, Way};
 use trainer::interrupt::Interrupt;
 use trainer::lr::learning_rate;
 use trainer::noise::{Streams, TimestepConfig};
-use trainer::optim::{Optimizer, checked_norm, clip_factor};
+use trainer::optim::{Optimizer, OptimizerConfig, Saved, Step, checked_norm, clip_factor};
 use trainer::pipeline::{NetworkInput, Pipeline, Quarters};
 use trainer::plan::{Plan, Planned};
 use trainer::run::{self, RunFolder};
@@ -57,12 +57,12 @@ fn cached(planned: &Planned) -> Encoded {
 }
 
 /// The states after a whole run.
-fn trained(planned: &mut Planned) -> (checkpoint::Progress, BTreeMap<String, State>, PathBuf) {
+fn trained(planned: &mut Planned) -> (checkpoint::Progress, Saved, PathBuf) {
     let folder = RunFolder::begin(&mut planned.plan).unwrap();
     run::train(planned, &folder, &Interrupt::default(), &ui()).unwrap();
     let newest = checkpoint::newest(&folder.checkpoints()).unwrap().unwrap();
-    let (progress, states) = checkpoint::load(&newest).unwrap();
-    (progress, states, folder.root().to_owned())
+    let (progress, saved) = checkpoint::load(&newest).unwrap();
+    (progress, saved, folder.root().to_owned())
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn alone(planned: &Planned, encoded: &Encoded, expert: Expert) -> (BTreeMap<Stri
     let split = plan.devices.open().unwrap();
     let mut pipeline = Pipeline::load(&weights, &config, &split, &fresh, plan.model.precision.dit()).unwrap();
     pipeline.set_ffn_tokens(plan.memory.ffn_tokens);
-    let mut optimizer = Optimizer::new(&pipeline).unwrap();
+    let mut optimizer = Optimizer::new(&pipeline, plan.optimizer.rule()).unwrap();
     let (mut cursor, mut updates) = (Cursor::default(), 0);
     for step in 0..STEPS {
         let data = batches.step(step, cursor, plan.train.accumulate).unwrap();
@@ -128,9 +128,8 @@ fn alone(planned: &Planned, encoded: &Encoded, expert: Expert) -> (BTreeMap<Stri
         let norm = checked_norm(&outcome.gradients, optimizer.states().keys()).unwrap();
         let o = &plan.optimizer;
         let lr = learning_rate(o.lr, o.schedule, o.warmup, STEPS, step);
-        let [beta1, beta2] = o.betas;
-        let update = Update { lr, beta1, beta2, eps: o.eps, weight_decay: o.weight_decay, step: updates };
-        optimizer.update(&outcome.gradients, clip_factor(norm, o.clip_norm), &update).unwrap();
+        let step = Step { lr, factor: clip_factor(norm, o.clip_norm), number: updates };
+        optimizer.update(&outcome.gradients, &step).unwrap();
         optimizer.publish(&mut pipeline);
     }
     (optimizer.states().clone(), updates)
@@ -140,10 +139,11 @@ fn assert_same_states(what: &str, got: &BTreeMap<String, State>, expected: &BTre
     assert!(!expected.is_empty() && got.keys().eq(expected.keys()), "{what}: other tensors");
     for (name, state) in expected {
         let got = &got[name];
+        assert_eq!((got.slots.len(), state.slots.len()), (2, 2));
         let all: [(&str, &Tensor, &Tensor); 3] = [
             ("parameter", &got.parameter, &state.parameter),
-            ("first moment", &got.first, &state.first),
-            ("second moment", &got.second, &state.second),
+            ("first moment", &got.slots[0], &state.slots[0]),
+            ("second moment", &got.slots[1], &state.slots[1]),
         ];
         for (part, got, expected) in all {
             let host = |t: &Tensor| t.to_device(&candle_core::Device::Cpu).unwrap();
@@ -164,7 +164,7 @@ fn both_experts_become_what_each_becomes_alone() {
     for (expert, updates) in [(Expert::High, progress.updates.high), (Expert::Low, progress.updates.low)] {
         let (expected, made) = alone(&planned, &encoded, expert);
         assert_eq!(updates, made, "updates of the expert for {expert} noise");
-        assert_same_states(expert.name(), &states_of(&states, Some(expert)), &expected);
+        assert_same_states(expert.name(), &part_of(&states, Some(expert)).tensors, &expected);
         skipped += STEPS - made;
         let name = format!("tiny_{}.safetensors", expert.suffix());
         let file = models::adapter::files::read(&folder.join("adapters").join(&name)).unwrap();
@@ -179,7 +179,7 @@ fn both_experts_become_what_each_becomes_alone() {
     in_turn.plan.memory.networks = Networks::InTurn;
     let (again, same, _) = trained(&mut in_turn);
     assert_eq!((again.step, again.updates), (progress.step, progress.updates));
-    assert_same_states("in turn", &same, &states);
+    assert_same_states("in turn", &same.tensors, &states.tensors);
 }
 
 /// The factors in a file are those of the run.
@@ -275,6 +275,7 @@ fn forecast_in_turn(config: &DitConfig) -> Vec<u64> {
         accumulate: 1,
         latents: (2, 6, 8),
         networks: Networks::InTurn,
+        rule: OptimizerConfig::default().rule(),
     };
     let engine = if device().is_cpu() { Engine::Cpu } else { Engine::Chunked };
     let of_stage = |(index, blocks): (usize, Range<usize>)| {

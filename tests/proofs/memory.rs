@@ -14,6 +14,7 @@ use trainer::forecast::{Engine, Forecaster, Neighbours, Networks, StageMemory, S
 use trainer::memory::{
     Card, Choice, KeepConfig, Machine, MemoryConfig, Offload, Room, Shape, Shapes, choose, settle,
 };
+use trainer::optim::OptimizerConfig;
 use trainer::plan::Plan;
 
 const GIB: u64 = 1 << 30;
@@ -53,6 +54,7 @@ impl Model {
             accumulate,
             latents,
             networks: Networks::One,
+            rule: OptimizerConfig::default().rule(),
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use candle_core::Device;
 use data::Cursor;
-use kernels::adamw::Update;
 use models::adapter::Adapters;
 use models::dit::BlockPlan;
 use proofs::project::Project;
@@ -10,7 +9,7 @@ use proofs::small::{config, open_weights, pipeline};
 use trainer::batch::Batches;
 use trainer::interrupt::Interrupt;
 use trainer::lr::{LrSchedule, learning_rate};
-use trainer::optim::{Optimizer, checked_norm, clip_factor};
+use trainer::optim::{AdamW, Optimizer, Rule, Step, checked_norm, clip_factor};
 use trainer::pipeline::Pipeline;
 use trainer::plan::Plan;
 use trainer::run;
@@ -36,6 +35,7 @@ fn held_out_loss(batches: &Batches, pipeline: &Pipeline) -> (f64, f64) {
 /// The same clip lies in the folder twice: one is trained, the other held out to measure on.
 #[test]
 fn a_few_hundred_steps_learn_a_clip() {
+    const RULE: Rule = Rule::AdamW(AdamW { betas: [0.9, 0.99], eps: 1e-8, weight_decay: 0.0 });
     const STEPS: u64 = 400;
     let settings =
         "held_out = [\"twin*\"]\nrepeats = { \"clip*\" = 8 }\n[adapter]\nrank = 32\n[train]\nbatch = 8\n";
@@ -52,7 +52,7 @@ fn a_few_hundred_steps_learn_a_clip() {
     let targets = planned.plan.adapter.select(&dit.adaptable_modules()).unwrap();
     let fresh = Adapters::fresh(&targets, &planned.plan.adapter, 1, &proofs::device()).unwrap();
     let mut pipeline = pipeline(&dit, &open_weights(&dit), &fresh, &[1, 1]);
-    let mut optimizer = Optimizer::new(&pipeline).unwrap();
+    let mut optimizer = Optimizer::new(&pipeline, RULE).unwrap();
     let (before, of_zero) = held_out_loss(&batches, &pipeline);
     let (mut cursor, keeping) = (Cursor::default(), vec![BlockPlan::default(); dit.layers]);
     for step in 0..STEPS {
@@ -61,8 +61,8 @@ fn a_few_hundred_steps_learn_a_clip() {
         let gradients = pipeline.train(&data.micro_batches, &keeping).unwrap().gradients;
         let norm = checked_norm(&gradients, optimizer.states().keys()).unwrap();
         let lr = learning_rate(1e-2, LrSchedule::Cosine, 10, STEPS, step);
-        let update = Update { lr, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0, step: step + 1 };
-        optimizer.update(&gradients, clip_factor(norm, 1.0), &update).unwrap();
+        let step = Step { lr, factor: clip_factor(norm, 1.0), number: step + 1 };
+        optimizer.update(&gradients, &step).unwrap();
         optimizer.publish(&mut pipeline);
     }
     let (after, _) = held_out_loss(&batches, &pipeline);

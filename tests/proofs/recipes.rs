@@ -230,6 +230,7 @@ fn forecast(name: &str, recipe: &Recipe, host: u64) -> Forecast {
             Some(_) => Networks::MakesRoom,
             None => Networks::One,
         },
+        rule: recipe.optimizer.rule(),
     };
     let settled =
         settle(&task, &machine(recipe.devices.stages.len(), host), &recipe.memory, None, &Shapes::default());

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use kernels::adamw::State;
+use kernels::optimiser::State;
 use proofs::{assert_same_bits, randn};
 use trainer::background::Background;
 use trainer::error::{Error, Result};
-use trainer::optim::on_host;
+use trainer::optim::{Saved, on_host};
 
 /// Starting returns while the work is still held up; the next piece waits for it.
 #[test]
@@ -58,14 +58,15 @@ fn work_that_failed_in_the_background_is_told_and_nothing_is_started_after_it() 
 fn a_snapshot_is_not_changed_by_updates_in_place() {
     let all = || [randn("p", (3, 4)), randn("m", (3, 4)), randn("v", (3, 4))];
     let [parameter, first, second] = all();
-    let states = BTreeMap::from([("a".to_owned(), State { parameter, first, second })]);
-    let snapshot = on_host(&states).unwrap();
-    let live = &states["a"];
-    for tensor in [&live.parameter, &live.first, &live.second] {
+    let tensors = BTreeMap::from([("a".to_owned(), State { parameter, slots: vec![first, second] })]);
+    let saved = Saved { rule: "adamw".into(), tensors, ..Saved::default() };
+    let snapshot = on_host(&saved).unwrap();
+    let live = &saved.tensors["a"];
+    for tensor in [&live.parameter, &live.slots[0], &live.slots[1]] {
         tensor.slice_set(&tensor.zeros_like().unwrap(), 0, 0).unwrap();
     }
-    let State { parameter, first, second } = &snapshot["a"];
-    for (got, expected) in [parameter, first, second].into_iter().zip(all()) {
+    let State { parameter, slots } = &snapshot.tensors["a"];
+    for (got, expected) in [parameter, &slots[0], &slots[1]].into_iter().zip(all()) {
         assert_same_bits("the snapshot", got, &expected.to_device(&candle_core::Device::Cpu).unwrap());
     }
 }

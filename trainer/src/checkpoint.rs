@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use data::Cursor;
-use kernels::adamw::State;
+use kernels::optimiser::State;
 use models::expert::Expert;
 use models::weights::{Checkpoint as TensorFile, WeightsError, write_safetensors};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use crate::error::{Error, Result};
+use crate::optim::{Globals, Rule, Saved};
 
 /// Where a run stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -56,29 +57,51 @@ impl Updates {
     }
 }
 
-/// The states of all networks of a run, each name behind that of its expert where there are two: `high.<name>`.
-pub type States = BTreeMap<String, State>;
-
-/// The name in a checkpoint of the tensor `name` of a network.
-pub fn state_name(expert: Option<Expert>, name: &str) -> String {
+/// The name in a checkpoint of what is called `name` in a network, where two experts are trained: `high.<name>`.
+fn state_name(expert: Option<Expert>, name: &str) -> String {
     expert.map_or_else(|| name.to_owned(), |expert| format!("{expert}.{name}"))
 }
 
-/// The part of `states` that is `expert`'s, by the names that it has there.
-pub fn states_of(states: &States, expert: Option<Expert>) -> States {
-    let own = |name: &String| match expert {
-        None => Some(name.clone()),
-        Some(expert) => name.strip_prefix(&format!("{expert}.")).map(str::to_owned),
-    };
-    states.iter().filter_map(|(name, state)| Some((own(name)?, state.clone()))).collect()
+/// What the optimisers of all networks of a run keep, as one: each name behind that of its expert where there are two.
+pub fn joined(networks: impl IntoIterator<Item = (Option<Expert>, Saved)>) -> Saved {
+    let mut all = Saved::default();
+    for (expert, Saved { rule, globals, tensors }) in networks {
+        all.rule = rule;
+        all.globals.extend(globals.into_iter().map(|(name, value)| (state_name(expert, &name), value)));
+        all.tensors.extend(tensors.into_iter().map(|(name, state)| (state_name(expert, &name), state)));
+    }
+    all
+}
+
+/// The part of `saved` that is `expert`'s, by the names that it has there.
+pub fn part_of(saved: &Saved, expert: Option<Expert>) -> Saved {
+    fn own<T: Clone>(all: &BTreeMap<String, T>, prefix: &str) -> BTreeMap<String, T> {
+        let own = |(name, value): (&String, &T)| Some((name.strip_prefix(prefix)?.to_owned(), value.clone()));
+        all.iter().filter_map(own).collect()
+    }
+    let prefix = state_name(expert, "");
+    let (globals, tensors) = (own(&saved.globals, &prefix), own(&saved.tensors, &prefix));
+    Saved { rule: saved.rule.clone(), globals, tensors }
 }
 
 /// Header key of [`Progress`].
 const PROGRESS: &str = "tandem.progress";
-/// Header key of the checksums: a JSON object with one for each tensor, and that of the text of [`PROGRESS`] under its key.
+/// Header key of the optimiser: a JSON [`Header`]. Versions that had AdamW alone did not write it.
+const OPTIMISER: &str = "tandem.optimiser";
+/// Header key of the checksums: a JSON object with one for each tensor, and those of the texts of the other keys.
 const CHECKSUMS: &str = "tandem.checksums";
-/// What the tensors of a state are called behind the parameter's name.
-const PARTS: [&str; 3] = ["parameter", "first", "second"];
+/// What the parameter of a state is called behind its name; the others are called as the rule names them.
+const PARAMETER: &str = "parameter";
+/// The rule of checkpoints that name none.
+const FORMER_RULE: &str = "adamw";
+
+/// What the header says of the optimiser.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header {
+    rule: String,
+    globals: Globals,
+}
 
 /// The file of the checkpoint after `step` steps.
 pub fn path(folder: &Path, step: u64) -> PathBuf {
@@ -89,21 +112,23 @@ pub fn path(folder: &Path, step: u64) -> PathBuf {
 ///
 /// # Errors
 /// When the file cannot be written: a full disk leaves no half-written file.
-pub fn save(folder: &Path, progress: Progress, states: &States, keep_last: usize) -> Result<PathBuf> {
+pub fn save(folder: &Path, progress: Progress, saved: &Saved, keep_last: usize) -> Result<PathBuf> {
+    let slots = slots(&saved.rule)?;
     let mut tensors = Vec::new();
-    for (name, State { parameter, first, second }) in states {
-        for (part, tensor) in PARTS.into_iter().zip([parameter, first, second]) {
-            tensors.push((format!("{name}.{part}"), tensor));
-        }
+    for (name, state) in &saved.tensors {
+        tensors.push((format!("{name}.{PARAMETER}"), &state.parameter));
+        tensors
+            .extend(slots.iter().zip(&state.slots).map(|(slot, tensor)| (format!("{name}.{slot}"), tensor)));
     }
-    let progress_text =
-        serde_json::to_string(&progress).map_err(|e| Error::PlanText { why: e.to_string() })?;
-    let mut checksums = BTreeMap::from([(PROGRESS.to_owned(), digits(xxh3_128(progress_text.as_bytes())))]);
+    let optimiser = Header { rule: saved.rule.clone(), globals: saved.globals.clone() };
+    let mut header =
+        BTreeMap::from([(PROGRESS.to_owned(), json(&progress)?), (OPTIMISER.to_owned(), json(&optimiser)?)]);
+    let mut checksums: Checksums =
+        header.iter().map(|(key, text)| (key.clone(), digits(xxh3_128(text.as_bytes())))).collect();
     for (name, tensor) in &tensors {
         checksums.insert(name.clone(), checksum(name, tensor)?);
     }
-    let checksums = serde_json::to_string(&checksums).map_err(|e| Error::PlanText { why: e.to_string() })?;
-    let header = BTreeMap::from([(PROGRESS.to_owned(), progress_text), (CHECKSUMS.to_owned(), checksums)]);
+    header.insert(CHECKSUMS.to_owned(), json(&checksums)?);
     let path = path(folder, progress.step);
     let views = tensors.iter().map(|(name, tensor)| (name.as_str(), *tensor));
     write_safetensors(&path, views, &header)?;
@@ -117,8 +142,9 @@ pub fn save(folder: &Path, progress: Progress, states: &States, keep_last: usize
 /// as they are.
 ///
 /// # Errors
-/// [`Error::NotACheckpoint`] for another file, [`Error::DamagedCheckpoint`] with what is damaged and the checkpoint before.
-pub fn load(path: &Path) -> Result<(Progress, States)> {
+/// [`Error::NotACheckpoint`] for another file, [`Error::DamagedCheckpoint`] with what is damaged and the checkpoint before,
+/// [`Error::ForeignCheckpoint`] for one of an optimiser that this version does not have.
+pub fn load(path: &Path) -> Result<(Progress, Saved)> {
     let damaged = |why: String| Error::DamagedCheckpoint { path: path.to_owned(), why, before: before(path) };
     let foreign = || Error::NotACheckpoint { path: path.to_owned() };
     let file = TensorFile::open(path).map_err(|error| unreadable(path, models::Error::from(error)))?;
@@ -131,8 +157,12 @@ pub fn load(path: &Path) -> Result<(Progress, States)> {
             foreign()
         });
     };
-    let checksums = checksums(header, text, file.names()).map_err(damaged)?;
+    let checksums = checksums(header, file.names()).map_err(damaged)?;
     let progress = serde_json::from_str(text).map_err(|_| foreign())?;
+    let optimiser = match header.get(OPTIMISER) {
+        Some(text) => serde_json::from_str(text).map_err(|_| foreign())?,
+        None => Header { rule: FORMER_RULE.to_owned(), globals: Globals::new() },
+    };
     let read = |name: String| -> Result<Tensor> {
         let tensor = file.tensor(&name, DType::F32, &Device::Cpu).map_err(|error| unreadable(path, error))?;
         match checksums.get(&name) {
@@ -142,22 +172,35 @@ pub fn load(path: &Path) -> Result<(Progress, States)> {
             _ => Ok(tensor),
         }
     };
-    let mut states = BTreeMap::new();
-    for name in file.names().filter_map(|name| name.strip_suffix(".parameter")) {
-        let [parameter, first, second] = PARTS.map(|part| read(format!("{name}.{part}")));
-        states.insert(name.to_owned(), State { parameter: parameter?, first: first?, second: second? });
+    let slots = slots(&optimiser.rule)?;
+    let mut tensors = BTreeMap::new();
+    for name in file.names().filter_map(|name| name.strip_suffix(PARAMETER)?.strip_suffix('.')) {
+        let parameter = read(format!("{name}.{PARAMETER}"))?;
+        let slots = slots.iter().map(|slot| read(format!("{name}.{slot}"))).collect::<Result<_>>()?;
+        tensors.insert(name.to_owned(), State { parameter, slots });
     }
-    Ok((progress, states))
+    Ok((progress, Saved { rule: optimiser.rule, globals: optimiser.globals, tensors }))
 }
 
-/// The checksums in `header` of a checkpoint with the position `progress` and the tensors `names`; none in one of a version
-/// without them.
+/// What the rule called `rule` keeps of each tensor.
+///
+/// # Errors
+/// [`Error::ForeignCheckpoint`] for a rule that is not here.
+fn slots(rule: &str) -> Result<&'static [&'static str]> {
+    Rule::slots_of(rule).ok_or(Error::ForeignCheckpoint)
+}
+
+fn json(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|e| Error::PlanText { why: e.to_string() })
+}
+
+/// The checksums in `header` of a checkpoint with the tensors `names`, after a look at the header's own texts; none in one of
+/// a version without them.
 ///
 /// # Errors
 /// What is damaged.
 fn checksums<'a>(
     header: &BTreeMap<String, String>,
-    progress: &str,
     names: impl Iterator<Item = &'a str>,
 ) -> Result<Checksums, String> {
     let Some(text) = header.get(CHECKSUMS) else {
@@ -169,8 +212,11 @@ fn checksums<'a>(
     };
     let mut checksums: Checksums =
         serde_json::from_str(text).map_err(|_| "its checksums cannot be read".to_owned())?;
-    if checksums.remove(PROGRESS) != Some(digits(xxh3_128(progress.as_bytes()))) {
-        return Err("its position in the run does not match its checksum".to_owned());
+    for (key, what) in [(PROGRESS, "its position in the run"), (OPTIMISER, "what it says of the optimiser")] {
+        let found = header.get(key).map(|text| digits(xxh3_128(text.as_bytes())));
+        if checksums.remove(key) != found {
+            return Err(format!("{what} does not match its checksum"));
+        }
     }
     match checksums.keys().map(String::as_str).eq(names) {
         true => Ok(checksums),

@@ -7,7 +7,7 @@ use models::adapter::{Adapters, Delta, Kind, complete};
 use models::expert::Expert;
 
 use crate::base::Trained;
-use crate::checkpoint::{self, states_of};
+use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::run::RunFolder;
@@ -107,10 +107,11 @@ pub fn shell_line(words: &[&str]) -> String {
 /// # Errors
 /// A file that is no checkpoint of a run, and a run without its plan.
 pub fn of_checkpoint(checkpoint: &Path, expert: Option<Expert>, style: Style) -> Result<AdapterFile> {
-    let (progress, states) = checkpoint::load(checkpoint)?;
+    let (progress, saved) = checkpoint::load(checkpoint)?;
     let run = checkpoint.parent().and_then(Path::parent).unwrap_or(Path::new(""));
     let plan = Plan::read(&run.join("plan.toml"))?;
-    let states = states_of(&states, expert.filter(|_| plan.shares().len() > 1));
+    let states = checkpoint::part_of(&saved, expert.filter(|_| plan.shares().len() > 1)).tensors;
+    let rule = plan.optimizer.rule();
     let provenance = Provenance { expert, ..provenance(&plan, progress.step, progress.cursor.epoch)? };
     let mut file = AdapterFile { metadata: provenance.metadata(style), ..AdapterFile::default() };
     let config = &plan.adapter;
@@ -118,7 +119,8 @@ pub fn of_checkpoint(checkpoint: &Path, expert: Option<Expert>, style: Style) ->
     let ends = [".lora_A.weight", ".hada_w1_a", ".lokr_w1"];
     let modules = states.keys().filter_map(|name| ends.iter().find_map(|end| name.strip_suffix(end)));
     for module in modules {
-        let find = |name: &str| states.get(&format!("{module}.{name}")).map(|state| state.parameter.clone());
+        let find =
+            |name: &str| states.get(&format!("{module}.{name}")).map(|state| rule.exported(state).clone());
         let delta = Delta::from_tensors(config.kind, config.scale(), find).ok_or(Error::ForeignCheckpoint)?;
         file.modules.insert(module.to_owned(), delta.to_change(None)?);
     }

@@ -295,7 +295,7 @@ impl Plan {
         let devices = recipe.devices.settle(dit.layers)?;
         let shapes = shapes(&data, &dataset, &defaults);
         let networks = networks(&shares, &model, &sample);
-        let task = task((&model, &dit), (&adapter, &targets), &train, &shapes, networks);
+        let task = task((&model, &dit), (&adapter, &targets), (&train, &recipe.optimizer), &shapes, networks);
         let host = recipe.memory.host_memory.map(|host| host.0);
         let (limits, machine) = overrides.machine(&devices, &task, host);
         let open =

@@ -101,6 +101,7 @@ impl DitBench<'_> {
             accumulate: step.accumulate,
             latents: (frames, height, width),
             networks: Networks::One,
+            rule: OptimizerConfig::default().rule(),
         };
         let host = self.memory.host_memory.map(|host| host.0);
         let machine = Machine::here(devices, &Limits::measure(devices), task.base, config, host);
@@ -178,19 +179,20 @@ pub struct StepBench {
 pub fn step(bench: &DitBench, step: StepBench) -> Result<Value> {
     let StepBench { rank, accumulate } = step;
     let mut ready = bench.ready(Some(&step))?;
-    let mut optimizer = Optimizer::new(&ready.pipeline)?;
+    let config = OptimizerConfig::default();
+    let mut optimizer = Optimizer::new(&ready.pipeline, config.rule())?;
     optimizer.publish(&mut ready.pipeline);
     let batches = vec![bench.micro_batch(&ready, 1.0 / accumulate as f32)?; accumulate];
     let (keeping, forecast) = match &ready.planned {
         Some(planned) => (planned.keeping.clone(), Some(planned.forecast.clone())),
         None => (vec![BlockPlan::default(); ready.config.layers], None),
     };
-    let (config, mut made) = (OptimizerConfig::default(), 0);
+    let mut made = 0;
     let meter = Meter::of(ready.devices.iter().map(|(device, _)| device));
     let measured = meter.measure(bench.repeats, || {
         made += 1;
         let outcome = ready.pipeline.train(&batches, &keeping)?;
-        let settings = UpdateSettings { lr: config.lr, config: &config, step: made };
+        let settings = UpdateSettings { lr: config.lr, clip_norm: config.clip_norm, step: made };
         update(&mut ready.pipeline, &mut optimizer, &outcome, &settings).map(drop)
     })?;
     // Forward and input gradients; what is replayed is no use to anyone.

@@ -104,7 +104,7 @@ pub(super) fn play(task: &Task, sizes: &Sizes, engine: Engine, plan: &StagePlan,
     let _weights = device.take("weights", all + beside);
     let _resting = engine.is_gpu().then(|| resting(task, &memories.host, &plan.blocks));
     let _workspace = engine.is_gpu().then(|| device.take("workspace", GEMM_WORKSPACE));
-    let _adapters = device.take("adapters", 3 * F32 * factors * networks.count());
+    let _adapters = device.take("adapters", task.rule.bytes(factors) * networks.count());
     let ops = Ops::new(device, sizes, engine);
     let mut stage = Stage::new(&ops, plan, at, &memories);
     stage.step(task.accumulate);

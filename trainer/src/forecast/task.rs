@@ -9,6 +9,7 @@ use models::names::split_block;
 use serde::{Deserialize, Serialize};
 
 use super::ledger::Shadow;
+use crate::optim::Rule;
 
 /// A training step whose memory is asked for.
 #[derive(Debug, Clone)]
@@ -35,6 +36,8 @@ pub struct Task<'a> {
     pub latents: (usize, usize, usize),
     /// The networks that are trained.
     pub networks: Networks,
+    /// The optimiser.
+    pub rule: Rule,
 }
 
 /// The networks that a run trains, and where they are.

@@ -13,6 +13,7 @@ use crate::base::{BaseModel, Trained};
 use crate::error::{Error, Result};
 use crate::forecast::{Networks, Task};
 use crate::memory::Shapes;
+use crate::optim::OptimizerConfig;
 use crate::prompt::ClipRequest;
 use crate::recipe::{TrainConfig, existing};
 use crate::sample::{SampleConfig, Share};
@@ -102,7 +103,7 @@ pub(super) fn settle_shares(
 pub(super) fn task<'a>(
     (model, dit): (&BaseModel, &'a DitConfig),
     (adapter, targets): (&LoraConfig, &'a [Target]),
-    train: &TrainConfig,
+    (train, optimizer): (&TrainConfig, &OptimizerConfig),
     shapes: &Shapes,
     networks: Networks,
 ) -> Task<'a> {
@@ -118,6 +119,7 @@ pub(super) fn task<'a>(
         accumulate: train.accumulate,
         latents: shapes.there.first().or(shapes.possible.first()).map_or((1, 1, 1), |shape| shape.1),
         networks,
+        rule: optimizer.rule(),
     }
 }
 

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use kernels::adamw::Update;
 use kernels::low_rank::Factors;
 use models::adapter::{Adapter, Adapters};
 use models::dit::config::PATCH;
@@ -13,7 +12,7 @@ use serde::Deserialize;
 
 use super::{Inputs, Outputs};
 use crate::error::{Error, Result};
-use crate::optim::{Optimizer, OptimizerConfig, checked_norm};
+use crate::optim::{Optimizer, OptimizerConfig, Rule, Step, checked_norm};
 use crate::pipeline::{MicroBatch, NetworkInput, Pipeline};
 
 /// What `--train-config` holds, as JSON. Other programs' files say more than this; what is not used is told.
@@ -72,10 +71,9 @@ impl TrainProbe {
         Ok(settings)
     }
 
-    fn update(&self, step: usize) -> Update {
-        let [beta1, beta2] = self.betas;
-        let (eps, weight_decay) = (self.eps, self.weight_decay);
-        Update { lr: self.lr, beta1, beta2, eps, weight_decay, step: step as u64 + 1 }
+    fn rule(&self) -> Rule {
+        let Self { betas, eps, weight_decay, .. } = *self;
+        OptimizerConfig { betas, eps, weight_decay, ..OptimizerConfig::default() }.rule()
     }
 }
 
@@ -129,7 +127,7 @@ pub fn starting_adapters(inputs: &Inputs, dit: &DitConfig, settings: &TrainProbe
 /// Tensors that do not fit each other, a missing gradient, and gradients that are not finite.
 pub fn train(pipeline: &mut Pipeline, inputs: &Inputs, settings: &TrainProbe) -> Result<Outputs> {
     let given = Given::read(inputs)?;
-    let mut optimizer = Optimizer::new(pipeline)?;
+    let mut optimizer = Optimizer::new(pipeline, settings.rule())?;
     let keeping = vec![BlockPlan::default(); pipeline.config().layers];
     let (mut outputs, mut losses, mut norms) = (Outputs::new(), Vec::new(), Vec::new());
     for step in 0..given.sigmas.dim(0)? {
@@ -140,7 +138,8 @@ pub fn train(pipeline: &mut Pipeline, inputs: &Inputs, settings: &TrainProbe) ->
             let first = outcome.gradients.iter().map(|(name, g)| (format!("grad0.{name}"), g.clone()));
             outputs.extend(first);
         }
-        optimizer.update(&outcome.gradients, 1.0, &settings.update(step))?;
+        let step = Step { lr: settings.lr, factor: 1.0, number: step as u64 + 1 };
+        optimizer.update(&outcome.gradients, &step)?;
         optimizer.publish(pipeline);
     }
     let last: BTreeMap<String, Tensor> = optimizer.parameters();

@@ -9,10 +9,10 @@ use candle_core::Device;
 use kernels::transfer::HostStore;
 
 use crate::adapters;
-use crate::checkpoint::{Progress, States, state_name, states_of};
+use crate::checkpoint::{self, Progress};
 use crate::error::Result;
 use crate::forecast::Networks;
-use crate::optim::Optimizer;
+use crate::optim::{Optimizer, Saved};
 use crate::pipeline::{Pipeline, Quarters, Resting};
 use crate::plan::{Plan, Planned};
 use crate::sample::Share;
@@ -55,7 +55,7 @@ impl Learners {
         planned: &Planned,
         split: &[(Device, Range<usize>)],
         stores: &[HostStore],
-        saved: Option<&States>,
+        saved: Option<&Saved>,
         ui: &Ui,
     ) -> Result<Self> {
         let Planned { plan, targets, .. } = planned;
@@ -67,9 +67,11 @@ impl Learners {
             let fresh = adapters::beginning(&plan.adapter, file, targets, plan.run.seed, ui)?;
             let mut pipeline = network(plan, share, split, &fresh, ui)?;
             pipeline.set_stores(stores);
-            let mut learner = Learner { share, optimizer: Optimizer::new(&pipeline)?, pipeline };
+            let optimizer = Optimizer::new(&pipeline, plan.optimizer.rule())?;
+            let mut learner = Learner { share, optimizer, pipeline };
             if let Some(saved) = saved {
-                learner.optimizer.restore(states_of(saved, share.expert().filter(|_| shares.len() > 1)))?;
+                let expert = share.expert().filter(|_| shares.len() > 1);
+                learner.optimizer.restore(checkpoint::part_of(saved, expert))?;
             }
             learner.optimizer.publish(&mut learner.pipeline);
             learners.all.push(learner);
@@ -152,14 +154,11 @@ impl Learners {
         Ok(())
     }
 
-    /// The states of all, as a checkpoint has them.
-    pub fn states(&self) -> States {
-        let of = |learner: &Learner| {
-            let expert = learner.share.expert().filter(|_| self.all.len() > 1);
-            let named = |(name, state): (&String, &_)| (state_name(expert, name), Clone::clone(state));
-            learner.optimizer.states().iter().map(named).collect::<Vec<_>>()
-        };
-        self.all.iter().flat_map(of).collect()
+    /// What the optimisers of all keep, as a checkpoint has it.
+    pub fn saved(&self) -> Saved {
+        let is_pair = self.all.len() > 1;
+        let of = |learner: &Learner| (learner.share.expert().filter(|_| is_pair), learner.optimizer.saved());
+        checkpoint::joined(self.all.iter().map(of))
     }
 
     /// Updates made of one of them; a network that is alone is updated in every step.

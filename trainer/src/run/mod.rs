@@ -121,8 +121,8 @@ pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &
     let encoded = cache_on(&split[0].0, planned, Check::Head, interrupt, ui)?; // a settled plan has a stage
     let saved = checkpoint::newest(&folder.checkpoints())?;
     let loaded = saved.as_deref().map(checkpoint::load).transpose()?;
-    let states = loaded.as_ref().map(|(_, states)| states);
-    let learners = Learners::load(planned, &split, pinning.stores(), states, ui)?;
+    let saved_state = loaded.as_ref().map(|(_, saved)| saved);
+    let learners = Learners::load(planned, &split, pinning.stores(), saved_state, ui)?;
     let saved_step = loaded.as_ref().map(|(progress, _)| progress.step);
     let progress = loaded.map_or_else(Progress::default, |(progress, _)| progress);
     if let Some(path) = saved {

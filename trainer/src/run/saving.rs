@@ -10,10 +10,10 @@ use models::expert::Expert;
 use super::learners::Learner;
 use super::products::Products;
 use super::{Run, RunFolder};
-use crate::checkpoint::{self, Progress, States};
+use crate::checkpoint::{self, Progress};
 use crate::error::{Error, Result};
 use crate::export::{self, Part};
-use crate::optim::{adapter_file, on_host};
+use crate::optim::{Saved, adapter_file, on_host};
 use crate::plan::Plan;
 
 /// What is written after a step.
@@ -34,7 +34,7 @@ pub(super) enum Keep {
 struct Snapshot {
     keep: Keep,
     progress: Progress,
-    states: States,
+    saved: Saved,
     adapters: Vec<(Option<Expert>, AdapterFile)>,
 }
 
@@ -70,17 +70,17 @@ impl Run<'_> {
     }
 
     fn snapshot(&mut self, keep: Keep) -> Result<Snapshot> {
-        let states = on_host(&self.learners.states())?;
+        let saved = on_host(&self.learners.saved())?;
         let mut adapters = Vec::new();
         if keep != Keep::State {
             for index in self.learners.order() {
                 let is_pair = self.learners.len() > 1;
-                let Learner { share, pipeline, .. } = self.learners.for_files(index)?;
-                let own = checkpoint::states_of(&states, share.expert().filter(|_| is_pair));
-                adapters.push((share.expert(), adapter_file(pipeline, &own)?));
+                let Learner { share, pipeline, optimizer } = self.learners.for_files(index)?;
+                let own = checkpoint::part_of(&saved, share.expert().filter(|_| is_pair));
+                adapters.push((share.expert(), adapter_file(pipeline, optimizer.rule(), &own.tensors)?));
             }
         }
-        Ok(Snapshot { keep, progress: self.progress, states, adapters })
+        Ok(Snapshot { keep, progress: self.progress, saved, adapters })
     }
 }
 
@@ -89,8 +89,8 @@ impl Snapshot {
     fn write(mut self, plan: &Plan, folder: &RunFolder) -> Result<Vec<PathBuf>> {
         let step = self.progress.step;
         let state = |snapshot: &Self| {
-            let Self { progress, states, .. } = snapshot;
-            checkpoint::save(&folder.checkpoints(), *progress, states, plan.checkpoint.keep_last)
+            let Self { progress, saved, .. } = snapshot;
+            checkpoint::save(&folder.checkpoints(), *progress, saved, plan.checkpoint.keep_last)
                 .map_err(|cause| not_saved(step, cause))
         };
         let label = format!("step-{step:06}");

@@ -5,7 +5,6 @@ use std::thread;
 use std::time::Instant;
 
 use candle_core::Tensor;
-use kernels::adamw::Update;
 use models::dit::Role;
 use models::expert::Expert;
 
@@ -16,7 +15,7 @@ use crate::checkpoint::Progress;
 use crate::error::{Error, Result};
 use crate::lr::learning_rate;
 use crate::metrics::{ExpertRow, StepRow};
-use crate::optim::{Optimizer, OptimizerConfig, checked_norm, clip_factor};
+use crate::optim::{Optimizer, Step, checked_norm, clip_factor};
 use crate::pipeline::{MicroBatch, Pipeline, StepOutcome};
 use crate::plan::Plan;
 
@@ -91,7 +90,7 @@ fn learn(learners: &mut Learners, plan: &Plan, data: &StepData, progress: Progre
         let updates = learners.updates(index, &progress) + 1;
         let Learner { pipeline, optimizer, .. } = learners.awake(index)?;
         let outcome = pipeline.train(&own, &keeping)?;
-        let settings = UpdateSettings { lr, config, step: updates };
+        let settings = UpdateSettings { lr, clip_norm: config.clip_norm, step: updates };
         let updated = update(pipeline, optimizer, &outcome, &settings);
         let Updated { loss, losses, grad_norm } = updated.map_err(|error| match error {
             Error::NonFiniteLoss { .. } => Error::NonFiniteLoss { step: step + 1, items: data.items.clone() },
@@ -126,11 +125,11 @@ fn unweighted(batch: &MicroBatch, loss: f64) -> Result<Option<(f64, f64)>> {
 
 /// How an update is made.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct UpdateSettings<'a> {
+pub(crate) struct UpdateSettings {
     /// Learning rate of this step.
     pub lr: f64,
-    /// The rest of AdamW, and the clipping.
-    pub config: &'a OptimizerConfig,
+    /// Largest norm of all gradients together; 0 for no limit.
+    pub clip_norm: f64,
     /// Number of this network's update, from 1.
     pub step: u64,
 }
@@ -146,7 +145,7 @@ pub(crate) struct Updated {
     pub grad_norm: f64,
 }
 
-/// The second half of a step: one look at losses and gradients, clipping, AdamW, and the new adapters to their stages.
+/// The second half of a step: one look at losses and gradients, clipping, the optimiser, and the new adapters to their stages.
 ///
 /// # Errors
 /// A loss or a gradient that is not finite, or a missing gradient: the update is not made.
@@ -156,16 +155,15 @@ pub(crate) fn update(
     outcome: &StepOutcome,
     settings: &UpdateSettings,
 ) -> Result<Updated> {
-    let UpdateSettings { lr, config, step } = *settings;
+    let UpdateSettings { lr, clip_norm, step } = *settings;
     let losses = read_back(&outcome.losses)?;
     let loss: f64 = losses.iter().sum();
     if !loss.is_finite() {
         return Err(Error::NonFiniteLoss { step, items: Vec::new() });
     }
     let grad_norm = checked_norm(&outcome.gradients, optimizer.states().keys())?;
-    let [beta1, beta2] = config.betas;
-    let update = Update { lr, beta1, beta2, eps: config.eps, weight_decay: config.weight_decay, step };
-    optimizer.update(&outcome.gradients, clip_factor(grad_norm, config.clip_norm), &update)?;
+    let factor = clip_factor(grad_norm, clip_norm);
+    optimizer.update(&outcome.gradients, &Step { lr, factor, number: step })?;
     optimizer.publish(pipeline);
     Ok(Updated { loss, losses, grad_norm })
 }

@@ -1,13 +1,17 @@
-//! The optimiser: named AdamW states, one for each trainable tensor, on the device of its stage.
+//! The optimiser: a rule, and what it keeps of each trainable tensor, by name, on the device of its stage.
+
+mod host;
+mod rule;
 
 use std::collections::BTreeMap;
-use std::thread;
 
-use candle_core::{Device, DeviceLocation, Tensor};
-use kernels::adamw::{self, State, Update};
-use models::adapter::files::AdapterFile;
-use models::dit::{Gradients, Linear};
+use candle_core::{DeviceLocation, Tensor};
+use kernels::optimiser::{State, square_sums};
+use models::dit::Gradients;
 use serde::{Deserialize, Serialize};
+
+pub use host::{adapter_file, on_host};
+pub use rule::{AdamW, Globals, Rule, Saved, Step};
 
 use crate::error::{Error, Result};
 use crate::lr::LrSchedule;
@@ -48,6 +52,12 @@ impl Default for OptimizerConfig {
 }
 
 impl OptimizerConfig {
+    /// The rule with its settings.
+    pub fn rule(&self) -> Rule {
+        let Self { betas, eps, weight_decay, .. } = *self;
+        Rule::AdamW(AdamW { betas, eps, weight_decay })
+    }
+
     /// Checks the values.
     ///
     /// # Errors
@@ -69,24 +79,35 @@ impl OptimizerConfig {
     }
 }
 
-/// The states of all trainable tensors, by name.
+/// A rule with what it keeps of all trainable tensors of a network.
 #[derive(Debug)]
 pub struct Optimizer {
+    rule: Rule,
+    globals: Globals,
     states: BTreeMap<String, State>,
 }
 
 impl Optimizer {
-    /// Moments of zero for every trainable tensor of the pipeline.
-    pub fn new(pipeline: &Pipeline) -> Result<Self> {
+    /// The state before the first step for every trainable tensor of the pipeline.
+    pub fn new(pipeline: &Pipeline, rule: Rule) -> Result<Self> {
         let mut states = BTreeMap::new();
         for stage in pipeline.stages() {
             for (name, parameter) in stage.adapters.parameters() {
-                // Each in memory of its own: updates may be made in place.
-                let (first, second) = (parameter.zeros_like()?, parameter.zeros_like()?);
-                states.insert(name, State { parameter: parameter.copy()?, first, second });
+                states.insert(name, rule.begin(&parameter)?);
             }
         }
-        Ok(Self { states })
+        Ok(Self { rule, globals: rule.globals(), states })
+    }
+
+    /// The rule.
+    pub fn rule(&self) -> Rule {
+        self.rule
+    }
+
+    /// Everything that a checkpoint keeps of it.
+    pub fn saved(&self) -> Saved {
+        let (rule, globals) = (self.rule.name().to_owned(), self.globals.clone());
+        Saved { rule, globals, tensors: self.states.clone() }
     }
 
     /// The states, ordered by name.
@@ -94,36 +115,40 @@ impl Optimizer {
         &self.states
     }
 
-    /// Puts saved states in place, each on the device where its fellow lies now.
+    /// Puts a saved state in place, each tensor on the device where its fellow lies now.
     ///
     /// # Errors
-    /// When the names or shapes are not those of this run.
-    pub fn restore(&mut self, saved: BTreeMap<String, State>) -> Result<()> {
-        let is_same = self.states.len() == saved.len()
-            && self
-                .states
-                .iter()
-                .zip(&saved)
-                .all(|((a, x), (b, y))| a == b && x.parameter.dims() == y.parameter.dims());
+    /// When rule, names or shapes are not those of this run.
+    pub fn restore(&mut self, saved: Saved) -> Result<()> {
+        let is_like = |own: &State, saved: &State| {
+            let (mine, theirs) = (own.slots.iter(), saved.slots.iter());
+            own.parameter.dims() == saved.parameter.dims()
+                && mine.map(Tensor::dims).eq(theirs.map(Tensor::dims))
+        };
+        let is_same = saved.rule == self.rule.name()
+            && saved.globals.keys().eq(self.globals.keys())
+            && self.states.len() == saved.tensors.len()
+            && self.states.iter().zip(&saved.tensors).all(|((a, x), (b, y))| a == b && is_like(x, y));
         if !is_same {
             return Err(Error::ForeignCheckpoint);
         }
-        for (name, saved) in saved {
-            if let Some(state) = self.states.get_mut(&name) {
-                let device = state.parameter.device().clone();
-                let place = |t: &Tensor| t.to_device(&device);
-                *state = State {
-                    parameter: place(&saved.parameter)?,
-                    first: place(&saved.first)?,
-                    second: place(&saved.second)?,
-                };
-            }
+        for (state, saved) in self.states.values_mut().zip(saved.tensors.into_values()) {
+            let device = state.parameter.device().clone();
+            let slots = saved.slots.iter().map(|slot| slot.to_device(&device));
+            *state = State {
+                parameter: saved.parameter.to_device(&device)?,
+                slots: slots.collect::<candle_core::Result<_>>()?,
+            };
         }
+        self.globals = saved.globals;
         Ok(())
     }
 
-    /// One update of every tensor by its gradient times `factor`: one call for each device, which it does not wait for.
-    pub fn update(&mut self, gradients: &Gradients, factor: f64, update: &Update) -> Result<()> {
+    /// One update of every tensor by its gradient: one call for each device, which it does not wait for.
+    ///
+    /// # Errors
+    /// A missing gradient, or a device that fails.
+    pub fn update(&mut self, gradients: &Gradients, step: &Step) -> Result<()> {
         let mut by_device: Vec<(DeviceLocation, Vec<(&mut State, &Tensor)>)> = Vec::new();
         for (name, state) in &mut self.states {
             let gradient = found(gradients, name)?;
@@ -133,10 +158,8 @@ impl Optimizer {
                 None => by_device.push((place, vec![(state, gradient)])),
             }
         }
-        for (_, items) in &mut by_device {
-            adamw::step_all(items, factor, update)?;
-        }
-        Ok(())
+        let mut by_device: Vec<_> = by_device.into_iter().map(|(_, items)| items).collect();
+        self.rule.update(&mut by_device, &mut self.globals, step)
     }
 
     /// Hands the parameters to the stages' adapters.
@@ -169,7 +192,7 @@ pub fn checked_norm(gradients: &Gradients, names: impl Iterator<Item = impl AsRe
             None => by_device.push((place, vec![name], vec![gradient])),
         }
     }
-    let summed = by_device.into_iter().map(|(_, names, tensors)| Ok((names, adamw::square_sums(&tensors)?)));
+    let summed = by_device.into_iter().map(|(_, names, tensors)| Ok((names, square_sums(&tensors)?)));
     let mut squares: BTreeMap<String, f64> = BTreeMap::new();
     // All devices are asked before the first answer is waited for.
     for (names, sums) in summed.collect::<Result<Vec<_>>>()? {
@@ -191,63 +214,4 @@ fn found<'a>(gradients: &'a Gradients, name: &str) -> Result<&'a Tensor> {
 /// What gradients of norm `norm` are multiplied by, so that none is longer than `clip_norm` (0 for no limit).
 pub fn clip_factor(norm: f64, clip_norm: f64) -> f64 {
     if clip_norm > 0.0 && norm > clip_norm { clip_norm / norm } else { 1.0 }
-}
-
-/// Copies of `states` in host memory of their own, which no later update changes. Each device is read by a thread of its
-/// own.
-pub fn on_host(states: &BTreeMap<String, State>) -> Result<BTreeMap<String, State>> {
-    let mut by_device: Vec<(DeviceLocation, Vec<(&String, &State)>)> = Vec::new();
-    for (name, state) in states {
-        let place = state.parameter.device().location();
-        match by_device.iter_mut().find(|(device, _)| *device == place) {
-            Some((_, own)) => own.push((name, state)),
-            None => by_device.push((place, vec![(name, state)])),
-        }
-    }
-    let copy = |(name, state): &(&String, &State)| -> Result<(String, State)> {
-        let [parameter, first, second] = [&state.parameter, &state.first, &state.second].map(host_copy);
-        Ok(((*name).clone(), State { parameter: parameter?, first: first?, second: second? }))
-    };
-    let copied: Vec<Result<Vec<(String, State)>>> = thread::scope(|scope| {
-        let own = by_device.iter().map(|(_, own)| scope.spawn(|| own.iter().map(copy).collect()));
-        let own: Vec<_> = own.collect();
-        own.into_iter().map(|own| own.join().unwrap_or_else(|p| std::panic::resume_unwind(p))).collect()
-    });
-    Ok(copied.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
-}
-
-/// A copy of `tensor` in host memory that nothing else lies in.
-fn host_copy(tensor: &Tensor) -> candle_core::Result<Tensor> {
-    match tensor.device() {
-        Device::Cpu => tensor.copy(),
-        _ => tensor.to_device(&Device::Cpu),
-    }
-}
-
-/// The adapters that `pipeline` trains as a file holds them. `states` are copies of theirs on the host, and the file shares
-/// their memory.
-pub fn adapter_file(pipeline: &Pipeline, states: &BTreeMap<String, State>) -> Result<AdapterFile> {
-    let mut file = AdapterFile::default();
-    for stage in pipeline.stages() {
-        for (module, adapters) in stage.adapters.iter() {
-            for adapter in adapters.iter().filter(|adapter| adapter.is_trainable()) {
-                let change = match adapter.delta().wants_product() {
-                    // What depends on the weight has to be told here, where the weight is.
-                    true => {
-                        let weight = stage.dit.linears().find(|linear| linear.name() == module);
-                        let change = adapter.delta().to_change(weight.map(Linear::weight))?;
-                        change.map(&mut |tensor| Ok(host_copy(tensor)?))?
-                    }
-                    false => {
-                        let mut delta = adapter.delta().clone();
-                        let own = |name: &str| states.get(&format!("{module}.{name}"));
-                        delta.replace(|name| own(name).map(|state| state.parameter.clone()));
-                        delta.to_change(None)?
-                    }
-                };
-                file.modules.insert(module.to_owned(), change);
-            }
-        }
-    }
-    Ok(file)
 }

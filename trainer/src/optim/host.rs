@@ -1,0 +1,79 @@
+//! Copies of what an optimiser keeps in host memory, and the adapter file that is made of them.
+
+use std::collections::BTreeMap;
+use std::thread;
+
+use candle_core::{Device, DeviceLocation, Tensor};
+use kernels::optimiser::State;
+use models::adapter::files::AdapterFile;
+use models::dit::Linear;
+
+use super::{Rule, Saved};
+use crate::error::Result;
+use crate::pipeline::Pipeline;
+
+/// A copy of `saved` in host memory of its own, which no later update changes. Each device is read by a thread of its own.
+pub fn on_host(saved: &Saved) -> Result<Saved> {
+    let mut by_device: Vec<(DeviceLocation, Vec<(&String, &State)>)> = Vec::new();
+    for (name, state) in &saved.tensors {
+        let place = state.parameter.device().location();
+        match by_device.iter_mut().find(|(device, _)| *device == place) {
+            Some((_, own)) => own.push((name, state)),
+            None => by_device.push((place, vec![(name, state)])),
+        }
+    }
+    let copy = |(name, state): &(&String, &State)| -> Result<(String, State)> {
+        let slots = state.slots.iter().map(host_copy).collect::<candle_core::Result<_>>()?;
+        Ok(((*name).clone(), State { parameter: host_copy(&state.parameter)?, slots }))
+    };
+    let copied: Vec<Result<Vec<(String, State)>>> = thread::scope(|scope| {
+        let own = by_device.iter().map(|(_, own)| scope.spawn(|| own.iter().map(copy).collect()));
+        let own: Vec<_> = own.collect();
+        own.into_iter().map(|own| own.join().unwrap_or_else(|p| std::panic::resume_unwind(p))).collect()
+    });
+    let tensors = copied.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+    Ok(Saved { tensors, ..saved.clone() })
+}
+
+/// A copy of `tensor` in host memory that nothing else lies in.
+fn host_copy(tensor: &Tensor) -> candle_core::Result<Tensor> {
+    match tensor.device() {
+        Device::Cpu => tensor.copy(),
+        _ => tensor.to_device(&Device::Cpu),
+    }
+}
+
+/// The adapters that `pipeline` trains as a file holds them. `states` are copies of theirs on the host, and the file shares
+/// their memory.
+///
+/// # Errors
+/// An adapter whose file tells of weights that are not there.
+pub fn adapter_file(
+    pipeline: &Pipeline,
+    rule: Rule,
+    states: &BTreeMap<String, State>,
+) -> Result<AdapterFile> {
+    let mut file = AdapterFile::default();
+    for stage in pipeline.stages() {
+        for (module, adapters) in stage.adapters.iter() {
+            for adapter in adapters.iter().filter(|adapter| adapter.is_trainable()) {
+                let change = match adapter.delta().wants_product() {
+                    // What depends on the weight is computed here, where the weight is.
+                    true => {
+                        let weight = stage.dit.linears().find(|linear| linear.name() == module);
+                        let change = adapter.delta().to_change(weight.map(Linear::weight))?;
+                        change.map(&mut |tensor| Ok(host_copy(tensor)?))?
+                    }
+                    false => {
+                        let mut delta = adapter.delta().clone();
+                        let own = |name: &str| states.get(&format!("{module}.{name}"));
+                        delta.replace(|name| own(name).map(|state| rule.exported(state).clone()));
+                        delta.to_change(None)?
+                    }
+                };
+                file.modules.insert(module.to_owned(), change);
+            }
+        }
+    }
+    Ok(file)
+}

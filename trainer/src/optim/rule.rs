@@ -1,0 +1,125 @@
+//! Rules of optimisers: what each keeps of a tensor and of a run, how it updates, and what of it is exported.
+//!
+//! Checkpoints, exports, forecasts and probes ask the rule, so a new one is a variant of [`Rule`] and its op in `kernels`.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use kernels::adamw;
+use kernels::optimiser::State;
+
+use crate::error::Result;
+
+/// An optimiser's rule with its settings.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Rule {
+    /// Adam with decoupled weight decay.
+    AdamW(AdamW),
+}
+
+/// The settings of [`Rule::AdamW`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamW {
+    /// Decay of the two moments.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay: a parameter shrinks by the learning rate times this.
+    pub weight_decay: f64,
+}
+
+/// Numbers that a rule keeps for all tensors of a network together, by name.
+pub type Globals = BTreeMap<String, f64>;
+
+/// Everything that a checkpoint keeps of the optimisers of a run.
+#[derive(Debug, Clone, Default)]
+pub struct Saved {
+    /// [`Rule::name`].
+    pub rule: String,
+    /// What the rule keeps for a network as a whole.
+    pub globals: Globals,
+    /// What it keeps of each trainable tensor.
+    pub tensors: BTreeMap<String, State>,
+}
+
+/// One optimiser step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Step {
+    /// Learning rate.
+    pub lr: f64,
+    /// What every gradient is multiplied by.
+    pub factor: f64,
+    /// Number of this update of the network, from 1.
+    pub number: u64,
+}
+
+/// Parameters of one device with their gradients.
+pub type Items<'a> = Vec<(&'a mut State, &'a Tensor)>;
+
+const F32_BYTES: u64 = 4;
+
+impl Rule {
+    /// What checkpoints call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AdamW(_) => "adamw",
+        }
+    }
+
+    /// The names of what the rule called `name` keeps of each tensor, in the order of [`State::slots`]; `None` for no rule.
+    pub fn slots_of(name: &str) -> Option<&'static [&'static str]> {
+        match name {
+            "adamw" => Some(&adamw::SLOTS),
+            _ => None,
+        }
+    }
+
+    /// What it keeps for a network as a whole, before the first step.
+    pub fn globals(self) -> Globals {
+        match self {
+            Self::AdamW(_) => Globals::new(),
+        }
+    }
+
+    /// Bytes on the device of `numbers` trainable numbers with what is kept of them.
+    pub fn bytes(self, numbers: u64) -> u64 {
+        match self {
+            Self::AdamW(_) => (1 + adamw::SLOTS.len() as u64) * F32_BYTES * numbers,
+        }
+    }
+
+    /// The state of `parameter` before the first step. Each tensor lies in memory of its own: updates may be made in place.
+    ///
+    /// # Errors
+    /// When the device has no memory left.
+    pub fn begin(self, parameter: &Tensor) -> Result<State> {
+        match self {
+            Self::AdamW(_) => {
+                let zeros = adamw::SLOTS.iter().map(|_| parameter.zeros_like());
+                let slots = zeros.collect::<candle_core::Result<_>>()?;
+                Ok(State { parameter: parameter.copy()?, slots })
+            }
+        }
+    }
+
+    /// Updates all tensors of a network, those of each device together.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn update(self, devices: &mut [Items], _globals: &mut Globals, step: &Step) -> Result<()> {
+        let Step { lr, factor, number } = *step;
+        match self {
+            Self::AdamW(AdamW { betas: [beta1, beta2], eps, weight_decay }) => {
+                let update = adamw::Update { lr, beta1, beta2, eps, weight_decay, step: number };
+                devices.iter_mut().try_for_each(|items| Ok(adamw::step_all(items, factor, &update)?))
+            }
+        }
+    }
+
+    /// What of a state goes into adapter files, samples and held-out losses.
+    pub fn exported(self, state: &State) -> &Tensor {
+        match self {
+            Self::AdamW(_) => &state.parameter,
+        }
+    }
+}
