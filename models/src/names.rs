@@ -3,6 +3,8 @@
 //! It serves reading and writing, for weights and for adapters. Source: the key names of Wan-Video/Wan2.1
 //! `wan/modules/model.py` and of diffusers `transformer_wan.py` with its checkpoint converter.
 
+use crate::dit::LayerId;
+
 /// Modules outside the blocks: (official, diffusers).
 const GLOBAL: &[(&str, &str)] = &[
     ("patch_embedding", "patch_embedding"),
@@ -44,24 +46,24 @@ const BLOCK: &[(&str, &str)] = &[
     ("ffn.2", "ffn.net.2"),
 ];
 
-/// Splits `blocks.7.self_attn.q` into (`7`, `self_attn.q`); `None` outside the blocks.
-pub fn split_block(name: &str) -> Option<(usize, &str)> {
-    let (index, module) = name.strip_prefix("blocks.")?.split_once('.')?;
-    Some((index.parse().ok()?, module))
+/// Splits `blocks.7.self_attn.q` into (layer 7 of the blocks, `self_attn.q`); `None` outside the layers.
+pub fn split_layer(name: &str) -> Option<(LayerId, &str)> {
+    let (index, module) = name.strip_prefix(LayerId::BLOCKS)?.strip_prefix('.')?.split_once('.')?;
+    Some((LayerId::block(index.parse().ok()?), module))
 }
 
 /// The diffusers name of an official DiT module (`blocks.0.self_attn.q` -> `blocks.0.attn1.to_q`).
 pub fn module_to_diffusers(official: &str) -> Option<String> {
-    match split_block(official) {
-        Some((n, module)) => find(BLOCK, |r| r.0 == module).map(|r| format!("blocks.{n}.{}", r.1)),
+    match split_layer(official) {
+        Some((layer, module)) => find(BLOCK, |r| r.0 == module).map(|r| format!("{layer}.{}", r.1)),
         None => find(GLOBAL, |r| r.0 == official).map(|r| r.1.to_owned()),
     }
 }
 
 /// The official name of a diffusers DiT module; the inverse of [`module_to_diffusers`].
 pub fn module_from_diffusers(diffusers: &str) -> Option<String> {
-    match split_block(diffusers) {
-        Some((n, module)) => find(BLOCK, |r| r.1 == module).map(|r| format!("blocks.{n}.{}", r.0)),
+    match split_layer(diffusers) {
+        Some((layer, module)) => find(BLOCK, |r| r.1 == module).map(|r| format!("{layer}.{}", r.0)),
         None => find(GLOBAL, |r| r.1 == diffusers).map(|r| r.0.to_owned()),
     }
 }

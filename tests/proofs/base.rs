@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use kernels::random::Key;
 use kernels::weight::{Format, Weight};
 use models::adapter::{Adapters, LoraConfig};
-use models::dit::{Base, Block, BlockPlan, Dit, DitConfig, Keep, Pass};
+use models::dit::{Base, BlockPlan, Dit, DitConfig, Keep, Layer, Pass, Streams};
 use models::weights::{Frozen, Storage, Weights};
 use proofs::small::{self, config, micro_batch, open_weights, tensors, velocities, weights};
 use proofs::{
@@ -75,8 +75,8 @@ fn the_linear_layers_of_blocks_are_coded_and_nothing_else_is() {
 /// Bytes of a part of a model, counted tensor by tensor from the rule in words.
 fn counted(config: &DitConfig, range: &Range<usize>, dense: u64, frozen: Frozen) -> u64 {
     let coded = coded(config.layers);
-    let here = config.tensors().into_iter().filter(|spec| match models::names::split_block(&spec.name) {
-        Some((n, _)) => range.contains(&n),
+    let here = config.tensors().into_iter().filter(|spec| match models::names::split_layer(&spec.name) {
+        Some((id, _)) => range.contains(&id.index()),
         None if spec.name.starts_with("head.") => range.end == config.layers,
         None => range.start == 0,
     });
@@ -179,11 +179,13 @@ fn what_a_block_adds_is_off_by_the_rounding_of_its_matrices() {
     let input = NetworkInput::new(randn("latents", (1, 16, 2, 6, 8)), times, text);
     let (_, context) = entered(&exact, &input);
     let pass = Pass::new(&none, None);
-    let added =
-        |block: &Block| (block.forward(x.clone(), &context, &pass, Keep::Input).unwrap().0 - &x).unwrap();
+    let added = |layer: &dyn Layer| {
+        let (behind, _) = layer.forward(Streams::new(x.clone()), &context, &pass, Keep::Input).unwrap();
+        (behind.main - &x).unwrap()
+    };
     for (frozen, bound) in [(FP8, 0.026 * 3f64.sqrt() * 1.1), (INT8, 0.006 * 3f64.sqrt() * 1.1)] {
-        for (n, (coded, exact)) in load(Base::new(frozen)).blocks.iter().zip(&exact.blocks).enumerate() {
-            let error = error(&added(coded), &added(exact));
+        for (n, (coded, exact)) in load(Base::new(frozen)).layers.iter().zip(&exact.layers).enumerate() {
+            let error = error(&added(coded.as_ref()), &added(exact.as_ref()));
             assert!(error.rms <= bound, "{frozen:?}, block {n}: {error:?}, {bound:.4} is allowed");
         }
     }
@@ -226,7 +228,8 @@ fn curve(frozen: Frozen) -> Vec<f64> {
     let mut pipeline = whole(&open_weights(&config), &config, Base::new(frozen), &fresh);
     let mut optimizer = Optimizer::new(&pipeline, RULE).unwrap();
     let step = |step: u64| {
-        let outcome = pipeline.train(&[noisy(step)], &[BlockPlan::default(); 2]).unwrap();
+        let outcome =
+            pipeline.train(&[noisy(step)], &small::uniform(&pipeline, BlockPlan::default())).unwrap();
         let norm = checked_norm(&outcome.gradients, optimizer.states().keys()).unwrap();
         let lr = learning_rate(3e-3, LrSchedule::Cosine, 10, STEPS, step);
         let step = Step { lr, factor: clip_factor(norm, 1.0), number: step + 1 };

@@ -9,8 +9,8 @@ use kernels::transfer::HostStore;
 use models::adapter::{Adapter, Adapters};
 use models::dit::ffn::{Chunk, chunks};
 use models::dit::{
-    Base, BlockPlan, Conditioning, Dit, DitConfig, Dropout, Gradients, ImageBranch, Keep, Keeping,
-    NetworkInput, Pass, Place, Raw, Role, embed, rope,
+    Base, BlockPlan, Conditioning, Dit, DitConfig, Dropout, Gradients, ImageBranch, Keep, Keeping, LayerId,
+    NetworkInput, Pass, Place, Raw, Role, Streams, embed, rope,
 };
 use models::names;
 use models::weights::Weights;
@@ -21,12 +21,6 @@ use proofs::{
 
 /// f32 sums in another order: the fixtures' own cross-check (official code against diffusers) shows 1.6e-5.
 const OUTPUT: Tolerance = Tolerance::absolute(1.5e-4);
-
-/// The five grid sizes (frames, height, width) of a latent.
-fn grid(x: &Tensor) -> (usize, usize, usize) {
-    let (_, _, frames, height, width) = x.dims5().unwrap();
-    (frames, height, width)
-}
 
 fn pass(adapters: &Adapters) -> Pass<'_> {
     Pass::new(adapters, None)
@@ -63,13 +57,13 @@ impl<'a> Shown<'a> {
 
 /// The velocity of a whole model on one device, with every block's output.
 fn forward(dit: &Dit, shown: &Shown, pass: &Pass) -> (Tensor, Vec<Tensor>) {
-    let (mut stream, context) = entered(dit, &shown.input());
-    let mut traces = vec![stream.clone()];
-    for block in &dit.blocks {
-        stream = block.forward(stream, &context, pass, Keep::Input).unwrap().0;
-        traces.push(stream.clone());
+    let (mut streams, context) = entered(dit, &shown.input());
+    let mut traces = vec![streams.main.clone()];
+    for layer in &dit.layers {
+        streams = layer.forward(streams, &context, pass, Keep::Input).unwrap().0;
+        traces.push(streams.main.clone());
     }
-    (dit.head.as_ref().unwrap().forward(&stream, &context, grid(shown.x)).unwrap(), traces)
+    (dit.head.as_ref().unwrap().forward(&streams.main, &context).unwrap(), traces)
 }
 
 #[test]
@@ -255,16 +249,17 @@ fn loss_and_gradients(
     plans: &[BlockPlan],
 ) -> (f32, Gradients) {
     let x = shown.x;
-    let (tokens, context) = entered(dit, &shown.input());
-    let keeping = Keeping { plans, store: &HostStore::new(&device()).unwrap() };
-    let (stream, kept) = dit.through_keeping(tokens, &context, pass, &keeping).unwrap();
+    let (streams, context) = entered(dit, &shown.input());
+    let plans = (0..).map(LayerId::block).zip(plans.iter().copied()).collect();
+    let keeping = Keeping { plans: &plans, store: &HostStore::new(&device()).unwrap() };
+    let (streams, kept) = dit.through_keeping(streams, &context, pass, &keeping).unwrap();
     let head = dit.head.as_ref().unwrap();
     let weights = Tensor::ones(x.dim(0).unwrap(), DType::F32, &device()).unwrap();
-    let prediction = head.forward(&stream, &context, grid(x)).unwrap();
+    let prediction = head.forward(&streams.main, &context).unwrap();
     let loss = kernels::loss::mse(&prediction, target, &weights, mask).unwrap();
     let mut gradients = Gradients::default();
-    let dy = head.backward(&stream, &loss.d_prediction, &context).unwrap();
-    dit.backward(kept, dy, &context, pass, &mut gradients).unwrap();
+    let dy = head.backward(&streams.main, &loss.d_prediction, &context).unwrap();
+    dit.backward(kept, Streams::new(dy), &context, pass, &mut gradients).unwrap();
     (loss.value.to_scalar().unwrap(), gradients)
 }
 

@@ -124,7 +124,7 @@ fn alone(planned: &Planned, encoded: &Encoded, expert: Expert) -> (BTreeMap<Stri
             continue;
         }
         updates += 1;
-        let outcome = pipeline.train(&own, &plan.memory.keeping()).unwrap();
+        let outcome = pipeline.train(&own, &pipeline.plans(&plan.memory.keeping()).unwrap()).unwrap();
         let norm = checked_norm(&outcome.gradients, optimizer.states().keys()).unwrap();
         let o = &plan.optimizer;
         let lr = learning_rate(o.lr, o.schedule, o.warmup, STEPS, step);

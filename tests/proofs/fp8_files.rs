@@ -38,9 +38,9 @@ fn output(weights: &Weights, config: &DitConfig, frozen: Frozen) -> Tensor {
     let dit = Dit::load(weights, config, 0..config.layers, Base::new(frozen), &device()).unwrap();
     let io = fixture_tensors("dit/t2v/io.safetensors");
     let (none, input) = (Adapters::default(), golden_input(&io));
-    let (x, context) = entered(&dit, &input);
-    let x = dit.through(x, &context, &Pass::new(&none, None)).unwrap();
-    dit.head.as_ref().unwrap().forward(&x, &context, input.grid().unwrap()).unwrap()
+    let (streams, context) = entered(&dit, &input);
+    let streams = dit.through(streams, &context, &Pass::new(&none, None)).unwrap();
+    dit.head.as_ref().unwrap().forward(&streams.main, &context).unwrap()
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod bounds;
 mod caching;
 mod checkpoints;
 mod clip;
+mod control;
 mod data_cache;
 mod data_decode;
 mod data_import;

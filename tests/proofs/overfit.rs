@@ -5,7 +5,7 @@ use data::Cursor;
 use models::adapter::Adapters;
 use models::dit::BlockPlan;
 use proofs::project::Project;
-use proofs::small::{config, open_weights, pipeline};
+use proofs::small::{config, open_weights, pipeline, uniform};
 use trainer::batch::Batches;
 use trainer::interrupt::Interrupt;
 use trainer::lr::{LrSchedule, learning_rate};
@@ -54,11 +54,11 @@ fn a_few_hundred_steps_learn_a_clip() {
     let mut pipeline = pipeline(&dit, &open_weights(&dit), &fresh, &[1, 1]);
     let mut optimizer = Optimizer::new(&pipeline, RULE).unwrap();
     let (before, of_zero) = held_out_loss(&batches, &pipeline);
-    let (mut cursor, keeping) = (Cursor::default(), vec![BlockPlan::default(); dit.layers]);
+    let (mut cursor, plans) = (Cursor::default(), uniform(&pipeline, BlockPlan::default()));
     for step in 0..STEPS {
         let data = batches.step(step, cursor, 1).unwrap();
         cursor = data.cursor;
-        let gradients = pipeline.train(&data.micro_batches, &keeping).unwrap().gradients;
+        let gradients = pipeline.train(&data.micro_batches, &plans).unwrap().gradients;
         let norm = checked_norm(&gradients, optimizer.states().keys()).unwrap();
         let lr = learning_rate(1e-2, LrSchedule::Cosine, 10, STEPS, step);
         let step = Step { lr, factor: clip_factor(norm, 1.0), number: step + 1 };

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use kernels::transfer::Route;
 use models::dit::{BlockPlan, Keep, Place, Role};
-use proofs::small::{adapters, config, micro_batch, pipeline, pipeline_on, trained, velocities, weights};
+use proofs::small::{
+    adapters, config, micro_batch, pipeline, pipeline_on, trained, uniform, velocities, weights,
+};
 use proofs::{assert_same_bits, device, randn, second_device};
 use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline, schedule};
 use trainer::{Error, Result};
@@ -99,9 +101,10 @@ fn a_step_is_a_function_of_its_batches() {
 /// Watching a step changes nothing in it, and tells what each stage did, in its order, one thing after the other.
 #[test]
 fn a_watched_step_is_the_step() {
-    let (pipeline, batches, keeping) = (split_into(&[2, 1, 2]), batches(), [BlockPlan::default(); LAYERS]);
-    let expected = pipeline.train(&batches, &keeping).unwrap();
-    let (outcome, watched) = pipeline.train_watched(&batches, &keeping).unwrap();
+    let (pipeline, batches) = (split_into(&[2, 1, 2]), batches());
+    let plans = uniform(&pipeline, BlockPlan::default());
+    let expected = pipeline.train(&batches, &plans).unwrap();
+    let (outcome, watched) = pipeline.train_watched(&batches, &plans).unwrap();
     for (name, gradient) in expected.gradients.iter() {
         assert_same_bits(name, outcome.gradients.get(name).unwrap(), gradient);
     }
@@ -150,9 +153,8 @@ fn an_error_in_a_stage_comes_out_as_its_own() {
                 let (pipeline, mut batches) = (split_into(split), batches());
                 spoil(&mut batches[at]);
                 let what = format!("{what}, micro-batch {at}, split {split:?}");
-                let error =
-                    answer_in_time(&what, move || pipeline.train(&batches, &[BlockPlan::default(); LAYERS]))
-                        .unwrap_err();
+                let plans = uniform(&pipeline, BlockPlan::default());
+                let error = answer_in_time(&what, move || pipeline.train(&batches, &plans)).unwrap_err();
                 assert!(!matches!(error, Error::NeighbourStopped), "{what}");
                 assert!(error.to_string().contains(text), "{what}: {error}");
             }

@@ -1,5 +1,6 @@
 //! Helpers of the proofs: fixtures, tolerances, tiny models, random tensors.
 
+pub mod control;
 pub mod events;
 pub mod film;
 pub mod hub;
@@ -13,7 +14,7 @@ use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Tensor};
 use kernels::random::Key;
-use models::dit::{Base, Boundary, Context, Dit, DitConfig, NetworkInput, Role};
+use models::dit::{Base, Boundary, Context, Dit, DitConfig, NetworkInput, Role, Streams};
 use models::weights::Weights;
 
 /// The device that the proofs run on: the first GPU of a CUDA build, else the CPU. The bodies are the same.
@@ -156,9 +157,9 @@ pub fn golden_input(io: &HashMap<String, Tensor>) -> NetworkInput {
     }
 }
 
-/// The stream at the first block of `dit` and what its blocks read besides.
-pub fn entered(dit: &Dit, input: &NetworkInput) -> (Tensor, Context) {
-    let Boundary { x_bld, cond } = dit.embedder.as_ref().unwrap().embed(input).unwrap();
-    let context = Context::new(cond, &dit.config, input.grid().unwrap(), x_bld.device()).unwrap();
-    (x_bld, context)
+/// The streams at the first layer of `dit` and what its layers read besides.
+pub fn entered(dit: &Dit, input: &NetworkInput) -> (Streams, Context) {
+    let Boundary { streams, cond } = dit.embedder.as_ref().unwrap().embed(input).unwrap();
+    let context = dit.context(cond, input, streams.main.device()).unwrap();
+    (streams, context)
 }

@@ -6,9 +6,9 @@ use candle_core::{Device, Tensor};
 use kernels::low_rank::Factors;
 use kernels::random::Key;
 use models::adapter::{Adapter, Adapters};
-use models::dit::{Base, BlockPlan, DitConfig, Dropout};
+use models::dit::{Base, BlockPlan, DitConfig, Dropout, Plans};
 use models::published::Kind;
-use models::weights::Weights;
+use models::weights::{TensorSpec, Weights};
 use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline};
 
 use crate::{device, randn};
@@ -39,6 +39,11 @@ pub fn weights(config: &DitConfig) -> Weights {
 
 /// The tensors of [`weights`] by official name.
 pub fn tensors(config: &DitConfig) -> BTreeMap<String, Tensor> {
+    random(&config.tensors())
+}
+
+/// Random tensors of these names and shapes, as [`weights`] has them.
+pub fn random(specs: &[TensorSpec]) -> BTreeMap<String, Tensor> {
     let tensor = |name: &str, shape: &[usize]| {
         let random = randn(name, shape);
         let inputs: usize = shape[1..].iter().product();
@@ -50,7 +55,6 @@ pub fn tensors(config: &DitConfig) -> BTreeMap<String, Tensor> {
             (false, _) => (random / (inputs as f64).sqrt()).unwrap(),
         }
     };
-    let specs = config.tensors();
     specs.iter().map(|spec| (spec.name.clone(), tensor(&spec.name, &spec.shape))).collect()
 }
 
@@ -85,8 +89,13 @@ pub fn open_weights(dit: &DitConfig) -> Weights {
 
 /// Trainable adapters on every Linear of the blocks, both factors random, so that every gradient says something.
 pub fn adapters(config: &DitConfig, rank: usize, scale: f64) -> Adapters {
+    adapters_on(config.adaptable_modules(), rank, scale)
+}
+
+/// The same on `modules` (name, out, in).
+pub fn adapters_on(modules: Vec<(String, usize, usize)>, rank: usize, scale: f64) -> Adapters {
     let mut adapters = Adapters::default();
-    for (module, out, input) in config.adaptable_modules() {
+    for (module, out, input) in modules {
         let a = (randn(&format!("{module}.a"), (rank, input)) / (input as f64).sqrt()).unwrap();
         let b = (randn(&format!("{module}.b"), (out, rank)) * 0.3).unwrap();
         adapters.attach(module, Adapter::trainable(Factors { a, b, scale }));
@@ -140,13 +149,18 @@ pub fn velocities(pipeline: &Pipeline, inputs: &[NetworkInput]) -> Vec<Tensor> {
     predicted.iter().map(|velocity| velocity.to_device(&Device::Cpu).unwrap()).collect()
 }
 
-/// The loss of each micro-batch and every gradient by name, on the CPU; `plan` is every block's.
+/// `plan` for every layer.
+pub fn uniform(pipeline: &Pipeline, plan: BlockPlan) -> Plans {
+    pipeline.layers().into_iter().map(|id| (id, plan)).collect()
+}
+
+/// The loss of each micro-batch and every gradient by name, on the CPU; `plan` is every layer's.
 pub fn trained(
     pipeline: &Pipeline,
     batches: &[MicroBatch],
     plan: BlockPlan,
 ) -> (Vec<f32>, BTreeMap<String, Tensor>) {
-    let outcome = pipeline.train(batches, &vec![plan; pipeline.config().layers]).unwrap();
+    let outcome = pipeline.train(batches, &uniform(pipeline, plan)).unwrap();
     let losses = outcome.losses.iter().map(|loss| loss.to_scalar().unwrap()).collect();
     let on_cpu =
         |(name, gradient): (&str, &Tensor)| (name.to_owned(), gradient.to_device(&Device::Cpu).unwrap());

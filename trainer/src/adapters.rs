@@ -8,7 +8,7 @@ use models::adapter::files::AdapterSummary;
 use models::adapter::{Adapters, Applied, LoraConfig, Place, Source, Target, apply, files};
 use models::dit::DitConfig;
 use models::expert::Expert;
-use models::names::split_block;
+use models::names::split_layer;
 use models::weights::{Checkpoint, Weights};
 
 use crate::error::{Error, Result};
@@ -272,10 +272,10 @@ pub fn put(
 /// What an adapter leaves alone in some blocks and changes in others, which half a file does, and some adapters on purpose.
 fn gaps(source: &Source, config: &DitConfig) -> Option<String> {
     let changed = &source.file.modules;
-    let kinds: BTreeSet<&str> = changed.keys().filter_map(|module| Some(split_block(module)?.1)).collect();
+    let kinds: BTreeSet<&str> = changed.keys().filter_map(|module| Some(split_layer(module)?.1)).collect();
     let modules = config.adaptable_modules().into_iter().map(|(module, ..)| module);
     let is_gap = |module: &String| {
-        split_block(module).is_some_and(|(_, kind)| kinds.contains(kind)) && !changed.contains_key(module)
+        split_layer(module).is_some_and(|(_, kind)| kinds.contains(kind)) && !changed.contains_key(module)
     };
     let gaps: Vec<String> = modules.filter(is_gap).collect();
     (!gaps.is_empty()).then(|| {

@@ -165,7 +165,7 @@ impl LoraConfig {
     /// When a pattern matches nothing, naming the pattern and what there is to match.
     pub fn select(&self, modules: &[(String, usize, usize)]) -> Result<Vec<Target>> {
         let hit = |pattern: &str, module: &str| {
-            let local = crate::names::split_block(module).map_or(module, |(_, local)| local);
+            let local = crate::names::split_layer(module).map_or(module, |(_, local)| local);
             glob(pattern, if pattern.starts_with("blocks.") { module } else { local })
         };
         for pattern in &self.targets {

@@ -172,7 +172,7 @@ impl SelfAttention {
         let out = attention::Output { o: attended.o, lse: attended.lse };
         let d = attention::backward(&q, &k, &p.split(&projected.v)?, &out, &d_out)?;
         drop((q, k, out, d_out));
-        let (cos, sin) = (&context.cos_lp, &context.sin_lp);
+        let (cos, sin) = (&context.positions.cos_lp, &context.positions.sin_lp);
         Ok(Projected {
             q: norm_rope::backward(&projected.q, &d.dq, &p.norm_q, cos, sin, p.eps)?,
             k: norm_rope::backward(&projected.k, &d.dk, &p.norm_k, cos, sin, p.eps)?,
@@ -194,9 +194,8 @@ impl SelfAttention {
 
     fn queries_and_keys(&self, projected: &Projected, context: &Context) -> Result<[Tensor; 2]> {
         let p = &self.0;
-        let turned = |x: &Tensor, gain: &Tensor| {
-            norm_rope::forward(x, gain, &context.cos_lp, &context.sin_lp, p.heads, p.eps)
-        };
+        let (cos, sin) = (&context.positions.cos_lp, &context.positions.sin_lp);
+        let turned = |x: &Tensor, gain: &Tensor| norm_rope::forward(x, gain, cos, sin, p.heads, p.eps);
         Ok([turned(&projected.q, &p.norm_q)?, turned(&projected.k, &p.norm_k)?])
     }
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use candle_core::DType;
 
 use super::config::DitConfig;
+use super::layer_id::LayerId;
 use crate::weights::{Frozen, TensorSpec};
 
 /// How a frozen DiT is held and computed.
@@ -36,7 +37,7 @@ impl Base {
             true => range.end == config.layers,
             false => range.start == 0,
         });
-        let blocks = range.clone().flat_map(|n| config.block_tensors(n));
+        let blocks = range.clone().flat_map(|n| config.block_tensors(LayerId::block(n)));
         ends.chain(blocks).map(|spec| self.bytes_of(&spec)).sum()
     }
 
@@ -47,9 +48,11 @@ impl Base {
 
     /// Bytes of each of those matrices of block `n`: they leave one by one. The scales of codes stay.
     pub fn matrices(self, config: &DitConfig, n: usize) -> impl Iterator<Item = u64> {
-        config.block_tensors(n).into_iter().filter_map(move |spec| match spec.shape.as_slice() {
-            &[out, input] => Some(self.frozen.stored_bytes(out, input)),
-            _ => None,
+        config.block_tensors(LayerId::block(n)).into_iter().filter_map(move |spec| {
+            match spec.shape.as_slice() {
+                &[out, input] => Some(self.frozen.stored_bytes(out, input)),
+                _ => None,
+            }
         })
     }
 

@@ -16,15 +16,17 @@ use super::config::DitConfig;
 use super::cross::{CrossAttended, CrossAttention, CrossProjected};
 use super::ffn::{Chunk, FeedForward, chunks};
 use super::input::Context;
-use super::keep::Keep;
+use super::layer_id::LayerId;
 use super::linear::Linear;
 use super::pass::{Gradients, Pass};
+use super::plan::Keep;
 use crate::Result;
 use crate::weights::{Frozen, Weights};
 
 /// A frozen block.
 #[derive(Debug)]
 pub struct Block {
+    id: LayerId,
     modulation: Tensor,
     self_attention: SelfAttention,
     norm3_weight: Tensor,
@@ -91,18 +93,19 @@ impl<T> Inner<T> {
 }
 
 impl Block {
-    /// Reads block `n`; its linear layers as `frozen` says, norms and modulation in f32.
+    /// Reads the block whose tensors' names begin with `id`; its linear layers as `frozen` says, norms and modulation in f32.
     pub fn load(
         weights: &Weights,
         config: &DitConfig,
-        n: usize,
+        id: LayerId,
         frozen: Frozen,
         device: &Device,
     ) -> Result<Self> {
-        let name = |part: &str| format!("blocks.{n}.{part}");
+        let name = |part: &str| format!("{id}.{part}");
         let small = |part: &str| weights.tensor(&name(part), DType::F32, device);
         let own = Projections::load(weights, &name("self_attn"), config.heads, config.eps, frozen, device)?;
         Ok(Self {
+            id,
             modulation: small("modulation")?,
             self_attention: SelfAttention(own),
             norm3_weight: small("norm3.weight")?,
@@ -114,15 +117,18 @@ impl Block {
         })
     }
 
-    /// Reads again, out of `weights`, what `changed` has patches for; it is block `n`.
-    pub(super) fn reload(
-        &mut self,
-        weights: &Weights,
-        changed: &Weights,
-        n: usize,
-        frozen: Frozen,
-    ) -> Result<()> {
-        let name = |part: &str| format!("blocks.{n}.{part}");
+    /// Which layer of its model it is.
+    pub fn id(&self) -> LayerId {
+        self.id
+    }
+
+    /// Reads again, out of `weights`, what `changed` has patches for.
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    pub fn reload(&mut self, weights: &Weights, changed: &Weights, frozen: Frozen) -> Result<()> {
+        let id = self.id;
+        let name = |part: &str| format!("{id}.{part}");
         weights.reload(&name("modulation"), changed, &mut self.modulation)?;
         weights.reload(&name("norm3.weight"), changed, &mut self.norm3_weight)?;
         weights.reload(&name("norm3.bias"), changed, &mut self.norm3_bias)?;

@@ -153,6 +153,11 @@ impl<S, T> Conditioning<S, T> {
         self.by_role.insert(role, value);
     }
 
+    /// Takes out what is there as `role`: for embeddings that read a role of their own and hand on the rest.
+    pub fn take(&mut self, role: Role) -> Option<T> {
+        self.by_role.remove(&role)
+    }
+
     /// What is there as `role`.
     pub fn get(&self, role: Role) -> Option<&T> {
         self.by_role.get(&role)

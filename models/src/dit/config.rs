@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use super::conditioning::{Conditioning, Raw, Role};
+use super::layer_id::LayerId;
 use crate::expert::Networks;
 use crate::published::{Defaults, Facts, Kind};
 use crate::weights::TensorSpec;
@@ -211,40 +212,40 @@ impl DitConfig {
         specs
     }
 
-    /// The tensors of block `n`.
-    pub fn block_tensors(&self, n: usize) -> Vec<TensorSpec> {
+    /// The tensors of the block `id`.
+    pub fn block_tensors(&self, id: LayerId) -> Vec<TensorSpec> {
         let (d, f) = (self.dim, self.ffn_dim);
-        let mut specs = vec![TensorSpec::new(format!("blocks.{n}.modulation"), [1, 6, d])];
+        let mut specs = vec![TensorSpec::new(format!("{id}.modulation"), [1, 6, d])];
         for attention in ["self_attn", "cross_attn"] {
             for projection in ["q", "k", "v", "o"] {
-                linear(&mut specs, &format!("blocks.{n}.{attention}.{projection}"), d, d);
+                linear(&mut specs, &format!("{id}.{attention}.{projection}"), d, d);
             }
             for norm in ["norm_q", "norm_k"] {
-                specs.push(TensorSpec::new(format!("blocks.{n}.{attention}.{norm}.weight"), [d]));
+                specs.push(TensorSpec::new(format!("{id}.{attention}.{norm}.weight"), [d]));
             }
         }
         if self.image.is_some() {
             for projection in ["k_img", "v_img"] {
-                linear(&mut specs, &format!("blocks.{n}.cross_attn.{projection}"), d, d);
+                linear(&mut specs, &format!("{id}.cross_attn.{projection}"), d, d);
             }
-            specs.push(TensorSpec::new(format!("blocks.{n}.cross_attn.norm_k_img.weight"), [d]));
+            specs.push(TensorSpec::new(format!("{id}.cross_attn.norm_k_img.weight"), [d]));
         }
-        specs.push(TensorSpec::new(format!("blocks.{n}.norm3.weight"), [d]));
-        specs.push(TensorSpec::new(format!("blocks.{n}.norm3.bias"), [d]));
-        linear(&mut specs, &format!("blocks.{n}.ffn.0"), f, d);
-        linear(&mut specs, &format!("blocks.{n}.ffn.2"), d, f);
+        specs.push(TensorSpec::new(format!("{id}.norm3.weight"), [d]));
+        specs.push(TensorSpec::new(format!("{id}.norm3.bias"), [d]));
+        linear(&mut specs, &format!("{id}.ffn.0"), f, d);
+        linear(&mut specs, &format!("{id}.ffn.2"), d, f);
         specs
     }
 
     /// Every tensor of the model, by official name.
     pub fn tensors(&self) -> Vec<TensorSpec> {
-        let blocks = (0..self.layers).flat_map(|n| self.block_tensors(n));
+        let blocks = (0..self.layers).flat_map(|n| self.block_tensors(LayerId::block(n)));
         self.global_tensors().into_iter().chain(blocks).collect()
     }
 
     /// The linear layers inside the blocks, which adapters may attach to: (official module name, out, in).
     pub fn adaptable_modules(&self) -> Vec<(String, usize, usize)> {
-        let specs = (0..self.layers).flat_map(|n| self.block_tensors(n));
+        let specs = (0..self.layers).flat_map(|n| self.block_tensors(LayerId::block(n)));
         specs
             .filter(|spec| spec.shape.len() == 2)
             .filter_map(|spec| {

@@ -1,5 +1,7 @@
 //! What happens before the blocks: patches to tokens, timesteps and text to conditioning.
 
+use std::fmt;
+
 use candle_core::{DType, Device, Tensor};
 use kernels::weight::Weight;
 
@@ -7,8 +9,18 @@ use super::base::Base;
 use super::conditioning::{Conditioning, Embedded, Raw, Role};
 use super::config::{DitConfig, ImageBranch, PATCH};
 use super::input::{Boundary, NetworkInput};
+use super::streams::Streams;
 use crate::weights::Weights;
 use crate::{Error, Result};
+
+/// A model's embeddings: what the first stage makes of the network's input.
+pub trait Embed: fmt::Debug + Send + Sync {
+    /// The streams at the first layer, and the conditioning that the layers read.
+    ///
+    /// # Errors
+    /// Latents and conditioning of other shapes than the model takes, and a role that it needs or does not read.
+    fn embed(&self, input: &NetworkInput) -> Result<Boundary>;
+}
 
 /// The embeddings. Time runs in f32, patches and text in the compute dtype.
 #[derive(Debug)]
@@ -81,22 +93,13 @@ impl Embedder {
             .to_dtype(self.stream)?)
     }
 
-    /// The stream at the first block, and the conditioning that the blocks read.
-    ///
-    /// # Errors
-    /// Latents and conditioning of other shapes than the model takes, and a role that it needs or does not read.
-    pub fn embed(&self, input: &NetworkInput) -> Result<Boundary> {
-        let cond = self.conditioning(&input.cond, input.grid()?)?;
-        Ok(Boundary { x_bld: self.tokens(&input.x_bcthw)?, cond })
-    }
-
     /// The conditioning of a batch for latents of `grid` = (frames, height, width), as the blocks read it.
     ///
     /// A text of fewer rows than the model's text length is padded with zero rows. A model of a first and a last picture
     /// takes CLIP's states of both, one behind the other.
     ///
     /// # Errors
-    /// As [`Self::embed`].
+    /// Conditioning of other shapes than the model takes, and a role that it needs or does not read.
     pub fn conditioning(
         &self,
         raw: &Conditioning<Raw>,
@@ -151,6 +154,13 @@ impl Embedder {
         let inner =
             kernels::gelu::forward(&kernels::linear::forward(&text, &first.0, Some(&first.1), None)?)?;
         Ok(kernels::linear::forward(&inner, &second.0, Some(&second.1), None)?)
+    }
+}
+
+impl Embed for Embedder {
+    fn embed(&self, input: &NetworkInput) -> Result<Boundary> {
+        let cond = self.conditioning(&input.cond, input.grid()?)?;
+        Ok(Boundary { streams: Streams::new(self.tokens(&input.x_bcthw)?), cond })
     }
 }
 

@@ -6,7 +6,7 @@ use kernels::weight::Weight;
 
 use super::conditioning::Role;
 use super::config::{DitConfig, PATCH};
-use super::input::Context;
+use super::input::{Context, Positions};
 use crate::Result;
 use crate::weights::Weights;
 
@@ -31,19 +31,26 @@ impl Head {
         })
     }
 
-    /// `x` [b, l, d] -> velocity [b, c, t, h, w] f32 for latents of `grid` = (frames, height, width).
-    pub fn forward(&self, x: &Tensor, context: &Context, grid: (usize, usize, usize)) -> Result<Tensor> {
+    /// The stream `x` [b, l, d] -> velocity [b, c, t, h, w] f32. Tokens in front of those of the latents are dropped.
+    pub fn forward(&self, x: &Tensor, context: &Context) -> Result<Tensor> {
         let (shift, scale) = self.modulation(context)?;
+        let x = &of_latents(x, &context.positions)?;
         let y = norm::modulated_layer_norm(x, &shift, &scale, self.eps, DType::F32)?;
-        unpatchify(&kernels::linear::forward(&y, &self.weight, Some(&self.bias), None)?, grid)
+        let tokens = kernels::linear::forward(&y, &self.weight, Some(&self.bias), None)?;
+        unpatchify(&tokens, context.positions.grid)
     }
 
-    /// The gradient of `x`, f32; `d_velocity` [b, c, t, h, w].
+    /// The gradient of the stream `x`, f32, zero at the tokens that were dropped; `d_velocity` [b, c, t, h, w].
     pub fn backward(&self, x: &Tensor, d_velocity: &Tensor, context: &Context) -> Result<Tensor> {
         let (_, scale) = self.modulation(context)?;
-        let nothing = Tensor::zeros(x.shape(), DType::F32, x.device())?;
+        let (seen, in_front) = (of_latents(x, &context.positions)?, context.positions.in_front);
+        let nothing = Tensor::zeros(seen.shape(), DType::F32, x.device())?;
         let dy = kernels::linear::backward_input(&patchify(d_velocity)?, &self.weight, None)?;
-        Ok(norm::modulated_layer_norm_backward(x, &dy, &scale, self.eps, &nothing)?)
+        let dx = norm::modulated_layer_norm_backward(&seen, &dy, &scale, self.eps, &nothing)?;
+        match x.dim(1)? - seen.dim(1)? {
+            0 => Ok(dx),
+            dropped => Ok(dx.pad_with_zeros(1, in_front, dropped - in_front)?),
+        }
     }
 
     /// (shift, scale), each [b, g, 1, d]: the head's own rows plus the unprojected time embedding.
@@ -51,6 +58,16 @@ impl Head {
         let rows =
             context.cond.require(Role::TIME)?.unsqueeze(2)?.broadcast_add(&self.modulation.unsqueeze(1)?)?;
         Ok((rows.narrow(2, 0, 1)?.contiguous()?, rows.narrow(2, 1, 1)?.contiguous()?))
+    }
+}
+
+/// The tokens of the stream [b, l, d] that are the latents'.
+fn of_latents(x: &Tensor, positions: &Positions) -> Result<Tensor> {
+    let (frames, height, width) = positions.grid;
+    let count = frames * (height / PATCH) * (width / PATCH);
+    match x.dim(1)? == count {
+        true => Ok(x.clone()),
+        false => Ok(x.narrow(1, positions.in_front, count)?.contiguous()?),
     }
 }
 

@@ -3,8 +3,7 @@
 use candle_core::{Device, Tensor};
 
 use super::conditioning::{Conditioning, Embedded, Raw, Role};
-use super::config::{DitConfig, PATCH};
-use super::rope;
+use super::streams::Streams;
 use crate::Result;
 
 /// One call of the network: noisy latents and what they are conditioned on.
@@ -16,25 +15,36 @@ pub struct NetworkInput {
     pub cond: Conditioning<Raw>,
 }
 
-/// What goes over the boundary between two stages: the stream before the next block, and the conditioning. Tables that
+/// What goes over the boundary between two stages: the streams before the next layer, and the conditioning. Tables that
 /// every stage makes faster than it receives them are not part of it.
 #[derive(Debug, Clone)]
 pub struct Boundary<T = Tensor> {
-    /// The residual stream [b, l, d].
-    pub x_bld: T,
-    /// What the blocks read besides.
+    /// The streams before the next layer.
+    pub streams: Streams<T>,
+    /// What the layers read besides.
     pub cond: Conditioning<Embedded, T>,
 }
 
-/// What the blocks and the head of one stage read besides the stream, the same for every block.
+/// Where the tokens of the main stream stand.
+#[derive(Debug, Clone)]
+pub struct Positions {
+    /// (frames, height, width) of the latents.
+    pub grid: (usize, usize, usize),
+    /// Extra tokens in front of those of the latents; the head does not see them.
+    pub in_front: usize,
+    /// Cosines of the rotary angles of all tokens, [l, h/2] f32.
+    pub cos_lp: Tensor,
+    /// Sines of the rotary angles of all tokens, [l, h/2] f32.
+    pub sin_lp: Tensor,
+}
+
+/// What the layers and the head of one stage read besides the streams, the same for every layer.
 #[derive(Debug, Clone)]
 pub struct Context {
     /// Time, text, and whatever else the model reads, embedded.
     pub cond: Conditioning<Embedded>,
-    /// Cosines of the rotary angles, [l, h/2] f32.
-    pub cos_lp: Tensor,
-    /// Sines of the rotary angles, [l, h/2] f32.
-    pub sin_lp: Tensor,
+    /// Where the tokens stand.
+    pub positions: Positions,
 }
 
 impl NetworkInput {
@@ -68,20 +78,9 @@ impl<T> Boundary<T> {
     /// # Errors
     /// The first of `f`.
     pub fn try_map<U, E>(self, mut f: impl FnMut(T) -> Result<U, E>) -> Result<Boundary<U>, E> {
-        Ok(Boundary { x_bld: f(self.x_bld)?, cond: self.cond.try_map(|_, tensor| f(tensor))? })
-    }
-}
-
-impl Context {
-    /// `cond` with the rotary tables of latents of `grid` = (frames, height, width), made on `device`.
-    pub fn new(
-        cond: Conditioning<Embedded>,
-        config: &DitConfig,
-        grid: (usize, usize, usize),
-        device: &Device,
-    ) -> Result<Self> {
-        let tokens = (grid.0, grid.1 / PATCH, grid.2 / PATCH);
-        let (cos_lp, sin_lp) = rope::table(config.head_size(), tokens, device)?;
-        Ok(Self { cond, cos_lp, sin_lp })
+        Ok(Boundary {
+            streams: self.streams.try_map(&mut f)?,
+            cond: self.cond.try_map(|_, tensor| f(tensor))?,
+        })
     }
 }

@@ -36,7 +36,7 @@ impl Linear {
     }
 
     /// Reads again, out of `weights`, what `changed` has patches for.
-    pub(super) fn reload(&mut self, weights: &Weights, changed: &Weights, frozen: Frozen) -> Result<()> {
+    pub fn reload(&mut self, weights: &Weights, changed: &Weights, frozen: Frozen) -> Result<()> {
         let device = self.bias.device().clone();
         let (weight, bias) = (format!("{}.weight", self.name), format!("{}.bias", self.name));
         if changed.is_patched(&weight) {
@@ -58,7 +58,8 @@ impl Linear {
         &self.weight
     }
 
-    pub(super) fn weight_mut(&mut self) -> &mut Weight {
+    /// [`Self::weight`], to change.
+    pub fn weight_mut(&mut self) -> &mut Weight {
         &mut self.weight
     }
 

@@ -1,8 +1,9 @@
-//! The Wan diffusion transformer: embeddings, blocks, head. The same forward trains and samples.
+//! The Wan diffusion transformer: embeddings, layers over streams, head. The same forward trains and samples.
 //!
 //! A [`Dit`] is the whole model or the part of it that one device holds. There is no autograd: the backward goes
-//! through the blocks in reverse, replaying each from its input.
+//! through the layers in reverse, recomputing what was not kept. An [`Architecture`] says which layers there are.
 
+pub mod architecture;
 pub mod attention;
 pub mod base;
 pub mod block;
@@ -14,78 +15,102 @@ pub mod ffn;
 pub mod head;
 pub mod input;
 pub mod keep;
+pub mod layer;
+pub mod layer_id;
 pub mod linear;
 pub mod pass;
+pub mod plan;
 pub mod rope;
+pub mod streams;
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 
+pub use architecture::Architecture;
 pub use base::Base;
 pub use block::Block;
 pub use conditioning::{Conditioning, Embedded, Raw, Role};
 pub use config::{DitConfig, ImageBranch, Pictures};
-pub use embed::Embedder;
+pub use embed::{Embed, Embedder};
 pub use head::Head;
-pub use input::{Boundary, Context, NetworkInput};
-pub use keep::{BlockPlan, Keep, Keeping, Kept, Place};
+pub use input::{Boundary, Context, NetworkInput, Positions};
+pub use keep::{Keeping, Kept};
+pub use layer::{Layer, Saved};
+pub use layer_id::LayerId;
 pub use linear::Linear;
 pub use pass::{Dropout, Gradients, Pass};
+pub use plan::{BlockPlan, Keep, Place, Plans};
+pub use streams::Streams;
 
 use crate::published::Facts;
 use crate::weights::{Checkpoint, Weights};
 use crate::{Contents, Error, Result, names, published};
 
-/// A Wan DiT, or the consecutive part of one that a stage holds: the first part embeds, the last has the head.
+/// A DiT, or the consecutive part of one that a stage holds: the first part embeds, the last has the head.
 #[derive(Debug)]
 pub struct Dit {
     /// Sizes of the whole model.
     pub config: DitConfig,
-    /// Which blocks are here.
+    /// Which main blocks are here.
     pub range: Range<usize>,
     /// Embeddings; the first part only.
-    pub embedder: Option<Embedder>,
-    /// The blocks of `range`.
-    pub blocks: Vec<Block>,
+    pub embedder: Option<Box<dyn Embed>>,
+    /// The blocks of `range`, each with the layers that follow it, in the order in which they run.
+    pub layers: Vec<Box<dyn Layer>>,
     /// Head; the last part only.
     pub head: Option<Head>,
+    architecture: Arc<dyn Architecture>,
 }
 
 impl Dit {
-    /// Reads the blocks of `range`, the embeddings if it starts at the first block, the head if it ends at the last.
+    /// Reads the blocks of `range` and the layers that follow them, the embeddings if it starts at the first block, the
+    /// head if it ends at the last.
     ///
     /// Weights are held as `base` says.
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
     pub fn load(
         weights: &Weights,
-        config: &DitConfig,
+        architecture: impl Into<Arc<dyn Architecture>>,
         range: Range<usize>,
         base: Base,
         device: &Device,
     ) -> Result<Self> {
-        let blocks = range
-            .clone()
-            .map(|n| Block::load(weights, config, n, base.frozen, device))
-            .collect::<Result<_>>()?;
+        let architecture = architecture.into();
+        let config = architecture.config().clone();
+        let ids = range.clone().flat_map(|n| architecture.layers(n));
+        let layers = ids.map(|id| architecture.load_layer(id, weights, base, device));
+        let layers = layers.collect::<Result<_>>()?;
         let embedder = match range.start {
-            0 => Some(Embedder::load(weights, config, base, device)?),
+            0 => Some(architecture.load_embedding(weights, base, device)?),
             _ => None,
         };
         let head = match range.end == config.layers {
-            true => Some(Head::load(weights, config, device)?),
+            true => Some(Head::load(weights, &config, device)?),
             false => None,
         };
-        Ok(Self { config: config.clone(), range, embedder, blocks, head })
+        Ok(Self { config, range, embedder, layers, head, architecture })
     }
 
-    /// The linear layers of the blocks, whose matrices may be coded.
+    /// What the model is made of.
+    pub fn architecture(&self) -> &dyn Architecture {
+        self.architecture.as_ref()
+    }
+
+    /// The linear layers, whose matrices may be coded.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        self.blocks.iter().flat_map(Block::linears)
+        self.layers.iter().flat_map(|layer| layer.linears())
     }
 
     /// Reads again, out of `weights`, every tensor that `changed` has patches for: `weights` may be `changed` itself, or the
     /// same without them. The embeddings and the head are read as a whole, each dropped before it is there again.
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
     pub fn reload(
         &mut self,
         weights: &Weights,
@@ -93,65 +118,88 @@ impl Dit {
         base: Base,
         device: &Device,
     ) -> Result<()> {
-        let is_touched = |at: fn(&str) -> bool| changed.patched_names().any(at);
-        if is_touched(|name| name.starts_with("head.")) && self.head.take().is_some() {
+        let is_touched = |at: &dyn Fn(&str) -> bool| changed.patched_names().any(at);
+        let is_head = |name: &str| name.starts_with("head.");
+        if is_touched(&is_head) && self.head.take().is_some() {
             self.head = Some(Head::load(weights, &self.config, device)?);
         }
-        let is_embedding = |name: &str| !name.starts_with("head.") && !name.starts_with("blocks.");
-        if is_touched(is_embedding) && self.embedder.take().is_some() {
-            self.embedder = Some(Embedder::load(weights, &self.config, base, device)?);
+        let ids = self.architecture.all_layers();
+        let is_embedding = |name: &str| !is_head(name) && !ids.iter().any(|id| id.local(name).is_some());
+        if is_touched(&is_embedding) && self.embedder.take().is_some() {
+            self.embedder = Some(self.architecture.load_embedding(weights, base, device)?);
         }
-        for (n, block) in self.range.clone().zip(&mut self.blocks) {
-            block.reload(weights, changed, n, base.frozen)?;
-        }
-        Ok(())
+        self.layers.iter_mut().try_for_each(|layer| layer.reload(weights, changed, base.frozen))
     }
 
-    /// The stream [b, l, d] through the blocks, forward only.
-    pub fn through(&self, x: Tensor, context: &Context, pass: &Pass) -> Result<Tensor> {
-        self.blocks.iter().try_fold(x, |x, block| Ok(block.forward(x, context, pass, Keep::Input)?.0))
+    /// What the layers and the head read besides the streams, for `input`, whose tensors may be on the host.
+    ///
+    /// # Errors
+    /// Inputs of other shapes than the model takes.
+    pub fn context(
+        &self,
+        cond: Conditioning<Embedded>,
+        input: &NetworkInput,
+        device: &Device,
+    ) -> Result<Context> {
+        Ok(Context { cond, positions: self.architecture.positions(input, device)? })
+    }
+
+    /// The streams through the layers, forward only.
+    ///
+    /// # Errors
+    /// What a layer refuses.
+    pub fn through(&self, streams: Streams, context: &Context, pass: &Pass) -> Result<Streams> {
+        let mut streams = streams;
+        for layer in &self.layers {
+            (streams, _) = layer.forward(streams, context, pass, Keep::Input)?;
+        }
+        Ok(streams)
     }
 
     /// [`Dit::through`], keeping what [`Dit::backward`] wants.
     ///
     /// # Errors
-    /// When a block has no plan.
+    /// What a layer refuses, and a layer without a plan.
     pub fn through_keeping(
         &self,
-        x: Tensor,
+        streams: Streams,
         context: &Context,
         pass: &Pass,
         keeping: &Keeping,
-    ) -> Result<(Tensor, Kept)> {
-        let (mut x, mut kept) = (x, Kept::default());
-        for (block, plan) in self.blocks.iter().zip(keeping.of(&self.range)?) {
-            let (y, saved) = block.forward(x, context, pass, plan.keep)?;
-            kept.push(saved, plan.place, keeping.store)?;
-            x = y;
+    ) -> Result<(Streams, Kept)> {
+        let (mut streams, mut kept) = (streams, Kept::default());
+        for layer in &self.layers {
+            let BlockPlan { keep, place } = keeping.plans.of(layer.id())?;
+            let (behind, saved) = layer.forward(streams, context, pass, keep)?;
+            kept.push(saved, place, keeping.store)?;
+            streams = behind;
         }
-        Ok((x, kept))
+        Ok((streams, kept))
     }
 
-    /// The gradient of the stream at the first block of this part, from `dy` at its end, which is written over: nobody else
-    /// may hold it.
+    /// The gradients of the streams at the first layer of this part, from `d_streams` at its end, whose main stream is
+    /// overwritten: nobody else may hold it.
     ///
-    /// What was kept is freed block by block.
+    /// What was kept is freed layer by layer.
+    ///
+    /// # Errors
+    /// What a layer refuses, and a backward without its forward.
     pub fn backward(
         &self,
         mut kept: Kept,
-        dy: Tensor,
+        d_streams: Streams,
         context: &Context,
         pass: &Pass,
         gradients: &mut Gradients,
-    ) -> Result<Tensor> {
-        let mut dy = dy;
-        for block in self.blocks.iter().rev() {
+    ) -> Result<Streams> {
+        let mut d_streams = d_streams;
+        for layer in self.layers.iter().rev() {
             let Some(saved) = kept.pop()? else {
                 return Err(Error::Mismatch("a backward without its forward: nothing was kept".into()));
             };
-            dy = block.backward(saved, dy, context, pass, gradients)?;
+            d_streams = layer.backward(saved, d_streams, context, pass, gradients)?;
         }
-        Ok(dy)
+        Ok(d_streams)
     }
 }
 

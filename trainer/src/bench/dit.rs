@@ -187,11 +187,12 @@ pub fn step(bench: &DitBench, step: StepBench) -> Result<Value> {
         Some(planned) => (planned.keeping.clone(), Some(planned.forecast.clone())),
         None => (vec![BlockPlan::default(); ready.config.layers], None),
     };
+    let plans = ready.pipeline.plans(&keeping)?;
     let mut made = 0;
     let meter = Meter::of(ready.devices.iter().map(|(device, _)| device));
     let measured = meter.measure(bench.repeats, || {
         made += 1;
-        let outcome = ready.pipeline.train(&batches, &keeping)?;
+        let outcome = ready.pipeline.train(&batches, &plans)?;
         let settings = UpdateSettings { lr: config.lr, clip_norm: config.clip_norm, step: made };
         update(&mut ready.pipeline, &mut optimizer, &outcome, &settings).map(drop)
     })?;
@@ -205,7 +206,7 @@ pub fn step(bench: &DitBench, step: StepBench) -> Result<Value> {
     })));
     told.extend(forecast.as_ref().map(told_forecast).unwrap_or_default());
     if bench.repeats.profile {
-        told.insert("profile".into(), profiled(&ready.pipeline, &batches, &keeping)?);
+        told.insert("profile".into(), profiled(&ready.pipeline, &batches, &plans)?);
     }
     Ok(told.into())
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use candle_core::Device;
 use kernels::device::synchronize;
 use kernels::profile::{Recording, Times, record};
-use models::dit::BlockPlan;
+use models::dit::Plans;
 use serde_json::{Value, json};
 
 use super::{device_name, rounded};
@@ -14,9 +14,9 @@ use crate::pipeline::schedule::Op;
 use crate::pipeline::{MicroBatch, NetworkInput, Pipeline, Stage, Watched};
 
 /// Losses and gradients of one step, watched: seconds by stage and class. The optimiser's update is not in it.
-pub(super) fn profiled(pipeline: &Pipeline, batches: &[MicroBatch], keeping: &[BlockPlan]) -> Result<Value> {
+pub(super) fn profiled(pipeline: &Pipeline, batches: &[MicroBatch], plans: &Plans) -> Result<Value> {
     let start = Instant::now();
-    let (_, watched) = pipeline.train_watched(batches, keeping)?;
+    let (_, watched) = pipeline.train_watched(batches, plans)?;
     pipeline.stages().iter().try_for_each(|stage| synchronize(&stage.device))?;
     let seconds = start.elapsed().as_secs_f64();
     let stages = pipeline.stages().iter().zip(watched).map(|(stage, watched)| told(stage, watched, seconds));

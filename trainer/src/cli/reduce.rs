@@ -8,7 +8,7 @@ use clap::{ArgGroup, Args};
 use models::Expert;
 use models::adapter::files::{self, AdapterFile};
 use models::adapter::{Rank, Reduced, extract, resize};
-use models::names::split_block;
+use models::names::split_layer;
 use serde_json::json;
 
 use super::adapter_output::{AdapterOutput, expert, tell_expert};
@@ -159,7 +159,7 @@ impl Extract {
             let difference = (after - before)?;
             let module = spec.name.strip_suffix(".weight").filter(|_| spec.shape.len() > 1);
             match module {
-                Some(module) if self.everything || split_block(module).is_some() => {
+                Some(module) if self.everything || split_layer(module).is_some() => {
                     let reduced = extract(&difference.flatten_from(1)?, rank, SEED).map_err(Error::from)?;
                     kept.note(module, reduced, &mut file);
                 }

@@ -5,7 +5,7 @@ use kernels::attention::Calls;
 use kernels::device::Repeatability;
 use models::adapter::{Kind, LoraConfig, Target};
 use models::dit::{Base, DitConfig};
-use models::names::split_block;
+use models::names::split_layer;
 use serde::{Deserialize, Serialize};
 
 use super::ledger::Shadow;
@@ -172,9 +172,9 @@ impl Task<'_> {
 
     fn adapted(&self) -> Vec<[bool; LAYERS.len()]> {
         let mut adapted = vec![[false; LAYERS.len()]; self.dit.layers];
-        for (block, local) in self.targets.iter().filter_map(|target| split_block(&target.module)) {
+        for (id, local) in self.targets.iter().filter_map(|target| split_layer(&target.module)) {
             let layer = LAYERS.iter().position(|name| *name == local);
-            if let (Some(layers), Some(layer)) = (adapted.get_mut(block), layer) {
+            if let (Some(layers), Some(layer)) = (adapted.get_mut(id.index()), layer) {
                 layers[layer] = true;
             }
         }

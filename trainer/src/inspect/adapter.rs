@@ -5,7 +5,7 @@ use std::path::Path;
 
 use models::adapter::Kind;
 use models::adapter::files::{self, ModuleSummary};
-use models::names::split_block;
+use models::names::split_layer;
 use models::weights::Checkpoint;
 use serde_json::json;
 
@@ -18,7 +18,7 @@ pub(super) fn report(path: &Path, file: &Checkpoint) -> Result<Report> {
     let modules = || summary.modules.values();
     let ranks: BTreeSet<usize> = modules().map(|module| module.rank).collect();
     let scales: BTreeSet<String> = modules().map(scale).collect();
-    let local = |name: &str| split_block(name).map_or(name.to_owned(), |(_, local)| local.to_owned());
+    let local = |name: &str| split_layer(name).map_or(name.to_owned(), |(_, local)| local.to_owned());
     let targets: BTreeSet<String> = summary.modules.keys().map(|name| local(name)).collect();
     let kinds: BTreeSet<&str> =
         modules().map(|module| module.kind.map_or("difference", Kind::name)).collect();
@@ -45,7 +45,8 @@ fn scale(module: &ModuleSummary) -> String {
 fn fits(modules: &std::collections::BTreeMap<String, ModuleSummary>) -> String {
     let width = modules.iter().find(|(name, _)| name.ends_with("_attn.q")).map(|(_, q)| q.input);
     let width = width.or(modules.iter().find(|(name, _)| name.ends_with("ffn.0")).map(|(_, ffn)| ffn.input));
-    let blocks = modules.keys().filter_map(|name| split_block(name)).map(|(n, _)| n + 1).max().unwrap_or(0);
+    let blocks =
+        modules.keys().filter_map(|name| split_layer(name)).map(|(id, _)| id.index() + 1).max().unwrap_or(0);
     let has_image_branch = modules.keys().any(|name| name.ends_with("_img"));
     let Some(width) = width.or(modules.values().next().map(|module| module.input)) else {
         return "nothing: it has no modules".into();

@@ -2,9 +2,9 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use kernels::transfer::{Link, Route, Sent};
-use models::dit::Boundary;
+use models::dit::{Boundary, Streams};
 
 use crate::error::{Error, Result};
 
@@ -26,13 +26,13 @@ pub(super) struct Links<'a> {
 struct Previous<'a> {
     back: &'a Link,
     take: Receiver<Boundary<Sent>>,
-    send: Sender<Sent>,
+    send: Sender<Streams<Sent>>,
 }
 
 struct Next<'a> {
     onward: &'a Link,
     send: Sender<Boundary<Sent>>,
-    take: Receiver<Sent>,
+    take: Receiver<Streams<Sent>>,
 }
 
 impl Ways {
@@ -76,16 +76,16 @@ impl<'a> Links<'a> {
         Ok(Some(sent.try_map(Sent::receive)?))
     }
 
-    /// The gradient that the next stage sent back, on this device; nothing on the last stage.
-    pub fn take_backward(&self) -> Result<Option<Tensor>> {
+    /// The gradients of the streams that the next stage sent back, on this device; nothing on the last stage.
+    pub fn take_backward(&self) -> Result<Option<Streams>> {
         let Some(next) = &self.next else { return Ok(None) };
         let sent = next.take.recv().map_err(|_| Error::NeighbourStopped)?;
-        // The gradient of a stream that was sent says that it arrived.
+        // The gradient of what was sent says that it arrived.
         next.onward.settle()?;
-        Ok(Some(sent.receive()?))
+        Ok(Some(sent.try_map(Sent::receive)?))
     }
 
-    /// Hands the stream and its conditioning to the next stage.
+    /// Hands the streams and their conditioning to the next stage.
     pub fn send_forward(&self, boundary: Boundary) -> Result<()> {
         let Some(Next { onward, send, .. }) = &self.next else { return Ok(()) };
         onward.settle()?;
@@ -93,10 +93,11 @@ impl<'a> Links<'a> {
         send.send(sent).map_err(|_| Error::NeighbourStopped)
     }
 
-    /// Hands the gradient of the stream to the stage before.
-    pub fn send_backward(&self, dx: Tensor) -> Result<()> {
+    /// Hands the gradients of the streams to the stage before.
+    pub fn send_backward(&self, d_streams: Streams) -> Result<()> {
         let Some(Previous { back, send, .. }) = &self.previous else { return Ok(()) };
         back.settle()?;
-        send.send(back.send(dx)?).map_err(|_| Error::NeighbourStopped)
+        let sent = d_streams.try_map(|tensor| back.send(tensor))?;
+        send.send(sent).map_err(|_| Error::NeighbourStopped)
     }
 }

@@ -12,13 +12,14 @@ mod stage;
 mod training;
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::thread::{self, ScopedJoinHandle};
 
 use candle_core::{Device, Tensor};
 use kernels::profile;
 use kernels::transfer::{HostStore, Link, Route, Sent};
 use models::adapter::Adapters;
-use models::dit::{Base, BlockPlan, DitConfig, Gradients};
+use models::dit::{Architecture, Base, BlockPlan, DitConfig, Gradients, LayerId, Plans};
 use models::weights::Weights;
 
 pub use micro_batch::MicroBatch;
@@ -58,23 +59,25 @@ impl Pipeline {
     /// Weights that cannot be read; and a split that does not cover the blocks once, in order.
     pub fn load(
         weights: &Weights,
-        config: &DitConfig,
+        architecture: impl Into<Arc<dyn Architecture>>,
         split: &[(Device, Range<usize>)],
         adapters: &Adapters,
         base: Base,
     ) -> Result<Self> {
+        let architecture = architecture.into();
+        let layers = architecture.config().layers;
         let mut next = 0;
         for (_, range) in split {
             if range.start != next || range.is_empty() {
-                return Err(Error::Split { layers: config.layers });
+                return Err(Error::Split { layers });
             }
             next = range.end;
         }
-        if next != config.layers {
-            return Err(Error::Split { layers: config.layers });
+        if next != layers {
+            return Err(Error::Split { layers });
         }
         let load = |(device, range): &(Device, Range<usize>)| {
-            Stage::load(weights, config, range.clone(), adapters, base, device)
+            Stage::load(weights, architecture.clone(), range.clone(), adapters, base, device)
         };
         // Side by side: each device has a link of its own to take its weights over.
         let stages = thread::scope(|scope| {
@@ -123,10 +126,36 @@ impl Pipeline {
         &self.stages[0].dit.config // `load` refuses an empty split
     }
 
-    /// Losses and gradients of a step over `batches`; `keeping` says what becomes of each of the model's blocks between
-    /// forward and backward.
-    pub fn train(&self, batches: &[MicroBatch], keeping: &[BlockPlan]) -> Result<StepOutcome> {
-        let outcomes = self.on_threads(self.training(batches, keeping, Watch::Nothing))?;
+    /// The layers of the model, in the order in which they run.
+    pub fn layers(&self) -> Vec<LayerId> {
+        self.stages[0].dit.architecture().all_layers() // `load` refuses an empty split
+    }
+
+    /// The plans of all layers, from one for each main block: the layers that follow a block share its plan.
+    ///
+    /// # Errors
+    /// More or fewer plans than main blocks.
+    pub fn plans(&self, blocks: &[BlockPlan]) -> Result<Plans> {
+        let architecture = self.stages[0].dit.architecture(); // `load` refuses an empty split
+        if blocks.len() != self.config().layers {
+            return Err(models::Error::Mismatch(format!(
+                "there are {} plans of what is kept for {} blocks",
+                blocks.len(),
+                self.config().layers
+            ))
+            .into());
+        }
+        let of_block = |(n, plan): (usize, &BlockPlan)| {
+            let plan = *plan;
+            architecture.layers(n).into_iter().map(move |id| (id, plan))
+        };
+        Ok(blocks.iter().enumerate().flat_map(of_block).collect())
+    }
+
+    /// Losses and gradients of a step over `batches`; `plans` says what becomes of each layer between forward and
+    /// backward.
+    pub fn train(&self, batches: &[MicroBatch], plans: &Plans) -> Result<StepOutcome> {
+        let outcomes = self.on_threads(self.training(batches, plans, Watch::Nothing))?;
         self.settle()?;
         Ok(gathered(outcomes.into_iter().map(|(outcome, _)| outcome)))
     }
@@ -135,9 +164,9 @@ impl Pipeline {
     pub fn train_watched(
         &self,
         batches: &[MicroBatch],
-        keeping: &[BlockPlan],
+        plans: &Plans,
     ) -> Result<(StepOutcome, Vec<Watched>)> {
-        let work = self.training(batches, keeping, Watch::Closely);
+        let work = self.training(batches, plans, Watch::Closely);
         let outcomes = self.on_threads(|stage, links| {
             let (result, operations) = profile::record(|| work(stage, links));
             result.map(|(outcome, spans)| (outcome, Watched { spans, operations }))
@@ -151,12 +180,12 @@ impl Pipeline {
     fn training<'a>(
         &'a self,
         batches: &'a [MicroBatch],
-        keeping: &'a [BlockPlan],
+        plans: &'a Plans,
         watch: Watch,
     ) -> impl Fn(&Stage, &Links) -> Result<(StepOutcome, Vec<Span>)> + Sync + 'a {
         let schedule = schedule::one_f_one_b(self.stages.len(), batches.len());
         move |stage, links| {
-            let mut state = Training::new(stage, batches, keeping, watch)?;
+            let mut state = Training::new(stage, batches, plans, watch)?;
             for &op in &schedule[links.index] {
                 state.go(op, stage, links)?;
             }

@@ -10,7 +10,7 @@ use kernels::transfer::{HostStore, Parked};
 use super::{Pipeline, Stage};
 use crate::error::Result;
 
-/// What a pipeline that rests is without: of each stage, the matrices of each block.
+/// What a pipeline that rests is without: of each stage, the matrices of each layer.
 #[derive(Debug)]
 pub struct Resting {
     stages: Vec<Vec<Vec<Parked>>>,
@@ -43,8 +43,8 @@ impl Quarters {
     /// When host memory runs out.
     pub fn rest(&self, pipeline: &mut Pipeline) -> Result<Resting> {
         let stages = self.on_stages(pipeline, vec![(); self.stores.len()], |store, stage, ()| {
-            let blocks = stage.dit.blocks.iter_mut();
-            let parked = blocks.map(|block| leave(store, block.matrices_mut())).collect::<Result<_>>()?;
+            let layers = stage.dit.layers.iter_mut();
+            let parked = layers.map(|layer| leave(store, layer.matrices_mut())).collect::<Result<_>>()?;
             store.next_group()?;
             Ok(parked)
         })?;
@@ -57,13 +57,13 @@ impl Quarters {
     /// When the device's memory runs out.
     pub fn wake(&self, pipeline: &mut Pipeline, resting: Resting) -> Result<()> {
         self.on_stages(pipeline, resting.stages, |_, stage, parked| {
-            let mut blocks = stage.dit.blocks.iter_mut().zip(parked);
-            blocks.try_for_each(|(block, parked)| come_back(block.matrices_mut(), parked))
+            let mut layers = stage.dit.layers.iter_mut().zip(parked);
+            layers.try_for_each(|(layer, parked)| come_back(layer.matrices_mut(), parked))
         })?;
         Ok(())
     }
 
-    /// [`Self::rest`] for `leaving` and [`Self::wake`] for `coming`, block by block: neither the devices nor the host hold
+    /// [`Self::rest`] for `leaving` and [`Self::wake`] for `coming`, layer by layer: neither the devices nor the host hold
     /// much more than one of them at any time.
     ///
     /// # Errors
@@ -76,8 +76,8 @@ impl Quarters {
     ) -> Result<Resting> {
         let others = coming.stages_mut().iter_mut().zip(resting.stages).collect::<Vec<_>>();
         let stages = self.on_stages(leaving, others, |store, stage, (other, parked)| {
-            let blocks = stage.dit.blocks.iter_mut().zip(other.dit.blocks.iter_mut()).zip(parked);
-            let exchanged = blocks.map(|((out, back), parked)| {
+            let layers = stage.dit.layers.iter_mut().zip(other.dit.layers.iter_mut()).zip(parked);
+            let exchanged = layers.map(|((out, back), parked)| {
                 let left = leave(store, out.matrices_mut())?;
                 come_back(back.matrices_mut(), parked)?;
                 Ok(left)
@@ -107,17 +107,17 @@ impl Quarters {
 }
 
 /// Takes the tensors out; a single zero holds the place of each, which no product takes for a matrix.
-fn leave<'a>(store: &HostStore, tensors: impl Iterator<Item = &'a mut Tensor>) -> Result<Vec<Parked>> {
+fn leave(store: &HostStore, tensors: Vec<&mut Tensor>) -> Result<Vec<Parked>> {
     store.next_group()?;
     let park = |tensor: &mut Tensor| {
         let nothing = Tensor::zeros(1, tensor.dtype(), tensor.device())?;
         Ok(store.park(std::mem::replace(tensor, nothing))?)
     };
-    tensors.map(park).collect()
+    tensors.into_iter().map(park).collect()
 }
 
-fn come_back<'a>(tensors: impl Iterator<Item = &'a mut Tensor>, parked: Vec<Parked>) -> Result<()> {
-    for (tensor, parked) in tensors.zip(parked) {
+fn come_back(tensors: Vec<&mut Tensor>, parked: Vec<Parked>) -> Result<()> {
+    for (tensor, parked) in tensors.into_iter().zip(parked) {
         *tensor = parked.take()?;
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use kernels::transfer::HostStore;
@@ -9,7 +10,8 @@ use kernels::weight::Weight;
 use models::adapter::Adapters;
 use models::dit::pass::FFN_TOKENS;
 use models::dit::{
-    Base, BlockPlan, Boundary, Context, Dit, DitConfig, Dropout, Gradients, Keeping, Kept, NetworkInput, Pass,
+    Architecture, Base, Boundary, Context, Dit, Dropout, Gradients, Keeping, Kept, LayerId, NetworkInput,
+    Pass, Plans, Streams,
 };
 use models::weights::Weights;
 
@@ -21,9 +23,9 @@ use crate::error::Result;
 pub struct Stage {
     /// Where everything of this stage lies.
     pub device: Device,
-    /// The blocks, and the embeddings or the head at the ends.
+    /// The layers, and the embeddings or the head at the ends.
     pub dit: Dit,
-    /// The adapters of these blocks.
+    /// The adapters of these layers.
     pub adapters: Adapters,
     /// The most tokens of a sample that go through a feed-forward layer at once.
     pub(super) ffn_tokens: usize,
@@ -67,16 +69,16 @@ pub(super) enum Passed {
 }
 
 impl Stage {
-    /// Reads the blocks of `range` onto `device`, with their share of `adapters`.
+    /// Reads the blocks of `range` and the layers that follow them onto `device`, with their share of `adapters`.
     pub fn load(
         weights: &Weights,
-        config: &DitConfig,
+        architecture: impl Into<Arc<dyn Architecture>>,
         range: Range<usize>,
         adapters: &Adapters,
         base: Base,
         device: &Device,
     ) -> Result<Self> {
-        let dit = Dit::load(weights, config, range, base, device)?;
+        let dit = Dit::load(weights, architecture, range, base, device)?;
         let (none, store) = (Adapters::default(), HostStore::new(device)?);
         let mut stage = Self { device: device.clone(), dit, adapters: none, ffn_tokens: FFN_TOKENS, store };
         stage.attach(adapters)?;
@@ -86,11 +88,10 @@ impl Stage {
     /// Adds this stage's share of `adapters` to those that are there.
     ///
     /// # Errors
-    /// Adapters of layers that its blocks do not have.
+    /// Adapters of modules that its layers do not have.
     pub fn attach(&mut self, adapters: &Adapters) -> Result<()> {
-        let range = &self.dit.range;
-        let is_here =
-            |module: &str| models::names::split_block(module).is_some_and(|(n, _)| range.contains(&n));
+        let ids: Vec<LayerId> = self.dit.layers.iter().map(|layer| layer.id()).collect();
+        let is_here = |module: &str| ids.iter().any(|id| id.local(module).is_some());
         let mut here = adapters.part(&self.device, is_here)?;
         let weights: BTreeMap<&str, &Weight> =
             self.dit.linears().map(|linear| (linear.name(), linear.weight())).collect();
@@ -119,20 +120,20 @@ impl Stage {
         Ok(Placed { input, expected: None })
     }
 
-    /// The stream at the first block of this stage, embedded here or taken over the boundary, and what its blocks read
-    /// besides, for latents of `grid` = (frames, height, width).
+    /// The streams at the first layer of this stage, embedded here or taken over the boundary, and what its layers read
+    /// besides, for `input`, which may be on the host.
     fn entry(
         &self,
-        input: Option<NetworkInput>,
+        input: &NetworkInput,
+        placed: Option<NetworkInput>,
         from_previous: Option<Boundary>,
-        grid: (usize, usize, usize),
-    ) -> Result<(Tensor, Context)> {
-        let Boundary { x_bld, cond } = match (&self.dit.embedder, input, from_previous) {
-            (Some(embedder), Some(input), _) => embedder.embed(&input)?,
+    ) -> Result<(Streams, Context)> {
+        let Boundary { streams, cond } = match (&self.dit.embedder, placed, from_previous) {
+            (Some(embedder), Some(placed), _) => embedder.embed(&placed)?,
             (_, _, Some(boundary)) => boundary,
             _ => return Err(candle_core::Error::msg("a stage has no input").into()),
         };
-        Ok((x_bld, Context::new(cond, &self.dit.config, grid, &self.device)?))
+        Ok((streams, self.dit.context(cond, input, &self.device)?))
     }
 
     /// Forward without a backward to come. The last stage gives the velocity, the others the boundary.
@@ -142,12 +143,11 @@ impl Stage {
         placed: Placed,
         from_previous: Option<Boundary>,
     ) -> Result<Passed> {
-        let grid = input.grid()?;
-        let (x_bld, context) = self.entry(placed.input, from_previous, grid)?;
-        let x_bld = self.dit.through(x_bld, &context, &self.pass(&None))?;
+        let (streams, context) = self.entry(input, placed.input, from_previous)?;
+        let streams = self.dit.through(streams, &context, &self.pass(&None))?;
         match &self.dit.head {
-            Some(head) => Ok(Passed::Velocity(head.forward(&x_bld, &context, grid)?)),
-            None => Ok(Passed::On(Boundary { x_bld, cond: context.cond })),
+            Some(head) => Ok(Passed::Velocity(head.forward(&streams.main, &context)?)),
+            None => Ok(Passed::On(Boundary { streams, cond: context.cond })),
         }
     }
 
@@ -157,46 +157,45 @@ impl Stage {
         batch: &MicroBatch,
         placed: Placed,
         from_previous: Option<Boundary>,
-        keeping: &[BlockPlan],
+        plans: &Plans,
     ) -> Result<(Passed, InFlight)> {
-        let grid = batch.input.grid()?;
-        let (x_bld, context) = self.entry(placed.input, from_previous, grid)?;
-        let keeping = Keeping { plans: keeping, store: &self.store };
-        let (x_bld, kept) =
-            self.dit.through_keeping(x_bld, &context, &self.pass(&batch.dropout), &keeping)?;
+        let (streams, context) = self.entry(&batch.input, placed.input, from_previous)?;
+        let (pass, keeping) = (self.pass(&batch.dropout), Keeping { plans, store: &self.store });
+        let (streams, kept) = self.dit.through_keeping(streams, &context, &pass, &keeping)?;
         let (Some(head), Some(expected)) = (&self.dit.head, placed.expected) else {
-            let passed = Passed::On(Boundary { x_bld, cond: context.cond.clone() });
+            let passed = Passed::On(Boundary { streams, cond: context.cond.clone() });
             return Ok((passed, InFlight { context, kept, end: None }));
         };
-        let velocity = head.forward(&x_bld, &context, grid)?;
+        let x_bld = streams.main;
+        let velocity = head.forward(&x_bld, &context)?;
         let Expected { target, weights, mask } = expected;
         let loss = kernels::loss::mse(&velocity, &target, &weights, mask.as_ref())?;
         let end = Some(End { x_bld, d_velocity: loss.d_prediction });
         Ok((Passed::Loss(loss.value), InFlight { context, kept, end }))
     }
 
-    /// Backward of what is in flight; `dy` comes from the next stage, and the last stage needs none. The result is
-    /// for the stage before.
+    /// Backward of what is in flight; `from_next` are the gradients that the next stage sent, and the last stage needs
+    /// none. The result is for the stage before.
     pub(super) fn backward(
         &self,
         batch: &MicroBatch,
         in_flight: InFlight,
-        dy: Option<Tensor>,
+        from_next: Option<Streams>,
         gradients: &mut Gradients,
-    ) -> Result<Tensor> {
+    ) -> Result<Streams> {
         let InFlight { context, kept, end } = in_flight;
-        let dy = match (&self.dit.head, end, dy) {
+        let d_streams = match (&self.dit.head, end, from_next) {
             (Some(head), Some(End { x_bld, d_velocity }), _) => {
-                head.backward(&x_bld, &d_velocity, &context)?
+                Streams::new(head.backward(&x_bld, &d_velocity, &context)?)
             }
-            (_, _, Some(dy)) => dy,
+            (_, _, Some(d_streams)) => d_streams,
             _ => {
                 return Err(
                     candle_core::Error::msg("a stage before the last has no gradient to take back").into()
                 );
             }
         };
-        Ok(self.dit.backward(kept, dy, &context, &self.pass(&batch.dropout), gradients)?)
+        Ok(self.dit.backward(kept, d_streams, &context, &self.pass(&batch.dropout), gradients)?)
     }
 
     fn pass<'a>(&'a self, dropout: &'a Option<Dropout>) -> Pass<'a> {

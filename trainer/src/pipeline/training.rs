@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use kernels::clock::Mark;
 use kernels::profile::Recording;
-use models::dit::{BlockPlan, Gradients};
+use models::dit::{Gradients, Plans};
 
 use super::links::Links;
 use super::schedule::Op;
@@ -47,7 +47,7 @@ pub(super) enum Watch {
 /// A stage in the middle of a step.
 pub(super) struct Training<'a> {
     batches: &'a [MicroBatch],
-    keeping: &'a [BlockPlan],
+    plans: &'a Plans,
     watch: Watch,
     placed: HashMap<usize, Placed>,
     in_flight: HashMap<usize, InFlight>,
@@ -59,16 +59,11 @@ pub(super) struct Training<'a> {
 
 impl<'a> Training<'a> {
     /// Puts what the stage uses of the micro-batches onto its device.
-    pub fn new(
-        stage: &Stage,
-        batches: &'a [MicroBatch],
-        keeping: &'a [BlockPlan],
-        watch: Watch,
-    ) -> Result<Self> {
+    pub fn new(stage: &Stage, batches: &'a [MicroBatch], plans: &'a Plans, watch: Watch) -> Result<Self> {
         let placed = batches.iter().enumerate().map(|(m, batch)| Ok((m, stage.place(batch)?)));
         let (placed, in_flight) = (placed.collect::<Result<_>>()?, HashMap::new());
         let outcome = StepOutcome { losses: Vec::new(), gradients: Gradients::default() };
-        Ok(Self { batches, keeping, watch, placed, in_flight, outcome, spans: Vec::new() })
+        Ok(Self { batches, plans, watch, placed, in_flight, outcome, spans: Vec::new() })
     }
 
     /// Takes what `op` needs from a neighbour, does it, and hands on what came of it.
@@ -78,7 +73,7 @@ impl<'a> Training<'a> {
                 let (batch, from_previous) = (&self.batches[m], links.take_forward()?);
                 let start = self.mark(stage)?;
                 let placed = self.placed.remove(&m).ok_or_else(|| out_of_order(op))?;
-                let (passed, held) = stage.forward(batch, placed, from_previous, self.keeping)?;
+                let (passed, held) = stage.forward(batch, placed, from_previous, self.plans)?;
                 self.note(op, start, stage)?;
                 self.in_flight.insert(m, held);
                 match passed {
@@ -90,12 +85,13 @@ impl<'a> Training<'a> {
                 }
             }
             Op::Backward(m) => {
-                let (held, dy) = (self.in_flight.remove(&m), links.take_backward()?);
+                let (held, from_next) = (self.in_flight.remove(&m), links.take_backward()?);
                 let start = self.mark(stage)?;
                 let held = held.ok_or_else(|| out_of_order(op))?;
-                let dx = stage.backward(&self.batches[m], held, dy, &mut self.outcome.gradients)?;
+                let d_streams =
+                    stage.backward(&self.batches[m], held, from_next, &mut self.outcome.gradients)?;
                 self.note(op, start, stage)?;
-                links.send_backward(dx)
+                links.send_backward(d_streams)
             }
         }
     }

@@ -128,10 +128,10 @@ pub fn starting_adapters(inputs: &Inputs, dit: &DitConfig, settings: &TrainProbe
 pub fn train(pipeline: &mut Pipeline, inputs: &Inputs, settings: &TrainProbe) -> Result<Outputs> {
     let given = Given::read(inputs)?;
     let mut optimizer = Optimizer::new(pipeline, settings.rule())?;
-    let keeping = vec![BlockPlan::default(); pipeline.config().layers];
+    let plans = pipeline.layers().into_iter().map(|id| (id, BlockPlan::default())).collect();
     let (mut outputs, mut losses, mut norms) = (Outputs::new(), Vec::new(), Vec::new());
     for step in 0..given.sigmas.dim(0)? {
-        let outcome = pipeline.train(&[given.micro_batch(step)?], &keeping)?;
+        let outcome = pipeline.train(&[given.micro_batch(step)?], &plans)?;
         losses.push(outcome.losses[0].to_dtype(DType::F32)?.to_scalar::<f32>()?);
         norms.push(checked_norm(&outcome.gradients, optimizer.states().keys())? as f32);
         if step == 0 {

@@ -89,7 +89,7 @@ fn learn(learners: &mut Learners, plan: &Plan, data: &StepData, progress: Progre
         }
         let updates = learners.updates(index, &progress) + 1;
         let Learner { pipeline, optimizer, .. } = learners.awake(index)?;
-        let outcome = pipeline.train(&own, &keeping)?;
+        let outcome = pipeline.train(&own, &pipeline.plans(&keeping)?)?;
         let settings = UpdateSettings { lr, clip_norm: config.clip_norm, step: updates };
         let updated = update(pipeline, optimizer, &outcome, &settings);
         let Updated { loss, losses, grad_norm } = updated.map_err(|error| match error {

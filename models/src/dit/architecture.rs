@@ -1,0 +1,101 @@
+//! What a model is made of: its layers in the order in which they run, its embeddings, and where its tokens stand.
+
+use std::fmt;
+use std::sync::Arc;
+
+use candle_core::Device;
+
+use super::base::Base;
+use super::block::Block;
+use super::config::{DitConfig, PATCH};
+use super::embed::{Embed, Embedder};
+use super::input::{NetworkInput, Positions};
+use super::layer::Layer;
+use super::layer_id::LayerId;
+use super::rope;
+use crate::weights::Weights;
+use crate::{Error, Result};
+
+/// A kind of model: a Wan DiT of main blocks, with whatever is chained beside them, injected between them, or put in
+/// front of their tokens.
+///
+/// The main blocks are what a model is split by. Every other layer follows one of them: it runs behind it and before the
+/// next, and is on the same stage. A side chain's block follows the main block that its output is added to.
+pub trait Architecture: fmt::Debug + Send + Sync {
+    /// Sizes of the main blocks, the embeddings and the head.
+    fn config(&self) -> &DitConfig;
+
+    /// The layers from main block `n` to the next, in the order in which they run; block `n` is the first.
+    fn layers(&self, n: usize) -> Vec<LayerId>;
+
+    /// Reads the layer `id` onto `device`, held as `base` says.
+    ///
+    /// # Errors
+    /// A layer that the model does not have, and weights that cannot be read.
+    fn load_layer(
+        &self,
+        id: LayerId,
+        weights: &Weights,
+        base: Base,
+        device: &Device,
+    ) -> Result<Box<dyn Layer>>;
+
+    /// Reads the embeddings onto `device`, held as `base` says.
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    fn load_embedding(&self, weights: &Weights, base: Base, device: &Device) -> Result<Box<dyn Embed>>;
+
+    /// Where the main stream's tokens stand for `input`, made on `device`. Every stage makes this itself, so it depends
+    /// on no more than the shapes of `input`, which may be on the host.
+    ///
+    /// # Errors
+    /// Inputs of other shapes than the model takes.
+    fn positions(&self, input: &NetworkInput, device: &Device) -> Result<Positions>;
+
+    /// All layers, in the order in which they run.
+    fn all_layers(&self) -> Vec<LayerId> {
+        (0..self.config().layers).flat_map(|n| self.layers(n)).collect()
+    }
+}
+
+/// The Wan DiT: main blocks alone.
+impl Architecture for DitConfig {
+    fn config(&self) -> &DitConfig {
+        self
+    }
+
+    fn layers(&self, n: usize) -> Vec<LayerId> {
+        vec![LayerId::block(n)]
+    }
+
+    fn load_layer(
+        &self,
+        id: LayerId,
+        weights: &Weights,
+        base: Base,
+        device: &Device,
+    ) -> Result<Box<dyn Layer>> {
+        match id.chain() {
+            LayerId::BLOCKS => Ok(Box::new(Block::load(weights, self, id, base.frozen, device)?)),
+            _ => Err(Error::Mismatch(format!("the model has no layer {id}"))),
+        }
+    }
+
+    fn load_embedding(&self, weights: &Weights, base: Base, device: &Device) -> Result<Box<dyn Embed>> {
+        Ok(Box::new(Embedder::load(weights, self, base, device)?))
+    }
+
+    fn positions(&self, input: &NetworkInput, device: &Device) -> Result<Positions> {
+        let grid = input.grid()?;
+        let tokens = (grid.0, grid.1 / PATCH, grid.2 / PATCH);
+        let (cos_lp, sin_lp) = rope::table(self.head_size(), tokens, device)?;
+        Ok(Positions { grid, in_front: 0, cos_lp, sin_lp })
+    }
+}
+
+impl From<&DitConfig> for Arc<dyn Architecture> {
+    fn from(config: &DitConfig) -> Self {
+        Arc::new(config.clone())
+    }
+}

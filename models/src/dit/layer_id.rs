@@ -1,0 +1,52 @@
+//! Which layer of a model something belongs to.
+
+use std::fmt;
+
+/// A layer of a model by its chain and its number in it. Its [`Display`](fmt::Display) is what the names of its tensors
+/// begin with, such as `blocks.3`.
+///
+/// The order is by chain, then by number; the order in which layers run is the
+/// [`Architecture`](super::Architecture)'s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LayerId {
+    chain: &'static str,
+    index: usize,
+}
+
+impl LayerId {
+    /// The chain of the main blocks.
+    pub const BLOCKS: &'static str = "blocks";
+
+    /// Layer `index` of `chain`, which is what its tensors' names have before the number (`vace_blocks`).
+    pub const fn new(chain: &'static str, index: usize) -> Self {
+        Self { chain, index }
+    }
+
+    /// Main block `index`.
+    pub const fn block(index: usize) -> Self {
+        Self::new(Self::BLOCKS, index)
+    }
+
+    /// What its tensors' names have before the number.
+    pub fn chain(self) -> &'static str {
+        self.chain
+    }
+
+    /// Its number in its chain.
+    pub fn index(self) -> usize {
+        self.index
+    }
+
+    /// The part of `name` behind this layer's own name and a dot: `self_attn.q` of `blocks.3.self_attn.q`. Nothing for
+    /// names of other layers.
+    pub fn local(self, name: &str) -> Option<&str> {
+        let (index, local) = name.strip_prefix(self.chain)?.strip_prefix('.')?.split_once('.')?;
+        (index.parse() == Ok(self.index)).then_some(local)
+    }
+}
+
+impl fmt::Display for LayerId {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}.{}", self.chain, self.index)
+    }
+}

@@ -1,0 +1,64 @@
+//! What becomes of each layer's forward until its backward: how much is kept, and where it waits.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::layer_id::LayerId;
+use crate::{Error, Result};
+
+/// How much of a block's forward is kept. The gradients are the same to the bit; what is not kept is made again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Keep {
+    /// The block's input: the least memory, one more forward.
+    #[default]
+    Input,
+    /// The input with the self-attention's output and log-sum-exp: the replay need not attend again.
+    Attention,
+    /// All that products and attentions made: only norms, positions and sums are made again.
+    All,
+}
+
+/// Where it waits for the backward.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Place {
+    /// On the device.
+    #[default]
+    Device,
+    /// In host memory beside the device, from which it comes back one block ahead of its use.
+    Host,
+    /// In host memory too, but it comes back when it is used: the device waits, and holds one block's less.
+    HostUntilUsed,
+}
+
+/// What becomes of one block's forward.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BlockPlan {
+    /// How much is kept.
+    pub keep: Keep,
+    /// Where.
+    pub place: Place,
+}
+
+/// The plan of each layer of a model.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plans(BTreeMap<LayerId, BlockPlan>);
+
+impl Plans {
+    /// The plan of the layer `id`.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn of(&self, id: LayerId) -> Result<BlockPlan> {
+        let plan = self.0.get(&id).copied();
+        plan.ok_or_else(|| Error::Mismatch(format!("nothing says what is kept of the layer {id}")))
+    }
+}
+
+impl FromIterator<(LayerId, BlockPlan)> for Plans {
+    fn from_iter<I: IntoIterator<Item = (LayerId, BlockPlan)>>(plans: I) -> Self {
+        Self(plans.into_iter().collect())
+    }
+}

@@ -1,0 +1,46 @@
+//! The residual streams of a model.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+
+/// The residual streams between two layers, or their gradients: the main one, and those of side chains by name.
+#[derive(Debug, Clone)]
+pub struct Streams<T = Tensor> {
+    /// The main stream [b, l, d], which begins as the tokens of the latents and ends at the head.
+    pub main: T,
+    side: BTreeMap<&'static str, T>,
+}
+
+impl<T> Streams<T> {
+    /// The main stream alone.
+    pub fn new(main: T) -> Self {
+        Self { main, side: BTreeMap::new() }
+    }
+
+    /// The same with the side stream `name`.
+    pub fn with(mut self, name: &'static str, stream: T) -> Self {
+        self.put(name, stream);
+        self
+    }
+
+    /// Puts the side stream `name` in, in place of what was there.
+    pub fn put(&mut self, name: &'static str, stream: T) {
+        self.side.insert(name, stream);
+    }
+
+    /// Takes the side stream `name` out.
+    pub fn take(&mut self, name: &'static str) -> Option<T> {
+        self.side.remove(name)
+    }
+
+    /// Every stream through `f`, the main one first.
+    ///
+    /// # Errors
+    /// The first of `f`.
+    pub fn try_map<U, E>(self, mut f: impl FnMut(T) -> Result<U, E>) -> Result<Streams<U>, E> {
+        let main = f(self.main)?;
+        let side = self.side.into_iter().map(|(name, stream)| Ok((name, f(stream)?)));
+        Ok(Streams { main, side: side.collect::<Result<_, E>>()? })
+    }
+}
