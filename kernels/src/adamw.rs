@@ -1,10 +1,9 @@
 //! The AdamW update (Loshchilov and Hutter 2019, arXiv 1711.05101), f32 throughout.
 
 use crate::Result;
-#[cfg(feature = "cuda")]
-use crate::cuda::{File, Gpu, Launch, fits};
+use crate::Tensor;
+use crate::gpu::{File, Gpu, Launch, fits};
 use crate::optimiser::State;
-use candle_core::Tensor;
 
 /// The settings of one update.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -68,7 +67,6 @@ fn scaled_step(state: &State, gradient: &Tensor, factor: f64, update: &Update) -
     step(state, &(gradient * factor)?, update)
 }
 
-#[cfg(feature = "cuda")]
 impl Gpu {
     fn adamw(&self, state: &State, gradient: &Tensor, factor: f64, update: &Update) -> Result<Option<State>> {
         let Update { lr, beta1, beta2, eps, weight_decay, step } = *update;

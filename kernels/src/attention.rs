@@ -5,9 +5,11 @@
 
 use crate::Result;
 use crate::device::Repeatability;
+use crate::gpu::Gpu;
 use crate::profile::{self, Class};
 use crate::softmax::softmax;
-use candle_core::{D, DType, Device, Tensor};
+use crate::{Device, ShadowAttention, ShadowGpu, Tensor};
+use candle_core::{D, DType};
 
 /// The largest score block that is made at once, in elements (f32: 64 MiB).
 pub const MAX_SCORES: usize = 16 << 20;
@@ -109,7 +111,7 @@ pub fn engine(device: &Device, dtype: DType, head_size: usize) -> Engine {
 fn opened(device: &Device) -> std::result::Result<(u32, u32), String> {
     let version = cudnn()?;
     #[cfg(feature = "cuda")]
-    if let Ok(Some(gpu)) = crate::cuda::copies::gpu_of(device) {
+    if let Some(gpu) = device.card() {
         gpu.cudnn()?;
     }
     let _ = device;
@@ -119,7 +121,7 @@ fn opened(device: &Device) -> std::result::Result<(u32, u32), String> {
 /// Shapes that cuDNN refused on `device` since the last call, a line each. They run in chunks, several times slower.
 pub fn refusals(device: &Device) -> Vec<String> {
     #[cfg(feature = "cuda")]
-    if let Ok(Some(gpu)) = crate::cuda::copies::gpu_of(device) {
+    if let Some(gpu) = device.card() {
         return gpu.refused_attention();
     }
     let _ = device;
@@ -149,7 +151,7 @@ pub struct Gradients {
 /// Attention of `q` [b, lq, n, h] over `k`, `v` [b, lk, n, h]; no mask.
 pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Output> {
     let _noted = profile::scope(Class::Attention, q.device());
-    on_gpu!(q, |gpu| gpu.attention(q, k, v)?);
+    on_gpu!(q, |gpu| gpu.attention([q, k, v])?);
     let scale = 1.0 / (q.dim(3)? as f64).sqrt();
     let (q_bnlh, k_bnlh, v_bnlh) = (heads_first(q)?, heads_first(k)?, heads_first(v)?);
     let k_bnhl = k_bnlh.t()?;
@@ -194,6 +196,73 @@ pub fn backward(q: &Tensor, k: &Tensor, v: &Tensor, out: &Output, d_out: &Tensor
         dk: heads_last(&dk.to_dtype(dtype)?)?,
         dv: heads_last(&dv.to_dtype(dtype)?)?,
     })
+}
+
+/// The sizes of an attention over heads side by side in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Heads {
+    pub batch: usize,
+    pub heads: usize,
+    pub size: usize,
+    pub queries: usize,
+    pub keys: usize,
+}
+
+impl Heads {
+    /// Of `q` [b, lq, n, h] and `k` [b, lk, n, h], where cuDNN's kernels take them.
+    fn for_cudnn(q: &Tensor, k: &Tensor) -> Result<Option<Self>> {
+        let (batch, queries, heads, size) = q.dims4()?;
+        let keys = k.dim(1)?;
+        let is_fit = is_for_cudnn(q.dtype(), size) && k.dtype() == q.dtype();
+        // cuDNN refuses the backward of a single query over a single key.
+        let is_fit = is_fit && queries > 1 && keys > 1;
+        Ok(is_fit.then_some(Self { batch, heads, size, queries, keys }))
+    }
+}
+
+impl Gpu {
+    /// Attention through cuDNN; nothing where it is absent or has no engine for these shapes.
+    fn attention(&self, [q, k, v]: [&Tensor; 3]) -> Result<Option<Output>> {
+        let Some(heads) = Heads::for_cudnn(q, k)? else { return Ok(None) };
+        let qkv = [&q.contiguous()?, &k.contiguous()?, &v.contiguous()?];
+        let o = self.empty(q.shape(), DType::BF16)?;
+        let out = Output { o, lse: self.empty((heads.batch, heads.heads, heads.queries, 1), DType::F32)? };
+        let is_done = match self {
+            #[cfg(feature = "cuda")]
+            Self::Card(card) => card.attention(heads, qkv, &out)?,
+            Self::Shadow(gpu, _) => {
+                let _ = qkv;
+                gpu.attention != ShadowAttention::Chunked
+            }
+        };
+        Ok(is_done.then_some(out))
+    }
+
+    /// The gradients through cuDNN; nothing where it is absent or has no engine for these shapes.
+    fn attention_backward(
+        &self,
+        [q, k, v]: [&Tensor; 3],
+        out: &Output,
+        d_out: &Tensor,
+    ) -> Result<Option<Gradients>> {
+        let Some(heads) = Heads::for_cudnn(q, k)? else { return Ok(None) };
+        let (qkv, d_out) = ([&q.contiguous()?, &k.contiguous()?, &v.contiguous()?], &d_out.contiguous()?);
+        let empty = |x: &Tensor| self.empty(x.shape(), DType::BF16);
+        let gradients = Gradients { dq: empty(q)?, dk: empty(k)?, dv: empty(v)? };
+        let is_done = match self {
+            #[cfg(feature = "cuda")]
+            Self::Card(card) => card.attention_backward(heads, qkv, out, d_out, &gradients)?,
+            Self::Shadow(ShadowGpu { attention: ShadowAttention::Cudnn(repeatability), .. }, _) => {
+                let _ = (qkv, out, d_out);
+                let Heads { batch, heads, size, queries, keys } = heads;
+                let calls = Calls::of([batch, heads, size], [queries, keys], *repeatability);
+                self.empty(calls.workspace, DType::U8)?.relabel("workspace");
+                true
+            }
+            Self::Shadow(..) => false,
+        };
+        Ok(is_done.then_some(gradients))
+    }
 }
 
 /// (start, rows) of each chunk of queries, so that a score block stays under [`MAX_SCORES`].

@@ -1,13 +1,12 @@
 //! Root-mean-square norm over the channels of a picture or video, forward only: the norm of the Wan VAEs.
 
-use candle_core::{D, DType, Result, Tensor, bail};
+use crate::Tensor;
+use candle_core::{D, DType, Result, bail};
 use rayon::prelude::*;
 
-use crate::cpu::{is_cpu_f32, with_slice};
-#[cfg(feature = "cuda")]
-use crate::cuda::{File, Gpu, Launch, suffix};
+use crate::cpu::{computed, is_cpu_f32};
+use crate::gpu::{File, Gpu, Launch, suffix};
 use crate::profile::{self, Class};
-#[cfg(feature = "cuda")]
 use crate::video::planes;
 
 /// What follows the norm.
@@ -61,25 +60,20 @@ fn on_cpu(x: &Tensor, gamma: &Tensor, activation: Activation) -> Result<Tensor> 
     if x.elem_count() == 0 {
         return Ok(x.clone());
     }
-    let y = with_slice(x, |values| {
-        with_slice(gamma, |gamma| {
-            let scales = inverse_norms(values, batch, channels, pixels);
-            let mut y = vec![0f32; values.len()];
-            y.par_chunks_mut(pixels).zip(values.par_chunks(pixels)).enumerate().for_each(|(row, (y, x))| {
-                let scale = &scales[row / channels * pixels..][..pixels];
-                let gain = gamma[row % channels];
-                let normed = x.iter().zip(scale).map(|(x, s)| x * s * gain);
-                match activation {
-                    Activation::Identity => y.iter_mut().zip(normed).for_each(|(y, v)| *y = v),
-                    Activation::Silu => {
-                        y.iter_mut().zip(normed).for_each(|(y, v)| *y = v / (1.0 + (-v).exp()))
-                    }
-                }
-            });
-            Ok(y)
-        })
-    })?;
-    Tensor::from_vec(y, x.shape(), x.device())
+    computed([x, gamma], x.shape(), |[values, gamma]| {
+        let scales = inverse_norms(values, batch, channels, pixels);
+        let mut y = vec![0f32; values.len()];
+        y.par_chunks_mut(pixels).zip(values.par_chunks(pixels)).enumerate().for_each(|(row, (y, x))| {
+            let scale = &scales[row / channels * pixels..][..pixels];
+            let gain = gamma[row % channels];
+            let normed = x.iter().zip(scale).map(|(x, s)| x * s * gain);
+            match activation {
+                Activation::Identity => y.iter_mut().zip(normed).for_each(|(y, v)| *y = v),
+                Activation::Silu => y.iter_mut().zip(normed).for_each(|(y, v)| *y = v / (1.0 + (-v).exp())),
+            }
+        });
+        y
+    })
 }
 
 /// `sqrt(C) / max(||x||, 1e-12)` of each pixel: [batch, pixels].
@@ -99,7 +93,6 @@ fn inverse_norms(x: &[f32], batch: usize, channels: usize, pixels: usize) -> Vec
     scales
 }
 
-#[cfg(feature = "cuda")]
 impl Gpu {
     fn channel_norm(&self, x: &Tensor, gamma: &Tensor, activation: Activation) -> Result<Option<Tensor>> {
         const THREADS: usize = 256;

@@ -5,8 +5,8 @@
 
 use std::time::Instant;
 
+use crate::Device;
 use crate::Result;
-use candle_core::Device;
 
 /// A point in the work of a device: passed when everything that was asked of the device before it is done.
 #[derive(Debug, Clone)]
@@ -23,7 +23,7 @@ impl Mark {
     /// When the device does not take it.
     pub fn now(device: &Device) -> Result<Self> {
         #[cfg(feature = "cuda")]
-        let gpu = crate::cuda::copies::gpu_of(device)?.map(|gpu| gpu.timed_mark()).transpose()?;
+        let gpu = device.card().map(|card| card.timed_mark()).transpose()?;
         #[cfg(not(feature = "cuda"))]
         let _ = device;
         Ok(Self {

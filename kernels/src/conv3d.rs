@@ -7,16 +7,15 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{DType, Result, Tensor, bail};
+use crate::Tensor;
+use candle_core::{DType, Result, bail};
 use rayon::prelude::*;
 
-use crate::cpu::{is_cpu_f32, with_slice};
+use crate::cpu::{computed, is_cpu_f32};
 use crate::cpu_gemm::{Product, add_product};
-#[cfg(feature = "cuda")]
-use crate::cuda::{File, Gpu, Launch, suffix};
+use crate::gpu::{File, Gpu, Launch, suffix};
 use crate::profile::{self, Class};
 use crate::video::{self, join_frames};
-#[cfg(feature = "cuda")]
 use crate::video::{pixels, planes};
 
 /// Zeros put around each frame, in pixels.
@@ -194,7 +193,6 @@ impl Sizes {
     }
 
     /// Whether a kernel three wide makes lines as long as those that it reads, pixel above pixel.
-    #[cfg(feature = "cuda")]
     fn keeps_lines(&self) -> bool {
         let Conv3dGeometry { space_stride, padding, .. } = self.geometry;
         self.kernel[2] == 3 && space_stride == 1 && padding.left == 1 && padding.right == 1
@@ -224,7 +222,7 @@ fn by_conv2d(
     let mut sum: Option<Tensor> = None;
     for dt in 0..s.kernel[0] {
         let kernel = weight.narrow(2, dt, 1)?.squeeze(2)?.contiguous()?;
-        let part = frames(dt)?.conv2d(&kernel, 0, geometry.space_stride, 1, 1)?;
+        let part = frames(dt)?.conv2d(&kernel, 0, geometry.space_stride)?;
         sum = Some(match sum {
             Some(sum) => (sum + part)?,
             None => part,
@@ -255,14 +253,13 @@ struct Tile {
 }
 
 fn on_cpu(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, s: Sizes) -> Result<Tensor> {
-    let zeros = vec![0f32; s.c_out];
-    let y = with_slice(x, |x| {
-        with_slice(weight, |weight| match bias {
-            Some(bias) => with_slice(bias, |bias| Ok(tiles_on_cpu(x, weight, bias, s))),
-            None => Ok(tiles_on_cpu(x, weight, &zeros, s)),
-        })
-    })?;
-    Tensor::from_vec(y, (s.batch, s.c_out, s.out_frames, s.out_height, s.out_width), x.device())
+    let shape = (s.batch, s.c_out, s.out_frames, s.out_height, s.out_width);
+    match bias {
+        Some(bias) => {
+            computed([x, weight, bias], shape, |[x, weight, bias]| tiles_on_cpu(x, weight, bias, s))
+        }
+        None => computed([x, weight], shape, |[x, weight]| tiles_on_cpu(x, weight, &vec![0.0; s.c_out], s)),
+    }
 }
 
 fn tiles_on_cpu(x: &[f32], weight: &[f32], bias: &[f32], s: Sizes) -> Vec<f32> {
@@ -355,7 +352,6 @@ fn line(input: &[f32], dw: usize, left: usize, stride: usize, out: &mut [f32]) {
 }
 
 /// How the output is cut into blocks: positions and channels, the kernel, and the bytes of shared memory that a block needs.
-#[cfg(feature = "cuda")]
 #[derive(Debug, Clone)]
 struct Blocks {
     kernel: String,
@@ -364,7 +360,6 @@ struct Blocks {
     shared_bytes: usize,
 }
 
-#[cfg(feature = "cuda")]
 impl Blocks {
     /// As in `cuda/conv3d.cu`.
     fn of(suffix: &str, dtype: DType, s: Sizes) -> Self {
@@ -391,7 +386,6 @@ impl Blocks {
     }
 }
 
-#[cfg(feature = "cuda")]
 impl Gpu {
     fn conv3d(
         &self,

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::Device;
 use crate::Result;
-use candle_core::Device;
 
 /// How a GPU is set up when it is opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -67,7 +67,7 @@ impl std::fmt::Display for Allocator {
 /// Where tensors on `device` get their memory.
 pub fn allocator(device: &Device) -> Allocator {
     #[cfg(feature = "cuda")]
-    if let Ok(Some(gpu)) = crate::cuda::copies::gpu_of(device) {
+    if let Some(gpu) = device.card() {
         return gpu.allocator.clone();
     }
     let _ = device;
@@ -83,8 +83,8 @@ pub fn open_gpu(index: usize, settings: &Settings) -> Result<Device> {
     return crate::cuda::pool::open(index, settings);
     #[cfg(not(feature = "cuda"))]
     {
-        let _ = settings;
-        Device::new_cuda_with_stream(index)
+        let _ = (index, settings);
+        Err(candle_core::Error::NotCompiledWithCudaSupport)
     }
 }
 
@@ -92,7 +92,7 @@ pub fn open_gpu(index: usize, settings: &Settings) -> Result<Device> {
 /// clock, which does not give the same answer twice. A run that continues keeps them with [`keep_product_choices`].
 pub fn product_choices(device: &Device) -> BTreeMap<String, usize> {
     #[cfg(feature = "cuda")]
-    if let Ok(Some(gpu)) = crate::cuda::copies::gpu_of(device) {
+    if let Some(gpu) = device.card() {
         return gpu.product_choices();
     }
     let _ = device;
@@ -103,7 +103,7 @@ pub fn product_choices(device: &Device) -> BTreeMap<String, usize> {
 /// and with the same cuBLASLt.
 pub fn keep_product_choices(device: &Device, choices: BTreeMap<String, usize>) {
     #[cfg(feature = "cuda")]
-    if let Ok(Some(gpu)) = crate::cuda::copies::gpu_of(device) {
+    if let Some(gpu) = device.card() {
         gpu.keep_product_choices(choices);
     }
     #[cfg(not(feature = "cuda"))]
@@ -118,7 +118,7 @@ pub fn synchronize(device: &Device) -> Result<()> {
 /// What the memory of `device` holds; nothing for the CPU.
 pub fn memory(device: &Device) -> Result<Option<Memory>> {
     #[cfg(feature = "cuda")]
-    if let Some(gpu) = crate::cuda::copies::gpu_of(device)? {
+    if let Some(gpu) = device.card() {
         return gpu.memory().map(Some);
     }
     let _ = device;
@@ -128,7 +128,7 @@ pub fn memory(device: &Device) -> Result<Option<Memory>> {
 /// Starts the peaks of [`memory`] anew.
 pub fn reset_peak(device: &Device) -> Result<()> {
     #[cfg(feature = "cuda")]
-    if let Some(gpu) = crate::cuda::copies::gpu_of(device)? {
+    if let Some(gpu) = device.card() {
         return gpu.reset_peak();
     }
     let _ = device;

@@ -8,7 +8,8 @@
 //! The length n passes no gradient, as the authors propose and PEFT does. Source: Liu et al. 2024 (arXiv 2402.09353),
 //! section 4.3; huggingface/peft src/peft/tuners/lora/dora.py.
 
-use candle_core::{D, DType, Tensor};
+use crate::Tensor;
+use candle_core::{D, DType};
 
 use crate::Result;
 use crate::linear::flat;

@@ -1,11 +1,10 @@
 //! Dropout whose mask is a function of a key, so that a replay and a resumed run drop the same elements.
 
 use crate::Result;
-#[cfg(feature = "cuda")]
-use crate::cuda::{File, Gpu, Launch, fits, suffix};
+use crate::gpu::{File, Gpu, Launch, fits, suffix};
 use crate::profile::{self, Class};
 use crate::random::Key;
-use candle_core::{Device, Tensor};
+use crate::{DType, Device, Tensor};
 
 /// Multiplies `x` [b, l, d] by a mask of 0 and 1/(1-p), where `p` is the share that is dropped.
 ///
@@ -19,6 +18,10 @@ pub fn apply(x: &Tensor, p: f64, keys: &[Key], first_token: usize) -> Result<Ten
         candle_core::bail!("dropout has {} keys for a batch of {batch}", keys.len());
     }
     on_gpu!(x, |gpu| gpu.dropout(x, p, keys, first_token)?);
+    if x.is_shadow() {
+        let mask = Tensor::shadow((batch, tokens, width), DType::F32, x.device());
+        return x * mask.to_dtype(x.dtype())?;
+    }
     let keep = (1.0 / (1.0 - p)) as f32;
     let mut mask = Vec::with_capacity(batch * tokens * width);
     for key in keys {
@@ -31,7 +34,6 @@ pub fn apply(x: &Tensor, p: f64, keys: &[Key], first_token: usize) -> Result<Ten
     x * mask.to_device(x.device())?.to_dtype(x.dtype())?
 }
 
-#[cfg(feature = "cuda")]
 impl Gpu {
     fn dropout(&self, x: &Tensor, p: f64, keys: &[Key], first_token: usize) -> Result<Option<Tensor>> {
         let (_, tokens, width) = x.dims3()?;

@@ -1,10 +1,9 @@
 //! GELU in its tanh form: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
 
 use crate::Result;
-#[cfg(feature = "cuda")]
-use crate::cuda::{File, Gpu, Launch, fits, suffix};
+use crate::Tensor;
+use crate::gpu::{File, Gpu, Launch, fits, suffix};
 use crate::profile::{self, Class};
-use candle_core::Tensor;
 
 /// sqrt(2/pi).
 const K: f64 = 0.797_884_560_802_865_4;
@@ -31,7 +30,6 @@ pub fn backward(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
     dy * ((t + 1.0)? + rise)?.affine(0.5, 0.0)?
 }
 
-#[cfg(feature = "cuda")]
 impl Gpu {
     fn gelu(&self, x: &Tensor) -> Result<Option<Tensor>> {
         let Some(suffix) = suffix(x.dtype()).filter(|_| x.elem_count().is_multiple_of(4)) else {

@@ -1,4 +1,4 @@
-//! The operations of Tandem's models, on candle tensors.
+//! The operations of Tandem's models, on tensors of candle or their shadows ([`Tensor`]).
 //!
 //! An op is born with its twin: each file here holds one op, its forward and its backward. The bodies are plain
 //! tensor expressions, which run on every device and define what an accelerated version must equal.
@@ -8,11 +8,11 @@
 //! Letters of shapes: `b` batch, `l` tokens, `d` model width, `n` heads, `h` head size, `r` rank,
 //! `g` groups of tokens that share a timestep (1, latent frames, or tokens), `c` channels, `t` frames.
 
-/// Gives the result of a GPU's own body where the tensor lies on a GPU that has one for it; else goes on behind it.
+/// Gives the result of a GPU's own body where the tensor is on a GPU, or the shadow of one, that has one for it; else goes on
+/// behind it.
 macro_rules! on_gpu {
     ($x:expr, |$gpu:ident| $body:expr) => {
-        #[cfg(feature = "cuda")]
-        if let Some($gpu) = crate::cuda::of($x)? {
+        if let Some($gpu) = crate::gpu::Gpu::of(($x).device()) {
             if let Some(result) = $body {
                 return Ok(result);
             }
@@ -32,6 +32,7 @@ pub mod dropout;
 pub mod fault;
 pub mod gelu;
 pub mod inventory;
+pub mod ledger;
 pub mod linear;
 pub mod loha;
 pub mod lokr;
@@ -58,7 +59,40 @@ mod cpu_gemm;
     reason = "the driver, cuBLASLt and cuDNN are C libraries; every block says who promises what"
 )]
 mod cuda;
+mod gpu;
 mod product;
-mod softmax;
+pub mod softmax;
+mod tensor;
 
-pub use candle_core::{Error, Result};
+pub use candle_core::{D, DType, DeviceLocation, Error, Result, Shape, WithDType, bail};
+pub use tensor::{Device, NoNumbers, ShadowAttention, ShadowGpu, ShadowRoute, Tensor};
+
+/// Files of named tensors.
+pub mod safetensors {
+    use std::collections::HashMap;
+    use std::path::Path;
+
+    use crate::{Device, Result, Tensor};
+
+    /// All tensors of the file at `path`, on `device`.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is no such file.
+    pub fn load(path: impl AsRef<Path>, device: &Device) -> Result<HashMap<String, Tensor>> {
+        let read = candle_core::safetensors::load(path, &candle_core::Device::Cpu)?;
+        let placed = |(name, x)| Ok((name, Tensor::from_candle(x, &Device::Cpu).to_device(device)?));
+        read.into_iter().map(placed).collect()
+    }
+
+    /// Writes `tensors` to a new file at `path`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save<K: AsRef<str> + Ord + std::fmt::Display>(
+        tensors: &HashMap<K, Tensor>,
+        path: impl AsRef<Path>,
+    ) -> Result<()> {
+        let named = tensors.iter().map(|(name, x)| Ok((name.as_ref(), x.as_candle()?.clone())));
+        candle_core::safetensors::save(&named.collect::<Result<HashMap<_, _>>>()?, path)
+    }
+}

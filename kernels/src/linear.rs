@@ -1,10 +1,11 @@
 //! The frozen linear layer: forward, and backward to its input only. A frozen weight has no gradient to compute.
 
 use crate::Result;
+use crate::Tensor;
 use crate::product::{End, Then, product};
 use crate::profile::{self, Class};
 use crate::weight::Weight;
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType};
 
 /// y = x W^T + b, plus `onto` where one is given.
 ///

@@ -1,7 +1,8 @@
 //! LoHa: delta = scale * (W1a W1b ∘ W2a W2b) as a matrix; ∘ multiplies number by number, so that two thin pairs of rank r
 //! reach rank r². Source: Hyeon-Woo et al. 2021 (arXiv 2108.06098); the names are LyCORIS's.
 
-use candle_core::{DType, Tensor};
+use crate::Tensor;
+use candle_core::DType;
 
 use crate::Result;
 use crate::linear::{flat, unflat};

@@ -1,7 +1,8 @@
 //! LoKr: delta = scale * W1 ⊗ W2, a Kronecker product, applied as two small products and never made as a matrix.
 //! Source: Edalati et al. 2022 (arXiv 2212.10650), Yeh et al. 2023 (arXiv 2309.14859); the names are LyCORIS's.
 
-use candle_core::{D, DType, Tensor};
+use crate::Tensor;
+use candle_core::{D, DType};
 
 use crate::Result;
 use crate::linear::{flat, unflat};

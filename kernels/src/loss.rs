@@ -1,8 +1,9 @@
 //! The flow-matching loss: weighted mean squared error in f32, with its gradient.
 
 use crate::Result;
+use crate::Tensor;
 use crate::profile::{self, Class};
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 
 /// The loss and its gradient with respect to the prediction.
 #[derive(Debug, Clone)]

@@ -3,10 +3,11 @@
 //! Layers that read the same input (q, k, v) have their A's stacked, so that the input is read once for all of them.
 
 use crate::Result;
+use crate::Tensor;
 use crate::linear::{flat, flat_like, unflat};
 use crate::product::{End, product};
 use crate::profile::{self, Class};
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType};
 
 /// The factors of one adapter, f32 masters. In the GEMM they are cast to the dtype of the input.
 #[derive(Debug, Clone)]

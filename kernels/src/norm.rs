@@ -3,12 +3,12 @@
 //! All three are one core, `normalised`, with a different gain behind it.
 
 use crate::Result;
-#[cfg(feature = "cuda")]
-use crate::cuda::{File, Gpu, Launch, fits, suffix};
+use crate::Tensor;
+use crate::gpu::{File, Gpu, Launch, fits, suffix};
 use crate::profile::{self, Class};
 use crate::residual::Stream;
 use crate::tokens::Place;
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType};
 
 /// Which statistics a norm divides by.
 #[derive(Clone, Copy, PartialEq)]
@@ -18,7 +18,6 @@ enum Kind {
 }
 
 /// What a row of gains means.
-#[cfg(feature = "cuda")]
 #[derive(Clone, Copy)]
 enum Gain {
     /// The factor less one: modulation.
@@ -179,7 +178,6 @@ pub(crate) fn from_group(x: &Tensor, like: &Tensor) -> Result<Tensor> {
     x.reshape(like.shape())
 }
 
-#[cfg(feature = "cuda")]
 impl Gain {
     fn one(self) -> f64 {
         match self {
@@ -191,12 +189,10 @@ impl Gain {
 
 /// Threads of the block that has a row of `width`, for `norm.cu`: three quads each, which keeps loads in flight without
 /// threads that have nothing to do.
-#[cfg(feature = "cuda")]
 pub(crate) fn row_threads(width: usize) -> usize {
     (width / 12).next_multiple_of(32).clamp(32, 256)
 }
 
-#[cfg(feature = "cuda")]
 impl Gpu {
     fn layer_norm(
         &self,
@@ -271,7 +267,6 @@ impl Gpu {
 }
 
 /// (rows, width) of [.., width] tensors, where the kernels take them and their f32 `gains`.
-#[cfg(feature = "cuda")]
 pub(crate) fn rows_of(tensors: &[&Tensor], gains: &[&Tensor]) -> Result<Option<(usize, usize)>> {
     /// What a block's registers hold, as in `norm.cu`.
     const WIDEST: usize = 6144;
@@ -284,7 +279,6 @@ pub(crate) fn rows_of(tensors: &[&Tensor], gains: &[&Tensor]) -> Result<Option<(
     Ok(is_fit.then_some((tensors[0].elem_count() / width, width)))
 }
 
-#[cfg(feature = "cuda")]
 fn name(op: &str, x: DType, y: DType) -> Option<String> {
     // f16 and bf16 do not meet.
     let is_pair = x == y || x == DType::F32 || y == DType::F32;

@@ -1,11 +1,11 @@
 //! What queries and keys of the self-attention go through: RMSNorm over the model width, then rotary positions.
 
 use crate::Result;
-#[cfg(feature = "cuda")]
-use crate::cuda::{File, Gpu, Launch, fits, suffix};
+use crate::Tensor;
+use crate::gpu::{File, Gpu, Launch, fits, suffix};
 use crate::profile::{self, Class};
 use crate::{norm, rope};
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 
 /// The rotated heads [b, l, n, h] of `x` [b, l, d], in the dtype of `x`.
 ///
@@ -41,7 +41,6 @@ pub fn backward(
     norm::rms_norm_backward(x_bld, &dy.reshape(x_bld.shape())?, weight, eps)
 }
 
-#[cfg(feature = "cuda")]
 impl Gpu {
     fn norm_rope(
         &self,
@@ -89,7 +88,6 @@ impl Gpu {
 }
 
 /// As [`norm::rows_of`], for heads whose pairs come in twos and angles in f32.
-#[cfg(feature = "cuda")]
 fn fit(x: &Tensor, weight: &Tensor, angles: [&Tensor; 2], head: usize) -> Result<Option<(usize, usize)>> {
     let is_fit =
         head.is_multiple_of(4) && angles.iter().all(|angles| angles.dtype() == DType::F32) && fits(&angles)?;

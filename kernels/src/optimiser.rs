@@ -1,7 +1,6 @@
 //! What all optimisers work on: parameters with what a rule keeps of each, and the squares of gradients.
 
-use crate::Result;
-use candle_core::Tensor;
+use crate::{Result, Tensor};
 
 /// A parameter with what an optimiser's rule keeps of it.
 #[derive(Debug, Clone)]

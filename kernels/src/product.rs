@@ -1,8 +1,14 @@
 //! The matrix product that linear layers and adapters are made of, with what its pass can end with.
 
-use candle_core::{DType, Tensor};
+use crate::Tensor;
+use candle_core::DType;
 
 use crate::Result;
+use crate::gpu::{Gpu, suffix};
+
+/// Bytes that cuBLASLt gets on each GPU for split-K sums and the like; what PyTorch gives Hopper. One product at a time uses
+/// them.
+pub(crate) const WORKSPACE: usize = 32 << 20;
 
 /// What happens to a product before it is written.
 #[derive(Clone, Copy)]
@@ -67,6 +73,49 @@ pub(crate) fn product(a: &Tensor, b: &Tensor, end: End) -> Result<Tensor> {
     match end.then {
         Then::Stay => Ok(y),
         Then::Gelu => y.gelu(),
+    }
+}
+
+/// How the rows or columns of a matrix are in memory, as cuBLAS can read them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lines {
+    /// Whether they are columns.
+    pub turned: bool,
+    /// Numbers from one line to the next.
+    pub stride: usize,
+}
+
+impl Lines {
+    /// Of `x` [rows, columns]; nothing where neither is without gaps, or the dtype is not cuBLAS's.
+    fn of(x: &Tensor) -> Result<Option<Self>> {
+        let (rows, columns) = x.dims2()?;
+        let &[down, right] = x.stride() else { return Ok(None) };
+        Ok(match () {
+            () if suffix(x.dtype()).is_none() => None,
+            () if right == 1 || columns == 1 => Some(Self { turned: false, stride: down.max(columns) }),
+            () if down == 1 || rows == 1 => Some(Self { turned: true, stride: right.max(rows) }),
+            () => None,
+        })
+    }
+}
+
+impl Gpu {
+    /// See [`product`]. Nothing where cuBLASLt has no way for these matrices.
+    fn product(&self, a: &Tensor, b: &Tensor, end: End) -> Result<Option<Tensor>> {
+        let ((m, k), (_, n)) = (a.dims2()?, b.dims2()?);
+        let (Some(of_a), Some(of_b)) = (Lines::of(a)?, Lines::of(b)?) else { return Ok(None) };
+        if suffix(end.dtype).is_none() || m * n * k == 0 {
+            return Ok(None);
+        }
+        let y = self.empty((m, n), end.dtype)?;
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Card(card) => Ok(card.product((a, of_a), (b, of_b), end, &y)?.then_some(y)),
+            Self::Shadow(..) => {
+                let _ = (of_a, of_b);
+                Ok(Some(y))
+            }
+        }
     }
 }
 

@@ -7,9 +7,9 @@
 use std::cell::RefCell;
 use std::ops::{Add, AddAssign};
 
+use crate::Device;
 use crate::clock::Mark;
 use crate::{Error, Result};
-use candle_core::Device;
 
 /// What kind of work an operation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

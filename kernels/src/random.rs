@@ -4,7 +4,9 @@
 //! library, philox.h). The same key gives the same bits on every device, card count and resume, and there is no
 //! state to save.
 
-use candle_core::{DType, Device, Tensor};
+use crate::gpu::{File, Gpu, Launch, suffix};
+use crate::{Device, Tensor};
+use candle_core::DType;
 use rayon::prelude::*;
 
 use crate::Result;
@@ -34,7 +36,6 @@ impl Key {
     }
 
     /// (seed, stream), for a kernel that makes the same words.
-    #[cfg(feature = "cuda")]
     pub(crate) fn words(self) -> (u64, u64) {
         (self.seed, self.stream)
     }
@@ -79,11 +80,13 @@ impl Key {
 /// step is exact or one f32 rounding, so every device makes the same bits. Then rounded to `dtype`.
 pub fn fill(shape: &[usize], key: Key, deviation: f32, dtype: DType, device: &Device) -> Result<Tensor> {
     let width = 12f32.sqrt() * deviation;
-    #[cfg(feature = "cuda")]
-    if let Some(gpu) = crate::cuda::copies::gpu_of(device)?
+    if let Some(gpu) = Gpu::of(device)
         && let Some(filled) = gpu.fill(shape, key, width, dtype)?
     {
         return Ok(filled);
+    }
+    if device.is_shadow() {
+        return Ok(Tensor::shadow(shape, dtype, device));
     }
     let mut values = vec![0f32; shape.iter().product()];
     values.par_chunks_mut(4).enumerate().with_min_len(4096).for_each(|(counter, values)| {
@@ -95,14 +98,13 @@ pub fn fill(shape: &[usize], key: Key, deviation: f32, dtype: DType, device: &De
     Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
 }
 
-#[cfg(feature = "cuda")]
-impl crate::cuda::Gpu {
+impl Gpu {
     fn fill(&self, shape: &[usize], key: Key, width: f32, dtype: DType) -> Result<Option<Tensor>> {
         let count: usize = shape.iter().product();
         let is_fit = count.is_multiple_of(4) && count > 0;
-        let Some(suffix) = crate::cuda::suffix(dtype).filter(|_| is_fit) else { return Ok(None) };
+        let Some(suffix) = suffix(dtype).filter(|_| is_fit) else { return Ok(None) };
         let y = self.empty(shape, dtype)?;
-        let launch = crate::cuda::Launch::new(self, crate::cuda::File::Random, &format!("uniform_{suffix}"))?;
+        let launch = Launch::new(self, File::Random, &format!("uniform_{suffix}"))?;
         let launch = launch.tensor(&y)?.size(count / 4).address(key.stream).address(key.seed);
         launch.float(f64::from(width)).each(count / 4)?;
         Ok(Some(y))

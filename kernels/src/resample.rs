@@ -1,11 +1,11 @@
 //! Rearranging frames and pixels of a video, forward only: what the VAEs do between their convolutions.
 
-use candle_core::{Result, Tensor, bail};
+use crate::Tensor;
+use candle_core::{Result, bail};
 use rayon::prelude::*;
 
-use crate::cpu::{is_cpu_f32, with_slice};
-#[cfg(feature = "cuda")]
-use crate::cuda::{File, Gpu, Launch, suffix};
+use crate::cpu::{computed, is_cpu_f32};
+use crate::gpu::{File, Gpu, Launch, suffix};
 use crate::profile::{self, Class};
 use crate::video::{pixels, planes};
 
@@ -18,16 +18,15 @@ pub fn upsample_nearest_2x(x_bcthw: &Tensor) -> Result<Tensor> {
         let grid = x_bcthw.reshape((b * c * t, h, 1, w, 1))?.broadcast_as((b * c * t, h, 2, w, 2))?;
         return grid.contiguous()?.reshape((b, c, t, 2 * h, 2 * w));
     }
-    let y = with_slice(x_bcthw, |x| {
+    computed([x_bcthw], (b, c, t, 2 * h, 2 * w), |[x]| {
         let mut y = vec![0f32; 4 * x.len()];
         y.par_chunks_mut(4 * w.max(1)).zip(x.par_chunks(w.max(1))).for_each(|(two_rows, row)| {
             let (upper, lower) = two_rows.split_at_mut(2 * w);
             upper.chunks_exact_mut(2).zip(row).for_each(|(pair, x)| pair.fill(*x));
             lower.copy_from_slice(upper);
         });
-        Ok(y)
-    })?;
-    Tensor::from_vec(y, (b, c, t, 2 * h, 2 * w), x_bcthw.device())
+        y
+    })
 }
 
 /// Turns pairs of channels into pairs of frames: `[B,2C,T,H,W]` to `[B,C,2T,H,W]`, frame 2i from the first C channels of
@@ -114,7 +113,6 @@ pub fn unfold_pixels(x_bcthw: &Tensor, patch: usize) -> Result<Tensor> {
     x.contiguous()?.reshape((b, c, t, h * patch, w * patch))
 }
 
-#[cfg(feature = "cuda")]
 impl Gpu {
     fn upsample_nearest_2x(&self, x: &Tensor) -> Result<Option<Tensor>> {
         let (b, c, t, h, w) = x.dims5()?;

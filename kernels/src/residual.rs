@@ -7,12 +7,12 @@
 use std::ops::Range;
 
 use crate::Result;
-#[cfg(feature = "cuda")]
-use crate::cuda::{File, Gpu, Launch, fits, suffix};
+use crate::Tensor;
+use crate::gpu::{File, Gpu, Launch, fits, suffix};
 use crate::norm::{by_group, from_group};
 use crate::profile::{self, Class};
 use crate::tokens::{Place, run};
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 
 /// x + gate * gated + plain, as far as there are such parts: `x` [b, l, d] in the dtype of the stream.
 #[derive(Debug, Clone)]
@@ -128,7 +128,6 @@ pub fn add(x: &Tensor, h: &Tensor) -> Result<Tensor> {
     x + h.to_dtype(x.dtype())?
 }
 
-#[cfg(feature = "cuda")]
 impl Gpu {
     /// Writes x + gate * h to `y`. False, and nothing is done, where no kernel takes them.
     fn gated_add(&self, x: &Stream, h: &Tensor, gate: &Tensor, y: &Tensor) -> Result<bool> {
@@ -185,7 +184,6 @@ impl Gpu {
     }
 }
 
-#[cfg(feature = "cuda")]
 impl Stream {
     /// Whether the kernels can read it, with parts in `dtype`.
     pub(crate) fn is_fit(&self, dtype: DType) -> Result<bool> {

@@ -1,8 +1,9 @@
 //! Rotary position embedding over interleaved pairs (2j, 2j+1) of each head.
 
 use crate::Result;
+use crate::Tensor;
 use crate::profile::{self, Class};
-use candle_core::{D, Tensor};
+use candle_core::D;
 
 /// Rotates each pair (a, b) of `x` [b, l, n, h] to (a cos - b sin, a sin + b cos).
 ///

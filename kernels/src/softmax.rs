@@ -1,10 +1,12 @@
 //! Softmax over rows of scores, with the logarithm of each row's sum: the middle of attention in chunks.
 
-use candle_core::{D, DType, Tensor};
+use crate::Tensor;
+use candle_core::{D, DType};
+use rayon::prelude::*;
 
 use crate::Result;
-#[cfg(feature = "cuda")]
-use crate::cuda::{File, Gpu, Launch, fits, suffix};
+use crate::cpu::{computed, is_cpu_f32};
+use crate::gpu::{File, Gpu, Launch, fits, suffix};
 
 /// softmax(scale * `scores`) over the last axis in the dtype of `scores`, made in f32; and log(sum(exp(scale * scores))),
 /// f32, with a last axis of one.
@@ -17,7 +19,24 @@ pub(crate) fn softmax(scores: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
     Ok((weights.broadcast_div(&total)?.to_dtype(scores.dtype())?, (top + total.log()?)?))
 }
 
-#[cfg(feature = "cuda")]
+/// The softmax over the last axis, in the dtype of `scores`: forward only, without the sums.
+pub fn rows(scores: &Tensor) -> Result<Tensor> {
+    let width = scores.dim(D::Minus1)?;
+    if !(is_cpu_f32(scores) && width > 0) {
+        return Ok(softmax(scores, 1.0)?.0);
+    }
+    computed([scores], scores.shape(), |[scores]| {
+        let mut weights = scores.to_vec();
+        weights.par_chunks_mut(width).for_each(|row| {
+            let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            row.iter_mut().for_each(|score| *score = (*score - top).exp());
+            let total: f32 = row.iter().sum();
+            row.iter_mut().for_each(|weight| *weight /= total);
+        });
+        weights
+    })
+}
+
 impl Gpu {
     fn softmax(&self, scores: &Tensor, scale: f64) -> Result<Option<(Tensor, Tensor)>> {
         const THREADS: usize = 256;

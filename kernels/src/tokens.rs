@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use crate::Result;
+use crate::Tensor;
 use crate::profile::{self, Class};
-use candle_core::Tensor;
 
 /// Where an op puts its result: over the tokens of `whole` [b, l, d] from `start` on, in the memory that it lies in.
 #[derive(Debug, Clone, Copy)]
@@ -23,11 +23,10 @@ impl Place<'_> {
     }
 
     /// The memory of a result like `part`, where it lies in one piece.
-    #[cfg(feature = "cuda")]
     pub(crate) fn run(&self, part: &Tensor) -> Result<Option<Tensor>> {
         let run = self.whole.narrow(1, self.start, part.dim(1)?)?;
         let is_fit = run.dtype() == part.dtype() && run.shape() == part.shape();
-        Ok((is_fit && crate::cuda::fits(&[&run])?).then_some(run))
+        Ok((is_fit && crate::gpu::fits(&[&run])?).then_some(run))
     }
 }
 

@@ -3,11 +3,16 @@
 //! Every copy is asynchronous and ordered by events, never by waiting on the host. A source lives until its copy is
 //! done: candle alone would free it too early.
 
+mod counted;
+
+use std::sync::Arc;
+
 use crate::Result;
 #[cfg(feature = "cuda")]
 use crate::cuda::copies;
+use crate::ledger::Allocation;
 use crate::profile::{self, Class};
-use candle_core::{Device, Tensor};
+use crate::{Device, Tensor};
 
 /// Pinned host memory comes in multiples of this, in bytes.
 pub const HOST_GRAIN: u64 = 2 << 20;
@@ -48,8 +53,17 @@ pub enum Route {
 #[derive(Debug)]
 pub struct Link {
     to: Device,
+    way: Way,
+}
+
+#[derive(Debug)]
+enum Way {
+    /// candle copies when the tensor is received.
+    Plain,
+    /// Between memories that are counted.
+    Counted(counted::Sources),
     #[cfg(feature = "cuda")]
-    gpus: Option<copies::Link>,
+    Cards(copies::Link),
 }
 
 /// A tensor that was sent and not yet received.
@@ -61,8 +75,8 @@ pub struct Sent {
 
 #[derive(Debug)]
 enum On {
-    /// candle copies it when it is received.
-    Source(Tensor),
+    /// Copied when it is received; with its buffer in pinned host memory where that is counted.
+    Source(Tensor, Option<Allocation>),
     #[cfg(feature = "cuda")]
     Way(copies::Sent),
 }
@@ -70,42 +84,47 @@ enum On {
 impl Link {
     /// The way from `from` to `to`; both may be the same device, or the CPU.
     pub fn new(from: &Device, to: &Device, route: Route) -> Result<Self> {
+        let to = to.clone();
         #[cfg(feature = "cuda")]
-        let gpus = match (copies::gpu_of(from)?, copies::gpu_of(to)?) {
-            (Some(a), Some(b)) if !from.same_device(to) => Some(copies::Link::new(a, b, route)?),
-            _ => None,
+        if let (Some(a), Some(b), false) = (from.card(), to.card(), from.same_device(&to)) {
+            let way = Way::Cards(copies::Link::new(a.clone(), b.clone(), route)?);
+            return Ok(Self { to, way });
+        }
+        let is_counted = !from.same_device(&to) && (from.ledger().is_some() || from.is_shadow());
+        let way = match is_counted {
+            true => Way::Counted(counted::Sources::of_link(from, route)),
+            false => Way::Plain,
         };
-        #[cfg(not(feature = "cuda"))]
-        let _ = (from, route);
-        Ok(Self {
-            to: to.clone(),
-            #[cfg(feature = "cuda")]
-            gpus,
-        })
+        Ok(Self { to, way })
     }
 
     /// Whether tensors go straight from one GPU's memory to the other's.
     pub fn is_peer(&self) -> bool {
-        #[cfg(feature = "cuda")]
-        return self.gpus.as_ref().is_some_and(copies::Link::is_peer);
-        #[cfg(not(feature = "cuda"))]
-        false
+        match &self.way {
+            #[cfg(feature = "cuda")]
+            Way::Cards(cards) => cards.is_peer(),
+            Way::Plain | Way::Counted(_) => false,
+        }
     }
 
     /// How many sent tensors still take memory on the sending device.
     pub fn live(&self) -> usize {
-        #[cfg(feature = "cuda")]
-        return self.gpus.as_ref().map_or(0, copies::Link::live);
-        #[cfg(not(feature = "cuda"))]
-        0
+        match &self.way {
+            Way::Plain => 0,
+            Way::Counted(sources) => sources.live(),
+            #[cfg(feature = "cuda")]
+            Way::Cards(cards) => cards.live(),
+        }
     }
 
     /// Lets go of what was sent before and has been received since. A sent tensor takes memory until then, so whoever
     /// sends calls this when the other side has answered.
     pub fn settle(&self) -> Result<()> {
-        #[cfg(feature = "cuda")]
-        if let Some(gpus) = &self.gpus {
-            return gpus.settle();
+        match &self.way {
+            Way::Plain => {}
+            Way::Counted(sources) => sources.clear(),
+            #[cfg(feature = "cuda")]
+            Way::Cards(cards) => cards.settle()?,
         }
         Ok(())
     }
@@ -113,12 +132,16 @@ impl Link {
     /// Sends `x`; called by the stage that made it.
     pub fn send(&self, x: Tensor) -> Result<Sent> {
         let _noted = profile::scope(Class::Copy, x.device());
-        let to = self.to.clone();
-        #[cfg(feature = "cuda")]
-        if let Some(gpus) = &self.gpus {
-            return Ok(Sent { to, x: On::Way(gpus.send(x)?) });
-        }
-        Ok(Sent { to, x: On::Source(x) })
+        let x = match &self.way {
+            Way::Plain => On::Source(x, None),
+            Way::Counted(sources) => {
+                let (x, buffer) = sources.hold(x)?;
+                On::Source(x, buffer)
+            }
+            #[cfg(feature = "cuda")]
+            Way::Cards(cards) => On::Way(cards.send(x)?),
+        };
+        Ok(Sent { to: self.to.clone(), x })
     }
 }
 
@@ -127,7 +150,7 @@ impl Sent {
     pub fn receive(self) -> Result<Tensor> {
         let _noted = profile::scope(Class::Copy, &self.to);
         match self.x {
-            On::Source(x) => x.to_device(&self.to),
+            On::Source(x, _buffer) => x.to_device(&self.to),
             #[cfg(feature = "cuda")]
             On::Way(sent) => sent.receive(),
         }
@@ -137,8 +160,18 @@ impl Sent {
 /// Host memory beside a device, where tensors wait for their use: pinned, and used again and again.
 #[derive(Debug, Clone)]
 pub struct HostStore {
+    memory: Apart,
+}
+
+/// The host memory of a store.
+#[derive(Debug, Clone)]
+enum Apart {
+    /// It is the device's own.
+    No,
+    /// Beside the shadow of a GPU.
+    Counted(Arc<counted::Store>),
     #[cfg(feature = "cuda")]
-    gpu: Option<std::sync::Arc<copies::Store>>,
+    Pinned(Arc<copies::Store>),
 }
 
 /// A tensor whose numbers wait in host memory. On the CPU it is the tensor itself.
@@ -150,6 +183,7 @@ pub struct Parked {
 #[derive(Debug)]
 enum Waiting {
     Here(Tensor),
+    Counted(counted::Parked),
     #[cfg(feature = "cuda")]
     Out(copies::Parked),
 }
@@ -157,30 +191,37 @@ enum Waiting {
 impl HostStore {
     /// The store of `device`.
     pub fn new(device: &Device) -> Result<Self> {
-        #[cfg(not(feature = "cuda"))]
-        let _ = device;
-        Ok(Self {
-            #[cfg(feature = "cuda")]
-            gpu: copies::gpu_of(device)?.map(copies::Store::new).transpose()?,
-        })
+        #[cfg(feature = "cuda")]
+        if let Some(card) = device.card() {
+            return Ok(Self { memory: Apart::Pinned(copies::Store::new(card.clone())?) });
+        }
+        let memory = match device.as_shadow_gpu() {
+            Some(_) => Apart::Counted(Arc::new(counted::Store::new(device))),
+            None => Apart::No,
+        };
+        Ok(Self { memory })
     }
 
     /// Starts copying `x`, a tensor of this device, out; its device memory is free for others once the copy is done.
     pub fn park(&self, x: Tensor) -> Result<Parked> {
         let _noted = profile::scope(Class::Copy, x.device());
-        #[cfg(feature = "cuda")]
-        if let Some(gpu) = &self.gpu {
-            return Ok(Parked { x: Waiting::Out(gpu.park(x)?) });
-        }
-        Ok(Parked { x: Waiting::Here(x) })
+        let x = match &self.memory {
+            Apart::No => Waiting::Here(x),
+            Apart::Counted(store) => Waiting::Counted(store.park(x)?),
+            #[cfg(feature = "cuda")]
+            Apart::Pinned(store) => Waiting::Out(store.park(x)?),
+        };
+        Ok(Parked { x })
     }
 
     /// Begins a group of tensors that leave together, such as what a block keeps: for the group before the device waits,
     /// which had a block's time to go, so that one group at most takes memory twice.
     pub fn next_group(&self) -> Result<()> {
-        #[cfg(feature = "cuda")]
-        if let Some(gpu) = &self.gpu {
-            return gpu.next_group();
+        match &self.memory {
+            Apart::No => {}
+            Apart::Counted(store) => store.next_group(),
+            #[cfg(feature = "cuda")]
+            Apart::Pinned(store) => store.next_group()?,
         }
         Ok(())
     }
@@ -195,8 +236,8 @@ impl HostStore {
         #[cfg(not(feature = "cuda"))]
         let _ = (slabs, go_on);
         #[cfg(feature = "cuda")]
-        if let Some(gpu) = &self.gpu {
-            gpu.pinned().reserve(slabs, go_on)?;
+        if let Apart::Pinned(store) = &self.memory {
+            store.pinned().reserve(slabs, go_on)?;
         }
         Ok(())
     }
@@ -207,17 +248,18 @@ impl HostStore {
         #[cfg(not(feature = "cuda"))]
         let _ = bytes;
         #[cfg(feature = "cuda")]
-        if let Some(gpu) = &self.gpu {
-            gpu.pinned().set_limit(bytes);
+        if let Apart::Pinned(store) = &self.memory {
+            store.pinned().set_limit(bytes);
         }
     }
 
     /// Bytes of host memory that the store holds, in use or not.
     pub fn bytes(&self) -> u64 {
-        #[cfg(feature = "cuda")]
-        return self.gpu.as_ref().map_or(0, |gpu| gpu.pinned().bytes());
-        #[cfg(not(feature = "cuda"))]
-        0
+        match &self.memory {
+            #[cfg(feature = "cuda")]
+            Apart::Pinned(store) => store.pinned().bytes(),
+            Apart::No | Apart::Counted(_) => 0,
+        }
     }
 }
 
@@ -226,6 +268,10 @@ impl Parked {
     pub fn prefetch(&mut self) -> Result<()> {
         match &mut self.x {
             Waiting::Here(_) => Ok(()),
+            Waiting::Counted(parked) => {
+                parked.prefetch();
+                Ok(())
+            }
             #[cfg(feature = "cuda")]
             Waiting::Out(parked) => parked.prefetch(),
         }
@@ -235,6 +281,7 @@ impl Parked {
     pub fn take(self) -> Result<Tensor> {
         match self.x {
             Waiting::Here(x) => Ok(x),
+            Waiting::Counted(parked) => Ok(parked.take()),
             #[cfg(feature = "cuda")]
             Waiting::Out(parked) => parked.take(),
         }

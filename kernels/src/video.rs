@@ -4,10 +4,10 @@
 //! memory: that is what its convolutions read and write. Shapes and values never depend on the order; an op that
 //! knows only planes makes them, at the cost of a copy.
 
-use candle_core::{Device, Result, Tensor};
+use crate::{Device, Tensor};
+use candle_core::Result;
 
-#[cfg(feature = "cuda")]
-use crate::cuda::{File, Gpu, Launch, suffix};
+use crate::gpu::{File, Gpu, Launch, suffix};
 use crate::profile::{self, Class};
 use crate::residual;
 
@@ -75,7 +75,6 @@ pub fn last_frames(x: &Tensor, frames: usize) -> Result<Tensor> {
     }
 }
 
-#[cfg(feature = "cuda")]
 impl Gpu {
     /// `x` [B,C,..] as [B,..,C'] without gaps and on a boundary of 16 bytes; zeros fill C up to a multiple of
     /// `multiple`. A copy only where it has to be. Nothing for dtypes without kernels.
@@ -84,7 +83,7 @@ impl Gpu {
         let (batch, channels) = (x.dim(0)?, x.dim(1)?);
         let rows = pixels(x)?;
         let is_ready = channels % multiple == 0 && rows.is_contiguous();
-        if is_ready && crate::cuda::tensor::address(&rows)? % 16 == 0 {
+        if is_ready && crate::gpu::address(&rows)? % 16 == 0 {
             return Ok(Some(rows));
         }
         let (x, padded) = (x.contiguous()?, channels.next_multiple_of(multiple));

@@ -3,13 +3,13 @@
 //! Only the weight is coded: a product is made in the dtype of the stream that goes in, from a matrix that is decoded
 //! before it and dropped behind it. Codes lie in u8 tensors, whatever they mean, because every device has those.
 
-use candle_core::{D, DType, Device, Tensor};
+use crate::{Device, Tensor};
+use candle_core::{D, DType};
 use rayon::prelude::*;
 
 use crate::Result;
 use crate::cpu::with_slice;
-#[cfg(feature = "cuda")]
-use crate::cuda::{File, Gpu, Launch, fits, suffix};
+use crate::gpu::{File, Gpu, Launch, fits, suffix};
 
 /// What a byte of a coded weight means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -79,6 +79,14 @@ impl Weight {
         on_gpu!(dense, |gpu| gpu.quantise(dense, format, compute)?.map(Self::Coded));
         let (rows, columns) = dense.dims2()?;
         let device = dense.device();
+        if device.is_shadow() {
+            drop(dense.to_dtype(DType::F32)?);
+            let (codes, scale) = (
+                Tensor::shadow((rows, columns), DType::U8, device),
+                Tensor::shadow(rows, DType::F32, device),
+            );
+            return Ok(Self::Coded(Coded { format, codes, scale, compute }));
+        }
         let row_of = |row: &[f32], codes: &mut [u8], scale: &mut f32| {
             let largest = row.iter().fold(0f32, |largest, number| largest.max(number.abs()));
             *scale = (largest / format.largest()).max(f32::MIN_POSITIVE);
@@ -192,7 +200,6 @@ fn e4m3_code(number: f32) -> u8 {
     sign | code as u8
 }
 
-#[cfg(feature = "cuda")]
 impl Gpu {
     fn quantise(&self, dense: &Tensor, format: Format, compute: DType) -> Result<Option<Coded>> {
         let (rows, columns) = dense.dims2()?;
@@ -222,7 +229,6 @@ impl Gpu {
     }
 }
 
-#[cfg(feature = "cuda")]
 impl Format {
     /// As in the names of the kernels.
     fn name(self) -> &'static str {

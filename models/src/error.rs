@@ -12,7 +12,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// The tensor library refused an operation.
     #[error(transparent)]
-    Tensor(#[from] candle_core::Error),
+    Tensor(#[from] kernels::Error),
     /// A checkpoint could not be read or does not fit the model.
     #[error(transparent)]
     Weights(#[from] WeightsError),

@@ -1,6 +1,6 @@
 //! Pictures on their way into a model: resized as PyTorch does where nothing else is asked of it.
 
-use candle_core::{DType, Device, Tensor};
+use kernels::{DType, Device, Tensor};
 
 use crate::Result;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use candle_core::{Device, Tensor};
+use kernels::{Device, Tensor};
 use models::adapter::LoraPair;
 use models::adapter::files::{AdapterFile, Precision, Style, read, write};
 use models::weights::Checkpoint;
@@ -24,7 +24,7 @@ fn trained(desk: &Desk, step: u64) -> BTreeMap<String, Tensor> {
     let file = Checkpoint::open(&desk.path(&format!("run/checkpoints/step-{step:06}.safetensors"))).unwrap();
     let names = file.names().filter(|name| name.ends_with(".parameter"));
     names
-        .map(|name| (name.to_owned(), file.tensor(name, candle_core::DType::F32, &Device::Cpu).unwrap()))
+        .map(|name| (name.to_owned(), file.tensor(name, kernels::DType::F32, &Device::Cpu).unwrap()))
         .collect()
 }
 

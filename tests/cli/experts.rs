@@ -64,8 +64,7 @@ fn a_plan_tells_the_experts_and_an_export_asks_which() {
     for (expert, suffix) in [("high", "high_noise"), ("low", "low_noise")] {
         let again = format!("again_{suffix}.safetensors");
         desk.succeed(&["export", checkpoint, &again, "--expert", expert, "--precision", "f32"]);
-        let load =
-            |path: &str| candle_core::safetensors::load(desk.path(path), &candle_core::Device::Cpu).unwrap();
+        let load = |path: &str| kernels::safetensors::load(desk.path(path), &kernels::Device::Cpu).unwrap();
         let (got, expected) = (load(&again), load(&format!("run/adapters/recipe_{suffix}.safetensors")));
         assert!(!expected.is_empty() && got.len() == expected.len(), "{expert}");
         for (name, tensor) in &expected {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
-use candle_core::{Device, Tensor};
+use kernels::{Device, Tensor};
 use proofs::events;
 use serde_json::Value;
 
@@ -76,7 +76,7 @@ fn clips_are_decoded_once_for_both_encoders_which_are_loaded_when_they_are_neede
         let is_entry = |path: &PathBuf| path.extension().is_some_and(|end| end == "safetensors");
         let files = desk.files().into_keys().filter(|path| path.starts_with(desk.path("cache")));
         let tensors = |path: &PathBuf| {
-            let all = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+            let all = kernels::safetensors::load(path, &Device::Cpu).unwrap();
             let numbers = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             all.into_iter().map(|(name, tensor)| (name, numbers(tensor))).collect()
         };

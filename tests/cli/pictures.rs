@@ -1,6 +1,6 @@
 //! Clips from pictures, and by two experts, as a user makes them: the published runs are reproduced from files alone.
 
-use candle_core::{Device, Tensor};
+use kernels::{Device, Tensor};
 use serde_json::Value;
 
 use crate::desk::{Desk, fixtures};
@@ -10,7 +10,7 @@ const LATENTS: f64 = 2e-3;
 
 fn golden(name: &str) -> (std::collections::HashMap<String, Tensor>, Value) {
     let folder = fixtures().join("e2e");
-    let tensors = candle_core::safetensors::load(folder.join(format!("{name}.safetensors")), &Device::Cpu);
+    let tensors = kernels::safetensors::load(folder.join(format!("{name}.safetensors")), &Device::Cpu);
     let settings = std::fs::read(folder.join(format!("{name}.json"))).unwrap();
     (tensors.unwrap(), serde_json::from_slice(&settings).unwrap())
 }
@@ -19,7 +19,7 @@ fn golden(name: &str) -> (std::collections::HashMap<String, Tensor>, Value) {
 fn distance(desk: &Desk, name: &str, model: &str, more: &[&str]) -> f64 {
     let (golden, settings) = golden(name);
     let noise = std::collections::HashMap::from([("latents", golden["latents_init"].clone())]);
-    candle_core::safetensors::save(&noise, desk.path("noise.safetensors")).unwrap();
+    kernels::safetensors::save(&noise, desk.path("noise.safetensors")).unwrap();
     let model = fixtures().join(model);
     let text = |key: &str| settings[key].as_str().unwrap().to_owned();
     let mut words: Vec<String> =
@@ -45,7 +45,7 @@ fn distance(desk: &Desk, name: &str, model: &str, more: &[&str]) -> f64 {
     }
     words.extend(more.iter().map(|word| (*word).to_owned()));
     desk.succeed(&words.iter().map(String::as_str).collect::<Vec<_>>());
-    let got = candle_core::safetensors::load(desk.path("out.safetensors"), &Device::Cpu).unwrap();
+    let got = kernels::safetensors::load(desk.path("out.safetensors"), &Device::Cpu).unwrap();
     let difference = (&got["latents"] - &golden["latents_final"]).unwrap().abs().unwrap();
     f64::from(difference.max_all().unwrap().to_scalar::<f32>().unwrap())
 }

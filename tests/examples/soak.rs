@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use candle_core::{Device, Tensor};
 use clap::Parser;
+use kernels::{Device, Tensor};
 use proofs::project::Project;
 use serde_json::Value;
 
@@ -363,8 +363,7 @@ fn came(run: &Path) -> Result<Came, String> {
     let newest = trainer::checkpoint::newest(&run.join("checkpoints")).map_err(|e| e.to_string())?;
     for path in files(&run.join("adapters")).into_iter().chain(newest) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let loaded =
-            candle_core::safetensors::load(&path, &Device::Cpu).map_err(|e| format!("{name}: {e}"))?;
+        let loaded = kernels::safetensors::load(&path, &Device::Cpu).map_err(|e| format!("{name}: {e}"))?;
         tensors.extend(loaded.iter().map(|(tensor, values)| (format!("{name} {tensor}"), bits(values))));
     }
     let samples = run.join("samples");
@@ -376,7 +375,7 @@ fn came(run: &Path) -> Result<Came, String> {
 }
 
 fn bits(tensor: &Tensor) -> Vec<u32> {
-    let flat = tensor.to_dtype(candle_core::DType::F32).and_then(|t| t.flatten_all()).unwrap();
+    let flat = tensor.to_dtype(kernels::DType::F32).and_then(|t| t.flatten_all()).unwrap();
     flat.to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
 }
 

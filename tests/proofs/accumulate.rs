@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
 use data::Cursor;
+use kernels::Tensor;
 use models::dit::{BlockPlan, Role};
 use proofs::project::Project;
 use proofs::small::{adapters, pipeline, trained};

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Tensor};
-use kernels::{loha, lokr};
+use kernels::{DType, Device, Tensor, loha, lokr};
 use models::adapter::files::AdapterFile;
 use models::adapter::{Adapters, Change, DoraPair, LoraPair, Magnitude, Place, Source, apply};
 use models::dit::DitConfig;

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor};
-use kernels::loha;
+use kernels::{Device, Tensor, loha};
 use models::adapter::files::{AdapterFile, Precision, Style, write};
 use models::adapter::{Adapters, Change, Kind, LoraConfig, LoraPair, Rank, Target, resize};
 use proofs::fixture;

@@ -3,8 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use candle_core::{DType, Tensor};
-use kernels::{loha, lokr};
+use kernels::{DType, Tensor, loha, lokr};
 use models::adapter::files::{
     AdapterFile, AdapterFileError, KeyStyle, LoraPair, Precision, Provenance, Style, locate, read, summary,
     verify_written, write,
@@ -78,7 +77,7 @@ fn written_files_equal_golden_ones() {
         let path = folder.path().join(format!("{golden}.safetensors"));
         write(&path, &trained(), style, Precision::Float32).unwrap();
         let expected = fixture_tensors(&format!("lora/t2v/{golden}.safetensors"));
-        let written = candle_core::safetensors::load(&path, &candle_core::Device::Cpu).unwrap();
+        let written = kernels::safetensors::load(&path, &kernels::Device::Cpu).unwrap();
         assert_eq!(written.len(), expected.len(), "{golden}");
         for (key, tensor) in &expected {
             assert_same_bits(&format!("{golden}: {key}"), &written[key], tensor);
@@ -156,7 +155,7 @@ fn verification_notices_one_wrong_scale() {
 
 /// The tensors of the file at `path`, to be written again with one of them changed.
 fn stored(path: &Path) -> HashMap<String, Tensor> {
-    candle_core::safetensors::load(path, &candle_core::Device::Cpu).unwrap()
+    kernels::safetensors::load(path, &kernels::Device::Cpu).unwrap()
 }
 
 /// `tensor` with its middle number times `factor`.
@@ -198,7 +197,7 @@ fn verification_notices_one_wrong_number_of_any_factor() {
             for (key, tensor) in &whole {
                 let mut wrong = whole.clone();
                 wrong.insert(key.clone(), bent(tensor, 1.0 + share));
-                candle_core::safetensors::save(&wrong, &path).unwrap();
+                kernels::safetensors::save(&wrong, &path).unwrap();
                 let refused = verify_written(&path, &adapter, precision);
                 assert!(refused.is_err(), "{style:?}, {precision:?}: {key} is wrong and nobody notices");
             }
@@ -211,7 +210,7 @@ fn verification_notices_one_wrong_number_of_any_factor() {
                     swapped.insert(partner, tensor.clone());
                 }
             }
-            candle_core::safetensors::save(&swapped, &path).unwrap();
+            kernels::safetensors::save(&swapped, &path).unwrap();
             let text = verify_written(&path, &adapter, precision).unwrap_err().to_string();
             assert!(text.contains("self_attn"), "{text}");
         }
@@ -222,7 +221,7 @@ fn verification_notices_one_wrong_number_of_any_factor() {
 fn refusal(folder: &Path, tensors: &[(&str, Tensor)]) -> Error {
     let path = folder.join("broken.safetensors");
     let tensors: HashMap<&str, Tensor> = tensors.iter().cloned().collect();
-    candle_core::safetensors::save(&tensors, &path).unwrap();
+    kernels::safetensors::save(&tensors, &path).unwrap();
     read(&path).unwrap_err()
 }
 
@@ -344,7 +343,7 @@ fn peft_settings_beside_the_file_are_honoured() {
         tensors.insert(format!("{stem}.lora_A.weight"), randn(&format!("a{i}"), (4, 6)));
         tensors.insert(format!("{stem}.lora_B.weight"), randn(&format!("b{i}"), (6, 4)));
     }
-    candle_core::safetensors::save(&tensors, &path).unwrap();
+    kernels::safetensors::save(&tensors, &path).unwrap();
     let config = r#"{"r": 4, "lora_alpha": 6, "use_rslora": true, "alpha_pattern": {"add_k_proj": 10}}"#;
     std::fs::write(folder.path().join("adapter_config.json"), config).unwrap();
     let file = read(&path).unwrap();

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Tensor};
 use kernels::weight::Weight;
-use kernels::{dora, loha, lokr, low_rank};
+use kernels::{DType, Device, Tensor, dora, loha, lokr, low_rank};
 use models::adapter::files::read;
 use models::adapter::{Adapter, Adapters, Change, Delta, DoraPair, Kind, Site};
 use models::dit::BlockPlan;

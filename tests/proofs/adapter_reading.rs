@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use kernels::{Device, Tensor};
 use models::adapter::files::{AdapterFile, KeyStyle, read};
 use models::{Expert, names};
 use proofs::{Tolerance, assert_close, fixture, randn};
@@ -15,7 +15,7 @@ const DELTA: Tolerance = Tolerance::relative(1e-6);
 fn store(path: &Path, tensors: &[(String, Tensor)]) {
     let tensors: HashMap<String, Tensor> =
         tensors.iter().map(|(key, tensor)| (key.clone(), tensor.to_device(&Device::Cpu).unwrap())).collect();
-    candle_core::safetensors::save(&tensors, path).unwrap();
+    kernels::safetensors::save(&tensors, path).unwrap();
 }
 
 /// What reading a file of `tensors` gives.

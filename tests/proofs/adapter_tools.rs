@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use candle_core::{DType, Device, Tensor};
-use kernels::{loha, lokr};
+use kernels::{DType, Device, Tensor, loha, lokr};
 use models::adapter::files::{AdapterFile, LoraPair, read};
 use models::adapter::{Change, Place, Rank, Source, apply, extract, resize};
 use models::dit;

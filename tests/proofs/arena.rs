@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use candle_core::{DType, Device, Tensor};
 use kernels::arena::{Arena, GRAIN};
 use kernels::device::{Settings, memory, open_gpu};
 use kernels::random::Key;
+use kernels::{DType, Device, Tensor};
 use proofs::{assert_same_bits, randn};
 
 const SPAN: u64 = 4096 * GRAIN;

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use candle_core::{DType, Device, Tensor};
 use kernels::random::Key;
 use kernels::weight::{Format, Weight};
+use kernels::{DType, Device, Tensor};
 use models::adapter::{Adapters, LoraConfig};
 use models::dit::{Base, BlockPlan, Dit, DitConfig, Keep, Layer, Pass, Streams};
 use models::weights::{Frozen, Storage, Weights};

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use candle_core::{DType, Device};
-use kernels::attention;
+use kernels::{DType, Device, attention};
 use models::umt5::Umt5;
 use models::vae::{Tiling, Vae};
 use proofs::device;

@@ -1,7 +1,7 @@
 //! What is encoded, and when: nothing is held that is not needed yet, nothing is loaded for what is there.
 
-use candle_core::{DType, Device, Tensor};
 use data::{Cache, HostTensor, Key, Storage};
+use kernels::{DType, Device, Tensor};
 use models::clip::Clip;
 use models::vae::Vae;
 use models::weights::Checkpoint;

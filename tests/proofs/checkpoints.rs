@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
 use data::Cursor;
 use kernels::optimiser::State;
+use kernels::{Device, Tensor};
 use models::weights::{Checkpoint, write_safetensors};
 use proofs::{assert_same_bits, randn};
 use trainer::Error;
@@ -75,7 +75,7 @@ fn a_checkpoint_without_checksums_is_still_read() {
     let file = Checkpoint::open(&path).unwrap();
     let tensors: Vec<(String, Tensor)> = file
         .names()
-        .map(|name| (name.to_owned(), file.tensor(name, candle_core::DType::F32, &Device::Cpu).unwrap()))
+        .map(|name| (name.to_owned(), file.tensor(name, kernels::DType::F32, &Device::Cpu).unwrap()))
         .collect();
     let header = |keys: &[&str]| -> BTreeMap<String, String> {
         file.metadata().clone().into_iter().filter(|(key, _)| keys.contains(&key.as_str())).collect()

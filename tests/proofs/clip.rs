@@ -1,6 +1,6 @@
 //! CLIP's picture tower against golden values: its pixels, its states, both namings.
 
-use candle_core::{DType, Tensor};
+use kernels::{DType, Tensor};
 use models::clip::Clip;
 use proofs::{Tolerance, assert_close, assert_same_bits, device, fixture, fixture_tensors};
 

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{D, Device, Tensor, Var};
 use kernels::transfer::Route;
+use kernels::{D, Device, Tensor};
 use models::dit::{
     Architecture, Base, BlockPlan, Boundary, Embed, Embedder, Keep, LayerId, NetworkInput, Place, Plans, Role,
 };
 use models::weights::Weights;
+use proofs::autograd::{Slopes, Variable, detached};
 use proofs::control::{
     CONTROL, ControlModel, HINT_SCALE, INJECTOR, REFERENCE, REFERENCE_DIM, SIDE, SOUND, SOUND_DIM,
 };
@@ -58,19 +59,19 @@ struct Plain<'a> {
     model: &'a ControlModel,
     tensors: BTreeMap<String, Tensor>,
     /// Factors of adapters by tensor name.
-    factors: BTreeMap<String, Var>,
+    factors: BTreeMap<String, Variable>,
     cos: Tensor,
     sin: Tensor,
 }
 
-type Candle<T = Tensor> = candle_core::Result<T>;
+type Candle<T = Tensor> = kernels::Result<T>;
 
 impl Plain<'_> {
     fn linear(&self, name: &str, x: &Tensor) -> Candle {
         let through = |x: &Tensor, matrix: &Tensor| x.contiguous()?.broadcast_matmul(&matrix.t()?);
         let y = through(x, &self.tensors[&format!("{name}.weight")])?
             .broadcast_add(&self.tensors[&format!("{name}.bias")])?;
-        let factor = |end: &str| self.factors.get(&format!("{name}.{end}.weight"));
+        let factor = |end: &str| self.factors.get(&format!("{name}.{end}.weight")).map(Variable::as_tensor);
         match (factor("lora_A"), factor("lora_B")) {
             (Some(a), Some(b)) => y + (through(&through(x, a)?, b)? * SCALE)?,
             _ => Ok(y),
@@ -113,7 +114,7 @@ impl Plain<'_> {
     /// softmax(q k^T / sqrt(h)) v of heads, as [b, l, d].
     fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Candle {
         let scores = (q.matmul(&k.t()?)? / (q.dim(3)? as f64).sqrt())?;
-        let scores = scores.broadcast_sub(&scores.max_keepdim(3)?.detach())?.exp()?;
+        let scores = scores.broadcast_sub(&detached(&scores.max_keepdim(3)?))?.exp()?;
         let weights = scores.broadcast_div(&scores.sum_keepdim(3)?)?;
         weights.matmul(v)?.transpose(1, 2)?.contiguous()?.flatten_from(2)
     }
@@ -192,8 +193,8 @@ fn plain(model: &ControlModel, batch: &MicroBatch) -> (Tensor, Tensor, BTreeMap<
     let embedder = Embedder::load(&weights, &model.config, Base::F32, &device()).unwrap();
     let positions = model.positions(&batch.input, &device()).unwrap();
     let parameters = model.adapters(RANK, SCALE).parameters();
-    let factors: BTreeMap<String, Var> =
-        parameters.into_iter().map(|(name, factor)| (name, Var::from_tensor(&factor).unwrap())).collect();
+    let factors: BTreeMap<String, Variable> =
+        parameters.into_iter().map(|(name, factor)| (name, Variable::new(&factor))).collect();
     let (cos, sin) = (positions.cos_lp, positions.sin_lp);
     let plain = Plain { model, tensors: model.weights(), factors, cos, sin };
     let velocity = plain.velocity(&embedder, &batch.input).unwrap();
@@ -201,8 +202,8 @@ fn plain(model: &ControlModel, batch: &MicroBatch) -> (Tensor, Tensor, BTreeMap<
     let weights = weights.reshape((batch.weights.len(), 1, 1, 1, 1)).unwrap();
     let error = (&velocity - &batch.target).unwrap().sqr().unwrap();
     let loss = error.broadcast_mul(&weights).unwrap().mean_all().unwrap();
-    let found = loss.backward().unwrap();
-    let gradient = |(name, var): (&String, &Var)| (name.clone(), found.get(var).unwrap().clone());
+    let found = Slopes::of(&loss);
+    let gradient = |(name, var): (&String, &Variable)| (name.clone(), found.get(var));
     (velocity, loss, plain.factors.iter().map(gradient).collect())
 }
 

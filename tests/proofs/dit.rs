@@ -2,10 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use candle_core::{DType, Device, Tensor};
-use kernels::adamw;
 use kernels::optimiser::State;
 use kernels::transfer::HostStore;
+use kernels::{DType, Device, Tensor, adamw};
 use models::adapter::{Adapter, Adapters};
 use models::dit::ffn::{Chunk, chunks};
 use models::dit::{

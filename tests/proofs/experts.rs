@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
 use data::Cursor;
+use kernels::Tensor;
 use kernels::optimiser::State;
 use models::adapter::Kind;
 use models::dit::{Base, BlockPlan, DitConfig};
@@ -146,7 +146,7 @@ fn assert_same_states(what: &str, got: &BTreeMap<String, State>, expected: &BTre
             ("second moment", &got.slots[1], &state.slots[1]),
         ];
         for (part, got, expected) in all {
-            let host = |t: &Tensor| t.to_device(&candle_core::Device::Cpu).unwrap();
+            let host = |t: &Tensor| t.to_device(&kernels::Device::Cpu).unwrap();
             assert_same_bits(&format!("{what}: {part} of {name}"), &host(got), &host(expected));
         }
     }

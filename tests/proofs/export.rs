@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Tensor};
+use kernels::{DType, Tensor};
 use models::adapter::files::{AdapterFile, Precision, Style, read, write};
 use models::adapter::{Adapter, Adapters, Delta, LoraConfig, Scaling};
 use models::weights::Weights;

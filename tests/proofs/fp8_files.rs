@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
 use kernels::weight::{Format, Weight};
+use kernels::{DType, Device, Tensor};
 use models::adapter::Adapters;
 use models::dit::{self, Base, Dit, DitConfig, Pass};
 use models::weights::{Checkpoint, Frozen, Grid, Storage, TensorSpec, Weights, write_safetensors};

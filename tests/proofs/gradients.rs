@@ -1,11 +1,12 @@
 //! Every op's hand-written backward against finite differences and against candle's autograd.
 
-use candle_core::{DType, Tensor, Var};
 use kernels::tokens::Place;
 use kernels::weight::Weight;
 use kernels::{
-    Result, attention, dora, gelu, linear, loha, lokr, loss, low_rank, norm, norm_rope, residual, rope,
+    DType, Result, Tensor, attention, dora, gelu, linear, loha, lokr, loss, low_rank, norm, norm_rope,
+    residual, rope,
 };
+use proofs::autograd::{Slopes, Variable};
 use proofs::{Tolerance, assert_close, assert_same_bits, randn};
 
 /// One f32 rounding: a GPU adds before it rounds a result, other devices behind it.
@@ -59,11 +60,11 @@ fn assert_gradient(
     gradient: &Tensor,
 ) {
     assert_finite_difference(what, f, x, seed, gradient);
-    let var = Var::from_tensor(x).unwrap();
-    let y = twin(var.as_tensor()).unwrap();
+    let variable = Variable::new(x);
+    let y = twin(variable.as_tensor()).unwrap();
     assert_close(&format!("{what}, value"), &f(x).unwrap(), &y, AUTOGRAD);
-    let store = (y * seed).unwrap().sum_all().unwrap().backward().unwrap();
-    assert_close(&format!("{what}, autograd"), gradient, store.get(&var).unwrap(), AUTOGRAD);
+    let slopes = Slopes::of(&(y * seed).unwrap().sum_all().unwrap());
+    assert_close(&format!("{what}, autograd"), gradient, &slopes.get(&variable), AUTOGRAD);
 }
 
 #[test]

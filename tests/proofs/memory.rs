@@ -1,7 +1,7 @@
 //! Memory is planned: a forecast agrees with a count by hand, grows and shrinks as it must, and what is chosen by it fits
 //! where it has to.
 
-use candle_core::DType;
+use kernels::DType;
 use kernels::device::Repeatability;
 use kernels::weight::Format;
 use models::adapter::{Kind, LoraConfig, Target};

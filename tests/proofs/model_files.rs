@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
 use kernels::weight::Format;
+use kernels::{DType, Device, Tensor};
 use models::expert::Expert;
 use models::published::{Facts, Published};
 use models::weights::{Checkpoint, Storage, TensorSpec, Weights, write_safetensors};
@@ -256,7 +256,7 @@ fn networks_of_unusual_channels_are_refused_by_name() {
             ("head.head.weight", zeros(&[channels_out * 4, 128])),
             ("blocks.0.ffn.0.weight", zeros(&[256, 128])),
         ]);
-        candle_core::safetensors::save(&tensors, &path).unwrap();
+        kernels::safetensors::save(&tensors, &path).unwrap();
         let error = models::dit::open(&path, None).unwrap_err().to_string();
         assert!(error.contains("dit.safetensors") && error.contains(kind), "{error}");
         assert!(inspect(&path).unwrap().to_string().contains(kind));

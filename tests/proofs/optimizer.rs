@@ -1,8 +1,8 @@
 //! The optimiser's look at the gradients and its update of many tensors at once.
 
-use candle_core::{DType, Tensor};
 use kernels::adamw::{Update, step, step_all};
 use kernels::optimiser::{State, square_sums};
+use kernels::{DType, Tensor};
 use proofs::{Tolerance, assert_close, device, randn};
 
 /// Tensors of many sizes, one of them empty of everything but zeros, with their gradients.

@@ -1,7 +1,7 @@
 //! Training learns: a few hundred steps on one clip, from its file to the optimiser, and the model knows the clip.
 
-use candle_core::Device;
 use data::Cursor;
+use kernels::Device;
 use models::adapter::Adapters;
 use models::dit::BlockPlan;
 use proofs::project::Project;
@@ -23,7 +23,7 @@ fn held_out_loss(batches: &Batches, pipeline: &Pipeline) -> (f64, f64) {
     for sample in &samples {
         let velocity = pipeline.predict(std::slice::from_ref(&sample.input)).unwrap().remove(0);
         let velocity = velocity.to_device(&Device::Cpu).unwrap();
-        let mean_square = |t: candle_core::Tensor| {
+        let mean_square = |t: kernels::Tensor| {
             f64::from(t.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap()) / samples.len() as f64
         };
         loss += mean_square((velocity - &sample.target).unwrap());

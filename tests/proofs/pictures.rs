@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 
-use candle_core::{DType, Device, Tensor};
 use data::Cursor;
+use kernels::{DType, Device, Tensor};
 use models::dit::{Conditioning, Role};
 use models::expert::Expert;
 use models::expert::Networks;

@@ -159,11 +159,11 @@ fn a_gpu_that_gives_out_is_told_as_a_way_out() {
         ("DriverError(CUDA_ERROR_UNSUPPORTED_PTX_VERSION, \"...\")", "newer driver"),
         ("DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, \"...\")", "--resume"),
     ] {
-        let error = candle_core::Error::Cuda(words.into());
+        let error = kernels::Error::Cuda(words.into());
         let told = trainer::Error::from(models::Error::from(error)).to_string();
         assert!(told.contains(way_out) && told.contains(words) && told.lines().count() == 1, "{told}");
     }
-    let other = trainer::Error::from(candle_core::Error::msg("shape mismatch"));
+    let other = trainer::Error::from(kernels::Error::msg("shape mismatch"));
     assert!(matches!(other, trainer::Error::Tensor(_)), "{other:?}");
 }
 

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
 use clap::Parser;
+use kernels::{DType, Device, Tensor};
 use models::names;
 use models::weights::write_safetensors;
 use proofs::{
@@ -46,7 +46,7 @@ impl Desk {
         let mut words = words.to_vec();
         words.extend(["--input", text(&input), "--output", text(&output)]);
         run(&words).unwrap();
-        candle_core::safetensors::load(&output, &Device::Cpu).unwrap()
+        kernels::safetensors::load(&output, &Device::Cpu).unwrap()
     }
 }
 
@@ -211,7 +211,7 @@ fn text_gives_the_golden_tokens_and_states() {
         let weights = fixture(weights);
         let files = ["--prompts", text(&prompts), "--tokenizer", text(&tokenizer), "--output", text(&output)];
         run(&[&["text", "--model", text(&weights)][..], &files].concat()).unwrap();
-        let got = candle_core::safetensors::load(&output, &Device::Cpu).unwrap();
+        let got = kernels::safetensors::load(&output, &Device::Cpu).unwrap();
         assert_eq!(got.len(), 2 * lengths.len());
         for (n, &length) in lengths.iter().enumerate() {
             let real = |name: &str| io[name].get(n).unwrap().narrow(0, 0, length as usize).unwrap();

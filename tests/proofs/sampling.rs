@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use candle_core::{DType, Tensor};
+use kernels::{DType, Tensor};
 use models::dit::{Conditioning, Raw, Role};
 use models::expert::Networks;
 use models::vae::{Tiling, Vae};
@@ -166,7 +166,7 @@ fn a_video_that_is_not_finite_is_not_written() {
     let folder = tempfile::tempdir().unwrap();
     let (file, clips) = (folder.path().join("vae.safetensors"), folder.path().join("clips"));
     let write = |weights: &HashMap<String, Tensor>| {
-        candle_core::safetensors::save(weights, &file).unwrap();
+        kernels::safetensors::save(weights, &file).unwrap();
         let vae = Vae::load(&file, None, DType::F32, &device()).unwrap();
         let clip = Sampled { name: "00-a-cloud".into(), title: "a cloud".into(), latents: latents.clone() };
         let files = ClipFiles { tiling: Tiling::Off, fps: 16.0, formats: &[ClipFormat::Gif] };

@@ -67,6 +67,6 @@ fn a_snapshot_is_not_changed_by_updates_in_place() {
     }
     let State { parameter, slots } = &snapshot.tensors["a"];
     for (got, expected) in [parameter, &slots[0], &slots[1]].into_iter().zip(all()) {
-        assert_same_bits("the snapshot", got, &expected.to_device(&candle_core::Device::Cpu).unwrap());
+        assert_same_bits("the snapshot", got, &expected.to_device(&kernels::Device::Cpu).unwrap());
     }
 }

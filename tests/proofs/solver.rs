@@ -1,6 +1,6 @@
 //! The solvers walk the same grids to the same places as the ones that Wan is known by.
 
-use candle_core::{DType, Tensor};
+use kernels::{DType, Tensor};
 use proofs::{Tolerance, assert_close, fixture_tensors};
 use trainer::solver::{Convention, Schedule, Solver, SolverKind};
 

@@ -1,9 +1,8 @@
 //! A stream whose sums are not made yet is to its readers what it is with its sums made.
 
-use candle_core::{DType, Tensor};
-use kernels::norm;
 use kernels::residual::{self, Stream};
 use kernels::tokens::{self, Place, unwritten};
+use kernels::{DType, Tensor, norm};
 use proofs::{assert_same_bits, randn};
 
 const EPS: f64 = 1e-6;

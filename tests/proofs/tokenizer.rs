@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use kernels::{Device, Tensor};
 use models::text::{MAX_TOKENS, Tokenizer, clean};
 use models::weights::write_safetensors;
 use proofs::fixture;

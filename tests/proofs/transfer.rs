@@ -1,7 +1,7 @@
 //! Tensors that travel arrive as they left, though their source is dropped and its memory overwritten at once.
 
-use candle_core::{DType, Device, Tensor};
 use kernels::transfer::{HostStore, Link, Route};
+use kernels::{DType, Device, Tensor};
 use proofs::{assert_same_bits, device, randn, second_device};
 
 const ROUNDS: usize = 20;

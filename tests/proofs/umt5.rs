@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use candle_core::{DType, Tensor};
+use kernels::{DType, Tensor};
 use models::text::TextEncoder;
 use models::umt5::{Umt5, bucket};
 use models::weights::Frozen;
@@ -12,7 +12,7 @@ use proofs::{device, fixture};
 const STATES: f32 = 5e-5;
 
 fn io() -> HashMap<String, Tensor> {
-    candle_core::safetensors::load(fixture("umt5/io.safetensors"), &device()).unwrap()
+    kernels::safetensors::load(fixture("umt5/io.safetensors"), &device()).unwrap()
 }
 
 fn load(path: &str) -> Umt5 {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use candle_core::{DType, Tensor};
+use kernels::{DType, Tensor};
 use models::vae::{Tiles, Tiling, Vae};
 use proofs::{device, fixture};
 
@@ -35,7 +35,7 @@ impl Case {
     }
 
     fn tensors(&self, file: &str) -> HashMap<String, Tensor> {
-        candle_core::safetensors::load(self.path(file), &device()).unwrap()
+        kernels::safetensors::load(self.path(file), &device()).unwrap()
     }
 }
 

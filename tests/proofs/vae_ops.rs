@@ -1,12 +1,11 @@
 //! The VAE's operations equal their readable definitions, which run in f64.
 
-use candle_core::{DType, Tensor};
 use kernels::channel_norm::{Activation, channel_norm};
 use kernels::conv3d::{Before, Conv3dGeometry, Padding, conv3d, conv3d_after};
 use kernels::resample::{
     average_down, duplicate_up, fold_pixels, frames_from_channels, unfold_pixels, upsample_nearest_2x,
 };
-use kernels::video;
+use kernels::{DType, Tensor, video};
 use proofs::device;
 use proptest::prelude::*;
 
@@ -51,7 +50,7 @@ fn difference(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 /// An op on two videos, of which it may use one.
-type Op<'a> = dyn Fn(&Tensor, &Tensor) -> candle_core::Result<Tensor> + 'a;
+type Op<'a> = dyn Fn(&Tensor, &Tensor) -> kernels::Result<Tensor> + 'a;
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]

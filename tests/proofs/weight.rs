@@ -1,9 +1,8 @@
 //! Coded weights: every code, every rounding, and products with them.
 
-use candle_core::{DType, Device, Tensor};
 use float8::F8E4M3;
-use kernels::linear;
 use kernels::weight::{Coded, Format, Weight};
+use kernels::{DType, Device, Tensor, linear};
 use proofs::{assert_same_bits, device, randn};
 use proptest::prelude::*;
 

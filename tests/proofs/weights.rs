@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use kernels::{DType, Device, Tensor};
 use models::names;
 use models::weights::{Checkpoint, StoredDType, TensorSpec, Weights, write_atomically, write_safetensors};
 use proofs::fixture;
@@ -205,7 +205,7 @@ fn a_written_file_is_read_by_the_format_s_own_library() {
     let bytes = std::fs::read(&path).unwrap();
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
     assert_eq!(header.metadata().as_ref().unwrap()["format"], "pt");
-    let library = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    let library = kernels::safetensors::load(&path, &Device::Cpu).unwrap();
     assert_eq!(library["transposed"].to_vec2::<f32>().unwrap(), transposed.to_vec2::<f32>().unwrap());
     assert_eq!(library["half"].dtype(), DType::BF16);
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use candle_core::{DType, Device};
+use kernels::{DType, Device};
 use models::weights::Checkpoint;
 use proofs::fixture;
 use proptest::prelude::*;

@@ -9,7 +9,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use candle_core::Device;
+use kernels::Device;
 use proofs::project::Project;
 use proofs::{assert_same_bits, events};
 
@@ -133,14 +133,14 @@ fn contents<T>(folder: &Path, read: impl Fn(&Path) -> T) -> BTreeMap<PathBuf, T>
 
 /// Two folders of safetensors hold the same files with the same tensors; the headers differ by date and folder.
 fn assert_same_tensors(what: &str, got: &Path, expected: &Path) {
-    let load = |path: &Path| candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+    let load = |path: &Path| kernels::safetensors::load(path, &Device::Cpu).unwrap();
     let (got, expected) = (contents(got, load), contents(expected, load));
     assert!(!expected.is_empty() && got.keys().eq(expected.keys()), "{what}: {:?}", got.keys());
     for (path, tensors) in &expected {
         assert_eq!(got[path].len(), tensors.len(), "{}", path.display());
         for (name, tensor) in tensors {
-            let got = got[path][name].to_dtype(candle_core::DType::F32).unwrap();
-            let expected = tensor.to_dtype(candle_core::DType::F32).unwrap();
+            let got = got[path][name].to_dtype(kernels::DType::F32).unwrap();
+            let expected = tensor.to_dtype(kernels::DType::F32).unwrap();
             assert_same_bits(&format!("{what}, {}: {name}", path.display()), &got, &expected);
         }
     }

@@ -5,9 +5,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
-use kernels::attention;
 use kernels::weight::Weight;
+use kernels::{DType, Device, Tensor, attention};
 use models::adapter::Adapters;
 use models::dit::linear::{backward_adapters, forward_all};
 use models::dit::{

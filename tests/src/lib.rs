@@ -1,5 +1,6 @@
 //! Helpers of the proofs: fixtures, tolerances, tiny models, random tensors.
 
+pub mod autograd;
 pub mod control;
 pub mod events;
 pub mod film;
@@ -12,8 +13,8 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use candle_core::{DType, Device, Tensor};
 use kernels::random::Key;
+use kernels::{DType, Device, Tensor};
 use models::dit::{Base, Boundary, Context, Dit, DitConfig, NetworkInput, Role, Streams};
 use models::weights::Weights;
 
@@ -48,7 +49,7 @@ pub fn fixture(path: &str) -> PathBuf {
 /// All tensors of a fixture file.
 pub fn fixture_tensors(path: &str) -> HashMap<String, Tensor> {
     let file = fixture(path);
-    candle_core::safetensors::load(&file, &device()).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
+    kernels::safetensors::load(&file, &device()).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
 }
 
 /// The JSON of a fixture file.
@@ -113,7 +114,7 @@ pub fn assert_same_bits(what: &str, got: &Tensor, expected: &Tensor) {
 }
 
 /// Standard normal values of the stream `name`, f32 on the proofs' device.
-pub fn randn(name: &str, shape: impl Into<candle_core::Shape>) -> Tensor {
+pub fn randn(name: &str, shape: impl Into<kernels::Shape>) -> Tensor {
     let shape = shape.into();
     let values = Key::new(20, name, &[]).normals(shape.elem_count());
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap().to_device(&device()).unwrap()

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor};
 use kernels::low_rank::Factors;
 use kernels::random::Key;
+use kernels::{Device, Tensor};
 use models::adapter::{Adapter, Adapters};
 use models::dit::{Base, BlockPlan, DitConfig, Dropout, Plans};
 use models::published::Kind;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use candle_core::Device;
+use kernels::Device;
 use models::adapter::files::AdapterSummary;
 use models::adapter::{Adapters, Applied, LoraConfig, Place, Source, Target, apply, files};
 use models::dit::DitConfig;

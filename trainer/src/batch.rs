@@ -1,7 +1,7 @@
 //! From cached items to micro-batches: which items a step sees, and what noise they get.
 
-use candle_core::{Device, Tensor};
 use data::{Batch, Cursor, Dataset, Order};
+use kernels::{Device, Tensor};
 use models::dit::config::PATCH;
 use models::dit::{Conditioning, Dropout, Raw, Role};
 use models::expert::Expert;

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
 use data::Cursor;
 use kernels::optimiser::State;
+use kernels::{DType, Device, Tensor};
 use models::expert::Expert;
 use models::weights::{Checkpoint as TensorFile, WeightsError, write_safetensors};
 use serde::{Deserialize, Serialize};

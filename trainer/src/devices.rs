@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use candle_core::Device;
 use clap::ValueEnum;
+use kernels::Device;
 use kernels::device::{Repeatability, Settings};
 use kernels::inventory::{self, Gpu, Library};
 use kernels::transfer::Route;

@@ -14,7 +14,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// The tensor library refused an operation.
     #[error(transparent)]
-    Tensor(candle_core::Error),
+    Tensor(kernels::Error),
     /// A model, its weights or its adapters.
     #[error(transparent)]
     Model(models::Error),
@@ -396,8 +396,8 @@ pub enum Error {
     },
 }
 
-impl From<candle_core::Error> for Error {
-    fn from(error: candle_core::Error) -> Self {
+impl From<kernels::Error> for Error {
+    fn from(error: kernels::Error) -> Self {
         of_gpu(&error).unwrap_or(Self::Tensor(error))
     }
 }
@@ -431,7 +431,7 @@ fn way_out(ways: &[String]) -> String {
 }
 
 /// What a GPU's fault means to its user, where `error` tells one.
-fn of_gpu(error: &candle_core::Error) -> Option<Error> {
+fn of_gpu(error: &kernels::Error) -> Option<Error> {
     let fault = Fault::of(error)?;
     let text = error.to_string();
     // A backtrace may follow the error's own line.

@@ -1,8 +1,8 @@
 //! How each part of the base model is held and computed.
 
-use candle_core::{DType, Device};
 use clap::ValueEnum;
 use kernels::weight::Format;
+use kernels::{DType, Device};
 use models::dit::Base;
 use models::weights::{Frozen, Storage};
 use serde::{Deserialize, Serialize};

@@ -6,12 +6,12 @@ use candle_core::Result;
 use cudarc::driver::CudaEvent;
 use cudarc::driver::sys::CUevent_flags;
 
-use super::{Gpu, told};
+use super::{Card, told};
 
 /// An event that notes its time.
 pub(crate) type Mark = Arc<CudaEvent>;
 
-impl Gpu {
+impl Card {
     /// An event that notes its time, behind everything asked so far.
     pub(crate) fn timed_mark(&self) -> Result<Mark> {
         told(self.stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))).map(Arc::new)

@@ -2,13 +2,14 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{DType, Device, Result, Shape, Tensor};
+use candle_core::{DType, Result, Shape};
 use cudarc::driver::result as driver;
 use cudarc::driver::{CudaEvent, CudaStream, sys};
 
 use super::pinned::{Pinned, Run};
 use super::tensor::pointer;
-use super::{Gpu, told};
+use super::{Card, told};
+use crate::Tensor;
 use crate::transfer::Route;
 
 fn bytes_of(x: &Tensor) -> usize {
@@ -17,7 +18,7 @@ fn bytes_of(x: &Tensor) -> usize {
 
 /// Host memory beside one GPU: see [`crate::transfer::HostStore`].
 pub(crate) struct Store {
-    gpu: Arc<Gpu>,
+    gpu: Arc<Card>,
     out: Arc<CudaStream>,
     back: Arc<CudaStream>,
     pinned: Pinned,
@@ -42,7 +43,7 @@ pub(crate) struct Parked {
 }
 
 impl Store {
-    pub(crate) fn new(gpu: Arc<Gpu>) -> Result<Arc<Self>> {
+    pub(crate) fn new(gpu: Arc<Card>) -> Result<Arc<Self>> {
         let (out, back) = (told(gpu.context.new_stream())?, told(gpu.context.new_stream())?);
         let pinned = Pinned::new(gpu.context.clone());
         Ok(Arc::new(Self { gpu, out, back, pinned, leaving: Mutex::default() }))
@@ -110,13 +111,13 @@ impl Parked {
     }
 
     /// The tensor on another GPU, in the order of that GPU's own stream.
-    pub(crate) fn take_to(mut self, gpu: &Arc<Gpu>) -> Result<Tensor> {
+    pub(crate) fn take_to(mut self, gpu: &Arc<Card>) -> Result<Tensor> {
         let (x, done) = self.copy_to(gpu, &gpu.stream.clone())?;
         self.free_after(done);
         Ok(x)
     }
 
-    fn copy_to(&mut self, gpu: &Arc<Gpu>, stream: &Arc<CudaStream>) -> Result<(Tensor, CudaEvent)> {
+    fn copy_to(&mut self, gpu: &Arc<Card>, stream: &Arc<CudaStream>) -> Result<(Tensor, CudaEvent)> {
         let Some(run) = &self.run else { candle_core::bail!("a parked tensor was taken twice") };
         told(gpu.context.bind_to_thread())?;
         let x = gpu.empty(self.shape.clone(), self.dtype)?;
@@ -155,9 +156,9 @@ impl Drop for Parked {
 /// The way from one GPU to another: see [`crate::transfer::Link`].
 pub(crate) enum Link {
     /// Straight from memory to memory.
-    Peer { from: Arc<Gpu>, to: Arc<Gpu>, held: Arc<Mutex<Vec<Held>>> },
+    Peer { from: Arc<Card>, to: Arc<Card>, held: Arc<Mutex<Vec<Held>>> },
     /// By way of pinned host memory.
-    Host { store: Arc<Store>, to: Arc<Gpu> },
+    Host { store: Arc<Store>, to: Arc<Card> },
 }
 
 /// A source that waits for its copy: the event comes when the other side has asked for it.
@@ -173,18 +174,18 @@ pub(crate) enum Sent {
         x: Tensor,
         made: CudaEvent,
         ticket: u64,
-        from: Arc<Gpu>,
-        to: Arc<Gpu>,
+        from: Arc<Card>,
+        to: Arc<Card>,
         held: Arc<Mutex<Vec<Held>>>,
     },
     Host {
         parked: Parked,
-        to: Arc<Gpu>,
+        to: Arc<Card>,
     },
 }
 
 impl Link {
-    pub(crate) fn new(from: Arc<Gpu>, to: Arc<Gpu>, route: Route) -> Result<Self> {
+    pub(crate) fn new(from: Arc<Card>, to: Arc<Card>, route: Route) -> Result<Self> {
         match route == Route::Auto && reach(&from, &to)? {
             true => Ok(Self::Peer { from, to, held: Arc::default() }),
             false => Ok(Self::Host { store: Store::new(from)?, to }),
@@ -289,7 +290,7 @@ impl Sent {
 }
 
 /// Whether `to` can read the memory of `from`; where it can, lets it.
-fn reach(from: &Gpu, to: &Gpu) -> Result<bool> {
+fn reach(from: &Card, to: &Card) -> Result<bool> {
     let (here, there) = (from.context.cu_device(), to.context.cu_device());
     let mut can = 0;
     // SAFETY: both devices are open; the answer is an int.
@@ -311,12 +312,4 @@ fn reach(from: &Gpu, to: &Gpu) -> Result<bool> {
         sys::cuMemPoolSetAccess(pool, &access, 1).result()
     };
     Ok(granted.is_ok())
-}
-
-/// The GPU that `device` is, where it is one.
-pub(crate) fn gpu_of(device: &Device) -> Result<Option<Arc<Gpu>>> {
-    match device {
-        Device::Cuda(device) => super::gpu(device).map(Some),
-        _ => Ok(None),
-    }
 }

@@ -6,19 +6,19 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result};
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 
 use super::clock::seconds;
 use super::tensor::{address, pointer};
-use super::{Gpu, told};
+use super::{Card, told};
+use crate::Tensor;
 use crate::device::Repeatability;
-use crate::product::{End, Then};
+use crate::product::{End, Lines, Then};
 
-/// Bytes for split-K sums and the like; what PyTorch gives Hopper.
-const WORKSPACE: usize = 32 << 20;
+const WORKSPACE: usize = crate::product::WORKSPACE;
 /// Products of fewer operations than this take cuBLASLt's first guess: they are over before a choice pays.
 const MEASURED_FROM: usize = 20_000_000_000;
 /// Guesses that are measured for a larger one.
@@ -151,19 +151,23 @@ impl Gemm {
     }
 }
 
-impl Gpu {
-    /// See [`crate::product::product`]. Nothing where cuBLASLt has no way for these matrices.
-    pub(crate) fn product(&self, a: &Tensor, b: &Tensor, end: End) -> Result<Option<Tensor>> {
-        let ((m, k), (_, n)) = (a.dims2()?, b.dims2()?);
-        let (Some(a_matrix), Some(b_matrix)) = (matrix(a)?, matrix(b)?) else { return Ok(None) };
-        let Some(out) = Number::of(end.dtype) else { return Ok(None) };
-        if m * n * k == 0 {
-            return Ok(None);
-        }
+impl Card {
+    /// Writes the product of `a` and `b` to `y`, as [`crate::product::product`] says. False, and nothing is done, where cuBLASLt
+    /// has no way for these matrices.
+    pub(crate) fn product(
+        &self,
+        a: (&Tensor, Lines),
+        b: (&Tensor, Lines),
+        end: End,
+        y: &Tensor,
+    ) -> Result<bool> {
+        let ((m, k), (_, n)) = (a.0.dims2()?, b.0.dims2()?);
+        let Some(out) = Number::of(end.dtype) else { return Ok(false) };
         told(self.context.bind_to_thread())?;
-        let y = self.empty((m, n), end.dtype)?;
+        let (Some(a_matrix), Some(b_matrix)) = (matrix(a)?, matrix(b)?) else { return Ok(false) };
+        let (a, b) = (a.0, b.0);
         let onto = end.onto.map(pointer).transpose()?;
-        let out_alignment = alignment(pointer(&y)?).min(onto.map_or(256, alignment));
+        let out_alignment = alignment(pointer(y)?).min(onto.map_or(256, alignment));
         let key = Key {
             sizes: [m, n, k],
             a: a_matrix,
@@ -175,7 +179,7 @@ impl Gpu {
             then: end.then,
         };
         let operands =
-            Operands { a: address(a)?, b: address(b)?, onto, y: pointer(&y)?, scale: end.scale as f32 };
+            Operands { a: address(a)?, b: address(b)?, onto, y: pointer(y)?, scale: end.scale as f32 };
         let mut plans = self.gemm.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let plan = match plans.entry(key) {
             Entry::Occupied(known) => known.into_mut(),
@@ -185,13 +189,13 @@ impl Gpu {
                     let algorithm = self.fastest(&plan, &guesses, &key, &operands)?;
                     new.insert(Plan { algorithm, ..plan })
                 }
-                Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => return Ok(None),
+                Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => return Ok(false),
                 Err(why) => return blas(Err(why)),
             },
         };
         point_to_bias(plan, end.bias)?;
         self.multiply(plan, &plan.algorithm, &operands)?;
-        Ok(Some(y))
+        Ok(true)
     }
 
     /// See [`crate::device::product_choices`].
@@ -405,17 +409,10 @@ unsafe fn prefer<T>(
     unsafe { result::set_matmul_pref_attribute(preference, attribute, value_pointer, size_of::<T>()) }
 }
 
-/// How `x` [rows, columns] lies in memory, where cuBLAS can read that.
-fn matrix(x: &Tensor) -> Result<Option<Matrix>> {
-    let (rows, columns) = x.dims2()?;
-    let &[down, right] = x.stride() else { return Ok(None) };
-    let Some(dtype) = Number::of(x.dtype()) else { return Ok(None) };
-    let (turned, stride) = match () {
-        () if right == 1 || columns == 1 => (false, down.max(columns)),
-        () if down == 1 || rows == 1 => (true, right.max(rows)),
-        () => return Ok(None),
-    };
-    Ok(Some(Matrix { dtype, turned, stride, alignment: alignment(address(x)?) }))
+/// `x` [rows, columns] as cuBLAS sees it.
+fn matrix((x, Lines { turned, stride }): (&Tensor, Lines)) -> Result<Option<Matrix>> {
+    let alignment = alignment(address(x)?);
+    Ok(Number::of(x.dtype()).map(|dtype| Matrix { dtype, turned, stride, alignment }))
 }
 
 fn alignment(address: u64) -> u32 {

@@ -4,31 +4,27 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 use cudarc::driver::sys::CUfunction_attribute_enum;
 use cudarc::driver::{CudaFunction, CudaModule};
 use cudarc::nvrtc::Ptx;
 
-use super::tensor::pointer;
-use super::{Gpu, told};
+use super::{Card, told};
+use crate::gpu::File;
 
-/// The fat binaries, one for each file of `cuda/`.
-macro_rules! files {
-    ($($variant:ident = $name:literal),* $(,)?) => {
-        /// A file of `cuda/`.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub(crate) enum File { $(#[doc = $name] $variant),* }
-
+/// The fat binary of each file of `cuda/`.
+macro_rules! images {
+    ($($file:ident = $name:literal),* $(,)?) => {
         impl File {
             fn image(self) -> &'static [u8] {
                 match self {
-                    $(Self::$variant => include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".fatbin"))),*
+                    $(Self::$file => include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".fatbin"))),*
                 }
             }
         }
     };
 }
-files!(
+images!(
     Norm = "norm",
     Elementwise = "elementwise",
     Weight = "weight",
@@ -51,7 +47,7 @@ struct Loaded {
     functions: HashMap<String, CudaFunction>,
 }
 
-impl Gpu {
+impl Card {
     fn function(&self, file: File, name: &str) -> Result<CudaFunction> {
         let mut loaded = self.modules.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(function) = loaded.functions.get(name) {
@@ -78,7 +74,7 @@ const MOST_SHARED: CUfunction_attribute_enum =
 
 /// A launch in the making: arguments in the order of the kernel's parameters.
 pub(crate) struct Launch<'a> {
-    gpu: &'a Gpu,
+    card: &'a Card,
     function: CudaFunction,
     /// Each argument in eight bytes; smaller ones in the low end, where a little-endian machine looks for them.
     arguments: Vec<u64>,
@@ -86,22 +82,8 @@ pub(crate) struct Launch<'a> {
 }
 
 impl<'a> Launch<'a> {
-    pub(crate) fn new(gpu: &'a Gpu, file: File, name: &str) -> Result<Self> {
-        Ok(Self { gpu, function: gpu.function(file, name)?, arguments: Vec::new(), shared_bytes: 0 })
-    }
-
-    /// A contiguous tensor.
-    pub(crate) fn tensor(self, x: &Tensor) -> Result<Self> {
-        let pointer = pointer(x)?;
-        Ok(self.address(pointer))
-    }
-
-    /// A contiguous tensor, or a null pointer.
-    pub(crate) fn maybe(self, x: Option<&Tensor>) -> Result<Self> {
-        match x {
-            Some(x) => self.tensor(x),
-            None => Ok(self.address(0)),
-        }
+    pub(crate) fn new(card: &'a Card, file: File, name: &str) -> Result<Self> {
+        Ok(Self { card, function: card.function(file, name)?, arguments: Vec::new(), shared_bytes: 0 })
     }
 
     /// A device address.
@@ -110,41 +92,15 @@ impl<'a> Launch<'a> {
         self
     }
 
-    /// A `size_t`.
-    pub(crate) fn size(self, value: usize) -> Self {
-        self.address(value as u64)
-    }
-
-    /// An `int` or `uint32_t`.
-    pub(crate) fn int(self, value: usize) -> Self {
-        self.address(value as u64)
-    }
-
-    /// A `float`.
-    pub(crate) fn float(self, value: f64) -> Self {
-        self.address(u64::from((value as f32).to_bits()))
-    }
-
     /// Dynamic shared memory.
     pub(crate) fn shared(mut self, bytes: usize) -> Self {
         self.shared_bytes = bytes as u32;
         self
     }
 
-    /// One block of `threads` for each of `rows`.
-    pub(crate) fn rows(self, rows: usize, threads: usize) -> Result<()> {
-        self.go(rows as u32, threads as u32)
-    }
-
-    /// Enough blocks for `items` in a grid-stride loop.
-    pub(crate) fn each(self, items: usize) -> Result<()> {
-        const THREADS: usize = 256;
-        const MOST_BLOCKS: usize = 132 * 16;
-        self.go(items.div_ceil(THREADS).clamp(1, MOST_BLOCKS) as u32, THREADS as u32)
-    }
-
-    fn go(mut self, blocks: u32, threads: u32) -> Result<()> {
-        told(self.gpu.context.bind_to_thread())?;
+    /// Launches it on so many blocks of threads.
+    pub(crate) fn go(mut self, blocks: u32, threads: u32) -> Result<()> {
+        told(self.card.context.bind_to_thread())?;
         if self.shared_bytes > SHARED_UNASKED {
             told(self.function.set_attribute(MOST_SHARED, self.shared_bytes as i32))?;
         }
@@ -158,7 +114,7 @@ impl<'a> Launch<'a> {
                 (blocks, 1, 1),
                 (threads, 1, 1),
                 self.shared_bytes,
-                self.gpu.stream.cu_stream(),
+                self.card.stream.cu_stream(),
                 &mut pointers,
             )
         })

@@ -14,18 +14,19 @@ mod region;
 pub(crate) mod sdpa;
 pub(crate) mod tensor;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use candle_core::cuda_backend::{CudaDevice, DeviceId};
-use candle_core::{Device, Result, Tensor};
+use candle_core::Result;
+use candle_core::cuda_backend::CudaDevice;
 use cudarc::driver::{CudaContext, CudaStream};
 
-use crate::device::Allocator;
-pub(crate) use launch::{File, Launch};
-pub(crate) use tensor::{fits, suffix};
+use crate::device::{Allocator, Settings};
+use crate::tensor::{Device, Kind, Other};
+pub(crate) use launch::Launch;
+pub(crate) use tensor::address;
 
 /// What one opened GPU has: its stream, loaded kernels, cuBLASLt and cuDNN handles, plans and workspace.
-pub(crate) struct Gpu {
+pub(crate) struct Card {
     pub device: CudaDevice,
     pub context: Arc<CudaContext>,
     pub stream: Arc<CudaStream>,
@@ -35,47 +36,26 @@ pub(crate) struct Gpu {
     pub allocator: Allocator,
 }
 
-/// The GPUs that are open. Global, since candle's device has no room for what is ours, and the driver's own state
-/// that it stands for (contexts, pools) is global too.
-static OPEN: Mutex<Vec<(DeviceId, Arc<Gpu>)>> = Mutex::new(Vec::new());
-
-/// What belongs to `device`; a device that was not opened through [`crate::device::open_gpu`] gets default settings.
-pub(crate) fn gpu(device: &CudaDevice) -> Result<Arc<Gpu>> {
-    let allocator = Allocator::Driver { why: "the GPU was opened by other code" };
-    with_settings(device, crate::device::Settings::default(), allocator)
+impl Card {
+    /// What goes with `device`, which is open and has its allocator.
+    pub(crate) fn new(device: CudaDevice, settings: Settings, allocator: Allocator) -> Result<Self> {
+        let stream = device.cuda_stream();
+        let context = stream.context().clone();
+        Ok(Self {
+            modules: launch::Modules::default(),
+            gemm: gemm::Gemm::new(&stream, settings.repeatability)?,
+            sdpa: sdpa::Sdpa::new(&context, settings.repeatability),
+            allocator,
+            device,
+            context,
+            stream,
+        })
+    }
 }
 
-/// [`gpu`] with the settings and the allocator that hold if it is new.
-pub(crate) fn with_settings(
-    device: &CudaDevice,
-    settings: crate::device::Settings,
-    allocator: Allocator,
-) -> Result<Arc<Gpu>> {
-    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((_, gpu)) = open.iter().find(|(id, _)| *id == device.id()) {
-        return Ok(gpu.clone());
-    }
-    let stream = device.cuda_stream();
-    let context = stream.context().clone();
-    let gpu = Arc::new(Gpu {
-        modules: launch::Modules::default(),
-        gemm: gemm::Gemm::new(&stream, settings.repeatability)?,
-        sdpa: sdpa::Sdpa::new(&context, settings.repeatability),
-        allocator,
-        device: device.clone(),
-        context,
-        stream,
-    });
-    open.push((device.id(), gpu.clone()));
-    Ok(gpu)
-}
-
-/// The GPU that `x` lies on, or nothing where it lies in host memory.
-pub(crate) fn of(x: &Tensor) -> Result<Option<Arc<Gpu>>> {
-    match x.device() {
-        Device::Cuda(device) => gpu(device).map(Some),
-        _ => Ok(None),
-    }
+/// The device of tensors on `card`.
+pub(crate) fn device_of(card: &Arc<Card>) -> Device {
+    Device::Other(Other(Kind::Card(card.clone())))
 }
 
 /// The driver's error in candle's words.

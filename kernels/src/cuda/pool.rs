@@ -1,14 +1,21 @@
 //! Opening a GPU, and the memory that its tensors come from: large ones from its region, small ones from the driver's
 //! pool.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::Result;
 use candle_core::cuda_backend::CudaDevice;
-use candle_core::{Device, Result};
 use cudarc::driver::result::{device, mem_pool};
 use cudarc::driver::sys;
 
 use super::region::{self, Setup};
-use super::{Gpu, told, with_settings};
+use super::{Card, device_of, told};
+use crate::Device;
 use crate::device::{Memory, Settings};
+
+/// The GPUs that were opened, which are never closed: a region (`region`) knows its GPU by the address of its stream, which
+/// must not become another's. Global, as the driver's own state that they stand for (contexts, pools) is.
+static OPEN: Mutex<Vec<Arc<Card>>> = Mutex::new(Vec::new());
 
 /// See [`crate::device::open_gpu`].
 pub(crate) fn open(index: usize, settings: &Settings) -> Result<Device> {
@@ -41,8 +48,9 @@ pub(crate) fn open(index: usize, settings: &Settings) -> Result<Device> {
         pool,
         limit: settings.memory_limit.unwrap_or(u64::MAX),
     })?;
-    with_settings(&cuda, *settings, allocator)?;
-    Ok(Device::Cuda(cuda))
+    let card = Arc::new(Card::new(cuda, *settings, allocator)?);
+    OPEN.lock().unwrap_or_else(PoisonError::into_inner).push(card.clone());
+    Ok(device_of(&card))
 }
 
 /// A pool on GPU `index` that never grows beyond `limit` bytes.
@@ -58,7 +66,7 @@ fn properties(index: usize, limit: u64) -> sys::CUmemPoolProps {
     properties
 }
 
-impl Gpu {
+impl Card {
     fn pool(&self) -> Result<sys::CUmemoryPool> {
         told(self.context.bind_to_thread())?;
         // SAFETY: the device is open.

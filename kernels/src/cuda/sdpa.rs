@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result};
 use cudarc::driver::CudaContext;
 
-use super::tensor::pointer;
-use super::{Gpu, told};
-use crate::attention::{Calls, Gradients, Output, is_for_cudnn};
+use super::tensor::{candle_address, pointer};
+use super::{Card, told};
+use crate::Tensor;
+use crate::attention::{Calls, Gradients, Heads, Output};
 use crate::device::Repeatability;
 
 /// Where the loader finds it.
@@ -182,7 +183,7 @@ impl Sdpa {
     }
 }
 
-impl Gpu {
+impl Card {
     /// Whether cuDNN's attention can run here, or why not.
     pub(crate) fn cudnn(&self) -> std::result::Result<(), String> {
         self.context.bind_to_thread().map_err(|why| why.to_string())?;
@@ -194,35 +195,30 @@ impl Gpu {
         std::mem::take(&mut *self.sdpa.refused.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Attention through cuDNN; nothing where it is absent or has no engine for these shapes.
-    pub(crate) fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Option<Output>> {
-        let Some(key) = key(q, k, FORWARD)? else { return Ok(None) };
-        let (q, k, v) = (&q.contiguous()?, &k.contiguous()?, &v.contiguous()?);
-        let o = self.empty(q.shape(), DType::BF16)?;
-        let lse = self.empty((key.batch, key.heads, key.queries, 1), DType::F32)?;
+    /// Attention through cuDNN, written to `out`. False, and nothing is done, where it is absent or has no engine for these
+    /// shapes.
+    pub(crate) fn attention(&self, heads: Heads, [q, k, v]: [&Tensor; 3], out: &Output) -> Result<bool> {
+        let key = Key::new(heads, FORWARD);
         let mut slots = [0; slot::COUNT];
         slots[slot::Q] = pointer(q)?;
         slots[slot::K] = pointer(k)?;
         slots[slot::V] = pointer(v)?;
-        slots[slot::O] = pointer(&o)?;
-        slots[slot::STATS] = pointer(&lse)?;
-        Ok(self.run(key, &slots)?.then_some(Output { o, lse }))
+        slots[slot::O] = pointer(&out.o)?;
+        slots[slot::STATS] = pointer(&out.lse)?;
+        self.run(key, &slots)
     }
 
-    /// The gradients through cuDNN; nothing where it is absent or has no engine for these shapes.
+    /// The gradients through cuDNN, written to `gradients`. False where it is absent or has no engine for these shapes.
     pub(crate) fn attention_backward(
         &self,
+        heads: Heads,
         [q, k, v]: [&Tensor; 3],
         out: &Output,
         d_out: &Tensor,
-    ) -> Result<Option<Gradients>> {
-        let Some(whole) = key(q, k, BACKWARD)? else { return Ok(None) };
-        let (q, k, v, d_out) = (&q.contiguous()?, &k.contiguous()?, &v.contiguous()?, &d_out.contiguous()?);
-        let (dq, dk, dv) = (
-            self.empty(q.shape(), DType::BF16)?,
-            self.empty(k.shape(), DType::BF16)?,
-            self.empty(v.shape(), DType::BF16)?,
-        );
+        gradients: &Gradients,
+    ) -> Result<bool> {
+        let whole = Key::new(heads, BACKWARD);
+        let Gradients { dq, dk, dv } = gradients;
         let mut slots = [0; slot::COUNT];
         let tensors = [
             (slot::Q, q),
@@ -230,9 +226,9 @@ impl Gpu {
             (slot::V, v),
             (slot::O, &out.o),
             (slot::D_O, d_out),
-            (slot::D_Q, &dq),
-            (slot::D_K, &dk),
-            (slot::D_V, &dv),
+            (slot::D_Q, dq),
+            (slot::D_K, dk),
+            (slot::D_V, dv),
         ];
         for (slot, tensor) in tensors {
             slots[slot] = pointer(tensor)?;
@@ -247,10 +243,10 @@ impl Gpu {
             let rows = (sample * whole.heads + first) * whole.queries;
             here[slot::STATS] += (rows * DType::F32.size_in_bytes()) as u64;
             if !self.run(key, &here)? {
-                return Ok(None);
+                return Ok(false);
             }
         }
-        Ok(Some(Gradients { dq, dk, dv }))
+        Ok(true)
     }
 
     /// Runs the plan of `key`, made when it is first asked for. False where there is none.
@@ -259,8 +255,8 @@ impl Gpu {
         let mut plans = self.sdpa.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let plan = *plans.entry(key).or_insert_with(|| self.sdpa.plan_or_refusal(&key));
         let Some(plan) = plan else { return Ok(false) };
-        let workspace = self.empty(plan.workspace.max(1), DType::U8)?;
-        let (workspace, stream) = (pointer(&workspace)? as *mut c_void, self.stream.cu_stream());
+        let workspace = self.raw(plan.workspace.max(1), DType::U8)?;
+        let (workspace, stream) = (candle_address(&workspace)? as *mut c_void, self.stream.cu_stream());
         let slots = slots.map(|address| address as *mut c_void);
         // SAFETY: the slots hold what a plan of this kind wants, by the descriptions above; the workspace has the
         // size asked for and is freed behind the launch on the same stream.
@@ -337,12 +333,8 @@ struct Slice {
     key: Key,
 }
 
-/// The plan that `q` [b, lq, n, h] and `k` [b, lk, n, h] ask for, where cuDNN's kernels take them.
-fn key(q: &Tensor, k: &Tensor, kind: i32) -> Result<Option<Key>> {
-    let (batch, queries, heads, size) = q.dims4()?;
-    let is_fit = is_for_cudnn(q.dtype(), size) && k.dtype() == q.dtype();
-    // cuDNN refuses the backward of a single query over a single key.
-    let is_fit = is_fit && queries > 1 && k.dim(1)? > 1;
-    let keys = k.dim(1)?;
-    Ok(is_fit.then_some(Key { batch, heads, heads_in_memory: heads, queries, keys, size, kind }))
+impl Key {
+    fn new(Heads { batch, heads, size, queries, keys }: Heads, kind: i32) -> Self {
+        Self { batch, heads, heads_in_memory: heads, queries, keys, size, kind }
+    }
 }

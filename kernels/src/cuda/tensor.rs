@@ -1,12 +1,15 @@
 //! Tensors as the kernels see them: a pointer and a row stride.
 
+use std::sync::Arc;
+
 use candle_core::backend::BackendDevice;
 use candle_core::cuda_backend::{CudaStorage, CudaStorageSlice};
 use candle_core::op::BackpropOp;
-use candle_core::{DType, Result, Shape, Storage, Tensor};
+use candle_core::{DType, Result, Shape, Storage};
 use cudarc::driver::DevicePtr;
 
-use super::Gpu;
+use super::{Card, device_of};
+use crate::Tensor;
 
 /// The address of a contiguous tensor's first number. It is good for as long as the tensor lives; a tensor that is
 /// dropped after the launch frees its memory behind it on the stream.
@@ -19,6 +22,11 @@ pub(crate) fn pointer(x: &Tensor) -> Result<u64> {
 
 /// The address of a tensor's first number, whatever its strides.
 pub(crate) fn address(x: &Tensor) -> Result<u64> {
+    candle_address(x.as_candle()?)
+}
+
+/// [`address`] of a tensor of candle.
+pub(crate) fn candle_address(x: &candle_core::Tensor) -> Result<u64> {
     let (storage, layout) = x.storage_and_layout();
     let Storage::Cuda(storage) = &*storage else {
         candle_core::bail!("a kernel got a tensor in host memory")
@@ -41,33 +49,17 @@ fn base(storage: &CudaStorage) -> Result<u64> {
     })
 }
 
-/// The suffix of kernel names for a dtype, where there are kernels for it.
-pub(crate) fn suffix(dtype: DType) -> Option<&'static str> {
-    match dtype {
-        DType::F32 => Some("f32"),
-        DType::BF16 => Some("bf16"),
-        DType::F16 => Some("f16"),
-        _ => None,
-    }
-}
-
-/// Whether the kernels can read these, four numbers at a time.
-pub(crate) fn fits(tensors: &[&Tensor]) -> Result<bool> {
-    for x in tensors {
-        let is_aligned = x.is_contiguous() && address(x)? % (4 * x.dtype().size_in_bytes() as u64) == 0;
-        if !is_aligned || x.elem_count() == 0 {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-impl Gpu {
+impl Card {
     /// A tensor whose numbers are whatever the memory held.
-    pub(crate) fn empty(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+    pub(crate) fn empty(self: &Arc<Self>, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+        Ok(Tensor::from_candle(self.raw(shape, dtype)?, &device_of(self)))
+    }
+
+    /// [`Self::empty`], as candle's.
+    pub(crate) fn raw(&self, shape: impl Into<Shape>, dtype: DType) -> Result<candle_core::Tensor> {
         let shape = shape.into();
         // SAFETY: the caller, in this crate, writes every number in the launch that follows.
         let storage = unsafe { self.device.alloc_uninit(&shape, dtype)? };
-        Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
+        Ok(candle_core::Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
     }
 }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use kernels::{DType, Device, Tensor};
 
 use super::change::Change;
 use super::files::AdapterFile;

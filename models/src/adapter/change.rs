@@ -1,7 +1,6 @@
 //! What an adapter does to one weight, as files hold it: whole, on the CPU, in f32.
 
-use candle_core::{D, DType, Tensor};
-use kernels::{loha, lokr};
+use kernels::{D, DType, Tensor, loha, lokr};
 
 use super::Kind;
 use crate::{Error, Result};

@@ -5,9 +5,9 @@
 //! columns, 0.12 TFLOP, where the full decomposition makes some hundred times as many and far slower ones. Source: Halko,
 //! Martinsson, Tropp 2011 (arXiv 0909.4061), algorithms 4.4 and 5.1.
 
-use candle_core::{DType, Device, Tensor};
 use faer::{Mat, MatRef};
 use kernels::random::Key;
+use kernels::{DType, Device, Tensor};
 
 use super::change::{Change, LoraPair};
 use crate::{Error, Result};

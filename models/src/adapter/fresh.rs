@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Tensor};
 use kernels::low_rank::Factors;
 use kernels::random::Key;
-use kernels::{loha, lokr};
+use kernels::{DType, Device, Tensor, loha, lokr};
 
 use super::change::{Change, DoraPair, LoraPair};
 use super::decompose::{Rank, Reduced, resize};

@@ -1,10 +1,9 @@
 //! The kinds of adapter as a pass through the model sees them: each a change of one layer's output, with its own
 //! backward. Here is the one place that knows them apart.
 
-use candle_core::{Device, Tensor};
 use kernels::low_rank::{self, Factors};
 use kernels::weight::Weight;
-use kernels::{dora, loha, lokr};
+use kernels::{Device, Tensor, dora, loha, lokr};
 
 use super::Kind;
 use super::change::{Change, DoraPair, LoraPair, Magnitude, half_tensors};

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor};
 use kernels::weight::Weight;
+use kernels::{Device, Tensor};
 
 use super::kind::Delta;
 use crate::{Error, Result};

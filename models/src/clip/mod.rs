@@ -7,9 +7,8 @@ mod names;
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
 use kernels::weight::Weight;
-use kernels::{attention, linear, norm};
+use kernels::{DType, Device, Tensor, attention, linear, norm};
 use serde::Deserialize;
 
 pub use names::{ClipSizes, Naming};

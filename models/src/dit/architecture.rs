@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use candle_core::Device;
+use kernels::Device;
 
 use super::base::Base;
 use super::block::Block;

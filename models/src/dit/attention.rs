@@ -3,8 +3,7 @@
 //! Both go in three parts, so that a block can keep what costs and make the rest again: project (products), attend,
 //! and the output product. Norms and positions lie between the first two and are never kept.
 
-use candle_core::{DType, Device, Tensor};
-use kernels::{attention, norm_rope};
+use kernels::{DType, Device, Tensor, attention, norm_rope};
 
 use super::input::Context;
 use super::linear::{Linear, backward_all, forward_all};

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::DType;
+use kernels::DType;
 
 use super::config::DitConfig;
 use super::layer_id::LayerId;

@@ -5,10 +5,9 @@
 //! The backward works on what products and attentions made, kept or made again. Norms, positions and sums are always
 //! made again: they cost little time and much memory. The feed-forward part sees each token alone and goes in chunks.
 
-use candle_core::{DType, Device, Tensor};
-use kernels::norm;
 use kernels::residual::{self, Stream};
 use kernels::tokens::{Place, run, unwritten};
+use kernels::{DType, Device, Tensor, norm};
 
 use super::attention::{Attended, Projected, Projections, SelfAttention};
 use super::conditioning::Role;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
-use candle_core::{Device, Tensor};
+use kernels::{Device, Tensor};
 
 use crate::{Error, Result};
 
@@ -232,8 +232,8 @@ impl Conditioning<Raw> {
 
 /// Tensors [rows, ..] as one [b, rows, ..], with zero rows behind the shorter ones.
 fn padded(each: &[&Tensor]) -> Result<Tensor> {
-    let rows = each.iter().map(|x| x.dim(0)).collect::<candle_core::Result<Vec<_>>>()?;
+    let rows = each.iter().map(|x| x.dim(0)).collect::<kernels::Result<Vec<_>>>()?;
     let longest = rows.iter().copied().max().unwrap_or(0);
     let padded = each.iter().map(|x| x.pad_with_zeros(0, 0, longest - x.dim(0)?));
-    Ok(Tensor::stack(&padded.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
+    Ok(Tensor::stack(&padded.collect::<kernels::Result<Vec<_>>>()?, 0)?)
 }

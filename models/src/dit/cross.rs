@@ -3,8 +3,7 @@
 //! Both share the queries and each has a softmax of its own; their outputs are added before the output product.
 //! Source: Wan-Video/Wan2.1 wan/modules/model.py `WanT2VCrossAttention`, `WanI2VCrossAttention`.
 
-use candle_core::{DType, Device, Tensor};
-use kernels::{attention, norm};
+use kernels::{DType, Device, Tensor, attention, norm};
 
 use super::attention::{Attended, Projected, Projections, joined};
 use super::conditioning::Role;

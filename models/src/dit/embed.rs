@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use candle_core::{DType, Device, Tensor};
 use kernels::weight::Weight;
+use kernels::{DType, Device, Tensor};
 
 use super::base::Base;
 use super::conditioning::{Conditioning, Embedded, Raw, Role};

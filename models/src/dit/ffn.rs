@@ -3,8 +3,7 @@
 
 use std::ops::Range;
 
-use candle_core::{Device, Tensor};
-use kernels::gelu;
+use kernels::{Device, Tensor, gelu};
 
 use super::linear::Linear;
 use super::pass::{Gradients, Pass};

@@ -1,8 +1,7 @@
 //! The head: last norm, projection to pixels of latent, unpatchify. Runs in f32, its linear layer included.
 
-use candle_core::{DType, Device, Tensor};
-use kernels::norm;
 use kernels::weight::Weight;
+use kernels::{DType, Device, Tensor, norm};
 
 use super::conditioning::Role;
 use super::config::{DitConfig, PATCH};

@@ -1,6 +1,6 @@
 //! What goes into the network, and what crosses the boundary between two stages.
 
-use candle_core::{Device, Tensor};
+use kernels::{Device, Tensor};
 
 use super::conditioning::{Conditioning, Embedded, Raw, Role};
 use super::streams::Streams;

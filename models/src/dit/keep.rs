@@ -1,6 +1,6 @@
 //! What a forward leaves for its backward, layer by layer, and how it waits.
 
-use candle_core::Tensor;
+use kernels::Tensor;
 use kernels::transfer::{HostStore, Parked};
 
 use super::layer::Saved;

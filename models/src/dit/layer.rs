@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use candle_core::Tensor;
+use kernels::Tensor;
 
 use super::block::{self, Block};
 use super::input::Context;

@@ -2,9 +2,9 @@
 //!
 //! Layers that read the same input go through together: their adapters read it once.
 
-use candle_core::{Device, Tensor};
 use kernels::low_rank::{self, Member};
 use kernels::weight::Weight;
+use kernels::{Device, Tensor};
 
 use super::pass::{Gradients, Pass};
 use crate::adapter::{Adapter, Site};

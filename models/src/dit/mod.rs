@@ -27,7 +27,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::Device;
+use kernels::Device;
 
 pub use architecture::Architecture;
 pub use base::Base;

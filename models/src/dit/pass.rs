@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
+use kernels::Tensor;
 use kernels::random::Key;
 
 use crate::Result;

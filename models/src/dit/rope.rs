@@ -2,7 +2,7 @@
 //!
 //! Source: Wan-Video/Wan2.1 wan/modules/model.py `rope_params`, `rope_apply`.
 
-use candle_core::{Device, Tensor};
+use kernels::{Device, Tensor};
 
 use crate::Result;
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
+use kernels::Tensor;
 
 /// The residual streams between two layers, or their gradients: the main one, and those of side chains by name.
 #[derive(Debug, Clone)]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use kernels::{Device, Tensor};
 
 use crate::Result;
 use crate::umt5::Umt5;

@@ -9,9 +9,8 @@ mod position;
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
 use kernels::weight::Weight;
-use kernels::{gelu, norm};
+use kernels::{DType, Device, Tensor, gelu, norm};
 
 use crate::text::SPIECE_TENSOR;
 use crate::weights::{Checkpoint, Frozen, Weights};
@@ -189,7 +188,7 @@ impl Layer {
         let (q, k, v) = (split(&self.q)?, split(&self.k)?, split(&self.v)?);
         // T5 does not divide by the root of the head's width.
         let scores = (q.matmul(&k.transpose(1, 2)?)? + bias)?.to_dtype(DType::F32)?;
-        let weights = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(v.dtype())?;
+        let weights = kernels::softmax::rows(&scores)?.to_dtype(v.dtype())?;
         let joined = weights.matmul(&v)?.transpose(0, 1)?.contiguous()?.flatten_from(1)?;
         linear(&joined, &self.o)
     }

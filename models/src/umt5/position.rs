@@ -2,7 +2,7 @@
 //!
 //! Source: transformers `modeling_umt5.py`, `_relative_position_bucket` and `compute_bias`.
 
-use candle_core::{Device, Tensor};
+use kernels::{Device, Tensor};
 
 use crate::Result;
 

@@ -12,8 +12,8 @@ mod tiling;
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
 use kernels::resample::{fold_pixels, unfold_pixels};
+use kernels::{DType, Device, Tensor};
 use sha2::{Digest, Sha256};
 
 use crate::weights::{Checkpoint, Weights};

@@ -1,8 +1,7 @@
 //! An encoder or a decoder: stages run chunk by chunk.
 
-use candle_core::Tensor;
 use kernels::resample::{average_down, duplicate_up};
-use kernels::video;
+use kernels::{Tensor, video};
 
 use crate::Result;
 

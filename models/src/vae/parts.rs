@@ -2,11 +2,10 @@
 //!
 //! Source: Wan-Video/Wan2.1 `wan/modules/vae.py`.
 
-use candle_core::{DType, Device, Tensor};
 use kernels::channel_norm::{Activation, channel_norm};
 use kernels::conv3d::{Before, Conv3dGeometry, Padding, conv3d, conv3d_after};
 use kernels::resample::{frames_from_channels, upsample_nearest_2x};
-use kernels::video;
+use kernels::{DType, Device, Tensor, video};
 
 use crate::Result;
 use crate::weights::Weights;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use kernels::{DType, Device, Tensor};
 use serde::Deserialize;
 
 use crate::{Error, Result};

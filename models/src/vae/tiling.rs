@@ -2,7 +2,7 @@
 //!
 //! Source: diffusers `autoencoder_kl_wan.py`, `tiled_encode` and `tiled_decode`: same tiles, same order of blending.
 
-use candle_core::Tensor;
+use kernels::Tensor;
 
 use crate::Result;
 

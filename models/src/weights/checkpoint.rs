@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
+use kernels::{DType, Device, Tensor};
 
 use super::dtype::StoredDType;
 use super::entry::Entry;

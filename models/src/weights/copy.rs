@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
 use kernels::weight::Format;
+use kernels::{DType, Device, Tensor};
 
 use super::checkpoint::StoredCodes;
 use super::dtype::StoredDType;

@@ -1,6 +1,6 @@
 //! The element types found in checkpoint files.
 
-use candle_core::DType;
+use kernels::DType;
 
 /// An element type as a file stores it. Wider than what the models compute in: a file may hold integers
 /// and booleans that no model reads.

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
 
-use candle_core::{DType, Tensor};
+use kernels::{DType, Tensor};
 use sha2::{Digest, Sha256};
 
 use super::entry::Entry;

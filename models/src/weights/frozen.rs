@@ -1,7 +1,7 @@
 //! How the frozen weights of a network are held.
 
-use candle_core::{DType, Device, Tensor};
 use kernels::weight::{Coded, Format, Weight};
+use kernels::{DType, Device, Tensor};
 
 use super::Weights;
 use super::checkpoint::StoredCodes;

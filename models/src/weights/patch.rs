@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use kernels::{DType, Device, Tensor};
 
 use crate::Result;
 

@@ -5,10 +5,10 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor, WithDType};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use kernels::weight::Format;
+use kernels::{DType, Device, Tensor, WithDType};
 use rayon::prelude::*;
 
 use super::dtype::StoredDType;

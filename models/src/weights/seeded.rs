@@ -1,7 +1,7 @@
 //! Tensors that are made, not read: for measuring speed and memory without a checkpoint.
 
-use candle_core::{DType, Device, Tensor};
 use kernels::random::Key;
+use kernels::{DType, Device, Tensor};
 
 use crate::Result;
 

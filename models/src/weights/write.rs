@@ -6,8 +6,8 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
+use kernels::{DType, Device, Tensor};
 use sha2::{Digest, Sha256};
 
 use super::dtype::StoredDType;

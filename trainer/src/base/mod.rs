@@ -8,7 +8,7 @@ mod trained;
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
+use kernels::Device;
 use models::Contents;
 use models::dit::DitConfig;
 use models::expert::{Expert, Networks};

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Device};
+use kernels::{DType, Device};
 use models::adapter::{Adapters, Kind, LoraConfig, Target};
 use models::dit::{BlockPlan, DitConfig, Role};
 use models::vae::latent_frames;
@@ -125,7 +125,7 @@ impl DitBench<'_> {
     fn input(&self, config: &DitConfig, device: &Device) -> Result<NetworkInput> {
         let [channels, frames, height, width] = self.latent_shape(config)?;
         let x_shape = [1, channels, frames, height, width];
-        let timestep = candle_core::Tensor::new(&[500f32], &Device::Cpu)?;
+        let timestep = kernels::Tensor::new(&[500f32], &Device::Cpu)?;
         let cond = config
             .conditioning_shapes()
             .try_map(|role, [rows, width]| random(role.name(), &[1, rows, width], DType::F32, device))?;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use candle_core::Device;
+use kernels::Device;
 use kernels::device::{Memory, memory, reset_peak, synchronize};
 
 use super::{Repeats, rounded};

@@ -12,8 +12,8 @@ mod parts;
 mod profile;
 mod run;
 
-use candle_core::{DType, Device, Tensor};
 use kernels::random::Key;
+use kernels::{DType, Device, Tensor};
 
 pub use dit::{DitBench, StepBench, forward, step};
 pub use load::{LoadSource, load};
@@ -60,9 +60,9 @@ fn random(name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<
 /// `cpu`, `cuda:0`, ...
 fn device_name(device: &Device) -> String {
     match device.location() {
-        candle_core::DeviceLocation::Cpu => "cpu".to_owned(),
-        candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
-        candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+        kernels::DeviceLocation::Cpu => "cpu".to_owned(),
+        kernels::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        kernels::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
     }
 }
 

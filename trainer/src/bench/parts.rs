@@ -1,7 +1,7 @@
 //! Attention alone, the VAE, and the text encoder.
 
-use candle_core::{DType, Device};
 use kernels::attention as kernel;
+use kernels::{DType, Device};
 use models::umt5::Umt5;
 use models::vae::{Generation, Tiles, Tiling, Vae, latent_frames};
 use serde_json::{Value, json};

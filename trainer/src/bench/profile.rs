@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use candle_core::Device;
+use kernels::Device;
 use kernels::device::synchronize;
 use kernels::profile::{Recording, Times, record};
 use models::dit::Plans;

@@ -1,7 +1,7 @@
 //! Arguments that say where a command runs, shared by the commands.
 
-use candle_core::Device;
 use clap::Args;
+use kernels::Device;
 
 use crate::bytes::Bytes;
 use crate::devices::{self, DevicesConfig, Transfer};

@@ -213,7 +213,7 @@ mod tests {
         let ours = [
             Error::NeighbourStopped,
             Error::GpuLost { cause: "CUDA_ERROR_ILLEGAL_ADDRESS".into() },
-            Error::Tensor(candle_core::Error::msg("shapes differ")),
+            Error::Tensor(kernels::Error::msg("shapes differ")),
         ];
         let code = |error: Error| exit_code(&error.into());
         assert_eq!(users.map(code), [2; 3]);

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device};
 use clap::Args;
+use kernels::{DType, Device};
 use models::weights::Frozen;
 
 use crate::base::ModelConfig;

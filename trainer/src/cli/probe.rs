@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use candle_core::Device;
 use clap::{Args, Subcommand};
+use kernels::Device;
 use kernels::device::Settings;
 use models::adapter::Adapters;
 use models::clip::Clip;

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor};
 use clap::{ArgGroup, Args};
+use kernels::{DType, Device, Tensor};
 use models::Expert;
 use models::adapter::files::{self, AdapterFile};
 use models::adapter::{Rank, Reduced, extract, resize};

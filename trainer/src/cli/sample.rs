@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor};
 use clap::{ArgGroup, Args};
+use kernels::{DType, Device, Tensor};
 use models::adapter::{Place, Source};
 use models::dit::DitConfig;
 use models::expert::Expert;

@@ -1,8 +1,8 @@
 //! GPUs, their driver, CUDA's libraries, and the attention engine that comes of them.
 
-use candle_core::{DType, Device};
 use kernels::device::{Allocator, Settings};
 use kernels::inventory::{self, Driver, Gpu, Library, built_for};
+use kernels::{DType, Device};
 
 use super::{Finding, Standing, good};
 use crate::bytes::Bytes;

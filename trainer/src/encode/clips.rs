@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{Device, Tensor};
 use data::{Clip, ContentHashes, Dataset, Key, MissReason, Window};
+use kernels::{Device, Tensor};
 use models::clip::Clip as Tower;
 use models::dit::Pictures;
 use models::vae::{Tiling, Vae};

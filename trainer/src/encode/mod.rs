@@ -10,8 +10,8 @@ mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{DType, Device, Tensor};
 use data::{Cache, HostTensor, Key, Lookup, MissReason, Storage};
+use kernels::{DType, Device, Tensor};
 use models::clip::Clip as Tower;
 use models::dit::{Conditioning, DitConfig, Role};
 use models::vae::Vae;
@@ -242,7 +242,5 @@ fn storage(tensor: &Tensor) -> Storage {
 fn to_host(tensor: &Tensor) -> Result<HostTensor> {
     let data: Vec<f32> = tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
     let host = HostTensor::new(tensor.dims().to_vec(), data);
-    host.ok_or_else(|| {
-        Error::Tensor(candle_core::Error::msg("a tensor has more or fewer values than its shape"))
-    })
+    host.ok_or_else(|| Error::Tensor(kernels::Error::msg("a tensor has more or fewer values than its shape")))
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
 use data::{ContentHashes, DataError, Key, Picture, Storage};
+use kernels::{Device, Tensor};
 use models::clip::{Clip, normalised};
 use models::dit::{Conditioning, Pictures, Role};
 use models::vae::{Tiling, Vae};

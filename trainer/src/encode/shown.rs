@@ -1,6 +1,6 @@
 //! What a network is shown of a picture: made from pixels, the same way for training and for sampling.
 
-use candle_core::{DType, Device, Tensor};
+use kernels::{DType, Device, Tensor};
 use models::dit::config::MASK_CHANNELS;
 use models::dit::{Conditioning, Raw};
 use models::vae::{TEMPORAL_RATIO, Tiling, Vae};

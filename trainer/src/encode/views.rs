@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use candle_core::{Device, Tensor};
 use data::{Bucket, Clip, Dataset, Key, Window};
+use kernels::{Device, Tensor};
 use models::clip::Clip as Tower;
 
 use super::{Encoded, Encoding, Ends, STATES};

@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use candle_core::DType;
+use kernels::DType;
 
 /// What an item is counted as.
 pub(super) type Name = &'static str;

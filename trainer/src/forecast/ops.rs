@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use candle_core::DType;
+use kernels::DType;
 use models::adapter::Kind;
 
 use super::ledger::{Held, Ledger, Name, Shadow};

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use candle_core::DType;
+use kernels::DType;
 use kernels::arena::GRAIN;
 use kernels::transfer::HOST_GRAIN;
 use models::dit::{BlockPlan, Place};

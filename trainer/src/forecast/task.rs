@@ -1,6 +1,6 @@
 //! What is to be forecast: a model, an adapter, a micro-batch.
 
-use candle_core::DType;
+use kernels::DType;
 use kernels::attention::Calls;
 use kernels::device::Repeatability;
 use models::adapter::{Kind, LoraConfig, Target};

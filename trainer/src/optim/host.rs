@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::thread;
 
-use candle_core::{Device, DeviceLocation, Tensor};
 use kernels::optimiser::State;
+use kernels::{Device, DeviceLocation, Tensor};
 use models::adapter::files::AdapterFile;
 use models::dit::Linear;
 
@@ -23,7 +23,7 @@ pub fn on_host(saved: &Saved) -> Result<Saved> {
         }
     }
     let copy = |(name, state): &(&String, &State)| -> Result<(String, State)> {
-        let slots = state.slots.iter().map(host_copy).collect::<candle_core::Result<_>>()?;
+        let slots = state.slots.iter().map(host_copy).collect::<kernels::Result<_>>()?;
         Ok(((*name).clone(), State { parameter: host_copy(&state.parameter)?, slots }))
     };
     let copied: Vec<Result<Vec<(String, State)>>> = thread::scope(|scope| {
@@ -36,7 +36,7 @@ pub fn on_host(saved: &Saved) -> Result<Saved> {
 }
 
 /// A copy of `tensor` in host memory that nothing else lies in.
-fn host_copy(tensor: &Tensor) -> candle_core::Result<Tensor> {
+fn host_copy(tensor: &Tensor) -> kernels::Result<Tensor> {
     match tensor.device() {
         Device::Cpu => tensor.copy(),
         _ => tensor.to_device(&Device::Cpu),

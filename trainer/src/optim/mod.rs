@@ -5,8 +5,8 @@ mod rule;
 
 use std::collections::BTreeMap;
 
-use candle_core::{DeviceLocation, Tensor};
 use kernels::optimiser::{State, square_sums};
+use kernels::{DeviceLocation, Tensor};
 use models::dit::Gradients;
 use serde::{Deserialize, Serialize};
 
@@ -137,7 +137,7 @@ impl Optimizer {
             let slots = saved.slots.iter().map(|slot| slot.to_device(&device));
             *state = State {
                 parameter: saved.parameter.to_device(&device)?,
-                slots: slots.collect::<candle_core::Result<_>>()?,
+                slots: slots.collect::<kernels::Result<_>>()?,
             };
         }
         self.globals = saved.globals;

@@ -4,9 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
-use kernels::adamw;
 use kernels::optimiser::State;
+use kernels::{Tensor, adamw};
 
 use crate::error::Result;
 
@@ -96,7 +95,7 @@ impl Rule {
         match self {
             Self::AdamW(_) => {
                 let zeros = adamw::SLOTS.iter().map(|_| parameter.zeros_like());
-                let slots = zeros.collect::<candle_core::Result<_>>()?;
+                let slots = zeros.collect::<kernels::Result<_>>()?;
                 Ok(State { parameter: parameter.copy()?, slots })
             }
         }

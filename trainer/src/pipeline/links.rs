@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use candle_core::Device;
+use kernels::Device;
 use kernels::transfer::{Link, Route, Sent};
 use models::dit::{Boundary, Streams};
 

@@ -1,6 +1,6 @@
 //! What goes into the pipeline when it trains.
 
-use candle_core::Tensor;
+use kernels::Tensor;
 use models::dit::{Dropout, NetworkInput};
 
 /// A micro-batch to train on.

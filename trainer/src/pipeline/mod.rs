@@ -15,9 +15,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::thread::{self, ScopedJoinHandle};
 
-use candle_core::{Device, Tensor};
-use kernels::profile;
 use kernels::transfer::{HostStore, Link, Route, Sent};
+use kernels::{Device, Tensor, profile};
 use models::adapter::Adapters;
 use models::dit::{Architecture, Base, BlockPlan, DitConfig, Gradients, LayerId, Plans};
 use models::weights::Weights;

@@ -4,7 +4,7 @@
 
 use std::thread::{self, ScopedJoinHandle};
 
-use candle_core::Tensor;
+use kernels::Tensor;
 use kernels::transfer::{HostStore, Parked};
 
 use super::{Pipeline, Stage};

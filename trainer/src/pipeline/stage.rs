@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
 use kernels::transfer::HostStore;
 use kernels::weight::Weight;
+use kernels::{Device, Tensor};
 use models::adapter::Adapters;
 use models::dit::pass::FFN_TOKENS;
 use models::dit::{
@@ -131,7 +131,7 @@ impl Stage {
         let Boundary { streams, cond } = match (&self.dit.embedder, placed, from_previous) {
             (Some(embedder), Some(placed), _) => embedder.embed(&placed)?,
             (_, _, Some(boundary)) => boundary,
-            _ => return Err(candle_core::Error::msg("a stage has no input").into()),
+            _ => return Err(kernels::Error::msg("a stage has no input").into()),
         };
         Ok((streams, self.dit.context(cond, input, &self.device)?))
     }
@@ -191,7 +191,7 @@ impl Stage {
             (_, _, Some(d_streams)) => d_streams,
             _ => {
                 return Err(
-                    candle_core::Error::msg("a stage before the last has no gradient to take back").into()
+                    kernels::Error::msg("a stage before the last has no gradient to take back").into()
                 );
             }
         };

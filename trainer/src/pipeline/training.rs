@@ -34,7 +34,7 @@ pub struct Span {
 
 /// A schedule that goes forward twice, or back before it went forward.
 fn out_of_order(op: Op) -> Error {
-    candle_core::Error::msg(format!("the schedule of a stage is out of order at {op:?}")).into()
+    kernels::Error::msg(format!("the schedule of a stage is out of order at {op:?}")).into()
 }
 
 /// Whether a step notes when its stages do what.

@@ -1,6 +1,6 @@
 //! CLIP's picture tower.
 
-use candle_core::{DType, Device};
+use kernels::{DType, Device};
 use models::clip::Clip;
 
 use super::{Inputs, Outputs};

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use kernels::{DType, Device, Tensor};
 use models::dit::{Conditioning, Raw, Role};
 use models::weights::Checkpoint;
 

@@ -11,7 +11,7 @@ pub mod train;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Tensor};
+use kernels::{DType, Tensor};
 use models::dit::Role;
 
 pub use inputs::Inputs;

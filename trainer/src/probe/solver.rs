@@ -1,6 +1,6 @@
 //! A solver on a network that anyone can write down.
 
-use candle_core::{Device, Tensor};
+use kernels::{Device, Tensor};
 
 use super::{Inputs, Outputs};
 use crate::error::Result;

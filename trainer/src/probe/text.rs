@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use kernels::{Device, Tensor};
 use models::text::TextEncoder;
 
 use super::Outputs;
@@ -32,7 +32,7 @@ pub fn encode(encoder: &TextEncoder, prompts: &[String]) -> Result<Outputs> {
     let mut outputs = Outputs::new();
     for (n, prompt) in prompts.iter().enumerate() {
         let ids = encoder.ids(prompt)?;
-        outputs.insert(format!("context.{n}"), encoder.encode(&ids)?.to_dtype(candle_core::DType::F32)?);
+        outputs.insert(format!("context.{n}"), encoder.encode(&ids)?.to_dtype(kernels::DType::F32)?);
         let ids: Vec<i64> = ids.into_iter().map(i64::from).collect();
         outputs.insert(format!("ids.{n}"), Tensor::new(ids, &Device::Cpu)?);
     }

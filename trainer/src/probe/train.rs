@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
 use kernels::low_rank::Factors;
+use kernels::{DType, Device, Tensor};
 use models::adapter::{Adapter, Adapters};
 use models::dit::config::PATCH;
 use models::dit::{BlockPlan, Conditioning, DitConfig, Raw, Role};

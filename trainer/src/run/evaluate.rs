@@ -1,6 +1,6 @@
 //! The held-out loss: every held-out item at nine fixed sigmas with fixed noise, so that only the adapter changes it.
 
-use candle_core::{DType, Tensor};
+use kernels::{DType, Tensor};
 
 use super::Run;
 use crate::batch::HeldOut;

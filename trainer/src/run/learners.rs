@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use candle_core::Device;
+use kernels::Device;
 use kernels::transfer::HostStore;
 
 use crate::adapters;

@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use candle_core::Device;
+use kernels::Device;
 
 pub use folder::{RunFolder, changed_settings, newest};
 pub(crate) use step::{UpdateSettings, update};

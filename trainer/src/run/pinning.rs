@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use candle_core::Device;
+use kernels::Device;
 use kernels::transfer::HostStore;
 
 use crate::bytes::Bytes;

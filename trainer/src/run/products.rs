@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use candle_core::Device;
-use kernels::{device, inventory};
+use kernels::{Device, device, inventory};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -75,7 +74,7 @@ impl Products {
 
 fn gpu_index(device: &Device) -> Option<usize> {
     match device.location() {
-        candle_core::DeviceLocation::Cuda { gpu_id } => Some(gpu_id),
+        kernels::DeviceLocation::Cuda { gpu_id } => Some(gpu_id),
         _ => None,
     }
 }

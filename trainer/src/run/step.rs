@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::Instant;
 
-use candle_core::Tensor;
+use kernels::Tensor;
 use models::dit::Role;
 use models::expert::Expert;
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use candle_core::{DType, Device, Tensor};
+use kernels::{DType, Device, Tensor};
 use models::dit::DitConfig;
 use models::dit::config::PATCH;
 use models::published::Defaults;

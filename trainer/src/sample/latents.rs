@@ -2,8 +2,8 @@
 
 use std::ops::ControlFlow;
 
-use candle_core::{DType, Device, Tensor};
 use kernels::random::Key;
+use kernels::{DType, Device, Tensor};
 use models::dit::config::PATCH;
 use models::dit::{Conditioning, DitConfig, Raw, Role};
 use models::expert::{Expert, Networks};
@@ -195,8 +195,7 @@ impl<'a> Sampling<'a> {
     /// Looks whether the clips `active` are still numbers, all of them at once: the devices are waited for once a step.
     fn check(&self, active: &[usize]) -> Result<()> {
         // A sum is not finite where a number is not.
-        let sums =
-            active.iter().map(|&c| self.latents[c].sum_all()).collect::<candle_core::Result<Vec<_>>>()?;
+        let sums = active.iter().map(|&c| self.latents[c].sum_all()).collect::<kernels::Result<Vec<_>>>()?;
         let sums: Vec<f32> = Tensor::stack(&sums, 0)?.to_vec1()?;
         match active.iter().zip(sums).find(|(_, sum)| !sum.is_finite()) {
             None => Ok(()),

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
 use data::{Film, SheetRow, SheetStyle};
+use kernels::{Device, Tensor};
 use models::vae::{Tiling, Vae};
 
 use super::ClipFormat;
@@ -104,7 +104,7 @@ fn decode(vae: &Vae, tiling: Tiling, clip: &Sampled) -> Result<Film> {
     let (_, _, _, height, width) = video.dims5()?;
     let planes: Vec<f32> = video.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
     Film::from_planes(width as u32, height as u32, &planes)
-        .ok_or_else(|| Error::Tensor(candle_core::Error::msg("the VAE gave no whole frames")))
+        .ok_or_else(|| Error::Tensor(kernels::Error::msg("the VAE gave no whole frames")))
 }
 
 /// A file name for the clip `index` of `prompt`: its number, and the beginning of the prompt in plain letters.

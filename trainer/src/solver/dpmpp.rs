@@ -2,7 +2,7 @@
 //!
 //! Source: Lu et al. 2022 (arXiv 2211.01095), as in Wan-Video/Wan2.1 wan/utils/fm_solvers.py.
 
-use candle_core::Tensor;
+use kernels::Tensor;
 
 use super::{Result, combine, lambda, predicted};
 

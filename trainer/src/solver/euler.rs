@@ -1,6 +1,6 @@
 //! Euler: x + (s_after - s) * v.
 
-use candle_core::Tensor;
+use kernels::Tensor;
 
 use super::{Result, combine};
 

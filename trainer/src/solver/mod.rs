@@ -8,7 +8,7 @@ mod euler;
 mod sigmas;
 mod unipc;
 
-use candle_core::{DType, Tensor};
+use kernels::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 pub use sigmas::{Schedule, shifted};
@@ -75,7 +75,7 @@ pub enum SolverError {
     },
     /// The tensor library refused an operation.
     #[error(transparent)]
-    Tensor(#[from] candle_core::Error),
+    Tensor(#[from] kernels::Error),
 }
 
 /// One sampling run: walks a [`Schedule`] from its first sigma to 0. It carries the multistep history, which goes on

@@ -3,7 +3,7 @@
 //! Source: Zhao et al. 2023 (arXiv 2302.04867), as in Wan-Video/Wan2.1 wan/utils/fm_solvers_unipc.py. The corrector
 //! mends the sample of the step before with the prediction made from it; it asks the network nothing.
 
-use candle_core::Tensor;
+use kernels::Tensor;
 
 use super::{Result, combine, lambda, predicted};
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use kernels::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::error::AdapterFileError;

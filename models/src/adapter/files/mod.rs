@@ -17,7 +17,7 @@ mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::Tensor;
+use kernels::Tensor;
 use serde::{Deserialize, Serialize};
 
 pub use error::AdapterFileError;

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
-use kernels::{loha, lokr};
+use kernels::{DType, Device, Tensor, loha, lokr};
 
 use super::error::AdapterFileError;
 use super::keys::{KeyStyle, Part, tensor_of};

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use kernels::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::encode::on_cpu;
