@@ -98,7 +98,8 @@ fn what_lies_outside_the_layers_of_the_blocks_reaches_the_output() {
     }
     for strength in [1.0, -0.4] {
         let by_hand = changed(&dit, |name, t| {
-            let delta = match name.strip_suffix(".weight").and_then(|m| all.merged_delta(m).unwrap()) {
+            let delta = match name.strip_suffix(".weight").and_then(|m| all.modules.get(m)?.delta().unwrap())
+            {
                 Some(delta) => Some(delta.reshape(t.shape()).unwrap()),
                 None => all.differences.get(name).cloned(),
             };

@@ -191,7 +191,7 @@ fn assert_same_export(
     for module in file.modules.keys() {
         let of = |factor: &str| states[&format!("{module}.{factor}.weight")].parameter.clone();
         let expected = of("lora_B").matmul(&of("lora_A")).unwrap();
-        let got = file.merged_delta(module).unwrap().unwrap();
+        let got = file.modules[module].delta().unwrap().unwrap();
         // alpha is the rank; the product is summed in one order here and there.
         proofs::assert_close(
             &format!("{name}: {module}"),
@@ -401,7 +401,8 @@ fn each_expert_begins_with_its_own_adapter() {
         let other = read(&file(&first, if expert == Expert::High { Expert::Low } else { Expert::High }));
         assert!(!given.modules.is_empty() && begun.modules.keys().eq(given.modules.keys()));
         for module in given.modules.keys() {
-            let of = |file: &models::adapter::files::AdapterFile| file.merged_delta(module).unwrap().unwrap();
+            let of =
+                |file: &models::adapter::files::AdapterFile| file.modules[module].delta().unwrap().unwrap();
             let exact = proofs::Tolerance::relative(1e-5);
             proofs::assert_close(&format!("{expert}: {module}"), &of(&begun), &of(&given), exact);
             let difference = (of(&given) - of(&other)).unwrap().abs().unwrap().max_all().unwrap();

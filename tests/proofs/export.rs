@@ -33,7 +33,8 @@ fn merged(file: &AdapterFile, strength: f64) -> Pipeline {
     let mut tensors = BTreeMap::new();
     for name in weights.names() {
         let weight = weights.tensor(name, DType::F32, &device()).unwrap();
-        let delta = name.strip_suffix(".weight").and_then(|module| file.merged_delta(module).unwrap());
+        let delta =
+            name.strip_suffix(".weight").and_then(|module| file.modules.get(module)?.delta().unwrap());
         let sum = match delta {
             Some(delta) => (weight + (delta.to_device(&device()).unwrap() * strength).unwrap()).unwrap(),
             None => weight,

@@ -13,7 +13,7 @@ use models::dit::{
     Architecture, Base, Block, Boundary, Context, DitConfig, Embed, Embedder, Gradients, Keep, Layer,
     LayerId, Linear, NetworkInput, Pass, Positions, Role, Saved, Streams,
 };
-use models::weights::{Frozen, TensorSpec, Weights};
+use models::weights::{Frozen, TensorClass, TensorSpec, Weights};
 use models::{Error, Result};
 
 use crate::small;
@@ -57,29 +57,22 @@ impl ControlModel {
 
     /// Its linear layers that take adapters: (module, out, in).
     pub fn modules(&self) -> Vec<(String, usize, usize)> {
-        let linear = |spec: &TensorSpec| match (spec.name.strip_suffix(".weight"), spec.shape.as_slice()) {
-            (Some(module), &[out, input]) => Some((module.to_owned(), out, input)),
-            _ => None,
-        };
-        let ids = self.all_layers();
-        let tensors = self.tensors();
-        let of_layers = tensors.iter().filter(|spec| ids.iter().any(|id| id.local(&spec.name).is_some()));
-        of_layers.filter_map(linear).collect()
+        self.tensors().iter().filter_map(TensorSpec::adaptable).collect()
     }
 
     /// Its tensors: those of the plain model, and its own.
     pub fn tensors(&self) -> Vec<TensorSpec> {
         let (d, mut specs) = (self.config.dim, self.config.tensors());
-        let mut linear = |module: String, out: usize, input: usize| {
-            specs.push(TensorSpec::new(format!("{module}.weight"), [out, input]));
-            specs.push(TensorSpec::new(format!("{module}.bias"), [out]));
+        let mut linear = |module: String, input: usize, class: TensorClass| {
+            specs.push(TensorSpec::new(format!("{module}.weight"), [d, input]).of(class));
+            specs.push(TensorSpec::new(format!("{module}.bias"), [d]));
         };
-        linear("side_before".into(), d, d);
-        linear("sound_embedding".into(), d, SOUND_DIM);
-        linear("reference_embedding".into(), d, REFERENCE_DIM);
-        (0..self.hints.len()).for_each(|n| linear(format!("{SIDE}.{n}.after"), d, d));
-        for n in 0..self.injections.len() {
-            ["q", "k", "v", "o"].iter().for_each(|part| linear(format!("{INJECTOR}.{n}.{part}"), d, d));
+        linear("side_before".into(), d, TensorClass::Compute);
+        linear("sound_embedding".into(), SOUND_DIM, TensorClass::Compute);
+        linear("reference_embedding".into(), REFERENCE_DIM, TensorClass::Compute);
+        (0..self.hints.len()).for_each(|n| linear(format!("{SIDE}.{n}.after"), d, TensorClass::Matrix));
+        for (n, part) in (0..self.injections.len()).flat_map(|n| ["q", "k", "v", "o"].map(|part| (n, part))) {
+            linear(format!("{INJECTOR}.{n}.{part}"), d, TensorClass::Matrix);
         }
         for n in 0..self.hints.len() {
             specs.extend(self.config.block_tensors(LayerId::new(SIDE, n)));

@@ -3,10 +3,12 @@
 //! Both go in three parts, so that a block can keep what costs and make the rest again: project (products), attend,
 //! and the output product. Norms and positions lie between the first two and are never kept.
 
-use kernels::{DType, Device, Tensor, attention, norm_rope};
+use kernels::{Tensor, attention, norm_rope};
 
+use super::config::DitConfig;
 use super::input::Context;
 use super::linear::{Linear, backward_all, forward_all};
+use super::modules::Reader;
 use super::pass::{Gradients, Pass};
 use crate::Result;
 use crate::weights::{Frozen, Weights};
@@ -59,17 +61,10 @@ impl<T> Attended<T> {
 }
 
 impl Projections {
-    /// Reads `<prefix>.q` and its fellows.
-    pub fn load(
-        weights: &Weights,
-        prefix: &str,
-        heads: usize,
-        eps: f64,
-        frozen: Frozen,
-        device: &Device,
-    ) -> Result<Self> {
-        let linear = |name: &str| Linear::load(weights, format!("{prefix}.{name}"), frozen, device);
-        let gain = |name: &str| weights.tensor(&format!("{prefix}.{name}.weight"), DType::F32, device);
+    /// Reads the attention `name` of a block.
+    pub fn load(read: &Reader, name: &str, config: &DitConfig) -> Result<Self> {
+        let linear = |part: &str| read.linear(&format!("{name}.{part}"));
+        let gain = |part: &str| read.tensor(&format!("{name}.{part}"), ".weight");
         Ok(Self {
             q: linear("q")?,
             k: linear("k")?,
@@ -77,8 +72,8 @@ impl Projections {
             o: linear("o")?,
             norm_q: gain("norm_q")?,
             norm_k: gain("norm_k")?,
-            heads,
-            eps,
+            heads: config.heads,
+            eps: config.eps,
         })
     }
 

@@ -6,7 +6,8 @@ use kernels::DType;
 
 use super::config::DitConfig;
 use super::layer_id::LayerId;
-use crate::weights::{Frozen, TensorSpec};
+use super::modules::{self, Module};
+use crate::weights::{Frozen, TensorClass, TensorSpec};
 
 /// How a frozen DiT is held and computed.
 ///
@@ -33,10 +34,11 @@ impl Base {
     /// Bytes of the weights of the blocks `range`, with the embeddings where it starts at the first block and the head
     /// where it ends at the last.
     pub fn bytes(self, config: &DitConfig, range: &Range<usize>) -> u64 {
-        let ends = config.global_tensors().into_iter().filter(|spec| match spec.name.starts_with("head.") {
+        let is_here = |module: &&Module| match module.is_head() {
             true => range.end == config.layers,
             false => range.start == 0,
-        });
+        };
+        let ends = modules::OUTSIDE.iter().filter(is_here).flat_map(|module| module.tensors(config, ""));
         let blocks = range.clone().flat_map(|n| config.block_tensors(LayerId::block(n)));
         ends.chain(blocks).map(|spec| self.bytes_of(&spec)).sum()
     }
@@ -48,26 +50,18 @@ impl Base {
 
     /// Bytes of each of those matrices of block `n`: they leave one by one. The scales of codes stay.
     pub fn matrices(self, config: &DitConfig, n: usize) -> impl Iterator<Item = u64> {
-        config.block_tensors(LayerId::block(n)).into_iter().filter_map(move |spec| {
-            match spec.shape.as_slice() {
-                &[out, input] => Some(self.frozen.stored_bytes(out, input)),
-                _ => None,
-            }
-        })
+        let matrices =
+            config.block_tensors(LayerId::block(n)).into_iter().filter_map(|spec| spec.adaptable());
+        matrices.map(move |(_, out, input)| self.frozen.stored_bytes(out, input))
     }
 
     /// Bytes of one tensor of the model.
     fn bytes_of(self, spec: &TensorSpec) -> u64 {
-        let numbers: usize = spec.shape.iter().product();
-        let is_block = spec.name.starts_with("blocks.");
-        let stays_f32 =
-            ["head.", "time_", "norm", "modulation", "img_emb.proj.0.", "img_emb.proj.4.", "img_emb.emb_pos"]
-                .iter()
-                .any(|part| spec.name.contains(part));
-        match (spec.shape.as_slice(), stays_f32) {
-            (_, true) => numbers as u64 * DType::F32.size_in_bytes() as u64,
-            (&[out, input], false) if is_block => self.frozen.bytes(out, input),
-            _ => numbers as u64 * self.frozen.compute.size_in_bytes() as u64,
+        let numbers = spec.shape.iter().product::<usize>() as u64;
+        match (spec.class, spec.shape.as_slice()) {
+            (TensorClass::Matrix, &[out, input]) => self.frozen.bytes(out, input),
+            (TensorClass::Full, _) => numbers * DType::F32.size_in_bytes() as u64,
+            _ => numbers * self.frozen.compute.size_in_bytes() as u64,
         }
     }
 }

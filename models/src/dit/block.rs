@@ -17,6 +17,7 @@ use super::ffn::{Chunk, FeedForward, chunks};
 use super::input::Context;
 use super::layer_id::LayerId;
 use super::linear::Linear;
+use super::modules::Reader;
 use super::pass::{Gradients, Pass};
 use super::plan::Keep;
 use crate::Result;
@@ -100,17 +101,15 @@ impl Block {
         frozen: Frozen,
         device: &Device,
     ) -> Result<Self> {
-        let name = |part: &str| format!("{id}.{part}");
-        let small = |part: &str| weights.tensor(&name(part), DType::F32, device);
-        let own = Projections::load(weights, &name("self_attn"), config.heads, config.eps, frozen, device)?;
+        let read = Reader::block(weights, id, frozen, device);
         Ok(Self {
             id,
-            modulation: small("modulation")?,
-            self_attention: SelfAttention(own),
-            norm3_weight: small("norm3.weight")?,
-            norm3_bias: small("norm3.bias")?,
-            cross_attention: CrossAttention::load(weights, config, &name("cross_attn"), frozen, device)?,
-            ffn: FeedForward::load(weights, &name("ffn"), frozen, device)?,
+            modulation: read.tensor("modulation", "")?,
+            self_attention: SelfAttention(Projections::load(&read, "self_attn", config)?),
+            norm3_weight: read.tensor("norm3", ".weight")?,
+            norm3_bias: read.tensor("norm3", ".bias")?,
+            cross_attention: CrossAttention::load(&read, config)?,
+            ffn: FeedForward::load(&read)?,
             dtype: frozen.compute,
             eps: config.eps,
         })

@@ -3,10 +3,8 @@
 use serde::Deserialize;
 
 use super::conditioning::{Conditioning, Raw, Role};
-use super::layer_id::LayerId;
 use crate::expert::Networks;
 use crate::published::{Defaults, Facts, Kind};
-use crate::weights::TensorSpec;
 use crate::{Error, Result};
 
 /// Everything that a DiT's code needs to know about its sizes.
@@ -183,77 +181,6 @@ impl DitConfig {
     pub fn defaults(&self, networks: Networks) -> &'static Defaults {
         self.kind.defaults(networks)
     }
-
-    /// The tensors of the parts outside the blocks.
-    pub fn global_tensors(&self) -> Vec<TensorSpec> {
-        let (d, text, freq) = (self.dim, self.text_dim, self.freq_dim);
-        let out = self.out_channels * PATCH * PATCH;
-        let mut specs = vec![
-            TensorSpec::new("patch_embedding.weight", [d, self.in_channels, 1, PATCH, PATCH]),
-            TensorSpec::new("patch_embedding.bias", [d]),
-            TensorSpec::new("head.modulation", [1, 2, d]),
-        ];
-        linear(&mut specs, "text_embedding.0", d, text);
-        linear(&mut specs, "text_embedding.2", d, d);
-        linear(&mut specs, "time_embedding.0", d, freq);
-        linear(&mut specs, "time_embedding.2", d, d);
-        linear(&mut specs, "time_projection.1", 6 * d, d);
-        linear(&mut specs, "head.head", out, d);
-        if let Some(ImageBranch { dim, positions }) = self.image {
-            for (module, shape) in
-                [("0", vec![dim]), ("1", vec![dim, dim]), ("3", vec![d, dim]), ("4", vec![d])]
-            {
-                let bias = [shape[0]];
-                specs.push(TensorSpec::new(format!("img_emb.proj.{module}.weight"), shape));
-                specs.push(TensorSpec::new(format!("img_emb.proj.{module}.bias"), bias));
-            }
-            specs.extend(positions.map(|rows| TensorSpec::new("img_emb.emb_pos", [1, rows, dim])));
-        }
-        specs
-    }
-
-    /// The tensors of the block `id`.
-    pub fn block_tensors(&self, id: LayerId) -> Vec<TensorSpec> {
-        let (d, f) = (self.dim, self.ffn_dim);
-        let mut specs = vec![TensorSpec::new(format!("{id}.modulation"), [1, 6, d])];
-        for attention in ["self_attn", "cross_attn"] {
-            for projection in ["q", "k", "v", "o"] {
-                linear(&mut specs, &format!("{id}.{attention}.{projection}"), d, d);
-            }
-            for norm in ["norm_q", "norm_k"] {
-                specs.push(TensorSpec::new(format!("{id}.{attention}.{norm}.weight"), [d]));
-            }
-        }
-        if self.image.is_some() {
-            for projection in ["k_img", "v_img"] {
-                linear(&mut specs, &format!("{id}.cross_attn.{projection}"), d, d);
-            }
-            specs.push(TensorSpec::new(format!("{id}.cross_attn.norm_k_img.weight"), [d]));
-        }
-        specs.push(TensorSpec::new(format!("{id}.norm3.weight"), [d]));
-        specs.push(TensorSpec::new(format!("{id}.norm3.bias"), [d]));
-        linear(&mut specs, &format!("{id}.ffn.0"), f, d);
-        linear(&mut specs, &format!("{id}.ffn.2"), d, f);
-        specs
-    }
-
-    /// Every tensor of the model, by official name.
-    pub fn tensors(&self) -> Vec<TensorSpec> {
-        let blocks = (0..self.layers).flat_map(|n| self.block_tensors(LayerId::block(n)));
-        self.global_tensors().into_iter().chain(blocks).collect()
-    }
-
-    /// The linear layers inside the blocks, which adapters may attach to: (official module name, out, in).
-    pub fn adaptable_modules(&self) -> Vec<(String, usize, usize)> {
-        let specs = (0..self.layers).flat_map(|n| self.block_tensors(LayerId::block(n)));
-        specs
-            .filter(|spec| spec.shape.len() == 2)
-            .filter_map(|spec| {
-                let module = spec.name.strip_suffix(".weight")?.to_owned();
-                Some((module, spec.shape[0], spec.shape[1]))
-            })
-            .collect()
-    }
 }
 
 /// Why a DiT cannot be used that is of no kind.
@@ -265,9 +192,4 @@ fn unknown(facts: Facts, model_type: Option<&str>) -> Error {
          supported",
         model_type.unwrap_or("no model_type"),
     ))
-}
-
-fn linear(specs: &mut Vec<TensorSpec>, module: &str, out: usize, input: usize) {
-    specs.push(TensorSpec::new(format!("{module}.weight"), [out, input]));
-    specs.push(TensorSpec::new(format!("{module}.bias"), [out]));
 }

@@ -3,13 +3,14 @@
 //! Both share the queries and each has a softmax of its own; their outputs are added before the output product.
 //! Source: Wan-Video/Wan2.1 wan/modules/model.py `WanT2VCrossAttention`, `WanI2VCrossAttention`.
 
-use kernels::{DType, Device, Tensor, attention, norm};
+use kernels::{Tensor, attention, norm};
 
 use super::attention::{Attended, Projected, Projections, joined};
 use super::conditioning::Role;
 use super::config::DitConfig;
 use super::input::Context;
 use super::linear::{Linear, backward_adapters, forward_all};
+use super::modules::Reader;
 use super::pass::{Gradients, Pass};
 use crate::Result;
 use crate::weights::{Frozen, Weights};
@@ -78,21 +79,14 @@ impl CrossAttended {
 }
 
 impl CrossAttention {
-    /// Reads `<prefix>.q` and its fellows.
-    pub fn load(
-        weights: &Weights,
-        config: &DitConfig,
-        prefix: &str,
-        frozen: Frozen,
-        device: &Device,
-    ) -> Result<Self> {
-        let text = Projections::load(weights, prefix, config.heads, config.eps, frozen, device)?;
-        let linear = |name: &str| Linear::load(weights, format!("{prefix}.{name}"), frozen, device);
+    /// Reads the cross-attention of a block.
+    pub fn load(read: &Reader, config: &DitConfig) -> Result<Self> {
+        let text = Projections::load(read, "cross_attn", config)?;
         let picture = match config.image {
             Some(_) => Some(PictureProjections {
-                k: linear("k_img")?,
-                v: linear("v_img")?,
-                norm_k: weights.tensor(&format!("{prefix}.norm_k_img.weight"), DType::F32, device)?,
+                k: read.linear("cross_attn.k_img")?,
+                v: read.linear("cross_attn.v_img")?,
+                norm_k: read.tensor("cross_attn.norm_k_img", ".weight")?,
             }),
             None => None,
         };

@@ -9,6 +9,7 @@ use super::base::Base;
 use super::conditioning::{Conditioning, Embedded, Raw, Role};
 use super::config::{DitConfig, ImageBranch, PATCH};
 use super::input::{Boundary, NetworkInput};
+use super::modules::Reader;
 use super::streams::Streams;
 use crate::weights::Weights;
 use crate::{Error, Result};
@@ -50,23 +51,15 @@ const PICTURE_EPS: f64 = 1e-5;
 impl Embedder {
     /// Reads the embeddings of `config`.
     pub fn load(weights: &Weights, config: &DitConfig, base: Base, device: &Device) -> Result<Self> {
-        let dtype = base.frozen.compute;
-        // The kernel of the patch convolution as a matrix; a matrix stays what it is.
-        let pair = |name: &str, dtype: DType| -> Result<(Weight, Tensor)> {
-            let weight = weights.tensor(&format!("{name}.weight"), dtype, device)?.flatten_from(1)?;
-            Ok((Weight::Dense(weight), weights.tensor(&format!("{name}.bias"), dtype, device)?))
-        };
+        let read = Reader::outside(weights, base.frozen, device);
         Ok(Self {
             config: config.clone(),
             stream: base.stream,
-            patch: pair("patch_embedding", dtype)?,
-            text: [pair("text_embedding.0", dtype)?, pair("text_embedding.2", dtype)?],
-            time: [pair("time_embedding.0", DType::F32)?, pair("time_embedding.2", DType::F32)?],
-            time_projection: pair("time_projection.1", DType::F32)?,
-            picture: config
-                .image
-                .map(|branch| PictureEmbedding::load(weights, branch, dtype, device))
-                .transpose()?,
+            patch: read.dense("patch_embedding")?,
+            text: [read.dense("text_embedding.0")?, read.dense("text_embedding.2")?],
+            time: [read.dense("time_embedding.0")?, read.dense("time_embedding.2")?],
+            time_projection: read.dense("time_projection.1")?,
+            picture: config.image.map(|branch| PictureEmbedding::load(&read, branch)).transpose()?,
         })
     }
 
@@ -165,17 +158,15 @@ impl Embed for Embedder {
 }
 
 impl PictureEmbedding {
-    fn load(weights: &Weights, branch: ImageBranch, dtype: DType, device: &Device) -> Result<Self> {
-        let tensor = |name: &str, dtype| weights.tensor(&format!("img_emb.{name}"), dtype, device);
-        let pair = |n: u32, dtype| -> Result<(Tensor, Tensor)> {
-            Ok((tensor(&format!("proj.{n}.weight"), dtype)?, tensor(&format!("proj.{n}.bias"), dtype)?))
+    fn load(read: &Reader, branch: ImageBranch) -> Result<Self> {
+        let norm = |module: &str| -> Result<(Tensor, Tensor)> {
+            Ok((read.tensor(module, ".weight")?, read.tensor(module, ".bias")?))
         };
-        let linear = |n| pair(n, dtype).map(|(weight, bias)| (Weight::Dense(weight), bias));
         Ok(Self {
             branch,
-            positions: branch.positions.map(|_| tensor("emb_pos", DType::F32)).transpose()?,
-            norms: [pair(0, DType::F32)?, pair(4, DType::F32)?],
-            linears: [linear(1)?, linear(3)?],
+            positions: branch.positions.map(|_| read.tensor("img_emb.emb_pos", "")).transpose()?,
+            norms: [norm("img_emb.proj.0")?, norm("img_emb.proj.4")?],
+            linears: [read.dense("img_emb.proj.1")?, read.dense("img_emb.proj.3")?],
         })
     }
 

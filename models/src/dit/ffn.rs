@@ -3,9 +3,10 @@
 
 use std::ops::Range;
 
-use kernels::{Device, Tensor, gelu};
+use kernels::{Tensor, gelu};
 
 use super::linear::Linear;
+use super::modules::Reader;
 use super::pass::{Gradients, Pass};
 use crate::Result;
 use crate::weights::{Frozen, Weights};
@@ -18,12 +19,9 @@ pub struct FeedForward {
 }
 
 impl FeedForward {
-    /// Reads `<prefix>.0` and `<prefix>.2`.
-    pub fn load(weights: &Weights, prefix: &str, frozen: Frozen, device: &Device) -> Result<Self> {
-        Ok(Self {
-            up: Linear::load(weights, format!("{prefix}.0"), frozen, device)?,
-            down: Linear::load(weights, format!("{prefix}.2"), frozen, device)?,
-        })
+    /// Reads the feed-forward layer of a block.
+    pub fn load(read: &Reader) -> Result<Self> {
+        Ok(Self { up: read.linear("ffn.0")?, down: read.linear("ffn.2")? })
     }
 
     /// Reads again, out of `weights`, what `changed` has patches for.

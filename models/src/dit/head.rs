@@ -6,8 +6,9 @@ use kernels::{DType, Device, Tensor, norm};
 use super::conditioning::Role;
 use super::config::{DitConfig, PATCH};
 use super::input::{Context, Positions};
+use super::modules::Reader;
 use crate::Result;
-use crate::weights::Weights;
+use crate::weights::{Frozen, Weights};
 
 /// The frozen head.
 #[derive(Debug)]
@@ -21,13 +22,10 @@ pub struct Head {
 impl Head {
     /// Reads `head.*`.
     pub fn load(weights: &Weights, config: &DitConfig, device: &Device) -> Result<Self> {
-        let tensor = |name: &str| weights.tensor(name, DType::F32, device);
-        Ok(Self {
-            modulation: tensor("head.modulation")?,
-            weight: Weight::Dense(tensor("head.head.weight")?),
-            bias: tensor("head.head.bias")?,
-            eps: config.eps,
-        })
+        // Held in f32 whatever the blocks compute in.
+        let read = Reader::outside(weights, Frozen::F32, device);
+        let (weight, bias) = read.dense("head.head")?;
+        Ok(Self { modulation: read.tensor("head.modulation", "")?, weight, bias, eps: config.eps })
     }
 
     /// The stream `x` [b, l, d] -> velocity [b, c, t, h, w] f32. Tokens in front of those of the latents are dropped.

@@ -18,13 +18,14 @@ pub mod keep;
 pub mod layer;
 pub mod layer_id;
 pub mod linear;
+pub mod modules;
+mod open;
 pub mod pass;
 pub mod plan;
 pub mod rope;
 pub mod streams;
 
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 
 use kernels::Device;
@@ -41,13 +42,13 @@ pub use keep::{Keeping, Kept};
 pub use layer::{Layer, Saved};
 pub use layer_id::LayerId;
 pub use linear::Linear;
+pub use open::open;
 pub use pass::{Dropout, Gradients, Pass};
 pub use plan::{BlockPlan, Keep, Place, Plans};
 pub use streams::Streams;
 
-use crate::published::Facts;
-use crate::weights::{Checkpoint, Weights};
-use crate::{Contents, Error, Result, names, published};
+use crate::weights::Weights;
+use crate::{Error, Result};
 
 /// A DiT, or the consecutive part of one that a stage holds: the first part embeds, the last has the head.
 #[derive(Debug)]
@@ -200,60 +201,5 @@ impl Dit {
             d_streams = layer.backward(saved, d_streams, context, pass, gradients)?;
         }
         Ok(d_streams)
-    }
-}
-
-/// Opens the weights at `path` (a file, or a folder of shards), in either naming, and checks every tensor's name and
-/// shape. `config_json` is the text of their `config.json`; without it the sizes are those that the tensors tell, and
-/// heads are of 128, as in every published model.
-///
-/// # Errors
-/// When the config does not fit, or any tensor is missing, unexpected or misshapen; all of them are listed.
-pub fn open(path: &Path, config_json: Option<&str>) -> Result<(DitConfig, Weights)> {
-    let checkpoint = Checkpoint::open(path)?.without_model_prefix()?;
-    let is_diffusers = checkpoint.contains("condition_embedder.time_proj.weight");
-    let to_file = |official: &str| if is_diffusers { names::tensor_to_diffusers(official) } else { None };
-    let shape_of = |official: &str| {
-        let name = to_file(official).unwrap_or_else(|| official.to_owned());
-        checkpoint.shape(&name).map(<[usize]>::to_vec)
-    };
-    if shape_of("patch_embedding.weight").is_none() {
-        return Err(Contents::Dit.refusal(&checkpoint, "patch_embedding.weight"));
-    }
-    let by_channels = || Facts::read(shape_of).refused();
-    if let Some(kind) = published::refused(&checkpoint).or_else(by_channels) {
-        return Err(Error::Mismatch(format!(
-            "{}: this is {kind}, which Tandem does not train; its adapters are often made on the plain text-to-video or \
-             image-to-video model of the same size",
-            path.display()
-        )));
-    }
-    let told = match config_json {
-        Some(text) => text.to_owned(),
-        None => published_config(path, shape_of("patch_embedding.weight"))?,
-    };
-    let config = DitConfig::from_parts(&told, shape_of).map_err(|error| match error {
-        Error::Mismatch(why) => Error::Mismatch(format!("{}: {why}", path.display())),
-        other => other,
-    })?;
-    // Some files of diffusers carry a norm of queries that no code reads.
-    let ignored = |name: &str| name.ends_with(".attn2.norm_added_q.weight");
-    let weights = Weights::from_checkpoint(checkpoint, &config.tensors(), to_file, ignored)?;
-    Ok((config, weights))
-}
-
-/// Width of a head in every published model.
-const PUBLISHED_HEAD: usize = 128;
-
-/// What a `config.json` would say that tensors do not, from the shape of the patch embedding.
-fn published_config(path: &Path, patch: Option<Vec<usize>>) -> Result<String> {
-    match patch.and_then(|shape| shape.first().copied()) {
-        Some(dim) if !dim.is_multiple_of(PUBLISHED_HEAD) => Err(Error::Mismatch(format!(
-            "{}: a DiT of width {dim} is no published model, so only its config.json tells the number of heads; put it \
-             beside the weights, or name it with model.dit_config",
-            path.display()
-        ))),
-        // What is no DiT at all is told by the tensors that it lacks.
-        dim => Ok(format!(r#"{{"num_heads":{}}}"#, dim.unwrap_or(PUBLISHED_HEAD) / PUBLISHED_HEAD)),
     }
 }

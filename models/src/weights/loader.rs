@@ -18,12 +18,38 @@ pub struct TensorSpec {
     pub name: String,
     /// Exact shape.
     pub shape: Vec<usize>,
+    /// What it is held in.
+    pub class: TensorClass,
+}
+
+/// What a frozen tensor is held in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TensorClass {
+    /// A matrix of the layers that a network repeats: as [`Frozen`](super::Frozen) says, in codes perhaps.
+    Matrix,
+    /// The dtype that the network computes in.
+    Compute,
+    /// f32, whatever the network computes in.
+    Full,
 }
 
 impl TensorSpec {
-    /// A tensor named `name` of shape `shape`.
+    /// A tensor named `name` of shape `shape`, in the dtype that the network computes in.
     pub fn new(name: impl Into<String>, shape: impl Into<Vec<usize>>) -> Self {
-        Self { name: name.into(), shape: shape.into() }
+        Self { name: name.into(), shape: shape.into(), class: TensorClass::Compute }
+    }
+
+    /// The linear layer that this is the matrix of, and that adapters may attach to: (official module name, out, in).
+    pub fn adaptable(&self) -> Option<(String, usize, usize)> {
+        match (self.class, self.name.strip_suffix(".weight"), self.shape.as_slice()) {
+            (TensorClass::Matrix, Some(module), &[out, input]) => Some((module.to_owned(), out, input)),
+            _ => None,
+        }
+    }
+
+    /// The same held as `class`.
+    pub fn of(self, class: TensorClass) -> Self {
+        Self { class, ..self }
     }
 }
 

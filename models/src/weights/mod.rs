@@ -29,7 +29,7 @@ pub use entry::Entry;
 pub use error::{MismatchReport, Result, WeightsError};
 pub use frozen::{Frozen, Storage};
 pub use kind::FileKind;
-pub use loader::{TensorSpec, Weights};
+pub use loader::{TensorClass, TensorSpec, Weights};
 pub use patch::{Patch, Patches};
 pub use quantised::Grid;
 pub use write::{Entered, tensor_hash, write_atomically, write_safetensors, write_streamed};

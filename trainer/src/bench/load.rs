@@ -84,7 +84,7 @@ fn load_any(path: &Path, frozen: Frozen, devices: &DevicesConfig, repeats: Repea
     let split = devices.settle(devices.stages.len().max(1))?.open()?;
     let (device, meter) = (&split[0].0, Meter::of([&split[0].0])); // a settled config has a stage
     let measured = meter.measure(repeats, || {
-        for TensorSpec { name, shape } in &specs {
+        for TensorSpec { name, shape, .. } in &specs {
             match shape.len() {
                 2 => drop(weights.matrix(name, frozen, device)?),
                 _ => drop(weights.tensor(name, frozen.compute, device)?),

@@ -1,0 +1,333 @@
+//! The modules of a Wan DiT, each described once: its names, the shapes of its tensors, and what they are held in.
+//!
+//! Listing, checking, loading, sizing and renaming all read these tables. Source: the key names of Wan-Video/Wan2.1
+//! `wan/modules/model.py` and of diffusers `transformer_wan.py` with its checkpoint converter.
+
+use candle_core::{DType, Device, Tensor};
+use kernels::weight::Weight;
+
+use super::config::{DitConfig, PATCH};
+use super::layer_id::LayerId;
+use super::linear::Linear;
+use crate::weights::{Frozen, TensorClass, TensorSpec, Weights};
+use crate::{Error, Result};
+
+/// A module: a linear layer, a norm, or a tensor that stands alone.
+#[derive(Debug, Clone, Copy)]
+pub struct Module {
+    /// Its name in the official checkpoints and in ComfyUI, without the layer's.
+    pub official: &'static str,
+    /// Its name in diffusers, without the layer's.
+    pub diffusers: &'static str,
+    shape: Shape,
+    class: TensorClass,
+    when: When,
+}
+
+/// The tensors of a module.
+#[derive(Debug, Clone, Copy)]
+enum Shape {
+    /// `weight` [out, in] and `bias` `[out]`.
+    Linear(Width, Width),
+    /// `weight` [d, channels, 1, patch, patch] and `bias` `[d]`.
+    Patches,
+    /// `weight` `[width]`.
+    Gain(Width),
+    /// `weight` and `bias` `[width]`.
+    Norm(Width),
+    /// The module is a tensor itself: [1, rows, width].
+    Rows(Rows, Width),
+}
+
+/// A width of the model.
+#[derive(Debug, Clone, Copy)]
+enum Width {
+    Model,
+    /// Six times the model's.
+    Modulation,
+    FeedForward,
+    Text,
+    Sinusoid,
+    /// The numbers of a patch of the velocity.
+    Velocity,
+    /// CLIP's.
+    Picture,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Rows {
+    Of(usize),
+    /// Of the pictures that the model tells apart.
+    Positions,
+}
+
+/// Which models have a module.
+#[derive(Debug, Clone, Copy)]
+enum When {
+    Always,
+    ImageBranch,
+    PicturePositions,
+}
+
+/// The layers of a chain, and the modules that each has.
+#[derive(Debug, Clone, Copy)]
+pub struct Chain {
+    /// What the names of their tensors have before the number, official and in diffusers.
+    pub name: &'static str,
+    /// The modules of a layer.
+    pub modules: &'static [Module],
+}
+
+/// Every chain of layers that the names of files are made of.
+pub const CHAINS: &[Chain] = &[Chain { name: LayerId::BLOCKS, modules: BLOCK }];
+
+/// The modules of a transformer block. The affine norm before cross-attention is official `norm3` and diffusers `norm2`:
+/// the trap of this table.
+pub const BLOCK: &[Module] = &[
+    rows("modulation", "scale_shift_table", Rows::Of(6)),
+    matrix("self_attn.q", "attn1.to_q", Width::Model, Width::Model),
+    matrix("self_attn.k", "attn1.to_k", Width::Model, Width::Model),
+    matrix("self_attn.v", "attn1.to_v", Width::Model, Width::Model),
+    matrix("self_attn.o", "attn1.to_out.0", Width::Model, Width::Model),
+    full("self_attn.norm_q", "attn1.norm_q", Shape::Gain(Width::Model)),
+    full("self_attn.norm_k", "attn1.norm_k", Shape::Gain(Width::Model)),
+    matrix("cross_attn.q", "attn2.to_q", Width::Model, Width::Model),
+    matrix("cross_attn.k", "attn2.to_k", Width::Model, Width::Model),
+    matrix("cross_attn.v", "attn2.to_v", Width::Model, Width::Model),
+    matrix("cross_attn.o", "attn2.to_out.0", Width::Model, Width::Model),
+    full("cross_attn.norm_q", "attn2.norm_q", Shape::Gain(Width::Model)),
+    full("cross_attn.norm_k", "attn2.norm_k", Shape::Gain(Width::Model)),
+    matrix("cross_attn.k_img", "attn2.add_k_proj", Width::Model, Width::Model).when(When::ImageBranch),
+    matrix("cross_attn.v_img", "attn2.add_v_proj", Width::Model, Width::Model).when(When::ImageBranch),
+    full("cross_attn.norm_k_img", "attn2.norm_added_k", Shape::Gain(Width::Model)).when(When::ImageBranch),
+    full("norm3", "norm2", Shape::Norm(Width::Model)),
+    matrix("ffn.0", "ffn.net.0.proj", Width::FeedForward, Width::Model),
+    matrix("ffn.2", "ffn.net.2", Width::Model, Width::FeedForward),
+];
+
+/// The modules outside the layers: the embeddings, and the head, whose official names begin with `head.`.
+pub const OUTSIDE: &[Module] = &[
+    compute("patch_embedding", "patch_embedding", Shape::Patches),
+    rows("head.modulation", "scale_shift_table", Rows::Of(2)),
+    compute(
+        "text_embedding.0",
+        "condition_embedder.text_embedder.linear_1",
+        Shape::Linear(Width::Model, Width::Text),
+    ),
+    compute(
+        "text_embedding.2",
+        "condition_embedder.text_embedder.linear_2",
+        Shape::Linear(Width::Model, Width::Model),
+    ),
+    full(
+        "time_embedding.0",
+        "condition_embedder.time_embedder.linear_1",
+        Shape::Linear(Width::Model, Width::Sinusoid),
+    ),
+    full(
+        "time_embedding.2",
+        "condition_embedder.time_embedder.linear_2",
+        Shape::Linear(Width::Model, Width::Model),
+    ),
+    full("time_projection.1", "condition_embedder.time_proj", Shape::Linear(Width::Modulation, Width::Model)),
+    full("head.head", "proj_out", Shape::Linear(Width::Velocity, Width::Model)),
+    full("img_emb.proj.0", "condition_embedder.image_embedder.norm1", Shape::Norm(Width::Picture))
+        .when(When::ImageBranch),
+    compute(
+        "img_emb.proj.1",
+        "condition_embedder.image_embedder.ff.net.0.proj",
+        Shape::Linear(Width::Picture, Width::Picture),
+    )
+    .when(When::ImageBranch),
+    compute(
+        "img_emb.proj.3",
+        "condition_embedder.image_embedder.ff.net.2",
+        Shape::Linear(Width::Model, Width::Picture),
+    )
+    .when(When::ImageBranch),
+    full("img_emb.proj.4", "condition_embedder.image_embedder.norm2", Shape::Norm(Width::Model))
+        .when(When::ImageBranch),
+    full(
+        "img_emb.emb_pos",
+        "condition_embedder.image_embedder.pos_embed",
+        Shape::Rows(Rows::Positions, Width::Picture),
+    )
+    .when(When::PicturePositions),
+];
+
+const fn module(official: &'static str, diffusers: &'static str, shape: Shape, class: TensorClass) -> Module {
+    Module { official, diffusers, shape, class, when: When::Always }
+}
+
+/// A linear layer of a block: adapters attach to it, and its matrix may be coded.
+const fn matrix(official: &'static str, diffusers: &'static str, out: Width, input: Width) -> Module {
+    module(official, diffusers, Shape::Linear(out, input), TensorClass::Matrix)
+}
+
+const fn compute(official: &'static str, diffusers: &'static str, shape: Shape) -> Module {
+    module(official, diffusers, shape, TensorClass::Compute)
+}
+
+const fn full(official: &'static str, diffusers: &'static str, shape: Shape) -> Module {
+    module(official, diffusers, shape, TensorClass::Full)
+}
+
+/// Rows of modulation, as wide as the model.
+const fn rows(official: &'static str, diffusers: &'static str, rows: Rows) -> Module {
+    full(official, diffusers, Shape::Rows(rows, Width::Model))
+}
+
+impl Width {
+    fn of(self, config: &DitConfig) -> usize {
+        match self {
+            Self::Model => config.dim,
+            Self::Modulation => 6 * config.dim,
+            Self::FeedForward => config.ffn_dim,
+            Self::Text => config.text_dim,
+            Self::Sinusoid => config.freq_dim,
+            Self::Velocity => config.out_channels * PATCH * PATCH,
+            Self::Picture => config.image.map_or(0, |image| image.dim),
+        }
+    }
+}
+
+impl Module {
+    const fn when(self, when: When) -> Self {
+        Self { when, ..self }
+    }
+
+    /// Its tensors in a model of `config`, `prefix` before their names; none where the model has no such module.
+    pub fn tensors(&self, config: &DitConfig, prefix: &str) -> Vec<TensorSpec> {
+        let positions = config.image.and_then(|image| image.positions);
+        let is_there = match self.when {
+            When::Always => true,
+            When::ImageBranch => config.image.is_some(),
+            When::PicturePositions => positions.is_some(),
+        };
+        if !is_there {
+            return Vec::new();
+        }
+        let name = format!("{prefix}{}", self.official);
+        let spec = |end: &str, shape: Vec<usize>, class| TensorSpec::new(name.clone() + end, shape).of(class);
+        // What stands beside a matrix is never coded.
+        let beside = match self.class {
+            TensorClass::Matrix => TensorClass::Compute,
+            class => class,
+        };
+        match self.shape {
+            Shape::Linear(out, input) => {
+                let (out, input) = (out.of(config), input.of(config));
+                vec![spec(".weight", vec![out, input], self.class), spec(".bias", vec![out], beside)]
+            }
+            Shape::Patches => {
+                let kernel = vec![config.dim, config.in_channels, 1, PATCH, PATCH];
+                vec![spec(".weight", kernel, self.class), spec(".bias", vec![config.dim], beside)]
+            }
+            Shape::Gain(width) => vec![spec(".weight", vec![width.of(config)], self.class)],
+            Shape::Norm(width) => {
+                [".weight", ".bias"].map(|end| spec(end, vec![width.of(config)], self.class)).to_vec()
+            }
+            Shape::Rows(rows, width) => {
+                let rows = match rows {
+                    Rows::Of(rows) => rows,
+                    Rows::Positions => positions.unwrap_or(0),
+                };
+                vec![spec("", vec![1, rows, width.of(config)], self.class)]
+            }
+        }
+    }
+
+    /// Whether it is part of the head.
+    pub fn is_head(&self) -> bool {
+        self.official.starts_with("head.")
+    }
+}
+
+/// What the tables say of a model.
+impl DitConfig {
+    /// The tensors of the parts outside the blocks.
+    pub fn global_tensors(&self) -> Vec<TensorSpec> {
+        OUTSIDE.iter().flat_map(|module| module.tensors(self, "")).collect()
+    }
+
+    /// The tensors of the transformer block in the layer `id`.
+    pub fn block_tensors(&self, id: LayerId) -> Vec<TensorSpec> {
+        let prefix = format!("{id}.");
+        BLOCK.iter().flat_map(|module| module.tensors(self, &prefix)).collect()
+    }
+
+    /// Every tensor of the model, by official name.
+    pub fn tensors(&self) -> Vec<TensorSpec> {
+        let blocks = (0..self.layers).flat_map(|n| self.block_tensors(LayerId::block(n)));
+        self.global_tensors().into_iter().chain(blocks).collect()
+    }
+
+    /// The linear layers inside the blocks, which adapters may attach to: (official module name, out, in).
+    pub fn adaptable_modules(&self) -> Vec<(String, usize, usize)> {
+        let specs = (0..self.layers).flat_map(|n| self.block_tensors(LayerId::block(n)));
+        specs.filter_map(|spec| spec.adaptable()).collect()
+    }
+}
+
+/// Reads modules as they are described: those of a layer, or those outside the layers.
+#[derive(Debug, Clone)]
+pub struct Reader<'a> {
+    weights: &'a Weights,
+    prefix: String,
+    modules: &'static [Module],
+    /// What they are held in.
+    pub frozen: Frozen,
+    device: &'a Device,
+}
+
+impl<'a> Reader<'a> {
+    /// Of the transformer block in the layer `id`.
+    pub fn block(weights: &'a Weights, id: LayerId, frozen: Frozen, device: &'a Device) -> Self {
+        Self { weights, prefix: format!("{id}."), modules: BLOCK, frozen, device }
+    }
+
+    /// Of what is outside the layers.
+    pub fn outside(weights: &'a Weights, frozen: Frozen, device: &'a Device) -> Self {
+        Self { weights, prefix: String::new(), modules: OUTSIDE, frozen, device }
+    }
+
+    /// The linear layer `module` of a block.
+    ///
+    /// # Errors
+    /// Weights that cannot be read, and a module that is not described as such a layer.
+    pub fn linear(&self, module: &str) -> Result<Linear> {
+        match self.described(module)?.class {
+            TensorClass::Matrix => {
+                Linear::load(self.weights, format!("{}{module}", self.prefix), self.frozen, self.device)
+            }
+            class => Err(Error::Mismatch(format!("{}{module} is no matrix, but {class:?}", self.prefix))),
+        }
+    }
+
+    /// Weight and bias of `module`, which is no linear layer of a block; of more than two axes the weight is flattened to
+    /// a matrix.
+    ///
+    /// # Errors
+    /// As [`Self::tensor`].
+    pub fn dense(&self, module: &str) -> Result<(Weight, Tensor)> {
+        let weight = self.tensor(module, ".weight")?.flatten_from(1)?;
+        Ok((Weight::Dense(weight), self.tensor(module, ".bias")?))
+    }
+
+    /// The tensor of `module` whose name has `end` behind the module's.
+    ///
+    /// # Errors
+    /// Weights that cannot be read, and a module that is not described.
+    pub fn tensor(&self, module: &str, end: &str) -> Result<Tensor> {
+        let dtype = match self.described(module)?.class {
+            TensorClass::Full => DType::F32,
+            TensorClass::Matrix | TensorClass::Compute => self.frozen.compute,
+        };
+        self.weights.tensor(&format!("{}{module}{end}", self.prefix), dtype, self.device)
+    }
+
+    fn described(&self, module: &str) -> Result<&'static Module> {
+        let found = self.modules.iter().find(|described| described.official == module);
+        found.ok_or_else(|| Error::Mismatch(format!("{}{module} is described nowhere", self.prefix)))
+    }
+}
