@@ -29,7 +29,7 @@ pub use verify::verify_written;
 pub use write::{Written, write};
 
 pub use super::change::{Change, LoraPair};
-use crate::{Error, Expert, Result};
+use crate::Expert;
 
 /// An adapter as a file holds it.
 #[derive(Debug, Clone, Default)]
@@ -49,20 +49,6 @@ pub struct AdapterFile {
 }
 
 impl AdapterFile {
-    /// What the adapter adds to the weight of `module`, [out, in], f32; `None` if it leaves the module alone.
-    ///
-    /// # Errors
-    /// A DoRA, of which that depends on the weight: [`Change::merged`] has it.
-    pub fn merged_delta(&self, module: &str) -> Result<Option<Tensor>> {
-        let Some(change) = self.modules.get(module) else { return Ok(None) };
-        match change.delta()? {
-            Some(delta) => Ok(Some(delta)),
-            None => {
-                Err(Error::Mismatch(format!("what the DoRA of {module} adds depends on the weight below it")))
-            }
-        }
-    }
-
     /// The ranks that occur, each once, in rising order.
     pub fn ranks(&self) -> Vec<usize> {
         let ranks: BTreeSet<usize> = self.modules.values().filter_map(Change::rank).collect();
