@@ -3,8 +3,8 @@
 //! Listing, checking, loading, sizing and renaming all read these tables. Source: the key names of Wan-Video/Wan2.1
 //! `wan/modules/model.py` and of diffusers `transformer_wan.py` with its checkpoint converter.
 
-use candle_core::{DType, Device, Tensor};
 use kernels::weight::Weight;
+use kernels::{DType, Device, Tensor};
 
 use super::config::{DitConfig, PATCH};
 use super::layer_id::LayerId;
