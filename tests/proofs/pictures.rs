@@ -25,7 +25,7 @@ use trainer::plan::{Plan, Planned};
 use trainer::precision::{Float, Held, Processor};
 use trainer::prompt::ClipRequest;
 use trainer::run;
-use trainer::sample::{Prompted, Prompts, SampleConfig, Sampling, Share};
+use trainer::sample::{Prompted, Prompts, SampleConfig, Session, Share};
 use trainer::solver::Convention;
 use trainer::ui::{Ui, Voice};
 
@@ -114,20 +114,19 @@ fn golden_run(name: &str, config: &models::dit::DitConfig) -> (HashMap<String, T
 /// from which latent frame on.
 fn follow(golden: &Tensor, clip: Prompted, networks: &[(Share, &DitFiles)], from_frame: usize) -> Tensor {
     let clips = [clip];
-    let mut sampling = Sampling::new(&clips).unwrap();
+    let mut session = Session::new(&clips).unwrap();
     for (share, files) in networks {
-        assert_eq!(sampling.rounds(*share), sampling.steps_of(*share));
         let pipeline = pipeline(files);
-        for _ in 0..sampling.rounds(*share) {
+        for _ in 0..session.steps_of(*share) {
             // One step, then a look.
-            let _stopped = sampling.advance(&pipeline, *share, || ControlFlow::Break(())).unwrap();
-            let step = golden.get(sampling.made()[0] - 1).unwrap();
+            let _stopped = session.run(&pipeline, *share, || ControlFlow::Break(())).unwrap();
+            let step = golden.get(session.made()[0] - 1).unwrap();
             let rest = |x: &Tensor| x.narrow(2, from_frame, x.dim(2).unwrap() - from_frame).unwrap();
-            assert_close("latents of a step", &rest(&sampling.latents()[0]), &rest(&step), RUN);
+            assert_close("latents of a step", &rest(&session.latents()[0]), &rest(&step), RUN);
         }
     }
-    assert_eq!(sampling.made()[0], golden.dim(0).unwrap(), "steps that no network made");
-    sampling.latents()[0].clone()
+    assert_eq!(session.made()[0], golden.dim(0).unwrap(), "steps that no network made");
+    session.latents()[0].clone()
 }
 
 fn assert_video(golden: &HashMap<String, Tensor>, vae: &Vae, latents: &Tensor) {

@@ -1,16 +1,19 @@
 //! The pipeline: a model cut into stages is the model, to the last bit; and a stage that fails ends all of them.
 
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
+use kernels::Tensor;
 use kernels::transfer::Route;
 use models::dit::{BlockPlan, Keep, Place, Role};
 use proofs::small::{
     adapters, config, micro_batch, pipeline, pipeline_on, trained, uniform, velocities, weights,
 };
 use proofs::{assert_same_bits, device, randn, second_device};
-use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline, schedule};
+use trainer::pipeline::{Calls, MicroBatch, NetworkInput, Pipeline, Returns, schedule};
 use trainer::{Error, Result};
 
 const LAYERS: usize = 5;
@@ -83,6 +86,44 @@ fn transfers_free_their_sources_after_every_call() {
             trained(&pipeline, &batches(), BlockPlan::default());
             assert_eq!(pipeline.live_transfers(), 0, "{route:?}, after step {call}");
         }
+    }
+}
+
+/// Two clips of two halves each, on two stages of which the last is slow: when a step of a clip ends, the first stage has work
+/// of the other clip in hand or done, so it is never out of work. Where all clips wait for the slowest it would be.
+#[test]
+fn calls_wait_for_what_they_depend_on_and_for_nothing_else() {
+    const HALVES: usize = 2;
+    const CLIPS: usize = 2;
+    const STEPS: usize = 4;
+    let pipeline = split_into(&[2, 3]);
+    let call = micro_batch("m", 1, 9, None).input;
+    let (begun, ended) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let input = |m: usize, returns: &Returns| {
+        if m >= HALVES * CLIPS && m.is_multiple_of(HALVES) {
+            let came_back: Vec<f32> = returns.take()?.to_vec1()?;
+            // In the order of steps and clips, whatever is in flight.
+            assert_eq!(came_back, [(m / HALVES - CLIPS) as f32]);
+        }
+        begun.store(m + 1, Ordering::SeqCst);
+        Ok(call.clone())
+    };
+    let output = |m: usize, velocity: Tensor| {
+        thread::sleep(Duration::from_millis(30));
+        let step = m / HALVES;
+        let is_end = m % HALVES == HALVES - 1;
+        if is_end {
+            ended.lock().unwrap().push(begun.load(Ordering::SeqCst));
+        }
+        let goes_on = is_end && step + CLIPS < CLIPS * STEPS;
+        Ok(if goes_on { Some(Tensor::new(&[step as f32], velocity.device())?) } else { None })
+    };
+    let rest = pipeline.call(Calls { count: HALVES * CLIPS * STEPS, input, output }).unwrap();
+    assert!(rest.is_empty(), "more came back than was taken");
+    for (step, begun) in ended.into_inner().unwrap().into_iter().enumerate() {
+        // All that does not depend on this step has begun: the other clip's next one.
+        let expected = (HALVES * (step + CLIPS)).min(HALVES * CLIPS * STEPS);
+        assert_eq!(begun, expected, "when step {step} ended");
     }
 }
 

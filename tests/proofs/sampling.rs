@@ -14,7 +14,7 @@ use trainer::error::Error;
 use trainer::pipeline::{NetworkInput, Pipeline};
 use trainer::prompt::ClipRequest;
 use trainer::sample::{
-    ClipFiles, ClipFormat, Prompted, SampleConfig, Sampled, generate, starting_noise, write_clips,
+    ClipFiles, ClipFormat, Prompted, SampleConfig, Sampled, Session, Share, starting_noise, write_clips,
 };
 use trainer::solver::{Convention, Schedule, SolverKind};
 use trainer::ui::{Ui, Voice};
@@ -54,8 +54,21 @@ fn clips() -> Vec<Prompted> {
     vec![clip(0, 5.0), clip(1, 1.0), clip(2, 3.0)]
 }
 
+/// The latents of `clips`; `None` where `progress` broke off.
+fn generate(
+    pipeline: &Pipeline,
+    clips: &[Prompted],
+    progress: impl FnMut() -> ControlFlow<()> + Send,
+) -> Result<Option<Vec<Tensor>>, Error> {
+    let mut session = Session::new(clips)?;
+    let flow = session.run(pipeline, Share::All, progress)?;
+    Ok(flow.is_continue().then(|| session.latents()))
+}
+
+/// The same on the CPU.
 fn latents(pipeline: &Pipeline, clips: &[Prompted]) -> Vec<Tensor> {
-    generate(pipeline, clips, || ControlFlow::Continue(())).unwrap().unwrap()
+    let made = generate(pipeline, clips, || ControlFlow::Continue(())).unwrap().unwrap();
+    made.iter().map(|latents| latents.to_device(&device()).unwrap()).collect()
 }
 
 #[test]
@@ -77,7 +90,7 @@ fn clips_together_equal_each_alone() {
         ControlFlow::Continue(())
     };
     let together = generate(&pipeline, &clips(), count).unwrap().unwrap();
-    assert_eq!(steps, clips().iter().map(|clip| clip.request.steps).max().unwrap());
+    assert_eq!(steps, clips().iter().map(|clip| clip.request.steps).sum::<usize>());
     for (i, (clip, got)) in clips().iter().zip(&together).enumerate() {
         let alone = latents(&pipeline, std::slice::from_ref(clip)).remove(0);
         assert_same_bits(&format!("clip {i}"), got, &alone);

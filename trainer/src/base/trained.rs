@@ -79,6 +79,15 @@ impl BaseModel {
         expert.map_or(Share::All, |expert| Share::Of { expert, boundary: self.boundary_of(dit) })
     }
 
+    /// The noise ranges of the networks that clips go through, in order: both experts where they are there, whichever is
+    /// trained.
+    pub fn clip_shares(&self, dit: &DitConfig) -> Vec<Share> {
+        match self.dits.networks() {
+            Networks::Pair => Expert::ALL.map(|expert| self.share_of(Some(expert), dit)).to_vec(),
+            Networks::Whole => vec![Share::All],
+        }
+    }
+
     /// Checks that there are two experts where both are trained, and that they are of the same sizes and not the same
     /// network twice.
     ///

@@ -2,6 +2,7 @@
 
 mod basis;
 
+use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use models::adapter::{Place, Source};
 use models::dit::DitConfig;
 use models::expert::Expert;
 use models::published::Defaults;
-use models::vae::{Tiles, Tiling};
+use models::vae::{Tiles, Tiling, Vae};
 use models::weights::Checkpoint;
 
 use super::devices::StageDevices;
@@ -20,7 +21,7 @@ use super::force::Force;
 use super::precision::ModelPrecision;
 use crate::adapters;
 use crate::base::{BaseModel, DitFiles};
-use crate::devices::{DevicesConfig, tell_refusals};
+use crate::devices::DevicesConfig;
 use crate::encode::{Encoded, Encoding};
 use crate::error::Error;
 use crate::interrupt::{Interrupt, OnStop};
@@ -28,8 +29,7 @@ use crate::pipeline::Pipeline;
 use crate::prompt::ClipRequest;
 use crate::recipe::Assignment;
 use crate::sample::{
-    ClipFiles, ClipFormat, Prompted, Sampled, Sampling, Share, clip_files, clip_name, estimate,
-    starting_noise, write_clips,
+    self, ClipFiles, ClipFormat, Owner, Prompted, Share, clip_files, clip_name, estimate, starting_noise,
 };
 use crate::solver::{Convention, SolverKind};
 use crate::ui::Ui;
@@ -191,44 +191,17 @@ impl Sample {
         encoded.encode_prompts(texts, &with)?;
         encoded.encode_pictures(&requests, &with)?;
         let prompted = self.prompted(&requests, &encoded, config, &device)?;
-        let mut sampling = Sampling::new(&prompted)?;
-        let bar = ui.bar("sampling", networks.iter().map(|network| sampling.steps_of(network.share)).sum());
-        for network in networks {
-            // An expert that has no steps to make is not loaded.
-            if sampling.rounds(network.share) == 0 {
-                continue;
-            }
-            let (dit, weights) = network.dit.open()?;
-            let (adapters, weights) = adapters::put(&network.adapters, &dit, weights, Place::Beside, ui)?;
-            let base = model.precision.dit();
-            let load = || Pipeline::load(&weights, &dit, &split, &adapters, base);
-            let mut pipeline = ui.phase("loading the DiT", load)?;
-            pipeline.set_route(devices.transfer.into())?;
-            let flow = sampling.advance(&pipeline, network.share, || {
-                bar.inc(1);
-                interrupt.flow()
-            })?;
-            if flow.is_break() {
-                return Err(Error::Interrupted.into());
-            }
-        }
-        bar.finish();
-        tell_refusals(split.iter().map(|(device, _)| device), ui);
-
+        let mut owner =
+            Loading { networks, model: &model, devices: &devices, split: &split, with: &with, ui };
+        let Some(latents) = sample::latents(&prompted, &mut owner, &interrupt, ui)? else {
+            return Err(Error::Interrupted.into());
+        };
         if let Some(path) = &self.save_latents {
-            save_latents(path, sampling.latents())?;
+            save_latents(path, &latents)?;
         }
-        let vae = with.vae()?;
         let tiling = if self.tiled { Tiling::On(Tiles::default()) } else { Tiling::Off };
-        let clips = names.into_iter().zip(&requests).zip(sampling.latents());
-        let clips = clips.map(|((name, request), latents)| Sampled {
-            name,
-            title: request.prompt.clone(),
-            latents: latents.clone(),
-        });
-        let fps = self.fps.unwrap_or(basis.fps);
-        let files = ClipFiles { tiling, fps, formats: &formats };
-        let written = write_clips(&self.out, &vae, &clips.collect::<Vec<_>>(), files, ui)?;
+        let files = ClipFiles { tiling, fps: self.fps.unwrap_or(basis.fps), formats: &formats };
+        let written = sample::files(&self.out, (&prompted, latents), "", &owner, files, ui)?;
         let lines: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
         ui.tell(&lines.join("\n"), &serde_json::json!({ "files": written }));
         Ok(0)
@@ -388,6 +361,47 @@ struct Network<'a> {
     dit: &'a DitFiles,
     share: Share,
     adapters: Vec<Source>,
+}
+
+/// Loads each network when its turn comes, and lets go of it.
+struct Loading<'a> {
+    networks: Vec<Network<'a>>,
+    model: &'a BaseModel,
+    devices: &'a DevicesConfig,
+    split: &'a [(Device, Range<usize>)],
+    with: &'a Encoding<'a>,
+    ui: &'a Ui,
+}
+
+impl Owner for Loading<'_> {
+    fn devices(&self) -> Vec<Device> {
+        self.split.iter().map(|(device, _)| device.clone()).collect()
+    }
+
+    fn shares(&self) -> Vec<Share> {
+        self.networks.iter().map(|network| network.share).collect()
+    }
+
+    fn with_network(
+        &mut self,
+        share: Share,
+        work: &mut dyn FnMut(&Pipeline) -> crate::Result<ControlFlow<()>>,
+    ) -> crate::Result<ControlFlow<()>> {
+        let Some(network) = self.networks.iter().find(|network| network.share == share) else {
+            return Ok(ControlFlow::Continue(()));
+        };
+        let (dit, weights) = network.dit.open()?;
+        let (adapters, weights) = adapters::put(&network.adapters, &dit, weights, Place::Beside, self.ui)?;
+        let base = self.model.precision.dit();
+        let load = || Pipeline::load(&weights, &dit, self.split, &adapters, base);
+        let mut pipeline = self.ui.phase("loading the DiT", load)?;
+        pipeline.set_route(self.devices.transfer.into())?;
+        work(&pipeline)
+    }
+
+    fn vae(&self) -> crate::Result<Vae> {
+        self.with.vae()
+    }
 }
 
 /// The starting noise of the clip `index`.

@@ -1,6 +1,6 @@
 //! What lies between stages: the ways from device to device, and the channels that hand over what is on its way.
 
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use kernels::Device;
 use kernels::transfer::{Link, Route, Sent};
@@ -31,7 +31,7 @@ struct Previous<'a> {
 
 struct Next<'a> {
     onward: &'a Link,
-    send: Sender<Boundary<Sent>>,
+    send: SyncSender<Boundary<Sent>>,
     take: Receiver<Streams<Sent>>,
 }
 
@@ -60,7 +60,9 @@ impl<'a> Links<'a> {
         let mut links: Vec<Self> =
             (0..=ways.len()).map(|index| Self { index, previous: None, next: None }).collect();
         for (i, Ways { onward, back }) in ways.iter().enumerate() {
-            let (send, take) = channel();
+            // Streams take memory until they are received. In a training step a stage is as far ahead as there are stages behind
+            // it, by its schedule; without a backward only this holds it back.
+            let (send, take) = sync_channel(ways.len() + 1);
             let (send_back, take_back) = channel();
             links[i].next = Some(Next { onward, send, take: take_back });
             links[i + 1].previous = Some(Previous { back, take, send: send_back });

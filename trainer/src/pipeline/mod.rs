@@ -4,6 +4,7 @@
 //! conditioning goes along with the forward and stays until the backward. Nothing here waits for a device: stages hand
 //! over what is still on its way, and devices wait for each other.
 
+mod calls;
 mod links;
 mod micro_batch;
 mod resting;
@@ -15,12 +16,13 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::thread::{self, ScopedJoinHandle};
 
-use kernels::transfer::{HostStore, Link, Route, Sent};
+use kernels::transfer::{HostStore, Link, Route};
 use kernels::{Device, Tensor, profile};
 use models::adapter::Adapters;
 use models::dit::{Architecture, Base, BlockPlan, DitConfig, Gradients, LayerId, Plans};
 use models::weights::Weights;
 
+pub use calls::{Calls, Returns};
 pub use micro_batch::MicroBatch;
 pub use models::dit::NetworkInput;
 pub use resting::{Quarters, Resting};
@@ -29,8 +31,6 @@ pub use training::{Span, Watched};
 
 use crate::error::{Error, Result};
 use links::{Links, Ways};
-use schedule::Op;
-use stage::Passed;
 use training::{Training, Watch};
 
 /// The stages of a model, first to last.
@@ -120,6 +120,11 @@ impl Pipeline {
         &mut self.stages
     }
 
+    /// The first and the last stage's device.
+    pub fn ends(&self) -> [&Device; 2] {
+        [0, self.stages.len() - 1].map(|index| &self.stages[index].device) // `load` refuses an empty split
+    }
+
     /// Sizes of the model.
     pub fn config(&self) -> &DitConfig {
         &self.stages[0].dit.config // `load` refuses an empty split
@@ -190,53 +195,6 @@ impl Pipeline {
             }
             Ok((state.outcome, state.spans))
         }
-    }
-
-    /// The velocities [b, c, t, h, w] f32 that the network predicts for each input, on the first stage's device.
-    pub fn predict(&self, inputs: &[NetworkInput]) -> Result<Vec<Tensor>> {
-        self.received(self.on_threads(self.predicting(inputs))?)
-    }
-
-    /// [`Pipeline::predict`], with what each stage did. The marks cost a little time of their own.
-    pub fn predict_watched(&self, inputs: &[NetworkInput]) -> Result<(Vec<Tensor>, Vec<profile::Recording>)> {
-        let work = self.predicting(inputs);
-        let outcomes = self.on_threads(|stage, links| {
-            let (result, operations) = profile::record(|| work(stage, links));
-            result.map(|velocities| (velocities, operations))
-        })?;
-        let (outcomes, watched): (Vec<_>, Vec<_>) = outcomes.into_iter().unzip();
-        Ok((self.received(outcomes)?, watched))
-    }
-
-    /// What a stage does in a prediction: the velocities that it sends home, where it is the last.
-    fn predicting<'a>(
-        &'a self,
-        inputs: &'a [NetworkInput],
-    ) -> impl Fn(&Stage, &Links) -> Result<Vec<Sent>> + Sync + 'a {
-        let schedule = schedule::forward_only(self.stages.len(), inputs.len());
-        move |stage, links| {
-            let mut placed =
-                inputs.iter().map(|input| stage.place_input(input)).collect::<Result<Vec<_>>>()?;
-            placed.reverse(); // micro-batches go through in order, each taken off the end
-            let mut velocities = Vec::new();
-            for op in &schedule[links.index] {
-                let (Op::Forward(m), Some(placed)) = (*op, placed.pop()) else { continue };
-                match stage.forward_only(&inputs[m], placed, links.take_forward()?)? {
-                    Passed::On(boundary) => links.send_forward(boundary)?,
-                    Passed::Velocity(velocity) | Passed::Loss(velocity) => {
-                        velocities.push(self.home.send(velocity)?);
-                    }
-                }
-            }
-            Ok(velocities)
-        }
-    }
-
-    /// What the stages sent home, in their order.
-    fn received(&self, sent: Vec<Vec<Sent>>) -> Result<Vec<Tensor>> {
-        let velocities = sent.into_iter().flatten().map(Sent::receive).collect::<kernels::Result<_>>()?;
-        self.settle()?;
-        Ok(velocities)
     }
 
     /// Frees the sources of all transfers: everything that was sent has been received. Without this a prediction would

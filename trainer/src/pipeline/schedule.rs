@@ -29,11 +29,6 @@ pub fn one_f_one_b(stages: usize, micro_batches: usize) -> Vec<Vec<Op>> {
     (0..stages).map(of_stage).collect()
 }
 
-/// Forwards only, for sampling: the guidance pair and several prompts are the micro-batches.
-pub fn forward_only(stages: usize, micro_batches: usize) -> Vec<Vec<Op>> {
-    vec![(0..micro_batches).map(Op::Forward).collect(); stages]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -111,13 +111,8 @@ impl Stage {
                 mask: batch.mask.as_ref().map(|mask| mask.to_device(&self.device)).transpose()?,
             }),
         };
-        Ok(Placed { expected, ..self.place_input(&batch.input)? })
-    }
-
-    /// [`Stage::place`] where nothing is expected.
-    pub(super) fn place_input(&self, input: &NetworkInput) -> Result<Placed> {
-        let input = self.dit.embedder.as_ref().map(|_| input.to_device(&self.device)).transpose()?;
-        Ok(Placed { input, expected: None })
+        let input = self.dit.embedder.as_ref().map(|_| batch.input.to_device(&self.device)).transpose()?;
+        Ok(Placed { input, expected })
     }
 
     /// The streams at the first layer of this stage, embedded here or taken over the boundary, and what its layers read
@@ -136,14 +131,15 @@ impl Stage {
         Ok((streams, self.dit.context(cond, input, &self.device)?))
     }
 
-    /// Forward without a backward to come. The last stage gives the velocity, the others the boundary.
+    /// Forward without a backward to come, of `input`, whose tensors are on the first stage's device. The last stage gives
+    /// the velocity, the others the boundary.
     pub(super) fn forward_only(
         &self,
         input: &NetworkInput,
-        placed: Placed,
         from_previous: Option<Boundary>,
     ) -> Result<Passed> {
-        let (streams, context) = self.entry(input, placed.input, from_previous)?;
+        let placed = self.dit.embedder.as_ref().map(|_| input.clone());
+        let (streams, context) = self.entry(input, placed, from_previous)?;
         let streams = self.dit.through(streams, &context, &self.pass(&None))?;
         match &self.dit.head {
             Some(head) => Ok(Passed::Velocity(head.forward(&streams.main, &context)?)),

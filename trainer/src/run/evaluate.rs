@@ -1,5 +1,7 @@
 //! The held-out loss: every held-out item at nine fixed sigmas with fixed noise, so that only the adapter changes it.
 
+use std::sync::mpsc::channel;
+
 use kernels::{DType, Tensor};
 
 use super::Run;
@@ -7,7 +9,7 @@ use crate::batch::HeldOut;
 use crate::error::{Error, Result};
 use crate::metrics::EvalRow;
 use crate::noise::EVAL_SIGMAS;
-use crate::pipeline::{NetworkInput, Pipeline};
+use crate::pipeline::{Calls, Returns};
 use crate::sample::Share;
 
 impl Run<'_> {
@@ -33,45 +35,38 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The mean over the held-out items at each of the nine sigmas. Several micro-batches go through the stages together, so
-    /// that all work at once; few, since what lies between two stages takes memory for each.
+    /// The mean over the held-out items at each of the nine sigmas. The micro-batches go through the stages one behind the
+    /// other, so that all work at once.
     fn losses_by_sigma(&mut self, index: usize, share: Share) -> Result<Vec<f64>> {
         let (step, items) = (self.progress.step, self.batches.held_out_items());
         let bar = self.ui.bar("held-out loss", items * EVAL_SIGMAS.len());
         let pipeline = &self.learners.awake(index)?.pipeline;
-        let together = match pipeline.stages().len() {
-            1 => 1,
-            stages => 2 * stages,
+        let mut held_out = self.batches.held_out(share);
+        // From the first stage's thread to the last one's.
+        let (send, expected) = channel::<HeldOut>();
+        let input = move |_, _: &Returns| {
+            let sample =
+                held_out.next().ok_or_else(|| Error::from(kernels::Error::msg("no sample is left")))??;
+            let input = sample.batch.input.clone();
+            send.send(sample).map_err(|_| Error::NeighbourStopped)?;
+            Ok(input)
         };
         let mut sums = [0.0; EVAL_SIGMAS.len()];
-        let mut held_out = self.batches.held_out(share);
-        loop {
-            let some = held_out.by_ref().take(together).collect::<Result<Vec<HeldOut>>>()?;
-            if some.is_empty() {
-                break;
+        let (sums_so_far, bar_of_all) = (&mut sums, &bar);
+        let output = move |_, velocity: Tensor| {
+            let HeldOut { item, level, sigma, batch } =
+                expected.recv().map_err(|_| Error::NeighbourStopped)?;
+            let target = batch.target.to_device(velocity.device())?;
+            let error = (velocity.to_dtype(DType::F32)? - target)?.sqr()?.mean_all()?.to_scalar::<f32>()?;
+            if !error.is_finite() {
+                return Err(Error::NonFiniteHeldOut { step, item: item.to_owned(), sigma });
             }
-            for (HeldOut { item, level, sigma, .. }, error) in some.iter().zip(errors(pipeline, &some)?) {
-                if !error.is_finite() {
-                    return Err(Error::NonFiniteHeldOut { step, item: (*item).to_owned(), sigma: *sigma });
-                }
-                sums[*level] += error;
-            }
-            bar.inc(some.len());
-        }
+            sums_so_far[level] += f64::from(error);
+            bar_of_all.inc(1);
+            Ok(None)
+        };
+        pipeline.call(Calls { count: items * EVAL_SIGMAS.len(), input, output })?;
         bar.finish();
         Ok(sums.iter().map(|sum| sum / items as f64).collect())
     }
-}
-
-/// The mean squared error of the velocity that the network predicts for each of `samples`.
-fn errors(pipeline: &Pipeline, samples: &[HeldOut]) -> Result<Vec<f64>> {
-    let inputs: Vec<NetworkInput> = samples.iter().map(|sample| sample.batch.input.clone()).collect();
-    let error = |(velocity, sample): (Tensor, &HeldOut)| -> Result<Tensor> {
-        let target = sample.batch.target.to_device(velocity.device())?;
-        Ok((velocity.to_dtype(DType::F32)? - target)?.sqr()?.mean_all()?)
-    };
-    let errors =
-        pipeline.predict(&inputs)?.into_iter().zip(samples).map(error).collect::<Result<Vec<_>>>()?;
-    let errors: Vec<f32> = Tensor::stack(&errors, 0)?.to_vec1()?;
-    Ok(errors.into_iter().map(f64::from).collect())
 }

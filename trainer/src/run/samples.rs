@@ -2,22 +2,19 @@
 
 use std::ops::ControlFlow;
 
+use kernels::Device;
 use models::adapter::Adapters;
-use models::dit::DitConfig;
-use models::expert::{Expert, Networks};
-use models::vae::Tiling;
+use models::expert::Networks;
+use models::vae::{Tiling, Vae};
 
 use super::clip_adapter::ClipAdapter;
 use super::learners::network;
 use super::{Run, is_due};
-use crate::devices;
 use crate::error::Result;
 use crate::interrupt::Interrupt;
 use crate::pipeline::Pipeline;
-use crate::plan::Plan;
-use crate::sample::{
-    CONTACT_SHEET, ClipFiles, Prompted, Sampled, Sampling, Share, clip_name, starting_noise, write_clips,
-};
+use crate::prompt::ClipRequest;
+use crate::sample::{self, CONTACT_SHEET, ClipFiles, Owner, Prompted, Share, starting_noise};
 
 impl Run<'_> {
     /// Makes the plan's clips where they are due and not there: a run that was interrupted while sampling makes them when
@@ -34,57 +31,40 @@ impl Run<'_> {
 
     /// Makes the plan's clips and writes them to `samples/step-<n>`.
     fn sample(&mut self, interrupt: &Interrupt) -> Result<()> {
-        let (plan, ui) = (self.plan, self.ui);
-        let clips = &plan.sample.clips;
+        let (plan, ui, step) = (self.plan, self.ui, self.progress.step);
         let first = &self.learners.first().pipeline;
-        let (device, dit) = (first.stages()[0].device.clone(), first.config().clone());
-        let mut prompted = Vec::new();
-        for request in clips {
-            let noise = starting_noise(request, &dit, &device)?;
-            prompted.push(Prompted::new(request, noise, self.encoded, &dit)?);
-        }
-        let mut sampling = Sampling::new(&prompted)?;
-        let shares = clip_shares(plan, &dit);
-        let bar = ui.bar("sampling", shares.iter().map(|share| sampling.steps_of(*share)).sum());
-        let mut progress = || {
-            bar.inc(1);
-            interrupt.flow()
+        let (device, dit) = (first.ends()[0].clone(), first.config().clone());
+        let prompted = |request: &ClipRequest| {
+            Prompted::new(request, starting_noise(request, &dit, &device)?, self.encoded, &dit)
         };
-        for share in shares {
-            // An expert that has no steps to make is not needed.
-            if sampling.steps_of(share) > 0 && self.advance(&mut sampling, share, &mut progress)?.is_break() {
-                bar.finish();
-                return Ok(());
-            }
-        }
-        bar.finish();
-        devices::tell_refusals(self.split.iter().map(|(device, _)| device), ui);
-
-        // Loaded for the moment: between samples its memory belongs to training.
-        let vae = ui.phase("loading the VAE", || plan.model.load_vae(&device))?;
-        let step = self.progress.step;
-        let done = clips.iter().zip(sampling.latents()).enumerate().map(|(i, (clip, latents))| Sampled {
-            name: clip_name(i, &clip.prompt),
-            title: format!("step {step}  {}", clip.prompt),
-            latents: latents.clone(),
-        });
+        let clips = plan.sample.clips.iter().map(prompted).collect::<Result<Vec<_>>>()?;
+        let Some(latents) = sample::latents(&clips, self, interrupt, ui)? else { return Ok(()) };
         let fps = plan.data.fps.unwrap_or(dit.defaults(Networks::Whole).fps);
         let folder = self.folder.samples(step);
         let files = ClipFiles { tiling: Tiling::Off, fps, formats: &plan.sample.formats };
-        let written = write_clips(&folder, &vae, &done.collect::<Vec<_>>(), files, ui)?;
+        let written = sample::files(&folder, (&clips, latents), &format!("step {step}  "), self, files, ui)?;
         if let Some(sheet) = written.last() {
-            self.log.picture(self.progress.step, sheet)?;
-            ui.say(&format!("step {:>6}  clips in {}", self.progress.step, folder.display()));
+            self.log.picture(step, sheet)?;
+            ui.say(&format!("step {step:>6}  clips in {}", folder.display()));
         }
         Ok(())
     }
+}
 
-    /// Makes the steps of one network: one that is trained, or the expert that is read for the moment.
-    fn advance(
+impl Owner for Run<'_> {
+    fn devices(&self) -> Vec<Device> {
+        self.split.iter().map(|(device, _)| device.clone()).collect()
+    }
+
+    fn shares(&self) -> Vec<Share> {
+        self.plan.model.clip_shares(self.learners.first().pipeline.config())
+    }
+
+    /// One that is trained, or the expert that is read for the moment.
+    fn with_network(
         &mut self,
-        sampling: &mut Sampling,
         share: Share,
-        progress: &mut dyn FnMut() -> ControlFlow<()>,
+        work: &mut dyn FnMut(&Pipeline) -> Result<ControlFlow<()>>,
     ) -> Result<ControlFlow<()>> {
         let (plan, split, ui) = (self.plan, &self.split, self.ui);
         // Opened each time: what it holds belongs to nobody between clips.
@@ -93,7 +73,7 @@ impl Run<'_> {
             if let Some(adapter) = &adapter {
                 adapter.put_on(pipeline)?;
             }
-            let flow = sampling.advance(pipeline, share, &mut *progress)?;
+            let flow = work(pipeline)?;
             if let Some(adapter) = &adapter {
                 adapter.take_off(pipeline)?;
             }
@@ -109,12 +89,10 @@ impl Run<'_> {
                 .out_of_the_way(0, || through(&mut network(plan, share, split, &Adapters::default(), ui)?)),
         }
     }
-}
 
-/// The networks that clips go through, in order: both experts where they are there, whichever is trained.
-fn clip_shares(plan: &Plan, dit: &DitConfig) -> Vec<Share> {
-    match plan.model.dits.experts() {
-        Some(_) => Expert::ALL.map(|expert| plan.model.share_of(Some(expert), dit)).to_vec(),
-        None => vec![Share::All],
+    /// Loaded for the moment: between samples its memory belongs to training.
+    fn vae(&self) -> Result<Vae> {
+        let device = &self.split[0].0; // a settled plan has a stage
+        self.ui.phase("loading the VAE", || self.plan.model.load_vae(device))
     }
 }

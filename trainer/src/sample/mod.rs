@@ -2,11 +2,15 @@
 
 mod config;
 pub mod estimate;
-mod latents;
+mod make;
 mod output;
+mod prompted;
+mod session;
 mod shares;
 
 pub use config::{ClipFormat, Prompts, SampleConfig};
-pub use latents::{Prompted, Sampling, generate, starting_noise};
+pub use make::{Owner, files, latents};
 pub use output::{CONTACT_SHEET, ClipFiles, Sampled, clip_files, clip_name, write_clips};
+pub use prompted::{Prompted, starting_noise};
+pub use session::Session;
 pub use shares::Share;
