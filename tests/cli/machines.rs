@@ -143,6 +143,8 @@ fn bench_tells_figures_under_common_names() {
         forward["s_per_forward"].is_number() && forward["stages"] == serde_json::json!(["cpu", "cpu"]),
         "{forward}"
     );
+    let clips = bench(&[&["clips"][..], &size, &["--stages", "cpu,cpu", "--clips", "2"]].concat());
+    assert!(clips["s_per_step"].is_number() && clips["drained_busy"].is_number(), "{clips}");
     let vae = bench(&[&["vae"][..], &size].concat());
     assert!(vae["decode_s"].is_number() && vae["encode_s"].is_number(), "{vae}");
     let text = bench(&["text", "--random-weights", "--tokens", "8", "--iters", "1"]);

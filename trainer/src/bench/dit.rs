@@ -39,12 +39,12 @@ pub struct DitBench<'a> {
 }
 
 /// A pipeline with what is said of it.
-struct Ready {
+pub(super) struct Ready {
     name: String,
-    config: DitConfig,
+    pub config: DitConfig,
     /// Of each stage, with its blocks.
-    devices: Vec<(Device, Range<usize>)>,
-    pipeline: Pipeline,
+    pub devices: Vec<(Device, Range<usize>)>,
+    pub pipeline: Pipeline,
     tokens: usize,
     /// Of a training step.
     planned: Option<PlannedStep>,
@@ -58,7 +58,7 @@ struct PlannedStep {
 }
 
 impl DitBench<'_> {
-    fn ready(&self, step: Option<&StepBench>) -> Result<Ready> {
+    pub(super) fn ready(&self, step: Option<&StepBench>) -> Result<Ready> {
         let (name, config, weights) = self.source.open()?;
         let mut settled = self.devices.settle(config.layers)?;
         let (mut adapters, mut planned) = (Adapters::default(), None);
@@ -122,7 +122,7 @@ impl DitBench<'_> {
         Ok([config.in_channels, latent_frames(frames), height / stride, width / stride])
     }
 
-    fn input(&self, config: &DitConfig, device: &Device) -> Result<NetworkInput> {
+    pub(super) fn input(&self, config: &DitConfig, device: &Device) -> Result<NetworkInput> {
         let [channels, frames, height, width] = self.latent_shape(config)?;
         let x_shape = [1, channels, frames, height, width];
         let timestep = kernels::Tensor::new(&[500f32], &Device::Cpu)?;
@@ -149,7 +149,7 @@ impl DitBench<'_> {
     }
 
     /// What is told of every measurement.
-    fn told(&self, what: &str, ready: &Ready, measured: &Measured) -> Map<String, Value> {
+    pub(super) fn told(&self, what: &str, ready: &Ready, measured: &Measured) -> Map<String, Value> {
         let devices: Vec<String> = ready.devices.iter().map(|(device, _)| device_name(device)).collect();
         let blocks: Vec<usize> = ready.devices.iter().map(|(_, blocks)| blocks.len()).collect();
         fields(json!({
@@ -253,7 +253,7 @@ fn told_forecast(forecast: &Forecast) -> Map<String, Value> {
 }
 
 /// The fields of an object.
-fn fields(object: Value) -> Map<String, Value> {
+pub(super) fn fields(object: Value) -> Map<String, Value> {
     match object {
         Value::Object(fields) => fields,
         _ => Map::new(),

@@ -4,6 +4,7 @@
 //! `useful_tflops` (recomputation not counted), `peak_gib`. Weights may be made from a seed: only shapes matter here.
 
 mod checkpoint;
+mod clips;
 mod dit;
 mod load;
 mod meter;
@@ -15,6 +16,7 @@ mod run;
 use kernels::random::Key;
 use kernels::{DType, Device, Tensor};
 
+pub use clips::clips;
 pub use dit::{DitBench, StepBench, forward, step};
 pub use load::{LoadSource, load};
 pub use model::{DitSource, dit_preset, dit_presets, umt5_preset, vae_preset};

@@ -43,6 +43,8 @@ enum BenchPart {
     Step(StepArguments),
     /// A forward of the DiT.
     Forward(ForwardBench),
+    /// Some solver steps of several clips in flight, and how busy they keep the stages.
+    Clips(ClipsArguments),
     /// Self-attention alone, forward and backward.
     Attention(AttentionArguments),
     /// Decoding and encoding a clip.
@@ -152,6 +154,15 @@ struct StepArguments {
 struct ForwardBench {
     #[command(flatten)]
     network: Network,
+}
+
+#[derive(Debug, Args)]
+struct ClipsArguments {
+    #[command(flatten)]
+    network: Network,
+    /// Clips that are sampled together, each with guidance.
+    #[arg(long, default_value_t = 2)]
+    clips: usize,
 }
 
 #[derive(Debug, Args)]
@@ -290,6 +301,9 @@ impl Bench {
         let row = match &self.part {
             BenchPart::Step(step) => step.measure()?,
             BenchPart::Forward(forward) => bench::forward(&forward.network.bench(MemoryConfig::default())?)?,
+            BenchPart::Clips(clips) => {
+                bench::clips(&clips.network.bench(MemoryConfig::default())?, clips.clips.max(1))?
+            }
             BenchPart::Attention(a) => a.measure()?,
             BenchPart::Vae(vae) => vae.measure()?,
             BenchPart::Text(text) => text.measure()?,
