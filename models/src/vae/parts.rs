@@ -88,7 +88,7 @@ impl Builder<'_> {
             PartPlan::Conv { name, kernel: 1, .. } => Part::Pointwise(self.conv(name, pointwise)?),
             PartPlan::Conv { name, .. } => Part::Conv(self.causal(name)?),
             PartPlan::Norm { name, .. } => Part::Norm(self.tensor(format!("{name}.gamma"))?),
-            PartPlan::Residual { name, from, to } => Part::Residual(Residual {
+            PartPlan::Residual { name, from, to } => Part::Residual(Box::new(Residual {
                 norm_1: self.tensor(format!("{name}.residual.0.gamma"))?,
                 conv_1: self.causal(&format!("{name}.residual.2"))?,
                 norm_2: self.tensor(format!("{name}.residual.3.gamma"))?,
@@ -97,7 +97,7 @@ impl Builder<'_> {
                     true => None,
                     false => Some(self.conv(&format!("{name}.shortcut"), pointwise)?),
                 },
-            }),
+            })),
             PartPlan::Attention { name, .. } => Part::Attention(Attention {
                 norm: self.tensor(format!("{name}.norm.gamma"))?,
                 to_qkv: self.conv(&format!("{name}.to_qkv"), pointwise)?,
@@ -148,7 +148,7 @@ pub(super) enum Part {
     Pointwise(Conv),
     Norm(Tensor),
     Silu,
-    Residual(Residual),
+    Residual(Box<Residual>),
     Attention(Attention),
     Down { space: Conv, time: Option<CausalConv> },
     Up { space: Conv, time: Option<CausalConv> },

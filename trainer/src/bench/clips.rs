@@ -1,6 +1,6 @@
 //! Clips in flight: how busy the stages are while several clips are sampled.
 
-use candle_core::Tensor;
+use kernels::Tensor;
 use serde_json::{Value, json};
 
 use super::dit::{DitBench, fields};
