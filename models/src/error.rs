@@ -1,7 +1,7 @@
 //! What can go wrong in a model.
 
 use crate::adapter::files::AdapterFileError;
-use crate::dit::Role;
+use crate::dit::role::Role;
 use crate::weights::WeightsError;
 
 /// The result of anything in this crate.

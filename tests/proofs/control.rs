@@ -8,7 +8,7 @@ use kernels::{D, Device, Tensor};
 use models::dit::{
     Architecture, Base, BlockPlan, Boundary, Embed, Embedder, Keep, LayerId, NetworkInput, Place, Plans, Role,
 };
-use models::weights::Weights;
+use models::weights::{TensorSpec, Weights};
 use proofs::autograd::{Slopes, Variable, detached};
 use proofs::control::{
     CONTROL, ControlModel, HINT_SCALE, INJECTOR, REFERENCE, REFERENCE_DIM, SIDE, SOUND, SOUND_DIM,
@@ -307,6 +307,22 @@ fn what_is_kept_of_side_blocks_and_injections_changes_no_bit() {
     let without = pipeline.layers().into_iter().skip(1).map(|id| (id, BlockPlan::default())).collect();
     let error = pipeline.train(&batches(), &without).unwrap_err().to_string();
     assert!(error.contains("kept of the layer blocks.0"), "{error}");
+}
+
+/// What a model takes is counted from the tensors of its layers, those beside the main chain included, and on the stage of
+/// the block that they follow.
+#[test]
+fn bytes_of_side_blocks_and_injections_are_counted_where_they_are() {
+    let model = ControlModel::small();
+    let numbers = |spec: &TensorSpec| 4 * spec.shape.iter().product::<usize>() as u64;
+    let whole: u64 = model.tensors().iter().map(numbers).sum();
+    assert_eq!(Base::F32.bytes(&model, &(0..4)), whole);
+    assert_eq!(Base::F32.bytes(&model, &(0..1)) + Base::F32.bytes(&model, &(1..4)), whole);
+    let pipeline = split_into(&model, &[1, 3]);
+    for (stage, range) in pipeline.stages().iter().zip([0..1, 1..4]) {
+        let held: usize = stage.dit.linears().map(|linear| linear.weight().bytes()).sum();
+        assert_eq!(held as u64, Base::F32.matrix_bytes(&model, &range), "{range:?}");
+    }
 }
 
 /// Layers are named as their tensors are, and one chain's name is not taken for another's.

@@ -55,39 +55,19 @@ impl ControlModel {
         Arc::new(self.clone())
     }
 
-    /// Its linear layers that take adapters: (module, out, in).
-    pub fn modules(&self) -> Vec<(String, usize, usize)> {
-        self.tensors().iter().filter_map(TensorSpec::adaptable).collect()
-    }
-
-    /// Its tensors: those of the plain model, and its own.
-    pub fn tensors(&self) -> Vec<TensorSpec> {
-        let (d, mut specs) = (self.config.dim, self.config.tensors());
-        let mut linear = |module: String, input: usize, class: TensorClass| {
-            specs.push(TensorSpec::new(format!("{module}.weight"), [d, input]).of(class));
-            specs.push(TensorSpec::new(format!("{module}.bias"), [d]));
-        };
-        linear("side_before".into(), d, TensorClass::Compute);
-        linear("sound_embedding".into(), SOUND_DIM, TensorClass::Compute);
-        linear("reference_embedding".into(), REFERENCE_DIM, TensorClass::Compute);
-        (0..self.hints.len()).for_each(|n| linear(format!("{SIDE}.{n}.after"), d, TensorClass::Matrix));
-        for (n, part) in (0..self.injections.len()).flat_map(|n| ["q", "k", "v", "o"].map(|part| (n, part))) {
-            linear(format!("{INJECTOR}.{n}.{part}"), d, TensorClass::Matrix);
-        }
-        for n in 0..self.hints.len() {
-            specs.extend(self.config.block_tensors(LayerId::new(SIDE, n)));
-        }
-        specs
-    }
-
     /// Random weights.
     pub fn weights(&self) -> BTreeMap<String, Tensor> {
         small::random(&self.tensors())
     }
 
+    fn linear_tensors(&self, module: String, input: usize, class: TensorClass) -> [TensorSpec; 2] {
+        let weight = TensorSpec::new(format!("{module}.weight"), [self.config.dim, input]).of(class);
+        [weight, TensorSpec::new(format!("{module}.bias"), [self.config.dim])]
+    }
+
     /// Trainable adapters on every linear layer, side chain and injections included.
     pub fn adapters(&self, rank: usize, scale: f64) -> Adapters {
-        small::adapters_on(self.modules(), rank, scale)
+        small::adapters_on(self.adaptable_modules(), rank, scale)
     }
 }
 
@@ -102,6 +82,31 @@ impl Architecture for ControlModel {
         };
         let rest = [follows(SIDE, &self.hints), follows(INJECTOR, &self.injections)];
         [LayerId::block(n)].into_iter().chain(rest.into_iter().flatten()).collect()
+    }
+
+    fn outside_tensors(&self) -> Vec<TensorSpec> {
+        let embeddings = [
+            ("side_before", self.config.dim),
+            ("sound_embedding", SOUND_DIM),
+            ("reference_embedding", REFERENCE_DIM),
+        ];
+        let own = embeddings
+            .into_iter()
+            .flat_map(|(module, input)| self.linear_tensors(module.to_owned(), input, TensorClass::Compute));
+        self.config.outside_tensors().into_iter().chain(own).collect()
+    }
+
+    fn layer_tensors(&self, id: LayerId) -> Vec<TensorSpec> {
+        let matrices = |parts: &[&str]| -> Vec<TensorSpec> {
+            let tensors =
+                |part| self.linear_tensors(format!("{id}.{part}"), self.config.dim, TensorClass::Matrix);
+            parts.iter().flat_map(tensors).collect()
+        };
+        match id.chain() {
+            INJECTOR => matrices(&["q", "k", "v", "o"]),
+            SIDE => self.config.block_tensors(id).into_iter().chain(matrices(&["after"])).collect(),
+            _ => self.config.block_tensors(id),
+        }
     }
 
     fn load_layer(

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::dit::modules::CHAINS;
 use crate::expert::Expert;
 use crate::{Error, Result};
 
@@ -166,7 +167,7 @@ impl LoraConfig {
     pub fn select(&self, modules: &[(String, usize, usize)]) -> Result<Vec<Target>> {
         let hit = |pattern: &str, module: &str| {
             let local = crate::names::split_layer(module).map_or(module, |(_, local)| local);
-            glob(pattern, if pattern.starts_with("blocks.") { module } else { local })
+            glob(pattern, if names_chain(pattern) { module } else { local })
         };
         for pattern in &self.targets {
             if !modules.iter().any(|(module, ..)| hit(pattern, module)) {
@@ -184,6 +185,11 @@ impl LoraConfig {
             .map(|(module, out, input)| Target { module: module.clone(), out: *out, input: *input })
             .collect())
     }
+}
+
+/// Whether a pattern is for whole module names, not for those inside a layer.
+fn names_chain(pattern: &str) -> bool {
+    CHAINS.iter().any(|chain| pattern.strip_prefix(chain.name).is_some_and(|rest| rest.starts_with('.')))
 }
 
 /// Whether `text` matches `pattern`: `*` any run, `?` any one character, `[abc]` one of these.

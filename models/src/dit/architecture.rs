@@ -13,7 +13,7 @@ use super::input::{NetworkInput, Positions};
 use super::layer::Layer;
 use super::layer_id::LayerId;
 use super::rope;
-use crate::weights::Weights;
+use crate::weights::{TensorSpec, Weights};
 use crate::{Error, Result};
 
 /// A kind of model: a Wan DiT of main blocks, with whatever is chained beside them, injected between them, or put in
@@ -27,6 +27,12 @@ pub trait Architecture: fmt::Debug + Send + Sync {
 
     /// The layers from main block `n` to the next, in the order in which they run; block `n` is the first.
     fn layers(&self, n: usize) -> Vec<LayerId>;
+
+    /// The tensors outside the layers, by official name. The names of the head's begin with `head.`.
+    fn outside_tensors(&self) -> Vec<TensorSpec>;
+
+    /// The tensors of the layer `id`, by official name: `id`, a dot, and their names in the layer.
+    fn layer_tensors(&self, id: LayerId) -> Vec<TensorSpec>;
 
     /// Reads the layer `id` onto `device`, held as `base` says.
     ///
@@ -57,6 +63,18 @@ pub trait Architecture: fmt::Debug + Send + Sync {
     fn all_layers(&self) -> Vec<LayerId> {
         (0..self.config().layers).flat_map(|n| self.layers(n)).collect()
     }
+
+    /// Every tensor of the model, by official name.
+    fn tensors(&self) -> Vec<TensorSpec> {
+        let layers = self.all_layers().into_iter().flat_map(|id| self.layer_tensors(id));
+        self.outside_tensors().into_iter().chain(layers).collect()
+    }
+
+    /// The linear layers that adapters may attach to: (official module name, out, in).
+    fn adaptable_modules(&self) -> Vec<(String, usize, usize)> {
+        let tensors = self.all_layers().into_iter().flat_map(|id| self.layer_tensors(id));
+        tensors.filter_map(|spec| spec.adaptable()).collect()
+    }
 }
 
 /// The Wan DiT: main blocks alone.
@@ -67,6 +85,14 @@ impl Architecture for DitConfig {
 
     fn layers(&self, n: usize) -> Vec<LayerId> {
         vec![LayerId::block(n)]
+    }
+
+    fn outside_tensors(&self) -> Vec<TensorSpec> {
+        DitConfig::outside_tensors(self)
+    }
+
+    fn layer_tensors(&self, id: LayerId) -> Vec<TensorSpec> {
+        self.block_tensors(id)
     }
 
     fn load_layer(
@@ -91,6 +117,19 @@ impl Architecture for DitConfig {
         let tokens = (grid.0, grid.1 / PATCH, grid.2 / PATCH);
         let (cos_lp, sin_lp) = rope::table(self.head_size(), tokens, device)?;
         Ok(Positions { grid, in_front: 0, cos_lp, sin_lp })
+    }
+}
+
+/// What every model has, so that callers of a plain one need no trait.
+impl DitConfig {
+    /// [`Architecture::tensors`].
+    pub fn tensors(&self) -> Vec<TensorSpec> {
+        Architecture::tensors(self)
+    }
+
+    /// [`Architecture::adaptable_modules`].
+    pub fn adaptable_modules(&self) -> Vec<(String, usize, usize)> {
+        Architecture::adaptable_modules(self)
     }
 }
 

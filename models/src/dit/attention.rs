@@ -8,8 +8,8 @@ use kernels::{Tensor, attention, norm_rope};
 use super::config::DitConfig;
 use super::input::Context;
 use super::linear::{Linear, backward_all, forward_all};
-use super::modules::Reader;
 use super::pass::{Gradients, Pass};
+use super::reader::Reader;
 use crate::Result;
 use crate::weights::{Frozen, Weights};
 

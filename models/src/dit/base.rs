@@ -1,13 +1,8 @@
-//! The frozen model: how its weights are held, and what they take.
-
-use std::ops::Range;
+//! How a frozen model is held and computed.
 
 use kernels::DType;
 
-use super::config::DitConfig;
-use super::layer_id::LayerId;
-use super::modules::{self, Module};
-use crate::weights::{Frozen, TensorClass, TensorSpec};
+use crate::weights::Frozen;
 
 /// How a frozen DiT is held and computed.
 ///
@@ -29,39 +24,5 @@ impl Base {
     /// These weights, and a stream in f32.
     pub const fn new(frozen: Frozen) -> Self {
         Self { frozen, stream: DType::F32 }
-    }
-
-    /// Bytes of the weights of the blocks `range`, with the embeddings where it starts at the first block and the head
-    /// where it ends at the last.
-    pub fn bytes(self, config: &DitConfig, range: &Range<usize>) -> u64 {
-        let is_here = |module: &&Module| match module.is_head() {
-            true => range.end == config.layers,
-            false => range.start == 0,
-        };
-        let ends = modules::OUTSIDE.iter().filter(is_here).flat_map(|module| module.tensors(config, ""));
-        let blocks = range.clone().flat_map(|n| config.block_tensors(LayerId::block(n)));
-        ends.chain(blocks).map(|spec| self.bytes_of(&spec)).sum()
-    }
-
-    /// Of [`Self::bytes`] those of the matrices of the linear layers, which can be out of the device while the model rests.
-    pub fn matrix_bytes(self, config: &DitConfig, range: &Range<usize>) -> u64 {
-        range.clone().flat_map(|n| self.matrices(config, n)).sum()
-    }
-
-    /// Bytes of each of those matrices of block `n`: they leave one by one. The scales of codes stay.
-    pub fn matrices(self, config: &DitConfig, n: usize) -> impl Iterator<Item = u64> {
-        let matrices =
-            config.block_tensors(LayerId::block(n)).into_iter().filter_map(|spec| spec.adaptable());
-        matrices.map(move |(_, out, input)| self.frozen.stored_bytes(out, input))
-    }
-
-    /// Bytes of one tensor of the model.
-    fn bytes_of(self, spec: &TensorSpec) -> u64 {
-        let numbers = spec.shape.iter().product::<usize>() as u64;
-        match (spec.class, spec.shape.as_slice()) {
-            (TensorClass::Matrix, &[out, input]) => self.frozen.bytes(out, input),
-            (TensorClass::Full, _) => numbers * DType::F32.size_in_bytes() as u64,
-            _ => numbers * self.frozen.compute.size_in_bytes() as u64,
-        }
     }
 }

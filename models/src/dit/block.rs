@@ -10,16 +10,16 @@ use kernels::tokens::{Place, run, unwritten};
 use kernels::{DType, Device, Tensor, norm};
 
 use super::attention::{Attended, Projected, Projections, SelfAttention};
-use super::conditioning::Role;
 use super::config::DitConfig;
 use super::cross::{CrossAttended, CrossAttention, CrossProjected};
 use super::ffn::{Chunk, FeedForward, chunks};
 use super::input::Context;
 use super::layer_id::LayerId;
 use super::linear::Linear;
-use super::modules::Reader;
 use super::pass::{Gradients, Pass};
 use super::plan::Keep;
+use super::reader::Reader;
+use super::role::Role;
 use crate::Result;
 use crate::weights::{Frozen, Weights};
 

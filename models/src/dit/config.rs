@@ -2,7 +2,8 @@
 
 use serde::Deserialize;
 
-use super::conditioning::{Conditioning, Raw, Role};
+use super::conditioning::{Conditioning, Raw};
+use super::role::Role;
 use crate::expert::Networks;
 use crate::published::{Defaults, Facts, Kind};
 use crate::{Error, Result};

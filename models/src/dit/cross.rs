@@ -6,12 +6,12 @@
 use kernels::{Tensor, attention, norm};
 
 use super::attention::{Attended, Projected, Projections, joined};
-use super::conditioning::Role;
 use super::config::DitConfig;
 use super::input::Context;
 use super::linear::{Linear, backward_adapters, forward_all};
-use super::modules::Reader;
 use super::pass::{Gradients, Pass};
+use super::reader::Reader;
+use super::role::Role;
 use crate::Result;
 use crate::weights::{Frozen, Weights};
 

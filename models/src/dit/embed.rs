@@ -6,10 +6,11 @@ use kernels::weight::Weight;
 use kernels::{DType, Device, Tensor};
 
 use super::base::Base;
-use super::conditioning::{Conditioning, Embedded, Raw, Role};
+use super::conditioning::{Conditioning, Embedded, Raw};
 use super::config::{DitConfig, ImageBranch, PATCH};
 use super::input::{Boundary, NetworkInput};
-use super::modules::Reader;
+use super::reader::Reader;
+use super::role::Role;
 use super::streams::Streams;
 use crate::weights::Weights;
 use crate::{Error, Result};

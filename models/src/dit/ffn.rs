@@ -6,8 +6,8 @@ use std::ops::Range;
 use kernels::{Tensor, gelu};
 
 use super::linear::Linear;
-use super::modules::Reader;
 use super::pass::{Gradients, Pass};
+use super::reader::Reader;
 use crate::Result;
 use crate::weights::{Frozen, Weights};
 

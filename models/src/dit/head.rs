@@ -3,10 +3,10 @@
 use kernels::weight::Weight;
 use kernels::{DType, Device, Tensor, norm};
 
-use super::conditioning::Role;
 use super::config::{DitConfig, PATCH};
 use super::input::{Context, Positions};
-use super::modules::Reader;
+use super::reader::Reader;
+use super::role::Role;
 use crate::Result;
 use crate::weights::{Frozen, Weights};
 

@@ -2,7 +2,8 @@
 
 use kernels::{Device, Tensor};
 
-use super::conditioning::{Conditioning, Embedded, Raw, Role};
+use super::conditioning::{Conditioning, Embedded, Raw};
+use super::role::Role;
 use super::streams::Streams;
 use crate::Result;
 

@@ -3,14 +3,9 @@
 //! Listing, checking, loading, sizing and renaming all read these tables. Source: the key names of Wan-Video/Wan2.1
 //! `wan/modules/model.py` and of diffusers `transformer_wan.py` with its checkpoint converter.
 
-use kernels::weight::Weight;
-use kernels::{DType, Device, Tensor};
-
 use super::config::{DitConfig, PATCH};
 use super::layer_id::LayerId;
-use super::linear::Linear;
-use crate::weights::{Frozen, TensorClass, TensorSpec, Weights};
-use crate::{Error, Result};
+use crate::weights::{TensorClass, TensorSpec};
 
 /// A module: a linear layer, a norm, or a tensor that stands alone.
 #[derive(Debug, Clone, Copy)]
@@ -19,8 +14,9 @@ pub struct Module {
     pub official: &'static str,
     /// Its name in diffusers, without the layer's.
     pub diffusers: &'static str,
+    /// What its tensors are held in; beside a matrix stands a bias in the dtype of the computation.
+    pub class: TensorClass,
     shape: Shape,
-    class: TensorClass,
     when: When,
 }
 
@@ -236,17 +232,12 @@ impl Module {
             }
         }
     }
-
-    /// Whether it is part of the head.
-    pub fn is_head(&self) -> bool {
-        self.official.starts_with("head.")
-    }
 }
 
 /// What the tables say of a model.
 impl DitConfig {
-    /// The tensors of the parts outside the blocks.
-    pub fn global_tensors(&self) -> Vec<TensorSpec> {
+    /// The tensors outside the layers.
+    pub fn outside_tensors(&self) -> Vec<TensorSpec> {
         OUTSIDE.iter().flat_map(|module| module.tensors(self, "")).collect()
     }
 
@@ -254,80 +245,5 @@ impl DitConfig {
     pub fn block_tensors(&self, id: LayerId) -> Vec<TensorSpec> {
         let prefix = format!("{id}.");
         BLOCK.iter().flat_map(|module| module.tensors(self, &prefix)).collect()
-    }
-
-    /// Every tensor of the model, by official name.
-    pub fn tensors(&self) -> Vec<TensorSpec> {
-        let blocks = (0..self.layers).flat_map(|n| self.block_tensors(LayerId::block(n)));
-        self.global_tensors().into_iter().chain(blocks).collect()
-    }
-
-    /// The linear layers inside the blocks, which adapters may attach to: (official module name, out, in).
-    pub fn adaptable_modules(&self) -> Vec<(String, usize, usize)> {
-        let specs = (0..self.layers).flat_map(|n| self.block_tensors(LayerId::block(n)));
-        specs.filter_map(|spec| spec.adaptable()).collect()
-    }
-}
-
-/// Reads modules as they are described: those of a layer, or those outside the layers.
-#[derive(Debug, Clone)]
-pub struct Reader<'a> {
-    weights: &'a Weights,
-    prefix: String,
-    modules: &'static [Module],
-    /// What they are held in.
-    pub frozen: Frozen,
-    device: &'a Device,
-}
-
-impl<'a> Reader<'a> {
-    /// Of the transformer block in the layer `id`.
-    pub fn block(weights: &'a Weights, id: LayerId, frozen: Frozen, device: &'a Device) -> Self {
-        Self { weights, prefix: format!("{id}."), modules: BLOCK, frozen, device }
-    }
-
-    /// Of what is outside the layers.
-    pub fn outside(weights: &'a Weights, frozen: Frozen, device: &'a Device) -> Self {
-        Self { weights, prefix: String::new(), modules: OUTSIDE, frozen, device }
-    }
-
-    /// The linear layer `module` of a block.
-    ///
-    /// # Errors
-    /// Weights that cannot be read, and a module that is not described as such a layer.
-    pub fn linear(&self, module: &str) -> Result<Linear> {
-        match self.described(module)?.class {
-            TensorClass::Matrix => {
-                Linear::load(self.weights, format!("{}{module}", self.prefix), self.frozen, self.device)
-            }
-            class => Err(Error::Mismatch(format!("{}{module} is no matrix, but {class:?}", self.prefix))),
-        }
-    }
-
-    /// Weight and bias of `module`, which is no linear layer of a block; of more than two axes the weight is flattened to
-    /// a matrix.
-    ///
-    /// # Errors
-    /// As [`Self::tensor`].
-    pub fn dense(&self, module: &str) -> Result<(Weight, Tensor)> {
-        let weight = self.tensor(module, ".weight")?.flatten_from(1)?;
-        Ok((Weight::Dense(weight), self.tensor(module, ".bias")?))
-    }
-
-    /// The tensor of `module` whose name has `end` behind the module's.
-    ///
-    /// # Errors
-    /// Weights that cannot be read, and a module that is not described.
-    pub fn tensor(&self, module: &str, end: &str) -> Result<Tensor> {
-        let dtype = match self.described(module)?.class {
-            TensorClass::Full => DType::F32,
-            TensorClass::Matrix | TensorClass::Compute => self.frozen.compute,
-        };
-        self.weights.tensor(&format!("{}{module}{end}", self.prefix), dtype, self.device)
-    }
-
-    fn described(&self, module: &str) -> Result<&'static Module> {
-        let found = self.modules.iter().find(|described| described.official == module);
-        found.ok_or_else(|| Error::Mismatch(format!("{}{module} is described nowhere", self.prefix)))
     }
 }

@@ -1,0 +1,72 @@
+//! Reads modules from weights as they are described.
+
+use kernels::weight::Weight;
+use kernels::{DType, Device, Tensor};
+
+use super::layer_id::LayerId;
+use super::linear::Linear;
+use super::modules::{BLOCK, Module, OUTSIDE};
+use crate::weights::{Frozen, TensorClass, Weights};
+use crate::{Error, Result};
+
+/// Reads modules as they are described: those of a layer, or those outside the layers.
+#[derive(Debug, Clone)]
+pub struct Reader<'a> {
+    weights: &'a Weights,
+    prefix: String,
+    modules: &'static [Module],
+    frozen: Frozen,
+    device: &'a Device,
+}
+
+impl<'a> Reader<'a> {
+    /// Of the transformer block in the layer `id`.
+    pub fn block(weights: &'a Weights, id: LayerId, frozen: Frozen, device: &'a Device) -> Self {
+        Self { weights, prefix: format!("{id}."), modules: BLOCK, frozen, device }
+    }
+
+    /// Of what is outside the layers.
+    pub fn outside(weights: &'a Weights, frozen: Frozen, device: &'a Device) -> Self {
+        Self { weights, prefix: String::new(), modules: OUTSIDE, frozen, device }
+    }
+
+    /// The linear layer `module` of a block.
+    ///
+    /// # Errors
+    /// Weights that cannot be read, and a module that is not described as such a layer.
+    pub fn linear(&self, module: &str) -> Result<Linear> {
+        match self.described(module)?.class {
+            TensorClass::Matrix => {
+                Linear::load(self.weights, format!("{}{module}", self.prefix), self.frozen, self.device)
+            }
+            class => Err(Error::Mismatch(format!("{}{module} is no matrix, but {class:?}", self.prefix))),
+        }
+    }
+
+    /// Weight and bias of `module`, which is no linear layer of a block; of more than two axes the weight is flattened to
+    /// a matrix.
+    ///
+    /// # Errors
+    /// As [`Self::tensor`].
+    pub fn dense(&self, module: &str) -> Result<(Weight, Tensor)> {
+        let weight = self.tensor(module, ".weight")?.flatten_from(1)?;
+        Ok((Weight::Dense(weight), self.tensor(module, ".bias")?))
+    }
+
+    /// The tensor of `module` whose name has `end` behind the module's.
+    ///
+    /// # Errors
+    /// Weights that cannot be read, and a module that is not described.
+    pub fn tensor(&self, module: &str, end: &str) -> Result<Tensor> {
+        let dtype = match self.described(module)?.class {
+            TensorClass::Full => DType::F32,
+            TensorClass::Matrix | TensorClass::Compute => self.frozen.compute,
+        };
+        self.weights.tensor(&format!("{}{module}{end}", self.prefix), dtype, self.device)
+    }
+
+    fn described(&self, module: &str) -> Result<&'static Module> {
+        let found = self.modules.iter().find(|described| described.official == module);
+        found.ok_or_else(|| Error::Mismatch(format!("{}{module} is described nowhere", self.prefix)))
+    }
+}
