@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kernels::{DType, Device, Tensor, loha, lokr};
 use models::adapter::files::AdapterFile;
-use models::adapter::{Adapters, Change, DoraPair, LoraPair, Magnitude, Place, Source, apply};
+use models::adapter::{Adapters, ApplyMode, Change, DoraPair, LoraPair, Magnitude, Source, apply};
 use models::dit::DitConfig;
 use models::weights::Weights;
 use proofs::small::{config, micro_batch, pipeline, tensors, velocities};
@@ -37,8 +37,8 @@ fn changed(dit: &DitConfig, f: impl Fn(&str, Tensor) -> Tensor) -> Tensor {
 }
 
 /// The small model with `sources` put to it.
-fn applied(dit: &DitConfig, sources: &[Source], place: Place) -> Tensor {
-    let applied = apply(sources, dit, place).unwrap();
+fn applied(dit: &DitConfig, sources: &[Source], mode: ApplyMode) -> Tensor {
+    let applied = apply(sources, dit, mode).unwrap();
     let weights = Weights::from_tensors(tensors(dit)).patched(applied.patches);
     let adapters = applied.adapters.part(&proofs::device(), |_| true).unwrap();
     velocities(&pipeline(dit, &weights, &adapters, &[1, 1]), &input()).remove(0)
@@ -93,7 +93,7 @@ fn what_lies_outside_the_layers_of_the_blocks_reaches_the_output() {
         files.push((name, file));
     }
     for (name, file) in files {
-        let (moved, _) = difference(&applied(&dit, &[source(file, 1.0)], Place::Beside), &plain);
+        let (moved, _) = difference(&applied(&dit, &[source(file, 1.0)], ApplyMode::Unmerged), &plain);
         assert!(moved > 1e-4, "{name} changes the output by {moved:.1e} only");
     }
     for strength in [1.0, -0.4] {
@@ -105,7 +105,7 @@ fn what_lies_outside_the_layers_of_the_blocks_reaches_the_output() {
             };
             delta.map_or(t.clone(), |delta| (t + (delta * strength).unwrap()).unwrap())
         });
-        let got = applied(&dit, &[source(all.clone(), strength)], Place::Beside);
+        let got = applied(&dit, &[source(all.clone(), strength)], ApplyMode::Unmerged);
         assert_close(&format!("strength {strength}"), &got, &by_hand, SAME);
     }
 }
@@ -152,8 +152,8 @@ fn every_kind_does_the_same_beside_the_weights_and_inside_them() {
     let file = AdapterFile { modules, ..Default::default() };
     let plain = changed(&dit, |_, t| t);
     for strength in [1.0, 0.35] {
-        let beside = applied(&dit, &[source(file.clone(), strength)], Place::Beside);
-        let inside = applied(&dit, &[source(file.clone(), strength)], Place::Inside);
+        let beside = applied(&dit, &[source(file.clone(), strength)], ApplyMode::Unmerged);
+        let inside = applied(&dit, &[source(file.clone(), strength)], ApplyMode::Merged);
         assert_close(&format!("strength {strength}"), &beside, &inside, SAME);
         assert!(difference(&beside, &plain).0 > 1e-2);
     }
@@ -162,7 +162,8 @@ fn every_kind_does_the_same_beside_the_weights_and_inside_them() {
         modules: BTreeMap::from([module("blocks.1.self_attn.v", &|dims| pair("v", dims, 2, 0.5).into())]),
         ..Default::default()
     };
-    let together = applied(&dit, &[source(file.clone(), 1.0), source(other.clone(), 0.6)], Place::Beside);
+    let together =
+        applied(&dit, &[source(file.clone(), 1.0), source(other.clone(), 0.6)], ApplyMode::Unmerged);
     let by_hand = changed(&dit, |name, t| match name.strip_suffix(".weight") {
         Some(module) => {
             let delta = |file: &AdapterFile, strength: f64| match file.modules.get(module) {
@@ -188,7 +189,7 @@ fn image_modules_are_left_out_by_name_and_foreign_ones_refused() {
         one("img_emb.proj.1", (8, 8)),
         one("blocks.1.ffn.0", (40, 32)),
     ];
-    let applied = apply(&both, &dit, Place::Beside).unwrap();
+    let applied = apply(&both, &dit, ApplyMode::Unmerged).unwrap();
     let left: Vec<&str> = applied.left_out.iter().map(|(_, module)| module.as_str()).collect();
     assert_eq!(left, ["blocks.0.cross_attn.k_img", "img_emb.proj.1"]);
     assert_eq!(applied.adapters.iter().count(), 1);
@@ -197,13 +198,13 @@ fn image_modules_are_left_out_by_name_and_foreign_ones_refused() {
         ("blocks.9.ffn.0", (40, 32), "lacks it"),
         ("head.head", (64, 33), "has it 64 x 32"),
     ] {
-        let text = apply(&[one(module, dims)], &dit, Place::Beside).unwrap_err().to_string();
+        let text = apply(&[one(module, dims)], &dit, ApplyMode::Unmerged).unwrap_err().to_string();
         assert!(text.contains(module) && text.contains(words) && text.contains("a.safetensors"), "{text}");
     }
     let name = "blocks.0.norm3.bias";
     let differences =
         BTreeMap::from([(name.to_owned(), Tensor::zeros(31, DType::F32, &Device::Cpu).unwrap())]);
     let file = AdapterFile { differences, ..Default::default() };
-    let text = apply(&[source(file, 1.0)], &dit, Place::Beside).unwrap_err().to_string();
+    let text = apply(&[source(file, 1.0)], &dit, ApplyMode::Unmerged).unwrap_err().to_string();
     assert!(text.contains(name) && text.contains("[31]"), "{text}");
 }

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use kernels::{DType, Device, Tensor, loha, lokr};
 use models::adapter::files::{AdapterFile, LoraPair, read};
-use models::adapter::{Change, Place, Rank, Source, apply, extract, resize};
+use models::adapter::{ApplyMode, Change, Rank, Source, apply, extract, resize};
 use models::dit;
 use models::names;
 use models::weights::{Checkpoint, Copied, Patch, Patches, Weights, write_copy};
@@ -33,7 +33,7 @@ fn merged(strength: f64) -> (dit::DitConfig, Weights) {
     let (config, weights) = tiny_weights("official");
     let file = read(&fixture("lora/t2v/kohya.safetensors")).unwrap();
     let source = Source { name: "kohya".to_owned(), file, strength };
-    let patches = apply(&[source], &config, Place::Inside).unwrap().patches;
+    let patches = apply(&[source], &config, ApplyMode::Merged).unwrap().patches;
     (config.clone(), weights.patched(patches))
 }
 
@@ -126,7 +126,7 @@ fn merging_into_fp8_leaves_the_codes_of_other_matrices_alone() {
     let file =
         AdapterFile { modules: BTreeMap::from([(module.to_owned(), pair.into())]), ..Default::default() };
     let source = Source { name: "one".to_owned(), file, strength: 0.5 };
-    let patches = apply(&[source], &config, Place::Inside).unwrap().patches;
+    let patches = apply(&[source], &config, ApplyMode::Merged).unwrap().patches;
     let weights = weights.patched(patches);
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("merged.safetensors");

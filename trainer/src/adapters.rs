@@ -5,7 +5,7 @@ use std::path::Path;
 
 use kernels::Device;
 use models::adapter::files::AdapterSummary;
-use models::adapter::{Adapters, Applied, LoraConfig, Place, Source, Target, apply, files};
+use models::adapter::{Adapters, Applied, ApplyMode, LoraConfig, Source, Target, apply, files};
 use models::dit::DitConfig;
 use models::expert::Expert;
 use models::names::split_layer;
@@ -234,8 +234,8 @@ pub fn sources(key: &str, arguments: &[String], ui: &Ui) -> Result<Vec<Source>> 
     arguments.iter().map(read).collect()
 }
 
-/// Puts `sources` to a model, and tells what it has no place for. The adapters that go beside it, and its weights with all
-/// else in them.
+/// Applies `sources` to a model and notes the modules that it does not have. The adapters that stay unmerged, and the
+/// weights with all else merged.
 ///
 /// # Errors
 /// Adapters of another model.
@@ -243,10 +243,10 @@ pub fn put(
     sources: &[Source],
     config: &DitConfig,
     weights: Weights,
-    place: Place,
+    mode: ApplyMode,
     ui: &Ui,
 ) -> Result<(Adapters, Weights)> {
-    let Applied { adapters, patches, left_out } = apply(sources, config, place)?;
+    let Applied { adapters, patches, left_out } = apply(sources, config, mode)?;
     for source in sources {
         let names: Vec<&str> = left_out
             .iter()

@@ -26,13 +26,13 @@ pub struct Source {
     pub strength: f64,
 }
 
-/// Where the factors of a block's layers go.
+/// How adapters of the layers' matrices are applied. Whatever else an adapter changes is always merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    /// Beside the weights, which stay as they are.
-    Beside,
-    /// Into the weights.
-    Inside,
+pub enum ApplyMode {
+    /// Their factors stay beside the weights, which stay as they are.
+    Unmerged,
+    /// What they add goes into the weights.
+    Merged,
 }
 
 /// Adapters, ready for a model.
@@ -46,11 +46,11 @@ pub struct Applied {
     pub left_out: Vec<(String, String)>,
 }
 
-/// Puts `sources` to a model of the sizes `config`.
+/// Applies `sources` to a model of the sizes `config`.
 ///
 /// # Errors
 /// Modules that the model lacks, other than those of an image branch, and adapters for another width.
-pub fn apply(sources: &[Source], config: &DitConfig, place: Place) -> Result<Applied> {
+pub fn apply(sources: &[Source], config: &DitConfig, mode: ApplyMode) -> Result<Applied> {
     let mut applied = Applied::default();
     let shapes = config.tensors().into_iter().map(|spec| (spec.name, spec.shape)).collect();
     let adaptable = config.adaptable_modules().into_iter().map(|(module, ..)| module).collect();
@@ -64,7 +64,7 @@ pub fn apply(sources: &[Source], config: &DitConfig, place: Place) -> Result<App
             if change.dims()? != (out, input) {
                 return Err(foreign(source, module, change.dims()?, &format!("has it {out} x {input}")));
             }
-            if place == Place::Beside && model.adaptable.contains(module) {
+            if mode == ApplyMode::Unmerged && model.adaptable.contains(module) {
                 applied
                     .adapters
                     .attach(module.clone(), Adapter::frozen(Delta::new(change, source.strength)?));

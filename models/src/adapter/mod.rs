@@ -9,7 +9,7 @@ mod fresh;
 mod kind;
 mod set;
 
-pub use apply::{Applied, Place, Source, apply, complete};
+pub use apply::{Applied, ApplyMode, Source, apply, complete};
 pub use change::{Change, DoraPair, LoraPair, Magnitude};
 pub use config::{Kind, LoraConfig, Scaling, Target};
 pub use decompose::{Rank, Reduced, extract, resize};

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use models::Expert;
-use models::adapter::Place;
+use models::adapter::ApplyMode;
 use models::weights::{Copied, write_copy};
 
 use super::adapter_output::{expert, writable};
@@ -77,7 +77,7 @@ impl Merge {
             adapters::check_experts("--lora", &self.lora, expert, "--expert EXPERT for it")?;
         }
         let sources = adapters::sources("--lora", &self.lora, ui)?;
-        let (_, weights) = adapters::put(&sources, &config, weights, Place::Inside, ui)?;
+        let (_, weights) = adapters::put(&sources, &config, weights, ApplyMode::Merged, ui)?;
         let specs = config.tensors();
         let copied = match self.dtype {
             CopyFormat::Bf16 => Copied::Bf16,

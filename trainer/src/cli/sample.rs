@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{ArgGroup, Args};
 use kernels::{DType, Device, Tensor};
-use models::adapter::{Place, Source};
+use models::adapter::{ApplyMode, Source};
 use models::dit::DitConfig;
 use models::expert::Expert;
 use models::published::Defaults;
@@ -391,7 +391,8 @@ impl Owner for Loading<'_> {
             return Ok(ControlFlow::Continue(()));
         };
         let (dit, weights) = network.dit.open()?;
-        let (adapters, weights) = adapters::put(&network.adapters, &dit, weights, Place::Beside, self.ui)?;
+        let (adapters, weights) =
+            adapters::put(&network.adapters, &dit, weights, ApplyMode::Unmerged, self.ui)?;
         let base = self.model.precision.dit();
         let load = || Pipeline::load(&weights, &dit, self.split, &adapters, base);
         let mut pipeline = self.ui.phase("loading the DiT", load)?;

@@ -3,7 +3,7 @@
 //! It is put to the model for the moment. What goes beside the weights is attached; what goes into them is read from the
 //! disk with the change in it, and read again without it when the clips are made, so that training sees the same bits.
 
-use models::adapter::{Adapters, Place};
+use models::adapter::{Adapters, ApplyMode};
 use models::dit::Base;
 use models::expert::Expert;
 use models::weights::Weights;
@@ -38,7 +38,7 @@ impl ClipAdapter {
             None => plan.model.open_dit(),
         };
         let ((config, weights), (_, without)) = (open()?, open()?);
-        let (adapters, with) = put(&sources, &config, weights, Place::Beside, ui)?;
+        let (adapters, with) = put(&sources, &config, weights, ApplyMode::Unmerged, ui)?;
         Ok(Some(Self { adapters, with, without, base: plan.model.precision.dit() }))
     }
 
