@@ -1,7 +1,7 @@
 //! What both attentions of a block have, and the self-attention with its forward and its backward.
 //!
-//! Both go in three parts, so that a block can keep what costs and make the rest again: project (products), attend,
-//! and the output product. Norms and positions lie between the first two and are never kept.
+//! Both run in three parts, so that a block can keep what is expensive and recompute the rest: project (products), attend,
+//! and the output product. Norms and positions are between the first two and are never kept.
 
 use kernels::{Tensor, attention, norm_rope};
 

@@ -7,7 +7,7 @@ use crate::weights::Frozen;
 /// How a frozen DiT is held and computed.
 ///
 /// Whatever is chosen, these stay in f32: norms, modulation, the time embedding and the head. Only the matrices of the
-/// linear layers inside blocks are ever coded. Source of the rule: the official code under autocast to bf16.
+/// linear layers inside blocks are ever quantised. Source of the rule: the official code under autocast to bf16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Base {
     /// The linear layers of the blocks, and the dtype of products, attention, patch and text embedding.

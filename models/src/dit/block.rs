@@ -2,8 +2,8 @@
 //!
 //! Source of the formula: Wan-Video/Wan2.1 wan/modules/model.py `WanAttentionBlock.forward`.
 //!
-//! The backward works on what products and attentions made, kept or made again. Norms, positions and sums are always
-//! made again: they cost little time and much memory. The feed-forward part sees each token alone and goes in chunks.
+//! The backward works on the outputs of products and attentions, kept or recomputed. Norms, positions and sums are always
+//! recomputed: they cost little time and much memory. The feed-forward part sees each token alone and runs in chunks.
 
 use kernels::residual::{self, Stream};
 use kernels::tokens::{Place, run, unwritten};
@@ -135,7 +135,7 @@ impl Block {
         self.ffn.reload(weights, changed, frozen)
     }
 
-    /// `x` [b, l, d] -> [b, l, d], and what [`Block::backward`] wants back.
+    /// `x` [b, l, d] -> [b, l, d], and what [`Block::backward`] needs.
     pub fn forward(&self, x: Tensor, context: &Context, pass: &Pass, keep: Keep) -> Result<(Tensor, Saved)> {
         let m = self.modulation(context)?;
         let (attended, inner) = self.attend(&x, None, &m, context, pass)?;
@@ -148,7 +148,7 @@ impl Block {
         Ok((self.feed_forward(&after_cross, &m.ffn, pass)?, saved))
     }
 
-    /// The gradient of the input of [`Block::forward`], in the dtype of `dy` [b, l, d], which is written over: nobody else
+    /// The gradient of the input of [`Block::forward`], in the dtype of `dy` [b, l, d], which is overwritten: nobody else
     /// may hold it.
     ///
     /// What was saved is dropped as soon as nothing needs it any more.

@@ -40,7 +40,7 @@ impl FeedForward {
         [&mut self.up, &mut self.down]
     }
 
-    /// The layer with its weights as products want them: coded weights are decoded once for all chunks.
+    /// The layer with its weights as products need them: quantised weights are decoded once for all chunks.
     pub(super) fn decoded(&self) -> Result<Self> {
         Ok(Self { up: self.up.decoded()?, down: self.down.decoded()? })
     }
@@ -50,7 +50,7 @@ impl FeedForward {
         self.down.forward(&self.up.forward_gelu(x, pass)?, pass)
     }
 
-    /// The gradient of `x`; the inner layer is made again.
+    /// The gradient of `x`; the inner layer is recomputed.
     pub fn backward(
         &self,
         x: &Tensor,
@@ -77,7 +77,7 @@ pub struct Chunk {
 
 /// `tokens` tokens in `groups` groups, cut into chunks of about one size and at most `most` tokens.
 ///
-/// A chunk lies within one group, or is made of whole ones.
+/// A chunk is within one group, or consists of whole ones.
 pub fn chunks(tokens: usize, groups: usize, most: usize) -> Vec<Chunk> {
     let (size, most) = (tokens / groups.max(1), most.max(1));
     if size > most {

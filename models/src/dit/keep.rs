@@ -7,12 +7,12 @@ use super::layer::Saved;
 use super::plan::{Place, Plans};
 use crate::Result;
 
-/// What becomes of a forward: the plans of the layers, and the host memory beside the device.
+/// How a forward is kept: the plans of the layers, and the host memory to offload to.
 #[derive(Debug, Clone, Copy)]
 pub struct Keeping<'a> {
     /// Of every layer that goes forward.
     pub plans: &'a Plans,
-    /// Where layers park that wait in host memory.
+    /// Where offloaded layers wait.
     pub store: &'a HostStore,
 }
 
@@ -26,8 +26,8 @@ pub struct Kept {
 enum KeptLayer {
     Here(Saved),
     Parked(Saved<Parked>),
-    /// Parked, and not asked back ahead of its use.
-    Asleep(Saved<Parked>),
+    /// Parked, and not prefetched: it comes back when it is used.
+    ParkedUntilUsed(Saved<Parked>),
 }
 
 impl Kept {
@@ -36,17 +36,17 @@ impl Kept {
         self.layers.push(match place {
             Place::Device => KeptLayer::Here(saved),
             Place::Host => KeptLayer::Parked(parked(saved, store)?),
-            Place::HostUntilUsed => KeptLayer::Asleep(parked(saved, store)?),
+            Place::HostUntilUsed => KeptLayer::ParkedUntilUsed(parked(saved, store)?),
         });
         Ok(())
     }
 
-    /// What the last layer left, on its device; the one before it is asked back, so that it comes while this one works.
+    /// What the last layer left, on its device. The layer before it is prefetched, so that its copy runs while this one works.
     pub(super) fn pop(&mut self) -> Result<Option<Saved>> {
         let saved = match self.layers.pop() {
             None => return Ok(None),
             Some(KeptLayer::Here(saved)) => saved,
-            Some(KeptLayer::Parked(parked) | KeptLayer::Asleep(parked)) => {
+            Some(KeptLayer::Parked(parked) | KeptLayer::ParkedUntilUsed(parked)) => {
                 parked.map(&mut |x: Parked| Ok(x.take()?))?
             }
         };

@@ -186,7 +186,7 @@ pub fn backward_all<const N: usize>(
     dx.ok_or_else(|| Error::Mismatch("the gradient of no layers was asked for".into()))
 }
 
-/// [`backward_all`] where nothing upstream wants the gradient of the input (text projections).
+/// [`backward_all`] where nothing upstream needs the gradient of the input (text projections).
 pub fn backward_adapters<const N: usize>(
     layers: [&Linear; N],
     x: &Tensor,

@@ -106,13 +106,13 @@ impl Dit {
         self.architecture.as_ref()
     }
 
-    /// The linear layers, whose matrices may be coded.
+    /// The linear layers, whose matrices may be quantised.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.layers.iter().flat_map(|layer| layer.linears())
     }
 
     /// Reads again, out of `weights`, every tensor that `changed` has patches for: `weights` may be `changed` itself, or the
-    /// same without them. The embeddings and the head are read as a whole, each dropped before it is there again.
+    /// same without them. The embeddings and the head are read as a whole, each dropped before it is read again.
     ///
     /// # Errors
     /// Weights that cannot be read.
@@ -161,7 +161,7 @@ impl Dit {
         Ok(streams)
     }
 
-    /// [`Dit::through`], keeping what [`Dit::backward`] wants.
+    /// [`Dit::through`], keeping what [`Dit::backward`] needs.
     ///
     /// # Errors
     /// What a layer refuses, and a layer without a plan.

@@ -8,7 +8,7 @@ use crate::weights::{Checkpoint, Weights};
 use crate::{Contents, Error, Result, names, published};
 
 /// Opens the weights at `path` (a file, or a folder of shards), in either naming, and checks every tensor's name and
-/// shape. `config_json` is the text of their `config.json`; without it the sizes are those that the tensors tell, and
+/// shape. `config_json` is the text of their `config.json`; without it the sizes are those of the tensors, and
 /// heads are of 128, as in every published model.
 ///
 /// # Errors
@@ -53,11 +53,11 @@ const PUBLISHED_HEAD: usize = 128;
 fn published_config(path: &Path, patch: Option<Vec<usize>>) -> Result<String> {
     match patch.and_then(|shape| shape.first().copied()) {
         Some(dim) if !dim.is_multiple_of(PUBLISHED_HEAD) => Err(Error::Mismatch(format!(
-            "{}: a DiT of width {dim} is no published model, so only its config.json tells the number of heads; put it \
+            "{}: a DiT of width {dim} is no published model, so only its config.json has the number of heads; put it \
              beside the weights, or name it with model.dit_config",
             path.display()
         ))),
-        // What is no DiT at all is told by the tensors that it lacks.
+        // What is no DiT at all is refused for the tensors that it lacks.
         dim => Ok(format!(r#"{{"num_heads":{}}}"#, dim.unwrap_or(PUBLISHED_HEAD) / PUBLISHED_HEAD)),
     }
 }

@@ -1,4 +1,4 @@
-//! What becomes of each layer's forward until its backward: how much is kept, and where it waits.
+//! Activation checkpointing and offload, layer by layer: how much of a forward is kept, and where it waits.
 
 use std::collections::BTreeMap;
 
@@ -7,33 +7,33 @@ use serde::{Deserialize, Serialize};
 use super::layer_id::LayerId;
 use crate::{Error, Result};
 
-/// How much of a block's forward is kept. The gradients are the same to the bit; what is not kept is made again.
+/// How much of a layer's forward is kept. The gradients are the same to the bit; what is not kept is recomputed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Keep {
-    /// The block's input: the least memory, one more forward.
+    /// The layer's input: the least memory, one more forward.
     #[default]
     Input,
-    /// The input with the self-attention's output and log-sum-exp: the replay need not attend again.
+    /// The input with the self-attention's output and log-sum-exp: recomputing needs no self-attention.
     Attention,
-    /// All that products and attentions made: only norms, positions and sums are made again.
+    /// All outputs of products and attentions: only norms, positions and sums are recomputed.
     All,
 }
 
-/// Where it waits for the backward.
+/// Where what is kept waits for the backward.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Place {
     /// On the device.
     #[default]
     Device,
-    /// In host memory beside the device, from which it comes back one block ahead of its use.
+    /// Offloaded to host memory, and back one layer ahead of its use.
     Host,
-    /// In host memory too, but it comes back when it is used: the device waits, and holds one block's less.
+    /// Offloaded to host memory, and back when it is used: the device waits for the copy, and holds one layer less.
     HostUntilUsed,
 }
 
-/// What becomes of one block's forward.
+/// How one layer's forward is kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BlockPlan {
     /// How much is kept.

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::fmt;
 
-/// What a tensor tells the network. Roles are equal when their names are.
+/// What a tensor conditions the network on. Roles are equal when their names are.
 #[derive(Debug, Clone, Copy)]
 pub struct Role {
     name: &'static str,

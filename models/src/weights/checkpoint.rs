@@ -46,7 +46,13 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Self> {
         let kind = std::fs::metadata(path).map_err(WeightsError::io("open", path))?;
         if kind.is_dir() {
-            return folder::open(path);
+            let shards = folder::find(path)?;
+            let checkpoint = Self::from_shards(path, shards.paths.clone())?;
+            shards.check(|name| {
+                let entry = checkpoint.entries.get(name)?;
+                Some(checkpoint.files[entry.file].as_path())
+            })?;
+            return Ok(checkpoint);
         }
         let kind = FileKind::of(path)?;
         if let Some(reason) = kind.refusal() {
@@ -71,7 +77,7 @@ impl Checkpoint {
     }
 
     /// Opens several safetensors files as one checkpoint found at `path`.
-    pub(super) fn from_shards(path: &Path, files: Vec<PathBuf>) -> Result<Self> {
+    fn from_shards(path: &Path, files: Vec<PathBuf>) -> Result<Self> {
         let mut entries = BTreeMap::new();
         let mut metadata = BTreeMap::new();
         for (i, file) in files.iter().enumerate() {

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::checkpoint::Checkpoint;
 use super::error::{Result, WeightsError};
 
 const INDEX: &str = ".safetensors.index.json";
@@ -17,14 +16,22 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Opens the one checkpoint in the folder `path`.
-pub(super) fn open(path: &Path) -> Result<Checkpoint> {
+/// The files of the one checkpoint in a folder.
+pub(super) struct Shards {
+    /// A single file, or all that the index names.
+    pub paths: Vec<PathBuf>,
+    /// The index, and where it is.
+    index: Option<(PathBuf, Index)>,
+}
+
+/// Finds the one checkpoint in the folder `path`.
+pub(super) fn find(path: &Path) -> Result<Shards> {
     let names = file_names(path)?;
     let indices: Vec<_> = names.iter().filter(|n| n.ends_with(INDEX)).collect();
     let tensors: Vec<_> = names.iter().filter(|n| n.ends_with(".safetensors")).collect();
     match (indices.as_slice(), tensors.as_slice()) {
-        ([index], _) => open_sharded(path, index),
-        ([], [one]) if !is_shard(one) => Checkpoint::from_shards(path, vec![path.join(one)]),
+        ([index], _) => indexed(path, index),
+        ([], [one]) if !is_shard(one) => Ok(Shards { paths: vec![path.join(one)], index: None }),
         ([], []) => {
             Err(WeightsError::file(path, "no .safetensors file in this folder; name the weights file itself"))
         }
@@ -60,16 +67,13 @@ fn file_names(path: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn open_sharded(path: &Path, index_name: &str) -> Result<Checkpoint> {
+fn indexed(path: &Path, index_name: &str) -> Result<Shards> {
     let index_path = path.join(index_name);
     let text = std::fs::read(&index_path).map_err(WeightsError::io("read", &index_path))?;
     let index: Index = serde_json::from_slice(&text).map_err(|e| {
         WeightsError::file(&index_path, format!("this index is not valid ({e}); fetch it again"))
     })?;
-    let shards = shard_paths(path, &index_path, &index)?;
-    let checkpoint = Checkpoint::from_shards(path, shards)?;
-    check_places(&checkpoint, &index_path, &index)?;
-    Ok(checkpoint)
+    Ok(Shards { paths: shard_paths(path, &index_path, &index)?, index: Some((index_path, index)) })
 }
 
 fn shard_paths(path: &Path, index_path: &Path, index: &Index) -> Result<Vec<PathBuf>> {
@@ -93,21 +97,20 @@ fn shard_paths(path: &Path, index_path: &Path, index: &Index) -> Result<Vec<Path
     Ok(names.into_iter().map(|n| path.join(n)).collect())
 }
 
-/// Every tensor of the index lies in the shard that the index names.
-fn check_places(checkpoint: &Checkpoint, index_path: &Path, index: &Index) -> Result<()> {
-    let files = checkpoint.files();
-    let place: BTreeMap<&str, &Path> =
-        checkpoint.entries().map(|(n, e)| (n, files[e.file].as_path())).collect();
-    let lost: Vec<_> = index
-        .weight_map
-        .iter()
-        .filter(|(name, shard)| place.get(name.as_str()).and_then(|p| p.file_name()) != Some(shard.as_ref()))
-        .collect();
-    let Some((name, shard)) = lost.first() else { return Ok(()) };
-    let reason = format!(
-        "{} tensors are not in the shard that this index names, the first is `{name}` in {shard}; \
-         index and shards are of different checkpoints, fetch both again",
-        lost.len()
-    );
-    Err(WeightsError::file(index_path, reason))
+impl Shards {
+    /// Checks that every tensor of the index is in the shard that the index names; `file_of` gives the file of a tensor.
+    pub fn check<'a>(&self, file_of: impl Fn(&str) -> Option<&'a Path>) -> Result<()> {
+        let Some((index_path, index)) = &self.index else { return Ok(()) };
+        let is_lost = |(name, shard): &(&String, &String)| {
+            file_of(name).and_then(Path::file_name) != Some(shard.as_str().as_ref())
+        };
+        let lost: Vec<_> = index.weight_map.iter().filter(is_lost).collect();
+        let Some((name, shard)) = lost.first() else { return Ok(()) };
+        let reason = format!(
+            "{} tensors are not in the shard that this index names, the first is `{name}` in {shard}; \
+             index and shards are of different checkpoints, fetch both again",
+            lost.len()
+        );
+        Err(WeightsError::file(index_path, reason))
+    }
 }
