@@ -243,7 +243,7 @@ impl Soak {
     fn damaged_run(&self, random: &mut Random) -> Outcome {
         let project = project();
         let mut child = self.start(&project, &["train"]);
-        let newest = || trainer::checkpoint::newest(&project.run().join("checkpoints")).ok().flatten();
+        let newest = || trainer::train::checkpoint::newest(&project.run().join("checkpoints")).ok().flatten();
         let begun = Instant::now();
         while newest().is_none() && child.try_wait().unwrap().is_none() && begun.elapsed() < LONGEST {
             std::thread::sleep(Duration::from_millis(2));
@@ -360,7 +360,7 @@ fn came(run: &Path) -> Result<Came, String> {
         return Err(format!("{} has {} rows, not {STEPS}", run.display(), rows.len()));
     }
     let mut tensors = BTreeMap::new();
-    let newest = trainer::checkpoint::newest(&run.join("checkpoints")).map_err(|e| e.to_string())?;
+    let newest = trainer::train::checkpoint::newest(&run.join("checkpoints")).map_err(|e| e.to_string())?;
     for path in files(&run.join("adapters")).into_iter().chain(newest) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let loaded = kernels::safetensors::load(&path, &Device::Cpu).map_err(|e| format!("{name}: {e}"))?;

@@ -8,13 +8,13 @@ use models::dit::{BlockPlan, Role};
 use proofs::project::Project;
 use proofs::small::{adapters, pipeline, trained};
 use proofs::{Tolerance, assert_close};
-use trainer::batch::{Batches, StepData};
 use trainer::encode::Encoded;
-use trainer::interrupt::Interrupt;
 use trainer::pipeline::{MicroBatch, Pipeline};
 use trainer::plan::{Plan, Planned};
-use trainer::run;
-use trainer::ui::{Ui, Voice};
+use trainer::train;
+use trainer::train::batch::{Batches, StepData};
+use trainer::watch::interrupt::Interrupt;
+use trainer::watch::ui::{Ui, Voice};
 
 /// The same f32 sums in another order; gradients are sums over some hundred products of size 1.
 const ORDER: Tolerance = Tolerance { absolute: 1e-6, relative: 2e-5 };
@@ -37,7 +37,7 @@ struct Ready {
 fn ready(captions: &[&str], settings: &str) -> Ready {
     let project = Project::new(&proofs::fixture(""), captions, settings);
     let planned = Plan::make(&project.recipe(), &mut |_, _| {}).unwrap();
-    let encoded = run::cache(&planned, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
+    let encoded = train::cache(&planned, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
     let (config, weights) = planned.plan.model.open_dit().unwrap();
     let pipeline = pipeline(&config, &weights, &adapters(&config, 4, 1.5), &[config.layers]);
     Ready { _project: project, planned, encoded, pipeline }
@@ -115,7 +115,8 @@ fn the_loss_of_a_step_is_the_mean_of_its_samples() {
                 errors.push(f64::from(mean));
             }
         }
-        let weighted = errors.iter().zip(&data.sigmas).map(|(e, &sigma)| e * trainer::noise::bsmntw(sigma));
+        let weighted =
+            errors.iter().zip(&data.sigmas).map(|(e, &sigma)| e * trainer::learning::noise::bsmntw(sigma));
         let expected = weighted.sum::<f64>() / errors.len() as f64;
         let (loss, _) = ready.trained(&data);
         assert!((loss / expected - 1.0).abs() < 1e-5, "{batch} x {accumulate}: {loss}, expected {expected}");

@@ -11,7 +11,7 @@ use proofs::small::{config, micro_batch, pipeline, velocities, weights};
 use proofs::{Tolerance, assert_close, randn};
 use trainer::adapters::beginning;
 use trainer::plan::Plan;
-use trainer::ui::{Ui, Voice};
+use trainer::watch::ui::{Ui, Voice};
 
 /// f32 rounding of two ways to the same numbers.
 const SAME: Tolerance = Tolerance { absolute: 1e-5, relative: 1e-5 };

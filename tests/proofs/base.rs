@@ -13,10 +13,10 @@ use proofs::small::{self, config, micro_batch, open_weights, tensors, velocities
 use proofs::{
     DIT_KINDS, assert_same_bits, device, entered, fixture_tensors, golden_input, golden_weights, randn,
 };
-use trainer::bench::dit_preset;
-use trainer::lr::{LrSchedule, learning_rate};
-use trainer::optim::{AdamW, Optimizer, Rule, Step, checked_norm, clip_factor};
+use trainer::learning::lr::{LrSchedule, learning_rate};
+use trainer::learning::optim::{AdamW, Optimizer, Rule, Step, checked_norm, clip_factor};
 use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline};
+use trainer::tools::bench::dit_preset;
 
 const FP8: Frozen = Frozen { compute: DType::F32, storage: Storage::Coded(Format::E4m3) };
 const INT8: Frozen = Frozen { compute: DType::F32, storage: Storage::Coded(Format::Int8) };

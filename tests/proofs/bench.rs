@@ -7,10 +7,12 @@ use models::umt5::Umt5;
 use models::vae::{Tiling, Vae};
 use proofs::device;
 use serde_json::Value;
-use trainer::bench::{self, AttentionBench, ClipSize, DitBench, DitSource, Repeats, StepBench, VaeBench};
-use trainer::devices::DevicesConfig;
-use trainer::memory::MemoryConfig;
-use trainer::precision::Wishes;
+use trainer::machine::devices::DevicesConfig;
+use trainer::machine::memory::MemoryConfig;
+use trainer::machine::precision::Wishes;
+use trainer::tools::bench::{
+    self, AttentionBench, ClipSize, DitBench, DitSource, Repeats, StepBench, VaeBench,
+};
 
 /// The other program, as it is built into the proofs: they may run where no source is.
 const PEER: &str = include_str!("../../bench/torch_peer.py");

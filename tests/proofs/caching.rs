@@ -8,15 +8,15 @@ use models::weights::Checkpoint;
 use proofs::project::Project;
 use proofs::{assert_same_bits, fixture};
 use trainer::base::{BaseModel, ModelConfig};
-use trainer::batch::Batches;
 use trainer::encode::{Encoded, Encoding};
 use trainer::error::Error;
-use trainer::interrupt::Interrupt;
+use trainer::learning::Share;
+use trainer::machine::precision::Processor;
 use trainer::plan::Plan;
-use trainer::precision::Processor;
-use trainer::run;
-use trainer::sample::Share;
-use trainer::ui::{Ui, Voice};
+use trainer::train;
+use trainer::train::batch::Batches;
+use trainer::watch::interrupt::Interrupt;
+use trainer::watch::ui::{Ui, Voice};
 
 /// Samples of the held-out loss are made one by one: what is asked for later is read later.
 #[test]
@@ -24,7 +24,7 @@ fn held_out_samples_are_made_when_they_are_asked_for() {
     let captions = ["a ball", "two birds fly", "a fox"];
     let project = Project::new(&fixture(""), &captions, "held_out = [\"clip01*\", \"clip02*\"]");
     let planned = Plan::make(&project.recipe(), &mut |_, _| {}).unwrap();
-    let encoded = run::cache(&planned, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
+    let encoded = train::cache(&planned, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
     let batches = Batches::new(&planned.plan, &planned.dataset, &encoded).unwrap();
     assert_eq!(batches.held_out(Share::All).count(), 18);
     let mut samples = batches.held_out(Share::All);
@@ -43,8 +43,8 @@ fn a_held_out_loss_that_is_no_number_stops_the_run() {
     let project = Project::new(&fixture(""), &["a ball", "two birds fly"], settings);
     let mut planned = Plan::make(&project.recipe(), &mut |_, _| {}).unwrap();
     planned.plan.optimizer.lr = 1e30;
-    let folder = run::RunFolder::begin(&mut planned.plan).unwrap();
-    let ended = run::train(&planned, &folder, &Interrupt::default(), &Ui::new(Voice::Json));
+    let folder = train::RunFolder::begin(&mut planned.plan).unwrap();
+    let ended = train::train(&planned, &folder, &Interrupt::default(), &Ui::new(Voice::Json));
     let Err(Error::NonFiniteHeldOut { step: 1, item, sigma }) = ended else { panic!("{ended:?}") };
     assert!(item.starts_with("clip01") && (0.0..1.0).contains(&sigma), "{item} at {sigma}");
     assert!(!std::fs::read_to_string(folder.metrics()).unwrap().contains("null"));

@@ -10,8 +10,8 @@ use kernels::{Device, Tensor};
 use models::weights::{Checkpoint, write_safetensors};
 use proofs::{assert_same_bits, randn};
 use trainer::Error;
-use trainer::checkpoint::{self, Progress};
-use trainer::optim::Saved;
+use trainer::learning::optim::Saved;
+use trainer::train::checkpoint::{self, Progress};
 
 fn progress(step: u64) -> Progress {
     Progress { step, cursor: Cursor { epoch: 1, position: 2 }, metrics_bytes: 345, ..Progress::default() }

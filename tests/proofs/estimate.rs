@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use models::dit::DitConfig;
-use trainer::bench::dit_preset;
 use trainer::sample::estimate::{in_words, operations};
-use trainer::ui::time_left;
+use trainer::tools::bench::dit_preset;
+use trainer::watch::ui::time_left;
 
 /// Two operations for each weight of the blocks' matrices and each token (keys and values of the text: each of its rows), and
 /// for both products of each attention.

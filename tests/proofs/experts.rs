@@ -15,19 +15,19 @@ use proofs::project::{Project, SIZE};
 use proofs::small::{adapters, config, pipeline, weights};
 use proofs::{assert_same_bits, device, fixture, randn};
 use trainer::adapters::beginning;
-use trainer::batch::Batches;
-use trainer::checkpoint::{self, part_of};
 use trainer::encode::Encoded;
-use trainer::forecast::{Engine, Forecaster, Neighbours, Networks, StagePlan, Task, Way};
-use trainer::interrupt::Interrupt;
-use trainer::lr::learning_rate;
-use trainer::noise::{Streams, TimestepConfig};
-use trainer::optim::{Optimizer, OptimizerConfig, Saved, Step, checked_norm, clip_factor};
+use trainer::learning::Share;
+use trainer::learning::lr::learning_rate;
+use trainer::learning::noise::{Streams, TimestepConfig};
+use trainer::learning::optim::{Optimizer, OptimizerConfig, Saved, Step, checked_norm, clip_factor};
+use trainer::machine::forecast::{Engine, Forecaster, Neighbours, Networks, StagePlan, Task, Way};
 use trainer::pipeline::{NetworkInput, Pipeline, Quarters};
 use trainer::plan::{Plan, Planned};
-use trainer::run::{self, RunFolder};
-use trainer::sample::Share;
-use trainer::ui::{Ui, Voice};
+use trainer::train::batch::Batches;
+use trainer::train::checkpoint::{self, part_of};
+use trainer::train::{self, RunFolder};
+use trainer::watch::interrupt::Interrupt;
+use trainer::watch::ui::{Ui, Voice};
 
 const CAPTIONS: [&str; 3] = ["a red ball", "two birds fly over the sea", "a fox"];
 const BOUNDARY: f64 = 0.875;
@@ -53,13 +53,13 @@ fn refusal(project: &Project) -> String {
 }
 
 fn cached(planned: &Planned) -> Encoded {
-    run::cache(planned, &Interrupt::default(), &ui()).unwrap()
+    train::cache(planned, &Interrupt::default(), &ui()).unwrap()
 }
 
 /// The states after a whole run.
 fn trained(planned: &mut Planned) -> (checkpoint::Progress, Saved, PathBuf) {
     let folder = RunFolder::begin(&mut planned.plan).unwrap();
-    run::train(planned, &folder, &Interrupt::default(), &ui()).unwrap();
+    train::train(planned, &folder, &Interrupt::default(), &ui()).unwrap();
     let newest = checkpoint::newest(&folder.checkpoints()).unwrap().unwrap();
     let (progress, saved) = checkpoint::load(&newest).unwrap();
     (progress, saved, folder.root().to_owned())

@@ -80,7 +80,7 @@ fn an_exported_adapter_is_the_one_in_training() {
         let live = live(scaling);
         let expected = velocity(&model(&live));
         assert!(difference(&expected, &base).0 > 0.1, "the adapter does nothing");
-        let file = trainer::export::adapter_file(&live).unwrap();
+        let file = trainer::train::export::adapter_file(&live).unwrap();
         for style in STYLES {
             let what = format!("{style:?}, {scaling:?}");
             let path = folder.path().join("adapter.safetensors");
@@ -100,7 +100,7 @@ fn an_adapter_in_bfloat16_is_near_the_one_in_training() {
     let path = folder.path().join("adapter.safetensors");
     let live = live(Scaling::Standard);
     let (base, expected) = (velocity(&model(&Adapters::default())), velocity(&model(&live)));
-    let file = trainer::export::adapter_file(&live).unwrap();
+    let file = trainer::train::export::adapter_file(&live).unwrap();
     for style in STYLES {
         write(&path, &file, style, Precision::Bfloat16).unwrap();
         let got = velocity(&model(&frozen(&read(&path).unwrap(), 1.0)));
@@ -134,7 +134,7 @@ fn golden_adapters_give_golden_velocities() {
 /// Two adapters at once are the sum of their deltas.
 #[test]
 fn adapters_add_up() {
-    let file = trainer::export::adapter_file(&live(Scaling::Standard)).unwrap();
+    let file = trainer::train::export::adapter_file(&live(Scaling::Standard)).unwrap();
     let mut two = frozen(&file, 0.3);
     for (module, adapters) in frozen(&file, 0.7).iter() {
         adapters.iter().for_each(|adapter| two.attach(module.to_owned(), adapter.clone()));

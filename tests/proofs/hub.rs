@@ -8,9 +8,9 @@ use proofs::fixture;
 use proofs::hub::{COMMIT, Reply, Repository, Request, Server};
 use tempfile::TempDir;
 use trainer::base::ModelConfig;
-use trainer::hub::{Hub, HubError, HubId, HubSettings, Wanted};
-use trainer::precision::Processor;
-use trainer::ui::{Ui, Voice};
+use trainer::base::hub::{Hub, HubError, HubId, HubSettings, Wanted};
+use trainer::machine::precision::Processor;
+use trainer::watch::ui::{Ui, Voice};
 
 const FILE: &str = "Wan2.1_VAE.pth";
 const ATTEMPTS: u32 = 3;

@@ -1,7 +1,7 @@
 //! Presets named after other trainers: noise levels, weights and scales are what those trainers' formulas make of numbers.
 
 use trainer::error::Error;
-use trainer::noise::TimestepConfig;
+use trainer::learning::noise::TimestepConfig;
 use trainer::recipe::Recipe;
 
 use crate::noise::{KS, distance, normal_cdf};

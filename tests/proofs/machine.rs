@@ -7,7 +7,7 @@ use kernels::device::{self, Settings, open_gpu};
 use kernels::weight::Weight;
 use kernels::{DType, Device, Tensor, attention, inventory, linear};
 use proofs::{Tolerance, assert_close, device, randn};
-use trainer::devices::{DevicesConfig, Limits};
+use trainer::machine::devices::{DevicesConfig, Limits};
 
 const MIB: u64 = 1 << 20;
 
@@ -69,7 +69,7 @@ fn a_shape_that_cudnn_refuses_is_said_once_and_still_right() {
 #[test]
 fn a_gpus_limit_is_the_same_number_in_plan_and_allocator() {
     const RESERVE: u64 = 400 * MIB;
-    let name = trainer::devices::default_device();
+    let name = trainer::machine::devices::default_device();
     let config = |limit: Option<u64>| DevicesConfig {
         stages: vec![name.to_owned()],
         split: vec![1],

@@ -8,14 +8,16 @@ use models::adapter::{Kind, LoraConfig, Target};
 use models::dit::{Base, BlockPlan, DitConfig, Keep, Place};
 use models::weights::{Frozen, Storage};
 use proofs::project::Project;
-use trainer::bench::dit_preset;
 use trainer::bytes::Bytes;
-use trainer::forecast::{Engine, Forecaster, Neighbours, Networks, StageMemory, StagePlan, Task, Way};
-use trainer::memory::{
+use trainer::learning::optim::OptimizerConfig;
+use trainer::machine::forecast::{
+    Engine, Forecaster, Neighbours, Networks, StageMemory, StagePlan, Task, Way,
+};
+use trainer::machine::memory::{
     Card, Choice, KeepConfig, Machine, MemoryConfig, Offload, Room, Shape, Shapes, choose, settle,
 };
-use trainer::optim::OptimizerConfig;
 use trainer::plan::Plan;
+use trainer::tools::bench::dit_preset;
 
 const GIB: u64 = 1 << 30;
 const FP8: Storage = Storage::Coded(Format::E4m3);
@@ -306,7 +308,7 @@ fn two_experts_lie_side_by_side_or_one_waits() {
     let waiting: u64 = dense.forecast.stages.iter().map(|stage| stage.memory.host).sum();
     let matrices = Base::new(Frozen::dense(DType::BF16)).matrix_bytes(&model.dit, &(0..40));
     assert!(waiting >= matrices, "{} of {}", Bytes(waiting), Bytes(matrices));
-    let weights = |settled: &trainer::memory::Settled| -> u64 {
+    let weights = |settled: &trainer::machine::memory::Settled| -> u64 {
         settled.forecast.stages.iter().map(|stage| stage.memory.weights).sum()
     };
     let one = of(Storage::Dense, Networks::One, &[24.0, 24.0]).unwrap();

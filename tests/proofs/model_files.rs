@@ -10,8 +10,8 @@ use models::published::{Facts, Published};
 use models::weights::{Checkpoint, Storage, TensorSpec, Weights, write_safetensors};
 use proofs::fixture;
 use trainer::base::{BaseModel, Dits, ModelConfig, Trained, locate_dits};
-use trainer::inspect::inspect;
-use trainer::precision::{Held, Processor};
+use trainer::machine::precision::{Held, Processor};
+use trainer::tools::inspect::inspect;
 
 fn settle(config: &ModelConfig) -> trainer::Result<BaseModel> {
     config.settle(Path::new(""), Processor::Cpu)

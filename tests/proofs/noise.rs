@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use kernels::random::Key;
 use proofs::fixture_tensors;
-use trainer::noise::{Distribution, Streams, TimestepConfig, Weighting, bsmntw};
+use trainer::learning::noise::{Distribution, Streams, TimestepConfig, Weighting, bsmntw};
 
 const DRAWS: u64 = 20_000;
 /// Kolmogorov and Smirnov's distance of 20 000 right draws is beyond this once in a thousand times: 1.95 / sqrt(n).

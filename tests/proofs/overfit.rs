@@ -6,15 +6,15 @@ use models::adapter::Adapters;
 use models::dit::BlockPlan;
 use proofs::project::Project;
 use proofs::small::{config, open_weights, pipeline, uniform};
-use trainer::batch::Batches;
-use trainer::interrupt::Interrupt;
-use trainer::lr::{LrSchedule, learning_rate};
-use trainer::optim::{AdamW, Optimizer, Rule, Step, checked_norm, clip_factor};
+use trainer::learning::Share;
+use trainer::learning::lr::{LrSchedule, learning_rate};
+use trainer::learning::optim::{AdamW, Optimizer, Rule, Step, checked_norm, clip_factor};
 use trainer::pipeline::Pipeline;
 use trainer::plan::Plan;
-use trainer::run;
-use trainer::sample::Share;
-use trainer::ui::{Ui, Voice};
+use trainer::train;
+use trainer::train::batch::Batches;
+use trainer::watch::interrupt::Interrupt;
+use trainer::watch::ui::{Ui, Voice};
 
 /// The mean squared error at the nine sigmas of the held-out loss, with the noise fixed; and that of an answer of zero.
 fn held_out_loss(batches: &Batches, pipeline: &Pipeline) -> (f64, f64) {
@@ -45,7 +45,7 @@ fn a_few_hundred_steps_learn_a_clip() {
         std::fs::copy(clip("clip00"), clip("twin")).unwrap();
     }
     let planned = Plan::make(&project.recipe(), &mut |_, _| {}).unwrap();
-    let encoded = run::cache(&planned, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
+    let encoded = train::cache(&planned, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
     let batches = Batches::new(&planned.plan, &planned.dataset, &encoded).unwrap();
 
     let dit = config(2, 128);

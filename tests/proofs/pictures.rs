@@ -17,17 +17,18 @@ use proofs::{
     Tolerance, assert_close, assert_same_bits, device, difference, fixture, fixture_json, fixture_tensors,
 };
 use trainer::base::{DitFiles, ModelConfig, locate_dits};
-use trainer::batch::{Batches, StepData};
+use trainer::encode::prompt::ClipRequest;
 use trainer::encode::{Encoded, Encoding, Ends, Shown, condition, mask, with_mask};
-use trainer::interrupt::Interrupt;
+use trainer::learning::Share;
+use trainer::machine::precision::{Float, Held, Processor};
 use trainer::pipeline::Pipeline;
 use trainer::plan::{Plan, Planned};
-use trainer::precision::{Float, Held, Processor};
-use trainer::prompt::ClipRequest;
-use trainer::run;
-use trainer::sample::{Prompted, Prompts, SampleConfig, Session, Share};
+use trainer::sample::{Prompted, Prompts, SampleConfig, Session};
 use trainer::solver::Convention;
-use trainer::ui::{Ui, Voice};
+use trainer::train;
+use trainer::train::batch::{Batches, StepData};
+use trainer::watch::interrupt::Interrupt;
+use trainer::watch::ui::{Ui, Voice};
 
 /// The bounds of the fixtures: latents after the last step, in f32 through two networks and the guidance; and encoding.
 const RUN: Tolerance = Tolerance::absolute(2e-3);
@@ -233,7 +234,7 @@ fn ready(model: &str, size: [u32; 2], settings: &str) -> Ready {
     let captions = ["a ball", "two birds fly", "a fox"];
     let project = Project::of_folder(&fixture(model), size, &captions, settings);
     let planned = Plan::make(&project.recipe(), &mut |_, _| {}).unwrap();
-    let encoded = run::cache(&planned, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
+    let encoded = train::cache(&planned, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
     Ready { project, planned, encoded }
 }
 
@@ -315,7 +316,7 @@ fn a_model_of_two_pictures_is_trained_on_both_ends() {
 
     let project = Project::of_folder(&model, [64, 48], &["a ball", "two birds fly"], "");
     let planned = Plan::make(&project.recipe(), &mut |_, _| {}).unwrap();
-    let encoded = run::cache(&planned, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
+    let encoded = train::cache(&planned, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
     let Shown { beside_bcthw, cond, .. } = encoded.ends(0).unwrap();
     let (beside, states) = (beside_bcthw.unwrap(), cond.require(Role::PICTURE).unwrap());
     assert_same_bits("mask", &beside.narrow(0, 0, 4).unwrap(), &mask(Ends::Both, (2, 6, 8)).unwrap());

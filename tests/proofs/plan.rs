@@ -6,10 +6,10 @@ use proofs::project::Project;
 use sha2::{Digest, Sha256};
 use trainer::base::{DitFiles, Dits};
 use trainer::bytes::Bytes;
-use trainer::devices::Transfer;
-use trainer::lr::LrSchedule;
-use trainer::memory::KeepConfig;
-use trainer::noise::{Distribution, Weighting};
+use trainer::learning::lr::LrSchedule;
+use trainer::learning::noise::{Distribution, Weighting};
+use trainer::machine::devices::Transfer;
+use trainer::machine::memory::KeepConfig;
 use trainer::plan::{Overrides, Plan, Planned};
 
 fn planned(captions: &[&str], settings: &str) -> (Project, Planned) {

@@ -10,7 +10,7 @@ use models::umt5::Umt5Sizes;
 use models::vae::{Generation, Sizes};
 use models::weights::{Checkpoint, TensorSpec};
 use serde_json::json;
-use trainer::bench::{self, dit_preset, dit_presets};
+use trainer::tools::bench::{self, dit_preset, dit_presets};
 
 /// (tensors, numbers) of a list of tensors, whose names must differ.
 fn counted(specs: Vec<TensorSpec>) -> (usize, usize) {

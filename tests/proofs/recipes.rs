@@ -9,12 +9,12 @@ use models::published::Published;
 use proofs::source::{File, files, root};
 use serde_json::{Value, json};
 use trainer::base::Trained;
-use trainer::bench::dit_preset;
 use trainer::cli::Arguments;
-use trainer::forecast::{Engine, Networks, StageMemory, Task, Way};
-use trainer::memory::{Card, Forecast, Machine, Room, Shapes, StageForecast, settle};
-use trainer::precision::{Processor, Wishes};
+use trainer::machine::forecast::{Engine, Networks, StageMemory, Task, Way};
+use trainer::machine::memory::{Card, Forecast, Machine, Room, Shapes, StageForecast, settle};
+use trainer::machine::precision::{Processor, Wishes};
 use trainer::recipe::{Recipe, WORDS, defaults};
+use trainer::tools::bench::dit_preset;
 
 fn shipped() -> Vec<File> {
     files(&[".toml"]).into_iter().filter(|file| file.path.starts_with("recipes/")).collect()

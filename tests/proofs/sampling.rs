@@ -10,14 +10,15 @@ use models::vae::{Tiling, Vae};
 use proofs::small::{adapters, config, pipeline, weights};
 use proofs::{Tolerance, assert_close, assert_same_bits, device, difference, fixture_tensors, randn};
 use trainer::encode::Shown;
+use trainer::encode::prompt::ClipRequest;
 use trainer::error::Error;
+use trainer::learning::Share;
 use trainer::pipeline::{NetworkInput, Pipeline};
-use trainer::prompt::ClipRequest;
 use trainer::sample::{
-    ClipFiles, ClipFormat, Prompted, SampleConfig, Sampled, Session, Share, starting_noise, write_clips,
+    ClipFiles, ClipFormat, Prompted, SampleConfig, Sampled, Session, starting_noise, write_clips,
 };
 use trainer::solver::{Convention, Schedule, SolverKind};
-use trainer::ui::{Ui, Voice};
+use trainer::watch::ui::{Ui, Voice};
 
 fn stages(split: &[usize]) -> Pipeline {
     let config = config(3, 24);

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use kernels::optimiser::State;
 use proofs::{assert_same_bits, randn};
-use trainer::background::Background;
 use trainer::error::{Error, Result};
-use trainer::optim::{Saved, on_host};
+use trainer::learning::optim::{Saved, on_host};
+use trainer::train::background::Background;
 
 /// Starting returns while the work is still held up; the next piece waits for it.
 #[test]

@@ -1,7 +1,7 @@
 //! TensorBoard files hold what was put in, and a resumed run goes on exactly where its checkpoint was.
 
 use proofs::events::{Field, bytes_of, events, fields};
-use trainer::tensorboard::{EventWriter, Picture};
+use trainer::watch::tensorboard::{EventWriter, Picture};
 
 #[test]
 fn events_read_back_as_written() {

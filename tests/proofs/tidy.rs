@@ -123,7 +123,7 @@ fn crates_depend_in_one_direction() {
 fn one_file_prints() {
     let mut offenders = Vec::new();
     // A build script speaks to cargo by printing.
-    let speaks = |file: &File| file.path == "trainer/src/ui.rs" || file.path.ends_with("build.rs");
+    let speaks = |file: &File| file.path == "trainer/src/watch/ui.rs" || file.path.ends_with("build.rs");
     for file in shipped().filter(|file| !speaks(file)) {
         let is_bad = |line: &str| {
             ["println!", "eprintln!", "print!", "eprint!", "dbg!", "stdout()", "stderr()"]
@@ -132,7 +132,7 @@ fn one_file_prints() {
         };
         offenders.extend(places(&file, &file.shipped_code(), is_bad));
     }
-    assert_none("printed past trainer/src/ui.rs", offenders);
+    assert_none("printed past trainer/src/watch/ui.rs", offenders);
 }
 
 #[test]
@@ -145,6 +145,34 @@ fn nothing_is_left_for_later() {
         offenders.extend(places(&file, &file.text, |line| needles.iter().any(|n| line.contains(n.as_str()))));
     }
     assert_none("left for later", offenders);
+}
+
+/// The modules of `trainer` are listed in `lib.rs` in the order in which they build on each other: each uses those before it,
+/// and none behind it. What is listed after `cli` belongs to all.
+#[test]
+fn modules_of_the_trainer_use_each_other_in_one_direction() {
+    let files = rust();
+    let lib = files.iter().find(|file| file.path == "trainer/src/lib.rs").unwrap().code();
+    let modules: Vec<&str> =
+        lib.lines().filter_map(|line| line.trim().strip_prefix("pub mod ")?.strip_suffix(';')).collect();
+    let rooms = &modules[..=modules.iter().position(|module| *module == "cli").unwrap()];
+    assert!(rooms.len() > 10, "the list is gone: {rooms:?}");
+    let (mut offenders, mut uses) = (Vec::new(), 0);
+    for file in files.iter().filter(|file| file.path.starts_with("trainer/src/")) {
+        let own = file.path["trainer/src/".len()..].split(['/', '.']).next().unwrap();
+        let Some(own) = rooms.iter().position(|room| *room == own) else { continue };
+        for (i, line) in file.shipped_code().lines().enumerate() {
+            for used in line.split("crate::").skip(1) {
+                let used = used.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap();
+                uses += usize::from(rooms.contains(&used));
+                if rooms.iter().skip(own + 1).any(|room| *room == used) {
+                    offenders.push(format!("{}:{}: uses {used}", file.path, i + 1));
+                }
+            }
+        }
+    }
+    assert!(uses > 100, "only {uses} uses found: the search is broken");
+    assert_none("a module uses one that builds on it", offenders);
 }
 
 /// A clone works anywhere: no file knows the machine that it was written on, and every crate comes from crates.io.

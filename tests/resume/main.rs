@@ -167,8 +167,8 @@ fn assert_same_run(got: &Project, expected: &Project) {
         assert_same_tensors(name, &folder(got, name), &folder(expected, name));
     }
     let progress = |project: &Project| {
-        let newest = trainer::checkpoint::newest(&folder(project, "checkpoints")).unwrap().unwrap();
-        let (progress, _) = trainer::checkpoint::load(&newest).unwrap();
+        let newest = trainer::train::checkpoint::newest(&folder(project, "checkpoints")).unwrap().unwrap();
+        let (progress, _) = trainer::train::checkpoint::load(&newest).unwrap();
         (progress.step, progress.cursor)
     };
     assert_eq!(progress(got), progress(expected), "where the checkpoint stands");
@@ -196,8 +196,8 @@ fn a_run_that_is_killed_twice_ends_as_if_it_never_was() {
         child.kill().unwrap(); // SIGKILL: no handler runs
         assert!(child.wait().unwrap().code().is_none(), "the process ended by itself");
         assert!(logged_steps(&project) < STEPS, "the kill came too late to prove anything");
-        let newest = trainer::checkpoint::newest(&project.run().join("checkpoints")).unwrap();
-        let saved = newest.map_or(0, |path| trainer::checkpoint::load(&path).unwrap().0.step);
+        let newest = trainer::train::checkpoint::newest(&project.run().join("checkpoints")).unwrap();
+        let saved = newest.map_or(0, |path| trainer::train::checkpoint::load(&path).unwrap().0.step);
         assert_eq!(saved, after, "the checkpoint that the run goes on from");
     }
     assert!(finish(start(&project, &["train", "--resume"])).success());
@@ -225,8 +225,8 @@ fn a_run_of_two_experts_that_is_killed_goes_on_as_if_it_never_was() {
     assert!(logged_steps(&killed) < STEPS, "the kill came too late to prove anything");
     assert!(finish(start(&killed, &["train", "--resume"])).success());
     assert_same_run(&killed, &straight);
-    let newest = trainer::checkpoint::newest(&straight.run().join("checkpoints")).unwrap().unwrap();
-    let updates = trainer::checkpoint::load(&newest).unwrap().0.updates;
+    let newest = trainer::train::checkpoint::newest(&straight.run().join("checkpoints")).unwrap().unwrap();
+    let updates = trainer::train::checkpoint::load(&newest).unwrap().0.updates;
     assert!(updates.high < STEPS || updates.low < STEPS, "no step left an expert out: {updates:?}");
 }
 

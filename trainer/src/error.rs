@@ -88,13 +88,13 @@ pub enum Error {
     Data(#[from] data::DataError),
     /// A model could not be had from the hub.
     #[error(transparent)]
-    Hub(#[from] crate::hub::HubError),
+    Hub(#[from] crate::base::hub::HubError),
     /// A sampling schedule that cannot be, or its steps out of order.
     #[error(transparent)]
     Solver(#[from] crate::solver::SolverError),
     /// The TensorBoard events could not be written.
     #[error(transparent)]
-    Tensorboard(#[from] crate::tensorboard::TensorboardError),
+    Tensorboard(#[from] crate::watch::tensorboard::TensorboardError),
     /// The operating system refused a file operation.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use trainer::cli::{Arguments, exit_code, explain, reject};
-use trainer::ui::fail;
+use trainer::watch::ui::fail;
 
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {

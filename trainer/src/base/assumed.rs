@@ -8,7 +8,7 @@ use models::published::Published;
 
 use super::{BaseModel, DitFiles, Dits, ModelConfig};
 use crate::error::Result;
-use crate::precision::{Processor, Wishes};
+use crate::machine::precision::{Processor, Wishes};
 
 impl BaseModel {
     /// The model `published` as it would be settled from `config`, with the names that its files have in the official layout;

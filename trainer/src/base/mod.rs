@@ -3,6 +3,7 @@
 mod assumed;
 pub(crate) mod comfy;
 mod dit;
+pub mod hub;
 mod layout;
 mod trained;
 
@@ -18,10 +19,10 @@ use models::vae::{Sizes, Vae};
 use models::weights::{Checkpoint, Grid, Weights};
 use serde::{Deserialize, Serialize};
 
+use crate::base::hub::{HubError, HubId, Wanted};
 use crate::error::{Error, Result};
-use crate::hub::{HubError, HubId, Wanted};
-use crate::precision::{self, Float, Held, Precision, Processor, Wishes};
-use crate::recipe::existing;
+use crate::machine::precision::{self, Float, Held, Precision, Processor, Wishes};
+use crate::paths::existing;
 
 pub use dit::{DitFiles, Dits};
 pub use layout::{Part, locate, locate_dits};

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{BaseModel, DitFiles, Dits};
 use crate::error::{Error, Result};
-use crate::sample::Share;
+use crate::learning::Share;
 
 /// What a run trains of a model of two experts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,17 +11,17 @@ use models::vae::Vae;
 use super::devices::{OneDevice, StageDevices};
 use super::fetch::on_this_machine;
 use super::precision::{DitPrecision, PartFloat, PartPrecision};
+use crate::base::hub::HubError;
 use crate::base::{self, Part};
-use crate::bench::{
-    self, AttentionBench, ClipSize, DitBench, DitSource, LoadSource, Repeats, RunBench, StepBench, VaeBench,
-};
 use crate::bytes::Bytes;
 use crate::error::Error;
-use crate::hub::HubError;
-use crate::interrupt::Interrupt;
-use crate::memory::{KeepConfig, MemoryConfig, Offload};
-use crate::precision::Held;
-use crate::ui::{Ui, Voice};
+use crate::machine::memory::{KeepConfig, MemoryConfig, Offload};
+use crate::machine::precision::Held;
+use crate::tools::bench::{
+    self, AttentionBench, ClipSize, DitBench, DitSource, LoadSource, Repeats, RunBench, StepBench, VaeBench,
+};
+use crate::watch::interrupt::Interrupt;
+use crate::watch::ui::{Ui, Voice};
 
 /// Measure speed and memory of one part, as JSON lines.
 #[derive(Debug, Args)]

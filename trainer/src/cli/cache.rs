@@ -8,9 +8,9 @@ use clap::Args;
 use super::devices::RecipeDevices;
 use super::fetch::{Missing, resolved};
 use super::plan::make;
-use crate::interrupt::Interrupt;
-use crate::run;
-use crate::ui::Ui;
+use crate::train;
+use crate::watch::interrupt::Interrupt;
+use crate::watch::ui::Ui;
 
 /// Encode clips and captions. What is cached already stays; a run that is killed loses nothing that was finished.
 #[derive(Debug, Args)]
@@ -40,7 +40,7 @@ impl Cache {
         let planned = make(&self.recipe, &overrides, ui)?;
         let Some(folder) = &self.preview else {
             let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
-            run::cache(&planned, &interrupt, ui)?;
+            train::cache(&planned, &interrupt, ui)?;
             let cache = planned.plan.run.cache.display().to_string();
             let items = planned.dataset.windows.len();
             ui.tell(

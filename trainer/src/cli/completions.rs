@@ -5,7 +5,7 @@ use clap::{Args, CommandFactory};
 use clap_complete::{Shell, generate};
 
 use super::Arguments;
-use crate::ui::Ui;
+use crate::watch::ui::Ui;
 
 /// Print a script that completes commands, options and their values in a shell.
 #[derive(Debug, Args)]

@@ -11,7 +11,7 @@ use models::adapter::files::{self, AdapterFile};
 use super::adapter_output::{AdapterOutput, expert, tell_expert};
 use super::base_dit::BaseDit;
 use crate::error::Error;
-use crate::ui::Ui;
+use crate::watch::ui::Ui;
 
 /// Write an adapter file in another format.
 #[derive(Debug, Args)]

@@ -4,7 +4,7 @@ use clap::Args;
 use kernels::Device;
 
 use crate::bytes::Bytes;
-use crate::devices::{self, DevicesConfig, Transfer};
+use crate::machine::devices::{self, DevicesConfig, Transfer};
 use crate::plan::Overrides;
 use crate::recipe::Assignment;
 

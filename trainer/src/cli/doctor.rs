@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use crate::doctor::{Standing, examine};
-use crate::ui::Ui;
+use crate::tools::doctor::{Standing, examine};
+use crate::watch::ui::Ui;
 
 /// Say what this machine offers, which engines will run, what is missing and how to get it.
 ///

@@ -9,10 +9,10 @@ use models::expert::Expert;
 
 use super::adapter_output::{AdapterOutput, expert};
 use crate::error::Error;
-use crate::export::of_checkpoint;
+use crate::learning::Share;
 use crate::plan::Plan;
-use crate::sample::Share;
-use crate::ui::Ui;
+use crate::train::export::of_checkpoint;
+use crate::watch::ui::Ui;
 
 /// Write an adapter in another format: from an adapter file, or from a checkpoint of a run.
 #[derive(Debug, Args)]

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use models::published::Published;
 
+use crate::base::hub::{Hub, HubError, HubId, HubSettings, Wanted};
 use crate::base::{Clips, ModelConfig};
 use crate::error::Error;
-use crate::hub::{Hub, HubError, HubId, HubSettings, Wanted};
 use crate::plan::Overrides;
 use crate::recipe::Recipe;
-use crate::ui::Ui;
+use crate::watch::ui::Ui;
 
 /// Fetch a model from the Hugging Face hub into its cache. What is there already stays, and what broke off goes on.
 #[derive(Debug, Args)]

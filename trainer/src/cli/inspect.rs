@@ -6,8 +6,8 @@ use anyhow::Result;
 use clap::Args;
 
 use super::fetch::on_this_machine;
-use crate::inspect::inspect;
-use crate::ui::Ui;
+use crate::tools::inspect::inspect;
+use crate::watch::ui::Ui;
 
 /// Say what an adapter, a checkpoint or a folder is. Only headers are read.
 #[derive(Debug, Args)]

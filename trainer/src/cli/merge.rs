@@ -15,8 +15,8 @@ use super::fetch::on_this_machine;
 use super::force::Force;
 use crate::adapters;
 use crate::error::Error;
-use crate::interrupt::Interrupt;
-use crate::ui::Ui;
+use crate::watch::interrupt::Interrupt;
+use crate::watch::ui::Ui;
 
 /// Put adapters into a model's weights and write the result as one file with official names, as ComfyUI reads it. One
 /// tensor at a time is in memory.

@@ -28,9 +28,9 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::error::Error;
-use crate::interrupt::INTERRUPTED;
 use crate::solver::SolverError;
-use crate::ui::{Ui, Voice, fail};
+use crate::watch::interrupt::INTERRUPTED;
+use crate::watch::ui::{Ui, Voice, fail};
 
 /// Trains LoRA adapters for the Wan video models on few cards, and makes clips with them.
 #[derive(Debug, Parser)]

@@ -8,9 +8,9 @@ use kernels::inventory;
 use models::published::Published;
 
 use super::force::Force;
-use crate::draft::Draft;
 use crate::error::Error;
-use crate::ui::Ui;
+use crate::recipe::draft::Draft;
+use crate::watch::ui::Ui;
 
 /// Write a commented recipe for a model, a folder of clips and the cards that are here.
 #[derive(Debug, Args)]

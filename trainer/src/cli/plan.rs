@@ -11,9 +11,9 @@ use models::published::Published;
 
 use super::devices::RecipeDevices;
 use super::fetch::{Missing, resolved};
-use crate::memory::Cards;
+use crate::machine::memory::Cards;
 use crate::plan::{self, Overrides, Planned};
-use crate::ui::Ui;
+use crate::watch::ui::Ui;
 
 /// Resolve a recipe and print what it means. Nothing is written.
 #[derive(Debug, Args)]

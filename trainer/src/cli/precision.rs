@@ -7,7 +7,7 @@ use kernels::{DType, Device};
 use models::weights::Frozen;
 
 use crate::base::ModelConfig;
-use crate::precision::{Float, Held, Precision, Processor, Wishes};
+use crate::machine::precision::{Float, Held, Precision, Processor, Wishes};
 
 /// How the parts of a base model are held.
 #[derive(Debug, Args)]

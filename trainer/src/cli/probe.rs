@@ -16,13 +16,13 @@ use models::weights::Weights;
 use super::fetch::on_this_machine;
 use super::precision::ProbePrecision;
 use crate::base::{self, DitFiles, Part};
-use crate::devices::{self, DevicesConfig};
 use crate::error::Error;
+use crate::machine::devices::{self, DevicesConfig};
+use crate::machine::precision::{Float, Processor};
 use crate::pipeline::Pipeline;
-use crate::precision::{Float, Processor};
-use crate::probe::{self, Inputs, Outputs, train::TrainProbe};
 use crate::solver::{Convention, Schedule, SolverKind};
-use crate::ui::Ui;
+use crate::tools::probe::{self, Inputs, Outputs, train::TrainProbe};
+use crate::watch::ui::Ui;
 
 /// Run one part on given tensors, to compare it with another implementation.
 #[derive(Debug, Args)]

@@ -15,8 +15,8 @@ use super::adapter_output::{AdapterOutput, expert, tell_expert};
 use super::base_dit::BaseDit;
 use super::fetch::on_this_machine;
 use crate::error::Error;
-use crate::interrupt::Interrupt;
-use crate::ui::Ui;
+use crate::watch::interrupt::Interrupt;
+use crate::watch::ui::Ui;
 
 /// The seed of the sketches of large matrices: the same input gives the same file.
 const SEED: u64 = 1;

@@ -21,18 +21,19 @@ use super::force::Force;
 use super::precision::ModelPrecision;
 use crate::adapters;
 use crate::base::{BaseModel, DitFiles};
-use crate::devices::DevicesConfig;
+use crate::encode::prompt::ClipRequest;
 use crate::encode::{Encoded, Encoding};
 use crate::error::Error;
-use crate::interrupt::{Interrupt, OnStop};
+use crate::learning::Share;
+use crate::machine::devices::DevicesConfig;
 use crate::pipeline::Pipeline;
-use crate::prompt::ClipRequest;
 use crate::recipe::Assignment;
 use crate::sample::{
-    self, ClipFiles, ClipFormat, Owner, Prompted, Share, clip_files, clip_name, estimate, starting_noise,
+    self, ClipFiles, ClipFormat, Owner, Prompted, clip_files, clip_name, estimate, starting_noise,
 };
 use crate::solver::{Convention, SolverKind};
-use crate::ui::Ui;
+use crate::watch::interrupt::{Interrupt, OnStop};
+use crate::watch::ui::Ui;
 use basis::{Basis, Loras, resettled};
 
 /// Make clips from prompts, many from one load of the model.

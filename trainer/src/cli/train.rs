@@ -8,10 +8,10 @@ use clap::Args;
 use super::devices::RecipeDevices;
 use super::fetch::{Missing, resolved};
 use super::plan::{buckets, experts, make};
-use crate::interrupt::{INTERRUPTED, Interrupt, OnStop};
 use crate::plan::Overrides;
-use crate::run::{self, Ending, RunFolder};
-use crate::ui::Ui;
+use crate::train::{self, Ending, RunFolder};
+use crate::watch::interrupt::{INTERRUPTED, Interrupt, OnStop};
+use crate::watch::ui::Ui;
 
 /// Train an adapter. Clips that are not cached are encoded first. Ctrl-C finishes the step, saves and stops.
 #[derive(Debug, Args)]
@@ -67,7 +67,7 @@ impl Train {
         ));
         let experts = experts(plan)?;
         ui.say(&format!("{}\n{experts}run folder: {}", buckets(&planned), folder.root().display()));
-        let ending = run::train(&planned, &folder, &interrupt, ui);
+        let ending = train::train(&planned, &folder, &interrupt, ui);
         let is_over = matches!(ending, Ok(Ending::Finished));
         if self.resume.is_none() && !is_over && folder.is_untouched()? {
             ui.note(&format!("nothing was trained: {} is removed", folder.root().display()));

@@ -5,6 +5,7 @@
 
 mod clips;
 mod pictures;
+pub mod prompt;
 mod shown;
 mod views;
 
@@ -21,8 +22,8 @@ pub use shown::{Ends, Shown, condition, mask, with_mask};
 
 use crate::base::BaseModel;
 use crate::error::{Error, Result};
-use crate::interrupt::Interrupt;
-use crate::ui::Ui;
+use crate::watch::interrupt::Interrupt;
+use crate::watch::ui::Ui;
 
 /// Name of the one tensor of an entry.
 const LATENTS: &str = "latents";

@@ -11,8 +11,8 @@ use models::vae::{Tiling, Vae};
 
 use super::shown::{Ends, Shown, condition, with_mask};
 use super::{Encoded, Encoding, LATENTS, STATES, storage, to_host};
+use crate::encode::prompt::ClipRequest;
 use crate::error::Result;
-use crate::prompt::ClipRequest;
 use crate::solver::Convention;
 
 /// The entries of a request's pictures.

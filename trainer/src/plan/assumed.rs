@@ -10,7 +10,7 @@ use super::{DatasetPlan, Overrides};
 use crate::base::BaseModel;
 use crate::bytes::Bytes;
 use crate::error::Result;
-use crate::memory::HOST;
+use crate::machine::memory::HOST;
 use crate::recipe::Recipe;
 
 /// The model of `recipe` with the sizes of its DiT, and what there is to note of it: looked at, or assumed.

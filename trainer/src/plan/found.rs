@@ -4,9 +4,10 @@ use data::Dataset;
 use models::text::{MAX_TOKENS, Tokenizer, clean};
 use sha2::{Digest, Sha256};
 
-use super::{DatasetPlan, hex};
+use super::DatasetPlan;
 use crate::base::BaseModel;
 use crate::bounds;
+use crate::bytes::hex;
 use crate::error::{Error, Result};
 
 /// What `dataset` came to.

@@ -10,13 +10,15 @@ use models::expert::Expert;
 use super::{ClipAdapterPlan, SamplePlan};
 use crate::adapters::{self, INIT_FROM, INIT_FROM_HIGH, INIT_FROM_LOW};
 use crate::base::{BaseModel, Trained};
+use crate::encode::prompt::ClipRequest;
 use crate::error::{Error, Result};
-use crate::forecast::{Networks, Task};
-use crate::memory::Shapes;
-use crate::optim::OptimizerConfig;
-use crate::prompt::ClipRequest;
-use crate::recipe::{TrainConfig, existing};
-use crate::sample::{SampleConfig, Share};
+use crate::learning::Share;
+use crate::learning::optim::OptimizerConfig;
+use crate::machine::forecast::{Networks, Task};
+use crate::machine::memory::Shapes;
+use crate::paths::existing;
+use crate::recipe::TrainConfig;
+use crate::sample::SampleConfig;
 
 /// The clips with the adapters for them alone, looked at by their headers.
 pub(super) fn sample_plan(

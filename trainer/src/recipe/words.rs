@@ -8,9 +8,9 @@ use toml::Table;
 
 use super::{CheckpointConfig, ExportConfig, RunConfig, TrainConfig};
 use crate::base::ModelConfig;
-use crate::devices::DevicesConfig;
-use crate::memory::MemoryConfig;
-use crate::optim::OptimizerConfig;
+use crate::learning::optim::OptimizerConfig;
+use crate::machine::devices::DevicesConfig;
+use crate::machine::memory::MemoryConfig;
 use crate::sample::SampleConfig;
 
 /// How alike two words must be for the one to be a slip of the other: `trian` and `train` are, `epochs` and `steps` are not.

@@ -6,8 +6,8 @@ use models::dit::DitConfig;
 use models::published::Defaults;
 use serde::{Deserialize, Serialize};
 
+use crate::encode::prompt::ClipRequest;
 use crate::error::Result;
-use crate::prompt::ClipRequest;
 use crate::solver::{Convention, SolverKind};
 
 /// Clips made before, while and after training.

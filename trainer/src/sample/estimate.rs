@@ -8,10 +8,10 @@ use models::dit::config::PATCH;
 use models::published::Defaults;
 
 use crate::base::BaseModel;
-use crate::devices::{DevicesConfig, Limits};
+use crate::encode::prompt::ClipRequest;
 use crate::error::Result;
-use crate::memory::Machine;
-use crate::prompt::ClipRequest;
+use crate::machine::devices::{DevicesConfig, Limits};
+use crate::machine::memory::Machine;
 
 /// Share of a GPU's peak that a forward reaches.
 const REACHED: f64 = 0.5;
@@ -43,7 +43,7 @@ pub fn forecast(
         false => 0.0,
     };
     // Seconds that a stage takes for an operation of the whole network.
-    let of_stage = |(index, card): (usize, &crate::memory::Card)| {
+    let of_stage = |(index, card): (usize, &crate::machine::memory::Card)| {
         let part = devices.split[index] as f64 / dit.layers as f64;
         part / if card.name == "cpu" { cpu } else { card.flops * REACHED }
     };

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use kernels::{Device, Tensor};
 use models::vae::Vae;
 
-use super::{ClipFiles, Prompted, Sampled, Session, Share, clip_name, write_clips};
-use crate::devices;
+use super::{ClipFiles, Prompted, Sampled, Session, clip_name, write_clips};
 use crate::error::Result;
-use crate::interrupt::Interrupt;
+use crate::learning::Share;
+use crate::machine::devices;
 use crate::pipeline::Pipeline;
-use crate::ui::Ui;
+use crate::watch::interrupt::Interrupt;
+use crate::watch::ui::Ui;
 
 /// Has the models that clips are made with, and decides what of them is on the devices when.
 pub trait Owner {

@@ -6,11 +6,9 @@ mod make;
 mod output;
 mod prompted;
 mod session;
-mod shares;
 
 pub use config::{ClipFormat, Prompts, SampleConfig};
 pub use make::{Owner, files, latents};
 pub use output::{CONTACT_SHEET, ClipFiles, Sampled, clip_files, clip_name, write_clips};
 pub use prompted::{Prompted, starting_noise};
 pub use session::Session;
-pub use shares::Share;

@@ -8,7 +8,7 @@ use models::vae::{Tiling, Vae};
 
 use super::ClipFormat;
 use crate::error::{Error, Result};
-use crate::ui::Ui;
+use crate::watch::ui::Ui;
 
 /// The picture of a set of clips.
 pub const CONTACT_SHEET: &str = "contact-sheet.png";

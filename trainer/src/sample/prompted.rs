@@ -6,10 +6,10 @@ use models::dit::config::PATCH;
 use models::dit::{Conditioning, DitConfig, Raw, Role};
 use models::expert::Networks;
 
+use crate::encode::prompt::ClipRequest;
 use crate::encode::{Encoded, Shown};
 use crate::error::Result;
 use crate::pipeline::NetworkInput;
-use crate::prompt::ClipRequest;
 
 /// A request with its text states, its picture and its starting noise.
 #[derive(Debug, Clone)]

@@ -5,8 +5,9 @@ use std::ops::ControlFlow;
 use kernels::{DType, Tensor};
 use models::expert::Expert;
 
-use super::{Prompted, Share};
+use super::Prompted;
 use crate::error::{Error, Result};
+use crate::learning::Share;
 use crate::pipeline::{Calls, Pipeline, Returns};
 use crate::solver::{Schedule, Solver};
 

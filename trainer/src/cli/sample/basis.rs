@@ -12,17 +12,18 @@ use models::weights::Checkpoint;
 use super::Sample;
 use crate::adapters;
 use crate::base::BaseModel;
-use crate::checkpoint;
 use crate::cli::fetch::{fetched, fetched_for};
-use crate::devices::DevicesConfig;
+use crate::encode::prompt::ClipRequest;
 use crate::error::{Error, Result};
-use crate::export::{self, Part};
+use crate::machine::devices::DevicesConfig;
+use crate::paths::existing;
 use crate::plan::{ClipAdapterPlan, Plan, run_plan};
-use crate::prompt::ClipRequest;
-use crate::recipe::{Recipe, existing};
-use crate::run;
+use crate::recipe::Recipe;
 use crate::sample::{ClipFormat, SampleConfig};
-use crate::ui::Ui;
+use crate::train;
+use crate::train::checkpoint;
+use crate::train::export::{self, Part};
+use crate::watch::ui::Ui;
 
 /// What clips are made with, before the options of the command line replace parts of it.
 pub(super) struct Basis {
@@ -187,7 +188,7 @@ impl Basis {
         let defaults = *dit.defaults(model.dits.networks());
         let seed = recipe.run.seed.unwrap_or(42);
         let run = run_plan(recipe.run, path, seed);
-        let trained = run::newest(&run.folder);
+        let trained = train::newest(&run.folder);
         let mut loras = Loras::default();
         let mut data = recipe.data;
         if let Some(folder) = &trained {

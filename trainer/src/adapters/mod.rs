@@ -1,0 +1,291 @@
+//! Adapter files as commands and recipes name them: `FILE[:STRENGTH]`.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use kernels::Device;
+use models::adapter::files::AdapterSummary;
+use models::adapter::{Adapters, Applied, ApplyMode, LoraConfig, Source, Target, apply, files};
+use models::dit::DitConfig;
+use models::expert::Expert;
+use models::names::split_layer;
+use models::weights::{Checkpoint, Weights};
+
+use crate::error::{Error, Result};
+use crate::paths::existing;
+use crate::watch::ui::Ui;
+
+/// Keys of the files that training begins with.
+pub const INIT_FROM: &str = "adapter.init_from";
+/// That of the expert for high noise alone.
+pub const INIT_FROM_HIGH: &str = "adapter.init_from_high";
+/// That of the expert for low noise alone.
+pub const INIT_FROM_LOW: &str = "adapter.init_from_low";
+
+/// Names quoted where an adapter is left out in part.
+const QUOTED: usize = 6;
+
+/// The path and the strength of `FILE[:STRENGTH]`; 1 where none is given.
+///
+/// # Errors
+/// A strength that is no finite number.
+pub fn with_strength<'a>(key: &str, argument: &'a str) -> Result<(&'a Path, f64)> {
+    match argument.rsplit_once(':').map(|(path, strength)| (path, strength.parse::<f64>())) {
+        Some((_, Ok(strength))) if !strength.is_finite() => {
+            let why = format!("{argument}: the strength behind the colon must be a finite number");
+            Err(Error::Setting { key: key.to_owned(), why })
+        }
+        Some((path, Ok(strength))) => Ok((path.as_ref(), strength)),
+        Some((path, Err(_))) if !Path::new(argument).exists() && Path::new(path).exists() => {
+            let why =
+                format!("{argument}: the strength behind the colon is no number; write it as in {path}:0.8");
+            Err(Error::Setting { key: key.to_owned(), why })
+        }
+        // A colon may be part of a path.
+        _ => Ok((argument.as_ref(), 1.0)),
+    }
+}
+
+/// Reads the adapter at `path`, and tells what there is to know about it.
+///
+/// # Errors
+/// A file that is no adapter, or a broken one.
+pub fn source(path: &Path, strength: f64, ui: &Ui) -> Result<Source> {
+    let file = files::read(path)?;
+    file.notes.iter().for_each(|note| ui.note(note));
+    Ok(Source { name: path.display().to_string(), file, strength })
+}
+
+/// The adapter of a recipe in the folder `from`, with path, rank and alpha settled.
+///
+/// # Errors
+/// As `settled_rank`.
+pub fn settled(mut config: LoraConfig, from: &Path) -> Result<LoraConfig> {
+    for (key, file) in [
+        (INIT_FROM, &mut config.init_from),
+        (INIT_FROM_HIGH, &mut config.init_from_high),
+        (INIT_FROM_LOW, &mut config.init_from_low),
+    ] {
+        if let Some(path) = file {
+            *path = existing(key, from, path)?;
+        }
+    }
+    config.rank = Some(settled_rank(&config)?);
+    config.alpha = Some(config.alpha());
+    Ok(config)
+}
+
+/// The rank that a run trains: the recipe's, else the largest in the files that it begins with, else the default.
+///
+/// # Errors
+/// A file to begin with that is no adapter.
+fn settled_rank(config: &LoraConfig) -> Result<usize> {
+    if config.rank.is_some() {
+        return Ok(config.rank());
+    }
+    let mut largest = 0;
+    for path in [&config.init_from, &config.init_from_high, &config.init_from_low].into_iter().flatten() {
+        let ranks = look_at(path)?.modules.into_values().map(|module| module.rank);
+        largest = largest.max(ranks.max().unwrap_or(0));
+    }
+    Ok(if largest > 0 { largest } else { config.rank() })
+}
+
+/// Checks by its header that `targets` can begin with the adapter at `path`, which `key` names.
+///
+/// # Errors
+/// Whatever the header tells of [`Adapters::begun`]'s errors.
+pub fn check_beginning(
+    key: &str,
+    path: &Path,
+    config: &LoraConfig,
+    (targets, dit): (&[Target], &DitConfig),
+) -> Result<()> {
+    let held = look_at(path)?;
+    models::adapter::check_beginning(targets, config, dit, &held).map_err(|error| of_file(key, path, error))
+}
+
+/// Checks by its header that the adapter at `path`, which `key` names, has the widths of the model `dit`.
+///
+/// # Errors
+/// The first module of another width.
+pub fn check_widths(key: &str, path: &Path, dit: &DitConfig) -> Result<()> {
+    let held = look_at(path)?.modules;
+    for (module, out, input) in dit.adaptable_modules() {
+        if let Some(other) = held.get(&module).filter(|held| held.kind.is_some())
+            && (other.output, other.input) != (out, input)
+        {
+            let why = format!(
+                "it changes {module} ({} x {}), and the model has it {out} x {input}; it was made for another model",
+                other.output, other.input
+            );
+            return Err(of_file(key, path, models::Error::Mismatch(why)));
+        }
+    }
+    Ok(())
+}
+
+/// `error` with the file that is at fault, and the key that names it, where it does not tell the file itself.
+fn of_file(key: &str, path: &Path, error: models::Error) -> Error {
+    match error {
+        models::Error::Mismatch(why) => {
+            Error::Setting { key: key.to_owned(), why: format!("{}: {why}", path.display()) }
+        }
+        other => other.into(),
+    }
+}
+
+/// What the adapter at `path` holds, by its header.
+///
+/// # Errors
+/// A file that is no adapter, or that its header tells to be broken.
+pub fn look_at(path: &Path) -> Result<AdapterSummary> {
+    let path = files::locate(path).map_err(models::Error::from)?;
+    let file = Checkpoint::open(&path).map_err(models::Error::from)?;
+    Ok(files::summary(&path, &file)?)
+}
+
+/// Checks that the adapter at `path`, which `key` names, is not told to be for the other expert than `wanted`; any of the
+/// two where a network for both, or for none, is wanted.
+///
+/// # Errors
+/// The expert that its keys, its header or its name tell.
+pub fn check_expert(key: &str, path: &Path, wanted: Option<Expert>) -> Result<()> {
+    match (told_expert(path)?, wanted) {
+        (Some(told), Some(wanted)) if told != wanted => Err(Error::Setting {
+            key: key.to_owned(),
+            why: format!(
+                "{} is an adapter of the expert for {told} noise, and this is the one for {wanted} noise; name the file of the \
+                 {} expert",
+                path.display(),
+                wanted.suffix()
+            ),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The expert that the adapter at `path` was made for, where its keys, its header or its name tell.
+///
+/// # Errors
+/// A file that is no adapter.
+fn told_expert(path: &Path) -> Result<Option<Expert>> {
+    let at = files::locate(path).map_err(models::Error::from)?;
+    let file = Checkpoint::open(&at).map_err(models::Error::from)?;
+    let by_header = file.metadata().get("tandem.expert").map(String::as_str);
+    let by_header = Expert::ALL.into_iter().find(|expert| by_header == Some(expert.suffix()));
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(files::summary(&at, &file)?.expert.or(by_header).or(Expert::in_name(&name)))
+}
+
+/// Checks that of the adapters that the option `key` names none is told to be for the other expert than `wanted`; the way
+/// out is to give it with `instead`, where `EXPERT` stands for the expert's name.
+///
+/// # Errors
+/// The first that is.
+pub fn check_experts(key: &str, arguments: &[String], wanted: Expert, instead: &str) -> Result<()> {
+    for argument in arguments {
+        let (path, _) = with_strength(key, argument)?;
+        if let Some(told) = told_expert(path)?.filter(|told| *told != wanted) {
+            let why = format!(
+                "{} is an adapter of the expert for {told} noise, and would change the one for {wanted} noise; use {}",
+                path.display(),
+                instead.replace("EXPERT", told.name())
+            );
+            return Err(Error::Setting { key: key.to_owned(), why });
+        }
+    }
+    Ok(())
+}
+
+/// The adapters that a network begins with: what the file holds, or fresh ones where there is none. `ui` hears what became of it.
+///
+/// # Errors
+/// A file that cannot be begun with.
+pub fn beginning(
+    config: &LoraConfig,
+    file: Option<&Path>,
+    targets: &[Target],
+    seed: u64,
+    ui: &Ui,
+) -> Result<Adapters> {
+    let Some(path) = file else {
+        return Ok(Adapters::fresh(targets, config, seed, &Device::Cpu)?);
+    };
+    let file = files::read(path)?;
+    file.notes.iter().for_each(|note| ui.note(note));
+    let own = [(INIT_FROM_HIGH, &config.init_from_high), (INIT_FROM_LOW, &config.init_from_low)];
+    let key = own.into_iter().find(|(_, own)| own.as_deref() == Some(path)).map_or(INIT_FROM, |(key, _)| key);
+    let begun = Adapters::begun(targets, config, &file, seed, &Device::Cpu);
+    let (adapters, told) = begun.map_err(|error| of_file(key, path, error))?;
+    told.iter().for_each(|line| ui.say(&format!("{}: {line}", path.display())));
+    Ok(adapters)
+}
+
+/// Reads the adapters that the option `key` names.
+///
+/// # Errors
+/// As [`source`] and [`with_strength`].
+pub fn sources(key: &str, arguments: &[String], ui: &Ui) -> Result<Vec<Source>> {
+    let read = |argument: &String| {
+        let (path, strength) = with_strength(key, argument)?;
+        source(path, strength, ui)
+    };
+    arguments.iter().map(read).collect()
+}
+
+/// Applies `sources` to a model and notes the modules that it does not have. The adapters that stay unmerged, and the
+/// weights with all else merged.
+///
+/// # Errors
+/// Adapters of another model.
+pub fn put(
+    sources: &[Source],
+    config: &DitConfig,
+    weights: Weights,
+    mode: ApplyMode,
+    ui: &Ui,
+) -> Result<(Adapters, Weights)> {
+    let Applied { adapters, patches, left_out } = apply(sources, config, mode)?;
+    for source in sources {
+        let names: Vec<&str> = left_out
+            .iter()
+            .filter(|(name, _)| *name == source.name)
+            .map(|(_, module)| module.as_str())
+            .collect();
+        if !names.is_empty() {
+            let more = if names.len() > QUOTED { ", ..." } else { "" };
+            let quoted = names[..names.len().min(QUOTED)].join(", ");
+            ui.note(&format!(
+                "{}: this model has no image branch, so {} of the adapter's modules are left out: {quoted}{more}",
+                source.name,
+                names.len()
+            ));
+        }
+    }
+    for source in sources {
+        gaps(source, config).iter().for_each(|note| ui.note(note));
+    }
+    Ok((adapters, weights.patched(patches)))
+}
+
+/// What an adapter leaves alone in some blocks and changes in others, which half a file does, and some adapters on purpose.
+fn gaps(source: &Source, config: &DitConfig) -> Option<String> {
+    let changed = &source.file.modules;
+    let kinds: BTreeSet<&str> = changed.keys().filter_map(|module| Some(split_layer(module)?.1)).collect();
+    let modules = config.adaptable_modules().into_iter().map(|(module, ..)| module);
+    let is_gap = |module: &String| {
+        split_layer(module).is_some_and(|(_, kind)| kinds.contains(kind)) && !changed.contains_key(module)
+    };
+    let gaps: Vec<String> = modules.filter(is_gap).collect();
+    (!gaps.is_empty()).then(|| {
+        let more = if gaps.len() > QUOTED { ", ..." } else { "" };
+        let quoted = gaps[..gaps.len().min(QUOTED)].join(", ");
+        format!(
+            "{}: {} modules are left alone that it changes in other blocks: {quoted}{more}; unless it was trained so, the file \
+             is incomplete or of a smaller model",
+            source.name,
+            gaps.len()
+        )
+    })
+}

@@ -1,0 +1,170 @@
+//! Prompt lines: the prompt, with options of its own behind it, as musubi-tuner writes them.
+
+use std::path::{Path, PathBuf};
+
+use models::dit::{DitConfig, Pictures};
+use serde::{Deserialize, Serialize};
+
+use crate::bounds::{FRAMES, SIDE, SOLVER_STEPS, VOLUME, at_most, near};
+use crate::error::{Error, Result};
+use crate::solver::{Convention, SolverKind};
+
+/// Everything that a clip is made from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClipRequest {
+    /// What to show.
+    pub prompt: String,
+    /// What to keep away from.
+    pub negative: String,
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// Frames, 4n+1.
+    pub frames: u32,
+    /// Solver steps.
+    pub steps: usize,
+    /// Guidance scale; 1 asks the network once a step instead of twice. Of two experts, that of the one for low noise.
+    pub guidance: f64,
+    /// Guidance scale of the expert for high noise.
+    pub guidance_high: f64,
+    /// Shift of the sigmas.
+    pub shift: f64,
+    /// Seed of the starting noise.
+    pub seed: u64,
+    /// Solver.
+    pub solver: SolverKind,
+    /// Whose grid of sigmas, and whose way to scale a picture.
+    pub convention: Convention,
+    /// The picture that the clip starts with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<PathBuf>,
+    /// The picture that it ends with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_image: Option<PathBuf>,
+}
+
+impl ClipRequest {
+    /// Checks sizes and numbers; `multiple` is what both sides must be a multiple of.
+    ///
+    /// # Errors
+    /// Naming the value and the nearest valid ones.
+    pub fn check(&self, multiple: u32) -> Result<()> {
+        check_bounds(self)?;
+        let (w, h) = (self.width, self.height);
+        if w == 0 || h == 0 || w % multiple != 0 || h % multiple != 0 {
+            let nearest = data::SizeMultiple::new(multiple).nearest(w, h);
+            let why =
+                format!("{w}x{h}: both sides must be multiples of {multiple}; nearest valid: {nearest}");
+            return Err(Error::Setting { key: "size of a clip".into(), why });
+        }
+        if self.frames % 4 != 1 {
+            let down = self.frames.max(1).div_ceil(4) * 4 - 3;
+            let why = format!("{} is not of the form 4n+1; nearest: {down}, {}", self.frames, down + 4);
+            return Err(Error::Setting { key: "frames of a clip".into(), why });
+        }
+        crate::solver::Schedule::new(self.solver, self.convention, self.steps, self.shift)?;
+        Ok(())
+    }
+
+    /// Checks that the clip has the pictures that `dit` takes.
+    ///
+    /// # Errors
+    /// Pictures that are missing, or that the model has no use for.
+    pub fn check_pictures(&self, dit: &DitConfig) -> Result<()> {
+        let needs_last = dit.image.is_some_and(|image| image.positions.is_some());
+        let why = match (dit.pictures(), &self.image, &self.last_image) {
+            (Pictures::None, None, None) => return Ok(()),
+            (Pictures::None, ..) => "this model makes clips from text alone; leave the picture out",
+            (_, None, Some(_)) => "a last picture without a first one; name both",
+            (Pictures::Beside, None, _) => {
+                "this model makes clips from a picture: name one (--image, or --i behind a prompt)"
+            }
+            (Pictures::InPlace, _, Some(_)) => {
+                "this model takes a first picture alone; leave the last one out"
+            }
+            (_, Some(_), None) if needs_last => {
+                "this model goes from a first picture to a last one: name that too (--last-image, or --ei behind a prompt)"
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::Setting { key: "picture of a clip".into(), why: why.into() })
+    }
+
+    /// This request with the prompt and options of `line` in place of its own:
+    /// `--w` width, `--h` height, `--f` frames, `--d` seed, `--s` steps, `--l` guidance, `--lh` guidance of the expert for
+    /// high noise where it differs, `--fs` shift, `--i` first picture, `--ei` last picture, `--n` negative prompt. Pictures
+    /// are looked for from the folder `from`.
+    ///
+    /// # Errors
+    /// An unknown option, or a value that cannot be read.
+    pub fn with_line(&self, line: &str, from: &Path) -> Result<Self> {
+        let mut request = self.clone();
+        let (mut parts, mut guidance_high) = (line.split(" --"), None);
+        request.prompt = parts.next().unwrap_or_default().trim().to_owned();
+        for part in parts {
+            let (option, value) = part.trim().split_once(char::is_whitespace).unwrap_or((part.trim(), ""));
+            let value = value.trim();
+            let refuse =
+                || Error::PromptOption { line: line.to_owned(), option: format!("--{option} {value}") };
+            match option {
+                "w" => request.width = value.parse().map_err(|_| refuse())?,
+                "h" => request.height = value.parse().map_err(|_| refuse())?,
+                "f" => request.frames = value.parse().map_err(|_| refuse())?,
+                "d" => request.seed = value.parse().map_err(|_| refuse())?,
+                "s" => request.steps = value.parse().map_err(|_| refuse())?,
+                "l" => {
+                    request.guidance = value.parse().map_err(|_| refuse())?;
+                    request.guidance_high = request.guidance;
+                }
+                "lh" => guidance_high = Some(value.parse().map_err(|_| refuse())?),
+                "i" if !value.is_empty() => request.image = Some(from.join(value)),
+                "ei" if !value.is_empty() => request.last_image = Some(from.join(value)),
+                "fs" => request.shift = value.parse().map_err(|_| refuse())?,
+                "n" => request.negative = value.to_owned(),
+                _ => return Err(refuse()),
+            }
+        }
+        request.guidance_high = guidance_high.unwrap_or(request.guidance_high);
+        Ok(request)
+    }
+
+    /// The requests of the file of prompt lines at `path`, which `key` names; pictures are looked for in its folder.
+    ///
+    /// # Errors
+    /// A file that cannot be read or that holds no prompt, and those of [`Self::with_line`].
+    pub fn from_file(&self, path: &Path, key: &str) -> Result<Vec<Self>> {
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Setting {
+            key: key.to_owned(),
+            why: format!("cannot read the prompts in {}: {source}", path.display()),
+        })?;
+        // Editors of other systems mark UTF-8 by three bytes at the beginning.
+        let text = text.trim_start_matches('\u{feff}');
+        match self.from_lines(text, path.parent().unwrap_or("".as_ref()))? {
+            requests if requests.is_empty() => {
+                let why = format!("{} holds no prompt", path.display());
+                Err(Error::Setting { key: key.to_owned(), why })
+            }
+            requests => Ok(requests),
+        }
+    }
+
+    /// The requests of a file of prompt lines, which lies in `from`; empty lines and lines that start with `#` are skipped.
+    pub fn from_lines(&self, text: &str, from: &Path) -> Result<Vec<Self>> {
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        lines.map(|line| self.with_line(line, from)).collect()
+    }
+}
+
+/// Checks the numbers of a clip against their bounds.
+fn check_bounds(clip: &ClipRequest) -> Result<()> {
+    let (width, height, frames) = (u64::from(clip.width), u64::from(clip.height), u64::from(clip.frames));
+    at_most("size of a clip", width.max(height), SIDE)?;
+    at_most("frames of a clip", frames, FRAMES)?;
+    at_most("width x height x frames of a clip", width * height * frames, VOLUME)?;
+    at_most("steps of a clip", clip.steps as u64, SOLVER_STEPS)?;
+    near("guidance of a clip", clip.guidance)?;
+    near("guidance of a clip", clip.guidance_high)?;
+    near("shift of a clip", clip.shift)
+}

@@ -1,0 +1,217 @@
+//! The optimiser: a rule, and what it keeps of each trainable tensor, by name, on the device of its stage.
+
+mod host;
+mod rule;
+
+use std::collections::BTreeMap;
+
+use kernels::optimiser::{State, square_sums};
+use kernels::{DeviceLocation, Tensor};
+use models::dit::Gradients;
+use serde::{Deserialize, Serialize};
+
+pub use host::{adapter_file, on_host};
+pub use rule::{AdamW, Globals, Rule, Saved, Step};
+
+use crate::error::{Error, Result};
+use crate::learning::lr::LrSchedule;
+use crate::pipeline::Pipeline;
+
+/// AdamW and its learning rate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizerConfig {
+    /// Peak learning rate. Default 1e-4.
+    pub lr: f64,
+    /// `constant`, `linear` or `cosine`. Default `constant`.
+    pub schedule: LrSchedule,
+    /// Steps over which the learning rate rises to its peak. Default 10.
+    pub warmup: u64,
+    /// Decay of the two moments. Default [0.9, 0.999].
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment. Default 1e-8.
+    pub eps: f64,
+    /// Decoupled weight decay. Default 0.01.
+    pub weight_decay: f64,
+    /// Largest norm of all gradients together; longer ones are scaled down to it. 0 for none. Default 1.
+    pub clip_norm: f64,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            lr: 1e-4,
+            schedule: LrSchedule::Constant,
+            warmup: 10,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: 0.01,
+            clip_norm: 1.0,
+        }
+    }
+}
+
+impl OptimizerConfig {
+    /// The rule with its settings.
+    pub fn rule(&self) -> Rule {
+        let Self { betas, eps, weight_decay, .. } = *self;
+        Rule::AdamW(AdamW { betas, eps, weight_decay })
+    }
+
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// Naming the key and what it must be.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |key: &str, why: String| Err(Error::Setting { key: format!("optimizer.{key}"), why });
+        let at_least_zero =
+            [("weight_decay", self.weight_decay), ("eps", self.eps), ("clip_norm", self.clip_norm)];
+        match at_least_zero.into_iter().find(|(_, v)| !v.is_finite() || *v < 0.0) {
+            Some((key, value)) => refuse(key, format!("{value} is negative or no number")),
+            None if !self.lr.is_finite() || self.lr <= 0.0 => {
+                refuse("lr", format!("{} is not a positive number", self.lr))
+            }
+            None if self.betas.iter().any(|b| !(0.0..1.0).contains(b)) => {
+                refuse("betas", format!("{:?}: both must be at least 0 and below 1", self.betas))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// A rule with what it keeps of all trainable tensors of a network.
+#[derive(Debug)]
+pub struct Optimizer {
+    rule: Rule,
+    globals: Globals,
+    states: BTreeMap<String, State>,
+}
+
+impl Optimizer {
+    /// The state before the first step for every trainable tensor of the pipeline.
+    pub fn new(pipeline: &Pipeline, rule: Rule) -> Result<Self> {
+        let mut states = BTreeMap::new();
+        for stage in pipeline.stages() {
+            for (name, parameter) in stage.adapters.parameters() {
+                states.insert(name, rule.begin(&parameter)?);
+            }
+        }
+        Ok(Self { rule, globals: rule.globals(), states })
+    }
+
+    /// The rule.
+    pub fn rule(&self) -> Rule {
+        self.rule
+    }
+
+    /// Everything that a checkpoint keeps of it.
+    pub fn saved(&self) -> Saved {
+        let (rule, globals) = (self.rule.name().to_owned(), self.globals.clone());
+        Saved { rule, globals, tensors: self.states.clone() }
+    }
+
+    /// The states, ordered by name.
+    pub fn states(&self) -> &BTreeMap<String, State> {
+        &self.states
+    }
+
+    /// Puts a saved state in place, each tensor on the device where its fellow lies now.
+    ///
+    /// # Errors
+    /// When rule, names or shapes are not those of this run.
+    pub fn restore(&mut self, saved: Saved) -> Result<()> {
+        let is_like = |own: &State, saved: &State| {
+            let (mine, theirs) = (own.slots.iter(), saved.slots.iter());
+            own.parameter.dims() == saved.parameter.dims()
+                && mine.map(Tensor::dims).eq(theirs.map(Tensor::dims))
+        };
+        let is_same = saved.rule == self.rule.name()
+            && saved.globals.keys().eq(self.globals.keys())
+            && self.states.len() == saved.tensors.len()
+            && self.states.iter().zip(&saved.tensors).all(|((a, x), (b, y))| a == b && is_like(x, y));
+        if !is_same {
+            return Err(Error::ForeignCheckpoint);
+        }
+        for (state, saved) in self.states.values_mut().zip(saved.tensors.into_values()) {
+            let device = state.parameter.device().clone();
+            let slots = saved.slots.iter().map(|slot| slot.to_device(&device));
+            *state = State {
+                parameter: saved.parameter.to_device(&device)?,
+                slots: slots.collect::<kernels::Result<_>>()?,
+            };
+        }
+        self.globals = saved.globals;
+        Ok(())
+    }
+
+    /// One update of every tensor by its gradient: one call for each device, which it does not wait for.
+    ///
+    /// # Errors
+    /// A missing gradient, or a device that fails.
+    pub fn update(&mut self, gradients: &Gradients, step: &Step) -> Result<()> {
+        let mut by_device: Vec<(DeviceLocation, Vec<(&mut State, &Tensor)>)> = Vec::new();
+        for (name, state) in &mut self.states {
+            let gradient = found(gradients, name)?;
+            let place = state.parameter.device().location();
+            match by_device.iter_mut().find(|(device, _)| *device == place) {
+                Some((_, items)) => items.push((state, gradient)),
+                None => by_device.push((place, vec![(state, gradient)])),
+            }
+        }
+        let mut by_device: Vec<_> = by_device.into_iter().map(|(_, items)| items).collect();
+        self.rule.update(&mut by_device, &mut self.globals, step)
+    }
+
+    /// Hands the parameters to the stages' adapters.
+    pub fn publish(&self, pipeline: &mut Pipeline) {
+        let parameters = self.parameters();
+        pipeline.stages_mut().iter_mut().for_each(|stage| stage.adapters.set_parameters(&parameters));
+    }
+
+    /// The parameters, by name.
+    pub fn parameters(&self) -> BTreeMap<String, Tensor> {
+        self.states.iter().map(|(name, state)| (name.clone(), state.parameter.clone())).collect()
+    }
+}
+
+/// The norm of all gradients together, after a look at each. Waits for the devices, once each.
+///
+/// # Errors
+/// A trainable tensor without a gradient, or with one that is not finite, by name.
+pub fn checked_norm(gradients: &Gradients, names: impl Iterator<Item = impl AsRef<str>>) -> Result<f64> {
+    let mut by_device: Vec<(DeviceLocation, Vec<String>, Vec<&Tensor>)> = Vec::new();
+    for name in names {
+        let name = name.as_ref().to_owned();
+        let gradient = found(gradients, &name)?;
+        let place = gradient.device().location();
+        match by_device.iter_mut().find(|(device, ..)| *device == place) {
+            Some((_, names, tensors)) => {
+                names.push(name);
+                tensors.push(gradient);
+            }
+            None => by_device.push((place, vec![name], vec![gradient])),
+        }
+    }
+    let summed = by_device.into_iter().map(|(_, names, tensors)| Ok((names, square_sums(&tensors)?)));
+    let mut squares: BTreeMap<String, f64> = BTreeMap::new();
+    // All devices are asked before the first answer is waited for.
+    for (names, sums) in summed.collect::<Result<Vec<_>>>()? {
+        let values: Vec<f32> = sums.to_vec1()?;
+        squares.extend(names.into_iter().zip(values.into_iter().map(f64::from)));
+    }
+    match squares.iter().find(|(_, square)| !square.is_finite()) {
+        Some((name, _)) => Err(Error::NonFiniteGradient { name: name.clone() }),
+        // Summed in the order of names, so that the sum does not depend on the split.
+        None => Ok(squares.values().sum::<f64>().sqrt()),
+    }
+}
+
+/// The gradient of the tensor `name`.
+fn found<'a>(gradients: &'a Gradients, name: &str) -> Result<&'a Tensor> {
+    gradients.get(name).ok_or_else(|| Error::MissingGradient { name: name.to_owned() })
+}
+
+/// What gradients of norm `norm` are multiplied by, so that none is longer than `clip_norm` (0 for no limit).
+pub fn clip_factor(norm: f64, clip_norm: f64) -> f64 {
+    if clip_norm > 0.0 && norm > clip_norm { clip_norm / norm } else { 1.0 }
+}

@@ -1,0 +1,287 @@
+//! Which devices the stages run on, which blocks each of them holds, and how GPUs are set up.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use clap::ValueEnum;
+use kernels::Device;
+use kernels::device::{Repeatability, Settings};
+use kernels::inventory::{self, Gpu, Library};
+use kernels::transfer::Route;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::bytes::Bytes;
+use crate::error::{Error, Result};
+use crate::machine::precision::Processor;
+use crate::watch::ui::Ui;
+
+/// The stages of the pipeline.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DevicesConfig {
+    /// One device for each stage, first to last: `cpu` or `cuda:N`; a device may be named twice.
+    /// Default: the first GPU of a CUDA build, else the CPU.
+    pub stages: Vec<String>,
+    /// Blocks of each stage; `auto`, or nothing, for what the plan finds best by memory and speed.
+    #[serde(deserialize_with = "split")]
+    pub split: Vec<usize>,
+    /// The most memory that the tensors of one GPU may take, such as `"23GiB"`; beyond it the run stops. It rehearses a
+    /// smaller card on a larger one. Default: what is free when the plan is made, less 400 MiB.
+    pub memory_limit: Option<Bytes>,
+    /// How tensors go from one GPU to the next. Default `auto`.
+    pub transfer: Transfer,
+    /// Whether two runs on the same GPUs agree to the bit; slower. Default false. The CPU always does.
+    pub deterministic: bool,
+}
+
+/// Blocks of each stage, or the word `auto` for none given.
+fn split<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<usize>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "blocks of each stage, such as [18, 22], or \"auto\"")]
+    enum Split {
+        Given(Vec<usize>),
+        Word(String),
+    }
+    match Split::deserialize(deserializer)? {
+        Split::Given(blocks) => Ok(blocks),
+        Split::Word(word) if word == "auto" => Ok(Vec::new()),
+        Split::Word(word) => Err(serde::de::Error::custom(format!(
+            "\"{word}\" is no split; write \"auto\" or blocks, such as [18, 22]"
+        ))),
+    }
+}
+
+/// How tensors go between two GPUs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Transfer {
+    /// Straight where the hardware can, else through host memory.
+    #[default]
+    Auto,
+    /// Through host memory, whatever the hardware can.
+    Host,
+}
+
+impl From<Transfer> for Route {
+    fn from(transfer: Transfer) -> Self {
+        match transfer {
+            Transfer::Auto => Self::Auto,
+            Transfer::Host => Self::Host,
+        }
+    }
+}
+
+/// Bytes of a GPU's free memory that tensors do not get: kernels that are loaded when first used, and what cuBLAS and cuDNN
+/// take for themselves.
+const RESERVE: u64 = 400 << 20;
+
+/// What tensors get of one GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// The most bytes that they may take.
+    pub bytes: u64,
+    /// Bytes that other programs had taken when it was measured.
+    pub taken: u64,
+}
+
+/// What tensors get of each GPU of a config: measured once, and held to by the plan and the allocator alike.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Limits(BTreeMap<String, Limit>);
+
+impl Limits {
+    /// Of the GPUs of `devices` that are here: what is free less a reserve, or `devices.memory_limit` where that is less.
+    pub fn measure(devices: &DevicesConfig) -> Self {
+        let given = devices.memory_limit.map(|limit| limit.0);
+        let of = |name: &String| Some((name.clone(), measured(name, given)?));
+        Self(devices.stages.iter().filter_map(of).collect())
+    }
+
+    /// Of the device called `name`; nothing for the CPU and for GPUs that are not here.
+    pub fn of(&self, name: &str) -> Option<Limit> {
+        self.0.get(name).copied()
+    }
+}
+
+/// What tensors get of the GPU called `name`, `given` at most; nothing where it does not answer.
+fn measured(name: &str, given: Option<u64>) -> Option<Limit> {
+    let DeviceName::Cuda(index) = DeviceName::parse(name).ok()? else { return None };
+    let gpu = inventory::gpus().ok()?.into_iter().nth(index)?;
+    let free = inventory::free_memory(index).ok()?;
+    let bytes = free.saturating_sub(RESERVE);
+    // What this process's own context takes is not told apart; it is no more than this.
+    let taken = gpu.memory.saturating_sub(free + CONTEXT);
+    Some(Limit { bytes: given.map_or(bytes, |given| given.min(bytes)), taken })
+}
+
+/// About what a context of the driver takes of a GPU.
+const CONTEXT: u64 = 600 << 20;
+
+impl DevicesConfig {
+    /// The config with every default settled for a model of `layers` blocks.
+    ///
+    /// # Errors
+    /// Stages that are no devices, a split that does not cover the blocks, and a memory limit of nothing.
+    pub fn settle(&self, layers: usize) -> Result<Self> {
+        let stages =
+            if self.stages.is_empty() { vec![default_device().to_owned()] } else { self.stages.clone() };
+        stages.iter().try_for_each(|name| DeviceName::parse(name).map(drop))?;
+        let count = stages.len();
+        let split = match self.split.is_empty() {
+            // The first stage embeds and the last has the head, so the middle ones take what is left over.
+            true => (0..count).map(|i| (i + 1) * layers / count - i * layers / count).collect(),
+            false => self.split.clone(),
+        };
+        if split.len() != count
+            || split.iter().any(|blocks| !(1..=layers).contains(blocks))
+            || split.iter().sum::<usize>() != layers
+        {
+            return Err(Error::Setting {
+                key: "devices.split".into(),
+                why: format!("{split:?} does not give {layers} blocks to {count} stages, at least one each"),
+            });
+        }
+        if self.memory_limit == Some(Bytes(0)) {
+            return Err(Error::Setting {
+                key: "devices.memory_limit".into(),
+                why: "nothing runs in no memory; leave it out to use all there is".into(),
+            });
+        }
+        Ok(Self { stages, split, ..self.clone() })
+    }
+
+    /// [`Self::open_within`] the limits of now.
+    ///
+    /// # Errors
+    /// A GPU that cannot be used.
+    pub fn open(&self) -> Result<Vec<(Device, Range<usize>)>> {
+        self.open_within(&Limits::measure(self))
+    }
+
+    /// The devices of a settled config with their blocks, tensors kept to `limits`. A device that is named twice is opened
+    /// once.
+    ///
+    /// # Errors
+    /// A GPU that cannot be used.
+    pub fn open_within(&self, limits: &Limits) -> Result<Vec<(Device, Range<usize>)>> {
+        let mut opened: Vec<(&str, Device)> = Vec::new();
+        let mut stages = Vec::new();
+        let mut next = 0;
+        for (name, blocks) in self.stages.iter().zip(&self.split) {
+            let device = match opened.iter().find(|(other, _)| other == name) {
+                Some((_, device)) => device.clone(),
+                None => {
+                    let limit = limits.of(name).map(|limit| limit.bytes);
+                    let settings = self.settings();
+                    open(name, &Settings { memory_limit: limit.or(settings.memory_limit), ..settings })?
+                }
+            };
+            opened.push((name, device.clone()));
+            stages.push((device, next..next + blocks));
+            next += blocks;
+        }
+        Ok(stages)
+    }
+
+    /// Checks that the stages of a config, settled or not, can be used here, without opening them.
+    ///
+    /// # Errors
+    /// Another name, a GPU in a build without CUDA, or a GPU that cannot be used.
+    pub fn check(&self) -> Result<()> {
+        self.stages.iter().try_for_each(|name| match DeviceName::parse(name)? {
+            DeviceName::Cpu => Ok(()),
+            DeviceName::Cuda(_) if !cfg!(feature = "cuda") => Err(Error::NoCuda { name: name.clone() }),
+            DeviceName::Cuda(index) => check_gpu(index),
+        })
+    }
+
+    /// Whether the stages of a config, settled or not, are GPUs.
+    pub fn processor(&self) -> Processor {
+        let is_cpu = |name: &str| name == "cpu";
+        let any = match self.stages.is_empty() {
+            true => is_cpu(default_device()),
+            false => self.stages.iter().any(|name| is_cpu(name)),
+        };
+        if any { Processor::Cpu } else { Processor::Gpu }
+    }
+
+    /// How the GPUs of this config are set up.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            memory_limit: self.memory_limit.map(|limit| limit.0),
+            repeatability: match self.deterministic {
+                true => Repeatability::BitForBit,
+                false => Repeatability::Fast,
+            },
+        }
+    }
+}
+
+/// The device where none is named: the first GPU of a CUDA build, else the CPU.
+pub fn default_device() -> &'static str {
+    if cfg!(feature = "cuda") { "cuda:0" } else { "cpu" }
+}
+
+/// Opens `cpu` or `cuda:N`; without a memory limit in `settings` tensors get what is free less a reserve.
+///
+/// # Errors
+/// Another name, a GPU in a build without CUDA, or a GPU that cannot be used.
+pub fn open(name: &str, settings: &Settings) -> Result<Device> {
+    match DeviceName::parse(name)? {
+        DeviceName::Cpu => Ok(Device::Cpu),
+        DeviceName::Cuda(_) if !cfg!(feature = "cuda") => Err(Error::NoCuda { name: name.to_owned() }),
+        DeviceName::Cuda(index) => {
+            check_gpu(index)?;
+            let free = || measured(name, None).map(|limit| limit.bytes);
+            let settings = Settings { memory_limit: settings.memory_limit.or_else(free), ..*settings };
+            Ok(kernels::device::open_gpu(index, &settings)?)
+        }
+    }
+}
+
+/// Says which attention ran in chunks on `devices` because cuDNN refused its shape, once for each shape.
+pub fn tell_refusals<'a>(devices: impl Iterator<Item = &'a Device>, ui: &Ui) {
+    devices.flat_map(kernels::attention::refusals).for_each(|line| ui.note(&line));
+}
+
+/// Looks at the driver and the GPU before anything is asked of them: their own errors come late and say little.
+fn check_gpu(index: usize) -> Result<()> {
+    let driver = inventory::driver().map_err(|cause| Error::NoGpu { cause })?;
+    if let Some((major, minor)) = inventory::built_for().filter(|built| *built > driver.cuda) {
+        let (can_major, can_minor) = driver.cuda;
+        let cause =
+            format!("built with CUDA {major}.{minor}, the driver runs {can_major}.{can_minor} at most");
+        return Err(Error::OldDriver { cause });
+    }
+    let missing = |library: Library| match library.version {
+        Err(cause) if library.is_needed => Err(Error::NoLibrary { name: library.name, cause }),
+        _ => Ok(()),
+    };
+    inventory::libraries().into_iter().try_for_each(missing)?;
+    let gpus = inventory::gpus().map_err(|cause| Error::NoGpu { cause })?;
+    match gpus.get(index) {
+        Some(gpu) if gpu.is_new_enough() => Ok(()),
+        Some(Gpu { name, capability: (major, minor), .. }) => Err(Error::NoGpu {
+            cause: format!("cuda:{index}, {name}, has compute capability {major}.{minor}; 8.0 is needed"),
+        }),
+        None => Err(Error::NoGpu { cause: format!("cuda:{index} of {} GPUs", gpus.len()) }),
+    }
+}
+
+enum DeviceName {
+    Cpu,
+    Cuda(usize),
+}
+
+impl DeviceName {
+    fn parse(name: &str) -> Result<Self> {
+        let index = name.strip_prefix("cuda:").and_then(|index| index.parse().ok());
+        match (name, index) {
+            ("cpu", _) => Ok(Self::Cpu),
+            (_, Some(index)) => Ok(Self::Cuda(index)),
+            _ => Err(Error::Setting {
+                key: "devices.stages".into(),
+                why: format!("\"{name}\" is no device; write \"cpu\", \"cuda:0\", \"cuda:1\", ..."),
+            }),
+        }
+    }
+}

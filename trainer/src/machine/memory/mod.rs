@@ -1,0 +1,279 @@
+//! What a training step keeps between forward and backward, and where.
+
+mod cards;
+mod choice;
+mod cost;
+mod host;
+mod machine;
+mod refusal;
+mod report;
+
+use std::fmt;
+
+use clap::ValueEnum;
+use models::dit::{BlockPlan, Keep, Place};
+use serde::{Deserialize, Serialize};
+
+pub use cards::{Cards, HOST};
+pub use choice::{Choice, choose};
+pub use host::More;
+use host::Tried;
+pub use machine::{Card, Machine, Room, host_shares};
+use refusal::Given;
+pub use refusal::Shape;
+pub use report::{Forecast, StageForecast};
+
+use crate::bytes::Bytes;
+use crate::error::{Error, Result};
+use crate::machine::forecast::{Networks, Task};
+
+/// The memory of a training step. None of it changes a result by more than the order of sums.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MemoryConfig {
+    /// What each block keeps of its forward for its backward. Default `auto`.
+    pub keep: KeepConfig,
+    /// Whether what is kept waits in host memory. Default `auto`.
+    pub offload: Offload,
+    /// The most host memory that may be pinned for it, all devices together, such as `"48GiB"`. Default: as much as pays,
+    /// where each GiB has to save 0.3 % of a step, and half of what is available when the plan is made at most.
+    pub host_memory: Option<Bytes>,
+    /// The most tokens of a clip that go through a feed-forward layer at once. Default: as the plan finds best.
+    pub ffn_tokens: Option<usize>,
+}
+
+fn is_one(networks: &Networks) -> bool {
+    *networks == Networks::One
+}
+
+/// What was settled for a step.
+#[derive(Debug, Clone)]
+pub struct Settled {
+    /// What was chosen.
+    pub choice: Choice,
+    /// What it takes.
+    pub forecast: Forecast,
+    /// Where the trained networks are.
+    pub networks: Networks,
+    /// The most host memory that may be pinned, in bytes.
+    pub pinned: u64,
+}
+
+/// What may be pinned is as much as the plan pins, in multiples of this: the same number whatever the host has free.
+const PINNED_GRAIN: u64 = 1 << 30;
+
+/// Chooses for `task` on `machine` within what `asked` and a given `split` leave open. Two experts lie side by side, or one
+/// rests in host memory while the other works: whichever fits and is the faster.
+///
+/// # Errors
+/// When nothing fits: what is missing, and what would fit.
+pub fn settle(
+    task: &Task,
+    machine: &Machine,
+    asked: &MemoryConfig,
+    split: Option<&[usize]>,
+    shapes: &Shapes,
+) -> Result<Settled> {
+    let (within, (task, choice), more) = within_host(task, machine, asked, split);
+    let given = split.map_or(Given::Nothing, |_| Given::Split);
+    let forecast = Forecast::new(&choice, &within, task.tokens(), task.batch);
+    let forecast = refusal::checked(forecast, &task, machine, asked, given, &shapes.possible)?;
+    let forecast = forecast.with_buckets(&choice, &task, &within, &shapes.there).with_more(more);
+    let pinned = choice.stages.iter().map(|stage| stage.host).sum::<u64>().next_multiple_of(PINNED_GRAIN);
+    Ok(Settled { choice, forecast, networks: task.networks, pinned })
+}
+
+/// The best plan for `task` with the amount of host memory that pays, on the machine that has that much, and what more
+/// would bring.
+///
+/// Smaller amounts are weighed with the split and the chunks of the largest, and only the one that pays best is searched as
+/// a whole.
+fn within_host<'a>(
+    task: &Task<'a>,
+    machine: &Machine,
+    asked: &MemoryConfig,
+    split: Option<&[usize]>,
+) -> (Machine, (Task<'a>, Choice), Option<More>) {
+    let most = housed(task, machine, asked, split);
+    let (housed_task, choice) = &most;
+    let alike = MemoryConfig { ffn_tokens: Some(choice.ffn_tokens), ..asked.clone() };
+    let less = host::less(machine, asked).into_iter().map(|machine| {
+        let choice = choose(housed_task, &machine, &alike, Some(&choice.split));
+        Tried::new(machine, &choice)
+    });
+    let (best, more) = host::best(less.collect(), Tried::new(machine.clone(), choice));
+    match best.host == machine.host {
+        true => (best, most, more),
+        false => {
+            let found = housed(task, &best, asked, split);
+            (best, found, more)
+        }
+    }
+}
+
+/// `task` with its networks where they are best, and the best choice there.
+fn housed<'a>(
+    task: &Task<'a>,
+    machine: &Machine,
+    asked: &MemoryConfig,
+    split: Option<&[usize]>,
+) -> (Task<'a>, Choice) {
+    let with = |networks: Networks| {
+        let task = Task { networks, ..task.clone() };
+        let choice = choose(&task, machine, asked, split);
+        (task, choice)
+    };
+    let (task, together) = with(task.networks);
+    // On the CPU both are the same memory.
+    if task.networks != Networks::SideBySide || !machine.stages.iter().any(|card| card.engine.is_gpu()) {
+        return (task, together);
+    }
+    let (other, in_turn) = with(Networks::InTurn);
+    let step = |choice: &Choice| choice.seconds * task.accumulate as f64;
+    // A step exchanges the two once at most; copies go both ways at once.
+    let exchange = in_turn
+        .stage_ranges()
+        .zip(&machine.stages)
+        .map(|(range, card)| task.base.matrix_bytes(task.dit, &range) as f64 / card.link);
+    let in_turn_step = step(&in_turn) + exchange.fold(0.0, f64::max);
+    match (together.beyond, step(&together)) <= (in_turn.beyond, in_turn_step) {
+        true => (task, together),
+        false => (other, in_turn),
+    }
+}
+
+/// The shapes that clips have and could have, from large to small.
+#[derive(Debug, Clone, Default)]
+pub struct Shapes {
+    /// The buckets that hold clips.
+    pub there: Vec<Shape>,
+    /// What the recipe's sizes and lengths could make.
+    pub possible: Vec<Shape>,
+}
+
+/// What is kept of each block.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum KeepConfig {
+    /// As the plan finds best.
+    #[default]
+    Auto,
+    /// Its input: the backward makes the rest again.
+    Inputs,
+    /// Its input and what its self-attention made.
+    Attention,
+    /// All that its backward needs: the fastest, and by far the most memory.
+    All,
+}
+
+/// Whether what is kept waits in host memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Offload {
+    /// As the plan finds best.
+    #[default]
+    Auto,
+    /// It stays on the device.
+    Never,
+    /// It goes out to host memory, and comes back one block ahead of its use.
+    Always,
+}
+
+impl MemoryConfig {
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// Naming the key and what it must be.
+    pub fn check(&self) -> Result<()> {
+        match self.ffn_tokens {
+            Some(0) => {
+                Err(Error::Setting { key: "memory.ffn_tokens".into(), why: "must be at least 1".into() })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The settled memory of a training step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryPlan {
+    /// What the recipe asks to keep.
+    pub keep: KeepConfig,
+    /// Where it asks to keep it.
+    pub offload: Offload,
+    /// Host memory that it lets offload pin.
+    pub host_memory: Option<Bytes>,
+    /// Host memory that may be pinned, settled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<Bytes>,
+    /// Where the experts are, where two are trained.
+    #[serde(default, skip_serializing_if = "is_one")]
+    pub networks: Networks,
+    /// The most tokens of a clip that go through a feed-forward layer at once.
+    pub ffn_tokens: usize,
+    /// What that comes to, block by block, in runs.
+    pub blocks: Vec<Run>,
+}
+
+/// Blocks in a row that are treated alike.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    /// How many.
+    pub count: usize,
+    /// What is kept of each.
+    pub keep: Keep,
+    /// Where it waits.
+    pub place: Place,
+}
+
+impl MemoryPlan {
+    /// What `asked` came to.
+    pub fn new(asked: &MemoryConfig, settled: &Settled) -> Self {
+        let choice = &settled.choice;
+        Self {
+            networks: settled.networks,
+            keep: asked.keep,
+            offload: asked.offload,
+            host_memory: asked.host_memory,
+            pinned: Some(Bytes(settled.pinned)),
+            ffn_tokens: choice.ffn_tokens,
+            blocks: runs(&choice.blocks),
+        }
+    }
+
+    /// What becomes of each of the model's blocks.
+    pub fn keeping(&self) -> Vec<BlockPlan> {
+        self.blocks.iter().flat_map(|run| std::iter::repeat_n(run.plan(), run.count)).collect()
+    }
+}
+
+impl Run {
+    fn plan(&self) -> BlockPlan {
+        BlockPlan { keep: self.keep, place: self.place }
+    }
+}
+
+/// For people: what is kept, and where.
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let what = match self.keep {
+            Keep::Input => "input",
+            Keep::Attention => "input and attention",
+            Keep::All => "all but norms",
+        };
+        let place = match self.place {
+            Place::Device => "on the device",
+            Place::Host => "in host memory",
+            Place::HostUntilUsed => "in host memory until used",
+        };
+        write!(f, "{what} {place}")
+    }
+}
+
+/// The plans of blocks as runs.
+pub fn runs(blocks: &[BlockPlan]) -> Vec<Run> {
+    let run = |alike: &[BlockPlan]| Run { count: alike.len(), keep: alike[0].keep, place: alike[0].place };
+    blocks.chunk_by(|a, b| a == b).map(run).collect()
+}

@@ -1,0 +1,114 @@
+//! What is said where nothing fits: the nearest plans that do.
+
+use kernels::weight::Format;
+use models::dit::Base;
+use models::weights::{Frozen, Storage};
+
+use super::choice::LEAST_FFN_TOKENS;
+use super::{Forecast, KeepConfig, Machine, MemoryConfig, Offload, choose};
+use crate::bytes::Bytes;
+use crate::error::{Error, Result};
+use crate::machine::forecast::{Networks, Task};
+
+/// A shape of clips: in words, and (frames, height, width) of the latents.
+pub type Shape = (String, (usize, usize, usize));
+
+/// Whether the recipe gives a split.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Given {
+    Nothing,
+    Split,
+}
+
+/// The forecast, where it fits.
+///
+/// # Errors
+/// Where it does not: what is missing, and every single change that helps, of keeping less, a coded base, smaller clips
+/// out of `smaller`, one sample at a time, and one more card.
+pub(super) fn checked(
+    forecast: Forecast,
+    task: &Task,
+    machine: &Machine,
+    asked: &MemoryConfig,
+    given: Given,
+    smaller: &[Shape],
+) -> Result<Forecast> {
+    let Some((place, needed, room)) = forecast.misfit(machine) else { return Ok(forecast) };
+    let ways = ways_out(task, machine, asked, given, smaller);
+    let (needed, room) = (Bytes(needed), Bytes(room));
+    Err(Error::TooLarge { place, needed, room, tokens: forecast.tokens, ways })
+}
+
+fn ways_out(
+    task: &Task,
+    machine: &Machine,
+    asked: &MemoryConfig,
+    given: Given,
+    smaller: &[Shape],
+) -> Vec<String> {
+    let fits = |task: &Task, machine: &Machine, asked: &MemoryConfig| {
+        let choice = choose(task, machine, asked, None);
+        Forecast::new(&choice, machine, task.tokens(), task.batch).misfit(machine).is_none()
+    };
+    // Whatever fits at all fits when as little as can be is kept, and in small chunks.
+    let open = MemoryConfig {
+        keep: KeepConfig::Inputs,
+        ffn_tokens: Some(LEAST_FFN_TOKENS),
+        offload: Offload::Auto,
+        host_memory: asked.host_memory,
+    };
+    let mut ways = Vec::new();
+    let is_open = (asked.keep, asked.offload, asked.ffn_tokens) == (KeepConfig::Auto, Offload::Auto, None);
+    if !(is_open && given == Given::Nothing) && fits(task, machine, &open) {
+        let keys = "memory.keep, memory.offload, memory.ffn_tokens and devices.split";
+        ways.push(format!("leave {keys} to the plan"));
+    }
+    let single = Task { batch: 1, ..task.clone() };
+    if task.batch > 1 && fits(&single, machine, &open) {
+        ways.push("train.batch = 1 with train.accumulate in its place".to_owned());
+    }
+    let single = Task { networks: Networks::One, ..task.clone() };
+    if task.networks != Networks::One && fits(&single, machine, &open) {
+        ways.push(match task.networks {
+            Networks::MakesRoom => "no sample.prompts, and clips by `tandem sample` after the run".to_owned(),
+            _ => {
+                "model.expert = \"high\" in one run and \"low\" in another, without sample.prompts".to_owned()
+            }
+        });
+    }
+    let storage = Storage::Coded(Format::E4m3);
+    let coded = Base { frozen: Frozen { storage, ..task.base.frozen }, ..task.base };
+    let coded = Task { base: coded, ..task.clone() };
+    if !task.base.frozen.is_coded() && fits(&coded, machine, &open) {
+        ways.push("model.base = \"fp8\"".to_owned());
+    }
+    ways.extend(nearest(smaller, task, "", |task| fits(task, machine, &open)));
+    if let Some(more) = one_more(machine)
+        && fits(task, &more, &open)
+    {
+        ways.push("one more card like the last in devices.stages".to_owned());
+    }
+    if ways.is_empty() {
+        ways.extend(nearest(smaller, &coded, "model.base = \"fp8\" with ", |task| {
+            fits(task, machine, &open)
+        }));
+    }
+    ways
+}
+
+/// The first of `smaller`, which go from large to small, that fits.
+fn nearest(smaller: &[Shape], task: &Task, with: &str, fits: impl Fn(&Task) -> bool) -> Option<String> {
+    let cut = |latents| Task { latents, batch: 1, ..task.clone() };
+    let found =
+        smaller.iter().find(|(_, latents)| cut(*latents).tokens() < task.tokens() && fits(&cut(*latents)));
+    found.map(|(what, _)| format!("{with}clips of at most {what}"))
+}
+
+/// The machine with its last card twice.
+fn one_more(machine: &Machine) -> Option<Machine> {
+    let mut more = machine.clone();
+    let last = machine.stages.last().filter(|card| card.engine.is_gpu())?;
+    more.stages.push(last.clone());
+    more.ways.push(crate::machine::forecast::Way::Host);
+    Some(more)
+}

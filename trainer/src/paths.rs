@@ -1,0 +1,17 @@
+//! Paths that recipes name.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// What `key` names with `path`, in a recipe of the folder `from`.
+///
+/// # Errors
+/// [`Error::NotThere`].
+pub fn existing(key: &str, from: &Path, path: &Path) -> Result<PathBuf> {
+    let path = from.join(path);
+    match path.exists() {
+        true => Ok(path),
+        false => Err(Error::NotThere { key: key.to_owned(), path }),
+    }
+}

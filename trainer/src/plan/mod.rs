@@ -1,0 +1,453 @@
+//! The plan: what a recipe means. Every default is settled here, once; it is printed, stored with the run, and after
+//! that nothing reads the recipe, the environment or the clock to decide behaviour.
+
+mod assumed;
+mod difference;
+mod found;
+mod parts;
+
+use std::path::{Path, PathBuf};
+
+use data::{DataConfig, DataError, Dataset, SizeMultiple, Watch};
+use models::adapter::{LoraConfig, Target};
+use models::dit::DitConfig;
+use models::expert::Expert;
+use models::published::{Defaults, Published};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::adapters;
+use crate::base::BaseModel;
+use crate::bytes::{Bytes, hex};
+use crate::encode::prompt::ClipRequest;
+use crate::error::{Error, Result};
+use crate::learning::Share;
+use crate::learning::optim::OptimizerConfig;
+use crate::machine::devices::{DevicesConfig, Limits};
+use crate::machine::forecast::Task;
+use crate::machine::memory::{self, Cards, Forecast, Machine, MemoryPlan};
+use crate::paths::existing;
+use crate::recipe::like::Taken;
+use crate::recipe::{
+    Assignment, CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig, check_bounds,
+};
+use crate::sample::ClipFormat;
+use crate::watch::interrupt::Interrupt;
+pub use difference::Difference;
+
+use assumed::{missing_clips, no_data, settled_model};
+use found::{former_digest, long_captions, summary};
+use parts::{networks, sample_plan, settle_shares, settle_steps, task, trained_shares};
+
+/// A settled run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Version of the program that made the plan.
+    pub tandem: String,
+    /// Name, folders, seed.
+    pub run: RunPlan,
+    /// Files of the base model.
+    pub model: BaseModel,
+    /// What is trained on, with the frame rate settled.
+    pub data: DataConfig,
+    /// What the data came to.
+    pub dataset: DatasetPlan,
+    /// The adapter, alpha settled.
+    pub adapter: LoraConfig,
+    /// Length and noise, shift settled.
+    pub train: TrainConfig,
+    /// The optimiser.
+    pub optimizer: OptimizerConfig,
+    /// Stages with their blocks.
+    pub devices: DevicesConfig,
+    /// What a training step keeps, and where.
+    pub memory: MemoryPlan,
+    /// When the state is saved.
+    pub checkpoint: CheckpointConfig,
+    /// The clips.
+    pub sample: SamplePlan,
+    /// The adapter files.
+    pub export: ExportConfig,
+}
+
+/// Name, folders and seed of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunPlan {
+    /// Name of the run and of its adapter files.
+    pub name: String,
+    /// Folder of the run.
+    pub folder: PathBuf,
+    /// Folder of cached latents and text states.
+    pub cache: PathBuf,
+    /// Seed of everything random.
+    pub seed: u64,
+}
+
+/// What the data came to when the plan was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatasetPlan {
+    /// Clips found.
+    pub clips: usize,
+    /// Training items: windows of clips that are not held out.
+    pub items: usize,
+    /// Items of the held-out loss.
+    pub held_out: usize,
+    /// With `data.bad = "skip"`: each clip that was left out, with the reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<String>,
+    /// SHA-256 over names, captions, windows and buckets.
+    pub digest: String,
+}
+
+/// The clips of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SamplePlan {
+    /// Steps between two sets of clips; 0 for just the first and the last.
+    pub every: u64,
+    /// Files of a clip.
+    pub formats: Vec<ClipFormat>,
+    /// The clips, each with everything it is made from.
+    pub clips: Vec<ClipRequest>,
+    /// The adapter that is put to the model for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<ClipAdapterPlan>,
+    /// The one that is put to the expert for high noise alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter_high: Option<ClipAdapterPlan>,
+    /// The one that is put to the expert for low noise alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter_low: Option<ClipAdapterPlan>,
+}
+
+impl SamplePlan {
+    /// The adapters that are put to a network for clips alone.
+    pub fn adapters_of(&self, expert: Option<Expert>) -> impl Iterator<Item = &ClipAdapterPlan> {
+        let own = match expert {
+            None => &None,
+            Some(Expert::High) => &self.adapter_high,
+            Some(Expert::Low) => &self.adapter_low,
+        };
+        self.adapter.iter().chain(own)
+    }
+}
+
+/// An adapter for clips alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClipAdapterPlan {
+    /// Its file, or its PEFT folder.
+    pub path: PathBuf,
+    /// What its changes are multiplied by.
+    pub strength: f64,
+}
+
+/// A plan with what was found out while making it.
+#[derive(Debug)]
+pub struct Planned {
+    /// The plan.
+    pub plan: Plan,
+    /// Sizes of the DiT.
+    pub dit: DitConfig,
+    /// Modules that get an adapter.
+    pub targets: Vec<Target>,
+    /// Every clip, probed and cut into windows.
+    pub dataset: Dataset,
+    /// The memory of a step.
+    pub forecast: Forecast,
+    /// What tensors get of each GPU.
+    pub limits: Limits,
+    /// What the recipe leaves to the plan.
+    pub open: Open,
+    /// What the digest of the same data was in earlier versions, where those would see the same clips.
+    pub former_digest: Option<String>,
+    /// The defaults that came with `train.like`.
+    pub taken: Vec<Taken>,
+    /// What the recipe names without use, a line each.
+    pub notes: Vec<String>,
+}
+
+/// What a recipe leaves open and a plan settles by what the machine is like: a run that goes on keeps it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Open {
+    /// `devices.split`.
+    pub split: bool,
+    /// `memory.ffn_tokens`.
+    pub ffn_tokens: bool,
+}
+
+/// What a command line says in place of a recipe's settings; `None` leaves the recipe's.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// Any key, of `--set`; the others win over it.
+    pub settings: Vec<Assignment>,
+    /// `devices.memory_limit`.
+    pub memory_limit: Option<Bytes>,
+    /// `model.folder`, where the recipe names a model of the hub.
+    pub model_folder: Option<PathBuf>,
+    /// Asked while clips are read, which may take long.
+    pub interrupt: Interrupt,
+    /// Cards that are planned for in place of those that are here.
+    pub cards: Option<Cards>,
+    /// The published model that is planned for in place of files.
+    pub assume: Option<&'static Published>,
+}
+
+impl Overrides {
+    fn apply(&self, recipe: &mut Recipe) {
+        recipe.devices.memory_limit = self.memory_limit.or(recipe.devices.memory_limit);
+        if let Some(folder) = &self.model_folder {
+            recipe.model.folder = Some(folder.clone());
+        }
+        if let Some(cards) = &self.cards {
+            recipe.devices = cards.devices(&recipe.devices);
+        }
+    }
+}
+
+impl Overrides {
+    /// The machine that is planned for, where offload may pin `host` bytes, with what tensors get of each of its GPUs.
+    fn machine(&self, devices: &DevicesConfig, task: &Task, host: Option<u64>) -> (Limits, Machine) {
+        match &self.cards {
+            Some(cards) => (Limits::default(), cards.machine(devices, task.base, task.dit, host)),
+            None => {
+                let limits = Limits::measure(devices);
+                let machine = Machine::here(devices, &limits, task.base, task.dit, host);
+                (limits, machine)
+            }
+        }
+    }
+}
+
+impl Planned {
+    /// Takes over what `stored`, the plan of a run that goes on, settled for the same devices and the same wishes, each of
+    /// what the recipe leaves open by itself: the machine may have more or less memory free today, and the run's numbers
+    /// must not depend on that.
+    pub fn keep_to(&mut self, stored: &Plan) {
+        let plan = &mut self.plan;
+        let without_split = |devices: &DevicesConfig| DevicesConfig { split: Vec::new(), ..devices.clone() };
+        let wishes = |memory: &MemoryPlan| (memory.keep, memory.offload, memory.host_memory);
+        let is_same = without_split(&stored.devices) == without_split(&plan.devices)
+            && wishes(&stored.memory) == wishes(&plan.memory);
+        if is_same && (self.open.split || plan.devices.split == stored.devices.split) {
+            plan.devices.split.clone_from(&stored.devices.split);
+            let ffn_tokens =
+                if self.open.ffn_tokens { stored.memory.ffn_tokens } else { plan.memory.ffn_tokens };
+            // Plans of earlier versions do not say what may be pinned.
+            let pinned = stored.memory.pinned.or(plan.memory.pinned);
+            plan.memory = MemoryPlan { ffn_tokens, pinned, ..stored.memory.clone() };
+        }
+        if self.former_digest.as_ref() == Some(&stored.dataset.digest) {
+            plan.dataset.digest.clone_from(&stored.dataset.digest);
+        }
+    }
+}
+
+impl Plan {
+    /// Settles the recipe at `path` as it is written: [`Self::make_with`] without overrides.
+    ///
+    /// # Errors
+    /// As [`Self::make_with`].
+    pub fn make(path: &Path, progress: &mut dyn FnMut(usize, usize)) -> Result<Planned> {
+        Self::make_with(path, &Overrides::default(), progress)
+    }
+
+    /// Settles the recipe at `path` with `overrides` on top. `progress(done, total)` follows the reading of the clips.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the recipe, the model's files or the clips.
+    pub fn make_with(
+        path: &Path,
+        overrides: &Overrides,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Planned> {
+        let mut recipe = Recipe::read_with(path, &overrides.settings)?;
+        overrides.apply(&mut recipe);
+        let from = path.parent().unwrap_or(Path::new(""));
+        check_numbers(&recipe)?;
+        let (mut model, dit, mut notes) = settled_model(&recipe, from, overrides)?;
+        model.boundary = model.expert.map(|_| model.boundary_of(&dit));
+
+        let defaults = *dit.defaults(model.dits.networks());
+        let mut data = recipe.data;
+        let watch = Watch { progress, is_stopped: &|| overrides.interrupt.is_asked() };
+        let (dataset, found) = match missing_clips(&data, from, overrides) {
+            Some(note) => {
+                notes.push(note);
+                no_data(&mut data, &defaults)
+            }
+            None => read_data(&mut data, from, &defaults, watch)?,
+        };
+        notes.extend(long_captions(&dataset, &model)?);
+
+        let adapter = adapters::settled(recipe.adapter, from)?;
+        let targets = adapter.select(&dit.adaptable_modules())?;
+        let seed = recipe.run.seed.unwrap_or(42);
+        let mut train = recipe.train;
+        settle_steps(&mut train, &dataset, seed)?;
+        train.timesteps.shift = Some(train.timesteps.shift());
+        let shares = settle_shares(&mut train, &adapter, &targets, (&model, &dit))?;
+
+        let frames = data.frames.iter().copied().max().unwrap_or(1);
+        let base = recipe.sample.request(&defaults, data.sizes[0], frames, seed);
+        let clips = recipe.sample.requests(&base, from, &dit, &defaults)?;
+        let sample = sample_plan(recipe.sample, clips, (&model, &dit), from)?;
+        let devices = recipe.devices.settle(dit.layers)?;
+        let shapes = shapes(&data, &dataset, &defaults);
+        let networks = networks(&shares, &model, &sample);
+        let task = task((&model, &dit), (&adapter, &targets), (&train, &recipe.optimizer), &shapes, networks);
+        let host = recipe.memory.host_memory.map(|host| host.0);
+        let (limits, machine) = overrides.machine(&devices, &task, host);
+        let open =
+            Open { split: recipe.devices.split.is_empty(), ffn_tokens: recipe.memory.ffn_tokens.is_none() };
+        let given = (!open.split).then_some(devices.split.as_slice());
+        let settled = memory::settle(&task, &machine, &recipe.memory, given, &shapes)?;
+        let plan = Plan {
+            tandem: env!("CARGO_PKG_VERSION").to_owned(),
+            run: run_plan(recipe.run, path, seed),
+            devices: DevicesConfig { split: settled.choice.split.clone(), ..devices },
+            model,
+            data,
+            dataset: found,
+            adapter,
+            train,
+            optimizer: recipe.optimizer,
+            memory: MemoryPlan::new(&recipe.memory, &settled),
+            checkpoint: recipe.checkpoint,
+            sample,
+            export: recipe.export,
+        };
+        Ok(Planned {
+            plan,
+            dit,
+            targets,
+            former_digest: former_digest(&dataset),
+            dataset,
+            forecast: settled.forecast,
+            limits,
+            open,
+            taken: recipe.taken,
+            notes,
+        })
+    }
+
+    /// The networks that are trained, each with the noise levels that it makes, in the order in which sampling goes through
+    /// them. An expert that gets no micro-batch is none of them.
+    pub fn shares(&self) -> Vec<Share> {
+        trained_shares(&self.model, self.train.high_share)
+    }
+
+    /// The plan as TOML.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|error| Error::PlanText { why: error.to_string() })
+    }
+
+    /// A plan stored with a run.
+    ///
+    /// # Errors
+    /// When the file is not a plan of this version.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Io {
+            action: "read the plan",
+            path: path.to_owned(),
+            source,
+        })?;
+        toml::from_str(&text).map_err(|e| Error::PlanText { why: format!("{}: {e}", path.display()) })
+    }
+
+    /// SHA-256 of the plan, to tell what an adapter file was made by.
+    pub fn hash(&self) -> Result<String> {
+        Ok(hex(&Sha256::digest(self.to_toml()?)))
+    }
+}
+
+fn check_numbers(recipe: &Recipe) -> Result<()> {
+    let refuse = |key: &str, why: &str| Err(Error::Setting { key: key.into(), why: why.into() });
+    let (adapter, train) = (&recipe.adapter, &recipe.train);
+    check_bounds(recipe)?;
+    if adapter.factor == Some(0) {
+        return refuse("adapter.factor", "must be at least 1");
+    }
+    if adapter.rank == Some(0) {
+        return refuse("adapter.rank", "must be at least 1");
+    }
+    if adapter.targets.is_empty() {
+        return refuse("adapter.targets", "names no module, so nothing would be trained");
+    }
+    if adapter.alpha.is_some_and(|alpha| !alpha.is_finite() || alpha <= 0.0) {
+        return refuse("adapter.alpha", "must be a positive number");
+    }
+    if !(0.0..1.0).contains(&adapter.dropout) {
+        return refuse("adapter.dropout", "must be at least 0 and below 1");
+    }
+    if train.batch == 0 || train.accumulate == 0 || train.steps == 0 {
+        return refuse("train.steps, train.batch, train.accumulate", "must each be at least 1");
+    }
+    if !(0.0..=1.0).contains(&train.caption_dropout) {
+        return refuse("train.caption_dropout", "must lie between 0 and 1");
+    }
+    if recipe.checkpoint.keep_last == 0 {
+        return refuse("checkpoint.keep_last", "must be at least 1");
+    }
+    train.timesteps.check()?;
+    recipe.memory.check()?;
+    recipe.optimizer.check()
+}
+
+/// Reads the clips of `data`, and settles what it leaves open. Paths begin in `from`.
+fn read_data(
+    data: &mut DataConfig,
+    from: &Path,
+    defaults: &Defaults,
+    mut watch: Watch,
+) -> Result<(Dataset, DatasetPlan)> {
+    data.folder.iter_mut().for_each(|place| *place = from.join(&*place));
+    if let Some(import) = &mut data.import {
+        *import = existing("data.import", from, import)?;
+    }
+    data.fps.get_or_insert(defaults.fps);
+    let multiple = SizeMultiple::new(defaults.multiple());
+    let dataset =
+        Dataset::build_watched(data, multiple, defaults.fps, &mut watch).map_err(|error| match error {
+            DataError::Stopped => Error::Interrupted,
+            error => error.into(),
+        })?;
+    (data.sizes, data.frames) = (dataset.sizes.clone(), dataset.frames.clone());
+    let found = summary(&dataset)?;
+    Ok((dataset, found))
+}
+
+/// Name and folders of the run of the recipe at `path`.
+pub(crate) fn run_plan(run: RunConfig, path: &Path, seed: u64) -> RunPlan {
+    let from = path.parent().unwrap_or(Path::new(""));
+    let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let name = run.name.or(stem).unwrap_or_else(|| "run".into());
+    RunPlan {
+        folder: run.folder.map_or_else(|| Path::new("runs").join(&name), |folder| from.join(folder)),
+        cache: run.cache.map_or_else(|| PathBuf::from("runs/cache"), |folder| from.join(folder)),
+        name,
+        seed,
+    }
+}
+
+/// The shapes of the buckets, and those that the recipe's sizes and lengths make.
+fn shapes(data: &DataConfig, dataset: &Dataset, defaults: &Defaults) -> memory::Shapes {
+    let buckets = dataset.windows.iter().map(|window| window.bucket);
+    let there = buckets.map(|bucket| (bucket.width, bucket.height, bucket.frames));
+    let sizes = data.sizes.iter().flat_map(|[w, h]| data.frames.iter().map(move |frames| (*w, *h, *frames)));
+    memory::Shapes { there: ordered(there, defaults), possible: ordered(sizes, defaults) }
+}
+
+/// Shapes from (width, height, frames), each once, from large to small.
+fn ordered(clips: impl Iterator<Item = (u32, u32, u32)>, defaults: &Defaults) -> Vec<memory::Shape> {
+    let mut clips: Vec<_> = clips.collect();
+    clips.sort_by_key(|&(width, height, frames)| std::cmp::Reverse((width * height * frames, width, height)));
+    clips.dedup();
+    let shape = |(width, height, frames)| {
+        (format!("{width}x{height}, {frames} frames"), defaults.latents(frames, height, width))
+    };
+    clips.into_iter().map(shape).collect()
+}

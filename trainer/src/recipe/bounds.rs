@@ -1,0 +1,58 @@
+//! Checks that the numbers of a recipe are within their bounds.
+
+use super::Recipe;
+use crate::bounds::*;
+use crate::bytes::Bytes;
+use crate::error::Result;
+
+/// Checks the numbers of a recipe that do not depend on the model or the clips.
+///
+/// # Errors
+/// The key of the first that is too large, and the bound.
+pub fn check(recipe: &Recipe) -> Result<()> {
+    let Recipe { adapter, train, optimizer, devices, memory, checkpoint, sample, .. } = recipe;
+    let bytes = |bytes: Option<Bytes>| bytes.map_or(0, |bytes| bytes.0);
+    let count = |count: Option<usize>| count.unwrap_or(0) as u64;
+    let [width, height] = sample.size.unwrap_or([0, 0]).map(u64::from);
+    let whole = [
+        ("train.steps", train.steps, STEPS),
+        ("train.epochs", train.epochs.unwrap_or(0), STEPS),
+        ("train.batch", train.batch as u64, BATCH),
+        ("train.accumulate", train.accumulate as u64, ACCUMULATE),
+        ("train.eval_every", train.eval_every, STEPS),
+        ("adapter.rank", count(adapter.rank), RANK),
+        ("adapter.factor", count(adapter.factor), RANK),
+        ("optimizer.warmup", optimizer.warmup, STEPS),
+        ("devices.stages", devices.stages.len() as u64, STAGES),
+        ("devices.memory_limit", bytes(devices.memory_limit), MEMORY),
+        ("memory.host_memory", bytes(memory.host_memory), MEMORY),
+        ("memory.ffn_tokens", count(memory.ffn_tokens), TOKENS),
+        ("checkpoint.every_steps", checkpoint.every_steps, STEPS),
+        ("checkpoint.every_minutes", checkpoint.every_minutes, MINUTES),
+        ("checkpoint.keep_last", checkpoint.keep_last as u64, KEEP_LAST),
+        ("sample.every", sample.every, STEPS),
+        ("sample.steps", count(sample.steps), SOLVER_STEPS),
+        ("sample.size", width.max(height), SIDE),
+        ("sample.frames", u64::from(sample.frames.unwrap_or(0)), FRAMES),
+    ];
+    for (key, value, most) in whole {
+        at_most(key, value, most)?;
+    }
+    let timesteps = &train.timesteps;
+    let real = [
+        ("adapter.alpha", adapter.alpha.unwrap_or(0.0)),
+        ("optimizer.lr", optimizer.lr),
+        ("optimizer.eps", optimizer.eps),
+        ("optimizer.weight_decay", optimizer.weight_decay),
+        ("optimizer.clip_norm", optimizer.clip_norm),
+        ("train.timesteps.shift", timesteps.shift.unwrap_or(0.0)),
+        ("train.timesteps.scale", timesteps.scale),
+        ("train.timesteps.mean", timesteps.mean),
+        ("train.timesteps.std", timesteps.std),
+        ("sample.strength", sample.strength),
+        ("sample.guidance", sample.guidance.unwrap_or(0.0)),
+        ("sample.guidance_high", sample.guidance_high.unwrap_or(0.0)),
+        ("sample.shift", sample.shift.unwrap_or(0.0)),
+    ];
+    real.into_iter().try_for_each(|(key, value)| near(key, value))
+}

@@ -1,0 +1,250 @@
+//! The recipe: what the user wrote. Unknown keys are refused, and nothing is decided here; [`crate::plan`] does that.
+
+mod assignment;
+mod bounds;
+pub mod draft;
+pub mod like;
+mod words;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use data::DataConfig;
+use models::adapter::LoraConfig;
+use models::adapter::files::{Precision, Style};
+use serde::{Deserialize, Serialize};
+
+use crate::base::ModelConfig;
+use crate::error::{Error, Result};
+use crate::learning::noise::TimestepConfig;
+use crate::learning::optim::OptimizerConfig;
+use crate::machine::devices::DevicesConfig;
+use crate::machine::memory::MemoryConfig;
+use crate::recipe::like::{Like, Taken};
+use crate::sample::SampleConfig;
+
+pub use assignment::Assignment;
+pub use bounds::check as check_bounds;
+pub use words::{WORDS, defaults};
+
+/// A recipe. `[model]` and `[data]` are needed; all else has defaults.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Where the run lies, and its seed.
+    #[serde(default)]
+    pub run: RunConfig,
+    /// The base model.
+    pub model: ModelConfig,
+    /// What to train on.
+    pub data: DataConfig,
+    /// The adapter.
+    #[serde(default)]
+    pub adapter: LoraConfig,
+    /// How long and on what noise.
+    #[serde(default)]
+    pub train: TrainConfig,
+    /// AdamW and its learning rate.
+    #[serde(default)]
+    pub optimizer: OptimizerConfig,
+    /// Stages of the pipeline.
+    #[serde(default)]
+    pub devices: DevicesConfig,
+    /// What a training step keeps, and where.
+    #[serde(default)]
+    pub memory: MemoryConfig,
+    /// When the state is saved.
+    #[serde(default)]
+    pub checkpoint: CheckpointConfig,
+    /// Clips made while training.
+    #[serde(default)]
+    pub sample: SampleConfig,
+    /// The adapter files.
+    #[serde(default)]
+    pub export: ExportConfig,
+    /// The defaults that `train.like` put in.
+    #[serde(skip)]
+    pub taken: Vec<Taken>,
+}
+
+/// Where a run lies, and its seed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunConfig {
+    /// Name of the run and its files. Default: the name of the recipe file.
+    pub name: Option<String>,
+    /// Folder of the run, from the recipe's folder. Default: `runs/<name>` below the current folder, with a number behind
+    /// it where a run lies there already.
+    pub folder: Option<PathBuf>,
+    /// Folder of cached latents and text states. Default: `runs/cache` below the current folder.
+    pub cache: Option<PathBuf>,
+    /// Seed of everything random. Default 42.
+    pub seed: Option<u64>,
+}
+
+/// How long training goes on and what each step sees.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Another trainer, whose defaults stand for whatever the recipe does not say of alpha, caption dropout, noise levels and
+    /// the optimiser: `musubi-tuner`, `diffusion-pipe`, `ai-toolkit`, `diffsynth-studio`. Default: none, Tandem's own.
+    pub like: Option<Like>,
+    /// Optimiser steps. Default 1000.
+    pub steps: u64,
+    /// Epochs, in place of `steps`: the plan settles how many steps they are. Default: none.
+    pub epochs: Option<u64>,
+    /// Samples of a micro-batch. Default 1.
+    pub batch: usize,
+    /// Micro-batches of a step; with 2 or more, all stages work at once. Default 1.
+    pub accumulate: usize,
+    /// Share of the samples whose caption is replaced by the empty prompt, 0 to 1. Default 0.1.
+    pub caption_dropout: f64,
+    /// Share of the samples that are shown their first frame and learn to go on from it, 0 to 1; TI2V-5B alone. Default 0.2.
+    pub picture_share: Option<f64>,
+    /// Where both experts of a model are trained, the share of the micro-batches that goes to the one for high noise, 0 to
+    /// 1. Default: the share of the drawn sigmas that it makes.
+    pub high_share: Option<f64>,
+    /// How noise levels are drawn and weighted.
+    pub timesteps: TimestepConfig,
+    /// Steps between two measurements of the held-out loss; 0 for none but the first and last. Default 0.
+    pub eval_every: u64,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            like: None,
+            steps: 1000,
+            epochs: None,
+            batch: 1,
+            accumulate: 1,
+            caption_dropout: 0.1,
+            picture_share: None,
+            high_share: None,
+            timesteps: TimestepConfig::default(),
+            eval_every: 0,
+        }
+    }
+}
+
+/// When the state of a run is saved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// Steps between two checkpoints, each with an adapter file; 0 for none. Default 250.
+    pub every_steps: u64,
+    /// Minutes between two checkpoints, so that a crash costs no more; 0 for none. Default 30.
+    pub every_minutes: u64,
+    /// Checkpoints that are kept; older ones are deleted, adapter files never. Default 3.
+    pub keep_last: usize,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { every_steps: 250, every_minutes: 30, keep_last: 3 }
+    }
+}
+
+/// The adapter files of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExportConfig {
+    /// `comfy`, `comfy-alpha`, `diffusers`, `peft`, `kohya`, `diffsynth`, `videox-fun`, any of them. Default `["comfy"]`.
+    pub formats: Vec<Style>,
+    /// `bfloat16`, `float16` or `float32`. Default `bfloat16`.
+    pub precision: Precision,
+}
+
+impl Default for ExportConfig {
+    fn default() -> Self {
+        Self { formats: vec![Style::Comfy], precision: Precision::Bfloat16 }
+    }
+}
+
+impl Recipe {
+    /// Reads a recipe.
+    ///
+    /// # Errors
+    /// As [`Self::read_with`].
+    pub fn read(path: &Path) -> Result<Self> {
+        Self::read_with(path, &[])
+    }
+
+    /// Reads a recipe and puts `settings` of a command line in place of its own.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is no TOML; unknown keys, with what was meant; both steps and epochs.
+    pub fn read_with(path: &Path, settings: &[Assignment]) -> Result<Self> {
+        let text = fs::read_to_string(path).map_err(|source| Error::Io {
+            action: "read the recipe",
+            path: path.to_owned(),
+            source,
+        })?;
+        let mut table = parsed(path, &text)?;
+        // From the text, so that the message shows the line.
+        let written: Self = toml::from_str(&text).map_err(|error| refusal(path, &error))?;
+        if table_at(&table, "train").is_some_and(|t| t.contains_key("steps") && t.contains_key("epochs")) {
+            let why = "give either train.steps or train.epochs, not both".to_owned();
+            return Err(Error::Recipe { path: path.to_owned(), why });
+        }
+        settings.iter().try_for_each(|setting| setting.apply(&mut table))?;
+        let like = match settings {
+            [] => written.train.like,
+            _ => from_table(path, &table, settings)?.train.like,
+        };
+        let taken = like.map(|like| like.fill(&mut table)).unwrap_or_default();
+        if settings.is_empty() && taken.is_empty() {
+            return Ok(written);
+        }
+        Ok(Self { taken, ..from_table(path, &table, settings)? })
+    }
+}
+
+/// The tables of the recipe at `path`.
+///
+/// # Errors
+/// What is no TOML, files of other trainers, and paths of Windows whose backslashes are escapes.
+fn parsed(path: &Path, text: &str) -> Result<toml::Table> {
+    let refuse = |why: String| Error::Recipe { path: path.to_owned(), why };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let table = toml::from_str::<toml::Table>(text).map_err(|error| {
+        let why = words::windows_path(text).or_else(|| words::foreign_ending(&name));
+        refuse(why.unwrap_or_else(|| error.to_string()))
+    })?;
+    // An escape that TOML knows leaves a path with a tab or a line break in it.
+    if words::has_broken_path(&table)
+        && let Some(why) = words::windows_path(text)
+    {
+        return Err(refuse(why));
+    }
+    match words::foreign_file(&name, &table) {
+        Some(why) => Err(refuse(why)),
+        None => Ok(table),
+    }
+}
+
+fn table_at<'a>(table: &'a toml::Table, section: &str) -> Option<&'a toml::Table> {
+    table.get(section)?.as_table()
+}
+
+/// The recipe that `table` is, after `settings` were put into it.
+fn from_table(path: &Path, table: &toml::Table, settings: &[Assignment]) -> Result<Recipe> {
+    table.clone().try_into().map_err(|error: toml::de::Error| {
+        let set: Vec<&str> = settings.iter().map(|setting| setting.key.as_str()).collect();
+        match refusal(path, &error) {
+            Error::Recipe { path, why } if !set.is_empty() => {
+                Error::Recipe { path, why: format!("with --set {}: {}", set.join(", "), why.trim_end()) }
+            }
+            other => other,
+        }
+    })
+}
+
+/// What the parser says, and what was meant by a key that there is not.
+fn refusal(path: &Path, error: &toml::de::Error) -> Error {
+    let why = match words::meant(error.message()) {
+        Some(meant) => format!("{}\n{meant}", error.to_string().trim_end()),
+        None => error.to_string(),
+    };
+    Error::Recipe { path: path.to_owned(), why }
+}

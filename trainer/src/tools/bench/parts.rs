@@ -1,0 +1,113 @@
+//! Attention alone, the VAE, and the text encoder.
+
+use kernels::attention as kernel;
+use kernels::{DType, Device};
+use models::umt5::Umt5;
+use models::vae::{Generation, Tiles, Tiling, Vae, latent_frames};
+use serde_json::{Value, json};
+
+use super::meter::Meter;
+use super::profile::watched;
+use super::{ClipSize, Repeats, device_name, random, rounded};
+use crate::error::Result;
+use crate::machine::precision::in_words;
+
+/// A measurement of self-attention.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionBench {
+    /// Tokens.
+    pub tokens: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Size of a head.
+    pub head_size: usize,
+    /// What it is computed in.
+    pub dtype: DType,
+    /// How often.
+    pub repeats: Repeats,
+}
+
+/// Forward and backward of self-attention, [1, tokens, heads, head_size].
+///
+/// # Errors
+/// Shapes too large for the machine.
+pub fn attention(bench: AttentionBench, device: &Device) -> Result<Value> {
+    let AttentionBench { tokens, heads, head_size, dtype, repeats } = bench;
+    let made = |name: &str| random(name, &[1, tokens, heads, head_size], dtype, device);
+    let (q, k, v, d_out) = (made("q")?, made("k")?, made("v")?, made("d_out")?);
+    let meter = Meter::of([device]);
+    let forward = meter.measure(repeats, || Ok(kernel::forward(&q, &k, &v).map(drop)?))?;
+    let out = kernel::forward(&q, &k, &v)?;
+    let backward = meter.measure(repeats, || Ok(kernel::backward(&q, &k, &v, &out, &d_out).map(drop)?))?;
+    let tera = 4.0 * (tokens as f64).powi(2) * (heads * head_size) as f64 / 1e12;
+    Ok(json!({
+        "what": "attention", "L": tokens, "heads": heads, "head_size": head_size,
+        "backend": kernel::engine(device, dtype, head_size).name, "dtype": dtype.as_str(), "device": device_name(device),
+        "fwd_ms": rounded(forward.seconds * 1e3, 2), "fwd_tflops": rounded(tera / forward.seconds, 4),
+        "bwd_ms": rounded(backward.seconds * 1e3, 2), "bwd_tflops": rounded(2.5 * tera / backward.seconds, 4),
+        "peak_gib": backward.peak_gib,
+    }))
+}
+
+/// A measurement of a VAE.
+#[derive(Debug)]
+pub struct VaeBench<'a> {
+    /// The VAE.
+    pub vae: &'a Vae,
+    /// The clip.
+    pub size: ClipSize,
+    /// Whole, or in the usual tiles.
+    pub tiling: Tiling,
+    /// How often.
+    pub repeats: Repeats,
+}
+
+/// Decoding and encoding one clip.
+///
+/// # Errors
+/// A size that the VAE does not take.
+pub fn vae(bench: &VaeBench) -> Result<Value> {
+    let VaeBench { vae, size, tiling, repeats } = *bench;
+    let (device, ratio, tiled) = (vae.device(), vae.sizes().spatial_ratio(), tiling != Tiling::Off);
+    let latent = [1, vae.sizes().latent, latent_frames(size.frames), size.height / ratio, size.width / ratio];
+    let latents = random("latents", &latent, DType::F32, device)?;
+    let video = random("video", &[1, 3, size.frames, size.height, size.width], DType::F32, device)?;
+    let (video, meter) = (video.clamp(-1f32, 1f32)?, Meter::of([device]));
+    let decode = meter.measure(repeats, || Ok(vae.decode(&latents, tiling).map(drop)?))?;
+    let encode = meter.measure(repeats, || Ok(vae.encode(&video, tiling).map(drop)?))?;
+    let what = match vae.sizes().generation {
+        Generation::Wan21 => "vae2.1",
+        Generation::Wan22 => "vae2.2",
+    };
+    let mut told = json!({
+        "what": what, "width": vae.sizes().decoder, "dtype": vae.dtype().as_str(), "device": device_name(device),
+        "tiled": tiled, "frames": size.frames, "size": size.label(),
+        "decode_s": rounded(decode.seconds, 4), "decode_peak_gib": decode.peak_gib.first(),
+        "encode_s": rounded(encode.seconds, 4), "encode_peak_gib": encode.peak_gib.first(),
+    });
+    if repeats.profile {
+        told["decode_profile"] = watched(device, || Ok(vae.decode(&latents, tiling).map(drop)?))?;
+        told["encode_profile"] = watched(device, || Ok(vae.encode(&video, tiling).map(drop)?))?;
+    }
+    Ok(told)
+}
+
+/// Tiles as they are used where none are named.
+pub fn usual_tiles(tiled: bool) -> Tiling {
+    if tiled { Tiling::On(Tiles::default()) } else { Tiling::Off }
+}
+
+/// Encoding one prompt of `tokens` tokens.
+///
+/// # Errors
+/// When the encoder fails.
+pub fn text(name: &str, umt5: &Umt5, tokens: usize, repeats: Repeats) -> Result<Value> {
+    let device = umt5.device();
+    let vocabulary = umt5.sizes().vocabulary;
+    let ids: Vec<u32> = (0..tokens).map(|i| (i * 7919 % vocabulary) as u32).collect();
+    let measured = Meter::of([device]).measure(repeats, || Ok(umt5.encode(&ids).map(drop)?))?;
+    Ok(json!({
+        "what": name, "weights": in_words(umt5.frozen()), "device": device_name(device), "tokens": tokens,
+        "s": rounded(measured.seconds, 4), "peak_gib": measured.peak_gib.first(),
+    }))
+}

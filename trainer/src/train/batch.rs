@@ -1,0 +1,292 @@
+//! From cached items to micro-batches: which items a step sees, and what noise they get.
+
+use data::{Batch, Cursor, Dataset, Order};
+use kernels::{Device, Tensor};
+use models::dit::config::PATCH;
+use models::dit::{Conditioning, Dropout, Raw, Role};
+use models::expert::Expert;
+
+use crate::encode::{Encoded, Shown};
+use crate::error::Result;
+use crate::learning::Share;
+use crate::learning::noise::{Streams, TimestepConfig};
+use crate::pipeline::{MicroBatch, NetworkInput};
+use crate::plan::Plan;
+
+/// What is trained on, in its order.
+pub struct Batches<'a> {
+    dataset: &'a Dataset,
+    encoded: &'a Encoded,
+    /// Windows of the dataset that are trained on; an order's items are indices into this.
+    trained: Vec<usize>,
+    /// Windows of the held-out loss.
+    held_out: Vec<usize>,
+    order: Order,
+    streams: Streams,
+    /// The networks that are trained, each with the distribution of its noise levels.
+    networks: Vec<(Share, TimestepConfig)>,
+    /// Of two experts, the share of the micro-batches that goes to the one for high noise.
+    high_share: f64,
+    caption_dropout: f64,
+    adapter_dropout: f64,
+    /// Share of the samples that are shown their first frame in place of a noisy one.
+    picture_share: f64,
+}
+
+/// The micro-batches of one step with what the log says of them.
+pub struct StepData {
+    /// What goes into the pipeline.
+    pub micro_batches: Vec<MicroBatch>,
+    /// The expert that each micro-batch goes to; nothing where the model is whole.
+    pub experts: Vec<Option<Expert>>,
+    /// Sigma of each sample.
+    pub sigmas: Vec<f64>,
+    /// Name of each sample's clip.
+    pub items: Vec<String>,
+    /// Where the next step goes on.
+    pub cursor: Cursor,
+}
+
+impl From<Cursor> for StepData {
+    /// Of a step that begins at `cursor` and has nothing yet.
+    fn from(cursor: Cursor) -> Self {
+        Self { micro_batches: Vec::new(), experts: Vec::new(), sigmas: Vec::new(), items: Vec::new(), cursor }
+    }
+}
+
+impl StepData {
+    /// The micro-batches of one network, in their order.
+    pub fn of(&self, expert: Option<Expert>) -> Vec<MicroBatch> {
+        let all = self.micro_batches.iter().zip(&self.experts);
+        all.filter(|(_, own)| **own == expert).map(|(batch, _)| batch.clone()).collect()
+    }
+}
+
+/// A sample of the held-out loss.
+pub struct HeldOut<'a> {
+    /// Name of its clip.
+    pub item: &'a str,
+    /// Which of the nine sigmas.
+    pub level: usize,
+    /// Sigma.
+    pub sigma: f64,
+    /// What goes into the pipeline, a batch of one.
+    pub batch: MicroBatch,
+}
+
+/// A sample before it is stacked with the others of its batch.
+struct Sample {
+    noisy: Tensor,
+    target: Tensor,
+    sigma: f64,
+    /// All that it is conditioned on but its timestep, without a batch axis.
+    cond: Conditioning<Raw>,
+    given: Given,
+}
+
+/// Whether the first latent frame of a sample is given, in the place of a noisy one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Given {
+    Nothing,
+    FirstFrame,
+}
+
+impl<'a> Batches<'a> {
+    /// The items of `dataset`, in the order that the plan's seed gives.
+    ///
+    /// # Errors
+    /// Noise levels that the distribution does not reach.
+    pub fn new(plan: &Plan, dataset: &'a Dataset, encoded: &'a Encoded) -> Result<Self> {
+        let cut = |share: Share| Ok((share, plan.train.timesteps.within(share)?));
+        let (trained, held_out) = dataset.split();
+        let order = Order::new(dataset.order_items(&trained), plan.run.seed, plan.train.batch);
+        Ok(Self {
+            dataset,
+            encoded,
+            trained,
+            held_out,
+            order,
+            streams: Streams::new(plan.run.seed),
+            networks: plan.shares().into_iter().map(cut).collect::<Result<_>>()?,
+            high_share: plan.train.high_share.unwrap_or(0.0),
+            caption_dropout: plan.train.caption_dropout,
+            adapter_dropout: plan.adapter.dropout,
+            picture_share: plan.train.picture_share.unwrap_or(0.0),
+        })
+    }
+
+    /// The network of the micro-batch `index` of step `step`.
+    fn network(&self, step: u64, index: usize) -> &(Share, TimestepConfig) {
+        let first = &self.networks[0]; // a plan trains something
+        match &self.networks[..] {
+            [_, second] if self.streams.expert(step, index as u64, self.high_share) == Expert::Low => second,
+            _ => first,
+        }
+    }
+
+    /// The `accumulate` micro-batches of step `step` (from 0), from `cursor` on. Where two experts are trained, each
+    /// micro-batch belongs to one, and counts for its share of that one's samples.
+    pub fn step(&self, step: u64, cursor: Cursor, accumulate: usize) -> Result<StepData> {
+        let batches: Vec<(Batch, Cursor)> = self.order.from(cursor).take(accumulate).collect();
+        let total = |expert: Option<Expert>| -> usize {
+            let own = |(index, _): &(usize, &_)| self.network(step, *index).0.expert() == expert;
+            batches.iter().enumerate().filter(own).map(|(_, (batch, _))| batch.items.len()).sum()
+        };
+        let mut data = StepData::from(cursor);
+        for (index, (batch, after)) in batches.iter().enumerate() {
+            let (share, timesteps) = self.network(step, index);
+            let expert = share.expert();
+            let mut samples = Vec::new();
+            for &item in &batch.items {
+                let slot = (data.sigmas.len()) as u64;
+                let window = self.trained[item];
+                let sample = self.sample(window, step, slot, timesteps)?;
+                data.sigmas.push(sample.sigma);
+                data.items.push(self.name(window).to_owned());
+                samples.push(sample);
+            }
+            let first_slot = (data.sigmas.len() - samples.len()) as u64;
+            // The loss of a micro-batch is a mean over its samples; its share of the step makes that one of the step's.
+            let part = samples.len() as f64 / total(expert) as f64;
+            let mut micro_batch = stack(&samples, |sigma| timesteps.weight(sigma) * part)?;
+            if self.adapter_dropout > 0.0 {
+                let keys =
+                    (0..samples.len() as u64).map(|i| self.streams.dropout(step, first_slot + i)).collect();
+                micro_batch.dropout = Some(Dropout { p: self.adapter_dropout, keys });
+            }
+            data.micro_batches.push(micro_batch);
+            data.experts.push(expert);
+            data.cursor = *after;
+        }
+        Ok(data)
+    }
+
+    /// The samples of the held-out loss of a network: each item at each of its nine sigmas, with the same noise every time.
+    /// Each is made when it is asked for.
+    pub fn held_out(&self, share: Share) -> impl Iterator<Item = Result<HeldOut<'_>>> {
+        let sigmas = share.eval_sigmas();
+        let items = self.held_out.iter().enumerate();
+        let all = items.flat_map(move |(item, &window)| {
+            sigmas.into_iter().enumerate().map(move |(level, sigma)| (item, window, level, sigma))
+        });
+        all.map(|(item, window, level, sigma)| {
+            let key = self.streams.eval(item as u64, level as u64);
+            let sample = self.noised(window, sigma, key, self.caption(window), Given::Nothing)?;
+            Ok(HeldOut { item: self.name(window), level, sigma, batch: stack(&[sample], |_| 1.0)? })
+        })
+    }
+
+    /// How many items are held out.
+    pub fn held_out_items(&self) -> usize {
+        self.held_out.len()
+    }
+
+    fn sample(&self, window: usize, step: u64, slot: u64, timesteps: &TimestepConfig) -> Result<Sample> {
+        let sigma = timesteps.sigma(self.streams.sigma(step, slot))?;
+        let is_dropped = self.streams.caption(step, slot).uniform(0) < self.caption_dropout;
+        let caption = if is_dropped { "" } else { self.caption(window) };
+        let given = match self.streams.picture(step, slot).uniform(0) < self.picture_share {
+            true => Given::FirstFrame,
+            false => Given::Nothing,
+        };
+        self.noised(window, sigma, self.streams.noise(step, slot), caption, given)
+    }
+
+    /// x = (1 - sigma) x0 + sigma noise, and the velocity noise - x0 that leads there; behind x what an image-to-video model
+    /// is shown of the clip's ends. A first frame that is given is clean; of a single frame nothing would be left to learn.
+    fn noised(
+        &self,
+        window: usize,
+        sigma: f64,
+        noise: kernels::random::Key,
+        caption: &str,
+        given: Given,
+    ) -> Result<Sample> {
+        let x0 = self.encoded.latents(window)?;
+        let noise = Tensor::from_vec(noise.normals(x0.elem_count()), x0.shape(), &Device::Cpu)?;
+        let mut noisy = ((&x0 * (1.0 - sigma))? + (&noise * sigma)?)?;
+        let frames = x0.dim(1)?;
+        let given = if frames > 1 { given } else { Given::Nothing };
+        if given == Given::FirstFrame {
+            noisy = Tensor::cat(&[x0.narrow(1, 0, 1)?, noisy.narrow(1, 1, frames - 1)?], 1)?;
+        }
+        let Shown { beside_bcthw, cond, .. } = self.encoded.ends(window)?;
+        if let Some(beside) = beside_bcthw {
+            noisy = Tensor::cat(&[noisy, beside], 0)?;
+        }
+        let cond = cond.with(Role::TEXT, self.encoded.text(caption)?);
+        Ok(Sample { noisy, target: (noise - x0)?, sigma, cond, given })
+    }
+
+    fn caption(&self, window: usize) -> &str {
+        &self.dataset.sources[self.dataset.windows[window].source].item.caption
+    }
+
+    fn name(&self, window: usize) -> &str {
+        &self.dataset.sources[self.dataset.windows[window].source].item.id
+    }
+}
+
+/// Samples of one size as a micro-batch; `weight` says what a sample at a sigma counts for.
+fn stack(samples: &[Sample], weight: impl Fn(f64) -> f64) -> Result<MicroBatch> {
+    let of = |part: fn(&Sample) -> &Tensor| samples.iter().map(part).collect::<Vec<_>>();
+    let cond = Conditioning::stacked(&samples.iter().map(|sample| &sample.cond).collect::<Vec<_>>())?;
+    let Counted { mask, shares } = counted(samples)?;
+    let input = NetworkInput {
+        x_bcthw: Tensor::stack(&of(|s| &s.noisy), 0)?,
+        cond: cond.with(Role::TIMESTEP, timesteps(samples)?),
+    };
+    Ok(MicroBatch {
+        input,
+        target: Tensor::stack(&of(|s| &s.target), 0)?,
+        weights: samples.iter().zip(shares).map(|(s, share)| (weight(s.sigma) * share) as f32).collect(),
+        mask,
+        dropout: None,
+    })
+}
+
+/// Timesteps `[b]`, or [b, l] where a sample has its first frame given: that one's tokens have timestep 0.
+fn timesteps(samples: &[Sample]) -> Result<Tensor> {
+    let time = |sample: &Sample| (sample.sigma * 1000.0) as f32;
+    if samples.iter().all(|sample| sample.given == Given::Nothing) {
+        let times: Vec<f32> = samples.iter().map(time).collect();
+        return Ok(Tensor::new(times.as_slice(), &Device::Cpu)?);
+    }
+    let (_, frames, height, width) = samples[0].target.dims4()?;
+    let of_frame = (height / PATCH) * (width / PATCH);
+    let of_token = |sample: &Sample, token: usize| match sample.given {
+        Given::FirstFrame if token < of_frame => 0.0,
+        _ => time(sample),
+    };
+    let times: Vec<f32> =
+        samples.iter().flat_map(|s| (0..frames * of_frame).map(|token| of_token(s, token))).collect();
+    Ok(Tensor::from_vec(times, (samples.len(), frames * of_frame), &Device::Cpu)?)
+}
+
+/// What counts in the loss of a micro-batch.
+struct Counted {
+    /// [b, 1, t, 1, 1], or all.
+    mask: Option<Tensor>,
+    /// What each sample's share is multiplied by, so that every sample counts alike however many of its frames do.
+    shares: Vec<f64>,
+}
+
+/// Leaves out the frames that are given.
+fn counted(samples: &[Sample]) -> Result<Counted> {
+    let frames = samples[0].target.dim(1)?;
+    let left_out = |sample: &Sample| usize::from(sample.given == Given::FirstFrame);
+    if samples.iter().all(|sample| left_out(sample) == 0) {
+        return Ok(Counted { mask: None, shares: vec![1.0; samples.len()] });
+    }
+    let count = |sample: &Sample| (frames - left_out(sample)) as f64;
+    let mean = samples.iter().map(count).sum::<f64>() / samples.len() as f64;
+    let counts = |sample: &Sample| {
+        let given = left_out(sample);
+        (0..frames).map(move |frame| if frame < given { 0f32 } else { 1.0 })
+    };
+    let mask: Vec<f32> = samples.iter().flat_map(counts).collect();
+    Ok(Counted {
+        mask: Some(Tensor::from_vec(mask, (samples.len(), 1, frames, 1, 1), &Device::Cpu)?),
+        shares: samples.iter().map(|sample| mean / count(sample)).collect(),
+    })
+}

@@ -1,0 +1,72 @@
+//! The held-out loss: every held-out item at nine fixed sigmas with fixed noise, so that only the adapter changes it.
+
+use std::sync::mpsc::channel;
+
+use kernels::{DType, Tensor};
+
+use super::Run;
+use crate::error::{Error, Result};
+use crate::learning::Share;
+use crate::learning::noise::EVAL_SIGMAS;
+use crate::pipeline::{Calls, Returns};
+use crate::train::batch::HeldOut;
+use crate::watch::metrics::EvalRow;
+
+impl Run<'_> {
+    /// Measures and logs the held-out loss of every network, where anything is held out.
+    ///
+    /// # Errors
+    /// A loss that is not finite.
+    pub(super) fn evaluate(&mut self) -> Result<()> {
+        let items = self.batches.held_out_items();
+        if items == 0 {
+            return Ok(());
+        }
+        // Always in one order: the log of a run that was interrupted is that of one that was not.
+        for index in 0..self.learners.len() {
+            let share = self.learners.share(index);
+            let by_sigma = self.losses_by_sigma(index, share)?;
+            let eval_loss = by_sigma.iter().sum::<f64>() / by_sigma.len() as f64;
+            let row = EvalRow { step: self.progress.step, expert: share.expert(), eval_loss, by_sigma };
+            self.log.eval(&row)?;
+            let of = share.expert().map(|expert| format!(", {expert} noise")).unwrap_or_default();
+            self.ui.progress(&format!("step {:>6}  held-out loss {eval_loss:.4}{of}", row.step), &row);
+        }
+        Ok(())
+    }
+
+    /// The mean over the held-out items at each of the nine sigmas. The micro-batches go through the stages one behind the
+    /// other, so that all work at once.
+    fn losses_by_sigma(&mut self, index: usize, share: Share) -> Result<Vec<f64>> {
+        let (step, items) = (self.progress.step, self.batches.held_out_items());
+        let bar = self.ui.bar("held-out loss", items * EVAL_SIGMAS.len());
+        let pipeline = &self.learners.awake(index)?.pipeline;
+        let mut held_out = self.batches.held_out(share);
+        // From the first stage's thread to the last one's.
+        let (send, expected) = channel::<HeldOut>();
+        let input = move |_, _: &Returns| {
+            let sample =
+                held_out.next().ok_or_else(|| Error::from(kernels::Error::msg("no sample is left")))??;
+            let input = sample.batch.input.clone();
+            send.send(sample).map_err(|_| Error::NeighbourStopped)?;
+            Ok(input)
+        };
+        let mut sums = [0.0; EVAL_SIGMAS.len()];
+        let (sums_so_far, bar_of_all) = (&mut sums, &bar);
+        let output = move |_, velocity: Tensor| {
+            let HeldOut { item, level, sigma, batch } =
+                expected.recv().map_err(|_| Error::NeighbourStopped)?;
+            let target = batch.target.to_device(velocity.device())?;
+            let error = (velocity.to_dtype(DType::F32)? - target)?.sqr()?.mean_all()?.to_scalar::<f32>()?;
+            if !error.is_finite() {
+                return Err(Error::NonFiniteHeldOut { step, item: item.to_owned(), sigma });
+            }
+            sums_so_far[level] += f64::from(error);
+            bar_of_all.inc(1);
+            Ok(None)
+        };
+        pipeline.call(Calls { count: items * EVAL_SIGMAS.len(), input, output })?;
+        bar.finish();
+        Ok(sums.iter().map(|sum| sum / items as f64).collect())
+    }
+}

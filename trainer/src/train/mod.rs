@@ -1,0 +1,291 @@
+//! A training run: its parts are built from the plan in order, then it loops.
+
+pub mod background;
+pub mod batch;
+pub mod checkpoint;
+mod clip_adapter;
+mod evaluate;
+pub mod export;
+mod folder;
+mod learners;
+mod lock;
+mod log;
+mod overview;
+mod pinning;
+mod products;
+mod samples;
+mod saving;
+mod step;
+mod summary;
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kernels::Device;
+
+pub use folder::{RunFolder, changed_settings, newest};
+pub(crate) use step::{UpdateSettings, update};
+
+use crate::encode::{Check, Encoded, Encoding};
+use crate::error::Result;
+use crate::machine::devices;
+use crate::plan::{Plan, Planned};
+use crate::train::background::Background;
+use crate::train::batch::{Batches, StepData};
+use crate::watch::interrupt::Interrupt;
+use crate::watch::metrics::StepRow;
+use crate::watch::ui::{Bar, Ui};
+use checkpoint::Progress;
+use learners::Learners;
+use log::Log;
+use pinning::Pinning;
+use products::Products;
+use saving::Keep;
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// All steps are made.
+    Finished,
+    /// The user asked to stop; the state is saved.
+    Interrupted,
+}
+
+/// Steps whose mean loss is shown.
+const SMOOTHED_OVER: usize = 50;
+
+/// A run under way.
+struct Run<'a> {
+    plan: &'a Plan,
+    folder: &'a RunFolder,
+    batches: Batches<'a>,
+    encoded: &'a Encoded,
+    /// Stages with their blocks, for networks that are read for clips.
+    split: Vec<(Device, Range<usize>)>,
+    learners: Learners,
+    progress: Progress,
+    /// Host memory that is not all pinned yet; nothing from the first step on.
+    pinning: Option<Pinning>,
+    /// The data of the next step, where it was made during the last one.
+    ahead: Option<Result<StepData>>,
+    log: Log,
+    /// The plan for the writer, which outlives no borrow.
+    settings: Arc<Plan>,
+    /// Writes checkpoints and adapter files. Gives the files.
+    writer: Background<Vec<PathBuf>>,
+    /// Step of the newest checkpoint.
+    saved_step: Option<u64>,
+    /// The newest losses.
+    recent: VecDeque<f64>,
+    ui: &'a Ui,
+}
+
+/// Encodes what is not cached or is damaged: every clip, every caption, every prompt of the samples. Every entry is read.
+///
+/// # Errors
+/// Whatever stands in the way of decoding, encoding or keeping them.
+pub fn cache(planned: &Planned, interrupt: &Interrupt, ui: &Ui) -> Result<Encoded> {
+    let stages = planned.plan.devices.open_within(&planned.limits)?;
+    cache_on(&stages[0].0, planned, Check::Checksum, interrupt, ui) // a settled plan has a stage
+}
+
+/// [`cache`] on a device that is open already: a GPU that is opened twice has two pools of memory.
+fn cache_on(
+    device: &Device,
+    planned: &Planned,
+    check: Check,
+    interrupt: &Interrupt,
+    ui: &Ui,
+) -> Result<Encoded> {
+    let Planned { plan, dataset, .. } = planned;
+    let mut encoded = Encoded::open(&plan.run.cache, &plan.model)?.checking(check);
+    let captions = dataset.sources.iter().map(|source| source.item.caption.as_str());
+    let prompts = plan.sample.clips.iter().flat_map(|clip| [clip.prompt.as_str(), clip.negative.as_str()]);
+    let with = Encoding { model: &plan.model, dit: &planned.dit, device, interrupt, ui };
+    encoded.encode_prompts(captions.chain(prompts).chain([""]), &with)?;
+    encoded.encode_pictures(&plan.sample.clips, &with)?;
+    encoded.encode_clips(dataset, &with)?;
+    Ok(encoded)
+}
+
+/// Trains as planned in `folder`, from its newest checkpoint where there is one.
+///
+/// # Errors
+/// Whatever stops the run. Everything up to the last checkpoint is safe.
+pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &Ui) -> Result<Ending> {
+    let plan = &planned.plan;
+    let split = plan.devices.open_within(&planned.limits)?;
+    tell_engines(&split, planned, ui);
+    Products::keep(&folder.products(), split.iter().map(|(device, _)| device))?;
+    let pinning = Pinning::start(planned, &split, ui)?;
+    let encoded = cache_on(&split[0].0, planned, Check::Head, interrupt, ui)?; // a settled plan has a stage
+    let saved = checkpoint::newest(&folder.checkpoints())?;
+    let loaded = saved.as_deref().map(checkpoint::load).transpose()?;
+    let saved_state = loaded.as_ref().map(|(_, saved)| saved);
+    let learners = Learners::load(planned, &split, pinning.stores(), saved_state, ui)?;
+    let saved_step = loaded.as_ref().map(|(progress, _)| progress.step);
+    let progress = loaded.map_or_else(Progress::default, |(progress, _)| progress);
+    if let Some(path) = saved {
+        ui.say(&format!("going on after step {} from {}", progress.step, path.display()));
+    }
+    folder.cut_samples(&progress)?;
+    let log = Log::open(folder, &progress)?;
+    let losses = summary::losses(folder)?;
+    let recent = losses[losses.len().saturating_sub(SMOOTHED_OVER)..].to_vec().into();
+    let batches = Batches::new(plan, &planned.dataset, &encoded)?;
+    let encoded = &encoded;
+    let mut run = Run {
+        plan,
+        folder,
+        batches,
+        encoded,
+        split,
+        learners,
+        progress,
+        pinning: Some(pinning),
+        ahead: None,
+        log,
+        settings: Arc::new(plan.clone()),
+        writer: Background::default(),
+        saved_step,
+        recent,
+        ui,
+    };
+    run.finish(interrupt)
+}
+
+/// What attention and memory run on, and why: without cuDNN a run takes several times as long, without the allocator of
+/// large tensors a plan that fits may fail.
+fn tell_engines(split: &[(Device, Range<usize>)], planned: &Planned, ui: &Ui) {
+    let compute = planned.plan.model.precision.dit().frozen.compute;
+    let mut told = Vec::new();
+    for (device, _) in split.iter().filter(|(device, _)| device.is_cuda()) {
+        let attention = kernels::attention::engine(device, compute, planned.dit.head_size());
+        let memory = kernels::device::allocator(device);
+        for line in [format!("attention: {}, {}", attention.name, attention.why), format!("memory: {memory}")]
+        {
+            if !told.contains(&line) {
+                ui.say(&line);
+                told.push(line);
+            }
+        }
+    }
+}
+
+impl Run<'_> {
+    /// Steps until all are made or the user asks to stop; evaluates, samples and saves where the plan says so.
+    fn finish(&mut self, interrupt: &Interrupt) -> Result<Ending> {
+        let steps = self.plan.train.steps;
+        // A run that was stopped before its first step has this row already.
+        if self.progress == Progress::default() {
+            self.evaluate()?;
+        }
+        self.sample_if_due(interrupt)?;
+        self.tell_end(steps);
+        let bar = self.ui.bar("training", steps as usize).unannounced();
+        bar.skip(self.progress.step as usize);
+        let mut saved_at = Instant::now();
+        while self.progress.step < steps {
+            if interrupt.is_asked() {
+                bar.finish();
+                if self.progress.step == 0 && self.folder.is_untouched()? {
+                    return Ok(Ending::Interrupted);
+                }
+                let ui = self.ui;
+                ui.phase("saving", || {
+                    self.save(Keep::State)?;
+                    self.finish_saving()
+                })?;
+                return self.stopped();
+            }
+            self.writer.check()?;
+            if let Some(pinning) = self.pinning.take() {
+                pinning.finish(self.ui)?;
+            }
+            let row = self.step()?;
+            devices::tell_refusals(self.split.iter().map(|(device, _)| device), self.ui);
+            self.log.step(&row)?;
+            self.show(&bar, &row);
+            let is_last = self.progress.step == steps;
+            if is_last || is_due(self.plan.train.eval_every, self.progress.step) {
+                self.evaluate()?;
+            }
+            self.sample_if_due(interrupt)?;
+            let minutes = self.plan.checkpoint.every_minutes;
+            let is_late = minutes > 0 && saved_at.elapsed() >= Duration::from_secs(60 * minutes);
+            let is_by_step = is_due(self.plan.checkpoint.every_steps, self.progress.step);
+            if (is_by_step || is_late) && !is_last {
+                self.save(if is_by_step { Keep::Step } else { Keep::State })?;
+                saved_at = Instant::now();
+                if !is_by_step {
+                    self.tell_checkpoint();
+                }
+            }
+        }
+        let has_checkpoint = self.saved_step == Some(self.progress.step);
+        bar.finish();
+        let ui = self.ui;
+        let written = ui.phase("saving", || {
+            self.save(if has_checkpoint { Keep::Files } else { Keep::Last })?;
+            self.finish_saving()
+        })?;
+        if interrupt.is_asked() {
+            return self.stopped();
+        }
+        let overview = overview::write(self.plan, self.folder, ui)?;
+        let end =
+            summary::End { steps: self.progress.step, adapters: &written, overview: overview.as_deref() };
+        summary::tell(self.plan, self.folder, end, ui)?;
+        Ok(Ending::Finished)
+    }
+
+    fn stopped(&self) -> Result<Ending> {
+        let step = self.progress.step;
+        self.ui.note(&format!(
+            "stopped after step {step} and saved; go on with --resume, or make an adapter file of it:\n  {}",
+            export::commands(self.plan, self.folder, step).join("\n  ")
+        ));
+        Ok(Ending::Interrupted)
+    }
+
+    /// Tells how an adapter file is made of a checkpoint that comes without one.
+    fn tell_checkpoint(&self) {
+        let step = self.progress.step;
+        let commands = export::commands(self.plan, self.folder, step).join("\n  ");
+        self.ui.say(&format!("step {step:>6}  checkpoint; for an adapter file of it:\n  {commands}"));
+    }
+
+    /// Tells where a run stands that has no steps left to make.
+    fn tell_end(&self, steps: u64) {
+        let made = self.progress.step;
+        if made > steps {
+            self.ui.note(&format!(
+                "the run is past the end of its recipe: {made} steps are made, train.steps is {steps}; nothing is trained. \
+                 Raise train.steps to go on"
+            ));
+        } else if made == steps {
+            self.ui.note(&format!("all {steps} steps are made; raise train.steps to go on"));
+        }
+    }
+
+    fn show(&mut self, bar: &Bar, row: &StepRow) {
+        // Single steps differ by their noise level far more than training changes them.
+        self.recent.push_back(row.loss);
+        if self.recent.len() > SMOOTHED_OVER {
+            self.recent.pop_front();
+        }
+        let smooth = self.recent.iter().sum::<f64>() / self.recent.len() as f64;
+        let loss = format!("loss {smooth:.4} (now {:.4})", row.loss);
+        bar.inc(1);
+        bar.inform(format!("{loss}  {:.2} s/step", row.seconds));
+        self.ui.progress(&format!("step {:>6}  {loss}  {:.2} s", row.step, row.seconds), row);
+    }
+}
+
+/// Whether something that happens every `every` steps (0: never) happens after `step` steps.
+fn is_due(every: u64, step: u64) -> bool {
+    every > 0 && step.is_multiple_of(every)
+}
