@@ -134,11 +134,6 @@ impl Cache {
         Ok(())
     }
 
-    /// Whether a file for the entry exists, unverified: good enough for a forecast, not for use.
-    pub fn has(&self, key: &Key) -> bool {
-        self.path_of(key).is_file()
-    }
-
     /// Reads an entry and verifies it: lengths and key always, the checksum the first time. A damaged or foreign file is a
     /// miss, to be made anew.
     ///

@@ -31,19 +31,15 @@ extern "C" int sdpa_open(const char *lib, void **handle, char *err, size_t n) tr
     return s == CUDNN_STATUS_SUCCESS ? 0 : fail(err, n, std::string("cudnnCreate: ") + fe::detail::get_error_string(s));
 } CATCH
 
-extern "C" size_t sdpa_cudnn_version(void) { return fe::cudnn_dlhandle ? fe::detail::get_backend_version() : 0; }
-
 extern "C" int sdpa_plan(void *handle, const SdpaDesc *p, SdpaPlan **out, int64_t *ws, char *err, size_t n) try {
     auto plan = std::make_unique<SdpaPlan>();
     plan->handle = static_cast<cudnnHandle_t>(handle);
     auto &g = plan->g;
-    g.set_io_data_type(p->kind == SDPA_FWD_FP8 ? fe::DataType_t::FP8_E4M3 : fe::DataType_t::BFLOAT16)
-        .set_intermediate_data_type(fe::DataType_t::FLOAT).set_compute_data_type(fe::DataType_t::FLOAT).set_sm_version(p->sm);
+    g.set_io_data_type(fe::DataType_t::BFLOAT16).set_intermediate_data_type(fe::DataType_t::FLOAT).set_compute_data_type(fe::DataType_t::FLOAT).set_sm_version(p->sm);
     auto dims = [&](int64_t s) { return Dims{p->b, p->h, s, p->d}; };
     auto strides = [&](int64_t s) { return Dims{s * p->mem_h * p->d, p->d, p->mem_h * p->d, 1}; };
     auto in = [&](int uid, int64_t s) { return g.tensor(Tensor().set_uid(uid).set_dim(dims(s)).set_stride(strides(s))); };
     auto io = [&](std::shared_ptr<Tensor> t, int uid, int64_t s) { t->set_output(true).set_uid(uid).set_dim(dims(s)).set_stride(strides(s)); };
-    auto one = [&](int uid) { return g.tensor(Tensor().set_uid(uid).set_dim({1, 1, 1, 1}).set_stride({1, 1, 1, 1}).set_data_type(fe::DataType_t::FLOAT)); };
     Dims sd{p->b, p->h, p->sq, 1}, ss{p->h * p->sq, p->sq, 1, 1};
     auto q = in(SDPA_Q, p->sq), k = in(SDPA_K, p->skv), v = in(SDPA_V, p->skv);
     if (p->kind == SDPA_BWD) {
@@ -53,19 +49,10 @@ extern "C" int sdpa_plan(void *handle, const SdpaDesc *p, SdpaPlan **out, int64_
         auto [dq, dk, dv] = g.sdpa_backward(q, k, v, o, go, lse, a);
         io(dq, SDPA_DQ, p->sq), io(dk, SDPA_DK, p->skv), io(dv, SDPA_DV, p->skv);
     } else {
-        std::shared_ptr<Tensor> o, lse;
         auto a = fe::graph::SDPA_attributes().set_name("sdpa").set_attn_scale(p->scale).set_generate_stats(p->stats != 0)
-            .set_implementation(p->impl == 1 ? fe::AttentionImplementation_t::COMPOSITE
-                              : p->impl == 2 ? fe::AttentionImplementation_t::UNIFIED : fe::AttentionImplementation_t::AUTO);
-        if (p->kind == SDPA_FWD) {
-            std::tie(o, lse) = [&] { auto r = g.sdpa(q, k, v, a); return std::make_tuple(r[0], r[1]); }();
-        } else {
-            auto r = g.sdpa_fp8(q, k, v, one(SDPA_DESCALE_Q), one(SDPA_DESCALE_K), one(SDPA_DESCALE_V), one(SDPA_DESCALE_S),
-                                one(SDPA_SCALE_S), one(SDPA_SCALE_O), a);
-            o = r[0], lse = r[1];
-            r[2]->set_output(true).set_uid(SDPA_AMAX_S).set_dim({1, 1, 1, 1}).set_stride({1, 1, 1, 1}).set_data_type(fe::DataType_t::FLOAT);
-            r[3]->set_output(true).set_uid(SDPA_AMAX_O).set_dim({1, 1, 1, 1}).set_stride({1, 1, 1, 1}).set_data_type(fe::DataType_t::FLOAT);
-        }
+            .set_implementation(p->impl == 1 ? fe::AttentionImplementation_t::COMPOSITE : fe::AttentionImplementation_t::AUTO);
+        auto r = g.sdpa(q, k, v, a);
+        auto o = r[0], lse = r[1];
         io(o, SDPA_O, p->sq);
         if (lse) lse->set_output(true).set_uid(SDPA_STATS).set_dim(sd).set_stride(ss).set_data_type(fe::DataType_t::FLOAT);
     }
@@ -81,13 +68,6 @@ extern "C" int sdpa_plan(void *handle, const SdpaDesc *p, SdpaPlan **out, int64_
     return 0;
 } CATCH
 
-extern "C" int sdpa_plan_name(const SdpaPlan *p, char *err, size_t n) try {
-    std::string s;
-    TRY(p->g.get_plan_name(s));
-    snprintf(err, n, "%s (of %ld)", s.c_str(), long(p->g.get_execution_plan_count()));
-    return 0;
-} CATCH
-
 extern "C" int sdpa_run(SdpaPlan *p, void *stream, void *const *slots, void *ws, char *err, size_t n) try {
     void *ptr[SDPA_SLOTS];
     for (size_t i = 0; i < p->uids.size(); i++) ptr[i] = slots[p->uids[i]];
@@ -95,5 +75,3 @@ extern "C" int sdpa_run(SdpaPlan *p, void *stream, void *const *slots, void *ws,
     TRY(p->g.execute(p->handle, ptr, int(p->uids.size()), ws));
     return 0;
 } CATCH
-
-extern "C" void sdpa_free(SdpaPlan *p) { delete p; }

@@ -27,7 +27,7 @@ mod slot {
     pub const D_Q: usize = 7;
     pub const D_K: usize = 8;
     pub const D_V: usize = 9;
-    pub const COUNT: usize = 17;
+    pub const COUNT: usize = 10;
 }
 
 const FORWARD: i32 = 0;
