@@ -138,7 +138,7 @@ impl Pipeline {
             let mut last = last.take_if(stage.dit.head.is_some());
             for m in 0..count {
                 if let Some((input, returns)) = &mut first {
-                    let input = input(m, returns)?;
+                    let input = input(m, returns)?.to_device(&stage.device)?;
                     in_flight.all().insert(m, input);
                 }
                 let from_previous = links.take_forward()?;
