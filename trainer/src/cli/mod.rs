@@ -5,7 +5,6 @@ mod base_dit;
 mod bench;
 mod cache;
 mod completions;
-mod convert;
 mod devices;
 mod doctor;
 mod export;
@@ -71,10 +70,9 @@ enum Command {
     Train(train::Train),
     /// Make clips from prompts, many from one load of the model.
     Sample(Box<sample::Sample>),
-    /// Write an adapter file, or the adapter of a checkpoint, in another format.
+    /// Write an adapter file, or the adapter of a checkpoint, in any format.
+    #[command(visible_alias = "convert")]
     Export(export::Export),
-    /// Write an adapter file in another format.
-    Convert(convert::Convert),
     /// Put adapters into a model's weights, and write the result.
     Merge(merge::Merge),
     /// Make a LoRA out of the difference of two models.
@@ -109,7 +107,6 @@ impl Arguments {
             Command::Train(command) => command.run(&ui),
             Command::Sample(command) => command.run(&ui),
             Command::Export(command) => command.run(&ui),
-            Command::Convert(command) => command.run(&ui),
             Command::Merge(command) => command.run(&ui),
             Command::Extract(command) => command.run(&ui),
             Command::Resize(command) => command.run(&ui),
