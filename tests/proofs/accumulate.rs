@@ -8,7 +8,7 @@ use models::dit::{BlockPlan, Role};
 use proofs::project::Project;
 use proofs::small::{adapters, pipeline, trained};
 use proofs::{Tolerance, assert_close};
-use trainer::encode::Encoded;
+use trainer::encode::LatentStore;
 use trainer::pipeline::{MicroBatch, Pipeline};
 use trainer::plan::{Plan, Planned};
 use trainer::train;
@@ -30,7 +30,7 @@ const CAPTIONS: [&str; 4] = [
 struct Ready {
     _project: Project,
     planned: Planned,
-    encoded: Encoded,
+    encoded: LatentStore,
     pipeline: Pipeline,
 }
 

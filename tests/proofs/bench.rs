@@ -9,7 +9,7 @@ use proofs::device;
 use serde_json::Value;
 use trainer::machine::devices::DevicesConfig;
 use trainer::machine::memory::MemoryConfig;
-use trainer::machine::precision::Wishes;
+use trainer::machine::precision::PrecisionRequest;
 use trainer::tools::bench::{
     self, AttentionBench, ClipSize, DitBench, DitSource, Repeats, StepBench, VaeBench,
 };
@@ -53,7 +53,7 @@ fn assert_told(what: &str, row: &Value) {
 fn tiny<'a>(devices: &'a DevicesConfig) -> DitBench<'a> {
     DitBench {
         source: DitSource::Preset("tiny"),
-        precision: Wishes::default().settle(devices.processor()),
+        precision: PrecisionRequest::default().settle(devices.processor()),
         devices: devices.clone(),
         memory: MemoryConfig::default(),
         size: SIZE,
@@ -80,7 +80,7 @@ fn the_bench_tells_what_the_peer_tells() {
     let vae = Vae::seeded(bench::vae_preset("tiny").unwrap(), 0, DType::F32, &device()).unwrap();
     let told = bench::vae(&VaeBench { vae: &vae, size: SIZE, tiling: Tiling::Off, repeats: REPEATS });
     assert_told("vae2.1", &told.unwrap());
-    let precision = Wishes::default().settle(devices.processor());
+    let precision = PrecisionRequest::default().settle(devices.processor());
     let umt5 = Umt5::seeded(bench::umt5_preset("tiny").unwrap(), 0, precision.text(), &device()).unwrap();
     assert_told("umt5-xxl", &bench::text("tiny", &umt5, 8, REPEATS).unwrap());
 }

@@ -8,9 +8,9 @@ use models::weights::Checkpoint;
 use proofs::project::Project;
 use proofs::{assert_same_bits, fixture};
 use trainer::base::{BaseModel, ModelConfig};
-use trainer::encode::{Encoded, Encoding};
+use trainer::encode::{Encoding, LatentStore};
 use trainer::error::Error;
-use trainer::learning::Share;
+use trainer::learning::NoiseRange;
 use trainer::machine::precision::Processor;
 use trainer::plan::Plan;
 use trainer::train;
@@ -26,8 +26,8 @@ fn held_out_samples_are_made_when_they_are_asked_for() {
     let planned = Plan::make(&project.recipe(), &mut |_, _| {}).unwrap();
     let encoded = train::cache(&planned, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
     let batches = Batches::new(&planned.plan, &planned.dataset, &encoded).unwrap();
-    assert_eq!(batches.held_out(Share::All).count(), 18);
-    let mut samples = batches.held_out(Share::All);
+    assert_eq!(batches.held_out(NoiseRange::All).count(), 18);
+    let mut samples = batches.held_out(NoiseRange::All);
     let first: Vec<_> = samples.by_ref().take(9).map(|sample| sample.unwrap()).collect();
     assert!(first.iter().enumerate().all(|(level, sample)| sample.level == level));
     assert!(first.iter().all(|sample| sample.item.starts_with("clip01")));
@@ -66,7 +66,7 @@ fn text_states_are_stored_as_they_were_computed() {
     let dit = model.dits.of(models::Expert::High).open().unwrap().0;
     let (ui, interrupt) = (Ui::new(Voice::Json), Interrupt::default());
     let with = Encoding { model: &model, dit: &dit, device: &Device::Cpu, interrupt: &interrupt, ui: &ui };
-    let encoded = Encoded::open(folder.path(), &model).unwrap();
+    let encoded = LatentStore::open(folder.path(), &model).unwrap();
     let key = |prompt| Key::text(prompt, &model.text_identity().unwrap());
 
     let old = HostTensor::new(vec![2, 24], (0..48).map(|i| i as f32 * 0.1).collect()).unwrap();

@@ -15,13 +15,13 @@ use proofs::project::{Project, SIZE};
 use proofs::small::{adapters, config, pipeline, weights};
 use proofs::{assert_same_bits, device, fixture, randn};
 use trainer::adapters::beginning;
-use trainer::encode::Encoded;
-use trainer::learning::Share;
+use trainer::encode::LatentStore;
+use trainer::learning::NoiseRange;
 use trainer::learning::lr::learning_rate;
 use trainer::learning::noise::{Streams, TimestepConfig};
 use trainer::learning::optim::{Optimizer, OptimizerConfig, Saved, Step, checked_norm, clip_factor};
 use trainer::machine::forecast::{Engine, Forecaster, Neighbours, Networks, StagePlan, Task, Way};
-use trainer::pipeline::{NetworkInput, Pipeline, Quarters};
+use trainer::pipeline::{NetworkInput, Pipeline, WeightParking};
 use trainer::plan::{Plan, Planned};
 use trainer::train::batch::Batches;
 use trainer::train::checkpoint::{self, part_of};
@@ -52,7 +52,7 @@ fn refusal(project: &Project) -> String {
     Plan::make(&project.recipe(), &mut |_, _| {}).unwrap_err().to_string()
 }
 
-fn cached(planned: &Planned) -> Encoded {
+fn cached(planned: &Planned) -> LatentStore {
     train::cache(planned, &Interrupt::default(), &ui()).unwrap()
 }
 
@@ -106,7 +106,7 @@ const BOTH: &str = "held_out = [\"clip02*\"]\n[adapter]\nrank = 2\ndropout = 0.1
                     high_share = 0.4\n[optimizer]\nlr = 1e-2\nclip_norm = 0.05\nschedule = \"cosine\"\n[export]\nprecision = \"float32\"\n";
 
 /// What the micro-batches of one expert make of its adapter: the states, and how many updates were made.
-fn alone(planned: &Planned, encoded: &Encoded, expert: Expert) -> (BTreeMap<String, State>, u64) {
+fn alone(planned: &Planned, encoded: &LatentStore, expert: Expert) -> (BTreeMap<String, State>, u64) {
     let plan = &planned.plan;
     let batches = Batches::new(plan, &planned.dataset, encoded).unwrap();
     let (config, weights) = plan.model.dits.of(expert).open().unwrap();
@@ -246,19 +246,19 @@ fn a_network_that_rested_is_the_same_to_the_bit() {
     );
     let ask = |pipeline: &Pipeline| pipeline.predict(std::slice::from_ref(&input)).unwrap().remove(0);
     let expected = [ask(&first), ask(&second)];
-    let quarters = Quarters::new(&first).unwrap();
-    let mut resting = quarters.rest(&mut first).unwrap();
+    let parking = WeightParking::new(&first).unwrap();
+    let mut resting = parking.rest(&mut first).unwrap();
     assert!(first.predict(std::slice::from_ref(&input)).is_err(), "a network that rests still answers");
     for _ in 0..2 {
         assert_same_bits("second", &ask(&second), &expected[1]);
-        resting = quarters.exchange(&mut second, &mut first, resting).unwrap();
+        resting = parking.exchange(&mut second, &mut first, resting).unwrap();
         assert_same_bits("first", &ask(&first), &expected[0]);
-        resting = quarters.exchange(&mut first, &mut second, resting).unwrap();
+        resting = parking.exchange(&mut first, &mut second, resting).unwrap();
     }
-    quarters.wake(&mut first, resting).unwrap();
+    parking.wake(&mut first, resting).unwrap();
     assert_same_bits("first, awake", &ask(&first), &expected[0]);
     assert_same_bits("second, awake", &ask(&second), &expected[1]);
-    assert_eq!(quarters.bytes(), forecast_in_turn(&config), "host memory, pinned and forecast");
+    assert_eq!(parking.bytes(), forecast_in_turn(&config), "host memory, pinned and forecast");
 }
 
 /// The host memory that two experts in turn are forecast to take on the stages of [1, 2] blocks; none on the CPU.
@@ -292,7 +292,7 @@ fn a_plan_tells_what_is_trained_on_what() {
     let planned = planned(&project("expert = \"both\"", "[train.timesteps]\nmin = 0.5\n"));
     let plan = &planned.plan;
     assert_eq!(plan.model.boundary, Some(BOUNDARY));
-    let shares = Expert::ALL.map(|expert| Share::Of { expert, boundary: BOUNDARY });
+    let shares = Expert::ALL.map(|expert| NoiseRange::Of { expert, boundary: BOUNDARY });
     assert_eq!(plan.shares(), shares);
     let whole = TimestepConfig::default();
     let expected = whole.share_from(BOUNDARY) / whole.share_from(0.5);

@@ -10,7 +10,7 @@ use models::published::{Facts, Published};
 use models::weights::{Checkpoint, Storage, TensorSpec, Weights, write_safetensors};
 use proofs::fixture;
 use trainer::base::{BaseModel, Dits, ModelConfig, Trained, locate_dits};
-use trainer::machine::precision::{Held, Processor};
+use trainer::machine::precision::{Processor, WeightFormat};
 use trainer::tools::inspect::inspect;
 
 fn settle(config: &ModelConfig) -> trainer::Result<BaseModel> {
@@ -127,15 +127,15 @@ fn single_files_make_a_model_together() {
     };
     let model = settle(&config).unwrap();
     assert_eq!((model.expert, &model.tokenizer), (Some(Trained::Low), &at("umt5.safetensors")));
-    assert_eq!(model.precision.base, Held::Fp8, "stored in fp8, so held in fp8");
-    assert_eq!(model.precision.text_base, Held::F32);
+    assert_eq!(model.precision.base, WeightFormat::Fp8, "stored in fp8, so held in fp8");
+    assert_eq!(model.precision.text_base, WeightFormat::F32);
     assert_eq!(model.precision.dit().frozen.storage, Storage::Coded(Format::E4m3));
     let (dit, _) = model.open_dit().unwrap();
     model.check_encoders(&dit).unwrap();
     model.load_vae(&Device::Cpu).unwrap();
     assert!(!model.load_text_encoder(&Device::Cpu).unwrap().ids("a fox").unwrap().is_empty());
-    let told = ModelConfig { base: Some(Held::Bf16), ..config.clone() };
-    assert_eq!(settle(&told).unwrap().precision.base, Held::F32, "what is told goes first");
+    let told = ModelConfig { base: Some(WeightFormat::Bf16), ..config.clone() };
+    assert_eq!(settle(&told).unwrap().precision.base, WeightFormat::F32, "what is told goes first");
     let error = settle(&ModelConfig { vae: None, ..config }).unwrap_err().to_string();
     assert!(error.contains("no vae") && error.contains("model.vae"), "{error}");
 }

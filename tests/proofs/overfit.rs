@@ -6,7 +6,7 @@ use models::adapter::Adapters;
 use models::dit::BlockPlan;
 use proofs::project::Project;
 use proofs::small::{config, open_weights, pipeline, uniform};
-use trainer::learning::Share;
+use trainer::learning::NoiseRange;
 use trainer::learning::lr::{LrSchedule, learning_rate};
 use trainer::learning::optim::{AdamW, Optimizer, Rule, Step, checked_norm, clip_factor};
 use trainer::pipeline::Pipeline;
@@ -18,7 +18,7 @@ use trainer::watch::ui::{Ui, Voice};
 
 /// The mean squared error at the nine sigmas of the held-out loss, with the noise fixed; and that of an answer of zero.
 fn held_out_loss(batches: &Batches, pipeline: &Pipeline) -> (f64, f64) {
-    let samples: Vec<_> = batches.held_out(Share::All).map(|sample| sample.unwrap().batch).collect();
+    let samples: Vec<_> = batches.held_out(NoiseRange::All).map(|sample| sample.unwrap().batch).collect();
     let (mut loss, mut of_zero) = (0.0, 0.0);
     for sample in &samples {
         let velocity = pipeline.predict(std::slice::from_ref(&sample.input)).unwrap().remove(0);

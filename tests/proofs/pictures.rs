@@ -18,9 +18,9 @@ use proofs::{
 };
 use trainer::base::{DitFiles, ModelConfig, locate_dits};
 use trainer::encode::prompt::ClipRequest;
-use trainer::encode::{Encoded, Encoding, Ends, Shown, condition, mask, with_mask};
-use trainer::learning::Share;
-use trainer::machine::precision::{Float, Held, Processor};
+use trainer::encode::{Encoding, GivenFrames, LatentStore, PictureInputs, condition, mask, with_mask};
+use trainer::learning::NoiseRange;
+use trainer::machine::precision::{Float, Processor, WeightFormat};
 use trainer::pipeline::Pipeline;
 use trainer::plan::{Plan, Planned};
 use trainer::sample::{Prompted, Prompts, SampleConfig, Session};
@@ -56,8 +56,13 @@ fn the_condition_of_a_picture_equals_golden_values() {
     let picture = golden["image"].get(0).unwrap();
     let latents = condition(&vae, &picture, None, 9).unwrap();
     assert_close("latents", &latents, &golden["cond_latents"].get(0).unwrap(), LATENTS);
-    assert_close("y", &with_mask(&latents, Ends::First).unwrap(), &golden["y"].get(0).unwrap(), LATENTS);
-    for (ends, name) in [(Ends::First, "mask"), (Ends::Both, "mask_first_last")] {
+    assert_close(
+        "y",
+        &with_mask(&latents, GivenFrames::First).unwrap(),
+        &golden["y"].get(0).unwrap(),
+        LATENTS,
+    );
+    for (ends, name) in [(GivenFrames::First, "mask"), (GivenFrames::Both, "mask_first_last")] {
         assert_same_bits(name, &mask(ends, (3, 6, 4)).unwrap(), &golden[name].get(0).unwrap());
     }
     // A last picture changes the last latent frame, and a first one alone leaves it as it is.
@@ -106,14 +111,19 @@ fn golden_run(name: &str, config: &models::dit::DitConfig) -> (HashMap<String, T
         positive: Conditioning::new().with(Role::TEXT, golden["prompt_embeds"].clone()),
         negative: Conditioning::new().with(Role::TEXT, golden["negative_prompt_embeds"].clone()),
         noise_bcthw: golden["latents_init"].clone(),
-        shown: Shown::default(),
+        shown: PictureInputs::default(),
     };
     (golden, prompted)
 }
 
 /// Makes the steps of `clips` that are in each share, and holds them to the golden latents of every step; `frames` says
 /// from which latent frame on.
-fn follow(golden: &Tensor, clip: Prompted, networks: &[(Share, &DitFiles)], from_frame: usize) -> Tensor {
+fn follow(
+    golden: &Tensor,
+    clip: Prompted,
+    networks: &[(NoiseRange, &DitFiles)],
+    from_frame: usize,
+) -> Tensor {
     let clips = [clip];
     let mut session = Session::new(&clips).unwrap();
     for (share, files) in networks {
@@ -143,7 +153,7 @@ fn image_to_video_reproduces_the_published_run() {
     let (golden, mut clip) = golden_run("i2v21", &files.open().unwrap().0);
     clip.shown.beside_bcthw = Some(golden["y"].clone());
     clip.shown.cond.insert(Role::PICTURE, golden["image_embeds"].clone());
-    let latents = follow(&golden["latents_per_step"], clip, &[(Share::All, files)], 0);
+    let latents = follow(&golden["latents_per_step"], clip, &[(NoiseRange::All, files)], 0);
     assert_close("final", &latents, &golden["latents_final"], RUN);
     assert_video(&golden, &vae("repo_diffusers_i2v21/vae"), &latents);
 }
@@ -159,7 +169,7 @@ fn a_picture_in_place_reproduces_the_published_run() {
     let first = vae.encode(&picture, Tiling::Off).unwrap();
     assert_close("picture", &first, &golden["first_frame_latent"], NOISE);
     clip.shown.first_bcthw = Some(first);
-    let latents = follow(&golden["latents_per_step"], clip, &[(Share::All, files)], 1);
+    let latents = follow(&golden["latents_per_step"], clip, &[(NoiseRange::All, files)], 1);
     assert_close("final", &latents, &golden["latents_final"], RUN);
     assert_video(&golden, &vae, &latents);
 }
@@ -171,7 +181,7 @@ fn two_experts_reproduce_the_published_run() {
         let dits = locate_dits(&fixture(folder)).unwrap();
         let (high, low) = dits.experts().unwrap();
         let (golden, clip) = golden_run("t2v_a14b", &high.open().unwrap().0);
-        let share = |expert| Share::Of { expert, boundary: 0.875 };
+        let share = |expert| NoiseRange::Of { expert, boundary: 0.875 };
         let networks = [(share(Expert::High), high), (share(Expert::Low), low)];
         let latents = follow(&golden["latents_per_step"], clip, &networks, 0);
         assert_close("final", &latents, &golden["latents_final"], RUN);
@@ -188,7 +198,7 @@ fn two_experts_reproduce_the_published_run_from_a_picture() {
         vae: parts("vae"),
         text_encoder: parts("text_encoder"),
         tokenizer: parts("tokenizer"),
-        text_base: Some(Held::F32),
+        text_base: Some(WeightFormat::F32),
         vae_base: Some(Float::Float32),
         ..ModelConfig::default()
     };
@@ -202,14 +212,15 @@ fn two_experts_reproduce_the_published_run_from_a_picture() {
 
     let (ui, interrupt) = (Ui::new(Voice::Json), Interrupt::default());
     let with = Encoding { model: &model, dit: &dit, device: &device, interrupt: &interrupt, ui: &ui };
-    let mut encoded = Encoded::open(&desk.path().join("cache"), &model).unwrap();
+    let mut encoded = LatentStore::open(&desk.path().join("cache"), &model).unwrap();
     encoded.encode_prompts([request.prompt.as_str(), request.negative.as_str()], &with).unwrap();
     encoded.encode_pictures(std::slice::from_ref(&request), &with).unwrap();
     let clip = Prompted::new(&request, golden["latents_init"].clone(), &encoded, &dit).unwrap();
     assert_close("y", clip.shown.beside_bcthw.as_ref().unwrap(), &golden["y"], LATENTS);
     assert!(clip.shown.cond.get(Role::PICTURE).is_none(), "CLIP's states for a model without CLIP");
 
-    let networks = Expert::ALL.map(|expert| (model.share_of(Some(expert), &dit), model.dits.of(expert)));
+    let networks =
+        Expert::ALL.map(|expert| (model.noise_range_of(Some(expert), &dit), model.dits.of(expert)));
     let latents = follow(&golden["latents_per_step"], clip, &networks, 0);
     assert_close("final", &latents, &golden["latents_final"], RUN);
     assert_video(&golden, &with.vae().unwrap(), &latents);
@@ -227,7 +238,7 @@ fn save_picture(picture: &Tensor, file: &std::path::Path) {
 struct Ready {
     project: Project,
     planned: Planned,
-    encoded: Encoded,
+    encoded: LatentStore,
 }
 
 fn ready(model: &str, size: [u32; 2], settings: &str) -> Ready {
@@ -271,7 +282,7 @@ fn training_shows_the_first_frame_as_sampling_does() {
         &one(&trained.beside_bcthw),
         &one(&sampled.beside_bcthw).get(0).unwrap(),
     );
-    let states = |shown: &Shown| shown.cond.require(Role::PICTURE).unwrap().clone();
+    let states = |shown: &PictureInputs| shown.cond.require(Role::PICTURE).unwrap().clone();
     assert_same_bits("CLIP's states", &states(&trained), &states(&sampled).get(0).unwrap());
 
     // They are what the network gets, behind the noisy channels, each clip its own.
@@ -317,9 +328,9 @@ fn a_model_of_two_pictures_is_trained_on_both_ends() {
     let project = Project::of_folder(&model, [64, 48], &["a ball", "two birds fly"], "");
     let planned = Plan::make(&project.recipe(), &mut |_, _| {}).unwrap();
     let encoded = train::cache(&planned, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
-    let Shown { beside_bcthw, cond, .. } = encoded.ends(0).unwrap();
+    let PictureInputs { beside_bcthw, cond, .. } = encoded.ends(0).unwrap();
     let (beside, states) = (beside_bcthw.unwrap(), cond.require(Role::PICTURE).unwrap());
-    assert_same_bits("mask", &beside.narrow(0, 0, 4).unwrap(), &mask(Ends::Both, (2, 6, 8)).unwrap());
+    assert_same_bits("mask", &beside.narrow(0, 0, 4).unwrap(), &mask(GivenFrames::Both, (2, 6, 8)).unwrap());
     assert_eq!(states.dims(), [514, 20]);
     let half = |n: usize| states.narrow(0, 257 * n, 257).unwrap();
     assert!(difference(&half(0), &half(1)).0 > 1e-3, "the last frame is the first one");

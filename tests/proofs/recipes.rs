@@ -12,7 +12,7 @@ use trainer::base::Trained;
 use trainer::cli::Arguments;
 use trainer::machine::forecast::{Engine, Networks, StageMemory, Task, Way};
 use trainer::machine::memory::{Card, Forecast, Machine, Room, Shapes, StageForecast, settle};
-use trainer::machine::precision::{Processor, Wishes};
+use trainer::machine::precision::{PrecisionRequest, Processor};
 use trainer::recipe::{Recipe, WORDS, defaults};
 use trainer::tools::bench::dit_preset;
 
@@ -205,7 +205,11 @@ fn machine(cards: usize, host: u64) -> Machine {
 fn forecast(name: &str, recipe: &Recipe, host: u64) -> Forecast {
     let dit = dit_preset(name).unwrap();
     let targets = recipe.adapter.select(&dit.adaptable_modules()).unwrap();
-    let wishes = Wishes { base: recipe.model.base, stream: recipe.model.stream, ..Wishes::default() };
+    let wishes = PrecisionRequest {
+        base: recipe.model.base,
+        stream: recipe.model.stream,
+        ..PrecisionRequest::default()
+    };
     let defaults = Published::named(name).unwrap().defaults();
     let frames = *recipe.data.frames.iter().max().unwrap();
     let shape = |&[width, height]: &[u32; 2]| {

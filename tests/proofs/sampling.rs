@@ -9,10 +9,10 @@ use models::expert::Networks;
 use models::vae::{Tiling, Vae};
 use proofs::small::{adapters, config, pipeline, weights};
 use proofs::{Tolerance, assert_close, assert_same_bits, device, difference, fixture_tensors, randn};
-use trainer::encode::Shown;
+use trainer::encode::PictureInputs;
 use trainer::encode::prompt::ClipRequest;
 use trainer::error::Error;
-use trainer::learning::Share;
+use trainer::learning::NoiseRange;
 use trainer::pipeline::{NetworkInput, Pipeline};
 use trainer::sample::{
     ClipFiles, ClipFormat, Prompted, SampleConfig, Sampled, Session, starting_noise, write_clips,
@@ -46,7 +46,7 @@ fn clip(i: u64, guidance: f64) -> Prompted {
         positive: Conditioning::new().with(Role::TEXT, randn(&format!("text{i}"), (1, 3 + i as usize, 24))),
         negative: Conditioning::new().with(Role::TEXT, randn("negative", (1, 7, 24))),
         noise_bcthw: starting_noise(&request, &config(3, 24), &device()).unwrap(),
-        shown: Shown::default(),
+        shown: PictureInputs::default(),
         request,
     }
 }
@@ -62,7 +62,7 @@ fn generate(
     progress: impl FnMut() -> ControlFlow<()> + Send,
 ) -> Result<Option<Vec<Tensor>>, Error> {
     let mut session = Session::new(clips)?;
-    let flow = session.run(pipeline, Share::All, progress)?;
+    let flow = session.run(pipeline, NoiseRange::All, progress)?;
     Ok(flow.is_continue().then(|| session.latents()))
 }
 

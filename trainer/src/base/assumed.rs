@@ -8,7 +8,7 @@ use models::published::Published;
 
 use super::{BaseModel, DitFiles, Dits, ModelConfig};
 use crate::error::Result;
-use crate::machine::precision::{Processor, Wishes};
+use crate::machine::precision::{PrecisionRequest, Processor};
 
 impl BaseModel {
     /// The model `published` as it would be settled from `config`, with the names that its files have in the official layout;
@@ -41,7 +41,7 @@ impl BaseModel {
             tokenizer: root.join("google/umt5-xxl"),
             clip: (facts.clip_pictures > 0).then_some(clip),
             boundary: None,
-            precision: Wishes { base, stream, text_base, vae_base }.settle(processor),
+            precision: PrecisionRequest { base, stream, text_base, vae_base }.settle(processor),
         };
         model.trained_dit()?;
         Ok((model, published.dit()))

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::hub::{HubError, HubId, Wanted};
 use crate::error::{Error, Result};
-use crate::machine::precision::{self, Float, Held, Precision, Processor, Wishes};
+use crate::machine::precision::{self, Float, Precision, PrecisionRequest, Processor, WeightFormat};
 use crate::paths::existing;
 
 pub use dit::{DitFiles, Dits};
@@ -59,11 +59,11 @@ pub struct ModelConfig {
     pub clip: Option<PathBuf>,
     /// What the DiT's weights are held in: `bf16`, `fp8`, `int8`, or `f32`. `fp8` and `int8` code the matrices inside the
     /// blocks while they are read. Default `bf16`, or `fp8` where the file is; on the CPU `bf16` becomes `f32`.
-    pub base: Option<Held>,
+    pub base: Option<WeightFormat>,
     /// The DiT's residual stream: `float32`, or `bfloat16`, which halves what is kept of each block. Default `float32`.
     pub stream: Option<Float>,
     /// What the text encoder's weights are held in, as `base`.
-    pub text_base: Option<Held>,
+    pub text_base: Option<WeightFormat>,
     /// What the VAE is held and computed in: `bfloat16` or `float32`. Default `bfloat16`, on the CPU `float32`.
     pub vae_base: Option<Float>,
 }
@@ -227,9 +227,13 @@ impl ModelConfig {
         // Files that do not open are told about when they are.
         let stored = |path: &Path| Checkpoint::open(path).ok()?.without_model_prefix().ok()?.coded_layers();
         let (dit, text) = (stored(dit), stored(text_encoder));
-        let held = |grid: Option<Grid>| grid.map(|_| Held::Fp8);
-        let wishes =
-            Wishes { base: base.or(held(dit)), stream, text_base: text_base.or(held(text)), vae_base };
+        let held = |grid: Option<Grid>| grid.map(|_| WeightFormat::Fp8);
+        let wishes = PrecisionRequest {
+            base: base.or(held(dit)),
+            stream,
+            text_base: text_base.or(held(text)),
+            vae_base,
+        };
         let base_block = match dit {
             Some(Grid::Block(block)) => Some(block),
             _ => None,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{BaseModel, DitFiles, Dits};
 use crate::error::{Error, Result};
-use crate::learning::Share;
+use crate::learning::NoiseRange;
 
 /// What a run trains of a model of two experts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,16 +75,16 @@ impl BaseModel {
     }
 
     /// What the network of `expert` makes.
-    pub fn share_of(&self, expert: Option<Expert>, dit: &DitConfig) -> Share {
-        expert.map_or(Share::All, |expert| Share::Of { expert, boundary: self.boundary_of(dit) })
+    pub fn noise_range_of(&self, expert: Option<Expert>, dit: &DitConfig) -> NoiseRange {
+        expert.map_or(NoiseRange::All, |expert| NoiseRange::Of { expert, boundary: self.boundary_of(dit) })
     }
 
     /// The noise ranges of the networks that clips go through, in order: both experts where they are there, whichever is
     /// trained.
-    pub fn clip_shares(&self, dit: &DitConfig) -> Vec<Share> {
+    pub fn clip_ranges(&self, dit: &DitConfig) -> Vec<NoiseRange> {
         match self.dits.networks() {
-            Networks::Pair => Expert::ALL.map(|expert| self.share_of(Some(expert), dit)).to_vec(),
-            Networks::Whole => vec![Share::All],
+            Networks::Pair => Expert::ALL.map(|expert| self.noise_range_of(Some(expert), dit)).to_vec(),
+            Networks::Whole => vec![NoiseRange::All],
         }
     }
 

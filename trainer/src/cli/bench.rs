@@ -16,7 +16,7 @@ use crate::base::{self, Part};
 use crate::bytes::Bytes;
 use crate::error::Error;
 use crate::machine::memory::{KeepConfig, MemoryConfig, Offload};
-use crate::machine::precision::Held;
+use crate::machine::precision::WeightFormat;
 use crate::tools::bench::{
     self, AttentionBench, ClipSize, DitBench, DitSource, LoadSource, Repeats, RunBench, StepBench, VaeBench,
 };
@@ -254,7 +254,7 @@ struct RunArguments {
     size: Size,
     /// How the DiT's weights are held. Default: bf16.
     #[arg(long, value_enum)]
-    base: Option<Held>,
+    base: Option<WeightFormat>,
     #[command(flatten)]
     devices: StageDevices,
     /// Optimiser steps, with a checkpoint in the middle and one at the end.

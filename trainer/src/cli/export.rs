@@ -11,7 +11,7 @@ use models::expert::Expert;
 use super::adapter_output::{AdapterOutput, expert, tell_expert};
 use super::base_dit::BaseDit;
 use crate::error::Error;
-use crate::learning::Share;
+use crate::learning::NoiseRange;
 use crate::plan::Plan;
 use crate::train::export::of_checkpoint;
 use crate::watch::ui::Ui;
@@ -84,7 +84,7 @@ impl Export {
     /// The expert whose adapter is written: the one that is asked for, else the only one that the run trains.
     fn expert_of(&self, plan: &Plan) -> crate::Result<Option<Expert>> {
         let refuse = |why: &str| Err(Error::Setting { key: "--expert".into(), why: why.into() });
-        let trained: Vec<Expert> = plan.shares().into_iter().filter_map(Share::expert).collect();
+        let trained: Vec<Expert> = plan.shares().into_iter().filter_map(NoiseRange::expert).collect();
         match (self.expert, trained.as_slice()) {
             (None, [_, _]) => {
                 refuse("this checkpoint holds the adapters of both experts; say `high` or `low`")

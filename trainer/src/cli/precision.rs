@@ -7,20 +7,20 @@ use kernels::{DType, Device};
 use models::weights::Frozen;
 
 use crate::base::ModelConfig;
-use crate::machine::precision::{Float, Held, Precision, Processor, Wishes};
+use crate::machine::precision::{Float, Precision, PrecisionRequest, Processor, WeightFormat};
 
 /// How the parts of a base model are held.
 #[derive(Debug, Args)]
 pub struct ModelPrecision {
     /// What the DiT's weights are held in. Default: bf16, on the CPU f32.
     #[arg(long, value_enum)]
-    base: Option<Held>,
+    base: Option<WeightFormat>,
     /// The DiT's residual stream. Default: float32.
     #[arg(long, value_enum)]
     stream: Option<Float>,
     /// What the text encoder's weights are held in. Default: bf16, on the CPU f32.
     #[arg(long, value_enum)]
-    text_base: Option<Held>,
+    text_base: Option<WeightFormat>,
     /// What the VAE is held and computed in. Default: bfloat16, on the CPU float32.
     #[arg(long, value_enum)]
     vae_base: Option<Float>,
@@ -43,7 +43,7 @@ impl ModelPrecision {
 impl ModelPrecision {
     /// `settled`, which a run has, with what is said here, for a model that runs on `processor`.
     pub fn over(&self, settled: Precision, processor: Processor) -> Precision {
-        let wishes = Wishes {
+        let wishes = PrecisionRequest {
             base: self.base.or(Some(settled.base)),
             stream: self.stream.or(Some(settled.stream)),
             text_base: self.text_base.or(Some(settled.text_base)),
@@ -59,7 +59,7 @@ impl ModelPrecision {
 pub struct DitPrecision {
     /// What the weights are held in. Default: bf16, on the CPU f32.
     #[arg(long, value_enum)]
-    base: Option<Held>,
+    base: Option<WeightFormat>,
     /// The residual stream. Default: float32.
     #[arg(long, value_enum)]
     stream: Option<Float>,
@@ -68,7 +68,8 @@ pub struct DitPrecision {
 impl DitPrecision {
     /// Settled for a model that runs on `processor`.
     pub fn settle(&self, processor: Processor) -> Precision {
-        Wishes { base: self.base, stream: self.stream, ..Wishes::default() }.settle(processor)
+        PrecisionRequest { base: self.base, stream: self.stream, ..PrecisionRequest::default() }
+            .settle(processor)
     }
 }
 
@@ -77,13 +78,15 @@ impl DitPrecision {
 pub struct PartPrecision {
     /// What the weights are held in. Default: bf16, on the CPU f32.
     #[arg(long, value_enum)]
-    base: Option<Held>,
+    base: Option<WeightFormat>,
 }
 
 impl PartPrecision {
     /// Settled for a part that runs on `device`.
     pub fn settle(&self, device: &Device) -> Frozen {
-        Wishes { text_base: self.base, ..Wishes::default() }.settle(Processor::of(device)).text()
+        PrecisionRequest { text_base: self.base, ..PrecisionRequest::default() }
+            .settle(Processor::of(device))
+            .text()
     }
 }
 
@@ -98,7 +101,9 @@ pub struct PartFloat {
 impl PartFloat {
     /// Settled for a part that runs on `device`.
     pub fn settle(&self, device: &Device) -> DType {
-        Wishes { vae_base: self.dtype, ..Wishes::default() }.settle(Processor::of(device)).vae()
+        PrecisionRequest { vae_base: self.dtype, ..PrecisionRequest::default() }
+            .settle(Processor::of(device))
+            .vae()
     }
 }
 
@@ -106,13 +111,13 @@ impl PartFloat {
 #[derive(Debug, Args)]
 pub struct ProbePrecision {
     /// What the weights are held in; fp8 and int8 are computed in bf16, on the CPU in f32.
-    #[arg(long, visible_alias = "dtype", value_enum, default_value_t = Held::F32)]
-    base: Held,
+    #[arg(long, visible_alias = "dtype", value_enum, default_value_t = WeightFormat::F32)]
+    base: WeightFormat,
 }
 
 impl ProbePrecision {
     /// For a network that runs on `processor`.
     pub fn frozen(&self, processor: Processor) -> Frozen {
-        self.base.frozen(Wishes::default().settle(processor).compute)
+        self.base.frozen(PrecisionRequest::default().settle(processor).compute)
     }
 }

@@ -22,9 +22,9 @@ use super::precision::ModelPrecision;
 use crate::adapters;
 use crate::base::{BaseModel, DitFiles};
 use crate::encode::prompt::ClipRequest;
-use crate::encode::{Encoded, Encoding};
+use crate::encode::{Encoding, LatentStore};
 use crate::error::Error;
-use crate::learning::Share;
+use crate::learning::NoiseRange;
 use crate::machine::devices::DevicesConfig;
 use crate::pipeline::Pipeline;
 use crate::recipe::Assignment;
@@ -185,7 +185,7 @@ impl Sample {
         let split = devices.open()?;
         let device = split[0].0.clone(); // a settled config has a stage
 
-        let mut encoded = Encoded::open(self.cache.as_ref().unwrap_or(&basis.cache), &model)?;
+        let mut encoded = LatentStore::open(self.cache.as_ref().unwrap_or(&basis.cache), &model)?;
         let texts = requests.iter().flat_map(|r| [r.prompt.as_str(), r.negative.as_str()]);
         let config = &basis.dit;
         let with = Encoding { model: &model, dit: config, device: &device, interrupt: &interrupt, ui };
@@ -262,7 +262,7 @@ impl Sample {
             }
             // Those of a run of one expert whose model is that expert alone.
             let adapters = [own.all, own.high, own.low].concat();
-            return Ok(vec![Network { dit: model.dits.of(Expert::High), share: Share::All, adapters }]);
+            return Ok(vec![Network { dit: model.dits.of(Expert::High), share: NoiseRange::All, adapters }]);
         }
         let boundary = model.boundary.unwrap_or(defaults.boundary);
         let mut network = |expert: Expert| {
@@ -275,7 +275,7 @@ impl Sample {
             let mut adapters = own.all.clone();
             adapters.append(own.of(Some(expert)));
             adapters.extend(adapters::sources(key, named, ui)?);
-            Ok(Network { dit: model.dits.of(expert), share: Share::Of { expert, boundary }, adapters })
+            Ok(Network { dit: model.dits.of(expert), share: NoiseRange::Of { expert, boundary }, adapters })
         };
         Expert::ALL.into_iter().map(&mut network).collect()
     }
@@ -284,7 +284,7 @@ impl Sample {
     fn prompted(
         &self,
         requests: &[ClipRequest],
-        encoded: &Encoded,
+        encoded: &LatentStore,
         config: &DitConfig,
         device: &Device,
     ) -> Result<Vec<Prompted>> {
@@ -360,7 +360,7 @@ impl Sample {
 /// A network on its way through the sampling.
 struct Network<'a> {
     dit: &'a DitFiles,
-    share: Share,
+    share: NoiseRange,
     adapters: Vec<Source>,
 }
 
@@ -379,13 +379,13 @@ impl Owner for Loading<'_> {
         self.split.iter().map(|(device, _)| device.clone()).collect()
     }
 
-    fn shares(&self) -> Vec<Share> {
+    fn shares(&self) -> Vec<NoiseRange> {
         self.networks.iter().map(|network| network.share).collect()
     }
 
     fn with_network(
         &mut self,
-        share: Share,
+        share: NoiseRange,
         work: &mut dyn FnMut(&Pipeline) -> crate::Result<ControlFlow<()>>,
     ) -> crate::Result<ControlFlow<()>> {
         let Some(network) = self.networks.iter().find(|network| network.share == share) else {

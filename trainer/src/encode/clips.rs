@@ -8,8 +8,8 @@ use models::clip::Clip as Tower;
 use models::dit::Pictures;
 use models::vae::{Tiling, Vae};
 
-use super::shown::{Ends, condition};
-use super::{ClipKeys, Encoded, Encoding, LATENTS, storage, to_host};
+use super::picture_inputs::{GivenFrames, condition};
+use super::{ClipKeys, Encoding, LATENTS, LatentStore, storage, to_host};
 use crate::error::{Error, Result};
 
 /// Indices of the windows that have no whole entry.
@@ -20,7 +20,7 @@ struct Missing {
     states: BTreeSet<usize>,
 }
 
-impl Encoded {
+impl LatentStore {
     /// Encodes every window of `dataset` that is not cached. Where both are to be made, the VAE and CLIP are loaded side by
     /// side and each clip is decoded once for both.
     ///
@@ -54,7 +54,7 @@ impl Encoded {
     fn name_clips(&mut self, dataset: &Dataset, hashes: &mut ContentHashes, with: &Encoding) -> Result<()> {
         let vae = with.vae_identity()?;
         let clip = with.dit.image.map(|_| with.clip_identity()).transpose()?;
-        self.ends = if with.sees_two() { Ends::Both } else { Ends::First };
+        self.ends = if with.sees_two() { GivenFrames::Both } else { GivenFrames::First };
         let ends = self.ends.name();
         self.clips.clear();
         for window in &dataset.windows {
@@ -129,8 +129,8 @@ impl Encoded {
         if let Some(key) = &keys.condition {
             let frame = |n: usize| -> Result<Tensor> { Ok(video.get(0)?.narrow(1, n, 1)?.squeeze(1)?) };
             let last = match self.ends {
-                Ends::Both => Some(frame(bucket.frames as usize - 1)?),
-                Ends::First => None,
+                GivenFrames::Both => Some(frame(bucket.frames as usize - 1)?),
+                GivenFrames::First => None,
             };
             let latents = condition(vae, &frame(0)?, last.as_ref(), bucket.frames as usize)?;
             self.put(key, (LATENTS, &latents), clip)?;

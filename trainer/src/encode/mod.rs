@@ -4,9 +4,9 @@
 //! An entry that is there and whole is not made again, so a run that is killed while caching loses nothing.
 
 mod clips;
+mod picture_inputs;
 mod pictures;
 pub mod prompt;
-mod shown;
 mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,7 @@ use models::dit::{Conditioning, DitConfig, Role};
 use models::vae::Vae;
 use models::weights::Checkpoint;
 
-pub use shown::{Ends, Shown, condition, mask, with_mask};
+pub use picture_inputs::{GivenFrames, PictureInputs, condition, mask, with_mask};
 
 use crate::base::BaseModel;
 use crate::error::{Error, Result};
@@ -32,7 +32,7 @@ const STATES: &str = "states";
 
 /// The cache with what its keys are made of.
 #[derive(Debug)]
-pub struct Encoded {
+pub struct LatentStore {
     cache: Cache,
     text_identity: String,
     /// The entries of each window of the dataset, in its order; empty until clips were encoded.
@@ -40,7 +40,7 @@ pub struct Encoded {
     /// The entries of the pictures of requests, by what tells them apart.
     pictures: BTreeMap<String, pictures::PictureKeys>,
     /// Which frames an image-to-video model is given.
-    ends: Ends,
+    ends: GivenFrames,
     check: Check,
 }
 
@@ -78,7 +78,7 @@ pub struct Encoding<'a> {
     pub ui: &'a Ui,
 }
 
-impl Encoded {
+impl LatentStore {
     /// Opens the cache for prompts of `model`.
     ///
     /// # Errors
@@ -89,12 +89,12 @@ impl Encoded {
             text_identity: model.text_identity()?,
             clips: Vec::new(),
             pictures: BTreeMap::new(),
-            ends: Ends::First,
+            ends: GivenFrames::First,
             check: Check::Head,
         })
     }
 
-    /// The same, looking at entries as closely as `check` says; [`Encoded::open`] looks at their heads.
+    /// The same, looking at entries as closely as `check` says; [`LatentStore::open`] looks at their heads.
     pub fn checking(self, check: Check) -> Self {
         Self { check, ..self }
     }
@@ -153,12 +153,12 @@ impl Encoded {
     /// CLIP's states [rows, width] of them; nothing for other models.
     ///
     /// # Errors
-    /// As [`Encoded::latents`].
-    pub fn ends(&self, index: usize) -> Result<Shown> {
+    /// As [`LatentStore::latents`].
+    pub fn ends(&self, index: usize) -> Result<PictureInputs> {
         let keys = &self.clips[index];
         let of = |key: &Option<Key>, name| key.as_ref().map(|key| self.tensor(key, name)).transpose();
         let beside = of(&keys.condition, LATENTS)?.map(|latents| with_mask(&latents, self.ends));
-        Ok(Shown {
+        Ok(PictureInputs {
             beside_bcthw: beside.transpose()?,
             cond: Conditioning::new().with_optional(Role::PICTURE, of(&keys.states, STATES)?),
             first_bcthw: None,

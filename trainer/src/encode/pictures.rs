@@ -9,8 +9,8 @@ use models::clip::{Clip, normalised};
 use models::dit::{Conditioning, Pictures, Role};
 use models::vae::{Tiling, Vae};
 
-use super::shown::{Ends, Shown, condition, with_mask};
-use super::{Encoded, Encoding, LATENTS, STATES, storage, to_host};
+use super::picture_inputs::{GivenFrames, PictureInputs, condition, with_mask};
+use super::{Encoding, LATENTS, LatentStore, STATES, storage, to_host};
 use crate::encode::prompt::ClipRequest;
 use crate::error::Result;
 use crate::solver::Convention;
@@ -25,7 +25,7 @@ pub(super) struct PictureKeys {
 /// Aspects that differ by less are taken for the same: sizes are rounded to the model's multiple.
 const SAME_ASPECT: f64 = 0.05;
 
-impl Encoded {
+impl LatentStore {
     /// Encodes the pictures of `requests` that are not cached.
     ///
     /// # Errors
@@ -78,19 +78,21 @@ impl Encoded {
     ///
     /// # Errors
     /// When they were not encoded, or an entry was removed or damaged.
-    pub fn shown(&self, request: &ClipRequest, pictures: Pictures) -> Result<Shown> {
-        let Some(keys) = self.pictures.get(&named(request)) else { return Ok(Shown::default()) };
+    pub fn shown(&self, request: &ClipRequest, pictures: Pictures) -> Result<PictureInputs> {
+        let Some(keys) = self.pictures.get(&named(request)) else { return Ok(PictureInputs::default()) };
         let latents = self.tensor(&keys.latents, LATENTS)?;
         let states = keys.states.as_ref().map(|key| self.tensor(key, STATES)).transpose()?;
         let states = states.map(|states| states.unsqueeze(0)).transpose()?;
         let cond = Conditioning::new().with_optional(Role::PICTURE, states);
-        let ends = if request.last_image.is_some() { Ends::Both } else { Ends::First };
+        let ends = if request.last_image.is_some() { GivenFrames::Both } else { GivenFrames::First };
         Ok(match pictures {
-            Pictures::InPlace => Shown { first_bcthw: Some(latents.unsqueeze(0)?), cond, ..Shown::default() },
-            _ => Shown {
+            Pictures::InPlace => {
+                PictureInputs { first_bcthw: Some(latents.unsqueeze(0)?), cond, ..PictureInputs::default() }
+            }
+            _ => PictureInputs {
                 beside_bcthw: Some(with_mask(&latents, ends)?.unsqueeze(0)?),
                 cond,
-                ..Shown::default()
+                ..PictureInputs::default()
             },
         })
     }

@@ -6,10 +6,10 @@ use data::{Bucket, Clip, Dataset, Key, Window};
 use kernels::{Device, Tensor};
 use models::clip::Clip as Tower;
 
-use super::{Encoded, Encoding, Ends, STATES};
+use super::{Encoding, GivenFrames, LatentStore, STATES};
 use crate::error::Result;
 
-impl Encoded {
+impl LatentStore {
     /// Encodes the ends of the windows `missing`, whose latents are there. Only these frames are kept of what is decoded.
     pub(super) fn encode_views(
         &self,
@@ -56,8 +56,8 @@ impl Encoded {
     /// The frames of a window that CLIP sees.
     fn places(&self, bucket: Bucket) -> Vec<usize> {
         match self.ends {
-            Ends::First => vec![0],
-            Ends::Both => vec![0, bucket.frames as usize - 1],
+            GivenFrames::First => vec![0],
+            GivenFrames::Both => vec![0, bucket.frames as usize - 1],
         }
     }
 

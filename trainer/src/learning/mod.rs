@@ -5,4 +5,4 @@ pub mod noise;
 mod noise_range;
 pub mod optim;
 
-pub use noise_range::Share;
+pub use noise_range::NoiseRange;

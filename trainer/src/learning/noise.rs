@@ -7,7 +7,7 @@ use models::expert::Expert;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::learning::Share;
+use crate::learning::NoiseRange;
 use crate::solver::shifted;
 
 /// How the noise level of a sample is drawn, and what its error counts for.
@@ -121,7 +121,7 @@ impl TimestepConfig {
     ///
     /// # Errors
     /// Where `min` and `max` leave none of them, or the distribution never falls there.
-    pub fn within(&self, share: Share) -> Result<Self> {
+    pub fn within(&self, share: NoiseRange) -> Result<Self> {
         let [low, high] = share.sigmas();
         let cut = Self { min: self.min.max(low), max: self.max.min(high), ..self.clone() };
         match share.expert() {

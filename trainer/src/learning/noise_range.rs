@@ -6,7 +6,7 @@ use super::noise::EVAL_SIGMAS;
 
 /// The noise levels that a network makes.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Share {
+pub enum NoiseRange {
     /// All of them: there is one network.
     All,
     /// Of two experts, that of one; the other begins, or ends, at the sigma `boundary`.
@@ -18,7 +18,7 @@ pub enum Share {
     },
 }
 
-impl Share {
+impl NoiseRange {
     /// Whether the step at `timestep`, in 0..1000, is the network's.
     pub fn holds(self, timestep: f32) -> bool {
         match self {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// What frozen weights are held in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum Held {
+pub enum WeightFormat {
     /// 4 bytes a number; computed in f32.
     #[serde(alias = "float32")]
     #[value(alias = "float32")]
@@ -57,13 +57,13 @@ impl Processor {
 
 /// What a recipe or a command line says about precision; what it leaves out is settled by where the model runs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Wishes {
+pub struct PrecisionRequest {
     /// Of the DiT.
-    pub base: Option<Held>,
+    pub base: Option<WeightFormat>,
     /// Of the DiT's residual stream.
     pub stream: Option<Float>,
     /// Of the text encoder.
-    pub text_base: Option<Held>,
+    pub text_base: Option<WeightFormat>,
     /// Of the VAE.
     pub vae_base: Option<Float>,
 }
@@ -73,21 +73,21 @@ pub struct Wishes {
 #[serde(deny_unknown_fields)]
 pub struct Precision {
     /// What the DiT's weights are held in.
-    pub base: Held,
+    pub base: WeightFormat,
     /// Numbers of a row that have a scale in common, where the DiT's file has scales for blocks and `base` is fp8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_block: Option<usize>,
     /// The DiT's residual stream.
     pub stream: Float,
     /// What the text encoder's weights are held in.
-    pub text_base: Held,
+    pub text_base: WeightFormat,
     /// What the VAE is held and computed in.
     pub vae_base: Float,
     /// What is computed in where weights are fp8 or int8.
     pub compute: Float,
 }
 
-impl Held {
+impl WeightFormat {
     /// With `compute` for what goes through coded weights.
     pub fn frozen(self, compute: Float) -> Frozen {
         match self {
@@ -133,15 +133,15 @@ impl Float {
     }
 }
 
-impl Wishes {
+impl PrecisionRequest {
     /// Settles what is left out: bf16 with an f32 stream. On the CPU bf16 becomes f32 everywhere: it would save memory
     /// at a tenth of the speed.
     pub fn settle(self, processor: Processor) -> Precision {
         Precision {
-            base: self.base.unwrap_or(Held::Bf16).at(processor),
+            base: self.base.unwrap_or(WeightFormat::Bf16).at(processor),
             base_block: None,
             stream: self.stream.unwrap_or(Float::Float32).at(processor),
-            text_base: self.text_base.unwrap_or(Held::Bf16).at(processor),
+            text_base: self.text_base.unwrap_or(WeightFormat::Bf16).at(processor),
             vae_base: self.vae_base.unwrap_or(Float::Bfloat16).at(processor),
             compute: Float::Bfloat16.at(processor),
         }

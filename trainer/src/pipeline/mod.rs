@@ -7,7 +7,7 @@
 mod calls;
 mod links;
 mod micro_batch;
-mod resting;
+mod parking;
 pub mod schedule;
 mod stage;
 mod training;
@@ -25,7 +25,7 @@ use models::weights::Weights;
 pub use calls::{Calls, Returns};
 pub use micro_batch::MicroBatch;
 pub use models::dit::NetworkInput;
-pub use resting::{Quarters, Resting};
+pub use parking::{ParkedWeights, WeightParking};
 pub use stage::Stage;
 pub use training::{Span, Watched};
 

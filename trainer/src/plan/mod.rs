@@ -21,7 +21,7 @@ use crate::base::BaseModel;
 use crate::bytes::{Bytes, hex};
 use crate::encode::prompt::ClipRequest;
 use crate::error::{Error, Result};
-use crate::learning::Share;
+use crate::learning::NoiseRange;
 use crate::learning::optim::OptimizerConfig;
 use crate::machine::devices::{DevicesConfig, Limits};
 use crate::machine::forecast::Task;
@@ -336,7 +336,7 @@ impl Plan {
 
     /// The networks that are trained, each with the noise levels that it makes, in the order in which sampling goes through
     /// them. An expert that gets no micro-batch is none of them.
-    pub fn shares(&self) -> Vec<Share> {
+    pub fn shares(&self) -> Vec<NoiseRange> {
         trained_shares(&self.model, self.train.high_share)
     }
 

@@ -12,7 +12,7 @@ use crate::adapters::{self, INIT_FROM, INIT_FROM_HIGH, INIT_FROM_LOW};
 use crate::base::{BaseModel, Trained};
 use crate::encode::prompt::ClipRequest;
 use crate::error::{Error, Result};
-use crate::learning::Share;
+use crate::learning::NoiseRange;
 use crate::learning::optim::OptimizerConfig;
 use crate::machine::forecast::{Networks, Task};
 use crate::machine::memory::Shapes;
@@ -88,7 +88,7 @@ pub(super) fn settle_shares(
     adapter: &LoraConfig,
     targets: &[Target],
     (model, dit): (&BaseModel, &DitConfig),
-) -> Result<Vec<Share>> {
+) -> Result<Vec<NoiseRange>> {
     train.picture_share = picture_share(train.picture_share, dit)?;
     train.high_share = high_share(train, model)?;
     let shares = trained_shares(model, train.high_share);
@@ -126,7 +126,7 @@ pub(super) fn task<'a>(
 }
 
 /// The networks that the memory must hold, as long as nothing says that they do not fit.
-pub(super) fn networks(shares: &[Share], model: &BaseModel, sample: &SamplePlan) -> Networks {
+pub(super) fn networks(shares: &[NoiseRange], model: &BaseModel, sample: &SamplePlan) -> Networks {
     match (shares.len(), model.dits.experts()) {
         (2, _) => Networks::SideBySide,
         (_, Some(_)) if !sample.clips.is_empty() => Networks::MakesRoom,
@@ -138,7 +138,10 @@ pub(super) fn networks(shares: &[Share], model: &BaseModel, sample: &SamplePlan)
 ///
 /// # Errors
 /// The key whose file has no use, or the file of the other expert.
-fn check_beginnings<'a>(adapter: &'a LoraConfig, shares: &[Share]) -> Result<Vec<(&'static str, &'a Path)>> {
+fn check_beginnings<'a>(
+    adapter: &'a LoraConfig,
+    shares: &[NoiseRange],
+) -> Result<Vec<(&'static str, &'a Path)>> {
     let refuse = |key: &str, why: String| Err(Error::Setting { key: key.into(), why });
     let all = (INIT_FROM, &adapter.init_from);
     let high = (INIT_FROM_HIGH, &adapter.init_from_high);
@@ -194,15 +197,17 @@ fn high_share(train: &TrainConfig, model: &BaseModel) -> Result<Option<f64>> {
 }
 
 /// The networks that are trained, where the expert for high noise gets `high_share` of the micro-batches.
-pub(super) fn trained_shares(model: &BaseModel, high_share: Option<f64>) -> Vec<Share> {
-    let Some(boundary) = model.boundary.filter(|_| model.expert.is_some()) else { return vec![Share::All] };
+pub(super) fn trained_shares(model: &BaseModel, high_share: Option<f64>) -> Vec<NoiseRange> {
+    let Some(boundary) = model.boundary.filter(|_| model.expert.is_some()) else {
+        return vec![NoiseRange::All];
+    };
     let is_drawn = |expert: Expert| match (expert, high_share) {
         (Expert::High, Some(share)) => share > 0.0,
         (Expert::Low, Some(share)) => share < 1.0,
         (_, None) => true,
     };
     let trained = model.trained_experts().iter().copied().filter(|expert| is_drawn(*expert));
-    trained.map(|expert| Share::Of { expert, boundary }).collect()
+    trained.map(|expert| NoiseRange::Of { expert, boundary }).collect()
 }
 
 /// Share of samples that are shown their first frame where nobody says otherwise: the default of Wan 2.2's own helper,

@@ -8,7 +8,7 @@ use models::vae::Vae;
 
 use super::{ClipFiles, Prompted, Sampled, Session, clip_name, write_clips};
 use crate::error::Result;
-use crate::learning::Share;
+use crate::learning::NoiseRange;
 use crate::machine::devices;
 use crate::pipeline::Pipeline;
 use crate::watch::interrupt::Interrupt;
@@ -20,7 +20,7 @@ pub trait Owner {
     fn devices(&self) -> Vec<Device>;
 
     /// The networks that clips go through, in order.
-    fn shares(&self) -> Vec<Share>;
+    fn shares(&self) -> Vec<NoiseRange>;
 
     /// Has the network of `share` on the devices while `work` uses it.
     ///
@@ -28,7 +28,7 @@ pub trait Owner {
     /// Those of `work`; files that cannot be read, and memory that runs out.
     fn with_network(
         &mut self,
-        share: Share,
+        share: NoiseRange,
         work: &mut dyn FnMut(&Pipeline) -> Result<ControlFlow<()>>,
     ) -> Result<ControlFlow<()>>;
 

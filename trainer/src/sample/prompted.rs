@@ -7,7 +7,7 @@ use models::dit::{Conditioning, DitConfig, Raw, Role};
 use models::expert::Networks;
 
 use crate::encode::prompt::ClipRequest;
-use crate::encode::{Encoded, Shown};
+use crate::encode::{LatentStore, PictureInputs};
 use crate::error::Result;
 use crate::pipeline::NetworkInput;
 
@@ -23,7 +23,7 @@ pub struct Prompted {
     /// Latents at sigma 1, [1, c, t, h, w] f32.
     pub noise_bcthw: Tensor,
     /// What the network is shown of the picture, on the device of the noise.
-    pub shown: Shown,
+    pub shown: PictureInputs,
 }
 
 impl Prompted {
@@ -34,7 +34,7 @@ impl Prompted {
     pub fn new(
         request: &ClipRequest,
         noise_bcthw: Tensor,
-        encoded: &Encoded,
+        encoded: &LatentStore,
         dit: &DitConfig,
     ) -> Result<Self> {
         let states = |prompt: &str| -> Result<Conditioning<Raw>> {

@@ -7,7 +7,7 @@ use models::expert::Expert;
 
 use super::Prompted;
 use crate::error::{Error, Result};
-use crate::learning::Share;
+use crate::learning::NoiseRange;
 use crate::pipeline::{Calls, Pipeline, Returns};
 use crate::solver::{Schedule, Solver};
 
@@ -69,7 +69,7 @@ impl<'a> Session<'a> {
     }
 
     /// Solver steps of all clips together that the network of `share` makes.
-    pub fn steps_of(&self, share: Share) -> usize {
+    pub fn steps_of(&self, share: NoiseRange) -> usize {
         let timesteps = self.state.iter().flat_map(|clip| &clip.solver.schedule().timesteps);
         timesteps.filter(|timestep| share.holds(**timestep)).count()
     }
@@ -82,7 +82,7 @@ impl<'a> Session<'a> {
     pub fn run(
         &mut self,
         pipeline: &Pipeline,
-        share: Share,
+        share: NoiseRange,
         mut progress: impl FnMut() -> ControlFlow<()> + Send,
     ) -> Result<ControlFlow<()>> {
         let calls = self.calls(share);
@@ -126,7 +126,7 @@ impl<'a> Session<'a> {
     }
 
     /// The calls that make the steps in `share`: the next step of each clip in turn.
-    fn calls(&self, share: Share) -> Vec<Call> {
+    fn calls(&self, share: NoiseRange) -> Vec<Call> {
         let rest = |clip: &ClipState| {
             let rest = &clip.solver.schedule().timesteps[clip.made..];
             rest.iter().copied().take_while(|timestep| share.holds(*timestep)).collect::<Vec<_>>()
@@ -213,9 +213,9 @@ fn with_first(latents: Tensor, first: Option<&Tensor>) -> Result<Tensor> {
 }
 
 /// The guidance scale of the steps that are in `share`.
-fn guidance(clip: &Prompted, share: Share) -> f64 {
+fn guidance(clip: &Prompted, share: NoiseRange) -> f64 {
     match share {
-        Share::Of { expert: Expert::High, .. } => clip.request.guidance_high,
+        NoiseRange::Of { expert: Expert::High, .. } => clip.request.guidance_high,
         _ => clip.request.guidance,
     }
 }

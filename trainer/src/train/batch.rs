@@ -6,9 +6,9 @@ use models::dit::config::PATCH;
 use models::dit::{Conditioning, Dropout, Raw, Role};
 use models::expert::Expert;
 
-use crate::encode::{Encoded, Shown};
+use crate::encode::{LatentStore, PictureInputs};
 use crate::error::Result;
-use crate::learning::Share;
+use crate::learning::NoiseRange;
 use crate::learning::noise::{Streams, TimestepConfig};
 use crate::pipeline::{MicroBatch, NetworkInput};
 use crate::plan::Plan;
@@ -16,7 +16,7 @@ use crate::plan::Plan;
 /// What is trained on, in its order.
 pub struct Batches<'a> {
     dataset: &'a Dataset,
-    encoded: &'a Encoded,
+    encoded: &'a LatentStore,
     /// Windows of the dataset that are trained on; an order's items are indices into this.
     trained: Vec<usize>,
     /// Windows of the held-out loss.
@@ -24,7 +24,7 @@ pub struct Batches<'a> {
     order: Order,
     streams: Streams,
     /// The networks that are trained, each with the distribution of its noise levels.
-    networks: Vec<(Share, TimestepConfig)>,
+    networks: Vec<(NoiseRange, TimestepConfig)>,
     /// Of two experts, the share of the micro-batches that goes to the one for high noise.
     high_share: f64,
     caption_dropout: f64,
@@ -96,8 +96,8 @@ impl<'a> Batches<'a> {
     ///
     /// # Errors
     /// Noise levels that the distribution does not reach.
-    pub fn new(plan: &Plan, dataset: &'a Dataset, encoded: &'a Encoded) -> Result<Self> {
-        let cut = |share: Share| Ok((share, plan.train.timesteps.within(share)?));
+    pub fn new(plan: &Plan, dataset: &'a Dataset, encoded: &'a LatentStore) -> Result<Self> {
+        let cut = |share: NoiseRange| Ok((share, plan.train.timesteps.within(share)?));
         let (trained, held_out) = dataset.split();
         let order = Order::new(dataset.order_items(&trained), plan.run.seed, plan.train.batch);
         Ok(Self {
@@ -116,7 +116,7 @@ impl<'a> Batches<'a> {
     }
 
     /// The network of the micro-batch `index` of step `step`.
-    fn network(&self, step: u64, index: usize) -> &(Share, TimestepConfig) {
+    fn network(&self, step: u64, index: usize) -> &(NoiseRange, TimestepConfig) {
         let first = &self.networks[0]; // a plan trains something
         match &self.networks[..] {
             [_, second] if self.streams.expert(step, index as u64, self.high_share) == Expert::Low => second,
@@ -163,7 +163,7 @@ impl<'a> Batches<'a> {
 
     /// The samples of the held-out loss of a network: each item at each of its nine sigmas, with the same noise every time.
     /// Each is made when it is asked for.
-    pub fn held_out(&self, share: Share) -> impl Iterator<Item = Result<HeldOut<'_>>> {
+    pub fn held_out(&self, share: NoiseRange) -> impl Iterator<Item = Result<HeldOut<'_>>> {
         let sigmas = share.eval_sigmas();
         let items = self.held_out.iter().enumerate();
         let all = items.flat_map(move |(item, &window)| {
@@ -210,7 +210,7 @@ impl<'a> Batches<'a> {
         if given == Given::FirstFrame {
             noisy = Tensor::cat(&[x0.narrow(1, 0, 1)?, noisy.narrow(1, 1, frames - 1)?], 1)?;
         }
-        let Shown { beside_bcthw, cond, .. } = self.encoded.ends(window)?;
+        let PictureInputs { beside_bcthw, cond, .. } = self.encoded.ends(window)?;
         if let Some(beside) = beside_bcthw {
             noisy = Tensor::cat(&[noisy, beside], 0)?;
         }

@@ -6,7 +6,7 @@ use kernels::{DType, Tensor};
 
 use super::Run;
 use crate::error::{Error, Result};
-use crate::learning::Share;
+use crate::learning::NoiseRange;
 use crate::learning::noise::EVAL_SIGMAS;
 use crate::pipeline::{Calls, Returns};
 use crate::train::batch::HeldOut;
@@ -23,8 +23,8 @@ impl Run<'_> {
             return Ok(());
         }
         // Always in one order: the log of a run that was interrupted is that of one that was not.
-        for index in 0..self.learners.len() {
-            let share = self.learners.share(index);
+        for index in 0..self.networks.len() {
+            let share = self.networks.share(index);
             let by_sigma = self.losses_by_sigma(index, share)?;
             let eval_loss = by_sigma.iter().sum::<f64>() / by_sigma.len() as f64;
             let row = EvalRow { step: self.progress.step, expert: share.expert(), eval_loss, by_sigma };
@@ -37,10 +37,10 @@ impl Run<'_> {
 
     /// The mean over the held-out items at each of the nine sigmas. The micro-batches go through the stages one behind the
     /// other, so that all work at once.
-    fn losses_by_sigma(&mut self, index: usize, share: Share) -> Result<Vec<f64>> {
+    fn losses_by_sigma(&mut self, index: usize, share: NoiseRange) -> Result<Vec<f64>> {
         let (step, items) = (self.progress.step, self.batches.held_out_items());
         let bar = self.ui.bar("held-out loss", items * EVAL_SIGMAS.len());
-        let pipeline = &self.learners.awake(index)?.pipeline;
+        let pipeline = &self.networks.awake(index)?.pipeline;
         let mut held_out = self.batches.held_out(share);
         // From the first stage's thread to the last one's.
         let (send, expected) = channel::<HeldOut>();

@@ -7,9 +7,9 @@ mod clip_adapter;
 mod evaluate;
 pub mod export;
 mod folder;
-mod learners;
 mod lock;
 mod log;
+mod networks;
 mod overview;
 mod pinning;
 mod products;
@@ -29,7 +29,7 @@ use kernels::Device;
 pub use folder::{RunFolder, changed_settings, newest};
 pub(crate) use step::{UpdateSettings, update};
 
-use crate::encode::{Check, Encoded, Encoding};
+use crate::encode::{Check, Encoding, LatentStore};
 use crate::error::Result;
 use crate::machine::devices;
 use crate::plan::{Plan, Planned};
@@ -39,8 +39,8 @@ use crate::watch::interrupt::Interrupt;
 use crate::watch::metrics::StepRow;
 use crate::watch::ui::{Bar, Ui};
 use checkpoint::Progress;
-use learners::Learners;
 use log::Log;
+use networks::TrainedNetworks;
 use pinning::Pinning;
 use products::Products;
 use saving::Keep;
@@ -62,10 +62,10 @@ struct Run<'a> {
     plan: &'a Plan,
     folder: &'a RunFolder,
     batches: Batches<'a>,
-    encoded: &'a Encoded,
+    encoded: &'a LatentStore,
     /// Stages with their blocks, for networks that are read for clips.
     split: Vec<(Device, Range<usize>)>,
-    learners: Learners,
+    networks: TrainedNetworks,
     progress: Progress,
     /// Host memory that is not all pinned yet; nothing from the first step on.
     pinning: Option<Pinning>,
@@ -87,7 +87,7 @@ struct Run<'a> {
 ///
 /// # Errors
 /// Whatever stands in the way of decoding, encoding or keeping them.
-pub fn cache(planned: &Planned, interrupt: &Interrupt, ui: &Ui) -> Result<Encoded> {
+pub fn cache(planned: &Planned, interrupt: &Interrupt, ui: &Ui) -> Result<LatentStore> {
     let stages = planned.plan.devices.open_within(&planned.limits)?;
     cache_on(&stages[0].0, planned, Check::Checksum, interrupt, ui) // a settled plan has a stage
 }
@@ -99,9 +99,9 @@ fn cache_on(
     check: Check,
     interrupt: &Interrupt,
     ui: &Ui,
-) -> Result<Encoded> {
+) -> Result<LatentStore> {
     let Planned { plan, dataset, .. } = planned;
-    let mut encoded = Encoded::open(&plan.run.cache, &plan.model)?.checking(check);
+    let mut encoded = LatentStore::open(&plan.run.cache, &plan.model)?.checking(check);
     let captions = dataset.sources.iter().map(|source| source.item.caption.as_str());
     let prompts = plan.sample.clips.iter().flat_map(|clip| [clip.prompt.as_str(), clip.negative.as_str()]);
     let with = Encoding { model: &plan.model, dit: &planned.dit, device, interrupt, ui };
@@ -125,7 +125,7 @@ pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &
     let saved = checkpoint::newest(&folder.checkpoints())?;
     let loaded = saved.as_deref().map(checkpoint::load).transpose()?;
     let saved_state = loaded.as_ref().map(|(_, saved)| saved);
-    let learners = Learners::load(planned, &split, pinning.stores(), saved_state, ui)?;
+    let networks = TrainedNetworks::load(planned, &split, pinning.stores(), saved_state, ui)?;
     let saved_step = loaded.as_ref().map(|(progress, _)| progress.step);
     let progress = loaded.map_or_else(Progress::default, |(progress, _)| progress);
     if let Some(path) = saved {
@@ -143,7 +143,7 @@ pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &
         batches,
         encoded,
         split,
-        learners,
+        networks,
         progress,
         pinning: Some(pinning),
         ahead: None,

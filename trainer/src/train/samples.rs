@@ -8,11 +8,11 @@ use models::expert::Networks;
 use models::vae::{Tiling, Vae};
 
 use super::clip_adapter::ClipAdapter;
-use super::learners::network;
+use super::networks::network;
 use super::{Run, is_due};
 use crate::encode::prompt::ClipRequest;
 use crate::error::Result;
-use crate::learning::Share;
+use crate::learning::NoiseRange;
 use crate::pipeline::Pipeline;
 use crate::sample::{self, CONTACT_SHEET, ClipFiles, Owner, Prompted, starting_noise};
 use crate::watch::interrupt::Interrupt;
@@ -33,7 +33,7 @@ impl Run<'_> {
     /// Makes the plan's clips and writes them to `samples/step-<n>`.
     fn sample(&mut self, interrupt: &Interrupt) -> Result<()> {
         let (plan, ui, step) = (self.plan, self.ui, self.progress.step);
-        let first = &self.learners.first().pipeline;
+        let first = &self.networks.first().pipeline;
         let (device, dit) = (first.ends()[0].clone(), first.config().clone());
         let prompted = |request: &ClipRequest| {
             Prompted::new(request, starting_noise(request, &dit, &device)?, self.encoded, &dit)
@@ -57,14 +57,14 @@ impl Owner for Run<'_> {
         self.split.iter().map(|(device, _)| device.clone()).collect()
     }
 
-    fn shares(&self) -> Vec<Share> {
-        self.plan.model.clip_shares(self.learners.first().pipeline.config())
+    fn shares(&self) -> Vec<NoiseRange> {
+        self.plan.model.clip_ranges(self.networks.first().pipeline.config())
     }
 
     /// One that is trained, or the expert that is read for the moment.
     fn with_network(
         &mut self,
-        share: Share,
+        share: NoiseRange,
         work: &mut dyn FnMut(&Pipeline) -> Result<ControlFlow<()>>,
     ) -> Result<ControlFlow<()>> {
         let (plan, split, ui) = (self.plan, &self.split, self.ui);
@@ -80,13 +80,13 @@ impl Owner for Run<'_> {
             }
             Ok(flow)
         };
-        let trained = (0..self.learners.len())
-            .find(|index| share == Share::All || self.learners.share(*index).expert() == share.expert());
+        let trained = (0..self.networks.len())
+            .find(|index| share == NoiseRange::All || self.networks.share(*index).expert() == share.expert());
         match trained {
-            Some(index) => through(&mut self.learners.awake(index)?.pipeline),
+            Some(index) => through(&mut self.networks.awake(index)?.pipeline),
             // The only network that is trained makes room for the other expert.
             None => self
-                .learners
+                .networks
                 .out_of_the_way(0, || through(&mut network(plan, share, split, &Adapters::default(), ui)?)),
         }
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use models::adapter::files::AdapterFile;
 use models::expert::Expert;
 
-use super::learners::Learner;
+use super::networks::TrainedNetwork;
 use super::products::Products;
 use super::{Run, RunFolder};
 use crate::error::{Error, Result};
@@ -70,12 +70,12 @@ impl Run<'_> {
     }
 
     fn snapshot(&mut self, keep: Keep) -> Result<Snapshot> {
-        let saved = on_host(&self.learners.saved())?;
+        let saved = on_host(&self.networks.saved())?;
         let mut adapters = Vec::new();
         if keep != Keep::State {
-            for index in self.learners.order() {
-                let is_pair = self.learners.len() > 1;
-                let Learner { share, pipeline, optimizer } = self.learners.for_files(index)?;
+            for index in self.networks.order() {
+                let is_pair = self.networks.len() > 1;
+                let TrainedNetwork { share, pipeline, optimizer } = self.networks.for_files(index)?;
                 let own = checkpoint::part_of(&saved, share.expert().filter(|_| is_pair));
                 adapters.push((share.expert(), adapter_file(pipeline, optimizer.rule(), &own.tensors)?));
             }

@@ -9,7 +9,7 @@ use models::dit::Role;
 use models::expert::Expert;
 
 use super::Run;
-use super::learners::{Learner, Learners};
+use super::networks::{TrainedNetwork, TrainedNetworks};
 use crate::error::{Error, Result};
 use crate::learning::lr::learning_rate;
 use crate::learning::optim::{Optimizer, Step, checked_norm, clip_factor};
@@ -33,12 +33,12 @@ impl Run<'_> {
             None => self.batches.step(step, cursor, plan.train.accumulate)?,
         };
         // The next step's noise and files are made ready while the devices work on this one.
-        let (learners, batches, progress) = (&mut self.learners, &self.batches, self.progress);
+        let (networks, batches, progress) = (&mut self.networks, &self.batches, self.progress);
         let (learnt, ahead) = thread::scope(|scope| {
             let (next, count) = (data.cursor, plan.train.accumulate);
             let is_last = step + 1 == plan.train.steps;
             let ahead = (!is_last).then(|| scope.spawn(move || batches.step(step + 1, next, count)));
-            let learnt = learn(learners, plan, &data, progress);
+            let learnt = learn(networks, plan, &data, progress);
             (learnt, ahead.map(|ahead| ahead.join().unwrap_or_else(|p| std::panic::resume_unwind(p))))
         });
         let Learnt { loss, grad_norm, lr, experts, by_sigma } = learnt?;
@@ -74,21 +74,21 @@ struct Learnt {
 }
 
 /// Trains each network on its micro-batches and updates it. One that has none is left as it is, moments and all.
-fn learn(learners: &mut Learners, plan: &Plan, data: &StepData, progress: Progress) -> Result<Learnt> {
+fn learn(networks: &mut TrainedNetworks, plan: &Plan, data: &StepData, progress: Progress) -> Result<Learnt> {
     let (config, step) = (&plan.optimizer, progress.step);
     let lr = learning_rate(config.lr, config.schedule, config.warmup, plan.train.steps, step);
     let keeping = plan.memory.keeping();
     let mut learnt = Learnt { loss: 0.0, grad_norm: 0.0, lr, experts: BTreeMap::new(), by_sigma: Vec::new() };
-    let is_pair = learners.len() > 1;
+    let is_pair = networks.len() > 1;
     let all: usize = data.micro_batches.iter().map(|batch| batch.weights.len()).sum();
-    for index in learners.order() {
-        let expert = learners.share(index).expert();
+    for index in networks.order() {
+        let expert = networks.share(index).expert();
         let own = data.of(expert);
         if own.is_empty() {
             continue;
         }
-        let updates = learners.updates(index, &progress) + 1;
-        let Learner { pipeline, optimizer, .. } = learners.awake(index)?;
+        let updates = networks.updates(index, &progress) + 1;
+        let TrainedNetwork { pipeline, optimizer, .. } = networks.awake(index)?;
         let outcome = pipeline.train(&own, &pipeline.plans(&keeping)?)?;
         let settings = UpdateSettings { lr, clip_norm: config.clip_norm, step: updates };
         let updated = update(pipeline, optimizer, &outcome, &settings);

@@ -116,7 +116,7 @@ pub(super) fn play(task: &Task, sizes: &Sizes, engine: Engine, plan: &StagePlan,
     memories
 }
 
-/// `Quarters`: the matrices of the network that rests, each pinned by itself.
+/// `WeightParking`: the matrices of the network that rests, each pinned by itself.
 fn resting(task: &Task, host: &Ledger, blocks: &Range<usize>) -> Vec<Held> {
     // A block leaves before the one that it changes places with has given its buffers back.
     let on_their_way = match task.networks {

@@ -15,7 +15,7 @@ use super::model::{dit_preset, dit_presets, umt5_preset, vae_preset};
 use super::{ClipSize, rounded};
 use crate::error::{Error, Result};
 use crate::machine::devices::DevicesConfig;
-use crate::machine::precision::Held;
+use crate::machine::precision::WeightFormat;
 use crate::plan::Plan;
 use crate::train::{self, Ending, RunFolder};
 use crate::watch::interrupt::Interrupt;
@@ -41,7 +41,7 @@ pub struct RunBench<'a> {
     /// Stages.
     pub devices: DevicesConfig,
     /// How the DiT is held; `None` for bf16.
-    pub base: Option<Held>,
+    pub base: Option<WeightFormat>,
     /// Of the clips that are trained and of those that are sampled.
     pub size: ClipSize,
     /// Optimiser steps. There is a checkpoint in the middle and one at the end.

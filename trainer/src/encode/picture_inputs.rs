@@ -9,7 +9,7 @@ use crate::error::Result;
 
 /// What a network is shown of a picture, besides noisy latents and text; nothing where it takes none.
 #[derive(Debug, Clone, Default)]
-pub struct Shown {
+pub struct PictureInputs {
     /// Mask and latents [b, 4 + c, t, h, w] f32 that go behind the noisy channels.
     pub beside_bcthw: Option<Tensor>,
     /// Clean latents [b, c, 1, h, w] f32 in place of the first frame's.
@@ -18,7 +18,7 @@ pub struct Shown {
     pub cond: Conditioning<Raw>,
 }
 
-impl Shown {
+impl PictureInputs {
     /// The same on `device`.
     ///
     /// # Errors
@@ -35,14 +35,14 @@ impl Shown {
 
 /// Which frames of a clip are given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ends {
+pub enum GivenFrames {
     /// The first one.
     First,
     /// The first and the last one.
     Both,
 }
 
-impl Ends {
+impl GivenFrames {
     /// Its name in the keys of cache entries, which must never change.
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -57,9 +57,9 @@ impl Ends {
 ///
 /// # Errors
 /// When the tensor library fails.
-pub fn mask(ends: Ends, (frames, height, width): (usize, usize, usize)) -> Result<Tensor> {
+pub fn mask(ends: GivenFrames, (frames, height, width): (usize, usize, usize)) -> Result<Tensor> {
     let is_given = |channel: usize, frame: usize| {
-        frame == 0 || (ends == Ends::Both && frame + 1 == frames && channel + 1 == MASK_CHANNELS)
+        frame == 0 || (ends == GivenFrames::Both && frame + 1 == frames && channel + 1 == MASK_CHANNELS)
     };
     let values: Vec<f32> = (0..MASK_CHANNELS)
         .flat_map(|channel| (0..frames).map(move |frame| (channel, frame)))
@@ -95,7 +95,7 @@ pub fn condition(vae: &Vae, first: &Tensor, last: Option<&Tensor>, frames: usize
 ///
 /// # Errors
 /// When the tensor library fails.
-pub fn with_mask(latents: &Tensor, ends: Ends) -> Result<Tensor> {
+pub fn with_mask(latents: &Tensor, ends: GivenFrames) -> Result<Tensor> {
     let (_, frames, height, width) = latents.dims4()?;
     Ok(Tensor::cat(&[&mask(ends, (frames, height, width))?, latents], 0)?)
 }

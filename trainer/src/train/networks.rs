@@ -10,25 +10,25 @@ use kernels::transfer::HostStore;
 
 use crate::adapters;
 use crate::error::Result;
-use crate::learning::Share;
+use crate::learning::NoiseRange;
 use crate::learning::optim::{Optimizer, Saved};
 use crate::machine::forecast::Networks;
-use crate::pipeline::{Pipeline, Quarters, Resting};
+use crate::pipeline::{ParkedWeights, Pipeline, WeightParking};
 use crate::plan::{Plan, Planned};
 use crate::train::checkpoint::{self, Progress};
 use crate::watch::ui::Ui;
 
 /// A network with its optimiser.
-pub(super) struct Learner {
+pub(super) struct TrainedNetwork {
     /// The noise levels that it makes.
-    pub share: Share,
+    pub share: NoiseRange,
     /// The network.
     pub pipeline: Pipeline,
     /// The states of its adapter.
     pub optimizer: Optimizer,
 }
 
-impl Learner {
+impl TrainedNetwork {
     /// Whether a file of its adapter tells of the weights that it changes.
     fn wants_weights(&self) -> bool {
         let adapters = self.pipeline.stages().iter().flat_map(|stage| stage.adapters.iter());
@@ -38,14 +38,14 @@ impl Learner {
 }
 
 /// All of them.
-pub(super) struct Learners {
-    all: Vec<Learner>,
+pub(super) struct TrainedNetworks {
+    all: Vec<TrainedNetwork>,
     /// The one that rests, and what it is without.
-    resting: Option<(usize, Resting)>,
-    quarters: Option<Quarters>,
+    resting: Option<(usize, ParkedWeights)>,
+    parking: Option<WeightParking>,
 }
 
-impl Learners {
+impl TrainedNetworks {
     /// Reads the networks of the plan onto the devices, with the states of `saved` or new ones. What their blocks keep in host
     /// memory waits in `stores`, one for each stage: only one network trains at a time.
     ///
@@ -60,7 +60,7 @@ impl Learners {
     ) -> Result<Self> {
         let Planned { plan, targets, .. } = planned;
         let shares = plan.shares();
-        let mut learners = Self { all: Vec::new(), resting: None, quarters: None };
+        let mut networks = Self { all: Vec::new(), resting: None, parking: None };
         for (index, share) in shares.iter().copied().enumerate() {
             // A run that goes on has its adapters in the checkpoint.
             let file = plan.adapter.begins_with(share.expert()).filter(|_| saved.is_none());
@@ -68,22 +68,22 @@ impl Learners {
             let mut pipeline = network(plan, share, split, &fresh, ui)?;
             pipeline.set_stores(stores);
             let optimizer = Optimizer::new(&pipeline, plan.optimizer.rule())?;
-            let mut learner = Learner { share, optimizer, pipeline };
+            let mut network = TrainedNetwork { share, optimizer, pipeline };
             if let Some(saved) = saved {
                 let expert = share.expert().filter(|_| shares.len() > 1);
-                learner.optimizer.restore(checkpoint::part_of(saved, expert))?;
+                network.optimizer.restore(checkpoint::part_of(saved, expert))?;
             }
-            learner.optimizer.publish(&mut learner.pipeline);
-            learners.all.push(learner);
+            network.optimizer.publish(&mut network.pipeline);
+            networks.all.push(network);
             if plan.memory.networks == Networks::InTurn && index == 0 {
-                learners.lay_to_rest(index)?;
+                networks.lay_to_rest(index)?;
             }
         }
-        Ok(learners)
+        Ok(networks)
     }
 
     /// The first, for what is the same of all.
-    pub fn first(&self) -> &Learner {
+    pub fn first(&self) -> &TrainedNetwork {
         &self.all[0] // a plan trains something
     }
 
@@ -93,7 +93,7 @@ impl Learners {
     }
 
     /// The noise levels of one of them.
-    pub fn share(&self, index: usize) -> Share {
+    pub fn share(&self, index: usize) -> NoiseRange {
         self.all[index].share
     }
 
@@ -108,15 +108,15 @@ impl Learners {
     ///
     /// # Errors
     /// When a device or the host runs out of memory.
-    pub fn awake(&mut self, index: usize) -> Result<&mut Learner> {
-        if let (Some(quarters), Some((resting, matrices))) =
-            (&self.quarters, self.resting.take_if(|(resting, _)| *resting == index))
+    pub fn awake(&mut self, index: usize) -> Result<&mut TrainedNetwork> {
+        if let (Some(parking), Some((resting, matrices))) =
+            (&self.parking, self.resting.take_if(|(resting, _)| *resting == index))
         {
             // Where one rests there are two.
             let (first, second) = self.all.split_at_mut(1);
             let pair = (&mut first[0].pipeline, &mut second[0].pipeline);
             let (coming, leaving) = if resting == 0 { pair } else { (pair.1, pair.0) };
-            self.resting = Some((1 - resting, quarters.exchange(leaving, coming, matrices)?));
+            self.resting = Some((1 - resting, parking.exchange(leaving, coming, matrices)?));
         }
         Ok(&mut self.all[index])
     }
@@ -128,10 +128,10 @@ impl Learners {
     pub fn out_of_the_way<T>(&mut self, index: usize, work: impl FnOnce() -> Result<T>) -> Result<T> {
         // Its host memory is for the moment.
         let pipeline = &mut self.all[index].pipeline;
-        let quarters = Quarters::new(pipeline)?;
-        let resting = quarters.rest(pipeline)?;
+        let parking = WeightParking::new(pipeline)?;
+        let resting = parking.rest(pipeline)?;
         let done = work();
-        quarters.wake(pipeline, resting)?;
+        parking.wake(pipeline, resting)?;
         done
     }
 
@@ -139,7 +139,7 @@ impl Learners {
     ///
     /// # Errors
     /// When a device or the host runs out of memory.
-    pub fn for_files(&mut self, index: usize) -> Result<&Learner> {
+    pub fn for_files(&mut self, index: usize) -> Result<&TrainedNetwork> {
         if self.all[index].wants_weights() {
             self.awake(index)?;
         }
@@ -148,16 +148,18 @@ impl Learners {
 
     fn lay_to_rest(&mut self, index: usize) -> Result<()> {
         let pipeline = &mut self.all[index].pipeline;
-        let quarters = Quarters::new(pipeline)?;
-        self.resting = Some((index, quarters.rest(pipeline)?));
-        self.quarters = Some(quarters);
+        let parking = WeightParking::new(pipeline)?;
+        self.resting = Some((index, parking.rest(pipeline)?));
+        self.parking = Some(parking);
         Ok(())
     }
 
     /// What the optimisers of all keep, as a checkpoint has it.
     pub fn saved(&self) -> Saved {
         let is_pair = self.all.len() > 1;
-        let of = |learner: &Learner| (learner.share.expert().filter(|_| is_pair), learner.optimizer.saved());
+        let of = |network: &TrainedNetwork| {
+            (network.share.expert().filter(|_| is_pair), network.optimizer.saved())
+        };
         checkpoint::joined(self.all.iter().map(of))
     }
 
@@ -176,7 +178,7 @@ impl Learners {
 /// Files that cannot be read.
 pub(super) fn network(
     plan: &Plan,
-    share: Share,
+    share: NoiseRange,
     split: &[(Device, Range<usize>)],
     adapters: &models::adapter::Adapters,
     ui: &Ui,

@@ -12,17 +12,17 @@ use crate::error::Result;
 
 /// What a pipeline that rests is without: of each stage, the matrices of each layer.
 #[derive(Debug)]
-pub struct Resting {
+pub struct ParkedWeights {
     stages: Vec<Vec<Vec<Parked>>>,
 }
 
 /// The host memory in which networks rest in turn, one store for each stage.
 #[derive(Debug)]
-pub struct Quarters {
+pub struct WeightParking {
     stores: Vec<HostStore>,
 }
 
-impl Quarters {
+impl WeightParking {
     /// For networks on the devices of `pipeline`.
     ///
     /// # Errors
@@ -37,25 +37,25 @@ impl Quarters {
         self.stores.iter().map(HostStore::bytes).collect()
     }
 
-    /// Takes the matrices of `pipeline` off its devices. Until [`Quarters::wake`] it cannot be used.
+    /// Takes the matrices of `pipeline` off its devices. Until [`WeightParking::wake`] it cannot be used.
     ///
     /// # Errors
     /// When host memory runs out.
-    pub fn rest(&self, pipeline: &mut Pipeline) -> Result<Resting> {
+    pub fn rest(&self, pipeline: &mut Pipeline) -> Result<ParkedWeights> {
         let stages = self.on_stages(pipeline, vec![(); self.stores.len()], |store, stage, ()| {
             let layers = stage.dit.layers.iter_mut();
             let parked = layers.map(|layer| leave(store, layer.matrices_mut())).collect::<Result<_>>()?;
             store.next_group()?;
             Ok(parked)
         })?;
-        Ok(Resting { stages })
+        Ok(ParkedWeights { stages })
     }
 
     /// Puts the matrices of `pipeline` back.
     ///
     /// # Errors
     /// When the device's memory runs out.
-    pub fn wake(&self, pipeline: &mut Pipeline, resting: Resting) -> Result<()> {
+    pub fn wake(&self, pipeline: &mut Pipeline, resting: ParkedWeights) -> Result<()> {
         self.on_stages(pipeline, resting.stages, |_, stage, parked| {
             let mut layers = stage.dit.layers.iter_mut().zip(parked);
             layers.try_for_each(|(layer, parked)| come_back(layer.matrices_mut(), parked))
@@ -72,8 +72,8 @@ impl Quarters {
         &self,
         leaving: &mut Pipeline,
         coming: &mut Pipeline,
-        resting: Resting,
-    ) -> Result<Resting> {
+        resting: ParkedWeights,
+    ) -> Result<ParkedWeights> {
         let others = coming.stages_mut().iter_mut().zip(resting.stages).collect::<Vec<_>>();
         let stages = self.on_stages(leaving, others, |store, stage, (other, parked)| {
             let layers = stage.dit.layers.iter_mut().zip(other.dit.layers.iter_mut()).zip(parked);
@@ -86,7 +86,7 @@ impl Quarters {
             store.next_group()?;
             Ok(left)
         })?;
-        Ok(Resting { stages })
+        Ok(ParkedWeights { stages })
     }
 
     /// Does `work` on every stage of `pipeline` at once, each with what is its own of `own`.
