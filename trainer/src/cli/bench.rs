@@ -115,7 +115,7 @@ struct Model {
 
 #[derive(Debug, Args)]
 struct Profile {
-    /// Tell where the time goes too: by class of operation, of a DiT stage by stage.
+    /// Also report time by class of operation, for a DiT stage by stage.
     #[arg(long)]
     profile: bool,
 }
@@ -252,7 +252,7 @@ struct RunArguments {
     scratch: Option<PathBuf>,
     #[command(flatten)]
     size: Size,
-    /// How the DiT's weights are held. Default: bf16.
+    /// Storage of the DiT's weights. Default: bf16.
     #[arg(long, value_enum)]
     base: Option<WeightFormat>,
     #[command(flatten)]
@@ -274,10 +274,10 @@ struct RunArguments {
 /// What a training step keeps.
 #[derive(Debug, Args)]
 struct StepMemory {
-    /// What each block keeps of its forward for its backward.
+    /// Activations that each block keeps between forward and backward.
     #[arg(long, value_enum, default_value_t = KeepConfig::Auto)]
     keep: KeepConfig,
-    /// Whether what is kept waits in host memory.
+    /// Whether kept activations are offloaded to host memory.
     #[arg(long, value_enum, default_value_t = Offload::Auto)]
     offload: Offload,
     /// The most tokens that go through a feed-forward layer at once. Default: as the plan finds best.

@@ -11,11 +11,11 @@ use crate::recipe::Assignment;
 /// What a command says on top of its recipe.
 #[derive(Debug, Args)]
 pub struct RecipeDevices {
-    /// The most memory that tensors may take on each GPU, such as 23GiB, whatever the recipe says.
+    /// The most memory that tensors may take on each GPU, such as 23GiB; overrides the recipe.
     #[arg(long, value_name = "SIZE")]
     memory_limit: Option<Bytes>,
-    /// A setting in place of the recipe's, such as train.steps=20 or model.base=fp8. May be given more than once; paths are
-    /// taken from the recipe's folder.
+    /// Override a setting of the recipe, such as train.steps=20 or model.base=fp8. May be given more than once; paths are
+    /// relative to the recipe's folder.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<Assignment>,
 }
@@ -34,10 +34,10 @@ pub struct StageDevices {
     /// One device for each stage, such as cuda:0,cuda:1 or cpu. Default: the first GPU of a CUDA build, else the CPU.
     #[arg(long, visible_alias = "devices", value_delimiter = ',')]
     stages: Vec<String>,
-    /// Blocks of each stage, such as 18,22. Default: for a training step what the plan finds best, else shares as even as can be.
+    /// Blocks of each stage, such as 18,22. Default: for a training step what the plan finds best, otherwise an even split.
     #[arg(long, value_delimiter = ',')]
     split: Vec<usize>,
-    /// How tensors go from one GPU to the next.
+    /// How tensors are copied between GPUs.
     #[arg(long, value_enum, default_value_t = Transfer::Auto)]
     transfer: Transfer,
     #[command(flatten)]
@@ -59,7 +59,7 @@ struct Setup {
     /// The most memory that tensors may take on each GPU, such as 23GiB. Default: all there is.
     #[arg(long, value_name = "SIZE")]
     memory_limit: Option<Bytes>,
-    /// The same bits in every run on the same GPUs; slower.
+    /// Deterministic kernels: the same bits in every run on the same GPUs; slower.
     #[arg(long)]
     deterministic: bool,
 }

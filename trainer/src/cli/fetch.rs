@@ -16,7 +16,7 @@ use crate::watch::ui::Ui;
 #[derive(Debug, Args)]
 #[command(after_help = ENVIRONMENT)]
 pub struct Fetch {
-    /// The model: owner/name, with @revision behind it where it is not main.
+    /// The model: owner/name, or owner/name@revision.
     #[arg(value_name = "ID")]
     id: String,
     /// Only these parts, such as dit_low,vae.
@@ -111,9 +111,9 @@ pub fn on_this_machine(argument: &str) -> Result<PathBuf, HubError> {
 /// What is done about a model of the hub that is not in the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Missing {
-    /// It is fetched, and what is there is looked after.
+    /// Download it, and check the files that are there.
     Fetch,
-    /// It is told.
+    /// Report it.
     Tell,
 }
 

@@ -13,7 +13,7 @@ use crate::watch::ui::Ui;
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Inspect {
-    /// A file, a folder of a model or of a run, or a model of the hub that lies in the cache.
+    /// A file, a folder of a model or of a run, or a model of the hub in the cache.
     #[arg(value_parser = on_this_machine)]
     path: PathBuf,
 }

@@ -23,21 +23,21 @@ use crate::watch::ui::Ui;
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Merge {
-    /// The model: a checkpoint folder, a DiT's folder or file, of any kind that is read, or a model of the hub that lies in
+    /// The model: a checkpoint folder, a DiT's folder or file, of any kind that is read, or a model of the hub in
     /// the cache.
     #[arg(long, value_name = "PATH", value_parser = on_this_machine)]
     model: PathBuf,
     /// Which expert of a folder that holds two.
     #[arg(long, value_parser = expert())]
     expert: Option<Expert>,
-    /// An adapter in any format, with its strength behind a colon where it is not 1. May be given more than once; they
-    /// are put in one after the other.
+    /// An adapter in any format, optionally with a strength (FILE:0.8). May be given more than once; they are merged in
+    /// order.
     #[arg(long, value_name = "FILE[:STRENGTH]", required = true)]
     lora: Vec<String>,
     /// The file to write.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
-    /// The number format of the file. Sums are made in f32 and rounded once.
+    /// Dtype of the file. Sums are computed in f32 and rounded once.
     #[arg(long, value_enum, default_value_t = CopyFormat::Bf16)]
     dtype: CopyFormat,
     #[command(flatten)]

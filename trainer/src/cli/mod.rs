@@ -60,32 +60,32 @@ Exit codes: 0 done; 1 a defect, or a machine that failed; 2 something that you c
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Write a commented recipe for a model, a folder of clips and the cards that are here.
+    /// Write a commented recipe for a model, a folder of clips and the GPUs of this machine.
     New(new::New),
     /// Resolve a recipe: print every settled value, the buckets and a memory forecast.
     Plan(plan::Plan),
     /// Encode clips and captions, so that training can start at once.
     Cache(cache::Cache),
-    /// Train an adapter (encodes first what is not cached).
+    /// Train an adapter; clips that are not cached are encoded first.
     Train(train::Train),
     /// Make clips from prompts, many from one load of the model.
     Sample(Box<sample::Sample>),
     /// Write an adapter file, or the adapter of a checkpoint, in any format.
     #[command(visible_alias = "convert")]
     Export(export::Export),
-    /// Put adapters into a model's weights, and write the result.
+    /// Merge adapters into a model's weights, and write the result.
     Merge(merge::Merge),
-    /// Make a LoRA out of the difference of two models.
+    /// Extract a LoRA from the difference of two models.
     Extract(reduce::Extract),
-    /// Give an adapter another rank.
+    /// Change the rank of an adapter.
     Resize(reduce::Resize),
     /// Run one part on given tensors, to compare it with another implementation.
     Probe(probe::Probe),
     /// Fetch a model from the Hugging Face hub into its cache.
     Fetch(fetch::Fetch),
-    /// Say what an adapter, a checkpoint or a folder is.
+    /// Show what an adapter, a checkpoint or a folder is.
     Inspect(inspect::Inspect),
-    /// Say what this machine offers, which engines will run, what is missing and how to get it.
+    /// Check this machine: GPUs, libraries, engines, what is missing and how to get it.
     Doctor(doctor::Doctor),
     /// Measure speed and memory of one part, as JSON lines.
     Bench(bench::Bench),
@@ -160,7 +160,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     if is_users { USAGE } else { 1 }
 }
 
-/// Whether the user can put an error right. What is not listed here is a defect of ours or a machine that gave out.
+/// Whether the user can put an error right. What is not listed here is a defect or a hardware failure.
 fn is_users(error: &Error) -> bool {
     match error {
         Error::NotSaved { cause, .. } | Error::NotExported { cause, .. } => is_users(cause),

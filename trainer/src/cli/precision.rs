@@ -12,16 +12,16 @@ use crate::machine::precision::{Float, Precision, PrecisionRequest, Processor, W
 /// How the parts of a base model are held.
 #[derive(Debug, Args)]
 pub struct ModelPrecision {
-    /// What the DiT's weights are held in. Default: bf16, on the CPU f32.
+    /// Storage of the DiT's weights. Default: bf16, on the CPU f32.
     #[arg(long, value_enum)]
     base: Option<WeightFormat>,
-    /// The DiT's residual stream. Default: float32.
+    /// Dtype of the DiT's residual stream. Default: float32.
     #[arg(long, value_enum)]
     stream: Option<Float>,
-    /// What the text encoder's weights are held in. Default: bf16, on the CPU f32.
+    /// Storage of the text encoder's weights. Default: bf16, on the CPU f32.
     #[arg(long, value_enum)]
     text_base: Option<WeightFormat>,
-    /// What the VAE is held and computed in. Default: bfloat16, on the CPU float32.
+    /// Dtype of the VAE. Default: bfloat16, on the CPU float32.
     #[arg(long, value_enum)]
     vae_base: Option<Float>,
 }
@@ -57,10 +57,10 @@ impl ModelPrecision {
 /// How a DiT alone is held.
 #[derive(Debug, Args)]
 pub struct DitPrecision {
-    /// What the weights are held in. Default: bf16, on the CPU f32.
+    /// Storage of the weights. Default: bf16, on the CPU f32.
     #[arg(long, value_enum)]
     base: Option<WeightFormat>,
-    /// The residual stream. Default: float32.
+    /// Dtype of the residual stream. Default: float32.
     #[arg(long, value_enum)]
     stream: Option<Float>,
 }
@@ -76,7 +76,7 @@ impl DitPrecision {
 /// How a single part is held.
 #[derive(Debug, Args)]
 pub struct PartPrecision {
-    /// What the weights are held in. Default: bf16, on the CPU f32.
+    /// Storage of the weights. Default: bf16, on the CPU f32.
     #[arg(long, value_enum)]
     base: Option<WeightFormat>,
 }
@@ -93,7 +93,7 @@ impl PartPrecision {
 /// The float type of a part without coded weights.
 #[derive(Debug, Args)]
 pub struct PartFloat {
-    /// What is held and computed in. Default: bfloat16, on the CPU float32.
+    /// Dtype of weights and computation. Default: bfloat16, on the CPU float32.
     #[arg(long, value_enum)]
     dtype: Option<Float>,
 }
@@ -110,7 +110,7 @@ impl PartFloat {
 /// How a probed network is held: as it is told, on every device, so that nothing but the device changes the numbers.
 #[derive(Debug, Args)]
 pub struct ProbePrecision {
-    /// What the weights are held in; fp8 and int8 are computed in bf16, on the CPU in f32.
+    /// Storage of the weights; fp8 and int8 are computed in bf16, on the CPU in f32.
     #[arg(long, visible_alias = "dtype", value_enum, default_value_t = WeightFormat::F32)]
     base: WeightFormat,
 }

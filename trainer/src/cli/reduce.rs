@@ -25,8 +25,8 @@ const SEED: u64 = 1;
 #[derive(Debug, Args)]
 #[command(after_help = EXTRACT)]
 pub struct Extract {
-    /// The model that the other was made from: a checkpoint folder, a DiT's folder or file, or a model of the hub that
-    /// lies in the cache.
+    /// The model that the other was made from: a checkpoint folder, a DiT's folder or file, or a model of the hub in
+    /// the cache.
     #[arg(long, value_name = "PATH", value_parser = on_this_machine)]
     base: PathBuf,
     /// The model whose difference is wanted, as --base.

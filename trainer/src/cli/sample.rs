@@ -44,27 +44,27 @@ use basis::{Basis, Loras, resettled};
     group = ArgGroup::new("what").args(["source", "prompt", "prompts"]).required(true).multiple(true),
 )]
 pub struct Sample {
-    /// The folder of a run, or a recipe, which stands for its newest run: model, adapter, prompts and every setting are
-    /// taken from there, and options replace single ones.
+    /// A run's folder, or a recipe (its newest run is used). Model, adapter, prompts and settings come from there; options
+    /// override single ones.
     #[arg(value_name = "RUN_OR_RECIPE")]
     source: Option<PathBuf>,
-    /// The adapter after so many steps of the run. Default: the last one.
+    /// Use the adapter of this step of the run. Default: the last one.
     #[arg(long, value_name = "STEP", requires = "source")]
     checkpoint: Option<u64>,
-    /// A setting in place of the recipe's, such as sample.steps=20. May be given more than once.
+    /// Override a setting of the recipe, such as sample.steps=20. May be given more than once.
     #[arg(long = "set", value_name = "KEY=VALUE", requires = "source")]
     settings: Vec<Assignment>,
     /// Checkpoint folder, official or diffusers layout, or a model of the Hugging Face hub as owner/name, which is fetched.
     #[arg(long)]
     model: Option<PathBuf>,
-    /// An adapter in any format, a file or a PEFT folder, with its strength behind a colon where it is not 1. May be given more
-    /// than once. It goes in place of a run's own.
+    /// An adapter in any format, a file or a PEFT folder, optionally with a strength (FILE:0.8). May be given more than
+    /// once. Replaces the adapter of the run.
     #[arg(long, value_name = "FILE[:STRENGTH]")]
     lora: Vec<String>,
-    /// An adapter of the expert for high noise alone, of a model of two experts.
+    /// An adapter for the high-noise expert only.
     #[arg(long, value_name = "FILE[:STRENGTH]")]
     lora_high: Vec<String>,
-    /// An adapter of the expert for low noise alone.
+    /// An adapter for the low-noise expert only.
     #[arg(long, value_name = "FILE[:STRENGTH]")]
     lora_low: Vec<String>,
     /// The picture that clips start with: image-to-video models need one, TI2V-5B takes one or none.
@@ -73,48 +73,48 @@ pub struct Sample {
     /// The picture that clips end with, for models that go from one picture to another.
     #[arg(long, value_name = "FILE", requires = "image")]
     last_image: Option<PathBuf>,
-    /// What to show. May be given more than once, for one clip each.
+    /// Prompt. May be given more than once, for one clip each.
     #[arg(long, conflicts_with = "prompts")]
     prompt: Vec<String>,
-    /// A file of prompts, one a line, each with options of its own behind it:
-    /// --w width --h height --f frames --d seed --s steps --l guidance --lh guidance of the expert for high noise
+    /// A file with one prompt a line, optionally followed by its own settings:
+    /// --w width --h height --f frames --d seed --s steps --l guidance --lh guidance of the high-noise expert
     /// --fs shift --i first picture --ei last picture --n negative prompt.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// What to keep away from. Default: the negative prompt that Wan was published with.
+    /// Negative prompt. Default: the one that Wan was published with.
     #[arg(long)]
     negative: Option<String>,
-    /// Width in pixels. Default: what the adapter was trained at, else 832, of TI2V-5B 1280; with a picture, its aspect at that
-    /// area.
+    /// Width in pixels. Default: what the adapter was trained at, else 832 (TI2V-5B 1280); with a picture, its aspect ratio
+    /// at that area.
     #[arg(long)]
     width: Option<u32>,
-    /// Height in pixels. Default: what the adapter was trained at, else 480, of TI2V-5B 704; with a picture, its aspect at that
-    /// area.
+    /// Height in pixels. Default: what the adapter was trained at, else 480 (TI2V-5B 704); with a picture, its aspect ratio
+    /// at that area.
     #[arg(long)]
     height: Option<u32>,
-    /// Frames, 4n+1. Default: what the adapter was trained at, else 81, of TI2V-5B 121.
+    /// Frames, 4n+1. Default: what the adapter was trained at, else 81 (TI2V-5B 121).
     #[arg(long)]
     frames: Option<u32>,
     /// Solver steps. Default: the model's, 50 or 40.
     #[arg(long)]
     steps: Option<usize>,
-    /// Guidance scale, of both experts where there are two; 1 asks the network once a step instead of twice. Default: the
-    /// model's, 5; of T2V-A14B 3 (4 at high noise), of I2V-A14B 3.5.
+    /// Guidance scale (CFG), of both experts if there are two; 1 turns guidance off and halves the time. Default: the model's,
+    /// 5; T2V-A14B 3 (4 at high noise), I2V-A14B 3.5.
     #[arg(long)]
     guidance: Option<f64>,
-    /// Guidance scale of the expert for high noise, where it differs.
+    /// Guidance scale of the high-noise expert, if different.
     #[arg(long)]
     guidance_high: Option<f64>,
-    /// Shift of the sigmas. Default: the model's, 5, of T2V-A14B 12.
+    /// Shift of the sigmas. Default: the model's, 5 (T2V-A14B 12).
     #[arg(long)]
     shift: Option<f64>,
     /// Seed of the starting noise. Default: 42.
     #[arg(long)]
     seed: Option<u64>,
-    /// What goes from noise to clip. Default: unipc.
+    /// Solver. Default: unipc.
     #[arg(long, value_enum)]
     solver: Option<SolverKind>,
-    /// Whose grid of sigmas, and whose way to scale pictures. Default: official.
+    /// Follow the official or the diffusers grid of sigmas and resizing of pictures. Default: official.
     #[arg(long, value_enum)]
     convention: Option<Convention>,
     /// Starting noise at sigma 1 from a safetensors file, [1,c,t,h,w]: `latents` for every clip, or `latents.0`,
@@ -125,16 +125,16 @@ pub struct Sample {
     /// several.
     #[arg(long, value_name = "FILE")]
     save_latents: Option<PathBuf>,
-    /// Folder that the clips go to.
+    /// Output folder.
     #[arg(long, default_value = "clips")]
     out: PathBuf,
-    /// Files of a clip. Default: mp4.
+    /// File formats of the clips. Default: mp4.
     #[arg(long, value_enum, value_delimiter = ',')]
     format: Vec<ClipFormat>,
-    /// Frames a second of the files. Default: the model's, 16, of TI2V-5B 24.
+    /// Frames per second of the files. Default: the model's, 16 (TI2V-5B 24).
     #[arg(long)]
     fps: Option<f64>,
-    /// Decode in tiles: less memory, faint seams possible.
+    /// Decode in tiles: needs less memory, may leave faint seams.
     #[arg(long)]
     tiled: bool,
     #[command(flatten)]

@@ -19,8 +19,8 @@ use crate::watch::ui::Ui;
 pub struct Train {
     /// The recipe.
     recipe: PathBuf,
-    /// Go on from the last checkpoint of this recipe's newest run, or of the run in the folder RUN, with the same numbers as a
-    /// run that was never stopped (on GPUs with devices.deterministic).
+    /// Resume from the last checkpoint of this recipe's newest run, or of the run in the folder RUN. The result is that of a
+    /// run that was never interrupted, bit for bit (on GPUs with devices.deterministic).
     #[arg(long, value_name = "RUN", num_args = 0..=1, require_equals = true)]
     resume: Option<Option<PathBuf>>,
     #[command(flatten)]
