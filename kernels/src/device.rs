@@ -15,7 +15,7 @@ pub struct Settings {
 }
 
 /// Whether two runs on the same hardware must agree to the bit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Repeatability {
     /// The fastest engines; cuDNN's attention backward sums in an order of its own.
     #[default]

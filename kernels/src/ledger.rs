@@ -44,6 +44,13 @@ pub struct Allocation {
     bytes: u64,
 }
 
+/// What a piece of work held at its peak beyond what was alive when it began.
+#[derive(Debug, Clone, Default)]
+pub struct Trace {
+    above: u64,
+    by_label: Vec<(Label, i64)>,
+}
+
 /// The label of allocations that nobody named.
 const UNLABELLED: Label = "activations";
 
@@ -109,6 +116,60 @@ impl Ledger {
         self.book().peak
     }
 
+    /// Does `work`, and says what it held at its peak. The ledger's own peak is as if nobody had asked.
+    pub fn traced<T>(&self, work: impl FnOnce() -> T) -> (T, Trace) {
+        let (live, by_label, outer) = {
+            let mut book = self.book();
+            book.note_peak();
+            let outer = (book.peak, std::mem::take(&mut book.at_peak));
+            (book.peak, book.is_at_peak) = (book.live, true);
+            (book.live, book.by_label.clone(), outer)
+        };
+        let result = work();
+        let mut book = self.book();
+        book.note_peak();
+        let before =
+            |label: Label| by_label.iter().find(|(of, _)| *of == label).map_or(0, |(_, bytes)| *bytes);
+        let grown = book
+            .at_peak
+            .iter()
+            .map(|(label, bytes)| (*label, bytes.cast_signed() - before(label).cast_signed()));
+        let trace =
+            Trace { above: book.peak - live, by_label: grown.filter(|(_, bytes)| *bytes != 0).collect() };
+        if outer.0 >= book.peak {
+            (book.peak, book.at_peak) = outer;
+        }
+        drop(book);
+        (result, trace)
+    }
+
+    /// Counts as if the work of `trace` were done again, up to its results.
+    pub fn replay(&self, trace: &Trace) {
+        let mut book = self.book();
+        let peak = book.live + trace.above;
+        if peak > book.peak {
+            book.note_peak();
+            book.peak = peak;
+            let mut at_peak = book.by_label.clone();
+            for (label, more) in &trace.by_label {
+                match at_peak.iter_mut().find(|(of, _)| of == label) {
+                    Some((_, bytes)) => *bytes = bytes.saturating_add_signed(*more),
+                    None => at_peak.push((label, more.unsigned_abs())),
+                }
+            }
+            book.at_peak = at_peak;
+        }
+    }
+
+    /// Starts the peak anew, at what is alive.
+    pub fn reset_peak(&self) {
+        let mut book = self.book();
+        (book.peak, book.is_at_peak) = (book.live, true);
+        for (alive, most) in book.sizes.iter_mut().flat_map(BTreeMap::values_mut) {
+            *most = *alive;
+        }
+    }
+
     /// What was alive at the peak, by label.
     pub fn at_peak(&self) -> Vec<(Label, u64)> {
         let mut book = self.book();
@@ -121,7 +182,9 @@ impl Ledger {
     pub fn sizes(&self, label: Label) -> Vec<(u64, usize)> {
         let book = self.book();
         let all = book.sizes.iter().flatten().rev();
-        all.filter(|((of, _), _)| *of == label).map(|((_, bytes), (_, most))| (*bytes, *most)).collect()
+        all.filter(|((of, _), (_, most))| *of == label && *most > 0)
+            .map(|((_, bytes), (_, most))| (*bytes, *most))
+            .collect()
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
@@ -150,6 +213,11 @@ impl Allocation {
     /// Its bytes, a multiple of the ledger's grain.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// What it is counted as.
+    pub fn label(&self) -> Label {
+        self.ledger.book().by_label[self.label.load(Ordering::Relaxed)].0
     }
 
     /// Counts it as `label` from now on.

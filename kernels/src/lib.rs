@@ -43,6 +43,7 @@ pub mod norm_rope;
 pub mod optimiser;
 pub mod profile;
 pub mod random;
+pub mod replay;
 pub mod resample;
 pub mod residual;
 pub mod rope;
@@ -65,7 +66,7 @@ pub mod softmax;
 mod tensor;
 
 pub use candle_core::{D, DType, DeviceLocation, Error, Result, Shape, WithDType, bail};
-pub use tensor::{Device, NoNumbers, ShadowAttention, ShadowGpu, ShadowRoute, Tensor};
+pub use tensor::{Device, NoNumbers, ShadowAttention, ShadowGpu, Tensor};
 
 /// Files of named tensors.
 pub mod safetensors {

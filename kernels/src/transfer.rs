@@ -10,7 +10,6 @@ use std::sync::Arc;
 use crate::Result;
 #[cfg(feature = "cuda")]
 use crate::cuda::copies;
-use crate::ledger::Allocation;
 use crate::profile::{self, Class};
 use crate::{Device, Tensor};
 
@@ -75,8 +74,10 @@ pub struct Sent {
 
 #[derive(Debug)]
 enum On {
-    /// Copied when it is received; with its buffer in pinned host memory where that is counted.
-    Source(Tensor, Option<Allocation>),
+    /// Copied when it is received.
+    Source(Tensor),
+    /// The same, where it is counted.
+    Counted(Tensor, counted::Copy),
     #[cfg(feature = "cuda")]
     Way(copies::Sent),
 }
@@ -92,7 +93,7 @@ impl Link {
         }
         let is_counted = !from.same_device(&to) && (from.ledger().is_some() || from.is_shadow());
         let way = match is_counted {
-            true => Way::Counted(counted::Sources::of_link(from, route)),
+            true => Way::Counted(counted::Sources::of_link(from, &to, route)),
             false => Way::Plain,
         };
         Ok(Self { to, way })
@@ -122,7 +123,7 @@ impl Link {
     pub fn settle(&self) -> Result<()> {
         match &self.way {
             Way::Plain => {}
-            Way::Counted(sources) => sources.clear(),
+            Way::Counted(sources) => sources.settle(),
             #[cfg(feature = "cuda")]
             Way::Cards(cards) => cards.settle()?,
         }
@@ -133,10 +134,10 @@ impl Link {
     pub fn send(&self, x: Tensor) -> Result<Sent> {
         let _noted = profile::scope(Class::Copy, x.device());
         let x = match &self.way {
-            Way::Plain => On::Source(x, None),
+            Way::Plain => On::Source(x),
             Way::Counted(sources) => {
-                let (x, buffer) = sources.hold(x)?;
-                On::Source(x, buffer)
+                let (x, copy) = sources.hold(x)?;
+                On::Counted(x, copy)
             }
             #[cfg(feature = "cuda")]
             Way::Cards(cards) => On::Way(cards.send(x)?),
@@ -146,11 +147,22 @@ impl Link {
 }
 
 impl Sent {
+    /// Says that the copy is done, where that is counted and nobody receives it: for a sender that is played alone.
+    pub fn arrive(&self) {
+        if let On::Counted(_, copy) = &self.x {
+            copy.finish();
+        }
+    }
+
     /// The tensor on the other device; called by the stage that uses it.
     pub fn receive(self) -> Result<Tensor> {
         let _noted = profile::scope(Class::Copy, &self.to);
         match self.x {
-            On::Source(x, _buffer) => x.to_device(&self.to),
+            On::Source(x) => x.to_device(&self.to),
+            On::Counted(x, copy) => {
+                copy.finish();
+                x.to_device(&self.to)
+            }
             #[cfg(feature = "cuda")]
             On::Way(sent) => sent.receive(),
         }

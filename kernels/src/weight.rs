@@ -106,7 +106,11 @@ impl Weight {
     pub fn dequantised(&self, dtype: DType) -> Result<Tensor> {
         match self {
             Self::Dense(dense) => dense.to_dtype(dtype),
-            Self::Coded(coded) => coded.dequantised(dtype),
+            Self::Coded(coded) => {
+                let matrix = coded.dequantised(dtype)?;
+                matrix.relabel("decoded weight");
+                Ok(matrix)
+            }
         }
     }
 

@@ -282,7 +282,7 @@ fn forecast_in_turn(config: &DitConfig) -> Vec<u64> {
         let plan = StagePlan { keep: vec![BlockPlan::default(); blocks.len()], blocks, ffn_tokens: 1024 };
         let way = |is_there: bool| is_there.then_some(Way::Same);
         let at = Neighbours { index, count: 2, previous: way(index == 1), next: way(index == 0) };
-        Forecaster::new(&task).stage(engine, &plan, at).host
+        Forecaster::new(&task).stage(engine, &plan, at).unwrap().host
     };
     [0..1, 1..3].into_iter().enumerate().map(of_stage).collect()
 }

@@ -42,6 +42,7 @@ mod real_sizes;
 mod recipes;
 mod sampling;
 mod saving;
+mod shadow;
 mod solver;
 mod stream;
 mod tensorboard;

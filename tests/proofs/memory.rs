@@ -79,7 +79,7 @@ fn alone(task: &Task, plan: BlockPlan, ffn_tokens: usize) -> StageMemory {
     let layers = task.dit.layers;
     let plan = StagePlan { blocks: 0..layers, keep: vec![plan; layers], ffn_tokens };
     let at = Neighbours { index: 0, count: 1, previous: None, next: None };
-    Forecaster::new(task).stage(CUDNN, &plan, at)
+    Forecaster::new(task).stage(CUDNN, &plan, at).unwrap()
 }
 
 /// At video lengths the peak of a block without adapters is the backward of its self-attention, and what is alive then
@@ -169,9 +169,9 @@ fn the_14b_fits_where_it_has_to() {
         ("1.3B, 81 frames, one card", small.task(Storage::Dense, video(81), 1), &[23.4]),
     ] {
         let machine = cards(room);
-        let choice = choose(&task, &machine, &MemoryConfig::default(), None);
+        let choice = choose(&task, &machine, &MemoryConfig::default(), None).unwrap();
         assert_eq!(choice.beyond, 0, "{what}: {choice:?}");
-        let again = choice.forecast(&task, &machine);
+        let again = choice.forecast(&task, &machine).unwrap();
         assert_eq!(again, choice.stages, "{what}");
         for (memory, card) in again.iter().zip(&machine.stages) {
             assert!(memory.peak < memory.needed && memory.needed <= card.room.bytes().unwrap(), "{what}");
@@ -185,7 +185,7 @@ fn the_14b_fits_where_it_has_to() {
 fn memory_is_turned_into_speed() {
     let model = Model::new("t2v-14b");
     let task = model.task(FP8, clip(49), 1);
-    let of = |gib: f64| choose(&task, &cards(&[gib]), &MemoryConfig::default(), None);
+    let of = |gib: f64| choose(&task, &cards(&[gib]), &MemoryConfig::default(), None).unwrap();
     let choices: Vec<Choice> = [23.0, 31.0, 47.0, 79.0, 139.0].map(of).into();
     assert!(choices.iter().all(|choice| choice.beyond == 0));
     assert!(choices.is_sorted_by(|less, more| less.seconds >= more.seconds));
@@ -200,7 +200,7 @@ fn a_split_follows_memory_and_speed() {
     let model = Model::new("t2v-14b");
     let task = model.task(Storage::Dense, clip(81), 4);
     let split = |machine: &Machine| {
-        let choice = choose(&task, machine, &MemoryConfig::default(), None);
+        let choice = choose(&task, machine, &MemoryConfig::default(), None).unwrap();
         assert_eq!((choice.beyond, choice.split.iter().sum::<usize>()), (0, 40), "{choice:?}");
         choice.split
     };
@@ -224,12 +224,12 @@ fn wishes_are_kept() {
         ffn_tokens: Some(3000),
         host_memory: None,
     };
-    let choice = choose(&task, &cards(&[30.0, 30.0]), &wish, Some(&[10, 20]));
+    let choice = choose(&task, &cards(&[30.0, 30.0]), &wish, Some(&[10, 20])).unwrap();
     let waits = |block: &BlockPlan| block.keep == Keep::Attention && block.place != Place::Device;
     assert!(choice.blocks.iter().all(waits), "{choice:?}");
     assert_eq!((choice.ffn_tokens, choice.split.as_slice()), (3000, &[10, 20][..]));
     let here = MemoryConfig { offload: Offload::Never, ..MemoryConfig::default() };
-    let choice = choose(&task, &cards(&[14.0]), &here, None);
+    let choice = choose(&task, &cards(&[14.0]), &here, None).unwrap();
     assert!(choice.blocks.iter().all(|block| block.place == Place::Device), "{choice:?}");
 }
 

@@ -46,6 +46,20 @@ impl Tensor {
         })
     }
 
+    /// The numbers that `make` makes, in row-major order; of a shadow nobody makes them.
+    ///
+    /// # Errors
+    /// Where there are not as many as `shape` has.
+    pub fn from_fn<T: WithDType>(
+        shape: impl Into<Shape>,
+        device: &Device,
+        make: impl FnOnce() -> Vec<T>,
+    ) -> Result<Self> {
+        Self::made(device, shape, T::DTYPE, |shape, device| {
+            candle_core::Tensor::from_vec(make(), shape, device)
+        })
+    }
+
     /// The numbers of a slice, in row-major order.
     ///
     /// # Errors

@@ -57,8 +57,6 @@ pub struct ShadowGpu {
     pub index: usize,
     /// What attention runs on.
     pub attention: ShadowAttention,
-    /// Whether its tensors go straight to the memory of other shadow GPUs, or by way of pinned host memory.
-    pub route: ShadowRoute,
 }
 
 /// The engine of attention on a [`ShadowGpu`].
@@ -68,15 +66,6 @@ pub enum ShadowAttention {
     Chunked,
     /// cuDNN, where it takes the heads.
     Cudnn(Repeatability),
-}
-
-/// How tensors leave a [`ShadowGpu`] for another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ShadowRoute {
-    /// From memory to memory.
-    Peer,
-    /// Through pinned host memory.
-    Host,
 }
 
 impl Device {

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Error, Layout, Result, Shape};
 
-pub use device::{Device, ShadowAttention, ShadowGpu, ShadowRoute};
+pub use device::{Device, ShadowAttention, ShadowGpu};
 #[cfg(feature = "cuda")]
 pub(crate) use device::{Kind, Other};
 
@@ -197,6 +197,16 @@ impl Tensor {
     /// The same tensor, not counted any more: whoever holds [`Self::allocation`] counts it.
     pub(crate) fn without_allocation(self) -> Self {
         Self { allocation: None, ..self }
+    }
+
+    /// The same shadow on `device`, in the memory of `allocation`.
+    pub(crate) fn moved(self, device: &Device, allocation: Option<Arc<Allocation>>) -> Self {
+        Self { allocation, device: device.clone(), ..self }
+    }
+
+    /// Its bytes, where it is counted: of all the memory that it is a view of.
+    pub fn counted_bytes(&self) -> u64 {
+        self.allocation.as_ref().map_or(0, |allocation| allocation.bytes())
     }
 
     /// A new tensor without numbers on `device`, which is one of shadows.

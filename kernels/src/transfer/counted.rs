@@ -4,13 +4,14 @@
 //! copy. The same moments count here: a source that was sent counts on its device until the sender settles, and one that
 //! was parked until the group behind it begins.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Result, Shape};
 
 use super::Route;
 use crate::ledger::{Allocation, Label, Ledger};
-use crate::tensor::{Device, ShadowRoute, Tensor};
+use crate::tensor::{Device, Tensor};
 
 /// Sources of copies, and the pinned host memory that the copies go to.
 #[derive(Debug)]
@@ -19,34 +20,66 @@ pub(super) struct Sources {
     labels: [Label; 2],
     /// Where copies go through host memory.
     host: Option<Ledger>,
-    /// Whether copies are made by kernels, which need a source without gaps.
+    /// Whether copies need a source without gaps.
     is_gpu: bool,
-    held: Mutex<Vec<Arc<Allocation>>>,
+    /// Whether the other side gets a copy; in the same memory it gets the tensor itself.
+    is_copied: bool,
+    held: Mutex<Vec<Held>>,
+}
+
+/// A source that counts until its copy is done and its sender settles.
+#[derive(Debug)]
+struct Held {
+    _source: Option<Arc<Allocation>>,
+    is_copied: Arc<AtomicBool>,
+}
+
+/// The copy of a source.
+#[derive(Debug)]
+pub(super) struct Copy {
+    is_done: Arc<AtomicBool>,
+    /// In host memory, where it goes through that.
+    _buffer: Option<Allocation>,
+}
+
+impl Copy {
+    /// The other side has it.
+    pub fn finish(&self) {
+        self.is_done.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Sources {
-    /// Of a link from `from` to another device.
-    pub fn of_link(from: &Device, route: Route) -> Self {
-        let gpu = from.as_shadow_gpu();
-        let is_by_host = gpu.is_some_and(|gpu| route == Route::Host || gpu.route == ShadowRoute::Host);
-        let host = from.host_ledger().filter(|_| is_by_host).cloned();
-        Self { labels: ["boundary", "boundary"], host, is_gpu: gpu.is_some(), held: Mutex::default() }
+    /// Of a link from `from` to `to`. Of two shadow GPUs without a route each reads the other's memory.
+    pub fn of_link(from: &Device, to: &Device, route: Route) -> Self {
+        let is_gpu = from.as_shadow_gpu().is_some();
+        Self {
+            labels: ["boundary", "boundary"],
+            host: from.host_ledger().filter(|_| route == Route::Host).cloned(),
+            is_gpu,
+            is_copied: is_gpu && from.location() != to.location(),
+            held: Mutex::default(),
+        }
     }
 
-    /// Counts `x` until [`Self::clear`]; the result is `x` without its memory, and the buffer that it is copied to.
-    pub fn hold(&self, x: Tensor) -> Result<(Tensor, Option<Allocation>)> {
+    /// Counts `x` until its copy is done and [`Self::settle`] is called; the result is `x` without its memory, and its copy.
+    pub fn hold(&self, x: Tensor) -> Result<(Tensor, Copy)> {
         let x = if self.is_gpu { x.contiguous()? } else { x };
         let bytes = (x.elem_count() * x.dtype().size_in_bytes()) as u64;
-        let buffer = self.host.as_ref().map(|host| host.take_as(self.labels[1], bytes));
-        x.relabel(self.labels[0]);
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.extend(x.allocation());
-        Ok((x.without_allocation(), buffer))
+        let _buffer = self.host.as_ref().map(|host| host.take_as(self.labels[1], bytes));
+        let is_done = Arc::new(AtomicBool::new(false));
+        if self.is_copied {
+            x.relabel(self.labels[0]);
+            let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+            held.push(Held { _source: x.allocation(), is_copied: is_done.clone() });
+        }
+        Ok((x.without_allocation(), Copy { is_done, _buffer }))
     }
 
-    /// Lets go of all sources.
-    pub fn clear(&self) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    /// Lets go of the sources whose copies are done.
+    pub fn settle(&self) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.retain(|held| !held.is_copied.load(Ordering::Relaxed));
     }
 
     /// How many sources are held.
@@ -68,7 +101,7 @@ pub(super) struct Parked {
     store: Arc<Store>,
     shape: Shape,
     dtype: DType,
-    _buffer: Option<Allocation>,
+    _copy: Copy,
     returning: Option<Tensor>,
 }
 
@@ -77,20 +110,22 @@ impl Store {
         let (labels, host) = (["leaving", "parked"], device.host_ledger().cloned());
         Self {
             device: device.clone(),
-            leaving: Sources { labels, host, is_gpu: true, held: Mutex::default() },
+            leaving: Sources { labels, host, is_gpu: true, is_copied: true, held: Mutex::default() },
         }
     }
 
     /// See [`super::HostStore::park`].
     pub fn park(self: &Arc<Self>, x: Tensor) -> Result<Parked> {
         let (shape, dtype) = (x.shape().clone(), x.dtype());
-        let (_, _buffer) = self.leaving.hold(x)?;
-        Ok(Parked { store: self.clone(), shape, dtype, _buffer, returning: None })
+        let (_, copy) = self.leaving.hold(x)?;
+        // The stream waits for it when the next group begins.
+        copy.finish();
+        Ok(Parked { store: self.clone(), shape, dtype, _copy: copy, returning: None })
     }
 
     /// See [`super::HostStore::next_group`].
     pub fn next_group(&self) {
-        self.leaving.clear();
+        self.leaving.settle();
     }
 }
 

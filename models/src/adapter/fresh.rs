@@ -27,7 +27,9 @@ impl Adapters {
     pub fn fresh(targets: &[Target], config: &LoraConfig, seed: u64, device: &Device) -> Result<Self> {
         let mut adapters = Self::default();
         for target in targets {
-            let delta = fresh(target, config, seed)?.to_device(device)?;
+            // Shadows have no numbers to make on the host.
+            let maker = if device.is_shadow() { device } else { &Device::Cpu };
+            let delta = fresh(target, config, seed, maker)?.to_device(device)?;
             adapters.attach(target.module.clone(), Adapter::trainable(delta));
         }
         Ok(adapters)
@@ -51,7 +53,7 @@ impl Adapters {
         }
         let (mut adapters, mut tale) = (Self::default(), Tale::default());
         for target in targets {
-            let new = fresh(target, config, seed)?;
+            let new = fresh(target, config, seed, &Device::Cpu)?;
             let delta = match file.modules.get(&target.module) {
                 Some(change) => begun(change, target, config, new, &mut tale)?,
                 None => {
@@ -259,19 +261,19 @@ fn grown(pair: &LoraPair, fresh: &Factors, rank: usize, scale: f64) -> Result<Fa
     Ok(Factors { a, b, scale })
 }
 
-/// A fresh adapter, on the CPU.
-fn fresh(target: &Target, config: &LoraConfig, seed: u64) -> Result<Delta> {
+/// A fresh adapter, on the CPU or a device of shadows.
+fn fresh(target: &Target, config: &LoraConfig, seed: u64, device: &Device) -> Result<Delta> {
     let (out, input, rank, scale) = (target.out, target.input, config.rank(), config.scale());
     let key = |part: &str| Key::new(seed, "adapter", &[]).child(&format!("{}{part}", target.module), 0);
+    let zeros = |rows: usize, columns: usize| Tensor::zeros((rows, columns), DType::F32, device);
     let uniform = |part: &str, rows: usize, columns: usize| {
         let (key, bound) = (key(part), 1.0 / (columns as f64).sqrt());
         let numbers = (0..(rows * columns) as u64).map(|i| ((2.0 * key.uniform(i) - 1.0) * bound) as f32);
-        Tensor::from_vec(numbers.collect::<Vec<_>>(), (rows, columns), &Device::Cpu)
+        Tensor::from_fn((rows, columns), device, || numbers.collect())
     };
     let normal = |part: &str, rows: usize, columns: usize, deviation: f64| {
-        Tensor::from_vec(key(part).normals(rows * columns), (rows, columns), &Device::Cpu)? * deviation
+        Tensor::from_fn((rows, columns), device, || key(part).normals(rows * columns))? * deviation
     };
-    let zeros = |rows: usize, columns: usize| Tensor::zeros((rows, columns), DType::F32, &Device::Cpu);
     Ok(match config.kind {
         Kind::Lora => Factors { a: uniform("", rank, input)?, b: zeros(out, rank)?, scale }.into(),
         Kind::Dora => {

@@ -27,7 +27,7 @@ pub struct Projections {
 }
 
 /// What the projections made, or the gradients of it: [b, l, d] each, before norms and positions.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Projected<T = Tensor> {
     /// Queries.
     pub q: T,
@@ -38,7 +38,7 @@ pub struct Projected<T = Tensor> {
 }
 
 /// What the attention made.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Attended<T = Tensor> {
     /// Output of the heads, [b, l, n, h].
     pub o: T,

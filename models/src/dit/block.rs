@@ -38,7 +38,7 @@ pub struct Block {
 }
 
 /// What is kept of a block's forward: its input, and as much of the rest as [`Keep`] says.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Saved<T = Tensor> {
     x: T,
     attended: Option<Attended<T>>,
@@ -46,7 +46,7 @@ pub struct Saved<T = Tensor> {
 }
 
 /// What products and attentions made on the way to the feed-forward part, without the self-attention's own output.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Inner<T = Tensor> {
     projected: Projected<T>,
     self_output: T,

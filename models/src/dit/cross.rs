@@ -32,7 +32,7 @@ struct PictureProjections {
 }
 
 /// What the projections made, before norms.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct CrossProjected<T = Tensor> {
     /// Queries [b, l, d], keys and values of the text [b, s, d].
     pub text: Projected<T>,
@@ -41,7 +41,7 @@ pub struct CrossProjected<T = Tensor> {
 }
 
 /// What the attentions made.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct CrossAttended<T = Tensor> {
     /// Over the text.
     pub text: Attended<T>,

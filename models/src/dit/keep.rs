@@ -33,6 +33,7 @@ enum KeptLayer {
 impl Kept {
     /// Takes in what the next layer leaves.
     pub(super) fn push(&mut self, saved: Saved, place: Place, store: &HostStore) -> Result<()> {
+        let saved = saved.map(&mut |x| labelled(x, "kept"))?;
         self.layers.push(match place {
             Place::Device => KeptLayer::Here(saved),
             Place::Host => KeptLayer::Parked(parked(saved, store)?),
@@ -59,8 +60,14 @@ impl Kept {
             })?;
             self.layers.push(KeptLayer::Parked(coming));
         }
-        Ok(Some(saved))
+        saved.map(&mut |x| labelled(x, "block")).map(Some)
     }
+}
+
+/// `x`, counted as `label` where its device counts.
+fn labelled(x: Tensor, label: &'static str) -> Result<Tensor> {
+    x.relabel(label);
+    Ok(x)
 }
 
 /// Sends out all that a layer leaves.

@@ -61,7 +61,7 @@ pub trait Layer: fmt::Debug + Send + Sync {
 }
 
 /// What is kept of a layer's forward.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Saved<T = Tensor> {
     /// Of a transformer block in it.
     pub block: Option<block::Saved<T>>,
@@ -80,7 +80,10 @@ impl<T> Saved<T> {
     }
 
     /// Every tensor through `f`.
-    pub(super) fn map<U>(self, f: &mut dyn FnMut(T) -> Result<U>) -> Result<Saved<U>> {
+    ///
+    /// # Errors
+    /// The first of `f`.
+    pub fn map<U>(self, f: &mut dyn FnMut(T) -> Result<U>) -> Result<Saved<U>> {
         let block = self.block.map(|block| block.map(f)).transpose()?;
         Ok(Saved { block, tensors: self.tensors.into_iter().map(f).collect::<Result<_>>()? })
     }

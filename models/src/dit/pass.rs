@@ -76,6 +76,7 @@ impl Gradients {
             Some(sum) => (sum + gradient)?,
             None => gradient,
         };
+        sum.relabel("gradients");
         self.by_name.insert(name, sum);
         Ok(())
     }

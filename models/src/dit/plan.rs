@@ -8,7 +8,7 @@ use super::layer_id::LayerId;
 use crate::{Error, Result};
 
 /// How much of a layer's forward is kept. The gradients are the same to the bit; what is not kept is recomputed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Keep {
     /// The layer's input: the least memory, one more forward.

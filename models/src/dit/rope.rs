@@ -19,12 +19,12 @@ pub fn table(head_size: usize, grid: (usize, usize, usize), device: &Device) -> 
         // Each axis has few angles; the device spreads them over the grid.
         let spread = |axis: usize| {
             let (positions, pairs) = axes[axis];
-            let values: Vec<f32> =
-                axis_angles(positions, pairs).concat().into_iter().map(|angle| f(angle) as f32).collect();
+            let values =
+                || axis_angles(positions, pairs).concat().into_iter().map(|angle| f(angle) as f32).collect();
             let mut own = [1, 1, 1, pairs];
             own[axis] = positions;
             let all = (grid.0, grid.1, grid.2, pairs);
-            Tensor::from_vec(values, &own[..], device)?.broadcast_as(all)?.contiguous()
+            Tensor::from_fn::<f32>(&own[..], device, values)?.broadcast_as(all)?.contiguous()
         };
         let whole = Tensor::cat(&[spread(0)?, spread(1)?, spread(2)?], 3)?;
         whole.reshape((grid.0 * grid.1 * grid.2, pairs))

@@ -54,7 +54,36 @@ impl Ways {
     }
 }
 
+/// The neighbours' ends of the links of a stage that is alone.
+pub(super) struct Ends {
+    /// Takes what the stage's next forward begins with.
+    pub to_forward: Option<Sender<Boundary<Sent>>>,
+    /// Takes the gradients that the stage's next backward begins with.
+    pub to_backward: Option<Sender<Streams<Sent>>>,
+    /// What the stage hands on.
+    pub of_forward: Option<Receiver<Boundary<Sent>>>,
+    /// The gradients that it hands back.
+    pub of_backward: Option<Receiver<Streams<Sent>>>,
+}
+
 impl<'a> Links<'a> {
+    /// The links of one stage without the others: `back` goes to the stage before, `onward` to the next.
+    pub fn alone(back: Option<&'a Link>, onward: Option<&'a Link>) -> (Self, Ends) {
+        let mut links = Self { index: 0, previous: None, next: None };
+        let mut ends = Ends { to_forward: None, to_backward: None, of_forward: None, of_backward: None };
+        if let Some(back) = back {
+            let ((to_forward, take), (send, of_backward)) = (channel(), channel());
+            links.previous = Some(Previous { back, take, send });
+            (ends.to_forward, ends.of_backward) = (Some(to_forward), Some(of_backward));
+        }
+        if let Some(onward) = onward {
+            let ((send, of_forward), (to_backward, take)) = (sync_channel(1), channel());
+            links.next = Some(Next { onward, send, take });
+            (ends.of_forward, ends.to_backward) = (Some(of_forward), Some(to_backward));
+        }
+        (links, ends)
+    }
+
     /// The links of the stages that lie at the ends of `ways`.
     pub fn chain(ways: &'a [Ways]) -> Vec<Self> {
         let mut links: Vec<Self> =

@@ -4,6 +4,7 @@
 //! conditioning goes along with the forward and stays until the backward. Nothing here waits for a device: stages hand
 //! over what is still on its way, and devices wait for each other.
 
+pub mod alone;
 mod calls;
 mod links;
 mod micro_batch;

@@ -85,6 +85,11 @@ impl Stage {
         Ok(stage)
     }
 
+    /// Lets at most `tokens` tokens of a sample through a feed-forward layer at once.
+    pub(crate) fn set_ffn_tokens(&mut self, tokens: usize) {
+        self.ffn_tokens = tokens;
+    }
+
     /// Adds this stage's share of `adapters` to those that are there.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ use models::dit::{BlockPlan, Keep, Place};
 use super::cost::Cost;
 use super::machine::{Card, Machine, host_shares};
 use super::{KeepConfig, MemoryConfig, Offload};
+use crate::error::Result;
 use crate::machine::forecast::{Forecaster, StageMemory, StagePlan, Task};
 
 /// Bounds on the feed-forward layer that are tried besides all tokens at once.
@@ -48,7 +49,10 @@ impl Choice {
     }
 
     /// What each stage takes of `task`, which may be another bucket than the one that it was chosen for.
-    pub fn forecast(&self, task: &Task, machine: &Machine) -> Vec<StageMemory> {
+    ///
+    /// # Errors
+    /// Sizes that the model's code does not take.
+    pub fn forecast(&self, task: &Task, machine: &Machine) -> Result<Vec<StageMemory>> {
         let (forecaster, mut first) = (Forecaster::new(task), 0);
         let stage = |(index, count): (usize, &usize)| {
             let blocks = first..first + count;
@@ -91,7 +95,15 @@ struct Search<'a> {
 /// The fastest plan that fits `machine`, within what `asked` leaves open; where none fits, the one that comes nearest.
 ///
 /// `split` is given blocks of each stage, or nothing.
-pub fn choose(task: &Task, machine: &Machine, asked: &MemoryConfig, split: Option<&[usize]>) -> Choice {
+///
+/// # Errors
+/// Sizes that the model's code does not take.
+pub fn choose(
+    task: &Task,
+    machine: &Machine,
+    asked: &MemoryConfig,
+    split: Option<&[usize]>,
+) -> Result<Choice> {
     let search = Search {
         forecaster: Forecaster::new(task),
         cost: Cost::new(task),
@@ -109,15 +121,19 @@ pub fn choose(task: &Task, machine: &Machine, asked: &MemoryConfig, split: Optio
     };
     let even = even(task.dit.layers, &machine.stages.iter().map(|card| card.flops).collect::<Vec<_>>());
     let of = |split: &[usize]| {
-        let choices = bounds.iter().map(|&bound| search.pipeline(split, bound));
-        choices.reduce(|best, other| if is_better(&other, &best) { other } else { best })
+        let mut best = search.pipeline(split, bounds[0])?; // there is always a bound
+        for &bound in &bounds[1..] {
+            let other = search.pipeline(split, bound)?;
+            if is_better(&other, &best) {
+                best = other;
+            }
+        }
+        Ok(best)
     };
-    let best = match split {
+    match split {
         Some(given) => of(given),
-        None => of(&even).map(|first| search.climb(first, of)),
-    };
-    // There is always a bound, so there is always a choice.
-    best.unwrap_or_else(|| search.pipeline(split.unwrap_or(&even), tokens))
+        None => search.climb(of(&even)?, of),
+    }
 }
 
 /// Whether `a` is the better plan: first it must fit.
@@ -180,23 +196,23 @@ fn is_leaner(a: BlockPlan, b: BlockPlan) -> bool {
 
 impl Search<'_> {
     /// The best plan of each stage of `split` under one bound on the feed-forward layer.
-    fn pipeline(&self, split: &[usize], ffn_tokens: usize) -> Choice {
+    fn pipeline(&self, split: &[usize], ffn_tokens: usize) -> Result<Choice> {
         let mut first = 0;
         let (mut blocks, mut stages) = (Vec::new(), Vec::new());
         let (mut beyond, mut seconds) = (0, 0.0_f64);
         for (index, count) in split.iter().enumerate() {
-            let stage = self.stage(index, first..first + count, ffn_tokens);
+            let stage = self.stage(index, first..first + count, ffn_tokens)?;
             first += count;
             beyond += stage.all_beyond();
             seconds = seconds.max(stage.seconds);
             blocks.extend(stage.blocks);
             stages.push(stage.memory);
         }
-        Choice { split: split.to_vec(), ffn_tokens, blocks, stages, beyond, seconds }
+        Ok(Choice { split: split.to_vec(), ffn_tokens, blocks, stages, beyond, seconds })
     }
 
     /// Moves one block at a time from stage to stage, as long as that helps.
-    fn climb(&self, start: Choice, of: impl Fn(&[usize]) -> Option<Choice>) -> Choice {
+    fn climb(&self, start: Choice, of: impl Fn(&[usize]) -> Result<Choice>) -> Result<Choice> {
         let mut best = start;
         let count = best.split.len();
         loop {
@@ -209,13 +225,16 @@ impl Search<'_> {
             });
             let could_help = |split: &Vec<usize>| best.beyond > 0 || self.ideal(split) < best.seconds;
             let tried: Vec<Vec<usize>> = moved.filter(could_help).collect();
-            let next = tried
-                .iter()
-                .filter_map(|split| of(split))
-                .reduce(|a, b| if is_better(&b, &a) { b } else { a });
+            let mut next = None;
+            for split in &tried {
+                let other = of(split)?;
+                if next.as_ref().is_none_or(|next| is_better(&other, next)) {
+                    next = Some(other);
+                }
+            }
             match next {
                 Some(next) if is_better(&next, &best) => best = next,
-                _ => return best,
+                _ => return Ok(best),
             }
         }
     }
@@ -229,10 +248,10 @@ impl Search<'_> {
     }
 
     /// The fastest plan of one stage that fits, or the leanest.
-    fn stage(&self, index: usize, range: Range<usize>, ffn_tokens: usize) -> StageChoice {
+    fn stage(&self, index: usize, range: Range<usize>, ffn_tokens: usize) -> Result<StageChoice> {
         let key = (index, range.clone(), ffn_tokens);
         if let Some(known) = self.known.borrow().get(&key) {
-            return known.clone();
+            return Ok(known.clone());
         }
         let seconds = |plan| self.cost.seconds(plan, ffn_tokens, &self.machine.stages[index]);
         let mut pairs: Vec<(BlockPlan, BlockPlan)> = Vec::new();
@@ -244,7 +263,7 @@ impl Search<'_> {
         // The fastest tails first: what cannot be faster than the best so far need not be tried.
         pairs.sort_by(|a, b| seconds(a.1).total_cmp(&seconds(b.1)));
         let leanest = self.options.last().copied().unwrap_or_default();
-        let mut best = self.tried(index, &range, ffn_tokens, vec![leanest; range.len()]);
+        let mut best = self.tried(index, &range, ffn_tokens, vec![leanest; range.len()])?;
         // What does not fit at its leanest does not fit.
         let pairs = if best.beyond.0 > 0 { Vec::new() } else { pairs };
         for (head, tail) in pairs {
@@ -252,13 +271,13 @@ impl Search<'_> {
             if best.all_beyond() == 0 && best.seconds <= bound {
                 break;
             }
-            let found = self.first_that_fits(index, &range, ffn_tokens, (head, tail));
+            let found = self.first_that_fits(index, &range, ffn_tokens, (head, tail))?;
             if (found.all_beyond(), found.seconds) < (best.all_beyond(), best.seconds) {
                 best = found;
             }
         }
         self.known.borrow_mut().insert(key, best.clone());
-        best
+        Ok(best)
     }
 
     /// The plan with as few blocks as will do, from the first on, treated as `head`, the others as `tail`.
@@ -268,27 +287,27 @@ impl Search<'_> {
         range: &Range<usize>,
         ffn_tokens: usize,
         (head, tail): (BlockPlan, BlockPlan),
-    ) -> StageChoice {
+    ) -> Result<StageChoice> {
         let count = range.len();
         let with = |heads: usize| {
             let blocks = (0..count).map(|i| if i < heads { head } else { tail }).collect();
             self.tried(index, range, ffn_tokens, blocks)
         };
         let (mut low, mut high) = (0, if head == tail { 0 } else { count });
-        let mut best = with(high);
+        let mut best = with(high)?;
         if best.beyond.0 > 0 {
-            return best;
+            return Ok(best);
         }
         while low < high {
             let middle = (low + high) / 2;
-            let tried = with(middle);
+            let tried = with(middle)?;
             if tried.beyond.0 == 0 {
                 (high, best) = (middle, tried);
             } else {
                 low = middle + 1;
             }
         }
-        best
+        Ok(best)
     }
 
     fn tried(
@@ -297,14 +316,14 @@ impl Search<'_> {
         range: &Range<usize>,
         ffn_tokens: usize,
         blocks: Vec<BlockPlan>,
-    ) -> StageChoice {
+    ) -> Result<StageChoice> {
         let card = &self.machine.stages[index];
         let plan = StagePlan { blocks: range.clone(), keep: blocks, ffn_tokens };
-        let memory = self.forecaster.stage(card.engine, &plan, self.machine.place_of(index));
+        let memory = self.forecaster.stage(card.engine, &plan, self.machine.place_of(index))?;
         let beyond_room = card.room.bytes().map_or(0, |room| memory.needed.saturating_sub(room));
         let beyond = (beyond_room, memory.host.saturating_sub(self.host_share(index)));
         let seconds = plan.keep.iter().map(|&block| self.cost.seconds(block, ffn_tokens, card)).sum();
-        StageChoice { blocks: plan.keep, memory, beyond, seconds }
+        Ok(StageChoice { blocks: plan.keep, memory, beyond, seconds })
     }
 
     /// What a stage may pin.

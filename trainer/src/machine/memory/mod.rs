@@ -74,11 +74,11 @@ pub fn settle(
     split: Option<&[usize]>,
     shapes: &Shapes,
 ) -> Result<Settled> {
-    let (within, (task, choice), more) = within_host(task, machine, asked, split);
+    let (within, (task, choice), more) = within_host(task, machine, asked, split)?;
     let given = split.map_or(Given::Nothing, |_| Given::Split);
     let forecast = Forecast::new(&choice, &within, task.tokens(), task.batch);
     let forecast = refusal::checked(forecast, &task, machine, asked, given, &shapes.possible)?;
-    let forecast = forecast.with_buckets(&choice, &task, &within, &shapes.there).with_more(more);
+    let forecast = forecast.with_buckets(&choice, &task, &within, &shapes.there)?.with_more(more);
     let pinned = choice.stages.iter().map(|stage| stage.host).sum::<u64>().next_multiple_of(PINNED_GRAIN);
     Ok(Settled { choice, forecast, networks: task.networks, pinned })
 }
@@ -93,22 +93,22 @@ fn within_host<'a>(
     machine: &Machine,
     asked: &MemoryConfig,
     split: Option<&[usize]>,
-) -> (Machine, (Task<'a>, Choice), Option<More>) {
-    let most = housed(task, machine, asked, split);
+) -> Result<(Machine, (Task<'a>, Choice), Option<More>)> {
+    let most = housed(task, machine, asked, split)?;
     let (housed_task, choice) = &most;
     let alike = MemoryConfig { ffn_tokens: Some(choice.ffn_tokens), ..asked.clone() };
     let less = host::less(machine, asked).into_iter().map(|machine| {
-        let choice = choose(housed_task, &machine, &alike, Some(&choice.split));
-        Tried::new(machine, &choice)
+        let choice = choose(housed_task, &machine, &alike, Some(&choice.split))?;
+        Ok(Tried::new(machine, &choice))
     });
-    let (best, more) = host::best(less.collect(), Tried::new(machine.clone(), choice));
-    match best.host == machine.host {
+    let (best, more) = host::best(less.collect::<Result<_>>()?, Tried::new(machine.clone(), choice));
+    Ok(match best.host == machine.host {
         true => (best, most, more),
         false => {
-            let found = housed(task, &best, asked, split);
+            let found = housed(task, &best, asked, split)?;
             (best, found, more)
         }
-    }
+    })
 }
 
 /// `task` with its networks where they are best, and the best choice there.
@@ -117,18 +117,18 @@ fn housed<'a>(
     machine: &Machine,
     asked: &MemoryConfig,
     split: Option<&[usize]>,
-) -> (Task<'a>, Choice) {
+) -> Result<(Task<'a>, Choice)> {
     let with = |networks: Networks| {
         let task = Task { networks, ..task.clone() };
-        let choice = choose(&task, machine, asked, split);
-        (task, choice)
+        let choice = choose(&task, machine, asked, split)?;
+        Ok::<_, Error>((task, choice))
     };
-    let (task, together) = with(task.networks);
+    let (task, together) = with(task.networks)?;
     // On the CPU both are the same memory.
     if task.networks != Networks::SideBySide || !machine.stages.iter().any(|card| card.engine.is_gpu()) {
-        return (task, together);
+        return Ok((task, together));
     }
-    let (other, in_turn) = with(Networks::InTurn);
+    let (other, in_turn) = with(Networks::InTurn)?;
     let step = |choice: &Choice| choice.seconds * task.accumulate as f64;
     // A step exchanges the two once at most; copies go both ways at once.
     let exchange = in_turn
@@ -136,10 +136,10 @@ fn housed<'a>(
         .zip(&machine.stages)
         .map(|(range, card)| task.base.matrix_bytes(task.dit, &range) as f64 / card.link);
     let in_turn_step = step(&in_turn) + exchange.fold(0.0, f64::max);
-    match (together.beyond, step(&together)) <= (in_turn.beyond, in_turn_step) {
+    Ok(match (together.beyond, step(&together)) <= (in_turn.beyond, in_turn_step) {
         true => (task, together),
         false => (other, in_turn),
-    }
+    })
 }
 
 /// The shapes that clips have and could have, from large to small.

@@ -34,7 +34,7 @@ pub(super) fn checked(
     smaller: &[Shape],
 ) -> Result<Forecast> {
     let Some((place, needed, room)) = forecast.misfit(machine) else { return Ok(forecast) };
-    let ways = ways_out(task, machine, asked, given, smaller);
+    let ways = ways_out(task, machine, asked, given, smaller)?;
     let (needed, room) = (Bytes(needed), Bytes(room));
     Err(Error::TooLarge { place, needed, room, tokens: forecast.tokens, ways })
 }
@@ -45,10 +45,10 @@ fn ways_out(
     asked: &MemoryConfig,
     given: Given,
     smaller: &[Shape],
-) -> Vec<String> {
+) -> Result<Vec<String>> {
     let fits = |task: &Task, machine: &Machine, asked: &MemoryConfig| {
-        let choice = choose(task, machine, asked, None);
-        Forecast::new(&choice, machine, task.tokens(), task.batch).misfit(machine).is_none()
+        let choice = choose(task, machine, asked, None)?;
+        Ok::<_, Error>(Forecast::new(&choice, machine, task.tokens(), task.batch).misfit(machine).is_none())
     };
     // Whatever fits at all fits when as little as can be is kept, and in small chunks.
     let open = MemoryConfig {
@@ -59,16 +59,16 @@ fn ways_out(
     };
     let mut ways = Vec::new();
     let is_open = (asked.keep, asked.offload, asked.ffn_tokens) == (KeepConfig::Auto, Offload::Auto, None);
-    if !(is_open && given == Given::Nothing) && fits(task, machine, &open) {
+    if !(is_open && given == Given::Nothing) && fits(task, machine, &open)? {
         let keys = "memory.keep, memory.offload, memory.ffn_tokens and devices.split";
         ways.push(format!("leave {keys} to the plan"));
     }
     let single = Task { batch: 1, ..task.clone() };
-    if task.batch > 1 && fits(&single, machine, &open) {
+    if task.batch > 1 && fits(&single, machine, &open)? {
         ways.push("train.batch = 1 with train.accumulate in its place".to_owned());
     }
     let single = Task { networks: Networks::One, ..task.clone() };
-    if task.networks != Networks::One && fits(&single, machine, &open) {
+    if task.networks != Networks::One && fits(&single, machine, &open)? {
         ways.push(match task.networks {
             Networks::MakesRoom => "no sample.prompts, and clips by `tandem sample` after the run".to_owned(),
             _ => {
@@ -79,29 +79,37 @@ fn ways_out(
     let storage = Storage::Coded(Format::E4m3);
     let coded = Base { frozen: Frozen { storage, ..task.base.frozen }, ..task.base };
     let coded = Task { base: coded, ..task.clone() };
-    if !task.base.frozen.is_coded() && fits(&coded, machine, &open) {
+    if !task.base.frozen.is_coded() && fits(&coded, machine, &open)? {
         ways.push("model.base = \"fp8\"".to_owned());
     }
-    ways.extend(nearest(smaller, task, "", |task| fits(task, machine, &open)));
+    ways.extend(nearest(smaller, task, "", |task| fits(task, machine, &open))?);
     if let Some(more) = one_more(machine)
-        && fits(task, &more, &open)
+        && fits(task, &more, &open)?
     {
         ways.push("one more card like the last in devices.stages".to_owned());
     }
     if ways.is_empty() {
         ways.extend(nearest(smaller, &coded, "model.base = \"fp8\" with ", |task| {
             fits(task, machine, &open)
-        }));
+        })?);
     }
-    ways
+    Ok(ways)
 }
 
 /// The first of `smaller`, which go from large to small, that fits.
-fn nearest(smaller: &[Shape], task: &Task, with: &str, fits: impl Fn(&Task) -> bool) -> Option<String> {
-    let cut = |latents| Task { latents, batch: 1, ..task.clone() };
-    let found =
-        smaller.iter().find(|(_, latents)| cut(*latents).tokens() < task.tokens() && fits(&cut(*latents)));
-    found.map(|(what, _)| format!("{with}clips of at most {what}"))
+fn nearest(
+    smaller: &[Shape],
+    task: &Task,
+    with: &str,
+    fits: impl Fn(&Task) -> Result<bool>,
+) -> Result<Option<String>> {
+    for (what, latents) in smaller {
+        let cut = Task { latents: *latents, batch: 1, ..task.clone() };
+        if cut.tokens() < task.tokens() && fits(&cut)? {
+            return Ok(Some(format!("{with}clips of at most {what}")));
+        }
+    }
+    Ok(None)
 }
 
 /// The machine with its last card twice.

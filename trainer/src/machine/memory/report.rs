@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{Choice, Machine, More, Room, Run, Shape, runs};
 use crate::bytes::Bytes;
+use crate::error::Result;
 use crate::machine::forecast::{Networks, StageMemory, Task};
 
 /// The forecast of a plan.
@@ -97,13 +98,14 @@ impl Forecast {
         task: &Task,
         machine: &Machine,
         shapes: &[Shape],
-    ) -> Self {
+    ) -> Result<Self> {
         let of = |(bucket, latents): &Shape| {
             let task = Task { latents: *latents, ..task.clone() };
-            let peaks = choice.forecast(&task, machine).iter().map(|memory| memory.peak).collect();
-            BucketForecast { bucket: bucket.clone(), tokens: task.tokens(), peaks }
+            let peaks = choice.forecast(&task, machine)?.iter().map(|memory| memory.peak).collect();
+            Ok(BucketForecast { bucket: bucket.clone(), tokens: task.tokens(), peaks })
         };
-        Self { kind: task.kind, networks: task.networks, buckets: shapes.iter().map(of).collect(), ..self }
+        let buckets = shapes.iter().map(of).collect::<Result<_>>()?;
+        Ok(Self { kind: task.kind, networks: task.networks, buckets, ..self })
     }
 
     /// Whether a device has too little memory for its stage, or the host for all: (device, bytes needed, bytes there).
@@ -187,9 +189,6 @@ impl fmt::Display for Forecast {
                 "  one expert at a time lies on the devices; the other one's matrices wait in host memory, and a step \
                  exchanges the two once at most"
             )?,
-        }
-        if self.kind != Kind::Lora {
-            writeln!(f, "  what a {} takes in a pass is estimated from above", self.kind.name())?;
         }
         let host = self.stages.iter().map(|stage| stage.memory.host).sum();
         let needed =

@@ -1,0 +1,180 @@
+//! Plans run the model's own code: on shadows it takes what it takes on tensors, to the byte.
+
+use kernels::ledger::Ledger;
+use kernels::transfer::Route;
+use kernels::weight::Format;
+use kernels::{DType, Device};
+use models::adapter::{Kind, LoraConfig, Target};
+use models::dit::{Base, BlockPlan, DitConfig, ImageBranch, Keep, Place};
+use models::published;
+use models::weights::{Frozen, Storage, Weights};
+use proofs::small::{adapters, config, micro_batch, uniform, weights};
+use trainer::learning::optim::OptimizerConfig;
+use trainer::machine::forecast::{
+    Engine, Forecaster, Neighbours, Networks, Rehearsal, Scene, StagePlan, Task, Way,
+};
+use trainer::pipeline::Pipeline;
+
+/// Blocks of the models here.
+const LAYERS: usize = 3;
+/// Every way to keep a block, and every place for it.
+const PLANS: [BlockPlan; 5] = [
+    BlockPlan { keep: Keep::Input, place: Place::Device },
+    BlockPlan { keep: Keep::Attention, place: Place::Device },
+    BlockPlan { keep: Keep::All, place: Place::Device },
+    BlockPlan { keep: Keep::Input, place: Place::Host },
+    BlockPlan { keep: Keep::All, place: Place::HostUntilUsed },
+];
+
+/// A tiny model of each kind.
+fn models() -> Vec<DitConfig> {
+    let text = config(LAYERS, 24);
+    let image = |positions| Some(ImageBranch { dim: 20, positions });
+    vec![
+        DitConfig { kind: published::Kind::Picture, in_channels: 36, image: image(None), ..text.clone() },
+        DitConfig {
+            kind: published::Kind::TwoPictures,
+            in_channels: 36,
+            image: image(Some(9)),
+            ..text.clone()
+        },
+        DitConfig { kind: published::Kind::PictureWithoutClip, in_channels: 36, ..text.clone() },
+        DitConfig { kind: published::Kind::TextOrPicture, in_channels: 48, out_channels: 48, ..text.clone() },
+        text,
+    ]
+}
+
+/// What a stage took: at its peak, by what, and at the end.
+#[derive(Debug, PartialEq)]
+struct Taken {
+    peak: u64,
+    by_label: Vec<(&'static str, u64)>,
+    left: u64,
+    /// Numbers that are trained.
+    trained: u64,
+}
+
+/// What a step of `task` takes on stage `index` of `count`, of real tensors or of shadows.
+fn taken(task: &Task, plan: &StagePlan, [index, count]: [usize; 2], is_shadow: bool) -> Taken {
+    let ledger = Ledger::new(1);
+    let (own, beside, host) = match is_shadow {
+        true => {
+            (Device::shadow_cpu(Some(ledger.clone())), Device::shadow_cpu(None), Device::shadow_cpu(None))
+        }
+        false => (Device::counted_cpu(ledger.clone()), Device::Cpu, Device::Cpu),
+    };
+    let beside = |is_there: bool| is_there.then(|| (beside.clone(), Route::Auto));
+    let (previous, next) = (beside(index > 0), beside(index + 1 < count));
+    let scene = Scene { index, count, own, previous, next, host };
+    let weights = Weights::seeded(task.dit.tensors(), 1);
+    let mut rehearsal = Rehearsal::new(task, &weights, plan.blocks.clone(), scene).unwrap();
+    drop(rehearsal.step(&plan.keep, plan.ffn_tokens).unwrap());
+    let mut by_label = ledger.at_peak();
+    by_label.retain(|(_, bytes)| *bytes > 0);
+    by_label.sort_unstable();
+    Taken { peak: ledger.peak(), by_label, left: ledger.live(), trained: rehearsal.trained() }
+}
+
+/// Checks that both take the same, on one stage and on each of two, with blocks treated as `plan` and those behind the first
+/// as `behind`.
+fn assert_shadow(what: &str, task: &Task, [plan, behind]: [BlockPlan; 2], ffn_tokens: usize) {
+    for (index, count, blocks) in [(0, 1, 0..3), (0, 2, 0..1), (1, 2, 1..3)] {
+        let keep = blocks.clone().map(|n| if n == 0 { plan } else { behind }).collect();
+        let stage = StagePlan { blocks, keep, ffn_tokens };
+        let [real, shadow] = [false, true].map(|is_shadow| taken(task, &stage, [index, count], is_shadow));
+        assert!(real.peak > real.left && real.left > 0, "{what}: nothing was counted, {real:?}");
+        assert_eq!(shadow, real, "{what}, stage {index} of {count}, {plan:?} and {behind:?}");
+        // A forecast plays layers that are alike once, and counts what the optimiser keeps.
+        let way = |is_there: bool| is_there.then_some(Way::Same);
+        let at = Neighbours { index, count, previous: way(index > 0), next: way(index + 1 < count) };
+        let forecast = Forecaster::new(task).stage(Engine::Cpu, &stage, at).unwrap();
+        let states = task.rule.bytes(real.trained) - 4 * real.trained;
+        assert_eq!(forecast.peak, real.peak + states, "{what}, forecast of stage {index} of {count}");
+    }
+}
+
+fn task<'a>(dit: &'a DitConfig, targets: &'a [Target]) -> Task<'a> {
+    Task {
+        dit,
+        base: Base::F32,
+        targets,
+        kind: Kind::Lora,
+        factor: None,
+        rank: 2,
+        dropout: false,
+        batch: 1,
+        accumulate: 3,
+        latents: (2, 4, 6),
+        networks: Networks::One,
+        rule: OptimizerConfig::default().rule(),
+    }
+}
+
+#[test]
+fn a_shadow_of_a_step_takes_what_the_step_takes() {
+    for dit in models() {
+        let targets = LoraConfig::default().select(&dit.adaptable_modules()).unwrap();
+        let task = task(&dit, &targets);
+        let what = format!("{:?}", dit.kind);
+        for plan in PLANS {
+            assert_shadow(&what, &task, [plan, plan], 12);
+        }
+        assert_shadow(&what, &task, [PLANS[0], PLANS[2]], 5);
+        assert_shadow(&what, &Task { batch: 2, dropout: true, ..task.clone() }, [PLANS[3], PLANS[1]], 5);
+    }
+}
+
+#[test]
+fn a_shadow_takes_the_same_of_every_adapter_and_base() {
+    let dit = config(LAYERS, 24);
+    let targets = LoraConfig::default().select(&dit.adaptable_modules()).unwrap();
+    let plain = task(&dit, &targets);
+    for kind in [Kind::Lora, Kind::Dora, Kind::Loha, Kind::Lokr] {
+        for dropout in [false, true] {
+            let task = Task { kind, dropout, batch: 2, ..plain.clone() };
+            assert_shadow(&format!("{kind:?}, dropout {dropout}"), &task, [PLANS[0], PLANS[2]], 5);
+        }
+    }
+    let bases = [
+        (DType::BF16, Storage::Dense, DType::F32),
+        (DType::BF16, Storage::Dense, DType::BF16),
+        (DType::F32, Storage::Coded(Format::E4m3), DType::F32),
+        (DType::BF16, Storage::Coded(Format::Int8), DType::BF16),
+    ];
+    for (compute, storage, stream) in bases {
+        let base = Base { stream, ..Base::new(Frozen { compute, storage }) };
+        for kind in [Kind::Lora, Kind::Dora] {
+            let task = Task { base, kind, ..plain.clone() };
+            assert_shadow(&format!("{kind:?} on {base:?}"), &task, [PLANS[1], PLANS[2]], 12);
+        }
+    }
+    let few: Vec<Target> = targets.iter().step_by(3).cloned().collect();
+    assert_shadow(
+        "adapters on a third of the layers",
+        &Task { targets: &few, ..plain },
+        PLANS[..2].try_into().unwrap(),
+        12,
+    );
+}
+
+/// The pipeline that trains, not only a stage that is played alone, takes what its shadow does.
+#[test]
+fn a_pipeline_takes_what_its_shadow_takes() {
+    let dit = config(LAYERS, 24);
+    let targets = LoraConfig::default().select(&dit.adaptable_modules()).unwrap();
+    for plan in PLANS {
+        let ledger = Ledger::new(1);
+        let device = Device::counted_cpu(ledger.clone());
+        let fresh = adapters(&dit, 2, 1.0);
+        let mut pipeline =
+            Pipeline::load(&weights(&dit), &dit, &[(device, 0..LAYERS)], &fresh, Base::F32).unwrap();
+        pipeline.set_ffn_tokens(5);
+        ledger.reset_peak();
+        let text_len = dit.text_len;
+        let batches: Vec<_> = (0..3).map(|m| micro_batch(&format!("m{m}"), 2, text_len, Some(0.1))).collect();
+        pipeline.train(&batches, &uniform(&pipeline, plan)).unwrap();
+        let task = Task { batch: 2, dropout: true, ..task(&dit, &targets) };
+        let stage = StagePlan { blocks: 0..LAYERS, keep: vec![plan; LAYERS], ffn_tokens: 5 };
+        assert_eq!(taken(&task, &stage, [0, 1], true).peak, ledger.peak(), "{plan:?}");
+    }
+}

@@ -1,0 +1,145 @@
+//! A stage of a training step that is played alone: the model's own code on tensors that are counted.
+//!
+//! On shadows it allocates nothing and says what the step would. On real tensors in counted host memory the same code says
+//! what it did allocate; a proof holds the two together to the byte.
+
+use std::ops::Range;
+
+use kernels::ledger::Ledger;
+use kernels::random::Key;
+use kernels::transfer::Route;
+use kernels::{DType, Device, Tensor};
+use models::adapter::{Adapters, LoraConfig, Target};
+use models::dit::{Architecture, BlockPlan, Boundary, Dropout, LayerId, NetworkInput, Plans, Role};
+use models::weights::Weights;
+
+use super::memo::Memo;
+use super::task::Task;
+use crate::error::Result;
+use crate::pipeline::alone::{self, Neighbours};
+use crate::pipeline::schedule::one_f_one_b;
+use crate::pipeline::{MicroBatch, Stage, StepOutcome};
+
+/// Micro-batches that are played beyond those in flight: from then on a stage does the same again and again.
+const BEYOND: usize = 1;
+/// A timestep: its value allocates nothing.
+const TIMESTEP: f32 = 500.0;
+
+/// Where a stage is played.
+#[derive(Debug, Clone)]
+pub struct Scene {
+    /// Which stage it is.
+    pub index: usize,
+    /// How many there are.
+    pub count: usize,
+    /// The device of the stage.
+    pub own: Device,
+    /// That of the stage before, and how tensors go there.
+    pub previous: Option<(Device, Route)>,
+    /// That of the stage behind.
+    pub next: Option<(Device, Route)>,
+    /// Where micro-batches come from.
+    pub host: Device,
+}
+
+/// A stage with what goes through it.
+#[derive(Debug)]
+pub struct Rehearsal {
+    scene: Scene,
+    stage: Stage,
+    batches: Vec<MicroBatch>,
+    boundary: Boundary,
+}
+
+impl Rehearsal {
+    /// The stage of the `blocks` of `task`'s model, with `weights` of it.
+    ///
+    /// # Errors
+    /// Those of the model's own code: sizes that it does not take.
+    pub fn new(task: &Task, weights: &Weights, blocks: Range<usize>, scene: Scene) -> Result<Self> {
+        let label = |label| scene.own.ledger().map(|ledger| ledger.set_label(label));
+        label("adapters");
+        let adapters = adapters(task, &blocks, &scene.own)?;
+        label("weights");
+        let stage = Stage::load(weights, task.dit, blocks, &adapters, task.base, &scene.own)?;
+        let batches: Vec<MicroBatch> =
+            (0..task.accumulate).map(|m| micro_batch(task, m, &scene.host)).collect::<Result<_>>()?;
+        // What the stage before hands over is on its device; a stage without one hands on what is as large.
+        let beside = scene.previous.as_ref().map_or(&scene.host, |(device, _)| device);
+        let embedder = task.dit.load_embedding(weights, task.base, beside)?;
+        let boundary = embedder.embed(&micro_batch(task, 0, &scene.host)?.input.to_device(beside)?)?;
+        Ok(Self { scene, stage, batches, boundary })
+    }
+
+    /// Lets the stage's layers, which are shadows, be played by what `memo` knows of those like them.
+    pub(super) fn remember(&mut self, memo: &Memo) {
+        memo.remember(&mut self.stage);
+    }
+
+    /// Numbers of the trained tensors of the stage.
+    pub fn trained(&self) -> u64 {
+        self.stage.adapters.parameters().values().map(|tensor| tensor.elem_count() as u64).sum()
+    }
+
+    /// Plays the stage's part of a step, as far as anything in it is new, with its blocks treated as `keep` and at most
+    /// `ffn_tokens` tokens in a feed-forward layer. The ledgers of its device start their peaks anew.
+    ///
+    /// # Errors
+    /// Those of the model's own code.
+    pub fn step(&mut self, keep: &[BlockPlan], ffn_tokens: usize) -> Result<StepOutcome> {
+        let Scene { index, count, own, previous, next, .. } = &self.scene;
+        self.stage.set_ffn_tokens(ffn_tokens);
+        let dit = &self.stage.dit;
+        let planned = dit.range.clone().zip(keep);
+        let layers = planned.flat_map(|(n, plan)| {
+            dit.architecture().layers(n).into_iter().map(move |id: LayerId| (id, *plan))
+        });
+        let plans: Plans = layers.collect();
+        let around = Neighbours {
+            previous: previous.as_ref().map(|(device, route)| (device, *route)),
+            next: next.as_ref().map(|(device, route)| (device, *route)),
+            boundary: &self.boundary,
+        };
+        [own.ledger(), own.host_ledger()].into_iter().flatten().for_each(Ledger::reset_peak);
+        let played = self.batches.len().min(count - index + BEYOND);
+        alone::play(&self.stage, around, &self.batches, &plans, &one_f_one_b(*count, played)[*index])
+    }
+}
+
+/// The fresh adapters of `blocks`.
+fn adapters(task: &Task, blocks: &Range<usize>, device: &Device) -> Result<Adapters> {
+    let ids: Vec<LayerId> = blocks.clone().flat_map(|n| task.dit.layers(n)).collect();
+    let is_here = |target: &&Target| ids.iter().any(|id| id.local(&target.module).is_some());
+    let targets: Vec<Target> = task.targets.iter().filter(is_here).cloned().collect();
+    Ok(Adapters::fresh(&targets, &lora(task), 0, device)?)
+}
+
+/// The adapters of `task`.
+fn lora(task: &Task) -> LoraConfig {
+    LoraConfig { kind: task.kind, rank: Some(task.rank), factor: task.factor, ..LoraConfig::default() }
+}
+
+/// Micro-batch `m` of `task`.
+fn micro_batch(task: &Task, m: usize, host: &Device) -> Result<MicroBatch> {
+    let ((frames, height, width), dit) = (task.latents, task.dit);
+    let video = |channels| Tensor::zeros((task.batch, channels, frames, height, width), DType::F32, host);
+    let text = Tensor::zeros((task.batch, dit.text_len, dit.text_dim), DType::F32, host)?;
+    let timestep = Tensor::full(TIMESTEP, task.batch, &Device::Cpu)?;
+    let input = NetworkInput::new(video(dit.in_channels)?, timestep, text);
+    let input = match dit.image {
+        Some(image) => {
+            let states = Tensor::zeros((task.batch, image.rows(), image.dim), DType::F32, host)?;
+            input.with(Role::PICTURE, states)
+        }
+        None => input,
+    };
+    let key = |sample| Key::new(0, "rehearsal", &[m as u64, sample]);
+    let dropout = || Dropout { p: 0.1, keys: (0..task.batch as u64).map(key).collect() };
+    Ok(MicroBatch {
+        input,
+        target: video(dit.out_channels)?,
+        weights: vec![1.0; task.batch],
+        mask: None,
+        dropout: task.dropout.then(dropout),
+    })
+}
