@@ -3,10 +3,13 @@
 use kernels::ledger::Ledger;
 use kernels::transfer::Route;
 use kernels::weight::Format;
-use kernels::{DType, Device};
+use kernels::{DType, Device, Tensor};
 use models::adapter::{Kind, LoraConfig, Target};
+use models::clip::{Clip, ClipSizes};
 use models::dit::{Base, BlockPlan, DitConfig, ImageBranch, Keep, Place};
 use models::published;
+use models::umt5::{Umt5, Umt5Sizes};
+use models::vae::{Generation, Sizes, Tiles, Tiling, Vae};
 use models::weights::{Frozen, Storage, Weights};
 use proofs::small::{adapters, config, micro_batch, uniform, weights};
 use trainer::learning::optim::OptimizerConfig;
@@ -176,5 +179,64 @@ fn a_pipeline_takes_what_its_shadow_takes() {
         let task = Task { batch: 2, dropout: true, ..task(&dit, &targets) };
         let stage = StagePlan { blocks: 0..LAYERS, keep: vec![plan; LAYERS], ffn_tokens: 5 };
         assert_eq!(taken(&task, &stage, [0, 1], true).peak, ledger.peak(), "{plan:?}");
+    }
+}
+
+/// What `work` takes of a device, of real tensors and of shadows.
+fn both(work: impl Fn(&Device) -> models::Result<Tensor>) -> [(u64, u64); 2] {
+    [Device::counted_cpu as fn(Ledger) -> Device, |ledger| Device::shadow_cpu(Some(ledger))].map(|device| {
+        let ledger = Ledger::new(1);
+        let made = work(&device(ledger.clone())).unwrap();
+        assert!(made.elem_count() > 0);
+        (ledger.peak(), ledger.live())
+    })
+}
+
+/// Whole and in tiles, of both generations, in both dtypes: a clip into latents, and latents into a clip.
+#[test]
+fn a_shadow_of_a_vae_takes_what_the_vae_takes() {
+    for (generation, latent) in [(Generation::Wan21, 16), (Generation::Wan22, 48)] {
+        let sizes = Sizes { generation, latent, encoder: 8, decoder: 8 };
+        let ratio = generation.spatial_ratio();
+        let tiles = Tiles { size: (4 * ratio, 4 * ratio), stride: (2 * ratio, 2 * ratio) };
+        for dtype in [DType::F32, DType::BF16] {
+            for tiling in [Tiling::Off, Tiling::On(tiles)] {
+                let encoded = both(|device| {
+                    let video = Tensor::zeros((1, 3, 9, 6 * ratio, 4 * ratio), DType::F32, device)?;
+                    Vae::seeded(sizes, 0, dtype, device)?.encode(&video, tiling)
+                });
+                assert_eq!(encoded[0], encoded[1], "encoding, {generation:?}, {dtype:?}, {tiling:?}");
+                let decoded = both(|device| {
+                    let latents = Tensor::zeros((1, latent, 3, 6, 4), DType::F32, device)?;
+                    Vae::seeded(sizes, 0, dtype, device)?.decode(&latents, tiling)
+                });
+                assert_eq!(decoded[0], decoded[1], "decoding, {generation:?}, {dtype:?}, {tiling:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn shadows_of_encoders_take_what_the_encoders_take() {
+    let text = Umt5Sizes {
+        vocabulary: 50,
+        width: 24,
+        layers: 2,
+        heads: 3,
+        inner: 12,
+        feed_forward: 40,
+        buckets: 32,
+    };
+    for frozen in [Frozen::F32, Frozen { compute: DType::F32, storage: Storage::Coded(Format::Int8) }] {
+        let taken = both(|device| Umt5::seeded(text, 0, frozen, device)?.encode(&[3, 1, 4, 1, 5, 9, 2, 6]));
+        assert_eq!(taken[0], taken[1], "text encoder, {frozen:?}");
+    }
+    let sizes = ClipSizes { width: 24, heads: 2, layers: 3, feed_forward: 40, patch: 4, rows: 17 };
+    for dtype in [DType::F32, DType::BF16] {
+        let taken = both(|device| {
+            let pixels = Tensor::zeros((1, 3, 16, 16), DType::F32, device)?;
+            Clip::seeded(sizes, 0, dtype, device)?.encode(&pixels)
+        });
+        assert_eq!(taken[0], taken[1], "CLIP, {dtype:?}");
     }
 }
