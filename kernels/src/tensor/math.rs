@@ -131,7 +131,7 @@ impl Tensor {
         Ok(self.result(self.as_candle()?.broadcast_matmul(other.as_candle()?)?))
     }
 
-    /// The positions `indexes` [n] along a dimension.
+    /// The positions `indexes` `[n]` along a dimension.
     pub fn index_select(&self, indexes: &Self, dim: impl Dim) -> Result<Self> {
         let dim = dim.to_index(self.shape(), "index_select")?;
         self.check_beside(indexes, "index_select")?;
