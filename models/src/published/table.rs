@@ -88,6 +88,15 @@ pub(super) const KINDS: [KindFacts; 5] = [
     },
 ];
 
+// `Kind::facts` finds a row by its place.
+const _: () = {
+    let mut row = 0;
+    while row < KINDS.len() {
+        assert!(KINDS[row].kind as usize == row, "KINDS is not in the order of Kind");
+        row += 1;
+    }
+};
+
 /// Width, feed-forward width, heads and blocks of the published sizes.
 const SIZE_1_3B: [usize; 4] = [1536, 8960, 12, 30];
 const SIZE_5B: [usize; 4] = [3072, 14336, 24, 30];

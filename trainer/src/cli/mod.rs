@@ -173,7 +173,12 @@ fn is_users(error: &Error) -> bool {
         Error::NoModelFolder { .. } | Error::ModelFolderIsFile { .. } | Error::NoModelPart { .. } => true,
         Error::TwoExperts { .. } | Error::WhichExpert { .. } | Error::ProbeInput { .. } => true,
         Error::Model(
-            models::Error::Weights(_) | models::Error::AdapterFile(_) | models::Error::Mismatch(_),
+            models::Error::Weights(_)
+            | models::Error::AdapterFile(_)
+            | models::Error::Mismatch(_)
+            | models::Error::NotFinite { .. }
+            | models::Error::RoleMissing { .. }
+            | models::Error::RoleUnread { .. },
         ) => true,
         Error::Data(_) | Error::Hub(_) | Error::NothingToTrainOn | Error::Split { .. } => true,
         Error::Solver(error) => !matches!(error, SolverError::Tensor(_)),
@@ -206,6 +211,9 @@ mod tests {
             Error::Setting { key: "train.steps".into(), why: "must be at least 1".into() },
             Error::NothingToTrainOn,
             Error::ForeignCheckpoint,
+            Error::Model(models::Error::NotFinite { what: "the decoded video" }),
+            Error::Model(models::Error::RoleMissing { role: models::dit::Role::PICTURE }),
+            Error::Model(models::Error::RoleUnread { role: models::dit::Role::PICTURE }),
         ];
         let ours = [
             Error::NeighbourStopped,
@@ -213,7 +221,7 @@ mod tests {
             Error::Tensor(kernels::Error::msg("shapes differ")),
         ];
         let code = |error: Error| exit_code(&error.into());
-        assert_eq!(users.map(code), [2; 3]);
+        assert_eq!(users.map(code), [2; 6]);
         assert_eq!(ours.map(code), [1; 3]);
     }
 }

@@ -107,7 +107,7 @@ impl PartFloat {
     }
 }
 
-/// How a probed network is held: as it is told, on every device, so that nothing but the device changes the numbers.
+/// Storage of a probed network: the same on every device, so that nothing but the device changes the numbers.
 #[derive(Debug, Args)]
 pub struct ProbePrecision {
     /// Storage of the weights; fp8 and int8 are computed in bf16, on the CPU in f32.
