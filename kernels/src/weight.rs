@@ -149,6 +149,14 @@ impl Weight {
         }
     }
 
+    /// All that it is stored as: the numbers, or the codes and their scales.
+    pub fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        match self {
+            Self::Dense(dense) => vec![dense],
+            Self::Coded(Coded { codes, scale, .. }) => vec![codes, scale],
+        }
+    }
+
     fn stored(&self) -> &Tensor {
         match self {
             Self::Dense(dense) => dense,

@@ -6,7 +6,7 @@ use models::clip::Clip;
 use models::vae::Vae;
 use models::weights::Checkpoint;
 use proofs::project::Project;
-use proofs::{assert_same_bits, fixture};
+use proofs::{assert_same_bits, fixture, residents};
 use trainer::base::{BaseModel, ModelConfig};
 use trainer::encode::{Encoding, LatentStore};
 use trainer::error::Error;
@@ -65,14 +65,15 @@ fn text_states_are_stored_as_they_were_computed() {
     let (folder, model) = (tempfile::tempdir().unwrap(), in_bfloat16());
     let dit = model.dits.of(models::Expert::High).open().unwrap().0;
     let (ui, interrupt) = (Ui::new(Voice::Json), Interrupt::default());
-    let with = Encoding { model: &model, dit: &dit, device: &Device::Cpu, interrupt: &interrupt, ui: &ui };
+    let mut residents = residents(&model, &dit, Device::Cpu, &ui);
+    let mut with = Encoding { residents: &mut residents, interrupt: &interrupt };
     let encoded = LatentStore::open(folder.path(), &model).unwrap();
     let key = |prompt| Key::text(prompt, &model.text_identity().unwrap());
 
     let old = HostTensor::new(vec![2, 24], (0..48).map(|i| i as f32 * 0.1).collect()).unwrap();
     let cache = Cache::open(folder.path()).unwrap();
     cache.put(&key("an old one"), &[("text", &old, Storage::F32)], &Default::default()).unwrap();
-    encoded.encode_prompts(["a fox", "an old one"], &with).unwrap();
+    encoded.encode_prompts(["a fox", "an old one"], &mut with).unwrap();
 
     let text = encoded.text("an old one").unwrap();
     assert_same_bits("old", &text, &Tensor::from_vec(old.into_data(), (2, 24), &Device::Cpu).unwrap());

@@ -40,6 +40,7 @@ mod plan;
 mod probe;
 mod real_sizes;
 mod recipes;
+mod residents;
 mod sampling;
 mod saving;
 mod shadow;

@@ -15,6 +15,7 @@ use models::weights::{Checkpoint, write_safetensors};
 use proofs::project::Project;
 use proofs::{
     Tolerance, assert_close, assert_same_bits, device, difference, fixture, fixture_json, fixture_tensors,
+    residents,
 };
 use trainer::base::{DitFiles, ModelConfig, locate_dits};
 use trainer::encode::prompt::ClipRequest;
@@ -211,10 +212,11 @@ fn two_experts_reproduce_the_published_run_from_a_picture() {
     request.image = Some(file);
 
     let (ui, interrupt) = (Ui::new(Voice::Json), Interrupt::default());
-    let with = Encoding { model: &model, dit: &dit, device: &device, interrupt: &interrupt, ui: &ui };
+    let mut residents = residents(&model, &dit, device, &ui);
+    let mut with = Encoding { residents: &mut residents, interrupt: &interrupt };
     let mut encoded = LatentStore::open(&desk.path().join("cache"), &model).unwrap();
-    encoded.encode_prompts([request.prompt.as_str(), request.negative.as_str()], &with).unwrap();
-    encoded.encode_pictures(std::slice::from_ref(&request), &with).unwrap();
+    encoded.encode_prompts([request.prompt.as_str(), request.negative.as_str()], &mut with).unwrap();
+    encoded.encode_pictures(std::slice::from_ref(&request), &mut with).unwrap();
     let clip = Prompted::new(&request, golden["latents_init"].clone(), &encoded, &dit).unwrap();
     assert_close("y", clip.shown.beside_bcthw.as_ref().unwrap(), &golden["y"], LATENTS);
     assert!(clip.shown.cond.get(Role::PICTURE).is_none(), "CLIP's states for a model without CLIP");
@@ -223,7 +225,7 @@ fn two_experts_reproduce_the_published_run_from_a_picture() {
         Expert::ALL.map(|expert| (model.noise_range_of(Some(expert), &dit), model.dits.of(expert)));
     let latents = follow(&golden["latents_per_step"], clip, &networks, 0);
     assert_close("final", &latents, &golden["latents_final"], RUN);
-    assert_video(&golden, &with.vae().unwrap(), &latents);
+    assert_video(&golden, &residents.vae().unwrap(), &latents);
 }
 
 /// Writes a picture [3, h, w] of bytes.
@@ -272,8 +274,9 @@ fn training_shows_the_first_frame_as_sampling_does() {
     request.image = Some(file);
     let (device, ui, interrupt) = (device(), Ui::new(Voice::Json), Interrupt::default());
     let model = &ready.planned.plan.model;
-    let with = Encoding { model, dit, device: &device, interrupt: &interrupt, ui: &ui };
-    ready.encoded.encode_pictures(std::slice::from_ref(&request), &with).unwrap();
+    let mut residents = residents(model, dit, device, &ui);
+    let mut with = Encoding { residents: &mut residents, interrupt: &interrupt };
+    ready.encoded.encode_pictures(std::slice::from_ref(&request), &mut with).unwrap();
     let sampled = ready.encoded.shown(&request, dit.pictures()).unwrap();
     let trained = ready.encoded.ends(0).unwrap();
     let one = |x: &Option<Tensor>| x.as_ref().unwrap().clone();

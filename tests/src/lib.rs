@@ -17,6 +17,10 @@ use kernels::random::Key;
 use kernels::{DType, Device, Tensor};
 use models::dit::{Base, Boundary, Context, Dit, DitConfig, NetworkInput, Role, Streams};
 use models::weights::Weights;
+use trainer::base::BaseModel;
+use trainer::machine::forecast::{Decoding, Networks};
+use trainer::residents::{Residency, Residents, Setup, WhenIdle};
+use trainer::watch::ui::Ui;
 
 /// The device that the proofs run on: the first GPU of a CUDA build, else the CPU. The bodies are the same.
 ///
@@ -163,4 +167,10 @@ pub fn entered(dit: &Dit, input: &NetworkInput) -> (Streams, Context) {
     let Boundary { streams, cond } = dit.embedder.as_ref().unwrap().embed(input).unwrap();
     let context = dit.context(cond, input, streams.main.device()).unwrap();
     (streams, context)
+}
+
+/// The models of `model` on `device` alone, one at a time, and none loaded yet.
+pub fn residents(model: &BaseModel, dit: &DitConfig, device: Device, ui: &Ui) -> Residents {
+    let residency = Residency { networks: Networks::InTurn, decoding: Decoding::Alone, vae: WhenIdle::Park };
+    Residents::new((model, dit), vec![(device, 0..dit.layers)], residency, Setup::default(), ui)
 }

@@ -17,6 +17,8 @@ pub mod base;
 
 pub mod adapters;
 
+pub mod residents;
+
 pub mod encode;
 
 pub mod sample;

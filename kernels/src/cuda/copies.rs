@@ -304,12 +304,11 @@ fn reach(from: &Card, to: &Card) -> Result<bool> {
     // The pool's memory is opened on its own.
     // SAFETY: all zero is valid for the description, whose fields are set below; ordinal as in `pool::properties`.
     let granted = unsafe {
-        let pool = told(driver::device::get_mem_pool(here))?;
         let mut access: sys::CUmemAccessDesc = std::mem::zeroed();
         access.location.type_ = sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE;
         std::ptr::from_mut(&mut access.location).cast::<i32>().add(1).write(to.context.ordinal() as i32);
         access.flags = sys::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
-        sys::cuMemPoolSetAccess(pool, &access, 1).result()
+        sys::cuMemPoolSetAccess(from.pool.0, &access, 1).result()
     };
     Ok(granted.is_ok())
 }

@@ -34,11 +34,18 @@ pub(crate) struct Card {
     pub gemm: gemm::Gemm,
     pub sdpa: sdpa::Sdpa,
     pub allocator: Allocator,
+    /// What small tensors come from.
+    pub pool: pool::Pool,
 }
 
 impl Card {
-    /// What goes with `device`, which is open and has its allocator.
-    pub(crate) fn new(device: CudaDevice, settings: Settings, allocator: Allocator) -> Result<Self> {
+    /// What goes with `device`, which is open and has its allocator and its pool.
+    pub(crate) fn new(
+        device: CudaDevice,
+        settings: Settings,
+        allocator: Allocator,
+        pool: pool::Pool,
+    ) -> Result<Self> {
         let stream = device.cuda_stream();
         let context = stream.context().clone();
         Ok(Self {
@@ -46,6 +53,7 @@ impl Card {
             gemm: gemm::Gemm::new(&stream, settings.repeatability)?,
             sdpa: sdpa::Sdpa::new(&context, settings.repeatability),
             allocator,
+            pool,
             device,
             context,
             stream,

@@ -1,5 +1,7 @@
-//! Opening a GPU, and the memory that its tensors come from: large ones from its region, small ones from the driver's
-//! pool.
+//! Opening a GPU, and the memory that its tensors come from: large ones from its region, small ones from a pool of the
+//! driver.
+//!
+//! Both belong to the stream of the opened GPU: a GPU that is opened twice in a process has two of each, with a limit each.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -25,16 +27,9 @@ pub(crate) fn open(index: usize, settings: &Settings) -> Result<Device> {
     // SAFETY: one stream a device orders every use of its tensors; what crosses streams (`copies`) orders itself by
     // events.
     unsafe { cuda.disable_event_tracking() };
-    if let Some(limit) = settings.memory_limit {
-        // SAFETY: the handle is of an open device; the pool lives as long as the process.
-        unsafe {
-            let pool = told(mem_pool::create(&properties(index, limit)))?;
-            told(device::set_mem_pool(handle, pool))?;
-        }
-    }
-    // SAFETY: the handle is of an open device; the attribute is a u64.
+    // SAFETY: the properties are of a plain pool, which lives as long as the process; the attribute is a u64.
     let pool = unsafe {
-        let pool = told(device::get_mem_pool(handle))?;
+        let pool = told(mem_pool::create(&properties(index, settings.memory_limit)))?;
         let mut keep_all = u64::MAX;
         let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
         told(mem_pool::set_attribute(pool, threshold, std::ptr::from_mut(&mut keep_all).cast()))?;
@@ -48,13 +43,28 @@ pub(crate) fn open(index: usize, settings: &Settings) -> Result<Device> {
         pool,
         limit: settings.memory_limit.unwrap_or(u64::MAX),
     })?;
-    let card = Arc::new(Card::new(cuda, *settings, allocator)?);
+    if let Allocator::Driver { .. } = allocator {
+        // Without the region nothing tells the driver which pool a stream's tensors come from but the device's current one:
+        // here the GPU that was opened last sets the limit for all.
+        // SAFETY: the handle is of an open device.
+        told(unsafe { device::set_mem_pool(handle, pool) })?;
+    }
+    let card = Arc::new(Card::new(cuda, *settings, allocator, Pool(pool))?);
     OPEN.lock().unwrap_or_else(PoisonError::into_inner).push(card.clone());
     Ok(device_of(&card))
 }
 
+/// A pool of the driver, which lives as long as the process.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pool(pub sys::CUmemoryPool);
+
+// SAFETY: a handle; the driver's functions take it on any thread.
+unsafe impl Send for Pool {}
+// SAFETY: as above.
+unsafe impl Sync for Pool {}
+
 /// A pool on GPU `index` that never grows beyond `limit` bytes.
-fn properties(index: usize, limit: u64) -> sys::CUmemPoolProps {
+fn properties(index: usize, limit: Option<u64>) -> sys::CUmemPoolProps {
     // SAFETY: all zero is what the driver wants in every field that is not set here.
     let mut properties: sys::CUmemPoolProps = unsafe { std::mem::zeroed() };
     properties.allocType = sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
@@ -62,19 +72,15 @@ fn properties(index: usize, limit: u64) -> sys::CUmemPoolProps {
     // The second field of the location is the ordinal in every version of the driver's header, under changing names.
     // SAFETY: it is an i32 (or a union that starts with one) behind the i32 that was set above.
     unsafe { std::ptr::from_mut(&mut properties.location).cast::<i32>().add(1).write(index as i32) };
-    properties.maxSize = limit as usize;
+    // Zero is no limit.
+    properties.maxSize = limit.unwrap_or(0) as usize;
     properties
 }
 
 impl Card {
-    fn pool(&self) -> Result<sys::CUmemoryPool> {
-        told(self.context.bind_to_thread())?;
-        // SAFETY: the device is open.
-        told(unsafe { device::get_mem_pool(self.context.cu_device()) })
-    }
-
     fn pool_bytes(&self, attribute: sys::CUmemPool_attribute) -> Result<u64> {
-        let (pool, mut bytes) = (self.pool()?, 0_u64);
+        told(self.context.bind_to_thread())?;
+        let (pool, mut bytes) = (self.pool.0, 0_u64);
         // SAFETY: the pool lives; these attributes are a u64.
         told(unsafe { mem_pool::get_attribute(pool, attribute, std::ptr::from_mut(&mut bytes).cast()) })?;
         Ok(bytes)
@@ -98,11 +104,13 @@ impl Card {
     pub(crate) fn reset_peak(&self) -> Result<()> {
         use sys::CUmemPool_attribute as Attribute;
         region::reset_peak(self.stream.cu_stream());
-        let pool = self.pool()?;
+        told(self.context.bind_to_thread())?;
         for high in [Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH] {
             let mut zero = 0_u64;
             // SAFETY: the pool lives; these attributes are a u64, and zero sets them to what is there now.
-            told(unsafe { mem_pool::set_attribute(pool, high, std::ptr::from_mut(&mut zero).cast()) })?;
+            told(unsafe {
+                mem_pool::set_attribute(self.pool.0, high, std::ptr::from_mut(&mut zero).cast())
+            })?;
         }
         Ok(())
     }

@@ -220,8 +220,13 @@ unsafe extern "C" fn alloc_async(address: *mut u64, bytes: usize, stream: sys::C
         }
         (Some(Err(why)), _) => why.0,
         (None, Some(driver)) => {
-            // SAFETY: the caller's promise, handed on.
-            let small = || unsafe { (driver.alloc)(address, bytes, stream) };
+            let pool = with(|place| place.stream == stream as usize, |region| region.setup.pool);
+            let small = || match pool {
+                // SAFETY: the caller's promise, handed on; the pool is never destroyed.
+                Some(pool) => unsafe { sys::cuMemAllocFromPoolAsync(address, bytes, pool, stream) },
+                // SAFETY: the caller's promise, handed on.
+                None => unsafe { (driver.alloc)(address, bytes, stream) },
+            };
             let room = |need| {
                 with(|place| place.stream == stream as usize, |region| region.make_room(need))
                     .unwrap_or(Ok(()))

@@ -15,7 +15,7 @@ pub use names::{ClipSizes, Naming};
 
 use crate::picture::resize_bicubic;
 use crate::weights::{Checkpoint, Weights};
-use crate::{Error, Result};
+use crate::{Error, Movable, Result};
 
 /// The epsilon of every norm.
 const EPSILON: f64 = 1e-5;
@@ -193,6 +193,14 @@ impl Clip {
     }
 }
 
+impl Movable for Clip {
+    fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        let Self { patch, class, positions, pre_norm, layers, .. } = self;
+        let ends = [class, positions, &mut pre_norm.0, &mut pre_norm.1].into_iter();
+        ends.chain(patch.tensors_mut()).chain(layers.iter_mut().flat_map(Layer::tensors_mut)).collect()
+    }
+}
+
 /// Pixels [b, 3, h, w] in 0..1 as CLIP was trained on them: centred and scaled, channel by channel.
 pub fn normalised(pixels_b3hw: &Tensor) -> Result<Tensor> {
     let column = |values: [f32; 3]| Tensor::new(&values, pixels_b3hw.device())?.reshape((1, 3, 1, 1));
@@ -200,6 +208,13 @@ pub fn normalised(pixels_b3hw: &Tensor) -> Result<Tensor> {
 }
 
 impl Layer {
+    fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        let Self { norm_1, qkv, out, norm_2, up, down } = self;
+        let norms = [norm_1, norm_2].into_iter().flat_map(|(gain, shift)| [gain, shift]);
+        let linears = [qkv, out, up, down].into_iter();
+        norms.chain(linears.flat_map(|(weight, bias)| std::iter::once(bias).chain(weight.tensors_mut())))
+    }
+
     /// The stream `x` [b, l, w] f32 behind the layer; products in `dtype`.
     fn forward(&self, x: &Tensor, heads: usize, dtype: DType) -> Result<Tensor> {
         let (batch, rows, width) = x.dims3()?;

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use kernels::{Device, Tensor};
 
-use crate::Result;
 use crate::umt5::Umt5;
 use crate::weights::Frozen;
+use crate::{Movable, Result};
 
 use super::clean::clean;
 use super::tokenizer::Tokenizer;
@@ -52,5 +52,11 @@ impl TextEncoder {
     /// The model alone.
     pub fn umt5(&self) -> &Umt5 {
         &self.umt5
+    }
+}
+
+impl Movable for TextEncoder {
+    fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        self.umt5.tensors_mut()
     }
 }

@@ -14,7 +14,7 @@ use kernels::{DType, Device, Tensor, gelu, norm};
 
 use crate::text::SPIECE_TENSOR;
 use crate::weights::{Checkpoint, Frozen, Weights};
-use crate::{Error, Result};
+use crate::{Error, Movable, Result};
 
 pub use names::Umt5Sizes;
 pub use position::bucket;
@@ -171,7 +171,20 @@ impl Umt5 {
     }
 }
 
+impl Movable for Umt5 {
+    fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        let Self { embedding, layers, norm, .. } = self;
+        [embedding, norm].into_iter().chain(layers.iter_mut().flat_map(Layer::tensors_mut)).collect()
+    }
+}
+
 impl Layer {
+    fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        let Self { norm_1, q, k, v, o, positions, norm_2, gate, up, down } = self;
+        let matrices = [q, k, v, o, gate, up, down].into_iter().flat_map(Weight::tensors_mut);
+        [norm_1, positions, norm_2].into_iter().chain(matrices)
+    }
+
     /// One layer on `x` [length, width], with its biases [heads, length, length].
     fn forward(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
         let x = (x + self.attend(&rms_norm(x, &self.norm_1)?, bias)?)?;

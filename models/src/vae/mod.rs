@@ -17,7 +17,7 @@ use kernels::{DType, Device, Tensor};
 use sha2::{Digest, Sha256};
 
 use crate::weights::{Checkpoint, Weights};
-use crate::{Error, Result};
+use crate::{Error, Movable, Result};
 
 use network::Network;
 use parts::{Builder, History, Part};
@@ -265,6 +265,21 @@ impl Vae {
             [_, 3, _, _, _] => Ok(()),
             _ => fail("it takes [batch, 3, frames, height, width]".to_owned()),
         }
+    }
+}
+
+impl Movable for Vae {
+    fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        let ends = [&mut self.to_moments, &mut self.from_latents].into_iter().flat_map(Part::tensors_mut);
+        ends.chain(self.encoder.tensors_mut()).chain(self.decoder.tensors_mut()).collect()
+    }
+
+    fn move_to(&mut self, device: &Device) -> Result<()> {
+        for tensor in self.tensors_mut() {
+            *tensor = tensor.to_device(device)?;
+        }
+        self.device = device.clone();
+        Ok(())
     }
 }
 

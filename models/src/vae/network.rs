@@ -37,6 +37,10 @@ impl Network {
         Ok(Self { stages, slots: builder.slots })
     }
 
+    pub(super) fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        self.stages.iter_mut().flat_map(|stage| &mut stage.parts).flat_map(Part::tensors_mut)
+    }
+
     /// Runs a clip in the given chunks of frames; the outputs are joined in time.
     ///
     /// The chunks define the result: resampling in time treats the first chunk differently.

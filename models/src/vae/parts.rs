@@ -175,6 +175,30 @@ impl Part {
     }
 }
 
+impl Part {
+    pub(super) fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        match self {
+            Self::Conv(conv) => conv.conv.tensors_mut().into(),
+            Self::Pointwise(conv) => conv.tensors_mut().into(),
+            Self::Norm(gamma) => vec![gamma],
+            Self::Silu => Vec::new(),
+            Self::Residual(block) => {
+                let Residual { norm_1, conv_1, norm_2, conv_2, shortcut } = &mut **block;
+                let convs = [&mut conv_1.conv, &mut conv_2.conv].into_iter().chain(shortcut);
+                [norm_1, norm_2].into_iter().chain(convs.flat_map(Conv::tensors_mut)).collect()
+            }
+            Self::Attention(Attention { norm, to_qkv, proj }) => {
+                let convs = [to_qkv, proj].into_iter().flat_map(Conv::tensors_mut);
+                std::iter::once(norm).chain(convs).collect()
+            }
+            Self::Down { space, time } | Self::Up { space, time } => {
+                let time = time.iter_mut().map(|time| &mut time.conv);
+                std::iter::once(space).chain(time).flat_map(Conv::tensors_mut).collect()
+            }
+        }
+    }
+}
+
 /// A convolution with its bias.
 #[derive(Debug)]
 pub(super) struct Conv {
@@ -184,6 +208,10 @@ pub(super) struct Conv {
 }
 
 impl Conv {
+    fn tensors_mut(&mut self) -> [&mut Tensor; 2] {
+        [&mut self.weight, &mut self.bias]
+    }
+
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(conv3d(x, &self.weight, Some(&self.bias), self.geometry)?)
     }

@@ -2,35 +2,31 @@
 
 mod basis;
 
-use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{ArgGroup, Args};
 use kernels::{DType, Device, Tensor};
-use models::adapter::{ApplyMode, Source};
 use models::dit::DitConfig;
 use models::expert::Expert;
 use models::published::Defaults;
-use models::vae::{Tiles, Tiling, Vae};
+use models::vae::{Tiles, Tiling};
 use models::weights::Checkpoint;
 
 use super::devices::StageDevices;
 use super::force::Force;
 use super::precision::ModelPrecision;
 use crate::adapters;
-use crate::base::{BaseModel, DitFiles};
+use crate::base::BaseModel;
 use crate::encode::prompt::ClipRequest;
 use crate::encode::{Encoding, LatentStore};
 use crate::error::Error;
-use crate::learning::NoiseRange;
 use crate::machine::devices::DevicesConfig;
-use crate::pipeline::Pipeline;
+use crate::machine::forecast::{Decoding, Networks};
 use crate::recipe::Assignment;
-use crate::sample::{
-    self, ClipFiles, ClipFormat, Owner, Prompted, clip_files, clip_name, estimate, starting_noise,
-};
+use crate::residents::{FromFiles, Residency, Residents, Setup, WhenIdle};
+use crate::sample::{self, ClipFiles, ClipFormat, Prompted, clip_files, clip_name, estimate, starting_noise};
 use crate::solver::{Convention, SolverKind};
 use crate::watch::interrupt::{Interrupt, OnStop};
 use crate::watch::ui::Ui;
@@ -151,6 +147,10 @@ pub struct Sample {
     yes: bool,
 }
 
+/// Each model is needed once, so each has the devices to itself; but the VAE may be needed for pictures and for clips.
+const ONE_AT_A_TIME: Residency =
+    Residency { networks: Networks::InTurn, decoding: Decoding::Alone, vae: WhenIdle::Park };
+
 /// Sampling that takes longer is asked about.
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -177,24 +177,23 @@ impl Sample {
         let names: Vec<String> =
             requests.iter().enumerate().map(|(i, request)| clip_name(i, &request.prompt)).collect();
         self.check_outputs(&names, &formats)?;
-        let networks = self.networks(&model, &basis.defaults, std::mem::take(&mut basis.loras), ui)?;
+        let networks = self.networks(&model, &basis.dit, std::mem::take(&mut basis.loras), ui)?;
         if !self.is_worth_it(&requests, (&model, &basis), &devices, ui)? {
             ui.note("nothing was made");
             return Ok(0);
         }
-        let split = devices.open()?;
-        let device = split[0].0.clone(); // a settled config has a stage
+        let setup = Setup { route: devices.transfer.into(), ..Setup::default() };
+        let config = &basis.dit;
+        let mut residents = Residents::new((&model, config), devices.open()?, ONE_AT_A_TIME, setup, ui);
+        networks.into_iter().for_each(|network| residents.add(network));
 
         let mut encoded = LatentStore::open(self.cache.as_ref().unwrap_or(&basis.cache), &model)?;
         let texts = requests.iter().flat_map(|r| [r.prompt.as_str(), r.negative.as_str()]);
-        let config = &basis.dit;
-        let with = Encoding { model: &model, dit: config, device: &device, interrupt: &interrupt, ui };
-        encoded.encode_prompts(texts, &with)?;
-        encoded.encode_pictures(&requests, &with)?;
-        let prompted = self.prompted(&requests, &encoded, config, &device)?;
-        let mut owner =
-            Loading { networks, model: &model, devices: &devices, split: &split, with: &with, ui };
-        let Some(latents) = sample::latents(&prompted, &mut owner, &interrupt, ui)? else {
+        let mut with = Encoding { residents: &mut residents, interrupt: &interrupt };
+        encoded.encode_prompts(texts, &mut with)?;
+        encoded.encode_pictures(&requests, &mut with)?;
+        let prompted = self.prompted(&requests, &encoded, config, residents.first_device())?;
+        let Some(latents) = sample::latents(&prompted, &mut residents, &interrupt)? else {
             return Err(Error::Interrupted.into());
         };
         if let Some(path) = &self.save_latents {
@@ -202,7 +201,7 @@ impl Sample {
         }
         let tiling = if self.tiled { Tiling::On(Tiles::default()) } else { Tiling::Off };
         let files = ClipFiles { tiling, fps: self.fps.unwrap_or(basis.fps), formats: &formats };
-        let written = sample::files(&self.out, (&prompted, latents), "", &owner, files, ui)?;
+        let written = sample::files(&self.out, (&prompted, latents), "", &mut residents, files)?;
         let lines: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
         ui.tell(&lines.join("\n"), &serde_json::json!({ "files": written }));
         Ok(0)
@@ -247,13 +246,13 @@ impl Sample {
     }
 
     /// The networks that the clips go through, in order, each with what is named here and with `own`.
-    fn networks<'a>(
+    fn networks(
         &self,
-        model: &'a BaseModel,
-        defaults: &Defaults,
+        model: &BaseModel,
+        dit: &DitConfig,
         mut own: Loras,
         ui: &Ui,
-    ) -> Result<Vec<Network<'a>>> {
+    ) -> Result<Vec<FromFiles>> {
         own.all.extend(adapters::sources("--lora", &self.lora, ui)?);
         if model.dits.experts().is_none() {
             if !(self.lora_high.is_empty() && self.lora_low.is_empty()) {
@@ -262,9 +261,10 @@ impl Sample {
             }
             // Those of a run of one expert whose model is that expert alone.
             let adapters = [own.all, own.high, own.low].concat();
-            return Ok(vec![Network { dit: model.dits.of(Expert::High), share: NoiseRange::All, adapters }]);
+            let files = model.dits.of(Expert::High).clone();
+            let range = model.noise_range_of(None, dit);
+            return Ok(vec![FromFiles { range, files, adapters, for_clips: Vec::new() }]);
         }
-        let boundary = model.boundary.unwrap_or(defaults.boundary);
         let mut network = |expert: Expert| {
             let (key, named) = match expert {
                 Expert::High => ("--lora-high", &self.lora_high),
@@ -275,7 +275,8 @@ impl Sample {
             let mut adapters = own.all.clone();
             adapters.append(own.of(Some(expert)));
             adapters.extend(adapters::sources(key, named, ui)?);
-            Ok(Network { dit: model.dits.of(expert), share: NoiseRange::Of { expert, boundary }, adapters })
+            let (range, files) = (model.noise_range_of(Some(expert), dit), model.dits.of(expert).clone());
+            Ok(FromFiles { range, files, adapters, for_clips: Vec::new() })
         };
         Expert::ALL.into_iter().map(&mut network).collect()
     }
@@ -354,55 +355,6 @@ impl Sample {
             image: self.image.clone().or(own.image),
             last_image: self.last_image.clone().or(own.last_image),
         })
-    }
-}
-
-/// A network on its way through the sampling.
-struct Network<'a> {
-    dit: &'a DitFiles,
-    share: NoiseRange,
-    adapters: Vec<Source>,
-}
-
-/// Loads each network when its turn comes, and lets go of it.
-struct Loading<'a> {
-    networks: Vec<Network<'a>>,
-    model: &'a BaseModel,
-    devices: &'a DevicesConfig,
-    split: &'a [(Device, Range<usize>)],
-    with: &'a Encoding<'a>,
-    ui: &'a Ui,
-}
-
-impl Owner for Loading<'_> {
-    fn devices(&self) -> Vec<Device> {
-        self.split.iter().map(|(device, _)| device.clone()).collect()
-    }
-
-    fn shares(&self) -> Vec<NoiseRange> {
-        self.networks.iter().map(|network| network.share).collect()
-    }
-
-    fn with_network(
-        &mut self,
-        share: NoiseRange,
-        work: &mut dyn FnMut(&Pipeline) -> crate::Result<ControlFlow<()>>,
-    ) -> crate::Result<ControlFlow<()>> {
-        let Some(network) = self.networks.iter().find(|network| network.share == share) else {
-            return Ok(ControlFlow::Continue(()));
-        };
-        let (dit, weights) = network.dit.open()?;
-        let (adapters, weights) =
-            adapters::put(&network.adapters, &dit, weights, ApplyMode::Unmerged, self.ui)?;
-        let base = self.model.precision.dit();
-        let load = || Pipeline::load(&weights, &dit, self.split, &adapters, base);
-        let mut pipeline = self.ui.phase("loading the DiT", load)?;
-        pipeline.set_route(self.devices.transfer.into())?;
-        work(&pipeline)
-    }
-
-    fn vae(&self) -> crate::Result<Vae> {
-        self.with.vae()
     }
 }
 

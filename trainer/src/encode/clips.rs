@@ -26,14 +26,15 @@ impl LatentStore {
     ///
     /// # Errors
     /// Clips that cannot be decoded, latents that are not finite, a cache that takes no files.
-    pub fn encode_clips(&mut self, dataset: &Dataset, with: &Encoding) -> Result<()> {
+    pub fn encode_clips(&mut self, dataset: &Dataset, with: &mut Encoding) -> Result<()> {
+        let ui = with.residents.ui().clone();
         let mut hashes = ContentHashes::open(&self.cache);
-        with.ui.phase("reading clips", || self.name_clips(dataset, &mut hashes, with))?;
-        let missing = with.ui.phase("checking the cache", || self.missing_clips(dataset, with))?;
+        ui.phase("reading clips", || self.name_clips(dataset, &mut hashes, with))?;
+        let missing = ui.phase("checking the cache", || self.missing_clips(dataset, with))?;
         if missing.latents.is_empty() && missing.states.is_empty() {
             // A complete cache may be read-only: then clips are hashed anew each time.
             if let Err(error) = hashes.save() {
-                with.ui.note(&format!("{error}; every start reads all clips to know them again"));
+                ui.note(&format!("{error}; every start reads all clips to know them again"));
             }
             return Ok(());
         }
@@ -41,10 +42,10 @@ impl LatentStore {
         hashes.save()?;
         let mut rest = missing.states.clone();
         if !missing.latents.is_empty() {
-            let vae = with.vae()?;
+            let vae = with.residents.vae()?;
             let is_for_both = missing.latents.iter().any(|index| missing.states.contains(index));
-            let tower = is_for_both.then(|| with.clip()).transpose()?;
-            self.encode_missing(dataset, &missing, (&vae, tower.as_ref()), with)?;
+            let tower = is_for_both.then(|| with.residents.clip()).transpose()?;
+            self.encode_missing(dataset, &missing, (&vae, tower.as_deref()), with)?;
             rest.retain(|index| !missing.latents.contains(index));
         }
         if rest.is_empty() { Ok(()) } else { self.encode_views(dataset, &rest, with) }
@@ -53,7 +54,7 @@ impl LatentStore {
     /// Finds the keys of all entries, from the contents of files and the identities of encoders.
     fn name_clips(&mut self, dataset: &Dataset, hashes: &mut ContentHashes, with: &Encoding) -> Result<()> {
         let vae = with.vae_identity()?;
-        let clip = with.dit.image.map(|_| with.clip_identity()).transpose()?;
+        let clip = with.residents.dit().image.map(|_| with.clip_identity()).transpose()?;
         self.ends = if with.sees_two() { GivenFrames::Both } else { GivenFrames::First };
         let ends = self.ends.name();
         self.clips.clear();
@@ -61,7 +62,7 @@ impl LatentStore {
             let content = hashes.of(&dataset.sources[window.source].item.media)?;
             let latents = dataset.key(window, &content, &vae);
             let condition = || Key::of(&["condition", &latents.to_string(), ends]);
-            let condition = (with.dit.pictures() == Pictures::Beside).then(condition);
+            let condition = (with.residents.dit().pictures() == Pictures::Beside).then(condition);
             let states = clip.as_ref().map(|clip| Key::of(&["view", &latents.to_string(), ends, clip]));
             self.clips.push(ClipKeys { latents, condition, states });
         }
@@ -75,7 +76,7 @@ impl LatentStore {
                 let reason = self.missing(key)?;
                 if let Some(reason @ MissReason::Damaged(_)) = &reason {
                     let id = &dataset.sources[dataset.windows[index].source].item.id;
-                    with.ui.note(&format!("{id}: {reason}; it is made again"));
+                    with.residents.ui().note(&format!("{id}: {reason}; it is made again"));
                 }
                 Ok(reason.is_some())
             };
@@ -97,7 +98,7 @@ impl LatentStore {
         (vae, tower): (&Vae, Option<&Tower>),
         with: &Encoding,
     ) -> Result<()> {
-        let bar = with.ui.bar("encoding clips", missing.latents.len());
+        let bar = with.residents.ui().bar("encoding clips", missing.latents.len());
         let sources: BTreeSet<usize> = missing.latents.iter().map(|&i| dataset.windows[i].source).collect();
         for source in sources {
             let own = |&i: &usize| dataset.windows[i].source == source;

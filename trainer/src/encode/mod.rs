@@ -1,5 +1,5 @@
 //! Filling the cache: every clip through the VAE and, where the model looks through it, CLIP; every prompt through the text
-//! encoder. Each is loaded only where something is missing, and dropped.
+//! encoder. Each is loaded only where something is missing.
 //!
 //! An entry that is there and whole is not made again, so a run that is killed while caching loses nothing.
 
@@ -13,8 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use data::{Cache, HostTensor, Key, Lookup, MissReason, Storage};
 use kernels::{DType, Device, Tensor};
-use models::clip::Clip as Tower;
-use models::dit::{Conditioning, DitConfig, Role};
+use models::dit::{Conditioning, Role};
 use models::vae::Vae;
 use models::weights::Checkpoint;
 
@@ -22,8 +21,8 @@ pub use picture_inputs::{GivenFrames, PictureInputs, condition, mask, with_mask}
 
 use crate::base::BaseModel;
 use crate::error::{Error, Result};
+use crate::residents::Residents;
 use crate::watch::interrupt::Interrupt;
-use crate::watch::ui::Ui;
 
 /// Name of the one tensor of an entry.
 const LATENTS: &str = "latents";
@@ -64,18 +63,12 @@ struct ClipKeys {
 }
 
 /// What encoding works with.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Encoding<'a> {
-    /// The base model, of which VAE and text encoder are loaded.
-    pub model: &'a BaseModel,
-    /// The DiT that all is encoded for.
-    pub dit: &'a DitConfig,
-    /// Where they run.
-    pub device: &'a Device,
+    /// The encoders, and the DiT that they encode for.
+    pub residents: &'a mut Residents,
     /// Looked at after every item; what is finished stays.
     pub interrupt: &'a Interrupt,
-    /// For progress bars.
-    pub ui: &'a Ui,
 }
 
 impl LatentStore {
@@ -114,9 +107,8 @@ impl LatentStore {
     pub fn encode_prompts<'a>(
         &self,
         prompts: impl IntoIterator<Item = &'a str>,
-        with: &Encoding,
+        with: &mut Encoding,
     ) -> Result<()> {
-        let Encoding { model, device, interrupt, ui, .. } = *with;
         let mut missing = BTreeSet::new();
         for prompt in prompts {
             if self.missing(&self.text_key(prompt))?.is_some() {
@@ -127,14 +119,14 @@ impl LatentStore {
             return Ok(());
         }
         self.cache.check_writable()?;
-        let encoder = ui.phase("loading the text encoder", || model.load_text_encoder(device))?;
-        let bar = ui.bar("encoding prompts", missing.len());
+        let encoder = with.residents.text_encoder()?;
+        let bar = with.residents.ui().bar("encoding prompts", missing.len());
         for prompt in missing {
             let states = encoder.encode_prompt(prompt)?;
             let meta = BTreeMap::from([("prompt".to_owned(), prompt.to_owned())]);
             let entry = [(TEXT, &to_host(&states)?, storage(&states))];
             self.cache.put(&self.text_key(prompt), &entry, &meta)?;
-            interrupt.check()?;
+            with.interrupt.check()?;
             bar.inc(1);
         }
         bar.finish();
@@ -198,37 +190,24 @@ impl LatentStore {
 }
 
 impl Encoding<'_> {
-    /// Loads the VAE.
-    ///
-    /// # Errors
-    /// Files that do not open, and the VAE of another model.
-    pub fn vae(&self) -> Result<Vae> {
-        let vae = self.ui.phase("loading the VAE", || self.model.load_vae(self.device))?;
-        crate::base::check_vae(vae.sizes(), self.dit)?;
-        Ok(vae)
-    }
-
     /// Whether the model looks at a first and a last picture.
-    pub(crate) fn sees_two(&self) -> bool {
-        self.dit.image.is_some_and(|image| image.positions.is_some())
+    fn sees_two(&self) -> bool {
+        self.residents.dit().image.is_some_and(|image| image.positions.is_some())
     }
 
     /// What identifies the VAE in the keys of its entries; nothing is loaded.
     fn vae_identity(&self) -> Result<String> {
-        let fingerprint = Vae::fingerprint_at(&self.model.vae, None)?;
-        Ok(format!("{fingerprint} {}", self.model.precision.vae().as_str()))
-    }
-
-    fn clip(&self) -> Result<Tower> {
-        let (path, dtype) = (self.model.clip()?, self.model.precision.compute.dtype());
-        Ok(self.ui.phase("loading CLIP", || Tower::load(path, None, dtype, self.device))?)
+        let model = self.residents.model();
+        let fingerprint = Vae::fingerprint_at(&model.vae, None)?;
+        Ok(format!("{fingerprint} {}", model.precision.vae().as_str()))
     }
 
     /// What identifies CLIP in the keys of its entries; nothing is loaded.
     fn clip_identity(&self) -> Result<String> {
-        let file = Checkpoint::open(self.model.clip()?).map_err(models::Error::from)?;
+        let model = self.residents.model();
+        let file = Checkpoint::open(model.clip()?).map_err(models::Error::from)?;
         let fingerprint = file.fingerprint().map_err(models::Error::from)?;
-        Ok(format!("{fingerprint} {}", self.model.precision.compute.dtype().as_str()))
+        Ok(format!("{fingerprint} {}", model.precision.compute.dtype().as_str()))
     }
 }
 

@@ -30,13 +30,12 @@ impl LatentStore {
     ///
     /// # Errors
     /// Pictures that cannot be read, encoders that do not open, a cache that takes no files.
-    pub fn encode_pictures(&mut self, requests: &[ClipRequest], with: &Encoding) -> Result<()> {
+    pub fn encode_pictures(&mut self, requests: &[ClipRequest], with: &mut Encoding) -> Result<()> {
         let requests: Vec<&ClipRequest> = requests.iter().filter(|request| request.image.is_some()).collect();
         if requests.is_empty() {
             return Ok(());
         }
-        // Loaded when the first picture wants it.
-        let mut vae = None;
+        let (pictures, sees_two) = (with.residents.dit().pictures(), with.sees_two());
         let identity = with.vae_identity()?;
         let mut hashes = ContentHashes::open(&self.cache);
         let mut contents = Vec::new();
@@ -49,20 +48,18 @@ impl LatentStore {
             let size = format!("{}x{}x{}", request.width, request.height, request.frames);
             let latents = Key::of(&["picture", content, &size, request.convention.key(), &identity]);
             if self.missing(&latents)?.is_some() {
-                let vae = loaded(&mut vae, || with.vae())?;
-                let host = to_host(&latents_of(request, vae, with)?)?;
+                let host = to_host(&latents_of(request, &*with.residents.vae()?, pictures)?)?;
                 self.cache.put(&latents, &[(LATENTS, &host, Storage::F32)], &BTreeMap::new())?;
             }
             self.pictures.insert(named(request), PictureKeys { latents, states: None });
         }
-        drop(vae);
-        if with.dit.image.is_some() {
-            let (mut clip, identity) = (None, with.clip_identity()?);
+        with.residents.rest_encoders()?;
+        if with.residents.dit().image.is_some() {
+            let identity = with.clip_identity()?;
             for (request, content) in requests.iter().zip(&contents) {
-                let states = states_key(content, request.convention, with.sees_two(), &identity);
+                let states = states_key(content, request.convention, sees_two, &identity);
                 if self.missing(&states)?.is_some() {
-                    let clip = loaded(&mut clip, || with.clip())?;
-                    let tensor = states_of(request, clip, with)?;
+                    let tensor = states_of(request, &*with.residents.clip()?, sees_two)?;
                     let entry = [(STATES, &to_host(&tensor)?, storage(&tensor))];
                     self.cache.put(&states, &entry, &BTreeMap::new())?;
                 }
@@ -108,14 +105,6 @@ fn states_key(content: &str, convention: Convention, sees_two: bool, identity: &
     }
 }
 
-/// What `place` holds, loaded when it is first asked for.
-fn loaded<T>(place: &mut Option<T>, load: impl FnOnce() -> Result<T>) -> Result<&T> {
-    match place {
-        Some(loaded) => Ok(loaded),
-        empty => Ok(empty.insert(load()?)),
-    }
-}
-
 /// What tells the pictures of one request from those of another.
 fn named(request: &ClipRequest) -> String {
     let ClipRequest { image, last_image, width, height, frames, convention, .. } = request;
@@ -124,16 +113,16 @@ fn named(request: &ClipRequest) -> String {
 
 /// The latents [c, t, h, w] of what is known of the clip: of the picture alone where it takes the first frame's place,
 /// else of a clip that is grey but for its ends.
-fn latents_of(request: &ClipRequest, vae: &Vae, with: &Encoding) -> Result<Tensor> {
+fn latents_of(request: &ClipRequest, vae: &Vae, pictures: Pictures) -> Result<Tensor> {
     let read = |path: &Path| -> Result<Tensor> {
         let picture = Picture::open(path)?;
-        let scaled = fitted(&picture, request, with.dit.pictures());
+        let scaled = fitted(&picture, request, pictures);
         let scaled = scaled.ok_or_else(|| DataError::unreadable(path, "it cannot be scaled"))?;
         let size = (request.height as usize, request.width as usize);
         Ok(models::picture::resize_bicubic(&planes(&scaled)?.unsqueeze(0)?, size)?.squeeze(0)?)
     };
     let first = read(request.image.as_deref().unwrap_or(Path::new("")))?;
-    match with.dit.pictures() {
+    match pictures {
         Pictures::InPlace => {
             let video = first.unsqueeze(1)?.unsqueeze(0)?.to_device(vae.device())?;
             Ok(vae.encode(&video, Tiling::Off)?.squeeze(0)?.to_device(&Device::Cpu)?)
@@ -166,10 +155,10 @@ pub(super) fn planes(picture: &Picture) -> Result<Tensor> {
     Ok(Tensor::from_vec(picture.planes(), shape, &Device::Cpu)?)
 }
 
-/// CLIP's states [rows, width] of the request's picture, or of both one behind the other where the model sees two.
-fn states_of(request: &ClipRequest, clip: &Clip, with: &Encoding) -> Result<Tensor> {
+/// CLIP's states [rows, width] of the request's picture, or of both one behind the other where the model `sees_two`.
+fn states_of(request: &ClipRequest, clip: &Clip, sees_two: bool) -> Result<Tensor> {
     let mut named: Vec<&Path> = request.image.as_deref().into_iter().collect();
-    if with.sees_two() {
+    if sees_two {
         named.extend(request.last_image.as_deref());
     }
     let mut states = Vec::new();

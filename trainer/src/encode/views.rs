@@ -15,10 +15,10 @@ impl LatentStore {
         &self,
         dataset: &Dataset,
         missing: &BTreeSet<usize>,
-        with: &Encoding,
+        with: &mut Encoding,
     ) -> Result<()> {
-        let tower = with.clip()?;
-        let bar = with.ui.bar("looking at clips", missing.len());
+        let tower = with.residents.clip()?;
+        let bar = with.residents.ui().bar("looking at clips", missing.len());
         for &index in missing {
             if let Some(key) = &self.clips[index].states {
                 let ends = self.decoded_ends(dataset, &dataset.windows[index])?;

@@ -68,13 +68,13 @@ impl<'a> Session<'a> {
         Ok(Self { clips, state: clips.iter().map(state).collect::<Result<_>>()? })
     }
 
-    /// Solver steps of all clips together that the network of `share` makes.
-    pub fn steps_of(&self, share: NoiseRange) -> usize {
+    /// Solver steps of all clips together that the network of `range` makes.
+    pub fn steps_of(&self, range: NoiseRange) -> usize {
         let timesteps = self.state.iter().flat_map(|clip| &clip.solver.schedule().timesteps);
-        timesteps.filter(|timestep| share.holds(**timestep)).count()
+        timesteps.filter(|timestep| range.holds(**timestep)).count()
     }
 
-    /// Makes the steps that are `pipeline`'s share. `progress` is called after each step of a clip, on another thread, and
+    /// Makes the steps that are `pipeline`'s. `progress` is called after each step of a clip, on another thread, and
     /// may break off.
     ///
     /// # Errors
@@ -82,10 +82,10 @@ impl<'a> Session<'a> {
     pub fn run(
         &mut self,
         pipeline: &Pipeline,
-        share: NoiseRange,
+        range: NoiseRange,
         mut progress: impl FnMut() -> ControlFlow<()> + Send,
     ) -> Result<ControlFlow<()>> {
-        let calls = self.calls(share);
+        let calls = self.calls(range);
         let [first, last] = pipeline.ends();
         let clips = self.clips.iter().map(|clip| clip.to_device(first)).collect::<Result<Vec<_>>>()?;
         let latents = self.state.iter().map(|clip| clip.latents.to_device(first));
@@ -109,7 +109,7 @@ impl<'a> Session<'a> {
                 return Ok(None);
             }
             let clip = calls[m].clip;
-            let velocity = guided(&std::mem::take(&mut halves), guidance(&self.clips[clip], share))?;
+            let velocity = guided(&std::mem::take(&mut halves), guidance(&self.clips[clip], range))?;
             self.state[clip].step(&velocity)?;
             self.check(clip)?;
             if progress().is_break() {
@@ -125,11 +125,11 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The calls that make the steps in `share`: the next step of each clip in turn.
-    fn calls(&self, share: NoiseRange) -> Vec<Call> {
+    /// The calls that make the steps in `range`: the next step of each clip in turn.
+    fn calls(&self, range: NoiseRange) -> Vec<Call> {
         let rest = |clip: &ClipState| {
             let rest = &clip.solver.schedule().timesteps[clip.made..];
-            rest.iter().copied().take_while(|timestep| share.holds(*timestep)).collect::<Vec<_>>()
+            rest.iter().copied().take_while(|timestep| range.holds(*timestep)).collect::<Vec<_>>()
         };
         let rest: Vec<Vec<f32>> = self.state.iter().map(rest).collect();
         let rounds = rest.iter().map(Vec::len).max().unwrap_or(0);
@@ -137,7 +137,7 @@ impl<'a> Session<'a> {
         for round in 0..rounds {
             for (clip, rest) in rest.iter().enumerate() {
                 let Some(&timestep) = rest.get(round) else { continue };
-                let halves: &[Half] = match guidance(&self.clips[clip], share) == 1.0 {
+                let halves: &[Half] = match guidance(&self.clips[clip], range) == 1.0 {
                     true => &[Half::Positive],
                     false => &[Half::Positive, Half::Negative],
                 };
@@ -212,9 +212,9 @@ fn with_first(latents: Tensor, first: Option<&Tensor>) -> Result<Tensor> {
     })
 }
 
-/// The guidance scale of the steps that are in `share`.
-fn guidance(clip: &Prompted, share: NoiseRange) -> f64 {
-    match share {
+/// The guidance scale of the steps that are in `range`.
+fn guidance(clip: &Prompted, range: NoiseRange) -> f64 {
+    match range {
         NoiseRange::Of { expert: Expert::High, .. } => clip.request.guidance_high,
         _ => clip.request.guidance,
     }

@@ -24,12 +24,12 @@ impl Run<'_> {
         }
         // Always in one order: the log of a run that was interrupted is that of one that was not.
         for index in 0..self.networks.len() {
-            let share = self.networks.share(index);
-            let by_sigma = self.losses_by_sigma(index, share)?;
+            let range = self.networks.range(index);
+            let by_sigma = self.losses_by_sigma(index, range)?;
             let eval_loss = by_sigma.iter().sum::<f64>() / by_sigma.len() as f64;
-            let row = EvalRow { step: self.progress.step, expert: share.expert(), eval_loss, by_sigma };
+            let row = EvalRow { step: self.progress.step, expert: range.expert(), eval_loss, by_sigma };
             self.log.eval(&row)?;
-            let of = share.expert().map(|expert| format!(", {expert} noise")).unwrap_or_default();
+            let of = range.expert().map(|expert| format!(", {expert} noise")).unwrap_or_default();
             self.ui.progress(&format!("step {:>6}  held-out loss {eval_loss:.4}{of}", row.step), &row);
         }
         Ok(())
@@ -37,11 +37,11 @@ impl Run<'_> {
 
     /// The mean over the held-out items at each of the nine sigmas. The micro-batches go through the stages one behind the
     /// other, so that all work at once.
-    fn losses_by_sigma(&mut self, index: usize, share: NoiseRange) -> Result<Vec<f64>> {
+    fn losses_by_sigma(&mut self, index: usize, range: NoiseRange) -> Result<Vec<f64>> {
         let (step, items) = (self.progress.step, self.batches.held_out_items());
         let bar = self.ui.bar("held-out loss", items * EVAL_SIGMAS.len());
-        let pipeline = &self.networks.awake(index)?.pipeline;
-        let mut held_out = self.batches.held_out(share);
+        let (pipeline, _) = self.networks.on_devices(index)?;
+        let mut held_out = self.batches.held_out(range);
         // From the first stage's thread to the last one's.
         let (send, expected) = channel::<HeldOut>();
         let input = move |_, _: &Returns| {

@@ -3,7 +3,6 @@
 pub mod background;
 pub mod batch;
 pub mod checkpoint;
-mod clip_adapter;
 mod evaluate;
 pub mod export;
 mod folder;
@@ -32,7 +31,9 @@ pub(crate) use step::{UpdateSettings, update};
 use crate::encode::{Check, Encoding, LatentStore};
 use crate::error::Result;
 use crate::machine::devices;
+use crate::machine::forecast::Decoding;
 use crate::plan::{Plan, Planned};
+use crate::residents::{Residency, Residents, Setup, WhenIdle};
 use crate::train::background::Background;
 use crate::train::batch::{Batches, StepData};
 use crate::watch::interrupt::Interrupt;
@@ -63,8 +64,6 @@ struct Run<'a> {
     folder: &'a RunFolder,
     batches: Batches<'a>,
     encoded: &'a LatentStore,
-    /// Stages with their blocks, for networks that are read for clips.
-    split: Vec<(Device, Range<usize>)>,
     networks: TrainedNetworks,
     progress: Progress,
     /// Host memory that is not all pinned yet; nothing from the first step on.
@@ -88,27 +87,37 @@ struct Run<'a> {
 /// # Errors
 /// Whatever stands in the way of decoding, encoding or keeping them.
 pub fn cache(planned: &Planned, interrupt: &Interrupt, ui: &Ui) -> Result<LatentStore> {
-    let stages = planned.plan.devices.open_within(&planned.limits)?;
-    cache_on(&stages[0].0, planned, Check::Checksum, interrupt, ui) // a settled plan has a stage
+    let mut residents = residents(planned, planned.plan.devices.open_within(&planned.limits)?, ui);
+    cache_with(&mut residents, planned, Check::Checksum, interrupt)
 }
 
-/// [`cache`] on a device that is open already: a GPU that is opened twice has two pools of memory.
-fn cache_on(
-    device: &Device,
+/// [`cache`] with encoders of `residents`.
+fn cache_with(
+    residents: &mut Residents,
     planned: &Planned,
     check: Check,
     interrupt: &Interrupt,
-    ui: &Ui,
 ) -> Result<LatentStore> {
     let Planned { plan, dataset, .. } = planned;
     let mut encoded = LatentStore::open(&plan.run.cache, &plan.model)?.checking(check);
     let captions = dataset.sources.iter().map(|source| source.item.caption.as_str());
     let prompts = plan.sample.clips.iter().flat_map(|clip| [clip.prompt.as_str(), clip.negative.as_str()]);
-    let with = Encoding { model: &plan.model, dit: &planned.dit, device, interrupt, ui };
-    encoded.encode_prompts(captions.chain(prompts).chain([""]), &with)?;
-    encoded.encode_pictures(&plan.sample.clips, &with)?;
-    encoded.encode_clips(dataset, &with)?;
+    let mut with = Encoding { residents, interrupt };
+    encoded.encode_prompts(captions.chain(prompts).chain([""]), &mut with)?;
+    encoded.encode_pictures(&plan.sample.clips, &mut with)?;
+    encoded.encode_clips(dataset, &mut with)?;
     Ok(encoded)
+}
+
+/// The models of the plan on the devices of `split`, none of them loaded.
+fn residents(planned: &Planned, split: Vec<(Device, Range<usize>)>, ui: &Ui) -> Residents {
+    let Planned { plan, dit, .. } = planned;
+    // Every set of clips needs the VAE again.
+    let vae = if plan.sample.clips.is_empty() { WhenIdle::Drop } else { WhenIdle::Park };
+    let residency = Residency { networks: plan.memory.networks, decoding: Decoding::Beside, vae };
+    let (route, ffn_tokens) = (plan.devices.transfer.into(), Some(plan.memory.ffn_tokens));
+    let setup = Setup { route, ffn_tokens, stores: Vec::new() };
+    Residents::new((&plan.model, dit), split, residency, setup, ui)
 }
 
 /// Trains as planned in `folder`, from its newest checkpoint where there is one.
@@ -121,11 +130,12 @@ pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &
     tell_engines(&split, planned, ui);
     Products::keep(&folder.products(), split.iter().map(|(device, _)| device))?;
     let pinning = Pinning::start(planned, &split, ui)?;
-    let encoded = cache_on(&split[0].0, planned, Check::Head, interrupt, ui)?; // a settled plan has a stage
+    let mut residents = residents(planned, split, ui);
+    let encoded = cache_with(&mut residents, planned, Check::Head, interrupt)?;
     let saved = checkpoint::newest(&folder.checkpoints())?;
     let loaded = saved.as_deref().map(checkpoint::load).transpose()?;
     let saved_state = loaded.as_ref().map(|(_, saved)| saved);
-    let networks = TrainedNetworks::load(planned, &split, pinning.stores(), saved_state, ui)?;
+    let networks = TrainedNetworks::load(residents, planned, pinning.stores(), saved_state, ui)?;
     let saved_step = loaded.as_ref().map(|(progress, _)| progress.step);
     let progress = loaded.map_or_else(Progress::default, |(progress, _)| progress);
     if let Some(path) = saved {
@@ -142,7 +152,6 @@ pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &
         folder,
         batches,
         encoded,
-        split,
         networks,
         progress,
         pinning: Some(pinning),
@@ -206,7 +215,7 @@ impl Run<'_> {
                 pinning.finish(self.ui)?;
             }
             let row = self.step()?;
-            devices::tell_refusals(self.split.iter().map(|(device, _)| device), self.ui);
+            devices::tell_refusals(self.networks.residents().devices(), self.ui);
             self.log.step(&row)?;
             self.show(&bar, &row);
             let is_last = self.progress.step == steps;

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use models::adapter::files::AdapterFile;
 use models::expert::Expert;
 
-use super::networks::TrainedNetwork;
 use super::products::Products;
 use super::{Run, RunFolder};
 use crate::error::{Error, Result};
@@ -52,7 +51,7 @@ impl Run<'_> {
             (self.progress.metrics_bytes, self.progress.events_bytes) = lengths;
             self.saved_step = Some(step);
         }
-        if let Some(products) = Products::of(self.split.iter().map(|(device, _)| device)) {
+        if let Some(products) = Products::of(self.networks.residents().devices()) {
             products.store(&self.folder.products())?;
         }
         let ui = self.ui.clone();
@@ -75,9 +74,10 @@ impl Run<'_> {
         if keep != Keep::State {
             for index in self.networks.order() {
                 let is_pair = self.networks.len() > 1;
-                let TrainedNetwork { share, pipeline, optimizer } = self.networks.for_files(index)?;
-                let own = checkpoint::part_of(&saved, share.expert().filter(|_| is_pair));
-                adapters.push((share.expert(), adapter_file(pipeline, optimizer.rule(), &own.tensors)?));
+                let expert = self.networks.range(index).expert();
+                let (pipeline, optimizer) = self.networks.for_files(index)?;
+                let own = checkpoint::part_of(&saved, expert.filter(|_| is_pair));
+                adapters.push((expert, adapter_file(pipeline, optimizer.rule(), &own.tensors)?));
             }
         }
         Ok(Snapshot { keep, progress: self.progress, saved, adapters })

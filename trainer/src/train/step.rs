@@ -9,7 +9,7 @@ use models::dit::Role;
 use models::expert::Expert;
 
 use super::Run;
-use super::networks::{TrainedNetwork, TrainedNetworks};
+use super::networks::TrainedNetworks;
 use crate::error::{Error, Result};
 use crate::learning::lr::learning_rate;
 use crate::learning::optim::{Optimizer, Step, checked_norm, clip_factor};
@@ -82,13 +82,13 @@ fn learn(networks: &mut TrainedNetworks, plan: &Plan, data: &StepData, progress:
     let is_pair = networks.len() > 1;
     let all: usize = data.micro_batches.iter().map(|batch| batch.weights.len()).sum();
     for index in networks.order() {
-        let expert = networks.share(index).expert();
+        let expert = networks.range(index).expert();
         let own = data.of(expert);
         if own.is_empty() {
             continue;
         }
         let updates = networks.updates(index, &progress) + 1;
-        let TrainedNetwork { pipeline, optimizer, .. } = networks.awake(index)?;
+        let (pipeline, optimizer) = networks.on_devices(index)?;
         let outcome = pipeline.train(&own, &pipeline.plans(&keeping)?)?;
         let settings = UpdateSettings { lr, clip_norm: config.clip_norm, step: updates };
         let updated = update(pipeline, optimizer, &outcome, &settings);

@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use memo::Memo;
 pub use rehearsal::{Rehearsal, Scene};
-pub use task::{Engine, Networks, Task};
+pub use task::{Decoding, Engine, Networks, Task};
 
 use crate::error::Result;
 

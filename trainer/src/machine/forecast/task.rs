@@ -62,6 +62,17 @@ impl Networks {
     }
 }
 
+/// Where the DiT is while the VAE decodes clips.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decoding {
+    /// It stays on the devices.
+    #[default]
+    Beside,
+    /// Its matrices wait in host memory.
+    Alone,
+}
+
 /// What runs the operations of a stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Engine {

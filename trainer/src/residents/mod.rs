@@ -1,0 +1,224 @@
+//! The owner of a process's models: it reads them, and decides which are on the devices and which wait in host memory or in
+//! their files.
+//!
+//! What fits onto the devices together is settled by the plan and never measured here, so a run does the same at every
+//! start. Whoever needs a model asks for it, and whatever does not fit beside it leaves first: a network that is trained is
+//! parked in host memory, one that clips go through is dropped, an encoder does as its [`WhenIdle`] says.
+
+mod clip_adapter;
+mod network;
+mod slot;
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kernels::Device;
+use kernels::transfer::{HostStore, Route};
+use models::adapter::{Adapters, Source};
+use models::clip::Clip;
+use models::dit::DitConfig;
+use models::text::TextEncoder;
+use models::vae::Vae;
+
+use crate::base::{BaseModel, DitFiles, check_vae};
+use crate::error::Result;
+use crate::learning::NoiseRange;
+use crate::machine::forecast::{Decoding, Networks};
+use crate::pipeline::{Pipeline, WeightParking};
+use crate::watch::ui::Ui;
+use network::{Network, Place};
+use slot::Slot;
+
+pub use slot::WhenIdle;
+
+/// What may be on the devices together.
+#[derive(Debug, Clone, Copy)]
+pub struct Residency {
+    /// Whether networks stay on the devices beside each other.
+    pub networks: Networks,
+    /// Whether networks stay on the devices while the VAE is.
+    pub decoding: Decoding,
+    /// What becomes of the VAE while a network works. The text encoder and CLIP are dropped.
+    pub vae: WhenIdle,
+}
+
+/// How networks are set up on the devices.
+#[derive(Debug, Clone, Default)]
+pub struct Setup {
+    /// How tensors go from one stage to the next.
+    pub route: Route,
+    /// The most tokens of a sample that go through a feed-forward layer at once; the model's default where nothing is said.
+    pub ffn_tokens: Option<usize>,
+    /// Where each stage parks what its blocks keep; of its own where there are none.
+    pub stores: Vec<HostStore>,
+}
+
+/// A network that is read from its files when it is first used.
+#[derive(Debug)]
+pub struct FromFiles {
+    /// The noise levels that it is for.
+    pub range: NoiseRange,
+    /// Its files.
+    pub files: DitFiles,
+    /// Adapters that stay on it.
+    pub adapters: Vec<Source>,
+    /// Adapters that are applied for clips alone: file, or PEFT folder, and strength.
+    pub for_clips: Vec<(PathBuf, f64)>,
+}
+
+/// The models of a run, or of a set of clips.
+#[derive(Debug)]
+pub struct Residents {
+    model: BaseModel,
+    dit: DitConfig,
+    split: Vec<(Device, Range<usize>)>,
+    residency: Residency,
+    setup: Setup,
+    networks: Vec<Network>,
+    /// Host memory of networks that are parked; there as long as one is.
+    parking: Option<WeightParking>,
+    vae: Slot<Vae>,
+    clip: Slot<Clip>,
+    text_encoder: Slot<TextEncoder>,
+    ui: Ui,
+}
+
+impl Residents {
+    /// The models of `model`, whose DiT, or each of both, is `dit`, on the devices of `split`. None is loaded yet.
+    pub fn new(
+        (model, dit): (&BaseModel, &DitConfig),
+        split: Vec<(Device, Range<usize>)>,
+        residency: Residency,
+        setup: Setup,
+        ui: &Ui,
+    ) -> Self {
+        let (vae, clip, text_encoder) = (Slot::Files, Slot::Files, Slot::Files);
+        let (model, dit, ui) = (model.clone(), dit.clone(), ui.clone());
+        let (networks, parking) = (Vec::new(), None);
+        Self { model, dit, split, residency, setup, networks, parking, vae, clip, text_encoder, ui }
+    }
+
+    /// The base model.
+    pub fn model(&self) -> &BaseModel {
+        &self.model
+    }
+
+    /// Sizes of the DiT, or of both.
+    pub fn dit(&self) -> &DitConfig {
+        &self.dit
+    }
+
+    /// The devices of the stages, first to last.
+    pub fn devices(&self) -> impl Iterator<Item = &Device> {
+        self.split.iter().map(|(device, _)| device)
+    }
+
+    /// The device of the first stage, which encoders and the VAE run on too.
+    pub fn first_device(&self) -> &Device {
+        &self.split[0].0 // a settled config has a stage
+    }
+
+    /// Where progress is shown.
+    pub fn ui(&self) -> &Ui {
+        &self.ui
+    }
+
+    /// The noise ranges of the networks that clips go through, in order.
+    pub fn clip_ranges(&self) -> Vec<NoiseRange> {
+        self.model.clip_ranges(&self.dit)
+    }
+
+    /// Parks what blocks of networks that are loaded from now on keep in `stores`, one for each stage.
+    pub fn set_stores(&mut self, stores: &[HostStore]) {
+        self.setup.stores = stores.to_vec();
+    }
+
+    /// Adds a network that is read when it is first used, and again after others needed its place.
+    pub fn add(&mut self, network: FromFiles) {
+        let FromFiles { range, files, adapters, for_clips } = network;
+        let (place, when_idle) = (Place::Files, WhenIdle::Drop);
+        self.networks.push(Network { range, files, place, adapters, for_clips, when_idle });
+    }
+
+    /// Reads the network of `range` onto the devices with `adapters`, to be trained: it never loses them. `for_clips` are
+    /// adapters that are applied for clips alone.
+    ///
+    /// # Errors
+    /// Files that cannot be read, and memory that runs out.
+    pub fn add_trained(
+        &mut self,
+        range: NoiseRange,
+        adapters: &Adapters,
+        for_clips: Vec<(PathBuf, f64)>,
+    ) -> Result<&mut Pipeline> {
+        let files = match range.expert() {
+            Some(expert) => self.model.dits.of(expert),
+            None => self.model.trained_dit()?,
+        };
+        let files = files.clone();
+        self.make_room_for_network(None)?;
+        let (config, weights) = files.open()?;
+        let pipeline = self.read(&config, &weights, adapters)?;
+        let (place, adapters, when_idle) = (Place::OnDevices(pipeline), Vec::new(), WhenIdle::Park);
+        self.networks.push(Network { range, files, place, adapters, for_clips, when_idle });
+        self.network(range)
+    }
+
+    /// The VAE on the first device.
+    ///
+    /// # Errors
+    /// Files that do not open, the VAE of another model, and memory that runs out.
+    pub fn vae(&mut self) -> Result<Arc<Vae>> {
+        self.text_encoder.leave(WhenIdle::Drop)?;
+        if self.residency.decoding == Decoding::Alone {
+            self.clear_networks()?;
+        }
+        let Self { model, dit, split, ui, .. } = self;
+        let device = &split[0].0; // a settled config has a stage
+        self.vae.on(device, || {
+            let vae = ui.phase("loading the VAE", || model.load_vae(device))?;
+            check_vae(vae.sizes(), dit)?;
+            Ok(vae)
+        })
+    }
+
+    /// The text encoder on the first device, without anything else.
+    ///
+    /// # Errors
+    /// Files that do not open, and memory that runs out.
+    pub fn text_encoder(&mut self) -> Result<Arc<TextEncoder>> {
+        self.clear_networks()?;
+        self.clip.leave(WhenIdle::Drop)?;
+        self.vae.leave(self.residency.vae)?;
+        let Self { model, split, ui, .. } = self;
+        let device = &split[0].0; // a settled config has a stage
+        self.text_encoder
+            .on(device, || ui.phase("loading the text encoder", || model.load_text_encoder(device)))
+    }
+
+    /// CLIP on the first device, without a network; the VAE stays if it is there.
+    ///
+    /// # Errors
+    /// Files that do not open, and memory that runs out.
+    pub fn clip(&mut self) -> Result<Arc<Clip>> {
+        self.clear_networks()?;
+        self.text_encoder.leave(WhenIdle::Drop)?;
+        let Self { model, split, ui, .. } = self;
+        let device = &split[0].0; // a settled config has a stage
+        self.clip.on(device, || {
+            let (path, dtype) = (model.clip()?, model.precision.compute.dtype());
+            Ok(ui.phase("loading CLIP", || Clip::load(path, None, dtype, device))?)
+        })
+    }
+
+    /// Takes encoders and the VAE that nobody uses off their device.
+    ///
+    /// # Errors
+    /// When the host's memory runs out.
+    pub fn rest_encoders(&mut self) -> Result<()> {
+        self.text_encoder.leave(WhenIdle::Drop)?;
+        self.clip.leave(WhenIdle::Drop)?;
+        self.vae.leave(self.residency.vae)
+    }
+}
