@@ -29,6 +29,7 @@ mod gradients;
 mod hub;
 mod like;
 mod machine;
+mod magcache;
 mod memory;
 mod model_files;
 mod noise;

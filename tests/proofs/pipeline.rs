@@ -13,7 +13,7 @@ use proofs::small::{
     adapters, config, micro_batch, pipeline, pipeline_on, trained, uniform, velocities, weights,
 };
 use proofs::{assert_same_bits, device, randn, second_device};
-use trainer::pipeline::{Calls, MicroBatch, NetworkInput, Pipeline, Returns, schedule};
+use trainer::pipeline::{Calls, MicroBatch, NetworkInput, Pipeline, Returns, run_all, schedule};
 use trainer::{Error, Result};
 
 const LAYERS: usize = 5;
@@ -118,7 +118,8 @@ fn calls_wait_for_what_they_depend_on_and_for_nothing_else() {
         let goes_on = is_end && step + CLIPS < CLIPS * STEPS;
         Ok(if goes_on { Some(Tensor::new(&[step as f32], velocity.device())?) } else { None })
     };
-    let rest = pipeline.call(Calls { count: HALVES * CLIPS * STEPS, input, output }).unwrap();
+    let rest =
+        pipeline.call(Calls { count: HALVES * CLIPS * STEPS, input, output, blocks: run_all }).unwrap().rest;
     assert!(rest.is_empty(), "more came back than was taken");
     for (step, begun) in ended.into_inner().unwrap().into_iter().enumerate() {
         // All that does not depend on this step has begun: the other clip's next one.

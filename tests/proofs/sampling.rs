@@ -59,10 +59,10 @@ fn clips() -> Vec<Prompted> {
 fn generate(
     pipeline: &Pipeline,
     clips: &[Prompted],
-    progress: impl FnMut() -> ControlFlow<()> + Send,
+    mut progress: impl FnMut() -> ControlFlow<()> + Send,
 ) -> Result<Option<Vec<Tensor>>, Error> {
     let mut session = Session::new(clips)?;
-    let flow = session.run(pipeline, NoiseRange::All, progress)?;
+    let flow = session.run(pipeline, NoiseRange::All, |_| progress())?;
     Ok(flow.is_continue().then(|| session.latents()))
 }
 

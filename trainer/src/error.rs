@@ -280,6 +280,14 @@ pub enum Error {
         /// The clip.
         clip: String,
     },
+    /// A table of MagCache that cannot be used.
+    #[error("MagCache, {what}: {why}. `tandem calibrate` measures a table")]
+    MagCacheTable {
+        /// Its file, or whose it is.
+        what: String,
+        /// Why.
+        why: String,
+    },
     /// The held-out loss is no number.
     #[error(
         "the held-out loss after step {step} is not finite: {item} at sigma {sigma:.3}. The adapter has probably diverged: go \

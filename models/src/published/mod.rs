@@ -5,11 +5,13 @@
 //! A new model of a known kind is one row of `table.rs`.
 
 mod defaults;
+mod magnitudes;
 mod table;
 
 use std::path::Path;
 
 pub use defaults::Defaults;
+pub use magnitudes::Magnitudes;
 
 use crate::dit::{DitConfig, ImageBranch, Pictures};
 use crate::expert::{Expert, Networks};
@@ -195,6 +197,24 @@ impl Published {
     /// The settings that it was published with.
     pub fn defaults(&self) -> &'static Defaults {
         self.kind.defaults(self.networks)
+    }
+
+    /// How the magnitude of its residual changes over the steps of a clip of `pixels` pixels a frame, which begins with a
+    /// picture or does not; `None` where nobody published a measurement.
+    pub fn magnitudes(&self, starts_with_picture: bool, pixels: u32) -> Option<&'static Magnitudes> {
+        // Both were published for one network; nothing in its files tells them apart.
+        let is_720p = pixels > (832 * 480 + 1280 * 720) / 2;
+        Some(match (self.key, starts_with_picture) {
+            ("t2v-1.3b", _) => &magnitudes::T2V_1_3B,
+            ("t2v-14b", _) => &magnitudes::T2V_14B,
+            ("t2v-a14b", _) => &magnitudes::T2V_A14B,
+            ("i2v-14b", _) if is_720p => &magnitudes::I2V_14B_720P,
+            ("i2v-14b", _) => &magnitudes::I2V_14B_480P,
+            ("i2v-a14b", _) => &magnitudes::I2V_A14B,
+            ("ti2v-5b", false) => &magnitudes::TI2V_5B_TEXT,
+            ("ti2v-5b", true) => &magnitudes::TI2V_5B_PICTURE,
+            _ => return None,
+        })
     }
 
     /// About how many bytes its official files take.

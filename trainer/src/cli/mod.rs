@@ -169,6 +169,7 @@ fn is_users(error: &Error) -> bool {
         Error::Recipe { .. }
         | Error::Setting { .. }
         | Error::PromptOption { .. }
+        | Error::MagCacheTable { .. }
         | Error::NotThere { .. } => true,
         Error::NoModelFolder { .. } | Error::ModelFolderIsFile { .. } | Error::NoModelPart { .. } => true,
         Error::TwoExperts { .. } | Error::WhichExpert { .. } | Error::ProbeInput { .. } => true,

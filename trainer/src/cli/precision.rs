@@ -108,7 +108,7 @@ impl PartFloat {
 }
 
 /// Storage of a probed network: the same on every device, so that nothing but the device changes the numbers.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct ProbePrecision {
     /// Storage of the weights; fp8 and int8 are computed in bf16, on the CPU in f32.
     #[arg(long, visible_alias = "dtype", value_enum, default_value_t = WeightFormat::F32)]

@@ -51,6 +51,9 @@ enum ProbePart {
     Clip(ClipProbe),
     /// Tokenizer and text encoder: prompts -> `ids.N`, `context.N`, real rows only.
     Text(TextProbe),
+    /// A whole sampling loop: `noise` [c,t,h,w], `context` and `context_null` [rows,text_dim], for MagCache `table` [steps,2],
+    /// for solvers that re-noise `renoise` [steps-1,c,t,h,w] -> `latents` [steps,c,t,h,w] after each step.
+    Sample(SampleProbe),
     /// A solver: its sigmas and timesteps as JSON; with --input it integrates v(x,s) = 0.5x + (0.2+s)sin(2x) - c.
     Solver(SolverProbe),
     /// Training steps: `x0`, `noise`, `sigmas` or `timesteps` (per step, sample or token), `context`, `init.*`, and where the
@@ -186,6 +189,30 @@ struct SolverProbe {
 }
 
 #[derive(Debug, Args)]
+struct SampleProbe {
+    /// The DiT, or the expert for low noise: its folder or file.
+    #[arg(long, value_name = "DIR_OR_FILE", value_parser = on_this_machine)]
+    dit: PathBuf,
+    /// The expert for high noise.
+    #[arg(long, value_name = "DIR_OR_FILE", value_parser = on_this_machine)]
+    dit_high: Option<PathBuf>,
+    /// JSON with steps, shift, solver (or rule), guidance, boundary or first_low_step, threshold, K, retention; or sigmas and
+    /// timesteps in place of steps and shift.
+    #[arg(long, value_name = "FILE")]
+    settings: PathBuf,
+    /// Use this object of the settings file.
+    #[arg(long, value_name = "NAME")]
+    case: Option<String>,
+    /// Devices of the stages, such as cpu,cpu.
+    #[arg(long, value_delimiter = ',')]
+    stages: Vec<String>,
+    #[command(flatten)]
+    files: Files,
+    #[command(flatten)]
+    precision: ProbePrecision,
+}
+
+#[derive(Debug, Args)]
 struct TrainingProbe {
     #[command(flatten)]
     model: DitModel,
@@ -229,6 +256,7 @@ impl Probe {
                 finish(&probe.output, &probe::text::encode(&probe.encoder()?, &prompts)?, ui)
             }
             ProbePart::Solver(probe) => probe.run(ui),
+            ProbePart::Sample(probe) => probe.run(ui),
             ProbePart::Train(probe) => {
                 let inputs = Inputs::open(&probe.files.input)?;
                 let settings = TrainProbe::read(&probe.train_config)?;
@@ -305,6 +333,31 @@ impl TextProbe {
         let device: Device = devices::open(&self.device, &Settings::default())?;
         let frozen = self.precision.frozen(Processor::of(&device));
         Ok(TextEncoder::load(&weights, &tokenizer, frozen, &device)?)
+    }
+}
+
+impl SampleProbe {
+    fn run(&self, ui: &Ui) -> Result<u8> {
+        let inputs = Inputs::open(&self.files.input)?;
+        let settings = probe::sample::Settings::read(&self.settings, self.case.as_deref())?;
+        let network = |path: &PathBuf| {
+            let model = DitModel {
+                model: path.clone(),
+                config: None,
+                device: None,
+                stages: self.stages.clone(),
+                precision: self.precision.clone(),
+            };
+            let (config, weights) = model.open()?;
+            model.pipeline(&config, &weights, &Adapters::default())
+        };
+        let paths = self.dit_high.iter().chain([&self.dit]);
+        let networks = paths.map(network).collect::<crate::Result<Vec<_>>>()?;
+        let (outputs, skipped) = probe::sample::run(&networks, &inputs, &settings)?;
+        probe::write(&self.files.output, &outputs)?;
+        let text = format!("{}: {} steps skipped: {skipped:?}", self.files.output.display(), skipped.len());
+        ui.tell(&text, &serde_json::json!({ "output": self.files.output, "skipped": skipped }));
+        Ok(0)
     }
 }
 

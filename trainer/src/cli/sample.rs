@@ -352,6 +352,8 @@ impl Sample {
             seed: self.seed.unwrap_or(own.seed),
             solver: self.solver.unwrap_or(own.solver),
             convention: self.convention.unwrap_or(own.convention),
+            high_steps: own.high_steps,
+            timesteps: own.timesteps,
             image: self.image.clone().or(own.image),
             last_image: self.last_image.clone().or(own.last_image),
         })

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bounds::{FRAMES, SIDE, SOLVER_STEPS, VOLUME, at_most, near};
 use crate::error::{Error, Result};
-use crate::solver::{Convention, SolverKind};
+use crate::solver::{Convention, Schedule, SolverKind};
 
 /// Everything that a clip is made from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,6 +37,12 @@ pub struct ClipRequest {
     pub solver: SolverKind,
     /// Whose grid of sigmas, and whose way to scale a picture.
     pub convention: Convention,
+    /// Steps that the expert for high noise makes, of two experts; where this says nothing, their sigmas decide.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub high_steps: Option<usize>,
+    /// A fixed grid in place of one by steps and shift: the timesteps, 1000 times the sigmas, without the final 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timesteps: Option<Vec<f32>>,
     /// The picture that the clip starts with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<PathBuf>,
@@ -64,8 +70,22 @@ impl ClipRequest {
             let why = format!("{} is not of the form 4n+1; nearest: {down}, {}", self.frames, down + 4);
             return Err(Error::Setting { key: "frames of a clip".into(), why });
         }
-        crate::solver::Schedule::new(self.solver, self.convention, self.steps, self.shift)?;
+        self.schedule()?;
         Ok(())
+    }
+
+    /// The noise levels and timesteps of its steps.
+    ///
+    /// # Errors
+    /// A grid that cannot be.
+    pub fn schedule(&self) -> Result<Schedule> {
+        Ok(match &self.timesteps {
+            Some(timesteps) => {
+                let sigmas: Vec<f32> = timesteps.iter().map(|timestep| timestep / 1000.0).collect();
+                Schedule::given(self.solver, &sigmas, timesteps)?
+            }
+            None => Schedule::new(self.solver, self.convention, self.steps, self.shift)?,
+        })
     }
 
     /// Checks that the clip has the pictures that `dit` takes.

@@ -13,12 +13,13 @@ use kernels::transfer::Sent;
 use models::dit::NetworkInput;
 
 use super::links::Links;
+use super::residuals::{Blocks, Change, Residuals};
 use super::stage::{Passed, Stage};
 use super::{Pipeline, profile};
 use crate::error::{Error, Result};
 
 /// Calls of the network, in order.
-pub struct Calls<I, O> {
+pub struct Calls<I, O, B = fn(usize) -> Blocks> {
     /// How many.
     pub count: usize,
     /// Makes the input of call `m`, on the first stage's thread. It takes from [`Returns`] what `output` gave back, in that
@@ -27,6 +28,22 @@ pub struct Calls<I, O> {
     /// Takes the velocity of call `m`, [b, c, t, h, w] f32 on the last stage's device and thread. What it gives back goes to
     /// the first stage.
     pub output: O,
+    /// What becomes of the blocks in call `m`.
+    pub blocks: B,
+}
+
+/// Every block of every call runs.
+pub fn run_all(_: usize) -> Blocks {
+    Blocks::Run
+}
+
+/// What came of calls.
+#[derive(Debug)]
+pub struct Called {
+    /// What `output` gave back and no `input` took, on the first stage's device.
+    pub rest: Vec<Tensor>,
+    /// What was measured, in the order of the calls.
+    pub changes: Vec<Change>,
 }
 
 /// What the last stage gave back, on the first stage's device.
@@ -43,6 +60,12 @@ impl Returns {
         let sent = self.receiver.recv().map_err(|_| Error::NeighbourStopped)?;
         Ok(sent.receive()?)
     }
+}
+
+/// What a stage has when it made its part of all calls.
+struct StageEnd {
+    returns: Option<Returns>,
+    changes: Vec<Change>,
 }
 
 /// What is used on one thread alone, and dropped with it: a channel whose end lives on would never close.
@@ -75,17 +98,18 @@ impl InFlight {
 }
 
 impl Pipeline {
-    /// Makes `calls`. What `output` gave back and no `input` took, on the first stage's device.
+    /// Makes `calls`.
     ///
     /// # Errors
     /// The first of `input`, `output` and the stages.
-    pub fn call<I, O>(&self, calls: Calls<I, O>) -> Result<Vec<Tensor>>
+    pub fn call<I, O, B>(&self, calls: Calls<I, O, B>) -> Result<Called>
     where
         I: FnMut(usize, &Returns) -> Result<NetworkInput> + Send,
         O: FnMut(usize, Tensor) -> Result<Option<Tensor>> + Send,
+        B: Fn(usize) -> Blocks + Sync,
     {
-        let rest = self.on_threads(self.calling(calls))?;
-        self.received(rest.into_iter().flatten())
+        let ends = self.on_threads(self.calling(calls))?;
+        self.called(ends)
     }
 
     /// The velocities [b, c, t, h, w] f32 that the network predicts for each input, on the first stage's device.
@@ -94,9 +118,8 @@ impl Pipeline {
     /// An input that does not fit the model, and a device that fails.
     pub fn predict(&self, inputs: &[NetworkInput]) -> Result<Vec<Tensor>> {
         let inputs = self.placed(inputs)?;
-        let calls = Calls { count: inputs.len(), input: give(&inputs), output: keep };
-        let rest = self.on_threads(self.calling(calls))?;
-        self.received(rest.into_iter().flatten())
+        let calls = Calls { count: inputs.len(), input: give(&inputs), output: keep, blocks: run_all };
+        Ok(self.call(calls)?.rest)
     }
 
     /// [`Pipeline::predict`], with what each stage did. The marks cost a little time of their own.
@@ -105,13 +128,14 @@ impl Pipeline {
     /// As there.
     pub fn predict_watched(&self, inputs: &[NetworkInput]) -> Result<(Vec<Tensor>, Vec<profile::Recording>)> {
         let inputs = self.placed(inputs)?;
-        let work = self.calling(Calls { count: inputs.len(), input: give(&inputs), output: keep });
+        let calls = Calls { count: inputs.len(), input: give(&inputs), output: keep, blocks: run_all };
+        let work = self.calling(calls);
         let outcomes = self.on_threads(|stage, links| {
             let (result, operations) = profile::record(|| work(stage, links));
-            result.map(|rest| (rest, operations))
+            result.map(|end| (end, operations))
         })?;
-        let (rest, watched): (Vec<_>, Vec<_>) = outcomes.into_iter().unzip();
-        Ok((self.received(rest.into_iter().flatten())?, watched))
+        let (ends, watched): (Vec<_>, Vec<_>) = outcomes.into_iter().unzip();
+        Ok((self.called(ends)?.rest, watched))
     }
 
     /// `inputs` on the first stage's device.
@@ -121,28 +145,33 @@ impl Pipeline {
     }
 
     /// What a stage does; the first one gives the end of the channel on which more may come back than it took.
-    fn calling<'a, I, O>(
+    fn calling<'a, I, O, B>(
         &'a self,
-        calls: Calls<I, O>,
-    ) -> impl Fn(&Stage, &Links) -> Result<Option<Returns>> + Sync + 'a
+        calls: Calls<I, O, B>,
+    ) -> impl Fn(&Stage, &Links) -> Result<StageEnd> + Sync + 'a
     where
         I: FnMut(usize, &Returns) -> Result<NetworkInput> + Send + 'a,
         O: FnMut(usize, Tensor) -> Result<Option<Tensor>> + Send + 'a,
+        B: Fn(usize) -> Blocks + Sync + 'a,
     {
-        let Calls { count, input, output } = calls;
+        let Calls { count, input, output, blocks } = calls;
         let (sender, receiver): (Sender<Sent>, _) = channel();
         let (first, last) = (Own::new((input, Returns { receiver })), Own::new((output, sender)));
         let in_flight = InFlight::default();
         move |stage, links| {
             let mut first = first.take_if(stage.dit.embedder.is_some());
             let mut last = last.take_if(stage.dit.head.is_some());
+            let mut residuals = Residuals::default();
             for m in 0..count {
                 if let Some((input, returns)) = &mut first {
                     let input = input(m, returns)?.to_device(&stage.device)?;
                     in_flight.all().insert(m, input);
                 }
                 let from_previous = links.take_forward()?;
-                match (stage.forward_only(&in_flight.get(m)?, from_previous)?, &mut last) {
+                let (input, call) = (in_flight.get(m)?, (m, blocks(m)));
+                let passed = stage.forward_only(&input, from_previous, call, &mut residuals)?;
+                drop(input);
+                match (passed, &mut last) {
                     (Passed::On(boundary), _) => links.send_forward(boundary)?,
                     (Passed::Velocity(velocity) | Passed::Loss(velocity), Some((output, sender))) => {
                         in_flight.all().remove(&m);
@@ -157,16 +186,20 @@ impl Pipeline {
                     }
                 }
             }
-            Ok(first.map(|(_, returns)| returns))
+            Ok(StageEnd { returns: first.map(|(_, returns)| returns), changes: residuals.changes })
         }
     }
 
-    /// What came back and was not taken.
-    fn received(&self, rest: impl Iterator<Item = Returns>) -> Result<Vec<Tensor>> {
-        let sent = rest.flat_map(|returns| returns.receiver.into_iter());
-        let received = sent.map(Sent::receive).collect::<kernels::Result<_>>()?;
+    /// What came of the stages: what came back and was not taken is received.
+    fn called(&self, ends: Vec<StageEnd>) -> Result<Called> {
+        let (mut rest, mut changes) = (Vec::new(), Vec::new());
+        for StageEnd { returns, changes: own } in ends {
+            let sent = returns.into_iter().flat_map(|returns| returns.receiver.into_iter());
+            rest.extend(sent.map(Sent::receive).collect::<kernels::Result<Vec<_>>>()?);
+            changes.extend(own);
+        }
         self.settle()?;
-        Ok(received)
+        Ok(Called { rest, changes })
     }
 }
 

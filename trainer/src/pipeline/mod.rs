@@ -9,6 +9,7 @@ mod calls;
 mod links;
 mod micro_batch;
 mod parking;
+mod residuals;
 pub mod schedule;
 mod stage;
 mod training;
@@ -23,10 +24,11 @@ use models::adapter::Adapters;
 use models::dit::{Architecture, Base, BlockPlan, DitConfig, Gradients, LayerId, Plans};
 use models::weights::Weights;
 
-pub use calls::{Calls, Returns};
+pub use calls::{Called, Calls, Returns, run_all};
 pub use micro_batch::MicroBatch;
 pub use models::dit::NetworkInput;
 pub use parking::{ParkedWeights, WeightParking};
+pub use residuals::{Blocks, Change};
 pub use stage::Stage;
 pub use training::{Span, Watched};
 

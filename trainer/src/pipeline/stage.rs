@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use kernels::transfer::HostStore;
 use kernels::weight::Weight;
-use kernels::{Device, Tensor};
+use kernels::{DType, Device, Tensor};
 use models::adapter::Adapters;
 use models::dit::pass::FFN_TOKENS;
 use models::dit::{
@@ -16,6 +16,7 @@ use models::dit::{
 use models::weights::Weights;
 
 use super::micro_batch::MicroBatch;
+use super::residuals::{Blocks, Residuals};
 use crate::error::Result;
 
 /// A device with its part of the DiT.
@@ -136,20 +137,32 @@ impl Stage {
         Ok((streams, self.dit.context(cond, input, &self.device)?))
     }
 
-    /// Forward without a backward to come, of `input`, whose tensors are on the first stage's device. The last stage gives
-    /// the velocity, the others the boundary.
+    /// Forward without a backward to come, of `input`, whose tensors are on the first stage's device, in `call`. The last
+    /// stage gives the velocity, the others the boundary.
     pub(super) fn forward_only(
         &self,
         input: &NetworkInput,
         from_previous: Option<Boundary>,
+        call: (usize, Blocks),
+        residuals: &mut Residuals,
     ) -> Result<Passed> {
         let placed = self.dit.embedder.as_ref().map(|_| input.clone());
         let (streams, context) = self.entry(input, placed, from_previous)?;
-        let streams = self.dit.through(streams, &context, &self.pass(&None))?;
+        let streams = residuals.through(self, streams, &context, call)?;
         match &self.dit.head {
             Some(head) => Ok(Passed::Velocity(head.forward(&streams.main, &context)?)),
             None => Ok(Passed::On(Boundary { streams, cond: context.cond })),
         }
+    }
+
+    /// The streams through the blocks, forward only.
+    pub(super) fn through(&self, streams: Streams, context: &Context) -> Result<Streams> {
+        Ok(self.dit.through(streams, context, &self.pass(&None))?)
+    }
+
+    /// The dtype that products are made in.
+    pub(super) fn compute(&self) -> DType {
+        self.dit.linears().next().map_or(DType::F32, |linear| linear.weight().dtype())
     }
 
     /// Forward with a backward to come. The last stage gives the loss, the others the boundary.

@@ -159,6 +159,8 @@ impl SampleConfig {
             seed: self.seed.unwrap_or(seed),
             solver: self.solver,
             convention: self.convention,
+            high_steps: None,
+            timesteps: None,
             image: None,
             last_image: None,
         }

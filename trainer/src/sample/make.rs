@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use kernels::Tensor;
 
-use super::{ClipFiles, Prompted, Sampled, Session, clip_name, write_clips};
+use super::{ClipFiles, Prompted, Sampled, Session, StepDone, clip_name, write_clips};
 use crate::error::Result;
 use crate::machine::devices;
 use crate::residents::Residents;
@@ -27,7 +27,7 @@ pub fn latents(
         if session.steps_of(range) == 0 {
             continue;
         }
-        let progress = || {
+        let progress = |_: StepDone| {
             bar.inc(1);
             interrupt.flow()
         };

@@ -2,6 +2,7 @@
 
 mod config;
 pub mod estimate;
+pub mod magcache;
 mod make;
 mod output;
 mod prompted;
@@ -11,4 +12,4 @@ pub use config::{ClipFormat, Prompts, SampleConfig};
 pub use make::{files, latents};
 pub use output::{CONTACT_SHEET, ClipFiles, Sampled, clip_files, clip_name, write_clips};
 pub use prompted::{Prompted, starting_noise};
-pub use session::Session;
+pub use session::{Half, Session, StepDone};

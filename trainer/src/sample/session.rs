@@ -8,8 +8,8 @@ use models::expert::Expert;
 use super::Prompted;
 use crate::error::{Error, Result};
 use crate::learning::NoiseRange;
-use crate::pipeline::{Calls, Pipeline, Returns};
-use crate::solver::{Schedule, Solver};
+use crate::pipeline::{Blocks, Calls, Change, Pipeline, Returns};
+use crate::solver::{FreshNoise, Schedule, Solver};
 
 /// Clips on their way from noise to latents. Each clip is a lane for each half of the guidance; the lanes are what keeps
 /// every stage busy. A clip waits for its own last step alone, never for another clip.
@@ -29,14 +29,24 @@ struct ClipState {
     made: usize,
     /// The picture in place of the first frame, where it goes there.
     first: Option<Tensor>,
+    /// Steps that the expert for high noise makes; their sigmas decide where this says nothing.
+    high: Option<usize>,
+    /// Whether each step is skipped: what the blocks added in an earlier step is added again.
+    skipped: Vec<bool>,
+    /// Whether the residual of each step is held against that of the step before.
+    is_measured: bool,
+    /// What was measured: (step, half) and how the residual changed.
+    changes: Vec<(usize, Half, Change)>,
 }
 
 /// One call of the network.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Call {
     clip: usize,
+    step: usize,
     timestep: f32,
     half: Half,
+    blocks: Blocks,
     /// Whether an earlier call of the session has to be done first.
     waits: bool,
     /// Whether the solver goes on with its outcome, and that of the half before.
@@ -45,10 +55,23 @@ struct Call {
     goes_on: bool,
 }
 
+/// A step that a clip made.
+#[derive(Debug, Clone, Copy)]
+pub struct StepDone<'a> {
+    /// Which clip.
+    pub clip: usize,
+    /// Which of its steps.
+    pub step: usize,
+    /// Its latents behind it, [1, c, t, h, w] f32.
+    pub latents: &'a Tensor,
+}
+
 /// A half of the guidance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Half {
+pub enum Half {
+    /// With the prompt.
     Positive,
+    /// With the negative prompt.
     Negative,
 }
 
@@ -58,24 +81,64 @@ impl<'a> Session<'a> {
     /// # Errors
     /// A schedule that cannot be.
     pub fn new(clips: &'a [Prompted]) -> Result<Self> {
-        let state = |clip: &Prompted| {
-            let request = &clip.request;
-            let schedule = Schedule::new(request.solver, request.convention, request.steps, request.shift)?;
+        let schedules = clips.iter().map(|clip| clip.request.schedule()).collect::<Result<Vec<_>>>()?;
+        Self::on(clips, schedules)
+    }
+
+    /// At the start of all clips, each on a grid of its own.
+    ///
+    /// # Errors
+    /// When the tensor library fails.
+    pub fn on(clips: &'a [Prompted], schedules: Vec<Schedule>) -> Result<Self> {
+        let state = |(clip, schedule): (&Prompted, Schedule)| {
             let first = clip.shown.first_bcthw.clone();
             let latents = with_first(clip.noise_bcthw.clone(), first.as_ref())?;
-            Ok(ClipState { solver: Solver::new(schedule), latents, made: 0, first })
+            let (skipped, is_measured) = (vec![false; schedule.steps()], false);
+            let solver = Solver::new(schedule).with_noise(FreshNoise::Seeded(clip.request.seed));
+            let high = clip.request.high_steps;
+            Ok(ClipState { solver, latents, made: 0, first, high, skipped, is_measured, changes: Vec::new() })
         };
-        Ok(Self { clips, state: clips.iter().map(state).collect::<Result<_>>()? })
+        Ok(Self { clips, state: clips.iter().zip(schedules).map(state).collect::<Result<_>>()? })
+    }
+
+    /// Lets `clip` add `noise` where its solver re-noises, in place of noise by its seed.
+    #[must_use]
+    pub fn with_noise(mut self, clip: usize, noise: FreshNoise) -> Self {
+        let solver = self.state[clip].solver.clone();
+        self.state[clip].solver = solver.with_noise(noise);
+        self
+    }
+
+    /// Lets each clip skip `steps` of its own: there the blocks do not run, and what they added in the last step that was not
+    /// skipped is added again. A network's first step of a clip must not be skipped.
+    #[must_use]
+    pub fn skipping(mut self, steps: &[Vec<usize>]) -> Self {
+        for (clip, steps) in self.state.iter_mut().zip(steps) {
+            (0..clip.skipped.len()).for_each(|step| clip.skipped[step] = steps.contains(&step));
+        }
+        self
+    }
+
+    /// Measures how the residual of `clip` changes from step to step.
+    #[must_use]
+    pub fn measuring(mut self, clip: usize) -> Self {
+        self.state[clip].is_measured = true;
+        self
+    }
+
+    /// What was measured of `clip`, by step and half of the guidance. A network's first step has nothing to be held against.
+    pub fn changes(&self, clip: usize) -> &[(usize, Half, Change)] {
+        &self.state[clip].changes
     }
 
     /// Solver steps of all clips together that the network of `range` makes.
     pub fn steps_of(&self, range: NoiseRange) -> usize {
-        let timesteps = self.state.iter().flat_map(|clip| &clip.solver.schedule().timesteps);
-        timesteps.filter(|timestep| range.holds(**timestep)).count()
+        let of = |clip: &ClipState| (0..clip.skipped.len()).filter(|step| clip.is_in(*step, range)).count();
+        self.state.iter().map(of).sum()
     }
 
-    /// Makes the steps that are `pipeline`'s. `progress` is called after each step of a clip, on another thread, and
-    /// may break off.
+    /// Makes the steps that are `pipeline`'s. `progress` is called after each step of a clip with its latents, on another
+    /// thread, and may break off.
     ///
     /// # Errors
     /// When the network fails, and a clip that is no longer finite.
@@ -83,7 +146,7 @@ impl<'a> Session<'a> {
         &mut self,
         pipeline: &Pipeline,
         range: NoiseRange,
-        mut progress: impl FnMut() -> ControlFlow<()> + Send,
+        mut progress: impl FnMut(StepDone) -> ControlFlow<()> + Send,
     ) -> Result<ControlFlow<()>> {
         let calls = self.calls(range);
         let [first, last] = pipeline.ends();
@@ -112,24 +175,33 @@ impl<'a> Session<'a> {
             let velocity = guided(&std::mem::take(&mut halves), guidance(&self.clips[clip], range))?;
             self.state[clip].step(&velocity)?;
             self.check(clip)?;
-            if progress().is_break() {
+            let ClipState { made, latents, .. } = &self.state[clip];
+            if progress(StepDone { clip, step: made - 1, latents }).is_break() {
                 is_stopped = true;
                 return Err(Error::Interrupted);
             }
             Ok(calls[m].goes_on.then(|| self.state[clip].latents.clone()))
         };
-        match pipeline.call(Calls { count: calls.len(), input, output }) {
+        let blocks = |m: usize| calls[m].blocks;
+        match pipeline.call(Calls { count: calls.len(), input, output, blocks }) {
             Err(Error::Interrupted) if is_stopped => Ok(ControlFlow::Break(())),
             Err(error) => Err(error),
-            Ok(_) => Ok(ControlFlow::Continue(())),
+            Ok(called) => {
+                for change in called.changes {
+                    let Call { clip, step, half, .. } = calls[change.call];
+                    self.state[clip].changes.push((step, half, change));
+                }
+                Ok(ControlFlow::Continue(()))
+            }
         }
     }
 
     /// The calls that make the steps in `range`: the next step of each clip in turn.
     fn calls(&self, range: NoiseRange) -> Vec<Call> {
         let rest = |clip: &ClipState| {
-            let rest = &clip.solver.schedule().timesteps[clip.made..];
-            rest.iter().copied().take_while(|timestep| range.holds(*timestep)).collect::<Vec<_>>()
+            let timesteps = &clip.solver.schedule().timesteps;
+            let rest = (clip.made..timesteps.len()).take_while(|step| clip.is_in(*step, range));
+            rest.map(|step| timesteps[step]).collect::<Vec<_>>()
         };
         let rest: Vec<Vec<f32>> = self.state.iter().map(rest).collect();
         let rounds = rest.iter().map(Vec::len).max().unwrap_or(0);
@@ -141,10 +213,13 @@ impl<'a> Session<'a> {
                     true => &[Half::Positive],
                     false => &[Half::Positive, Half::Negative],
                 };
+                let step = self.state[clip].made + round;
                 calls.extend(halves.iter().enumerate().map(|(i, &half)| Call {
                     clip,
+                    step,
                     timestep,
                     half,
+                    blocks: self.state[clip].blocks(step, round + 1 < rest.len(), 2 * clip + half as usize),
                     waits: i == 0 && round > 0,
                     ends_step: i + 1 == halves.len(),
                     goes_on: round + 1 < rest.len(),
@@ -183,6 +258,25 @@ impl<'a> Session<'a> {
 }
 
 impl ClipState {
+    /// Whether `step` is one of the network of `range`.
+    fn is_in(&self, step: usize, range: NoiseRange) -> bool {
+        match (self.high, range.expert()) {
+            (Some(high), Some(expert)) => (step < high) == (expert == Expert::High),
+            _ => range.holds(self.solver.schedule().timesteps[step]),
+        }
+    }
+
+    /// What becomes of the blocks in `step`, of the network's steps of this clip the last one or not.
+    fn blocks(&self, step: usize, goes_on: bool, lane: usize) -> Blocks {
+        let is_next_skipped = goes_on && self.skipped[step + 1];
+        match (self.is_measured, self.skipped[step]) {
+            (true, _) => Blocks::Measure { lane },
+            (false, true) => Blocks::Skip { lane, is_last: !is_next_skipped },
+            (false, false) if is_next_skipped => Blocks::Keep { lane },
+            (false, false) => Blocks::Run,
+        }
+    }
+
     /// The solver's next step by the velocity that the network predicts.
     fn step(&mut self, velocity: &Tensor) -> Result<()> {
         let after = self.solver.step(&self.latents, velocity, self.made)?;

@@ -5,12 +5,14 @@
 
 mod dpmpp;
 mod euler;
+mod lcm;
 mod sigmas;
 mod unipc;
 
 use kernels::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
+pub use lcm::FreshNoise;
 pub use sigmas::{Schedule, shifted};
 
 /// The result of anything in this module.
@@ -28,6 +30,9 @@ pub enum SolverKind {
     Euler,
     /// DPM-Solver++ of order 2, multistep, midpoint.
     DpmPp2m,
+    /// Back to a clean latent and to the next noise level with fresh noise, on Euler's grid: some models that were distilled
+    /// to few steps.
+    Lcm,
 }
 
 /// Whose grid of sigmas.
@@ -73,6 +78,22 @@ pub enum SolverError {
         /// Steps in all.
         steps: usize,
     },
+    /// Fresh noise that nobody gave.
+    #[error("step {step} of a solver that re-noises has no fresh noise")]
+    NoNoise {
+        /// The step.
+        step: usize,
+    },
+    /// Sigmas and timesteps that are no grid.
+    #[error(
+        "{sigmas} sigmas and {timesteps} timesteps are no grid: give as many of each, sigmas falling from 1 at most to above 0"
+    )]
+    Grid {
+        /// How many sigmas.
+        sigmas: usize,
+        /// How many timesteps.
+        timesteps: usize,
+    },
     /// The tensor library refused an operation.
     #[error(transparent)]
     Tensor(#[from] kernels::Error),
@@ -92,6 +113,7 @@ enum History {
     UniPc(unipc::UniPc),
     Euler,
     DpmPp2m(dpmpp::DpmPp2m),
+    Lcm(FreshNoise),
 }
 
 impl Solver {
@@ -101,8 +123,18 @@ impl Solver {
             SolverKind::UniPc => History::UniPc(unipc::UniPc::default()),
             SolverKind::Euler => History::Euler,
             SolverKind::DpmPp2m => History::DpmPp2m(dpmpp::DpmPp2m::default()),
+            SolverKind::Lcm => History::Lcm(FreshNoise::Given(Vec::new())),
         };
         Self { schedule, next: 0, history }
+    }
+
+    /// The same, adding `noise` where the solver re-noises.
+    #[must_use]
+    pub fn with_noise(mut self, noise: FreshNoise) -> Self {
+        if let History::Lcm(own) = &mut self.history {
+            *own = noise;
+        }
+        self
     }
 
     /// The grid that is walked.
@@ -126,6 +158,7 @@ impl Solver {
             History::UniPc(state) => state.step(sigmas, &x, &v, i)?,
             History::Euler => euler::step(sigmas, &x, &v, i)?,
             History::DpmPp2m(state) => state.step(sigmas, &x, &v, i)?,
+            History::Lcm(noise) => lcm::step(sigmas, &x, &v, i, noise)?,
         };
         self.next += 1;
         Ok(after)

@@ -35,8 +35,8 @@ impl Schedule {
         if !shift.is_finite() || shift <= 0.0 {
             return Err(SolverError::Shift(shift));
         }
-        if kind == SolverKind::Euler {
-            return Ok(euler(convention, steps, shift));
+        if matches!(kind, SolverKind::Euler | SolverKind::Lcm) {
+            return Ok(Self { kind, ..euler(convention, steps, shift) });
         }
         let mut sigmas: Vec<f64> =
             base(kind, convention, steps).into_iter().map(|s| shifted(s, shift)).collect();
@@ -48,6 +48,20 @@ impl Schedule {
         let timesteps = sigmas.iter().map(|s| (TRAIN_STEPS * s).trunc() as f32).collect();
         let sigmas = sigmas.into_iter().map(|s| s as f32).chain([0.0]).collect();
         Ok(Self { kind, sigmas, timesteps })
+    }
+
+    /// A grid of given `sigmas`, without the final 0, and `timesteps`: models that were distilled on one know no other.
+    ///
+    /// # Errors
+    /// Sigmas that do not fall from 1 at most to above 0, or another number of timesteps.
+    pub fn given(kind: SolverKind, sigmas: &[f32], timesteps: &[f32]) -> Result<Self> {
+        let falls = sigmas.windows(2).all(|pair| pair[0] > pair[1]);
+        let is_inside = sigmas.iter().all(|sigma| *sigma > 0.0 && *sigma <= 1.0);
+        if sigmas.is_empty() || sigmas.len() != timesteps.len() || !falls || !is_inside {
+            return Err(SolverError::Grid { sigmas: sigmas.len(), timesteps: timesteps.len() });
+        }
+        let sigmas = sigmas.iter().copied().chain([0.0]).collect();
+        Ok(Self { kind, sigmas, timesteps: timesteps.to_vec() })
     }
 
     /// The solver that this grid is for.
@@ -73,7 +87,7 @@ fn base(kind: SolverKind, convention: Convention, steps: usize) -> Vec<f64> {
         (SolverKind::UniPc, Convention::Official) | (SolverKind::DpmPp2m, Convention::Diffusers) => {
             (OFFICIAL_FIRST, 0.0)
         }
-        (SolverKind::DpmPp2m, Convention::Official) | (SolverKind::Euler, _) => (1.0, 0.0),
+        (SolverKind::DpmPp2m, Convention::Official) | (SolverKind::Euler | SolverKind::Lcm, _) => (1.0, 0.0),
     };
     spaced(first, last, steps + 1).take(steps).collect()
 }

@@ -8,7 +8,7 @@ use super::Run;
 use crate::error::{Error, Result};
 use crate::learning::NoiseRange;
 use crate::learning::noise::EVAL_SIGMAS;
-use crate::pipeline::{Calls, Returns};
+use crate::pipeline::{Calls, Returns, run_all};
 use crate::train::batch::HeldOut;
 use crate::watch::metrics::EvalRow;
 
@@ -65,7 +65,7 @@ impl Run<'_> {
             bar_of_all.inc(1);
             Ok(None)
         };
-        pipeline.call(Calls { count: items * EVAL_SIGMAS.len(), input, output })?;
+        pipeline.call(Calls { count: items * EVAL_SIGMAS.len(), input, output, blocks: run_all })?;
         bar.finish();
         Ok(sums.iter().map(|sum| sum / items as f64).collect())
     }

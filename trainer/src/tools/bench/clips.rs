@@ -7,7 +7,7 @@ use super::dit::{DitBench, fields};
 use super::meter::Meter;
 use super::rounded;
 use crate::error::Result;
-use crate::pipeline::{Calls, NetworkInput, Pipeline, Returns};
+use crate::pipeline::{Calls, NetworkInput, Pipeline, Returns, run_all};
 
 /// Halves of the guidance.
 const HALVES: usize = 2;
@@ -59,5 +59,6 @@ fn in_flight(pipeline: &Pipeline, input: &NetworkInput, clips: usize) -> Result<
         let is_last = m >= of_round * (STEPS - 1);
         Ok((m % HALVES == HALVES - 1 && !is_last).then_some(velocity))
     };
-    pipeline.call(Calls { count: of_round * STEPS, input: make, output: take }).map(drop)
+    let calls = Calls { count: of_round * STEPS, input: make, output: take, blocks: run_all };
+    pipeline.call(calls).map(drop)
 }

@@ -39,6 +39,21 @@ impl Inputs {
         Ok(self.0.tensor(name, whole_number.unwrap_or(DType::F32), &Device::Cpu)?.to_dtype(DType::F32)?)
     }
 
+    /// The rows of the tensor `name` of two axes in f64; `None` where it is not there.
+    ///
+    /// # Errors
+    /// As [`Inputs::float`].
+    pub fn rows(&self, name: &str) -> Result<Option<Vec<Vec<f64>>>> {
+        if !self.0.contains(name) {
+            return Ok(None);
+        }
+        let tensor = self.0.tensor(name, DType::F64, &Device::Cpu)?;
+        match tensor.rank() {
+            2 => Ok(Some(tensor.to_vec2()?)),
+            _ => Err(self.refuse(format!("`{name}` has shape {:?}: 2 axes are expected", tensor.dims()))),
+        }
+    }
+
     /// [`Inputs::float`] of a tensor that is not always there.
     pub fn optional(&self, name: &str) -> Result<Option<Tensor>> {
         self.0.contains(name).then(|| self.float(name)).transpose()

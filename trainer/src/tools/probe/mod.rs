@@ -4,6 +4,7 @@
 
 pub mod clip;
 mod inputs;
+pub mod sample;
 pub mod solver;
 pub mod text;
 pub mod train;
