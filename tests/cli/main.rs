@@ -13,6 +13,7 @@ mod experts;
 mod ffmpeg;
 mod hostile;
 mod machines;
+mod magcache;
 mod models;
 mod outputs;
 mod phases;

@@ -79,6 +79,11 @@ impl BaseModel {
         expert.map_or(NoiseRange::All, |expert| NoiseRange::Of { expert, boundary: self.boundary_of(dit) })
     }
 
+    /// The sigma at which clips change from one expert to the other; nothing where they go through one network.
+    pub fn clip_boundary(&self, dit: &DitConfig) -> Option<f64> {
+        (self.dits.networks() == Networks::Pair).then(|| self.boundary_of(dit))
+    }
+
     /// The noise ranges of the networks that clips go through, in order: both experts where they are there, whichever is
     /// trained.
     pub fn clip_ranges(&self, dit: &DitConfig) -> Vec<NoiseRange> {

@@ -4,6 +4,7 @@ mod adapter_output;
 mod base_dit;
 mod bench;
 mod cache;
+mod calibrate;
 mod completions;
 mod devices;
 mod doctor;
@@ -70,6 +71,8 @@ enum Command {
     Train(train::Train),
     /// Make clips from prompts, many from one load of the model.
     Sample(Box<sample::Sample>),
+    /// Measure a MagCache table for a model with its adapters.
+    Calibrate(Box<calibrate::Calibrate>),
     /// Write an adapter file, or the adapter of a checkpoint, in any format.
     #[command(visible_alias = "convert")]
     Export(export::Export),
@@ -106,6 +109,7 @@ impl Arguments {
             Command::Cache(command) => command.run(&ui),
             Command::Train(command) => command.run(&ui),
             Command::Sample(command) => command.run(&ui),
+            Command::Calibrate(command) => command.run(&ui),
             Command::Export(command) => command.run(&ui),
             Command::Merge(command) => command.run(&ui),
             Command::Extract(command) => command.run(&ui),

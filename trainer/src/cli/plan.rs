@@ -70,7 +70,7 @@ impl Plan {
 }
 
 /// Takes the key of a published model.
-fn published() -> impl TypedValueParser<Value = &'static Published> {
+pub fn published() -> impl TypedValueParser<Value = &'static Published> {
     let values = Published::ALL.iter().map(|model| PossibleValue::new(model.key).help(model.title));
     PossibleValuesParser::new(values)
         .try_map(|key| Published::named(&key).ok_or_else(|| format!("no published model is called {key}")))

@@ -1,23 +1,22 @@
 //! `tandem sample`.
 
 mod basis;
+mod clips;
+mod skips;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{ArgGroup, Args};
-use kernels::{DType, Device, Tensor};
-use models::dit::DitConfig;
-use models::expert::Expert;
-use models::published::Defaults;
+use kernels::Tensor;
+use models::published::Published;
 use models::vae::{Tiles, Tiling};
-use models::weights::Checkpoint;
 
 use super::devices::StageDevices;
 use super::force::Force;
+use super::plan::published;
 use super::precision::ModelPrecision;
-use crate::adapters;
 use crate::base::BaseModel;
 use crate::encode::prompt::ClipRequest;
 use crate::encode::{Encoding, LatentStore};
@@ -26,18 +25,22 @@ use crate::machine::devices::DevicesConfig;
 use crate::machine::forecast::{Decoding, Networks};
 use crate::recipe::Assignment;
 use crate::residents::{FromFiles, Residency, Residents, Setup, WhenIdle};
-use crate::sample::{self, ClipFiles, ClipFormat, Prompted, clip_files, clip_name, estimate, starting_noise};
+use crate::sample::magcache::{self, Skips};
+use crate::sample::{
+    self, ClipFiles, ClipFormat, Course, Prompted, Stepped, clip_files, clip_name, estimate,
+};
 use crate::solver::{Convention, SolverKind};
 use crate::watch::interrupt::{Interrupt, OnStop};
 use crate::watch::ui::Ui;
-use basis::{Basis, Loras, resettled};
+use basis::{Basis, resettled};
+use skips::{SkipOptions, tell_skips};
 
 /// Make clips from prompts, many from one load of the model.
 #[derive(Debug, Args)]
 #[command(
     after_help = EXAMPLES,
-    group = ArgGroup::new("basis").args(["source", "model"]).required(true).multiple(true),
-    group = ArgGroup::new("what").args(["source", "prompt", "prompts"]).required(true).multiple(true),
+    group = ArgGroup::new("basis").args(["source", "model", "assume"]).required(true).multiple(true),
+    group = ArgGroup::new("what").args(["source", "prompt", "prompts", "assume"]).required(true).multiple(true),
 )]
 pub struct Sample {
     /// A run's folder, or a recipe (its newest run is used). Model, adapter, prompts and settings come from there; options
@@ -145,6 +148,14 @@ pub struct Sample {
     /// Do not ask before sampling that takes over an hour.
     #[arg(long)]
     yes: bool,
+    #[command(flatten)]
+    skips: SkipOptions,
+    /// Say what would be done, and stop there.
+    #[arg(long)]
+    plan: bool,
+    /// Plan for a published model whose files are not here.
+    #[arg(long, value_parser = published(), value_name = "MODEL", requires = "plan", conflicts_with_all = ["source", "model"])]
+    assume: Option<&'static Published>,
 }
 
 /// Each model is needed once, so each has the devices to itself; but the VAE may be needed for pictures and for clips.
@@ -168,20 +179,54 @@ impl Sample {
     /// Makes the clips.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
         let ui = &ui.with_phases();
+        if let Some(model) = self.assume {
+            return self.tell_assumed(model, ui);
+        }
+        let job = self.job(ui)?;
+        let skips = self.skips(&job)?;
+        tell_skips(skips.as_ref(), &job.requests, ui);
+        if self.plan {
+            self.tell_time(&job, skips.as_ref(), ui)?;
+            ui.tell("", &magcache::skips::json(&job.requests, skips.as_ref()));
+            return Ok(0);
+        }
+        let formats = if self.format.is_empty() { job.basis.formats.clone() } else { self.format.clone() };
+        let names: Vec<String> =
+            job.requests.iter().enumerate().map(|(i, request)| clip_name(i, &request.prompt)).collect();
+        self.check_outputs(&names, &formats)?;
+        if !self.is_worth_it(&job, skips.as_ref(), ui)? {
+            ui.note("nothing was made");
+            return Ok(0);
+        }
+        let fps = self.fps.unwrap_or(job.basis.fps);
+        let skipped = skips.map_or_else(Vec::new, |skips| skips.clips);
+        let course = Course { skipped: &skipped, measured: None };
+        let Done { prompted, stepped, mut residents } = self.steps(job, course, ui)?;
+        if let Some(path) = &self.save_latents {
+            save_latents(path, &stepped.latents)?;
+        }
+        let tiling = if self.tiled { Tiling::On(Tiles::default()) } else { Tiling::Off };
+        let files = ClipFiles { tiling, fps, formats: &formats };
+        let written = sample::files(&self.out, (&prompted, stepped.latents), "", &mut residents, files)?;
+        let lines: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
+        ui.tell(&lines.join("\n"), &serde_json::json!({ "files": written }));
+        Ok(0)
+    }
+
+    /// What is to be done, before anything is loaded.
+    pub(super) fn job(&self, ui: &Ui) -> Result<Job> {
         let mut basis = Basis::of(self, ui)?;
         let interrupt = Interrupt::listen_to(OnStop::Leave).context("cannot listen for Ctrl-C")?;
         let devices = self.devices.over(&basis.devices).settle(basis.dit.layers)?;
         let model = resettled(&basis.model, self, &devices);
         let requests = self.requests(&basis)?;
-        let formats = if self.format.is_empty() { basis.formats.clone() } else { self.format.clone() };
-        let names: Vec<String> =
-            requests.iter().enumerate().map(|(i, request)| clip_name(i, &request.prompt)).collect();
-        self.check_outputs(&names, &formats)?;
         let networks = self.networks(&model, &basis.dit, std::mem::take(&mut basis.loras), ui)?;
-        if !self.is_worth_it(&requests, (&model, &basis), &devices, ui)? {
-            ui.note("nothing was made");
-            return Ok(0);
-        }
+        Ok(Job { basis, model, devices, requests, networks, interrupt })
+    }
+
+    /// Makes all steps of the clips of `job`.
+    pub(super) fn steps(&self, job: Job, course: Course, ui: &Ui) -> Result<Done> {
+        let Job { basis, model, devices, requests, networks, interrupt } = job;
         let setup = Setup { route: devices.transfer.into(), ..Setup::default() };
         let config = &basis.dit;
         let mut residents = Residents::new((&model, config), devices.open()?, ONE_AT_A_TIME, setup, ui);
@@ -193,33 +238,33 @@ impl Sample {
         encoded.encode_prompts(texts, &mut with)?;
         encoded.encode_pictures(&requests, &mut with)?;
         let prompted = self.prompted(&requests, &encoded, config, residents.first_device())?;
-        let Some(latents) = sample::latents(&prompted, &mut residents, &interrupt)? else {
-            return Err(Error::Interrupted.into());
-        };
-        if let Some(path) = &self.save_latents {
-            save_latents(path, &latents)?;
+        match sample::latents(&prompted, &mut residents, course, &interrupt)? {
+            Some(stepped) => Ok(Done { prompted, stepped, residents }),
+            None => Err(Error::Interrupted.into()),
         }
-        let tiling = if self.tiled { Tiling::On(Tiles::default()) } else { Tiling::Off };
-        let files = ClipFiles { tiling, fps: self.fps.unwrap_or(basis.fps), formats: &formats };
-        let written = sample::files(&self.out, (&prompted, latents), "", &mut residents, files)?;
-        let lines: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
-        ui.tell(&lines.join("\n"), &serde_json::json!({ "files": written }));
-        Ok(0)
     }
 
-    /// Says how long the steps will take, and asks where that is over an hour; whether to begin.
-    fn is_worth_it(
-        &self,
-        requests: &[ClipRequest],
-        (model, basis): (&BaseModel, &Basis),
-        devices: &DevicesConfig,
-        ui: &Ui,
-    ) -> crate::Result<bool> {
-        let time = estimate::forecast(requests, (model, &basis.dit, &basis.defaults), devices)?;
+    /// Says how long the steps will take.
+    fn tell_time(&self, job: &Job, skips: Option<&Skips>, ui: &Ui) -> crate::Result<Duration> {
+        let Job { basis, model, devices, requests, .. } = job;
+        let skipped: Vec<usize> =
+            (0..requests.len()).map(|i| skips.map_or(0, |skips| skips.clips[i].len())).collect();
+        let time = estimate::forecast((requests, &skipped), (model, &basis.dit, &basis.defaults), devices)?;
         let clips =
             if requests.len() == 1 { "1 clip".to_owned() } else { format!("{} clips", requests.len()) };
         ui.note(&format!("{clips}: about {} of sampling (an estimate)", estimate::in_words(time)));
+        Ok(time)
+    }
+
+    /// Says how long the steps will take, and asks where that is over an hour; whether to begin.
+    pub(super) fn is_worth_it(&self, job: &Job, skips: Option<&Skips>, ui: &Ui) -> crate::Result<bool> {
+        let time = self.tell_time(job, skips, ui)?;
         Ok(time < LONG || self.yes || ui.confirm("go on?"))
+    }
+
+    /// Whether files may be overwritten.
+    pub(super) fn force(&self) -> &Force {
+        &self.force
     }
 
     /// Whether adapters are named here, which go in place of a run's.
@@ -244,127 +289,23 @@ impl Sample {
         std::fs::write(&probe, b"").map_err(io("write into", &self.out))?;
         std::fs::remove_file(&probe).map_err(io("remove", &probe))
     }
-
-    /// The networks that the clips go through, in order, each with what is named here and with `own`.
-    fn networks(
-        &self,
-        model: &BaseModel,
-        dit: &DitConfig,
-        mut own: Loras,
-        ui: &Ui,
-    ) -> Result<Vec<FromFiles>> {
-        own.all.extend(adapters::sources("--lora", &self.lora, ui)?);
-        if model.dits.experts().is_none() {
-            if !(self.lora_high.is_empty() && self.lora_low.is_empty()) {
-                let why = "this model has no experts; give the adapter with --lora".into();
-                return Err(Error::Setting { key: "--lora-high, --lora-low".into(), why }.into());
-            }
-            // Those of a run of one expert whose model is that expert alone.
-            let adapters = [own.all, own.high, own.low].concat();
-            let files = model.dits.of(Expert::High).clone();
-            let range = model.noise_range_of(None, dit);
-            return Ok(vec![FromFiles { range, files, adapters, for_clips: Vec::new() }]);
-        }
-        let mut network = |expert: Expert| {
-            let (key, named) = match expert {
-                Expert::High => ("--lora-high", &self.lora_high),
-                Expert::Low => ("--lora-low", &self.lora_low),
-            };
-            adapters::check_experts("--lora", &self.lora, expert, "--lora-EXPERT")?;
-            adapters::check_experts(key, named, expert, "--lora-EXPERT")?;
-            let mut adapters = own.all.clone();
-            adapters.append(own.of(Some(expert)));
-            adapters.extend(adapters::sources(key, named, ui)?);
-            let (range, files) = (model.noise_range_of(Some(expert), dit), model.dits.of(expert).clone());
-            Ok(FromFiles { range, files, adapters, for_clips: Vec::new() })
-        };
-        Expert::ALL.into_iter().map(&mut network).collect()
-    }
-
-    /// The requests with what the cache has of them, and their starting noise.
-    fn prompted(
-        &self,
-        requests: &[ClipRequest],
-        encoded: &LatentStore,
-        config: &DitConfig,
-        device: &Device,
-    ) -> Result<Vec<Prompted>> {
-        let given = self.latents.as_deref().map(Checkpoint::open).transpose().map_err(models::Error::from);
-        let given = given.map_err(Error::from)?;
-        let mut prompted = Vec::new();
-        for (i, request) in requests.iter().enumerate() {
-            let noise = match &given {
-                Some(file) => given_noise(file, i)?,
-                None => starting_noise(request, config, device)?,
-            };
-            prompted.push(Prompted::new(request, noise.to_device(device)?, encoded, config)?);
-        }
-        Ok(prompted)
-    }
-
-    /// The clips to make: those that are named here, else those of the run or the recipe, with the options of the command
-    /// line over theirs.
-    fn requests(&self, basis: &Basis) -> Result<Vec<ClipRequest>> {
-        let defaults = &basis.defaults;
-        let base = self.over(&basis.request, defaults)?;
-        let requests = match &self.prompts {
-            Some(path) => base.from_file(path, "--prompts")?,
-            None if self.prompt.is_empty() => {
-                basis.clips.iter().map(|clip| self.over(clip, defaults)).collect::<Result<_>>()?
-            }
-            None => {
-                let request = |prompt: &String| ClipRequest { prompt: prompt.clone(), ..base.clone() };
-                self.prompt.iter().map(request).collect()
-            }
-        };
-        if requests.is_empty() {
-            let why = "neither the run nor the recipe has one: give some with --prompt or --prompts".into();
-            return Err(Error::Setting { key: "sample.prompts".into(), why }.into());
-        }
-        for request in &requests {
-            request.check(defaults.multiple())?;
-            request.check_pictures(&basis.dit)?;
-        }
-        Ok(requests)
-    }
-
-    /// `request` with the options of the command line over it.
-    fn over(&self, request: &ClipRequest, defaults: &Defaults) -> Result<ClipRequest> {
-        let own = request.clone();
-        let [width, height] = match &self.image {
-            Some(path) if self.width.is_none() || self.height.is_none() => {
-                let picture = data::Picture::open(path).map_err(Error::from)?;
-                let defaults = Defaults { size: [own.width, own.height], ..*defaults };
-                defaults.size_for(picture.width(), picture.height())
-            }
-            _ => [own.width, own.height],
-        };
-        Ok(ClipRequest {
-            prompt: own.prompt,
-            negative: self.negative.clone().unwrap_or(own.negative),
-            width: self.width.unwrap_or(width),
-            height: self.height.unwrap_or(height),
-            frames: self.frames.unwrap_or(own.frames),
-            steps: self.steps.unwrap_or(own.steps),
-            guidance: self.guidance.unwrap_or(own.guidance),
-            guidance_high: self.guidance_high.or(self.guidance).unwrap_or(own.guidance_high),
-            shift: self.shift.unwrap_or(own.shift),
-            seed: self.seed.unwrap_or(own.seed),
-            solver: self.solver.unwrap_or(own.solver),
-            convention: self.convention.unwrap_or(own.convention),
-            high_steps: own.high_steps,
-            timesteps: own.timesteps,
-            image: self.image.clone().or(own.image),
-            last_image: self.last_image.clone().or(own.last_image),
-        })
-    }
 }
 
-/// The starting noise of the clip `index`.
-fn given_noise(file: &Checkpoint, index: usize) -> crate::Result<Tensor> {
-    let own = format!("latents.{index}");
-    let name = if file.contains(&own) { own.as_str() } else { "latents" };
-    Ok(file.tensor(name, DType::F32, &Device::Cpu)?)
+/// What is to be done.
+pub(super) struct Job {
+    pub basis: Basis,
+    pub model: BaseModel,
+    pub devices: DevicesConfig,
+    pub requests: Vec<ClipRequest>,
+    pub networks: Vec<FromFiles>,
+    pub interrupt: Interrupt,
+}
+
+/// What was done, before the VAE.
+pub(super) struct Done {
+    pub prompted: Vec<Prompted>,
+    pub stepped: Stepped,
+    pub residents: Residents,
 }
 
 fn save_latents(path: &std::path::Path, latents: &[Tensor]) -> Result<()> {

@@ -32,6 +32,7 @@ use crate::recipe::{
     Assignment, CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig, check_bounds,
 };
 use crate::sample::ClipFormat;
+use crate::sample::magcache::CacheConfig;
 use crate::watch::interrupt::Interrupt;
 pub use difference::Difference;
 
@@ -112,6 +113,12 @@ pub struct SamplePlan {
     pub formats: Vec<ClipFormat>,
     /// The clips, each with everything it is made from.
     pub clips: Vec<ClipRequest>,
+    /// MagCache's rule for them, where steps may be skipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheConfig>,
+    /// The table that it goes by; without one the first clip of the run measures it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_table: Option<PathBuf>,
     /// The adapter that is put to the model for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<ClipAdapterPlan>,

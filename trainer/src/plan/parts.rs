@@ -19,6 +19,7 @@ use crate::machine::memory::Shapes;
 use crate::paths::existing;
 use crate::recipe::TrainConfig;
 use crate::sample::SampleConfig;
+use crate::sample::magcache::{CacheConfig, Skips, Table};
 
 /// The clips with the adapters for them alone, looked at by their headers.
 pub(super) fn sample_plan(
@@ -51,7 +52,15 @@ pub(super) fn sample_plan(
             adapters::check_experts("sample.adapter", &path, expert, "sample.adapter_EXPERT")?;
         }
     }
+    let cache_table = match (&sample.cache, &sample.cache_table) {
+        (None, Some(_)) => return refuse("sample.cache_table", "is for sample.cache, which is not set"),
+        (Some(_), Some(path)) => Some(existing("sample.cache_table", from, path)?),
+        (_, None) => None,
+    };
+    check_cache(&sample.cache, cache_table.as_deref(), (model, dit), &clips)?;
     Ok(SamplePlan {
+        cache: sample.cache,
+        cache_table,
         adapter,
         adapter_high: of("sample.adapter_high", &sample.adapter_high, Some(Expert::High))?,
         adapter_low: of("sample.adapter_low", &sample.adapter_low, Some(Expert::Low))?,
@@ -59,6 +68,22 @@ pub(super) fn sample_plan(
         formats,
         clips,
     })
+}
+
+/// Checks MagCache's rule, and that the table that is named fits the clips.
+fn check_cache(
+    cache: &Option<CacheConfig>,
+    table: Option<&Path>,
+    (model, dit): (&BaseModel, &DitConfig),
+    clips: &[ClipRequest],
+) -> Result<()> {
+    let Some(cache) = cache else { return Ok(()) };
+    let settings = cache.settle("sample.cache")?;
+    if let Some(path) = table {
+        let table = Table::read(path)?;
+        Skips::planned(settings, (&table, path.display().to_string()), clips, model.clip_boundary(dit))?;
+    }
+    Ok(())
 }
 
 /// Puts steps in place of `train.epochs`: as many as show every clip of `dataset` that often.

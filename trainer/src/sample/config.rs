@@ -6,6 +6,7 @@ use models::dit::DitConfig;
 use models::published::Defaults;
 use serde::{Deserialize, Serialize};
 
+use super::magcache::CacheConfig;
 use crate::encode::prompt::ClipRequest;
 use crate::error::Result;
 use crate::solver::{Convention, SolverKind};
@@ -48,6 +49,11 @@ pub struct SampleConfig {
     pub solver: SolverKind,
     /// `official` or `diffusers`: whose grid of sigmas, and whose way to scale a picture. Default `official`.
     pub convention: Convention,
+    /// MagCache: solver steps that reuse what the blocks added in an earlier step, `"E012K2R20"` or
+    /// `{ threshold = 0.12, most = 2, retention = 0.2 }`. Clips differ a little from exact ones. Default: every step is computed.
+    pub cache: Option<CacheConfig>,
+    /// A table of `tandem calibrate` for it, relative to the recipe. Default: the first clip of the run measures one.
+    pub cache_table: Option<PathBuf>,
     /// Seed of the starting noise. Default: the seed of the run.
     pub seed: Option<u64>,
     /// Files of a clip: `mp4`, `gif`, `webp`. Default `["mp4"]`; a PNG contact sheet comes with every set.
@@ -135,6 +141,8 @@ impl Default for SampleConfig {
             shift: None,
             solver: SolverKind::UniPc,
             convention: Convention::Official,
+            cache: None,
+            cache_table: None,
             seed: None,
             formats: vec![ClipFormat::Mp4],
         }

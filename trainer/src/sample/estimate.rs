@@ -27,13 +27,13 @@ pub fn operations(dit: &DitConfig, tokens: usize) -> f64 {
     (own + cross + 4.0 * l * d * ffn) * dit.layers as f64
 }
 
-/// About how long the steps of `requests` take on `devices`, settled: by the peak of a GPU, and by a product that is measured
+/// About how long the steps of `requests`, of which each skips some, take on `devices`, settled: by the peak of a GPU, and by a product that is measured
 /// on a CPU. Text encoder and VAE are not counted.
 ///
 /// # Errors
 /// When the CPU cannot be measured.
 pub fn forecast(
-    requests: &[ClipRequest],
+    (requests, skipped): (&[ClipRequest], &[usize]),
     (model, dit, defaults): (&BaseModel, &DitConfig, &Defaults),
     devices: &DevicesConfig,
 ) -> Result<Duration> {
@@ -53,14 +53,16 @@ pub fn forecast(
     let slowest = if is_alone { stages.iter().sum() } else { stages.iter().copied().fold(0.0, f64::max) };
     let whole: f64 = stages.iter().sum();
     let mut seconds = 0.0;
-    for request in requests {
+    for (request, skipped) in requests.iter().zip(skipped) {
+        // A step that is skipped runs no block.
+        let steps = request.steps.saturating_sub(*skipped) as f64;
         let (frames, height, width) = defaults.latents(request.frames, request.height, request.width);
         let of_clip = operations(dit, frames * (height / PATCH) * (width / PATCH));
         let is_guided = request.guidance != 1.0 || request.guidance_high != 1.0;
-        let calls = request.steps as f64 * if is_guided { 2.0 } else { 1.0 };
+        let calls = steps * if is_guided { 2.0 } else { 1.0 };
         seconds += calls * of_clip * slowest;
         // All clips go together, so the pipeline is filled once a step.
-        seconds += request.steps as f64 * of_clip * (whole - slowest) / requests.len() as f64;
+        seconds += steps * of_clip * (whole - slowest) / requests.len() as f64;
     }
     Ok(Duration::from_secs_f64(seconds.min(1e9)))
 }

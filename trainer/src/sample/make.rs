@@ -4,22 +4,45 @@ use std::path::{Path, PathBuf};
 
 use kernels::Tensor;
 
-use super::{ClipFiles, Prompted, Sampled, Session, StepDone, clip_name, write_clips};
+use super::{ClipFiles, Half, Prompted, Sampled, Session, StepDone, clip_name, write_clips};
 use crate::error::Result;
 use crate::machine::devices;
+use crate::pipeline::Change;
 use crate::residents::Residents;
 use crate::watch::interrupt::Interrupt;
 
-/// The latents of each clip, [1, c, t, h, w] f32; `None` where the user broke off.
+/// What is out of the ordinary in the steps of a set of clips.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Course<'a> {
+    /// Steps that each clip skips; none where this is empty.
+    pub skipped: &'a [Vec<usize>],
+    /// The clip whose residuals are measured.
+    pub measured: Option<usize>,
+}
+
+/// What came of the steps of a set of clips.
+#[derive(Debug)]
+pub struct Stepped {
+    /// The latents of each clip, [1, c, t, h, w] f32.
+    pub latents: Vec<Tensor>,
+    /// How the residual of the clip that is measured changed, by step and half of the guidance.
+    pub changes: Vec<(usize, Half, Change)>,
+}
+
+/// Goes through all steps of `clips`; `None` where the user broke off.
 ///
 /// # Errors
 /// When a network fails, and a clip that is not finite.
 pub fn latents(
     clips: &[Prompted],
     residents: &mut Residents,
+    course: Course,
     interrupt: &Interrupt,
-) -> Result<Option<Vec<Tensor>>> {
-    let mut session = Session::new(clips)?;
+) -> Result<Option<Stepped>> {
+    let mut session = Session::new(clips)?.skipping(course.skipped);
+    if let Some(clip) = course.measured {
+        session = session.measuring(clip);
+    }
     let (ui, ranges) = (residents.ui().clone(), residents.clip_ranges());
     let bar = ui.bar("sampling", ranges.iter().map(|range| session.steps_of(*range)).sum());
     for range in ranges {
@@ -38,7 +61,8 @@ pub fn latents(
     }
     bar.finish();
     devices::tell_refusals(residents.devices(), &ui);
-    Ok(Some(session.latents()))
+    let changes = course.measured.map_or_else(Vec::new, |clip| session.changes(clip).to_vec());
+    Ok(Some(Stepped { latents: session.latents(), changes }))
 }
 
 /// Decodes `latents` and writes the clips into `folder`, each with its prompt behind `prefix` as its title. The paths written,

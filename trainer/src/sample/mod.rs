@@ -9,7 +9,7 @@ mod prompted;
 mod session;
 
 pub use config::{ClipFormat, Prompts, SampleConfig};
-pub use make::{files, latents};
+pub use make::{Course, Stepped, files, latents};
 pub use output::{CONTACT_SHEET, ClipFiles, Sampled, clip_files, clip_name, write_clips};
 pub use prompted::{Prompted, starting_noise};
 pub use session::{Half, Session, StepDone};

@@ -197,6 +197,11 @@ impl RunFolder {
         self.root.join("metrics.jsonl")
     }
 
+    /// The MagCache table that the run's first clip has measured.
+    pub fn magcache(&self) -> PathBuf {
+        self.root.join("magcache.json")
+    }
+
     /// The algorithms that the GPUs' products take.
     pub fn products(&self) -> PathBuf {
         self.root.join("products.json")

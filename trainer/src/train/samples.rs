@@ -6,7 +6,10 @@ use models::vae::Tiling;
 use super::{Run, is_due};
 use crate::encode::prompt::ClipRequest;
 use crate::error::Result;
-use crate::sample::{self, CONTACT_SHEET, ClipFiles, Prompted, starting_noise};
+use crate::pipeline::Change;
+use crate::sample::magcache::skips::high_steps;
+use crate::sample::magcache::{Made, MagCache, Skips, Table};
+use crate::sample::{self, CONTACT_SHEET, ClipFiles, Course, Half, Prompted, Stepped, starting_noise};
 use crate::watch::interrupt::Interrupt;
 
 impl Run<'_> {
@@ -25,21 +28,61 @@ impl Run<'_> {
     /// Makes the plan's clips and writes them to `samples/step-<n>`.
     fn sample(&mut self, interrupt: &Interrupt) -> Result<()> {
         let (plan, ui, step) = (self.plan, self.ui, self.progress.step);
-        let residents = self.networks.residents_mut();
+        let residents = self.networks.residents();
         let (device, dit) = (residents.first_device(), residents.dit());
         let prompted = |request: &ClipRequest| {
             Prompted::new(request, starting_noise(request, dit, device)?, self.encoded, dit)
         };
         let clips = plan.sample.clips.iter().map(prompted).collect::<Result<Vec<_>>>()?;
         let fps = plan.data.fps.unwrap_or(dit.defaults(Networks::Whole).fps);
-        let Some(latents) = sample::latents(&clips, residents, interrupt)? else { return Ok(()) };
-        let folder = self.folder.samples(step);
+        let rule = plan.sample.cache.as_ref().map(|cache| cache.settle("sample.cache")).transpose()?;
+        let skips = rule.map(|rule| self.skips(rule)).transpose()?.flatten();
+        skips.iter().flat_map(|skips| skips.lines(&plan.sample.clips)).for_each(|line| ui.say(&line));
+        let measured = (rule.is_some() && skips.is_none()).then_some(0);
+        let skipped = skips.map_or_else(Vec::new, |skips| skips.clips);
+        let course = Course { skipped: &skipped, measured };
+        let residents = self.networks.residents_mut();
+        let Some(Stepped { latents, changes }) = sample::latents(&clips, residents, course, interrupt)?
+        else {
+            return Ok(());
+        };
+        if measured.is_some() {
+            self.keep_table(&changes)?;
+        }
+        let (residents, folder) = (self.networks.residents_mut(), self.folder.samples(step));
         let files = ClipFiles { tiling: Tiling::Off, fps, formats: &plan.sample.formats };
         let written = sample::files(&folder, (&clips, latents), &format!("step {step}  "), residents, files)?;
         if let Some(sheet) = written.last() {
             self.log.picture(step, sheet)?;
             ui.say(&format!("step {step:>6}  clips in {}", folder.display()));
         }
+        Ok(())
+    }
+
+    /// What the clips skip by the table that the recipe names, or that the run has measured; nothing before it has.
+    fn skips(&self, rule: MagCache) -> Result<Option<Skips>> {
+        let (plan, own) = (&self.plan.sample, self.folder.magcache());
+        let path = plan.cache_table.clone().or_else(|| own.is_file().then_some(own));
+        let Some(path) = path else { return Ok(None) };
+        let table = Table::read(&path)?;
+        let boundary = self.plan.model.clip_boundary(self.networks.residents().dit());
+        Skips::planned(rule, (&table, path.display().to_string()), &plan.clips, boundary).map(Some)
+    }
+
+    /// Keeps what was measured of the first clip as the run's table.
+    fn keep_table(&self, changes: &[(usize, Half, Change)]) -> Result<()> {
+        let (path, request) = (self.folder.magcache(), &self.plan.sample.clips[0]); // it was measured
+        let boundary = self.plan.model.clip_boundary(self.networks.residents().dit());
+        let made = Made {
+            model: self.plan.model.dits.of(models::Expert::High).weights.display().to_string(),
+            adapters: vec![self.plan.run.name.clone()],
+            shift: request.shift,
+            guidance: [request.guidance, request.guidance_high],
+            solver: format!("{:?}", request.solver).to_lowercase(),
+        };
+        let steps = request.schedule()?.steps();
+        Table::measured(changes, steps, high_steps(request, boundary)?, made).write(&path)?;
+        self.ui.say(&format!("MagCache: measured on the first clip for the next sets, {}", path.display()));
         Ok(())
     }
 }

@@ -10,6 +10,7 @@ use models::published::Defaults;
 use models::weights::Checkpoint;
 
 use super::Sample;
+use super::skips::TABLE;
 use crate::adapters;
 use crate::base::BaseModel;
 use crate::cli::fetch::{fetched, fetched_for};
@@ -19,6 +20,7 @@ use crate::machine::devices::DevicesConfig;
 use crate::paths::existing;
 use crate::plan::{ClipAdapterPlan, Plan, run_plan};
 use crate::recipe::Recipe;
+use crate::sample::magcache::CacheConfig;
 use crate::sample::{ClipFormat, SampleConfig};
 use crate::train;
 use crate::train::checkpoint;
@@ -26,7 +28,7 @@ use crate::train::export::{self, Part};
 use crate::watch::ui::Ui;
 
 /// What clips are made with, before the options of the command line replace parts of it.
-pub(super) struct Basis {
+pub(in crate::cli) struct Basis {
     pub model: BaseModel,
     /// Sizes of the DiT, or of both experts.
     pub dit: DitConfig,
@@ -41,11 +43,15 @@ pub(super) struct Basis {
     pub formats: Vec<ClipFormat>,
     pub fps: f64,
     pub cache: PathBuf,
+    /// MagCache's rule of a run or a recipe.
+    pub magcache: Option<CacheConfig>,
+    /// The table for it that the recipe names, or that the run has measured.
+    pub table: Option<PathBuf>,
 }
 
 /// Adapters by the networks that they are for.
 #[derive(Default)]
-pub(super) struct Loras {
+pub(in crate::cli) struct Loras {
     /// For every network.
     pub all: Vec<Source>,
     /// For the expert for high noise.
@@ -125,6 +131,8 @@ impl Basis {
             clips: Vec::new(),
             formats: SampleConfig::default().formats,
             cache: PathBuf::from("runs/cache"),
+            magcache: None,
+            table: None,
             model,
             dit,
             defaults,
@@ -169,6 +177,8 @@ impl Basis {
             clips: plan.sample.clips,
             formats: plan.sample.formats,
             cache: plan.run.cache,
+            magcache: plan.sample.cache,
+            table: plan.sample.cache_table.or_else(|| Some(folder.join(TABLE))),
             model: plan.model,
             dit,
             defaults,
@@ -227,6 +237,12 @@ impl Basis {
             request,
             formats: recipe.sample.formats,
             cache: run.cache,
+            table: recipe
+                .sample
+                .cache_table
+                .map(|path| from.join(path))
+                .or_else(|| Some(trained?.join(TABLE))),
+            magcache: recipe.sample.cache,
             model,
             dit,
             defaults,

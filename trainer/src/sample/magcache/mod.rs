@@ -6,6 +6,7 @@
 //! Method and tables: Zehong-Ma/MagCache (arXiv 2506.09045). The rule is the joint one of AI-Hypercomputer/maxdiffusion,
 //! pipelines/wan/wan_pipeline_2_2.py: one decision for both halves of the guidance, and a fresh start at the change of experts.
 
+pub mod skips;
 mod table;
 
 use std::fmt;
@@ -13,6 +14,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+pub use skips::Skips;
 pub use table::{Made, Table};
 
 use crate::error::{Error, Result};
@@ -176,9 +178,9 @@ impl State {
     fn after(&self, row: [f64; 2], halves: Halves) -> Self {
         let mut next = Self { count: self.count + 1, ..*self };
         let running = if halves == Halves::Both { 2 } else { 1 };
-        for half in 0..running {
-            next.ratio[half] *= row[half];
-            next.error[half] += (1.0 - next.ratio[half]).abs();
+        for ((ratio, error), value) in next.ratio.iter_mut().zip(&mut next.error).zip(row).take(running) {
+            *ratio *= value;
+            *error += (1.0 - *ratio).abs();
         }
         next
     }

@@ -6,6 +6,8 @@ use models::published::Magnitudes;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::pipeline::Change;
+use crate::sample::Half;
 
 /// What a table was measured with, as far as it is known.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -48,6 +50,30 @@ impl From<&Magnitudes> for Table {
 }
 
 impl Table {
+    /// What was measured of a clip of `steps` steps: by step and half, the ratio to the step before.
+    pub fn measured(
+        changes: &[(usize, Half, Change)],
+        steps: usize,
+        high_steps: Option<usize>,
+        made: Made,
+    ) -> Self {
+        let mut table =
+            Self { cond: vec![1.0; steps], uncond: vec![1.0; steps], high_steps, made: Some(made) };
+        let is_guided = changes.iter().any(|(_, half, _)| *half == Half::Negative);
+        for (step, half, change) in changes {
+            // As many digits as the published tables have.
+            let ratio = (change.ratio * 1e5).round() / 1e5;
+            match half {
+                Half::Positive => table.cond[*step] = ratio,
+                Half::Negative => table.uncond[*step] = ratio,
+            }
+        }
+        if !is_guided {
+            table.uncond.clone_from(&table.cond);
+        }
+        table
+    }
+
     /// Reads the table at `path`.
     ///
     /// # Errors
