@@ -1,6 +1,7 @@
 //! `tandem sample`.
 
 mod basis;
+mod memory;
 
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
@@ -178,6 +179,9 @@ impl Sample {
             requests.iter().enumerate().map(|(i, request)| clip_name(i, &request.prompt)).collect();
         self.check_outputs(&names, &formats)?;
         let networks = self.networks(&model, &basis.defaults, std::mem::take(&mut basis.loras), ui)?;
+        let mut encoded = LatentStore::open(self.cache.as_ref().unwrap_or(&basis.cache), &model)?;
+        let tiling = if self.tiled { Tiling::On(Tiles::default()) } else { Tiling::Off };
+        memory::check(&requests, (&model, &basis), &networks, (&devices, tiling), &encoded)?;
         if !self.is_worth_it(&requests, (&model, &basis), &devices, ui)? {
             ui.note("nothing was made");
             return Ok(0);
@@ -185,7 +189,6 @@ impl Sample {
         let split = devices.open()?;
         let device = split[0].0.clone(); // a settled config has a stage
 
-        let mut encoded = LatentStore::open(self.cache.as_ref().unwrap_or(&basis.cache), &model)?;
         let texts = requests.iter().flat_map(|r| [r.prompt.as_str(), r.negative.as_str()]);
         let config = &basis.dit;
         let with = Encoding { model: &model, dit: config, device: &device, interrupt: &interrupt, ui };
@@ -200,7 +203,6 @@ impl Sample {
         if let Some(path) = &self.save_latents {
             save_latents(path, &latents)?;
         }
-        let tiling = if self.tiled { Tiling::On(Tiles::default()) } else { Tiling::Off };
         let files = ClipFiles { tiling, fps: self.fps.unwrap_or(basis.fps), formats: &formats };
         let written = sample::files(&self.out, (&prompted, latents), "", &owner, files, ui)?;
         let lines: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
