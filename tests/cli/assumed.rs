@@ -46,6 +46,60 @@ fn a_published_model_is_planned_before_it_is_here() {
     ]);
 }
 
+/// What a run does besides steps is planned with it: clips that cannot be decoded beside the DiT are decoded while its matrices
+/// wait in host memory, which has to have room for them, and what fits nowhere is refused with changes that help.
+#[test]
+fn a_run_is_planned_with_all_that_it_does() {
+    let desk = Desk::new();
+    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes/t2v-14b.toml");
+    let recipe = recipe.to_str().unwrap();
+    let words = |settings: &[&'static str]| {
+        let settings = settings.iter().flat_map(|setting| ["--set", setting]);
+        ["--json", "plan", recipe].into_iter().chain(settings).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let told = |on: &str, settings: &[&'static str]| {
+        let mut words = words(settings);
+        words.extend(["--on".to_owned(), on.to_owned()]);
+        run(&desk, &words.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let small = ["data.frames=[17]", "sample.frames=49", "model.base=fp8", "model.text_base=fp8"];
+    let plan = |on: &str| -> Value {
+        let told = told(on, &small);
+        assert_eq!(told.code, Some(0), "{}", told.stderr);
+        serde_json::from_str(&told.stdout).unwrap()
+    };
+    let (small_cards, large_cards) = (plan("2x12GiB"), plan("2x80GiB"));
+    assert_eq!(small_cards["plan"]["memory"]["decoding"], "alone");
+    assert_eq!(large_cards["plan"]["memory"].get("decoding"), None, "{large_cards}");
+    for plan in [&small_cards, &large_cards] {
+        let phases = plan["memory"]["phases"].as_array().unwrap();
+        let names: Vec<&str> = phases.iter().map(|phase| phase["phase"].as_str().unwrap()).collect();
+        assert_eq!(names, ["text-encoder", "encoding-clips", "sampling", "decoding"]);
+        assert_eq!(phases[2]["devices"].as_array().unwrap().len(), 2, "{plan}");
+        for device in phases.iter().flat_map(|phase| phase["devices"].as_array().unwrap()) {
+            assert!(device["needed"].as_u64() <= device["room"].as_u64(), "{device}");
+        }
+    }
+    // The matrices of the blocks in fp8: 14.1 billion numbers.
+    let host: u64 =
+        small_cards["memory"]["stages"].as_array().unwrap().iter().map(|s| s["host"].as_u64().unwrap()).sum();
+    let pinned = small_cards["plan"]["memory"]["pinned"].as_str().unwrap();
+    assert!(host > 13 << 30 && pinned == format!("{}GiB", host.div_ceil(1 << 30)), "{host}, {pinned}");
+
+    let large = ["sample.frames=81", "sample.size=[1280,720]"];
+    let refused = told("2x4090", &large);
+    refused.assert_refused(&["sampling does not fit", "cuda:0 has room for 23.41 GiB", "no sample.prompts"]);
+    for way in ["sample.size=[960,528]", "model.base=fp8", "sample.prompts=[]"] {
+        let named = way.replace('=', " = ").replace(',', ", ").replace("fp8", "\"fp8\"");
+        let is_named = refused.stderr.contains(&named) || way.contains("prompts");
+        assert!(is_named, "no {named} in {}", refused.stderr);
+        let mended = told("2x4090", &[large[0], large[1], way]);
+        assert_eq!(mended.code, Some(0), "{way}: {}", mended.stderr);
+    }
+    let text = ["data.frames=[17]", "model.base=fp8"];
+    told("4x8GiB", &text).assert_refused(&["text encoder does not fit", "model.text_base = \"fp8\""]);
+}
+
 /// With clips the buckets are theirs; a model on disk by a wrong name, or none at all, is assumed where that is said.
 #[test]
 fn a_model_is_assumed_in_place_of_files() {

@@ -115,3 +115,32 @@ fn what_takes_over_an_hour_is_asked_about() {
         assert!(outcome.stdout.contains(told), "no {told} in {}", outcome.stdout);
     }
 }
+
+/// What clips go through is looked at before any of it is loaded; the text encoder is not, where the cache has its states.
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn clips_that_do_not_fit_are_refused_before_anything_is_loaded() {
+    let desk = Desk::new();
+    let sample = [
+        "sample",
+        "--model",
+        "model",
+        "--prompt",
+        "a cloud",
+        "--frames",
+        "5",
+        "--width",
+        "64",
+        "--height",
+        "64",
+        "--text-base",
+        "f32",
+    ];
+    let on = |limit| [&sample[..], &["--stages", "cuda:0", "--memory-limit", limit]].concat();
+    desk.refuse(&on("32MiB"), &["text encoder does not fit", "cuda:0 has room for 32.0 MiB"]);
+    // Each is there alone: what is left to refuse is the build without CUDA.
+    desk.refuse(&on("1GiB"), &["cuda:0", "without CUDA"]);
+    desk.succeed(&[&sample[..], &["--steps", "1"]].concat());
+    let again = [&on("32MiB")[..], &["--force"]].concat();
+    desk.refuse(&again, &["sampling does not fit", "cuda:0"]);
+}

@@ -20,7 +20,7 @@ use trainer::learning::NoiseRange;
 use trainer::learning::lr::learning_rate;
 use trainer::learning::noise::{Streams, TimestepConfig};
 use trainer::learning::optim::{Optimizer, OptimizerConfig, Saved, Step, checked_norm, clip_factor};
-use trainer::machine::forecast::{Engine, Forecaster, Neighbours, Networks, StagePlan, Task, Way};
+use trainer::machine::forecast::{Decoding, Engine, Forecaster, Neighbours, Networks, StagePlan, Task, Way};
 use trainer::pipeline::{NetworkInput, Pipeline, WeightParking};
 use trainer::plan::{Plan, Planned};
 use trainer::train::batch::Batches;
@@ -275,6 +275,7 @@ fn forecast_in_turn(config: &DitConfig) -> Vec<u64> {
         accumulate: 1,
         latents: (2, 6, 8),
         networks: Networks::InTurn,
+        decoding: Decoding::Beside,
         rule: OptimizerConfig::default().rule(),
     };
     let engine = if device().is_cpu() { Engine::Cpu } else { Engine::Chunked };

@@ -11,7 +11,7 @@ use proofs::project::Project;
 use trainer::bytes::Bytes;
 use trainer::learning::optim::OptimizerConfig;
 use trainer::machine::forecast::{
-    Engine, Forecaster, Neighbours, Networks, StageMemory, StagePlan, Task, Way,
+    Decoding, Engine, Forecaster, Neighbours, Networks, StageMemory, StagePlan, Task, Way,
 };
 use trainer::machine::memory::{
     Card, Choice, KeepConfig, Machine, MemoryConfig, Offload, Room, Shape, Shapes, choose, settle,
@@ -56,6 +56,7 @@ impl Model {
             accumulate,
             latents,
             networks: Networks::One,
+            decoding: Decoding::Beside,
             rule: OptimizerConfig::default().rule(),
         }
     }

@@ -10,7 +10,7 @@ use proofs::source::{File, files, root};
 use serde_json::{Value, json};
 use trainer::base::Trained;
 use trainer::cli::Arguments;
-use trainer::machine::forecast::{Engine, Networks, StageMemory, Task, Way};
+use trainer::machine::forecast::{Decoding, Engine, Networks, StageMemory, Task, Way};
 use trainer::machine::memory::{Card, Forecast, Machine, Room, Shapes, StageForecast, settle};
 use trainer::machine::precision::{PrecisionRequest, Processor};
 use trainer::recipe::{Recipe, WORDS, defaults};
@@ -234,6 +234,7 @@ fn forecast(name: &str, recipe: &Recipe, host: u64) -> Forecast {
             Some(_) => Networks::MakesRoom,
             None => Networks::One,
         },
+        decoding: Decoding::Beside,
         rule: recipe.optimizer.rule(),
     };
     let settled =

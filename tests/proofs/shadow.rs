@@ -1,22 +1,30 @@
 //! Plans run the model's own code: on shadows it takes what it takes on tensors, to the byte.
 
+use std::ops::{ControlFlow, Range};
+
 use kernels::ledger::Ledger;
 use kernels::transfer::Route;
 use kernels::weight::Format;
 use kernels::{DType, Device, Tensor};
 use models::adapter::{Kind, LoraConfig, Target};
 use models::clip::{Clip, ClipSizes};
-use models::dit::{Base, BlockPlan, DitConfig, ImageBranch, Keep, Place};
+use models::dit::{Base, BlockPlan, Conditioning, DitConfig, ImageBranch, Keep, Place, Role};
 use models::published;
 use models::umt5::{Umt5, Umt5Sizes};
 use models::vae::{Generation, Sizes, Tiles, Tiling, Vae};
 use models::weights::{Frozen, Storage, Weights};
 use proofs::small::{adapters, config, micro_batch, uniform, weights};
+use trainer::encode::PictureInputs;
+use trainer::encode::prompt::ClipRequest;
+use trainer::learning::NoiseRange;
 use trainer::learning::optim::OptimizerConfig;
 use trainer::machine::forecast::{
-    Engine, Forecaster, Neighbours, Networks, Rehearsal, Scene, StagePlan, Task, Way,
+    Calls, ClipShape, Decoding, Engine, Forecaster, Neighbours, Networks, Rehearsal, Scene, StagePlan, Task,
+    Way,
 };
 use trainer::pipeline::Pipeline;
+use trainer::sample::{Prompted, Session};
+use trainer::solver::{Convention, SolverKind};
 
 /// Blocks of the models here.
 const LAYERS: usize = 3;
@@ -58,7 +66,20 @@ struct Taken {
 }
 
 /// What a step of `task` takes on stage `index` of `count`, of real tensors or of shadows.
-fn taken(task: &Task, plan: &StagePlan, [index, count]: [usize; 2], is_shadow: bool) -> Taken {
+fn taken(task: &Task, plan: &StagePlan, at: [usize; 2], is_shadow: bool) -> Taken {
+    taken_by(task, &plan.blocks, at, is_shadow, |rehearsal| {
+        drop(rehearsal.step(&plan.keep, plan.ffn_tokens).unwrap());
+    })
+}
+
+/// What `work` takes on the stage `index` of `count` that has `blocks`.
+fn taken_by(
+    task: &Task,
+    blocks: &Range<usize>,
+    [index, count]: [usize; 2],
+    is_shadow: bool,
+    work: impl Fn(&mut Rehearsal),
+) -> Taken {
     let ledger = Ledger::new(1);
     let (own, beside, host) = match is_shadow {
         true => {
@@ -70,8 +91,8 @@ fn taken(task: &Task, plan: &StagePlan, [index, count]: [usize; 2], is_shadow: b
     let (previous, next) = (beside(index > 0), beside(index + 1 < count));
     let scene = Scene { index, count, own, previous, next, host };
     let weights = Weights::seeded(task.dit.tensors(), 1);
-    let mut rehearsal = Rehearsal::new(task, &weights, plan.blocks.clone(), scene).unwrap();
-    drop(rehearsal.step(&plan.keep, plan.ffn_tokens).unwrap());
+    let mut rehearsal = Rehearsal::new(task, &weights, blocks.clone(), scene).unwrap();
+    work(&mut rehearsal);
     let mut by_label = ledger.at_peak();
     by_label.retain(|(_, bytes)| *bytes > 0);
     by_label.sort_unstable();
@@ -88,12 +109,17 @@ fn assert_shadow(what: &str, task: &Task, [plan, behind]: [BlockPlan; 2], ffn_to
         assert!(real.peak > real.left && real.left > 0, "{what}: nothing was counted, {real:?}");
         assert_eq!(shadow, real, "{what}, stage {index} of {count}, {plan:?} and {behind:?}");
         // A forecast plays layers that are alike once, and counts what the optimiser keeps.
-        let way = |is_there: bool| is_there.then_some(Way::Same);
-        let at = Neighbours { index, count, previous: way(index > 0), next: way(index + 1 < count) };
+        let at = neighbours(index, count);
         let forecast = Forecaster::new(task).stage(Engine::Cpu, &stage, at).unwrap();
         let states = task.rule.bytes(real.trained) - 4 * real.trained;
         assert_eq!(forecast.peak, real.peak + states, "{what}, forecast of stage {index} of {count}");
     }
+}
+
+/// A stage beside others in the same memory.
+fn neighbours(index: usize, count: usize) -> Neighbours {
+    let way = |is_there: bool| is_there.then_some(Way::Same);
+    Neighbours { index, count, previous: way(index > 0), next: way(index + 1 < count) }
 }
 
 fn task<'a>(dit: &'a DitConfig, targets: &'a [Target]) -> Task<'a> {
@@ -109,6 +135,7 @@ fn task<'a>(dit: &'a DitConfig, targets: &'a [Target]) -> Task<'a> {
         accumulate: 3,
         latents: (2, 4, 6),
         networks: Networks::One,
+        decoding: Decoding::Beside,
         rule: OptimizerConfig::default().rule(),
     }
 }
@@ -179,6 +206,102 @@ fn a_pipeline_takes_what_its_shadow_takes() {
         let task = Task { batch: 2, dropout: true, ..task(&dit, &targets) };
         let stage = StagePlan { blocks: 0..LAYERS, keep: vec![plan; LAYERS], ffn_tokens: 5 };
         assert_eq!(taken(&task, &stage, [0, 1], true).peak, ledger.peak(), "{plan:?}");
+    }
+}
+
+/// Clips in flight: with guidance and a picture, and a smaller one without, by every solver.
+fn in_flight(solver: SolverKind, is_cached: bool) -> Calls {
+    let shape = |latents, halves| ClipShape { latents, halves, solver, has_picture: true, is_cached };
+    Calls::Clips(vec![shape((2, 4, 6), 2), shape((1, 4, 6), 1)])
+}
+
+/// Of the held-out loss and of clips, on one stage and on each of two.
+#[test]
+fn a_shadow_of_calls_takes_what_the_calls_take() {
+    for dit in models() {
+        let targets = LoraConfig::default().select(&dit.adaptable_modules()).unwrap();
+        let task = Task { accumulate: 1, ..task(&dit, &targets) };
+        let mut all = vec![Calls::HeldOut];
+        all.extend(
+            [SolverKind::UniPc, SolverKind::Euler, SolverKind::DpmPp2m].map(|kind| in_flight(kind, false)),
+        );
+        all.push(in_flight(SolverKind::UniPc, true));
+        for calls in all {
+            for (index, count, blocks) in [(0, 1, 0..3), (0, 2, 0..1), (1, 2, 1..3)] {
+                let what = format!("{:?}, {calls:?}, stage {index} of {count}", dit.kind);
+                let [real, shadow] = [false, true].map(|is_shadow| {
+                    taken_by(&task, &blocks, [index, count], is_shadow, |rehearsal| {
+                        rehearsal.calls(&calls, 5).unwrap();
+                    })
+                });
+                assert!(real.peak > real.left && real.left > 0, "{what}: nothing was counted, {real:?}");
+                assert_eq!(shadow, real, "{what}");
+                let at = neighbours(index, count);
+                let forecast = Forecaster::new(&task).calls(Engine::Cpu, (&blocks, 5), at, &calls).unwrap();
+                let states = task.rule.bytes(real.trained) - 4 * real.trained;
+                assert_eq!(forecast.peak, real.peak + states, "{what}, as forecast");
+            }
+        }
+    }
+}
+
+/// Clips that a session makes, and held-out samples that go through the pipeline, take what their shadows do.
+#[test]
+fn a_session_takes_what_its_shadow_takes() {
+    let dit = config(LAYERS, 24);
+    let targets = LoraConfig::default().select(&dit.adaptable_modules()).unwrap();
+    let task = Task { accumulate: 1, ..task(&dit, &targets) };
+    let ledger = Ledger::new(1);
+    let device = Device::counted_cpu(ledger.clone());
+    let fresh = adapters(&dit, 2, 1.0);
+    let split = [(device.clone(), 0..LAYERS)];
+    let mut pipeline = Pipeline::load(&weights(&dit), &dit, &split, &fresh, Base::F32).unwrap();
+    pipeline.set_ffn_tokens(5);
+    // The residual of the second clip is there while the first one computes again.
+    let skips = [vec![1, 3], vec![1, 2, 3, 4]];
+    for (solver, is_cached) in [
+        (SolverKind::UniPc, false),
+        (SolverKind::Euler, false),
+        (SolverKind::DpmPp2m, false),
+        (SolverKind::UniPc, true),
+    ] {
+        let prompted = |frames: usize, guidance: f64| {
+            let noise = Tensor::zeros((1, 16, frames, 4, 6), DType::F32, &device).unwrap();
+            let states = || Tensor::zeros((1, dit.text_len, dit.text_dim), DType::F32, &Device::Cpu).unwrap();
+            let cond = || Conditioning::new().with(Role::TEXT, states());
+            let request = ClipRequest {
+                prompt: String::new(),
+                negative: String::new(),
+                width: 48,
+                height: 32,
+                frames: 4 * frames as u32 - 3,
+                steps: 6,
+                guidance,
+                guidance_high: guidance,
+                shift: 5.0,
+                seed: 0,
+                solver,
+                convention: Convention::Official,
+                high_steps: None,
+                timesteps: None,
+                image: None,
+                last_image: None,
+            };
+            let shown = PictureInputs::default();
+            Prompted { request, positive: cond(), negative: cond(), noise_bcthw: noise, shown }
+        };
+        let clips = [prompted(2, 5.0), prompted(1, 1.0)];
+        ledger.reset_peak();
+        let mut session = Session::new(&clips).unwrap();
+        if is_cached {
+            session = session.skipping(&skips);
+        }
+        let flow = session.run(&pipeline, NoiseRange::All, |_| ControlFlow::Continue(())).unwrap();
+        assert!(flow.is_continue());
+        let shadow = taken_by(&task, &(0..LAYERS), [0, 1], true, |rehearsal| {
+            rehearsal.calls(&in_flight(solver, is_cached), 5).unwrap();
+        });
+        assert_eq!(shadow.peak, ledger.peak(), "{solver:?}, skipping {is_cached}");
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use kernels::fault::Fault;
 
 use crate::bytes::Bytes;
+use crate::machine::memory::Phase;
 
 /// The result of anything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -44,6 +45,23 @@ pub enum Error {
         /// Tokens of a sample of the largest bucket.
         tokens: usize,
         /// Changes of the recipe, each of which would do.
+        ways: Vec<String>,
+    },
+    /// Something besides steps that no device can hold.
+    #[error(
+        "{phase} does not fit, so nothing was loaded: {place} has room for {room}, and it needs {needed}. {}",
+        phase_way_out(ways)
+    )]
+    PhaseTooLarge {
+        /// What.
+        phase: Phase,
+        /// The device.
+        place: String,
+        /// What it needs there.
+        needed: Bytes,
+        /// What there is.
+        room: Bytes,
+        /// Changes of the recipe or of the command line, each of which would do.
         ways: Vec<String>,
     },
     /// The GPU is not there.
@@ -434,6 +452,13 @@ fn way_out(ways: &[String]) -> String {
     match ways {
         [] => "No single change makes it fit: it needs smaller clips, model.base = \"fp8\" and more cards"
             .to_owned(),
+        ways => format!("What would fit: {}", ways.join("; or ")),
+    }
+}
+
+fn phase_way_out(ways: &[String]) -> String {
+    match ways {
+        [] => "No single change makes it fit: it needs a card with more memory".to_owned(),
         ways => format!("What would fit: {}", ways.join("; or ")),
     }
 }

@@ -27,7 +27,7 @@ pub(super) struct Sources {
     held: Mutex<Vec<Held>>,
 }
 
-/// A source that counts until its copy is done and its sender settles.
+/// A source that counts until its sender settles, between GPUs after its copy is done.
 #[derive(Debug)]
 struct Held {
     _source: Option<Arc<Allocation>>,
@@ -67,7 +67,8 @@ impl Sources {
         let x = if self.is_gpu { x.contiguous()? } else { x };
         let bytes = (x.elem_count() * x.dtype().size_in_bytes()) as u64;
         let _buffer = self.host.as_ref().map(|host| host.take_as(self.labels[1], bytes));
-        let is_done = Arc::new(AtomicBool::new(false));
+        // What goes to host memory needs nobody to receive it: the stream waits for the copy when its sender settles.
+        let is_done = Arc::new(AtomicBool::new(self.host.is_some()));
         if self.is_copied {
             x.relabel(self.labels[0]);
             let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
@@ -118,8 +119,6 @@ impl Store {
     pub fn park(self: &Arc<Self>, x: Tensor) -> Result<Parked> {
         let (shape, dtype) = (x.shape().clone(), x.dtype());
         let (_, copy) = self.leaving.hold(x)?;
-        // The stream waits for it when the next group begins.
-        copy.finish();
         Ok(Parked { store: self.clone(), shape, dtype, _copy: copy, returning: None })
     }
 

@@ -65,15 +65,28 @@ impl Clip {
     /// # Errors
     /// Anything that [`Weights::open`] refuses, and files that hold no such tower.
     pub fn load(path: &Path, config: Option<&Path>, dtype: DType, device: &Device) -> Result<Self> {
+        let (checkpoint, sizes, naming) = Self::open(path, config)?;
+        let to_file = |name: &str| Some(names::in_file(name, naming));
+        let weights =
+            Weights::from_checkpoint(checkpoint, &sizes.tensors(naming), to_file, names::is_unused)?;
+        Self::build(&weights, sizes, naming, dtype, device)
+    }
+
+    /// The sizes of the tower at `path`, from the shapes of its tensors: nothing is loaded.
+    ///
+    /// # Errors
+    /// Files that do not open, and files that hold no such tower.
+    pub fn sizes_at(path: &Path, config: Option<&Path>) -> Result<ClipSizes> {
+        Ok(Self::open(path, config)?.1)
+    }
+
+    fn open(path: &Path, config: Option<&Path>) -> Result<(Checkpoint, ClipSizes, Naming)> {
         let checkpoint = Checkpoint::open(path)?;
         let beside = path.join("config.json");
         let config = config.or_else(|| beside.is_file().then_some(&beside));
         let heads = config.map(heads_of).transpose()?.flatten();
         let (sizes, naming) = ClipSizes::detect(&checkpoint, heads)?;
-        let to_file = |name: &str| Some(names::in_file(name, naming));
-        let weights =
-            Weights::from_checkpoint(checkpoint, &sizes.tensors(naming), to_file, names::is_unused)?;
-        Self::build(&weights, sizes, naming, dtype, device)
+        Ok((checkpoint, sizes, naming))
     }
 
     /// A tower of these sizes with weights made from `seed`, for measuring speed and memory.

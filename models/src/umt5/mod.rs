@@ -57,24 +57,35 @@ impl Umt5 {
     /// Anything that [`Weights::open`] refuses, and files that hold no UMT5.
     pub fn load(path: &Path, frozen: Frozen, device: &Device) -> Result<Self> {
         let checkpoint = Checkpoint::open(path)?;
-        let is_official = checkpoint.contains("token_embedding.weight");
-        let has_shared = checkpoint.contains("shared.weight");
-        let to_file = |name: &str| match (is_official, name) {
-            (true, _) => None,
-            (false, "token_embedding.weight") if !has_shared => Some(names::TIED_EMBEDDING.to_owned()),
-            (false, _) => names::to_hf(name),
-        };
-        let sizes = Umt5Sizes::detect(&checkpoint, |name| to_file(name).unwrap_or_else(|| name.to_owned()))?;
+        let spelling = names::Spelling::of(&checkpoint);
+        let sizes = Self::sizes_in(&checkpoint, spelling)?;
+        // ComfyUI files carry the tokenizer's model along; a tied embedding may be spelled twice.
+        let ignored =
+            |name: &str| name == SPIECE_TENSOR || (spelling.has_shared && name == names::TIED_EMBEDDING);
+        let to_file = |name: &str| spelling.in_file(name);
+        let weights = Weights::from_checkpoint(checkpoint, &sizes.tensors(), to_file, ignored)?;
+        Self::build(&weights, sizes, frozen, device)
+    }
+
+    /// The sizes of the encoder at `path`, from the shapes of its tensors: nothing is loaded.
+    ///
+    /// # Errors
+    /// Files that do not open, and files that hold no UMT5.
+    pub fn sizes_at(path: &Path) -> Result<Umt5Sizes> {
+        let checkpoint = Checkpoint::open(path)?;
+        Self::sizes_in(&checkpoint, names::Spelling::of(&checkpoint))
+    }
+
+    fn sizes_in(checkpoint: &Checkpoint, spelling: names::Spelling) -> Result<Umt5Sizes> {
+        let in_file = |name: &str| spelling.in_file(name).unwrap_or_else(|| name.to_owned());
+        let sizes = Umt5Sizes::detect(checkpoint, in_file)?;
         if sizes.inner % sizes.heads != 0 || sizes.buckets < 4 {
-            let path = path.display();
+            let path = checkpoint.path().display();
             return Err(Error::Mismatch(format!(
                 "{path}: {sizes:?} is no UMT5: heads or buckets do not divide"
             )));
         }
-        // ComfyUI files carry the tokenizer's model along; a tied embedding may be spelled twice.
-        let ignored = |name: &str| name == SPIECE_TENSOR || (has_shared && name == names::TIED_EMBEDDING);
-        let weights = Weights::from_checkpoint(checkpoint, &sizes.tensors(), to_file, ignored)?;
-        Self::build(&weights, sizes, frozen, device)
+        Ok(sizes)
     }
 
     /// An encoder of these sizes with weights made from `seed`, for measuring speed and memory.

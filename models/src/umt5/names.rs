@@ -26,6 +26,33 @@ const LAYER: [(&str, &str); 10] = [
     ("ffn.fc2.weight", "layer.1.DenseReluDense.wo.weight"),
 ];
 
+/// How a file spells the names of its tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Spelling {
+    is_official: bool,
+    /// Whether the embedding is there as `shared.weight`.
+    pub has_shared: bool,
+}
+
+impl Spelling {
+    /// That of `checkpoint`.
+    pub fn of(checkpoint: &Checkpoint) -> Self {
+        Self {
+            is_official: checkpoint.contains("token_embedding.weight"),
+            has_shared: checkpoint.contains("shared.weight"),
+        }
+    }
+
+    /// The file's name of an official tensor name, where it is another.
+    pub fn in_file(self, official: &str) -> Option<String> {
+        match (self.is_official, official) {
+            (true, _) => None,
+            (false, "token_embedding.weight") if !self.has_shared => Some(TIED_EMBEDDING.to_owned()),
+            (false, _) => to_hf(official),
+        }
+    }
+}
+
 /// The HF name of an official tensor name.
 pub(super) fn to_hf(official: &str) -> Option<String> {
     if let Some((_, hf)) = GLOBAL.iter().find(|(name, _)| *name == official) {
@@ -56,6 +83,17 @@ pub struct Umt5Sizes {
 }
 
 impl Umt5Sizes {
+    /// Those of UMT5-XXL, which every Wan model was published with.
+    pub const PUBLISHED: Self = Self {
+        vocabulary: 256_384,
+        width: 4096,
+        layers: 24,
+        heads: 64,
+        inner: 4096,
+        feed_forward: 10_240,
+        buckets: 32,
+    };
+
     /// Reads the sizes, with `file_name` giving a tensor's name in the file.
     pub(super) fn detect(checkpoint: &Checkpoint, file_name: impl Fn(&str) -> String) -> Result<Self> {
         let axis = |official: &str, axis: usize| {

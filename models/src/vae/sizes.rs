@@ -66,6 +66,15 @@ pub struct Sizes {
 }
 
 impl Sizes {
+    /// Those that the VAE of `generation` was published with.
+    pub const fn published(generation: Generation) -> Self {
+        let (latent, encoder, decoder) = match generation {
+            Generation::Wan21 => (16, 96, 96),
+            Generation::Wan22 => (48, 160, 256),
+        };
+        Self { generation, latent, encoder, decoder }
+    }
+
     /// Reads naming and sizes from a checkpoint.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 mod assumed;
 pub(crate) mod comfy;
 mod dit;
+mod encoders;
 pub mod hub;
 mod layout;
 mod trained;
@@ -25,6 +26,7 @@ use crate::machine::precision::{self, Float, Precision, PrecisionRequest, Proces
 use crate::paths::existing;
 
 pub use dit::{DitFiles, Dits};
+pub use encoders::EncoderSizes;
 pub use layout::{Part, locate, locate_dits};
 pub use trained::Trained;
 

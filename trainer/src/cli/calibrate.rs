@@ -28,8 +28,7 @@ pub struct Calibrate {
 const EXAMPLES: &str = "\
 Examples:
   tandem calibrate runs/cat
-  tandem calibrate --model Wan2.1-T2V-14B --lora cat.safetensors --prompt \"a cat on a roof\"
-  tandem sample runs/cat --cache-preset E012K2R20      # uses the table of the run";
+  tandem calibrate --model Wan2.1-T2V-14B --lora cat.safetensors --prompt \"a cat on a roof\"";
 
 impl Calibrate {
     /// Measures the table.

@@ -188,7 +188,7 @@ fn is_users(error: &Error) -> bool {
         Error::Data(_) | Error::Hub(_) | Error::NothingToTrainOn | Error::Split { .. } => true,
         Error::Solver(error) => !matches!(error, SolverError::Tensor(_)),
         // Memory and devices.
-        Error::OutOfMemory { .. } | Error::TooLarge { .. } => true,
+        Error::OutOfMemory { .. } | Error::TooLarge { .. } | Error::PhaseTooLarge { .. } => true,
         Error::NoGpu { .. } | Error::NoLibrary { .. } | Error::OldDriver { .. } | Error::NoCuda { .. } => {
             true
         }

@@ -2,6 +2,7 @@
 
 mod basis;
 mod clips;
+mod memory;
 mod skips;
 
 use std::path::{Path, PathBuf};
@@ -171,6 +172,8 @@ Examples:
   tandem sample cat.toml --checkpoint 500 --prompt \"a cat on a roof\" --out clips/500
   tandem sample --model Wan-AI/Wan2.1-T2V-1.3B --prompt \"a cat on a roof\" --prompt \"a dog in the snow\"
   tandem sample --model Wan2.1-T2V-14B --lora cat.safetensors:0.8 --prompts prompts.txt --out clips/cat
+  tandem sample runs/cat --cache-preset E012K2R20      # faster, by MagCache
+  tandem sample --plan --assume t2v-a14b --cache-preset E004K2R20
   tandem sample --model Wan2.2-TI2V-5B --image first.png --prompt \"she turns her head\"
 
 Every key of a recipe is explained in recipes/README.md.";
@@ -184,6 +187,8 @@ impl Sample {
         }
         let job = self.job(ui)?;
         let skips = self.skips(&job)?;
+        let tiling = if self.tiled { Tiling::On(Tiles::default()) } else { Tiling::Off };
+        memory::check(&job, (skips.is_some(), tiling), self.cache.as_deref())?;
         tell_skips(skips.as_ref(), &job.requests, ui);
         if self.plan {
             self.tell_time(&job, skips.as_ref(), ui)?;
@@ -205,7 +210,6 @@ impl Sample {
         if let Some(path) = &self.save_latents {
             save_latents(path, &stepped.latents)?;
         }
-        let tiling = if self.tiled { Tiling::On(Tiles::default()) } else { Tiling::Off };
         let files = ClipFiles { tiling, fps, formats: &formats };
         let written = sample::files(&self.out, (&prompted, stepped.latents), "", &mut residents, files)?;
         let lines: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();

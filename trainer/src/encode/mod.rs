@@ -17,6 +17,7 @@ use models::dit::{Conditioning, Role};
 use models::vae::Vae;
 use models::weights::Checkpoint;
 
+pub(crate) use picture_inputs::condition_there;
 pub use picture_inputs::{GivenFrames, PictureInputs, condition, mask, with_mask};
 
 use crate::base::BaseModel;
@@ -101,6 +102,19 @@ impl LatentStore {
                 Lookup::Miss { reason } => Some(reason),
             },
         })
+    }
+
+    /// Whether the cache has whole entries of all `prompts`.
+    ///
+    /// # Errors
+    /// A cache that cannot be read.
+    pub fn has_prompts<'a>(&self, prompts: impl IntoIterator<Item = &'a str>) -> Result<bool> {
+        for prompt in prompts {
+            if self.missing(&self.text_key(prompt))?.is_some() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Encodes every prompt that is not cached. The encoder is only loaded when there is one.

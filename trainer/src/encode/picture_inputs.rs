@@ -76,6 +76,17 @@ pub fn mask(ends: GivenFrames, (frames, height, width): (usize, usize, usize)) -
 /// # Errors
 /// Sizes that the VAE does not take.
 pub fn condition(vae: &Vae, first: &Tensor, last: Option<&Tensor>, frames: usize) -> Result<Tensor> {
+    let latents = condition_there(vae, first, last, frames)?;
+    Ok(latents.squeeze(0)?.to_device(&Device::Cpu)?)
+}
+
+/// [`condition`] before it goes to the host, [1, c, t, h, w] on the VAE's device.
+pub(crate) fn condition_there(
+    vae: &Vae,
+    first: &Tensor,
+    last: Option<&Tensor>,
+    frames: usize,
+) -> Result<Tensor> {
     let (_, height, width) = first.dims3()?;
     let grey = |frames: usize| Tensor::zeros((3, frames, height, width), DType::F32, first.device());
     let mut parts = vec![first.unsqueeze(1)?];
@@ -87,8 +98,7 @@ pub fn condition(vae: &Vae, first: &Tensor, last: Option<&Tensor>, frames: usize
     }
     parts.retain(|part| part.elem_count() > 0);
     let video = Tensor::cat(&parts, 1)?.unsqueeze(0)?;
-    let latents = vae.encode(&video.to_device(vae.device())?, Tiling::Off)?;
-    Ok(latents.squeeze(0)?.to_device(&Device::Cpu)?)
+    Ok(vae.encode(&video.to_device(vae.device())?, Tiling::Off)?)
 }
 
 /// Mask and latents [4 + c, t, h, w], from the latents of [`condition`].

@@ -1,6 +1,7 @@
-//! A stage that goes through a step alone: its neighbours hand it tensors of the shapes that theirs would have.
+//! A stage that goes through a step, or through calls without a backward, alone: its neighbours hand it tensors of the
+//! shapes that theirs would have.
 //!
-//! The stage, its schedule and its links are those of a real step. On shadows that says what the step allocates on one
+//! The stage, its schedule and its links are those of a real pipeline. On shadows that says what the work allocates on one
 //! device without the others.
 
 use std::collections::VecDeque;
@@ -8,10 +9,12 @@ use std::sync::mpsc::{Receiver, Sender};
 
 use kernels::transfer::{Link, Route, Sent};
 use kernels::{DType, Device, Tensor};
-use models::dit::{Boundary, Plans, Streams};
+use models::dit::{Boundary, NetworkInput, Plans, Streams};
 
-use super::links::{Ends, Links};
+use super::links::{Ends, Links, waiting};
+use super::residuals::{Blocks, Residuals};
 use super::schedule::Op;
+use super::stage::Passed;
 use super::training::{Training, Watch};
 use super::{MicroBatch, Stage, StepOutcome};
 use crate::error::Result;
@@ -48,22 +51,9 @@ pub fn play(
     plans: &Plans,
     ops: &[Op],
 ) -> Result<StepOutcome> {
-    let Neighbours { previous, next, boundary } = around;
-    let own = &stage.device;
-    let onward = next.map(|(to, route)| Link::new(own, to, route)).transpose()?;
-    let back = previous.map(|(to, route)| Link::new(own, to, route)).transpose()?;
+    let [back, onward] = around.links(&stage.device)?;
     let (links, ends) = Links::alone(back.as_ref(), onward.as_ref());
-    let mut around = Around {
-        ends,
-        boundary,
-        from_previous: previous.map(|(from, route)| Link::new(from, own, route)).transpose()?,
-        from_next: match next {
-            Some((from, route)) => Some((Link::new(from, own, route)?, from)),
-            None => None,
-        },
-        onward: VecDeque::new(),
-        back: VecDeque::new(),
-    };
+    let mut around = Around::new(around, ends, &stage.device)?;
     let label = |label| stage.device.ledger().map(|ledger| ledger.set_label(label));
     label("micro-batches");
     let mut state = Training::new(stage, batches, plans, Watch::Nothing)?;
@@ -76,16 +66,116 @@ pub fn play(
     Ok(state.outcome)
 }
 
+/// Calls of the network without a backward, played on one stage.
+pub struct Calls<I, O, B> {
+    /// How many.
+    pub count: usize,
+    /// The most that are under way at once: a call may wait for the outcome of the one so many calls before it.
+    pub lanes: usize,
+    /// Makes the input of call `m`: on the device of the first stage, or to be put there. On other stages only its shapes
+    /// are read.
+    pub input: I,
+    /// Takes the velocity of call `m`, on the last stage.
+    pub output: O,
+    /// What becomes of the blocks in call `m`.
+    pub blocks: B,
+}
+
+/// Plays `calls` on `stage`, which is stage `index` of `count`: as [`super::Pipeline::call`] makes them, with every stage
+/// behind it as late as it can be.
+///
+/// # Errors
+/// Those of the model's own code, of `input` and of `output`.
+pub fn call<I, O, B>(
+    stage: &Stage,
+    around: Neighbours,
+    [index, count]: [usize; 2],
+    mut calls: Calls<I, O, B>,
+) -> Result<()>
+where
+    I: FnMut(usize) -> Result<NetworkInput>,
+    O: FnMut(usize, Tensor) -> Result<()>,
+    B: Fn(usize) -> Blocks,
+{
+    let [back, onward] = around.links(&stage.device)?;
+    let (links, ends) = Links::alone(back.as_ref(), onward.as_ref());
+    let mut around = Around::new(around, ends, &stage.device)?;
+    let late = waiting(count).min(calls.lanes.saturating_sub(1));
+    // Between two stages boundaries wait, and one more is at work in the later of the two.
+    let under_way = ((waiting(count) + 1) * (count - 1 - index) + 1).min(calls.lanes);
+    let (mut inputs, mut residuals) = (VecDeque::new(), Residuals::default());
+    for m in 0..calls.count {
+        // The last stage lets go of the input of a call that is done.
+        if inputs.len() == under_way {
+            inputs.pop_front();
+        }
+        around.before_call(late)?;
+        let input = (calls.input)(m)?;
+        let input = if stage.dit.embedder.is_some() { input.to_device(&stage.device)? } else { input };
+        inputs.push_back(input.clone());
+        let call = (m, (calls.blocks)(m));
+        match stage.forward_only(&input, links.take_forward()?, call, &mut residuals)? {
+            Passed::On(boundary) => {
+                links.send_forward(boundary)?;
+                around.onward.extend(taken(&around.ends.of_forward).map(|sent| (m, sent)));
+            }
+            Passed::Velocity(velocity) | Passed::Loss(velocity) => (calls.output)(m, velocity)?,
+        }
+    }
+    Ok(())
+}
+
+impl Neighbours<'_> {
+    /// The links of the stage on `own`, back and onward.
+    fn links(&self, own: &Device) -> Result<[Option<Link>; 2]> {
+        let link = |neighbour: Option<(&Device, Route)>| {
+            neighbour.map(|(to, route)| Link::new(own, to, route)).transpose()
+        };
+        Ok([link(self.previous)?, link(self.next)?])
+    }
+}
+
+impl<'a> Around<'a> {
+    /// The neighbours of the stage on `own`, at the `ends` of its links.
+    fn new(neighbours: Neighbours<'a>, ends: Ends, own: &Device) -> Result<Self> {
+        let Neighbours { previous, next, boundary } = neighbours;
+        Ok(Self {
+            ends,
+            boundary,
+            from_previous: previous.map(|(from, route)| Link::new(from, own, route)).transpose()?,
+            from_next: match next {
+                Some((from, route)) => Some((Link::new(from, own, route)?, from)),
+                None => None,
+            },
+            onward: VecDeque::new(),
+            back: VecDeque::new(),
+        })
+    }
+}
+
 impl Around<'_> {
+    /// Lets all but the newest `late` boundaries arrive at the next stage, and hands over what a forward takes in.
+    fn before_call(&mut self, late: usize) -> Result<()> {
+        while self.onward.len() > late {
+            self.onward.pop_front().map(|(_, sent)| sent.try_map(arrived)).transpose()?;
+        }
+        self.hand_over_forward()
+    }
+
+    fn hand_over_forward(&self) -> Result<()> {
+        if let Some(link) = &self.from_previous {
+            hand_over(&self.ends.to_forward, self.boundary.clone().try_map(|x| link.send(x))?);
+        }
+        Ok(())
+    }
+
     /// Lets arrive what must have arrived when the stage begins `op`, and hands over what that takes in.
     fn before(&mut self, op: Op) -> Result<()> {
         match op {
             Op::Forward(_) => {
                 let onward = self.onward.drain(..).map(|(m, sent)| Ok((m, sent.try_map(arrived)?)));
                 self.onward = onward.collect::<Result<_>>()?;
-                if let Some(link) = &self.from_previous {
-                    hand_over(&self.ends.to_forward, self.boundary.clone().try_map(|x| link.send(x))?);
-                }
+                self.hand_over_forward()?;
             }
             Op::Backward(m) => {
                 while self.onward.front().is_some_and(|(sent, _)| *sent <= m) {

@@ -35,6 +35,12 @@ struct Next<'a> {
     take: Receiver<Streams<Sent>>,
 }
 
+/// How many boundaries may wait between two of so many stages. Streams take memory until they are received: in a training
+/// step a stage is as far ahead as there are stages behind it, by its schedule; without a backward only this holds it back.
+pub(super) fn waiting(stages: usize) -> usize {
+    stages
+}
+
 impl Ways {
     /// The ways between stages on `devices`, in order.
     ///
@@ -89,9 +95,7 @@ impl<'a> Links<'a> {
         let mut links: Vec<Self> =
             (0..=ways.len()).map(|index| Self { index, previous: None, next: None }).collect();
         for (i, Ways { onward, back }) in ways.iter().enumerate() {
-            // Streams take memory until they are received. In a training step a stage is as far ahead as there are stages behind
-            // it, by its schedule; without a backward only this holds it back.
-            let (send, take) = sync_channel(ways.len() + 1);
+            let (send, take) = sync_channel(waiting(ways.len() + 1));
             let (send_back, take_back) = channel();
             links[i].next = Some(Next { onward, send, take: take_back });
             links[i + 1].previous = Some(Previous { back, take, send: send_back });

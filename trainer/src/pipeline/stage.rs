@@ -161,7 +161,7 @@ impl Stage {
     }
 
     /// The dtype that products are made in.
-    pub(super) fn compute(&self) -> DType {
+    pub(crate) fn compute(&self) -> DType {
         self.dit.linears().next().map_or(DType::F32, |linear| linear.weight().dtype())
     }
 

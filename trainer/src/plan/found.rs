@@ -1,5 +1,7 @@
 //! What the data came to, and an identity of it.
 
+use std::path::Path;
+
 use data::Dataset;
 use models::text::{MAX_TOKENS, Tokenizer, clean};
 use sha2::{Digest, Sha256};
@@ -8,6 +10,8 @@ use super::DatasetPlan;
 use crate::base::BaseModel;
 use crate::bounds;
 use crate::bytes::hex;
+use crate::encode::LatentStore;
+use crate::encode::prompt::ClipRequest;
 use crate::error::{Error, Result};
 
 /// What `dataset` came to.
@@ -98,4 +102,27 @@ pub(super) fn long_captions(dataset: &Dataset, model: &BaseModel) -> Result<Opti
             long.join(", ")
         )
     }))
+}
+
+/// Whether the cache in `folder` has the states of all texts that a run over `dataset` with `clips` encodes by `model`.
+///
+/// # Errors
+/// A cache that cannot be read.
+pub(super) fn has_texts(
+    folder: &Path,
+    model: &BaseModel,
+    dataset: &Dataset,
+    clips: &[ClipRequest],
+) -> Result<bool> {
+    // To open one is to make its folder, and nothing is known of a model that is assumed.
+    if !folder.is_dir() || !model.text_encoder.exists() {
+        return Ok(false);
+    }
+    let captions = dataset.sources.iter().map(|source| source.item.caption.as_str());
+    LatentStore::open(folder, model)?.has_prompts(captions.chain(clip_texts(clips)).chain([""]))
+}
+
+/// The texts of `clips`.
+fn clip_texts(clips: &[ClipRequest]) -> impl Iterator<Item = &str> {
+    clips.iter().flat_map(|clip| [clip.prompt.as_str(), clip.negative.as_str()])
 }

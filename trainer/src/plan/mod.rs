@@ -5,6 +5,8 @@ mod assumed;
 mod difference;
 mod found;
 mod parts;
+mod rest;
+mod ways;
 
 use std::path::{Path, PathBuf};
 
@@ -35,9 +37,11 @@ use crate::sample::ClipFormat;
 use crate::sample::magcache::CacheConfig;
 use crate::watch::interrupt::Interrupt;
 pub use difference::Difference;
+pub use rest::{BehindSampling, Rest, Split};
+pub use ways::{Wording, checked};
 
 use assumed::{missing_clips, no_data, settled_model};
-use found::{former_digest, long_captions, summary};
+use found::{former_digest, has_texts, long_captions, summary};
 use parts::{networks, sample_plan, settle_shares, settle_steps, task, trained_shares};
 
 /// A settled run.
@@ -245,7 +249,9 @@ impl Planned {
                 if self.open.ffn_tokens { stored.memory.ffn_tokens } else { plan.memory.ffn_tokens };
             // Plans of earlier versions do not say what may be pinned.
             let pinned = stored.memory.pinned.or(plan.memory.pinned);
-            plan.memory = MemoryPlan { ffn_tokens, pinned, ..stored.memory.clone() };
+            // It changes no number, and what fits beside the networks depends on what is free today.
+            let decoding = plan.memory.decoding;
+            plan.memory = MemoryPlan { ffn_tokens, pinned, decoding, ..stored.memory.clone() };
         }
         if self.former_digest.as_ref() == Some(&stored.dataset.digest) {
             plan.dataset.digest.clone_from(&stored.dataset.digest);
@@ -311,10 +317,13 @@ impl Plan {
         let open =
             Open { split: recipe.devices.split.is_empty(), ffn_tokens: recipe.memory.ffn_tokens.is_none() };
         let given = (!open.split).then_some(devices.split.as_slice());
-        let settled = memory::settle(&task, &machine, &recipe.memory, given, &shapes)?;
+        let rest = Rest::of_run((&model, &dit), &sample, found.held_out, &shapes, overrides.assume)?;
+        let run = run_plan(recipe.run, path, seed);
+        let has_texts = || has_texts(&run.cache, &model, &dataset, &sample.clips);
+        let settled = ways::settled(&task, &machine, (&recipe.memory, given), &shapes, &rest, has_texts)?;
         let plan = Plan {
             tandem: env!("CARGO_PKG_VERSION").to_owned(),
-            run: run_plan(recipe.run, path, seed),
+            run,
             devices: DevicesConfig { split: settled.choice.split.clone(), ..devices },
             model,
             data,

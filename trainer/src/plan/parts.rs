@@ -14,7 +14,7 @@ use crate::encode::prompt::ClipRequest;
 use crate::error::{Error, Result};
 use crate::learning::NoiseRange;
 use crate::learning::optim::OptimizerConfig;
-use crate::machine::forecast::{Networks, Task};
+use crate::machine::forecast::{Decoding, Networks, Task};
 use crate::machine::memory::Shapes;
 use crate::paths::existing;
 use crate::recipe::TrainConfig;
@@ -146,6 +146,7 @@ pub(super) fn task<'a>(
         accumulate: train.accumulate,
         latents: shapes.there.first().or(shapes.possible.first()).map_or((1, 1, 1), |shape| shape.1),
         networks,
+        decoding: Decoding::Beside,
         rule: optimizer.rule(),
     }
 }

@@ -20,8 +20,9 @@ pub(super) struct Memo(Arc<Mutex<Known>>);
 
 #[derive(Debug, Default)]
 struct Known {
-    /// Layers are alike where their trained tensors have the same names behind the layer's own; the place here stands for them.
-    alike: Vec<Vec<String>>,
+    /// Layers are alike where their adapters have tensors of the same names, behind the layer's own, and shapes; the place
+    /// here stands for them.
+    alike: Vec<Vec<(String, Vec<usize>)>>,
     forwards: HashMap<ForwardKey, Arc<Forward>>,
     backwards: HashMap<BackwardKey, Arc<Backward>>,
 }
@@ -68,15 +69,19 @@ struct Remembered {
 impl Memo {
     /// Lets the layers of `stage`, on a counted device of shadows, be played by what is known.
     pub fn remember(&self, stage: &mut Stage) {
-        let (parameters, device) = (stage.adapters.parameters(), stage.device.clone());
+        let (adapters, parameters) = (&stage.adapters, stage.adapters.parameters());
+        let device = stage.device.clone();
         let remembered = |inner: Box<dyn Layer>| -> Box<dyn Layer> {
             let id = inner.id();
-            let own: Vec<(String, String)> = parameters
-                .keys()
-                .filter_map(|name| Some((name.clone(), id.local(name)?.to_owned())))
-                .collect();
-            let (trained, local): (Vec<_>, Vec<_>) = own.into_iter().unzip();
-            let alike = self.known(|known| known.place(local));
+            let own = parameters.keys().filter(|name| id.local(name).is_some());
+            let trained = own.cloned().collect();
+            let here = adapters.iter().filter_map(|(module, all)| Some((id.local(module)?, all)));
+            let tensors = here.flat_map(|(module, all)| {
+                let tensors = all.iter().flat_map(|adapter| adapter.delta().tensors());
+                tensors.map(move |(name, x)| (format!("{module}.{name}"), x.dims().to_vec()))
+            });
+            let alike = tensors.collect();
+            let alike = self.known(|known| known.place(alike));
             Box::new(Remembered { inner, device: device.clone(), memo: self.clone(), alike, trained })
         };
         stage.dit.layers = std::mem::take(&mut stage.dit.layers).into_iter().map(remembered).collect();
@@ -88,9 +93,9 @@ impl Memo {
 }
 
 impl Known {
-    fn place(&mut self, names: Vec<String>) -> Alike {
-        self.alike.iter().position(|other| *other == names).unwrap_or_else(|| {
-            self.alike.push(names);
+    fn place(&mut self, tensors: Vec<(String, Vec<usize>)>) -> Alike {
+        self.alike.iter().position(|other| *other == tensors).unwrap_or_else(|| {
+            self.alike.push(tensors);
             self.alike.len() - 1
         })
     }

@@ -1,9 +1,11 @@
-//! The memory that a training step needs, device by device, before anything is loaded.
+//! The memory that a training step needs, and what a run does besides, device by device, before anything is loaded.
 //!
-//! Nothing is estimated by formulas: the step is played by the model's own code on shadows of tensors ([`Rehearsal`]), whose
+//! Nothing is estimated by formulas: the work is played by the model's own code on shadows of tensors ([`Rehearsal`]), whose
 //! memory is counted in a ledger, and the peak is what was alive at once. On a GPU every operation writes a new tensor
 //! and memory is freed in the order of the stream, so the order of the host's calls is all there is to it.
 
+mod calls;
+mod device;
 mod memo;
 mod rehearsal;
 mod task;
@@ -15,24 +17,22 @@ use std::ops::Range;
 
 use kernels::arena::GRAIN;
 use kernels::ledger::{Allocation, Label, Ledger};
-use kernels::transfer::{HOST_GRAIN, Route};
-use kernels::{Device, ShadowAttention, ShadowGpu};
+use kernels::transfer::HOST_GRAIN;
+use models::adapter::Adapters;
 use models::dit::BlockPlan;
 use models::weights::Weights;
 use serde::Serialize;
 
+use device::{device_ledger, resident, scene};
 use memo::Memo;
+
+pub use calls::{Calls, ClipShape};
+pub use device::{DeviceMemory, ShadowDevice};
 pub use rehearsal::{Rehearsal, Scene};
 pub use task::{Decoding, Engine, Networks, Task};
 
 use crate::error::Result;
 
-/// What the allocator takes on top of what tensors hold, as a share of their peak: up to two chunks for each hole, and the
-/// holes between small tensors. On H200s the steps of a 14B on two cards ran under their limits with 0.05 to spare, and with
-/// 0.03 before that.
-const SLACK: f64 = 0.05;
-/// The driver hands out multiples of this.
-const DEVICE_GRAIN: u64 = 512;
 /// Bytes of an f32.
 const F32: u64 = 4;
 
@@ -95,10 +95,21 @@ pub struct StageMemory {
     pub alive: Vec<(&'static str, u64)>,
 }
 
+/// What a device holds of a stage between steps, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resident {
+    /// All of it: weights, and adapters with what the optimiser keeps of them.
+    pub bytes: u64,
+    /// Of these the matrices that can wait in host memory; none where that is the same memory.
+    pub matrices: u64,
+}
+
 /// Forecasts tasks of one kind: one model, one adapter, one micro-batch.
 #[derive(Debug)]
 pub struct Forecaster<'a> {
     task: &'a Task<'a>,
+    /// Adapters that are applied and not trained.
+    attached: Option<&'a Adapters>,
     weights: Weights,
     /// Stages that were set up, by engine, blocks and neighbours: what differs is played on them again.
     stages: RefCell<HashMap<StageKey, Staged>>,
@@ -122,7 +133,12 @@ impl<'a> Forecaster<'a> {
     pub fn new(task: &'a Task<'a>) -> Self {
         // Numbers are never made of it.
         let weights = Weights::seeded(task.dit.tensors(), 0);
-        Self { task, weights, stages: RefCell::default(), memos: RefCell::default() }
+        Self { task, attached: None, weights, stages: RefCell::default(), memos: RefCell::default() }
+    }
+
+    /// The same with `adapters` that are applied and not trained.
+    pub fn with_attached(self, adapters: &'a Adapters) -> Self {
+        Self { attached: Some(adapters), ..self }
     }
 
     /// What the stage `plan` holds at its peak in a training step on `engine`.
@@ -130,18 +146,75 @@ impl<'a> Forecaster<'a> {
     /// # Errors
     /// Sizes that the model's code does not take.
     pub fn stage(&self, engine: Engine, plan: &StagePlan, at: Neighbours) -> Result<StageMemory> {
+        self.with_stage(engine, &plan.blocks, at, |staged| staged.played(engine, plan))
+    }
+
+    /// What the stage of `blocks` holds at its peak while it takes part in `calls` on `engine`, with at most `ffn_tokens`
+    /// tokens in a feed-forward layer.
+    ///
+    /// # Errors
+    /// Sizes that the model's code does not take.
+    pub fn calls(
+        &self,
+        engine: Engine,
+        (blocks, ffn_tokens): (&Range<usize>, usize),
+        at: Neighbours,
+        calls: &Calls,
+    ) -> Result<StageMemory> {
+        let Task { base, dit, networks, .. } = *self.task;
+        // Clips go through the expert that is not trained too, while the trained one is there without its matrices.
+        let beside = match (calls, networks) {
+            (Calls::Clips(_), Networks::MakesRoom) if engine.is_gpu() => {
+                base.bytes(dit, blocks) - base.matrix_bytes(dit, blocks)
+            }
+            (Calls::Clips(_), Networks::MakesRoom) => base.bytes(dit, blocks),
+            _ => 0,
+        };
+        self.with_stage(engine, blocks, at, |staged| {
+            let _beside = staged.device.take_as("weights", beside);
+            staged.rehearsal.calls(calls, ffn_tokens)?;
+            Ok(staged.memory(engine))
+        })
+    }
+
+    /// What the stage of `blocks` holds between steps on `engine`.
+    ///
+    /// # Errors
+    /// Sizes that the model's code does not take.
+    pub fn resident(&self, engine: Engine, blocks: &Range<usize>, at: Neighbours) -> Result<Resident> {
+        let Task { base, dit, networks, .. } = *self.task;
+        let matrices = match engine.is_gpu() {
+            true => base.matrix_bytes(dit, blocks) * networks.on_devices(),
+            false => 0,
+        };
+        self.with_stage(engine, blocks, at, |staged| {
+            Ok(Resident { bytes: resident(&staged.device), matrices })
+        })
+    }
+
+    /// Does `work` on a stage, which is set up once.
+    fn with_stage<T>(
+        &self,
+        engine: Engine,
+        blocks: &Range<usize>,
+        at: Neighbours,
+        work: impl FnOnce(&mut Staged) -> Result<T>,
+    ) -> Result<T> {
         let mut stages = self.stages.borrow_mut();
-        let key = (engine, plan.blocks.clone(), at);
-        let staged = match stages.entry(key) {
+        let staged = match stages.entry((engine, blocks.clone(), at)) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => {
-                let mut staged = Staged::new(self.task, &self.weights, engine, plan.blocks.clone(), at)?;
+                let mut staged = Staged::new(self.task, &self.weights, engine, blocks.clone(), at)?;
+                if let Some(adapters) = self.attached {
+                    staged.device.set_label("adapters");
+                    staged.rehearsal.attach(adapters)?;
+                }
                 let memo = self.memos.borrow_mut().entry(engine).or_default().clone();
                 staged.rehearsal.remember(&memo);
                 new.insert(staged)
             }
         };
-        staged.played(engine, plan)
+        work(staged)
     }
 }
 
@@ -153,8 +226,7 @@ impl Staged {
         blocks: Range<usize>,
         at: Neighbours,
     ) -> Result<Self> {
-        let grain = if engine.is_gpu() { DEVICE_GRAIN } else { 1 };
-        let (device, host) = (Ledger::new(grain), Ledger::with_sizes(GRAIN));
+        let (device, host) = (device_ledger(engine), Ledger::with_sizes(GRAIN));
         let scene = scene(engine, at, &device, &host);
         let rehearsal = Rehearsal::new(task, weights, blocks.clone(), scene)?;
         let (networks, trained) = (task.networks, rehearsal.trained());
@@ -179,6 +251,11 @@ impl Staged {
         // The new parameters stand beside the old ones until they are handed to the stages.
         drop(self.device.take_as("adapters", F32 * self.rehearsal.trained()));
         drop(outcome);
+        Ok(self.memory(engine))
+    }
+
+    /// What the devices held at the peak of what was played last.
+    fn memory(&self, engine: Engine) -> StageMemory {
         let (peak, at_peak) = (self.device.peak(), self.device.at_peak());
         let of = |names: &[Label]| {
             at_peak.iter().filter(|(name, _)| names.contains(name)).map(|(_, bytes)| bytes).sum::<u64>()
@@ -189,57 +266,35 @@ impl Staged {
         let mut alive = at_peak.clone();
         alive.retain(|(_, bytes)| *bytes > 0);
         alive.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
-        let slack = if engine.is_gpu() { (peak as f64 * SLACK) as u64 } else { 0 };
-        Ok(StageMemory {
+        StageMemory {
             weights,
             adapters,
             kept,
             replay: peak - weights - adapters - kept,
             peak,
-            needed: peak + slack,
+            needed: DeviceMemory::of(engine, peak).needed,
             host: self.host.peak(),
             parked: self.host.sizes("parked"),
             alive,
-        })
+        }
     }
 }
 
-/// The devices of a stage on `engine` with its neighbours, all shadows; its own is counted in `device`, and pinned host memory
-/// beside it in `host`.
-fn scene(engine: Engine, at: Neighbours, device: &Ledger, host: &Ledger) -> Scene {
-    let shadow = |index: usize, device: Ledger, host: Ledger| {
-        let attention = match engine {
-            Engine::Cpu => return Device::shadow_cpu(Some(device)),
-            Engine::Chunked => ShadowAttention::Chunked,
-            Engine::Cudnn(repeatability) => ShadowAttention::Cudnn(repeatability),
-        };
-        Device::shadow_gpu(ShadowGpu { index, attention }, device, host)
-    };
-    // A neighbour in the same memory is counted apart, as each stage is.
-    let beside = |way: Way, index: usize| {
-        let index = if way == Way::Same { at.index } else { index };
-        let route = if way == Way::Host { Route::Host } else { Route::Auto };
-        (shadow(index, Ledger::new(1), Ledger::new(1)), route)
-    };
-    Scene {
-        index: at.index,
-        count: at.count,
-        own: shadow(at.index, device.clone(), host.clone()),
-        previous: at.previous.map(|way| beside(way, at.index.saturating_sub(1))),
-        next: at.next.map(|way| beside(way, at.index + 1)),
-        host: Device::shadow_cpu(None),
-    }
-}
-
-/// `WeightParking`: the matrices of the network that rests, each pinned by itself.
+/// `WeightParking`: the matrices of the networks that rest at once, each pinned by itself.
 fn resting(task: &Task, host: &Ledger, blocks: &Range<usize>) -> Vec<Allocation> {
+    // What the blocks kept in host memory is not given back for the time of the clips.
+    let [for_clips, in_turn] = [
+        match (task.decoding, task.networks) {
+            // The trained network makes room for the other expert before clips are decoded, and comes back in between.
+            (Decoding::Beside, Networks::MakesRoom) => 1,
+            (Decoding::Beside, _) => 0,
+            (Decoding::Alone, networks) => networks.on_devices(),
+        },
+        u64::from(task.networks == Networks::InTurn),
+    ];
+    let networks = (0..for_clips + in_turn).flat_map(|_| blocks.clone());
     // A block leaves before the one that it changes places with has given its buffers back.
-    let on_their_way = match task.networks {
-        Networks::One | Networks::SideBySide => return Vec::new(),
-        // What the blocks kept in host memory is not given back for the time of the clips.
-        Networks::MakesRoom => None,
-        Networks::InTurn => Some(blocks.start),
-    };
-    let matrices = blocks.clone().chain(on_their_way).flat_map(|n| task.base.matrices(task.dit, n));
+    let on_their_way = (in_turn > 0 && for_clips == 0).then_some(blocks.start);
+    let matrices = networks.chain(on_their_way).flat_map(|n| task.base.matrices(task.dit, n));
     matrices.map(|bytes| host.take_as("resting", bytes.next_multiple_of(HOST_GRAIN))).collect()
 }

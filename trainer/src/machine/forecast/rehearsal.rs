@@ -1,8 +1,10 @@
-//! A stage of a training step that is played alone: the model's own code on tensors that are counted.
+//! A stage of a training step, or of calls without a backward, that is played alone: the model's own code on tensors that
+//! are counted.
 //!
-//! On shadows it allocates nothing and says what the step would. On real tensors in counted host memory the same code says
+//! On shadows it allocates nothing and says what the work would. On real tensors in counted host memory the same code says
 //! what it did allocate; a proof holds the two together to the byte.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use kernels::ledger::Ledger;
@@ -13,15 +15,18 @@ use models::adapter::{Adapters, LoraConfig, Target};
 use models::dit::{Architecture, BlockPlan, Boundary, Dropout, LayerId, NetworkInput, Plans, Role};
 use models::weights::Weights;
 
+use super::calls::{Calls, ClipShape, Sink, Source};
 use super::memo::Memo;
 use super::task::Task;
 use crate::error::Result;
 use crate::pipeline::alone::{self, Neighbours};
 use crate::pipeline::schedule::one_f_one_b;
-use crate::pipeline::{MicroBatch, Stage, StepOutcome};
+use crate::pipeline::{Blocks, MicroBatch, Stage, StepOutcome};
 
 /// Micro-batches that are played beyond those in flight: from then on a stage does the same again and again.
 const BEYOND: usize = 1;
+/// The most calls of a clip for a solver step.
+const HALVES: usize = 2;
 /// A timestep: its value allocates nothing.
 const TIMESTEP: f32 = 500.0;
 
@@ -71,6 +76,14 @@ impl Rehearsal {
         Ok(Self { scene, stage, batches, boundary })
     }
 
+    /// Puts `adapters` to the stage that are applied and not trained.
+    ///
+    /// # Errors
+    /// Adapters of modules that its layers do not have.
+    pub fn attach(&mut self, adapters: &Adapters) -> Result<()> {
+        self.stage.attach(adapters)
+    }
+
     /// Lets the stage's layers, which are shadows, be played by what `memo` knows of those like them.
     pub(super) fn remember(&mut self, memo: &Memo) {
         memo.remember(&mut self.stage);
@@ -87,7 +100,6 @@ impl Rehearsal {
     /// # Errors
     /// Those of the model's own code.
     pub fn step(&mut self, keep: &[BlockPlan], ffn_tokens: usize) -> Result<StepOutcome> {
-        let Scene { index, count, own, previous, next, .. } = &self.scene;
         self.stage.set_ffn_tokens(ffn_tokens);
         let dit = &self.stage.dit;
         let planned = dit.range.clone().zip(keep);
@@ -95,14 +107,71 @@ impl Rehearsal {
             dit.architecture().layers(n).into_iter().map(move |id: LayerId| (id, *plan))
         });
         let plans: Plans = layers.collect();
-        let around = Neighbours {
+        self.reset_peaks();
+        let Scene { index, count, .. } = self.scene;
+        let played = self.batches.len().min(count - index + BEYOND);
+        let ops = &one_f_one_b(count, played)[index];
+        alone::play(&self.stage, self.neighbours(), &self.batches, &plans, ops)
+    }
+
+    /// Plays the stage's part of `calls`, as far as anything in it is new, with at most `ffn_tokens` tokens in a feed-forward
+    /// layer. Samples are those of the task, clips of their own shapes; the largest one is that of the task. The ledgers of
+    /// its device start their peaks anew.
+    ///
+    /// # Errors
+    /// Those of the model's own code.
+    pub fn calls(&mut self, calls: &Calls, ffn_tokens: usize) -> Result<()> {
+        self.stage.set_ffn_tokens(ffn_tokens);
+        self.reset_peaks();
+        let (Scene { index, count, own, .. }, dit) = (&self.scene, &self.stage.dit);
+        let label = |label| own.ledger().map(|ledger| ledger.set_label(label));
+        label("clips");
+        let sample = (&self.batches[0], dit.config.pictures()); // a task has a micro-batch
+        let sink = dit.head.as_ref().map(|_| Sink::new(calls, sample, own)).transpose()?;
+        let beside = if dit.embedder.is_some() { own } else { &self.scene.host };
+        let is_alone = *count == 1;
+        let mut source = Source::new(calls, sample, beside, sink.as_ref().filter(|_| is_alone))?;
+        label("residual");
+        let _held = self.residuals_of_others(calls)?;
+        label("activations");
+        let (sink, is_cached) = (RefCell::new(sink), calls.is_cached());
+        let calls = alone::Calls {
+            // As many as may wait, those at work, and as many again as make a solver step.
+            count: count + 1 + 2 * HALVES,
+            lanes: calls.lanes(),
+            input: |m| source.input(m, sink.borrow().as_ref().filter(|_| is_alone)),
+            output: |_, velocity| sink.borrow_mut().as_mut().map_or(Ok(()), |sink| sink.take(velocity)),
+            blocks: |m| if is_cached { Blocks::Keep { lane: m % HALVES } } else { Blocks::Run },
+        };
+        alone::call(&self.stage, self.neighbours(), [*index, *count], calls)
+    }
+
+    /// What clips other than the largest, whose calls are played, keep of their blocks meanwhile.
+    fn residuals_of_others(&self, calls: &Calls) -> Result<Vec<Tensor>> {
+        let Calls::Clips(clips) = calls else { return Ok(Vec::new()) };
+        let config = &self.stage.dit.config;
+        let others = clips.iter().skip(1).filter(|clip| clip.is_cached);
+        let of = |clip: &ClipShape| {
+            let (frames, height, width) = clip.latents;
+            let shape = (1, config.tokens(frames, height, width), config.dim);
+            let residual = || Tensor::zeros(shape, self.stage.compute(), &self.scene.own);
+            (0..clip.halves).map(|_| Ok(residual()?)).collect::<Result<Vec<_>>>()
+        };
+        Ok(others.map(of).collect::<Result<Vec<_>>>()?.concat())
+    }
+
+    fn neighbours(&self) -> Neighbours<'_> {
+        let Scene { previous, next, .. } = &self.scene;
+        Neighbours {
             previous: previous.as_ref().map(|(device, route)| (device, *route)),
             next: next.as_ref().map(|(device, route)| (device, *route)),
             boundary: &self.boundary,
-        };
+        }
+    }
+
+    fn reset_peaks(&self) {
+        let own = &self.scene.own;
         [own.ledger(), own.host_ledger()].into_iter().flatten().for_each(Ledger::reset_peak);
-        let played = self.batches.len().min(count - index + BEYOND);
-        alone::play(&self.stage, around, &self.batches, &plans, &one_f_one_b(*count, played)[*index])
     }
 }
 

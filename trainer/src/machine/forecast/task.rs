@@ -32,6 +32,8 @@ pub struct Task<'a> {
     pub latents: (usize, usize, usize),
     /// The networks that are trained.
     pub networks: Networks,
+    /// Where the networks are while clips are decoded.
+    pub decoding: Decoding,
     /// The optimiser.
     pub rule: Rule,
 }
@@ -60,16 +62,24 @@ impl Networks {
             Self::SideBySide | Self::InTurn => 2,
         }
     }
+
+    /// How many are on the devices at once.
+    pub fn on_devices(self) -> u64 {
+        match self {
+            Self::SideBySide => 2,
+            Self::One | Self::MakesRoom | Self::InTurn => 1,
+        }
+    }
 }
 
-/// Where the DiT is while the VAE decodes clips.
+/// Where the networks of a run are while the VAE decodes clips on the first device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Decoding {
-    /// It stays on the devices.
+    /// On the devices, beside the VAE.
     #[default]
     Beside,
-    /// Its matrices wait in host memory.
+    /// Their matrices wait in pinned host memory.
     Alone,
 }
 

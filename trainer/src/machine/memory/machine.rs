@@ -59,6 +59,14 @@ impl Room {
         }
     }
 
+    fn times(self, count: u64) -> Self {
+        match self {
+            Self::Unknown => self,
+            Self::About(bytes) => Self::About(bytes * count),
+            Self::AtMost(bytes) => Self::AtMost(bytes * count),
+        }
+    }
+
     fn shared_by(self, count: u64) -> Self {
         match self {
             Self::Unknown => self,
@@ -116,8 +124,27 @@ impl Machine {
         }
     }
 
+    /// The devices, each once, with the stages that are on it.
+    pub fn devices(&self) -> Vec<(&str, Vec<usize>)> {
+        let mut devices: Vec<(&str, Vec<usize>)> = Vec::new();
+        for (index, card) in self.stages.iter().enumerate() {
+            match devices.iter_mut().find(|(name, _)| *name == card.name) {
+                Some((_, stages)) => stages.push(index),
+                None => devices.push((&card.name, vec![index])),
+            }
+        }
+        devices
+    }
+
+    /// Room for tensors on the device of stage `index`: that of all stages on it.
+    pub fn room_of(&self, index: usize) -> Room {
+        let name = &self.stages[index].name;
+        let sharing = self.stages.iter().filter(|card| card.name == *name).count() as u64;
+        self.stages[index].room.times(sharing)
+    }
+
     /// The place of stage `index`.
-    pub(super) fn place_of(&self, index: usize) -> Neighbours {
+    pub(crate) fn place_of(&self, index: usize) -> Neighbours {
         let previous = index.checked_sub(1).and_then(|before| self.ways.get(before)).copied();
         Neighbours { index, count: self.stages.len(), previous, next: self.ways.get(index).copied() }
     }

@@ -5,6 +5,7 @@ mod choice;
 mod cost;
 mod host;
 mod machine;
+mod phases;
 mod refusal;
 mod report;
 
@@ -19,13 +20,14 @@ pub use choice::{Choice, choose};
 pub use host::More;
 use host::Tried;
 pub use machine::{Card, Machine, Room, host_shares};
+pub use phases::{Phase, PhaseForecast, PhaseMemory};
 use refusal::Given;
 pub use refusal::Shape;
 pub use report::{Forecast, StageForecast};
 
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
-use crate::machine::forecast::{Networks, Task};
+use crate::machine::forecast::{Decoding, Networks, Task};
 
 /// The memory of a training step. None of it changes a result by more than the order of sums.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +48,10 @@ fn is_one(networks: &Networks) -> bool {
     *networks == Networks::One
 }
 
+fn is_beside(decoding: &Decoding) -> bool {
+    *decoding == Decoding::Beside
+}
+
 /// What was settled for a step.
 #[derive(Debug, Clone)]
 pub struct Settled {
@@ -55,8 +61,18 @@ pub struct Settled {
     pub forecast: Forecast,
     /// Where the trained networks are.
     pub networks: Networks,
+    /// Where they are while clips are decoded.
+    pub decoding: Decoding,
     /// The most host memory that may be pinned, in bytes.
     pub pinned: u64,
+}
+
+impl Settled {
+    fn new(task: &Task, choice: Choice, forecast: Forecast) -> Self {
+        let pinned = choice.stages.iter().map(|stage| stage.host).sum::<u64>();
+        let pinned = pinned.next_multiple_of(PINNED_GRAIN);
+        Self { choice, forecast, networks: task.networks, decoding: task.decoding, pinned }
+    }
 }
 
 /// What may be pinned is as much as the plan pins, in multiples of this: the same number whatever the host has free.
@@ -79,8 +95,38 @@ pub fn settle(
     let forecast = Forecast::new(&choice, &within, task.tokens(), task.batch);
     let forecast = refusal::checked(forecast, &task, machine, asked, given, &shapes.possible)?;
     let forecast = forecast.with_buckets(&choice, &task, &within, &shapes.there)?.with_more(more);
-    let pinned = choice.stages.iter().map(|stage| stage.host).sum::<u64>().next_multiple_of(PINNED_GRAIN);
-    Ok(Settled { choice, forecast, networks: task.networks, pinned })
+    Ok(Settled::new(&task, choice, forecast))
+}
+
+/// `settled` for the same `task` with the networks' matrices in host memory while clips are decoded: the same choice where the
+/// host has room for them too, else the best one of the same split that leaves it; `None` where none does.
+///
+/// # Errors
+/// Sizes that the model's code does not take.
+pub fn settle_apart(
+    task: &Task,
+    machine: &Machine,
+    asked: &MemoryConfig,
+    shapes: &Shapes,
+    settled: &Settled,
+) -> Result<Option<Settled>> {
+    let task = &Task { networks: settled.networks, decoding: Decoding::Alone, ..task.clone() };
+    let Choice { split, ffn_tokens, .. } = &settled.choice;
+    let stages = settled.choice.forecast(task, machine)?;
+    let choice = match stages.iter().map(|stage| stage.host).sum::<u64>() <= machine.host {
+        true => Choice { stages, ..settled.choice.clone() },
+        false => {
+            let alike = MemoryConfig { ffn_tokens: Some(*ffn_tokens), ..asked.clone() };
+            choose(task, machine, &alike, Some(split))?
+        }
+    };
+    if choice.beyond > 0 {
+        return Ok(None);
+    }
+    let forecast = Forecast::new(&choice, machine, task.tokens(), task.batch);
+    let forecast = forecast.with_buckets(&choice, task, machine, &shapes.there)?;
+    let forecast = forecast.with_more(settled.forecast.more_host);
+    Ok(Some(Settled::new(task, choice, forecast)))
 }
 
 /// The best plan for `task` with the amount of host memory that pays, on the machine that has that much, and what more
@@ -210,6 +256,9 @@ pub struct MemoryPlan {
     /// Where the experts are, where two are trained.
     #[serde(default, skip_serializing_if = "is_one")]
     pub networks: Networks,
+    /// Where the networks are while clips are decoded.
+    #[serde(default, skip_serializing_if = "is_beside")]
+    pub decoding: Decoding,
     /// The most tokens of a clip that go through a feed-forward layer at once.
     pub ffn_tokens: usize,
     /// What that comes to, block by block, in runs.
@@ -234,6 +283,7 @@ impl MemoryPlan {
         let choice = &settled.choice;
         Self {
             networks: settled.networks,
+            decoding: settled.decoding,
             keep: asked.keep,
             offload: asked.offload,
             host_memory: asked.host_memory,

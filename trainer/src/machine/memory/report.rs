@@ -5,10 +5,10 @@ use std::fmt;
 use models::adapter::Kind;
 use serde::Serialize;
 
-use super::{Choice, Machine, More, Room, Run, Shape, runs};
+use super::{Choice, Machine, More, PhaseForecast, Room, Run, Shape, runs};
 use crate::bytes::Bytes;
 use crate::error::Result;
-use crate::machine::forecast::{Networks, StageMemory, Task};
+use crate::machine::forecast::{Decoding, Networks, StageMemory, Task};
 
 /// The forecast of a plan.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -25,6 +25,10 @@ pub struct Forecast {
     pub kind: Kind,
     /// Where the trained networks are.
     pub networks: Networks,
+    /// Where they are while clips are decoded.
+    pub decoding: Decoding,
+    /// What is done besides steps, in the order in which a run does it; nothing of a step that is planned alone.
+    pub phases: Vec<PhaseForecast>,
     /// The same plan in every bucket.
     pub buckets: Vec<BucketForecast>,
     /// What more pinned host memory would bring.
@@ -76,9 +80,23 @@ impl Forecast {
             }
         };
         let stages = choice.stages.iter().enumerate().map(stage).collect();
-        let (kind, networks) = (Kind::Lora, Networks::One);
-        let ffn_tokens = choice.ffn_tokens;
-        Self { tokens, batch, ffn_tokens, stages, kind, networks, buckets: Vec::new(), more_host: None }
+        Self {
+            tokens,
+            batch,
+            ffn_tokens: choice.ffn_tokens,
+            stages,
+            kind: Kind::Lora,
+            networks: Networks::One,
+            decoding: Decoding::Beside,
+            phases: Vec::new(),
+            buckets: Vec::new(),
+            more_host: None,
+        }
+    }
+
+    /// With what a run does besides its steps.
+    pub fn with_phases(self, phases: Vec<PhaseForecast>) -> Self {
+        Self { phases, ..self }
     }
 
     /// The slabs of host memory, in bytes, that each stage pins for what its blocks park.
@@ -105,7 +123,8 @@ impl Forecast {
             Ok(BucketForecast { bucket: bucket.clone(), tokens: task.tokens(), peaks })
         };
         let buckets = shapes.iter().map(of).collect::<Result<_>>()?;
-        Ok(Self { kind: task.kind, networks: task.networks, buckets, ..self })
+        let Task { kind, networks, decoding, .. } = *task;
+        Ok(Self { kind, networks, decoding, buckets, ..self })
     }
 
     /// Whether a device has too little memory for its stage, or the host for all: (device, bytes needed, bytes there).
@@ -125,7 +144,7 @@ impl Forecast {
 }
 
 /// A device with what other programs hold of it, where that is worth a word.
-fn with_taken(device: &str, taken: u64) -> String {
+pub(super) fn with_taken(device: &str, taken: u64) -> String {
     const WORTH_A_WORD: u64 = 512 << 20;
     match taken >= WORTH_A_WORD {
         true => format!("{device} (other programs hold about {} of it)", Bytes(taken)),
@@ -189,6 +208,13 @@ impl fmt::Display for Forecast {
                 "  one expert at a time lies on the devices; the other one's matrices wait in host memory, and a step \
                  exchanges the two once at most"
             )?,
+        }
+        if !self.phases.is_empty() {
+            writeln!(f, "memory of the rest of the run, with the allocator's share:")?;
+        }
+        self.phases.iter().try_for_each(|phase| writeln!(f, "  {phase}"))?;
+        if self.decoding == Decoding::Alone {
+            writeln!(f, "  while clips are decoded, the DiT's matrices wait in host memory")?;
         }
         let host = self.stages.iter().map(|stage| stage.memory.host).sum();
         let needed =

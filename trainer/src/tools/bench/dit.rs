@@ -15,7 +15,7 @@ use super::{ClipSize, Repeats, device_name, random, rounded};
 use crate::error::{Error, Result};
 use crate::learning::optim::{Optimizer, OptimizerConfig};
 use crate::machine::devices::{DevicesConfig, Limits};
-use crate::machine::forecast::{Networks, Task};
+use crate::machine::forecast::{Decoding, Networks, Task};
 use crate::machine::memory::{self, Forecast, Machine, MemoryConfig};
 use crate::machine::precision::Precision;
 use crate::pipeline::{MicroBatch, NetworkInput, Pipeline};
@@ -101,6 +101,7 @@ impl DitBench<'_> {
             accumulate: step.accumulate,
             latents: (frames, height, width),
             networks: Networks::One,
+            decoding: Decoding::Beside,
             rule: OptimizerConfig::default().rule(),
         };
         let host = self.memory.host_memory.map(|host| host.0);

@@ -79,13 +79,12 @@ pub fn dit_preset(name: &str) -> Result<DitConfig> {
 /// # Errors
 /// Another name.
 pub fn vae_preset(name: &str) -> Result<Sizes> {
-    let (generation, latent, encoder, decoder) = match name {
-        "wan2.1" => (Generation::Wan21, 16, 96, 96),
-        "wan2.2" => (Generation::Wan22, 48, 160, 256),
-        "tiny" => (Generation::Wan21, 16, 8, 8),
-        _ => return Err(unknown(name, "wan2.1, wan2.2, tiny")),
-    };
-    Ok(Sizes { generation, latent, encoder, decoder })
+    match name {
+        "wan2.1" => Ok(Sizes::published(Generation::Wan21)),
+        "wan2.2" => Ok(Sizes::published(Generation::Wan22)),
+        "tiny" => Ok(Sizes { encoder: 8, decoder: 8, ..Sizes::published(Generation::Wan21) }),
+        _ => Err(unknown(name, "wan2.1, wan2.2, tiny")),
+    }
 }
 
 /// The sizes of a text encoder by name: `umt5-xxl`, `tiny`.
@@ -93,12 +92,19 @@ pub fn vae_preset(name: &str) -> Result<Sizes> {
 /// # Errors
 /// Another name.
 pub fn umt5_preset(name: &str) -> Result<Umt5Sizes> {
-    let (vocabulary, width, layers, heads, feed_forward) = match name {
-        "umt5-xxl" => (256_384, 4096, 24, 64, 10_240),
-        "tiny" => (1000, 64, 4, 4, 160),
-        _ => return Err(unknown(name, "umt5-xxl, tiny")),
-    };
-    Ok(Umt5Sizes { vocabulary, width, layers, heads, inner: width, feed_forward, buckets: 32 })
+    match name {
+        "umt5-xxl" => Ok(Umt5Sizes::PUBLISHED),
+        "tiny" => Ok(Umt5Sizes {
+            vocabulary: 1000,
+            width: 64,
+            layers: 4,
+            heads: 4,
+            inner: 64,
+            feed_forward: 160,
+            buckets: 32,
+        }),
+        _ => Err(unknown(name, "umt5-xxl, tiny")),
+    }
 }
 
 fn unknown(name: &str, known: &str) -> Error {

@@ -1,0 +1,65 @@
+//! Whether clips fit, before anything is loaded.
+
+use std::path::Path;
+
+use models::adapter::{ApplyMode, Kind, apply};
+use models::dit::pass::FFN_TOKENS;
+use models::vae::Tiling;
+
+use super::Job;
+use crate::encode::LatentStore;
+use crate::error::Result;
+use crate::learning::optim::OptimizerConfig;
+use crate::machine::devices::Limits;
+use crate::machine::forecast::{Decoding, Networks, Task};
+use crate::machine::memory::{Machine, Phase, Shapes};
+use crate::plan::{BehindSampling, Rest, Split, Wording, checked};
+use crate::residents::FromFiles;
+
+/// Checks that the models that the clips of `job` go through fit onto its devices: each is there alone. Prompts that are in
+/// the cache, in `folder` where it is named, need no text encoder.
+///
+/// # Errors
+/// What does not fit, and what would.
+pub(super) fn check(job: &Job, (is_cached, tiling): (bool, Tiling), folder: Option<&Path>) -> Result<()> {
+    let Job { basis, model, devices, requests, networks, .. } = job;
+    let encoded = LatentStore::open(folder.unwrap_or(&basis.cache), model)?;
+    let task = Task {
+        dit: &basis.dit,
+        base: model.precision.dit(),
+        targets: &[],
+        kind: Kind::Lora,
+        factor: None,
+        rank: 1,
+        dropout: false,
+        batch: 1,
+        accumulate: 1,
+        latents: (1, 2, 2),
+        networks: Networks::One,
+        decoding: Decoding::Beside,
+        rule: OptimizerConfig::default().rule(),
+    };
+    let adapters =
+        |network: &FromFiles| Ok(apply(&network.adapters, &basis.dit, ApplyMode::Unmerged)?.adapters);
+    let rest = Rest {
+        precision: model.precision,
+        encoders: model.encoder_sizes(&basis.dit)?,
+        defaults: basis.defaults,
+        bucket: None,
+        holds_out: false,
+        clips: requests.clone(),
+        is_cached,
+        tiling,
+        attached: networks.iter().map(adapters).collect::<Result<_>>()?,
+        behind_sampling: BehindSampling::Dropped,
+    };
+    let machine = Machine::here(devices, &Limits::measure(devices), task.base, &basis.dit, None);
+    let dit =
+        Split { task: &task, machine: &machine, blocks: &devices.split, ffn_tokens: FFN_TOKENS, pinned: 0 };
+    let mut phases = rest.phases(dit)?;
+    let texts = requests.iter().flat_map(|request| [request.prompt.as_str(), request.negative.as_str()]);
+    if encoded.has_prompts(texts)? {
+        phases.retain(|phase| phase.phase != Phase::TextEncoder);
+    }
+    checked(&rest, dit, &phases, &Shapes::default(), Wording::Command)
+}

@@ -1,0 +1,381 @@
+//! What a run does besides its steps, played on shadows: encoders, the held-out loss, clips.
+
+use std::ops::Range;
+
+use kernels::{DType, Device, Tensor};
+use models::adapter::{Adapter, Adapters, LoraConfig, Target};
+use models::clip::Clip;
+use models::dit::{DitConfig, Pictures};
+use models::expert::{Expert, Networks};
+use models::published::{Defaults, Published};
+use models::text::MAX_TOKENS;
+use models::umt5::Umt5;
+use models::vae::{TEMPORAL_RATIO, Tiling, Vae};
+use models::weights::Frozen;
+
+use super::SamplePlan;
+use crate::adapters::look_at;
+use crate::base::{BaseModel, EncoderSizes};
+use crate::encode::condition_there;
+use crate::encode::prompt::ClipRequest;
+use crate::error::Result;
+use crate::machine::forecast::{
+    Calls, ClipShape, Decoding, DeviceMemory, Engine, Forecaster, ShadowDevice, StageMemory, Task,
+};
+use crate::machine::memory::{Machine, Phase, PhaseForecast, Shapes};
+use crate::machine::precision::Precision;
+
+/// (frames, height, width) of latents.
+type Latents = (usize, usize, usize);
+
+/// What is made besides steps: by a run, or by `tandem sample`.
+#[derive(Debug, Clone)]
+pub struct Rest {
+    /// How the models are held.
+    pub precision: Precision,
+    /// Sizes of the models beside the DiT.
+    pub encoders: EncoderSizes,
+    /// The settings that the model was published with.
+    pub defaults: Defaults,
+    /// The largest bucket; nothing where no clips are encoded.
+    pub bucket: Option<Latents>,
+    /// Whether clips are held out.
+    pub holds_out: bool,
+    /// Clips that are made.
+    pub clips: Vec<ClipRequest>,
+    /// Whether their steps may be skipped, so that residuals are kept.
+    pub is_cached: bool,
+    /// How they are decoded.
+    pub tiling: Tiling,
+    /// For each network that clips go through, the adapters that it has for them besides the trained one.
+    pub attached: Vec<Adapters>,
+    /// What becomes of the DiT before clips are decoded.
+    pub behind_sampling: BehindSampling,
+}
+
+/// What becomes of the DiT when clips are sampled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BehindSampling {
+    /// It goes on training.
+    Stays,
+    /// It is dropped.
+    Dropped,
+}
+
+/// The DiT that it is made with, split over devices.
+#[derive(Debug, Clone, Copy)]
+pub struct Split<'a> {
+    /// What is trained; of `tandem sample` nothing.
+    pub task: &'a Task<'a>,
+    /// The devices.
+    pub machine: &'a Machine,
+    /// Blocks of each stage.
+    pub blocks: &'a [usize],
+    /// The most tokens that go through a feed-forward layer at once.
+    pub ffn_tokens: usize,
+    /// Bytes of host memory that steps pin.
+    pub pinned: u64,
+}
+
+impl Rest {
+    /// What a run makes besides steps: clips of `shapes` are encoded, `held_out` windows of them are held out, and those of
+    /// `sample` are sampled. The sizes of the encoders are those of its files, or of the published model that is `assumed`.
+    ///
+    /// # Errors
+    /// A part of the model, or an adapter for clips, that does not open.
+    pub(super) fn of_run(
+        (model, dit): (&BaseModel, &DitConfig),
+        sample: &SamplePlan,
+        held_out: usize,
+        shapes: &Shapes,
+        assumed: Option<&Published>,
+    ) -> Result<Self> {
+        let experts: &[Expert] = match model.dits.networks() {
+            Networks::Pair => &Expert::ALL,
+            Networks::Whole => &[],
+        };
+        Ok(Self {
+            precision: model.precision,
+            encoders: match assumed {
+                Some(_) => EncoderSizes::published(dit),
+                None => model.encoder_sizes(dit)?,
+            },
+            defaults: *dit.defaults(model.dits.networks()),
+            bucket: shapes.there.first().or(shapes.possible.first()).map(|shape| shape.1),
+            holds_out: held_out > 0,
+            clips: sample.clips.clone(),
+            is_cached: sample.cache.is_some(),
+            tiling: Tiling::Off,
+            attached: attached(sample, experts, dit)?,
+            behind_sampling: BehindSampling::Stays,
+        })
+    }
+
+    /// All phases, in the order in which they are run.
+    ///
+    /// # Errors
+    /// Sizes that a model's code does not take.
+    pub fn phases(&self, dit: Split) -> Result<Vec<PhaseForecast>> {
+        let mut phases = vec![self.text_encoder(dit, self.precision.text())?];
+        if self.clips.iter().any(|clip| clip.image.is_some()) {
+            phases.push(self.encoding_pictures(dit, &self.clips)?);
+        }
+        if let Some(bucket) = self.bucket {
+            phases.push(self.encoding_clips(dit, bucket)?);
+            if self.holds_out {
+                phases.push(self.held_out_loss(dit, bucket)?);
+            }
+        }
+        if !self.clips.is_empty() {
+            phases.push(self.sampling(dit, &self.clips)?);
+            phases.push(self.decoding(dit, &self.clips, self.tiling)?);
+        }
+        Ok(phases)
+    }
+
+    /// The longest prompt through UMT5, its weights held as `frozen` says.
+    pub(super) fn text_encoder(&self, dit: Split, frozen: Frozen) -> Result<PhaseForecast> {
+        let alone = ShadowDevice::new(dit.first());
+        let encoder = Umt5::seeded(self.encoders.text, 0, frozen, alone.device())?;
+        drop(encoder.encode(&[0; MAX_TOKENS])?);
+        Ok(PhaseForecast::new(Phase::TextEncoder, dit.machine, [(0, alone.memory())]))
+    }
+
+    /// A clip of the latents `bucket` through the VAE, and its ends through CLIP beside it.
+    pub(super) fn encoding_clips(&self, dit: Split, bucket: Latents) -> Result<PhaseForecast> {
+        let alone = ShadowDevice::new(dit.first());
+        let (device, vae) = (alone.device(), self.vae(alone.device())?);
+        let clip = self.clip(device)?;
+        let (frames, height, width) = self.pixels(bucket);
+        let video = Tensor::zeros((1, 3, frames, height, width), DType::F32, device)?;
+        drop(vae.encode(&video, Tiling::Off)?);
+        if dit.task.dit.pictures() == Pictures::Beside {
+            let frame = |n: usize| video.get(0)?.narrow(1, n, 1)?.squeeze(1);
+            let last = sees_two(dit.task.dit).then(|| frame(frames - 1)).transpose()?;
+            drop(condition_there(&vae, &frame(0)?, last.as_ref(), frames)?);
+        }
+        drop(video);
+        look(clip.as_ref(), device)?;
+        Ok(PhaseForecast::new(Phase::EncodingClips, dit.machine, [(0, alone.memory())]))
+    }
+
+    /// The pictures of the largest of `clips` through the VAE, then through CLIP.
+    pub(super) fn encoding_pictures(&self, dit: Split, clips: &[ClipRequest]) -> Result<PhaseForecast> {
+        let alone = ShadowDevice::new(dit.first());
+        let device = alone.device();
+        let largest = self.shapes(clips).first().map_or((1, 1, 1), |clip| clip.latents);
+        let (frames, height, width) = self.pixels(largest);
+        let vae = self.vae(device)?;
+        match dit.task.dit.pictures() {
+            Pictures::InPlace => {
+                let video = Tensor::zeros((1, 3, 1, height, width), DType::F32, device)?;
+                drop(vae.encode(&video, Tiling::Off)?);
+            }
+            _ => {
+                let picture = Tensor::zeros((3, height, width), DType::F32, &Device::shadow_cpu(None))?;
+                let last = sees_two(dit.task.dit).then_some(&picture);
+                drop(condition_there(&vae, &picture, last, frames)?);
+            }
+        }
+        drop(vae);
+        look(self.clip(device)?.as_ref(), device)?;
+        Ok(PhaseForecast::new(Phase::EncodingPictures, dit.machine, [(0, alone.memory())]))
+    }
+
+    /// Held-out clips of the latents `bucket` through the DiT, one at a time.
+    pub(super) fn held_out_loss(&self, dit: Split, bucket: Latents) -> Result<PhaseForecast> {
+        let task = Task { latents: bucket, batch: 1, accumulate: 1, dropout: false, ..dit.task.clone() };
+        let stages = dit.calls(&Forecaster::new(&task), &Calls::HeldOut)?;
+        Ok(PhaseForecast::new(Phase::HeldOutLoss, dit.machine, by_device(dit.machine, &stages)))
+    }
+
+    /// `clips` from noise to latents, all at once.
+    pub(super) fn sampling(&self, dit: Split, clips: &[ClipRequest]) -> Result<PhaseForecast> {
+        let shapes = self.shapes(clips);
+        let latents = shapes.first().map_or((1, 1, 1), |clip| clip.latents);
+        let task = Task { latents, batch: 1, accumulate: 1, dropout: false, ..dit.task.clone() };
+        let calls = Calls::Clips(shapes);
+        let mut most: Option<Vec<StageMemory>> = None;
+        for attached in &self.attached {
+            let forecaster = Forecaster::new(&task).with_attached(attached);
+            let stages = dit.calls(&forecaster, &calls)?;
+            most = Some(match most {
+                None => stages,
+                Some(most) => {
+                    most.into_iter().zip(stages).map(|(a, b)| if a.peak < b.peak { b } else { a }).collect()
+                }
+            });
+        }
+        let stages = most.unwrap_or_default();
+        Ok(PhaseForecast::new(Phase::Sampling, dit.machine, by_device(dit.machine, &stages)))
+    }
+
+    /// The largest of `clips` through the VAE, beside what the first device holds of the run.
+    pub(super) fn decoding(
+        &self,
+        dit: Split,
+        clips: &[ClipRequest],
+        tiling: Tiling,
+    ) -> Result<PhaseForecast> {
+        let shapes = self.shapes(clips);
+        let of_dit = match self.behind_sampling {
+            BehindSampling::Stays => dit.held_on_first()?,
+            BehindSampling::Dropped => 0,
+        };
+        let held = of_dit + self.held_by(dit.task.dit, &shapes);
+        let beside = ShadowDevice::new(dit.first()).holding(held);
+        let vae = self.vae(beside.device())?;
+        let (frames, height, width) = shapes.first().map_or((1, 1, 1), |clip| clip.latents);
+        let shape = (1, self.encoders.vae.latent, frames, height, width);
+        let latents = Tensor::zeros(shape, DType::F32, beside.device())?;
+        drop(vae.decode(&latents, tiling)?);
+        Ok(PhaseForecast::new(Phase::Decoding, dit.machine, [(0, beside.memory())]))
+    }
+
+    fn vae(&self, device: &Device) -> Result<Vae> {
+        Ok(Vae::seeded(self.encoders.vae, 0, self.precision.vae(), device)?)
+    }
+
+    fn clip(&self, device: &Device) -> Result<Option<Clip>> {
+        let load = |sizes| Clip::seeded(sizes, 0, self.precision.compute.dtype(), device);
+        Ok(self.encoders.clip.map(load).transpose()?)
+    }
+
+    /// (frames, height, width) of the pixels behind latents.
+    fn pixels(&self, (frames, height, width): Latents) -> Latents {
+        let ratio = self.encoders.vae.spatial_ratio();
+        (TEMPORAL_RATIO * (frames - 1) + 1, height * ratio, width * ratio)
+    }
+
+    /// `clips` as they take memory, the largest first.
+    fn shapes(&self, clips: &[ClipRequest]) -> Vec<ClipShape> {
+        let shape = |clip: &ClipRequest| ClipShape {
+            latents: self.defaults.latents(clip.frames, clip.height, clip.width),
+            halves: if clip.guidance == 1.0 && clip.guidance_high == 1.0 { 1 } else { 2 },
+            solver: clip.solver,
+            has_picture: clip.image.is_some(),
+            is_cached: self.is_cached,
+        };
+        let mut shapes: Vec<ClipShape> = clips.iter().map(shape).collect();
+        shapes.sort_by_key(|ClipShape { latents: (t, h, w), halves, .. }| {
+            std::cmp::Reverse((t * h * w, *halves))
+        });
+        shapes
+    }
+
+    /// Bytes that clips hold while they are decoded: noise, latents and conditioning, f32.
+    fn held_by(&self, dit: &DitConfig, clips: &[ClipShape]) -> u64 {
+        let cond: usize = dit.conditioning_shapes().iter().map(|(_, [rows, width])| rows * width).sum();
+        let of = |ClipShape { latents: (t, h, w), .. }: &ClipShape| {
+            (dit.in_channels + dit.out_channels) * t * h * w + 2 * cond
+        };
+        (clips.iter().map(of).sum::<usize>() * DType::F32.size_in_bytes()) as u64
+    }
+}
+
+impl Split<'_> {
+    /// What each stage holds at its peak in `calls`.
+    fn calls(&self, forecaster: &Forecaster, calls: &Calls) -> Result<Vec<StageMemory>> {
+        let of = |(index, blocks): (usize, Range<usize>)| {
+            let (engine, at) = (self.machine.stages[index].engine, self.machine.place_of(index));
+            forecaster.calls(engine, (&blocks, self.ffn_tokens), at, calls)
+        };
+        self.ranges().enumerate().map(of).collect()
+    }
+
+    /// What runs the operations of the first device.
+    fn first(&self) -> Engine {
+        self.machine.stages[0].engine // a settled config has a stage
+    }
+
+    /// What the stages on the first device hold while clips are decoded.
+    fn held_on_first(&self) -> Result<u64> {
+        let (forecaster, mut held) = (Forecaster::new(self.task), 0);
+        let first = &self.machine.stages[0].name; // a settled config has a stage
+        for (index, blocks) in self.ranges().enumerate() {
+            let card = &self.machine.stages[index];
+            if card.name != *first {
+                continue;
+            }
+            let resident = forecaster.resident(card.engine, &blocks, self.machine.place_of(index))?;
+            held += match self.task.decoding {
+                Decoding::Beside => resident.bytes,
+                Decoding::Alone => resident.bytes - resident.matrices,
+            };
+        }
+        Ok(held)
+    }
+
+    /// Bytes of the matrices that can wait in host memory, of all stages.
+    pub(super) fn matrices(&self) -> Result<u64> {
+        let forecaster = Forecaster::new(self.task);
+        let of = |(index, blocks): (usize, Range<usize>)| {
+            let (engine, at) = (self.machine.stages[index].engine, self.machine.place_of(index));
+            Ok(forecaster.resident(engine, &blocks, at)?.matrices)
+        };
+        self.ranges().enumerate().map(of).sum()
+    }
+
+    fn ranges(&self) -> impl Iterator<Item = Range<usize>> {
+        self.blocks.iter().scan(0, |first, count| {
+            let start = *first;
+            *first += count;
+            Some(start..*first)
+        })
+    }
+}
+
+/// The peaks of `stages`, those on one device together.
+fn by_device(machine: &Machine, stages: &[StageMemory]) -> Vec<(usize, DeviceMemory)> {
+    let of = |(_, on): (&str, Vec<usize>)| {
+        let first = on[0]; // a device is there for a stage
+        let peak = on.iter().map(|index| stages[*index].peak).sum();
+        (first, DeviceMemory::of(machine.stages[first].engine, peak))
+    };
+    machine.devices().into_iter().map(of).collect()
+}
+
+/// A picture through CLIP.
+fn look(clip: Option<&Clip>, device: &Device) -> Result<()> {
+    if let Some(clip) = clip {
+        let side = clip.image();
+        drop(clip.encode(&Tensor::zeros((1, 3, side, side), DType::F32, device)?)?);
+    }
+    Ok(())
+}
+
+/// Whether a model looks at a first and a last picture.
+fn sees_two(dit: &DitConfig) -> bool {
+    dit.image.is_some_and(|image| image.positions.is_some())
+}
+
+/// For each network that clips go through, shadows of the adapters that `sample` puts to it, by the headers of their files.
+///
+/// # Errors
+/// A file that is no adapter.
+pub(super) fn attached(sample: &SamplePlan, experts: &[Expert], dit: &DitConfig) -> Result<Vec<Adapters>> {
+    let networks = match experts {
+        [] => vec![None],
+        experts => experts.iter().copied().map(Some).collect(),
+    };
+    let adaptable: Vec<String> = dit.adaptable_modules().into_iter().map(|(module, ..)| module).collect();
+    let mut all = Vec::new();
+    for expert in networks {
+        let mut adapters = Adapters::default();
+        for plan in sample.adapters_of(expert) {
+            for (module, held) in look_at(&plan.path)?.modules {
+                let (Some(kind), true) = (held.kind, adaptable.contains(&module)) else { continue };
+                let target = Target { module, out: held.output, input: held.input };
+                let config = LoraConfig { kind, rank: Some(held.rank.max(1)), ..LoraConfig::default() };
+                let fresh = Adapters::fresh(&[target], &config, 0, &Device::shadow_cpu(None))?;
+                for (module, fresh) in fresh.iter() {
+                    let frozen = fresh.iter().map(|adapter| Adapter::frozen(adapter.delta().clone()));
+                    frozen.for_each(|adapter| adapters.attach(module.to_owned(), adapter));
+                }
+            }
+        }
+        all.push(adapters);
+    }
+    all.dedup_by(|a, b| a.iter().next().is_none() && b.iter().next().is_none());
+    Ok(all)
+}
