@@ -40,6 +40,7 @@ impl Calibrate {
         let missing = || Error::Setting { key: "--table".into(), why: "names no file".into() };
         let path = named.ok_or_else(missing)?;
         sample.force().check(&path, "--table")?;
+        sample.find_networks(&mut job, ui)?;
         if !sample.is_worth_it(&job, None, ui)? {
             ui.note("nothing was measured");
             return Ok(0);

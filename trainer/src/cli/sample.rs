@@ -185,7 +185,14 @@ impl Sample {
         if let Some(model) = self.assume {
             return self.tell_assumed(model, ui);
         }
-        let job = self.job(ui)?;
+        let mut job = self.job(ui)?;
+        let formats = if self.format.is_empty() { job.basis.formats.clone() } else { self.format.clone() };
+        if !self.plan {
+            let named = job.requests.iter().enumerate();
+            let names: Vec<String> = named.map(|(i, request)| clip_name(i, &request.prompt)).collect();
+            self.check_outputs(&names, &formats)?;
+        }
+        self.find_networks(&mut job, ui)?;
         let skips = self.skips(&job)?;
         let tiling = if self.tiled { Tiling::On(Tiles::default()) } else { Tiling::Off };
         memory::check(&job, (skips.is_some(), tiling), self.cache.as_deref())?;
@@ -195,10 +202,6 @@ impl Sample {
             ui.tell("", &magcache::skips::json(&job.requests, skips.as_ref()));
             return Ok(0);
         }
-        let formats = if self.format.is_empty() { job.basis.formats.clone() } else { self.format.clone() };
-        let names: Vec<String> =
-            job.requests.iter().enumerate().map(|(i, request)| clip_name(i, &request.prompt)).collect();
-        self.check_outputs(&names, &formats)?;
         if !self.is_worth_it(&job, skips.as_ref(), ui)? {
             ui.note("nothing was made");
             return Ok(0);
@@ -217,15 +220,21 @@ impl Sample {
         Ok(0)
     }
 
-    /// What is to be done, before anything is loaded.
+    /// What is to be done, before anything is loaded: without networks, whose adapters are large files.
     pub(super) fn job(&self, ui: &Ui) -> Result<Job> {
-        let mut basis = Basis::of(self, ui)?;
+        let basis = Basis::of(self, ui)?;
         let interrupt = Interrupt::listen_to(OnStop::Leave).context("cannot listen for Ctrl-C")?;
         let devices = self.devices.over(&basis.devices).settle(basis.dit.layers)?;
         let model = resettled(&basis.model, self, &devices);
         let requests = self.requests(&basis)?;
-        let networks = self.networks(&model, &basis.dit, std::mem::take(&mut basis.loras), ui)?;
-        Ok(Job { basis, model, devices, requests, networks, interrupt })
+        Ok(Job { basis, model, devices, requests, networks: Vec::new(), interrupt })
+    }
+
+    /// Reads the adapters of the networks of `job`.
+    pub(super) fn find_networks(&self, job: &mut Job, ui: &Ui) -> Result<()> {
+        let loras = std::mem::take(&mut job.basis.loras);
+        job.networks = self.networks(&job.model, &job.basis.dit, loras, ui)?;
+        Ok(())
     }
 
     /// Makes all steps of the clips of `job`.
