@@ -17,6 +17,7 @@ use crate::bytes::Bytes;
 use crate::error::Error;
 use crate::machine::memory::{KeepConfig, MemoryConfig, Offload};
 use crate::machine::precision::WeightFormat;
+use crate::sample::magcache::CacheConfig;
 use crate::tools::bench::{
     self, AttentionBench, ClipSize, DitBench, DitSource, LoadSource, Repeats, RunBench, StepBench, VaeBench,
 };
@@ -163,6 +164,12 @@ struct ClipsArguments {
     /// Clips that are sampled together, each with guidance.
     #[arg(long, default_value_t = 2)]
     clips: usize,
+    /// Measure whole clips with and without steps that MagCache skips, such as E012K2R20.
+    #[arg(long, value_name = "PRESET")]
+    cache_preset: Option<CacheConfig>,
+    /// Solver steps of these clips.
+    #[arg(long, default_value_t = 20, requires = "cache_preset")]
+    steps: usize,
 }
 
 #[derive(Debug, Args)]
@@ -302,7 +309,11 @@ impl Bench {
             BenchPart::Step(step) => step.measure()?,
             BenchPart::Forward(forward) => bench::forward(&forward.network.bench(MemoryConfig::default())?)?,
             BenchPart::Clips(clips) => {
-                bench::clips(&clips.network.bench(MemoryConfig::default())?, clips.clips.max(1))?
+                let (network, count) = (clips.network.bench(MemoryConfig::default())?, clips.clips.max(1));
+                match &clips.cache_preset {
+                    Some(cache) => bench::skipping(&network, [count, clips.steps.max(1)], cache)?,
+                    None => bench::clips(&network, count)?,
+                }
             }
             BenchPart::Attention(a) => a.measure()?,
             BenchPart::Vae(vae) => vae.measure()?,

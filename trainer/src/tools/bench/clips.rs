@@ -7,7 +7,8 @@ use super::dit::{DitBench, fields};
 use super::meter::Meter;
 use super::rounded;
 use crate::error::Result;
-use crate::pipeline::{Calls, NetworkInput, Pipeline, Returns, run_all};
+use crate::pipeline::{Blocks, Calls, NetworkInput, Pipeline, Returns, run_all};
+use crate::sample::magcache::{CacheConfig, Halves, Table, skipped};
 
 /// Halves of the guidance.
 const HALVES: usize = 2;
@@ -32,7 +33,8 @@ pub fn clips(bench: &DitBench, clips: usize) -> Result<Value> {
         ready.pipeline.predict(&inputs).map(drop)
     };
     let one = meter.measure(bench.repeats, || predict(1))?.seconds;
-    let flowing = meter.measure(bench.repeats, || in_flight(&ready.pipeline, &input, clips))?;
+    let flowing =
+        meter.measure(bench.repeats, || in_flight(&ready.pipeline, &input, [clips, STEPS], &run_all))?;
     let drained = meter.measure(bench.repeats, || (0..STEPS).try_for_each(|_| predict(HALVES * clips)))?;
     let calls = (HALVES * clips * STEPS) as f64;
     let busy = |seconds: f64| rounded(calls * one / (ready.devices.len() as f64 * seconds), 3);
@@ -46,8 +48,55 @@ pub fn clips(bench: &DitBench, clips: usize) -> Result<Value> {
     Ok(told.into())
 }
 
+/// `steps` solver steps of `clips` clips with guidance, without the solver, all computed and with those skipped that the rule
+/// `cache` skips of a table of ratios that fall slowly, as those of published models do.
+///
+/// `share_of_ideal` is the time of the steps that are computed, as a share of all that the skipping clip took.
+///
+/// # Errors
+/// A model that cannot be made, and a rule that cannot be.
+pub fn skipping(bench: &DitBench, [clips, steps]: [usize; 2], cache: &CacheConfig) -> Result<Value> {
+    let rule = cache.settle("--cache-preset")?;
+    let falling = (0..steps).map(|step| if step == 0 { 1.0 } else { FALLS_TO }).collect::<Vec<f64>>();
+    let table = Table { cond: falling.clone(), uncond: falling, high_steps: None, made: None };
+    let skips = skipped(&rule, &table, 0, [Halves::Both; 2]);
+    let ready = bench.ready(None)?;
+    let [first, _] = ready.pipeline.ends();
+    let input = bench.input(&ready.config, first)?;
+    let meter = Meter::of(ready.devices.iter().map(|(device, _)| device));
+    let exact =
+        meter.measure(bench.repeats, || in_flight(&ready.pipeline, &input, [clips, steps], &run_all))?;
+    let blocks = |m: usize| {
+        let (step, lane) = (m / (HALVES * clips), m % (HALVES * clips));
+        let is_next = skips.contains(&(step + 1));
+        match skips.contains(&step) {
+            true => Blocks::Skip { lane, is_last: !is_next },
+            false if is_next => Blocks::Keep { lane },
+            false => Blocks::Run,
+        }
+    };
+    let cached =
+        meter.measure(bench.repeats, || in_flight(&ready.pipeline, &input, [clips, steps], &blocks))?;
+    let computed = exact.seconds * (steps - skips.len()) as f64 / steps as f64;
+    let mut told = bench.told("skipping clips", &ready, &cached);
+    told.extend(fields(json!({
+        "clips": clips, "steps": steps, "skipped": skips.len(),
+        "exact_s": rounded(exact.seconds, 4), "cached_s": rounded(cached.seconds, 4),
+        "share_of_ideal": rounded(computed / cached.seconds, 4),
+    })));
+    Ok(told.into())
+}
+
+/// A ratio of the residual's norm from step to step in the middle of a clip of a published model.
+const FALLS_TO: f64 = 0.995;
+
 /// The calls of a session: each step of a clip waits for the clip's own step before.
-fn in_flight(pipeline: &Pipeline, input: &NetworkInput, clips: usize) -> Result<()> {
+fn in_flight(
+    pipeline: &Pipeline,
+    input: &NetworkInput,
+    [clips, steps]: [usize; 2],
+    blocks: &(dyn Fn(usize) -> Blocks + Sync),
+) -> Result<()> {
     let of_round = HALVES * clips;
     let make = |m: usize, returns: &Returns| {
         if m >= of_round && m.is_multiple_of(HALVES) {
@@ -56,9 +105,9 @@ fn in_flight(pipeline: &Pipeline, input: &NetworkInput, clips: usize) -> Result<
         Ok(input.clone())
     };
     let take = |m: usize, velocity: Tensor| {
-        let is_last = m >= of_round * (STEPS - 1);
+        let is_last = m >= of_round * (steps - 1);
         Ok((m % HALVES == HALVES - 1 && !is_last).then_some(velocity))
     };
-    let calls = Calls { count: of_round * STEPS, input: make, output: take, blocks: run_all };
+    let calls = Calls { count: of_round * steps, input: make, output: take, blocks };
     pipeline.call(calls).map(drop)
 }

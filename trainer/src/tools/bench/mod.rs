@@ -16,7 +16,7 @@ mod run;
 use kernels::random::Key;
 use kernels::{DType, Device, Tensor};
 
-pub use clips::clips;
+pub use clips::{clips, skipping};
 pub use dit::{DitBench, StepBench, forward, step};
 pub use load::{LoadSource, load};
 pub use model::{DitSource, dit_preset, dit_presets, umt5_preset, vae_preset};
