@@ -39,8 +39,8 @@ pub use hashes::ContentHashes;
 pub use key::Key;
 pub use order::{Batch, Cursor, Order, OrderItem};
 pub use out::{
-    Film, SheetRow, SheetStyle, contact_sheet, middle_frame, picture_table, titled_sheet, write_gif,
-    write_mp4, write_webp,
+    Film, SheetRow, SheetStyle, contact_sheet, middle_frame, picture_table, titled_sheet,
+    write_commented_mp4, write_gif, write_mp4, write_webp,
 };
 pub use picture::Picture;
 pub use preview::write_preview;

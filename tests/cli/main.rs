@@ -10,6 +10,7 @@ mod comfy;
 mod concurrent;
 mod desk;
 mod experts;
+mod few_steps;
 mod ffmpeg;
 mod hostile;
 mod machines;

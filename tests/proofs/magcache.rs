@@ -1,16 +1,27 @@
 //! MagCache and few-step sampling: which steps are skipped is known ahead, and the loops give what the reference loops gave.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kernels::Tensor;
 use models::adapter::Adapters;
-use models::dit::Base;
+use models::dit::{
+    Base, Conditioning, Context, Gradients, Keep, Layer, LayerId, Linear, Pass, Role, Streams,
+};
+use models::expert::Networks;
 use models::published::{Magnitudes, Published};
-use proofs::{Tolerance, assert_close, device, fixture, fixture_json, fixture_tensors};
+use models::weights::{Frozen, Weights};
+use proofs::{Tolerance, assert_close, device, fixture, fixture_json, fixture_tensors, randn};
 use trainer::base::DitFiles;
+use trainer::encode::PictureInputs;
+use trainer::encode::prompt::ClipRequest;
+use trainer::learning::NoiseRange;
 use trainer::pipeline::Pipeline;
 use trainer::sample::magcache::{CacheConfig, Halves, MagCache, Table, skipped};
+use trainer::sample::{Prompted, SampleConfig, Session};
 use trainer::solver::{Convention, Schedule, SolverKind};
 use trainer::tools::probe::{self, Inputs};
 
@@ -100,7 +111,7 @@ fn tables_fit_other_numbers_of_steps() {
 /// T2V-A14B changes experts where its real timesteps do: at step 26 of 40 with its own shift, 17 with shift 5.
 #[test]
 fn the_change_of_experts_follows_the_real_timesteps() {
-    let range = trainer::learning::NoiseRange::Of { expert: models::Expert::High, boundary: 0.875 };
+    let range = NoiseRange::Of { expert: models::Expert::High, boundary: 0.875 };
     let high = |shift: f64| {
         let grid = Schedule::new(SolverKind::UniPc, Convention::Official, 40, shift).unwrap();
         grid.timesteps.iter().filter(|timestep| range.holds(**timestep)).count()
@@ -177,5 +188,83 @@ fn few_step_loops_give_the_latents_of_the_reference_loops() {
         let grid = Schedule::new(SolverKind::Euler, Convention::Official, steps, 5.0).unwrap();
         let sigmas = Tensor::new(&grid.sigmas[..steps], &kernels::Device::Cpu).unwrap();
         assert_close(name, &sigmas, &on_host(&golden, name), Tolerance::absolute(1e-6));
+    }
+}
+
+/// A layer that counts how often it runs.
+#[derive(Debug)]
+struct Counted {
+    inner: Box<dyn Layer>,
+    runs: Arc<AtomicUsize>,
+}
+
+impl Layer for Counted {
+    fn id(&self) -> LayerId {
+        self.inner.id()
+    }
+
+    fn forward(
+        &self,
+        streams: Streams,
+        context: &Context,
+        pass: &Pass,
+        keep: Keep,
+    ) -> models::Result<(Streams, models::dit::Saved)> {
+        self.runs.fetch_add(1, Ordering::Relaxed);
+        self.inner.forward(streams, context, pass, keep)
+    }
+
+    fn backward(
+        &self,
+        saved: models::dit::Saved,
+        d_streams: Streams,
+        context: &Context,
+        pass: &Pass,
+        gradients: &mut Gradients,
+    ) -> models::Result<Streams> {
+        self.inner.backward(saved, d_streams, context, pass, gradients)
+    }
+
+    fn linears(&self) -> Vec<&Linear> {
+        self.inner.linears()
+    }
+
+    fn matrices_mut(&mut self) -> Vec<&mut Tensor> {
+        self.inner.matrices_mut()
+    }
+
+    fn reload(&mut self, weights: &Weights, changed: &Weights, frozen: Frozen) -> models::Result<()> {
+        self.inner.reload(weights, changed, frozen)
+    }
+}
+
+/// On every stage, in both halves of the guidance, and where clips of other numbers of steps are in flight beside it.
+#[test]
+fn a_step_that_is_skipped_runs_no_block_on_any_stage() {
+    for split in [&[3][..], &[1, 2]] {
+        let mut pipeline = network("low_noise_model", split);
+        let runs = Arc::new(AtomicUsize::new(0));
+        for stage in pipeline.stages_mut() {
+            let counted = |inner| -> Box<dyn Layer> { Box::new(Counted { inner, runs: runs.clone() }) };
+            stage.dit.layers = std::mem::take(&mut stage.dit.layers).into_iter().map(counted).collect();
+        }
+        let dit = pipeline.config().clone();
+        let clip = |steps: usize, guidance: f64| {
+            let base = SampleConfig::default().request(dit.defaults(Networks::Whole), [48, 64], 5, 1);
+            let text = |name: &str| Conditioning::new().with(Role::TEXT, randn(name, (1, 7, 24)));
+            Prompted {
+                request: ClipRequest { steps, guidance, ..base },
+                positive: text("positive"),
+                negative: text("negative"),
+                noise_bcthw: randn("noise", (1, 16, 2, 8, 6)),
+                shown: PictureInputs::default(),
+            }
+        };
+        // Three layers; two halves of five computed steps of nine, and one half of four of five.
+        let clips = [clip(9, 4.0), clip(5, 1.0)];
+        let mut session = Session::new(&clips).unwrap().skipping(&[vec![2, 3, 5, 8], vec![1]]);
+        let flow = session.run(&pipeline, NoiseRange::All, |_| ControlFlow::Continue(())).unwrap();
+        assert!(flow.is_continue());
+        assert_eq!(runs.load(Ordering::Relaxed), 3 * (2 * 5 + 4), "{split:?}");
     }
 }

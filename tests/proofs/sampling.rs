@@ -182,7 +182,12 @@ fn a_video_that_is_not_finite_is_not_written() {
     let write = |weights: &HashMap<String, Tensor>| {
         kernels::safetensors::save(weights, &file).unwrap();
         let vae = Vae::load(&file, None, DType::F32, &device()).unwrap();
-        let clip = Sampled { name: "00-a-cloud".into(), title: "a cloud".into(), latents: latents.clone() };
+        let clip = Sampled {
+            name: "00-a-cloud".into(),
+            title: "a cloud".into(),
+            label: None,
+            latents: latents.clone(),
+        };
         let files = ClipFiles { tiling: Tiling::Off, fps: 16.0, formats: &[ClipFormat::Gif] };
         write_clips(&clips, &vae, &[clip], files, &Ui::new(Voice::Json))
     };

@@ -223,7 +223,8 @@ fn a_shadow_of_calls_takes_what_the_calls_take() {
         let task = Task { accumulate: 1, ..task(&dit, &targets) };
         let mut all = vec![Calls::HeldOut];
         all.extend(
-            [SolverKind::UniPc, SolverKind::Euler, SolverKind::DpmPp2m].map(|kind| in_flight(kind, false)),
+            [SolverKind::UniPc, SolverKind::Euler, SolverKind::DpmPp2m, SolverKind::Lcm]
+                .map(|kind| in_flight(kind, false)),
         );
         all.push(in_flight(SolverKind::UniPc, true));
         for calls in all {
@@ -263,6 +264,7 @@ fn a_session_takes_what_its_shadow_takes() {
         (SolverKind::UniPc, false),
         (SolverKind::Euler, false),
         (SolverKind::DpmPp2m, false),
+        (SolverKind::Lcm, false),
         (SolverKind::UniPc, true),
     ] {
         let prompted = |frames: usize, guidance: f64| {
@@ -283,6 +285,7 @@ fn a_session_takes_what_its_shadow_takes() {
                 solver,
                 convention: Convention::Official,
                 high_steps: None,
+                preset: None,
                 timesteps: None,
                 image: None,
                 last_image: None,

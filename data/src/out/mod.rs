@@ -100,10 +100,18 @@ impl From<Clip> for Film {
 /// [`DataError::Encode`] for a rate or size that H.264 cannot carry (at most 3840x2160),
 /// [`DataError::Io`] when the file cannot be written. No partial file is left.
 pub fn write_mp4(path: &Path, film: &Film, fps: f64) -> Result<()> {
+    write_commented_mp4(path, film, fps, None)
+}
+
+/// [`write_mp4`] with a comment in the file's metadata.
+///
+/// # Errors
+/// As there.
+pub fn write_commented_mp4(path: &Path, film: &Film, fps: f64, comment: Option<&str>) -> Result<()> {
     check_rate(path, fps)?;
     let stream = h264::encode(film, fps).map_err(|reason| DataError::encode(path, reason))?;
-    let bytes =
-        mp4::file(&stream, fps).ok_or_else(|| DataError::encode(path, "the clip is too long for an MP4"))?;
+    let bytes = mp4::file(&stream, fps, comment)
+        .ok_or_else(|| DataError::encode(path, "the clip is too long for an MP4"))?;
     save(path, &bytes)
 }
 

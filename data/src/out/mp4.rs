@@ -8,14 +8,14 @@ use super::h264::Stream;
 const MOVIE_CLOCK: u32 = 1000;
 
 /// The bytes of the file; `None` past the 4 GiB or the duration that its 32-bit fields hold.
-pub(super) fn file(stream: &Stream, fps: f64) -> Option<Vec<u8>> {
+pub(super) fn file(stream: &Stream, fps: f64, comment: Option<&str>) -> Option<Vec<u8>> {
     let ftyp = boxed(b"ftyp", &[b"isom".as_slice(), &be(0x200), b"isomiso2avc1mp41"].concat());
     let payload: usize = stream.samples.iter().map(Vec::len).sum();
     // The index holds the offset of the media, and its length does not depend on that offset: build it twice.
-    let index_length = moov(stream, fps, 0)?.len();
+    let index_length = moov(stream, fps, 0, comment)?.len();
     let media_start = u32::try_from(ftyp.len() + index_length + 8).ok()?;
     u32::try_from(payload).ok()?.checked_add(media_start)?;
-    let mut bytes = [ftyp, moov(stream, fps, media_start)?].concat();
+    let mut bytes = [ftyp, moov(stream, fps, media_start, comment)?].concat();
     bytes.reserve(payload + 8);
     bytes.extend(be(payload as u32 + 8));
     bytes.extend(b"mdat");
@@ -44,7 +44,7 @@ fn words(values: &[u32]) -> Vec<u8> {
 /// The picture as it is: no rotation, no scaling (§6.2.2).
 const UPRIGHT: [u32; 9] = [0x1_0000, 0, 0, 0, 0x1_0000, 0, 0, 0, 0x4000_0000];
 
-fn moov(stream: &Stream, fps: f64, media_start: u32) -> Option<Vec<u8>> {
+fn moov(stream: &Stream, fps: f64, media_start: u32, comment: Option<&str>) -> Option<Vec<u8>> {
     // A thousandth of a frame is fine enough for rates such as 23.976.
     let (clock, step) = ((fps * 1000.0).round() as u32, 1000_u32);
     let frames = u32::try_from(stream.samples.len()).ok()?;
@@ -67,7 +67,18 @@ fn moov(stream: &Stream, fps: f64, media_start: u32) -> Option<Vec<u8>> {
     let minf = boxed(b"minf", &[full(b"vmhd", 1, &[0; 8]), dinf, table].concat());
     let mdia = boxed(b"mdia", &[mdhd, hdlr, minf].concat());
     let trak = boxed(b"trak", &[full(b"tkhd", 3, &tkhd), mdia].concat());
-    Some(boxed(b"moov", &[full(b"mvhd", 0, &mvhd), trak].concat()))
+    let remark = comment.map_or_else(Vec::new, user_data);
+    Some(boxed(b"moov", &[full(b"mvhd", 0, &mvhd), trak, remark].concat()))
+}
+
+/// A comment as players show it: the item list of QuickTime's metadata (Apple, QuickTime File Format, "Metadata"), which
+/// ffprobe reads as `comment`.
+fn user_data(comment: &str) -> Vec<u8> {
+    const UTF8: u32 = 1;
+    let data = boxed(b"data", &[words(&[UTF8, 0]).as_slice(), comment.as_bytes()].concat());
+    let list = boxed(b"ilst", &boxed(b"\xa9cmt", &data));
+    let handler = full(b"hdlr", 0, &[be(0).as_slice(), b"mdir", b"appl", &[0; 8], b"\0"].concat());
+    boxed(b"udta", &full(b"meta", 0, &[handler, list].concat()))
 }
 
 /// Description, times, keyframes, chunk, sizes and offset (§8.5 to §8.7). All frames are one chunk.

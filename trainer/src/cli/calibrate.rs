@@ -54,7 +54,8 @@ impl Calibrate {
             guidance: [request.guidance, request.guidance_high],
             solver: format!("{:?}", request.solver).to_lowercase(),
         };
-        let Done { stepped, .. } = sample.steps(job, Course { skipped: &[], measured: Some(0) }, ui)?;
+        let Done { stepped, .. } =
+            sample.steps(job, Course { measured: Some(0), ..Course::default() }, ui)?;
         let steps = request.schedule()?.steps();
         let table = Table::measured(&stepped.changes, steps, high_steps(&request, boundary)?, made);
         table.write(&path)?;

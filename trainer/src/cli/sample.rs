@@ -19,6 +19,7 @@ use super::force::Force;
 use super::plan::published;
 use super::precision::ModelPrecision;
 use crate::base::BaseModel;
+use crate::encode::preset::Preset;
 use crate::encode::prompt::ClipRequest;
 use crate::encode::{Encoding, LatentStore};
 use crate::error::Error;
@@ -95,6 +96,9 @@ pub struct Sample {
     /// Frames, 4n+1. Default: what the adapter was trained at, else 81 (TI2V-5B 121).
     #[arg(long)]
     frames: Option<u32>,
+    /// Few-step sampling with a distilled adapter, which --lora, or --lora-high and --lora-low, name.
+    #[arg(long, value_enum, conflicts_with_all = ["steps", "guidance", "guidance_high", "shift", "solver"])]
+    preset: Option<Preset>,
     /// Solver steps. Default: the model's, 50 or 40.
     #[arg(long)]
     steps: Option<usize>,
@@ -208,13 +212,14 @@ impl Sample {
         }
         let fps = self.fps.unwrap_or(job.basis.fps);
         let skipped = skips.map_or_else(Vec::new, |skips| skips.clips);
-        let course = Course { skipped: &skipped, measured: None };
+        let course = Course { skipped: &skipped, ..Course::default() };
         let Done { prompted, stepped, mut residents } = self.steps(job, course, ui)?;
         if let Some(path) = &self.save_latents {
             save_latents(path, &stepped.latents)?;
         }
         let files = ClipFiles { tiling, fps, formats: &formats };
-        let written = sample::files(&self.out, (&prompted, stepped.latents), "", &mut residents, files)?;
+        let written =
+            sample::files(&self.out, (&prompted, stepped.latents, &skipped), "", &mut residents, files)?;
         let lines: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
         ui.tell(&lines.join("\n"), &serde_json::json!({ "files": written }));
         Ok(0)

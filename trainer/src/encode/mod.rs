@@ -6,6 +6,7 @@
 mod clips;
 mod picture_inputs;
 mod pictures;
+pub mod preset;
 pub mod prompt;
 mod views;
 

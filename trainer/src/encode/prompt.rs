@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use models::dit::{DitConfig, Pictures};
 use serde::{Deserialize, Serialize};
 
+use super::preset::Preset;
 use crate::bounds::{FRAMES, SIDE, SOLVER_STEPS, VOLUME, at_most, near};
 use crate::error::{Error, Result};
 use crate::solver::{Convention, Schedule, SolverKind};
@@ -40,6 +41,9 @@ pub struct ClipRequest {
     /// Steps that the expert for high noise makes, of two experts; where this says nothing, their sigmas decide.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub high_steps: Option<usize>,
+    /// The preset that set steps, shift, solver and guidance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preset: Option<Preset>,
     /// A fixed grid in place of one by steps and shift: the timesteps, 1000 times the sigmas, without the final 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timesteps: Option<Vec<f32>>,
@@ -69,6 +73,10 @@ impl ClipRequest {
             let down = self.frames.max(1).div_ceil(4) * 4 - 3;
             let why = format!("{} is not of the form 4n+1; nearest: {down}, {}", self.frames, down + 4);
             return Err(Error::Setting { key: "frames of a clip".into(), why });
+        }
+        if self.preset.is_some_and(|preset| preset.over(self.clone()) != *self) {
+            let why = "its preset sets steps, shift, guidance and solver; leave them out".into();
+            return Err(Error::Setting { key: "steps, shift, guidance of a clip".into(), why });
         }
         self.schedule()?;
         Ok(())

@@ -33,8 +33,8 @@ use crate::recipe::like::Taken;
 use crate::recipe::{
     Assignment, CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig, check_bounds,
 };
-use crate::sample::ClipFormat;
 use crate::sample::magcache::CacheConfig;
+use crate::sample::{ClipFormat, SampleConfig};
 use crate::watch::interrupt::Interrupt;
 pub use difference::Difference;
 pub use rest::{BehindSampling, Rest, Split};
@@ -117,6 +117,12 @@ pub struct SamplePlan {
     pub formats: Vec<ClipFormat>,
     /// The clips, each with everything it is made from.
     pub clips: Vec<ClipRequest>,
+    /// With a preset: steps between two sets that are made without it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub full_every: u64,
+    /// The clips of such a set.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub full_clips: Vec<ClipRequest>,
     /// MagCache's rule for them, where steps may be skipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheConfig>,
@@ -132,6 +138,10 @@ pub struct SamplePlan {
     /// The one that is put to the expert for low noise alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter_low: Option<ClipAdapterPlan>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl SamplePlan {
@@ -307,7 +317,10 @@ impl Plan {
         let frames = data.frames.iter().copied().max().unwrap_or(1);
         let base = recipe.sample.request(&defaults, data.sizes[0], frames, seed);
         let clips = recipe.sample.requests(&base, from, &dit, &defaults)?;
-        let sample = sample_plan(recipe.sample, clips, (&model, &dit), from)?;
+        let full = SampleConfig { preset: None, ..recipe.sample.clone() };
+        let full =
+            full.requests(&full.request(&defaults, data.sizes[0], frames, seed), from, &dit, &defaults)?;
+        let sample = sample_plan(recipe.sample, [clips, full], (&model, &dit), from)?;
         let devices = recipe.devices.settle(dit.layers)?;
         let shapes = shapes(&data, &dataset, &defaults);
         let networks = networks(&shares, &model, &sample);

@@ -24,11 +24,12 @@ use crate::sample::magcache::{CacheConfig, Skips, Table};
 /// The clips with the adapters for them alone, looked at by their headers.
 pub(super) fn sample_plan(
     sample: SampleConfig,
-    clips: Vec<ClipRequest>,
+    [clips, full]: [Vec<ClipRequest>; 2],
     (model, dit): (&BaseModel, &DitConfig),
     from: &Path,
 ) -> Result<SamplePlan> {
     let refuse = |key: &str, why: &str| Err(Error::Setting { key: key.into(), why: why.into() });
+    check_preset(&sample, model)?;
     let SampleConfig { every, formats, strength, .. } = sample;
     if !strength.is_finite() {
         return refuse("sample.strength", "must be a finite number");
@@ -58,7 +59,10 @@ pub(super) fn sample_plan(
         (_, None) => None,
     };
     check_cache(&sample.cache, cache_table.as_deref(), (model, dit), &clips)?;
+    let full_clips = if sample.full_every > 0 { full } else { Vec::new() };
     Ok(SamplePlan {
+        full_every: sample.full_every,
+        full_clips,
         cache: sample.cache,
         cache_table,
         adapter,
@@ -68,6 +72,42 @@ pub(super) fn sample_plan(
         formats,
         clips,
     })
+}
+
+/// Checks that a preset has the adapters that it is for, and nothing set beside it that it sets.
+fn check_preset(sample: &SampleConfig, model: &BaseModel) -> Result<()> {
+    let refuse = |key: &str, why: String| Err(Error::Setting { key: key.into(), why });
+    let Some(preset) = sample.preset else {
+        return match sample.full_every {
+            0 => Ok(()),
+            _ => refuse("sample.full_every", "is for sample.preset, which is not set".into()),
+        };
+    };
+    let SampleConfig { steps, guidance, guidance_high, shift, solver, .. } = sample;
+    let is_set = steps.is_some() || guidance.is_some() || guidance_high.is_some() || shift.is_some();
+    if is_set || *solver != SampleConfig::default().solver {
+        let why = "sets steps, shift, guidance and solver; leave them out, or the preset";
+        return refuse("sample.preset", why.into());
+    }
+    let has_experts = model.dits.experts().is_some();
+    if preset.is_for_experts() != has_experts {
+        let of = |experts: bool| if experts { "two experts" } else { "one network" };
+        let why = format!("is for a model of {}, and this one has {}", of(!has_experts), of(has_experts));
+        return refuse("sample.preset", why);
+    }
+    let named = [&sample.adapter_high, &sample.adapter_low].into_iter().all(Option::is_some);
+    match if has_experts { named } else { sample.adapter.is_some() } {
+        true => Ok(()),
+        false => {
+            let keys =
+                if has_experts { "sample.adapter_high and sample.adapter_low" } else { "sample.adapter" };
+            let files = preset.adapters();
+            refuse(
+                "sample.preset",
+                format!("needs its distilled adapter, or clips are noise: name it with {keys} ({files})"),
+            )
+        }
+    }
 }
 
 /// Checks MagCache's rule, and that the table that is named fits the clips.

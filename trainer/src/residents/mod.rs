@@ -32,6 +32,16 @@ use slot::Slot;
 
 pub use slot::WhenIdle;
 
+/// Whether networks have the adapters that are for clips alone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ClipAdapters {
+    /// They have.
+    #[default]
+    Applied,
+    /// They have not.
+    LeftOut,
+}
+
 /// What may be on the devices together.
 #[derive(Debug, Clone, Copy)]
 pub struct Residency {

@@ -7,7 +7,7 @@ use models::dit::DitConfig;
 use models::weights::Weights;
 
 use super::clip_adapter::ClipAdapter;
-use super::{Residents, WhenIdle};
+use super::{ClipAdapters, Residents, WhenIdle};
 use crate::adapters;
 use crate::base::DitFiles;
 use crate::error::Result;
@@ -83,18 +83,22 @@ impl Residents {
         self.index_of(range).is_ok_and(|index| self.networks[index].is_on_devices())
     }
 
-    /// Does `work` with the network of `range`, with the adapters that are for clips alone.
+    /// Does `work` with the network of `range`, with the adapters that are for clips alone, or without them.
     ///
     /// # Errors
     /// Those of `work` and of [`Self::network`], and adapters that cannot be applied.
     pub fn for_clips<T>(
         &mut self,
         range: NoiseRange,
+        adapters: ClipAdapters,
         work: impl FnOnce(&Pipeline) -> Result<T>,
     ) -> Result<T> {
         let (network, base) = (&self.networks[self.index_of(range)?], self.model.precision.dit());
         // Opened each time: between clips it takes no memory.
-        let adapter = ClipAdapter::open(&network.for_clips, &network.files, base, &self.ui)?;
+        let adapter = match adapters {
+            ClipAdapters::Applied => ClipAdapter::open(&network.for_clips, &network.files, base, &self.ui)?,
+            ClipAdapters::LeftOut => None,
+        };
         let pipeline = self.network(range)?;
         let Some(adapter) = adapter else { return work(pipeline) };
         adapter.apply(pipeline)?;

@@ -7,6 +7,7 @@ use models::published::Defaults;
 use serde::{Deserialize, Serialize};
 
 use super::magcache::CacheConfig;
+use crate::encode::preset::Preset;
 use crate::encode::prompt::ClipRequest;
 use crate::error::Result;
 use crate::solver::{Convention, SolverKind};
@@ -49,6 +50,13 @@ pub struct SampleConfig {
     pub solver: SolverKind,
     /// `official` or `diffusers`: whose grid of sigmas, and whose way to scale a picture. Default `official`.
     pub convention: Convention,
+    /// Few-step sampling with an adapter that was distilled for it, which `adapter`, or `adapter_high` and `adapter_low`, name:
+    /// `lightx2v-4`, `lightx2v-4-lcm`, `lightning-4`, `lightning-8`, `causvid-8`, `causvid-1.3b-4`, `fusionx-8`. It sets steps,
+    /// shift, solver and a guidance of 1. Default: none.
+    pub preset: Option<Preset>,
+    /// With a preset: steps between two sets of clips that are made without it and without its adapters, in all of the model's
+    /// own steps, where a set is due. 0 for none. Default 0.
+    pub full_every: u64,
     /// MagCache: solver steps that reuse what the blocks added in an earlier step, `"E012K2R20"` or
     /// `{ threshold = 0.12, most = 2, retention = 0.2 }`. Clips differ a little from exact ones. Default: every step is computed.
     pub cache: Option<CacheConfig>,
@@ -141,6 +149,8 @@ impl Default for SampleConfig {
             shift: None,
             solver: SolverKind::UniPc,
             convention: Convention::Official,
+            preset: None,
+            full_every: 0,
             cache: None,
             cache_table: None,
             seed: None,
@@ -154,7 +164,7 @@ impl SampleConfig {
     /// none.
     pub fn request(&self, defaults: &Defaults, size: [u32; 2], frames: u32, seed: u64) -> ClipRequest {
         let [width, height] = self.size.unwrap_or(size);
-        ClipRequest {
+        let request = ClipRequest {
             prompt: String::new(),
             negative: self.negative.clone(),
             width,
@@ -168,9 +178,14 @@ impl SampleConfig {
             solver: self.solver,
             convention: self.convention,
             high_steps: None,
+            preset: None,
             timesteps: None,
             image: None,
             last_image: None,
+        };
+        match self.preset {
+            Some(preset) => preset.over(request),
+            None => request,
         }
     }
 

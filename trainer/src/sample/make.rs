@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use kernels::Tensor;
 
 use super::{ClipFiles, Half, Prompted, Sampled, Session, StepDone, clip_name, write_clips};
+use crate::encode::preset::label;
 use crate::error::Result;
 use crate::machine::devices;
-use crate::pipeline::Change;
-use crate::residents::Residents;
+use crate::pipeline::{Change, Pipeline};
+use crate::residents::{ClipAdapters, Residents};
 use crate::watch::interrupt::Interrupt;
 
 /// What is out of the ordinary in the steps of a set of clips.
@@ -18,6 +19,8 @@ pub struct Course<'a> {
     pub skipped: &'a [Vec<usize>],
     /// The clip whose residuals are measured.
     pub measured: Option<usize>,
+    /// Adapters that networks have for clips alone.
+    pub clip_adapters: ClipAdapters,
 }
 
 /// What came of the steps of a set of clips.
@@ -54,7 +57,8 @@ pub fn latents(
             bar.inc(1);
             interrupt.flow()
         };
-        if residents.for_clips(range, |pipeline| session.run(pipeline, range, progress))?.is_break() {
+        let run = |pipeline: &Pipeline| session.run(pipeline, range, progress);
+        if residents.for_clips(range, course.clip_adapters, run)?.is_break() {
             bar.finish();
             return Ok(None);
         }
@@ -72,7 +76,7 @@ pub fn latents(
 /// Those of [`write_clips`].
 pub fn files(
     folder: &Path,
-    (clips, latents): (&[Prompted], Vec<Tensor>),
+    (clips, latents, skipped): (&[Prompted], Vec<Tensor>, &[Vec<usize>]),
     prefix: &str,
     residents: &mut Residents,
     files: ClipFiles,
@@ -80,6 +84,7 @@ pub fn files(
     let sampled = clips.iter().zip(latents).enumerate().map(|(index, (clip, latents))| Sampled {
         name: clip_name(index, &clip.request.prompt),
         title: format!("{prefix}{}", clip.request.prompt),
+        label: label(&clip.request, skipped.get(index).map_or(0, Vec::len)),
         latents,
     });
     let (ui, vae) = (residents.ui().clone(), residents.vae()?);

@@ -26,6 +26,9 @@ pub struct Sampled {
     pub name: String,
     /// What stands above it on the contact sheet.
     pub title: String,
+    /// How it differs from what the model makes in all of its steps, if it does: in the metadata of MP4 files, and on the
+    /// contact sheet.
+    pub label: Option<String>,
     /// [1, c, t, h, w].
     pub latents: Tensor,
 }
@@ -62,11 +65,11 @@ pub fn write_clips(
     bar.finish();
     let bar = ui.bar("writing clips", clips.len());
     let mut written = Vec::new();
-    for (Sampled { name, .. }, film) in clips.iter().zip(&films) {
+    for (Sampled { name, label, .. }, film) in clips.iter().zip(&films) {
         for format in formats {
             let path = clip_file(folder, name, *format);
             match format {
-                ClipFormat::Mp4 => data::write_mp4(&path, film, fps)?,
+                ClipFormat::Mp4 => data::write_commented_mp4(&path, film, fps, label.as_deref())?,
                 ClipFormat::Gif => data::write_gif(&path, film, fps)?,
                 ClipFormat::Webp => data::write_webp(&path, film, fps)?,
             }
@@ -77,7 +80,12 @@ pub fn write_clips(
     let sheet = folder.join(CONTACT_SHEET);
     let cell_width = films.iter().map(Film::width).max().unwrap_or(SHEET_CELL).min(SHEET_CELL);
     let columns = films.iter().map(Film::len).max().unwrap_or(1).min(SHEET_COLUMNS as usize) as u32;
-    let rows = clips.iter().zip(&films).map(|(clip, film)| SheetRow { title: &clip.title, film });
+    let titles = clips.iter().map(|Sampled { title, label, .. }| match label {
+        Some(label) => format!("{title}  [{label}]"),
+        None => title.clone(),
+    });
+    let titles: Vec<String> = titles.collect();
+    let rows = titles.iter().zip(&films).map(|(title, film)| SheetRow { title, film });
     data::titled_sheet(&sheet, &rows.collect::<Vec<_>>(), SheetStyle { columns, cell_width, gap: 2 })?;
     bar.finish();
     written.push(sheet);

@@ -7,6 +7,7 @@ use super::{Run, is_due};
 use crate::encode::prompt::ClipRequest;
 use crate::error::Result;
 use crate::pipeline::Change;
+use crate::residents::ClipAdapters;
 use crate::sample::magcache::skips::high_steps;
 use crate::sample::magcache::{Made, MagCache, Skips, Table};
 use crate::sample::{self, CONTACT_SHEET, ClipFiles, Course, Half, Prompted, Stepped, starting_noise};
@@ -33,14 +34,18 @@ impl Run<'_> {
         let prompted = |request: &ClipRequest| {
             Prompted::new(request, starting_noise(request, dit, device)?, self.encoded, dit)
         };
-        let clips = plan.sample.clips.iter().map(prompted).collect::<Result<Vec<_>>>()?;
+        let is_full = step > 0 && is_due(plan.sample.full_every, step);
+        let requests = if is_full { &plan.sample.full_clips } else { &plan.sample.clips };
+        let clips = requests.iter().map(prompted).collect::<Result<Vec<_>>>()?;
         let fps = plan.data.fps.unwrap_or(dit.defaults(Networks::Whole).fps);
-        let rule = plan.sample.cache.as_ref().map(|cache| cache.settle("sample.cache")).transpose()?;
+        let cache = plan.sample.cache.as_ref().filter(|_| !is_full);
+        let rule = cache.map(|cache| cache.settle("sample.cache")).transpose()?;
         let skips = rule.map(|rule| self.skips(rule)).transpose()?.flatten();
         skips.iter().flat_map(|skips| skips.lines(&plan.sample.clips)).for_each(|line| ui.say(&line));
         let measured = (rule.is_some() && skips.is_none()).then_some(0);
         let skipped = skips.map_or_else(Vec::new, |skips| skips.clips);
-        let course = Course { skipped: &skipped, measured };
+        let clip_adapters = if is_full { ClipAdapters::LeftOut } else { ClipAdapters::Applied };
+        let course = Course { skipped: &skipped, measured, clip_adapters };
         let residents = self.networks.residents_mut();
         let Some(Stepped { latents, changes }) = sample::latents(&clips, residents, course, interrupt)?
         else {
@@ -51,7 +56,8 @@ impl Run<'_> {
         }
         let (residents, folder) = (self.networks.residents_mut(), self.folder.samples(step));
         let files = ClipFiles { tiling: Tiling::Off, fps, formats: &plan.sample.formats };
-        let written = sample::files(&folder, (&clips, latents), &format!("step {step}  "), residents, files)?;
+        let written =
+            sample::files(&folder, (&clips, latents, &skipped), &format!("step {step}  "), residents, files)?;
         if let Some(sheet) = written.last() {
             self.log.picture(step, sheet)?;
             ui.say(&format!("step {step:>6}  clips in {}", folder.display()));

@@ -12,6 +12,7 @@ use super::basis::{Basis, Loras};
 use crate::adapters;
 use crate::base::BaseModel;
 use crate::encode::LatentStore;
+use crate::encode::preset::Preset;
 use crate::encode::prompt::ClipRequest;
 use crate::error::Error;
 use crate::residents::FromFiles;
@@ -27,6 +28,9 @@ impl Sample {
         mut own: Loras,
         ui: &Ui,
     ) -> Result<Vec<FromFiles>> {
+        if let Some(preset) = self.preset {
+            self.check_preset(preset, model)?;
+        }
         own.all.extend(adapters::sources("--lora", &self.lora, ui)?);
         if model.dits.experts().is_none() {
             if !(self.lora_high.is_empty() && self.lora_low.is_empty()) {
@@ -53,6 +57,30 @@ impl Sample {
             Ok(FromFiles { range, files, adapters, for_clips: Vec::new() })
         };
         Expert::ALL.into_iter().map(&mut network).collect()
+    }
+
+    /// Checks that a preset is for this model, and that adapters are named that could be its own.
+    fn check_preset(&self, preset: Preset, model: &BaseModel) -> Result<()> {
+        let has_experts = model.dits.experts().is_some();
+        let has_adapters = match has_experts {
+            true => !self.lora_high.is_empty() && !self.lora_low.is_empty(),
+            false => !self.lora.is_empty(),
+        };
+        let why = match (preset.is_for_experts() == has_experts, has_adapters) {
+            (true, true) => return Ok(()),
+            (true, false) => {
+                let keys = if has_experts { "--lora-high and --lora-low" } else { "--lora" };
+                format!(
+                    "needs its distilled adapter, or clips are noise: name it with {keys} ({})",
+                    preset.adapters()
+                )
+            }
+            (false, _) if has_experts => {
+                "is for a model of one network, and this one has two experts".to_owned()
+            }
+            (false, _) => "is for a model of two experts, and this one has one network".to_owned(),
+        };
+        Err(Error::Setting { key: "--preset".into(), why }.into())
     }
 
     /// The requests with what the cache has of them, and their starting noise.
@@ -113,7 +141,7 @@ impl Sample {
             }
             _ => [own.width, own.height],
         };
-        Ok(ClipRequest {
+        let request = ClipRequest {
             prompt: own.prompt,
             negative: self.negative.clone().unwrap_or(own.negative),
             width: self.width.unwrap_or(width),
@@ -127,9 +155,14 @@ impl Sample {
             solver: self.solver.unwrap_or(own.solver),
             convention: self.convention.unwrap_or(own.convention),
             high_steps: own.high_steps,
+            preset: own.preset,
             timesteps: own.timesteps,
             image: self.image.clone().or(own.image),
             last_image: self.last_image.clone().or(own.last_image),
+        };
+        Ok(match self.preset {
+            Some(preset) => preset.over(request),
+            None => request,
         })
     }
 }

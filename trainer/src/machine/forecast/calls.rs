@@ -5,7 +5,7 @@ use models::dit::{Conditioning, NetworkInput, Pictures, Raw};
 
 use crate::error::Result;
 use crate::pipeline::MicroBatch;
-use crate::solver::{Convention, Schedule, Solver, SolverKind};
+use crate::solver::{Convention, FreshNoise, Schedule, Solver, SolverKind};
 
 /// Solver steps of a clip before the calls that are played: by then its history is as long as it gets.
 const STEPS_BEFORE: usize = 3;
@@ -144,7 +144,7 @@ impl<'a> Sink<'a> {
             let is_in_place = clip.has_picture && pictures == Pictures::InPlace;
             let picture = ClipShape { latents: (1, clip.latents.1, clip.latents.2), ..*clip };
             let mut state = ClipState {
-                solver: Solver::new(schedule),
+                solver: Solver::new(schedule).with_noise(FreshNoise::Seeded(0)),
                 latents: latents(clip, channels, device)?,
                 first: is_in_place.then(|| latents(&picture, channels, device)).transpose()?,
                 made: 0,
