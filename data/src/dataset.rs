@@ -10,9 +10,10 @@ use crate::decode::{self, Probe};
 use crate::error::{DataError, Result};
 use crate::import::{self, Imported, Set, Short};
 use crate::key::Key;
+use crate::media::Media;
 use crate::order::OrderItem;
 use crate::resample::{frame_count, nearest_frames};
-use crate::scan::{Item, Media, check_held_out, find, way_out};
+use crate::scan::{Item, check_held_out, find, way_out};
 use crate::unusable::{self, Unusable, Why};
 
 /// One clip with what is known about its file.

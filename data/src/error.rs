@@ -42,7 +42,7 @@ pub enum DataError {
     #[error(
         "no clips in {}: put videos ({}), pictures or folders of numbered pictures there, or correct data.folder",
         folder.display(),
-        crate::scan::VIDEO_EXTENSIONS.join(", ")
+        crate::media::VIDEO_EXTENSIONS.join(", ")
     )]
     Empty {
         /// The folder that was searched.

@@ -13,7 +13,7 @@ use crate::atomic;
 use crate::cache::Cache;
 use crate::error::{DataError, Result};
 use crate::key::hex;
-use crate::scan::Media;
+use crate::media::Media;
 
 /// Hashes by path, each valid for one size and one time of change.
 #[derive(Debug)]

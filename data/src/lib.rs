@@ -19,6 +19,7 @@ pub mod glob;
 pub mod hashes;
 mod import;
 pub mod key;
+pub mod media;
 pub mod metadata;
 pub mod order;
 pub mod out;
@@ -37,6 +38,7 @@ pub use dataset::{Dataset, Footage, Source, Watch};
 pub use error::{DataError, Result};
 pub use hashes::ContentHashes;
 pub use key::Key;
+pub use media::Media;
 pub use order::{Batch, Cursor, Order, OrderItem};
 pub use out::{
     Film, SheetRow, SheetStyle, contact_sheet, middle_frame, picture_table, titled_sheet, write_gif,
@@ -44,5 +46,5 @@ pub use out::{
 };
 pub use picture::Picture;
 pub use preview::write_preview;
-pub use scan::{Item, Media, scan};
+pub use scan::{Item, scan};
 pub use tensor::{HostTensor, Storage};

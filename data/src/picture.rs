@@ -8,7 +8,7 @@ use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer
 use crate::clip::cover;
 use crate::decode::{self, Frame, PixelAspect};
 use crate::error::{DataError, Result};
-use crate::scan::Media;
+use crate::media::Media;
 
 /// A picture in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,13 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{CaptionSource, DataConfig, EmptyCaptions, Stills};
 use crate::error::{DataError, Result};
+use crate::media::{Media, PICTURE_EXTENSIONS, VIDEO_EXTENSIONS};
 use crate::metadata;
 use crate::unusable::{self, Unusable, Why};
-
-/// Extensions taken as video files.
-pub const VIDEO_EXTENSIONS: [&str; 6] = ["mp4", "mov", "m4v", "mkv", "webm", "avi"];
-/// Extensions taken as pictures, moving or still.
-pub const PICTURE_EXTENSIONS: [&str; 6] = ["gif", "webp", "apng", "png", "jpg", "jpeg"];
 
 /// Marks a folder as a cache (see bford.info/cachedir); such folders are not searched.
 pub const CACHE_MARKER: &str = "CACHEDIR.TAG";
@@ -29,34 +25,6 @@ pub struct Item {
     pub repeats: u32,
     /// Whether the clip only serves to measure the held-out loss.
     pub held_out: bool,
-}
-
-/// Where the pixels of an item are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Media {
-    /// A video file.
-    Video(PathBuf),
-    /// A GIF, WebP or APNG that moves.
-    Animation(PathBuf),
-    /// A picture that does not move.
-    Still(PathBuf),
-    /// A folder of numbered pictures, in the order of their numbers.
-    Pictures {
-        /// The folder.
-        folder: PathBuf,
-        /// Its pictures.
-        files: Vec<PathBuf>,
-    },
-}
-
-impl Media {
-    /// The file or folder, for messages.
-    pub fn path(&self) -> &Path {
-        match self {
-            Self::Video(path) | Self::Animation(path) | Self::Still(path) => path,
-            Self::Pictures { folder, .. } => folder,
-        }
-    }
 }
 
 /// Finds every clip of the configured folders, sorted by relative path.

@@ -62,6 +62,7 @@ mod cpu_gemm;
 mod cuda;
 mod gpu;
 mod product;
+mod settings;
 pub mod softmax;
 mod tensor;
 

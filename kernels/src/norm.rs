@@ -7,7 +7,7 @@ use crate::Tensor;
 use crate::gpu::{File, Gpu, Launch, fits, suffix};
 use crate::profile::{self, Class};
 use crate::residual::Stream;
-use crate::tokens::Place;
+use crate::tokens::{Place, by_group, from_group};
 use candle_core::{D, DType};
 
 /// Which statistics a norm divides by.
@@ -164,18 +164,6 @@ fn normalised_backward(x: &Tensor, dx_hat: &Tensor, eps: f64, kind: Kind) -> Res
         Kind::Rms => dx,
     };
     dx.broadcast_mul(&inverse)
-}
-
-/// [b, l, d] viewed as [b, g, l/g, d] for the groups of a modulation row [b, g, 1, d].
-pub(crate) fn by_group(x: &Tensor, row_bg1d: &Tensor) -> Result<Tensor> {
-    let (batch, tokens, width) = x.dims3()?;
-    let groups = row_bg1d.dim(1)?;
-    x.contiguous()?.reshape((batch, groups, tokens / groups, width))
-}
-
-/// The inverse of [`by_group`]: back to the shape of `like`.
-pub(crate) fn from_group(x: &Tensor, like: &Tensor) -> Result<Tensor> {
-    x.reshape(like.shape())
 }
 
 impl Gain {

@@ -6,10 +6,6 @@ use candle_core::DType;
 use crate::Result;
 use crate::gpu::{Gpu, suffix};
 
-/// Bytes that cuBLASLt gets on each GPU for split-K sums and the like; what PyTorch gives Hopper. One product at a time uses
-/// them.
-pub(crate) const WORKSPACE: usize = 32 << 20;
-
 /// What happens to a product before it is written.
 #[derive(Clone, Copy)]
 pub(crate) struct End<'a> {

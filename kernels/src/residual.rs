@@ -9,9 +9,8 @@ use std::ops::Range;
 use crate::Result;
 use crate::Tensor;
 use crate::gpu::{File, Gpu, Launch, fits, suffix};
-use crate::norm::{by_group, from_group};
 use crate::profile::{self, Class};
-use crate::tokens::{Place, run};
+use crate::tokens::{Place, by_group, from_group, run};
 use candle_core::DType;
 
 /// x + gate * gated + plain, as far as there are such parts: `x` [b, l, d] in the dtype of the stream.

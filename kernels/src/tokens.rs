@@ -1,4 +1,4 @@
-//! Runs of tokens within a tensor.
+//! Runs of tokens within a tensor, and groups of them.
 
 use std::ops::Range;
 
@@ -39,4 +39,16 @@ pub fn run(x: &Tensor, tokens: &Range<usize>) -> Result<Tensor> {
 pub fn unwritten(x: &Tensor) -> Result<Tensor> {
     on_gpu!(x, |gpu| Some(gpu.empty(x.shape(), x.dtype())?));
     x.zeros_like()
+}
+
+/// [b, l, d] viewed as [b, g, l/g, d] for the groups of a modulation row [b, g, 1, d].
+pub(crate) fn by_group(x: &Tensor, row_bg1d: &Tensor) -> Result<Tensor> {
+    let (batch, tokens, width) = x.dims3()?;
+    let groups = row_bg1d.dim(1)?;
+    x.contiguous()?.reshape((batch, groups, tokens / groups, width))
+}
+
+/// The inverse of [`by_group`]: back to the shape of `like`.
+pub(crate) fn from_group(x: &Tensor, like: &Tensor) -> Result<Tensor> {
+    x.reshape(like.shape())
 }

@@ -4,6 +4,7 @@
 //! done: candle alone would free it too early.
 
 mod counted;
+pub(crate) mod route;
 
 use std::sync::Arc;
 
@@ -13,8 +14,8 @@ use crate::cuda::copies;
 use crate::profile::{self, Class};
 use crate::{Device, Tensor};
 
-/// Pinned host memory comes in multiples of this, in bytes.
-pub const HOST_GRAIN: u64 = 2 << 20;
+pub use route::{HOST_GRAIN, Route};
+
 /// About how much is pinned at once: large enough to waste little, small enough to show how it goes on.
 const SLAB: u64 = 1 << 30;
 
@@ -36,16 +37,6 @@ pub fn slabs(buffers: &[(u64, usize)]) -> Vec<u64> {
         }
     }
     used.into_iter().map(|bytes| bytes.next_multiple_of(HOST_GRAIN)).collect()
-}
-
-/// How tensors go between two GPUs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Route {
-    /// Straight where the hardware can, else through host memory.
-    #[default]
-    Auto,
-    /// Through pinned host memory, whatever the hardware can (GeForce pairs have no peer access).
-    Host,
 }
 
 /// The way from one device to another.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use kernels::weight::{Format, Weight};
 use kernels::{DType, Device, Tensor};
 use models::adapter::Adapters;
-use models::dit::{self, Base, Dit, DitConfig, Pass};
+use models::dit::{Base, Dit, DitConfig, Pass};
 use models::weights::{Checkpoint, Frozen, Grid, Storage, TensorSpec, Weights, write_safetensors};
 use proofs::{
     Tolerance, assert_close, assert_same_bits, device, entered, fixture, fixture_tensors, golden_input, randn,
@@ -25,7 +25,7 @@ const FILES: [(&str, &str, Option<&str>); 4] = [
 
 fn open(path: &Path) -> models::Result<(DitConfig, Weights)> {
     let config = std::fs::read_to_string(fixture("dit/t2v/config_official.json")).unwrap();
-    dit::open(path, Some(&config))
+    models::open_dit(path, Some(&config))
 }
 
 fn expected() -> BTreeMap<String, Tensor> {

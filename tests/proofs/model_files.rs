@@ -147,7 +147,7 @@ fn a_single_dit_needs_no_config_unless_its_heads_are_its_own() {
     let path = desk.path().join("dit.safetensors");
     let plain = fixture("dit/t2v/weights_official.safetensors");
     repack(&plain, &path, DType::F32, "model.diffusion_model.", &[]);
-    let error = models::dit::open(&path, None).unwrap_err().to_string();
+    let error = models::open_dit(&path, None).unwrap_err().to_string();
     for told in ["dit.safetensors", "width 32", "config.json", "model.dit_config"] {
         assert!(error.contains(told), "{error}");
     }
@@ -156,7 +156,7 @@ fn a_single_dit_needs_no_config_unless_its_heads_are_its_own() {
     let named: Vec<(String, Tensor)> =
         tensors.into_iter().map(|(n, t)| (format!("diffusion_model.{n}"), t)).collect();
     write_safetensors(&path, named.iter().map(|(n, t)| (n.as_str(), t)), &Default::default()).unwrap();
-    let (config, _) = models::dit::open(&path, None).unwrap();
+    let (config, _) = models::open_dit(&path, None).unwrap();
     assert_eq!(config, models::dit::DitConfig { text_len: 512, ..published });
 }
 
@@ -236,7 +236,7 @@ fn networks_with_parts_that_are_not_here_are_refused_by_name() {
     ] {
         let plain = fixture("dit/t2v/weights_official.safetensors");
         repack(&plain, &path, DType::F32, "", &[(tensor, &one)]);
-        let error = models::dit::open(&path, Some(&config)).unwrap_err().to_string();
+        let error = models::open_dit(&path, Some(&config)).unwrap_err().to_string();
         assert!(error.contains("dit.safetensors") && error.contains(kind), "{error}");
         assert!(inspect(&path).unwrap().to_string().contains(kind));
     }
@@ -257,7 +257,7 @@ fn networks_of_unusual_channels_are_refused_by_name() {
             ("blocks.0.ffn.0.weight", zeros(&[256, 128])),
         ]);
         kernels::safetensors::save(&tensors, &path).unwrap();
-        let error = models::dit::open(&path, None).unwrap_err().to_string();
+        let error = models::open_dit(&path, None).unwrap_err().to_string();
         assert!(error.contains("dit.safetensors") && error.contains(kind), "{error}");
         assert!(inspect(&path).unwrap().to_string().contains(kind));
     }

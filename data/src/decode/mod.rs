@@ -19,7 +19,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use crate::error::{DataError, Result};
-use crate::scan::Media;
+use crate::media::Media;
 
 /// One decoded picture, upright, in RGB.
 #[derive(Debug, Clone, PartialEq)]

@@ -11,7 +11,8 @@ use toml::{Table, Value};
 use super::{Reader, Set, Short, caption_of, distinct, files_of, name_of, resolution, unknown};
 use crate::config::{DataConfig, Extract, Stills};
 use crate::error::{DataError, Result};
-use crate::scan::{Item, Media, media_at};
+use crate::media::Media;
+use crate::scan::{Item, media_at};
 
 /// Keys that are read; all others are told.
 const KNOWN: [&str; 13] = [

@@ -10,8 +10,9 @@ use toml::{Table, Value};
 use super::{Reader, Set, Short, caption_of, distinct, files_of, name_of, resolution, unknown};
 use crate::config::{DataConfig, Extract, SizeMultiple, Stills};
 use crate::error::Result;
+use crate::media::Media;
 use crate::metadata;
-use crate::scan::{Item, Media, media_at};
+use crate::scan::{Item, media_at};
 
 /// Keys that are read; all others are told.
 const KNOWN: [&str; 17] = [

@@ -14,7 +14,7 @@ pub use sheet::{SheetRow, SheetStyle, contact_sheet, picture_table, titled_sheet
 use crate::clip::Clip;
 use crate::decode::{self, Frame};
 use crate::error::{DataError, Result};
-use crate::scan::Media;
+use crate::media::Media;
 
 /// The frame in the middle of the clip at `path`, which [`write_mp4`], [`write_gif`] or [`write_webp`] wrote.
 ///

@@ -10,7 +10,7 @@ use super::pinned::{Pinned, Run};
 use super::tensor::pointer;
 use super::{Card, told};
 use crate::Tensor;
-use crate::transfer::Route;
+use crate::transfer::route::Route;
 
 fn bytes_of(x: &Tensor) -> usize {
     x.elem_count() * x.dtype().size_in_bytes()

@@ -15,10 +15,10 @@ use super::clock::seconds;
 use super::tensor::{address, pointer};
 use super::{Card, told};
 use crate::Tensor;
-use crate::device::Repeatability;
 use crate::product::{End, Lines, Then};
+use crate::settings::Repeatability;
 
-const WORKSPACE: usize = crate::product::WORKSPACE;
+const WORKSPACE: usize = crate::settings::PRODUCT_WORKSPACE;
 /// Products of fewer operations than this take cuBLASLt's first guess: they are over before a choice pays.
 const MEASURED_FROM: usize = 20_000_000_000;
 /// Guesses that are measured for a larger one.

@@ -20,7 +20,7 @@ use candle_core::Result;
 use candle_core::cuda_backend::CudaDevice;
 use cudarc::driver::{CudaContext, CudaStream};
 
-use crate::device::{Allocator, Settings};
+use crate::settings::{Allocator, Settings};
 use crate::tensor::{Device, Kind, Other};
 pub(crate) use launch::Launch;
 pub(crate) use tensor::address;

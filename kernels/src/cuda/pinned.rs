@@ -15,7 +15,7 @@ use super::told;
 use crate::arena::{Arena, GRAIN};
 
 /// Sizes of slabs are multiples of this.
-const SLAB_GRAIN: u64 = crate::transfer::HOST_GRAIN;
+const SLAB_GRAIN: u64 = crate::transfer::route::HOST_GRAIN;
 /// Runs given back whose copies may still be under way, beyond which the finished ones are looked for.
 const MANY: usize = 64;
 /// Threads that fill a new slab's pages.

@@ -13,7 +13,7 @@ use cudarc::driver::sys;
 use super::region::{self, Setup};
 use super::{Card, device_of, told};
 use crate::Device;
-use crate::device::{Allocator, Memory, Settings};
+use crate::settings::{Allocator, Memory, Settings};
 
 /// The GPUs that were opened, which are never closed: a region (`region`) knows its GPU by the address of its stream, which
 /// must not become another's. Global, as the driver's own state that they stand for (contexts, pools) is.

@@ -22,7 +22,7 @@ use cudarc::driver::{DriverError, sys};
 use super::chunk::{self, CHUNK, Chunk};
 use super::told;
 use crate::arena::{Arena, GRAIN, Runs};
-use crate::device::Allocator;
+use crate::settings::Allocator;
 
 /// Smaller tensors are left to the driver's pool: there are thousands, and among large ones each would hold a chunk.
 const LEAST: usize = 2 << 20;

@@ -10,8 +10,8 @@ use cudarc::driver::CudaContext;
 use super::tensor::{candle_address, pointer};
 use super::{Card, told};
 use crate::Tensor;
-use crate::attention::{Calls, Gradients, Heads, Output};
-use crate::device::Repeatability;
+use crate::attention::cudnn::{Calls, Gradients, Heads, Output};
+use crate::settings::Repeatability;
 
 /// Where the loader finds it.
 const LIBRARY: &CStr = c"libcudnn.so.9";
@@ -173,7 +173,7 @@ impl Sdpa {
             if self.architecture < 80 {
                 return Err(format!("compute capability {} is below 8.0", self.architecture));
             }
-            crate::attention::cudnn()?;
+            crate::attention::cudnn::cudnn()?;
             let mut handle = std::ptr::null_mut();
             // SAFETY: the name ends with nul; the handle is written before it returns 0.
             call(|text, n| unsafe { sdpa_open(LIBRARY.as_ptr(), &mut handle, text, n) })?;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use candle_core::{DeviceLocation, Result};
 
-use crate::device::Repeatability;
 use crate::ledger::{Allocation, Ledger};
+use crate::settings::Repeatability;
 
 /// The device of a tensor.
 #[derive(Clone)]
@@ -81,7 +81,7 @@ impl Device {
 
     /// The shadow of a GPU, whose tensors are counted in `ledger`, and the pinned host memory beside it in `host`.
     pub fn shadow_gpu(gpu: ShadowGpu, ledger: Ledger, host: Ledger) -> Self {
-        let _workspace = Some(ledger.take_as("workspace", crate::product::WORKSPACE as u64));
+        let _workspace = Some(ledger.take_as("workspace", crate::settings::PRODUCT_WORKSPACE as u64));
         let (ledger, host) = (Some(ledger), Some(host));
         let space = Space { on: On::ShadowGpu(gpu), ledger, host, _workspace };
         Self::Other(Other(Kind::Space(Arc::new(space))))

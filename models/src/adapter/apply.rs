@@ -7,10 +7,8 @@ use std::sync::Arc;
 
 use kernels::{DType, Device, Tensor};
 
-use super::change::Change;
 use super::files::AdapterFile;
-use super::kind::Delta;
-use super::set::{Adapter, Adapters};
+use crate::delta::{Adapter, Adapters, Change, Delta};
 use crate::dit::DitConfig;
 use crate::weights::{Patch, Patches, Weights};
 use crate::{Error, Result};

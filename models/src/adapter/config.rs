@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::delta::Kind;
 use crate::dit::modules::CHAINS;
 use crate::expert::Expert;
 use crate::{Error, Result};
@@ -37,32 +38,6 @@ pub struct LoraConfig {
     /// Official module names inside a block, `*` and `?` as wildcards. Default: q, k, v, o of both attentions and
     /// both layers of the feed-forward. A name with `blocks.` in front is matched whole (`blocks.1?.ffn.*`).
     pub targets: Vec<String>,
-}
-
-/// What an adapter is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// Two thin factors.
-    Lora,
-    /// Two thin factors, and a length for each row of the weight.
-    Dora,
-    /// Two products of thin factors, multiplied number by number.
-    Loha,
-    /// A Kronecker product.
-    Lokr,
-}
-
-impl Kind {
-    /// What people call it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Lora => "LoRA",
-            Self::Dora => "DoRA",
-            Self::Loha => "LoHa",
-            Self::Lokr => "LoKr",
-        }
-    }
 }
 
 /// How the delta is scaled.

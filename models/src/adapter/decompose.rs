@@ -9,7 +9,7 @@ use faer::{Mat, MatRef};
 use kernels::random::Key;
 use kernels::{DType, Device, Tensor};
 
-use super::change::{Change, LoraPair};
+use crate::delta::{Change, LoraPair};
 use crate::{Error, Result};
 
 /// The shorter side up to which a matrix is decomposed in full.

@@ -6,11 +6,10 @@ use kernels::low_rank::Factors;
 use kernels::random::Key;
 use kernels::{DType, Device, Tensor, loha, lokr};
 
-use super::change::{Change, DoraPair, LoraPair};
 use super::decompose::{Rank, Reduced, resize};
 use super::files::{AdapterFile, AdapterSummary};
-use super::kind::Delta;
-use super::{Adapter, Adapters, Kind, LoraConfig, Target};
+use super::{LoraConfig, Target};
+use crate::delta::{Adapter, Adapters, Change, Delta, DoraPair, Kind, LoraPair};
 use crate::dit::DitConfig;
 use crate::{Error, Result};
 

@@ -5,8 +5,10 @@ use serde::Deserialize;
 use super::conditioning::{Conditioning, Raw};
 use super::role::Role;
 use crate::expert::Networks;
-use crate::published::{Defaults, Facts, Kind};
+use crate::kind::{Defaults, Facts, Kind};
 use crate::{Error, Result};
+
+pub use crate::kind::{PATCH, Pictures};
 
 /// Everything that a DiT's code needs to know about its sizes.
 ///
@@ -58,22 +60,8 @@ impl ImageBranch {
 /// Rows of CLIP ViT-H/14 at 224 pixels: 16 x 16 patches and the class.
 const PICTURE_ROWS: usize = 257;
 
-/// How a model takes a picture.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pictures {
-    /// Not at all: text alone.
-    None,
-    /// Always: a mask and the picture's latents in channels behind the noisy ones (I2V of Wan 2.1 and 2.2).
-    Beside,
-    /// As clean latents in place of the first frame's, or not at all (TI2V-5B).
-    InPlace,
-}
-
 /// Channels of the mask that stands between noisy latents and the picture's: one for each frame of a latent frame.
 pub const MASK_CHANNELS: usize = 4;
-
-/// Height and width of a patch; the patch is one frame deep.
-pub const PATCH: usize = 2;
 
 /// `config.json` of either layout: the official names, with diffusers' as aliases. Other keys are other programs' business.
 #[derive(Deserialize)]

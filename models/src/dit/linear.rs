@@ -7,7 +7,7 @@ use kernels::weight::Weight;
 use kernels::{Device, Tensor};
 
 use super::pass::{Gradients, Pass};
-use crate::adapter::{Adapter, Site};
+use crate::delta::{Adapter, Site};
 use crate::weights::{Frozen, Weights};
 use crate::{Error, Result};
 

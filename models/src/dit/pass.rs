@@ -6,7 +6,7 @@ use kernels::Tensor;
 use kernels::random::Key;
 
 use crate::Result;
-use crate::adapter::Adapters;
+use crate::delta::Adapters;
 
 /// Tokens that go through a feed-forward layer at once where nobody says otherwise: enough rows for a product to run at
 /// full speed, and for the 14B 0.2 GiB for each tensor of the inner width in bf16.

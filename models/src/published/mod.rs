@@ -4,55 +4,17 @@
 //! A [`Kind`] is what networks have in common that take pictures in the same way; a [`Published`] model is a kind at a size.
 //! A new model of a known kind is one row of `table.rs`.
 
-mod defaults;
 mod magnitudes;
 mod table;
 
 use std::path::Path;
 
-pub use defaults::Defaults;
+pub use crate::kind::{Defaults, Facts, Kind, KindFacts};
 pub use magnitudes::Magnitudes;
 
-use crate::dit::{DitConfig, ImageBranch, Pictures};
+use crate::dit::{DitConfig, ImageBranch};
 use crate::expert::{Expert, Networks};
-use crate::vae::Generation;
 use crate::weights::Checkpoint;
-
-/// How a network takes pictures, told by the channels of its input and output and by its CLIP branch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// Text alone: T2V of Wan 2.1 and 2.2.
-    Text,
-    /// A first picture in channels behind the noise, and CLIP's view of it: I2V of Wan 2.1.
-    Picture,
-    /// A first and a last picture, and CLIP's view of both: FLF2V of Wan 2.1.
-    TwoPictures,
-    /// A first picture in channels alone: the experts of Wan 2.2 I2V.
-    PictureWithoutClip,
-    /// Text, or a picture in place of the first frame: TI2V-5B of Wan 2.2.
-    TextOrPicture,
-}
-
-/// What is known of a [`Kind`].
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct KindFacts {
-    /// Which.
-    pub kind: Kind,
-    /// Channels of the network's input.
-    pub channels_in: usize,
-    /// Channels of its output.
-    pub channels_out: usize,
-    /// Pictures of which the network sees CLIP's states: 0, 1 or 2.
-    pub clip_pictures: usize,
-    /// How it takes a picture.
-    pub pictures: Pictures,
-    /// The VAE whose latents it works on.
-    pub vae: Generation,
-    /// Settings of one network for all noise levels, or of an expert without the other.
-    pub whole: Defaults,
-    /// Settings of two experts.
-    pub pair: Defaults,
-}
 
 /// A published model that can be trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,19 +35,6 @@ pub struct Published {
     bytes_a_number: u64,
 }
 
-/// What tells published models apart, read from a checkpoint's tensors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Facts {
-    /// Model width.
-    pub width: usize,
-    /// Channels of the network's input.
-    pub channels_in: usize,
-    /// Channels of its output.
-    pub channels_out: usize,
-    /// Pictures of which it sees CLIP's states: 0, 1 or 2.
-    pub clip_pictures: usize,
-}
-
 /// A family of networks that is refused by name.
 struct Refused {
     title: &'static str,
@@ -102,30 +51,6 @@ const CLIP_BYTES: u64 = 4_770_000_000;
 /// Width of CLIP's states, and their rows for two pictures.
 const CLIP_WIDTH: usize = 1280;
 const ROWS_OF_TWO_PICTURES: usize = 514;
-
-impl Kind {
-    /// What is known of it.
-    pub const fn facts(self) -> &'static KindFacts {
-        &table::KINDS[self as usize]
-    }
-
-    /// The kind of a network; `None` where no model that can be trained is like it.
-    pub fn of(facts: Facts) -> Option<Self> {
-        let row = table::KINDS.iter().find(|row| {
-            (row.channels_in, row.channels_out) == (facts.channels_in, facts.channels_out)
-                && row.clip_pictures == facts.clip_pictures
-        });
-        row.map(|row| row.kind)
-    }
-
-    /// The settings that a model of this kind was published with.
-    pub const fn defaults(self, networks: Networks) -> &'static Defaults {
-        match networks {
-            Networks::Whole => &self.facts().whole,
-            Networks::Pair => &self.facts().pair,
-        }
-    }
-}
 
 impl Published {
     /// All of them.
@@ -232,19 +157,6 @@ impl Published {
 }
 
 impl Facts {
-    /// Of the network whose shapes `shape_of` gives by official name; what is missing counts 0.
-    pub fn read(shape_of: impl Fn(&str) -> Option<Vec<usize>>) -> Self {
-        let axis =
-            |name: &str, axis: usize| shape_of(name).and_then(|shape| shape.get(axis).copied()).unwrap_or(0);
-        let branch = usize::from(shape_of("img_emb.proj.0.weight").is_some());
-        Self {
-            width: axis("patch_embedding.weight", 0),
-            channels_in: axis("patch_embedding.weight", 1),
-            channels_out: axis("head.head.weight", 0) / crate::dit::config::PATCH.pow(2),
-            clip_pictures: branch * if shape_of("img_emb.emb_pos").is_some() { 2 } else { 1 },
-        }
-    }
-
     /// What the network is that no model that can be trained is like, where that is known by its channels.
     pub fn refused(&self) -> Option<&'static str> {
         let channels = (self.channels_in, self.channels_out);

@@ -7,4 +7,4 @@ mod tokenizer;
 
 pub use clean::clean;
 pub use encoder::TextEncoder;
-pub use tokenizer::{MAX_TOKENS, SPIECE_TENSOR, Tokenizer};
+pub use tokenizer::{MAX_TOKENS, Tokenizer};

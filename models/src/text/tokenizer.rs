@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::spiece;
+use crate::umt5::SPIECE_TENSOR;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
 
@@ -18,9 +19,6 @@ const END: &str = "</s>";
 const PLACES: [&str; 3] = [".", "google/umt5-xxl", "tokenizer"];
 /// Its file there, the one that is read faster first.
 const FILES: [&str; 2] = ["tokenizer.json", "spiece.model"];
-
-/// The tensor of single-file text encoders that holds the bytes of `spiece.model`.
-pub const SPIECE_TENSOR: &str = "spiece_model";
 
 /// Splits cleaned text into token ids.
 pub struct Tokenizer {

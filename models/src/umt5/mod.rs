@@ -12,12 +12,14 @@ use std::path::Path;
 use kernels::weight::Weight;
 use kernels::{DType, Device, Tensor, gelu, norm};
 
-use crate::text::SPIECE_TENSOR;
 use crate::weights::{Checkpoint, Frozen, Weights};
 use crate::{Error, Movable, Result};
 
 pub use names::Umt5Sizes;
 pub use position::bucket;
+
+/// The tensor of single-file text encoders that holds the bytes of `spiece.model`.
+pub const SPIECE_TENSOR: &str = "spiece_model";
 
 /// Added to the mean square before its root.
 const EPSILON: f64 = 1e-6;

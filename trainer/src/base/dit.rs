@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use models::dit::{self, DitConfig};
+use models::dit::DitConfig;
 use models::expert::{Expert, Networks};
 use models::weights::Weights;
 use serde::{Deserialize, Serialize};
@@ -60,7 +60,7 @@ impl DitFiles {
             })
         };
         let config = self.config.as_ref().map(read).transpose()?;
-        Ok(dit::open(&self.weights, config.as_deref())?)
+        Ok(models::open_dit(&self.weights, config.as_deref())?)
     }
 }
 

@@ -10,7 +10,7 @@ use super::error::AdapterFileError;
 use super::spell::{Spelling, spell};
 use super::{AdapterFile, Precision, Style};
 use crate::Result;
-use crate::adapter::change::{Change, DoraPair, LoraPair};
+use crate::delta::{Change, DoraPair, LoraPair};
 
 /// Height and width of the patch convolution's kernel, behind one frame.
 const KERNEL: usize = crate::dit::config::PATCH;

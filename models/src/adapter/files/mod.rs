@@ -28,8 +28,8 @@ pub use summary::{AdapterSummary, ModuleSummary, summary};
 pub use verify::verify_written;
 pub use write::{Written, write};
 
-pub use super::change::{Change, LoraPair};
 use crate::Expert;
+pub use crate::delta::{Change, LoraPair};
 
 /// An adapter as a file holds it.
 #[derive(Debug, Clone, Default)]

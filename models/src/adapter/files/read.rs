@@ -10,7 +10,7 @@ use super::keys::{KeyStyle, Part, tensor_of};
 use super::peft::Settings;
 use super::sort::{Keys, Sorted, sort};
 use super::{AdapterFile, LoraPair};
-use crate::adapter::change::{Change, DoraPair, Magnitude};
+use crate::delta::{Change, DoraPair, Magnitude};
 use crate::weights::Checkpoint;
 use crate::{Expert, Result, names};
 

@@ -7,7 +7,7 @@ use super::error::AdapterFileError;
 use super::keys::{KeyStyle, Part};
 use super::read::read_alpha;
 use super::sort::{Keys, Sorted, sort};
-use crate::adapter::Kind;
+use crate::delta::Kind;
 use crate::weights::{Checkpoint, StoredDType};
 use crate::{Expert, Result};
 

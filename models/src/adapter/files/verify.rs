@@ -9,7 +9,7 @@ use super::encode::on_cpu;
 use super::error::AdapterFileError;
 use super::{AdapterFile, Precision, read};
 use crate::Result;
-use crate::adapter::change::{Change, DoraPair, Magnitude};
+use crate::delta::{Change, DoraPair, Magnitude};
 
 /// Reads the file at `path` and compares every number of every factor with that of `source`. A style may fold the scale
 /// into a factor, so that factor is compared times the scale. Returns the largest absolute difference.

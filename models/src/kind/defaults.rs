@@ -1,6 +1,6 @@
 //! The settings that models were published with.
 
-use crate::dit::config::PATCH;
+use super::PATCH;
 
 /// What a model is used at where nothing else is asked for.
 #[derive(Debug, Clone, Copy, PartialEq)]

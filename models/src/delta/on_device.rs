@@ -141,7 +141,7 @@ impl Delta {
     }
 
     /// The thin pair of a LoRA or a DoRA.
-    pub(super) fn factors(&self) -> Option<&Factors> {
+    pub(crate) fn factors(&self) -> Option<&Factors> {
         match self {
             Self::Lora(factors) | Self::Dora(Dora { factors, .. }) => Some(factors),
             Self::Loha(_) | Self::Lokr(_) => None,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kernels::weight::Weight;
 use kernels::{Device, Tensor};
 
-use super::kind::Delta;
+use super::on_device::Delta;
 use crate::{Error, Result};
 
 /// What is attached to one module.

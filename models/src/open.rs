@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::config::DitConfig;
-use crate::published::Facts;
+use crate::dit::DitConfig;
+use crate::kind::Facts;
 use crate::weights::{Checkpoint, Weights};
 use crate::{Contents, Error, Result, names, published};
 
@@ -13,7 +13,7 @@ use crate::{Contents, Error, Result, names, published};
 ///
 /// # Errors
 /// When the config does not fit, or any tensor is missing, unexpected or misshapen; all of them are listed.
-pub fn open(path: &Path, config_json: Option<&str>) -> Result<(DitConfig, Weights)> {
+pub fn open_dit(path: &Path, config_json: Option<&str>) -> Result<(DitConfig, Weights)> {
     let checkpoint = Checkpoint::open(path)?.without_model_prefix()?;
     let is_diffusers = checkpoint.contains("condition_embedder.time_proj.weight");
     let to_file = |official: &str| if is_diffusers { names::tensor_to_diffusers(official) } else { None };
