@@ -1,4 +1,4 @@
-//! Content hashes of clips, remembered between runs so that a folder of films is not read anew each time.
+//! Content hashes of clips, remembered between runs so that a folder of clips is not read again each time.
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -1,10 +1,10 @@
 //! Video files and captions to buckets, frames and cached latents; finished clips out.
 //!
-//! The way of a clip: [`scan()`] finds it, [`decode::probe`] reads its size and times, [`bucket`] says in which size and
+//! The path of a clip: [`scan()`] finds it, [`decode::probe`] reads its size and times, [`bucket`] decides in which size and
 //! length it is trained and which windows of it, [`clip`] decodes, resamples and crops them, and [`cache`] keeps what an
-//! encoder made of them. [`order`] says in which order they are trained, [`out`] writes finished clips.
+//! encoder returned for them. [`order`] decides in which order they are trained, [`out`] writes finished clips.
 //!
-//! This crate knows neither models nor tensors on devices: it builds and tests without a GPU.
+//! This crate depends on neither models nor a tensor library: it builds and tests without a GPU.
 
 pub mod atomic;
 pub mod bucket;

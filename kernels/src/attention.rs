@@ -15,7 +15,7 @@ pub(crate) mod cudnn;
 
 pub use cudnn::{Calls, DETERMINISTIC_WORKSPACE, Gradients, Output, WORKSPACE, cudnn, is_for_cudnn};
 
-/// The largest score block that is made at once, in elements (f32: 64 MiB).
+/// The largest block of scores that is computed at once, in elements (f32: 64 MiB).
 pub const MAX_SCORES: usize = 16 << 20;
 
 /// What attention runs on.
@@ -115,7 +115,7 @@ pub fn backward(q: &Tensor, k: &Tensor, v: &Tensor, out: &Output, d_out: &Tensor
 }
 
 impl Gpu {
-    /// Attention through cuDNN; nothing where it is absent or has no engine for these shapes.
+    /// Attention through cuDNN; `None` if it is missing or has no engine for these shapes.
     fn attention(&self, [q, k, v]: [&Tensor; 3]) -> Result<Option<Output>> {
         let Some(heads) = Heads::for_cudnn(q, k)? else { return Ok(None) };
         let qkv = [&q.contiguous()?, &k.contiguous()?, &v.contiguous()?];
@@ -132,7 +132,7 @@ impl Gpu {
         Ok(is_done.then_some(out))
     }
 
-    /// The gradients through cuDNN; nothing where it is absent or has no engine for these shapes.
+    /// The gradients through cuDNN; `None` if it is missing or has no engine for these shapes.
     fn attention_backward(
         &self,
         [q, k, v]: [&Tensor; 3],

@@ -16,7 +16,7 @@ pub fn allocator(device: &Device) -> Allocator {
     Allocator::Driver { why: "it is not a GPU that Tandem opened" }
 }
 
-/// Opens GPU `index`: one real stream of its own, the memory pool told to keep what it has, event tracking off.
+/// Opens GPU `index`, with a stream of its own, a memory pool that keeps what it has reserved, and event tracking off.
 ///
 /// # Errors
 /// When this build has no CUDA, or the driver or the GPU does not answer.
@@ -30,8 +30,8 @@ pub fn open_gpu(index: usize, settings: &Settings) -> Result<Device> {
     }
 }
 
-/// Which of cuBLASLt's algorithms each large product on `device` took, by the product's sizes and layout: the fastest by the
-/// clock, which does not give the same answer twice. A run that continues keeps them with [`keep_product_choices`].
+/// Which of cuBLASLt's algorithms each large product on `device` uses, by the product's sizes and layout: the fastest when
+/// measured, which may differ from one measurement to the next. A resumed run restores them with [`keep_product_choices`].
 pub fn product_choices(device: &Device) -> BTreeMap<String, usize> {
     #[cfg(feature = "cuda")]
     if let Some(gpu) = device.card() {
@@ -41,8 +41,8 @@ pub fn product_choices(device: &Device) -> BTreeMap<String, usize> {
     BTreeMap::new()
 }
 
-/// Lets products on `device` take the algorithms that they took when [`product_choices`] was asked, on a GPU of the same kind
-/// and with the same cuBLASLt.
+/// Makes products on `device` use the algorithms that [`product_choices`] returned, on a GPU of the same kind and with the
+/// same cuBLASLt.
 pub fn keep_product_choices(device: &Device, choices: BTreeMap<String, usize>) {
     #[cfg(feature = "cuda")]
     if let Some(gpu) = device.card() {
@@ -52,12 +52,12 @@ pub fn keep_product_choices(device: &Device, choices: BTreeMap<String, usize>) {
     let _ = (device, choices);
 }
 
-/// Waits until everything that was asked of `device` is done.
+/// Waits until everything queued on `device` has run.
 pub fn synchronize(device: &Device) -> Result<()> {
     device.synchronize()
 }
 
-/// What the memory of `device` holds; nothing for the CPU.
+/// The memory statistics of `device`; `None` for the CPU.
 pub fn memory(device: &Device) -> Result<Option<Memory>> {
     #[cfg(feature = "cuda")]
     if let Some(gpu) = device.card() {
@@ -67,7 +67,7 @@ pub fn memory(device: &Device) -> Result<Option<Memory>> {
     Ok(None)
 }
 
-/// Starts the peaks of [`memory`] anew.
+/// Resets the peaks of [`memory`] to the current values.
 pub fn reset_peak(device: &Device) -> Result<()> {
     #[cfg(feature = "cuda")]
     if let Some(gpu) = device.card() {

@@ -129,7 +129,7 @@ fn single_files_make_a_model_together() {
     assert_eq!((model.expert, &model.tokenizer), (Some(Trained::Low), &at("umt5.safetensors")));
     assert_eq!(model.precision.base, WeightFormat::Fp8, "stored in fp8, so held in fp8");
     assert_eq!(model.precision.text_base, WeightFormat::F32);
-    assert_eq!(model.precision.dit().frozen.storage, Storage::Coded(Format::E4m3));
+    assert_eq!(model.precision.dit().frozen.storage, Storage::Quantised(Format::E4m3));
     let (dit, _) = model.open_dit().unwrap();
     model.check_encoders(&dit).unwrap();
     model.load_vae(&Device::Cpu).unwrap();

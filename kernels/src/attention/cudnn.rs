@@ -1,4 +1,4 @@
-//! What attention and its body in cuDNN share: which heads cuDNN takes, in which calls, and what both give.
+//! Types that attention shares with its cuDNN implementation: supported heads, the split into calls, results.
 
 use candle_core::{DType, Result};
 
@@ -11,23 +11,23 @@ pub const WORKSPACE: usize = 512 << 20;
 /// The same of the deterministic one.
 pub const DETERMINISTIC_WORKSPACE: usize = 1 << 30;
 
-/// How cuDNN's backward is cut into calls, so that its workspace is bounded.
+/// How cuDNN's backward is split into calls, which bounds its workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Calls {
     /// Samples of a call: all, or one.
     pub samples: usize,
-    /// Heads of a call, as even as can be.
+    /// Heads of a call, distributed as evenly as possible.
     pub heads: usize,
-    /// Bytes that the largest call takes.
+    /// Bytes of workspace of the largest call.
     pub workspace: usize,
 }
 
 impl Calls {
     /// The calls for `queries` and `keys` of `heads` heads of `size`, in a batch of `samples`.
     ///
-    /// A head of a sample takes sums of the queries' gradient in f32 and two numbers a row, or bit for bit a matrix of scores in
-    /// bf16. Measured on an H200 with cuDNN 9.19: 0.4 GiB at 20,280 tokens of 40 heads, 1.5 GiB at 75,600; bit for bit
-    /// 7.7 GiB for 10 heads at 20,280.
+    /// A head of a sample needs sums of the queries' gradient in f32 and two numbers a row; the deterministic backward needs a
+    /// matrix of scores in bf16. Measured on an H200 with cuDNN 9.19: 0.4 GiB at 20,280 tokens of 40 heads, 1.5 GiB at 75,600;
+    /// deterministic 7.7 GiB for 10 heads at 20,280.
     pub fn of(
         [samples, heads, size]: [usize; 3],
         [queries, keys]: [usize; 2],
@@ -46,16 +46,16 @@ impl Calls {
     }
 }
 
-/// The first cuDNN whose backward needs no hidden mask for key lengths that are no multiples of 128, as Wan's are.
+/// The first cuDNN whose backward needs no hidden mask for key lengths that are not multiples of 128, as Wan's are.
 const OLDEST_CUDNN: (u32, u32) = (9, 18);
 
-/// Whether cuDNN's attention takes heads of `head_size` numbers in `dtype`; other heads go in chunks.
+/// Whether cuDNN's attention supports heads of size `head_size` in `dtype`; others are computed in chunks.
 pub fn is_for_cudnn(dtype: DType, head_size: usize) -> bool {
     dtype == DType::BF16 && head_size.is_multiple_of(8) && head_size <= 128
 }
 
-/// The version of cuDNN, (major, minor), that serves attention on this machine's GPUs, or why none does. Asked for without
-/// opening a GPU: a plan and the run that it is for must get the same answer.
+/// The version of cuDNN, (major, minor), that computes attention on this machine's GPUs, or why none can. Does not open a
+/// GPU: a plan and its run must get the same answer.
 pub fn cudnn() -> std::result::Result<(u32, u32), String> {
     if !cfg!(cudnn_headers) {
         return Err("this program was built without the headers of cuDNN".to_owned());
@@ -73,7 +73,7 @@ pub fn cudnn() -> std::result::Result<(u32, u32), String> {
     }
 }
 
-/// The sizes of an attention over heads side by side in memory.
+/// The sizes of an attention whose heads are contiguous in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Heads {
     pub batch: usize,

@@ -70,7 +70,7 @@ fn properties(index: usize, limit: Option<u64>) -> sys::CUmemPoolProps {
     properties.allocType = sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
     properties.location.type_ = sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE;
     // The second field of the location is the ordinal in every version of the driver's header, under changing names.
-    // SAFETY: it is an i32 (or a union that starts with one) behind the i32 that was set above.
+    // SAFETY: it is an i32 (or a union that starts with one) after the i32 that was set above.
     unsafe { std::ptr::from_mut(&mut properties.location).cast::<i32>().add(1).write(index as i32) };
     // Zero is no limit.
     properties.maxSize = limit.unwrap_or(0) as usize;

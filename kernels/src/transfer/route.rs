@@ -1,14 +1,14 @@
-//! What links and the copies of a GPU both go by.
+//! Constants and choices shared by links and their CUDA implementation.
 
-/// Pinned host memory comes in multiples of this, in bytes.
+/// Pinned host memory is allocated in multiples of this, in bytes.
 pub const HOST_GRAIN: u64 = 2 << 20;
 
-/// How tensors go between two GPUs.
+/// How tensors are copied between two GPUs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Route {
-    /// Straight where the hardware can, else through host memory.
+    /// Directly if the hardware can (peer access), else through host memory.
     #[default]
     Auto,
-    /// Through pinned host memory, whatever the hardware can (GeForce pairs have no peer access).
+    /// Always through pinned host memory (GeForce pairs have no peer access).
     Host,
 }

@@ -12,5 +12,5 @@ pub use decompose::{Rank, Reduced, extract, resize};
 pub use fresh::check_beginning;
 
 pub use crate::delta::{
-    Adapter, Adapters, Backward, Change, Delta, DoraPair, Kind, LoraPair, Magnitude, Site,
+    Adapter, AdapterKind, Adapters, Backward, Change, Delta, DoraPair, LoraPair, Magnitude, Site,
 };

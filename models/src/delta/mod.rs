@@ -1,5 +1,5 @@
-//! What an adapter adds to the weight of a layer: as files hold it ([`Change`]), on a device with its backward ([`Delta`]), and
-//! by module name ([`Adapters`]).
+//! The change of a layer's weight by an adapter: as in files ([`Change`]), on a device with its backward ([`Delta`]), and by
+//! module name ([`Adapters`]).
 
 mod change;
 mod on_device;
@@ -11,22 +11,22 @@ pub use change::{Change, DoraPair, LoraPair, Magnitude};
 pub use on_device::{Backward, Delta, Site};
 pub use set::{Adapter, Adapters};
 
-/// What an adapter is made of.
+/// The kind of an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// Two thin factors.
+pub enum AdapterKind {
+    /// Two low-rank factors.
     Lora,
-    /// Two thin factors, and a length for each row of the weight.
+    /// Two low-rank factors, and a magnitude for each row of the weight.
     Dora,
-    /// Two products of thin factors, multiplied number by number.
+    /// Two products of low-rank factors, multiplied elementwise.
     Loha,
     /// A Kronecker product.
     Lokr,
 }
 
-impl Kind {
-    /// What people call it.
+impl AdapterKind {
+    /// Its usual spelling.
     pub fn name(self) -> &'static str {
         match self {
             Self::Lora => "LoRA",

@@ -51,7 +51,7 @@ pub struct ImageBranch {
 }
 
 impl ImageBranch {
-    /// Rows of states that the model is shown: CLIP's 257 of one picture, or those of its two.
+    /// Rows of states that the model reads: CLIP's 257 of one picture, or those of two.
     pub fn rows(&self) -> usize {
         self.positions.unwrap_or(PICTURE_ROWS)
     }
@@ -60,7 +60,7 @@ impl ImageBranch {
 /// Rows of CLIP ViT-H/14 at 224 pixels: 16 x 16 patches and the class.
 const PICTURE_ROWS: usize = 257;
 
-/// Channels of the mask that stands between noisy latents and the picture's: one for each frame of a latent frame.
+/// Channels of the mask between the noisy latents and the picture's: one for each frame of a latent frame.
 pub const MASK_CHANNELS: usize = 4;
 
 /// `config.json` of either layout: the official names, with diffusers' as aliases. Other keys are other programs' business.
@@ -85,15 +85,15 @@ fn default_text_len() -> usize {
 }
 
 impl DitConfig {
-    /// The config of the weights whose shapes `shape_of` gives by official name, with what shapes cannot tell
+    /// The config of the weights whose shapes `shape_of` gives by official name, with what shapes do not show
     /// (heads, eps, text length) from the text of `config.json`.
     ///
     /// # Errors
-    /// When the config cannot be read, or names a kind of model that is not supported.
+    /// If the config cannot be read, or names a kind of model that is not supported.
     pub fn from_parts(config_json: &str, shape_of: impl Fn(&str) -> Option<Vec<usize>>) -> Result<Self> {
         let file: ConfigFile = serde_json::from_str(config_json).map_err(|e| {
             Error::Mismatch(format!(
-                "its config.json cannot be read ({e}); put the one that belongs to it there"
+                "its config.json cannot be read ({e}); replace it with the one that was published with the model"
             ))
         })?;
         let shape = |name: &str, rank: usize| match shape_of(name) {
@@ -154,7 +154,7 @@ impl DitConfig {
         Ok(())
     }
 
-    /// The longest raw conditioning of one sample, [rows, width] by role, beside its timestep.
+    /// The largest shape of the raw conditioning of one sample, [rows, width] by role, without its timestep.
     pub fn conditioning_shapes(&self) -> Conditioning<Raw, [usize; 2]> {
         Conditioning::new()
             .with(Role::TEXT, [self.text_len, self.text_dim])
@@ -172,7 +172,7 @@ impl DitConfig {
     }
 }
 
-/// Why a DiT cannot be used that is of no kind.
+/// Why a DiT of no known kind cannot be used.
 fn unknown(facts: Facts, model_type: Option<&str>) -> Error {
     let Facts { channels_in, channels_out, .. } = facts;
     Error::Mismatch(format!(

@@ -12,14 +12,14 @@ use crate::vae::Generation;
 /// Height and width of a patch; the patch is one frame deep.
 pub const PATCH: usize = 2;
 
-/// How a network takes pictures, told by the channels of its input and output and by its CLIP branch.
+/// How a network takes pictures: recognised by the channels of its input and output and by its CLIP branch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// Text alone: T2V of Wan 2.1 and 2.2.
     Text,
-    /// A first picture in channels behind the noise, and CLIP's view of it: I2V of Wan 2.1.
+    /// A first picture in channels after the noise, and CLIP's states of it: I2V of Wan 2.1.
     Picture,
-    /// A first and a last picture, and CLIP's view of both: FLF2V of Wan 2.1.
+    /// A first and a last picture, and CLIP's states of both: FLF2V of Wan 2.1.
     TwoPictures,
     /// A first picture in channels alone: the experts of Wan 2.2 I2V.
     PictureWithoutClip,
@@ -27,7 +27,7 @@ pub enum Kind {
     TextOrPicture,
 }
 
-/// What is known of a [`Kind`].
+/// The properties of a [`Kind`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct KindFacts {
     /// Which.
@@ -53,13 +53,13 @@ pub struct KindFacts {
 pub enum Pictures {
     /// Not at all: text alone.
     None,
-    /// Always: a mask and the picture's latents in channels behind the noisy ones (I2V of Wan 2.1 and 2.2).
+    /// Always: a mask and the picture's latents in channels after the noisy ones (I2V of Wan 2.1 and 2.2).
     Beside,
     /// As clean latents in place of the first frame's, or not at all (TI2V-5B).
     InPlace,
 }
 
-/// What tells published models apart, read from a checkpoint's tensors.
+/// The facts that distinguish published models, read from a checkpoint's tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Facts {
     /// Model width.
@@ -73,12 +73,12 @@ pub struct Facts {
 }
 
 impl Kind {
-    /// What is known of it.
+    /// Its properties.
     pub const fn facts(self) -> &'static KindFacts {
         &table::KINDS[self as usize]
     }
 
-    /// The kind of a network; `None` where no model that can be trained is like it.
+    /// The kind of a network; `None` if it is of no kind that can be trained.
     pub fn of(facts: Facts) -> Option<Self> {
         let row = table::KINDS.iter().find(|row| {
             (row.channels_in, row.channels_out) == (facts.channels_in, facts.channels_out)

@@ -70,7 +70,7 @@ pub(super) const KINDS: [KindFacts; 5] = [
         clip_pictures: 0,
         pictures: Pictures::Beside,
         vae: Generation::Wan21,
-        // It is an expert of Wan 2.2, with the other or without.
+        // An expert of Wan 2.2, with or without the other.
         whole: I2V_EXPERTS,
         pair: I2V_EXPERTS,
     },
@@ -86,7 +86,7 @@ pub(super) const KINDS: [KindFacts; 5] = [
     },
 ];
 
-// `Kind::facts` finds a row by its place.
+// `Kind::facts` indexes the rows by kind.
 const _: () = {
     let mut row = 0;
     while row < KINDS.len() {

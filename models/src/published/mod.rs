@@ -1,7 +1,6 @@
-//! The published Wan models, in one table: what each is recognised by, what it is made of, and the settings that it was
-//! published with.
+//! The published Wan models, in one table: names, sizes, repositories, and how each is recognised.
 //!
-//! A [`Kind`] is what networks have in common that take pictures in the same way; a [`Published`] model is a kind at a size.
+//! Networks of one [`Kind`] take pictures in the same way; a [`Published`] model is a kind at a size.
 //! A new model of a known kind is one row of `table.rs`.
 
 mod magnitudes;
@@ -21,7 +20,7 @@ use crate::weights::Checkpoint;
 pub struct Published {
     /// Its name in commands: `t2v-14b`.
     pub key: &'static str,
-    /// What people call it.
+    /// Its usual name.
     pub title: &'static str,
     /// Its kind, or its experts'.
     pub kind: Kind,
@@ -31,11 +30,11 @@ pub struct Published {
     size: [usize; 4],
     /// Repositories of the Hugging Face hub with its files in the official layout, the one to fetch first.
     repositories: &'static [&'static str],
-    /// Bytes that its published files take for a number of a DiT.
+    /// Bytes per parameter of the DiT in its published files.
     bytes_a_number: u64,
 }
 
-/// A family of networks that is refused by name.
+/// An unsupported family of networks, refused by name.
 struct Refused {
     title: &'static str,
     /// Parts of the names of tensors that only this family has.
@@ -70,13 +69,13 @@ impl Published {
         Self::ALL.iter().find(|model| model.repositories.iter().any(holds))
     }
 
-    /// Those that a network of these facts may belong to: none, one, or two that only names tell apart.
+    /// The models that a network with these facts may belong to: none, one, or two that only names distinguish.
     pub fn of(facts: Facts) -> Vec<&'static Self> {
         let is_like = |model: &&Self| Some(model.kind) == Kind::of(facts) && model.size[0] == facts.width;
         Self::ALL.iter().filter(is_like).collect()
     }
 
-    /// Those of [`Self::of`] that the names in `path` allow, which is all of them where names tell nothing.
+    /// Those of [`Self::of`] that match the names in `path`; all of them if the names are inconclusive.
     pub fn at(facts: Facts, path: &Path) -> Vec<&'static Self> {
         let mut found = Self::of(facts);
         if let ([_, _, ..], Some(networks)) = (found.as_slice(), networks_in_name(path)) {
@@ -85,7 +84,7 @@ impl Published {
         found
     }
 
-    /// What one network of it is called.
+    /// The name of one of its networks.
     pub fn network(&self) -> String {
         match self.networks {
             Networks::Whole => self.title.to_owned(),
@@ -157,15 +156,14 @@ impl Published {
 }
 
 impl Facts {
-    /// What the network is that no model that can be trained is like, where that is known by its channels.
+    /// The name of an unsupported network, if its channels identify it.
     pub fn refused(&self) -> Option<&'static str> {
         let channels = (self.channels_in, self.channels_out);
         table::REFUSED.iter().find(|row| row.channels.contains(&channels)).map(|row| row.title)
     }
 }
 
-/// The kind of network that `checkpoint` holds where it is Wan with parts that Tandem does not have; `None` where it is
-/// plain.
+/// The name of the network in `checkpoint` if it is a Wan variant that Tandem does not support; `None` for a plain one.
 pub fn refused(checkpoint: &Checkpoint) -> Option<&'static str> {
     let marked = |name: &str| {
         let has = |row: &&Refused| row.marks.iter().any(|mark| name.contains(mark));
@@ -174,9 +172,9 @@ pub fn refused(checkpoint: &Checkpoint) -> Option<&'static str> {
     checkpoint.names().find_map(marked)
 }
 
-/// Whether the last parts of a path say that this is a model of two experts (Wan 2.2 A14B), or that it is none.
+/// Whether the last parts of a path name a model of two experts (Wan 2.2 A14B) or of one network.
 fn networks_in_name(path: &Path) -> Option<Networks> {
-    // A file, its folder, and the folder of the checkpoint; and not what lies above.
+    // A file, its folder, and the folder of the checkpoint, but nothing above.
     let parts = path.iter().rev().take(3).map(|part| part.to_string_lossy().to_lowercase());
     parts.into_iter().find_map(|part| {
         let has = |marks: &[&str]| marks.iter().any(|mark| part.contains(mark));

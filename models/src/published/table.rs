@@ -86,7 +86,7 @@ pub(super) const MODELS: [Published; 8] = [
     },
 ];
 
-/// Networks with Wan at the core and parts that are not here: part of a tensor's name, or channels in and out.
+/// Unsupported Wan variants, recognised by part of a tensor's name or by channels in and out.
 pub(super) const REFUSED: [Refused; 7] = [
     Refused { title: "a Wan VACE model", marks: &["vace_blocks.", "vace_patch_embedding."], channels: &[] },
     Refused {

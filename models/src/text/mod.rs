@@ -1,4 +1,4 @@
-//! From a caption to what the DiT reads: cleaned, split into tokens, encoded by UMT5.
+//! From a caption to the DiT's conditioning: cleaned, tokenised, encoded by UMT5.
 
 mod clean;
 mod encoder;

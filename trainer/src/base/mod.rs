@@ -228,7 +228,8 @@ impl ModelConfig {
     fn precision(&self, dit: &Path, text_encoder: &Path, processor: Processor) -> Precision {
         let Self { base, stream, text_base, vae_base, .. } = *self;
         // Files that do not open are told about when they are.
-        let stored = |path: &Path| Checkpoint::open(path).ok()?.without_model_prefix().ok()?.coded_layers();
+        let stored =
+            |path: &Path| Checkpoint::open(path).ok()?.without_model_prefix().ok()?.quantised_layers();
         let (dit, text) = (stored(dit), stored(text_encoder));
         let held = |grid: Option<Grid>| grid.map(|_| WeightFormat::Fp8);
         let wishes = PrecisionRequest {

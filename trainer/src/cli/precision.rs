@@ -90,7 +90,7 @@ impl PartPrecision {
     }
 }
 
-/// The float type of a part without coded weights.
+/// The float type of a part without quantised weights.
 #[derive(Debug, Args)]
 pub struct PartFloat {
     /// Dtype of weights and computation. Default: bfloat16, on the CPU float32.

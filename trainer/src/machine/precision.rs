@@ -88,13 +88,13 @@ pub struct Precision {
 }
 
 impl WeightFormat {
-    /// With `compute` for what goes through coded weights.
+    /// With `compute` for what goes through quantised weights.
     pub fn frozen(self, compute: Float) -> Frozen {
         match self {
             Self::F32 => Frozen::F32,
             Self::Bf16 => Frozen::dense(DType::BF16),
-            Self::Fp8 => Frozen { compute: compute.dtype(), storage: Storage::Coded(Format::E4m3) },
-            Self::Int8 => Frozen { compute: compute.dtype(), storage: Storage::Coded(Format::Int8) },
+            Self::Fp8 => Frozen { compute: compute.dtype(), storage: Storage::Quantised(Format::E4m3) },
+            Self::Int8 => Frozen { compute: compute.dtype(), storage: Storage::Quantised(Format::Int8) },
         }
     }
 
@@ -152,7 +152,7 @@ impl Precision {
     /// How the DiT is loaded.
     pub fn dit(&self) -> Base {
         let mut frozen = self.base.frozen(self.compute);
-        if let (Storage::Coded(Format::E4m3), Some(block)) = (frozen.storage, self.base_block) {
+        if let (Storage::Quantised(Format::E4m3), Some(block)) = (frozen.storage, self.base_block) {
             frozen.storage = Storage::Blocks(Format::E4m3, block);
         }
         Base { frozen, stream: self.stream.dtype() }
@@ -174,8 +174,8 @@ pub(crate) fn in_words(frozen: Frozen) -> String {
     let compute = frozen.compute.as_str();
     match frozen.storage {
         Storage::Dense => compute.to_owned(),
-        Storage::Coded(Format::E4m3) => format!("fp8 {compute}"),
-        Storage::Coded(Format::Int8) => format!("int8 {compute}"),
+        Storage::Quantised(Format::E4m3) => format!("fp8 {compute}"),
+        Storage::Quantised(Format::Int8) => format!("int8 {compute}"),
         Storage::Blocks(_, block) => format!("fp8 in blocks of {block} {compute}"),
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use kernels::{DType, Device};
-use models::adapter::{Adapters, Kind, LoraConfig, Target};
+use models::adapter::{AdapterKind, Adapters, LoraConfig, Target};
 use models::dit::{BlockPlan, DitConfig, Role};
 use models::vae::latent_frames;
 use serde_json::{Map, Value, json};
@@ -93,7 +93,7 @@ impl DitBench<'_> {
             dit: config,
             base: self.precision.dit(),
             targets,
-            kind: Kind::Lora,
+            kind: AdapterKind::Lora,
             factor: None,
             rank: step.rank,
             dropout: false,
