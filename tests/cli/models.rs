@@ -253,7 +253,7 @@ fn a_part_in_the_place_of_another_is_named_for_what_it_is() {
         let section = if section == "sample" { "[sample]\n" } else { "" };
         let named = format!("{place}\n{section}{name} = \"nope\"");
         desk.change(place, &named);
-        desk.refuse(&PLAN, &[&format!("{key}: there is nothing at nope")]);
+        desk.refuse(&PLAN, &[&format!("{key}: nothing exists at nope")]);
         desk.change(&named, place);
     }
     desk.change(model, "folder = \"model/config.json\"");

@@ -326,7 +326,7 @@ fn experts_that_cannot_be_are_refused_by_name() {
     };
     let [high, low] =
         ["high_noise_model", "low_noise_model"].map(|name| fixture("repo_official_a14b").join(name));
-    refuse("", "", &["holds two experts", "model.expert", "\"both\""]);
+    refuse("", "", &["has two experts", "model.expert", "\"both\""]);
     refuse(
         &format!("expert = \"both\"\ndit_low = {low:?}"),
         "",

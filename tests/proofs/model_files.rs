@@ -44,7 +44,7 @@ fn both_experts_are_found_in_both_layouts_and_one_is_chosen() {
             chosen.open_dit().unwrap();
         }
         let error = model.open_dit().unwrap_err().to_string();
-        for told in ["holds two experts", "model.expert", high, low] {
+        for told in ["has two experts", "model.expert", high, low] {
             assert!(error.contains(told), "{error}");
         }
         let Dits::Experts { high, low } = locate_dits(&fixture(name)).unwrap() else {
@@ -78,7 +78,7 @@ fn an_expert_is_told_by_key_or_name_and_a_contradiction_is_refused() {
     refuse(named(Some(&low), Some(&high)), "exchange the two files");
     refuse(
         named(Some(&low), None),
-        "low_noise_model is told to be the expert for high noise and for low noise",
+        "low_noise_model is given as the expert for high noise and for low noise",
     );
     refuse(ModelConfig { expert: Some(Trained::High), ..by_name.clone() }, "model.expert");
     refuse(ModelConfig { dit_high: Some(high), ..by_name }, "keep the one or the pair");
