@@ -39,7 +39,7 @@ pub(crate) struct Card {
 }
 
 impl Card {
-    /// What goes with `device`, which is open and has its allocator and its pool.
+    /// The card of `device`, which is open and has its allocator and its pool.
     pub(crate) fn new(
         device: CudaDevice,
         settings: Settings,

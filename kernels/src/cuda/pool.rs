@@ -1,5 +1,4 @@
-//! Opening a GPU, and the memory that its tensors come from: large ones from its region, small ones from a pool of the
-//! driver.
+//! Opening a GPU, and the allocation of its tensors: large ones from its region, small ones from a pool of the driver.
 //!
 //! Both belong to the stream of the opened GPU: a GPU that is opened twice in a process has two of each, with a limit each.
 

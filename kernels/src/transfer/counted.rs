@@ -27,7 +27,7 @@ pub(super) struct Sources {
     sources: Mutex<Vec<CountedSource>>,
 }
 
-/// A source that counts until its sender settles, between GPUs after its copy is done.
+/// A source that is counted until its sender settles, between GPUs after its copy is done.
 #[derive(Debug)]
 struct CountedSource {
     _source: Option<Arc<Allocation>>,

@@ -228,7 +228,7 @@ impl Layer {
         norms.chain(linears.flat_map(|(weight, bias)| std::iter::once(bias).chain(weight.tensors_mut())))
     }
 
-    /// The stream `x` [b, l, w] f32 behind the layer; products in `dtype`.
+    /// The stream `x` [b, l, w] f32 after the layer; products in `dtype`.
     fn forward(&self, x: &Tensor, heads: usize, dtype: DType) -> Result<Tensor> {
         let (batch, rows, width) = x.dims3()?;
         let normed =

@@ -58,11 +58,11 @@ pub struct ClipSizes {
 }
 
 impl ClipSizes {
-    /// Those of the tower that Wan's models were published with.
+    /// The tower that Wan's models were published with.
     pub const PUBLISHED: Self =
         Self { width: 1280, heads: 16, layers: 32, feed_forward: 5120, patch: 14, rows: 257 };
 
-    /// Reads the sizes; `heads` where a config tells them, else heads are as large as the published tower's.
+    /// Reads the sizes; `heads` from a config, else heads are of the published tower's size.
     pub(super) fn detect(checkpoint: &Checkpoint, heads: Option<usize>) -> Result<(Self, Naming)> {
         let naming = match checkpoint.contains("visual.cls_embedding") {
             true => Naming::Official,
