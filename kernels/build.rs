@@ -11,7 +11,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Machine code goes in for these: A100, 3090, 4090, H100/H200, 5090.
+/// Machine code is compiled for these: A100, 3090, 4090, H100/H200, 5090.
 const ARCHITECTURES: [&str; 5] = ["80", "86", "89", "90", "120"];
 
 fn main() {
@@ -59,7 +59,7 @@ fn nvcc() -> PathBuf {
     home.filter(|path| path.exists()).unwrap_or_else(|| "nvcc".into())
 }
 
-/// The folder of the CUDA toolkit: the one that nvcc lies in.
+/// The folder of the CUDA toolkit: the one that contains nvcc.
 fn toolkit() -> Option<PathBuf> {
     let on_path = || {
         let folders = env::var_os("PATH")?;

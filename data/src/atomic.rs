@@ -23,7 +23,7 @@ pub fn write(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result
     outcome
 }
 
-/// Bytes of a file's name that go into that of its temporary file: file systems allow 255 in all.
+/// Most bytes of a file's name in the name of its temporary file: file systems allow 255 in total.
 const NAME_BYTES: usize = 128;
 
 /// Unique in this process and among running ones, so that two writers never share a half-written file.
@@ -54,7 +54,7 @@ fn sync_folder(path: &Path) {
 pub struct Leftover {
     /// The file.
     pub path: PathBuf,
-    /// The process that made it, on whichever host.
+    /// The process that wrote it, and its host.
     pub process: u32,
     /// When it was last written to.
     pub modified: SystemTime,
@@ -66,7 +66,7 @@ const LONGEST_WRITE: Duration = Duration::from_secs(3600);
 const SHARED_WRITE: Duration = Duration::from_secs(60);
 
 impl Leftover {
-    /// Whether its writer is surely gone, in a folder that other processes write to as well.
+    /// Whether its writer has certainly ended, in a folder that other processes write to as well.
     pub fn is_abandoned(&self) -> bool {
         let age = self.modified.elapsed().unwrap_or_default();
         age > LONGEST_WRITE || (age > SHARED_WRITE && is_dead(self.process))
@@ -82,7 +82,7 @@ pub fn leftovers(folder: &Path) -> io::Result<Vec<Leftover>> {
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
         let Some(process) = entry.file_name().to_str().and_then(process_of) else { continue };
-        // One that is gone by now was renamed, or removed by another process.
+        // A file that no longer exists was renamed, or removed by another process.
         let Ok(modified) = entry.metadata().and_then(|metadata| metadata.modified()) else { continue };
         found.push(Leftover { path: entry.path(), process, modified });
     }
@@ -103,7 +103,7 @@ fn process_of(name: &str) -> Option<u32> {
     }
 }
 
-/// Whether no process of this host has the number `process`; false where the system does not say.
+/// Whether no process of this host has the number `process`; false if the system cannot tell.
 fn is_dead(process: u32) -> bool {
     let processes = Path::new("/proc");
     processes.join("self").exists() && !processes.join(process.to_string()).exists()

@@ -156,7 +156,7 @@ pub struct BucketRow {
     pub enlarged: usize,
 }
 
-/// What goes where, for people to look at before anything is trained. Rows go from the largest bucket to the smallest.
+/// A table of the buckets and their clips, to look at before training. Rows are ordered from the largest bucket to the smallest.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct BucketTable {
     /// One row per bucket in use.

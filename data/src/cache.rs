@@ -1,4 +1,4 @@
-//! What an encoder made of a clip or a prompt, kept on disk: one safetensors file an entry, verified when it is first read.
+//! The cache of encoded clips and prompts on disk: one safetensors file per entry, verified when it is first read.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -32,19 +32,19 @@ pub struct Cache {
 pub enum Lookup {
     /// The entry, verified.
     Hit(Entry),
-    /// It has to be made (again).
+    /// It has to be encoded (again).
     Miss {
         /// Why.
         reason: MissReason,
     },
 }
 
-/// Why an entry has to be made.
+/// Why an entry has to be encoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MissReason {
-    /// It was never made.
+    /// There is none.
     Absent,
-    /// The file is damaged or is not this entry; says how.
+    /// The file is damaged or is not this entry, with the reason.
     Damaged(String),
 }
 
@@ -66,12 +66,12 @@ pub struct Entry {
     pub meta: BTreeMap<String, String>,
 }
 
-/// Bytes that tell the length of a safetensors header.
+/// Bytes of the length of a safetensors header.
 const HEADER_LENGTH: u64 = 8;
 const KEY: &str = "tandem.key";
 const VERSION: &str = "tandem.format_version";
 const SHA256: &str = "tandem.sha256";
-/// Wording fixed by the convention (bford.info/cachedir), by which backup programs know the folder.
+/// Fixed by the convention (bford.info/cachedir), by which backup programs recognise the folder.
 const MARKER_TEXT: &str = "Signature: 8a477f597d28d172789f06886806bc55\n# Made by Tandem. Safe to delete.\n";
 
 impl Cache {
@@ -103,7 +103,7 @@ impl Cache {
     /// [`DataError::CacheReadOnly`].
     pub fn check_writable(&self) -> Result<()> {
         let refused = |source| DataError::CacheReadOnly { folder: self.folder.clone(), source };
-        // Under a name of its own: other processes may ask at the same time.
+        // Under a unique name: other processes may do this at the same time.
         let probe = self.folder.join(format!("writable-{}", std::process::id()));
         atomic::write(&probe, |_| Ok(())).map_err(refused)?;
         match std::fs::remove_file(&probe) {
@@ -113,7 +113,7 @@ impl Cache {
         self.remove_leftovers().map_err(DataError::io("remove temporary files in", &self.folder))
     }
 
-    /// Removes temporary files whose writers are gone.
+    /// Removes temporary files whose writers have ended.
     fn remove_leftovers(&self) -> std::io::Result<()> {
         let mut folders = vec![self.folder.clone()];
         for entry in std::fs::read_dir(&self.folder)? {
@@ -135,7 +135,7 @@ impl Cache {
     }
 
     /// Reads an entry and verifies it: lengths and key always, the checksum the first time. A damaged or foreign file is a
-    /// miss, to be made anew.
+    /// miss, and encoded again.
     ///
     /// # Errors
     /// [`DataError::Io`] when the system refuses to read a file that exists.
@@ -158,7 +158,7 @@ impl Cache {
         })
     }
 
-    /// Why an entry has to be made, as far as the head and the length of its file tell; `None` where they are as they must
+    /// Why an entry has to be encoded, as far as the header and the length of its file show; `None` if they are as they must
     /// be. [`Cache::get`] finds what else may be wrong.
     ///
     /// # Errors
@@ -180,7 +180,7 @@ impl Cache {
             }
             Err(error) => return Err(io(error)),
         };
-        // What is behind the end of the file is not asked for, whatever is claimed.
+        // Nothing beyond the end of the file is read, whatever the header claims.
         file.take(claimed.min(length)).read_to_end(&mut head).map_err(io)?;
         let found = serde_json::from_slice::<Metadata>(&head);
         let checked = found.map_err(|error| format!("its header is invalid: {error}")).and_then(|header| {
@@ -192,7 +192,7 @@ impl Cache {
         Ok(checked.err().map(MissReason::Damaged))
     }
 
-    /// Removes a damaged entry, so that it is made anew.
+    /// Removes a damaged entry, so that it is encoded again.
     ///
     /// # Errors
     /// [`DataError::Io`] when the system refuses.
@@ -203,11 +203,11 @@ impl Cache {
     }
 
     fn verified(&self) -> MutexGuard<'_, HashSet<Key>> {
-        // A set of keys is whole whoever panicked.
+        // A panic elsewhere leaves the set of keys intact.
         self.verified.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps an entry, replacing what was there. When this returns, the entry survives a crash.
+    /// Stores an entry, replacing an earlier one. When this returns, the entry survives a crash.
     ///
     /// # Errors
     /// [`DataError::CacheReadOnly`] when the folder takes no files, [`DataError::Io`] for a full disk and the like.
@@ -296,7 +296,7 @@ pub fn encode_entry(
         .map_err(|error| error.to_string())
 }
 
-/// Reads the bytes of an entry's file, trusting nothing: lengths against the file (done by safetensors), the key against the
+/// Reads the bytes of an entry's file and checks everything: lengths against the file (done by safetensors), the key against the
 /// one asked for, the contents against their hash.
 ///
 /// # Errors
@@ -360,7 +360,7 @@ fn decode(bytes: &[u8], key: &Key, checksum: Checksum) -> std::result::Result<En
     Ok(Entry { tensors, meta })
 }
 
-/// The name of an element type in the checksums of entries, which must never change. Entries hold no others.
+/// The name of an element type in the checksums of entries, which must never change. Entries have no other types.
 fn dtype_name(dtype: Dtype) -> &'static str {
     match dtype {
         Dtype::F32 => "F32",

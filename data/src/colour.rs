@@ -1,6 +1,6 @@
 //! Between RGB and the luma and chroma planes of video.
 
-/// How luma and chroma are made of red, green and blue.
+/// The matrix of luma and chroma from red, green and blue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Matrix {
     /// ITU-R BT.601: standard definition, and what unlabelled files mean (ffmpeg assumes it too).
@@ -31,7 +31,7 @@ impl Matrix {
     }
 }
 
-/// Which codes stand for black and white.
+/// Which codes are black and white.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Range {
     /// Luma 16 to 235, chroma 16 to 240.
@@ -50,7 +50,7 @@ pub(crate) struct Colour {
 }
 
 impl Colour {
-    /// What a file means that says nothing.
+    /// The assumption for a file that does not specify it.
     pub(crate) const UNLABELLED: Self = Self { matrix: Matrix::Bt601, range: Range::Limited };
     /// What this program writes, and labels so.
     pub(crate) const WRITTEN: Self = Self { matrix: Matrix::Bt709, range: Range::Limited };

@@ -20,11 +20,11 @@ pub struct DataConfig {
     #[serde(default, deserialize_with = "one_or_many")]
     pub folder: Vec<PathBuf>,
     /// A dataset file of another trainer in place of `folder`: musubi-tuner's TOML or JSONL, diffusion-pipe's TOML,
-    /// DiffSynth-Studio's CSV or JSONL. What a TOML says of sizes, lengths, extraction, rates and repeats goes before the
+    /// DiffSynth-Studio's CSV or JSONL. A TOML's sizes, lengths, extraction, rates and repeats take precedence over the
     /// keys here. Default: none.
     #[serde(default)]
     pub import: Option<PathBuf>,
-    /// Where captions come from. Default `auto`: the folder's metadata file where there is one, text files elsewhere.
+    /// Where captions are read from. Default `auto`: the folder's metadata file if there is one, else text files.
     #[serde(default)]
     pub captions: CaptionSource,
     /// What happens to clips that cannot be used: damaged ones, those that need an ffmpeg that is not there, those without a
@@ -40,17 +40,17 @@ pub struct DataConfig {
     /// Text put in front of each caption, before the trigger, exactly as written. Default: none.
     #[serde(default)]
     pub caption_prefix: String,
-    /// Target sizes as `[width, height]` in pixels; each clip goes to the nearest aspect.
+    /// Target sizes as `[width, height]` in pixels; each clip uses the one of the nearest aspect ratio.
     /// Default `[[832, 480], [480, 832], [640, 640]]`.
     #[serde(default = "default_sizes")]
     pub sizes: Vec<[u32; 2]>,
-    /// Target lengths in frames, each 4n+1; a clip goes to the longest that it fills. Default `[17, 33, 49]`.
+    /// Target lengths in frames, each 4n+1; a clip uses the longest that it fills. Default `[17, 33, 49]`.
     #[serde(default = "default_frames")]
     pub frames: Vec<u32>,
     /// Frames a second that clips are resampled to. Default: the model's own rate.
     #[serde(default)]
     pub fps: Option<f64>,
-    /// Frames a second that videos are taken to have, in place of their own timestamps (for files that lie).
+    /// Frames a second of the videos, in place of their own timestamps (for files whose timestamps are wrong).
     /// Default: believe the files.
     #[serde(default)]
     pub source_fps: Option<f64>,
@@ -83,10 +83,10 @@ pub struct DataConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CaptionSource {
-    /// The metadata file of the clip's folder where there is one, else a text file beside the clip.
+    /// The metadata file of the clip's folder if there is one, else a text file next to the clip.
     #[default]
     Auto,
-    /// A `.txt` file of the same stem beside each clip; metadata files are ignored.
+    /// A `.txt` file of the same stem next to each clip; metadata files are ignored.
     Txt,
     /// Only `metadata.jsonl` or `metadata.csv`; text files are ignored.
     Metadata,
@@ -133,7 +133,7 @@ pub enum Extract {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stills {
-    /// Trained as clips of one frame, whatever `frames` lists.
+    /// Trained as clips of one frame, independent of `frames`.
     #[default]
     Train,
     /// Left out.
@@ -188,9 +188,7 @@ impl DataConfig {
     pub(crate) fn check_source(&self) -> Result<()> {
         match (self.folder.is_empty(), &self.import) {
             (true, None) => refuse("folder", "names no folder".into()),
-            (false, Some(_)) => {
-                refuse("import", "stands in place of data.folder; keep one of the two".into())
-            }
+            (false, Some(_)) => refuse("import", "replaces data.folder; keep one of the two".into()),
             _ => Ok(()),
         }
     }
@@ -198,7 +196,7 @@ impl DataConfig {
     /// Checks every value that can be judged without looking at files.
     ///
     /// # Errors
-    /// [`DataError::Size`] for a size that is no multiple of `multiple`, [`DataError::Config`] for all else.
+    /// [`DataError::Size`] for a size that is not a multiple of `multiple`, [`DataError::Config`] for everything else.
     pub fn check(&self, multiple: SizeMultiple) -> Result<()> {
         self.check_source()?;
         self.check_sizes(multiple)?;
@@ -209,7 +207,7 @@ impl DataConfig {
             ("picture_folder_fps", self.picture_folder_fps),
         ] {
             if rate.is_some_and(|fps| !(0.1..=1000.0).contains(&fps)) {
-                return refuse(key, "must lie between 0.1 and 1000 frames a second".into());
+                return refuse(key, "must be between 0.1 and 1000 frames a second".into());
             }
         }
         self.check_extraction()?;
@@ -238,7 +236,7 @@ impl DataConfig {
                 return Err(DataError::Size { width, height, multiple: multiple.0, nearest });
             }
             if width.max(height) > MAX_SIDE {
-                return refuse("sizes", format!("{width}x{height} is beyond {MAX_SIDE} pixels a side"));
+                return refuse("sizes", format!("{width}x{height} exceeds {MAX_SIDE} pixels a side"));
             }
         }
         Ok(())
@@ -266,10 +264,10 @@ impl DataConfig {
     fn check_extraction(&self) -> Result<()> {
         match (self.extract, self.windows, self.stride) {
             (_, Some(windows), _) if !(1..=MAX_WINDOWS).contains(&windows) => {
-                refuse("windows", format!("is {windows}; it must lie between 1 and {MAX_WINDOWS}"))
+                refuse("windows", format!("is {windows}; it must be between 1 and {MAX_WINDOWS}"))
             }
             (_, _, Some(stride)) if !(1..=MAX_STRIDE).contains(&stride) => {
-                refuse("stride", format!("is {stride} frames; it must lie between 1 and {MAX_STRIDE}"))
+                refuse("stride", format!("is {stride} frames; it must be between 1 and {MAX_STRIDE}"))
             }
             (Extract::Uniform, _, None) | (Extract::Sliding, None, _) => Ok(()),
             (_, None, None) => Ok(()),

@@ -1,4 +1,4 @@
-//! A recipe's `[data]` section made concrete: every clip probed, assigned to a bucket and cut into windows.
+//! The dataset of a recipe's `[data]` section: every clip probed, assigned to a bucket and cut into windows.
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
@@ -10,12 +10,13 @@ use crate::decode::{self, Probe};
 use crate::error::{DataError, Result};
 use crate::import::{self, Imported, Set, Short};
 use crate::key::Key;
+use crate::media::Media;
 use crate::order::OrderItem;
 use crate::resample::{frame_count, nearest_frames};
-use crate::scan::{Item, Media, check_held_out, find, way_out};
+use crate::scan::{Item, check_held_out, find, way_out};
 use crate::unusable::{self, Unusable, Why};
 
-/// One clip with what is known about its file.
+/// One clip with what its file was found to contain.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Source {
     /// Path, caption, repeats.
@@ -58,7 +59,7 @@ pub struct Watch<'a> {
 pub struct Footage {
     /// Seconds of all clips that move.
     pub found: f64,
-    /// Seconds of them that lie in at least one window.
+    /// Seconds of them that are in at least one window.
     pub trained: f64,
     /// Clips of which less than half is trained, with the seconds trained and found; those first of which most is left.
     pub cut: Vec<(String, f64, f64)>,
@@ -201,23 +202,23 @@ impl Dataset {
         true
     }
 
-    /// What goes where, for the plan.
+    /// The table of buckets, for the plan.
     pub fn table(&self) -> BucketTable {
         let sizes: Vec<(u32, u32)> = self.sources.iter().map(|source| source.probe.displayed()).collect();
         BucketTable::new(&self.windows, &sizes)
     }
 
-    /// The source frame that stands at each frame of `window`: what the cache key of the item is made of.
+    /// The source frame of each frame of `window`, for the cache key of the item.
     pub fn source_frames(&self, window: &Window) -> Vec<usize> {
         let times = &self.sources[window.source].probe.times;
         nearest_frames(times, self.fps, window.start, window.bucket.frames as usize)
     }
 
     /// The cache key of a training item: `content` is the hash of its source's bytes ([`crate::ContentHashes`]), `encoder`
-    /// an identity of whatever encodes it.
+    /// an identity of the encoder.
     pub fn key(&self, window: &Window, content: &str, encoder: &str) -> Key {
         let aspect = self.sources[window.source].probe.pixel_aspect;
-        // Square pixels are not said, so that entries of versions that knew no others are still found.
+        // Square pixels are left out of the key, so that entries of versions that supported no others are still found.
         let content = if aspect.is_square() { content.to_owned() } else { format!("{content} {aspect}") };
         Key::clip(&content, &self.source_frames(window), window.bucket, encoder)
     }
@@ -258,7 +259,7 @@ impl Dataset {
         (trained, held_out)
     }
 
-    /// What an [`crate::Order`] over the windows `indices` needs to know; its batches then index into `indices`.
+    /// The items of an [`crate::Order`] over the windows `indices`; its batches then index into `indices`.
     pub fn order_items(&self, indices: &[usize]) -> Vec<OrderItem> {
         let item = |&index: &usize| {
             let Window { source, bucket, .. } = self.windows[index];
@@ -270,7 +271,7 @@ impl Dataset {
     /// Decodes one source once and gives the clips of `windows` in order of time. All of them must belong to it.
     ///
     /// # Errors
-    /// When the file cannot be opened; damage further in comes out of the iterator.
+    /// If the file cannot be opened; later damage is an error of the iterator.
     pub fn clips(
         &self,
         source: usize,

@@ -1,4 +1,4 @@
-//! What can be wrong with somebody's clips, captions, cache or output folder, each said so that a stranger knows what to do.
+//! What can be wrong with clips, captions, the cache or the output folder; every message says what to do.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -42,7 +42,7 @@ pub enum DataError {
     #[error(
         "no clips in {}: put videos ({}), pictures or folders of numbered pictures there, or correct data.folder",
         folder.display(),
-        crate::scan::VIDEO_EXTENSIONS.join(", ")
+        crate::media::VIDEO_EXTENSIONS.join(", ")
     )]
     Empty {
         /// The folder that was searched.
@@ -74,7 +74,7 @@ pub enum DataError {
         /// What is wrong, and with which of its keys.
         reason: String,
     },
-    /// A media file that is damaged, empty or not what its name says.
+    /// A media file that is damaged, empty or not of the type of its name.
     #[error(
         "{} cannot be used: {reason}. Replace it, take it out of the data folder, or leave out such clips with \
          data.bad = \"skip\"",
@@ -137,7 +137,7 @@ pub enum DataError {
         /// The system's own reason.
         source: io::Error,
     },
-    /// Frames that cannot be turned into the wanted file.
+    /// Frames that cannot be encoded as the requested file.
     #[error("cannot write {}: {reason}", path.display())]
     Encode {
         /// The file that was to be written; it does not exist.

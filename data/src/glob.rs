@@ -1,6 +1,6 @@
 //! Matching clip ids against patterns such as `hero/*` and `*_night.mp4`.
 
-/// Whether `pattern` matches the whole of `id`: `*` stands for any run of characters (also across folders), `?` for one.
+/// Whether `pattern` matches the whole of `id`: `*` matches any run of characters (also across folders), `?` one.
 /// A pattern without `/` is also tried against the file name alone, so `intro*.mp4` works in any folder.
 pub fn matches(pattern: &str, id: &str) -> bool {
     let name = id.rsplit('/').next().unwrap_or(id);

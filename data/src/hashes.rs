@@ -1,4 +1,4 @@
-//! Content hashes of clips, remembered between runs so that a folder of films is not read anew each time.
+//! Content hashes of clips, remembered between runs so that a folder of clips is not read again each time.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,7 +13,7 @@ use crate::atomic;
 use crate::cache::Cache;
 use crate::error::{DataError, Result};
 use crate::key::hex;
-use crate::scan::Media;
+use crate::media::Media;
 
 /// Hashes by path, each valid for one size and one time of change.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! Names of cache entries: a hash of everything that an entry depends on, so that nothing stale can be found.
+//! Names of cache entries: a hash of everything that an entry depends on, so that a stale entry is never found.
 
 use std::fmt;
 

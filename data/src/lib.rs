@@ -1,10 +1,10 @@
 //! Video files and captions to buckets, frames and cached latents; finished clips out.
 //!
-//! The way of a clip: [`scan()`] finds it, [`decode::probe`] reads its size and times, [`bucket`] says in which size and
+//! The path of a clip: [`scan()`] finds it, [`decode::probe`] reads its size and times, [`bucket`] decides in which size and
 //! length it is trained and which windows of it, [`clip`] decodes, resamples and crops them, and [`cache`] keeps what an
-//! encoder made of them. [`order`] says in which order they are trained, [`out`] writes finished clips.
+//! encoder returned for them. [`order`] decides in which order they are trained, [`out`] writes finished clips.
 //!
-//! This crate knows neither models nor tensors on devices: it builds and tests without a GPU.
+//! This crate depends on neither models nor a tensor library: it builds and tests without a GPU.
 
 pub mod atomic;
 pub mod bucket;
@@ -19,6 +19,7 @@ pub mod glob;
 pub mod hashes;
 mod import;
 pub mod key;
+pub mod media;
 pub mod metadata;
 pub mod order;
 pub mod out;
@@ -37,6 +38,7 @@ pub use dataset::{Dataset, Footage, Source, Watch};
 pub use error::{DataError, Result};
 pub use hashes::ContentHashes;
 pub use key::Key;
+pub use media::Media;
 pub use order::{Batch, Cursor, Order, OrderItem};
 pub use out::{
     Film, SheetRow, SheetStyle, contact_sheet, middle_frame, picture_table, titled_sheet,
@@ -44,5 +46,5 @@ pub use out::{
 };
 pub use picture::Picture;
 pub use preview::write_preview;
-pub use scan::{Item, Media, scan};
+pub use scan::{Item, scan};
 pub use tensor::{HostTensor, Storage};

@@ -24,7 +24,7 @@ pub struct Row {
     pub caption: String,
 }
 
-/// Reads `metadata.jsonl` or `metadata.csv`, told apart by the extension of `path`.
+/// Reads `metadata.jsonl` or `metadata.csv`, by the extension of `path`.
 ///
 /// # Errors
 /// [`DataError::Metadata`] naming the line; [`DataError::Io`] when the file cannot be read.
@@ -69,7 +69,7 @@ pub type Fault = (usize, String);
 /// Parses one JSON object a line; blank lines are skipped.
 ///
 /// # Errors
-/// The first line that is no object with a file and a caption, and why.
+/// The first line that is not an object with a file and a caption, and why.
 pub fn parse_jsonl(text: &str) -> std::result::Result<Vec<Row>, Fault> {
     let mut rows = Vec::new();
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
@@ -106,7 +106,7 @@ pub fn parse_csv(text: &str) -> std::result::Result<Vec<Row>, Fault> {
             return Err((
                 line,
                 format!(
-                    "has {found} fields where the heading has {wanted}; put captions with commas in \"quotes\""
+                    "has {found} fields, but the heading has {wanted}; put captions with commas in \"quotes\""
                 ),
             ));
         }

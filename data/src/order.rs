@@ -1,4 +1,4 @@
-//! In which order items are trained: a function of seed and epoch, so that nothing has to be saved but a position.
+//! The order in which items are trained: a function of seed and epoch, so that only a position has to be saved.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bucket::Bucket;
 
-/// What the order needs to know of one training item.
+/// One training item, as far as the order depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OrderItem {
     /// Items of one batch share it.
@@ -24,7 +24,7 @@ pub struct Batch {
     pub items: Vec<usize>,
 }
 
-/// Where training stands: enough to go on from exactly there.
+/// The position in the order: enough to resume exactly there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cursor {
@@ -117,7 +117,7 @@ struct Random(u64);
 
 impl Random {
     fn new(seed: u64, epoch: u64) -> Self {
-        // One draw apart from the seed, so that epoch 1 of seed 0 is not epoch 0 of seed 1.
+        // Drawn from the seed first, so that epoch 1 of seed 0 is not epoch 0 of seed 1.
         let mixed = Self(seed).next();
         Self(mixed ^ epoch.wrapping_mul(0xd1b5_4a32_d192_ed03))
     }

@@ -8,7 +8,7 @@ use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer
 use crate::clip::cover;
 use crate::decode::{self, Frame, PixelAspect};
 use crate::error::{DataError, Result};
-use crate::scan::Media;
+use crate::media::Media;
 
 /// A picture in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl Picture {
         Self::new(width, height, cover(frame, PixelAspect::SQUARE, width, height)?)
     }
 
-    /// Scaled to `width` x `height` whatever its aspect, with an antialiased Lanczos filter.
+    /// Scaled to `width` x `height` without keeping its aspect, with an antialiased Lanczos filter.
     pub fn stretched(&self, width: u32, height: u32) -> Option<Self> {
         self.resized(width, height, FilterType::Lanczos3)
     }

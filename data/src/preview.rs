@@ -8,7 +8,7 @@ use crate::error::{DataError, Result};
 use crate::key::Key;
 use crate::out::{Film, SheetStyle, contact_sheet, save, write_mp4};
 
-/// Writes every training item of `data` to `folder`: an MP4 (a PNG for a still) and its caption beside it, as trained.
+/// Writes every training item of `data` to `folder`: an MP4 (a PNG for a still) and a text file with its caption, as trained.
 /// `progress(done, total)` is called before each item and once at the end. Gives the files, in training-item order.
 ///
 /// # Errors
@@ -34,7 +34,7 @@ pub fn write_preview(
 /// Bytes of a clip's name that a preview takes over: file systems allow 255 in all.
 const NAME_BYTES: usize = 200;
 
-/// A name that is not too long, and still unlike others.
+/// A name that is not too long and still unique.
 fn shortened(name: &str) -> String {
     if name.len() <= NAME_BYTES {
         return name.to_owned();

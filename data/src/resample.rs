@@ -11,7 +11,7 @@ pub fn frame_count(end: f64, fps: f64) -> usize {
 }
 
 /// For each target frame `start..start + length` at `fps`, the index of the source frame whose time is nearest; but a
-/// coming frame is taken at most half a target frame early, so that a picture that stands for seconds keeps its time.
+/// coming frame is used at most half a target frame early, so that a picture that is shown for seconds keeps its duration.
 /// `times` ascend from 0, in seconds, and hold at least one.
 pub fn nearest_frames(times: &[f64], fps: f64, start: usize, length: usize) -> Vec<usize> {
     let nearest = |target: f64| {
@@ -38,7 +38,7 @@ mod tests {
         assert_eq!(nearest_frames(&at(32.0, 9), 16.0, 1, 3), [2, 4, 6]);
         assert_eq!(nearest_frames(&at(24.0, 9), 16.0, 0, 6), [0, 1, 3, 4, 6, 7]);
         assert_eq!(nearest_frames(&at(8.0, 3), 16.0, 0, 6), [0, 0, 1, 1, 2, 2]);
-        // A picture that stands for a second stays for all of it.
+        // A picture that is shown for a second is repeated for all of it.
         assert_eq!(nearest_frames(&[0.0, 0.25, 1.25], 4.0, 0, 6), [0, 1, 1, 1, 1, 2]);
         assert_eq!((frame_count(1.0, 16.0), frame_count(0.0, 16.0)), (16, 1));
     }

@@ -5,13 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{CaptionSource, DataConfig, EmptyCaptions, Stills};
 use crate::error::{DataError, Result};
+use crate::media::{Media, PICTURE_EXTENSIONS, VIDEO_EXTENSIONS};
 use crate::metadata;
 use crate::unusable::{self, Unusable, Why};
-
-/// Extensions taken as video files.
-pub const VIDEO_EXTENSIONS: [&str; 6] = ["mp4", "mov", "m4v", "mkv", "webm", "avi"];
-/// Extensions taken as pictures, moving or still.
-pub const PICTURE_EXTENSIONS: [&str; 6] = ["gif", "webp", "apng", "png", "jpg", "jpeg"];
 
 /// Marks a folder as a cache (see bford.info/cachedir); such folders are not searched.
 pub const CACHE_MARKER: &str = "CACHEDIR.TAG";
@@ -19,7 +15,7 @@ pub const CACHE_MARKER: &str = "CACHEDIR.TAG";
 /// One clip to train on: a video, an animated picture, a still, or a folder of numbered pictures.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
-    /// Path relative to its data folder, with forward slashes; with several data folders, the folder comes first.
+    /// Path relative to its data folder, with forward slashes; with several data folders, prefixed with the folder.
     pub id: String,
     /// Where the pixels are.
     pub media: Media,
@@ -29,34 +25,6 @@ pub struct Item {
     pub repeats: u32,
     /// Whether the clip only serves to measure the held-out loss.
     pub held_out: bool,
-}
-
-/// Where the pixels of an item are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Media {
-    /// A video file.
-    Video(PathBuf),
-    /// A GIF, WebP or APNG that moves.
-    Animation(PathBuf),
-    /// A picture that does not move.
-    Still(PathBuf),
-    /// A folder of numbered pictures, in the order of their numbers.
-    Pictures {
-        /// The folder.
-        folder: PathBuf,
-        /// Its pictures.
-        files: Vec<PathBuf>,
-    },
-}
-
-impl Media {
-    /// The file or folder, for messages.
-    pub fn path(&self) -> &Path {
-        match self {
-            Self::Video(path) | Self::Animation(path) | Self::Still(path) => path,
-            Self::Pictures { folder, .. } => folder,
-        }
-    }
 }
 
 /// Finds every clip of the configured folders, sorted by relative path.
@@ -70,7 +38,7 @@ pub fn scan(config: &DataConfig) -> Result<Vec<Item>> {
     Ok(items)
 }
 
-/// [`scan`], with the clips whose captions are missing or cannot be read beside the others.
+/// [`scan`], which also returns the clips whose captions are missing or cannot be read.
 pub(crate) fn find(config: &DataConfig) -> Result<(Vec<Item>, Vec<Unusable>)> {
     let (mut items, mut unusable) = (Vec::new(), Vec::new());
     for folder in &config.folder {
@@ -113,10 +81,10 @@ pub(crate) fn way_out(source: CaptionSource) -> &'static str {
             "add each to metadata.jsonl or metadata.csv in its folder, or set data.captions = \"auto\""
         }
         CaptionSource::Txt => {
-            "put a .txt file of the same name beside each (for a folder of pictures: beside the folder)"
+            "put a .txt file of the same name next to each (for a folder of pictures: next to the folder)"
         }
         CaptionSource::Auto => {
-            "put a .txt file of the same name beside each (for a folder of pictures: beside the folder), or list \
+            "put a .txt file of the same name next to each (for a folder of pictures: next to the folder), or list \
              them in metadata.jsonl; data.empty_captions = \"allow\" accepts empty files"
         }
     }
@@ -137,7 +105,7 @@ pub(crate) fn check_held_out(config: &DataConfig, items: &[Item]) -> Result<()> 
     Ok(())
 }
 
-/// What lies in a data folder.
+/// The contents of a data folder.
 #[derive(Default)]
 struct Listing {
     /// Clips by relative path.
@@ -150,7 +118,7 @@ impl Listing {
     fn of(folder: &Path) -> Result<Self> {
         if !folder.is_dir() {
             let reason = format!(
-                "there is no folder {}; it is looked for from the folder of the recipe",
+                "there is no folder {}; the path is relative to the recipe's folder",
                 folder.display()
             );
             return Err(DataError::Config { key: "folder", reason });
@@ -188,7 +156,7 @@ impl Listing {
         Ok(())
     }
 
-    /// Adds a clip; names that are no UTF-8 text may look the same.
+    /// Adds a clip; names that are not UTF-8 may look the same.
     fn add(&mut self, relative: String, media: Media) -> Result<()> {
         if self.clips.contains_key(&relative) {
             let reason = "another name differs from its name only in bytes that are not UTF-8 text; rename one of the two";
@@ -232,7 +200,7 @@ fn extension_of(path: &Path) -> String {
     path.extension().map(|extension| extension.to_string_lossy().to_lowercase()).unwrap_or_default()
 }
 
-/// The clip at `path`: a file, or a folder of numbered pictures; `None` where there is none.
+/// The clip at `path`: a file, or a folder of numbered pictures; `None` if it is neither.
 pub(crate) fn media_at(path: &Path) -> Result<Option<Media>> {
     if path.is_dir() {
         let files = numbered_pictures(&sorted_entries(path)?);
@@ -328,10 +296,10 @@ impl Captions {
     }
 }
 
-/// The most bytes of a caption file: far beyond the 512 tokens that the models see.
+/// The most bytes of a caption file: far more than the 512 tokens that the models read.
 const MAX_CAPTION: u64 = 1 << 20;
 
-/// The caption in a text file; `None` where there is no such file.
+/// The caption in a text file; `None` if there is no such file.
 pub(crate) fn caption_of(path: &Path) -> Result<Option<String>> {
     let bytes = match std::fs::metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),

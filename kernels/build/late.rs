@@ -29,7 +29,7 @@ pub fn link(home: &Path, out: &Path) {
     if names.len() < LIBRARIES.len() {
         println!(
             "cargo::warning=not all of CUDA's headers are in {}: this program will need CUDA to start, and its tensors come \
-             from the driver's pool, whose holes no plan counts",
+             from the driver's pool, whose fragmentation no plan counts",
             home.display()
         );
         return;

@@ -53,8 +53,8 @@ fn moments(state: &State) -> Result<[&Tensor; 2]> {
     }
 }
 
-/// One step of many tensors of one device, each by its gradient times `factor`. It may be made in place: nothing else
-/// may lie in the memory of a state's moments, and whoever shares its parameter sees the new one.
+/// One step of many tensors of one device, each with its gradient times `factor`. It may update in place: the memory of a
+/// state's moments must not be shared, and every tensor that shares the memory of a parameter sees its new value.
 pub fn step_all(items: &mut [(&mut State, &Tensor)], factor: f64, update: &Update) -> Result<()> {
     items.iter_mut().try_for_each(|(state, gradient)| {
         **state = scaled_step(state, gradient, factor, update)?;

@@ -1,13 +1,13 @@
-//! Where in a span of addresses each tensor lies: best fit, and neighbours are joined again when they are freed.
+//! Best-fit allocation in a range of addresses; adjacent free runs are merged.
 //!
-//! The arithmetic of the GPU's allocator (`cuda/region.rs`), apart from the GPU.
+//! The arithmetic of the GPU's allocator (`cuda/region.rs`), without the GPU.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Sizes are multiples of this, as the driver's are.
 pub const GRAIN: u64 = 512;
 
-/// Runs of addresses that do not touch each other.
+/// Runs of addresses, none adjacent to another.
 #[derive(Debug, Clone, Default)]
 pub struct Runs {
     lengths: BTreeMap<u64, u64>,
@@ -31,7 +31,7 @@ impl Runs {
         self.insert(start, length);
     }
 
-    /// Takes `length` addresses from `start` out. False, and nothing is done, where they are not all there.
+    /// Removes `length` addresses from `start` on. Returns false and changes nothing if any of them is missing.
     pub fn cut(&mut self, start: u64, length: u64) -> bool {
         let Some((&first, &whole)) = self.lengths.range(..=start).next_back() else { return false };
         let Some(behind) = (first + whole).checked_sub(start + length) else { return false };
@@ -78,7 +78,7 @@ impl Runs {
 /// Free and taken runs of memory.
 #[derive(Debug, Clone, Default)]
 pub struct Arena {
-    /// What nothing lies in.
+    /// Free memory.
     pub free: Runs,
     taken: HashMap<u64, u64>,
     used: u64,
@@ -90,7 +90,7 @@ impl Arena {
         self.used
     }
 
-    /// Takes `bytes`, a multiple of [`GRAIN`], where they fit best; nothing where they fit nowhere.
+    /// Allocates `bytes`, a multiple of [`GRAIN`], in the best-fitting free run; `None` if no run is large enough.
     pub fn take(&mut self, bytes: u64) -> Option<u64> {
         let start = self.free.fit(bytes)?;
         self.free.cut(start, bytes);
@@ -99,7 +99,7 @@ impl Arena {
         Some(start)
     }
 
-    /// Gives back what was taken at `start`. False where nothing was.
+    /// Frees the allocation at `start`. False if there is none.
     pub fn give(&mut self, start: u64) -> bool {
         let Some(bytes) = self.taken.remove(&start) else { return false };
         self.used -= bytes;

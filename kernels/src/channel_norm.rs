@@ -31,7 +31,7 @@ pub fn channel_norm(x_bc: &Tensor, gamma: &Tensor, activation: Activation) -> Re
     let _noted = profile::scope(Class::Elementwise, x_bc.device());
     let channels = x_bc.dim(1)?;
     if gamma.elem_count() != channels {
-        bail!("channel_norm: {channels} channels meet {} gains", gamma.elem_count());
+        bail!("channel_norm: {channels} channels, but {} gains", gamma.elem_count());
     }
     on_gpu!(x_bc, |gpu| gpu.channel_norm(x_bc, gamma, activation)?);
     match is_cpu_f32(x_bc) && is_cpu_f32(gamma) {

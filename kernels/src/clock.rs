@@ -1,14 +1,14 @@
-//! Points in the work of a device, to measure what lies between two of them.
+//! Markers in a device's queue of work, to measure the time between two of them.
 //!
-//! A GPU is asked for work long before it does it, so a clock on the host says nothing about a single operation. A mark
-//! goes into the device's own queue instead, and costs next to nothing.
+//! Work is queued on a GPU long before it runs, so a clock on the host cannot time a single operation. A mark is queued on
+//! the device instead (a CUDA event) and costs next to nothing.
 
 use std::time::Instant;
 
 use crate::Device;
 use crate::Result;
 
-/// A point in the work of a device: passed when everything that was asked of the device before it is done.
+/// A point in a device's queue, reached when everything queued before it has run.
 #[derive(Debug, Clone)]
 pub struct Mark {
     at: Instant,
@@ -17,7 +17,7 @@ pub struct Mark {
 }
 
 impl Mark {
-    /// Puts a mark behind everything that was asked of `device` so far; does not wait.
+    /// Queues a mark on `device`; does not wait.
     ///
     /// # Errors
     /// When the device does not take it.

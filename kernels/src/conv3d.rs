@@ -1,9 +1,9 @@
 //! 3D convolution over video, forward only: the VAE is never trained.
 //!
-//! No padding in time but what the caller names: a causal VAE puts its history, or zeros, before the frames.
+//! Nothing is padded in time implicitly: a causal VAE passes its history, or zeros, as earlier frames.
 //!
-//! On a GPU the patch matrix never exists in memory: written and read once it would take five times longer than the
-//! products. Each block gathers its tile of it into shared memory, and what neighbouring taps share comes from caches.
+//! On a GPU the patch matrix is never written to memory, which would take five times longer than the products. Each thread
+//! block gathers its tile of it into shared memory; what neighbouring taps share is read from caches.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -56,12 +56,12 @@ impl Conv3dGeometry {
     }
 }
 
-/// What a convolution sees before the frames that it is given.
+/// The frames before the input of a convolution.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Before<'a> {
     /// Frames of zeros, the earliest.
     pub zeros: usize,
-    /// The frames behind those, `[B,I,P,H,W]`.
+    /// The frames after those zeros, `[B,I,P,H,W]`.
     pub past: Option<&'a Tensor>,
 }
 
@@ -79,7 +79,7 @@ impl Before<'_> {
         let Some(past) = self.past else { return Ok(self.zeros) };
         let dims = |x: &Tensor| x.dims5().map(|(b, c, _, h, w)| (b, c, h, w));
         if dims(past)? != dims(x)? || past.dtype() != x.dtype() {
-            bail!("conv3d: frames {:?} come before {:?}", past.shape(), x.shape());
+            bail!("conv3d: earlier frames {:?} do not fit the frames {:?}", past.shape(), x.shape());
         }
         Ok(self.zeros + past.dim(2)?)
     }
@@ -101,7 +101,7 @@ pub fn conv3d(
     conv3d_after(Before::default(), x_bcthw, weight, bias, geometry, None)
 }
 
-/// [`conv3d`] of the frames `before` and those of `x` together, and the video `onto` added to what it makes.
+/// [`conv3d`] of the frames `before` followed by those of `x`, with the video `onto` added to the result.
 ///
 /// # Errors
 /// As [`conv3d`], and earlier frames, or an `onto`, of another shape or dtype.
@@ -174,7 +174,7 @@ impl Sizes {
             bail!("conv3d: the kernel {kt}x{kh}x{kw} is larger than the {frames} frames of {:?}", x.dims());
         };
         if weight_in != c_in {
-            bail!("conv3d: {c_in} channels meet a weight for {weight_in}");
+            bail!("conv3d: {c_in} channels, but the weight takes {weight_in}");
         }
         let kernel = [kt, kh, kw];
         Ok(Self {
@@ -192,7 +192,7 @@ impl Sizes {
         })
     }
 
-    /// Whether a kernel three wide makes lines as long as those that it reads, pixel above pixel.
+    /// Whether a kernel three wide keeps the width of a line.
     fn keeps_lines(&self) -> bool {
         let Conv3dGeometry { space_stride, padding, .. } = self.geometry;
         self.kernel[2] == 3 && space_stride == 1 && padding.left == 1 && padding.right == 1
@@ -318,7 +318,7 @@ fn one_tile(
     values
 }
 
-/// One row of the patch matrix: the input that tap number `tap` (of [c_in, kt, kh, kw]) meets at each output pixel.
+/// One row of the patch matrix: the input of tap number `tap` (of [c_in, kt, kh, kw]) at each output pixel.
 fn patch_row(x: &[f32], s: Sizes, tile: Tile, tap: usize, row: &mut [f32]) {
     let [kt, kh, kw] = s.kernel;
     let (dw, dh, dt, channel) = (tap % kw, tap / kw % kh, tap / (kw * kh) % kt, tap / (kw * kh * kt));
@@ -380,7 +380,7 @@ impl Blocks {
             true => (format!("conv3d_lines_{channels}_{suffix}"), 2 * (SLOTS + 3 * channels) + 1),
             false => (format!("conv3d_{channels}_{suffix}"), STAGES * (POSITIONS + channels)),
         };
-        // The results take the same place on their way out, with eight numbers between the rows.
+        // The results reuse this shared memory before they are written, with eight numbers between the rows.
         let out = POSITIONS * (channels + 8) * dtype.size_in_bytes();
         Self { kernel, positions: POSITIONS, channels, shared_bytes: out.max(staged * ROW_BYTES) }
     }
@@ -410,7 +410,7 @@ impl Gpu {
         let bias = bias.map(|bias| bias.to_dtype(dtype)?.contiguous()).transpose()?;
         let shape = (s.batch, s.out_frames, s.out_height, s.out_width, s.c_out);
         let onto = match onto {
-            // One number at a time where channels are no multiple of 16 bytes, as they go out.
+            // One number at a time if the output's channels are not a multiple of 16 bytes.
             Some(onto) if pixels(onto)?.shape() == &shape.into() && onto.dtype() == dtype => {
                 self.pixels(onto, 1)?
             }

@@ -1,5 +1,5 @@
-//! DoRA: the weight with a low-rank change, each row brought to a length of its own:
-//! W' = m (W + s B A) / n. What changes is told as a sum with the plain product u = x W^T:
+//! DoRA: the weight with a low-rank change, each row scaled to a trained length:
+//! W' = m (W + s B A) / n. The change of the output is computed from the plain product u = x W^T:
 //!
 //! ```text
 //! delta = k ((c - 1) u + c s (x A^T) B^T),   c = m / n,   k the strength
@@ -18,15 +18,15 @@ use crate::product::{End, product};
 use crate::profile::{self, Class};
 use crate::weight::Weight;
 
-/// Rows whose squares are summed at once: a weight in f32 beside itself would be twice its size.
+/// Rows whose squares are summed at once: a whole weight in f32 would be twice its size in bf16.
 const ROWS: usize = 1024;
 
 /// The lengths of a change, each `[out]` f32.
 #[derive(Debug, Clone)]
 pub struct Lengths {
-    /// m, the length that each row shall have.
+    /// m, the new length of each row.
     pub magnitude: Tensor,
-    /// n, the length that it is divided by.
+    /// n, the length that each row is divided by.
     pub norm: Tensor,
     /// k: 1 is all of the change.
     pub strength: f64,
@@ -66,7 +66,7 @@ pub fn merged_norm(weight: &Weight, squares: &Tensor, factors: &Factors) -> Resu
     let own = plain(b, &plain(a, &a.t()?)?)?;
     let with_weight = ((along * b)?.sum(D::Minus1)? * (2.0 * scale))?;
     let alone = ((own * b)?.sum(D::Minus1)? * (scale * scale))?;
-    // Rounding may take a row of nothing below zero.
+    // Rounding may take the square of a zero row below zero.
     ((squares + with_weight)? + alone)?.maximum(f64::from(f32::MIN_POSITIVE))?.sqrt()
 }
 

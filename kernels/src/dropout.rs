@@ -6,10 +6,10 @@ use crate::profile::{self, Class};
 use crate::random::Key;
 use crate::{DType, Device, Tensor};
 
-/// Multiplies `x` [b, l, d] by a mask of 0 and 1/(1-p), where `p` is the share that is dropped.
+/// Multiplies `x` [b, l, d] by a mask of 0 and 1/(1-p), where `p` is the fraction that is dropped.
 ///
 /// `keys` holds one key for each sample, so that a sample's mask does not depend on its batch;
-/// `first_token` is the place of the first token of `x` in the sample, for callers that go in chunks.
+/// `first_token` is the index of the first token of `x` in the sample, for callers that work in chunks.
 /// The backward is the same call on `dy`.
 pub fn apply(x: &Tensor, p: f64, keys: &[Key], first_token: usize) -> Result<Tensor> {
     let _noted = profile::scope(Class::Elementwise, x.device());

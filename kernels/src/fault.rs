@@ -1,24 +1,24 @@
 //! What a GPU's own error means for its user.
 //!
-//! The driver's errors carry CUDA's codes, under layers of the tensor library. Errors of CUDA's other libraries, and of code
-//! that hands them on as text, are known by CUDA's names in them, which are stable.
+//! The driver's errors carry CUDA's codes, wrapped by the tensor library. Errors of CUDA's other libraries, and errors that
+//! were turned into text, are recognised by CUDA's names in them, which are stable.
 
 use candle_core::Error;
 
-/// A failure of a GPU that its user can do something about.
+/// A failure of a GPU that the user can do something about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// Tensors did not fit: into the card, or under the limit that was set.
+    /// Out of memory: the card's, or the limit that was set.
     OutOfMemory,
-    /// There is no GPU, or none of that number.
+    /// There is no GPU, or none with that index.
     NoGpu,
     /// The driver is older than what this program was built with.
     OldDriver,
-    /// The GPU fell out, or work before this call broke it; nothing more can be done in this process.
+    /// The GPU was lost, or earlier work corrupted its context; this process can no longer use it.
     Lost,
 }
 
-/// Codes of the driver (`CUresult`, cuda.h) with their names behind `CUDA_ERROR_`, and what they mean.
+/// Codes of the driver (`CUresult`, cuda.h), their names without `CUDA_ERROR_`, and what they mean.
 const CODES: [(u32, &str, Fault); 22] = [
     (2, "OUT_OF_MEMORY", Fault::OutOfMemory),
     (34, "STUB_LIBRARY", Fault::NoGpu),
@@ -44,7 +44,7 @@ const CODES: [(u32, &str, Fault); 22] = [
     (999, "UNKNOWN", Fault::Lost),
 ];
 
-/// Names in errors of other libraries of CUDA, with what they mean.
+/// Names in errors of CUDA's other libraries, and what they mean.
 const NAMES: [(&str, Fault); 4] = [
     ("CUBLAS_STATUS_ALLOC_FAILED", Fault::OutOfMemory),
     ("OUT_OF_MEMORY", Fault::OutOfMemory),
@@ -53,7 +53,7 @@ const NAMES: [(&str, Fault); 4] = [
 ];
 
 impl Fault {
-    /// The fault that an error of the tensor library stands for.
+    /// The fault that caused an error of the tensor library.
     pub fn of(error: &Error) -> Option<Self> {
         match error {
             Error::WithBacktrace { inner, .. }
@@ -68,12 +68,12 @@ impl Fault {
         }
     }
 
-    /// The fault that a code of the driver stands for.
+    /// The fault of a driver's error code.
     pub fn of_code(code: u32) -> Option<Self> {
         CODES.iter().find(|(known, ..)| *known == code).map(|&(.., fault)| fault)
     }
 
-    /// The fault that the text of an error names.
+    /// The fault named in the text of an error.
     pub fn named_in(text: &str) -> Option<Self> {
         let is_named = |name: &str| text.split("CUDA_ERROR_").skip(1).any(|rest| is_word(rest, name));
         let by_code = CODES.iter().find(|(_, name, _)| is_named(name)).map(|&(.., fault)| fault);

@@ -1,7 +1,7 @@
-//! The host's half of the operations on a GPU: which kernel takes which tensors, and what is allocated for it.
+//! The host side of operations on a GPU: which kernel runs for which tensors, and what is allocated for it.
 //!
 //! A [`Gpu`] is a real one or the shadow of one, and the code of an operation that tests its tensors, allocates its result
-//! and launches its kernel is the same for both: on a shadow [`Gpu::empty`] makes shadows, and a [`Launch`] does nothing. So
+//! and launches its kernel is the same for both: on a shadow [`Gpu::empty`] returns shadows and a [`Launch`] does nothing. So
 //! a plan for a GPU takes the decisions that the GPU will take, in a build without CUDA too, and no operation has a
 //! second description of what it allocates. Only what the libraries take for themselves is described beside their calls:
 //! cuBLASLt's workspace ([`crate::product`]) and cuDNN's ([`crate::attention`]).
@@ -42,7 +42,7 @@ impl Gpu {
         device.as_shadow_gpu().map(|gpu| Self::Shadow(gpu, device.clone()))
     }
 
-    /// A tensor whose numbers are whatever the memory held: the caller writes all of them in the launch that follows.
+    /// An uninitialised tensor: the caller writes all of it in the launch that follows.
     pub(crate) fn empty(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
         match self {
             #[cfg(feature = "cuda")]
@@ -52,7 +52,7 @@ impl Gpu {
     }
 }
 
-/// A launch in the making: arguments in the order of the kernel's parameters.
+/// A launch being built: arguments in the order of the kernel's parameters.
 pub(crate) struct Launch<'a>(Target<'a>);
 
 enum Target<'a> {

@@ -1,8 +1,8 @@
 //! What of CUDA this machine has: GPUs, their driver, and libraries, asked for by name at run time.
 //!
-//! Nothing here needs a build with CUDA: a library that is not there is an answer, not a failure.
+//! Works in builds without CUDA too: a missing library is an answer, not an error.
 
-// Functions that are found by name have the type that their header gives them, and only a promise says so.
+// Functions looked up by name have the types of their headers, which the compiler cannot check.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -15,20 +15,20 @@ use libloading::Library as Handle;
 pub struct Library {
     /// As people call it.
     pub name: &'static str,
-    /// Whether nothing runs on a GPU without it.
+    /// Whether every use of a GPU needs it.
     pub is_needed: bool,
     /// Its version, or why it cannot be used.
     pub version: Result<String, String>,
-    /// The file that was loaded, where the system tells.
+    /// The file that was loaded, if known.
     pub path: Option<PathBuf>,
 }
 
-/// What the driver says.
+/// What the driver reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Driver {
     /// The newest CUDA that it can run, as (major, minor).
     pub cuda: (u32, u32),
-    /// Version of the driver itself, such as 580.65.06, where the system tells.
+    /// Version of the driver itself, such as 580.65.06, if known.
     pub version: Option<String>,
 }
 
@@ -54,7 +54,7 @@ impl Gpu {
     }
 }
 
-/// The CUDA that this build needs the driver to run, as (major, minor); nothing in a build without CUDA.
+/// The CUDA version, (major, minor), that the driver must support for this build; `None` in a build without CUDA.
 pub const fn built_for() -> Option<(u32, u32)> {
     #[cfg(feature = "cuda")]
     {
@@ -65,7 +65,7 @@ pub const fn built_for() -> Option<(u32, u32)> {
     None
 }
 
-/// How a library tells its version.
+/// How a library reports its version.
 enum Ask {
     /// A function that returns major * 10000 + minor * 100 + patch.
     Returned(&'static [u8]),
@@ -91,7 +91,7 @@ const LIBRARIES: [(&str, &str, Option<u32>, Ask); 7] = [
     ("NCCL", "libnccl.so", Some(2), Ask::Written(b"ncclGetVersion")),
 ];
 
-/// The first of them are those that nothing runs without.
+/// Those that every use of a GPU needs come first.
 const NEEDED: usize = 4;
 
 /// The CUDA whose libraries a build without CUDA looks for.
@@ -105,7 +105,7 @@ macro_rules! call {
         let name: &[u8] = $name;
         // SAFETY: every use below states the types that the library's header declares.
         let function = unsafe { $handle.get::<Function>(name) }.map_err(in_words);
-        // SAFETY: every pointer is to a variable of the caller, of the length that goes with it.
+        // SAFETY: every pointer is to a variable of the caller, of the length passed beside it.
         function.and_then(|function| success(name, unsafe { function($($value),+) }))
     }};
 }
@@ -124,7 +124,7 @@ pub fn libraries() -> Vec<Library> {
     LIBRARIES.iter().enumerate().map(look).collect()
 }
 
-/// The driver, or why there is none that answers.
+/// The driver, or why it cannot be used.
 pub fn driver() -> Result<Driver, String> {
     let handle = open(DRIVER)?;
     let version = number(handle, b"cuDriverGetVersion")?;
@@ -142,7 +142,7 @@ pub fn gpus() -> Result<Vec<Gpu>, String> {
 /// File of the driver's library.
 const DRIVER: &str = "libcuda.so.1";
 
-/// Loads `file`, or tells the loader's words.
+/// Loads `file`, or returns the loader's error.
 fn open(file: &str) -> Result<&'static Handle, String> {
     // SAFETY: NVIDIA's libraries promise that loading them runs nothing but their own set-up.
     let opened = unsafe { Handle::new(file) };
@@ -150,7 +150,7 @@ fn open(file: &str) -> Result<&'static Handle, String> {
     opened.map(|handle| &*Box::leak(Box::new(handle))).map_err(in_words)
 }
 
-/// An error with what is behind it.
+/// An error with its causes.
 fn in_words(error: libloading::Error) -> String {
     std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string)
 }
@@ -217,7 +217,7 @@ pub fn free_memory(index: usize) -> Result<u64, String> {
 /// `CUdevice_attribute` of the compute capability's two numbers.
 const CAPABILITY: [c_int; 2] = [75, 76];
 
-/// What the driver says of GPU `index` out of `count`.
+/// What the driver reports of GPU `index` out of `count`.
 fn gpu(driver: &Handle, index: usize, count: usize) -> Result<Gpu, String> {
     let (device, mut text, mut memory) = (device(driver, index)?, [0_u8; 128], 0_usize);
     let length = text.len() as c_int;
@@ -253,13 +253,13 @@ fn device(driver: &Handle, index: usize) -> Result<c_int, String> {
 /// The file that this process loaded under the name `file`, where the system lists what is loaded.
 fn path_of(file: &str) -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-    // The file may be a link to one with its whole version behind the name.
+    // The file may be a link to one whose name ends with the whole version.
     let path = maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..]));
     let of_name = |path: &&str| path.rsplit('/').next().is_some_and(|name| name.starts_with(file));
     path.filter(of_name).map(PathBuf::from).next()
 }
 
-/// The version of the driver's kernel module, which people know the driver by.
+/// The version of the driver's kernel module, which is the one that users know.
 fn kernel_module() -> Option<String> {
     let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
     let is_version = |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');

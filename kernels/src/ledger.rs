@@ -1,4 +1,4 @@
-//! A ledger of the memory of one device: what is alive, the most that was, and what it was then.
+//! A ledger of the memory of one device: bytes that are allocated, their peak, and what they were at the peak.
 //!
 //! Tensors of a counted device ([`crate::Device`]) take their bytes from its ledger and give them back when the last of
 //! their clones and views is dropped. Real tensors and shadows are counted by the same rules, so a plan that is played on
@@ -25,7 +25,7 @@ struct Inner {
 struct Book {
     live: u64,
     peak: u64,
-    /// The place in `by_label` of what new allocations are counted as.
+    /// The index in `by_label` of the label of new allocations.
     current: usize,
     /// A dozen labels: looking through them is faster than any map.
     by_label: Vec<(Label, u64)>,
@@ -44,18 +44,18 @@ pub struct Allocation {
     bytes: u64,
 }
 
-/// What a piece of work held at its peak beyond what was alive when it began.
+/// What a piece of work had allocated at its peak, beyond what was allocated when it began.
 #[derive(Debug, Clone, Default)]
 pub struct Trace {
     above: u64,
     by_label: Vec<(Label, i64)>,
 }
 
-/// The label of allocations that nobody named.
+/// The label of allocations without one.
 const UNLABELLED: Label = "activations";
 
 impl Ledger {
-    /// An empty ledger, which hands out multiples of `grain` bytes.
+    /// An empty ledger, which rounds allocations up to multiples of `grain` bytes.
     pub fn new(grain: u64) -> Self {
         let book = Book { by_label: vec![(UNLABELLED, 0)], ..Book::default() };
         Self(Arc::new(Inner { grain, book: Mutex::new(book) }))
@@ -68,7 +68,7 @@ impl Ledger {
         ledger
     }
 
-    /// Counts what is taken from now on as `label`; the result is what it was counted as before.
+    /// Sets the label of new allocations, and returns the one before.
     pub fn set_label(&self, label: Label) -> Label {
         let mut book = self.book();
         let at = book.place(label);
@@ -116,7 +116,7 @@ impl Ledger {
         self.book().peak
     }
 
-    /// Does `work`, and says what it held at its peak. The ledger's own peak is as if nobody had asked.
+    /// Runs `work`, and returns what it had allocated at its peak. The ledger's own peak is not affected by the measurement.
     pub fn traced<T>(&self, work: impl FnOnce() -> T) -> (T, Trace) {
         let (live, by_label, outer) = {
             let mut book = self.book();
@@ -161,7 +161,7 @@ impl Ledger {
         }
     }
 
-    /// Starts the peak anew, at what is alive.
+    /// Resets the peak to what is allocated now.
     pub fn reset_peak(&self) {
         let mut book = self.book();
         (book.peak, book.is_at_peak) = (book.live, true);

@@ -1,15 +1,14 @@
 //! The operations of Tandem's models, on tensors of candle or their shadows ([`Tensor`]).
 //!
-//! An op is born with its twin: each file here holds one op, its forward and its backward. The bodies are plain
-//! tensor expressions, which run on every device and define what an accelerated version must equal.
-//! candle's own autograd is not used: stock norms, softmax and RoPE drop gradients without a word, and its
-//! matmul keeps gradients of frozen weights.
+//! Each file has one op, its forward and its backward. The reference implementations are plain tensor expressions, which
+//! run on every device and define what an accelerated version must equal. candle's own autograd is not used: its norms,
+//! softmax and RoPE drop gradients silently, and its matmul keeps gradients of frozen weights.
 //!
 //! Letters of shapes: `b` batch, `l` tokens, `d` model width, `n` heads, `h` head size, `r` rank,
 //! `g` groups of tokens that share a timestep (1, latent frames, or tokens), `c` channels, `t` frames.
 
-/// Gives the result of a GPU's own body where the tensor is on a GPU, or the shadow of one, that has one for it; else goes on
-/// behind it.
+/// Returns the result of the GPU implementation if the tensor is on a GPU, or the shadow of one, and the implementation
+/// supports it; otherwise execution continues after the macro.
 macro_rules! on_gpu {
     ($x:expr, |$gpu:ident| $body:expr) => {
         if let Some($gpu) = crate::gpu::Gpu::of(($x).device()) {
@@ -57,11 +56,12 @@ mod cpu_gemm;
 #[cfg(feature = "cuda")]
 #[allow(
     unsafe_code,
-    reason = "the driver, cuBLASLt and cuDNN are C libraries; every block says who promises what"
+    reason = "the driver, cuBLASLt and cuDNN are C libraries; every block says why it is sound"
 )]
 mod cuda;
 mod gpu;
 mod product;
+mod settings;
 pub mod softmax;
 mod tensor;
 
@@ -78,7 +78,7 @@ pub mod safetensors {
     /// All tensors of the file at `path`, on `device`.
     ///
     /// # Errors
-    /// When it cannot be read, or is no such file.
+    /// If it cannot be read, or is not a safetensors file.
     pub fn load(path: impl AsRef<Path>, device: &Device) -> Result<HashMap<String, Tensor>> {
         let read = candle_core::safetensors::load(path, &candle_core::Device::Cpu)?;
         let placed = |(name, x)| Ok((name, Tensor::from_candle(x, &Device::Cpu).to_device(device)?));

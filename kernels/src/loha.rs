@@ -34,7 +34,7 @@ pub struct Gradients {
 }
 
 impl Factors {
-    /// The matrix [out, in] that this adds to a weight, made in `dtype`.
+    /// The matrix [out, in] that this adds to a weight, computed in `dtype`.
     pub fn delta(&self, dtype: DType) -> Result<Tensor> {
         let [first, second] = self.halves(dtype)?;
         (first * second)? * self.scale
@@ -57,7 +57,7 @@ pub fn forward(x: &Tensor, factors: &Factors) -> Result<Tensor> {
 
 /// The gradients of [`forward`] for `x` [.., in] and `dy` [.., out].
 ///
-/// With G = scale * dy^T x: dW1 = G ∘ W2 and the other way round; d(a b) gives da = d b^T, db = a^T d.
+/// With G = scale * dy^T x: dW1 = G ∘ W2 and dW2 = G ∘ W1; d(a b) gives da = d b^T, db = a^T d.
 pub fn backward(x: &Tensor, dy: &Tensor, factors: &Factors) -> Result<Gradients> {
     let _noted = profile::scope(Class::Gemm, x.device());
     let (x_flat, dy, dtype) = (flat(x)?, flat(dy)?.to_dtype(x.dtype())?, x.dtype());

@@ -1,4 +1,4 @@
-//! LoKr: delta = scale * W1 ⊗ W2, a Kronecker product, applied as two small products and never made as a matrix.
+//! LoKr: delta = scale * W1 ⊗ W2, a Kronecker product, applied as two small products without computing the matrix.
 //! Source: Edalati et al. 2022 (arXiv 2212.10650), Yeh et al. 2023 (arXiv 2309.14859); the names are LyCORIS's.
 
 use crate::Tensor;
@@ -57,7 +57,7 @@ impl Half {
         }
     }
 
-    /// The gradient of what it is made of, from that of the matrix.
+    /// The gradients of its factors, from that of the matrix.
     fn backward(&self, d: Tensor) -> Result<Self> {
         match self {
             Self::Full(_) => Ok(Self::Full(d)),
@@ -104,7 +104,7 @@ pub fn backward(x: &Tensor, dy: &Tensor, factors: &Factors) -> Result<Gradients>
     let ((o1, i1), (o2, i2)) = (w1.dims2()?, w2.dims2()?);
     let inner = fine(x, &w1, &w2)?;
     let scaled = |dtype| End { scale: factors.scale, ..End::plain(dtype) };
-    // Rows (token, o2), as the coarse product made them.
+    // Rows (token, o2), in the order of the coarse product's result.
     let dy = turned(&dy.to_dtype(dtype)?.contiguous()?.reshape(((), o2))?, o1)?;
     let d_w1 = product(&dy.t()?, &inner, scaled(DType::F32))?;
     let d_inner = turned(&product(&dy, &w1, scaled(dtype))?, o2)?.reshape(((), o2))?;

@@ -61,7 +61,7 @@ pub fn backward(x: &Tensor, dy: &Tensor, factors: &Factors, onto: Option<&Tensor
     backward_group(x, std::slice::from_ref(dy), &[Member { layer: 0, factors }], onto)
 }
 
-/// The sum of the members' deltas for each of `layers` layers, [.., out] in the dtype of `x` [.., in]; nothing for a
+/// The sum of the members' deltas for each of `layers` layers, [.., out] in the dtype of `x` [.., in]; `None` for a
 /// layer without members.
 pub fn forward_group(x: &Tensor, members: &[Member], layers: usize) -> Result<Vec<Option<Tensor>>> {
     let mut deltas = vec![None; layers];
@@ -81,7 +81,7 @@ pub fn forward_group(x: &Tensor, members: &[Member], layers: usize) -> Result<Ve
 /// The gradients of [`forward_group`] for `x` [.., in] and `dys` [.., out], one for each layer; dx comes with `onto`
 /// added.
 ///
-/// With h = x A^T and dh = scale * dy B: dB = scale * dy^T h, dA = dh^T x, dx = dh A. h is made again from `x`.
+/// With h = x A^T and dh = scale * dy B: dB = scale * dy^T h, dA = dh^T x, dx = dh A. h is recomputed from `x`.
 pub fn backward_group(
     x: &Tensor,
     dys: &[Tensor],
@@ -116,7 +116,7 @@ fn up(h: &Tensor, factors: &Factors, onto: Option<&Tensor>) -> Result<Tensor> {
     product(h, &b.t()?, End { scale: factors.scale, onto, ..End::plain(h.dtype()) })
 }
 
-/// The members' A's under each other, [sum of r, in], cast to `dtype`.
+/// The members' A matrices stacked, [sum of r, in], cast to `dtype`.
 fn stacked(members: &[Member], dtype: DType) -> Result<Tensor> {
     let factors = members.iter().map(|member| member.factors.a.to_dtype(dtype));
     Tensor::cat(&factors.collect::<Result<Vec<_>>>()?, 0)

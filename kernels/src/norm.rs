@@ -1,13 +1,13 @@
 //! Norms over the model width, statistics in f32: modulated LayerNorm, affine LayerNorm, RMSNorm.
 //!
-//! All three are one core, `normalised`, with a different gain behind it.
+//! All three share one core, `normalised`, and differ in the gain after it.
 
 use crate::Result;
 use crate::Tensor;
 use crate::gpu::{File, Gpu, Launch, fits, suffix};
 use crate::profile::{self, Class};
 use crate::residual::Stream;
-use crate::tokens::Place;
+use crate::tokens::{Destination, by_group, from_group};
 use candle_core::{D, DType};
 
 /// Which statistics a norm divides by.
@@ -26,7 +26,7 @@ enum Gain {
     Whole,
 }
 
-/// LayerNorm without affine, then modulation: y = LN(x) * (1 + scale) + shift, made in f32 and rounded to `dtype`.
+/// LayerNorm without affine, then modulation: y = LN(x) * (1 + scale) + shift, computed in f32 and rounded to `dtype`.
 ///
 /// `x` [b, l, d]; `shift_bg1d`, `scale_bg1d` [b, g, 1, d] f32, one row for each group of l/g tokens.
 pub fn modulated_layer_norm(
@@ -67,9 +67,9 @@ pub fn modulated_layer_norm_backward(
     onto + normalised_backward(&x.whole()?, &dx_hat, eps, Kind::Layer)?.to_dtype(onto.dtype())?
 }
 
-/// [`modulated_layer_norm_backward`], with the gradient put in a `place`, which may be that of `onto`.
+/// [`modulated_layer_norm_backward`], with the gradient written to `to`, which may be the memory of `onto`.
 pub fn modulated_layer_norm_backward_at(
-    place: Place,
+    to: Destination,
     x: impl Into<Stream>,
     dy: &Tensor,
     scale_bg1d: &Tensor,
@@ -79,17 +79,17 @@ pub fn modulated_layer_norm_backward_at(
     let x = x.into();
     on_gpu!(onto, |gpu| {
         let _noted = profile::scope(Class::Elementwise, onto.device());
-        match place.run(onto)? {
+        match to.run(onto)? {
             Some(dx) => {
                 gpu.layer_norm_backward(&x, dy, (scale_bg1d, Gain::AboveOne), eps, onto, &dx)?.then_some(())
             }
             None => None,
         }
     });
-    place.put(&modulated_layer_norm_backward(x, dy, scale_bg1d, eps, onto)?)
+    to.put(&modulated_layer_norm_backward(x, dy, scale_bg1d, eps, onto)?)
 }
 
-/// LayerNorm with weight and bias `[d]`, made in f32 and rounded to `dtype`: `x` [b, l, d] -> [b, l, d].
+/// LayerNorm with weight and bias `[d]`, computed in f32 and rounded to `dtype`: `x` [b, l, d] -> [b, l, d].
 pub fn affine_layer_norm(
     x: impl Into<Stream>,
     weight: &Tensor,
@@ -135,7 +135,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, dtype: DType) -> Result<T
     x_hat.broadcast_mul(&weight.to_dtype(DType::F32)?)?.to_dtype(dtype)
 }
 
-/// The gradient of the input of [`rms_norm`], made in f32 and rounded to the dtype of `x`.
+/// The gradient of the input of [`rms_norm`], computed in f32 and rounded to the dtype of `x`.
 pub fn rms_norm_backward(x: &Tensor, dy: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let _noted = profile::scope(Class::Elementwise, x.device());
     on_gpu!(x, |gpu| gpu.rms_norm_backward(x, dy, weight, eps)?);
@@ -166,18 +166,6 @@ fn normalised_backward(x: &Tensor, dx_hat: &Tensor, eps: f64, kind: Kind) -> Res
     dx.broadcast_mul(&inverse)
 }
 
-/// [b, l, d] viewed as [b, g, l/g, d] for the groups of a modulation row [b, g, 1, d].
-pub(crate) fn by_group(x: &Tensor, row_bg1d: &Tensor) -> Result<Tensor> {
-    let (batch, tokens, width) = x.dims3()?;
-    let groups = row_bg1d.dim(1)?;
-    x.contiguous()?.reshape((batch, groups, tokens / groups, width))
-}
-
-/// The inverse of [`by_group`]: back to the shape of `like`.
-pub(crate) fn from_group(x: &Tensor, like: &Tensor) -> Result<Tensor> {
-    x.reshape(like.shape())
-}
-
 impl Gain {
     fn one(self) -> f64 {
         match self {
@@ -188,7 +176,7 @@ impl Gain {
 }
 
 /// Threads of the block that has a row of `width`, for `norm.cu`: three quads each, which keeps loads in flight without
-/// threads that have nothing to do.
+/// idle threads.
 pub(crate) fn row_threads(width: usize) -> usize {
     (width / 12).next_multiple_of(32).clamp(32, 256)
 }
@@ -215,8 +203,8 @@ impl Gpu {
         Ok(Some(y))
     }
 
-    /// Writes `onto` plus the gradient of `x` to `dx`, which may be `onto`. False, and nothing is done, where no kernel
-    /// takes them.
+    /// Writes `onto` plus the gradient of `x` to `dx`, which may be `onto`. Returns false and does nothing if no kernel supports
+    /// them.
     fn layer_norm_backward(
         &self,
         x: &Stream,
@@ -228,7 +216,7 @@ impl Gpu {
     ) -> Result<bool> {
         let Some((rows, width)) = rows_of(&[&x.x, dy, onto, dx], &[gain])? else { return Ok(false) };
         let Some(name) = name("layer_norm_backward", x.x.dtype(), dy.dtype()) else { return Ok(false) };
-        // Gradients of the stream are f32, whatever the stream itself is.
+        // Gradients of the stream are f32, also where the stream is bf16.
         if onto.dtype() != DType::F32 || dx.dtype() != DType::F32 || !x.is_fit(dy.dtype())? {
             return Ok(false);
         }
@@ -280,7 +268,7 @@ pub(crate) fn rows_of(tensors: &[&Tensor], gains: &[&Tensor]) -> Result<Option<(
 }
 
 fn name(op: &str, x: DType, y: DType) -> Option<String> {
-    // f16 and bf16 do not meet.
+    // There are no kernels for f16 with bf16.
     let is_pair = x == y || x == DType::F32 || y == DType::F32;
     is_pair.then_some(format!("{op}_{}_{}", suffix(x)?, suffix(y)?))
 }

@@ -87,7 +87,7 @@ impl Gpu {
     }
 }
 
-/// As [`norm::rows_of`], for heads whose pairs come in twos and angles in f32.
+/// [`norm::rows_of`] for heads of a size that is a multiple of four and angles in f32.
 fn fit(x: &Tensor, weight: &Tensor, angles: [&Tensor; 2], head: usize) -> Result<Option<(usize, usize)>> {
     let is_fit =
         head.is_multiple_of(4) && angles.iter().all(|angles| angles.dtype() == DType::F32) && fits(&angles)?;

@@ -11,7 +11,7 @@ pub struct State {
     pub slots: Vec<Tensor>,
 }
 
-/// The sum of squares of each of `tensors`, which lie on one device: `[tensors]` f32, not finite where a tensor is not.
+/// The sum of squares of each of `tensors`, which are on one device: `[tensors]` f32, not finite where a tensor is not.
 pub fn square_sums(tensors: &[&Tensor]) -> Result<Tensor> {
     let sums = tensors.iter().map(|tensor| tensor.sqr()?.sum_all());
     Tensor::stack(&sums.collect::<Result<Vec<_>>>()?, 0)

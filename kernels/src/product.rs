@@ -1,4 +1,4 @@
-//! The matrix product that linear layers and adapters are made of, with what its pass can end with.
+//! The matrix product of linear layers and adapters, with its fused epilogue.
 
 use crate::Tensor;
 use candle_core::DType;
@@ -6,11 +6,7 @@ use candle_core::DType;
 use crate::Result;
 use crate::gpu::{Gpu, suffix};
 
-/// Bytes that cuBLASLt gets on each GPU for split-K sums and the like; what PyTorch gives Hopper. One product at a time uses
-/// them.
-pub(crate) const WORKSPACE: usize = 32 << 20;
-
-/// What happens to a product before it is written.
+/// The epilogue of a product: what is applied to it before it is written.
 #[derive(Clone, Copy)]
 pub(crate) struct End<'a> {
     /// What it is multiplied by.
@@ -19,13 +15,13 @@ pub(crate) struct End<'a> {
     pub bias: Option<&'a Tensor>,
     /// [m, n], added; of the result's dtype.
     pub onto: Option<&'a Tensor>,
-    /// What each number goes through at last.
+    /// The activation, applied last.
     pub then: Then,
     /// The result's dtype.
     pub dtype: DType,
 }
 
-/// What the numbers of a product go through when all is added.
+/// The activation of an epilogue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Then {
     /// Nothing.
@@ -86,7 +82,7 @@ pub(crate) struct Lines {
 }
 
 impl Lines {
-    /// Of `x` [rows, columns]; nothing where neither is without gaps, or the dtype is not cuBLAS's.
+    /// Of `x` [rows, columns]; `None` if neither rows nor columns are contiguous, or cuBLAS does not support the dtype.
     fn of(x: &Tensor) -> Result<Option<Self>> {
         let (rows, columns) = x.dims2()?;
         let &[down, right] = x.stride() else { return Ok(None) };
@@ -100,7 +96,7 @@ impl Lines {
 }
 
 impl Gpu {
-    /// See [`product`]. Nothing where cuBLASLt has no way for these matrices.
+    /// See [`product`]. `None` if cuBLASLt has no algorithm for these matrices.
     fn product(&self, a: &Tensor, b: &Tensor, end: End) -> Result<Option<Tensor>> {
         let ((m, k), (_, n)) = (a.dims2()?, b.dims2()?);
         let (Some(of_a), Some(of_b)) = (Lines::of(a)?, Lines::of(b)?) else { return Ok(None) };
@@ -119,7 +115,7 @@ impl Gpu {
     }
 }
 
-/// `x` as candle's product takes it: rows, or columns, without gaps.
+/// `x` as candle's product takes it: with contiguous rows or columns.
 fn gemm_ready(x: &Tensor) -> Result<Tensor> {
     if x.is_contiguous() || x.t()?.is_contiguous() { Ok(x.clone()) } else { x.contiguous() }
 }

@@ -1,4 +1,4 @@
-//! Where the time goes: a recorder that notes how long each operation takes on its device, by class.
+//! A profiler: records how long each operation takes on its device, by class.
 //!
 //! Off by default, and then an operation pays for one look at a thread-local. [`record`] turns it on for the thread that
 //! calls it, for as long as its work runs; every public operation of this crate opens a scope of its class.
@@ -113,7 +113,7 @@ pub fn record<T>(work: impl FnOnce() -> T) -> (T, Recording) {
     (result, recording.unwrap_or_default())
 }
 
-/// Notes an operation on `device` from here to the end of the scope, where this thread records and no other operation is
+/// Records an operation on `device` from here to the end of the scope, if this thread records and no other operation is
 /// under way.
 #[must_use = "the scope ends where it is dropped"]
 pub(crate) fn scope(class: Class, device: &Device) -> Scope {

@@ -23,7 +23,7 @@ pub struct Key {
 }
 
 impl Key {
-    /// The stream of `seed` for one purpose, told apart by `parts` (step, item, ...).
+    /// The stream of `seed` for one purpose, distinguished by `parts` (step, item, ...).
     pub fn new(seed: u64, purpose: &str, parts: &[u64]) -> Self {
         let named = purpose.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| fold(hash, u64::from(byte)));
         Self { seed, stream: parts.iter().fold(named, |hash, &part| fold(hash, part)) }
@@ -35,7 +35,7 @@ impl Key {
         Self { seed: self.seed, stream: fold(named, part) }
     }
 
-    /// (seed, stream), for a kernel that makes the same words.
+    /// (seed, stream), for a kernel that generates the same words.
     pub(crate) fn words(self) -> (u64, u64) {
         (self.seed, self.stream)
     }
@@ -74,7 +74,7 @@ impl Key {
     }
 }
 
-/// A tensor of uniform numbers around zero with deviation `deviation`, made where it is to lie.
+/// A tensor of uniform numbers around zero with deviation `deviation`, generated on its device.
 ///
 /// Element i is (u - 1/2) sqrt(12) deviation, u the upper 24 bits of word i of the stream as a number in [0, 1): each
 /// step is exact or one f32 rounding, so every device makes the same bits. Then rounded to `dtype`.
@@ -143,7 +143,7 @@ mod tests {
         assert_eq!(ones.block(u64::MAX), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
     }
 
-    /// The same numbers whatever the dtype, up to its rounding, and whatever the thread that makes them.
+    /// The same numbers for every dtype, up to its rounding, and on every thread.
     #[test]
     fn a_filled_tensor_has_the_deviation_asked_for() -> Result<()> {
         let key = Key::new(7, "fill", &[]);

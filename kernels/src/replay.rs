@@ -1,7 +1,7 @@
-//! Work on shadows that is not done twice: what it makes, and what that shares its memory with.
+//! Memoised work on shadows: what it returns, and which memory the results share.
 //!
-//! The same work on shadows of the same shapes does the same to a ledger. What it held at its peak is a
-//! [`Trace`](crate::ledger::Trace); here is what it leaves.
+//! The same work on shadows of the same shapes has the same effect on a ledger. Its peak is a
+//! [`Trace`](crate::ledger::Trace); what it leaves allocated is recorded here.
 
 use std::sync::{Arc, Weak};
 
@@ -20,25 +20,25 @@ pub struct Mould {
 #[derive(Debug, Clone, Copy)]
 enum Memory {
     None,
-    /// That of something that went in.
+    /// That of an input.
     Given(usize),
-    /// One that the work took.
+    /// An allocation of the work itself.
     Taken(usize),
 }
 
-/// Takes down results.
+/// Records results.
 #[derive(Debug)]
 pub struct Recorder {
-    /// The work may let go of what it is given.
+    /// Weak, since the work may drop its inputs.
     given: Vec<Option<Weak<Allocation>>>,
     taken: Vec<Arc<Allocation>>,
 }
 
-/// The memory that some work took and left: bytes, and what they are counted as.
+/// The memory that some work left allocated: bytes with their labels.
 #[derive(Debug, Clone)]
 pub struct Taken(Vec<(u64, Label)>);
 
-/// Makes results again.
+/// Recreates results.
 #[derive(Debug)]
 pub struct Player {
     device: Device,
@@ -47,13 +47,13 @@ pub struct Player {
 }
 
 impl Recorder {
-    /// Of work that `given` goes into.
+    /// Of work whose inputs are `given`.
     pub fn new<'a>(given: impl IntoIterator<Item = &'a Tensor>) -> Self {
         let allocation = |x: &Tensor| x.allocation().map(|allocation| Arc::downgrade(&allocation));
         Self { given: given.into_iter().map(allocation).collect(), taken: Vec::new() }
     }
 
-    /// Takes down one of the results.
+    /// Records one of the results.
     pub fn record(&mut self, x: &Tensor) -> Mould {
         let memory = match x.allocation() {
             None => Memory::None,
@@ -84,7 +84,7 @@ impl Recorder {
 }
 
 impl Player {
-    /// Of work on `device` that `given` goes into, which takes `taken` of the device's ledger.
+    /// Of work on `device` whose inputs are `given`, and which allocates `taken` from the device's ledger.
     pub fn new<'a>(given: impl IntoIterator<Item = &'a Tensor>, taken: &Taken, device: &Device) -> Self {
         let take = |&(bytes, label): &(u64, Label)| {
             device.ledger().map(|ledger| Arc::new(ledger.take_as(label, bytes)))

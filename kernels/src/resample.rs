@@ -49,7 +49,7 @@ pub fn frames_from_channels(x_bcthw: &Tensor) -> Result<Tensor> {
 /// Means over cells of `time` x `space` x `space`, spread over `to` channels: `[B,C,T,H,W]` to
 /// [B,to,ceil(T/time),H/space,W/space]. Frames missing at the start count as zeros.
 ///
-/// Each cell is put into channels (time slowest, then height, then width) and groups of neighbouring channels are
+/// Each cell is moved into channels (time slowest, then height, then width) and groups of neighbouring channels are
 /// averaged. Source: Wan-Video/Wan2.2 `wan/modules/vae2_2.py`, `AvgDown3D`.
 pub fn average_down(x_bcthw: &Tensor, to: usize, time: usize, space: usize) -> Result<Tensor> {
     let _noted = profile::scope(Class::Elementwise, x_bcthw.device());

@@ -1,17 +1,16 @@
 //! The residual stream of a block, and what is added to it: gated, x + gate * h, and plain, x + h.
 //!
-//! A sum that is written and read again by the next op is two passes over the largest tensors of a block. So the ops that
-//! read the stream take it as a [`Stream`], whose sums are not made yet, and add its parts on the way in, in the order and
-//! with the rounding of the sums themselves.
+//! Writing a sum that the next op reads again costs two passes over the largest tensors of a block. So the ops that read
+//! the stream take it as a [`Stream`], a sum that is not computed yet, and add its parts as they load them, in the order and
+//! with the rounding of the separate sums.
 
 use std::ops::Range;
 
 use crate::Result;
 use crate::Tensor;
 use crate::gpu::{File, Gpu, Launch, fits, suffix};
-use crate::norm::{by_group, from_group};
 use crate::profile::{self, Class};
-use crate::tokens::{Place, run};
+use crate::tokens::{Destination, by_group, from_group, run};
 use candle_core::DType;
 
 /// x + gate * gated + plain, as far as there are such parts: `x` [b, l, d] in the dtype of the stream.
@@ -43,19 +42,19 @@ impl From<&Self> for Stream {
 }
 
 impl Stream {
-    /// With gate * `h` behind `x`, before anything plain.
+    /// Adds gate * `h`, after `x` and before the plain part.
     #[must_use]
     pub fn gated(self, h: &Tensor, gate_bg1d: &Tensor) -> Self {
         Self { gated: Some(Gated { h: h.clone(), gate_bg1d: gate_bg1d.clone() }), ..self }
     }
 
-    /// With `h` [b, l, d] behind all the rest.
+    /// Adds `h` [b, l, d] last.
     #[must_use]
     pub fn plus(self, h: &Tensor) -> Self {
         Self { plain: Some(h.clone()), ..self }
     }
 
-    /// What the sum begins with.
+    /// The first term of the sum.
     pub fn first(&self) -> &Tensor {
         &self.x
     }
@@ -100,20 +99,20 @@ pub fn forward(x: impl Into<Stream>, h: &Tensor, gate_bg1d: &Tensor) -> Result<T
     x + from_group(&gated, x)?.to_dtype(x.dtype())?
 }
 
-/// [`forward`], with y put in a `place`.
-pub fn forward_at(place: Place, x: impl Into<Stream>, h: &Tensor, gate_bg1d: &Tensor) -> Result<()> {
+/// [`forward`], with y written to `to`.
+pub fn forward_at(to: Destination, x: impl Into<Stream>, h: &Tensor, gate_bg1d: &Tensor) -> Result<()> {
     let x = x.into();
     on_gpu!(h, |gpu| {
         let _noted = profile::scope(Class::Elementwise, h.device());
-        match place.run(&x.x)? {
+        match to.run(&x.x)? {
             Some(y) => gpu.gated_add(&x, h, gate_bg1d, &y)?.then_some(()),
             None => None,
         }
     });
-    place.put(&forward(x, h, gate_bg1d)?)
+    to.put(&forward(x, h, gate_bg1d)?)
 }
 
-/// dh = gate * dy, made in f32 and rounded to `dtype`; the gradient of `x` is `dy` itself.
+/// dh = gate * dy, computed in f32 and rounded to `dtype`; the gradient of `x` is `dy` itself.
 pub fn backward(dy: &Tensor, gate_bg1d: &Tensor, dtype: DType) -> Result<Tensor> {
     let _noted = profile::scope(Class::Elementwise, dy.device());
     on_gpu!(dy, |gpu| gpu.gated(dy, gate_bg1d, dtype)?);
@@ -129,7 +128,7 @@ pub fn add(x: &Tensor, h: &Tensor) -> Result<Tensor> {
 }
 
 impl Gpu {
-    /// Writes x + gate * h to `y`. False, and nothing is done, where no kernel takes them.
+    /// Writes x + gate * h to `y`. Returns false and does nothing if no kernel supports them.
     fn gated_add(&self, x: &Stream, h: &Tensor, gate: &Tensor, y: &Tensor) -> Result<bool> {
         if !x.is_fit(h.dtype())? {
             return Ok(false);

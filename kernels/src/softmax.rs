@@ -1,4 +1,4 @@
-//! Softmax over rows of scores, with the logarithm of each row's sum: the middle of attention in chunks.
+//! Softmax over rows of scores, with the log-sum-exp of each row: part of attention in chunks.
 
 use crate::Tensor;
 use candle_core::{D, DType};
@@ -8,7 +8,7 @@ use crate::Result;
 use crate::cpu::{computed, is_cpu_f32};
 use crate::gpu::{File, Gpu, Launch, fits, suffix};
 
-/// softmax(scale * `scores`) over the last axis in the dtype of `scores`, made in f32; and log(sum(exp(scale * scores))),
+/// softmax(scale * `scores`) over the last axis in the dtype of `scores`, computed in f32; and log(sum(exp(scale * scores))),
 /// f32, with a last axis of one.
 pub(crate) fn softmax(scores: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
     on_gpu!(scores, |gpu| gpu.softmax(scores, scale)?);

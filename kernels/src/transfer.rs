@@ -1,9 +1,10 @@
-//! Tensors on their way: from one device to another, and out to host memory and back.
+//! Transfers: from one device to another, and to pinned host memory and back (offload).
 //!
-//! Every copy is asynchronous and ordered by events, never by waiting on the host. A source lives until its copy is
+//! Every copy is asynchronous and ordered by events; the host never waits. A source is kept alive until its copy is
 //! done: candle alone would free it too early.
 
 mod counted;
+pub(crate) mod route;
 
 use std::sync::Arc;
 
@@ -13,13 +14,13 @@ use crate::cuda::copies;
 use crate::profile::{self, Class};
 use crate::{Device, Tensor};
 
-/// Pinned host memory comes in multiples of this, in bytes.
-pub const HOST_GRAIN: u64 = 2 << 20;
-/// About how much is pinned at once: large enough to waste little, small enough to show how it goes on.
+pub use route::{HOST_GRAIN, Route};
+
+/// About how much is pinned at once: large enough to waste little, small enough to show progress.
 const SLAB: u64 = 1 << 30;
 
-/// The slabs, in bytes, that hold `buffers` (bytes, count) all at once: each is a whole number of the largest buffers, and
-/// smaller ones fill what is left (first fit, the largest first).
+/// The slabs, in bytes, for all of `buffers` (bytes, count) at once: each is a multiple of the largest buffer, and smaller
+/// ones fill the rest (first fit, the largest first).
 pub fn slabs(buffers: &[(u64, usize)]) -> Vec<u64> {
     let mut sizes: Vec<u64> = Vec::new();
     for &(bytes, count) in buffers {
@@ -38,17 +39,7 @@ pub fn slabs(buffers: &[(u64, usize)]) -> Vec<u64> {
     used.into_iter().map(|bytes| bytes.next_multiple_of(HOST_GRAIN)).collect()
 }
 
-/// How tensors go between two GPUs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Route {
-    /// Straight where the hardware can, else through host memory.
-    #[default]
-    Auto,
-    /// Through pinned host memory, whatever the hardware can (GeForce pairs have no peer access).
-    Host,
-}
-
-/// The way from one device to another.
+/// A link from one device to another.
 #[derive(Debug)]
 pub struct Link {
     to: Device,
@@ -57,9 +48,9 @@ pub struct Link {
 
 #[derive(Debug)]
 enum Way {
-    /// candle copies when the tensor is received.
+    /// candle copies the tensor when it is received.
     Plain,
-    /// Between memories that are counted.
+    /// Between devices whose memory is counted.
     Counted(counted::Sources),
     #[cfg(feature = "cuda")]
     Cards(copies::Link),
@@ -83,7 +74,7 @@ enum On {
 }
 
 impl Link {
-    /// The way from `from` to `to`; both may be the same device, or the CPU.
+    /// The link from `from` to `to`; both may be the same device, or the CPU.
     pub fn new(from: &Device, to: &Device, route: Route) -> Result<Self> {
         let to = to.clone();
         #[cfg(feature = "cuda")]
@@ -99,7 +90,7 @@ impl Link {
         Ok(Self { to, way })
     }
 
-    /// Whether tensors go straight from one GPU's memory to the other's.
+    /// Whether tensors are copied directly from one GPU's memory to the other's.
     pub fn is_peer(&self) -> bool {
         match &self.way {
             #[cfg(feature = "cuda")]
@@ -118,8 +109,8 @@ impl Link {
         }
     }
 
-    /// Lets go of what was sent before and has been received since. A sent tensor takes memory until then, so whoever
-    /// sends calls this when the other side has answered.
+    /// Frees the sent tensors that have been received since. A sent tensor takes memory until then, so the sender calls this
+    /// once the other side has replied.
     pub fn settle(&self) -> Result<()> {
         match &self.way {
             Way::Plain => {}
@@ -130,7 +121,7 @@ impl Link {
         Ok(())
     }
 
-    /// Sends `x`; called by the stage that made it.
+    /// Sends `x`; called by the stage that computed it.
     pub fn send(&self, x: Tensor) -> Result<Sent> {
         let _noted = profile::scope(Class::Copy, x.device());
         let x = match &self.way {
@@ -147,7 +138,7 @@ impl Link {
 }
 
 impl Sent {
-    /// Says that the copy is done, where that is counted and nobody receives it: for a sender that is played alone.
+    /// Marks a counted copy as done though nothing receives it: for forecasts of a sender alone.
     pub fn arrive(&self) {
         if let On::Counted(_, copy) = &self.x {
             copy.finish();
@@ -169,24 +160,24 @@ impl Sent {
     }
 }
 
-/// Host memory beside a device, where tensors wait for their use: pinned, and used again and again.
+/// Pinned host memory of a device, where offloaded tensors wait until they are used; buffers are reused.
 #[derive(Debug, Clone)]
 pub struct HostStore {
     memory: Apart,
 }
 
-/// The host memory of a store.
+/// Which memory a store uses.
 #[derive(Debug, Clone)]
 enum Apart {
-    /// It is the device's own.
+    /// The device's own: the device is the CPU.
     No,
-    /// Beside the shadow of a GPU.
+    /// Counted, for the shadow of a GPU.
     Counted(Arc<counted::Store>),
     #[cfg(feature = "cuda")]
     Pinned(Arc<copies::Store>),
 }
 
-/// A tensor whose numbers wait in host memory. On the CPU it is the tensor itself.
+/// A tensor that was offloaded to host memory. On the CPU it is the tensor itself.
 #[derive(Debug)]
 pub struct Parked {
     x: Waiting,
@@ -214,7 +205,7 @@ impl HostStore {
         Ok(Self { memory })
     }
 
-    /// Starts copying `x`, a tensor of this device, out; its device memory is free for others once the copy is done.
+    /// Starts copying `x`, a tensor of this device, to host memory; its device memory is freed once the copy is done.
     pub fn park(&self, x: Tensor) -> Result<Parked> {
         let _noted = profile::scope(Class::Copy, x.device());
         let x = match &self.memory {

@@ -1,8 +1,8 @@
-//! Videos `[B,C,T,H,W]` in memory, and ops that keep the order in which they lie there.
+//! The memory layout of videos `[B,C,T,H,W]`, and ops that keep it.
 //!
 //! On the CPU each channel is a plane of its own. On a GPU the channels of a pixel lie side by side, `[B,T,H,W,C]` in
 //! memory: that is what its convolutions read and write. Shapes and values never depend on the order; an op that
-//! knows only planes makes them, at the cost of a copy.
+//! needs planes makes them, at the cost of a copy.
 
 use crate::{Device, Tensor};
 use candle_core::Result;
@@ -11,7 +11,7 @@ use crate::gpu::{File, Gpu, Launch, suffix};
 use crate::profile::{self, Class};
 use crate::residual;
 
-/// `x` [B,C,..] seen as [B,..,C]: without gaps where the channels lie side by side.
+/// `x` [B,C,..] viewed as [B,..,C]: contiguous if the layout is channels-last.
 pub(crate) fn pixels(x: &Tensor) -> Result<Tensor> {
     let order: Vec<usize> = [0].into_iter().chain(2..x.rank()).chain([1]).collect();
     x.permute(order)
@@ -24,7 +24,7 @@ pub(crate) fn planes(rows: &Tensor) -> Result<Tensor> {
     rows.permute(order)
 }
 
-/// `x` as [`pixels`] where its channels lie side by side, and only they.
+/// `x` as [`pixels`] if its layout is channels-last.
 fn side_by_side(x: &Tensor) -> Result<Option<Tensor>> {
     let rows = pixels(x)?;
     Ok((rows.is_contiguous() && !x.is_contiguous()).then_some(rows))

@@ -1,7 +1,7 @@
-//! Frozen weights: dense, or one byte a number with a scale for each output row, or for each block of one.
+//! Frozen weights: dense, or quantised to 8 bits with a scale for each output row or each block of a row.
 //!
-//! Only the weight is coded: a product is made in the dtype of the stream that goes in, from a matrix that is decoded
-//! before it and dropped behind it. Codes lie in u8 tensors, whatever they mean, because every device has those.
+//! Only the weight is quantised: a product is computed in the dtype of its input, from a matrix that is dequantised before it
+//! and dropped after it. Codes are stored in u8 tensors for every format, because every device supports those.
 
 use crate::{Device, Tensor};
 use candle_core::{D, DType};
@@ -11,7 +11,7 @@ use crate::Result;
 use crate::cpu::with_slice;
 use crate::gpu::{File, Gpu, Launch, fits, suffix};
 
-/// What a byte of a coded weight means.
+/// The 8-bit number format of a quantised weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Format {
     /// OCP 8-bit float e4m3fn: 4 exponent bits with bias 7, 3 mantissa bits, no infinities, largest value 448.
@@ -23,28 +23,28 @@ pub enum Format {
 /// The frozen matrix of a linear layer, [out, in].
 #[derive(Debug, Clone)]
 pub enum Weight {
-    /// Floating-point numbers; products are made in their dtype.
+    /// Floating-point numbers; products are computed in their dtype.
     Dense(Tensor),
     /// Bytes with scales.
-    Coded(Coded),
+    Quantised(Quantised),
 }
 
-/// A matrix of which each number is `scale * value(code)`; the scale is its row's, or its block's of a row.
+/// A matrix whose numbers are `scale * value(code)`, with a scale for each row or each block of a row.
 #[derive(Debug, Clone)]
-pub struct Coded {
-    /// What the codes mean.
+pub struct Quantised {
+    /// The number format of the codes.
     pub format: Format,
     /// [out, in] u8.
     pub codes: Tensor,
-    /// f32: `[out]`, one for each row, or `[out, blocks]`, one for each of so many blocks of equal length of a row. Those
-    /// that [`Weight::quantise`] makes are positive normal numbers, those of a file whatever it says.
+    /// f32: `[out]`, one for each row, or `[out, blocks]`, one for each of the blocks of equal length of a row. Those of
+    /// [`Weight::quantise`] are positive normal numbers; those of a file are used as they are.
     pub scale: Tensor,
-    /// The dtype that products are made in.
+    /// The dtype of products.
     pub compute: DType,
 }
 
 impl Format {
-    /// The number that a code stands for, before its scale.
+    /// The number that a code represents, before its scale.
     pub const fn value(self, code: u8) -> f32 {
         match self {
             Self::E4m3 => e4m3_value(code),
@@ -52,7 +52,7 @@ impl Format {
         }
     }
 
-    /// The code nearest to a number: ties go to the even code, what lies beyond [`Format::largest`] becomes that.
+    /// The code nearest to a number: ties round to the even code, numbers beyond [`Format::largest`] saturate.
     pub fn code(self, number: f32) -> u8 {
         match self {
             Self::E4m3 => e4m3_code(number),
@@ -70,13 +70,13 @@ impl Format {
 }
 
 impl Weight {
-    /// Codes `dense` [out, in], of any float dtype, row by row; products with it are made in `compute`.
+    /// Quantises `dense` [out, in], of any float dtype, row by row; products with it are computed in `compute`.
     ///
     /// In f32: scale = max(largest of the row's magnitudes / [`Format::largest`], smallest normal number), which also
-    /// gives a row of zeros a scale to divide by; code = [`Format::code`] of number / scale. The numbers must be
-    /// finite, which whoever read them has seen to.
+    /// gives a row of zeros a scale to divide by; code = [`Format::code`] of number / scale. The numbers must be finite, which
+    /// readers of files check.
     pub fn quantise(dense: &Tensor, format: Format, compute: DType) -> Result<Self> {
-        on_gpu!(dense, |gpu| gpu.quantise(dense, format, compute)?.map(Self::Coded));
+        on_gpu!(dense, |gpu| gpu.quantise(dense, format, compute)?.map(Self::Quantised));
         let (rows, columns) = dense.dims2()?;
         let device = dense.device();
         if device.is_shadow() {
@@ -85,7 +85,7 @@ impl Weight {
                 Tensor::shadow((rows, columns), DType::U8, device),
                 Tensor::shadow(rows, DType::F32, device),
             );
-            return Ok(Self::Coded(Coded { format, codes, scale, compute }));
+            return Ok(Self::Quantised(Quantised { format, codes, scale, compute }));
         }
         let row_of = |row: &[f32], codes: &mut [u8], scale: &mut f32| {
             let largest = row.iter().fold(0f32, |largest, number| largest.max(number.abs()));
@@ -99,26 +99,31 @@ impl Weight {
             Ok(())
         })?;
         let codes = Tensor::from_vec(codes, (rows, columns), device)?;
-        Ok(Self::Coded(Coded { format, codes, scale: Tensor::from_vec(scales, rows, device)?, compute }))
+        Ok(Self::Quantised(Quantised {
+            format,
+            codes,
+            scale: Tensor::from_vec(scales, rows, device)?,
+            compute,
+        }))
     }
 
-    /// The matrix [out, in] in `dtype`: for codes value * scale in f32, rounded once to `dtype`.
+    /// The matrix [out, in] in `dtype`: for a quantised one value * scale in f32, rounded once to `dtype`.
     pub fn dequantised(&self, dtype: DType) -> Result<Tensor> {
         match self {
             Self::Dense(dense) => dense.to_dtype(dtype),
-            Self::Coded(coded) => {
-                let matrix = coded.dequantised(dtype)?;
+            Self::Quantised(quantised) => {
+                let matrix = quantised.dequantised(dtype)?;
                 matrix.relabel("decoded weight");
                 Ok(matrix)
             }
         }
     }
 
-    /// The dtype that products are made in.
+    /// The dtype of products.
     pub fn dtype(&self) -> DType {
         match self {
             Self::Dense(dense) => dense.dtype(),
-            Self::Coded(coded) => coded.compute,
+            Self::Quantised(quantised) => quantised.compute,
         }
     }
 
@@ -127,7 +132,7 @@ impl Weight {
         self.stored().dims2()
     }
 
-    /// Where it lies.
+    /// Its device.
     pub fn device(&self) -> &Device {
         self.stored().device()
     }
@@ -137,7 +142,7 @@ impl Weight {
         let of = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
         match self {
             Self::Dense(dense) => of(dense),
-            Self::Coded(coded) => of(&coded.codes) + of(&coded.scale),
+            Self::Quantised(quantised) => of(&quantised.codes) + of(&quantised.scale),
         }
     }
 
@@ -145,7 +150,7 @@ impl Weight {
     pub fn stored_mut(&mut self) -> &mut Tensor {
         match self {
             Self::Dense(dense) => dense,
-            Self::Coded(coded) => &mut coded.codes,
+            Self::Quantised(quantised) => &mut quantised.codes,
         }
     }
 
@@ -153,19 +158,19 @@ impl Weight {
     pub fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
         match self {
             Self::Dense(dense) => vec![dense],
-            Self::Coded(Coded { codes, scale, .. }) => vec![codes, scale],
+            Self::Quantised(Quantised { codes, scale, .. }) => vec![codes, scale],
         }
     }
 
     fn stored(&self) -> &Tensor {
         match self {
             Self::Dense(dense) => dense,
-            Self::Coded(coded) => &coded.codes,
+            Self::Quantised(quantised) => &quantised.codes,
         }
     }
 }
 
-impl Coded {
+impl Quantised {
     fn dequantised(&self, dtype: DType) -> Result<Tensor> {
         let Self { format, codes, scale, .. } = self;
         on_gpu!(codes, |gpu| gpu.dequantised(self, dtype)?);
@@ -204,7 +209,7 @@ fn e4m3_code(number: f32) -> u8 {
         // The scaling is exact, and 8 steps are the code of the smallest normal number.
         (size * 512.0).round_ties_even() as u32
     } else {
-        // 20 of 23 mantissa bits go; a carry out of the mantissa goes into the exponent, as it should.
+        // 20 of 23 mantissa bits are dropped; a carry out of the mantissa increments the exponent, as it should.
         let bits = size.to_bits();
         let rounded = (bits + 0x7_FFFF + (bits >> 20 & 1)) >> 20;
         (rounded - (120 << 3)).min(LARGEST_CODE)
@@ -213,7 +218,7 @@ fn e4m3_code(number: f32) -> u8 {
 }
 
 impl Gpu {
-    fn quantise(&self, dense: &Tensor, format: Format, compute: DType) -> Result<Option<Coded>> {
+    fn quantise(&self, dense: &Tensor, format: Format, compute: DType) -> Result<Option<Quantised>> {
         let (rows, columns) = dense.dims2()?;
         let Some(suffix) = suffix(dense.dtype()).filter(|_| columns % 16 == 0) else { return Ok(None) };
         if !fits(&[dense])? {
@@ -222,20 +227,21 @@ impl Gpu {
         let (codes, scale) = (self.empty((rows, columns), DType::U8)?, self.empty(rows, DType::F32)?);
         let launch = Launch::new(self, File::Weight, &format!("code_{}_{suffix}", format.name()))?;
         launch.tensor(dense)?.tensor(&codes)?.tensor(&scale)?.int(columns).rows(rows, 256)?;
-        Ok(Some(Coded { format, codes, scale, compute }))
+        Ok(Some(Quantised { format, codes, scale, compute }))
     }
 
-    fn dequantised(&self, coded: &Coded, dtype: DType) -> Result<Option<Tensor>> {
-        let (rows, columns) = coded.codes.dims2()?;
-        // The kernel knows no rows, only how many codes have a scale in common.
-        let each = rows * columns / coded.scale.elem_count();
+    fn dequantised(&self, quantised: &Quantised, dtype: DType) -> Result<Option<Tensor>> {
+        let (rows, columns) = quantised.codes.dims2()?;
+        // The kernel is given not rows but how many consecutive codes share a scale.
+        let each = rows * columns / quantised.scale.elem_count();
         let Some(suffix) = suffix(dtype).filter(|_| each.is_multiple_of(16)) else { return Ok(None) };
-        if !fits(&[&coded.codes])? {
+        if !fits(&[&quantised.codes])? {
             return Ok(None);
         }
         let (y, sixteens) = (self.empty((rows, columns), dtype)?, rows * columns / 16);
-        let launch = Launch::new(self, File::Weight, &format!("decode_{}_{suffix}", coded.format.name()))?;
-        let launch = launch.tensor(&coded.codes)?.tensor(&coded.scale)?.tensor(&y)?;
+        let launch =
+            Launch::new(self, File::Weight, &format!("decode_{}_{suffix}", quantised.format.name()))?;
+        let launch = launch.tensor(&quantised.codes)?.tensor(&quantised.scale)?.tensor(&y)?;
         launch.size(sixteens).int(each).each(sixteens)?;
         Ok(Some(y))
     }

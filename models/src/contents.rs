@@ -1,9 +1,9 @@
-//! What a checkpoint holds, told by the names of its tensors: for whoever was given the wrong file.
+//! What a checkpoint contains, by the names of its tensors: for error messages about a wrong file.
 
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
 
-/// A part of a model, or what is put to one.
+/// A part of a model, or an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Contents {
     /// An adapter.
@@ -18,11 +18,11 @@ pub enum Contents {
     Clip,
 }
 
-/// Words that names of an adapter's tensors have, and no others.
+/// Words that occur only in the names of an adapter's tensors.
 const ADAPTER: [&str; 5] = [".lora", "lora_", ".hada_", ".lokr_", ".diff"];
 
 impl Contents {
-    /// What `checkpoint` holds; `None` where its names tell nothing.
+    /// What `checkpoint` contains; `None` if its names are not recognised.
     pub fn of(checkpoint: &Checkpoint) -> Option<Self> {
         let any =
             |words: &[&str]| checkpoint.names().any(|name| words.iter().any(|word| name.contains(word)));
@@ -45,10 +45,10 @@ impl Contents {
         }
     }
 
-    /// Refuses what is known to hold something else.
+    /// Refuses a checkpoint that is known to contain something else.
     ///
     /// # Errors
-    /// Naming the file, what it is, and what is wanted.
+    /// The message names the file, what it is, and what was expected.
     pub fn check(self, checkpoint: &Checkpoint) -> Result<()> {
         match Self::of(checkpoint) {
             Some(other) if other != self => Err(self.refusal(checkpoint, "")),
@@ -64,7 +64,8 @@ impl Contents {
         Error::Mismatch(match known {
             Some(other) => {
                 format!(
-                    "{path}: this is no {}{lacks}, but {} {}; name the right file",
+                    "{path}: this is not {} {}{lacks}, but {} {}; give the right file",
+                    self.article(),
                     self.name(),
                     other.article(),
                     other.name()
@@ -72,7 +73,8 @@ impl Contents {
             }
             None => {
                 format!(
-                    "{path}: this is no {}{lacks}; name the right file: `tandem inspect` tells what this one is",
+                    "{path}: this is not {} {}{lacks}; give the right file: `tandem inspect` shows what this one is",
+                    self.article(),
                     self.name()
                 )
             }
@@ -94,7 +96,7 @@ impl Contents {
     }
 }
 
-/// What stands before the names of a DiT; `None` where the file holds none.
+/// The prefix of the names of a DiT; `None` if the file has no DiT.
 pub fn dit_prefix(checkpoint: &Checkpoint) -> Option<&'static str> {
     let prefixes = ["", "model.diffusion_model.", "diffusion_model."];
     prefixes.into_iter().find(|prefix| {

@@ -1,10 +1,10 @@
-//! What can go wrong in a model.
+//! The errors of this crate.
 
 use crate::adapter::files::AdapterFileError;
 use crate::dit::role::Role;
 use crate::weights::WeightsError;
 
-/// The result of anything in this crate.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// An error of a model: its weights, its inputs, or the tensor library below.
@@ -19,10 +19,10 @@ pub enum Error {
     /// An adapter file was refused, or could not be written.
     #[error(transparent)]
     AdapterFile(#[from] AdapterFileError),
-    /// A config file, an input shape or an adapter does not fit the model; the text names the thing and the way out.
+    /// A config file, an input shape or an adapter does not fit the model; the message says which, and what to do.
     #[error("{0}")]
     Mismatch(String),
-    /// Weights or inputs are damaged: what they give is not finite.
+    /// A result is not finite: weights or inputs are damaged.
     #[error("{what} is not finite: the weights or the input are damaged")]
     NotFinite {
         /// What was computed.
@@ -34,7 +34,7 @@ pub enum Error {
         /// Which.
         role: Role,
     },
-    /// The model was given conditioning that nothing in it reads.
+    /// The model was given conditioning that it does not read.
     #[error("the model was given {what}, which it does not read (role `{role}`); leave it out", what = role.what())]
     RoleUnread {
         /// Which.

@@ -2,8 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// One of two networks of the same sizes that share the noise levels between them: above the boundary the one, below it
-/// the other.
+/// One of two networks of the same sizes, one for the noise levels above the boundary and one for those below.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Expert {
@@ -23,7 +22,7 @@ pub enum Networks {
 }
 
 impl Expert {
-    /// Both, in the order in which sampling goes through them.
+    /// Both, in the order in which sampling uses them.
     pub const ALL: [Self; 2] = [Self::High, Self::Low];
 
     /// As recipes write it: `high`, `low`.
@@ -34,7 +33,7 @@ impl Expert {
         }
     }
 
-    /// What is put behind the names of its files: `high_noise`, `low_noise`.
+    /// The suffix of the names of its files: `high_noise`, `low_noise`.
     pub const fn suffix(self) -> &'static str {
         match self {
             Self::High => "high_noise",
@@ -42,8 +41,8 @@ impl Expert {
         }
     }
 
-    /// The expert that the name of a file or folder tells: `high_noise_model`, `wan2.2_t2v_low_noise_14B_fp16`,
-    /// `Wan22-I2V-HIGH`; `None` where it tells none, or both.
+    /// The expert in the name of a file or folder: `high_noise_model`, `wan2.2_t2v_low_noise_14B_fp16`, `Wan22-I2V-HIGH`; `None`
+    /// if the name has none, or both.
     pub fn in_name(name: &str) -> Option<Self> {
         let name = name.to_lowercase();
         let words: Vec<&str> = name.split(|c: char| !c.is_ascii_alphanumeric()).collect();

@@ -1,6 +1,6 @@
 //! Names of modules: official (the original checkpoints and ComfyUI), diffusers, kohya.
 //!
-//! Reading and writing, weights and adapters all go by these functions; the names themselves are in
+//! Reading and writing of weights and adapters all use these functions; the names themselves are in
 //! [`modules`](crate::dit::modules).
 
 use crate::dit::LayerId;
@@ -29,7 +29,7 @@ pub fn module_from_diffusers(diffusers: &str) -> Option<String> {
     renamed(diffusers, |module| (module.diffusers, module.official))
 }
 
-/// `name` in the other layout; `layouts` gives a module's names in this one and that one.
+/// `name` in the other layout; `layouts` returns a module's names in the source and the target layout.
 fn renamed(name: &str, layouts: fn(&Module) -> (&'static str, &'static str)) -> Option<String> {
     let find = |modules: &'static [Module], name: &str| {
         modules.iter().map(layouts).find(|(from, _)| *from == name).map(|(_, to)| to)
@@ -42,7 +42,7 @@ fn renamed(name: &str, layouts: fn(&Module) -> (&'static str, &'static str)) -> 
     }
 }
 
-/// The diffusers name of an official DiT tensor: a module name, or one with `.weight` / `.bias` behind it.
+/// The diffusers name of an official DiT tensor: a module name, possibly followed by `.weight` or `.bias`.
 pub fn tensor_to_diffusers(official: &str) -> Option<String> {
     with_suffix(official, module_to_diffusers)
 }

@@ -1,4 +1,4 @@
-//! Pictures on their way into a model: resized as PyTorch does where nothing else is asked of it.
+//! Resizing of pictures for a model, as PyTorch does by default.
 
 use kernels::{DType, Device, Tensor};
 
@@ -8,7 +8,7 @@ use crate::Result;
 const A: f32 = -0.75;
 
 /// `x` [b, c, h, w] at another `(height, width)`: bicubic, no antialiasing, centres aligned, edges repeated; values may
-/// leave their range. f32, where `x` lies.
+/// leave their range. f32, on the device of `x`.
 ///
 /// Source: PyTorch's `interpolate(mode="bicubic", align_corners=False)`, by which the official code resizes pictures.
 pub fn resize_bicubic(x_bchw: &Tensor, (height, width): (usize, usize)) -> Result<Tensor> {

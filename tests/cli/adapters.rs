@@ -207,18 +207,21 @@ fn nothing_is_written_over_what_is_read() {
     let shard = "model/diffusion_pytorch_model-00001-of-00002.safetensors";
     let before = desk.files();
     let merge = |lora, output| ["merge", "--model", "model", "--lora", lora, "--output", output];
-    desk.refuse(&merge("a.safetensors", shard), &["--output", shard, "belongs to model"]);
+    desk.refuse(&merge("a.safetensors", shard), &["--output", shard, "belongs to the input model"]);
     desk.refuse(&merge("a.safetensors", "clips"), &["--output", "clips is a folder"]);
     desk.refuse(&merge("a.safetensors", "no/m.safetensors"), &["there is no folder no"]);
     desk.refuse(
         &merge("a.safetensors:x", "m"),
-        &["--lora", "a.safetensors:x", "no number", "a.safetensors:0.8"],
+        &["--lora", "a.safetensors:x", "not a number", "a.safetensors:0.8"],
     );
-    desk.refuse(&["convert", "a.safetensors", "a.safetensors"], &["a.safetensors is read itself"]);
-    desk.refuse(&merge("a.safetensors:0.5", "a.safetensors"), &["--output", "a.safetensors is read itself"]);
+    desk.refuse(&["convert", "a.safetensors", "a.safetensors"], &["a.safetensors is also an input"]);
+    desk.refuse(
+        &merge("a.safetensors:0.5", "a.safetensors"),
+        &["--output", "a.safetensors is also an input"],
+    );
     desk.refuse(&["resize", "a.safetensors", "no/b.safetensors", "--rank", "1"], &["there is no folder no"]);
     let extract = ["extract", "--base", "model", "--tuned", "model", "--output", shard];
-    desk.refuse(&extract, &[shard, "belongs to model"]);
+    desk.refuse(&extract, &[shard, "belongs to the input model"]);
     assert_eq!(desk.files(), before);
 }
 
@@ -240,7 +243,7 @@ fn an_adapter_that_leaves_out_blocks_is_told() {
             "m.safetensors",
             "--force",
         ]);
-        let words = format!("{name}: 10 modules are left alone that it changes in other blocks: blocks.1.");
+        let words = format!("{name}: 10 modules are unchanged that it changes in other blocks: blocks.1.");
         assert_eq!(told.stderr.contains(&words), is_told, "{}", told.stderr);
     }
 }

@@ -222,19 +222,19 @@ fn a_part_in_the_place_of_another_is_named_for_what_it_is() {
     let lora = lora.to_str().unwrap();
     let model = "folder = \"model\"";
     for (key, file, told) in [
-        ("dit", vae, ["this is no Wan DiT", "but a Wan VAE"]),
-        ("dit", text, ["this is no Wan DiT", "but a UMT5 text encoder"]),
-        ("dit", lora, ["this is no Wan DiT", "but an adapter"]),
-        ("vae", text, ["this is no Wan VAE", "but a UMT5 text encoder"]),
-        ("text_encoder", vae, ["this is no UMT5 text encoder", "but a Wan VAE"]),
+        ("dit", vae, ["this is not a Wan DiT", "but a Wan VAE"]),
+        ("dit", text, ["this is not a Wan DiT", "but a UMT5 text encoder"]),
+        ("dit", lora, ["this is not a Wan DiT", "but an adapter"]),
+        ("vae", text, ["this is not a Wan VAE", "but a UMT5 text encoder"]),
+        ("text_encoder", vae, ["this is not a UMT5 text encoder", "but a Wan VAE"]),
         ("dit_config", "nowhere.json", ["dit_config", "nowhere.json"]),
-        ("dit_config", "recipe.toml", ["config.json cannot be read", "belongs to it"]),
+        ("dit_config", "recipe.toml", ["config.json cannot be read", "published with the model"]),
     ] {
         let named = format!("{model}\n{key} = \"{file}\"");
         desk.change(model, &named);
         desk.refuse(&PLAN, &told);
         if !key.starts_with("dit_") {
-            desk.refuse(&PLAN, &[file, "name the right file"]);
+            desk.refuse(&PLAN, &[file, "give the right file"]);
         }
         desk.change(&named, model);
     }
@@ -253,7 +253,7 @@ fn a_part_in_the_place_of_another_is_named_for_what_it_is() {
         let section = if section == "sample" { "[sample]\n" } else { "" };
         let named = format!("{place}\n{section}{name} = \"nope\"");
         desk.change(place, &named);
-        desk.refuse(&PLAN, &[&format!("{key}: there is nothing at nope")]);
+        desk.refuse(&PLAN, &[&format!("{key}: nothing exists at nope")]);
         desk.change(&named, place);
     }
     desk.change(model, "folder = \"model/config.json\"");

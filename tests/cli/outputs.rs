@@ -79,7 +79,7 @@ fn an_extract_of_a_merge_leaves_out_what_is_rounding() {
     assert!(told.contains("rounding to 16 bits") && !told.contains("--everything"), "{told}");
     let zero = ["merge", "--model", "model", "--lora", "a.safetensors:0", "--output", merged, "--force"];
     desk.succeed(&zero);
-    desk.refuse(&with(&extract, &["--force"]), &["equal, but for rounding"]);
+    desk.refuse(&with(&extract, &["--force"]), &["equal, except for rounding"]);
 }
 
 /// Standard output ends with one object that says what was wrong, whatever was: a recipe, a file, the command line itself.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kernels::{Device, Tensor, loha};
 use models::adapter::files::{AdapterFile, Precision, Style, write};
-use models::adapter::{Adapters, Change, Kind, LoraConfig, LoraPair, Rank, Target, resize};
+use models::adapter::{AdapterKind, Adapters, Change, LoraConfig, LoraPair, Rank, Target, resize};
 use proofs::fixture;
 use proofs::project::Project;
 use proofs::small::{config, micro_batch, pipeline, velocities, weights};
@@ -16,17 +16,17 @@ use trainer::watch::ui::{Ui, Voice};
 /// f32 rounding of two ways to the same numbers.
 const SAME: Tolerance = Tolerance { absolute: 1e-5, relative: 1e-5 };
 
-const KINDS: [Kind; 4] = [Kind::Lora, Kind::Dora, Kind::Loha, Kind::Lokr];
+const KINDS: [AdapterKind; 4] = [AdapterKind::Lora, AdapterKind::Dora, AdapterKind::Loha, AdapterKind::Lokr];
 
 fn cpu(name: &str, shape: (usize, usize)) -> Tensor {
     (randn(name, shape).to_device(&Device::Cpu).unwrap() * 0.3).unwrap()
 }
 
-fn lora(kind: Kind, rank: usize) -> LoraConfig {
+fn lora(kind: AdapterKind, rank: usize) -> LoraConfig {
     LoraConfig { kind, rank: Some(rank), alpha: Some(3.0), ..LoraConfig::default() }
 }
 
-fn targets(kind: Kind, rank: usize) -> (LoraConfig, Vec<Target>) {
+fn targets(kind: AdapterKind, rank: usize) -> (LoraConfig, Vec<Target>) {
     let lora = lora(kind, rank);
     let targets = lora.select(&config(2, 32).adaptable_modules()).unwrap();
     (lora, targets)
@@ -34,7 +34,7 @@ fn targets(kind: Kind, rank: usize) -> (LoraConfig, Vec<Target>) {
 
 /// What a file of `change` for every target begins as.
 fn begun(
-    kind: Kind,
+    kind: AdapterKind,
     rank: usize,
     change: &dyn Fn(&Target) -> Change,
 ) -> models::Result<(Adapters, Vec<String>)> {
@@ -78,8 +78,8 @@ fn fresh_adapters_of_every_kind_leave_the_model_alone_and_count_as_planned() {
 #[test]
 fn a_run_begins_with_what_the_file_does() {
     for rank in [3, 5] {
-        let (adapters, told) = begun(Kind::Lora, rank, &|target| pair(target, 3).into()).unwrap();
-        let (_, targets) = targets(Kind::Lora, rank);
+        let (adapters, told) = begun(AdapterKind::Lora, rank, &|target| pair(target, 3).into()).unwrap();
+        let (_, targets) = targets(AdapterKind::Lora, rank);
         for target in &targets {
             let what = format!("rank 3 to {rank}: {}", target.module);
             assert_close(&what, &delta(&adapters, &target.module), &pair(target, 3).delta().unwrap(), SAME);
@@ -92,7 +92,7 @@ fn a_run_begins_with_what_the_file_does() {
         }
         assert_eq!(told.len(), if rank == 3 { 1 } else { 2 }, "{told:?}");
     }
-    let (adapters, told) = begun(Kind::Lora, 2, &|target| pair(target, 3).into()).unwrap();
+    let (adapters, told) = begun(AdapterKind::Lora, 2, &|target| pair(target, 3).into()).unwrap();
     let module = "blocks.1.ffn.0";
     let target = Target { module: module.to_owned(), out: 40, input: 32 };
     let best = resize(&pair(&target, 3).into(), Rank::Fixed(2), 1).unwrap();
@@ -109,35 +109,35 @@ fn a_run_begins_with_what_the_file_does() {
             scale: 0.4,
         })
     };
-    for (kind, rank) in [(Kind::Loha, 2), (Kind::Lora, 4)] {
+    for (kind, rank) in [(AdapterKind::Loha, 2), (AdapterKind::Lora, 4)] {
         let (adapters, _) = begun(kind, rank, &loha).unwrap();
         let expected = loha(&target).delta().unwrap().unwrap();
         assert_close(&format!("LoHa to {}", kind.name()), &delta(&adapters, module), &expected, SAME);
     }
     // What one run trained the next begins with: fresh ones, moved away from nothing.
-    let (lora, targets) = targets(Kind::Lokr, 2);
+    let (lora, targets) = targets(AdapterKind::Lokr, 2);
     let fresh = Adapters::fresh(&targets, &lora, 9, &Device::Cpu).unwrap();
     let moved: BTreeMap<String, Tensor> =
         fresh.parameters().into_iter().map(|(name, t)| (name, (t + 0.1).unwrap())).collect();
     let mut earlier = fresh;
     earlier.set_parameters(&moved);
     let change = |target: &Target| earlier.of(&target.module)[0].delta().to_change(None).unwrap();
-    let (adapters, _) = begun(Kind::Lokr, 2, &change).unwrap();
+    let (adapters, _) = begun(AdapterKind::Lokr, 2, &change).unwrap();
     assert_close("LoKr", &delta(&adapters, module), &delta(&earlier, module), SAME);
 }
 
 #[test]
 fn what_cannot_be_begun_with_is_refused_by_name() {
-    let refused = |kind: Kind, rank: usize, change: &dyn Fn(&Target) -> Change| {
+    let refused = |kind: AdapterKind, rank: usize, change: &dyn Fn(&Target) -> Change| {
         begun(kind, rank, change).unwrap_err().to_string()
     };
-    let text = refused(Kind::Lokr, 2, &|target| pair(target, 3).into());
+    let text = refused(AdapterKind::Lokr, 2, &|target| pair(target, 3).into());
     assert!(text.contains("LoKr") && text.contains("blocks.0."), "{text}");
     let wide = |target: &Target| pair(&Target { input: target.input + 1, ..target.clone() }, 3).into();
-    let text = refused(Kind::Lora, 3, &wide);
+    let text = refused(AdapterKind::Lora, 3, &wide);
     assert!(text.contains("another model") && text.contains("33"), "{text}");
 
-    let (lora, mut targets) = targets(Kind::Lora, 3);
+    let (lora, mut targets) = targets(AdapterKind::Lora, 3);
     let modules: BTreeMap<String, Change> =
         targets.iter().map(|t| (t.module.clone(), pair(t, 3).into())).collect();
     let mut file = AdapterFile { modules, ..Default::default() };
@@ -181,7 +181,7 @@ fn a_file_that_a_run_cannot_begin_with_is_refused_by_its_name_and_key() {
     written("blocks.0.ffn.0", 32);
     assert!(plan(begin).is_ok() && plan(clips).is_ok());
 
-    let (lora, mut targets) = targets(Kind::Lora, 3);
+    let (lora, mut targets) = targets(AdapterKind::Lora, 3);
     targets.retain(|target| target.module != "blocks.0.ffn.0");
     let lora = LoraConfig { init_from_low: Some(path.clone()), ..lora };
     let error = beginning(&lora, Some(&path), &targets, 5, &Ui::new(Voice::Json)).unwrap_err().to_string();

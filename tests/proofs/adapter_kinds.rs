@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kernels::weight::Weight;
 use kernels::{DType, Device, Tensor, dora, loha, lokr, low_rank};
 use models::adapter::files::read;
-use models::adapter::{Adapter, Adapters, Change, Delta, DoraPair, Kind, Site};
+use models::adapter::{Adapter, AdapterKind, Adapters, Change, Delta, DoraPair, Site};
 use models::dit::BlockPlan;
 use proofs::small::{config, micro_batch, pipeline, trained, weights};
 use proofs::{Tolerance, assert_close, fixture, fixture_tensors, randn};
@@ -21,7 +21,7 @@ fn dora_is_pefts() {
     let golden = fixture_tensors("dora/peft_layer.safetensors");
     let file = read(&fixture("dora")).unwrap();
     let change = &file.modules["blocks.0.self_attn.q"];
-    assert_eq!(change.kind(), Kind::Dora);
+    assert_eq!(change.kind(), AdapterKind::Dora);
     let weight = Weight::Dense(golden["weight"].clone());
     let mut delta = Delta::new(change, 1.0).unwrap().to_device(&proofs::device()).unwrap();
     delta.settle(&weight).unwrap();

@@ -59,7 +59,7 @@ fn merged_weights_are_the_golden_ones_in_every_format() {
             ControlFlow::Continue(())
         });
         written.unwrap().unwrap();
-        let (read_config, back) = dit::open(&path, Some(&text)).unwrap();
+        let (read_config, back) = models::open_dit(&path, Some(&text)).unwrap();
         assert_eq!(read_config, config);
         for spec in config.tensors() {
             let what = format!("{copied:?}: {}", spec.name);
@@ -120,7 +120,7 @@ fn a_copy_holds_every_number_or_is_not_made() {
 fn merging_into_fp8_leaves_the_codes_of_other_matrices_alone() {
     let text = std::fs::read_to_string(fixture("dit/t2v/config_official.json")).unwrap();
     let path = fixture("fp8/scaled_fp8_old.safetensors");
-    let (config, weights) = dit::open(&path, Some(&text)).unwrap();
+    let (config, weights) = models::open_dit(&path, Some(&text)).unwrap();
     let module = "blocks.0.self_attn.q";
     let pair = LoraPair { a: cpu("a", (2, 32)), b: cpu("b", (32, 2)), alpha: None };
     let file =
@@ -142,7 +142,7 @@ fn merging_into_fp8_leaves_the_codes_of_other_matrices_alone() {
     }
     assert_eq!(same, 19);
     let name = format!("{module}.weight");
-    let (_, back) = dit::open(&copy, Some(&text)).unwrap();
+    let (_, back) = models::open_dit(&copy, Some(&text)).unwrap();
     assert_close("the changed one", &tensor(&back, &name), &tensor(&weights, &name), E4M3);
 }
 

@@ -1,4 +1,4 @@
-//! How the frozen model is held: what is coded and what never is, what it takes, and what each form costs in accuracy.
+//! How the frozen model is held: what is quantised and what never is, what it takes, and what each form costs in accuracy.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -18,10 +18,10 @@ use trainer::learning::optim::{AdamW, Optimizer, Rule, Step, checked_norm, clip_
 use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline};
 use trainer::tools::bench::dit_preset;
 
-const FP8: Frozen = Frozen { compute: DType::F32, storage: Storage::Coded(Format::E4m3) };
-const INT8: Frozen = Frozen { compute: DType::F32, storage: Storage::Coded(Format::Int8) };
+const FP8: Frozen = Frozen { compute: DType::F32, storage: Storage::Quantised(Format::E4m3) };
+const INT8: Frozen = Frozen { compute: DType::F32, storage: Storage::Quantised(Format::Int8) };
 
-/// The coded layers of a block. Everything else, such as biases, norms, modulation, embeddings and head, is not there.
+/// The quantised layers of a block. Everything else, such as biases, norms, modulation, embeddings and head, is not there.
 const CODED: [&str; 10] = [
     "self_attn.q",
     "self_attn.k",
@@ -35,7 +35,7 @@ const CODED: [&str; 10] = [
     "ffn.2",
 ];
 
-fn coded(layers: usize) -> BTreeSet<String> {
+fn quantised(layers: usize) -> BTreeSet<String> {
     (0..layers).flat_map(|n| CODED.map(|module| format!("blocks.{n}.{module}"))).collect()
 }
 
@@ -50,19 +50,20 @@ fn velocity(weights: &Weights, config: &DitConfig, base: Base) -> Tensor {
 }
 
 /// By name, and by the bits of what comes out: a model whose listed matrices went to codes and back before it was
-/// loaded is the coded model.
+/// loaded is the quantised model.
 #[test]
 fn the_linear_layers_of_blocks_are_coded_and_nothing_else_is() {
     let config = config(3, 32);
     for frozen in [FP8, INT8] {
-        let Storage::Coded(format) = frozen.storage else { panic!("not coded") };
+        let Storage::Quantised(format) = frozen.storage else { panic!("not quantised") };
         let dit = Dit::load(&weights(&config), &config, 0..3, Base::new(frozen), &device()).unwrap();
-        let is_coded = |weight: &Weight| matches!(weight, Weight::Coded(coded) if coded.format == format);
-        let found = dit.linears().filter(|linear| is_coded(linear.weight()));
-        assert_eq!(found.map(|linear| linear.name().to_owned()).collect::<BTreeSet<_>>(), coded(3));
+        let is_quantised =
+            |weight: &Weight| matches!(weight, Weight::Quantised(quantised) if quantised.format == format);
+        let found = dit.linears().filter(|linear| is_quantised(linear.weight()));
+        assert_eq!(found.map(|linear| linear.name().to_owned()).collect::<BTreeSet<_>>(), quantised(3));
 
         let mut there_and_back = tensors(&config);
-        for module in coded(3) {
+        for module in quantised(3) {
             let dense = there_and_back.get_mut(&format!("{module}.weight")).unwrap();
             let codes = Weight::quantise(dense, format, DType::F32).unwrap();
             *dense = codes.dequantised(DType::F32).unwrap();
@@ -74,7 +75,7 @@ fn the_linear_layers_of_blocks_are_coded_and_nothing_else_is() {
 
 /// Bytes of a part of a model, counted tensor by tensor from the rule in words.
 fn counted(config: &DitConfig, range: &Range<usize>, dense: u64, frozen: Frozen) -> u64 {
-    let coded = coded(config.layers);
+    let quantised = quantised(config.layers);
     let here = config.tensors().into_iter().filter(|spec| match models::names::split_layer(&spec.name) {
         Some((id, _)) => range.contains(&id.index()),
         None if spec.name.starts_with("head.") => range.end == config.layers,
@@ -85,7 +86,7 @@ fn counted(config: &DitConfig, range: &Range<usize>, dense: u64, frozen: Frozen)
         let module = spec.name.strip_suffix(".weight");
         let is_f32 = ["time_", "head.", "norm", "modulation"].iter().any(|part| spec.name.contains(part));
         match (frozen.storage, is_f32) {
-            (Storage::Coded(_), _) if module.is_some_and(|module| coded.contains(module)) => {
+            (Storage::Quantised(_), _) if module.is_some_and(|module| quantised.contains(module)) => {
                 numbers + 4 * spec.shape[0] as u64
             }
             (_, true) => 4 * numbers,
@@ -102,7 +103,7 @@ fn bytes_are_known_from_the_shapes() {
         let config = dit_preset(name).unwrap();
         for range in [0..config.layers, 0..2, 2..config.layers] {
             for (compute, size) in [(DType::F32, 4), (DType::BF16, 2)] {
-                for storage in [Storage::Dense, Storage::Coded(Format::E4m3)] {
+                for storage in [Storage::Dense, Storage::Quantised(Format::E4m3)] {
                     let frozen = Frozen { compute, storage };
                     let expected = counted(&config, &range, size, frozen);
                     assert_eq!(Base::new(frozen).bytes(&config, &range), expected, "{name} {range:?}");
@@ -184,8 +185,8 @@ fn what_a_block_adds_is_off_by_the_rounding_of_its_matrices() {
         (behind.main - &x).unwrap()
     };
     for (frozen, bound) in [(FP8, 0.026 * 3f64.sqrt() * 1.1), (INT8, 0.006 * 3f64.sqrt() * 1.1)] {
-        for (n, (coded, exact)) in load(Base::new(frozen)).layers.iter().zip(&exact.layers).enumerate() {
-            let error = error(&added(coded.as_ref()), &added(exact.as_ref()));
+        for (n, (quantised, exact)) in load(Base::new(frozen)).layers.iter().zip(&exact.layers).enumerate() {
+            let error = error(&added(quantised.as_ref()), &added(exact.as_ref()));
             assert!(error.rms <= bound, "{frozen:?}, block {n}: {error:?}, {bound:.4} is allowed");
         }
     }
@@ -273,7 +274,7 @@ fn a_coded_base_learns_like_a_dense_one() {
     let dense = curve(Frozen::F32);
     assert!(left(&dense) < dense[0] / 2.0, "nothing is learned: {} of {}", left(&dense), dense[0]);
     for frozen in [FP8, INT8] {
-        let (coded, dense) = (left(&curve(frozen)), left(&dense));
-        assert!((coded / dense - 1.0).abs() < 0.02, "{frozen:?} ends at {coded}, dense at {dense}");
+        let (quantised, dense) = (left(&curve(frozen)), left(&dense));
+        assert!((quantised / dense - 1.0).abs() < 0.02, "{frozen:?} ends at {quantised}, dense at {dense}");
     }
 }

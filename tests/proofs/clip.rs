@@ -59,8 +59,8 @@ fn what_is_no_tower_is_told() {
     let (weights, vae) =
         (fixture("clip/weights_official.safetensors"), fixture("repo_official_a14b/Wan2.1_VAE.pth"));
     let refused = |path| Clip::load(path, None, DType::F32, &device()).unwrap_err().to_string();
-    assert!(refused(&vae).contains("no CLIP picture tower"), "{}", refused(&vae));
-    // 32 is no multiple of the published head, and nothing tells the tiny one's.
+    assert!(refused(&vae).contains("not a CLIP picture tower"), "{}", refused(&vae));
+    // 32 is not a multiple of the published head size, and nothing else gives the tiny one.
     assert!(refused(&weights).contains("num_attention_heads"), "{}", refused(&weights));
 }
 

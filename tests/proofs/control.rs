@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use kernels::transfer::Route;
 use kernels::{D, Device, Tensor};
 use models::dit::{
-    Architecture, Base, BlockPlan, Boundary, Embed, Embedder, Keep, LayerId, NetworkInput, Place, Plans, Role,
+    Architecture, Base, BlockPlan, Boundary, Embed, Embedder, Keep, KeepPlace, LayerId, NetworkInput, Plans,
+    Role,
 };
 use models::weights::{TensorSpec, Weights};
 use proofs::autograd::{Slopes, Variable, detached};
@@ -277,9 +278,10 @@ fn what_is_kept_of_side_blocks_and_injections_changes_no_bit() {
     let pipeline = split_into(&model, &[2, 2]);
     let (losses, gradients) = trained(&pipeline, &batches(), BlockPlan::default());
     let keeps = [Keep::Input, Keep::Attention, Keep::All];
-    let places = [Place::Device, Place::Host, Place::HostUntilUsed];
+    let places = [KeepPlace::Device, KeepPlace::Host, KeepPlace::HostUntilUsed];
     let plan = |keep, place| BlockPlan { keep, place };
-    let mut all: Vec<Plans> = keeps.iter().map(|&keep| uniform(&pipeline, plan(keep, Place::Host))).collect();
+    let mut all: Vec<Plans> =
+        keeps.iter().map(|&keep| uniform(&pipeline, plan(keep, KeepPlace::Host))).collect();
     // Another plan for each layer, in every rotation.
     for turn in 0..9 {
         let ids = pipeline.layers().into_iter().enumerate();
@@ -306,7 +308,7 @@ fn what_is_kept_of_side_blocks_and_injections_changes_no_bit() {
     assert!(pipeline.plans(&[lean; 3]).is_err(), "three plans for four blocks");
     let without = pipeline.layers().into_iter().skip(1).map(|id| (id, BlockPlan::default())).collect();
     let error = pipeline.train(&batches(), &without).unwrap_err().to_string();
-    assert!(error.contains("kept of the layer blocks.0"), "{error}");
+    assert!(error.contains("keep of the layer blocks.0"), "{error}");
 }
 
 /// What a model takes is counted from the tensors of its layers, those beside the main chain included, and on the stage of

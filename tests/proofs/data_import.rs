@@ -152,7 +152,7 @@ fn a_musubi_list_names_its_clips() {
     // The same list by itself has the sizes and lengths of the recipe.
     let alone = desk.build(&desk.config("clips/list.jsonl", json!({ "frames": [5], "trigger": "sks" })));
     let error = alone.unwrap_err().to_string();
-    assert!(error.contains("clips/short.webp, which is no clip or is not there"), "{error}");
+    assert!(error.contains("clips/short.webp, which is not a clip or does not exist"), "{error}");
     desk.write("clips/list.jsonl", "{\"video_path\": \"long.webp\", \"caption\": \"from the list\"}\n");
     let alone =
         desk.build(&desk.config("clips/list.jsonl", json!({ "frames": [5], "trigger": "sks" }))).unwrap();
@@ -249,13 +249,17 @@ fn a_dataset_file_that_cannot_be_read_is_refused_by_name_and_key() {
     for (name, text, told) in [
         ("d.toml", "[model]\ntype = \"wan\"".to_owned(), "neither [[datasets]]"),
         ("d.toml", "[[datasets]\n".to_owned(), "TOML parse error"),
-        ("d.yaml", "x: 1".to_owned(), "no .toml, .csv or .jsonl"),
+        ("d.yaml", "x: 1".to_owned(), "not a .toml, .csv or .jsonl"),
         ("d.toml", musubi(""), "datasets[0] must name one of image_directory"),
         ("d.toml", musubi("video_directory = \"nowhere\""), "nowhere, which cannot be read"),
         ("d.toml", musubi(&format!("{videos}frame_extraction = \"tail\"")), "frame_extraction = \"tail\""),
         ("d.toml", musubi(&format!("{videos}num_repeats = 0")), "num_repeats = 0"),
-        ("d.toml", musubi(&format!("{videos}caption_extension = \".cap\"")), "no .cap file beside"),
-        ("d.toml", musubi("video_directory = \"clips\"\ntarget_frames = [-3]"), "-3 is no number of frames"),
+        ("d.toml", musubi(&format!("{videos}caption_extension = \".cap\"")), "no .cap file next to"),
+        (
+            "d.toml",
+            musubi("video_directory = \"clips\"\ntarget_frames = [-3]"),
+            "-3 is not a number of frames",
+        ),
         ("d.toml", "[[directory]]\npath = \"clips\"".to_owned(), "directory[0]: no resolutions"),
         (
             "d.toml",
@@ -266,7 +270,7 @@ fn a_dataset_file_that_cannot_be_read_is_refused_by_name_and_key() {
         (
             "d.csv",
             "video,prompt\nclips/gone.mp4,x\n".to_owned(),
-            "gone.mp4, which is no clip or is not there",
+            "gone.mp4, which is not a clip or does not exist",
         ),
     ] {
         let error = desk.refusal(name, &text);

@@ -8,8 +8,8 @@ use kernels::{DType, Device, Tensor, adamw};
 use models::adapter::{Adapter, Adapters};
 use models::dit::ffn::{Chunk, chunks};
 use models::dit::{
-    Base, BlockPlan, Conditioning, Dit, DitConfig, Dropout, Gradients, ImageBranch, Keep, Keeping, LayerId,
-    NetworkInput, Pass, Place, Raw, Role, Streams, embed, rope,
+    Base, BlockPlan, Conditioning, Dit, DitConfig, Dropout, Gradients, ImageBranch, Keep, KeepPlace, Keeping,
+    LayerId, NetworkInput, Pass, Raw, Role, Streams, embed, rope,
 };
 use models::names;
 use models::weights::Weights;
@@ -237,7 +237,7 @@ fn golden_name(prefix: &str, official: &str) -> String {
 }
 
 /// Every block's plan where nothing else is asked for.
-const LEAN: [BlockPlan; 2] = [BlockPlan { keep: Keep::Input, place: Place::Device }; 2];
+const LEAN: [BlockPlan; 2] = [BlockPlan { keep: Keep::Input, place: KeepPlace::Device }; 2];
 
 /// Loss and gradients of one velocity prediction; `mask` says what counts.
 fn loss_and_gradients(
@@ -361,7 +361,7 @@ fn what_is_kept_changes_no_bit_of(kind: &str) {
     let (shown, target) = (Shown::golden(&io), (&io["target"], None));
     let (lean_loss, lean) = loss_and_gradients(&dit, &shown, target, &pass, &LEAN);
     let all = [Keep::Input, Keep::Attention, Keep::All].map(|keep| {
-        [Place::Device, Place::Host, Place::HostUntilUsed].map(|place| BlockPlan { keep, place })
+        [KeepPlace::Device, KeepPlace::Host, KeepPlace::HostUntilUsed].map(|place| BlockPlan { keep, place })
     });
     let all = all.as_flattened();
     for first in all {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use data::Cursor;
 use kernels::Tensor;
 use kernels::optimiser::State;
-use models::adapter::Kind;
+use models::adapter::AdapterKind;
 use models::dit::{Base, BlockPlan, DitConfig};
 use models::expert::Expert;
 use proofs::project::{Project, SIZE};
@@ -267,7 +267,7 @@ fn forecast_in_turn(config: &DitConfig) -> Vec<u64> {
         dit: config,
         base: Base::F32,
         targets: &[],
-        kind: Kind::Lora,
+        kind: AdapterKind::Lora,
         factor: None,
         rank: 1,
         dropout: false,
@@ -326,7 +326,7 @@ fn experts_that_cannot_be_are_refused_by_name() {
     };
     let [high, low] =
         ["high_noise_model", "low_noise_model"].map(|name| fixture("repo_official_a14b").join(name));
-    refuse("", "", &["holds two experts", "model.expert", "\"both\""]);
+    refuse("", "", &["has two experts", "model.expert", "\"both\""]);
     refuse(
         &format!("expert = \"both\"\ndit_low = {low:?}"),
         "",

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use kernels::weight::{Format, Weight};
 use kernels::{DType, Device, Tensor};
 use models::adapter::Adapters;
-use models::dit::{self, Base, Dit, DitConfig, Pass};
+use models::dit::{Base, Dit, DitConfig, Pass};
 use models::weights::{Checkpoint, Frozen, Grid, Storage, TensorSpec, Weights, write_safetensors};
 use proofs::{
     Tolerance, assert_close, assert_same_bits, device, entered, fixture, fixture_tensors, golden_input, randn,
@@ -14,7 +14,7 @@ use proofs::{
 
 /// f32 sums in another order: that of the dense golden outputs.
 const OUTPUT: Tolerance = Tolerance::absolute(1.5e-4);
-const FP8: Frozen = Frozen { compute: DType::F32, storage: Storage::Coded(Format::E4m3) };
+const FP8: Frozen = Frozen { compute: DType::F32, storage: Storage::Quantised(Format::E4m3) };
 /// File, its prefix in the golden weights, its golden output.
 const FILES: [(&str, &str, Option<&str>); 4] = [
     ("scaled_fp8_old", "scaled", Some("output_scaled_f32")),
@@ -25,7 +25,7 @@ const FILES: [(&str, &str, Option<&str>); 4] = [
 
 fn open(path: &Path) -> models::Result<(DitConfig, Weights)> {
     let config = std::fs::read_to_string(fixture("dit/t2v/config_official.json")).unwrap();
-    dit::open(path, Some(&config))
+    models::open_dit(path, Some(&config))
 }
 
 fn expected() -> BTreeMap<String, Tensor> {
@@ -76,8 +76,8 @@ fn codes_are_used_as_they_are() {
         );
         for linear in dit.linears() {
             let name = format!("{}.weight", linear.name());
-            let Weight::Coded(coded) = linear.weight() else { panic!("{file} {name} is dense") };
-            let codes: Vec<u8> = coded.codes.flatten_all().unwrap().to_vec1().unwrap();
+            let Weight::Quantised(quantised) = linear.weight() else { panic!("{file} {name} is dense") };
+            let codes: Vec<u8> = quantised.codes.flatten_all().unwrap().to_vec1().unwrap();
             assert!(codes == bytes.bytes(&name).unwrap(), "{file} {name}: other codes");
             let dense = weights.tensor(&name, DType::F32, &device()).unwrap();
             assert_same_bits(&name, &linear.weight().dequantised(DType::F32).unwrap(), &dense);
@@ -130,11 +130,11 @@ fn a_scale_for_each_block_of_a_row_is_read_and_kept() {
     let weights = made.weights().unwrap();
     let dense = weights.tensor("m.weight", DType::F32, &Device::Cpu).unwrap();
     assert_same_bits("dense", &dense, &by_hand);
-    let coded = weights.matrix("m.weight", FP8, &device()).unwrap();
-    assert_same_bits("coded", &coded.dequantised(DType::F32).unwrap(), &by_hand);
-    assert_eq!(coded.bytes(), 6 * 128 + 6 * 2 * 4);
+    let quantised = weights.matrix("m.weight", FP8, &device()).unwrap();
+    assert_same_bits("quantised", &quantised.dequantised(DType::F32).unwrap(), &by_hand);
+    assert_eq!(quantised.bytes(), 6 * 128 + 6 * 2 * 4);
     let planned = Frozen { storage: Storage::Blocks(Format::E4m3, 64), ..FP8 };
-    assert_eq!(planned.bytes(6, 128), coded.bytes() as u64);
+    assert_eq!(planned.bytes(6, 128), quantised.bytes() as u64);
     assert_eq!(
         Checkpoint::open(&made.path()).unwrap().scalings(),
         BTreeMap::from([(Some(Grid::Block(64)), 1)])

@@ -1,6 +1,6 @@
 //! Every op's hand-written backward against finite differences and against candle's autograd.
 
-use kernels::tokens::Place;
+use kernels::tokens::Destination;
 use kernels::weight::Weight;
 use kernels::{
     DType, Result, Tensor, attention, dora, gelu, linear, loha, lokr, loss, low_rank, norm, norm_rope,
@@ -258,8 +258,8 @@ fn norm_backwards() {
     assert_close("onto", &backward(&dy), &(&dy + &got).unwrap(), FUSED);
     assert_gradient("modulated layer norm", &f, &twin, &x, &dy, &got);
     let whole = dy.copy().unwrap();
-    let place = Place { whole: &whole, start: 0 };
-    norm::modulated_layer_norm_backward_at(place, &x, &dy, &scale, EPS, &whole).unwrap();
+    let to = Destination { whole: &whole, start: 0 };
+    norm::modulated_layer_norm_backward_at(to, &x, &dy, &scale, EPS, &whole).unwrap();
     assert_same_bits("in the place of what it goes onto", &whole, &backward(&dy));
 
     let (w, b) = (randn("w", 8), randn("b", 8));

@@ -223,7 +223,9 @@ fn a_server_that_lies_about_lengths_or_ranges_is_seen_through() {
         0 => Some(repository.honest(request).cut(5000)),
         _ => Some(Reply { status: 206, ..Reply::body([9; 10]) }.with("Content-Range", "bytes 5000-5009/77")),
     });
-    assert!(Desk::new(&server.address).refusal().contains("the server says 77 bytes, the hub's list 300000"));
+    assert!(
+        Desk::new(&server.address).refusal().contains("the server reports 77 bytes, the hub's list 300000")
+    );
     // One that never sends anything more: given up, and what came is kept for the next time.
     let server =
         faulty(|repository, request, n| Some(repository.honest(request).cut(if n == 0 { 5000 } else { 0 })));
@@ -244,7 +246,7 @@ fn bytes_with_another_hash_are_thrown_away() {
     });
     let desk = Desk::new(&server.address);
     let error = desk.refusal();
-    for told in [FILE, "SHA-256", &long().hash(FILE), "thrown away"] {
+    for told in [FILE, "SHA-256", &long().hash(FILE), "discarded"] {
         assert!(error.contains(told), "{error}");
     }
     assert_eq!(desk.blobs(), Vec::<String>::new());
@@ -270,7 +272,7 @@ fn small_files_with_another_hash_are_thrown_away_too() {
     });
     let desk = Desk::new(&server.address);
     let error = desk.fetch(&[Wanted::DitLow]).unwrap_err().to_string();
-    for told in [CONFIG, "git's SHA-1", &official().hash(CONFIG), "thrown away"] {
+    for told in [CONFIG, "git's SHA-1", &official().hash(CONFIG), "discarded"] {
         assert!(error.contains(told), "{error}");
     }
     assert!(!desk.blobs().contains(&official().hash(CONFIG)), "{:?}", desk.blobs());
@@ -406,8 +408,8 @@ fn offline_the_cache_is_all_that_there_is() {
 #[test]
 fn a_list_that_is_none_or_leads_out_of_the_cache_is_refused() {
     for (list, told) in [
-        ("<html>", "no description of a model"),
-        (r#"{"sha":"main","siblings":[]}"#, "\"main\" is no commit"),
+        ("<html>", "not a description of a model"),
+        (r#"{"sha":"main","siblings":[]}"#, "\"main\" is not a commit"),
         (
             r#"{"sha":"ab","siblings":[{"rfilename":"../Wan2.1_VAE.pth","size":1,"blobId":"0123456789abcdef0123456789abcdef01234567"}]}"#,
             "\"../Wan2.1_VAE.pth\"",
@@ -418,7 +420,7 @@ fn a_list_that_is_none_or_leads_out_of_the_cache_is_refused() {
         ),
         (
             r#"{"sha":"ab","siblings":[{"rfilename":"Wan2.1_VAE.pth","size":1,"blobId":"abcd"}]}"#,
-            "hash \"abcd\", which is none",
+            "the invalid hash \"abcd\"",
         ),
         (
             r#"{"sha":"ab","siblings":[{"rfilename":"Wan2.1_VAE.pth"}]}"#,

@@ -4,8 +4,8 @@
 use kernels::DType;
 use kernels::device::Repeatability;
 use kernels::weight::Format;
-use models::adapter::{Kind, LoraConfig, Target};
-use models::dit::{Base, BlockPlan, DitConfig, Keep, Place};
+use models::adapter::{AdapterKind, LoraConfig, Target};
+use models::dit::{Base, BlockPlan, DitConfig, Keep, KeepPlace};
 use models::weights::{Frozen, Storage};
 use proofs::project::Project;
 use trainer::bytes::Bytes;
@@ -20,7 +20,7 @@ use trainer::plan::Plan;
 use trainer::tools::bench::dit_preset;
 
 const GIB: u64 = 1 << 30;
-const FP8: Storage = Storage::Coded(Format::E4m3);
+const FP8: Storage = Storage::Quantised(Format::E4m3);
 const CUDNN: Engine = Engine::Cudnn(Repeatability::Fast);
 
 /// Latents of 480x832 pixels.
@@ -48,7 +48,7 @@ impl Model {
             dit,
             base,
             targets,
-            kind: Kind::Lora,
+            kind: AdapterKind::Lora,
             factor: None,
             rank: 32,
             dropout: false,
@@ -117,7 +117,7 @@ fn a_block_takes_what_a_hand_counts() {
 #[test]
 fn the_branch_of_a_picture_is_counted() {
     let (text, picture) = (Model::new("t2v-14b"), Model::new("i2v-14b"));
-    let plan = |keep| BlockPlan { keep, place: Place::Device };
+    let plan = |keep| BlockPlan { keep, place: KeepPlace::Device };
     let forecast = |model: &Model, keep| alone(&model.task(Storage::Dense, clip(17), 1), plan(keep), 1024);
     let weights = |model: &Model| forecast(model, Keep::Input).weights;
     assert_eq!(weights(&picture) - weights(&text), {
@@ -138,14 +138,15 @@ fn forecasts_grow_with_what_they_are_made_of() {
     let model = Model::new("t2v-1.3b");
     let peak = |task: &Task, keep, place, ffn| alone(task, BlockPlan { keep, place }, ffn).peak;
     let task = model.task(Storage::Dense, clip(49), 2);
-    let keeps = [Keep::Input, Keep::Attention, Keep::All].map(|keep| peak(&task, keep, Place::Device, 8192));
+    let keeps =
+        [Keep::Input, Keep::Attention, Keep::All].map(|keep| peak(&task, keep, KeepPlace::Device, 8192));
     assert!(keeps.is_sorted() && keeps[0] < keeps[2], "{keeps:?}");
-    let places =
-        [Place::HostUntilUsed, Place::Host, Place::Device].map(|p| peak(&task, Keep::Input, p, 8192));
+    let places = [KeepPlace::HostUntilUsed, KeepPlace::Host, KeepPlace::Device]
+        .map(|p| peak(&task, Keep::Input, p, 8192));
     assert!(places.is_sorted() && places[1] < places[2], "{places:?}");
-    let chunks = [1024, 4096, 20280].map(|ffn| peak(&task, Keep::Input, Place::Device, ffn));
+    let chunks = [1024, 4096, 20280].map(|ffn| peak(&task, Keep::Input, KeepPlace::Device, ffn));
     assert!(chunks.is_sorted() && chunks[0] < chunks[2], "{chunks:?}");
-    let input = |task: &Task| peak(task, Keep::Input, Place::Device, 8192);
+    let input = |task: &Task| peak(task, Keep::Input, KeepPlace::Device, 8192);
     let larger = [
         Task { rank: 64, ..task.clone() },
         Task { batch: 2, ..task.clone() },
@@ -190,7 +191,7 @@ fn memory_is_turned_into_speed() {
     let choices: Vec<Choice> = [23.0, 31.0, 47.0, 79.0, 139.0].map(of).into();
     assert!(choices.iter().all(|choice| choice.beyond == 0));
     assert!(choices.is_sorted_by(|less, more| less.seconds >= more.seconds));
-    let whole = BlockPlan { keep: Keep::All, place: Place::Device };
+    let whole = BlockPlan { keep: Keep::All, place: KeepPlace::Device };
     let last = choices.last().unwrap();
     assert!(last.ffn_tokens == 20280 && last.blocks.iter().all(|block| *block == whole), "{last:?}");
 }
@@ -226,12 +227,12 @@ fn wishes_are_kept() {
         host_memory: None,
     };
     let choice = choose(&task, &cards(&[30.0, 30.0]), &wish, Some(&[10, 20])).unwrap();
-    let waits = |block: &BlockPlan| block.keep == Keep::Attention && block.place != Place::Device;
+    let waits = |block: &BlockPlan| block.keep == Keep::Attention && block.place != KeepPlace::Device;
     assert!(choice.blocks.iter().all(waits), "{choice:?}");
     assert_eq!((choice.ffn_tokens, choice.split.as_slice()), (3000, &[10, 20][..]));
     let here = MemoryConfig { offload: Offload::Never, ..MemoryConfig::default() };
     let choice = choose(&task, &cards(&[14.0]), &here, None).unwrap();
-    assert!(choice.blocks.iter().all(|block| block.place == Place::Device), "{choice:?}");
+    assert!(choice.blocks.iter().all(|block| block.place == KeepPlace::Device), "{choice:?}");
 }
 
 /// A refusal names changes, and each of them works.

@@ -44,7 +44,7 @@ fn both_experts_are_found_in_both_layouts_and_one_is_chosen() {
             chosen.open_dit().unwrap();
         }
         let error = model.open_dit().unwrap_err().to_string();
-        for told in ["holds two experts", "model.expert", high, low] {
+        for told in ["has two experts", "model.expert", high, low] {
             assert!(error.contains(told), "{error}");
         }
         let Dits::Experts { high, low } = locate_dits(&fixture(name)).unwrap() else {
@@ -78,7 +78,7 @@ fn an_expert_is_told_by_key_or_name_and_a_contradiction_is_refused() {
     refuse(named(Some(&low), Some(&high)), "exchange the two files");
     refuse(
         named(Some(&low), None),
-        "low_noise_model is told to be the expert for high noise and for low noise",
+        "low_noise_model is given as the expert for high noise and for low noise",
     );
     refuse(ModelConfig { expert: Some(Trained::High), ..by_name.clone() }, "model.expert");
     refuse(ModelConfig { dit_high: Some(high), ..by_name }, "keep the one or the pair");
@@ -129,7 +129,7 @@ fn single_files_make_a_model_together() {
     assert_eq!((model.expert, &model.tokenizer), (Some(Trained::Low), &at("umt5.safetensors")));
     assert_eq!(model.precision.base, WeightFormat::Fp8, "stored in fp8, so held in fp8");
     assert_eq!(model.precision.text_base, WeightFormat::F32);
-    assert_eq!(model.precision.dit().frozen.storage, Storage::Coded(Format::E4m3));
+    assert_eq!(model.precision.dit().frozen.storage, Storage::Quantised(Format::E4m3));
     let (dit, _) = model.open_dit().unwrap();
     model.check_encoders(&dit).unwrap();
     model.load_vae(&Device::Cpu).unwrap();
@@ -147,7 +147,7 @@ fn a_single_dit_needs_no_config_unless_its_heads_are_its_own() {
     let path = desk.path().join("dit.safetensors");
     let plain = fixture("dit/t2v/weights_official.safetensors");
     repack(&plain, &path, DType::F32, "model.diffusion_model.", &[]);
-    let error = models::dit::open(&path, None).unwrap_err().to_string();
+    let error = models::open_dit(&path, None).unwrap_err().to_string();
     for told in ["dit.safetensors", "width 32", "config.json", "model.dit_config"] {
         assert!(error.contains(told), "{error}");
     }
@@ -156,7 +156,7 @@ fn a_single_dit_needs_no_config_unless_its_heads_are_its_own() {
     let named: Vec<(String, Tensor)> =
         tensors.into_iter().map(|(n, t)| (format!("diffusion_model.{n}"), t)).collect();
     write_safetensors(&path, named.iter().map(|(n, t)| (n.as_str(), t)), &Default::default()).unwrap();
-    let (config, _) = models::dit::open(&path, None).unwrap();
+    let (config, _) = models::open_dit(&path, None).unwrap();
     assert_eq!(config, models::dit::DitConfig { text_len: 512, ..published });
 }
 
@@ -236,7 +236,7 @@ fn networks_with_parts_that_are_not_here_are_refused_by_name() {
     ] {
         let plain = fixture("dit/t2v/weights_official.safetensors");
         repack(&plain, &path, DType::F32, "", &[(tensor, &one)]);
-        let error = models::dit::open(&path, Some(&config)).unwrap_err().to_string();
+        let error = models::open_dit(&path, Some(&config)).unwrap_err().to_string();
         assert!(error.contains("dit.safetensors") && error.contains(kind), "{error}");
         assert!(inspect(&path).unwrap().to_string().contains(kind));
     }
@@ -257,7 +257,7 @@ fn networks_of_unusual_channels_are_refused_by_name() {
             ("blocks.0.ffn.0.weight", zeros(&[256, 128])),
         ]);
         kernels::safetensors::save(&tensors, &path).unwrap();
-        let error = models::dit::open(&path, None).unwrap_err().to_string();
+        let error = models::open_dit(&path, None).unwrap_err().to_string();
         assert!(error.contains("dit.safetensors") && error.contains(kind), "{error}");
         assert!(inspect(&path).unwrap().to_string().contains(kind));
     }

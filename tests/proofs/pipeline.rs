@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kernels::Tensor;
 use kernels::transfer::Route;
-use models::dit::{BlockPlan, Keep, Place, Role};
+use models::dit::{BlockPlan, Keep, KeepPlace, Role};
 use proofs::small::{
     adapters, config, micro_batch, pipeline, pipeline_on, trained, uniform, velocities, weights,
 };
@@ -42,7 +42,7 @@ fn stages_train_as_one_bit_for_bit() {
     let parameters = 2 * whole.config().adaptable_modules().len();
     assert_eq!((losses.len(), gradients.len()), (batches().len(), parameters));
     for split in SPLITS {
-        let parked = BlockPlan { keep: Keep::All, place: Place::Host };
+        let parked = BlockPlan { keep: Keep::All, place: KeepPlace::Host };
         for (plan, route) in [(BlockPlan::default(), Route::Auto), (parked, Route::Host)] {
             let mut stages = split_into(split);
             stages.set_route(route).unwrap();

@@ -381,8 +381,8 @@ fn what_is_missing_is_named_with_what_is_there() {
     let model = fixture("repo_official_a14b/high_noise_model");
     let files = ["--model", text(&model), "--input", text(&input), "--output", text(&output)];
     let error = run(&[&["dit"][..], &files].concat()).unwrap_err().to_string();
-    assert!(error.contains("there is no tensor `input`; it holds latent"), "{error}");
+    assert!(error.contains("there is no tensor `input`; the file has latent"), "{error}");
     let both = fixture("repo_official_a14b");
     let error = run(&["dit", "--model", text(&both), "--input", text(&input), "--output", "x"]).unwrap_err();
-    assert!(error.to_string().contains("holds two experts"), "{error}");
+    assert!(error.to_string().contains("has two experts"), "{error}");
 }

@@ -60,7 +60,7 @@ fn a_file_of_each_published_model_is_opened_as_that_model() {
             };
             hollow(&file, config.tensors().into_iter().map(spelt));
             let told = format!(r#"{{"num_heads":{}}}"#, config.heads);
-            let (opened, weights) = models::dit::open(&file, Some(&told)).unwrap();
+            let (opened, weights) = models::open_dit(&file, Some(&told)).unwrap();
             assert_eq!(opened, config, "{name}, {naming}");
             assert_eq!(weights.names().len(), config.tensors().len());
             std::fs::remove_file(&file).unwrap();

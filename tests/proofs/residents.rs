@@ -62,7 +62,7 @@ fn encoders_move_to_the_host_and_back_as_a_whole() {
         feed_forward: 40,
         buckets: 32,
     };
-    for storage in [Storage::Dense, Storage::Coded(kernels::weight::Format::Int8)] {
+    for storage in [Storage::Dense, Storage::Quantised(kernels::weight::Format::Int8)] {
         let frozen = Frozen { compute: DType::F32, storage };
         let encode = |umt5: &Umt5| umt5.encode(&[3, 1, 4, 1, 5]).unwrap();
         assert_moves("text encoder", |device| Umt5::seeded(text, 0, frozen, device).unwrap(), encode);

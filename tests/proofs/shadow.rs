@@ -6,9 +6,9 @@ use kernels::ledger::Ledger;
 use kernels::transfer::Route;
 use kernels::weight::Format;
 use kernels::{DType, Device, Tensor};
-use models::adapter::{Kind, LoraConfig, Target};
+use models::adapter::{AdapterKind, LoraConfig, Target};
 use models::clip::{Clip, ClipSizes};
-use models::dit::{Base, BlockPlan, Conditioning, DitConfig, ImageBranch, Keep, Place, Role};
+use models::dit::{Base, BlockPlan, Conditioning, DitConfig, ImageBranch, Keep, KeepPlace, Role};
 use models::published;
 use models::umt5::{Umt5, Umt5Sizes};
 use models::vae::{Generation, Sizes, Tiles, Tiling, Vae};
@@ -30,11 +30,11 @@ use trainer::solver::{Convention, SolverKind};
 const LAYERS: usize = 3;
 /// Every way to keep a block, and every place for it.
 const PLANS: [BlockPlan; 5] = [
-    BlockPlan { keep: Keep::Input, place: Place::Device },
-    BlockPlan { keep: Keep::Attention, place: Place::Device },
-    BlockPlan { keep: Keep::All, place: Place::Device },
-    BlockPlan { keep: Keep::Input, place: Place::Host },
-    BlockPlan { keep: Keep::All, place: Place::HostUntilUsed },
+    BlockPlan { keep: Keep::Input, place: KeepPlace::Device },
+    BlockPlan { keep: Keep::Attention, place: KeepPlace::Device },
+    BlockPlan { keep: Keep::All, place: KeepPlace::Device },
+    BlockPlan { keep: Keep::Input, place: KeepPlace::Host },
+    BlockPlan { keep: Keep::All, place: KeepPlace::HostUntilUsed },
 ];
 
 /// A tiny model of each kind.
@@ -127,7 +127,7 @@ fn task<'a>(dit: &'a DitConfig, targets: &'a [Target]) -> Task<'a> {
         dit,
         base: Base::F32,
         targets,
-        kind: Kind::Lora,
+        kind: AdapterKind::Lora,
         factor: None,
         rank: 2,
         dropout: false,
@@ -159,7 +159,7 @@ fn a_shadow_takes_the_same_of_every_adapter_and_base() {
     let dit = config(LAYERS, 24);
     let targets = LoraConfig::default().select(&dit.adaptable_modules()).unwrap();
     let plain = task(&dit, &targets);
-    for kind in [Kind::Lora, Kind::Dora, Kind::Loha, Kind::Lokr] {
+    for kind in [AdapterKind::Lora, AdapterKind::Dora, AdapterKind::Loha, AdapterKind::Lokr] {
         for dropout in [false, true] {
             let task = Task { kind, dropout, batch: 2, ..plain.clone() };
             assert_shadow(&format!("{kind:?}, dropout {dropout}"), &task, [PLANS[0], PLANS[2]], 5);
@@ -168,12 +168,12 @@ fn a_shadow_takes_the_same_of_every_adapter_and_base() {
     let bases = [
         (DType::BF16, Storage::Dense, DType::F32),
         (DType::BF16, Storage::Dense, DType::BF16),
-        (DType::F32, Storage::Coded(Format::E4m3), DType::F32),
-        (DType::BF16, Storage::Coded(Format::Int8), DType::BF16),
+        (DType::F32, Storage::Quantised(Format::E4m3), DType::F32),
+        (DType::BF16, Storage::Quantised(Format::Int8), DType::BF16),
     ];
     for (compute, storage, stream) in bases {
         let base = Base { stream, ..Base::new(Frozen { compute, storage }) };
-        for kind in [Kind::Lora, Kind::Dora] {
+        for kind in [AdapterKind::Lora, AdapterKind::Dora] {
             let task = Task { base, kind, ..plain.clone() };
             assert_shadow(&format!("{kind:?} on {base:?}"), &task, [PLANS[1], PLANS[2]], 12);
         }
@@ -353,7 +353,7 @@ fn shadows_of_encoders_take_what_the_encoders_take() {
         feed_forward: 40,
         buckets: 32,
     };
-    for frozen in [Frozen::F32, Frozen { compute: DType::F32, storage: Storage::Coded(Format::Int8) }] {
+    for frozen in [Frozen::F32, Frozen { compute: DType::F32, storage: Storage::Quantised(Format::Int8) }] {
         let taken = both(|device| Umt5::seeded(text, 0, frozen, device)?.encode(&[3, 1, 4, 1, 5, 9, 2, 6]));
         assert_eq!(taken[0], taken[1], "text encoder, {frozen:?}");
     }

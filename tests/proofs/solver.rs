@@ -106,7 +106,7 @@ fn straight_flows_are_solved_exactly_for_any_number_of_steps() {
 fn steps_out_of_order_and_impossible_grids_are_refused() {
     let x = proofs::randn("x", (1, 4));
     let mut solver = Solver::new(Schedule::new(SolverKind::UniPc, Convention::Official, 4, 5.0).unwrap());
-    assert!(solver.step(&x, &x, 1).unwrap_err().to_string().contains("step 0 of 4 comes next"));
+    assert!(solver.step(&x, &x, 1).unwrap_err().to_string().contains("step 0 of 4 is next"));
     assert!(Schedule::new(SolverKind::Euler, Convention::Official, 0, 5.0).is_err());
     assert!(Schedule::new(SolverKind::Euler, Convention::Official, 4, f64::NAN).is_err());
 }

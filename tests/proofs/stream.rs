@@ -1,7 +1,7 @@
 //! A stream whose sums are not made yet is to its readers what it is with its sums made.
 
 use kernels::residual::{self, Stream};
-use kernels::tokens::{self, Place, unwritten};
+use kernels::tokens::{self, Destination, unwritten};
 use kernels::{DType, Tensor, norm};
 use proofs::{assert_same_bits, randn};
 
@@ -99,8 +99,8 @@ fn what_is_added_to_a_stream_is_added_to_its_sum() {
                 let part = stream.part(&run, &(group..group + 1)).unwrap();
                 let fed = tokens::run(fed, &run).unwrap();
                 let gate = tokens::run(gate, &(group..group + 1)).unwrap();
-                let place = Place { whole: &whole, start: run.start };
-                residual::forward_at(place, &part, &fed, &gate).unwrap();
+                let to = Destination { whole: &whole, start: run.start };
+                residual::forward_at(to, &part, &fed, &gate).unwrap();
             }
             same("in parts", &whole, &expected);
         }

@@ -1,6 +1,8 @@
 //! The house rules, checked on the repository's own sources.
 
-use proofs::source::{File, files, functions, has_word};
+use std::collections::{BTreeMap, BTreeSet};
+
+use proofs::source::{File, files, functions, has_word, names_from_root, re_exports};
 
 const CRATES: [&str; 5] = ["kernels", "models", "data", "trainer", "tests"];
 
@@ -175,6 +177,59 @@ fn modules_of_the_trainer_use_each_other_in_one_direction() {
     assert_none("a module uses one that builds on it", offenders);
 }
 
+/// The modules at the top of a library use each other without circles: each can be read behind those that it uses.
+#[test]
+fn modules_of_the_libraries_use_each_other_without_circles() {
+    // What belongs to all: `error` of `models` collects the errors of every module, and `cuda` is the GPU half of the modules
+    // beside it, which call it and whose types it takes.
+    let libraries: [(&str, &[&str]); 3] = [("data", &[]), ("kernels", &["cuda"]), ("models", &["error"])];
+    let (files, mut offenders) = (rust(), Vec::new());
+    for (library, of_all) in libraries {
+        let mut uses = module_uses(&files, &format!("{library}/src/"), of_all);
+        let count: usize = uses.values().map(BTreeSet::len).sum();
+        assert!(count > 20, "only {count} uses found in {library}: the search is broken");
+        // Neither what uses nothing that is left nor what nothing that is left uses is in a circle.
+        loop {
+            let used: BTreeSet<String> = uses.values().flatten().cloned().collect();
+            let before = uses.len();
+            uses.retain(|module, used_by_it| !used_by_it.is_empty() && used.contains(module));
+            let left: BTreeSet<String> = uses.keys().cloned().collect();
+            uses.values_mut().for_each(|used_by_it| used_by_it.retain(|module| left.contains(module)));
+            if uses.len() == before {
+                break;
+            }
+        }
+        offenders.extend(uses.iter().map(|(module, used)| format!("{library}: {module} uses {used:?}")));
+    }
+    assert_none("modules in a circle", offenders);
+}
+
+/// What each top module of the library at `root` uses of the others, without those in `of_all`.
+fn module_uses(files: &[File], root: &str, of_all: &[&str]) -> BTreeMap<String, BTreeSet<String>> {
+    let lib = files.iter().find(|file| file.path == format!("{root}lib.rs")).unwrap().shipped_code();
+    let re_exports: BTreeMap<&str, &str> = re_exports(&lib).into_iter().collect();
+    let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let module_of = |path: &str| path.strip_prefix(root)?.split(['/', '.']).next().map(str::to_owned);
+    for file in files {
+        if let Some(module) = module_of(&file.path).filter(|module| module != "lib") {
+            let names: Vec<String> =
+                names_from_root(&file.shipped_code()).into_iter().map(str::to_owned).collect();
+            uses.entry(module).or_default().extend(names);
+        }
+    }
+    let modules: BTreeSet<String> =
+        uses.keys().filter(|module| !of_all.contains(&module.as_str())).cloned().collect();
+    uses.retain(|module, _| modules.contains(module));
+    for (module, used) in &mut uses {
+        let home = |name: &String| match re_exports.get(name.as_str()) {
+            Some(home) if !modules.contains(name) => (*home).to_owned(),
+            _ => name.clone(),
+        };
+        *used = used.iter().map(home).filter(|name| name != module && modules.contains(name)).collect();
+    }
+    uses
+}
+
 /// A clone works anywhere: no file knows the machine that it was written on, and every crate comes from crates.io.
 #[test]
 fn no_file_knows_its_machine() {
@@ -230,5 +285,8 @@ fn the_rules_read_code_as_the_compiler_does() {
     let names: Vec<(String, usize, usize)> = functions(&code);
     let expected = [("a", 1, 1), ("b", 2, 3), ("c", 6, 1)].map(|(n, at, lines)| (n.to_owned(), at, lines));
     assert_eq!(names, expected, "{code}");
+    let used = names_from_root("use crate::{a::{B, c}, d};\nfn f() { crate::e::g() }");
+    assert_eq!(used, ["a", "d", "e"]);
+    assert_eq!(re_exports("\npub use a::{B, c};\npub use d::E;"), [("B", "a"), ("c", "a"), ("E", "d")]);
     assert!(!has_word(&code, "unsafe") && code.lines().count() == text.lines().count());
 }

@@ -63,7 +63,7 @@ fn a_sentencepiece_file_gives_the_tokens_of_its_tokenizer_json() {
     let tensor = Tensor::new(&[1f32], &Device::Cpu).unwrap();
     let other = folder.path().join("other.safetensors");
     write_safetensors(&other, [("x", &tensor)], &Default::default()).unwrap();
-    assert!(Tokenizer::load(&other).unwrap_err().to_string().contains("carries no tokenizer"));
+    assert!(Tokenizer::load(&other).unwrap_err().to_string().contains("has no tokenizer"));
 }
 
 #[test]

@@ -159,5 +159,5 @@ fn clips_that_do_not_fit_are_refused_not_cut() {
     assert!(vae.decode(&latents, Tiling::Off).unwrap_err().to_string().contains("[B, 16, T, H, W]"));
     let other = fixture("repo_official_a14b/models_t5_umt5-xxl-enc-bf16.pth");
     let error = Vae::load(&other, None, DType::F32, &device()).unwrap_err().to_string();
-    assert!(error.contains("this is no Wan VAE"), "{error}");
+    assert!(error.contains("this is not a Wan VAE"), "{error}");
 }

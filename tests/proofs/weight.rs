@@ -1,7 +1,7 @@
-//! Coded weights: every code, every rounding, and products with them.
+//! Quantised weights: every code, every rounding, and products with them.
 
 use float8::F8E4M3;
-use kernels::weight::{Coded, Format, Weight};
+use kernels::weight::{Format, Quantised, Weight};
 use kernels::{DType, Device, Tensor, linear};
 use proofs::{assert_same_bits, device, randn};
 use proptest::prelude::*;
@@ -120,12 +120,12 @@ fn codes_depend_on_the_numbers_and_not_on_their_dtype() {
 fn a_product_with_codes_is_the_product_with_what_they_stand_for() {
     let (x, dy, bias) = (randn("x", (2, 3, 24)), randn("dy", (2, 3, 10)), randn("bias", 10));
     for format in [Format::E4m3, Format::Int8] {
-        let coded = Weight::quantise(&randn("w", (10, 24)), format, DType::F32).unwrap();
-        let dense = Weight::Dense(coded.dequantised(DType::F32).unwrap());
+        let quantised = Weight::quantise(&randn("w", (10, 24)), format, DType::F32).unwrap();
+        let dense = Weight::Dense(quantised.dequantised(DType::F32).unwrap());
         let forward = |weight| linear::forward(&x, weight, Some(&bias), None).unwrap();
-        assert_same_bits("forward", &forward(&coded), &forward(&dense));
+        assert_same_bits("forward", &forward(&quantised), &forward(&dense));
         let backward = |weight| linear::backward_input(&dy, weight, None).unwrap();
-        assert_same_bits("backward", &backward(&coded), &backward(&dense));
+        assert_same_bits("backward", &backward(&quantised), &backward(&dense));
     }
 }
 
@@ -139,9 +139,10 @@ fn codes_are_bytes_in_rows_with_a_scale_each() {
         (Format::Int8, [[127, 0, 0], [0, 0, 0], [0xC0, 127, 0]]),
     ];
     for (format, bytes) in expected {
-        let Weight::Coded(Coded { codes, scale, .. }) = Weight::quantise(&dense, format, DType::F32).unwrap()
+        let Weight::Quantised(Quantised { codes, scale, .. }) =
+            Weight::quantise(&dense, format, DType::F32).unwrap()
         else {
-            panic!("not coded");
+            panic!("not quantised");
         };
         assert_eq!(codes.to_device(&Device::Cpu).unwrap().to_vec2::<u8>().unwrap(), bytes, "{format:?}");
         let scale: Vec<f32> = scale.to_vec1().unwrap();

@@ -137,7 +137,7 @@ pub fn tiny_weights(layout: &str) -> (DitConfig, Weights) {
 pub fn golden_weights(kind: &str, layout: &str) -> (DitConfig, Weights) {
     let folder = fixture(&format!("dit/{kind}"));
     let config = std::fs::read_to_string(folder.join(format!("config_{layout}.json"))).unwrap();
-    models::dit::open(&folder.join(format!("weights_{layout}.safetensors")), Some(&config)).unwrap()
+    models::open_dit(&folder.join(format!("weights_{layout}.safetensors")), Some(&config)).unwrap()
 }
 
 /// The whole tiny T2V model on the proofs' device.

@@ -134,3 +134,55 @@ pub fn functions(code: &str) -> Vec<(String, usize, usize)> {
     };
     starts.filter(is_word).filter_map(describe).filter(|(name, ..)| !name.is_empty()).collect()
 }
+
+/// What `code` uses of its own crate: the names behind `crate::`, also of a group in braces.
+pub fn names_from_root(code: &str) -> Vec<&str> {
+    let mut names = Vec::new();
+    for rest in code.split("crate::").skip(1) {
+        match rest.strip_prefix('{') {
+            Some(group) => names.extend(group_names(group)),
+            None => names.push(first_name(rest)),
+        }
+    }
+    names
+}
+
+/// (name, module) of what the `pub use` lines of a crate's root re-export.
+pub fn re_exports(code: &str) -> Vec<(&str, &str)> {
+    let mut found = Vec::new();
+    for line in code.split("\npub use ").skip(1) {
+        let Some((path, _)) = line.split_once(';') else { continue };
+        let (module, group) = (first_name(path), path.split_once('{').map(|(_, group)| group));
+        let names = match group {
+            Some(group) => group_names(group),
+            None => path.rsplit("::").next().into_iter().collect(),
+        };
+        found.extend(names.into_iter().map(|name| (name, module)));
+    }
+    found
+}
+
+/// The first name of each item of a group whose opening brace is before `group`.
+fn group_names(group: &str) -> Vec<&str> {
+    let (mut names, mut depth, mut start) = (Vec::new(), 0_usize, 0);
+    for (i, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth > 0 => depth -= 1,
+            ',' | '}' if depth == 0 => {
+                names.push(first_name(group[start..i].trim_start()));
+                start = i + 1;
+                if c == '}' {
+                    break;
+                }
+            }
+            _ => {}
+        }
+    }
+    names.retain(|name| !name.is_empty());
+    names
+}
+
+fn first_name(path: &str) -> &str {
+    path.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default()
+}

@@ -1,5 +1,5 @@
-//! The largest numbers that a recipe and a prompt may ask for: far beyond any use, and small enough that nothing overflows
-//! and no memory is asked for that a slip of the keyboard means.
+//! The largest numbers of recipes and prompts: far beyond any use, and small enough that nothing overflows and that a typo
+//! does not allocate all memory.
 
 use crate::error::{Error, Result};
 
@@ -48,7 +48,7 @@ pub fn at_most(key: &str, value: u64, most: u64) -> Result<()> {
     }
 }
 
-/// Refuses a real number beyond [`REAL`], and what is none.
+/// Refuses a number beyond [`REAL`], and what is not a number.
 ///
 /// # Errors
 /// [`Error::Setting`].

@@ -22,9 +22,9 @@ const UNITS: [(&str, u64); 9] = [
     ("B", 1),
 ];
 
-/// A text that is no amount of memory.
+/// A text that is not an amount of memory.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("\"{text}\" is no amount of memory; write a number with a unit, such as 23GiB or 24GB")]
+#[error("\"{text}\" is not an amount of memory; write a number with a unit, such as 23GiB or 24GB")]
 pub struct NoAmount {
     text: String,
 }
@@ -50,7 +50,7 @@ impl FromStr for Bytes {
 }
 
 impl Bytes {
-    /// The text that reads back as this very number: in the largest unit that divides it.
+    /// The text that reads back as exactly this number: in the largest unit that divides it.
     fn exactly(self) -> String {
         let divides = |&&(_, size): &&(&str, u64)| self.0 >= size && self.0.is_multiple_of(size);
         let (unit, size) = UNITS.iter().find(divides).copied().unwrap_or(("B", 1));

@@ -1,4 +1,4 @@
-//! What can go wrong in the trainer.
+//! The errors of this crate.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use kernels::fault::Fault;
 use crate::bytes::Bytes;
 use crate::machine::memory::Phase;
 
-/// The result of anything in this crate.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// An error of a run.
@@ -19,17 +19,17 @@ pub enum Error {
     /// A model, its weights or its adapters.
     #[error(transparent)]
     Model(models::Error),
-    /// A GPU has no room for a tensor.
+    /// A GPU is out of memory.
     #[error(
-        "the GPU's memory ran out: `tandem plan` tells what the recipe needs; model.base = \"fp8\", memory.offload = \
+        "the GPU's memory ran out: `tandem plan` shows what the recipe needs; model.base = \"fp8\", memory.offload = \
          \"always\", fewer or smaller frames (data.frames, data.sizes), train.batch = 1 or another stage in devices.stages \
          need less, and devices.memory_limit may have been set too low ({cause})"
     )]
     OutOfMemory {
-        /// The driver's own words.
+        /// The driver's message.
         cause: String,
     },
-    /// A plan that no device can hold.
+    /// No plan fits the devices.
     #[error(
         "a step of {tokens} tokens does not fit, so nothing was loaded: {place} has room for {room}, and the leanest plan \
          needs {needed}. {}",
@@ -38,13 +38,13 @@ pub enum Error {
     TooLarge {
         /// The device, or host memory.
         place: String,
-        /// What the leanest plan needs there.
+        /// What the plan of least memory needs there.
         needed: Bytes,
-        /// What there is.
+        /// What is available.
         room: Bytes,
         /// Tokens of a sample of the largest bucket.
         tokens: usize,
-        /// Changes of the recipe, each of which would do.
+        /// Changes of the recipe, each of which would suffice.
         ways: Vec<String>,
     },
     /// Something besides steps that no device can hold.
@@ -59,28 +59,28 @@ pub enum Error {
         place: String,
         /// What it needs there.
         needed: Bytes,
-        /// What there is.
+        /// What is available.
         room: Bytes,
         /// Changes of the recipe or of the command line, each of which would do.
         ways: Vec<String>,
     },
-    /// The GPU is not there.
+    /// The GPU does not exist or cannot be used.
     #[error(
-        "no such GPU can be used: look that `nvidia-smi` and `tandem doctor` list it, correct devices.stages (or \
+        "no such GPU can be used: check that `nvidia-smi` and `tandem doctor` list it, correct devices.stages (or \
          --stages, --device), or use \"cpu\" ({cause})"
     )]
     NoGpu {
-        /// The driver's own words.
+        /// The driver's message.
         cause: String,
     },
     /// A library of CUDA is missing.
     #[error(
-        "{name} cannot be loaded, and nothing runs on a GPU without it: `tandem doctor` tells how to get it ({cause})"
+        "{name} cannot be loaded, which every use of a GPU needs: `tandem doctor` says how to get it ({cause})"
     )]
     NoLibrary {
         /// The library.
         name: &'static str,
-        /// The loader's own words.
+        /// The loader's message.
         cause: String,
     },
     /// The driver cannot run this build.
@@ -89,25 +89,25 @@ pub enum Error {
          Tandem with an older CUDA toolkit; `tandem doctor` tells both versions ({cause})"
     )]
     OldDriver {
-        /// The driver's own words.
+        /// The driver's message.
         cause: String,
     },
     /// The GPU stopped working for this process.
     #[error(
-        "the GPU stopped working ({cause}): go on with --resume; if it happens again, look for an Xid line in `dmesg` \
+        "the GPU stopped working ({cause}): continue with --resume; if it happens again, look for an Xid line in `dmesg` \
          and test the card's memory and power, or report it"
     )]
     GpuLost {
-        /// The driver's own words.
+        /// The driver's message.
         cause: String,
     },
     /// Clips, captions, the cache, or a file of clips.
     #[error(transparent)]
     Data(#[from] data::DataError),
-    /// A model could not be had from the hub.
+    /// A model could not be fetched from the hub.
     #[error(transparent)]
     Hub(#[from] crate::base::hub::HubError),
-    /// A sampling schedule that cannot be, or its steps out of order.
+    /// An impossible sampling schedule, or its steps out of order.
     #[error(transparent)]
     Solver(#[from] crate::solver::SolverError),
     /// The TensorBoard events could not be written.
@@ -128,7 +128,7 @@ pub enum Error {
     Recipe {
         /// The recipe.
         path: PathBuf,
-        /// The parser's words, with the place.
+        /// The parser's message, with the location.
         why: String,
     },
     /// A setting that cannot work.
@@ -151,9 +151,9 @@ pub enum Error {
         /// The option that is wrong.
         option: String,
     },
-    /// A file that a recipe names and that is not there.
+    /// A file of a recipe that does not exist.
     #[error(
-        "{key}: there is nothing at {}; correct the path, which is taken from the folder of the recipe",
+        "{key}: nothing exists at {}; correct the path, which is relative to the recipe's folder",
         path.display()
     )]
     NotThere {
@@ -162,7 +162,7 @@ pub enum Error {
         /// Where it was looked for.
         path: PathBuf,
     },
-    /// The base model is not there.
+    /// The base model does not exist.
     #[error("there is no model at {}: correct model.folder in the recipe, or --model", folder.display())]
     NoModelFolder {
         /// Where it was looked for.
@@ -178,7 +178,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// A part of the base model is not there.
+    /// A part of the base model is missing.
     #[error(
         "the base model has no {key}: looked for {looked}; put it there, or name it with model.{key} in the recipe"
     )]
@@ -190,7 +190,7 @@ pub enum Error {
     },
     /// A model of two experts, of which one has to be chosen.
     #[error(
-        "this model holds two experts, {} for high noise and {} for low noise, and an adapter is made for one of them: set \
+        "this model has two experts, {} for high noise and {} for low noise, and an adapter is for one of them: set \
          model.expert to \"high\", \"low\", or \"both\" for one run of two adapters, or name the folder of the one",
         high.display(), low.display()
     )]
@@ -200,15 +200,15 @@ pub enum Error {
         /// The expert for low noise.
         low: PathBuf,
     },
-    /// One of two experts, and nothing says which.
+    /// One of two experts, and it is unknown which.
     #[error(
-        "{} is {model}, and nothing in its name says which of the two: set model.expert to \"high\" or \"low\"",
+        "{} is {model}, and its name does not say which of the two: set model.expert to \"high\" or \"low\"",
         path.display()
     )]
     WhichExpert {
         /// Its weights.
         path: PathBuf,
-        /// What is known of it.
+        /// What it was recognised as.
         model: String,
     },
     /// A file of tensors or settings that a probe cannot use.
@@ -219,7 +219,7 @@ pub enum Error {
         /// What is wrong, and what would be right.
         why: String,
     },
-    /// A GPU was asked for in a build that has none.
+    /// A GPU was requested in a build without CUDA.
     #[error(
         "{name}: this build is without CUDA; build it with `--features cuda`, or use \"cpu\"; `tandem plan --on 24GiB` \
          (or 2x4090) plans for cards that are not here"
@@ -231,21 +231,21 @@ pub enum Error {
     /// Everything is held out.
     #[error("every clip is held out (data.held_out), so nothing is left to train on")]
     NothingToTrainOn,
-    /// A cache entry that was there has gone.
+    /// A cache entry disappeared or was damaged during the run.
     #[error(
-        "a cached item cannot be used: {why}; it went away or was damaged during the run, run again to make it anew"
+        "a cached item cannot be used: {why}; it was deleted or damaged during the run, run again to encode it again"
     )]
     CacheEntryGone {
         /// What was found.
         why: String,
     },
-    /// The VAE made something that is no number.
+    /// The VAE's latents are not finite.
     #[error("{clip}: the VAE gave latents that are not finite; the VAE's weights or the clip are damaged")]
     NonFiniteLatents {
         /// The clip.
         clip: String,
     },
-    /// The user asked to stop while something was made that is not lost.
+    /// The user asked to stop; what was finished is kept.
     #[error("stopped; what was finished is kept")]
     Interrupted,
     /// A split that does not cover the blocks.
@@ -256,10 +256,10 @@ pub enum Error {
         /// Blocks of the model.
         layers: usize,
     },
-    /// Another stage of the pipeline failed; its own error is the one that is told.
+    /// Another stage of the pipeline failed; that stage's error is reported.
     #[error("another stage stopped")]
     NeighbourStopped,
-    /// The loss is no number.
+    /// The loss is not finite.
     #[error(
         "the loss of step {step} is not finite (clips: {}); the adapter was not updated. A lower optimizer.lr helps \
          where training ran away; the last checkpoint is whole",
@@ -268,10 +268,10 @@ pub enum Error {
     NonFiniteLoss {
         /// The step, from 1.
         step: u64,
-        /// What it saw.
+        /// Its clips.
         items: Vec<String>,
     },
-    /// A clip that is being sampled holds something that is no number.
+    /// A clip that is being sampled is not finite.
     #[error(
         "clip {} (`{prompt}`) is not finite after solver step {step} of {steps} (sigma {sigma:.3}), so no clips were written. \
          Where an adapter is in use it has probably diverged: try an older one or a lower strength; else look at the guidance \
@@ -289,7 +289,7 @@ pub enum Error {
         /// Sigma that the step began at.
         sigma: f32,
     },
-    /// The VAE made something that is no number out of finite latents.
+    /// The VAE's video is not finite although the latents are.
     #[error(
         "`{clip}`: the VAE gave a video that is not finite, so it was not written; the VAE's file is damaged, or \
          model.vae_base = \"float32\" is needed"
@@ -306,7 +306,7 @@ pub enum Error {
         /// Why.
         why: String,
     },
-    /// The held-out loss is no number.
+    /// The held-out loss is not finite.
     #[error(
         "the held-out loss after step {step} is not finite: {item} at sigma {sigma:.3}. The adapter has probably diverged: go \
          back to an older checkpoint, with a lower optimizer.lr"
@@ -320,14 +320,12 @@ pub enum Error {
         sigma: f64,
     },
     /// A trainable tensor got no gradient.
-    #[error(
-        "{name} got no gradient; the adapter was not updated. This is a defect of Tandem: please report it"
-    )]
+    #[error("{name} got no gradient; the adapter was not updated. This is a bug in Tandem: please report it")]
     MissingGradient {
         /// The tensor.
         name: String,
     },
-    /// A gradient is no number.
+    /// A gradient is not finite.
     #[error(
         "the gradient of {name} is not finite; the adapter was not updated. A lower optimizer.lr helps where training \
          ran away; the last checkpoint is whole"
@@ -338,29 +336,29 @@ pub enum Error {
     },
     /// The state of a run could not be written.
     #[error(
-        "the state after step {step} could not be saved: {cause}. What was saved before is whole: make room or make the \
+        "the state after step {step} could not be saved: {cause}. What was saved before is intact: make room or make the \
          folder writable, then go on with --resume"
     )]
     NotSaved {
         /// Steps made.
         step: u64,
-        /// What stood in the way.
+        /// The cause.
         cause: Box<Error>,
     },
     /// An adapter file could not be written.
     #[error(
-        "the adapter {} could not be written: {cause}. What was saved before is whole: make room or make the folder writable, \
+        "the adapter {} could not be written: {cause}. What was saved before is intact: make room or make the folder writable, \
          then continue with --resume",
         path.display()
     )]
     NotExported {
         /// The file.
         path: PathBuf,
-        /// What stood in the way.
+        /// The cause.
         cause: Box<Error>,
     },
-    /// A checkpoint with other tensors than this run has.
-    #[error("the checkpoint holds other adapters than this run trains; it belongs to another recipe")]
+    /// A checkpoint with other tensors than this run's.
+    #[error("the checkpoint has other adapters than this run trains; it belongs to another recipe")]
     ForeignCheckpoint,
     /// A checkpoint whose contents changed since they were written.
     #[error(
@@ -376,20 +374,20 @@ pub enum Error {
         /// The newest checkpoint before it.
         before: Option<PathBuf>,
     },
-    /// A file that is no checkpoint.
-    #[error("{} is no checkpoint of a run", path.display())]
+    /// A file that is not a checkpoint.
+    #[error("{} is not a checkpoint of a run", path.display())]
     NotACheckpoint {
         /// The file.
         path: PathBuf,
     },
     /// The log is shorter than at the checkpoint.
-    #[error("{} is shorter than at the last checkpoint: it was cut or replaced, so the run cannot go on bit for bit", path.display())]
+    #[error("{} is shorter than at the last checkpoint: it was truncated or replaced, so the run cannot be resumed bit for bit", path.display())]
     LogCut {
         /// The log.
         path: PathBuf,
     },
-    /// Nothing to go on with.
-    #[error("there is no run in {} to go on with; start it without --resume", folder.display())]
+    /// No run to resume.
+    #[error("there is no run in {} to resume; start it without --resume", folder.display())]
     NothingToResume {
         /// Where it was looked for.
         folder: PathBuf,
@@ -407,7 +405,7 @@ pub enum Error {
     },
     /// The plan differs from the run's.
     #[error(
-        "the recipe has changed since the run began:\n  {}\nput these back to go on, or start anew without --resume",
+        "the recipe has changed since the run began:\n  {}\nrestore these to resume, or start a new run without --resume",
         changes.join("\n  ")
     )]
     PlanChanged {
@@ -463,7 +461,7 @@ fn phase_way_out(ways: &[String]) -> String {
     }
 }
 
-/// What a GPU's fault means to its user, where `error` tells one.
+/// The error for the user of a GPU's fault, if `error` is one.
 fn of_gpu(error: &kernels::Error) -> Option<Error> {
     let fault = Fault::of(error)?;
     let text = error.to_string();

@@ -1,7 +1,7 @@
 //! Tandem: trains LoRA adapters for the Wan video models on few cards, and samples through the same forward pass.
 //!
 //! Recipe ([`recipe`]) -> [`plan`] -> [`encode`] (the cache) -> [`train`] (the [`pipeline`] over devices); [`sample`] uses the
-//! same pipeline. Each module uses those before it in this list, and none behind it; a test checks that.
+//! same pipeline. Each module uses those before it in this list, and none after it; a test checks that.
 
 pub mod watch;
 

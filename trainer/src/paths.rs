@@ -1,10 +1,10 @@
-//! Paths that recipes name.
+//! Paths in recipes.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// What `key` names with `path`, in a recipe of the folder `from`.
+/// The existing file or folder `path` of `key`, relative to the recipe's folder `from`.
 ///
 /// # Errors
 /// [`Error::NotThere`].

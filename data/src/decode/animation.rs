@@ -20,7 +20,7 @@ const DEFAULT_DELAY_S: f64 = 0.100;
 /// Whether the picture file is an animation. A file that cannot be read counts as still, and is refused when it is decoded.
 pub fn moves(path: &Path) -> bool {
     fn check(path: &Path) -> ImageResult<bool> {
-        // Opening a pipe would wait for its other end.
+        // Opening a pipe would block until it is opened for writing.
         if !path.is_file() {
             return Ok(false);
         }

@@ -1,4 +1,4 @@
-//! Reading big-endian fields and nested boxes from bytes that may lie: everything is checked, nothing allocates.
+//! Reading big-endian fields and nested boxes from untrusted bytes: everything is checked, nothing allocates.
 
 /// A cursor over bytes. Every read that would pass the end gives `None`.
 #[derive(Clone, Copy)]

@@ -1,4 +1,4 @@
-//! Everything the built-in decoders do not know, through the `ffmpeg` and `ffprobe` programs.
+//! Formats that the built-in decoders do not support, through the `ffmpeg` and `ffprobe` programs.
 
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -35,7 +35,7 @@ pub(super) fn probe(path: &Path, codec: &str) -> Result<Probe> {
     Ok(Probe { width, height, pixel_aspect, times, end, codec: name, engine: Engine::Ffmpeg })
 }
 
-/// The shape of the pixels of upright frames of the size `upright`, as ffprobe says it of the stored ones.
+/// The pixel aspect of upright frames of the size `upright`, from ffprobe's of the stored ones.
 fn pixel_aspect(report: &serde_json::Value, upright: (u32, u32)) -> PixelAspect {
     let stream = |key: &str| report.pointer("/streams/0").and_then(|stream| stream.get(key));
     let side = |key: &str| stream(key).and_then(serde_json::Value::as_u64).unwrap_or(0);
@@ -48,7 +48,7 @@ fn pixel_aspect(report: &serde_json::Value, upright: (u32, u32)) -> PixelAspect 
     if is_sideways { stored.turned() } else { stored }
 }
 
-/// A program of ffmpeg in a process group of its own: Ctrl-C in a terminal goes to this program alone, which stops it.
+/// A program of ffmpeg in a process group of its own: Ctrl-C in a terminal only reaches Tandem, which stops it.
 fn program(name: &str) -> Command {
     let mut command = Command::new(name);
     #[cfg(unix)]
@@ -75,7 +75,7 @@ fn absent(path: &Path, codec: &str, error: std::io::Error) -> DataError {
 fn message(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
     let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no reason given");
-    format!("ffmpeg says: {last}")
+    format!("ffmpeg reports: {last}")
 }
 
 /// Times from the first frame on, and when the last one ends.
@@ -188,7 +188,7 @@ fn read_ppm(input: &mut impl Read, time: f64) -> std::io::Result<Frame> {
     let mut number = || word()?.parse::<u32>().map_err(|_| unexpected("not a PPM header"));
     let (width, height, _) = (number()?, number()?, number()?);
     if u64::from(width) * u64::from(height) > MAX_PIXELS {
-        return Err(unexpected("a picture beyond 8192x8192 pixels"));
+        return Err(unexpected("a picture larger than 8192x8192 pixels"));
     }
     let mut rgb = vec![0; width as usize * height as usize * 3];
     input.read_exact(&mut rgb)?;

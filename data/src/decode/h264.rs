@@ -66,7 +66,7 @@ struct Stream {
     colour: Colour,
     /// Next sample to decode, in decoding order.
     next_sample: usize,
-    /// Pictures that came out so far, in display order.
+    /// Pictures decoded so far, in display order.
     displayed: usize,
     ready: VecDeque<Frame>,
     state: State,

@@ -1,6 +1,6 @@
 //! From any supported file to a stream of RGB frames with their times.
 //!
-//! GIF, WebP, APNG, stills and H.264 in MP4/MOV are decoded in process; everything else goes through the `ffmpeg` program.
+//! GIF, WebP, APNG, stills and H.264 in MP4/MOV are decoded in process; everything else by the `ffmpeg` program.
 
 pub mod animation;
 mod bytes;
@@ -19,7 +19,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use crate::error::{DataError, Result};
-use crate::scan::Media;
+use crate::media::Media;
 
 /// One decoded picture, upright, in RGB.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,16 +78,16 @@ pub enum Engine {
     Ffmpeg,
 }
 
-/// Frames in display order. After an error nothing more comes.
+/// Frames in display order. An error ends the stream.
 pub type FrameStream = Box<dyn Iterator<Item = Result<Frame>>>;
 
-/// Pictures beyond this many pixels are refused: a header may claim anything, and 8K by 8K is past every use here.
+/// Larger pictures are refused: a header may claim anything, and 8K by 8K is more than any use here needs.
 pub(crate) const MAX_PIXELS: u64 = 8192 * 8192;
 /// The same for each frame of an animated picture, of which several are in memory at once.
 const MAX_ANIMATED_PIXELS: u64 = 4096 * 4096;
 /// The longest side of a picture in pixels.
 const MAX_SIDE: u32 = 16_384;
-/// Memory that decoding any picture may take, and what it may take for each byte of its file and each pixel besides.
+/// Memory that decoding a picture may take: a constant, and additional bytes for each byte of its file and for each pixel.
 const BASE_BYTES: u64 = 64 << 20;
 const BYTES_A_FILE_BYTE: u64 = 8;
 const BYTES_A_PIXEL: u64 = 24;
@@ -139,11 +139,13 @@ fn check_webp(path: &Path) -> Result<()> {
     }
 }
 
-/// Refuses what is no regular file: a pipe or a device may keep its reader waiting, or never end.
+/// Refuses everything but regular files: a pipe or a device may block its reader, or never end.
 pub(crate) fn check_regular(path: &Path) -> Result<()> {
     match std::fs::metadata(path).map_err(DataError::io("read", path))?.is_file() {
         true => Ok(()),
-        false => Err(DataError::unreadable(path, "it is no regular file but a pipe, a device or a folder")),
+        false => {
+            Err(DataError::unreadable(path, "it is not a regular file but a pipe, a device or a folder"))
+        }
     }
 }
 
@@ -174,7 +176,7 @@ pub fn probe(media: &Media, picture_folder_fps: f64) -> Result<Probe> {
 /// Starts decoding a clip from its first frame; `probe` must be this file's own.
 ///
 /// # Errors
-/// As [`probe`]; damage further in comes out of the stream.
+/// Those of [`probe`]; later damage is an error of the stream.
 pub fn frames(media: &Media, probe: &Probe) -> Result<FrameStream> {
     match (media, probe.engine) {
         (Media::Still(path), _) => Ok(pictures::frames(vec![path.clone()], vec![0.0])),

@@ -1,7 +1,7 @@
 //! The index of an MP4 or MOV file: which bytes are which frame, and when it is shown.
 //!
 //! Written from ISO/IEC 14496-12 (boxes) and 14496-15 (H.264 in MP4). Only the `moov` box is read into memory, and it is never
-//! larger than the file; no table is believed beyond the bytes that back it.
+//! larger than the file; a table's count is checked against its bytes.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -31,11 +31,11 @@ pub(super) struct Track {
     pub pps: Vec<Vec<u8>>,
     /// Clockwise quarter turns to show the picture upright.
     pub quarter_turns: u8,
-    /// Shape of the stored pixels as the container gives it, which goes before what the stream says.
+    /// Pixel aspect in the container, which takes precedence over the stream's.
     pub pixel_aspect: Option<PixelAspect>,
-    /// Colour as the container gives it, for streams that say nothing themselves.
+    /// Colour in the container, for streams that do not specify it.
     pub colour: Option<Colour>,
-    /// Where each frame lies in the file, in decoding order.
+    /// The location of each frame in the file, in decoding order.
     pub samples: Vec<Sample>,
     /// What to show, in display order.
     pub shown: Shown,
@@ -94,7 +94,7 @@ fn find_moov(file: &mut File, length: u64) -> std::io::Result<TopLevel> {
             size => (u64::from(size), 8),
         };
         if size < header_bytes || size > length - at {
-            // Some cameras append bytes that are no box; and whether a cut-off file still holds every frame, the index tells.
+            // Some cameras append bytes that are not a box; the index shows whether a truncated file still has every frame.
             if moov.is_some() {
                 break;
             }

@@ -1,8 +1,8 @@
-//! The sample tables of an MP4 track, unrolled into frames: where they lie, and when they are shown.
+//! The sample tables of an MP4 track, unrolled into frames: their locations and display times.
 
 use super::bytes::{Bytes, child};
 
-/// Where one coded frame lies in the file.
+/// The location of one encoded frame in the file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sample {
     /// First byte.
@@ -85,7 +85,7 @@ const SMALLEST_SAMPLE: u32 = 2;
 /// Unrolls the tables of `stbl`.
 ///
 /// # Errors
-/// What is missing, contradictory or beyond the file's end.
+/// Tables that are missing, contradictory or refer beyond the file's end.
 pub(super) fn read(
     stbl: Bytes,
     clock: &Clock,
@@ -172,7 +172,7 @@ fn place(sizes: &[u32], chunks: &[u64], runs: &[ChunkRun], file_length: u64) -> 
         for &size in sizes[samples.len()..].iter().take(left.min(per_chunk as usize)) {
             let end = offset.checked_add(u64::from(size)).filter(|&end| end <= file_length);
             let end = end.ok_or_else(|| {
-                format!("it is truncated: frame {} lies beyond the end of the file", samples.len() + 1)
+                format!("it is truncated: frame {} is beyond the end of the file", samples.len() + 1)
             })?;
             samples.push(Sample { offset, size });
             offset = end;
@@ -211,7 +211,7 @@ fn display(durations: &[i32], offsets: &[i32], clock: &Clock, edit: &Edit) -> Sh
         .map_or(f64::INFINITY, |length| edit.start as f64 + length as f64 / clock.movie * clock.track);
     // Half a unit of slack: the edit's length was rounded to movie units.
     let is_shown = |time: i64| time >= edit.start && (time as f64) < cut - 0.5;
-    // A cut that leaves nothing is a broken edit list; players then show everything.
+    // An edit list without frames is broken; players then show everything.
     let honour = composed.iter().any(|&(time, _)| is_shown(time));
     let kept = |time: i64| !honour || is_shown(time);
     let first = composed.iter().find(|&&(time, _)| kept(time)).map_or(0, |&(time, _)| time);

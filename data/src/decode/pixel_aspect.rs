@@ -18,7 +18,7 @@ impl PixelAspect {
     /// A square.
     pub const SQUARE: Self = Self { width: 1, height: 1 };
 
-    /// `width`:`height`; nothing for zeros, which files write where they do not know, and for shapes that no video has.
+    /// `width`:`height`; `None` for zeros, which mean unknown, and for aspects that no video has.
     pub fn new(width: u32, height: u32) -> Option<Self> {
         let divisor = divisor(width, height);
         if width == 0 || height == 0 {

@@ -3,22 +3,22 @@
 use super::pixel_aspect::PixelAspect;
 use crate::colour::{Colour, Matrix, Range};
 
-/// What the stream says about its pictures.
+/// The stream's description of its pictures.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Sps {
     /// Width in pixels after cropping.
     pub width: u32,
     /// Height in pixels after cropping.
     pub height: u32,
-    /// Shape of its pixels, where the stream says it.
+    /// Pixel aspect, if specified.
     pub pixel_aspect: Option<PixelAspect>,
-    /// Colour, where the stream says it.
+    /// Colour, if specified.
     pub colour: Option<Colour>,
     /// Why openh264 cannot decode it, in words for people.
     pub unsupported: Option<String>,
 }
 
-/// Level 5.2, the last that openh264 knows, ends here (Table A-1); it also bounds what a forged header can make us allocate.
+/// The limit of level 5.2, the highest that openh264 supports (Table A-1); it also bounds the allocation for a forged header.
 const MAX_MACROBLOCKS: u64 = 36_864;
 
 /// Profiles that carry chroma format and bit depth (§7.3.2.1.1).
@@ -142,7 +142,7 @@ const ASPECTS: [(u32, u32); 16] = [
     (2, 1),
 ];
 
-/// The start of the VUI parameters (§E.1.1): the shape of a pixel, where it is said. `None` when they are cut off.
+/// The start of the VUI parameters (§E.1.1): the pixel aspect, if specified. `None` if they are truncated.
 fn signalled_aspect(bits: &mut Bits) -> Option<Option<PixelAspect>> {
     const EXTENDED: u32 = 255;
     if bits.read(1)? == 0 {
@@ -155,7 +155,7 @@ fn signalled_aspect(bits: &mut Bits) -> Option<Option<PixelAspect>> {
     Some(PixelAspect::new(width, height))
 }
 
-/// The VUI parameters behind the shape of a pixel, up to the colour description.
+/// The VUI parameters after the pixel aspect, up to the colour description.
 fn signalled_colour(bits: &mut Bits) -> Option<Colour> {
     if bits.read(1)? == 1 {
         bits.read(1)?;

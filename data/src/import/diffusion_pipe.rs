@@ -11,9 +11,10 @@ use toml::{Table, Value};
 use super::{Reader, Set, Short, caption_of, distinct, files_of, name_of, resolution, unknown};
 use crate::config::{DataConfig, Extract, Stills};
 use crate::error::{DataError, Result};
-use crate::scan::{Item, Media, media_at};
+use crate::media::Media;
+use crate::scan::{Item, media_at};
 
-/// Keys that are read; all others are told.
+/// Keys that are read; all others are reported.
 const KNOWN: [&str; 13] = [
     "path",
     "resolutions",
@@ -35,7 +36,7 @@ const CAPTIONS: &str = "captions.json";
 /// Sides of its buckets are multiples of this.
 const STEP: u32 = 32;
 
-/// A `[[directory]]`, with what the top level says for all.
+/// A `[[directory]]`, with the top level's defaults.
 #[derive(Debug, Deserialize)]
 struct Section {
     path: String,
@@ -67,7 +68,7 @@ pub(super) fn read(reader: &mut Reader, mut table: Table) -> Result<Vec<Set>> {
     for (index, directory) in directories.iter().enumerate() {
         let place = format!("directory[{index}]");
         let Some(own) = directory.as_table() else {
-            return Err(reader.fault(format!("{place} is no table")));
+            return Err(reader.fault(format!("{place} is not a table")));
         };
         let mut merged = table.clone();
         merged.extend(own.clone());
@@ -103,7 +104,7 @@ fn sets_of(reader: &mut Reader, place: &str, index: usize, section: &Section) ->
             let aspects = aspects(reader, place, section)?;
             for value in told {
                 let [width, height] = resolution(value)
-                    .ok_or_else(|| reader.fault(format!("{place}: {value} is no resolution")))?;
+                    .ok_or_else(|| reader.fault(format!("{place}: {value} is not a resolution")))?;
                 let step = f64::from(STEP.max(reader.multiple.pixels()));
                 let near = |side: f64| ((side / step).round().max(1.0) * step) as u32;
                 let area = width * height;
@@ -190,7 +191,7 @@ fn items(reader: &mut Reader, place: &str, set: &str, section: &Section) -> Resu
             }
             captions.push(String::new());
         }
-        // Each of several captions makes an item of its own.
+        // Each of several captions becomes an item of its own.
         for (i, caption) in captions.iter().enumerate() {
             let id = if captions.len() > 1 { format!("{name}#{i}") } else { name.clone() };
             let caption = format!("{}{caption}", section.caption_prefix);

@@ -2,7 +2,7 @@
 //! CSV and JSONL.
 //!
 //! Each becomes sets of listed clips with sizes, lengths and extraction of their own. What was read, and what has no
-//! counterpart here, is told in notes.
+//! counterpart here, is reported in notes.
 
 mod diffusion_pipe;
 mod musubi;
@@ -19,7 +19,7 @@ use crate::scan::{Item, caption_of, media_at};
 /// Clips with settings in common.
 #[derive(Debug, Clone)]
 pub(crate) struct Set {
-    /// Sizes, lengths, extraction and rates; where clips lie is not looked up in it.
+    /// Sizes, lengths, extraction and rates; its folders are not used.
     pub config: DataConfig,
     /// The clips.
     pub items: Vec<Item>,
@@ -32,7 +32,7 @@ pub(crate) struct Set {
 pub(crate) enum Short {
     /// They are an error, all named at once.
     Refuse,
-    /// They are left out and told.
+    /// They are left out and reported.
     LeaveOut,
 }
 
@@ -44,7 +44,7 @@ pub(crate) struct Imported {
     pub notes: Vec<String>,
 }
 
-/// What all readers go by.
+/// The context of all readers.
 struct Reader<'a> {
     /// The dataset file.
     path: &'a Path,
@@ -56,10 +56,10 @@ struct Reader<'a> {
     notes: Vec<String>,
 }
 
-/// Reads the dataset file at `path`: its kind is told by its ending and its tables.
+/// Reads the dataset file at `path`; its kind is recognised by its extension and its tables.
 ///
 /// # Errors
-/// A file that is none of these, that names what is not there, or whose values cannot work.
+/// If the file is none of these, names clips that do not exist, or has invalid values.
 pub(crate) fn read(path: &Path, recipe: &DataConfig, multiple: SizeMultiple, fps: f64) -> Result<Imported> {
     let mut reader = Reader { path, recipe, multiple, fps, notes: Vec::new() };
     let sets = match path.extension().and_then(|extension| extension.to_str()) {
@@ -80,7 +80,7 @@ pub(crate) fn read(path: &Path, recipe: &DataConfig, multiple: SizeMultiple, fps
         Some("csv" | "jsonl") => vec![table::read(&mut reader)?],
         _ => {
             return Err(reader.fault(
-                "is no .toml, .csv or .jsonl file: those are the dataset files that can be imported",
+                "is not a .toml, .csv or .jsonl file: those are the dataset files that can be imported",
             ));
         }
     };
@@ -97,14 +97,14 @@ impl Reader<'_> {
         self.notes.push(format!("{name}: {note}"));
     }
 
-    /// Tells of keys that mean nothing here.
+    /// Reports keys that have no meaning here.
     fn ignored(&mut self, place: &str, keys: &[String]) {
         if !keys.is_empty() {
             self.note(format!("{place}: no counterpart for {}; not used", keys.join(", ")));
         }
     }
 
-    /// A path of the file: from its own folder, or where there is nothing, from the current one, as those trainers take it.
+    /// A path in the file: relative to its own folder, or if that does not exist, to the current one, as in those trainers.
     fn locate(&self, named: &str) -> PathBuf {
         let named = Path::new(named);
         let beside = self.path.parent().unwrap_or(Path::new("")).join(named);
@@ -116,10 +116,10 @@ impl Reader<'_> {
         DataConfig { folder: Vec::new(), import: Some(self.path.to_owned()), ..self.recipe.clone() }
     }
 
-    /// A clip, with `prefix` in front of its caption. Several sets may hold the same file: `set` is put before its name.
+    /// A clip, its caption prefixed with `prefix`. Several sets may have the same file, so its name is prefixed with `set`.
     fn item(&self, file: &Path, set: &str, name: &str, caption: &str, repeats: u32) -> Result<Item> {
         let media = media_at(file)?.ok_or_else(|| {
-            self.fault(format!("names {}, which is no clip or is not there", file.display()))
+            self.fault(format!("names {}, which is not a clip or does not exist", file.display()))
         })?;
         let id = if set.is_empty() { name.to_owned() } else { format!("{set}/{name}") };
         let held_out = self.recipe.is_held_out(&id);
@@ -144,7 +144,7 @@ impl Reader<'_> {
         for &frames in frames {
             let length = u32::try_from(frames).ok().filter(|frames| *frames > 0);
             let length =
-                length.ok_or_else(|| self.fault(format!("{place}: {frames} is no number of frames")))?;
+                length.ok_or_else(|| self.fault(format!("{place}: {frames} is not a number of frames")))?;
             lengths.push((length - 1) / 4 * 4 + 1);
         }
         lengths.sort_unstable();

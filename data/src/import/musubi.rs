@@ -10,10 +10,11 @@ use toml::{Table, Value};
 use super::{Reader, Set, Short, caption_of, distinct, files_of, name_of, resolution, unknown};
 use crate::config::{DataConfig, Extract, SizeMultiple, Stills};
 use crate::error::Result;
+use crate::media::Media;
 use crate::metadata;
-use crate::scan::{Item, Media, media_at};
+use crate::scan::{Item, media_at};
 
-/// Keys that are read; all others are told.
+/// Keys that are read; all others are reported.
 const KNOWN: [&str; 17] = [
     "resolution",
     "caption_extension",
@@ -35,7 +36,7 @@ const KNOWN: [&str; 17] = [
     "bucket_no_upscale",
 ];
 
-/// One of `[[datasets]]`, with what `[general]` says for all.
+/// One of `[[datasets]]`, with the defaults of `[general]`.
 #[derive(Debug, Deserialize)]
 struct Section {
     resolution: Option<Value>,
@@ -67,7 +68,7 @@ fn head() -> String {
 const RESOLUTION: [f64; 2] = [960.0, 544.0];
 /// Sides of its buckets are multiples of this.
 const STEP: u32 = 16;
-/// Frames at most with `frame_extraction = "full"`, where the file says nothing.
+/// Default limit of frames with `frame_extraction = "full"`.
 const FULL: i64 = 129;
 
 /// Reads a config with `[[datasets]]`.
@@ -78,7 +79,9 @@ pub(super) fn read(reader: &mut Reader, table: Table) -> Result<Vec<Set>> {
     let mut sets = Vec::new();
     for (index, dataset) in datasets.iter().enumerate() {
         let place = format!("datasets[{index}]");
-        let Some(own) = dataset.as_table() else { return Err(reader.fault(format!("{place} is no table"))) };
+        let Some(own) = dataset.as_table() else {
+            return Err(reader.fault(format!("{place} is not a table")));
+        };
         let mut merged = general.clone();
         merged.extend(own.clone());
         reader.ignored(&place, &unknown(&merged, &KNOWN));
@@ -97,7 +100,7 @@ fn sets_of(reader: &mut Reader, place: &str, index: usize, section: &Section) ->
     let base = DataConfig { sizes, stills: Stills::Train, ..reader.config() };
     let is_video = section.video_directory.is_some() || section.video_jsonl_file.is_some();
     tell_what_differs(reader, place, section, is_video);
-    // The same file may come in several sets, so each has a name.
+    // The same file may be in several sets, so each set has a name.
     let items = |reader: &Reader, set: &str| items(reader, place, set, section, is_video);
     if !is_video {
         let config = DataConfig { frames: vec![1], ..base };
@@ -141,7 +144,7 @@ fn extraction(reader: &Reader, place: &str, section: &Section, base: DataConfig)
         "uniform" => (Extract::Uniform, Some(section.frame_sample.unwrap_or(1)), None),
         other => return Err(reader.fault(format!("{place}: frame_extraction = \"{other}\" is not known"))),
     };
-    // Without source_fps every frame is taken as one of the target's, whatever the file says.
+    // Without source_fps the file's own rate is ignored: every frame counts as one at the target rate.
     let source_fps = Some(section.source_fps.unwrap_or(reader.fps));
     Ok(DataConfig { extract, windows, stride, source_fps, ..base })
 }
@@ -161,7 +164,7 @@ fn tell_what_differs(reader: &mut Reader, place: &str, section: &Section, is_vid
     }
 }
 
-/// The sizes of the bucket selector: of about the area of the resolution, in steps of 16, standing and lying; for videos
+/// The sizes of the bucket selector: of about the area of the resolution, in steps of 16, portrait and landscape; for videos
 /// always, for pictures where buckets are enabled.
 fn sizes(reader: &Reader, place: &str, section: &Section) -> Result<Vec<[u32; 2]>> {
     let told = section.resolution.as_ref().map_or(Some(RESOLUTION), resolution);
@@ -247,7 +250,7 @@ fn in_folder(
         }
     }
     if !uncaptioned.is_empty() {
-        let reason = format!("{place}: no .{extension} file beside {}", uncaptioned.join(", "));
+        let reason = format!("{place}: no .{extension} file next to {}", uncaptioned.join(", "));
         return Err(reader.fault(reason));
     }
     match items.is_empty() {

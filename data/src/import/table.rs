@@ -1,6 +1,6 @@
 //! Lists of clips with captions: DiffSynth-Studio's `metadata.csv`, and JSONL files of DiffSynth-Studio or musubi-tuner.
 //!
-//! They say nothing of sizes and lengths, which are the recipe's.
+//! They have no sizes and lengths, which are taken from the recipe.
 
 use super::{Reader, Set, Short};
 use crate::error::Result;
@@ -22,10 +22,10 @@ pub(super) fn read(reader: &mut Reader) -> Result<Set> {
     reader.note(format!("{} clips; sizes, lengths and extraction are the recipe's", items.len()));
     reader.ignored("columns", &columns);
     if config.source_fps.is_none() {
-        // Frames are taken as they come, whatever the file says of its rate.
+        // Every frame is used; the file's own rate is ignored.
         config.source_fps = Some(reader.fps);
         reader.note(format!(
-            "every frame counts as one of {} a second, as there; data.source_fps says otherwise",
+            "every frame counts as one of {} a second, as in DiffSynth-Studio; set data.source_fps to change that",
             reader.fps
         ));
     }

@@ -12,7 +12,7 @@ use crate::error::{DataError, Result};
 /// Writes a GIF that loops for ever. GIF counts time in hundredths of a second: delays alternate so that the whole is in time.
 ///
 /// # Errors
-/// [`DataError::Encode`] for a rate beyond what GIF shows (50 a second), [`DataError::Io`] when it cannot be written.
+/// [`DataError::Encode`] for a rate above GIF's limit (50 a second), [`DataError::Io`] if it cannot be written.
 pub fn write_gif(path: &Path, film: &Film, fps: f64) -> Result<()> {
     const FASTEST: f64 = 50.0;
     check_rate(path, fps)?;
@@ -50,11 +50,11 @@ fn picture(path: &Path, film: &Film, frame: &[u8]) -> Result<RgbImage> {
 
 /// Writes a lossless animated WebP that loops for ever.
 ///
-/// The `image` crate codes each frame; the container is put together here, after
+/// The `image` crate encodes each frame; the container is written here, after
 /// developers.google.com/speed/webp/docs/riff_container.
 ///
 /// # Errors
-/// [`DataError::Encode`] for sides beyond 16384 pixels, [`DataError::Io`] when it cannot be written.
+/// [`DataError::Encode`] for sides above 16384 pixels, [`DataError::Io`] if it cannot be written.
 pub fn write_webp(path: &Path, film: &Film, fps: f64) -> Result<()> {
     check_rate(path, fps)?;
     let (width, height) = (film.width(), film.height());

@@ -26,7 +26,7 @@ pub(super) struct Stream {
     pub keyframes: Vec<usize>,
 }
 
-/// The encoder takes nothing smaller.
+/// The smallest side that the encoder supports.
 const SMALLEST_SIDE: u32 = 16;
 /// Bits a pixel: generous, because people judge training by these clips.
 const BITS_PER_PIXEL: f64 = 0.4;
@@ -78,10 +78,10 @@ fn config(width: usize, height: usize, fps: f64) -> EncoderConfig {
     EncoderConfig::new()
         .bitrate(BitRate::from_bps(bits_per_second.clamp(200_000.0, 100_000_000.0) as u32))
         .max_frame_rate(FrameRate::from_hz(fps as f32))
-        // The modes that may skip frames complain on the terminal when told not to.
+        // The modes that may skip frames print warnings if skipping is disabled.
         .rate_control_mode(RateControlMode::Bufferbased)
         .qp(QpRange::new(0, COARSEST_QP))
-        // Every frame must come out: a clip with a hole would show time wrongly.
+        // No frame may be skipped: the timing of the clip would be wrong.
         .skip_frames(false)
         .scene_change_detect(false)
         .background_detection(false)

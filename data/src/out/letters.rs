@@ -19,7 +19,7 @@ pub(super) fn height(width: u32) -> u32 {
     (SIDE + 2) * scale(width)
 }
 
-/// Writes `text` from `left` and `top` on, as far as it fits; three points tell that it goes on. Letters that the font lacks
+/// Writes `text` from `left` and `top` on, as far as it fits; three dots mark truncated text. Letters that the font lacks
 /// become question marks.
 pub(super) fn write(picture: &mut RgbImage, (left, top): (u32, u32), scale: u32, text: &str) {
     let room = (picture.width().saturating_sub(left) / (SIDE * scale)) as usize;

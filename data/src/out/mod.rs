@@ -14,12 +14,12 @@ pub use sheet::{SheetRow, SheetStyle, contact_sheet, picture_table, titled_sheet
 use crate::clip::Clip;
 use crate::decode::{self, Frame};
 use crate::error::{DataError, Result};
-use crate::scan::Media;
+use crate::media::Media;
 
 /// The frame in the middle of the clip at `path`, which [`write_mp4`], [`write_gif`] or [`write_webp`] wrote.
 ///
 /// # Errors
-/// A file that cannot be read, or is no such clip.
+/// If the file cannot be read, or is not such a clip.
 pub fn middle_frame(path: &Path) -> Result<Film> {
     let media = match path.extension() {
         Some(end) if end == "mp4" => Media::Video(path.to_owned()),
@@ -41,14 +41,14 @@ pub struct Film {
 }
 
 impl Film {
-    /// A film of `[frames, height, width, 3]` bytes. `None` when they are no whole number of frames, or not even one.
+    /// A film of `[frames, height, width, 3]` bytes. `None` if they are not a whole number of frames, at least one.
     pub fn new(width: u32, height: u32, rgb: Vec<u8>) -> Option<Self> {
         let frame = (width as usize).checked_mul(height as usize)?.checked_mul(3)?;
         let whole = frame > 0 && !rgb.is_empty() && rgb.len().is_multiple_of(frame);
         whole.then_some(Self { width, height, rgb })
     }
 
-    /// A film of what a VAE decodes: `[3, frames, height, width]`, -1 for black to 1 for full; values beyond are clipped.
+    /// A film of a VAE's output: `[3, frames, height, width]`, -1 for black to 1 for full; values outside are clipped.
     /// `None` when the sizes do not fit.
     pub fn from_planes(width: u32, height: u32, planes: &[f32]) -> Option<Self> {
         let plane = planes.len() / 3;
@@ -93,7 +93,7 @@ impl From<Clip> for Film {
     }
 }
 
-/// Writes an H.264 MP4 that players and browsers open: 4:2:0, BT.709, index in front. H.264 knows no odd sizes, so an odd
+/// Writes an H.264 MP4 that players and browsers open: 4:2:0, BT.709, index in front. H.264 has no odd sizes, so an odd
 /// side is filled up with a copy of its last row or column.
 ///
 /// # Errors
@@ -123,7 +123,7 @@ fn check_rate(path: &Path, fps: f64) -> Result<()> {
     }
 }
 
-/// Writes the whole file or nothing, making its folder first.
+/// Writes the whole file or nothing; creates its folder first.
 pub(crate) fn save(path: &Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write;
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {

@@ -32,7 +32,7 @@ const PAPER: Rgb<u8> = Rgb([24, 24, 27]);
 /// A row of a contact sheet.
 #[derive(Debug, Clone, Copy)]
 pub struct SheetRow<'a> {
-    /// What stands above it; nothing where it is empty.
+    /// The text above it; none if empty.
     pub title: &'a str,
     /// The film.
     pub film: &'a Film,
@@ -41,7 +41,7 @@ pub struct SheetRow<'a> {
 /// Writes a grid with one row for each film, in the order given.
 ///
 /// # Errors
-/// [`DataError::Encode`] when there is no film, [`DataError::Io`] when it cannot be written.
+/// [`DataError::Encode`] if there is no film, [`DataError::Io`] if it cannot be written.
 pub fn contact_sheet(path: &Path, films: &[Film], style: SheetStyle) -> Result<()> {
     let rows: Vec<SheetRow> = films.iter().map(|film| SheetRow { title: "", film }).collect();
     titled_sheet(path, &rows, style)
@@ -63,7 +63,7 @@ pub fn titled_sheet(path: &Path, rows: &[SheetRow], style: SheetStyle) -> Result
 }
 
 /// Writes a table of the first frames of films with one row for each of `rows`: its title, and its films from left to right;
-/// `heads` stand above the columns. All are scaled to `cell_width` pixels.
+/// `heads` are the texts above the columns. All pictures are scaled to `cell_width` pixels.
 ///
 /// # Errors
 /// As [`contact_sheet`].
@@ -114,7 +114,7 @@ impl Grid {
     fn draw(self, path: &Path, rows: &[(&str, Vec<RgbImage>)]) -> Result<RgbImage> {
         let Self { columns, cell, gap } = self;
         if rows.is_empty() {
-            return Err(DataError::encode(path, "there is no film to show"));
+            return Err(DataError::encode(path, "there are no clips to show"));
         }
         let width = columns * (cell + gap) + gap;
         let title_height = |title: &str| if title.is_empty() { 0 } else { letters::height(width) };

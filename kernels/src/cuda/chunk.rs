@@ -1,14 +1,14 @@
-//! Pieces of a GPU's memory that have no address of their own, for the region to map.
+//! Chunks of physical GPU memory, which the region maps to addresses.
 
 use candle_core::Result;
 use cudarc::driver::{DriverError, sys};
 
 use super::told;
 
-/// Bytes of a piece: a multiple of the 2 MiB that the hardware maps. A hole may hide up to two.
+/// Bytes of a chunk: a multiple of the 2 MiB that the hardware maps. Up to two are lost to a free fragment.
 pub(super) const CHUNK: u64 = 4 << 20;
 
-/// The driver's name of a piece.
+/// The driver's handle of a chunk.
 pub(super) type Chunk = sys::CUmemGenericAllocationHandle;
 
 /// A new chunk of `device`.
@@ -19,7 +19,7 @@ pub(super) fn create(device: sys::CUdevice) -> std::result::Result<Chunk, Driver
     Ok(chunk)
 }
 
-/// Gives back a chunk that is mapped nowhere.
+/// Frees a chunk that is not mapped.
 pub(super) fn release(chunk: Chunk) -> std::result::Result<(), DriverError> {
     // SAFETY: the caller's word; a chunk that is still mapped would stay until it is not.
     unsafe { sys::cuMemRelease(chunk) }.result()
@@ -29,7 +29,7 @@ fn location(device: sys::CUdevice) -> sys::CUmemLocation {
     // SAFETY: all zero is a location; the second field is the ordinal under the names of every version of the header.
     let mut location: sys::CUmemLocation = unsafe { std::mem::zeroed() };
     location.type_ = sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE;
-    // SAFETY: it is an i32 (or a union that starts with one) behind the i32 that was set above.
+    // SAFETY: it is an i32 (or a union that starts with one) after the i32 that was set above.
     unsafe { std::ptr::from_mut(&mut location).cast::<i32>().add(1).write(device) };
     location
 }

@@ -12,7 +12,7 @@ use super::{Card, told};
 pub(crate) type Mark = Arc<CudaEvent>;
 
 impl Card {
-    /// An event that notes its time, behind everything asked so far.
+    /// A timing event, after everything queued so far.
     pub(crate) fn timed_mark(&self) -> Result<Mark> {
         told(self.stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))).map(Arc::new)
     }

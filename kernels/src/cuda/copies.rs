@@ -10,19 +10,19 @@ use super::pinned::{Pinned, Run};
 use super::tensor::pointer;
 use super::{Card, told};
 use crate::Tensor;
-use crate::transfer::Route;
+use crate::transfer::route::Route;
 
 fn bytes_of(x: &Tensor) -> usize {
     x.elem_count() * x.dtype().size_in_bytes()
 }
 
-/// Host memory beside one GPU: see [`crate::transfer::HostStore`].
+/// Pinned host memory of one GPU: see [`crate::transfer::HostStore`].
 pub(crate) struct Store {
     gpu: Arc<Card>,
     out: Arc<CudaStream>,
     back: Arc<CudaStream>,
     pinned: Pinned,
-    /// What is on its way out.
+    /// Sources of copies to host memory that are under way.
     leaving: Mutex<Vec<(CudaEvent, Tensor)>>,
 }
 
@@ -32,7 +32,7 @@ impl std::fmt::Debug for Store {
     }
 }
 
-/// A tensor in pinned host memory, or on its way.
+/// A tensor in pinned host memory, or being copied there or back.
 pub(crate) struct Parked {
     store: Arc<Store>,
     run: Option<Run>,
@@ -61,7 +61,7 @@ impl Store {
         told(self.gpu.context.bind_to_thread())?;
         let made = told(self.gpu.stream.record_event(None))?;
         told(self.out.wait(&made))?;
-        // SAFETY: the run holds `bytes` and is ours until it is given back; the source lives in `leaving` until
+        // SAFETY: the run has `bytes` and is ours until it is freed; the source lives in `leaving` until
         // the stream that frees it has waited for the copy.
         told(unsafe {
             let host = std::slice::from_raw_parts_mut(run.address as *mut u8, bytes);
@@ -74,7 +74,8 @@ impl Store {
         Ok(Parked { store: self.clone(), run: Some(run), arrived, shape, dtype, returning: None })
     }
 
-    /// Lets all go that leave: the stream waits for their copies. See [`crate::transfer::HostStore::next_group`].
+    /// Frees the sources that are being copied out; the stream waits for their copies. See
+    /// [`crate::transfer::HostStore::next_group`].
     pub(crate) fn next_group(&self) -> Result<()> {
         let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
         leaving.drain(..).try_for_each(|(gone, _tensor)| told(self.gpu.stream.wait(&gone)))
@@ -153,16 +154,16 @@ impl Drop for Parked {
     }
 }
 
-/// The way from one GPU to another: see [`crate::transfer::Link`].
+/// A link from one GPU to another: see [`crate::transfer::Link`].
 pub(crate) enum Link {
-    /// Straight from memory to memory.
-    Peer { from: Arc<Card>, to: Arc<Card>, held: Arc<Mutex<Vec<Held>>> },
-    /// By way of pinned host memory.
+    /// Directly from memory to memory.
+    Peer { from: Arc<Card>, to: Arc<Card>, in_flight: Arc<Mutex<Vec<InFlight>>> },
+    /// Through pinned host memory.
     Host { store: Arc<Store>, to: Arc<Card> },
 }
 
-/// A source that waits for its copy: the event comes when the other side has asked for it.
-pub(crate) struct Held {
+/// A source whose copy is under way: the event is set once the receiver has queued the copy.
+pub(crate) struct InFlight {
     copied: Option<CudaEvent>,
     _x: Tensor,
     ticket: u64,
@@ -176,7 +177,7 @@ pub(crate) enum Sent {
         ticket: u64,
         from: Arc<Card>,
         to: Arc<Card>,
-        held: Arc<Mutex<Vec<Held>>>,
+        in_flight: Arc<Mutex<Vec<InFlight>>>,
     },
     Host {
         parked: Parked,
@@ -187,7 +188,7 @@ pub(crate) enum Sent {
 impl Link {
     pub(crate) fn new(from: Arc<Card>, to: Arc<Card>, route: Route) -> Result<Self> {
         match route == Route::Auto && reach(&from, &to)? {
-            true => Ok(Self::Peer { from, to, held: Arc::default() }),
+            true => Ok(Self::Peer { from, to, in_flight: Arc::default() }),
             false => Ok(Self::Host { store: Store::new(from)?, to }),
         }
     }
@@ -200,7 +201,7 @@ impl Link {
     pub(crate) fn live(&self) -> usize {
         match self {
             Self::Host { store, .. } => store.leaving(),
-            Self::Peer { held, .. } => held.lock().unwrap_or_else(PoisonError::into_inner).len(),
+            Self::Peer { in_flight, .. } => in_flight.lock().unwrap_or_else(PoisonError::into_inner).len(),
         }
     }
 
@@ -208,11 +209,11 @@ impl Link {
     pub(crate) fn settle(&self) -> Result<()> {
         match self {
             Self::Host { store, .. } => store.next_group(),
-            Self::Peer { from, held, .. } => {
+            Self::Peer { from, in_flight, .. } => {
                 told(from.context.bind_to_thread())?;
-                let mut waiting = held.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut waiting = in_flight.lock().unwrap_or_else(PoisonError::into_inner);
                 // What was copied meanwhile may go, once this stream, which frees it, has waited for the copy.
-                for before in waiting.extract_if(.., |held| held.copied.is_some()) {
+                for before in waiting.extract_if(.., |source| source.copied.is_some()) {
                     if let Some(copied) = &before.copied {
                         told(from.stream.wait(copied))?;
                     }
@@ -226,15 +227,15 @@ impl Link {
         let x = x.contiguous()?;
         match self {
             Self::Host { store, to } => Ok(Sent::Host { parked: store.park(x)?, to: to.clone() }),
-            Self::Peer { from, to, held } => {
+            Self::Peer { from, to, in_flight } => {
                 told(from.context.bind_to_thread())?;
                 let made = told(from.stream.record_event(None))?;
-                let mut waiting = held.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut waiting = in_flight.lock().unwrap_or_else(PoisonError::into_inner);
                 let ticket = waiting.last().map_or(0, |last| last.ticket + 1);
-                waiting.push(Held { copied: None, _x: x.clone(), ticket });
+                waiting.push(InFlight { copied: None, _x: x.clone(), ticket });
                 drop(waiting);
-                let (from, to, held) = (from.clone(), to.clone(), held.clone());
-                Ok(Sent::Peer { x, made, ticket, from, to, held })
+                let (from, to, in_flight) = (from.clone(), to.clone(), in_flight.clone());
+                Ok(Sent::Peer { x, made, ticket, from, to, in_flight })
             }
         }
     }
@@ -262,11 +263,11 @@ impl Sent {
     pub(crate) fn receive(self) -> Result<Tensor> {
         match self {
             Self::Host { parked, to } => parked.take_to(&to),
-            Self::Peer { x, made, ticket, from, to, held } => {
+            Self::Peer { x, made, ticket, from, to, in_flight } => {
                 told(to.context.bind_to_thread())?;
                 let y = to.empty(x.shape().clone(), x.dtype())?;
                 told(to.stream.wait(&made))?;
-                // SAFETY: the source is held until its stream has waited for `copied`; the copy is behind the
+                // SAFETY: the source is kept until its stream has waited for `copied`; the copy is after the
                 // allocation on the stream of the target.
                 told(unsafe {
                     driver::memcpy_peer_async(
@@ -279,8 +280,8 @@ impl Sent {
                     )
                 })?;
                 let copied = told(to.stream.record_event(None))?;
-                let mut waiting = held.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(source) = waiting.iter_mut().find(|held| held.ticket == ticket) {
+                let mut waiting = in_flight.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(source) = waiting.iter_mut().find(|source| source.ticket == ticket) {
                     source.copied = Some(copied);
                 }
                 Ok(y)

@@ -15,10 +15,10 @@ use super::clock::seconds;
 use super::tensor::{address, pointer};
 use super::{Card, told};
 use crate::Tensor;
-use crate::device::Repeatability;
 use crate::product::{End, Lines, Then};
+use crate::settings::Repeatability;
 
-const WORKSPACE: usize = crate::product::WORKSPACE;
+const WORKSPACE: usize = crate::settings::PRODUCT_WORKSPACE;
 /// Products of fewer operations than this take cuBLASLt's first guess: they are over before a choice pays.
 const MEASURED_FROM: usize = 20_000_000_000;
 /// Guesses that are measured for a larger one.
@@ -108,7 +108,7 @@ impl std::fmt::Display for Key {
     }
 }
 
-/// A product that cuBLASLt has been asked about: its descriptors, and how it is best made.
+/// A planned product: its descriptors and the chosen algorithm.
 struct Plan {
     description: sys::cublasLtMatmulDesc_t,
     /// Of b, a and the result, in the order in which cuBLAS multiplies.
@@ -116,7 +116,7 @@ struct Plan {
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
-/// Where the numbers of one product lie.
+/// The addresses of the operands of one product.
 struct Operands {
     a: u64,
     b: u64,
@@ -136,7 +136,7 @@ pub(crate) struct Gemm {
 }
 
 // SAFETY: a cuBLASLt handle may be used from any thread (cuBLAS's manual, "Thread Safety"); the plans, whose
-// descriptors change with every call, are behind the lock.
+// descriptors change with every call, are protected by the lock.
 unsafe impl Send for Gemm {}
 // SAFETY: as above.
 unsafe impl Sync for Gemm {}
@@ -241,8 +241,8 @@ impl Card {
         })
     }
 
-    /// The fastest of `guesses`, as was found before, or by the clock over the result that the caller makes again behind it. That
-    /// waits for the GPU, once for each kind of product that a run makes. Where runs must give the same bits it is the first guess,
+    /// The fastest of `guesses`: as measured before, or measured now on the output, which the caller computes again afterwards.
+    /// Measuring waits for the GPU, once for each kind of product of a run. In deterministic runs it is the first guess,
     /// since a clock does not give the same answer twice.
     fn fastest(
         &self,
@@ -294,7 +294,7 @@ const BIAS_POINTER: sys::cublasLtMatmulDescAttributes_t =
     sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
 
 impl Gemm {
-    /// The descriptors of `key` and cuBLASLt's guesses at how to make it, the likeliest first.
+    /// The descriptors of `key`, and the algorithms that cuBLASLt's heuristic suggests, the most promising first.
     ///
     /// y = a b by rows is y^T = b^T a^T by columns: cuBLAS's first factor is our second.
     fn plan(&self, key: &Key) -> std::result::Result<(Plan, Vec<sys::cublasLtMatmulAlgo_t>), CublasError> {
@@ -341,7 +341,7 @@ impl Gemm {
         Ok((Plan { description, layouts, algorithm: guesses[0] }, guesses))
     }
 
-    /// What cuBLASLt would try, the likeliest first; never nothing.
+    /// The algorithms that cuBLASLt's heuristic suggests, the most promising first; at least one.
     ///
     /// # Safety
     /// All three were made by cuBLASLt and live.

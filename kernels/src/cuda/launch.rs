@@ -98,7 +98,7 @@ impl<'a> Launch<'a> {
         self
     }
 
-    /// Launches it on so many blocks of threads.
+    /// Launches it on `blocks` blocks of `threads` threads.
     pub(crate) fn go(mut self, blocks: u32, threads: u32) -> Result<()> {
         told(self.card.context.bind_to_thread())?;
         if self.shared_bytes > SHARED_UNASKED {

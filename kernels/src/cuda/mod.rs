@@ -1,7 +1,7 @@
-//! The CUDA half of the kernels: what a GPU needs beside candle's own device.
+//! The CUDA implementation: what a GPU needs besides candle's own device.
 //!
-//! Every launch is on the one stream of the device that the tensors lie on, so order alone makes it safe: memory is
-//! allocated and freed in the order of the stream, and nothing here waits for the GPU.
+//! Every launch is on the single stream of the tensors' device, so stream order alone makes it safe: memory is allocated and
+//! freed in that order, and nothing here waits for the GPU.
 
 mod chunk;
 pub(crate) mod clock;
@@ -20,12 +20,12 @@ use candle_core::Result;
 use candle_core::cuda_backend::CudaDevice;
 use cudarc::driver::{CudaContext, CudaStream};
 
-use crate::device::{Allocator, Settings};
+use crate::settings::{Allocator, Settings};
 use crate::tensor::{Device, Kind, Other};
 pub(crate) use launch::Launch;
 pub(crate) use tensor::address;
 
-/// What one opened GPU has: its stream, loaded kernels, cuBLASLt and cuDNN handles, plans and workspace.
+/// An opened GPU: its stream, loaded kernels, cuBLASLt and cuDNN handles, plans and workspace.
 pub(crate) struct Card {
     pub device: CudaDevice,
     pub context: Arc<CudaContext>,
@@ -39,7 +39,7 @@ pub(crate) struct Card {
 }
 
 impl Card {
-    /// What goes with `device`, which is open and has its allocator and its pool.
+    /// The card of `device`, which is open and has its allocator and its pool.
     pub(crate) fn new(
         device: CudaDevice,
         settings: Settings,
@@ -66,7 +66,7 @@ pub(crate) fn device_of(card: &Arc<Card>) -> Device {
     Device::Other(Other(Kind::Card(card.clone())))
 }
 
-/// The driver's error in candle's words.
+/// The driver's error as candle's.
 pub(crate) fn told<T>(result: std::result::Result<T, cudarc::driver::DriverError>) -> Result<T> {
     result.map_err(|why| candle_core::Error::Cuda(Box::new(candle_core::cuda_backend::CudaError::Cuda(why))))
 }

@@ -1,7 +1,7 @@
 //! Pinned host memory in slabs, of which tensors take runs.
 //!
 //! Pinning is slow, so it is done ahead ([`Pinned::reserve`]) and never undone while there is room:
-//! clips of another length take other runs of the same slabs.
+//! clips of another length use other runs of the same slabs.
 
 use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
@@ -15,8 +15,8 @@ use super::told;
 use crate::arena::{Arena, GRAIN};
 
 /// Sizes of slabs are multiples of this.
-const SLAB_GRAIN: u64 = crate::transfer::HOST_GRAIN;
-/// Runs given back whose copies may still be under way, beyond which the finished ones are looked for.
+const SLAB_GRAIN: u64 = crate::transfer::route::HOST_GRAIN;
+/// With more freed runs than this whose copies may be under way, finished ones are looked for.
 const MANY: usize = 64;
 /// Threads that fill a new slab's pages.
 const TOUCHING: u64 = 4;
@@ -25,7 +25,7 @@ const TOUCHING: u64 = 4;
 pub(crate) struct Pinned {
     context: Arc<CudaContext>,
     state: Mutex<State>,
-    /// Told when a slab was added, or no more will come.
+    /// Notified when a slab was added, or no more will be.
     grown: Condvar,
 }
 
@@ -42,7 +42,7 @@ struct Slab {
     memory: Memory,
     bytes: u64,
     arena: Arena,
-    /// What was given back, with the end of the last copy that used it.
+    /// Freed runs, with the event of the last copy that used each.
     used: Vec<(Range<u64>, CudaEvent)>,
 }
 
@@ -74,7 +74,7 @@ impl Pinned {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Pins `slabs`, one after the other, for runs to come; `go_on` is asked before each, and is given what is pinned so far.
+    /// Pins `slabs` in turn, ahead of their use; `go_on` is called before each with the bytes pinned so far.
     /// Whoever takes a run meanwhile and finds no room waits for the next slab.
     pub(crate) fn reserve(&self, slabs: &[u64], go_on: &dyn Fn(u64) -> bool) -> Result<()> {
         self.lock().reserving += 1;
@@ -181,10 +181,10 @@ impl Pinned {
     }
 }
 
-/// Pages of the process, of their own, given back when dropped.
+/// Anonymous pages of the process, unmapped when dropped.
 ///
-/// The driver's own allocation of pinned memory fills pages with zeros under a lock that other calls of the driver, and
-/// everything that maps files, wait for: a model beside it loads at a fraction of its speed. So the pages are made here, by
+/// The driver's own allocation of pinned memory zeroes pages under a lock that other driver calls and all file mappings wait
+/// for: a model that loads at the same time slows to a fraction of its speed. So the pages are allocated here, by
 /// several threads and without that lock, and the driver only pins them.
 struct Memory {
     address: u64,
@@ -205,7 +205,7 @@ impl Memory {
         Ok(Self { address: address as u64, bytes })
     }
 
-    /// Writes to every page once, so that it is there.
+    /// Writes to every page once, so that it is backed by memory.
     fn touch(&self) {
         const PAGE: usize = 4096;
         let each = self.bytes.div_ceil(TOUCHING).next_multiple_of(SLAB_GRAIN);
@@ -225,7 +225,7 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new`, and nobody has the address any more. It fails only for what was never mapped.
+        // SAFETY: mapped by `new`, and the address is no longer used. It fails only for what was never mapped.
         let _ = unsafe { libc::munmap(self.address as *mut _, self.bytes as usize) };
     }
 }
@@ -234,7 +234,7 @@ impl Drop for Pinned {
     fn drop(&mut self) {
         for slab in std::mem::take(&mut self.lock().slabs).into_values() {
             if let Err(why) = self.unpin(slab) {
-                // An error of the driver that nobody can be handed; the next call reports what broke it.
+                // A driver error that cannot be returned here; the next call reports the cause.
                 let _ = why;
             }
         }

@@ -1,5 +1,4 @@
-//! Opening a GPU, and the memory that its tensors come from: large ones from its region, small ones from a pool of the
-//! driver.
+//! Opening a GPU, and the allocation of its tensors: large ones from its region, small ones from a pool of the driver.
 //!
 //! Both belong to the stream of the opened GPU: a GPU that is opened twice in a process has two of each, with a limit each.
 
@@ -13,7 +12,7 @@ use cudarc::driver::sys;
 use super::region::{self, Setup};
 use super::{Card, device_of, told};
 use crate::Device;
-use crate::device::{Allocator, Memory, Settings};
+use crate::settings::{Allocator, Memory, Settings};
 
 /// The GPUs that were opened, which are never closed: a region (`region`) knows its GPU by the address of its stream, which
 /// must not become another's. Global, as the driver's own state that they stand for (contexts, pools) is.
@@ -70,7 +69,7 @@ fn properties(index: usize, limit: Option<u64>) -> sys::CUmemPoolProps {
     properties.allocType = sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
     properties.location.type_ = sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE;
     // The second field of the location is the ordinal in every version of the driver's header, under changing names.
-    // SAFETY: it is an i32 (or a union that starts with one) behind the i32 that was set above.
+    // SAFETY: it is an i32 (or a union that starts with one) after the i32 that was set above.
     unsafe { std::ptr::from_mut(&mut properties.location).cast::<i32>().add(1).write(index as i32) };
     // Zero is no limit.
     properties.maxSize = limit.unwrap_or(0) as usize;

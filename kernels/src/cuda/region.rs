@@ -22,24 +22,24 @@ use cudarc::driver::{DriverError, sys};
 use super::chunk::{self, CHUNK, Chunk};
 use super::told;
 use crate::arena::{Arena, GRAIN, Runs};
-use crate::device::Allocator;
+use crate::settings::Allocator;
 
 /// Smaller tensors are left to the driver's pool: there are thousands, and among large ones each would hold a chunk.
 const LEAST: usize = 2 << 20;
 /// What the driver's pool grows by.
 const POOL_STEP: u64 = 32 << 20;
-/// Addresses that are set aside, in memories of the card: they cost nothing, and chunks wander through them.
+/// Addresses that are reserved, in multiples of the card's memory: they cost nothing, and chunks are remapped among them.
 const SPAN: u64 = 16;
 
 /// The regions of the process. Global, as the driver's own pools are, whose place they take.
 static REGIONS: RwLock<Vec<(Place, Mutex<Region>)>> = RwLock::new(Vec::new());
 
-// SAFETY: a type; who calls what is behind it answers for the call.
+// SAFETY: a type; callers of such a function state their own promise.
 type Alloc = unsafe extern "C" fn(*mut u64, usize, sys::CUstream) -> sys::CUresult;
 // SAFETY: as above.
 type Free = unsafe extern "C" fn(u64, sys::CUstream) -> sys::CUresult;
 
-/// The driver's functions behind ours.
+/// The driver's functions that ours replace.
 #[derive(Clone, Copy)]
 struct Driver {
     alloc: Alloc,
@@ -48,7 +48,7 @@ struct Driver {
 
 static DRIVER: RwLock<Option<Driver>> = RwLock::new(None);
 
-/// What tells whose a call is.
+/// What identifies the region of a call.
 struct Place {
     stream: usize,
     addresses: std::ops::Range<u64>,
@@ -72,7 +72,7 @@ pub(super) struct Setup {
     pub stream: sys::CUstream,
     /// Bytes of the card.
     pub total: u64,
-    /// What small tensors come from.
+    /// The pool of small tensors.
     pub pool: sys::CUmemoryPool,
     /// The most that may be mapped, the pool's included.
     pub limit: u64,
@@ -103,7 +103,7 @@ struct Region {
     access: Vec<sys::CUmemAccessDesc>,
 }
 
-// SAFETY: handles and the stream are names that any thread may use; the region is behind its lock.
+// SAFETY: handles and the stream are names that any thread may use; the region is protected by its lock.
 unsafe impl Send for Region {}
 
 #[cfg(late)]
@@ -127,7 +127,7 @@ pub(super) fn open(setup: Setup) -> Result<Allocator> {
     }
     let span = (SPAN * setup.total).next_multiple_of(CHUNK);
     let mut base = 0;
-    // SAFETY: the address is written before it returns; the span is never given back.
+    // SAFETY: the address is written before it returns; the span is never freed.
     told(unsafe { sys::cuMemAddressReserve(&mut base, span as usize, 0, 0, 0) }.result())?;
     let mut bare = Runs::default();
     bare.add(0, span);
@@ -165,7 +165,7 @@ pub(super) fn held(stream: sys::CUstream) -> Held {
     .unwrap_or_default()
 }
 
-/// Starts the peak of the region of `stream` anew.
+/// Resets the peak of the region of `stream`.
 pub(super) fn reset_peak(stream: sys::CUstream) {
     with(|place| place.stream == stream as usize, |region| region.peak = region.arena.used());
 }
@@ -249,7 +249,7 @@ unsafe extern "C" fn free_async(address: u64, stream: sys::CUstream) -> sys::CUr
     match with(|place| place.addresses.contains(&address), |region| region.give(address)) {
         Some(true) => sys::CUresult::CUDA_SUCCESS,
         Some(false) => sys::CUresult::CUDA_ERROR_INVALID_VALUE,
-        // SAFETY: the caller's promise, handed on.
+        // SAFETY: the caller's own promise.
         None => driver().map_or(sys::CUresult::CUDA_ERROR_NOT_INITIALIZED, |driver| unsafe {
             (driver.free)(address, stream)
         }),
@@ -308,7 +308,7 @@ impl Region {
         if chunks.len() == count(behind) && self.bare.cut(self.end, behind) {
             return self.map(self.end, chunks);
         }
-        // The run before the end may be moved as well as any other.
+        // The run before the end may be moved like any other.
         let length = bytes.next_multiple_of(CHUNK);
         let lacking = count(length).saturating_sub(chunks.len());
         let moved: Vec<u64> = self.arena.free.pieces(CHUNK).take(lacking).collect();

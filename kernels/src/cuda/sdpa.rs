@@ -1,4 +1,4 @@
-//! cuDNN's attention behind the C shim of `cuda/attention.cpp`, with a plan for each shape.
+//! cuDNN's attention through the C shim of `cuda/attention.cpp`, with a plan for each shape.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_void};
@@ -10,8 +10,8 @@ use cudarc::driver::CudaContext;
 use super::tensor::{candle_address, pointer};
 use super::{Card, told};
 use crate::Tensor;
-use crate::attention::{Calls, Gradients, Heads, Output};
-use crate::device::Repeatability;
+use crate::attention::cudnn::{Calls, Gradients, Heads, Output};
+use crate::settings::Repeatability;
 
 /// Where the loader finds it.
 const LIBRARY: &CStr = c"libcudnn.so.9";
@@ -133,7 +133,7 @@ struct Key {
 }
 
 #[derive(Clone, Copy)]
-struct Plan {
+struct ExecutionPlan {
     raw: *mut c_void,
     workspace: usize,
 }
@@ -142,8 +142,8 @@ struct Plan {
 pub(crate) struct Sdpa {
     opened: OnceLock<std::result::Result<Handle, String>>,
     /// Shapes that cuDNN refused are kept as such, so that it is asked once.
-    plans: Mutex<HashMap<Key, Option<Plan>>>,
-    /// Refusals that nobody has been told yet.
+    plans: Mutex<HashMap<Key, Option<ExecutionPlan>>>,
+    /// Refusals that are not reported yet.
     refused: Mutex<Vec<String>>,
     repeatability: Repeatability,
     architecture: i32,
@@ -173,7 +173,7 @@ impl Sdpa {
             if self.architecture < 80 {
                 return Err(format!("compute capability {} is below 8.0", self.architecture));
             }
-            crate::attention::cudnn()?;
+            crate::attention::cudnn::cudnn()?;
             let mut handle = std::ptr::null_mut();
             // SAFETY: the name ends with nul; the handle is written before it returns 0.
             call(|text, n| unsafe { sdpa_open(LIBRARY.as_ptr(), &mut handle, text, n) })?;
@@ -249,7 +249,7 @@ impl Card {
         Ok(true)
     }
 
-    /// Runs the plan of `key`, made when it is first asked for. False where there is none.
+    /// Runs the plan of `key`, built at the first call. False if there is none.
     fn run(&self, key: Key, slots: &[u64; slot::COUNT]) -> Result<bool> {
         told(self.context.bind_to_thread())?;
         let mut plans = self.sdpa.plans.lock().unwrap_or_else(PoisonError::into_inner);
@@ -267,8 +267,8 @@ impl Card {
 }
 
 impl Sdpa {
-    /// The plan of `key`. Where cuDNN is there and has none, its reason is kept to be told.
-    fn plan_or_refusal(&self, key: &Key) -> Option<Plan> {
+    /// The plan of `key`. If cuDNN is available and has none, its reason is kept to be reported.
+    fn plan_or_refusal(&self, key: &Key) -> Option<ExecutionPlan> {
         self.handle().ok()?;
         match self.plan(key) {
             Ok(plan) => Some(plan),
@@ -285,7 +285,7 @@ impl Sdpa {
         }
     }
 
-    fn plan(&self, key: &Key) -> std::result::Result<Plan, String> {
+    fn plan(&self, key: &Key) -> std::result::Result<ExecutionPlan, String> {
         let handle = self.handle()?;
         let deterministic = self.repeatability == Repeatability::BitForBit;
         let automatic = Description {
@@ -306,7 +306,7 @@ impl Sdpa {
             let (mut raw, mut workspace) = (std::ptr::null_mut(), 0);
             // SAFETY: the handle is open; the plan and its size are written before it returns 0.
             call(|text, n| unsafe { sdpa_plan(handle.0, description, &mut raw, &mut workspace, text, n) })
-                .map(|()| Plan { raw, workspace: workspace as usize })
+                .map(|()| ExecutionPlan { raw, workspace: workspace as usize })
         };
         // The automatic graph is the newer one and has no second try of its own.
         make(&automatic).or_else(|_| make(&Description { implementation: 1, ..automatic }))

@@ -1,4 +1,4 @@
-//! Tensors as the kernels see them: a pointer and a row stride.
+//! Tensors as kernel arguments: addresses, and uninitialised tensors.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::{Card, device_of};
 use crate::Tensor;
 
 /// The address of a contiguous tensor's first number. It is good for as long as the tensor lives; a tensor that is
-/// dropped after the launch frees its memory behind it on the stream.
+/// dropped after the launch frees its memory after it in stream order.
 pub(crate) fn pointer(x: &Tensor) -> Result<u64> {
     if !x.is_contiguous() {
         candle_core::bail!("a kernel got a tensor {:?} that is not contiguous", x.shape());
@@ -50,7 +50,7 @@ fn base(storage: &CudaStorage) -> Result<u64> {
 }
 
 impl Card {
-    /// A tensor whose numbers are whatever the memory held.
+    /// An uninitialised tensor.
     pub(crate) fn empty(self: &Arc<Self>, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
         Ok(Tensor::from_candle(self.raw(shape, dtype)?, &device_of(self)))
     }

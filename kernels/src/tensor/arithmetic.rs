@@ -177,7 +177,7 @@ impl Tensor {
     }
 }
 
-/// Stands where a shadow needs no operation of candle's: `check_beside` lets no tensor meet a shadow.
+/// Never called on a shadow: `check_beside` refuses to combine tensors with shadows.
 fn real_of_shadow(_: &candle_core::Tensor) -> Result<candle_core::Tensor> {
     Err(Error::wrap(super::NoNumbers))
 }

@@ -46,7 +46,7 @@ impl Tensor {
         })
     }
 
-    /// The numbers that `make` makes, in row-major order; of a shadow nobody makes them.
+    /// The numbers that `make` returns, in row-major order; not called for a shadow.
     ///
     /// # Errors
     /// Where there are not as many as `shape` has.

@@ -1,23 +1,23 @@
-//! Where a tensor is: host memory, a GPU, or a memory in which nothing is but counts.
+//! Devices: host memory, a GPU, and shadow devices, whose tensors have no numbers and are only counted.
 
 use std::fmt;
 use std::sync::Arc;
 
 use candle_core::{DeviceLocation, Result};
 
-use crate::device::Repeatability;
 use crate::ledger::{Allocation, Ledger};
+use crate::settings::Repeatability;
 
 /// The device of a tensor.
 #[derive(Clone)]
 pub enum Device {
-    /// Host memory. Every tensor there has numbers, and nothing is counted.
+    /// Host memory; tensors have numbers and are not counted.
     Cpu,
     /// A GPU that [`crate::device::open_gpu`] opened, host memory that is counted, or the shadow of either.
     Other(Other),
 }
 
-/// A device beside plain host memory. Two of them are the same device where one is a clone of the other.
+/// A device other than plain host memory. Two of them are the same device if one is a clone of the other.
 #[derive(Clone)]
 pub struct Other(pub(crate) Kind);
 
@@ -33,13 +33,13 @@ pub(crate) enum Kind {
 pub(crate) struct Space {
     pub on: On,
     pub ledger: Option<Ledger>,
-    /// Of the pinned host memory beside it.
+    /// The ledger of its pinned host memory.
     pub host: Option<Ledger>,
-    /// What a library takes for as long as the device is open.
+    /// What a library allocates for as long as the device is open.
     pub _workspace: Option<Allocation>,
 }
 
-/// What a [`Space`] stands for.
+/// The device that a [`Space`] imitates, and whether its tensors have numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum On {
     /// Real tensors in host memory.
@@ -50,7 +50,7 @@ pub(crate) enum On {
     ShadowGpu(ShadowGpu),
 }
 
-/// A GPU that is not here: what decides which engines its operations take.
+/// A simulated GPU, with what decides which engines its operations use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShadowGpu {
     /// Its number, as in `cuda:0`.
@@ -64,7 +64,7 @@ pub struct ShadowGpu {
 pub enum ShadowAttention {
     /// Chunks of matrix products.
     Chunked,
-    /// cuDNN, where it takes the heads.
+    /// cuDNN, if it supports the heads.
     Cudnn(Repeatability),
 }
 
@@ -79,9 +79,9 @@ impl Device {
         Self::space(On::ShadowCpu, ledger)
     }
 
-    /// The shadow of a GPU, whose tensors are counted in `ledger`, and the pinned host memory beside it in `host`.
+    /// The shadow of a GPU: its tensors are counted in `ledger`, its pinned host memory in `host`.
     pub fn shadow_gpu(gpu: ShadowGpu, ledger: Ledger, host: Ledger) -> Self {
-        let _workspace = Some(ledger.take_as("workspace", crate::product::WORKSPACE as u64));
+        let _workspace = Some(ledger.take_as("workspace", crate::settings::PRODUCT_WORKSPACE as u64));
         let (ledger, host) = (Some(ledger), Some(host));
         let space = Space { on: On::ShadowGpu(gpu), ledger, host, _workspace };
         Self::Other(Other(Kind::Space(Arc::new(space))))
@@ -111,7 +111,7 @@ impl Device {
         matches!(self, Self::Other(Other(Kind::Space(space))) if space.on != On::Cpu)
     }
 
-    /// Whether both are one device. Two memories that are counted apart are two.
+    /// Whether both are one device. Memories with different ledgers are different devices.
     pub fn same_device(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Cpu, Self::Cpu) => true,
@@ -135,7 +135,7 @@ impl Device {
         }
     }
 
-    /// Waits until everything that was asked of the device is done.
+    /// Waits until everything queued on the device has run.
     ///
     /// # Errors
     /// When the device failed.
@@ -143,7 +143,7 @@ impl Device {
         self.candle().map_or(Ok(()), |device| device.synchronize())
     }
 
-    /// What its tensors are counted in.
+    /// The ledger of its tensors, if they are counted.
     pub fn ledger(&self) -> Option<&Ledger> {
         match self {
             Self::Other(Other(Kind::Space(space))) => space.ledger.as_ref(),
@@ -151,7 +151,7 @@ impl Device {
         }
     }
 
-    /// What the pinned host memory beside the shadow of a GPU is counted in.
+    /// The ledger of the pinned host memory of a shadow GPU.
     pub fn host_ledger(&self) -> Option<&Ledger> {
         match self {
             Self::Other(Other(Kind::Space(space))) => space.host.as_ref(),
@@ -179,7 +179,7 @@ impl Device {
         }
     }
 
-    /// candle's name for the device of real tensors; nothing for shadows.
+    /// candle's device of real tensors; `None` for shadows.
     pub(crate) fn candle(&self) -> Option<candle_core::Device> {
         match self {
             Self::Other(Other(Kind::Space(space))) if space.on != On::Cpu => None,

@@ -6,10 +6,10 @@ use candle_core::{Error, Layout, Result, Shape};
 use super::{Body, Tensor};
 
 impl Tensor {
-    /// Tensors one behind the other along a dimension.
+    /// Concatenates tensors along a dimension.
     ///
     /// # Errors
-    /// Where there are none, or other sizes or dtypes differ.
+    /// If there are none, or their other sizes or dtypes differ.
     pub fn cat<T: AsRef<Self>>(parts: &[T], dim: impl Dim) -> Result<Self> {
         let Some(first) = parts.first().map(AsRef::as_ref) else {
             return Err(Error::OpRequiresAtLeastOneTensor { op: "cat" }.bt());
@@ -58,7 +58,7 @@ impl Tensor {
         Self::cat(&parts.collect::<Result<Vec<_>>>()?, dim)
     }
 
-    /// With `left` zeros before and `right` behind along a dimension.
+    /// With `left` zeros before and `right` zeros after, along a dimension.
     pub fn pad_with_zeros(&self, dim: impl Dim, left: usize, right: usize) -> Result<Self> {
         let dim = dim.to_index(self.shape(), "pad_with_zeros")?;
         let zeros = |count: usize| {
@@ -77,7 +77,7 @@ impl Tensor {
         Self::cat(&parts, dim)
     }
 
-    /// Repeated along each dimension so many times.
+    /// Repeated along each dimension as often as `repeats` says.
     pub fn repeat(&self, counts: impl Into<Shape>) -> Result<Self> {
         let counts = counts.into();
         let new = counts.rank().saturating_sub(self.rank());
@@ -109,7 +109,7 @@ impl Tensor {
     }
 }
 
-/// Whether what is inside `dim` has no gaps, and what is outside goes on in even steps: then candle copies it row by row.
+/// Whether the dimensions inside `dim` are contiguous and those outside have uniform steps: then candle copies row by row.
 fn has_rows(layout: &Layout, dim: usize) -> bool {
     let (dims, strides) = (layout.dims(), layout.stride());
     let mut expected = 1;

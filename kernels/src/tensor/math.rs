@@ -122,7 +122,7 @@ impl Tensor {
         Ok(Self::shadow([outer, &[*m, *n]].concat(), self.dtype(), &self.device))
     }
 
-    /// [`Tensor::matmul`] where one matrix, or list of matrices, serves all of the other's.
+    /// [`Tensor::matmul`] with batch dimensions broadcast.
     ///
     /// # Errors
     /// As [`Tensor::matmul`], and where either is a shadow.

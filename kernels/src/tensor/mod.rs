@@ -1,12 +1,12 @@
 //! The value that models compute with: a tensor, or the shadow of one.
 //!
-//! A shadow has a shape, strides, a dtype and a device, and no numbers. Every operation does to a shadow's layout what it
-//! does to a tensor's, so the same code that trains a model also says, on shadows, what it would allocate. Tensors of a
-//! device with a [`Ledger`](crate::ledger::Ledger) are counted, real ones and shadows alike: an operation that writes a new
-//! tensor takes memory, clones and views share it, and it is given back with the last of them.
+//! A shadow has a shape, strides, a dtype and a device, and no numbers (like PyTorch's FakeTensor). Every operation changes a
+//! shadow's layout as it changes a tensor's, so the code that trains a model also computes, on shadows, what it would
+//! allocate. Tensors of a device with a [`Ledger`](crate::ledger::Ledger) are counted, real ones and shadows alike: an
+//! operation that writes a new tensor allocates, clones and views share its memory, and the last of them frees it.
 //!
-//! Methods have candle's names and meaning. What candle puts together out of several operations (means, padding) is put
-//! together here, so that every tensor in between is counted too.
+//! Methods have candle's names and meaning. What candle composes of several operations (means, padding) is composed here, so
+//! that intermediate tensors are counted too.
 
 mod arithmetic;
 mod create;
@@ -33,7 +33,7 @@ use crate::ledger::{Allocation, Label};
 pub struct Tensor {
     body: Body,
     device: Device,
-    /// What it takes of its device's ledger, where that has one.
+    /// Its allocation in its device's ledger, if that has one.
     allocation: Option<Arc<Allocation>>,
 }
 
@@ -43,12 +43,12 @@ enum Body {
     Shadow(Shadow),
 }
 
-/// What is known of a tensor without numbers.
+/// A tensor without numbers.
 #[derive(Clone)]
 struct Shadow {
     layout: Layout,
     dtype: DType,
-    /// How many numbers the memory holds that it is a view of.
+    /// Number of elements of the memory that it is a view of.
     stored: usize,
 }
 
@@ -128,7 +128,7 @@ impl Tensor {
     /// Size of one dimension.
     ///
     /// # Errors
-    /// Where there is no such dimension; so for all methods that take one.
+    /// If there is no such dimension, as for all methods that take one.
     pub fn dim(&self, dim: impl candle_core::shape::Dim) -> Result<usize> {
         let dim = dim.to_index(self.shape(), "dim")?;
         Ok(self.dims()[dim])
@@ -137,7 +137,7 @@ impl Tensor {
     /// The one dimension.
     ///
     /// # Errors
-    /// Where there are more, or none; so for the methods beside it.
+    /// If there are more or fewer; likewise for the methods that follow.
     pub fn dims1(&self) -> Result<usize> {
         self.shape().dims1()
     }
@@ -182,19 +182,19 @@ impl Tensor {
         self.layout().is_contiguous()
     }
 
-    /// Counts its memory as `label` from now on, where its device is counted. The memory may be shared with other tensors.
+    /// Sets the label of its memory, which may be shared with other tensors, if its device is counted.
     pub fn relabel(&self, label: Label) {
         if let Some(allocation) = &self.allocation {
             allocation.relabel(label);
         }
     }
 
-    /// Its share of its device's ledger, which is not given back before the result is dropped.
+    /// Its allocation in its device's ledger, which is not freed before the result is dropped.
     pub(crate) fn allocation(&self) -> Option<Arc<Allocation>> {
         self.allocation.clone()
     }
 
-    /// The same tensor, not counted any more: whoever holds [`Self::allocation`] counts it.
+    /// The same tensor, no longer counted by itself: the owner of [`Self::allocation`] counts it.
     pub(crate) fn without_allocation(self) -> Self {
         Self { allocation: None, ..self }
     }
@@ -240,7 +240,7 @@ impl Tensor {
         self.with_body(Body::Shadow(Shadow { layout, ..*shadow }))
     }
 
-    /// Nothing, where `other` is on the same device, and both are tensors or both are shadows.
+    /// Checks that `other` is on the same device, and that both are tensors or both are shadows.
     fn check_beside(&self, other: &Self, op: &'static str) -> Result<()> {
         if self.device.same_device(&other.device) {
             return Ok(());
@@ -250,12 +250,12 @@ impl Tensor {
     }
 }
 
-/// Whether both tensors lie in one piece of memory.
+/// Whether both tensors share memory.
 fn is_same_memory(a: &candle_core::Tensor, b: &candle_core::Tensor) -> bool {
     std::ptr::eq(&raw const *a.storage_and_layout().0, &raw const *b.storage_and_layout().0)
 }
 
-/// How many numbers the memory of `x` holds. Only tensors in host memory can be counted.
+/// Number of elements of the memory of `x`. Only known for tensors in host memory.
 fn stored(x: &candle_core::Tensor) -> usize {
     use candle_core::CpuStorage;
     match &*x.storage_and_layout().0 {

@@ -8,7 +8,7 @@ impl Tensor {
     /// The one number of a scalar.
     ///
     /// # Errors
-    /// Another shape or dtype, or a shadow; so for the methods beside it.
+    /// If it has another shape or dtype, or is a shadow; likewise for the methods that follow.
     pub fn to_scalar<T: WithDType>(&self) -> Result<T> {
         self.as_candle()?.to_scalar()
     }

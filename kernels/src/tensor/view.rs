@@ -1,4 +1,4 @@
-//! Views: the same memory, seen in another shape. Where that cannot be, a copy.
+//! Views: the same memory in another shape, or a copy where a view is impossible.
 
 use candle_core::shape::{Dim, Dims, ShapeWithOneHole};
 use candle_core::{D, Error, Layout, Result, Shape};
@@ -148,7 +148,7 @@ impl Tensor {
         }
     }
 
-    /// On another device, where it takes all of the memory that it is a view of; the same where it is there already.
+    /// A copy on another device, of all of the memory that it is a view of; the same tensor if it is on that device already.
     ///
     /// # Errors
     /// A shadow cannot become a tensor.
@@ -157,7 +157,7 @@ impl Tensor {
             return Ok(self.clone());
         }
         match (&self.body, device.candle()) {
-            // Two memories that are counted apart may be one for candle, which would not copy.
+            // Two memories with ledgers of their own may be one device to candle, which would not copy.
             (Body::Real(x), Some(candle_core::Device::Cpu)) if x.device().is_cpu() => {
                 Ok(Self::from_candle(if device.ledger().is_some() { x.copy()? } else { x.clone() }, device))
             }
@@ -168,7 +168,7 @@ impl Tensor {
         }
     }
 
-    /// This shadow, which has the memory of `other`, in the shape of that.
+    /// This shadow, with the memory and the shape of `other`.
     fn with_body_of(self, other: &Self) -> Self {
         match self.body.clone() {
             Body::Shadow(own) => self.with_layout(&own, other.layout().clone()),

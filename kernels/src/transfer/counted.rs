@@ -1,8 +1,8 @@
-//! Transfers of tensors that are counted, or are shadows: what they hold while a copy is under way.
+//! Transfers of counted tensors and shadows: the memory that is in use while a copy is under way.
 //!
-//! A copy between GPUs is ordered by events, and its source is not free before the stream that frees it has waited for the
-//! copy. The same moments count here: a source that was sent counts on its device until the sender settles, and one that
-//! was parked until the group behind it begins.
+//! A copy between GPUs is ordered by events, and its source is not freed before the stream that frees it has waited for the
+//! copy. The ledger follows the same moments: a source that was sent counts on its device until the sender settles, and one
+//! that was parked until the next group begins.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,20 +16,20 @@ use crate::tensor::{Device, Tensor};
 /// Sources of copies, and the pinned host memory that the copies go to.
 #[derive(Debug)]
 pub(super) struct Sources {
-    /// What a source is counted as while its copy is under way, and what its buffer in host memory is.
+    /// The labels of a source whose copy is under way, and of its buffer in host memory.
     labels: [Label; 2],
-    /// Where copies go through host memory.
+    /// The ledger of host memory, if copies are routed through it.
     host: Option<Ledger>,
-    /// Whether copies need a source without gaps.
+    /// Whether copies need a contiguous source.
     is_gpu: bool,
-    /// Whether the other side gets a copy; in the same memory it gets the tensor itself.
+    /// Whether the receiver gets a copy; in the same memory it gets the tensor itself.
     is_copied: bool,
-    held: Mutex<Vec<Held>>,
+    sources: Mutex<Vec<CountedSource>>,
 }
 
-/// A source that counts until its sender settles, between GPUs after its copy is done.
+/// A source that is counted until its sender settles, between GPUs after its copy is done.
 #[derive(Debug)]
-struct Held {
+struct CountedSource {
     _source: Option<Arc<Allocation>>,
     is_copied: Arc<AtomicBool>,
 }
@@ -38,19 +38,19 @@ struct Held {
 #[derive(Debug)]
 pub(super) struct Copy {
     is_done: Arc<AtomicBool>,
-    /// In host memory, where it goes through that.
+    /// In host memory, if the copy is routed through it.
     _buffer: Option<Allocation>,
 }
 
 impl Copy {
-    /// The other side has it.
+    /// Marks it as received.
     pub fn finish(&self) {
         self.is_done.store(true, Ordering::Relaxed);
     }
 }
 
 impl Sources {
-    /// Of a link from `from` to `to`. Of two shadow GPUs without a route each reads the other's memory.
+    /// Of a link from `from` to `to`. Two shadow GPUs have peer access unless the route is through host memory.
     pub fn of_link(from: &Device, to: &Device, route: Route) -> Self {
         let is_gpu = from.as_shadow_gpu().is_some();
         Self {
@@ -58,7 +58,7 @@ impl Sources {
             host: from.host_ledger().filter(|_| route == Route::Host).cloned(),
             is_gpu,
             is_copied: is_gpu && from.location() != to.location(),
-            held: Mutex::default(),
+            sources: Mutex::default(),
         }
     }
 
@@ -71,25 +71,25 @@ impl Sources {
         let is_done = Arc::new(AtomicBool::new(self.host.is_some()));
         if self.is_copied {
             x.relabel(self.labels[0]);
-            let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-            held.push(Held { _source: x.allocation(), is_copied: is_done.clone() });
+            let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+            sources.push(CountedSource { _source: x.allocation(), is_copied: is_done.clone() });
         }
         Ok((x.without_allocation(), Copy { is_done, _buffer }))
     }
 
-    /// Lets go of the sources whose copies are done.
+    /// Frees the sources whose copies are done.
     pub fn settle(&self) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.retain(|held| !held.is_copied.load(Ordering::Relaxed));
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        sources.retain(|source| !source.is_copied.load(Ordering::Relaxed));
     }
 
-    /// How many sources are held.
+    /// How many sources are still counted.
     pub fn live(&self) -> usize {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 }
 
-/// Pinned host memory beside the shadow of a GPU.
+/// Pinned host memory of a shadow GPU.
 #[derive(Debug)]
 pub(super) struct Store {
     device: Device,
@@ -111,7 +111,7 @@ impl Store {
         let (labels, host) = (["leaving", "parked"], device.host_ledger().cloned());
         Self {
             device: device.clone(),
-            leaving: Sources { labels, host, is_gpu: true, is_copied: true, held: Mutex::default() },
+            leaving: Sources { labels, host, is_gpu: true, is_copied: true, sources: Mutex::default() },
         }
     }
 

@@ -1,55 +1,53 @@
-//! Adapters put to a model: beside its weights, or into them.
+//! Applying adapters to a model: unmerged, or merged into its weights.
 //!
-//! Beside: the factors of layers inside the blocks go along as thin products. Everything else that files may hold
-//! (embeddings, head, norms, biases, differences of whole tensors) goes into the weights while they are read.
+//! Unmerged, the factors of layers inside the blocks are applied as low-rank products. Everything else that files may contain
+//! (embeddings, head, norms, biases, differences of whole tensors) is merged into the weights while they are loaded.
 
 use std::sync::Arc;
 
 use kernels::{DType, Device, Tensor};
 
-use super::change::Change;
 use super::files::AdapterFile;
-use super::kind::Delta;
-use super::set::{Adapter, Adapters};
+use crate::delta::{Adapter, Adapters, Change, Delta};
 use crate::dit::DitConfig;
 use crate::weights::{Patch, Patches, Weights};
 use crate::{Error, Result};
 
-/// An adapter that is to be used.
+/// An adapter to apply.
 #[derive(Debug, Clone)]
 pub struct Source {
-    /// What messages call it: its path.
+    /// Its path, for messages.
     pub name: String,
-    /// What it holds.
+    /// Its contents.
     pub file: AdapterFile,
-    /// What its changes are multiplied by.
+    /// The factor of its changes.
     pub strength: f64,
 }
 
-/// How adapters of the layers' matrices are applied. Whatever else an adapter changes is always merged.
+/// How adapters of the layers' matrices are applied. Everything else that an adapter changes is always merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ApplyMode {
-    /// Their factors stay beside the weights, which stay as they are.
+    /// As low-rank products; the weights are unchanged.
     Unmerged,
-    /// What they add goes into the weights.
+    /// Added to the weights.
     Merged,
 }
 
 /// Adapters, ready for a model.
 #[derive(Debug, Default)]
 pub struct Applied {
-    /// What goes beside the weights, frozen.
+    /// The unmerged adapters, frozen.
     pub adapters: Adapters,
-    /// What goes into them.
+    /// The changes to merge into weights.
     pub patches: Patches,
-    /// Names that the model has no place for, with the adapter that has them: keys of an image branch, in a model without one.
+    /// Modules of an image branch that the model lacks, each with the adapter that changes it.
     pub left_out: Vec<(String, String)>,
 }
 
 /// Applies `sources` to a model of the sizes `config`.
 ///
 /// # Errors
-/// Modules that the model lacks, other than those of an image branch, and adapters for another width.
+/// If the model lacks a module (other than one of an image branch), or has it in another width.
 pub fn apply(sources: &[Source], config: &DitConfig, mode: ApplyMode) -> Result<Applied> {
     let mut applied = Applied::default();
     let shapes = config.tensors().into_iter().map(|spec| (spec.name, spec.shape)).collect();
@@ -91,10 +89,10 @@ pub fn apply(sources: &[Source], config: &DitConfig, mode: ApplyMode) -> Result<
     Ok(applied)
 }
 
-/// Gives every DoRA of `file` the lengths of both rules, for the base that `weights` are.
+/// Gives every DoRA of `file` the magnitudes of both conventions, computed with the base model `weights`.
 ///
 /// # Errors
-/// A module that the base lacks, or has in another width.
+/// If the base lacks a module, or has it in another width.
 pub fn complete(file: &mut AdapterFile, weights: &Weights) -> Result<()> {
     for (module, change) in &mut file.modules {
         if let Change::Dora(dora) = change {
@@ -113,14 +111,14 @@ pub fn complete(file: &mut AdapterFile, weights: &Weights) -> Result<()> {
     Ok(())
 }
 
-/// What a model has.
+/// The tensors of a model.
 struct Model {
     shapes: std::collections::BTreeMap<String, Vec<usize>>,
     adaptable: std::collections::BTreeSet<String>,
 }
 
 impl Model {
-    /// The shape of the tensor `name`; `None`, and a note, where it belongs to an image branch that the model lacks.
+    /// The shape of the tensor `name`; `None`, with a note, if it belongs to an image branch that the model lacks.
     fn shape(&self, name: &str, source: &Source, applied: &mut Applied) -> Result<Option<&[usize]>> {
         let module = name.strip_suffix(".weight").unwrap_or(name);
         match self.shapes.get(name) {
@@ -144,7 +142,7 @@ fn foreign(source: &Source, module: &str, (out, input): (usize, usize), model: &
     ))
 }
 
-/// A change of a module that goes into its weight.
+/// A change that is merged into the weight of its module.
 #[derive(Debug)]
 struct Merged {
     change: Arc<Change>,

@@ -1,9 +1,10 @@
-//! The `[adapter]` section of a recipe: of what kind adapters are, which modules get one, what they are scaled by.
+//! The `[adapter]` section of a recipe: the kind of the adapters, the modules that get one, and their scale.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::delta::AdapterKind;
 use crate::dit::modules::CHAINS;
 use crate::expert::Expert;
 use crate::{Error, Result};
@@ -14,7 +15,7 @@ use crate::{Error, Result};
 pub struct LoraConfig {
     /// `lora`; `dora`, which also trains the length of each row of the weight; `loha`, two products of thin factors
     /// multiplied number by number; `lokr`, a Kronecker product, the smallest of them. Default `lora`.
-    pub kind: Kind,
+    pub kind: AdapterKind,
     /// Rank of the factors. Default: the largest of the files that training begins with, else 32.
     pub rank: Option<usize>,
     /// Alpha: the delta is multiplied by alpha / rank. Default: the rank, so that the factor is 1.
@@ -22,13 +23,13 @@ pub struct LoraConfig {
     /// `standard` scales by alpha / rank, `rslora` by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732).
     /// Default `standard`.
     pub scaling: Scaling,
-    /// Share of the adapters' input that is dropped in training, 0 to below 1. Default 0.
+    /// Fraction of the adapters' input that is dropped in training, 0 to below 1. Default 0.
     pub dropout: f64,
-    /// LoKr alone: the coarse matrix has at most this many rows and columns, as LyCORIS's `factor`. Default: as near as the
-    /// widths allow to their square roots, which makes the adapter smallest.
+    /// LoKr only: the most rows and columns of the coarse matrix, as LyCORIS's `factor`. Default: as close to the square roots of
+    /// the widths as possible, which makes the adapter smallest.
     pub factor: Option<usize>,
-    /// An adapter file of any format, or a PEFT folder, that training begins with, relative to the recipe. Factors of another
-    /// rank than `rank` are brought to it. Default: none, training begins with an adapter that does nothing.
+    /// An adapter file of any format, or a PEFT folder, that training starts from, relative to the recipe. Factors of another
+    /// rank are resized to `rank`. Default: none, training starts with an adapter that has no effect.
     pub init_from: Option<PathBuf>,
     /// The same for the adapter of the expert for high noise alone, of a model of two, in place of `init_from`. Default: none.
     pub init_from_high: Option<PathBuf>,
@@ -37,32 +38,6 @@ pub struct LoraConfig {
     /// Official module names inside a block, `*` and `?` as wildcards. Default: q, k, v, o of both attentions and
     /// both layers of the feed-forward. A name with `blocks.` in front is matched whole (`blocks.1?.ffn.*`).
     pub targets: Vec<String>,
-}
-
-/// What an adapter is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// Two thin factors.
-    Lora,
-    /// Two thin factors, and a length for each row of the weight.
-    Dora,
-    /// Two products of thin factors, multiplied number by number.
-    Loha,
-    /// A Kronecker product.
-    Lokr,
-}
-
-impl Kind {
-    /// What people call it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Lora => "LoRA",
-            Self::Dora => "DoRA",
-            Self::Loha => "LoHa",
-            Self::Lokr => "LoKr",
-        }
-    }
 }
 
 /// How the delta is scaled.
@@ -78,7 +53,7 @@ pub enum Scaling {
 impl Default for LoraConfig {
     fn default() -> Self {
         Self {
-            kind: Kind::Lora,
+            kind: AdapterKind::Lora,
             rank: None,
             alpha: None,
             scaling: Scaling::Standard,
@@ -109,7 +84,7 @@ impl LoraConfig {
         self.rank.unwrap_or(32)
     }
 
-    /// The file that the adapter of a network begins with: of `expert`, or of a model that is whole.
+    /// The file that the adapter of a network starts from: of `expert`, or of a model with one network.
     pub fn begins_with(&self, expert: Option<Expert>) -> Option<&Path> {
         let own = match expert {
             None => &None,
@@ -124,8 +99,8 @@ impl LoraConfig {
         self.alpha.unwrap_or(self.rank() as f64)
     }
 
-    /// A width of a LoKr as coarse times fine: the largest divisor that is no larger than `factor` and the width's square
-    /// root, as LyCORIS cuts it.
+    /// A width of a LoKr as coarse times fine: coarse is the largest divisor not above `factor` and the width's square root, as
+    /// in LyCORIS.
     pub(super) fn split(&self, width: usize) -> (usize, usize) {
         let root = width.isqrt();
         let most = self.factor.map_or(root, |factor| factor.min(root)).max(1);
@@ -133,26 +108,26 @@ impl LoraConfig {
         (coarse, width / coarse)
     }
 
-    /// Whether a LoKr's fine matrix of this size is made of thin factors: where these are smaller.
+    /// Whether a LoKr's fine matrix of this size is stored as low-rank factors: if these are smaller.
     pub(super) fn is_thin(&self, rows: usize, columns: usize) -> bool {
         2 * self.rank() < rows.max(columns)
     }
 
-    /// Trained numbers of a module.
+    /// Number of trained parameters of a module.
     pub fn numbers(&self, out: usize, input: usize) -> usize {
         let thin = self.rank() * (out + input);
         match self.kind {
-            Kind::Lora => thin,
-            Kind::Dora => thin + out,
-            Kind::Loha => 2 * thin,
-            Kind::Lokr => {
+            AdapterKind::Lora => thin,
+            AdapterKind::Dora => thin + out,
+            AdapterKind::Loha => 2 * thin,
+            AdapterKind::Lokr => {
                 let ((o1, o2), (i1, i2)) = (self.split(out), self.split(input));
                 o1 * i1 + if self.is_thin(o2, i2) { self.rank() * (o2 + i2) } else { o2 * i2 }
             }
         }
     }
 
-    /// What the product of the factors is multiplied by.
+    /// The scale of the product of the factors.
     pub fn scale(&self) -> f64 {
         match self.scaling {
             Scaling::Standard => self.alpha() / self.rank() as f64,
@@ -160,10 +135,10 @@ impl LoraConfig {
         }
     }
 
-    /// The modules of `modules` (official name, out, in) that the targets name, in the order given.
+    /// The modules of `modules` (official name, out, in) that match the targets, in the order given.
     ///
     /// # Errors
-    /// When a pattern matches nothing, naming the pattern and what there is to match.
+    /// If a pattern matches nothing, with the pattern and the names that exist.
     pub fn select(&self, modules: &[(String, usize, usize)]) -> Result<Vec<Target>> {
         let hit = |pattern: &str, module: &str| {
             let local = crate::names::split_layer(module).map_or(module, |(_, local)| local);

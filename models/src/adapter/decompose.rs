@@ -1,51 +1,51 @@
-//! Thin factors for a change: of the difference of two weights, or of an adapter of another rank.
+//! Low-rank factors of a change: of the difference of two weights, or of an adapter of another rank.
 //!
-//! By singular values, in f64. A product of thin factors is decomposed without being made. A full matrix above
-//! [`SMALL`] goes through a random sketch with power iterations: at 5120 x 13824 and rank 64 that is 11 products with 80
-//! columns, 0.12 TFLOP, where the full decomposition makes some hundred times as many and far slower ones. Source: Halko,
+//! By singular value decomposition in f64. A product of low-rank factors is decomposed without computing it. A full matrix
+//! above [`SMALL`] is decomposed by a random sketch with power iterations: at 5120 x 13824 and rank 64 that is 11 products
+//! with 80 columns, 0.12 TFLOP; the full decomposition needs about a hundred times as many, and slower ones. Source: Halko,
 //! Martinsson, Tropp 2011 (arXiv 0909.4061), algorithms 4.4 and 5.1.
 
 use faer::{Mat, MatRef};
 use kernels::random::Key;
 use kernels::{DType, Device, Tensor};
 
-use super::change::{Change, LoraPair};
+use crate::delta::{Change, LoraPair};
 use crate::{Error, Result};
 
 /// The shorter side up to which a matrix is decomposed in full.
 const SMALL: usize = 384;
-/// Columns of the sketch beyond the rank, and times that it goes through the matrix and back: with both what is kept is within
-/// a thousandth of the best there is, also for spectra that hardly fall.
+/// Columns of the sketch beyond the rank, and the number of power iterations: with these the result is within a thousandth of
+/// the optimum, also for slowly decaying spectra.
 const BEYOND: usize = 16;
 const ITERATIONS: usize = 5;
 
-/// What rank the factors get.
+/// The rank of the factors.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Rank {
-    /// This one, or as many as there are where there are fewer.
+    /// This rank, or the matrix's own if that is lower.
     Fixed(usize),
-    /// The smallest that keeps this share of the energy (the sum of squares), of at most this many.
+    /// The smallest rank that keeps this fraction of the energy (the sum of squares), at most the given one.
     Energy(f64, usize),
 }
 
-/// A change in thin factors.
+/// A change as low-rank factors.
 #[derive(Debug, Clone)]
 pub struct Reduced {
     /// The factors, alpha = rank, each with the root of the singular values.
     pub pair: LoraPair,
-    /// The share of the change's energy that they keep, 0 to 1.
+    /// The fraction of the change's energy that they keep, 0 to 1.
     pub energy: f64,
 }
 
 impl Rank {
-    /// The most that it may become.
+    /// The upper limit.
     fn most(self) -> usize {
         match self {
             Self::Fixed(rank) | Self::Energy(_, rank) => rank,
         }
     }
 
-    /// The rank for these singular values, falling, of a change of the energy `total`.
+    /// The rank for these singular values, in descending order, of a change of the energy `total`.
     fn of(self, values: &[f64], total: f64) -> usize {
         let most = values.len().min(self.most()).max(1);
         match self {
@@ -69,10 +69,10 @@ struct Decomposed {
     v: Mat<f64>,
 }
 
-/// Thin factors of `delta` [out, in], f32 on the CPU. The sketch of a large one is a function of `seed`.
+/// Low-rank factors of `delta` [out, in], f32 on the CPU. The sketch of a large one is a function of `seed`.
 ///
 /// # Errors
-/// Numbers that are not finite, which have no decomposition.
+/// If a number is not finite.
 pub fn extract(delta: &Tensor, rank: Rank, seed: u64) -> Result<Reduced> {
     let (out, input) = delta.dims2()?;
     let total = delta.sqr()?.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>()?;
@@ -87,7 +87,7 @@ pub fn extract(delta: &Tensor, rank: Rank, seed: u64) -> Result<Reduced> {
 /// `change` as a LoRA of another rank.
 ///
 /// # Errors
-/// A DoRA, of which that depends on the weight below it.
+/// If it is a DoRA, whose decomposition depends on the base weight.
 pub fn resize(change: &Change, rank: Rank, seed: u64) -> Result<Reduced> {
     match change {
         Change::Lora(pair) => {
@@ -119,7 +119,7 @@ fn reduced(Decomposed { u, values, v }: Decomposed, rank: Rank, total: f64) -> R
     let b = Mat::from_fn(u.nrows(), rank, |i, j| u[(i, j)] * root(j));
     let a = Mat::from_fn(rank, v.nrows(), |i, j| v[(j, i)] * root(i));
     let kept: f64 = values[..rank].iter().map(|value| value * value).sum();
-    // Nothing at all is kept whole by anything.
+    // Of a zero change all energy is kept.
     let energy = if total > 0.0 { (kept / total).min(1.0) } else { 1.0 };
     Ok(Reduced { pair: LoraPair { a: tensor(a.as_ref())?, b: tensor(b.as_ref())?, alpha: None }, energy })
 }

@@ -1,4 +1,4 @@
-//! How adapters begin: at nothing, or at what a file holds.
+//! Initial adapters: without effect, or from a file.
 
 use std::collections::BTreeMap;
 
@@ -6,20 +6,19 @@ use kernels::low_rank::Factors;
 use kernels::random::Key;
 use kernels::{DType, Device, Tensor, loha, lokr};
 
-use super::change::{Change, DoraPair, LoraPair};
 use super::decompose::{Rank, Reduced, resize};
 use super::files::{AdapterFile, AdapterSummary};
-use super::kind::Delta;
-use super::{Adapter, Adapters, Kind, LoraConfig, Target};
+use super::{LoraConfig, Target};
+use crate::delta::{Adapter, AdapterKind, Adapters, Change, Delta, DoraPair, LoraPair};
 use crate::dit::DitConfig;
 use crate::{Error, Result};
 
-/// The seed of the sketches by which factors of another rank are found.
+/// The seed of the random sketches that resize factors to another rank.
 const SKETCH: u64 = 1;
 
 impl Adapters {
-    /// Fresh trainable adapters for `targets`, which leave the model unchanged. All is a function of `seed` and the module's
-    /// name alone.
+    /// Fresh trainable adapters for `targets`, which leave the model unchanged. Each is a function of `seed` and the module's
+    /// name.
     ///
     /// LoRA and DoRA: A uniform in ±1/sqrt(in) (Kaiming with a = sqrt 5, as PEFT and kohya start it), B zero. LoHa: w1_a
     /// normal with deviation 0.1, w1_b and w2_b with 1, w2_a zero. LoKr: w1 and w2_a as A, w2_b (or w2) zero. The last two
@@ -27,7 +26,7 @@ impl Adapters {
     pub fn fresh(targets: &[Target], config: &LoraConfig, seed: u64, device: &Device) -> Result<Self> {
         let mut adapters = Self::default();
         for target in targets {
-            // Shadows have no numbers to make on the host.
+            // Shadows have no numbers to generate on the host.
             let maker = if device.is_shadow() { device } else { &Device::Cpu };
             let delta = fresh(target, config, seed, maker)?.to_device(device)?;
             adapters.attach(target.module.clone(), Adapter::trainable(delta));
@@ -35,12 +34,12 @@ impl Adapters {
         Ok(adapters)
     }
 
-    /// Trainable adapters for `targets` that begin with what `file` holds, and what became of it, in words. Factors of
-    /// another rank are brought to that of `config`; modules that the file lacks begin fresh.
+    /// Trainable adapters for `targets` that start from `file`, and a description of what was done, in lines. Factors of another
+    /// rank are resized to that of `config`; modules that the file lacks start fresh.
     ///
     /// # Errors
-    /// Modules of another width or beyond the targets, kinds that cannot become that of `config`, differences of whole
-    /// tensors.
+    /// If a module has another width or is not a target, a kind cannot be converted to that of `config`, or the file has
+    /// differences of whole tensors.
     pub fn begun(
         targets: &[Target],
         config: &LoraConfig,
@@ -75,7 +74,7 @@ impl Adapters {
     }
 }
 
-/// Checks that adapters for `targets` of a model of the sizes `dit` can begin with a file, as far as its header tells.
+/// Checks that adapters for `targets` of a model of the sizes `dit` can start from a file, as far as its header shows.
 ///
 /// # Errors
 /// Those of [`Adapters::begun`], and modules of the image branch that the model has and `targets` does not name.
@@ -101,12 +100,12 @@ pub fn check_beginning(
     Ok(())
 }
 
-/// Whether an adapter can begin as `new` with one of the kind `held`; of LoHa and LoKr the shapes have a say too.
-fn can_become(held: Kind, new: Kind) -> bool {
+/// Whether an adapter of the kind `held` can be converted to `new`; for LoHa and LoKr the shapes matter too.
+fn can_become(held: AdapterKind, new: AdapterKind) -> bool {
     match new {
-        Kind::Lora => held != Kind::Dora,
-        Kind::Dora => matches!(held, Kind::Lora | Kind::Dora),
-        Kind::Loha | Kind::Lokr => held == new,
+        AdapterKind::Lora => held != AdapterKind::Dora,
+        AdapterKind::Dora => matches!(held, AdapterKind::Lora | AdapterKind::Dora),
+        AdapterKind::Loha | AdapterKind::Lokr => held == new,
     }
 }
 
@@ -133,14 +132,14 @@ fn beyond(module: &str) -> Error {
     ))
 }
 
-/// What became of the modules of a file.
+/// What was done with the modules of a file.
 #[derive(Default)]
 struct Tale {
     begun: usize,
     fresh: usize,
-    /// How many modules had each rank, and now have that of the recipe.
+    /// How many modules of each other rank were resized to that of the recipe.
     ranks: BTreeMap<usize, usize>,
-    /// The share of the energy that each shortened one keeps.
+    /// The fraction of the energy that each one of reduced rank keeps.
     kept: Vec<f64>,
     left_out: Vec<String>,
 }
@@ -173,7 +172,7 @@ impl Tale {
     }
 }
 
-/// The adapter of `target` that begins as `change`; `new` is the fresh one of the wanted kind.
+/// The adapter of `target` that starts as `change`; `new` is a fresh one of the kind to convert to.
 fn begun(
     change: &Change,
     target: &Target,
@@ -233,7 +232,7 @@ fn begun(
     }
 }
 
-fn kinds(config: &LoraConfig, held: Kind, rank: Option<usize>, module: &str) -> Error {
+fn kinds(config: &LoraConfig, held: AdapterKind, rank: Option<usize>, module: &str) -> Error {
     let rank = rank.map_or("no rank".to_owned(), |rank| format!("rank {rank}"));
     Error::Mismatch(format!(
         "the adapter to begin from has a {} ({rank}) on {module}, which cannot become a {} of rank {}: set adapter.kind, \
@@ -248,8 +247,8 @@ fn shapes(factors: &lokr::Factors) -> Vec<Vec<usize>> {
     Change::Lokr(factors.clone()).tensors().into_iter().map(|(_, t)| t.dims().to_vec()).collect()
 }
 
-/// The factors of `pair` in `rank` rows and columns, those beyond its own from `fresh`: they add nothing. What they are
-/// multiplied by becomes `scale`.
+/// The factors of `pair` extended to `rank` with rows and columns of `fresh`, which have no effect. Their scale becomes
+/// `scale`.
 fn grown(pair: &LoraPair, fresh: &Factors, rank: usize, scale: f64) -> Result<Factors> {
     let own = pair.rank();
     let b = (&pair.b * (pair.scale() / scale))?;
@@ -275,18 +274,18 @@ fn fresh(target: &Target, config: &LoraConfig, seed: u64, device: &Device) -> Re
         Tensor::from_fn((rows, columns), device, || key(part).normals(rows * columns))? * deviation
     };
     Ok(match config.kind {
-        Kind::Lora => Factors { a: uniform("", rank, input)?, b: zeros(out, rank)?, scale }.into(),
-        Kind::Dora => {
+        AdapterKind::Lora => Factors { a: uniform("", rank, input)?, b: zeros(out, rank)?, scale }.into(),
+        AdapterKind::Dora => {
             Delta::fresh_dora(Factors { a: uniform("", rank, input)?, b: zeros(out, rank)?, scale })
         }
-        Kind::Loha => Delta::Loha(loha::Factors {
+        AdapterKind::Loha => Delta::Loha(loha::Factors {
             w1_a: normal(".w1_a", out, rank, 0.1)?,
             w1_b: normal(".w1_b", rank, input, 1.0)?,
             w2_a: zeros(out, rank)?,
             w2_b: normal(".w2_b", rank, input, 1.0)?,
             scale,
         }),
-        Kind::Lokr => {
+        AdapterKind::Lokr => {
             let ((o1, o2), (i1, i2)) = (config.split(out), config.split(input));
             let w1 = lokr::Half::Full(uniform(".w1", o1, i1)?);
             match config.is_thin(o2, i2) {
@@ -294,7 +293,7 @@ fn fresh(target: &Target, config: &LoraConfig, seed: u64, device: &Device) -> Re
                     let w2 = lokr::Half::Low(uniform(".w2_a", o2, rank)?, zeros(rank, i2)?);
                     Delta::Lokr(lokr::Factors { w1, w2, scale })
                 }
-                // Without thin factors there is no rank to divide alpha by.
+                // Without low-rank factors there is no rank to divide alpha by.
                 false => Delta::Lokr(lokr::Factors { w1, w2: lokr::Half::Full(zeros(o2, i2)?), scale: 1.0 }),
             }
         }

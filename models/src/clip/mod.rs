@@ -49,7 +49,7 @@ struct Layer {
     down: (Weight, Tensor),
 }
 
-/// What `config.json` of a diffusers `image_encoder` tells that tensors do not.
+/// The keys of a diffusers `image_encoder`'s `config.json` that tensors do not show.
 #[derive(Deserialize)]
 struct ConfigFile {
     num_attention_heads: Option<usize>,
@@ -92,7 +92,7 @@ impl Clip {
     /// A tower of these sizes with weights made from `seed`, for measuring speed and memory.
     ///
     /// # Errors
-    /// Sizes that make no square picture.
+    /// If the sizes do not give a square picture.
     pub fn seeded(sizes: ClipSizes, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
         let naming = Naming::Official;
         Self::build(&Weights::seeded(sizes.tensors(naming), seed), sizes, naming, dtype, device)
@@ -140,7 +140,7 @@ impl Clip {
             class: get("cls_embedding", DType::F32)?.reshape((1, 1, sizes.width))?,
             positions: get("pos_embedding", DType::F32)?.reshape((1, sizes.rows, sizes.width))?,
             pre_norm: norm("pre_norm")?,
-            // The last layer is read by nobody.
+            // The output of the last layer is not used.
             layers: (0..sizes.layers - 1).map(layer).collect::<Result<_>>()?,
             fingerprint: weights.fingerprint()?,
             image,
@@ -159,7 +159,7 @@ impl Clip {
         self.image
     }
 
-    /// Where the weights lie.
+    /// The device of the weights.
     pub fn device(&self) -> &Device {
         self.class.device()
     }
@@ -228,7 +228,7 @@ impl Layer {
         norms.chain(linears.flat_map(|(weight, bias)| std::iter::once(bias).chain(weight.tensors_mut())))
     }
 
-    /// The stream `x` [b, l, w] f32 behind the layer; products in `dtype`.
+    /// The stream `x` [b, l, w] f32 after the layer; products in `dtype`.
     fn forward(&self, x: &Tensor, heads: usize, dtype: DType) -> Result<Tensor> {
         let (batch, rows, width) = x.dims3()?;
         let normed =

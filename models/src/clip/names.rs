@@ -8,7 +8,7 @@ use crate::{Contents, Error, Result};
 /// Size of a head of the published tower.
 const HEAD: usize = 80;
 
-/// Tensors outside the layers: (official behind `visual.`, HF behind `vision_model.`).
+/// Tensors outside the layers: (official, after `visual.`; HF, after `vision_model.`).
 const GLOBAL: [(&str, &str); 5] = [
     ("cls_embedding", "embeddings.class_embedding"),
     ("pos_embedding", "embeddings.position_embedding.weight"),
@@ -17,8 +17,8 @@ const GLOBAL: [(&str, &str); 5] = [
     ("pre_norm.bias", "pre_layrnorm.bias"),
 ];
 
-/// Modules of a layer, each with weight and bias: (official behind `visual.transformer.N.`, HF behind
-/// `vision_model.encoder.layers.N.`). HF has queries, keys and values apart, which the official code stacks.
+/// Modules of a layer, each with weight and bias: (official, after `visual.transformer.N.`; HF, after
+/// `vision_model.encoder.layers.N.`). HF has separate queries, keys and values, which the official code stacks.
 const LAYER: [(&str, &str); 9] = [
     ("norm1", "layer_norm1"),
     ("attn.q", "self_attn.q_proj"),
@@ -58,11 +58,11 @@ pub struct ClipSizes {
 }
 
 impl ClipSizes {
-    /// Those of the tower that Wan's models were published with.
+    /// The tower that Wan's models were published with.
     pub const PUBLISHED: Self =
         Self { width: 1280, heads: 16, layers: 32, feed_forward: 5120, patch: 14, rows: 257 };
 
-    /// Reads the sizes; `heads` where a config tells them, else heads are as large as the published tower's.
+    /// Reads the sizes; `heads` from a config, else heads are of the published tower's size.
     pub(super) fn detect(checkpoint: &Checkpoint, heads: Option<usize>) -> Result<(Self, Naming)> {
         let naming = match checkpoint.contains("visual.cls_embedding") {
             true => Naming::Official,
@@ -160,8 +160,8 @@ pub(super) fn in_file(name: &str, naming: Naming) -> String {
     found.unwrap_or_else(|| name.to_owned())
 }
 
-/// Whether a file's tensor is no part of what is read: the text side, the norm and the projection behind the last
-/// layer, and what transformers writes besides.
+/// Whether a file's tensor is not used: the text side, the norm and the projection after the last layer, and buffers that
+/// transformers writes.
 pub(super) fn is_unused(name: &str) -> bool {
     let starts = [
         "textual.",

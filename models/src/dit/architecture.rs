@@ -1,4 +1,4 @@
-//! What a model is made of: its layers in the order in which they run, its embeddings, and where its tokens stand.
+//! The structure of a model: its layers in the order in which they run, its embeddings, and the positions of its tokens.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use super::rope;
 use crate::weights::{TensorSpec, Weights};
 use crate::{Error, Result};
 
-/// A kind of model: a Wan DiT of main blocks, with whatever is chained beside them, injected between them, or put in
-/// front of their tokens.
+/// A kind of model: the main blocks of a Wan DiT, possibly with side chains, injections between blocks, or extra tokens in
+/// front of the latents'.
 ///
-/// The main blocks are what a model is split by. Every other layer follows one of them: it runs behind it and before the
-/// next, and is on the same stage. A side chain's block follows the main block that its output is added to.
+/// A model is split between main blocks. Every other layer follows one of them: it runs after it and before the next, and is
+/// on the same stage. A side chain's block follows the main block that its output is added to.
 pub trait Architecture: fmt::Debug + Send + Sync {
     /// Sizes of the main blocks, the embeddings and the head.
     fn config(&self) -> &DitConfig;
@@ -34,7 +34,7 @@ pub trait Architecture: fmt::Debug + Send + Sync {
     /// The tensors of the layer `id`, by official name: `id`, a dot, and their names in the layer.
     fn layer_tensors(&self, id: LayerId) -> Vec<TensorSpec>;
 
-    /// Reads the layer `id` onto `device`, held as `base` says.
+    /// Loads the layer `id` onto `device`, in the dtypes of `base`.
     ///
     /// # Errors
     /// A layer that the model does not have, and weights that cannot be read.
@@ -46,17 +46,17 @@ pub trait Architecture: fmt::Debug + Send + Sync {
         device: &Device,
     ) -> Result<Box<dyn Layer>>;
 
-    /// Reads the embeddings onto `device`, held as `base` says.
+    /// Loads the embeddings onto `device`, in the dtypes of `base`.
     ///
     /// # Errors
     /// Weights that cannot be read.
     fn load_embedding(&self, weights: &Weights, base: Base, device: &Device) -> Result<Box<dyn Embed>>;
 
-    /// Where the main stream's tokens stand for `input`, made on `device`. Every stage makes this itself, so it depends
-    /// on no more than the shapes of `input`, which may be on the host.
+    /// The positions of the main stream's tokens for `input`, on `device`. Every stage computes them itself, so they may depend
+    /// only on the shapes of `input`, which may be on the host.
     ///
     /// # Errors
-    /// Inputs of other shapes than the model takes.
+    /// If the shapes of the input do not fit the model.
     fn positions(&self, input: &NetworkInput, device: &Device) -> Result<Positions>;
 
     /// All layers, in the order in which they run.
@@ -120,7 +120,7 @@ impl Architecture for DitConfig {
     }
 }
 
-/// What every model has, so that callers of a plain one need no trait.
+/// Methods that every model has, so that callers with a plain DiT need not import the trait.
 impl DitConfig {
     /// [`Architecture::tensors`].
     pub fn tensors(&self) -> Vec<TensorSpec> {

@@ -1,4 +1,4 @@
-//! What both attentions of a block have, and the self-attention with its forward and its backward.
+//! What both attentions of a block share, and the self-attention with its forward and its backward.
 //!
 //! Both run in three parts, so that a block can keep what is expensive and recompute the rest: project (products), attend,
 //! and the output product. Norms and positions are between the first two and are never kept.
@@ -13,7 +13,7 @@ use super::reader::Reader;
 use crate::Result;
 use crate::weights::{Frozen, Weights};
 
-/// The projections and norms that both attentions have.
+/// The projections and norms of an attention.
 #[derive(Debug)]
 pub struct Projections {
     pub(super) q: Linear,
@@ -26,7 +26,7 @@ pub struct Projections {
     pub(super) eps: f64,
 }
 
-/// What the projections made, or the gradients of it: [b, l, d] each, before norms and positions.
+/// The outputs of the projections, or their gradients: [b, l, d] each, before norms and positions.
 #[derive(Debug, Clone)]
 pub struct Projected<T = Tensor> {
     /// Queries.
@@ -37,7 +37,7 @@ pub struct Projected<T = Tensor> {
     pub v: T,
 }
 
-/// What the attention made.
+/// The output of an attention.
 #[derive(Debug, Clone)]
 pub struct Attended<T = Tensor> {
     /// Output of the heads, [b, l, n, h].
@@ -47,21 +47,21 @@ pub struct Attended<T = Tensor> {
 }
 
 impl<T> Projected<T> {
-    /// The same of other things.
+    /// The same structure with every value mapped by `f`.
     pub fn map<U>(self, f: &mut dyn FnMut(T) -> Result<U>) -> Result<Projected<U>> {
         Ok(Projected { q: f(self.q)?, k: f(self.k)?, v: f(self.v)? })
     }
 }
 
 impl<T> Attended<T> {
-    /// The same of other things.
+    /// The same structure with every value mapped by `f`.
     pub fn map<U>(self, f: &mut dyn FnMut(T) -> Result<U>) -> Result<Attended<U>> {
         Ok(Attended { o: f(self.o)?, lse: f(self.lse)? })
     }
 }
 
 impl Projections {
-    /// Reads the attention `name` of a block.
+    /// Loads the attention `name` of a block.
     pub fn load(read: &Reader, name: &str, config: &DitConfig) -> Result<Self> {
         let linear = |part: &str| read.linear(&format!("{name}.{part}"));
         let gain = |part: &str| read.tensor(&format!("{name}.{part}"), ".weight");
@@ -77,7 +77,7 @@ impl Projections {
         })
     }
 
-    /// Reads again, out of `weights`, what `changed` has patches for.
+    /// Reloads from `weights` the tensors that `changed` has patches for.
     pub(super) fn reload(
         &mut self,
         weights: &Weights,
@@ -94,12 +94,12 @@ impl Projections {
         Ok(())
     }
 
-    /// The product behind the attention's output [b, l, n, h]: [b, l, d].
+    /// The output projection of the attention's output [b, l, n, h]: [b, l, d].
     pub fn output(&self, o_blnh: &Tensor, pass: &Pass) -> Result<Tensor> {
         self.o.forward(&joined(o_blnh)?, pass)
     }
 
-    /// The gradient of the attention's output [b, l, n, h], through the product behind it.
+    /// The gradient of the attention's output [b, l, n, h], through the output projection.
     pub(super) fn output_backward(
         &self,
         o_blnh: &Tensor,
@@ -137,7 +137,7 @@ pub(super) fn joined(x: &Tensor) -> Result<Tensor> {
 pub struct SelfAttention(pub Projections);
 
 impl SelfAttention {
-    /// What the attention is made of, out of `x` [b, l, d].
+    /// Queries, keys and values of `x` [b, l, d].
     pub fn project(&self, x: &Tensor, pass: &Pass) -> Result<Projected> {
         let [q, k, v] = forward_all([&self.0.q, &self.0.k, &self.0.v], x, pass)?;
         Ok(Projected { q, k, v })
@@ -150,7 +150,7 @@ impl SelfAttention {
         Ok(Attended { o, lse })
     }
 
-    /// The gradients of what was projected, from the gradient `dy` [b, l, d] of [`Projections::output`].
+    /// The gradients of the projections, from the gradient `dy` [b, l, d] of [`Projections::output`].
     pub fn attend_backward(
         &self,
         projected: Projected,
@@ -174,7 +174,7 @@ impl SelfAttention {
         })
     }
 
-    /// The gradient of `x`, which [`SelfAttention::project`] saw.
+    /// The gradient of `x`, the input of [`SelfAttention::project`].
     pub fn project_backward(
         &self,
         x: &Tensor,

@@ -1,13 +1,13 @@
-//! How a frozen model is held and computed.
+//! The storage and the dtypes of a frozen model.
 
 use kernels::DType;
 
 use crate::weights::Frozen;
 
-/// How a frozen DiT is held and computed.
+/// How a frozen DiT is stored, and in which dtypes it computes.
 ///
-/// Whatever is chosen, these stay in f32: norms, modulation, the time embedding and the head. Only the matrices of the
-/// linear layers inside blocks are ever quantised. Source of the rule: the official code under autocast to bf16.
+/// Norms, modulation, the time embedding and the head are always in f32. Only the matrices of the linear layers inside
+/// blocks can be quantised. Source of the rule: the official code under autocast to bf16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Base {
     /// The linear layers of the blocks, and the dtype of products, attention, patch and text embedding.

@@ -3,10 +3,10 @@
 //! Source of the formula: Wan-Video/Wan2.1 wan/modules/model.py `WanAttentionBlock.forward`.
 //!
 //! The backward works on the outputs of products and attentions, kept or recomputed. Norms, positions and sums are always
-//! recomputed: they cost little time and much memory. The feed-forward part sees each token alone and runs in chunks.
+//! recomputed: they cost little time and much memory. The feed-forward part works on single tokens and runs in chunks.
 
 use kernels::residual::{self, Stream};
-use kernels::tokens::{Place, run, unwritten};
+use kernels::tokens::{Destination, run, unwritten};
 use kernels::{DType, Device, Tensor, norm};
 
 use super::attention::{Attended, Projected, Projections, SelfAttention};
@@ -37,7 +37,7 @@ pub struct Block {
     eps: f64,
 }
 
-/// What is kept of a block's forward: its input, and as much of the rest as [`Keep`] says.
+/// The activations that are kept of a block's forward: its input, and those that [`Keep`] selects.
 #[derive(Debug, Clone)]
 pub struct Saved<T = Tensor> {
     x: T,
@@ -45,7 +45,7 @@ pub struct Saved<T = Tensor> {
     inner: Option<Inner<T>>,
 }
 
-/// What products and attentions made on the way to the feed-forward part, without the self-attention's own output.
+/// The outputs of products and attentions before the feed-forward part, without the self-attention's own output.
 #[derive(Debug, Clone)]
 struct Inner<T = Tensor> {
     projected: Projected<T>,
@@ -71,7 +71,7 @@ struct FfnModulation {
 }
 
 impl<T> Saved<T> {
-    /// The same of other things: every tensor through `f`.
+    /// The same structure with every value mapped by `f`.
     pub(super) fn map<U>(self, f: &mut dyn FnMut(T) -> Result<U>) -> Result<Saved<U>> {
         let x = f(self.x)?;
         let attended = self.attended.map(|attended| attended.map(f)).transpose()?;
@@ -93,7 +93,8 @@ impl<T> Inner<T> {
 }
 
 impl Block {
-    /// Reads the block whose tensors' names begin with `id`; its linear layers as `frozen` says, norms and modulation in f32.
+    /// Loads the block whose tensors' names begin with `id`: its linear layers stored as `frozen` says, norms and modulation in
+    /// f32.
     pub fn load(
         weights: &Weights,
         config: &DitConfig,
@@ -120,7 +121,7 @@ impl Block {
         self.id
     }
 
-    /// Reads again, out of `weights`, what `changed` has patches for.
+    /// Reloads from `weights` the tensors that `changed` has patches for.
     ///
     /// # Errors
     /// Weights that cannot be read.
@@ -148,10 +149,10 @@ impl Block {
         Ok((self.feed_forward(&after_cross, &m.ffn, pass)?, saved))
     }
 
-    /// The gradient of the input of [`Block::forward`], in the dtype of `dy` [b, l, d], which is overwritten: nobody else
-    /// may hold it.
+    /// The gradient of the input of [`Block::forward`], in the dtype of `dy` [b, l, d], which is overwritten and must not be
+    /// shared.
     ///
-    /// What was saved is dropped as soon as nothing needs it any more.
+    /// Saved activations are dropped as soon as they are no longer needed.
     pub fn backward(
         &self,
         saved: Saved,
@@ -187,7 +188,7 @@ impl Block {
         Ok(norm::modulated_layer_norm_backward(&x, &d_in, &m.scale_self, self.eps, &dx)?)
     }
 
-    /// Both attentions of the stream `x`, all that they made; the self-attention itself only where its output is not
+    /// The outputs of both attentions of the stream `x`; the self-attention itself is computed only if its output is not
     /// `known`.
     fn attend(
         &self,
@@ -211,31 +212,31 @@ impl Block {
         Ok((attended, Inner { projected, self_output, cross_projected, cross_attended, cross_output }))
     }
 
-    /// What the self-attention sees of the stream.
+    /// The input of the self-attention: the modulated norm of the stream.
     fn self_in(&self, x: &Tensor, m: &Modulation) -> Result<Tensor> {
         Ok(norm::modulated_layer_norm(x, &m.shift_self, &m.scale_self, self.eps, self.dtype)?)
     }
 
-    /// What the cross-attention sees of the stream behind the self-attention.
+    /// The input of the cross-attention: the norm of the stream after the self-attention.
     fn cross_in(&self, after_self: &Stream) -> Result<Tensor> {
         let (weight, bias) = (&self.norm3_weight, &self.norm3_bias);
         Ok(norm::affine_layer_norm(after_self, weight, bias, self.eps, self.dtype)?)
     }
 
-    /// The stream behind the feed-forward part, from the one before it.
+    /// The stream after the feed-forward part, from the one before it.
     fn feed_forward(&self, x: &Stream, m: &FfnModulation, pass: &Pass) -> Result<Tensor> {
         let (ffn, y) = (self.ffn.decoded()?, unwritten(x.first())?);
         for chunk in chunks_of(&y, m, pass)? {
-            let (x, m, place) = (chunk.of_stream(x)?, chunk.of_rows(m)?, chunk.place(&y));
+            let (x, m, to) = (chunk.of_stream(x)?, chunk.of_rows(m)?, chunk.destination(&y));
             let ffn_in = norm::modulated_layer_norm(&x, &m.shift, &m.scale, self.eps, self.dtype)?;
             let fed = ffn.forward(&ffn_in, &pass.starting_at(chunk.tokens.start))?;
-            residual::forward_at(place, &x, &fed, &m.gate)?;
+            residual::forward_at(to, &x, &fed, &m.gate)?;
         }
         Ok(y)
     }
 
-    /// The gradient of the stream `x` before the feed-forward part, from the one behind it, whose place it takes: at video
-    /// lengths another stream is what does not fit.
+    /// The gradient of the stream `x` before the feed-forward part, from the one after it, in whose memory it is written: at
+    /// video lengths one more stream would not fit.
     fn feed_forward_backward(
         &self,
         x: &Stream,
@@ -246,12 +247,12 @@ impl Block {
     ) -> Result<Tensor> {
         let ffn = self.ffn.decoded()?;
         for chunk in chunks_of(&dy, m, pass)? {
-            let (x, m, place) = (chunk.of_stream(x)?, chunk.of_rows(m)?, chunk.place(&dy));
+            let (x, m, to) = (chunk.of_stream(x)?, chunk.of_rows(m)?, chunk.destination(&dy));
             let (dy, pass) = (chunk.of_tensor(&dy)?, &pass.starting_at(chunk.tokens.start));
             let ffn_in = norm::modulated_layer_norm(&x, &m.shift, &m.scale, self.eps, self.dtype)?;
             let d_fed = residual::backward(&dy, &m.gate, self.dtype)?;
             let d_in = ffn.backward(&ffn_in, &d_fed, pass, gradients)?;
-            norm::modulated_layer_norm_backward_at(place, &x, &d_in, &m.scale, self.eps, &dy)?;
+            norm::modulated_layer_norm_backward_at(to, &x, &d_in, &m.scale, self.eps, &dy)?;
         }
         Ok(dy)
     }
@@ -282,14 +283,14 @@ impl Block {
     }
 }
 
-/// What goes through the feed-forward part together, of the tokens of a stream.
+/// The chunks of tokens that go through the feed-forward part together.
 fn chunks_of(stream: &Tensor, m: &FfnModulation, pass: &Pass) -> Result<Vec<Chunk>> {
     Ok(chunks(stream.dim(1)?, m.gate.dim(1)?, pass.ffn_tokens))
 }
 
 impl Chunk {
-    fn place<'a>(&self, whole: &'a Tensor) -> Place<'a> {
-        Place { whole, start: self.tokens.start }
+    fn destination<'a>(&self, whole: &'a Tensor) -> Destination<'a> {
+        Destination { whole, start: self.tokens.start }
     }
 
     fn of_tensor(&self, x: &Tensor) -> Result<Tensor> {

@@ -1,4 +1,4 @@
-//! What the frozen weights of a model take.
+//! Bytes of the frozen weights of a model.
 
 use std::ops::Range;
 
@@ -9,8 +9,8 @@ use super::base::Base;
 use crate::weights::{TensorClass, TensorSpec};
 
 impl Base {
-    /// Bytes of the weights of the blocks `range` and the layers that follow them, with the embeddings where it starts at
-    /// the first block and the head where it ends at the last.
+    /// Bytes of the weights of the blocks `range` and the layers that follow them, with the embeddings if it starts at the first
+    /// block and the head if it ends at the last.
     pub fn bytes(self, model: &dyn Architecture, range: &Range<usize>) -> u64 {
         let is_here = |spec: &TensorSpec| match spec.name.starts_with("head.") {
             true => range.end == model.config().layers,
@@ -21,13 +21,13 @@ impl Base {
         ends.chain(layers).map(|spec| self.bytes_of(&spec)).sum()
     }
 
-    /// Of [`Self::bytes`] those of the matrices of the linear layers, which can be out of the device while the model rests.
+    /// The part of [`Self::bytes`] in matrices of linear layers, which can be parked in host memory while the model is not used.
     pub fn matrix_bytes(self, model: &dyn Architecture, range: &Range<usize>) -> u64 {
         range.clone().flat_map(|n| self.matrices(model, n)).sum()
     }
 
-    /// Bytes of each of those matrices of block `n` and the layers that follow it: they leave one by one. The scales of
-    /// codes stay.
+    /// Bytes of each of those matrices of block `n` and the layers that follow it: they are parked one by one. Scales of
+    /// quantised matrices stay.
     pub fn matrices(self, model: &dyn Architecture, n: usize) -> Vec<u64> {
         let tensors = model.layers(n).into_iter().flat_map(|id| model.layer_tensors(id));
         let matrices = tensors.filter_map(|spec| spec.adaptable());

@@ -1,7 +1,7 @@
-//! What the network is conditioned on: one collection of tensors by role.
+//! The conditioning of the network: one collection of tensors by role.
 //!
-//! Whatever places, sends, parks or stacks conditioning does it through [`Conditioning::try_map`] and the properties of
-//! the [`Role`], so a new role concerns the encoder that makes it and the model that reads it, and nothing in between.
+//! Code that places, sends, parks or stacks conditioning does so through [`Conditioning::try_map`] and the properties of the
+//! [`Role`], so a new role only needs an encoder that makes it and a model that reads it.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -11,15 +11,15 @@ use kernels::{Device, Tensor};
 use super::role::{Residence, Role, Rows};
 use crate::{Error, Result};
 
-/// Marks conditioning as encoders make it.
+/// Marks conditioning from the encoders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Raw;
 
-/// Marks conditioning behind the model's embeddings, as layers read it. It crosses the boundaries between stages.
+/// Marks conditioning after the model's embeddings, as layers read it. It crosses the boundaries between stages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Embedded;
 
-/// Things of type `T` by role, [`Raw`] or [`Embedded`].
+/// Values of type `T` by role, [`Raw`] or [`Embedded`].
 #[derive(Debug, Clone)]
 pub struct Conditioning<S, T = Tensor> {
     by_role: BTreeMap<Role, T>,
@@ -33,18 +33,18 @@ impl<S, T> Default for Conditioning<S, T> {
 }
 
 impl<S, T> Conditioning<S, T> {
-    /// Nothing.
+    /// An empty collection.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The same with `value` as `role`, in place of what was there.
+    /// The same with `value` as `role`; replaces an earlier value.
     pub fn with(mut self, role: Role, value: T) -> Self {
         self.insert(role, value);
         self
     }
 
-    /// [`Self::with`] where there is a value.
+    /// [`Self::with`] if there is a value.
     pub fn with_optional(self, role: Role, value: Option<T>) -> Self {
         match value {
             Some(value) => self.with(role, value),
@@ -52,31 +52,31 @@ impl<S, T> Conditioning<S, T> {
         }
     }
 
-    /// All roles of both; `other` wins where a role is in both.
+    /// All roles of both; `other` takes precedence.
     pub fn merged(mut self, other: Self) -> Self {
         self.by_role.extend(other.by_role);
         self
     }
 
-    /// Puts `value` in as `role`, in place of what was there.
+    /// Inserts `value` as `role`; replaces an earlier value.
     pub fn insert(&mut self, role: Role, value: T) {
         self.by_role.insert(role, value);
     }
 
-    /// Takes out what is there as `role`: for embeddings that read a role of their own and hand on the rest.
+    /// Removes and returns the value of `role`: for embeddings that read a role of their own and pass the rest on.
     pub fn take(&mut self, role: Role) -> Option<T> {
         self.by_role.remove(&role)
     }
 
-    /// What is there as `role`.
+    /// The value of `role`, if any.
     pub fn get(&self, role: Role) -> Option<&T> {
         self.by_role.get(&role)
     }
 
-    /// What is there as `role`, which the model reads.
+    /// The value of `role`, which the model reads.
     ///
     /// # Errors
-    /// [`Error::RoleMissing`] when it is not there.
+    /// [`Error::RoleMissing`] if there is none.
     pub fn require(&self, role: Role) -> Result<&T> {
         self.get(role).ok_or(Error::RoleMissing { role })
     }
@@ -84,7 +84,7 @@ impl<S, T> Conditioning<S, T> {
     /// Checks that every role here is one of `known`.
     ///
     /// # Errors
-    /// [`Error::RoleUnread`] naming the first that is not: conditioning that nothing reads is a mistake of the caller.
+    /// [`Error::RoleUnread`] with the first that is not: conditioning that the model does not read is a caller's mistake.
     pub fn check_known(&self, known: &[Role]) -> Result<()> {
         match self.by_role.keys().find(|role| !known.contains(role)) {
             Some(&role) => Err(Error::RoleUnread { role }),
@@ -108,7 +108,7 @@ impl<S, T> Conditioning<S, T> {
 }
 
 impl Conditioning<Raw> {
-    /// The same on `device`, without the roles that the embedding reads on the host: those stay where they are.
+    /// The same on `device`, except the roles that the embedding reads on the host, which stay there.
     pub fn to_device(&self, device: &Device) -> Result<Self> {
         self.clone().try_map(|role, tensor| match role.residence() {
             Residence::Host => Ok(tensor),
@@ -116,10 +116,10 @@ impl Conditioning<Raw> {
         })
     }
 
-    /// The conditioning of single samples, without a batch axis, as that of a batch.
+    /// Stacks the conditioning of single samples, which has no batch axis, into that of a batch.
     ///
     /// # Errors
-    /// When one sample has a role that another lacks, and where the shapes of a role differ by more than its padding.
+    /// If one sample has a role that another lacks, or the shapes of a role differ by more than its padding.
     pub fn stacked(samples: &[&Self]) -> Result<Self> {
         let Some(first) = samples.first() else { return Ok(Self::new()) };
         if let Some(other) = samples.iter().find(|other| !other.by_role.keys().eq(first.by_role.keys())) {
@@ -141,7 +141,7 @@ impl Conditioning<Raw> {
     }
 }
 
-/// Tensors [rows, ..] as one [b, rows, ..], with zero rows behind the shorter ones.
+/// Stacks tensors [rows, ..] into one [b, rows, ..], shorter ones padded with zero rows.
 fn padded(each: &[&Tensor]) -> Result<Tensor> {
     let rows = each.iter().map(|x| x.dim(0)).collect::<kernels::Result<Vec<_>>>()?;
     let longest = rows.iter().copied().max().unwrap_or(0);

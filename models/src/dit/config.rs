@@ -5,8 +5,10 @@ use serde::Deserialize;
 use super::conditioning::{Conditioning, Raw};
 use super::role::Role;
 use crate::expert::Networks;
-use crate::published::{Defaults, Facts, Kind};
+use crate::kind::{Defaults, Facts, Kind};
 use crate::{Error, Result};
+
+pub use crate::kind::{PATCH, Pictures};
 
 /// Everything that a DiT's code needs to know about its sizes.
 ///
@@ -49,7 +51,7 @@ pub struct ImageBranch {
 }
 
 impl ImageBranch {
-    /// Rows of states that the model is shown: CLIP's 257 of one picture, or those of its two.
+    /// Rows of states that the model reads: CLIP's 257 of one picture, or those of two.
     pub fn rows(&self) -> usize {
         self.positions.unwrap_or(PICTURE_ROWS)
     }
@@ -58,22 +60,8 @@ impl ImageBranch {
 /// Rows of CLIP ViT-H/14 at 224 pixels: 16 x 16 patches and the class.
 const PICTURE_ROWS: usize = 257;
 
-/// How a model takes a picture.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pictures {
-    /// Not at all: text alone.
-    None,
-    /// Always: a mask and the picture's latents in channels behind the noisy ones (I2V of Wan 2.1 and 2.2).
-    Beside,
-    /// As clean latents in place of the first frame's, or not at all (TI2V-5B).
-    InPlace,
-}
-
-/// Channels of the mask that stands between noisy latents and the picture's: one for each frame of a latent frame.
+/// Channels of the mask between the noisy latents and the picture's: one for each frame of a latent frame.
 pub const MASK_CHANNELS: usize = 4;
-
-/// Height and width of a patch; the patch is one frame deep.
-pub const PATCH: usize = 2;
 
 /// `config.json` of either layout: the official names, with diffusers' as aliases. Other keys are other programs' business.
 #[derive(Deserialize)]
@@ -97,15 +85,15 @@ fn default_text_len() -> usize {
 }
 
 impl DitConfig {
-    /// The config of the weights whose shapes `shape_of` gives by official name, with what shapes cannot tell
+    /// The config of the weights whose shapes `shape_of` gives by official name, with what shapes do not show
     /// (heads, eps, text length) from the text of `config.json`.
     ///
     /// # Errors
-    /// When the config cannot be read, or names a kind of model that is not supported.
+    /// If the config cannot be read, or names a kind of model that is not supported.
     pub fn from_parts(config_json: &str, shape_of: impl Fn(&str) -> Option<Vec<usize>>) -> Result<Self> {
         let file: ConfigFile = serde_json::from_str(config_json).map_err(|e| {
             Error::Mismatch(format!(
-                "its config.json cannot be read ({e}); put the one that belongs to it there"
+                "its config.json cannot be read ({e}); replace it with the one that was published with the model"
             ))
         })?;
         let shape = |name: &str, rank: usize| match shape_of(name) {
@@ -166,7 +154,7 @@ impl DitConfig {
         Ok(())
     }
 
-    /// The longest raw conditioning of one sample, [rows, width] by role, beside its timestep.
+    /// The largest shape of the raw conditioning of one sample, [rows, width] by role, without its timestep.
     pub fn conditioning_shapes(&self) -> Conditioning<Raw, [usize; 2]> {
         Conditioning::new()
             .with(Role::TEXT, [self.text_len, self.text_dim])
@@ -184,7 +172,7 @@ impl DitConfig {
     }
 }
 
-/// Why a DiT cannot be used that is of no kind.
+/// Why a DiT of no known kind cannot be used.
 fn unknown(facts: Facts, model_type: Option<&str>) -> Error {
     let Facts { channels_in, channels_out, .. } = facts;
     Error::Mismatch(format!(

@@ -15,7 +15,7 @@ use super::role::Role;
 use crate::Result;
 use crate::weights::{Frozen, Weights};
 
-/// Attention of the tokens over the text, and over a picture where the model looks at one: no positions, no mask
+/// Attention of the tokens over the text, and over a picture in models that see one: no positions, no mask
 /// (padding rows are attended to, as in the original).
 #[derive(Debug)]
 pub struct CrossAttention {
@@ -31,7 +31,7 @@ struct PictureProjections {
     norm_k: Tensor,
 }
 
-/// What the projections made, before norms.
+/// The outputs of the projections, before norms.
 #[derive(Debug, Clone)]
 pub struct CrossProjected<T = Tensor> {
     /// Queries [b, l, d], keys and values of the text [b, s, d].
@@ -40,7 +40,7 @@ pub struct CrossProjected<T = Tensor> {
     pub picture: Option<(T, T)>,
 }
 
-/// What the attentions made.
+/// The outputs of the attentions.
 #[derive(Debug, Clone)]
 pub struct CrossAttended<T = Tensor> {
     /// Over the text.
@@ -50,7 +50,7 @@ pub struct CrossAttended<T = Tensor> {
 }
 
 impl<T> CrossProjected<T> {
-    /// The same of other things.
+    /// The same structure with every value mapped by `f`.
     pub fn map<U>(self, f: &mut dyn FnMut(T) -> Result<U>) -> Result<CrossProjected<U>> {
         let picture = match self.picture {
             Some((k, v)) => Some((f(k)?, f(v)?)),
@@ -61,7 +61,7 @@ impl<T> CrossProjected<T> {
 }
 
 impl<T> CrossAttended<T> {
-    /// The same of other things.
+    /// The same structure with every value mapped by `f`.
     pub fn map<U>(self, f: &mut dyn FnMut(T) -> Result<U>) -> Result<CrossAttended<U>> {
         let picture = self.picture.map(|picture| picture.map(f)).transpose()?;
         Ok(CrossAttended { text: self.text.map(f)?, picture })
@@ -79,7 +79,7 @@ impl CrossAttended {
 }
 
 impl CrossAttention {
-    /// Reads the cross-attention of a block.
+    /// Loads the cross-attention of a block.
     pub fn load(read: &Reader, config: &DitConfig) -> Result<Self> {
         let text = Projections::load(read, "cross_attn", config)?;
         let picture = match config.image {
@@ -93,7 +93,7 @@ impl CrossAttention {
         Ok(Self { text, picture })
     }
 
-    /// Reads again, out of `weights`, what `changed` has patches for.
+    /// Reloads from `weights` the tensors that `changed` has patches for.
     pub(super) fn reload(
         &mut self,
         weights: &Weights,
@@ -121,7 +121,7 @@ impl CrossAttention {
         self.text.linears_mut().into_iter().chain(of_picture)
     }
 
-    /// What the attention is made of: queries out of `x` [b, l, d], keys and values out of text and picture.
+    /// Queries of `x` [b, l, d], keys and values of text and picture.
     pub fn project(&self, x: &Tensor, context: &Context, pass: &Pass) -> Result<CrossProjected> {
         let p = &self.text;
         let [k, v] = forward_all([&p.k, &p.v], context.cond.require(Role::TEXT)?, pass)?;
@@ -150,7 +150,7 @@ impl CrossAttention {
         Ok(CrossAttended { text, picture })
     }
 
-    /// The product behind the attentions: [b, l, d].
+    /// The output projection of the attentions: [b, l, d].
     pub fn output(&self, attended: &CrossAttended, pass: &Pass) -> Result<Tensor> {
         self.text.output(&attended.o()?, pass)
     }
@@ -196,7 +196,7 @@ impl CrossAttention {
         Ok(norm::rms_norm_backward(&projected.text.q, &dq, &p.norm_q, p.eps)?)
     }
 
-    /// The gradient of `x`, which [`CrossAttention::project`] saw.
+    /// The gradient of `x`, the input of [`CrossAttention::project`].
     pub fn project_backward(
         &self,
         x: &Tensor,
@@ -211,7 +211,7 @@ impl CrossAttention {
         self.normed(&projected.text.q, &self.text.norm_q)
     }
 
-    /// Normed, in heads, in its own dtype.
+    /// Normalised and split into heads, in its own dtype.
     fn normed(&self, x: &Tensor, gain: &Tensor) -> Result<Tensor> {
         self.text.split(&norm::rms_norm(x, gain, self.text.eps, x.dtype())?)
     }

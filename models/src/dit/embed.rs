@@ -15,12 +15,13 @@ use super::streams::Streams;
 use crate::weights::Weights;
 use crate::{Error, Result};
 
-/// A model's embeddings: what the first stage makes of the network's input.
+/// A model's embeddings: the first stage's part before the layers.
 pub trait Embed: fmt::Debug + Send + Sync {
     /// The streams at the first layer, and the conditioning that the layers read.
     ///
     /// # Errors
-    /// Latents and conditioning of other shapes than the model takes, and a role that it needs or does not read.
+    /// If shapes of latents or conditioning do not fit the model, a role that it reads is missing, or one that it does not read
+    /// is given.
     fn embed(&self, input: &NetworkInput) -> Result<Boundary>;
 }
 
@@ -36,8 +37,8 @@ pub struct Embedder {
     picture: Option<PictureEmbedding>,
 }
 
-/// What CLIP's states go through: norm, linear, GELU (the exact one), linear, norm; before it positions, where the model
-/// sees two pictures. Norms and positions run in f32. Source: Wan-Video/Wan2.1 wan/modules/model.py `MLPProj`.
+/// The embedding of CLIP's states: norm, linear, GELU (the exact one), linear, norm; preceded by learned positions in models
+/// of two pictures. Norms and positions run in f32. Source: Wan-Video/Wan2.1 wan/modules/model.py `MLPProj`.
 #[derive(Debug)]
 struct PictureEmbedding {
     branch: ImageBranch,
@@ -90,10 +91,10 @@ impl Embedder {
     /// The conditioning of a batch for latents of `grid` = (frames, height, width), as the blocks read it.
     ///
     /// A text of fewer rows than the model's text length is padded with zero rows. A model of a first and a last picture
-    /// takes CLIP's states of both, one behind the other.
+    /// takes CLIP's states of both, concatenated.
     ///
     /// # Errors
-    /// Conditioning of other shapes than the model takes, and a role that it needs or does not read.
+    /// If shapes do not fit the model, a role that it reads is missing, or one that it does not read is given.
     pub fn conditioning(
         &self,
         raw: &Conditioning<Raw>,
@@ -196,8 +197,8 @@ impl PictureEmbedding {
     }
 }
 
-/// The timesteps of each sample's groups of tokens: one where all tokens share it, one a frame where frames do,
-/// else one a token.
+/// The timesteps of each sample's groups of tokens: one if all tokens share it, one per frame if the tokens of each frame
+/// do, else one per token.
 fn timestep_groups(timestep: &Tensor, frames: usize, tokens_per_frame: usize) -> Result<Vec<Vec<f64>>> {
     let timestep = timestep.to_dtype(DType::F64)?.to_device(&Device::Cpu)?;
     let per_token: Vec<Vec<f64>> = match timestep.dims() {
@@ -221,7 +222,7 @@ fn timestep_groups(timestep: &Tensor, frames: usize, tokens_per_frame: usize) ->
 
 /// Sinusoidal embedding [n, freq_dim] f32 of timesteps in 0..1000: cosines, then sines, of t * 10000^(-i/k).
 ///
-/// The angles are made in f64, as the official code does; f32 angles are off by 4e-5 at t = 1000.
+/// The angles are computed in f64, as the official code does; f32 angles are off by 4e-5 at t = 1000.
 pub fn sinusoid(timesteps: &[f64], freq_dim: usize, device: &Device) -> Result<Tensor> {
     let half = freq_dim / 2;
     let angle = |t: f64, i: usize| t * 10000f64.powf(-(i as f64) / half as f64);

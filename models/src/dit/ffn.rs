@@ -19,12 +19,12 @@ pub struct FeedForward {
 }
 
 impl FeedForward {
-    /// Reads the feed-forward layer of a block.
+    /// Loads the feed-forward layer of a block.
     pub fn load(read: &Reader) -> Result<Self> {
         Ok(Self { up: read.linear("ffn.0")?, down: read.linear("ffn.2")? })
     }
 
-    /// Reads again, out of `weights`, what `changed` has patches for.
+    /// Reloads from `weights` the tensors that `changed` has patches for.
     pub(super) fn reload(&mut self, weights: &Weights, changed: &Weights, frozen: Frozen) -> Result<()> {
         self.up.reload(weights, changed, frozen)?;
         self.down.reload(weights, changed, frozen)
@@ -40,7 +40,7 @@ impl FeedForward {
         [&mut self.up, &mut self.down]
     }
 
-    /// The layer with its weights as products need them: quantised weights are decoded once for all chunks.
+    /// The layer with its weights dequantised once for all chunks.
     pub(super) fn decoded(&self) -> Result<Self> {
         Ok(Self { up: self.up.decoded()?, down: self.down.decoded()? })
     }
@@ -75,7 +75,7 @@ pub struct Chunk {
     pub groups: Range<usize>,
 }
 
-/// `tokens` tokens in `groups` groups, cut into chunks of about one size and at most `most` tokens.
+/// `tokens` tokens in `groups` groups, split into chunks of similar size and at most `most` tokens.
 ///
 /// A chunk is within one group, or consists of whole ones.
 pub fn chunks(tokens: usize, groups: usize, most: usize) -> Vec<Chunk> {
@@ -93,7 +93,7 @@ pub fn chunks(tokens: usize, groups: usize, most: usize) -> Vec<Chunk> {
     parts.into_iter().map(|part| Chunk { tokens: part.start * size..part.end * size, groups: part }).collect()
 }
 
-/// 0..`count` in parts of about one size, each at most `most`.
+/// 0..`count` in parts of similar size, each at most `most`.
 fn even(count: usize, most: usize) -> Vec<Range<usize>> {
     let parts = count.div_ceil(most.max(1));
     (0..parts).map(|i| i * count / parts..(i + 1) * count / parts).collect()

@@ -22,7 +22,7 @@ pub struct Head {
 impl Head {
     /// Reads `head.*`.
     pub fn load(weights: &Weights, config: &DitConfig, device: &Device) -> Result<Self> {
-        // Held in f32 whatever the blocks compute in.
+        // In f32 for every dtype of the blocks.
         let read = Reader::outside(weights, Frozen::F32, device);
         let (weight, bias) = read.dense("head.head")?;
         Ok(Self { modulation: read.tensor("head.modulation", "")?, weight, bias, eps: config.eps })

@@ -1,4 +1,4 @@
-//! What goes into the network, and what crosses the boundary between two stages.
+//! The network's input, and what crosses the boundary between two stages.
 
 use kernels::{Device, Tensor};
 
@@ -10,28 +10,28 @@ use crate::Result;
 /// One call of the network: noisy latents and what they are conditioned on.
 #[derive(Debug, Clone)]
 pub struct NetworkInput {
-    /// Noisy latents [b, c, t, h, w]; behind them the channels of a picture where the model takes it so.
+    /// Noisy latents [b, c, t, h, w], followed by the channels of a picture in models that take it so.
     pub x_bcthw: Tensor,
-    /// Timestep, text, and whatever else the model reads.
+    /// Timestep, text, and other roles that the model reads.
     pub cond: Conditioning<Raw>,
 }
 
-/// What goes over the boundary between two stages: the streams before the next layer, and the conditioning. Tables that
-/// every stage makes faster than it receives them are not part of it.
+/// What crosses the boundary between two stages: the streams before the next layer, and the conditioning. Tables that a stage
+/// computes faster than it could receive them are not part of it.
 #[derive(Debug, Clone)]
 pub struct Boundary<T = Tensor> {
     /// The streams before the next layer.
     pub streams: Streams<T>,
-    /// What the layers read besides.
+    /// The conditioning that the layers read.
     pub cond: Conditioning<Embedded, T>,
 }
 
-/// Where the tokens of the main stream stand.
+/// The positions of the main stream's tokens.
 #[derive(Debug, Clone)]
 pub struct Positions {
     /// (frames, height, width) of the latents.
     pub grid: (usize, usize, usize),
-    /// Extra tokens in front of those of the latents; the head does not see them.
+    /// Extra tokens in front of the latents'; the head drops them.
     pub in_front: usize,
     /// Cosines of the rotary angles of all tokens, [l, h/2] f32.
     pub cos_lp: Tensor,
@@ -42,9 +42,9 @@ pub struct Positions {
 /// What the layers and the head of one stage read besides the streams, the same for every layer.
 #[derive(Debug, Clone)]
 pub struct Context {
-    /// Time, text, and whatever else the model reads, embedded.
+    /// Time, text, and other roles that the model reads, embedded.
     pub cond: Conditioning<Embedded>,
-    /// Where the tokens stand.
+    /// The positions of the tokens.
     pub positions: Positions,
 }
 

@@ -1,22 +1,22 @@
-//! What a forward leaves for its backward, layer by layer, and how it waits.
+//! The activations that a forward keeps for its backward, layer by layer, on the device or offloaded.
 
 use kernels::Tensor;
 use kernels::transfer::{HostStore, Parked};
 
 use super::layer::Saved;
-use super::plan::{Place, Plans};
+use super::plan::{KeepPlace, Plans};
 use crate::Result;
 
-/// How a forward is kept: the plans of the layers, and the host memory to offload to.
+/// What a forward keeps: the plans of the layers, and the host memory to offload to.
 #[derive(Debug, Clone, Copy)]
 pub struct Keeping<'a> {
-    /// Of every layer that goes forward.
+    /// Of every layer that runs.
     pub plans: &'a Plans,
-    /// Where offloaded layers wait.
+    /// Where offloaded activations are stored.
     pub store: &'a HostStore,
 }
 
-/// What a part keeps of its forward for its backward, layer by layer.
+/// The activations that a part of a model keeps for its backward, layer by layer.
 #[derive(Debug, Default)]
 pub struct Kept {
     layers: Vec<KeptLayer>,
@@ -26,23 +26,24 @@ pub struct Kept {
 enum KeptLayer {
     Here(Saved),
     Parked(Saved<Parked>),
-    /// Parked, and not prefetched: it comes back when it is used.
+    /// Offloaded, and copied back only when it is used (no prefetch).
     ParkedUntilUsed(Saved<Parked>),
 }
 
 impl Kept {
-    /// Takes in what the next layer leaves.
-    pub(super) fn push(&mut self, saved: Saved, place: Place, store: &HostStore) -> Result<()> {
+    /// Adds the activations of the next layer.
+    pub(super) fn push(&mut self, saved: Saved, place: KeepPlace, store: &HostStore) -> Result<()> {
         let saved = saved.map(&mut |x| labelled(x, "kept"))?;
         self.layers.push(match place {
-            Place::Device => KeptLayer::Here(saved),
-            Place::Host => KeptLayer::Parked(parked(saved, store)?),
-            Place::HostUntilUsed => KeptLayer::ParkedUntilUsed(parked(saved, store)?),
+            KeepPlace::Device => KeptLayer::Here(saved),
+            KeepPlace::Host => KeptLayer::Parked(parked(saved, store)?),
+            KeepPlace::HostUntilUsed => KeptLayer::ParkedUntilUsed(parked(saved, store)?),
         });
         Ok(())
     }
 
-    /// What the last layer left, on its device. The layer before it is prefetched, so that its copy runs while this one works.
+    /// The activations of the last layer, on its device. Those of the layer before are prefetched, so that their copy overlaps
+    /// with this layer's backward.
     pub(super) fn pop(&mut self) -> Result<Option<Saved>> {
         let saved = match self.layers.pop() {
             None => return Ok(None),
@@ -64,13 +65,13 @@ impl Kept {
     }
 }
 
-/// `x`, counted as `label` where its device counts.
+/// `x`, labelled `label` in its device's ledger, if it has one.
 fn labelled(x: Tensor, label: &'static str) -> Result<Tensor> {
     x.relabel(label);
     Ok(x)
 }
 
-/// Sends out all that a layer leaves.
+/// Offloads the activations of a layer.
 fn parked(saved: Saved, store: &HostStore) -> Result<Saved<Parked>> {
     store.next_group()?;
     saved.map(&mut |x: Tensor| Ok(store.park(x)?))

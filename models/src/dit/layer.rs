@@ -1,4 +1,4 @@
-//! A layer of a model: what reads and writes the streams, forward and backward.
+//! A layer of a model: reads and writes the streams, forward and backward.
 
 use std::fmt;
 
@@ -14,17 +14,17 @@ use super::streams::Streams;
 use crate::weights::{Frozen, Weights};
 use crate::{Error, Result};
 
-/// A frozen layer: a main block, a block of a side chain with what it adds to the main stream, or something injected
-/// into the main stream between two blocks.
+/// A frozen layer: a main block, a block of a side chain with its contribution to the main stream, or an injection into the
+/// main stream between two blocks.
 pub trait Layer: fmt::Debug + Send + Sync {
     /// Which layer it is.
     fn id(&self) -> LayerId;
 
-    /// The streams behind the layer, and what [`Layer::backward`] needs of the forward: the layer's input, and as much of
-    /// the rest as `keep` says.
+    /// The streams after the layer, and what is kept for [`Layer::backward`]: the layer's input, and the activations that `keep`
+    /// selects.
     ///
     /// # Errors
-    /// A stream or a role that it reads and that is not there, and what kernels refuse.
+    /// If a stream or a role that it reads is missing, or a kernel fails.
     fn forward(
         &self,
         streams: Streams,
@@ -33,8 +33,8 @@ pub trait Layer: fmt::Debug + Send + Sync {
         keep: Keep,
     ) -> Result<(Streams, Saved)>;
 
-    /// The gradients of the streams before the layer, from those behind it. A side stream that nothing behind the layer
-    /// read has no gradient. The main stream's gradient may be overwritten: nobody else may hold it.
+    /// The gradients of the streams before the layer, from those after it. A side stream that no later layer read has no
+    /// gradient. The main stream's gradient may be overwritten: it must not be shared.
     ///
     /// # Errors
     /// As [`Layer::forward`].
@@ -53,30 +53,30 @@ pub trait Layer: fmt::Debug + Send + Sync {
     /// The matrices of [`Self::linears`]: nearly all of its bytes.
     fn matrices_mut(&mut self) -> Vec<&mut Tensor>;
 
-    /// Reads again, out of `weights`, every tensor that `changed` has patches for.
+    /// Reloads from `weights` every tensor that `changed` has patches for.
     ///
     /// # Errors
     /// Weights that cannot be read.
     fn reload(&mut self, weights: &Weights, changed: &Weights, frozen: Frozen) -> Result<()>;
 }
 
-/// What is kept of a layer's forward.
+/// The activations that are kept of a layer's forward.
 #[derive(Debug, Clone)]
 pub struct Saved<T = Tensor> {
     /// Of a transformer block in it.
     pub block: Option<block::Saved<T>>,
-    /// Other tensors, in an order that the layer knows.
+    /// Other tensors, in an order defined by the layer.
     pub tensors: Vec<T>,
 }
 
 impl<T> Saved<T> {
-    /// What the block in it left.
+    /// The kept activations of its block.
     ///
     /// # Errors
-    /// Where the layer kept nothing of a block.
+    /// If the layer kept nothing of a block.
     pub fn into_block(self) -> Result<block::Saved<T>> {
         self.block
-            .ok_or_else(|| Error::Mismatch("a block's backward was given nothing of its forward".into()))
+            .ok_or_else(|| Error::Mismatch("a block's backward got no activations of its forward".into()))
     }
 
     /// Every tensor through `f`.
@@ -89,7 +89,7 @@ impl<T> Saved<T> {
     }
 }
 
-/// A block of the main chain: the main stream goes through it, side streams pass by.
+/// A block of the main chain: it changes the main stream and leaves side streams alone.
 impl Layer for Block {
     fn id(&self) -> LayerId {
         Block::id(self)

@@ -1,9 +1,9 @@
-//! Which layer of a model something belongs to.
+//! The identity of a layer of a model.
 
 use std::fmt;
 
-/// A layer of a model by its chain and its number in it. Its [`Display`](fmt::Display) is what the names of its tensors
-/// begin with, such as `blocks.3`.
+/// A layer of a model by its chain and its number in it. Its [`Display`](fmt::Display) is the prefix of the names of its
+/// tensors, such as `blocks.3`.
 ///
 /// The order is by chain, then by number; the order in which layers run is the
 /// [`Architecture`](super::Architecture)'s.
@@ -17,7 +17,7 @@ impl LayerId {
     /// The chain of the main blocks.
     pub const BLOCKS: &'static str = "blocks";
 
-    /// Layer `index` of `chain`, which is what its tensors' names have before the number (`vace_blocks`).
+    /// Layer `index` of `chain`, the prefix of its tensors' names before the number (`vace_blocks`).
     pub const fn new(chain: &'static str, index: usize) -> Self {
         Self { chain, index }
     }
@@ -27,7 +27,7 @@ impl LayerId {
         Self::new(Self::BLOCKS, index)
     }
 
-    /// What its tensors' names have before the number.
+    /// The prefix of its tensors' names before the number.
     pub fn chain(self) -> &'static str {
         self.chain
     }
@@ -37,8 +37,8 @@ impl LayerId {
         self.index
     }
 
-    /// The part of `name` behind this layer's own name and a dot: `self_attn.q` of `blocks.3.self_attn.q`. Nothing for
-    /// names of other layers.
+    /// The rest of `name` after this layer's own name and a dot: `self_attn.q` of `blocks.3.self_attn.q`. `None` for names of
+    /// other layers.
     pub fn local(self, name: &str) -> Option<&str> {
         let (index, local) = name.strip_prefix(self.chain)?.strip_prefix('.')?.split_once('.')?;
         (index.parse() == Ok(self.index)).then_some(local)

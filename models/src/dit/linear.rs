@@ -1,13 +1,13 @@
-//! A linear layer of a block: frozen weight and bias, and whatever adapters are attached to its name.
+//! A linear layer of a block: frozen weight and bias, and the adapters attached to its name.
 //!
-//! Layers that read the same input go through together: their adapters read it once.
+//! Layers with the same input are computed together: their adapters read it once.
 
 use kernels::low_rank::{self, Member};
 use kernels::weight::Weight;
 use kernels::{Device, Tensor};
 
 use super::pass::{Gradients, Pass};
-use crate::adapter::{Adapter, Site};
+use crate::delta::{Adapter, Site};
 use crate::weights::{Frozen, Weights};
 use crate::{Error, Result};
 
@@ -19,7 +19,7 @@ pub struct Linear {
     bias: Tensor,
 }
 
-/// An adapter of one of several layers, with the layer's place among them.
+/// An adapter of one of several layers, with the layer's index among them.
 #[derive(Clone, Copy)]
 struct Attached<'a> {
     layer: usize,
@@ -28,14 +28,14 @@ struct Attached<'a> {
 }
 
 impl Linear {
-    /// Reads `<name>.weight` as `frozen` says, and `<name>.bias` in its compute dtype.
+    /// Loads `<name>.weight` in the form of `frozen`, and `<name>.bias` in its compute dtype.
     pub fn load(weights: &Weights, name: String, frozen: Frozen, device: &Device) -> Result<Self> {
         let weight = weights.matrix(&format!("{name}.weight"), frozen, device)?;
         let bias = weights.tensor(&format!("{name}.bias"), frozen.compute, device)?;
         Ok(Self { name, weight, bias })
     }
 
-    /// Reads again, out of `weights`, what `changed` has patches for.
+    /// Reloads from `weights` the tensors that `changed` has patches for.
     pub fn reload(&mut self, weights: &Weights, changed: &Weights, frozen: Frozen) -> Result<()> {
         let device = self.bias.device().clone();
         let (weight, bias) = (format!("{}.weight", self.name), format!("{}.bias", self.name));
@@ -63,7 +63,7 @@ impl Linear {
         &mut self.weight
     }
 
-    /// The layer with its weight as products want it, for callers that go through it many times in a row.
+    /// The layer with its weight dequantised, for callers that use it many times in a row.
     pub(super) fn decoded(&self) -> Result<Self> {
         let weight = Weight::Dense(self.weight.dequantised(self.weight.dtype())?);
         Ok(Self { weight, ..self.clone() })
@@ -81,7 +81,7 @@ impl Linear {
         Ok(y)
     }
 
-    /// The gradient of the input, in the weight's dtype; gradients of trainable adapters go into `gradients`.
+    /// The gradient of the input, in the weight's dtype; gradients of trainable adapters are added to `gradients`.
     pub fn backward(
         &self,
         x: &Tensor,
@@ -93,7 +93,7 @@ impl Linear {
     }
 }
 
-/// What a layer's output goes through.
+/// The activation after a layer.
 #[derive(Clone, Copy)]
 enum Then {
     Stay,
@@ -118,7 +118,7 @@ fn forward_then<const N: usize>(
     if pass.dropout.is_none() {
         deltas = low_rank::forward_group(x, &members(&plain), N)?;
     } else {
-        // Every layer drops other elements of the input, so there is no input that they share.
+        // With dropout each layer drops other elements of the input, so the layers share no input.
         for &Attached { layer, name, adapter } in &plain {
             let x = pass.dropped(name, x)?;
             let site = Site { weight: &layers[layer].weight, product: None };
@@ -148,7 +148,7 @@ fn forward_then<const N: usize>(
     ys.try_into().map_err(|ys: Vec<Tensor>| Error::Mismatch(format!("{N} layers gave {} outputs", ys.len())))
 }
 
-/// The products without bias of the layers whose adapters are made of them.
+/// The products without bias of the layers whose adapters need them (DoRA).
 fn products(layers: &[&Linear], x: &Tensor, others: &[Attached]) -> Result<Vec<Option<Tensor>>> {
     let is_wanted =
         |layer: usize| others.iter().any(|one| one.layer == layer && one.adapter.delta().wants_product());
@@ -166,7 +166,7 @@ fn added(sum: Option<Tensor>, delta: Tensor) -> kernels::Result<Tensor> {
     }
 }
 
-/// The gradient of the input of [`forward_all`], in the weights' dtype; gradients of trainable adapters go into
+/// The gradient of the input of [`forward_all`], in the weights' dtype; gradients of trainable adapters are added to
 /// `gradients`.
 pub fn backward_all<const N: usize>(
     layers: [&Linear; N],
@@ -186,7 +186,7 @@ pub fn backward_all<const N: usize>(
     dx.ok_or_else(|| Error::Mismatch("the gradient of no layers was asked for".into()))
 }
 
-/// [`backward_all`] where nothing upstream needs the gradient of the input (text projections).
+/// [`backward_all`] without the gradient of the input, where nothing needs it (text projections).
 pub fn backward_adapters<const N: usize>(
     layers: [&Linear; N],
     x: &Tensor,
@@ -197,11 +197,11 @@ pub fn backward_adapters<const N: usize>(
     adapters_backward(&layers, x, dys, pass, gradients).map(drop)
 }
 
-/// What goes back through the adapters.
+/// The gradients that flow back through adapters.
 struct Through {
-    /// To the input; nothing where there are none.
+    /// Of the input; `None` without adapters.
     dx: Option<Tensor>,
-    /// To each layer's plain product.
+    /// Of each layer's plain product.
     d_products: Vec<Option<Tensor>>,
 }
 
@@ -244,7 +244,7 @@ fn adapters_backward(
     Ok(through)
 }
 
-/// The adapters of `layers`, layer by layer: plain LoRAs, whose products go together, and the other kinds.
+/// The adapters of `layers`, layer by layer: plain LoRAs, whose products are batched, and the other kinds.
 fn attached<'a>(layers: &[&'a Linear], pass: &Pass<'a>) -> (Vec<Attached<'a>>, Vec<Attached<'a>>) {
     let adapters = pass.adapters;
     let of = |(layer, linear): (usize, &&'a Linear)| {
@@ -261,7 +261,7 @@ fn members<'a>(attached: &[Attached<'a>]) -> Vec<Member<'a>> {
 }
 
 impl Attached<'_> {
-    /// Adds the gradients of its tensors to `gradients`, where they are wanted.
+    /// Adds the gradients of its tensors to `gradients`, if it is trainable.
     fn note(&self, found: Vec<(&'static str, Tensor)>, gradients: &mut Gradients) -> Result<()> {
         if self.adapter.is_trainable() {
             found

@@ -1,7 +1,7 @@
 //! The Wan diffusion transformer: embeddings, layers over streams, head. The same forward trains and samples.
 //!
-//! A [`Dit`] is the whole model or the part of it that one device holds. There is no autograd: the backward goes
-//! through the layers in reverse, recomputing what was not kept. An [`Architecture`] says which layers there are.
+//! A [`Dit`] is the whole model or the part of it on one device. There is no autograd: the backward goes through the layers
+//! in reverse and recomputes what was not kept. An [`Architecture`] defines the layers.
 
 pub mod architecture;
 pub mod attention;
@@ -20,7 +20,6 @@ pub mod layer;
 pub mod layer_id;
 pub mod linear;
 pub mod modules;
-mod open;
 pub mod pass;
 pub mod plan;
 pub mod reader;
@@ -45,9 +44,8 @@ pub use keep::{Keeping, Kept};
 pub use layer::{Layer, Saved};
 pub use layer_id::LayerId;
 pub use linear::Linear;
-pub use open::open;
 pub use pass::{Dropout, Gradients, Pass};
-pub use plan::{BlockPlan, Keep, Place, Plans};
+pub use plan::{BlockPlan, Keep, KeepPlace, Plans};
 pub use role::Role;
 pub use streams::Streams;
 
@@ -71,10 +69,10 @@ pub struct Dit {
 }
 
 impl Dit {
-    /// Reads the blocks of `range` and the layers that follow them, the embeddings if it starts at the first block, the
+    /// Loads the blocks of `range` and the layers that follow them, the embeddings if it starts at the first block, the
     /// head if it ends at the last.
     ///
-    /// Weights are held as `base` says.
+    /// The dtypes and the storage of weights are those of `base`.
     ///
     /// # Errors
     /// Weights that cannot be read.
@@ -101,7 +99,7 @@ impl Dit {
         Ok(Self { config, range, embedder, layers, head, architecture })
     }
 
-    /// What the model is made of.
+    /// The structure of the model.
     pub fn architecture(&self) -> &dyn Architecture {
         self.architecture.as_ref()
     }
@@ -111,8 +109,8 @@ impl Dit {
         self.layers.iter().flat_map(|layer| layer.linears())
     }
 
-    /// Reads again, out of `weights`, every tensor that `changed` has patches for: `weights` may be `changed` itself, or the
-    /// same without them. The embeddings and the head are read as a whole, each dropped before it is read again.
+    /// Reloads from `weights` every tensor that `changed` has patches for: `weights` may be `changed` itself, or the same without
+    /// them. The embeddings and the head are reloaded as a whole, each dropped before it is loaded.
     ///
     /// # Errors
     /// Weights that cannot be read.
@@ -136,10 +134,10 @@ impl Dit {
         self.layers.iter_mut().try_for_each(|layer| layer.reload(weights, changed, base.frozen))
     }
 
-    /// What the layers and the head read besides the streams, for `input`, whose tensors may be on the host.
+    /// The context of the layers and the head for `input`, whose tensors may be on the host.
     ///
     /// # Errors
-    /// Inputs of other shapes than the model takes.
+    /// If the shapes of the input do not fit the model.
     pub fn context(
         &self,
         cond: Conditioning<Embedded>,
@@ -152,7 +150,7 @@ impl Dit {
     /// The streams through the layers, forward only.
     ///
     /// # Errors
-    /// What a layer refuses.
+    /// Those of [`Layer::forward`].
     pub fn through(&self, streams: Streams, context: &Context, pass: &Pass) -> Result<Streams> {
         let mut streams = streams;
         for layer in &self.layers {
@@ -161,10 +159,10 @@ impl Dit {
         Ok(streams)
     }
 
-    /// [`Dit::through`], keeping what [`Dit::backward`] needs.
+    /// [`Dit::through`] that keeps activations for [`Dit::backward`].
     ///
     /// # Errors
-    /// What a layer refuses, and a layer without a plan.
+    /// Those of [`Layer::forward`], and a layer without a plan.
     pub fn through_keeping(
         &self,
         streams: Streams,
@@ -183,12 +181,12 @@ impl Dit {
     }
 
     /// The gradients of the streams at the first layer of this part, from `d_streams` at its end, whose main stream is
-    /// overwritten: nobody else may hold it.
+    /// overwritten and must not be shared.
     ///
-    /// What was kept is freed layer by layer.
+    /// Kept activations are freed layer by layer.
     ///
     /// # Errors
-    /// What a layer refuses, and a backward without its forward.
+    /// Those of [`Layer::backward`], and a backward without its forward.
     pub fn backward(
         &self,
         mut kept: Kept,

@@ -1,4 +1,4 @@
-//! The modules of a Wan DiT, each described once: its names, the shapes of its tensors, and what they are held in.
+//! The modules of a Wan DiT, each described once: its names, and the shapes and storage of its tensors.
 //!
 //! Listing, checking, loading, sizing and renaming all read these tables. Source: the key names of Wan-Video/Wan2.1
 //! `wan/modules/model.py` and of diffusers `transformer_wan.py` with its checkpoint converter.
@@ -7,14 +7,14 @@ use super::config::{DitConfig, PATCH};
 use super::layer_id::LayerId;
 use crate::weights::{TensorClass, TensorSpec};
 
-/// A module: a linear layer, a norm, or a tensor that stands alone.
+/// A module: a linear layer, a norm, or a single tensor.
 #[derive(Debug, Clone, Copy)]
 pub struct Module {
     /// Its name in the official checkpoints and in ComfyUI, without the layer's.
     pub official: &'static str,
     /// Its name in diffusers, without the layer's.
     pub diffusers: &'static str,
-    /// What its tensors are held in; beside a matrix stands a bias in the dtype of the computation.
+    /// How its tensors are stored; the bias of a matrix is in the compute dtype.
     pub class: TensorClass,
     shape: Shape,
     when: When,
@@ -53,7 +53,7 @@ enum Width {
 #[derive(Debug, Clone, Copy)]
 enum Rows {
     Of(usize),
-    /// Of the pictures that the model tells apart.
+    /// Of the learned positions of pictures.
     Positions,
 }
 
@@ -68,13 +68,13 @@ enum When {
 /// The layers of a chain, and the modules that each has.
 #[derive(Debug, Clone, Copy)]
 pub struct Chain {
-    /// What the names of their tensors have before the number, official and in diffusers.
+    /// The prefix of the names of their tensors, before the number, in the official layout and in diffusers.
     pub name: &'static str,
     /// The modules of a layer.
     pub modules: &'static [Module],
 }
 
-/// Every chain of layers that the names of files are made of.
+/// Every chain of layers in the names of files.
 pub const CHAINS: &[Chain] = &[Chain { name: LayerId::BLOCKS, modules: BLOCK }];
 
 /// The modules of a transformer block. The affine norm before cross-attention is official `norm3` and diffusers `norm2`:
@@ -155,7 +155,7 @@ const fn module(official: &'static str, diffusers: &'static str, shape: Shape, c
     Module { official, diffusers, shape, class, when: When::Always }
 }
 
-/// A linear layer of a block: adapters attach to it, and its matrix may be coded.
+/// A linear layer of a block: adapters attach to it, and its matrix may be quantised.
 const fn matrix(official: &'static str, diffusers: &'static str, out: Width, input: Width) -> Module {
     module(official, diffusers, Shape::Linear(out, input), TensorClass::Matrix)
 }
@@ -192,7 +192,7 @@ impl Module {
         Self { when, ..self }
     }
 
-    /// Its tensors in a model of `config`, `prefix` before their names; none where the model has no such module.
+    /// Its tensors in a model of `config`, their names prefixed with `prefix`; none if the model has no such module.
     pub fn tensors(&self, config: &DitConfig, prefix: &str) -> Vec<TensorSpec> {
         let positions = config.image.and_then(|image| image.positions);
         let is_there = match self.when {
@@ -205,7 +205,7 @@ impl Module {
         }
         let name = format!("{prefix}{}", self.official);
         let spec = |end: &str, shape: Vec<usize>, class| TensorSpec::new(name.clone() + end, shape).of(class);
-        // What stands beside a matrix is never coded.
+        // The bias of a matrix is never quantised.
         let beside = match self.class {
             TensorClass::Matrix => TensorClass::Compute,
             class => class,
@@ -234,7 +234,7 @@ impl Module {
     }
 }
 
-/// What the tables say of a model.
+/// The tables applied to a model.
 impl DitConfig {
     /// The tensors outside the layers.
     pub fn outside_tensors(&self) -> Vec<TensorSpec> {

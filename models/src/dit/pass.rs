@@ -1,4 +1,4 @@
-//! What goes along with every pass through the blocks: adapters, dropout, gradients.
+//! The parameters of a pass through the blocks: adapters, dropout, gradients.
 
 use std::collections::BTreeMap;
 
@@ -6,13 +6,13 @@ use kernels::Tensor;
 use kernels::random::Key;
 
 use crate::Result;
-use crate::adapter::Adapters;
+use crate::delta::Adapters;
 
-/// Tokens that go through a feed-forward layer at once where nobody says otherwise: enough rows for a product to run at
-/// full speed, and for the 14B 0.2 GiB for each tensor of the inner width in bf16.
+/// The default number of tokens that go through a feed-forward layer at once: enough rows for a product to run at full
+/// speed, and for the 14B 0.2 GiB for each tensor of the inner width in bf16.
 pub const FFN_TOKENS: usize = 8192;
 
-/// What a pass through the blocks uses besides the frozen weights.
+/// The parameters of a pass through the blocks besides the frozen weights.
 #[derive(Clone, Copy)]
 pub struct Pass<'a> {
     /// The adapters on this device.
@@ -22,14 +22,14 @@ pub struct Pass<'a> {
     /// The most tokens of a sample that go through a feed-forward layer at once. More are faster up to a few thousand,
     /// and take more memory; the result is the same up to the order of sums.
     pub ffn_tokens: usize,
-    /// The place in its sample of the first token that goes through.
+    /// The index in its sample of the first token.
     first_token: usize,
 }
 
 /// Dropout of the adapters' input, a pure function of its keys: a replay drops what the forward dropped.
 #[derive(Debug, Clone)]
 pub struct Dropout {
-    /// Share of the elements that is dropped, in 0..1.
+    /// Fraction of the elements that is dropped, in 0..1.
     pub p: f64,
     /// One key per sample of the batch.
     pub keys: Vec<Key>,
@@ -70,7 +70,7 @@ pub struct Gradients {
 }
 
 impl Gradients {
-    /// Adds `gradient` to what is there under `name`.
+    /// Adds `gradient` to the one of the tensor `name`.
     pub fn add(&mut self, name: String, gradient: Tensor) -> Result<()> {
         let sum = match self.by_name.remove(&name) {
             Some(sum) => (sum + gradient)?,
@@ -91,7 +91,7 @@ impl Gradients {
         self.by_name.iter().map(|(name, gradient)| (name.as_str(), gradient))
     }
 
-    /// Takes in the gradients of another stage. Stages hold different blocks, so no name is in both.
+    /// Adds the gradients of another stage. Stages have different blocks, so no name is in both.
     pub fn extend(&mut self, other: Gradients) {
         self.by_name.extend(other.by_name);
     }

@@ -1,4 +1,4 @@
-//! Activation checkpointing and offload, layer by layer: how much of a forward is kept, and where it waits.
+//! Activation checkpointing and offload, layer by layer: what is kept of a forward, and where.
 
 use std::collections::BTreeMap;
 
@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 use super::layer_id::LayerId;
 use crate::{Error, Result};
 
-/// How much of a layer's forward is kept. The gradients are the same to the bit; what is not kept is recomputed.
+/// Which activations of a layer's forward are kept; the rest is recomputed. The gradients are the same to the bit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Keep {
-    /// The layer's input: the least memory, one more forward.
+    /// The layer's input: least memory, one more forward.
     #[default]
     Input,
     /// The input with the self-attention's output and log-sum-exp: recomputing needs no self-attention.
@@ -20,26 +20,27 @@ pub enum Keep {
     All,
 }
 
-/// Where what is kept waits for the backward.
+/// Where kept activations are stored until the backward.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Place {
+pub enum KeepPlace {
     /// On the device.
     #[default]
     Device,
-    /// Offloaded to host memory, and back one layer ahead of its use.
+    /// Offloaded to host memory, and copied back one layer ahead of their use.
     Host,
-    /// Offloaded to host memory, and back when it is used: the device waits for the copy, and holds one layer less.
+    /// Offloaded to host memory, and copied back when they are used: the device waits for the copy, and has room for one layer's
+    /// activations less.
     HostUntilUsed,
 }
 
-/// How one layer's forward is kept.
+/// What one layer's forward keeps.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BlockPlan {
-    /// How much is kept.
+    /// Which activations.
     pub keep: Keep,
     /// Where.
-    pub place: Place,
+    pub place: KeepPlace,
 }
 
 /// The plan of each layer of a model.
@@ -53,7 +54,7 @@ impl Plans {
     /// When it has none.
     pub fn of(&self, id: LayerId) -> Result<BlockPlan> {
         let plan = self.0.get(&id).copied();
-        plan.ok_or_else(|| Error::Mismatch(format!("nothing says what is kept of the layer {id}")))
+        plan.ok_or_else(|| Error::Mismatch(format!("there is no plan of what to keep of the layer {id}")))
     }
 }
 

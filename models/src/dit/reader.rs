@@ -1,4 +1,4 @@
-//! Reads modules from weights as they are described.
+//! Loads modules by their descriptions.
 
 use kernels::weight::Weight;
 use kernels::{DType, Device, Tensor};
@@ -9,7 +9,7 @@ use super::modules::{BLOCK, Module, OUTSIDE};
 use crate::weights::{Frozen, TensorClass, Weights};
 use crate::{Error, Result};
 
-/// Reads modules as they are described: those of a layer, or those outside the layers.
+/// Loads modules by their descriptions: those of a layer, or those outside the layers.
 #[derive(Debug, Clone)]
 pub struct Reader<'a> {
     weights: &'a Weights,
@@ -20,12 +20,12 @@ pub struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// Of the transformer block in the layer `id`.
+    /// For the transformer block in the layer `id`.
     pub fn block(weights: &'a Weights, id: LayerId, frozen: Frozen, device: &'a Device) -> Self {
         Self { weights, prefix: format!("{id}."), modules: BLOCK, frozen, device }
     }
 
-    /// Of what is outside the layers.
+    /// For the modules outside the layers.
     pub fn outside(weights: &'a Weights, frozen: Frozen, device: &'a Device) -> Self {
         Self { weights, prefix: String::new(), modules: OUTSIDE, frozen, device }
     }
@@ -33,18 +33,18 @@ impl<'a> Reader<'a> {
     /// The linear layer `module` of a block.
     ///
     /// # Errors
-    /// Weights that cannot be read, and a module that is not described as such a layer.
+    /// If the weights cannot be read, or the module is not described as such a layer.
     pub fn linear(&self, module: &str) -> Result<Linear> {
         match self.described(module)?.class {
             TensorClass::Matrix => {
                 Linear::load(self.weights, format!("{}{module}", self.prefix), self.frozen, self.device)
             }
-            class => Err(Error::Mismatch(format!("{}{module} is no matrix, but {class:?}", self.prefix))),
+            class => Err(Error::Mismatch(format!("{}{module} is not a matrix, but {class:?}", self.prefix))),
         }
     }
 
-    /// Weight and bias of `module`, which is no linear layer of a block; of more than two axes the weight is flattened to
-    /// a matrix.
+    /// Weight and bias of `module`, which is not a linear layer of a block; a weight of more than two axes is flattened to a
+    /// matrix.
     ///
     /// # Errors
     /// As [`Self::tensor`].
@@ -53,10 +53,10 @@ impl<'a> Reader<'a> {
         Ok((Weight::Dense(weight), self.tensor(module, ".bias")?))
     }
 
-    /// The tensor of `module` whose name has `end` behind the module's.
+    /// The tensor of `module` whose name is the module's followed by `end`.
     ///
     /// # Errors
-    /// Weights that cannot be read, and a module that is not described.
+    /// If the weights cannot be read, or the module is not described.
     pub fn tensor(&self, module: &str, end: &str) -> Result<Tensor> {
         let dtype = match self.described(module)?.class {
             TensorClass::Full => DType::F32,
@@ -67,6 +67,6 @@ impl<'a> Reader<'a> {
 
     fn described(&self, module: &str) -> Result<&'static Module> {
         let found = self.modules.iter().find(|described| described.official == module);
-        found.ok_or_else(|| Error::Mismatch(format!("{}{module} is described nowhere", self.prefix)))
+        found.ok_or_else(|| Error::Mismatch(format!("there is no description of {}{module}", self.prefix)))
     }
 }

@@ -7,7 +7,7 @@ use std::fmt;
 #[derive(Debug, Clone, Copy)]
 pub struct Role {
     name: &'static str,
-    /// What it is and where it comes from, for messages.
+    /// Its description and source, for messages.
     what: &'static str,
     residence: Residence,
     rows: Rows,
@@ -20,7 +20,7 @@ pub(super) enum Residence {
     Device,
 }
 
-/// How samples with different numbers of rows go into one batch.
+/// How samples with different numbers of rows are batched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rows {
     Equal,
@@ -39,18 +39,18 @@ impl Role {
     /// Embedded: the projected time embedding e0 [b, g, 6, d] f32, which the blocks modulate by.
     pub const MODULATION: Self = Self::new("modulation", "the projected time embedding");
 
-    /// A role that is read on the device, with equally many rows in every sample of a batch. `what` says in messages what
-    /// it is and where it comes from.
+    /// A role that is read on the device, with the same number of rows in every sample of a batch. `what` describes it in
+    /// messages, with its source.
     pub const fn new(name: &'static str, what: &'static str) -> Self {
         Self { name, what, residence: Residence::Device, rows: Rows::Equal }
     }
 
-    /// The same role, its raw tensor read on the host: it is never copied to a device.
+    /// The same role, its raw tensor read on the host and never copied to a device.
     pub const fn on_host(self) -> Self {
         Self { residence: Residence::Host, ..self }
     }
 
-    /// The same role, with zero rows behind those of the shorter samples of a batch.
+    /// The same role, with the shorter samples of a batch padded with zero rows.
     pub const fn padded(self) -> Self {
         Self { rows: Rows::Padded, ..self }
     }
@@ -68,7 +68,7 @@ impl Role {
         self.rows
     }
 
-    /// What it is and where it comes from.
+    /// Its description and source.
     pub fn what(self) -> &'static str {
         self.what
     }

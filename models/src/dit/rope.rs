@@ -10,7 +10,7 @@ const THETA: f64 = 10000.0;
 
 /// (cos, sin), each [l, h/2] f32, for a grid of (frames, rows, columns) tokens and heads of size `head_size`.
 ///
-/// Of the h/2 pairs, height and width get a third each (rounded down), time the rest; angles are made in f64.
+/// Of the h/2 pairs, height and width get a third each (rounded down), time the rest; angles are computed in f64.
 pub fn table(head_size: usize, grid: (usize, usize, usize), device: &Device) -> Result<(Tensor, Tensor)> {
     let pairs = head_size / 2;
     let side = pairs / 3;

@@ -24,12 +24,12 @@ impl<T> Streams<T> {
         self
     }
 
-    /// Puts the side stream `name` in, in place of what was there.
+    /// Inserts the side stream `name`; replaces an earlier one.
     pub fn put(&mut self, name: &'static str, stream: T) {
         self.side.insert(name, stream);
     }
 
-    /// Takes the side stream `name` out.
+    /// Removes and returns the side stream `name`.
     pub fn take(&mut self, name: &'static str) -> Option<T> {
         self.side.remove(name)
     }

@@ -1,65 +1,26 @@
-//! The published Wan models, in one table: what each is recognised by, what it is made of, and the settings that it was
-//! published with.
+//! The published Wan models, in one table: names, sizes, repositories, and how each is recognised.
 //!
-//! A [`Kind`] is what networks have in common that take pictures in the same way; a [`Published`] model is a kind at a size.
+//! Networks of one [`Kind`] take pictures in the same way; a [`Published`] model is a kind at a size.
 //! A new model of a known kind is one row of `table.rs`.
 
-mod defaults;
 mod magnitudes;
 mod table;
 
 use std::path::Path;
 
-pub use defaults::Defaults;
+pub use crate::kind::{Defaults, Facts, Kind, KindFacts};
 pub use magnitudes::Magnitudes;
 
-use crate::dit::{DitConfig, ImageBranch, Pictures};
+use crate::dit::{DitConfig, ImageBranch};
 use crate::expert::{Expert, Networks};
-use crate::vae::Generation;
 use crate::weights::Checkpoint;
-
-/// How a network takes pictures, told by the channels of its input and output and by its CLIP branch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// Text alone: T2V of Wan 2.1 and 2.2.
-    Text,
-    /// A first picture in channels behind the noise, and CLIP's view of it: I2V of Wan 2.1.
-    Picture,
-    /// A first and a last picture, and CLIP's view of both: FLF2V of Wan 2.1.
-    TwoPictures,
-    /// A first picture in channels alone: the experts of Wan 2.2 I2V.
-    PictureWithoutClip,
-    /// Text, or a picture in place of the first frame: TI2V-5B of Wan 2.2.
-    TextOrPicture,
-}
-
-/// What is known of a [`Kind`].
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct KindFacts {
-    /// Which.
-    pub kind: Kind,
-    /// Channels of the network's input.
-    pub channels_in: usize,
-    /// Channels of its output.
-    pub channels_out: usize,
-    /// Pictures of which the network sees CLIP's states: 0, 1 or 2.
-    pub clip_pictures: usize,
-    /// How it takes a picture.
-    pub pictures: Pictures,
-    /// The VAE whose latents it works on.
-    pub vae: Generation,
-    /// Settings of one network for all noise levels, or of an expert without the other.
-    pub whole: Defaults,
-    /// Settings of two experts.
-    pub pair: Defaults,
-}
 
 /// A published model that can be trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Published {
     /// Its name in commands: `t2v-14b`.
     pub key: &'static str,
-    /// What people call it.
+    /// Its usual name.
     pub title: &'static str,
     /// Its kind, or its experts'.
     pub kind: Kind,
@@ -69,24 +30,11 @@ pub struct Published {
     size: [usize; 4],
     /// Repositories of the Hugging Face hub with its files in the official layout, the one to fetch first.
     repositories: &'static [&'static str],
-    /// Bytes that its published files take for a number of a DiT.
+    /// Bytes per parameter of the DiT in its published files.
     bytes_a_number: u64,
 }
 
-/// What tells published models apart, read from a checkpoint's tensors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Facts {
-    /// Model width.
-    pub width: usize,
-    /// Channels of the network's input.
-    pub channels_in: usize,
-    /// Channels of its output.
-    pub channels_out: usize,
-    /// Pictures of which it sees CLIP's states: 0, 1 or 2.
-    pub clip_pictures: usize,
-}
-
-/// A family of networks that is refused by name.
+/// An unsupported family of networks, refused by name.
 struct Refused {
     title: &'static str,
     /// Parts of the names of tensors that only this family has.
@@ -102,30 +50,6 @@ const CLIP_BYTES: u64 = 4_770_000_000;
 /// Width of CLIP's states, and their rows for two pictures.
 const CLIP_WIDTH: usize = 1280;
 const ROWS_OF_TWO_PICTURES: usize = 514;
-
-impl Kind {
-    /// What is known of it.
-    pub const fn facts(self) -> &'static KindFacts {
-        &table::KINDS[self as usize]
-    }
-
-    /// The kind of a network; `None` where no model that can be trained is like it.
-    pub fn of(facts: Facts) -> Option<Self> {
-        let row = table::KINDS.iter().find(|row| {
-            (row.channels_in, row.channels_out) == (facts.channels_in, facts.channels_out)
-                && row.clip_pictures == facts.clip_pictures
-        });
-        row.map(|row| row.kind)
-    }
-
-    /// The settings that a model of this kind was published with.
-    pub const fn defaults(self, networks: Networks) -> &'static Defaults {
-        match networks {
-            Networks::Whole => &self.facts().whole,
-            Networks::Pair => &self.facts().pair,
-        }
-    }
-}
 
 impl Published {
     /// All of them.
@@ -145,13 +69,13 @@ impl Published {
         Self::ALL.iter().find(|model| model.repositories.iter().any(holds))
     }
 
-    /// Those that a network of these facts may belong to: none, one, or two that only names tell apart.
+    /// The models that a network with these facts may belong to: none, one, or two that only names distinguish.
     pub fn of(facts: Facts) -> Vec<&'static Self> {
         let is_like = |model: &&Self| Some(model.kind) == Kind::of(facts) && model.size[0] == facts.width;
         Self::ALL.iter().filter(is_like).collect()
     }
 
-    /// Those of [`Self::of`] that the names in `path` allow, which is all of them where names tell nothing.
+    /// Those of [`Self::of`] that match the names in `path`; all of them if the names are inconclusive.
     pub fn at(facts: Facts, path: &Path) -> Vec<&'static Self> {
         let mut found = Self::of(facts);
         if let ([_, _, ..], Some(networks)) = (found.as_slice(), networks_in_name(path)) {
@@ -160,7 +84,7 @@ impl Published {
         found
     }
 
-    /// What one network of it is called.
+    /// The name of one of its networks.
     pub fn network(&self) -> String {
         match self.networks {
             Networks::Whole => self.title.to_owned(),
@@ -232,28 +156,14 @@ impl Published {
 }
 
 impl Facts {
-    /// Of the network whose shapes `shape_of` gives by official name; what is missing counts 0.
-    pub fn read(shape_of: impl Fn(&str) -> Option<Vec<usize>>) -> Self {
-        let axis =
-            |name: &str, axis: usize| shape_of(name).and_then(|shape| shape.get(axis).copied()).unwrap_or(0);
-        let branch = usize::from(shape_of("img_emb.proj.0.weight").is_some());
-        Self {
-            width: axis("patch_embedding.weight", 0),
-            channels_in: axis("patch_embedding.weight", 1),
-            channels_out: axis("head.head.weight", 0) / crate::dit::config::PATCH.pow(2),
-            clip_pictures: branch * if shape_of("img_emb.emb_pos").is_some() { 2 } else { 1 },
-        }
-    }
-
-    /// What the network is that no model that can be trained is like, where that is known by its channels.
+    /// The name of an unsupported network, if its channels identify it.
     pub fn refused(&self) -> Option<&'static str> {
         let channels = (self.channels_in, self.channels_out);
         table::REFUSED.iter().find(|row| row.channels.contains(&channels)).map(|row| row.title)
     }
 }
 
-/// The kind of network that `checkpoint` holds where it is Wan with parts that Tandem does not have; `None` where it is
-/// plain.
+/// The name of the network in `checkpoint` if it is a Wan variant that Tandem does not support; `None` for a plain one.
 pub fn refused(checkpoint: &Checkpoint) -> Option<&'static str> {
     let marked = |name: &str| {
         let has = |row: &&Refused| row.marks.iter().any(|mark| name.contains(mark));
@@ -262,9 +172,9 @@ pub fn refused(checkpoint: &Checkpoint) -> Option<&'static str> {
     checkpoint.names().find_map(marked)
 }
 
-/// Whether the last parts of a path say that this is a model of two experts (Wan 2.2 A14B), or that it is none.
+/// Whether the last parts of a path name a model of two experts (Wan 2.2 A14B) or of one network.
 fn networks_in_name(path: &Path) -> Option<Networks> {
-    // A file, its folder, and the folder of the checkpoint; and not what lies above.
+    // A file, its folder, and the folder of the checkpoint, but nothing above.
     let parts = path.iter().rev().take(3).map(|part| part.to_string_lossy().to_lowercase());
     parts.into_iter().find_map(|part| {
         let has = |marks: &[&str]| marks.iter().any(|mark| part.contains(mark));

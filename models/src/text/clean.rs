@@ -18,7 +18,7 @@ fn fix(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut entities = Entities::Unescape;
     for line in text.split_inclusive('\n') {
-        // A `<` says that this is HTML, in which entities mean something: kept here and in all lines after it.
+        // A `<` means that this is HTML, where entities have a meaning: kept here and in all lines after it.
         if line.contains('<') {
             entities = Entities::Keep;
         }

@@ -39,7 +39,7 @@ impl TextEncoder {
         self.umt5.encode(ids)
     }
 
-    /// Cleans, splits and encodes: [length, width], real rows only. The DiT sees zeros behind them, up to 512 rows.
+    /// Cleans, tokenises and encodes: [length, width], without padding. The DiT pads with zero rows to 512.
     pub fn encode_prompt(&self, prompt: &str) -> Result<Tensor> {
         self.encode(&self.ids(prompt)?)
     }

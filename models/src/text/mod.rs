@@ -1,4 +1,4 @@
-//! From a caption to what the DiT reads: cleaned, split into tokens, encoded by UMT5.
+//! From a caption to the DiT's conditioning: cleaned, tokenised, encoded by UMT5.
 
 mod clean;
 mod encoder;
@@ -7,4 +7,4 @@ mod tokenizer;
 
 pub use clean::clean;
 pub use encoder::TextEncoder;
-pub use tokenizer::{MAX_TOKENS, SPIECE_TENSOR, Tokenizer};
+pub use tokenizer::{MAX_TOKENS, Tokenizer};

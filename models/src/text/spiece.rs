@@ -1,4 +1,4 @@
-//! A SentencePiece model file (`spiece.model`) as a tokenizer: for checkpoints that carry nothing else.
+//! A SentencePiece model file (`spiece.model`) as a tokenizer: for checkpoints without a `tokenizer.json`.
 //!
 //! Only what UMT5 uses is read: unigram pieces with scores, a compiled character map, spaces turned into U+2581 with one
 //! in front, runs of spaces made one. T5's sentinels (`<extra_id_0>` and on), which transformers adds on its own, stay
@@ -11,19 +11,19 @@ use tokenizers::normalizers::{NormalizerWrapper, Precompiled, Replace, Sequence}
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::{AddedToken, Tokenizer};
 
-/// What stands for a space.
+/// Represents a space.
 const SPACE: char = '\u{2581}';
 /// `ModelType::UNIGRAM`, the default.
 const UNIGRAM: u64 = 1;
-/// `Type::NORMAL` and `Type::BYTE` of a piece; all others stand for themselves in a text and are never made of it.
+/// `Type::NORMAL` and `Type::BYTE` of a piece; others are special tokens, which text is never split into.
 const PLAIN: [u64; 2] = [1, 6];
 
 /// Reads the bytes of a `spiece.model`.
 ///
 /// # Errors
-/// In words: bytes that are no such file, or a model of another kind.
+/// A message, if the bytes are not such a file, or the model is of another kind.
 pub(super) fn tokenizer(bytes: &[u8]) -> Result<Tokenizer, String> {
-    let model = Model::read(bytes).ok_or("the bytes are no SentencePiece model")?;
+    let model = Model::read(bytes).ok_or("the bytes are not a SentencePiece model")?;
     if model.kind != UNIGRAM {
         return Err(format!("it is a SentencePiece model of kind {}, not unigram", model.kind));
     }

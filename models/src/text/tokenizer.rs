@@ -1,10 +1,11 @@
-//! The tokenizer of UMT5, read from its `tokenizer.json`, or from its `spiece.model`, which may lie in a weights file.
+//! The tokenizer of UMT5, read from its `tokenizer.json`, or from its `spiece.model`, which may be embedded in a weights file.
 
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use super::spiece;
+use crate::umt5::SPIECE_TENSOR;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
 
@@ -14,13 +15,10 @@ pub const MAX_TOKENS: usize = 512;
 /// Ends every sequence.
 const END: &str = "</s>";
 
-/// Where the tokenizer lies inside a folder: the folder itself, an official checkpoint, a diffusers checkpoint.
+/// Where the tokenizer is in a folder: the folder itself, an official checkpoint, a diffusers checkpoint.
 const PLACES: [&str; 3] = [".", "google/umt5-xxl", "tokenizer"];
-/// Its file there, the one that is read faster first.
+/// The names of its file, the one that loads faster first.
 const FILES: [&str; 2] = ["tokenizer.json", "spiece.model"];
-
-/// The tensor of single-file text encoders that holds the bytes of `spiece.model`.
-pub const SPIECE_TENSOR: &str = "spiece_model";
 
 /// Splits cleaned text into token ids.
 pub struct Tokenizer {
@@ -40,7 +38,7 @@ impl Tokenizer {
     /// `tokenizer`), or the one that a text encoder's safetensors file carries.
     ///
     /// # Errors
-    /// If there is none (the text says where it was looked for) or it is no tokenizer with `</s>`.
+    /// If there is none (the message lists where it was looked for) or it is not a tokenizer with `</s>`.
     pub fn load(path: &Path) -> Result<Self> {
         let file = find(path)?;
         let fail = |e: &dyn std::fmt::Display| Error::Mismatch(format!("{}: {e}", file.display()));
@@ -48,7 +46,11 @@ impl Tokenizer {
             Some("json") => {
                 let bytes = std::fs::read(&file).map_err(|e| fail(&e))?;
                 let inner = from_json(&bytes);
-                (bytes, inner.map_err(|e| fail(&format!("this is no tokenizer.json ({e}); fetch it again")))?)
+                (
+                    bytes,
+                    inner
+                        .map_err(|e| fail(&format!("this is not a tokenizer.json ({e}); fetch it again")))?,
+                )
             }
             kind => {
                 let bytes = match kind {
@@ -133,7 +135,7 @@ fn carried(file: &Path) -> Result<Vec<u8>> {
     let checkpoint = Checkpoint::open(file)?;
     if !checkpoint.contains(SPIECE_TENSOR) {
         return Err(Error::Mismatch(format!(
-            "{}: this file carries no tokenizer (no tensor `{SPIECE_TENSOR}`); name a tokenizer.json beside it",
+            "{}: this file has no tokenizer (no tensor `{SPIECE_TENSOR}`); give a tokenizer.json in addition",
             file.display()
         )));
     }

@@ -12,12 +12,14 @@ use std::path::Path;
 use kernels::weight::Weight;
 use kernels::{DType, Device, Tensor, gelu, norm};
 
-use crate::text::SPIECE_TENSOR;
 use crate::weights::{Checkpoint, Frozen, Weights};
 use crate::{Error, Movable, Result};
 
 pub use names::Umt5Sizes;
 pub use position::bucket;
+
+/// The tensor of single-file text encoders that holds the bytes of `spiece.model`.
+pub const SPIECE_TENSOR: &str = "spiece_model";
 
 /// Added to the mean square before its root.
 const EPSILON: f64 = 1e-6;
@@ -50,7 +52,7 @@ struct Layer {
 
 impl Umt5 {
     /// Loads the encoder from the official `.pth`, a `.safetensors` file or a folder with shards, with official or HF
-    /// names. Sizes are read from the tensors. The linear layers are held as `frozen` says, all else in its compute
+    /// names. Sizes are read from the tensors. The linear layers are in the form of `frozen`, all else in its compute
     /// dtype.
     ///
     /// # Errors
@@ -82,7 +84,7 @@ impl Umt5 {
         if sizes.inner % sizes.heads != 0 || sizes.buckets < 4 {
             let path = checkpoint.path().display();
             return Err(Error::Mismatch(format!(
-                "{path}: {sizes:?} is no UMT5: heads or buckets do not divide"
+                "{path}: {sizes:?} is not a UMT5: heads or buckets do not divide"
             )));
         }
         Ok(sizes)
@@ -98,7 +100,7 @@ impl Umt5 {
         let layer = |n: usize| {
             let name = |tail: &str| format!("blocks.{n}.{tail}.weight");
             let tensor = |tail: &str| weights.tensor(&name(tail), dtype, device);
-            // Rounded as all else, held in f32 for the norm's kernel.
+            // Rounded as all else, stored in f32 for the norm's kernel.
             let gain = |tail: &str| Ok::<_, Error>(tensor(tail)?.to_dtype(DType::F32)?);
             let matrix = |tail: &str| weights.matrix(&name(tail), frozen, device);
             Ok(Layer {
@@ -129,12 +131,12 @@ impl Umt5 {
         &self.sizes
     }
 
-    /// How the weights are held.
+    /// The dtypes and the storage of the weights.
     pub fn frozen(&self) -> Frozen {
         self.frozen
     }
 
-    /// Where they lie.
+    /// Their device.
     pub fn device(&self) -> &Device {
         self.embedding.device()
     }
@@ -147,7 +149,7 @@ impl Umt5 {
     /// The states of a sequence of tokens: [length, width].
     ///
     /// # Errors
-    /// If there are no tokens, or one lies outside the vocabulary.
+    /// If there are no tokens, or one is outside the vocabulary.
     pub fn encode(&self, ids: &[u32]) -> Result<Tensor> {
         if let Some(id) = ids.iter().find(|id| **id as usize >= self.sizes.vocabulary) {
             return Err(Error::Mismatch(format!(

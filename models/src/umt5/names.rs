@@ -9,10 +9,10 @@ use crate::{Contents, Result};
 const GLOBAL: [(&str, &str); 2] =
     [("token_embedding.weight", "shared.weight"), ("norm.weight", "encoder.final_layer_norm.weight")];
 
-/// The HF name of the same embedding where a file spells it out, beside `shared.weight` or instead of it.
+/// The HF name of the same embedding in files that have it in addition to `shared.weight`, or instead of it.
 pub(super) const TIED_EMBEDDING: &str = "encoder.embed_tokens.weight";
 
-/// Tensors of a layer: (official behind `blocks.N.`, HF behind `encoder.block.N.`).
+/// Tensors of a layer: (official, after `blocks.N.`; HF, after `encoder.block.N.`).
 const LAYER: [(&str, &str); 10] = [
     ("norm1.weight", "layer.0.layer_norm.weight"),
     ("attn.q.weight", "layer.0.SelfAttention.q.weight"),

@@ -41,7 +41,7 @@ pub struct Vae {
     sizes: Sizes,
     scaling: Scaling,
     encoder: Network,
-    /// Official `conv1`: behind the encoder.
+    /// Official `conv1`: after the encoder.
     to_moments: Part,
     /// Official `conv2`: before the decoder.
     from_latents: Part,
@@ -64,7 +64,7 @@ impl Vae {
         Self::build(&weights, sizes, &config, dtype, device)
     }
 
-    /// What [`Vae::fingerprint`] of the VAE at `path` is, from headers and samples of the bytes: nothing is loaded.
+    /// [`Vae::fingerprint`] of the VAE at `path`, from headers and samples of the bytes, without loading it.
     ///
     /// # Errors
     /// Those of [`Vae::load`], but for values that are read there alone.
@@ -124,7 +124,7 @@ impl Vae {
         &self.sizes
     }
 
-    /// The dtype that it is held and computed in.
+    /// The dtype of its weights and of the computation.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
@@ -233,7 +233,7 @@ impl Vae {
         Ok(pixels.clamp(-1f32, 1f32)?)
     }
 
-    /// Raw means of a tile; the log-variances behind them are not used.
+    /// Raw means of a tile; the log-variances after them are not used.
     fn means(&self, x: &Tensor, probe: &mut Option<&mut Probe>) -> Result<Tensor> {
         // The first frame alone, then four at a time: one latent frame each.
         let chunks = (0..latent_frames(x.dim(2)?)).map(|i| match i {

@@ -18,7 +18,7 @@ struct Stage {
     shortcut: Shortcut,
 }
 
-/// Stages, one after the other.
+/// Stages that run in sequence.
 #[derive(Debug)]
 pub(super) struct Network {
     stages: Vec<Stage>,

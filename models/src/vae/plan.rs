@@ -53,7 +53,7 @@ pub(super) enum Shortcut {
     },
 }
 
-/// Parts run one after the other, with a shortcut around them all.
+/// Parts that run in sequence, with a shortcut around all of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct StagePlan {
     /// The diffusers name of the stage: what a probe sees.
@@ -68,7 +68,7 @@ impl StagePlan {
     }
 }
 
-/// The convolutions between network and latents: official `conv1` behind the encoder, `conv2` before the decoder.
+/// The convolutions between network and latents: official `conv1` after the encoder, `conv2` before the decoder.
 pub(super) fn latent_convs(sizes: &Sizes) -> [PartPlan; 2] {
     let conv = |name: &str, n| PartPlan::Conv { name: name.to_owned(), from: n, to: n, kernel: 1 };
     [conv("conv1", 2 * sizes.latent), conv("conv2", sizes.latent)]
@@ -147,7 +147,7 @@ pub(super) fn decoder(sizes: &Sizes) -> Vec<StagePlan> {
     stages
 }
 
-/// The parts of a level, and the channels behind it.
+/// The parts of a level, and its output channels.
 fn decoder_level(sizes: &Sizes, level: usize, from: usize, to: usize) -> (Vec<PartPlan>, usize) {
     let name = |j: usize| match sizes.generation {
         Generation::Wan21 => format!("decoder.upsamples.{}", level * (DECODER_BLOCKS + 1) + j),

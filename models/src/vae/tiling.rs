@@ -6,7 +6,7 @@ use kernels::Tensor;
 
 use crate::Result;
 
-/// Whether pictures are coded whole or in tiles. Tiles bound memory and change the result slightly.
+/// Whether pictures are encoded and decoded whole or in tiles. Tiles bound memory and change the result slightly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Tiling {
     /// Whole.

@@ -9,11 +9,11 @@ use super::dtype::StoredDType;
 use super::entry::Entry;
 use super::error::{Result, WeightsError};
 use super::kind::FileKind;
-use super::quantised::{Grid, Quantised};
+use super::quantised::{Grid, StoredScales};
 use super::read::Scales;
 use super::{folder, header, pth, read};
 
-/// Prefixes that ComfyUI and other tools put before the names of a diffusion model.
+/// Prefixes of the names of a diffusion model in files of ComfyUI and other tools.
 const PREFIXES: [&str; 2] = ["model.diffusion_model.", "diffusion_model."];
 
 /// The tensors of a checkpoint. Opening reads and checks headers only; each tensor is read when it is asked for,
@@ -24,10 +24,10 @@ pub struct Checkpoint {
     files: Vec<PathBuf>,
     entries: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
-    quantised: Quantised,
+    stored_scales: StoredScales,
 }
 
-/// A weight as codes of one byte, as a file stores it.
+/// A quantised weight as a file stores it.
 #[derive(Debug)]
 pub struct StoredCodes {
     /// u8, of the weight's shape: OCP 8-bit floats e4m3fn.
@@ -72,8 +72,8 @@ impl Checkpoint {
         metadata: BTreeMap<String, String>,
     ) -> Result<Self> {
         let bytes = |name: &str| read::bytes(&files[entries[name].file], &entries[name]);
-        let quantised = Quantised::find(&entries, &metadata, bytes)?;
-        Ok(Self { path: path.to_owned(), files, entries, metadata, quantised })
+        let stored_scales = StoredScales::find(&entries, &metadata, bytes)?;
+        Ok(Self { path: path.to_owned(), files, entries, metadata, stored_scales })
     }
 
     /// Opens several safetensors files as one checkpoint found at `path`.
@@ -191,34 +191,33 @@ impl Checkpoint {
 
     /// The scales of a weight; none where it has none.
     fn scales(&self, name: &str, entry: &Entry) -> crate::Result<Option<Scales>> {
-        let Some(scale) = self.quantised.scales.get(name) else { return Ok(None) };
+        let Some(scale) = self.stored_scales.scales.get(name) else { return Ok(None) };
         let of = self.entry(&scale.tensor)?;
         let values = read::tensor(&self.files[of.file], &scale.tensor, of, DType::F32, None)?;
         let values: Vec<f32> = values.flatten_all()?.to_vec1()?;
-        // A grid divides its weight, or it would not have been taken for one.
+        // The grid divides its weight: this was checked when the file was opened.
         let each = entry.elements() / values.len();
         Ok(Some(Scales { values, each }))
     }
 
     /// Whether a tensor only describes how another one is stored.
     pub fn is_side(&self, name: &str) -> bool {
-        self.quantised.side.contains(name)
+        self.stored_scales.side.contains(name)
     }
 
-    /// How the weights of eight bits are scaled: each way with the number of weights that have it; `None` stands for
-    /// weights without a scale.
+    /// How 8-bit weights are scaled, with the number of weights of each kind of scale; `None` for weights without a scale.
     pub fn scalings(&self) -> BTreeMap<Option<Grid>, usize> {
         let mut counts = BTreeMap::new();
-        let coded = |entry: &Entry| matches!(entry.dtype, StoredDType::F8E4M3 | StoredDType::F8E5M2);
-        for (name, _) in self.entries.iter().filter(|(name, entry)| coded(entry) && !self.is_side(name)) {
-            *counts.entry(self.quantised.scales.get(name).map(|scale| scale.grid)).or_default() += 1;
+        let quantised = |entry: &Entry| matches!(entry.dtype, StoredDType::F8E4M3 | StoredDType::F8E5M2);
+        for (name, _) in self.entries.iter().filter(|(name, entry)| quantised(entry) && !self.is_side(name)) {
+            *counts.entry(self.stored_scales.scales.get(name).map(|scale| scale.grid)).or_default() += 1;
         }
         counts
     }
 
-    /// The finest scaling of the matrices of a network's layers, where all of them are stored in e4m3; `None` where any
-    /// is not. Prefixes must be gone from the names.
-    pub fn coded_layers(&self) -> Option<Grid> {
+    /// The finest scale grid of the matrices of a network's layers, if all of them are stored in e4m3, else `None`. Prefixes of
+    /// names must have been removed.
+    pub fn quantised_layers(&self) -> Option<Grid> {
         let is_matrix = |(name, entry): &(&String, &Entry)| {
             let in_layer = name.starts_with("blocks.") || name.starts_with("encoder.block.");
             let is_table = name.contains("relative_attention_bias") || name.contains("pos_embedding");
@@ -229,19 +228,18 @@ impl Checkpoint {
             if entry.dtype != StoredDType::F8E4M3 {
                 return None;
             }
-            finest =
-                finest.max(Some(self.quantised.scales.get(name).map_or(Grid::Tensor, |scale| scale.grid)));
+            finest = finest
+                .max(Some(self.stored_scales.scales.get(name).map_or(Grid::Tensor, |scale| scale.grid)));
         }
         finest
     }
 
-    /// Why the weights cannot be read though their file is whole: they are coded in a way that is not known here.
+    /// Why the weights of an intact file cannot be read: they are quantised in an unsupported way.
     pub fn refusal(&self) -> Option<&str> {
-        self.quantised.refusal.as_deref()
+        self.stored_scales.refusal.as_deref()
     }
 
-    /// The bytes of one tensor as they are stored, in row-major order: for tensors that are no numbers, such as an
-    /// embedded tokenizer.
+    /// The bytes of one tensor as stored, in row-major order: for tensors that are not numbers, such as an embedded tokenizer.
     pub fn bytes(&self, name: &str) -> Result<Vec<u8>> {
         let entry = self.entry(name)?;
         read::bytes(&self.files[entry.file], entry)

@@ -27,18 +27,18 @@ pub enum Copied {
     Fp8Scaled,
 }
 
-/// Marks a file of scaled e4m3 weights: its dtype says which. Two elements would mean "decode before products".
+/// Marks a file of scaled e4m3 weights, by its dtype. Two elements would mean "dequantise before products".
 const MARKER: &str = "scaled_fp8";
 
 /// Writes every tensor of `specs`, patches included, at `path`. One tensor at a time is in memory. `each` is called before
-/// each tensor and may break off.
+/// each tensor and may cancel.
 ///
-/// Codes of one scale that are stored so already are copied; others are made from the decoded numbers, since this kind
-/// of file has one scale for a matrix.
+/// Matrices that are stored in e4m3 with one scale are copied; others are quantised from the dequantised numbers, since this
+/// kind of file has one scale per matrix.
 ///
 /// # Errors
-/// What cannot be read, numbers that the format cannot hold, the file system; `None` when it was broken off. In all of
-/// these nothing is left behind.
+/// If a tensor cannot be read, the format cannot represent a number, or the file cannot be written; `None` if it was
+/// cancelled. In all these cases no file is left.
 pub fn write_copy(
     path: &Path,
     weights: &Weights,
@@ -96,11 +96,11 @@ fn bytes(path: &Path, weights: &Weights, tensor: &Entered) -> Result<Vec<u8>> {
         return Ok(Vec::new());
     }
     if let Some(module) = tensor.name.strip_suffix(".scale_weight") {
-        // Made again for its codes: to remember those of all tensors would be to hold the model.
-        return Ok(coded(path, weights, &format!("{module}.weight"))?.0.to_le_bytes().to_vec());
+        // Quantised a second time for its codes: keeping those of all tensors would take the memory of the model.
+        return Ok(quantised(path, weights, &format!("{module}.weight"))?.0.to_le_bytes().to_vec());
     }
     let dtype = match tensor.dtype {
-        StoredDType::F8E4M3 => return Ok(coded(path, weights, &tensor.name)?.1),
+        StoredDType::F8E4M3 => return Ok(quantised(path, weights, &tensor.name)?.1),
         StoredDType::F16 => DType::F16,
         StoredDType::BF16 => DType::BF16,
         _ => DType::F32,
@@ -110,7 +110,8 @@ fn bytes(path: &Path, weights: &Weights, tensor: &Entered) -> Result<Vec<u8>> {
     to_bytes(&numbers)
 }
 
-/// Refuses what is no number in the copy, looked at in pieces: of a large tensor a copy in f32 would be the larger part.
+/// Refuses numbers that are not finite in the copy. Checks in pieces, since a large tensor in f32 would take more memory than
+/// the copy itself.
 fn check_finite(path: &Path, name: &str, dtype: StoredDType, numbers: &Tensor) -> Result<()> {
     for piece in pieces(numbers)? {
         let piece = piece?.to_dtype(DType::F32)?;
@@ -127,7 +128,7 @@ fn check_finite(path: &Path, name: &str, dtype: StoredDType, numbers: &Tensor) -
 }
 
 /// The one scale and the codes of a matrix.
-fn coded(path: &Path, weights: &Weights, name: &str) -> Result<(f32, Vec<u8>)> {
+fn quantised(path: &Path, weights: &Weights, name: &str) -> Result<(f32, Vec<u8>)> {
     if let Some(StoredCodes { codes, scales }) = weights.codes(name, &Device::Cpu)? {
         let first = scales.first().copied().unwrap_or(1.0);
         if scales.iter().all(|scale| *scale == first) {

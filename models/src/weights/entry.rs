@@ -2,7 +2,7 @@
 
 use super::dtype::StoredDType;
 
-/// Where a tensor lies and what it is. Checked against the length of its file when the file was opened.
+/// The location, type and shape of a tensor. Checked against the length of its file when the file was opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// Element type in the file.
@@ -28,7 +28,7 @@ impl Entry {
         self.elements() * self.dtype.size()
     }
 
-    /// Bytes from the first to behind the last element in the file.
+    /// Bytes from the first element to the end of the last in the file.
     pub(crate) fn span_bytes(&self) -> usize {
         match &self.strides {
             None => self.bytes(),
@@ -42,7 +42,7 @@ pub(crate) fn checked_elements(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
 }
 
-/// Elements from the first to behind the last one of a strided view, or `None` if it overflows.
+/// Elements from the first to the last one of a strided view, inclusive, or `None` if it overflows.
 pub(crate) fn span(shape: &[usize], strides: &[usize]) -> Option<usize> {
     if shape.contains(&0) {
         return Some(0);

@@ -7,10 +7,10 @@ use super::dtype::StoredDType;
 /// The result of reading or writing weights.
 pub type Result<T, E = WeightsError> = std::result::Result<T, E>;
 
-/// Why a checkpoint was refused. Every text names the file or the tensor, and the way out.
+/// Why a checkpoint was refused. Every message names the file or the tensor, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
-    /// The file system said no.
+    /// The file could not be read or written.
     #[error("{path}: cannot {action}: {source}")]
     Io {
         /// What was being done: "open", "read", "write".
@@ -38,7 +38,7 @@ pub enum WeightsError {
         /// The missing, unexpected and misshapen names, in groups.
         report: MismatchReport,
     },
-    /// A tensor was asked for that is not there.
+    /// The checkpoint has no tensor of this name.
     #[error("{path}: there is no tensor named `{name}`")]
     NoSuchTensor {
         /// The file or folder.

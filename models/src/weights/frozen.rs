@@ -1,6 +1,6 @@
-//! How the frozen weights of a network are held.
+//! The storage and the dtypes of the frozen weights of a network.
 
-use kernels::weight::{Coded, Format, Weight};
+use kernels::weight::{Format, Quantised, Weight};
 use kernels::{DType, Device, Tensor};
 
 use super::Weights;
@@ -9,23 +9,23 @@ use super::dtype::StoredDType;
 use super::error::WeightsError;
 use crate::Result;
 
-/// How the frozen weights of a network are held, and what it computes in.
+/// How the frozen weights of a network are stored, and the dtype that it computes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frozen {
-    /// The dtype of matrix products, of what goes through them, and of the weights that are not coded.
+    /// The dtype of matrix products, of their inputs, and of the weights that are not quantised.
     pub compute: DType,
-    /// The matrices of the layers that the network repeats. Norms, embeddings and heads are never coded.
+    /// The storage of the matrices of the repeated layers. Norms, embeddings and heads are never quantised.
     pub storage: Storage,
 }
 
-/// How a matrix is held.
+/// How a matrix is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Storage {
     /// In the dtype that it is computed with.
     Dense,
-    /// One byte a number and a scale for each row.
-    Coded(Format),
-    /// One byte a number and a scale for each block of this many numbers of a row, as a file has it.
+    /// Quantised to 8 bits, with a scale for each row.
+    Quantised(Format),
+    /// Quantised to 8 bits, with a scale for each block of this many numbers of a row, as in the file.
     Blocks(Format, usize),
 }
 
@@ -33,14 +33,14 @@ impl Frozen {
     /// Everything in f32.
     pub const F32: Self = Self::dense(DType::F32);
 
-    /// Nothing coded, everything in `compute`.
+    /// Nothing quantised, everything in `compute`.
     pub const fn dense(compute: DType) -> Self {
         Self { compute, storage: Storage::Dense }
     }
 
-    /// Whether a product needs the matrix decoded before it.
-    pub const fn is_coded(self) -> bool {
-        matches!(self.storage, Storage::Coded(_) | Storage::Blocks(..))
+    /// Whether a matrix is dequantised before each product.
+    pub const fn is_quantised(self) -> bool {
+        matches!(self.storage, Storage::Quantised(_) | Storage::Blocks(..))
     }
 
     /// Bytes of a matrix [out, in], scales included.
@@ -48,33 +48,33 @@ impl Frozen {
         let (rows, numbers) = (out as u64, (out * input) as u64);
         let scales = match self.storage {
             Storage::Dense => 0,
-            Storage::Coded(_) => rows,
+            Storage::Quantised(_) => rows,
             Storage::Blocks(_, block) => numbers / block as u64,
         };
         self.stored_bytes(out, input) + scales * DType::F32.size_in_bytes() as u64
     }
 
-    /// Of [`Self::bytes`] those of the numbers, or of the codes without their scales.
+    /// The part of [`Self::bytes`] without scales: the numbers, or the codes.
     pub fn stored_bytes(self, out: usize, input: usize) -> u64 {
-        let of_number = if self.is_coded() { 1 } else { self.compute.size_in_bytes() };
+        let of_number = if self.is_quantised() { 1 } else { self.compute.size_in_bytes() };
         (out * input * of_number) as u64
     }
 }
 
 impl Weights {
-    /// Reads the matrix `name` [out, in] onto `device` in the form that `frozen` says.
+    /// Loads the matrix `name` [out, in] onto `device`, stored as `frozen` says.
     ///
-    /// What is to be coded goes to the device as it is stored, is coded there and dropped: neither side holds more than
-    /// this one tensor besides the result. What a file holds in these codes is used as it is, with its own scales.
+    /// A matrix to quantise is copied to the device as stored, quantised there and dropped: neither side has more than this one
+    /// tensor in memory besides the result. A matrix that the file stores in this format is used as it is, with its own scales.
     ///
     /// # Errors
-    /// See [`Weights::tensor`], and 8-bit floats of another kind than the codes that are wanted.
+    /// See [`Weights::tensor`], and 8-bit floats of another format than the requested one.
     pub fn matrix(&self, name: &str, frozen: Frozen, device: &Device) -> Result<Weight> {
         match frozen.storage {
             Storage::Dense => Ok(Weight::Dense(self.tensor(name, frozen.compute, device)?)),
-            Storage::Coded(format) | Storage::Blocks(format, _) => {
-                if let Some(coded) = self.stored(name, format, frozen.compute, device)? {
-                    return Ok(Weight::Coded(coded));
+            Storage::Quantised(format) | Storage::Blocks(format, _) => {
+                if let Some(quantised) = self.stored(name, format, frozen.compute, device)? {
+                    return Ok(Weight::Quantised(quantised));
                 }
                 let dense = self.tensor(name, self.float_dtype(name), device)?;
                 Ok(Weight::quantise(&dense, format, frozen.compute)?)
@@ -82,8 +82,14 @@ impl Weights {
         }
     }
 
-    /// The matrix as its file codes it, where that is the wanted way.
-    fn stored(&self, name: &str, format: Format, compute: DType, device: &Device) -> Result<Option<Coded>> {
+    /// The quantised matrix as stored in the file, if it has the requested format.
+    fn stored(
+        &self,
+        name: &str,
+        format: Format,
+        compute: DType,
+        device: &Device,
+    ) -> Result<Option<Quantised>> {
         let kept = self.stored_name(name).filter(|_| !self.is_patched(name));
         let (Some((checkpoint, name)), Format::E4m3) = (kept, format) else {
             return Ok(None);
@@ -99,6 +105,6 @@ impl Weights {
             1 => Tensor::from_vec(scales, rows, device)?,
             blocks => Tensor::from_vec(scales, (rows, blocks), device)?,
         };
-        Ok(Some(Coded { format, codes, scale, compute }))
+        Ok(Some(Quantised { format, codes, scale, compute }))
     }
 }

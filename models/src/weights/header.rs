@@ -35,7 +35,7 @@ struct TensorInfo {
     data_offsets: (u64, u64),
 }
 
-/// The JSON of a header, refusing a name that comes twice.
+/// The JSON of a header; duplicate names are refused.
 #[derive(Default)]
 struct Json {
     tensors: Vec<(String, TensorInfo)>,
@@ -91,7 +91,7 @@ pub(crate) fn read(path: &Path, file: usize) -> Result<Header> {
     check(json, file, 8 + header_bytes, file_bytes).map_err(|reason| WeightsError::file(path, reason))
 }
 
-/// Checks every tensor's place: shape times type is its byte range, and the ranges cover the file exactly.
+/// Checks every tensor's byte range: its length is that of shape and type, and the ranges cover the file exactly.
 fn check(json: Json, file: usize, data_start: u64, file_bytes: u64) -> Result<Header, String> {
     let data_bytes = file_bytes - data_start;
     let mut ranges = Vec::with_capacity(json.tensors.len());
@@ -103,7 +103,7 @@ fn check(json: Json, file: usize, data_start: u64, file_bytes: u64) -> Result<He
         })?;
         if begin > end || end > data_bytes {
             return Err(format!(
-                "tensor `{name}` lies at bytes {begin}..{end} of {data_bytes}: the file is truncated; {AGAIN}"
+                "tensor `{name}` is at bytes {begin}..{end} of {data_bytes}: the file is truncated; {AGAIN}"
             ));
         }
         let expected = checked_elements(&info.shape).and_then(|n| n.checked_mul(dtype.size()));

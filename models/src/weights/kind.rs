@@ -1,4 +1,4 @@
-//! What a weights file is, by its first bytes: names lie more often.
+//! The format of a weights file by its first bytes, which are more reliable than its name.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,7 +9,7 @@ use super::error::{Result, WeightsError};
 /// The kind of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
-    /// safetensors, or nothing that is known: its header tells.
+    /// safetensors, or unknown: its header decides.
     Safetensors,
     /// PyTorch's zip format, `.pth` and `.pt`.
     TorchZip,
@@ -17,9 +17,9 @@ pub enum FileKind {
     TorchLegacy,
     /// llama.cpp's format.
     Gguf,
-    /// What git puts in place of a large file that was not fetched.
+    /// A git LFS pointer, in place of a large file that was not fetched.
     LfsPointer,
-    /// A page that a browser would show.
+    /// An HTML page.
     WebPage,
     /// No bytes at all.
     Empty,
@@ -45,7 +45,7 @@ impl FileKind {
         })
     }
 
-    /// Why tensors cannot be read from such a file, and what to do; `None` where they can.
+    /// Why tensors cannot be read from such a file, and what to do; `None` if they can.
     pub fn refusal(self) -> Option<&'static str> {
         Some(match self {
             Self::Safetensors | Self::TorchZip => return None,

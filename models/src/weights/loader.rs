@@ -11,25 +11,25 @@ use super::error::{MismatchReport, Result, WeightsError};
 use super::fingerprint;
 use super::patch::Patches;
 
-/// A tensor that a model expects: its name in the model's own (official) words and its shape.
+/// A tensor that a model expects: its official name and its shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorSpec {
     /// Official name.
     pub name: String,
     /// Exact shape.
     pub shape: Vec<usize>,
-    /// What it is held in.
+    /// How it is stored.
     pub class: TensorClass,
 }
 
-/// What a frozen tensor is held in.
+/// How a frozen tensor is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TensorClass {
-    /// A matrix of the layers that a network repeats: as [`Frozen`](super::Frozen) says, in codes perhaps.
+    /// A matrix of the repeated layers: as [`Frozen`](super::Frozen) says, possibly quantised.
     Matrix,
     /// The dtype that the network computes in.
     Compute,
-    /// f32, whatever the network computes in.
+    /// f32, for every compute dtype.
     Full,
 }
 
@@ -47,7 +47,7 @@ impl TensorSpec {
         }
     }
 
-    /// The same held as `class`.
+    /// The same, stored as `class`.
     pub fn of(self, class: TensorClass) -> Self {
         Self { class, ..self }
     }
@@ -65,7 +65,7 @@ enum Source {
         names: BTreeMap<String, String>,
     },
     Memory(BTreeMap<String, Tensor>),
-    /// Made when asked for, so that only what is loaded takes memory.
+    /// Generated on request, so that only loaded tensors take memory.
     Seeded {
         shapes: BTreeMap<String, Vec<usize>>,
         seed: u64,
@@ -91,8 +91,8 @@ impl Weights {
     /// for which `ignored` holds may be left over.
     ///
     /// # Errors
-    /// One [`WeightsError::Mismatch`] with all missing, unexpected and misshapen names; weights that are coded in a way
-    /// that is not known.
+    /// One [`WeightsError::Mismatch`] with all missing, unexpected and misshapen names; weights that are quantised in an
+    /// unsupported way.
     pub fn from_checkpoint(
         checkpoint: Checkpoint,
         specs: &[TensorSpec],
@@ -126,24 +126,24 @@ impl Weights {
         }
     }
 
-    /// Weights from tensors in memory, by official names: for tests and for models made from a seed.
+    /// Weights from tensors in memory, by official names: for tests and for models generated from a seed.
     pub fn from_tensors(tensors: BTreeMap<String, Tensor>) -> Self {
         Self(Source::Memory(tensors), Patches::default())
     }
 
-    /// Weights made from `seed` when they are asked for, for measuring speed and memory without a checkpoint: gains of
-    /// norms are one, other vectors zero, all else small numbers, made on the device.
+    /// Weights generated from `seed` on request, for measuring speed and memory without a checkpoint: gains of norms are one,
+    /// other vectors zero, everything else small numbers, generated on the device.
     pub fn seeded(specs: Vec<TensorSpec>, seed: u64) -> Self {
         let shapes = specs.into_iter().map(|spec| (spec.name, spec.shape)).collect();
         Self(Source::Seeded { shapes, seed }, Patches::default())
     }
 
-    /// The same weights with `patches` in them, which are made when a tensor is read.
+    /// The same weights with `patches`, which are applied when a tensor is read.
     pub fn patched(self, patches: Patches) -> Self {
         Self(self.0, patches)
     }
 
-    /// Whether reading the tensor `name` gives other numbers than are stored.
+    /// Whether the tensor `name` has a patch.
     pub fn is_patched(&self, name: &str) -> bool {
         self.1.contains(name)
     }
@@ -189,8 +189,8 @@ impl Weights {
         }
     }
 
-    /// The dtype that holds the numbers of a tensor as they are stored; f32 where there is none of this name, which
-    /// [`Weights::tensor`] tells.
+    /// The dtype that represents the stored numbers of a tensor exactly; f32 for an unknown name, which [`Weights::tensor`]
+    /// reports.
     pub(super) fn float_dtype(&self, name: &str) -> DType {
         if self.is_patched(name) {
             return DType::F32;
@@ -204,7 +204,7 @@ impl Weights {
         }
     }
 
-    /// The codes of a matrix that is stored in e4m3, with its scales; `None` where it is not, or is patched.
+    /// The codes of a matrix that is stored in e4m3, with its scales; `None` if it is not, or is patched.
     ///
     /// # Errors
     /// See [`Checkpoint::codes`].
@@ -215,7 +215,7 @@ impl Weights {
         }
     }
 
-    /// Where a tensor lies in a checkpoint: the checkpoint, and the tensor's name there.
+    /// The checkpoint of a tensor, and the tensor's name in it.
     pub(super) fn stored_name(&self, name: &str) -> Option<(&Checkpoint, &str)> {
         match &self.0 {
             Source::Disk { checkpoint, names } => Some((checkpoint, names.get(name)?)),

@@ -1,7 +1,7 @@
 //! Checkpoints on disk: opened, checked against what a model expects, read tensor by tensor; and written.
 //!
-//! [`Checkpoint`] is what lies on disk, by the names in the file. [`Weights`] is a checkpoint matched to a model, by
-//! official names: every tensor used exactly once. Both know names, shapes and types from headers alone.
+//! A [`Checkpoint`] is the files on disk, by the names in them. [`Weights`] are a checkpoint matched to a model, by official
+//! names: every tensor is used exactly once. Both read names, shapes and types from headers alone.
 
 mod checkpoint;
 mod copy;

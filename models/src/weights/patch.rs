@@ -1,4 +1,4 @@
-//! Changes of tensors that are made while they are read, so that nobody downstream knows of them.
+//! Changes of tensors that are applied while they are read, transparently to the models.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,16 +9,16 @@ use crate::Result;
 
 /// A change of one tensor.
 pub trait Patch: std::fmt::Debug + Send + Sync {
-    /// The tensor `weight`, f32 on the CPU, with the change in it, in the same shape.
+    /// The tensor `weight`, f32 on the CPU, with the change applied, in the same shape.
     fn patched(&self, weight: Tensor) -> Result<Tensor>;
 }
 
-/// Changes by official tensor name, each list in the order that they are made in.
+/// Changes by official tensor name, each list in the order in which they are applied.
 #[derive(Debug, Clone, Default)]
 pub struct Patches(BTreeMap<String, Vec<Arc<dyn Patch>>>);
 
 impl Patches {
-    /// Adds a change of the tensor `name`, behind those that are there.
+    /// Appends a change of the tensor `name`.
     pub fn add(&mut self, name: String, patch: impl Patch + 'static) {
         self.0.entry(name).or_default().push(Arc::new(patch));
     }
@@ -38,8 +38,8 @@ impl Patches {
         self.0.is_empty()
     }
 
-    /// The tensor that `read` gives in a dtype on a device, with the changes of `name` in it. They are made in f32, and
-    /// the sum is rounded once.
+    /// The tensor that `read` returns in a dtype on a device, with the changes of `name` applied in f32 and the sum rounded
+    /// once.
     pub(super) fn applied(
         &self,
         name: &str,

@@ -1,4 +1,4 @@
-//! A reader of the pickles inside `.pth` files that knows data only: it can name tensors, never run anything.
+//! A reader of the pickles inside `.pth` files that interprets them as data: it finds tensors and never runs code.
 //!
 //! A pickle is a program for a stack machine. PyTorch's `torch.save` of a `{name: tensor}` dictionary uses a handful
 //! of instructions and three callables; these are interpreted here as data, and everything else is refused.
@@ -31,7 +31,7 @@ enum Value {
     Int(i64),
     Text(String),
     Tuple(Vec<Value>),
-    /// A dictionary, by its place in [`Machine::dicts`]: pickles refer to one object from several places.
+    /// A dictionary, by its index in [`Machine::dicts`]: pickles refer to one object from several places.
     Dict(usize),
     Global(Callable),
     Storage {
@@ -356,7 +356,7 @@ fn weight(value: &Value) -> usize {
     }
 }
 
-/// Tuples within this value; bounded because every tuple is checked when it is made.
+/// Nesting of tuples in this value; bounded because every tuple is checked when it is created.
 fn depth(value: &Value) -> usize {
     match value {
         Value::Tuple(items) => 1 + items.iter().map(depth).max().unwrap_or(0),

@@ -1,10 +1,10 @@
-//! Weights that a file holds in eight bits, with their scales in tensors beside them.
+//! 8-bit weights in files, with their scales in separate tensors.
 //!
 //! The conventions, with `X` for a module: `X.scale_weight` (ComfyUI until 2025, with one marker `scaled_fp8` for the
 //! file; musubi-tuner, without it) or `X.weight_scale` with `X.comfy_quant` or the header's `_quantization_metadata`
 //! (ComfyUI since). A weight is `value(code) * scale` in f32; the scale is one for the tensor, one for each row, or one
 //! for each block of consecutive numbers of a row. Weights of eight bits without a scale are their codes' values. Scales of
-//! inputs (`scale_input`, `input_scale`) serve products in eight bits, which are not made here.
+//! inputs (`scale_input`, `input_scale`) are for 8-bit products, which Tandem does not compute.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::dtype::StoredDType;
 use super::entry::Entry;
 
-/// What stands in the place of `weight` in the names of tensors that only describe it.
+/// The last part of the names of tensors that describe a `weight`.
 const SIDE: [&str; 5] = ["scale_weight", "weight_scale", "scale_input", "input_scale", "comfy_quant"];
 /// Marks a file, or a module, of the old convention.
 const MARKER: &str = "scaled_fp8";
@@ -22,7 +22,7 @@ const METADATA: &str = "_quantization_metadata";
 /// Formats of the new convention that are read.
 const FORMATS: [&str; 2] = ["float8_e4m3fn", "float8_e5m2"];
 
-/// How many numbers of a weight have a scale in common.
+/// How many numbers of a weight share a scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Grid {
     /// All of them.
@@ -41,18 +41,18 @@ pub(super) struct Scale {
     pub grid: Grid,
 }
 
-/// What is coded in a checkpoint, by names in its files.
+/// The scales of the quantised weights of a checkpoint, by names in its files.
 #[derive(Debug, Default)]
-pub(super) struct Quantised {
+pub(super) struct StoredScales {
     /// Scales of the weights that have one.
     pub scales: BTreeMap<String, Scale>,
     /// Tensors that only describe others.
     pub side: BTreeSet<String>,
-    /// Why the weights cannot be read, where they cannot.
+    /// Why the weights cannot be read, if they cannot.
     pub refusal: Option<String>,
 }
 
-/// A layer's `comfy_quant`, and an entry of the header's list; other keys say how products are made.
+/// A layer's `comfy_quant`, or an entry of the header's list; other keys are about the computation of products.
 #[derive(Deserialize)]
 struct Layer {
     format: String,
@@ -64,8 +64,8 @@ struct Layers {
     layers: BTreeMap<String, Layer>,
 }
 
-impl Quantised {
-    /// Finds what is coded among `entries`; `bytes` reads the tensor of a name.
+impl StoredScales {
+    /// Finds what is quantised among `entries`; `bytes` reads the tensor of a name.
     pub fn find<E>(
         entries: &BTreeMap<String, Entry>,
         metadata: &BTreeMap<String, String>,
@@ -107,7 +107,7 @@ fn split(name: &str) -> Option<(&str, &str)> {
     (kind == MARKER || SIDE.contains(&kind)).then_some((module, kind))
 }
 
-/// The grid of the scale `scale` beside the weight `of`.
+/// The grid of the scale `scale` of the weight `of`.
 fn grid(of: &Entry, scale: &Entry) -> Result<Grid, String> {
     if !matches!(of.dtype, StoredDType::F8E4M3 | StoredDType::F8E5M2) {
         return Err(format!(

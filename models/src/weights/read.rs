@@ -1,4 +1,4 @@
-//! From the bytes of a file to a tensor: in pieces, so that nothing but the result takes memory, on all cores, and
+//! From the bytes of a file to a tensor: in pieces, so that only the result takes memory, on all cores, with every value
 //! checked.
 
 use std::fs::File;
@@ -32,11 +32,11 @@ pub(crate) fn bytes(path: &Path, entry: &Entry) -> Result<Vec<u8>> {
     })
 }
 
-/// What the numbers of a tensor are multiplied by, in f32.
+/// The scales of a tensor, f32.
 pub(crate) struct Scales {
     /// In the order of the numbers.
     pub values: Vec<f32>,
-    /// Consecutive numbers that have one in common.
+    /// Number of consecutive numbers that share one.
     pub each: usize,
 }
 
@@ -69,7 +69,7 @@ pub(crate) fn tensor(
     }
 }
 
-/// The bytes of a tensor of 8-bit floats, each checked to stand for a number, in a u8 tensor on the CPU.
+/// The bytes of a tensor of 8-bit floats, each checked to be a number, in a u8 tensor on the CPU.
 pub(crate) fn codes(path: &Path, name: &str, entry: &Entry) -> crate::Result<Tensor> {
     let source = Source { path, name, entry, scales: None };
     let mut codes = vec![0u8; entry.elements()];
@@ -113,7 +113,7 @@ fn gather(span: &[u8], shape: &[usize], strides: &[usize], size: usize) -> Vec<u
     out
 }
 
-/// A piece as it is read and as it is decoded: one for each core, since fresh memory costs more than the reading.
+/// Buffers for a piece as stored and as converted: one pair for each core, since allocating costs more than reading.
 #[derive(Default)]
 struct Buffers {
     raw: Vec<u8>,

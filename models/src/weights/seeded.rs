@@ -1,4 +1,4 @@
-//! Tensors that are made, not read: for measuring speed and memory without a checkpoint.
+//! Generated tensors, for measuring speed and memory without a checkpoint.
 
 use kernels::random::Key;
 use kernels::{DType, Device, Tensor};

@@ -35,8 +35,8 @@ impl Entered {
 /// then by name, as the format's own writer orders them: the same tensors always give the same bytes.
 ///
 /// # Errors
-/// A dtype that safetensors cannot hold, a name that comes twice, or the file system: then no file is left behind and
-/// whatever was at `path` before is untouched.
+/// If safetensors does not support a dtype, a name occurs twice, or the file cannot be written: then no file is left and an
+/// earlier one at `path` is untouched.
 pub fn write_safetensors<'a>(
     path: &Path,
     tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
@@ -48,10 +48,10 @@ pub fn write_safetensors<'a>(
     write_streamed(path, entered, metadata, |entered| to_bytes(by_name[entered.name.as_str()]))
 }
 
-/// SHA-256, in hexadecimal, over everything that [`write_safetensors`] of `tensors` puts behind the header of the file.
+/// SHA-256, in hexadecimal, over everything that [`write_safetensors`] of `tensors` writes after the header.
 ///
 /// # Errors
-/// As there, but for the file system.
+/// Those of [`write_safetensors`] that are not about the file.
 pub fn tensor_hash<'a>(
     path: &Path,
     tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
@@ -87,11 +87,11 @@ fn into_order(tensors: &mut [Entered]) {
     });
 }
 
-/// [`write_safetensors`] of tensors that are made when their turn comes: `make` gives the bytes of each, little-endian in
-/// row-major order, and only one at a time is in memory.
+/// [`write_safetensors`] of tensors that are generated one by one: `make` returns the bytes of each, little-endian in row-major
+/// order, and only one at a time is in memory.
 ///
 /// # Errors
-/// As there; what `make` refuses; and bytes of another length than was entered.
+/// Those of [`write_safetensors`] and of `make`, and bytes of another length than declared.
 pub fn write_streamed(
     path: &Path,
     mut tensors: Vec<Entered>,
@@ -109,7 +109,7 @@ pub fn write_streamed(
             if bytes.len() != tensor.bytes() {
                 let (name, found) = (&tensor.name, bytes.len());
                 return Err(
-                    WeightsError::file(path, format!("`{name}` came with {found} bytes, a defect")).into()
+                    WeightsError::file(path, format!("`{name}` has {found} bytes, which is a bug")).into()
                 );
             }
             out.write_all(&bytes).map_err(write)?;
@@ -149,7 +149,7 @@ pub(super) fn to_bytes(tensor: &Tensor) -> crate::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Numbers that are turned into others at once: what is made on the way is small beside a matrix.
+/// Numbers that are converted at once: intermediate buffers are small compared with a matrix.
 const PIECE: usize = 1 << 20;
 
 /// A tensor's numbers in row-major order, piece by piece.
@@ -182,7 +182,7 @@ fn little_endian<T, const N: usize>(values: Vec<T>, bytes: impl Fn(T) -> [u8; N]
 }
 
 /// Writes a file so that a reader sees the old one or the whole new one: a sibling temporary file, synced, renamed.
-/// The temporary file goes away when anything fails.
+/// The temporary file is removed if anything fails.
 pub fn write_atomically(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<File>) -> crate::Result<()>,
@@ -207,15 +207,15 @@ struct Temporary(PathBuf);
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // Already renamed, or never created: nothing to tell then.
+        // Already renamed, or never created: not an error.
         let _ = std::fs::remove_file(&self.0);
     }
 }
 
-/// Bytes of a file's name that go into that of its temporary file: file systems allow 255 in all.
+/// Most bytes of a file's name in the name of its temporary file: file systems allow 255 in total.
 const NAME_BYTES: usize = 128;
 
-/// A name beside `path` that no other write of this or another process uses.
+/// A path in the folder of `path` that no other write of this or another process uses.
 fn sibling(path: &Path) -> PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let name = path.file_name().unwrap_or_default().to_string_lossy();

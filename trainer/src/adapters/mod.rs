@@ -28,17 +28,18 @@ const QUOTED: usize = 6;
 /// The path and the strength of `FILE[:STRENGTH]`; 1 where none is given.
 ///
 /// # Errors
-/// A strength that is no finite number.
+/// If the strength is not a finite number.
 pub fn with_strength<'a>(key: &str, argument: &'a str) -> Result<(&'a Path, f64)> {
     match argument.rsplit_once(':').map(|(path, strength)| (path, strength.parse::<f64>())) {
         Some((_, Ok(strength))) if !strength.is_finite() => {
-            let why = format!("{argument}: the strength behind the colon must be a finite number");
+            let why = format!("{argument}: the strength after the colon must be a finite number");
             Err(Error::Setting { key: key.to_owned(), why })
         }
         Some((path, Ok(strength))) => Ok((path.as_ref(), strength)),
         Some((path, Err(_))) if !Path::new(argument).exists() && Path::new(path).exists() => {
-            let why =
-                format!("{argument}: the strength behind the colon is no number; write it as in {path}:0.8");
+            let why = format!(
+                "{argument}: the strength after the colon is not a number; write it as in {path}:0.8"
+            );
             Err(Error::Setting { key: key.to_owned(), why })
         }
         // A colon may be part of a path.
@@ -46,10 +47,10 @@ pub fn with_strength<'a>(key: &str, argument: &'a str) -> Result<(&'a Path, f64)
     }
 }
 
-/// Reads the adapter at `path`, and tells what there is to know about it.
+/// Reads the adapter at `path`, and prints notes about it.
 ///
 /// # Errors
-/// A file that is no adapter, or a broken one.
+/// If the file is not an adapter, or damaged.
 pub fn source(path: &Path, strength: f64, ui: &Ui) -> Result<Source> {
     let file = files::read(path)?;
     file.notes.iter().for_each(|note| ui.note(note));
@@ -78,7 +79,7 @@ pub fn settled(mut config: LoraConfig, from: &Path) -> Result<LoraConfig> {
 /// The rank that a run trains: the recipe's, else the largest in the files that it begins with, else the default.
 ///
 /// # Errors
-/// A file to begin with that is no adapter.
+/// If the initial file is not an adapter.
 fn settled_rank(config: &LoraConfig) -> Result<usize> {
     if config.rank.is_some() {
         return Ok(config.rank());
@@ -94,7 +95,7 @@ fn settled_rank(config: &LoraConfig) -> Result<usize> {
 /// Checks by its header that `targets` can begin with the adapter at `path`, which `key` names.
 ///
 /// # Errors
-/// Whatever the header tells of [`Adapters::begun`]'s errors.
+/// Those of [`Adapters::begun`] that the header shows.
 pub fn check_beginning(
     key: &str,
     path: &Path,
@@ -125,7 +126,7 @@ pub fn check_widths(key: &str, path: &Path, dit: &DitConfig) -> Result<()> {
     Ok(())
 }
 
-/// `error` with the file that is at fault, and the key that names it, where it does not tell the file itself.
+/// `error` with the file that caused it, and the key that names it, unless it names the file itself.
 fn of_file(key: &str, path: &Path, error: models::Error) -> Error {
     match error {
         models::Error::Mismatch(why) => {
@@ -138,18 +139,18 @@ fn of_file(key: &str, path: &Path, error: models::Error) -> Error {
 /// What the adapter at `path` holds, by its header.
 ///
 /// # Errors
-/// A file that is no adapter, or that its header tells to be broken.
+/// If the file is not an adapter, or its header shows that it is damaged.
 pub fn look_at(path: &Path) -> Result<AdapterSummary> {
     let path = files::locate(path).map_err(models::Error::from)?;
     let file = Checkpoint::open(&path).map_err(models::Error::from)?;
     Ok(files::summary(&path, &file)?)
 }
 
-/// Checks that the adapter at `path`, which `key` names, is not told to be for the other expert than `wanted`; any of the
-/// two where a network for both, or for none, is wanted.
+/// Checks that the adapter at `path`, which `key` names, is not marked as one for the other expert than `wanted`, or for any
+/// expert if `wanted` is a single network.
 ///
 /// # Errors
-/// The expert that its keys, its header or its name tell.
+/// The expert in its keys, its header or its name.
 pub fn check_expert(key: &str, path: &Path, wanted: Option<Expert>) -> Result<()> {
     match (told_expert(path)?, wanted) {
         (Some(told), Some(wanted)) if told != wanted => Err(Error::Setting {
@@ -165,10 +166,10 @@ pub fn check_expert(key: &str, path: &Path, wanted: Option<Expert>) -> Result<()
     }
 }
 
-/// The expert that the adapter at `path` was made for, where its keys, its header or its name tell.
+/// The expert that the adapter at `path` was made for, by its keys, its header or its name.
 ///
 /// # Errors
-/// A file that is no adapter.
+/// If the file is not an adapter.
 fn told_expert(path: &Path) -> Result<Option<Expert>> {
     let at = files::locate(path).map_err(models::Error::from)?;
     let file = Checkpoint::open(&at).map_err(models::Error::from)?;
@@ -178,11 +179,11 @@ fn told_expert(path: &Path) -> Result<Option<Expert>> {
     Ok(files::summary(&at, &file)?.expert.or(by_header).or(Expert::in_name(&name)))
 }
 
-/// Checks that of the adapters that the option `key` names none is told to be for the other expert than `wanted`; the way
-/// out is to give it with `instead`, where `EXPERT` stands for the expert's name.
+/// Checks that none of the adapters of the option `key` is marked as one for the other expert than `wanted`; the message says
+/// to give it with `instead`, in which `EXPERT` is replaced by the expert's name.
 ///
 /// # Errors
-/// The first that is.
+/// For the first that is.
 pub fn check_experts(key: &str, arguments: &[String], wanted: Expert, instead: &str) -> Result<()> {
     for argument in arguments {
         let (path, _) = with_strength(key, argument)?;
@@ -198,10 +199,10 @@ pub fn check_experts(key: &str, arguments: &[String], wanted: Expert, instead: &
     Ok(())
 }
 
-/// The adapters that a network begins with: what the file holds, or fresh ones where there is none. `ui` hears what became of it.
+/// The initial adapters of a network: from the file, or fresh ones without a file. Prints what was done to `ui`.
 ///
 /// # Errors
-/// A file that cannot be begun with.
+/// If the file cannot be used.
 pub fn beginning(
     config: &LoraConfig,
     file: Option<&Path>,
@@ -234,11 +235,11 @@ pub fn sources(key: &str, arguments: &[String], ui: &Ui) -> Result<Vec<Source>> 
     arguments.iter().map(read).collect()
 }
 
-/// Applies `sources` to a model and notes the modules that it does not have. The adapters that stay unmerged, and the
-/// weights with all else merged.
+/// Applies `sources` to a model and notes the modules that it does not have. Returns the adapters that stay unmerged, and the
+/// weights with everything else merged.
 ///
 /// # Errors
-/// Adapters of another model.
+/// If an adapter is for another model.
 pub fn put(
     sources: &[Source],
     config: &DitConfig,
@@ -269,7 +270,7 @@ pub fn put(
     Ok((adapters, weights.patched(patches)))
 }
 
-/// What an adapter leaves alone in some blocks and changes in others, which half a file does, and some adapters on purpose.
+/// The modules that an adapter changes in some blocks but not in others: a sign of an incomplete file, or done on purpose.
 fn gaps(source: &Source, config: &DitConfig) -> Option<String> {
     let changed = &source.file.modules;
     let kinds: BTreeSet<&str> = changed.keys().filter_map(|module| Some(split_layer(module)?.1)).collect();
@@ -282,7 +283,7 @@ fn gaps(source: &Source, config: &DitConfig) -> Option<String> {
         let more = if gaps.len() > QUOTED { ", ..." } else { "" };
         let quoted = gaps[..gaps.len().min(QUOTED)].join(", ");
         format!(
-            "{}: {} modules are left alone that it changes in other blocks: {quoted}{more}; unless it was trained so, the file \
+            "{}: {} modules are unchanged that it changes in other blocks: {quoted}{more}; unless it was trained so, the file \
              is incomplete or of a smaller model",
             source.name,
             gaps.len()

@@ -1,4 +1,4 @@
-//! A published model whose files are not here, for plans.
+//! A published model without its files, for plans.
 
 use std::path::{Path, PathBuf};
 
@@ -11,11 +11,11 @@ use crate::error::Result;
 use crate::machine::precision::{PrecisionRequest, Processor};
 
 impl BaseModel {
-    /// The model `published` as it would be settled from `config`, with the names that its files have in the official layout;
-    /// none of them is looked at. With the sizes of its DiT.
+    /// The model `published` as it would be resolved from `config`, with the names of its files in the official layout, none of
+    /// which is opened; and the sizes of its DiT.
     ///
     /// # Errors
-    /// Two experts of which nothing says which is trained.
+    /// If there are two experts and the recipe does not say which is trained.
     pub fn assumed(
         published: &Published,
         config: &ModelConfig,

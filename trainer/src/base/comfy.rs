@@ -11,21 +11,21 @@ use models::weights::Checkpoint;
 use super::{ModelConfig, Part};
 use crate::error::{Error, Result};
 
-/// A part, its folders (the second is what older versions call the first), and its key.
+/// A part, its folders (the second is the name of the first in older versions), and its key.
 const FOLDERS: [(Part, &[&str]); 4] = [
     (Part::Dit, &["diffusion_models", "unet"]),
     (Part::Vae, &["vae"]),
     (Part::TextEncoder, &["text_encoders", "clip"]),
     (Part::Clip, &["clip_vision"]),
 ];
-/// Endings of files of weights.
+/// Extensions of weights files.
 const ENDINGS: [&str; 4] = ["safetensors", "pth", "pt", "bin"];
 /// Folders in folders that are searched.
 const DEPTH: usize = 4;
-/// Width of CLIP ViT-H, which Wan's image-to-video models look through; ComfyUI has towers of other widths as well.
+/// Width of CLIP ViT-H, which Wan's image-to-video models use; ComfyUI has towers of other widths as well.
 const CLIP_WIDTH: usize = 1280;
 
-/// ComfyUI's folder of models, where `folder` is that, or ComfyUI's own.
+/// ComfyUI's folder of models, if `folder` is that or ComfyUI's own.
 pub(crate) fn root(folder: &Path) -> Option<PathBuf> {
     let is_root = |root: &PathBuf| {
         let has = |part: usize| FOLDERS[part].1.iter().any(|name| root.join(name).is_dir());
@@ -34,7 +34,7 @@ pub(crate) fn root(folder: &Path) -> Option<PathBuf> {
     [folder.to_owned(), folder.join("models")].into_iter().find(is_root)
 }
 
-/// The files of weights of every part, each by its path from `root`, in order.
+/// The weights files of every part, each by its path from `root`, sorted.
 pub(crate) fn files(root: &Path) -> Vec<(Part, PathBuf)> {
     let mut files = Vec::new();
     for (part, folders) in FOLDERS {
@@ -49,7 +49,7 @@ pub(crate) fn files(root: &Path) -> Vec<(Part, PathBuf)> {
     files
 }
 
-/// A folder that cannot be listed holds nothing that could be used.
+/// A folder that cannot be listed counts as empty.
 fn walk(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
@@ -73,14 +73,14 @@ struct Candidate {
 }
 
 impl Candidate {
-    /// The file at `path`, where it is that part of a Wan model.
+    /// The file at `path`, if it is that part of a Wan model.
     fn of(part: Part, root: &Path, path: PathBuf) -> Option<Self> {
         let file = Checkpoint::open(&root.join(&path)).ok()?;
         let file = if part == Part::Dit { file.without_model_prefix().ok()? } else { file };
         let fits = match (part, Contents::of(&file)?) {
             (Part::Dit, Contents::Dit) => refused(&file).is_none(),
             (Part::Vae, Contents::Vae) => Sizes::detect(&file).is_ok(),
-            // T5 has the positions in its first layer alone, UMT5 in each.
+            // T5 has positions only in its first layer, UMT5 in each.
             (Part::TextEncoder, Contents::TextEncoder) => {
                 let second =
                     ["block.1.layer.0.SelfAttention.relative_attention_bias", "blocks.1.pos_embedding"];
@@ -96,7 +96,7 @@ impl Candidate {
         fits.then_some(Self { part, path, file })
     }
 
-    /// The key that names it: of a DiT by whether its name tells that it is an expert.
+    /// The key that names it: of a DiT it depends on whether its name is that of an expert.
     fn key(&self) -> &'static str {
         let name = self.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         match (self.part, Expert::in_name(&name)) {
@@ -107,11 +107,11 @@ impl Candidate {
     }
 }
 
-/// What a DiT asks of the parts beside it.
+/// A DiT's requirements for the other parts.
 struct Asked {
     /// Channels of its latents.
     channels: usize,
-    /// Whether it looks through CLIP.
+    /// Whether it needs CLIP.
     has_image_branch: bool,
 }
 
@@ -132,10 +132,10 @@ impl Asked {
     }
 }
 
-/// `config`, whose folder is ComfyUI's, with the files of that folder in place of it; `None` where it is another folder.
+/// `config`, whose folder is ComfyUI's, with the files of that folder in place of it; `None` for another folder.
 ///
 /// # Errors
-/// A part of which there are several files: their keys, ready for the recipe. A part of which there is none.
+/// If there are several files for a part (their keys, ready for the recipe), or none.
 pub(super) fn named(config: &ModelConfig, from: &Path) -> Result<Option<ModelConfig>> {
     let Some(folder) = &config.folder else { return Ok(None) };
     let Some(root) = root(&from.join(folder)) else { return Ok(None) };
@@ -198,14 +198,14 @@ pub(super) fn named(config: &ModelConfig, from: &Path) -> Result<Option<ModelCon
     }
 }
 
-/// The keys of files of which some exclude each other.
+/// The keys of files that exclude each other.
 fn several<'a>(folder: &Path, below: &Path, files: impl Iterator<Item = &'a Candidate>) -> Error {
     let line = |one: &Candidate| {
         let path = toml::Value::String(below.join(&one.path).display().to_string());
         format!("\n  {} = {path}", one.key())
     };
     let why = format!(
-        "{} holds several files that fit. Put one of each part under [model] in the recipe, of two experts both:{}",
+        "{} has several files that fit. Put one of each part under [model] in the recipe, or both of two experts:{}",
         folder.display(),
         files.map(line).collect::<String>()
     );

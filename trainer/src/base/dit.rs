@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use models::dit::{self, DitConfig};
+use models::dit::DitConfig;
 use models::expert::{Expert, Networks};
 use models::weights::Weights;
 use serde::{Deserialize, Serialize};
@@ -16,16 +16,16 @@ use crate::error::{Error, Result};
 pub struct DitFiles {
     /// A file, or a folder with shards.
     pub weights: PathBuf,
-    /// Its `config.json`; none for single files, whose sizes are told by their tensors.
+    /// Its `config.json`; none for single files, whose sizes are those of their tensors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<PathBuf>,
 }
 
 impl DitFiles {
-    /// The DiT at `weights`, with the config `named`, else the one in its folder where there is one.
+    /// The DiT at `weights`, with the config `named`, else the one in its folder, if any.
     ///
     /// # Errors
-    /// When the config that is named is not there.
+    /// If the config `named` does not exist.
     pub fn at(weights: &Path, named: Option<PathBuf>) -> Result<Self> {
         let config = match named {
             Some(config) if config.is_file() => Some(config),
@@ -41,7 +41,7 @@ impl DitFiles {
         Ok(Self { weights: weights.to_owned(), config })
     }
 
-    /// The expert that the name of the file or its folder tells.
+    /// The expert in the name of the file or its folder.
     pub fn told_expert(&self) -> Option<Expert> {
         let name = |path: &Path| path.file_name().and_then(|name| Expert::in_name(&name.to_string_lossy()));
         name(&self.weights).or_else(|| name(self.weights.parent()?))
@@ -60,7 +60,7 @@ impl DitFiles {
             })
         };
         let config = self.config.as_ref().map(read).transpose()?;
-        Ok(dit::open(&self.weights, config.as_deref())?)
+        Ok(models::open_dit(&self.weights, config.as_deref())?)
     }
 }
 
@@ -68,9 +68,9 @@ impl DitFiles {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Dits {
-    /// One; it may be an expert without the other.
+    /// One; it may be a single expert.
     Single(DitFiles),
-    /// Two, of which each makes its share of the noise levels.
+    /// Two, each for a part of the noise levels.
     Experts {
         /// For high noise.
         high: DitFiles,
@@ -80,7 +80,7 @@ pub enum Dits {
 }
 
 impl Dits {
-    /// The DiT that makes the noise levels of `expert`; a single one makes all.
+    /// The DiT for the noise levels of `expert`; a single one is for all.
     pub fn of(&self, expert: Expert) -> &DitFiles {
         match (self, expert) {
             (Self::Single(files), _) => files,
@@ -92,7 +92,7 @@ impl Dits {
     /// A pair of experts.
     ///
     /// # Errors
-    /// When their names tell that they are the wrong way round, or the same expert.
+    /// If by their names they are exchanged, or the same expert.
     pub(super) fn pair(high: DitFiles, low: DitFiles) -> Result<Self> {
         for (key, files, expert) in [("dit_high", &high, Expert::High), ("dit_low", &low, Expert::Low)] {
             if let Some(told) = files.told_expert().filter(|told| *told != expert) {
@@ -116,7 +116,7 @@ impl Dits {
         }
     }
 
-    /// High and low, where there are two.
+    /// High and low, if there are two.
     pub fn experts(&self) -> Option<(&DitFiles, &DitFiles)> {
         match self {
             Self::Single(_) => None,

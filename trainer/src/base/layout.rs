@@ -1,4 +1,4 @@
-//! Where the parts of a base model lie in a folder.
+//! The locations of the parts of a base model in a folder.
 
 use std::path::{Path, PathBuf};
 
@@ -36,10 +36,10 @@ impl Part {
     }
 }
 
-/// Where `part` lies, when `model` is a checkpoint folder in either layout, the part's own folder, or its file.
+/// The location of `part`, if `model` is a checkpoint folder in either layout, the part's own folder, or its file.
 ///
 /// # Errors
-/// When there is nothing at `model`, or no such part in it; a folder of two experts has no single DiT.
+/// If nothing exists at `model`, or it has no such part; a folder of two experts has no single DiT.
 pub fn locate(model: &Path, part: Part) -> Result<PathBuf> {
     if !model.exists() {
         return Err(Error::NoModelFolder { folder: model.to_owned() });
@@ -53,7 +53,7 @@ pub fn locate(model: &Path, part: Part) -> Result<PathBuf> {
         part => layout.part(part),
     };
     match place {
-        // A folder with weights that are no DiT's is the part's own folder, or the loader says what it is.
+        // A folder with weights other than a DiT's is the part's own folder, or the loader says what it is.
         Err(Error::NoModelPart { .. })
             if Checkpoint::open(model).is_ok_and(|own| !own.contains("patch_embedding.weight")) =>
         {
@@ -66,7 +66,7 @@ pub fn locate(model: &Path, part: Part) -> Result<PathBuf> {
 /// The DiT at `model`, or both experts: a checkpoint folder in either layout, the DiT's own folder, or its file.
 ///
 /// # Errors
-/// When there is nothing at `model`.
+/// If nothing exists at `model`.
 pub fn locate_dits(model: &Path) -> Result<Dits> {
     if !model.exists() {
         return Err(Error::NoModelFolder { folder: model.to_owned() });
@@ -91,7 +91,7 @@ impl Layout {
         }
     }
 
-    /// The folders of both experts, where there are two: high, low.
+    /// The folders of both experts, if there are two: high, low.
     fn experts(&self) -> Option<[PathBuf; 2]> {
         let (folder, names) = match self {
             Self::Official(folder) => (folder, ["high_noise_model", "low_noise_model"]),
@@ -101,7 +101,7 @@ impl Layout {
         places.iter().all(|place| place.is_dir()).then_some(places)
     }
 
-    /// The DiT, or both experts, with the config that is `named`, else their own.
+    /// The DiT, or both experts, with the config `named`, else their own.
     pub(super) fn dits(&self, named: Option<PathBuf>) -> Result<Dits> {
         let files = |place: &Path| DitFiles::at(place, named.clone());
         match self.experts() {
@@ -118,7 +118,7 @@ impl Layout {
         }
     }
 
-    /// The sigma that divides two experts, where the folder tells it.
+    /// The sigma that divides two experts, if the folder has it.
     pub(super) fn boundary(&self) -> Option<f64> {
         let Self::Diffusers(folder) = self else { return None };
         let text = std::fs::read(folder.join("model_index.json")).ok()?;
@@ -127,7 +127,7 @@ impl Layout {
 
     fn single_dit(&self) -> PathBuf {
         match self {
-            // A folder of which only one expert was fetched.
+            // Only one expert of the folder was fetched.
             Self::Official(folder) => {
                 let experts = Expert::ALL.map(|expert| folder.join(format!("{}_model", expert.suffix())));
                 experts.into_iter().find(|place| place.is_dir()).unwrap_or_else(|| folder.clone())

@@ -1,4 +1,4 @@
-//! The base model on disk: which files it is made of, and opening each of them.
+//! The base model on disk: its files, and opening each of them.
 
 mod assumed;
 pub(crate) mod comfy;
@@ -15,7 +15,8 @@ use models::Contents;
 use models::dit::DitConfig;
 use models::expert::{Expert, Networks};
 use models::published::{Facts, Published};
-use models::text::{SPIECE_TENSOR, TextEncoder, Tokenizer};
+use models::text::{TextEncoder, Tokenizer};
+use models::umt5::SPIECE_TENSOR;
 use models::vae::{Sizes, Vae};
 use models::weights::{Checkpoint, Grid, Weights};
 use serde::{Deserialize, Serialize};
@@ -32,15 +33,15 @@ pub use trained::Trained;
 
 use layout::Layout;
 
-/// Where the base model lies. `folder` alone is enough for a folder in the official or the diffusers layout; the other
+/// The location of the base model. `folder` alone is enough for a folder in the official or the diffusers layout; the other
 /// keys replace single parts of it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
-    /// A checkpoint folder, official or diffusers layout; a model of the Hugging Face hub as `owner/name`, with `@revision`
-    /// behind it where it is not `main`; or ComfyUI's folder of models, of which the files that belong to Wan are found.
+    /// A checkpoint folder, official or diffusers layout; a model of the Hugging Face hub as `owner/name`, or
+    /// `owner/name@revision` for another revision than `main`; or ComfyUI's folder of models, in which Wan's files are found.
     pub folder: Option<PathBuf>,
-    /// The DiT: a weights file, or a folder with shards. A `config.json` beside it is read where there is one.
+    /// The DiT: a weights file, or a folder with shards. A `config.json` next to it is read if there is one.
     pub dit: Option<PathBuf>,
     /// The expert for high noise of a model of two, as `dit`.
     pub dit_high: Option<PathBuf>,
@@ -54,31 +55,31 @@ pub struct ModelConfig {
     pub vae: Option<PathBuf>,
     /// The UMT5 encoder: a file, or a folder with shards.
     pub text_encoder: Option<PathBuf>,
-    /// `tokenizer.json` or `spiece.model`, the folder of one, or a text encoder's file that carries it.
+    /// `tokenizer.json` or `spiece.model`, the folder of one, or a text encoder's file in which it is embedded.
     pub tokenizer: Option<PathBuf>,
-    /// The CLIP vision tower, which the image-to-video models of Wan 2.1 look at pictures with: a file, or a diffusers
+    /// The CLIP vision tower, with which the image-to-video models of Wan 2.1 encode pictures: a file, or a diffusers
     /// `image_encoder` folder.
     pub clip: Option<PathBuf>,
-    /// What the DiT's weights are held in: `bf16`, `fp8`, `int8`, or `f32`. `fp8` and `int8` code the matrices inside the
-    /// blocks while they are read. Default `bf16`, or `fp8` where the file is; on the CPU `bf16` becomes `f32`.
+    /// Storage of the DiT's weights: `bf16`, `fp8`, `int8`, or `f32`. `fp8` and `int8` quantise the matrices inside the blocks
+    /// while they are loaded. Default `bf16`, or `fp8` if the file is fp8; on the CPU `bf16` becomes `f32`.
     pub base: Option<WeightFormat>,
     /// The DiT's residual stream: `float32`, or `bfloat16`, which halves what is kept of each block. Default `float32`.
     pub stream: Option<Float>,
-    /// What the text encoder's weights are held in, as `base`.
+    /// Storage of the text encoder's weights, as `base`.
     pub text_base: Option<WeightFormat>,
-    /// What the VAE is held and computed in: `bfloat16` or `float32`. Default `bfloat16`, on the CPU `float32`.
+    /// Dtype of the VAE: `bfloat16` or `float32`. Default `bfloat16`, on the CPU `float32`.
     pub vae_base: Option<Float>,
 }
 
-/// The files of a base model, each settled.
+/// The files of a base model, all resolved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BaseModel {
-    /// What people call it: the name of its folder.
+    /// Its name: that of its folder.
     pub name: String,
     /// Its DiT, or both experts.
     pub dits: Dits,
-    /// What is trained of two experts; of a single DiT, the one that it is, where that is known.
+    /// What is trained of two experts; for a single DiT the expert that it is, if it is one and that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expert: Option<Trained>,
     /// The VAE.
@@ -87,35 +88,35 @@ pub struct BaseModel {
     pub text_encoder: PathBuf,
     /// The tokenizer.
     pub tokenizer: PathBuf,
-    /// The CLIP vision tower, where there is one.
+    /// The CLIP vision tower, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip: Option<PathBuf>,
-    /// The sigma from which on the expert for high noise works: what `model_index.json` tells, in a plan the model's own.
+    /// The sigma from which up the expert for high noise is used: from `model_index.json`; in a plan resolved by the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boundary: Option<f64>,
-    /// How each part is held and computed.
+    /// The precision of each part.
     pub precision: Precision,
 }
 
-/// Whether clips are made with a model.
+/// Whether clips are sampled with a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Clips {
-    /// None are.
+    /// No.
     None,
-    /// Some are.
+    /// Yes.
     Some,
 }
 
 /// Checks that the VAE's latents are those that the DiT works on.
 ///
 /// # Errors
-/// The VAE of another generation.
+/// If it is the VAE of another generation.
 pub fn check_vae(vae: &Sizes, dit: &DitConfig) -> Result<()> {
     if vae.latent == dit.out_channels {
         return Ok(());
     }
     let why = format!(
-        "it makes latents of {} channels, and the DiT works on {}: Wan2.1_VAE (16) belongs to all models but TI2V-5B, \
+        "its latents have {} channels, but the DiT takes {}: Wan2.1_VAE (16) belongs to all models but TI2V-5B, \
          Wan2.2_VAE (48) to that one alone",
         vae.latent, dit.out_channels
     );
@@ -123,11 +124,11 @@ pub fn check_vae(vae: &Sizes, dit: &DitConfig) -> Result<()> {
 }
 
 impl ModelConfig {
-    /// Settles every file, and the precision for a model that runs on `processor`. Relative paths are taken from `from`, the
+    /// Resolves every file, and the precision for a model that runs on `processor`. Relative paths are relative to `from`, the
     /// folder of the recipe.
     ///
     /// # Errors
-    /// A part that is nowhere, naming it, where it was looked for, and the key that would name it.
+    /// If a part is missing, with where it was looked for, and the key that would name it.
     pub fn settle(&self, from: &Path, processor: Processor) -> Result<BaseModel> {
         if let Some(named) = comfy::named(self, from)? {
             return named.settle(from, processor);
@@ -155,7 +156,7 @@ impl ModelConfig {
             name: model_name(named),
             vae: part(Part::Vae, &self.vae)?,
             tokenizer: match part(Part::Tokenizer, &self.tokenizer) {
-                // Single files carry their own.
+                // It is embedded in single files.
                 Err(_) if self.tokenizer.is_none() && carries_tokenizer(&text_encoder) => {
                     text_encoder.clone()
                 }
@@ -177,15 +178,15 @@ impl ModelConfig {
         })
     }
 
-    /// The model of the hub that `folder` names, where there is nothing of that name.
+    /// The model of the hub that `folder` names, if no file or folder of that name exists.
     pub fn hub_id(&self, from: &Path) -> Option<HubId> {
         let folder = self.folder.as_ref().filter(|folder| !from.join(folder).exists())?;
         folder.to_str()?.parse().ok()
     }
 
-    /// The parts that `folder` has to have: those that no other key names.
+    /// The parts that must be in `folder`: those that no other key names.
     ///
-    /// Clips take both experts, whichever is trained.
+    /// Sampling clips needs both experts, also if one is trained.
     pub fn wanted(&self, clips: Clips) -> Vec<Wanted> {
         let has_dit = self.dit.is_some() || self.dit_high.is_some() || self.dit_low.is_some();
         let dit = match self.expert {
@@ -203,12 +204,12 @@ impl ModelConfig {
         parts.into_iter().filter(|(_, is_named)| !is_named).map(|(part, _)| part).collect()
     }
 
-    /// What is named here and `dit` has no use for, a line each.
+    /// Parts that are named here but not used with `dit`, one per line.
     pub fn unused(&self, dit: &DitConfig) -> Vec<String> {
         let mut lines = Vec::new();
         if let (Some(clip), None) = (&self.clip, dit.image) {
             lines.push(format!(
-                "model.clip: {} is not used: of all models only the image-to-video ones of Wan 2.1 look through CLIP",
+                "model.clip: {} is not used: only the image-to-video models of Wan 2.1 use CLIP",
                 clip.display()
             ));
         }
@@ -216,18 +217,19 @@ impl ModelConfig {
         let is_replaced = wanted.iter().all(|part| *part == Wanted::Clip && dit.image.is_none());
         if let Some(folder) = folder.filter(|_| is_replaced) {
             lines.push(format!(
-                "model.folder: nothing of {} is used but its name, since every part is named by a key of its own",
+                "model.folder: only the name of {} is used, since every part is named by a key of its own",
                 folder.display()
             ));
         }
         lines
     }
 
-    /// How each part is held: what is stored in fp8 stays so where nothing else is said.
+    /// The precision of each part: weights that are stored in fp8 stay so by default.
     fn precision(&self, dit: &Path, text_encoder: &Path, processor: Processor) -> Precision {
         let Self { base, stream, text_base, vae_base, .. } = *self;
-        // Files that do not open are told about when they are.
-        let stored = |path: &Path| Checkpoint::open(path).ok()?.without_model_prefix().ok()?.coded_layers();
+        // Files that cannot be opened are reported later, when they are opened.
+        let stored =
+            |path: &Path| Checkpoint::open(path).ok()?.without_model_prefix().ok()?.quantised_layers();
         let (dit, text) = (stored(dit), stored(text_encoder));
         let held = |grid: Option<Grid>| grid.map(|_| WeightFormat::Fp8);
         let wishes = PrecisionRequest {
@@ -243,10 +245,10 @@ impl ModelConfig {
         Precision { base_block, ..wishes.settle(processor) }
     }
 
-    /// The expert that is trained: the key, else the name of a single DiT, or the key that names it.
+    /// The expert that is trained: by `expert`, else by the name of a single DiT, or by the key that names it.
     ///
     /// # Errors
-    /// When the key and the name of the file disagree.
+    /// If the key and the name of the file disagree.
     fn told_expert(&self, dits: &Dits) -> Result<Option<Trained>> {
         let Dits::Single(files) = dits else { return Ok(self.expert) };
         if self.expert == Some(Trained::Both) {
@@ -265,14 +267,14 @@ impl ModelConfig {
             Some(other) => {
                 let path = files.weights.display();
                 let why = format!(
-                    "{path} is told to be the expert for high noise and for low noise ({other} by its name or key)"
+                    "{path} is given as the expert for high noise and for low noise ({other} by its name or key)"
                 );
                 Err(Error::Setting { key: "model.expert".into(), why })
             }
         }
     }
 
-    /// The DiT, or both experts: what is named goes before what the folder has.
+    /// The DiT, or both experts: those named by keys take precedence over the folder's.
     fn dits(&self, from: &Path, layout: Option<&Layout>) -> Result<Dits> {
         let refuse = |why: &str| Err(Error::Setting { key: "model.dit".into(), why: why.into() });
         let config = || {
@@ -300,7 +302,7 @@ impl ModelConfig {
 fn unnamed(part: Part) -> Error {
     let key = part.key();
     let hint = match part {
-        Part::Tokenizer => "; ComfyUI's umt5_xxl files carry it",
+        Part::Tokenizer => "; it is embedded in ComfyUI's umt5_xxl files",
         _ => "",
     };
     let why = format!(
@@ -309,21 +311,21 @@ fn unnamed(part: Part) -> Error {
     Error::Setting { key: "[model]".into(), why }
 }
 
-/// What people call the model at `path`.
+/// The name of the model at `path`.
 fn model_name(path: &Path) -> String {
-    // In the hub's cache a folder has the name of a commit, and the one two above it that of the model.
+    // In the hub's cache a folder is named by a commit, and the one two levels up by the model.
     let cached = path.ancestors().nth(2).and_then(Path::file_name).map(|name| name.to_string_lossy());
     if let Some((_, name)) =
         cached.as_deref().and_then(|name| name.strip_prefix("models--")?.split_once("--"))
     {
         return name.to_owned();
     }
-    // A folder's name may hold dots of its own: Wan2.1-T2V-1.3B.
+    // A folder's name may have dots: Wan2.1-T2V-1.3B.
     let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
     name.map_or_else(|| "wan".into(), |name| name.to_string_lossy().into_owned())
 }
 
-/// Whether a text encoder's file holds its tokenizer.
+/// Whether the tokenizer is embedded in a text encoder's file.
 pub(crate) fn carries_tokenizer(text_encoder: &Path) -> bool {
     Checkpoint::open(text_encoder).is_ok_and(|file| file.contains(SPIECE_TENSOR))
 }
@@ -337,7 +339,7 @@ impl BaseModel {
         self.trained_dit()?.open()
     }
 
-    /// Looks at every part, so that what is missing is told before a run begins; the sizes of the DiT that is trained.
+    /// Checks every part, so that missing ones are reported before a run begins; returns the sizes of the DiT that is trained.
     ///
     /// # Errors
     /// Those of [`Self::open_dit`], [`Self::check_expert`] and [`Self::check_encoders`].
@@ -349,11 +351,11 @@ impl BaseModel {
         Ok(dit)
     }
 
-    /// Asks which expert a DiT is, where it is one of two and nothing says which: the noise levels that it is made for
-    /// depend on it. One that is no expert must not be told to be one.
+    /// Checks that it is known which expert a DiT is, if it is one of two, since its noise levels depend on it; and that a DiT
+    /// which is not an expert is not given as one.
     ///
     /// # Errors
-    /// [`Error::WhichExpert`], and a whole model that is trained as an expert.
+    /// [`Error::WhichExpert`], and if a model of one network is trained as an expert.
     pub fn check_expert(&self, weights: &Weights) -> Result<()> {
         let Dits::Single(files) = &self.dits else { return Ok(()) };
         let facts = Facts::read(|name| weights.shape(name).map(<[usize]>::to_vec));
@@ -375,10 +377,10 @@ impl BaseModel {
         }
     }
 
-    /// Where the CLIP vision tower lies.
+    /// The path of the CLIP vision tower.
     ///
     /// # Errors
-    /// When there is none.
+    /// If there is none.
     pub fn clip(&self) -> Result<&Path> {
         self.clip.as_deref().ok_or_else(|| {
             let looked = "image_encoder and models_clip_*.pth in model.folder".into();
@@ -386,11 +388,11 @@ impl BaseModel {
         })
     }
 
-    /// Looks at the parts that go with `dit`, so that what is missing is told before a run begins: headers, and the
-    /// tokenizer whole.
+    /// Checks the parts that are used with `dit`, so that missing ones are reported before a run begins: headers, and the whole
+    /// tokenizer.
     ///
     /// # Errors
-    /// A part that does not open.
+    /// If a part cannot be opened.
     pub fn check_encoders(&self, dit: &DitConfig) -> Result<()> {
         let open = |path: &Path| Checkpoint::open(path).map_err(models::Error::from);
         check_vae(&Sizes::detect(&open(&self.vae)?)?.0, dit)?;

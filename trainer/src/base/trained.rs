@@ -1,4 +1,4 @@
-//! Which of two experts a run trains, and which noise levels each network of a run makes.
+//! Which of two experts a run trains, and the noise levels of each network of a run.
 
 use models::dit::DitConfig;
 use models::expert::{Expert, Networks};
@@ -21,7 +21,7 @@ pub enum Trained {
 }
 
 impl Trained {
-    /// The one expert, or nothing where there are two.
+    /// The single expert; `None` for both.
     pub fn one(self) -> Option<Expert> {
         match self {
             Self::High => Some(Expert::High),
@@ -46,7 +46,7 @@ impl From<Expert> for Trained {
 }
 
 impl BaseModel {
-    /// The experts that are trained, in the order in which sampling goes through them; none where the model is whole.
+    /// The experts that are trained, in the order in which sampling uses them; none for a model of one network.
     pub fn trained_experts(&self) -> &'static [Expert] {
         match self.expert {
             None => &[],
@@ -59,7 +59,7 @@ impl BaseModel {
     /// The DiT that is trained; of two that are, the one for high noise.
     ///
     /// # Errors
-    /// Where there are two, and nothing says which.
+    /// If there are two, and the recipe does not say which.
     pub fn trained_dit(&self) -> Result<&DitFiles> {
         match (&self.dits, self.expert) {
             (Dits::Experts { high, low }, None) => {
@@ -69,12 +69,12 @@ impl BaseModel {
         }
     }
 
-    /// The sigma from which on the expert for high noise works, of experts with the sizes `dit`.
+    /// The sigma from which up the expert for high noise is used, for experts with the sizes `dit`.
     pub fn boundary_of(&self, dit: &DitConfig) -> f64 {
         self.boundary.unwrap_or(dit.defaults(Networks::Pair).boundary)
     }
 
-    /// What the network of `expert` makes.
+    /// The noise range of the network of `expert`.
     pub fn noise_range_of(&self, expert: Option<Expert>, dit: &DitConfig) -> NoiseRange {
         expert.map_or(NoiseRange::All, |expert| NoiseRange::Of { expert, boundary: self.boundary_of(dit) })
     }
@@ -84,8 +84,7 @@ impl BaseModel {
         (self.dits.networks() == Networks::Pair).then(|| self.boundary_of(dit))
     }
 
-    /// The noise ranges of the networks that clips go through, in order: both experts where they are there, whichever is
-    /// trained.
+    /// The noise ranges of the networks that sample clips, in order: both experts if both are available, also if one is trained.
     pub fn clip_ranges(&self, dit: &DitConfig) -> Vec<NoiseRange> {
         match self.dits.networks() {
             Networks::Pair => Expert::ALL.map(|expert| self.noise_range_of(Some(expert), dit)).to_vec(),
@@ -93,11 +92,10 @@ impl BaseModel {
         }
     }
 
-    /// Checks that there are two experts where both are trained, and that they are of the same sizes and not the same
-    /// network twice.
+    /// If both experts are trained, checks that there are two, of the same sizes, and not the same network twice.
     ///
     /// # Errors
-    /// What is wrong, and the keys that put it right.
+    /// What is wrong, and the keys that correct it.
     pub fn check_experts(&self) -> Result<()> {
         let refuse = |why: String| Err(Error::Setting { key: "model.expert".into(), why });
         let Some((high, low)) = self.dits.experts() else {
@@ -113,14 +111,14 @@ impl BaseModel {
         let ((one, of_high), (other, of_low)) = (high.open()?, low.open()?);
         if one != other {
             return refuse(format!(
-                "{} and {} are networks of different sizes, so they are no experts of one model",
+                "{} and {} are networks of different sizes, so they are not experts of one model",
                 high.weights.display(),
                 low.weights.display()
             ));
         }
         if of_high.fingerprint()? == of_low.fingerprint()? {
             return refuse(format!(
-                "{} and {} hold the same weights: one of them is given twice",
+                "{} and {} have the same weights: one of them is given twice",
                 high.weights.display(),
                 low.weights.display()
             ));

@@ -1,4 +1,4 @@
-//! Arguments that say how an adapter file is written, and the one way of writing it, shared by the commands.
+//! Arguments for the format of an adapter file, and writing it, shared by the commands.
 
 use std::path::Path;
 
@@ -47,10 +47,10 @@ pub fn expert() -> impl TypedValueParser<Value = Expert> {
 }
 
 impl AdapterOutput {
-    /// Checks, before anything is read, that `output` can be written: see [`writable`].
+    /// Checks, before anything else, that `output` can be written: see [`writable`].
     ///
     /// # Errors
-    /// What is in the way, and for PEFT's folder a name that looks like a file's.
+    /// Those of [`writable`], and for PEFT's folder a name that looks like a file's.
     pub fn check_output(&self, output: &Path, inputs: &[&Path]) -> crate::Result<()> {
         const KEY: &str = "the output";
         if self.format != Style::Peft {
@@ -75,7 +75,7 @@ impl AdapterOutput {
         }
     }
 
-    /// Writes `adapter` at `path`, compares what it reads back, and gives what there is to tell of it.
+    /// Writes `adapter` at `path`, verifies it by reading it back, and returns the report.
     pub fn write(&self, path: &Path, adapter: &AdapterFile) -> Result<(String, Value)> {
         let precision = match self.precision {
             Numbers::F32 => Precision::Float32,
@@ -86,7 +86,7 @@ impl AdapterOutput {
         let kinds = adapter.kinds().join(", ");
         let expert = adapter.expert.map(Expert::suffix);
         let text = format!(
-            "{}: {} modules ({kinds}), {} bytes; read back, no number is off by more than {:.1e}",
+            "{}: {} modules ({kinds}), {} bytes; verified: the largest rounding error is {:.1e}",
             path.display(),
             written.modules,
             written.bytes,
@@ -100,17 +100,16 @@ impl AdapterOutput {
     }
 }
 
-/// Checks that a file can be written at `output`, which `key` names: that its folder is there, that it is none itself, and
-/// that it is none of the `inputs`, which may be folders, nor one of their files, and that nothing is overwritten without
-/// `force`.
+/// Checks that a file can be written at `output`, which `key` names: its folder exists, it is not a folder itself, it is none
+/// of the `inputs` (which may be folders) nor one of their files, and an existing file is only overwritten with `force`.
 ///
 /// # Errors
-/// What is in the way.
+/// What prevents it.
 pub fn writable(output: &Path, key: &str, inputs: &[&Path], force: &Force) -> crate::Result<()> {
     let refuse = |why: String| Err(Error::Setting { key: key.to_owned(), why });
     let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-        return refuse(format!("there is no folder {}; make it, or name another", folder.display()));
+        return refuse(format!("there is no folder {}; create it, or name another", folder.display()));
     }
     if output.is_dir() {
         return refuse(format!("{} is a folder; name the file to write", output.display()));
@@ -119,9 +118,9 @@ pub fn writable(output: &Path, key: &str, inputs: &[&Path], force: &Force) -> cr
     force.check(output, key)
 }
 
-/// Checks that what is at `output`, if there is anything, is none of the `inputs` and lies in none of them.
+/// Checks that `output`, if it exists, is none of the `inputs` and not in any of them.
 fn apart(output: &Path, key: &str, inputs: &[&Path]) -> crate::Result<()> {
-    // Both as written and as the file system has it: models of the hub are folders of links.
+    // Both as written and with links resolved: models of the hub are folders of links.
     let places = |path: &Path| [std::path::absolute(path).ok(), path.canonicalize().ok()];
     let is_within = |input: &&Path| {
         places(output).iter().zip(places(input)).any(|(output, input)| match (output, input) {
@@ -133,9 +132,9 @@ fn apart(output: &Path, key: &str, inputs: &[&Path]) -> crate::Result<()> {
         Some(input) => Err(Error::Setting {
             key: key.to_owned(),
             why: match **input == *output {
-                true => format!("{} is read itself; name another", output.display()),
+                true => format!("{} is also an input; name another file", output.display()),
                 false => format!(
-                    "{} belongs to {}, which is read; name another",
+                    "{} belongs to the input {}; name another file",
                     output.display(),
                     input.display()
                 ),
@@ -145,7 +144,7 @@ fn apart(output: &Path, key: &str, inputs: &[&Path]) -> crate::Result<()> {
     }
 }
 
-/// Writes into the header which expert an adapter is for, and says how the file should be called.
+/// Writes into the header which expert an adapter is for, and suggests a name for the file.
 pub fn tell_expert(adapter: &mut AdapterFile, output: &Path, told: Option<Expert>) -> Option<String> {
     adapter.expert = told.or(adapter.expert);
     let expert = adapter.expert?;
@@ -153,7 +152,7 @@ pub fn tell_expert(adapter: &mut AdapterFile, output: &Path, told: Option<Expert
     let name = output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     (Expert::in_name(&name) != Some(expert)).then(|| {
         format!(
-            "the adapter is for the {} expert; most programs tell that by the file's name alone, so call it {name}_{}",
+            "the adapter is for the {} expert; most programs recognise that by the file's name only, so call it {name}_{}",
             expert.suffix(),
             expert.suffix()
         )

@@ -1,4 +1,4 @@
-//! A base model's DiT, as the commands that read weights name it: a folder or a file.
+//! A base model's DiT as an argument of commands that read weights: a folder or a file.
 
 use std::path::Path;
 
@@ -13,10 +13,10 @@ use crate::error::{Error, Result};
 pub struct BaseDit;
 
 impl BaseDit {
-    /// Opens the DiT at `path`; of two experts the one that is named.
+    /// Opens the DiT at `path`; of two experts the given one.
     ///
     /// # Errors
-    /// What is no Wan DiT; a folder of two experts where none is named.
+    /// If it is not a Wan DiT, or a folder of two experts and none is given.
     pub fn open(path: &Path, expert: Option<Expert>) -> Result<(DitConfig, Weights)> {
         let dits = locate_dits(path)?;
         match (&dits, expert) {
@@ -24,7 +24,7 @@ impl BaseDit {
             (Dits::Experts { .. }, Some(expert)) => dits.of(expert).open(),
             (Dits::Experts { .. }, None) => Err(Error::Setting {
                 key: "--expert".into(),
-                why: format!("{} holds two experts; say `high` or `low`", path.display()),
+                why: format!("{} has two experts; give `high` or `low`", path.display()),
             }),
         }
     }

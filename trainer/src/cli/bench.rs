@@ -60,15 +60,15 @@ enum BenchPart {
     Run(RunArguments),
 }
 
-/// What both sides of a clip must be a multiple of, whatever the model; some ask for more.
+/// Both sides of a clip must be a multiple of this for every model; some need more.
 const LEAST_MULTIPLE: usize = 16;
 
 #[derive(Debug, Args)]
 struct Times {
-    /// Runs that count; the median is reported.
+    /// Counted runs; the median is reported.
     #[arg(short = 'n', long, default_value_t = 3)]
     iters: usize,
-    /// Runs before them.
+    /// Warm-up runs before them.
     #[arg(long, default_value_t = 1)]
     warmup: usize,
 }
@@ -91,14 +91,14 @@ fn named(argument: &str) -> Result<String, HubError> {
     on_this_machine(argument).map(|path| path.display().to_string())
 }
 
-/// The path of a model on disk; what is none, but a name of sizes that `preset` knows, was meant to be made.
+/// The path of a model on disk; a name of sizes that `preset` knows probably lacks --random-weights.
 fn on_disk<T>(model: &str, preset: impl Fn(&str) -> crate::Result<T>) -> crate::Result<&Path> {
     let path = Path::new(model);
     if path.exists() || preset(model).is_err() {
         return Ok(path);
     }
     let why = format!(
-        "there is nothing at `{model}`; for a made-up model of the sizes of that name add --random-weights"
+        "nothing exists at `{model}`; for random weights of the sizes of that name add --random-weights"
     );
     Err(Error::Setting { key: "--model".into(), why })
 }
@@ -109,7 +109,7 @@ struct Model {
     /// A checkpoint; with --random-weights the name of sizes: tiny, or a published model as `tandem plan --assume` lists them.
     #[arg(long, default_value = "tiny", value_parser = named)]
     model: String,
-    /// Make weights from a seed: only speed and memory mean anything then.
+    /// Generate weights from a seed: only speed and memory are meaningful then.
     #[arg(long)]
     random_weights: bool,
 }
@@ -196,12 +196,12 @@ struct VaeArguments {
     /// A checkpoint; with --random-weights the name of sizes: wan2.1, wan2.2, tiny.
     #[arg(long, default_value = "tiny", value_parser = named)]
     model: String,
-    /// Make weights from a seed.
+    /// Generate weights from a seed.
     #[arg(long)]
     random_weights: bool,
     #[command(flatten)]
     size: Size,
-    /// Code in tiles of 256 x 256 pixels.
+    /// Encode and decode in tiles of 256 x 256 pixels.
     #[arg(long)]
     tiled: bool,
     #[command(flatten)]
@@ -219,7 +219,7 @@ struct TextBench {
     /// A checkpoint; with --random-weights the name of sizes: umt5-xxl, tiny.
     #[arg(long, default_value = "tiny", value_parser = named)]
     model: String,
-    /// Make weights from a seed.
+    /// Generate weights from a seed.
     #[arg(long)]
     random_weights: bool,
     /// Tokens of the prompt.
@@ -237,7 +237,7 @@ struct TextBench {
 struct LoadArguments {
     #[command(flatten)]
     model: Model,
-    /// Folder that such a checkpoint lies in for the time. Default: the system's for temporary files.
+    /// Temporary folder of such a checkpoint. Default: the system's for temporary files.
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
     #[command(flatten)]
@@ -253,8 +253,7 @@ struct RunArguments {
     /// The name of sizes.
     #[arg(long, default_value = "tiny", value_parser = PossibleValuesParser::new(bench::run_presets()))]
     model: String,
-    /// Folder that files, run and cache lie in for the time: three times the model's size. Default: the system's for temporary
-    /// files.
+    /// Temporary folder of files, run and cache: three times the model's size. Default: the system's for temporary files.
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
     #[command(flatten)]
@@ -287,7 +286,7 @@ struct StepMemory {
     /// Whether kept activations are offloaded to host memory.
     #[arg(long, value_enum, default_value_t = Offload::Auto)]
     offload: Offload,
-    /// The most tokens that go through a feed-forward layer at once. Default: as the plan finds best.
+    /// The most tokens that go through a feed-forward layer at once. Default: what the plan finds best.
     #[arg(long)]
     ffn_tokens: Option<usize>,
     /// The most host memory that may be pinned, such as 48GiB. Default: half of what is available.
@@ -303,7 +302,7 @@ impl StepMemory {
 }
 
 impl Bench {
-    /// Measures and tells.
+    /// Measures and reports.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
         let row = match &self.part {
             BenchPart::Step(step) => step.measure()?,
@@ -386,7 +385,7 @@ impl RunArguments {
             rank: self.rank,
             solver_steps: self.solver_steps,
         };
-        // Rows for machines, whoever listens: they are the figures.
+        // JSON rows in every format: they are the figures.
         Ok(bench::whole(&run, &interrupt, &Ui::new(Voice::Json).with_phases())?)
     }
 }

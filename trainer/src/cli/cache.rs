@@ -12,7 +12,7 @@ use crate::train;
 use crate::watch::interrupt::Interrupt;
 use crate::watch::ui::Ui;
 
-/// Encode clips and captions. What is cached already stays; a run that is killed loses nothing that was finished.
+/// Encode clips and captions. Cached items are kept; an interrupted command loses nothing that was finished.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Cache {

@@ -1,4 +1,4 @@
-//! Arguments that say where a command runs, shared by the commands.
+//! Arguments for the devices of a command, shared by the commands.
 
 use clap::Args;
 use kernels::Device;
@@ -8,7 +8,7 @@ use crate::machine::devices::{self, DevicesConfig, Transfer};
 use crate::plan::Overrides;
 use crate::recipe::Assignment;
 
-/// What a command says on top of its recipe.
+/// Overrides of a recipe.
 #[derive(Debug, Args)]
 pub struct RecipeDevices {
     /// The most memory that tensors may take on each GPU, such as 23GiB; overrides the recipe.
@@ -21,7 +21,7 @@ pub struct RecipeDevices {
 }
 
 impl RecipeDevices {
-    /// What replaces settings of the recipe.
+    /// The overridden settings of the recipe.
     pub fn overrides(&self) -> Overrides {
         let settings = self.settings.clone();
         Overrides { settings, memory_limit: self.memory_limit, ..Overrides::default() }
@@ -34,7 +34,7 @@ pub struct StageDevices {
     /// One device for each stage, such as cuda:0,cuda:1 or cpu. Default: the first GPU of a CUDA build, else the CPU.
     #[arg(long, visible_alias = "devices", value_delimiter = ',')]
     stages: Vec<String>,
-    /// Blocks of each stage, such as 18,22. Default: for a training step what the plan finds best, otherwise an even split.
+    /// Blocks of each stage, such as 18,22. Default: for a training step the split that the plan finds best, otherwise an even one.
     #[arg(long, value_delimiter = ',')]
     split: Vec<usize>,
     /// How tensors are copied between GPUs.
@@ -56,7 +56,7 @@ pub struct OneDevice {
 
 #[derive(Debug, Args)]
 struct Setup {
-    /// The most memory that tensors may take on each GPU, such as 23GiB. Default: all there is.
+    /// The most memory that tensors may take on each GPU, such as 23GiB. Default: all free memory.
     #[arg(long, value_name = "SIZE")]
     memory_limit: Option<Bytes>,
     /// Deterministic kernels: the same bits in every run on the same GPUs; slower.
@@ -65,7 +65,7 @@ struct Setup {
 }
 
 impl StageDevices {
-    /// As the recipe's section would say it.
+    /// As the recipe's section.
     pub fn config(&self) -> DevicesConfig {
         DevicesConfig {
             stages: self.stages.clone(),
@@ -78,7 +78,7 @@ impl StageDevices {
 }
 
 impl StageDevices {
-    /// `config`, which a run or a recipe has, with what is said here.
+    /// `config` of a run or a recipe, overridden by these arguments.
     pub fn over(&self, config: &DevicesConfig) -> DevicesConfig {
         let own = self.config();
         let split = match (own.stages.is_empty(), own.split.is_empty()) {
@@ -99,7 +99,7 @@ impl OneDevice {
     /// Opens it.
     ///
     /// # Errors
-    /// A device that is none, or that cannot be used.
+    /// If there is no such device, or it cannot be used.
     pub fn open(&self) -> crate::Result<Device> {
         let Setup { memory_limit, deterministic } = self.setup;
         let config = DevicesConfig { memory_limit, deterministic, ..DevicesConfig::default() };

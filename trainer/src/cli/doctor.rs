@@ -8,9 +8,9 @@ use clap::Args;
 use crate::tools::doctor::{Standing, examine};
 use crate::watch::ui::Ui;
 
-/// Say what this machine offers, which engines will run, what is missing and how to get it.
+/// Show what this machine offers, which engines will run, what is missing and how to get it.
 ///
-/// Exits with 2 when something stands in the way (marked !!); what is merely missing (marked --) is no failure.
+/// Exits with 2 if something prevents runs (marked !!); what is merely missing (marked --) is not a failure.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Doctor {
@@ -25,7 +25,7 @@ Examples:
   tandem doctor --runs /data/runs   # whether runs can be written there";
 
 impl Doctor {
-    /// Reports every finding; 2 where one of them stands in the way.
+    /// Reports every finding; returns 2 if one of them prevents runs.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
         let findings = examine(&self.runs);
         for finding in &findings {

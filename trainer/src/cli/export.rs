@@ -26,14 +26,15 @@ pub struct Export {
     output: PathBuf,
     #[command(flatten)]
     how: AdapterOutput,
-    /// Multiply what the adapter does by this, so that strength 1 of the new file is this strength of the old one.
+    /// Multiply the adapter's effect by this, so that strength 1 of the new file is this strength of the old one.
     #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     strength: f64,
-    /// The expert of a two-expert model: which of both of a checkpoint, or what a file was made for that does not say so.
+    /// The expert of a two-expert model: which adapter of a checkpoint to write, or which expert a file without that
+    /// information is for.
     #[arg(long, value_parser = expert())]
     expert: Option<Expert>,
-    /// The model that an adapter file was made for, a folder or a DiT's file: a DoRA needs it to go from PEFT's rule to
-    /// ComfyUI's or back.
+    /// The model that an adapter file was made for, a folder or a DiT's file: needed to convert a DoRA between PEFT's and
+    /// ComfyUI's conventions.
     #[arg(long, value_name = "PATH")]
     base: Option<PathBuf>,
 }
@@ -47,7 +48,7 @@ Examples:
   tandem export style.safetensors style-half.safetensors --strength 0.5";
 
 impl Export {
-    /// Writes the file and compares what it reads back.
+    /// Writes the file and verifies it by reading it back.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
         if !self.strength.is_finite() || self.strength == 0.0 {
             let why = format!("{} is not a finite number other than 0", self.strength);
@@ -81,13 +82,13 @@ impl Export {
         Ok(adapter)
     }
 
-    /// The expert whose adapter is written: the one that is asked for, else the only one that the run trains.
+    /// The expert whose adapter is written: the given one, else the only one that the run trains.
     fn expert_of(&self, plan: &Plan) -> crate::Result<Option<Expert>> {
         let refuse = |why: &str| Err(Error::Setting { key: "--expert".into(), why: why.into() });
         let trained: Vec<Expert> = plan.shares().into_iter().filter_map(NoiseRange::expert).collect();
         match (self.expert, trained.as_slice()) {
             (None, [_, _]) => {
-                refuse("this checkpoint holds the adapters of both experts; say `high` or `low`")
+                refuse("this checkpoint has the adapters of both experts; give `high` or `low`")
             }
             (Some(asked), trained) if !trained.contains(&asked) => {
                 refuse(&format!("the run of this checkpoint does not train the expert for {asked} noise"))
@@ -97,7 +98,7 @@ impl Export {
     }
 }
 
-/// Multiplies everything that `adapter` adds by `strength`.
+/// Multiplies the effect of `adapter` by `strength`.
 fn strengthen(adapter: &mut AdapterFile, strength: f64) -> Result<()> {
     if strength == 1.0 {
         return Ok(());

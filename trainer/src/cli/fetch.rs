@@ -12,7 +12,7 @@ use crate::plan::Overrides;
 use crate::recipe::Recipe;
 use crate::watch::ui::Ui;
 
-/// Fetch a model from the Hugging Face hub into its cache. What is there already stays, and what broke off goes on.
+/// Fetch a model from the Hugging Face hub into its cache. Complete files are kept, interrupted downloads are resumed.
 #[derive(Debug, Args)]
 #[command(after_help = ENVIRONMENT)]
 pub struct Fetch {
@@ -33,25 +33,25 @@ The variables of Python's huggingface_hub say how the hub is reached and where i
 HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_TOKEN (or the login of huggingface-cli), HF_HUB_OFFLINE.";
 
 impl Fetch {
-    /// Fetches what is missing and says where the model lies.
+    /// Fetches what is missing and prints the model's folder.
     pub fn run(&self, ui: &Ui) -> anyhow::Result<u8> {
         let id: HubId = self.id.parse().map_err(Error::from)?;
         let wanted = if self.only.is_empty() { &Wanted::ALL[..] } else { &self.only };
         let folder = hub().fetch(&id, wanted, ui).map_err(Error::from)?;
-        let text = format!("{id} lies in {}", folder.display());
+        let text = format!("{id} is in {}", folder.display());
         ui.tell(&text, &serde_json::json!({ "id": id.to_string(), "folder": folder }));
         Ok(0)
     }
 }
 
-/// `overrides` with the folder of the recipe's model, if that is one of the hub: fetched where it is `missing`, or assumed
-/// where it is not to be fetched and its sizes were published.
+/// `overrides` with the folder of the recipe's model, if that is one of the hub: fetched if it is missing (as `missing` says),
+/// or assumed if it is not to be fetched and its sizes are published.
 ///
 /// # Errors
-/// A recipe that cannot be read, devices that are not here, a model that cannot be had.
+/// If the recipe cannot be read, a device does not exist, or the model cannot be fetched.
 pub fn resolved(recipe: &Path, overrides: Overrides, missing: Missing, ui: &Ui) -> crate::Result<Overrides> {
     let Recipe { model, sample, devices, .. } = Recipe::read_with(recipe, &overrides.settings)?;
-    // Before anything is downloaded or written. Cards that are assumed are nowhere to be looked at.
+    // Before anything is downloaded or written. Assumed cards cannot be checked.
     if overrides.cards.is_none() {
         devices.check()?;
     }
@@ -73,33 +73,33 @@ fn published(model: &ModelConfig, from: &Path) -> Option<&'static Published> {
     Published::in_repository(&model.hub_id(from)?.repository)
 }
 
-/// The folder that `model` stands for: itself, or that of a model of the hub, fetched if need be.
+/// The folder of `model`: itself, or that of a model of the hub, fetched if necessary.
 ///
 /// # Errors
-/// A model that cannot be had.
+/// If the model cannot be fetched.
 pub fn fetched(model: &Path, ui: &Ui) -> crate::Result<PathBuf> {
     let config = ModelConfig { folder: Some(model.to_owned()), ..ModelConfig::default() };
     Ok(folder(&config, Path::new(""), Clips::Some, Missing::Fetch, ui)?.unwrap_or_else(|| model.to_owned()))
 }
 
-/// The folder of the model of a recipe in the folder `from`, whole, where that is one of the hub: fetched if need be.
+/// The folder of the model of a recipe in the folder `from`, complete, if it is one of the hub: fetched if necessary.
 ///
 /// # Errors
-/// A model that cannot be had.
+/// If the model cannot be fetched.
 pub fn fetched_for(model: &ModelConfig, from: &Path, ui: &Ui) -> crate::Result<Option<PathBuf>> {
     folder(model, from, Clips::Some, Missing::Fetch, ui)
 }
 
-/// Endings of the names of files, which no model of the hub has.
+/// Extensions of files, which no model of the hub has.
 const FILES: [&str; 5] = ["safetensors", "pth", "pt", "gguf", "json"];
 
-/// An argument that is a path, or a model of the hub by its name: then its folder in the cache. Nothing is fetched.
+/// An argument that is a path, or a model of the hub by its name: then its folder in the cache. Makes no request.
 ///
 /// # Errors
-/// A model that is not in the cache.
+/// If the model is not in the cache.
 pub fn on_this_machine(argument: &str) -> Result<PathBuf, HubError> {
     let path = PathBuf::from(argument);
-    // A path with a slip in it has a folder to begin with, or is the name of a file.
+    // A mistyped path begins with an existing folder, or is the name of a file.
     let is_path = path.parent().is_none_or(Path::exists)
         || path.extension().is_some_and(|ending| FILES.iter().any(|file| ending == *file));
     match (is_path || path.exists(), argument.parse::<HubId>()) {
@@ -108,10 +108,10 @@ pub fn on_this_machine(argument: &str) -> Result<PathBuf, HubError> {
     }
 }
 
-/// What is done about a model of the hub that is not in the cache.
+/// What to do if a model of the hub is not in the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Missing {
-    /// Download it, and check the files that are there.
+    /// Download it, and check the existing files.
     Fetch,
     /// Report it.
     Tell,

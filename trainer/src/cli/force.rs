@@ -1,4 +1,4 @@
-//! `--force`: files that are there already are overwritten only when asked for.
+//! `--force`: existing files are only overwritten on request.
 
 use std::path::Path;
 
@@ -6,21 +6,21 @@ use clap::Args;
 
 use crate::error::Error;
 
-/// Whether files that are there are overwritten.
+/// Whether existing files are overwritten.
 #[derive(Debug, Args)]
 pub struct Force {
-    /// Overwrite files that are there already.
+    /// Overwrite existing files.
     #[arg(long)]
     force: bool,
 }
 
 impl Force {
-    /// Refuses `output`, which `key` names, where something is there and `--force` was not given.
+    /// Refuses `output`, which `key` names, if it exists and `--force` was not given.
     ///
     /// # Errors
-    /// [`Error::Setting`] with the file and both ways out.
+    /// [`Error::Setting`] with the file and both solutions.
     pub fn check(&self, output: &Path, key: &str) -> crate::Result<()> {
-        // A link to nothing is something that would be replaced, too.
+        // A dangling link would be replaced, too.
         if self.force || output.symlink_metadata().is_err() {
             return Ok(());
         }

@@ -9,7 +9,7 @@ use super::fetch::on_this_machine;
 use crate::tools::inspect::inspect;
 use crate::watch::ui::Ui;
 
-/// Say what an adapter, a checkpoint or a folder is. Only headers are read.
+/// Show what an adapter, a checkpoint or a folder is. Only headers are read.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Inspect {
@@ -25,7 +25,7 @@ Examples:
   tandem inspect Wan-AI/Wan2.1-T2V-14B";
 
 impl Inspect {
-    /// Tells what it is.
+    /// Prints what it is.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
         let report = inspect(&self.path)?;
         let mut object = serde_json::json!({ "path": self.path });

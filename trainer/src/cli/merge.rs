@@ -18,16 +18,15 @@ use crate::error::Error;
 use crate::watch::interrupt::Interrupt;
 use crate::watch::ui::Ui;
 
-/// Put adapters into a model's weights and write the result as one file with official names, as ComfyUI reads it. One
+/// Merge adapters into a model's weights and write the result as one file with official names, as ComfyUI reads it. Only one
 /// tensor at a time is in memory.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Merge {
-    /// The model: a checkpoint folder, a DiT's folder or file, of any kind that is read, or a model of the hub in
-    /// the cache.
+    /// The model: a checkpoint folder, a DiT's folder or file in any supported format, or a model of the hub in the cache.
     #[arg(long, value_name = "PATH", value_parser = on_this_machine)]
     model: PathBuf,
-    /// Which expert of a folder that holds two.
+    /// Which expert of a folder with two.
     #[arg(long, value_parser = expert())]
     expert: Option<Expert>,
     /// An adapter in any format, optionally with a strength (FILE:0.8). May be given more than once; they are merged in
@@ -56,7 +55,7 @@ enum CopyFormat {
     /// 16 bits with the range of f32.
     #[value(name = "bf16")]
     Bf16,
-    /// 16 bits with more digits; what goes beyond 65504 is refused.
+    /// 16 bits with more digits; values beyond 65504 are refused.
     #[value(name = "fp16")]
     Fp16,
     /// The matrices of the blocks in 8 bits, with a scale for each.
@@ -94,7 +93,7 @@ impl Merge {
         ]);
         let bar = ui.bar("merging", specs.len());
         let done = write_copy(&self.output, &weights, &specs, copied, &metadata, |name| {
-            // A scale comes with its matrix.
+            // A scale belongs to its matrix.
             bar.inc(usize::from(!name.ends_with(".scale_weight")));
             interrupt.flow()
         });

@@ -56,7 +56,7 @@ Examples:
 
 Every key of a recipe is explained in recipes/README.md.
 
-Exit codes: 0 done; 1 a defect, or a machine that failed; 2 something that you can put right (the message says how); \
+Exit codes: 0 done; 1 an internal error or a hardware failure; 2 something that you can correct (the message says how); \
 130 stopped by Ctrl-C, with the state saved; 131 stopped at once by a second Ctrl-C, without.";
 
 #[derive(Debug, Subcommand)]
@@ -100,7 +100,7 @@ impl Arguments {
     /// Runs the command. The exit code.
     ///
     /// # Errors
-    /// Whatever stopped it; [`exit_code`] says what that exits with.
+    /// The error that ended it; see [`exit_code`].
     pub fn run(self) -> Result<u8> {
         let ui = Ui::new(self.voice());
         match self.command {
@@ -137,22 +137,22 @@ pub fn reject(error: &clap::Error) -> u8 {
         fail(Voice::Json, message.trim_start_matches("error: ").trim_end(), USAGE);
         return USAGE;
     }
-    // Nothing is left to tell where the terminal is gone.
+    // A closed terminal is not an error.
     let _ = error.print();
     if error.exit_code() != 0 { USAGE } else { 0 }
 }
 
-/// The exit code of what the user can put right.
+/// The exit code of errors that the user can correct.
 const USAGE: u8 = 2;
 
-/// An error with its causes, each told once: many of ours name their cause themselves.
+/// An error with its causes, without repetition: many of our errors include their cause.
 pub fn explain(error: &anyhow::Error) -> String {
     error.chain().skip(1).map(ToString::to_string).fold(error.to_string(), |told, cause| {
         if told.contains(&cause) { told } else { format!("{told}: {cause}") }
     })
 }
 
-/// 130 where the user asked to stop, 2 where the user can put it right, else 1.
+/// 130 if the user asked to stop, 2 if the user can correct it, else 1.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     if matches!(error.downcast_ref(), Some(Error::Interrupted)) {
         return INTERRUPTED;
@@ -164,7 +164,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     if is_users { USAGE } else { 1 }
 }
 
-/// Whether the user can put an error right. What is not listed here is a defect or a hardware failure.
+/// Whether the user can correct an error. What is not listed here is an internal error or a hardware failure.
 fn is_users(error: &Error) -> bool {
     match error {
         Error::NotSaved { cause, .. } | Error::NotExported { cause, .. } => is_users(cause),
@@ -209,7 +209,7 @@ fn is_users(error: &Error) -> bool {
 mod tests {
     use super::*;
 
-    /// An error that nobody thought of is no reproach to the user.
+    /// An error that is not listed is not attributed to the user.
     #[test]
     fn what_is_not_known_to_be_the_users_exits_1() {
         let users = [

@@ -1,8 +1,8 @@
-//! Arguments that are one of some values which the crates below know by name.
+//! Arguments whose values are names defined in other crates.
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
-/// Takes one of `all` by its name; `told` gives the name, and what the help says of it.
+/// Parses one of `all` by its name; `told` returns the name and its help text.
 pub fn one_of<T: Copy + Send + Sync + 'static>(
     all: &'static [T],
     told: fn(T) -> (&'static str, &'static str),

@@ -12,11 +12,11 @@ use crate::error::Error;
 use crate::recipe::draft::Draft;
 use crate::watch::ui::Ui;
 
-/// Write a commented recipe for a model, a folder of clips and the cards that are here.
+/// Write a commented recipe for a model, a folder of clips and the cards of this machine.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct New {
-    /// The model: a checkpoint folder, or a model of the Hugging Face hub as owner/name, which need not be here yet. Default:
+    /// The model: a checkpoint folder, or a model of the Hugging Face hub as owner/name, which need not be fetched yet. Default:
     /// Wan 2.1 T2V-14B with two GPUs or more, else T2V-1.3B.
     #[arg(long, value_name = "DIR_OR_ID")]
     model: Option<PathBuf>,
@@ -30,7 +30,7 @@ pub struct New {
     force: Force,
 }
 
-/// The models of a recipe that names none, by the number of GPUs.
+/// The default models, by the number of GPUs.
 const FOR_ONE_GPU: &str = "t2v-1.3b";
 const FOR_TWO_GPUS: &str = "t2v-14b";
 
@@ -42,7 +42,7 @@ Examples:
 Every key of a recipe is explained in recipes/README.md.";
 
 impl New {
-    /// Writes the recipe, and says what comes next.
+    /// Writes the recipe, and prints the next command.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
         let gpus = gpus();
         let model = self.model.clone().unwrap_or_else(|| {

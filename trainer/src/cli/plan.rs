@@ -15,17 +15,17 @@ use crate::machine::memory::Cards;
 use crate::plan::{self, Overrides, Planned};
 use crate::watch::ui::Ui;
 
-/// Resolve a recipe and print what it means. Nothing is written.
+/// Resolve a recipe and print every setting, the memory that it needs and the buckets of the clips. Nothing is written.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Plan {
     /// The recipe.
     recipe: PathBuf,
-    /// Plan for cards that are not here: an amount of memory, such as 24GiB or 2x24GiB, or cards by name, such as 2x4090 or
-    /// 3090,4090.
+    /// Plan for cards that this machine does not have: an amount of memory, such as 24GiB or 2x24GiB, or cards by name, such as
+    /// 2x4090 or 3090,4090.
     #[arg(long, value_name = "CARDS")]
     on: Option<Cards>,
-    /// Plan for a published model whose files are not here. Models of the hub that a recipe names are assumed without it.
+    /// Plan for a published model without its files. Models of the hub in a recipe are assumed without this option.
     #[arg(long, value_parser = published(), value_name = "MODEL")]
     assume: Option<&'static Published>,
     #[command(flatten)]
@@ -69,7 +69,7 @@ impl Plan {
     }
 }
 
-/// Takes the key of a published model.
+/// Parses the key of a published model.
 pub fn published() -> impl TypedValueParser<Value = &'static Published> {
     let values = Published::ALL.iter().map(|model| PossibleValue::new(model.key).help(model.title));
     PossibleValuesParser::new(values)
@@ -79,7 +79,7 @@ pub fn published() -> impl TypedValueParser<Value = &'static Published> {
 /// Captions that a plan shows.
 const CAPTIONS: usize = 3;
 
-/// Settles a recipe with a bar over the reading of the clips.
+/// Resolves a recipe with a progress bar for reading the clips.
 pub fn make(recipe: &std::path::Path, overrides: &Overrides, ui: &Ui) -> crate::Result<Planned> {
     let mut bar = None;
     let planned = plan::Plan::make_with(recipe, overrides, &mut |done, total| {
@@ -104,13 +104,13 @@ pub fn make(recipe: &std::path::Path, overrides: &Overrides, ui: &Ui) -> crate::
     Ok(planned)
 }
 
-/// The experts that are trained, a line each, with the noise levels that they see and their share of the micro-batches;
-/// nothing of a model that is whole.
+/// The experts that are trained, one per line, with their noise levels and their fraction of the micro-batches; empty for a
+/// model of one network.
 pub fn experts(plan: &plan::Plan) -> crate::Result<String> {
     let mut text = String::new();
-    for share in plan.shares() {
-        let Some(expert) = share.expert() else { continue };
-        let seen = plan.train.timesteps.within(share)?;
+    for range in plan.shares() {
+        let Some(expert) = range.expert() else { continue };
+        let seen = plan.train.timesteps.within(range)?;
         let part = match (expert, plan.train.high_share) {
             (_, None) => 1.0,
             (Expert::High, Some(high)) => high,
@@ -126,10 +126,10 @@ pub fn experts(plan: &plan::Plan) -> crate::Result<String> {
     Ok(text)
 }
 
-/// Clips that are named because most of them is not trained.
+/// Most clips that are listed because less than half of them is trained.
 const LISTED: usize = 5;
 
-/// How much of the clips' time is trained, and of which clips least; nothing for stills alone.
+/// How much of the clips' time is trained, and of which clips least; `None` for stills only.
 fn in_words(footage: &Footage) -> String {
     if footage.found == 0.0 {
         return String::new();

@@ -1,4 +1,4 @@
-//! Arguments that say how a model is held, shared by the commands.
+//! Arguments for the precision of a model, shared by the commands.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use models::weights::Frozen;
 use crate::base::ModelConfig;
 use crate::machine::precision::{Float, Precision, PrecisionRequest, Processor, WeightFormat};
 
-/// How the parts of a base model are held.
+/// The precision of the parts of a base model.
 #[derive(Debug, Args)]
 pub struct ModelPrecision {
     /// Storage of the DiT's weights. Default: bf16, on the CPU f32.
@@ -27,7 +27,7 @@ pub struct ModelPrecision {
 }
 
 impl ModelPrecision {
-    /// The checkpoint folder `folder`, as a recipe's section would say it.
+    /// The checkpoint folder `folder`, as a recipe's section.
     pub fn model(&self, folder: &Path) -> ModelConfig {
         ModelConfig {
             folder: Some(folder.to_owned()),
@@ -41,7 +41,7 @@ impl ModelPrecision {
 }
 
 impl ModelPrecision {
-    /// `settled`, which a run has, with what is said here, for a model that runs on `processor`.
+    /// `settled` of a run, overridden by these arguments, for a model that runs on `processor`.
     pub fn over(&self, settled: Precision, processor: Processor) -> Precision {
         let wishes = PrecisionRequest {
             base: self.base.or(Some(settled.base)),
@@ -54,7 +54,7 @@ impl ModelPrecision {
     }
 }
 
-/// How a DiT alone is held.
+/// The precision of a DiT.
 #[derive(Debug, Args)]
 pub struct DitPrecision {
     /// Storage of the weights. Default: bf16, on the CPU f32.
@@ -66,14 +66,14 @@ pub struct DitPrecision {
 }
 
 impl DitPrecision {
-    /// Settled for a model that runs on `processor`.
+    /// Resolved for a model that runs on `processor`.
     pub fn settle(&self, processor: Processor) -> Precision {
         PrecisionRequest { base: self.base, stream: self.stream, ..PrecisionRequest::default() }
             .settle(processor)
     }
 }
 
-/// How a single part is held.
+/// The precision of a single part.
 #[derive(Debug, Args)]
 pub struct PartPrecision {
     /// Storage of the weights. Default: bf16, on the CPU f32.
@@ -82,7 +82,7 @@ pub struct PartPrecision {
 }
 
 impl PartPrecision {
-    /// Settled for a part that runs on `device`.
+    /// Resolved for a part that runs on `device`.
     pub fn settle(&self, device: &Device) -> Frozen {
         PrecisionRequest { text_base: self.base, ..PrecisionRequest::default() }
             .settle(Processor::of(device))
@@ -90,7 +90,7 @@ impl PartPrecision {
     }
 }
 
-/// The float type of a part without coded weights.
+/// The float type of a part without quantised weights.
 #[derive(Debug, Args)]
 pub struct PartFloat {
     /// Dtype of weights and computation. Default: bfloat16, on the CPU float32.
@@ -99,7 +99,7 @@ pub struct PartFloat {
 }
 
 impl PartFloat {
-    /// Settled for a part that runs on `device`.
+    /// Resolved for a part that runs on `device`.
     pub fn settle(&self, device: &Device) -> DType {
         PrecisionRequest { vae_base: self.dtype, ..PrecisionRequest::default() }
             .settle(Processor::of(device))

@@ -49,7 +49,7 @@ enum ProbePart {
     /// CLIP's picture tower: `image_u8_hwc` [h,w,3] in 0..255, or `pixels` [b,3,side,side] as the tower takes them ->
     /// `clip_fea` [b,257,1280], and the `pixels`.
     Clip(ClipProbe),
-    /// Tokenizer and text encoder: prompts -> `ids.N`, `context.N`, real rows only.
+    /// Tokenizer and text encoder: prompts -> `ids.N`, `context.N`, without padding.
     Text(TextProbe),
     /// A whole sampling loop: `noise` [c,t,h,w], `context` and `context_null` [rows,text_dim], for MagCache `table` [steps,2],
     /// for solvers that re-noise `renoise` [steps-1,c,t,h,w] -> `latents` [steps,c,t,h,w] after each step.
@@ -61,18 +61,18 @@ enum ProbePart {
     Train(TrainingProbe),
 }
 
-/// Where tensors come from and go to.
+/// The files of input and output tensors.
 #[derive(Debug, Args)]
 struct Files {
-    /// Safetensors file of the tensors that go in.
+    /// Safetensors file of the input tensors.
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
-    /// Safetensors file for the tensors that come out.
+    /// Safetensors file for the output tensors.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
 }
 
-/// A DiT and the devices that it runs on.
+/// A DiT and its devices.
 #[derive(Debug, Args)]
 struct DitModel {
     /// Checkpoint folder (official or diffusers layout, or the DiT's own folder), or a file of weights.
@@ -99,12 +99,12 @@ struct DitProbe {
     files: Files,
 }
 
-/// Where the tensors of an encoder or decoder come from and go to, and what it runs on.
+/// The files of an encoder's or decoder's input and output tensors, and its device.
 #[derive(Debug, Args)]
 struct Coding {
     #[command(flatten)]
     files: Files,
-    /// What the part is held and computed in.
+    /// Dtype of the part.
     #[arg(long, value_enum, default_value_t = Float::Float32)]
     dtype: Float,
     /// cpu, cuda:0, ...
@@ -122,7 +122,7 @@ struct VaeProbe {
     config: Option<PathBuf>,
     #[command(flatten)]
     coding: Coding,
-    /// Code in tiles.
+    /// Encode and decode in tiles.
     #[arg(long)]
     tiled: bool,
     /// Height and width of a tile in pixels.
@@ -138,7 +138,7 @@ struct ClipProbe {
     /// Checkpoint folder (official or diffusers layout), or the tower's own folder or file.
     #[arg(long, value_name = "DIR_OR_FILE", value_parser = on_this_machine)]
     model: PathBuf,
-    /// The tower's HF `config.json`, which tells the number of heads. Default: the one in the folder, else heads of 80.
+    /// The tower's HF `config.json`, for the number of heads. Default: the one in the folder, else heads of 80.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
@@ -156,7 +156,7 @@ struct TextProbe {
     /// JSON list of strings.
     #[arg(long, value_name = "FILE")]
     prompts: PathBuf,
-    /// Safetensors file for the tensors that come out.
+    /// Safetensors file for the output tensors.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
     #[command(flatten)]
@@ -171,7 +171,7 @@ struct SolverProbe {
     /// Solver.
     #[arg(long, value_enum, default_value_t = SolverKind::UniPc)]
     kind: SolverKind,
-    /// Whose grid of sigmas.
+    /// The grid of sigmas.
     #[arg(long, value_enum, default_value_t = Convention::Official)]
     convention: Convention,
     /// Steps.
@@ -224,7 +224,7 @@ struct TrainingProbe {
 }
 
 impl Probe {
-    /// Runs the part and writes what it gave.
+    /// Runs the part and writes its outputs.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
         match &self.part {
             ProbePart::Dit(probe) => {
@@ -322,7 +322,7 @@ impl ClipProbe {
 impl TextProbe {
     fn encoder(&self) -> crate::Result<TextEncoder> {
         let weights = base::locate(&self.model, Part::TextEncoder)?;
-        // Of a file or folder of weights alone, the tokenizer lies in the checkpoint folder around it.
+        // For a file or folder of weights, the tokenizer is in the checkpoint folder above it.
         let around = || if weights == self.model { self.model.parent() } else { None };
         let tokenizer = match (&self.tokenizer, around()) {
             (Some(named), _) => named.clone(),
@@ -374,7 +374,7 @@ impl SolverProbe {
     }
 }
 
-/// Writes the tensors and says what was written.
+/// Writes the tensors and prints what was written.
 fn finish(path: &std::path::Path, outputs: &Outputs, ui: &Ui) -> Result<u8> {
     probe::write(path, outputs)?;
     let shapes: serde_json::Map<String, serde_json::Value> =

@@ -1,4 +1,4 @@
-//! `tandem extract` and `tandem resize`: thin factors by singular values.
+//! `tandem extract` and `tandem resize`: low-rank factors by singular value decomposition.
 
 use std::path::PathBuf;
 
@@ -21,18 +21,17 @@ use crate::watch::ui::Ui;
 /// The seed of the sketches of large matrices: the same input gives the same file.
 const SEED: u64 = 1;
 
-/// Make a LoRA out of the difference of two models. A model of 14B takes a quarter of an hour on two cores.
+/// Extract the difference of two models as a LoRA. A 14B model takes a quarter of an hour on two cores.
 #[derive(Debug, Args)]
 #[command(after_help = EXTRACT)]
 pub struct Extract {
-    /// The model that the other was made from: a checkpoint folder, a DiT's folder or file, or a model of the hub in
-    /// the cache.
+    /// The original model: a checkpoint folder, a DiT's folder or file, or a model of the hub in the cache.
     #[arg(long, value_name = "PATH", value_parser = on_this_machine)]
     base: PathBuf,
-    /// The model whose difference is wanted, as --base.
+    /// The tuned model, as --base.
     #[arg(long, value_name = "PATH", value_parser = on_this_machine)]
     tuned: PathBuf,
-    /// Which expert of folders that hold two.
+    /// Which expert of folders with two.
     #[arg(long, value_parser = expert())]
     expert: Option<Expert>,
     /// The file to write; a folder with --format peft.
@@ -41,18 +40,18 @@ pub struct Extract {
     /// The rank of each module; with --energy the largest.
     #[arg(long, default_value_t = 32)]
     rank: usize,
-    /// Give each module the smallest rank that keeps this share of its difference's energy, such as 0.95.
+    /// Give each module the smallest rank that keeps this fraction of its difference's energy (sum of squares), such as 0.95.
     #[arg(long)]
     energy: Option<f64>,
-    /// Also write what lies outside the matrices of the blocks: embeddings and head in thin factors, and the differences
-    /// of norms, biases and modulation whole (ComfyUI's `.diff` keys).
+    /// Also write changes outside the matrices of the blocks: embeddings and head as low-rank factors, and the differences of
+    /// norms, biases and modulation whole (ComfyUI's `.diff` keys).
     #[arg(long)]
     everything: bool,
     #[command(flatten)]
     how: AdapterOutput,
 }
 
-/// Give an adapter another rank.
+/// Change the rank of an adapter.
 #[derive(Debug, Args)]
 #[command(after_help = RESIZE, group = ArgGroup::new("how").args(["rank", "energy"]).required(true).multiple(true))]
 pub struct Resize {
@@ -63,7 +62,7 @@ pub struct Resize {
     /// The new rank of each module; with --energy the largest.
     #[arg(long)]
     rank: Option<usize>,
-    /// Give each module the smallest rank that keeps this share of its energy, such as 0.95.
+    /// Give each module the smallest rank that keeps this fraction of its energy (sum of squares), such as 0.95.
     #[arg(long)]
     energy: Option<f64>,
     #[command(flatten)]
@@ -81,7 +80,7 @@ Examples:
   tandem resize big.safetensors small.safetensors --energy 0.95            # as small as each module allows
   tandem resize big.safetensors small.safetensors --energy 0.95 --rank 32  # and no more than 32";
 
-/// What was kept of all modules together.
+/// What was kept of all modules.
 #[derive(Default)]
 struct Kept {
     shares: Vec<f64>,
@@ -93,21 +92,22 @@ impl Kept {
         into.modules.insert(module.to_owned(), pair.into());
     }
 
-    /// The mean share and the smallest one.
+    /// The mean and the smallest fraction of energy.
     fn told(&self) -> (f64, f64) {
         let mean = self.shares.iter().sum::<f64>() / self.shares.len().max(1) as f64;
         (mean, self.shares.iter().copied().fold(1.0, f64::min))
     }
 }
 
-/// The rank that was asked for.
+/// The requested rank.
 fn rank(rank: Option<usize>, energy: Option<f64>) -> Result<Rank> {
     let refuse = |key: &str, why: &str| Err(Error::Setting { key: key.into(), why: why.into() }.into());
     match (rank, energy) {
         (Some(0), _) => refuse("--rank", "must be at least 1"),
-        (_, Some(energy)) if !(energy > 0.0 && energy <= 1.0) => {
-            refuse("--energy", "must lie above 0 and be at most 1: the share of the squares that is kept")
-        }
+        (_, Some(energy)) if !(energy > 0.0 && energy <= 1.0) => refuse(
+            "--energy",
+            "must be above 0 and at most 1: the fraction of the sum of squares that is kept",
+        ),
         (rank, Some(energy)) => Ok(Rank::Energy(energy, rank.unwrap_or(usize::MAX / 2))),
         (Some(rank), None) => Ok(Rank::Fixed(rank)),
         (None, None) => refuse("--rank", "is missing"),
@@ -170,14 +170,14 @@ impl Extract {
         bar.finish();
         if rounded > 0 {
             ui.note(&format!(
-                "{rounded} tensors differ by nothing but the rounding to 16 bits, and are left out: {} is stored in another \
+                "{rounded} tensors differ only by rounding to 16 bits, and are left out: {} is stored in another \
                  number format than {}",
                 self.tuned.display(),
                 self.base.display()
             ));
         }
         if left == 0 && file.modules.is_empty() && file.differences.is_empty() {
-            let but = if rounded > 0 { ", but for rounding" } else { "" };
+            let but = if rounded > 0 { ", except for rounding" } else { "" };
             let why = format!(
                 "the two models are equal{but}: there is no difference to extract from {} and {}",
                 self.base.display(),
@@ -200,7 +200,7 @@ impl Extract {
     }
 }
 
-/// Whether two tensors hold the same numbers.
+/// Whether two tensors have the same numbers.
 fn is_equal(a: &Tensor, b: &Tensor) -> crate::Result<bool> {
     Ok((a - b)?.abs()?.max_all()?.to_scalar::<f32>()? == 0.0)
 }
@@ -216,7 +216,7 @@ fn is_rounded(before: &Tensor, after: &Tensor) -> crate::Result<bool> {
 }
 
 impl Resize {
-    /// A refusal that names the file and the module.
+    /// An error that names the file and the module.
     fn refusal(&self, module: &str, error: models::Error) -> Error {
         match error {
             models::Error::Mismatch(why) => {
@@ -246,7 +246,7 @@ impl Resize {
         let (Rank::Fixed(wanted) | Rank::Energy(_, wanted)) = rank;
         if matches!(rank, Rank::Fixed(_)) && file.ranks().last().is_some_and(|most| *most < wanted) {
             ui.note(&format!(
-                "no module has rank {wanted}: more than there was, or than its widths allow, is of no use"
+                "no module has rank {wanted}: more than the original rank, or than its widths allow, has no effect"
             ));
         }
         let most = file.ranks().last().copied().unwrap_or(0).to_string();

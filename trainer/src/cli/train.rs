@@ -41,7 +41,7 @@ impl Train {
     /// Trains to the end, or until Ctrl-C.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
         let ui = &ui.with_phases();
-        // Before Ctrl-C is listened for: it ends fetching at once, which loses nothing.
+        // Before listening for Ctrl-C, which then ends a download at once; nothing is lost.
         let overrides = resolved(&self.recipe, self.devices.overrides(), Missing::Fetch, ui)?;
         let interrupt = Interrupt::listen_to(OnStop::Save).context("cannot listen for Ctrl-C")?;
         let overrides = Overrides { interrupt: interrupt.clone(), ..overrides };

@@ -40,7 +40,7 @@ impl LatentStore {
         let mut hashes = ContentHashes::open(&self.cache);
         let mut contents = Vec::new();
         for request in &requests {
-            let mut hash = |path: &Path| hashes.of(&data::scan::Media::Still(path.to_owned()));
+            let mut hash = |path: &Path| hashes.of(&data::Media::Still(path.to_owned()));
             let named = [&request.image, &request.last_image].into_iter().flatten();
             contents.push(named.map(|path| hash(path)).collect::<data::Result<Vec<_>>>()?.join(" "));
         }

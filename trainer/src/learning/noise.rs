@@ -1,6 +1,6 @@
 //! The noising of a training sample: which sigma, which noise, which weight. Pure functions of seed, step and slot.
 //!
-//! x_sigma = (1 - sigma) x0 + sigma noise; the network is told 1000 sigma and predicts noise - x0.
+//! x_sigma = (1 - sigma) x0 + sigma noise; the network gets 1000 sigma as its timestep and predicts noise - x0.
 
 use kernels::random::Key;
 use models::expert::Expert;
@@ -46,7 +46,7 @@ pub enum Distribution {
     LogitNormal,
 }
 
-/// What the error of a sample counts for.
+/// The weight of a sample's error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Weighting {
@@ -71,11 +71,11 @@ impl Default for TimestepConfig {
     }
 }
 
-/// Draws before a range is taken for empty.
+/// Draws before a range is considered empty.
 const MAX_DRAWS: u64 = 100_000;
 
 impl TimestepConfig {
-    /// Checks the values, and that the distribution reaches the range.
+    /// Checks the values, and that the distribution has mass in the range.
     ///
     /// # Errors
     /// Naming the key and what it must be.
@@ -117,18 +117,18 @@ impl TimestepConfig {
         })
     }
 
-    /// The same distribution, cut to the noise levels of `share`.
+    /// The same distribution, restricted to the noise levels of `range`.
     ///
     /// # Errors
     /// Where `min` and `max` leave none of them, or the distribution never falls there.
-    pub fn within(&self, share: NoiseRange) -> Result<Self> {
-        let [low, high] = share.sigmas();
+    pub fn within(&self, range: NoiseRange) -> Result<Self> {
+        let [low, high] = range.sigmas();
         let cut = Self { min: self.min.max(low), max: self.max.min(high), ..self.clone() };
-        match share.expert() {
+        match range.expert() {
             Some(expert) if cut.min >= cut.max => Err(Error::Setting {
                 key: "train.timesteps.min / max".into(),
                 why: format!(
-                    "{} .. {} leaves nothing of the expert for {expert} noise, which makes the sigmas {low:.3} .. {high:.3}; \
+                    "{} .. {} leaves no noise levels of the expert for {expert} noise, which has the sigmas {low:.3} .. {high:.3}; \
                      widen the range, or train the other expert",
                     self.min, self.max
                 ),
@@ -137,7 +137,7 @@ impl TimestepConfig {
         }
     }
 
-    /// The probability of a sigma from `sigma` on: what the expert for high noise gets where it begins there.
+    /// The probability of a sigma from `sigma` up: the part of the expert for high noise if the boundary is there.
     pub fn share_from(&self, sigma: f64) -> f64 {
         let sigma = sigma.clamp(self.min, self.max);
         let [before, at, end] = [self.min, sigma, self.max].map(|sigma| self.below(sigma));
@@ -157,7 +157,7 @@ impl TimestepConfig {
     }
 
     fn unshifted(&self, key: Key, draw: u64) -> f64 {
-        // Each draw has a stream of its own: two numbers make one normal number.
+        // Each draw has a stream of its own: two uniform numbers make one normal number.
         let key = key.child("draw", draw);
         let sigmoid = |z: f64| 1.0 / (1.0 + (-z).exp());
         match self.distribution {
@@ -167,7 +167,7 @@ impl TimestepConfig {
         }
     }
 
-    /// What the error of a sample at `sigma` counts for.
+    /// The weight of the error of a sample at `sigma`.
     pub fn weight(&self, sigma: f64) -> f64 {
         match self.weighting {
             Weighting::None => 1.0,
@@ -199,8 +199,8 @@ pub const EVAL_SIGMAS: [f64; 9] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
 
 /// The streams of random numbers of a training run, each a function of seed, step and slot.
 ///
-/// A slot is the place of a sample in its step, counted over all micro-batches, so that the same samples get the same
-/// noise however they are cut into micro-batches.
+/// A slot is the index of a sample in its step, counted over all micro-batches, so that the same samples get the same noise
+/// for every split into micro-batches.
 #[derive(Debug, Clone, Copy)]
 pub struct Streams {
     seed: u64,
@@ -222,7 +222,7 @@ impl Streams {
         Key::new(self.seed, "noise", &[step, slot])
     }
 
-    /// The expert of a micro-batch, where the one for high noise gets the share `high` of them.
+    /// The expert of a micro-batch, if the one for high noise gets the fraction `high` of them.
     pub fn expert(self, step: u64, micro_batch: u64, high: f64) -> Expert {
         let is_high = Key::new(self.seed, "expert", &[step, micro_batch]).uniform(0) < high;
         if is_high { Expert::High } else { Expert::Low }
@@ -233,7 +233,7 @@ impl Streams {
         Key::new(self.seed, "caption", &[step, slot])
     }
 
-    /// For whether a sample is shown its first frame, of models that take it in place.
+    /// For whether a sample gets its first frame clean, in models that take it in place.
     pub fn picture(self, step: u64, slot: u64) -> Key {
         Key::new(self.seed, "picture", &[step, slot])
     }

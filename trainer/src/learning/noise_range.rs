@@ -1,25 +1,25 @@
-//! Which of the noise levels a network makes.
+//! The noise levels that a network is for.
 
 use models::expert::Expert;
 
 use super::noise::EVAL_SIGMAS;
 
-/// The noise levels that a network makes.
+/// The noise levels that a network is for.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum NoiseRange {
-    /// All of them: there is one network.
+    /// All, in a model of one network.
     All,
-    /// Of two experts, that of one; the other begins, or ends, at the sigma `boundary`.
+    /// The part of one of two experts, divided at the sigma `boundary`.
     Of {
         /// Which.
         expert: Expert,
-        /// The one for high noise works from here on.
+        /// The expert for high noise is for sigmas from here up.
         boundary: f64,
     },
 }
 
 impl NoiseRange {
-    /// Whether the step at `timestep`, in 0..1000, is the network's.
+    /// Whether the network is for the step at `timestep`, in 0..1000.
     pub fn holds(self, timestep: f32) -> bool {
         match self {
             Self::All => true,
@@ -30,7 +30,7 @@ impl NoiseRange {
         }
     }
 
-    /// The expert, where the network is one.
+    /// The expert, if the network is one.
     pub fn expert(self) -> Option<Expert> {
         match self {
             Self::All => None,
@@ -47,7 +47,7 @@ impl NoiseRange {
         }
     }
 
-    /// The nine sigmas of its held-out loss, evenly between its ends.
+    /// The nine sigmas of its held-out loss, evenly spaced in the range.
     pub fn eval_sigmas(self) -> [f64; EVAL_SIGMAS.len()] {
         match self {
             Self::All => EVAL_SIGMAS,

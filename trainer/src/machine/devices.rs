@@ -1,4 +1,4 @@
-//! Which devices the stages run on, which blocks each of them holds, and how GPUs are set up.
+//! The devices of the stages, the blocks of each, and how GPUs are set up.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -22,15 +22,15 @@ pub struct DevicesConfig {
     /// One device for each stage, first to last: `cpu` or `cuda:N`; a device may be named twice.
     /// Default: the first GPU of a CUDA build, else the CPU.
     pub stages: Vec<String>,
-    /// Blocks of each stage; `auto`, or nothing, for what the plan finds best by memory and speed.
+    /// Blocks of each stage; `auto`, or left out, for the split that the plan finds best by memory and speed.
     #[serde(deserialize_with = "split")]
     pub split: Vec<usize>,
-    /// The most memory that the tensors of one GPU may take, such as `"23GiB"`; beyond it the run stops. It rehearses a
-    /// smaller card on a larger one. Default: what is free when the plan is made, less 400 MiB.
+    /// The most memory that the tensors of one GPU may take, such as `"23GiB"`; beyond it the run stops. Simulates a smaller card
+    /// on a larger one. Default: what is free when the plan is made, less 400 MiB.
     pub memory_limit: Option<Bytes>,
-    /// How tensors go from one GPU to the next. Default `auto`.
+    /// How tensors are copied from one GPU to the next. Default `auto`.
     pub transfer: Transfer,
-    /// Whether two runs on the same GPUs agree to the bit; slower. Default false. The CPU always does.
+    /// Whether two runs on the same GPUs give the same bits; slower. Default false. On the CPU they always do.
     pub deterministic: bool,
 }
 
@@ -46,19 +46,19 @@ fn split<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<
         Split::Given(blocks) => Ok(blocks),
         Split::Word(word) if word == "auto" => Ok(Vec::new()),
         Split::Word(word) => Err(serde::de::Error::custom(format!(
-            "\"{word}\" is no split; write \"auto\" or blocks, such as [18, 22]"
+            "\"{word}\" is not a split; write \"auto\" or blocks, such as [18, 22]"
         ))),
     }
 }
 
-/// How tensors go between two GPUs.
+/// How tensors are copied between two GPUs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Transfer {
-    /// Straight where the hardware can, else through host memory.
+    /// Directly if the hardware can (peer access), else through host memory.
     #[default]
     Auto,
-    /// Through host memory, whatever the hardware can.
+    /// Always through host memory.
     Host,
 }
 
@@ -71,63 +71,63 @@ impl From<Transfer> for Route {
     }
 }
 
-/// Bytes of a GPU's free memory that tensors do not get: kernels that are loaded when first used, and what cuBLAS and cuDNN
-/// take for themselves.
+/// Bytes of a GPU's free memory that are reserved: for kernels that are loaded at first use, and for cuBLAS and cuDNN
+/// themselves.
 const RESERVE: u64 = 400 << 20;
 
-/// What tensors get of one GPU.
+/// The memory of one GPU that tensors may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit {
     /// The most bytes that they may take.
     pub bytes: u64,
-    /// Bytes that other programs had taken when it was measured.
+    /// Bytes in use by other programs when it was measured.
     pub taken: u64,
 }
 
-/// What tensors get of each GPU of a config: measured once, and held to by the plan and the allocator alike.
+/// The memory of each GPU of a config that tensors may use: measured once, for the plan and the allocator.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Limits(BTreeMap<String, Limit>);
 
 impl Limits {
-    /// Of the GPUs of `devices` that are here: what is free less a reserve, or `devices.memory_limit` where that is less.
+    /// Of the GPUs of `devices` in this machine: the free memory less a reserve, or `devices.memory_limit` if that is less.
     pub fn measure(devices: &DevicesConfig) -> Self {
         let given = devices.memory_limit.map(|limit| limit.0);
         let of = |name: &String| Some((name.clone(), measured(name, given)?));
         Self(devices.stages.iter().filter_map(of).collect())
     }
 
-    /// Of the device called `name`; nothing for the CPU and for GPUs that are not here.
+    /// Of the device `name`; `None` for the CPU and for GPUs that are not in this machine.
     pub fn of(&self, name: &str) -> Option<Limit> {
         self.0.get(name).copied()
     }
 }
 
-/// What tensors get of the GPU called `name`, `given` at most; nothing where it does not answer.
+/// The memory of the GPU `name` that tensors may use, `given` at most; `None` if the GPU does not answer.
 fn measured(name: &str, given: Option<u64>) -> Option<Limit> {
     let DeviceName::Cuda(index) = DeviceName::parse(name).ok()? else { return None };
     let gpu = inventory::gpus().ok()?.into_iter().nth(index)?;
     let free = inventory::free_memory(index).ok()?;
     let bytes = free.saturating_sub(RESERVE);
-    // What this process's own context takes is not told apart; it is no more than this.
+    // The memory of this process's own context cannot be told from that of other programs; it is at most this.
     let taken = gpu.memory.saturating_sub(free + CONTEXT);
     Some(Limit { bytes: given.map_or(bytes, |given| given.min(bytes)), taken })
 }
 
-/// About what a context of the driver takes of a GPU.
+/// About the memory of a driver context on a GPU.
 const CONTEXT: u64 = 600 << 20;
 
 impl DevicesConfig {
-    /// The config with every default settled for a model of `layers` blocks.
+    /// The config with every default resolved, for a model of `layers` blocks.
     ///
     /// # Errors
-    /// Stages that are no devices, a split that does not cover the blocks, and a memory limit of nothing.
+    /// If a stage is not a device, the split does not cover the blocks, or the memory limit is 0.
     pub fn settle(&self, layers: usize) -> Result<Self> {
         let stages =
             if self.stages.is_empty() { vec![default_device().to_owned()] } else { self.stages.clone() };
         stages.iter().try_for_each(|name| DeviceName::parse(name).map(drop))?;
         let count = stages.len();
         let split = match self.split.is_empty() {
-            // The first stage embeds and the last has the head, so the middle ones take what is left over.
+            // The first stage has the embeddings and the last the head, so the middle ones get the remainder.
             true => (0..count).map(|i| (i + 1) * layers / count - i * layers / count).collect(),
             false => self.split.clone(),
         };
@@ -143,13 +143,13 @@ impl DevicesConfig {
         if self.memory_limit == Some(Bytes(0)) {
             return Err(Error::Setting {
                 key: "devices.memory_limit".into(),
-                why: "nothing runs in no memory; leave it out to use all there is".into(),
+                why: "must be more than 0; leave it out to use all free memory".into(),
             });
         }
         Ok(Self { stages, split, ..self.clone() })
     }
 
-    /// [`Self::open_within`] the limits of now.
+    /// [`Self::open_within`] the current limits.
     ///
     /// # Errors
     /// A GPU that cannot be used.
@@ -157,8 +157,8 @@ impl DevicesConfig {
         self.open_within(&Limits::measure(self))
     }
 
-    /// The devices of a settled config with their blocks, tensors kept to `limits`. A device that is named twice is opened
-    /// once.
+    /// The devices of a resolved config with their blocks, with tensors limited to `limits`. A device that is named twice is
+    /// opened once.
     ///
     /// # Errors
     /// A GPU that cannot be used.
@@ -182,7 +182,7 @@ impl DevicesConfig {
         Ok(stages)
     }
 
-    /// Checks that the stages of a config, settled or not, can be used here, without opening them.
+    /// Checks that the stages of a config, resolved or not, can be used here, without opening them.
     ///
     /// # Errors
     /// Another name, a GPU in a build without CUDA, or a GPU that cannot be used.
@@ -194,7 +194,7 @@ impl DevicesConfig {
         })
     }
 
-    /// Whether the stages of a config, settled or not, are GPUs.
+    /// Whether the stages of a config, resolved or not, are GPUs.
     pub fn processor(&self) -> Processor {
         let is_cpu = |name: &str| name == "cpu";
         let any = match self.stages.is_empty() {
@@ -216,12 +216,12 @@ impl DevicesConfig {
     }
 }
 
-/// The device where none is named: the first GPU of a CUDA build, else the CPU.
+/// The default device: the first GPU in a CUDA build, else the CPU.
 pub fn default_device() -> &'static str {
     if cfg!(feature = "cuda") { "cuda:0" } else { "cpu" }
 }
 
-/// Opens `cpu` or `cuda:N`; without a memory limit in `settings` tensors get what is free less a reserve.
+/// Opens `cpu` or `cuda:N`; without a memory limit in `settings` tensors may use the free memory less a reserve.
 ///
 /// # Errors
 /// Another name, a GPU in a build without CUDA, or a GPU that cannot be used.
@@ -238,12 +238,12 @@ pub fn open(name: &str, settings: &Settings) -> Result<Device> {
     }
 }
 
-/// Says which attention ran in chunks on `devices` because cuDNN refused its shape, once for each shape.
+/// Reports the attentions that ran in chunks on `devices` because cuDNN refused their shape, once for each shape.
 pub fn tell_refusals<'a>(devices: impl Iterator<Item = &'a Device>, ui: &Ui) {
     devices.flat_map(kernels::attention::refusals).for_each(|line| ui.note(&line));
 }
 
-/// Looks at the driver and the GPU before anything is asked of them: their own errors come late and say little.
+/// Checks the driver and the GPU before they are used: their own errors come late and say little.
 fn check_gpu(index: usize) -> Result<()> {
     let driver = inventory::driver().map_err(|cause| Error::NoGpu { cause })?;
     if let Some((major, minor)) = inventory::built_for().filter(|built| *built > driver.cuda) {
@@ -280,7 +280,7 @@ impl DeviceName {
             (_, Some(index)) => Ok(Self::Cuda(index)),
             _ => Err(Error::Setting {
                 key: "devices.stages".into(),
-                why: format!("\"{name}\" is no device; write \"cpu\", \"cuda:0\", \"cuda:1\", ..."),
+                why: format!("\"{name}\" is not a device; write \"cpu\", \"cuda:0\", \"cuda:1\", ..."),
             }),
         }
     }

@@ -1,4 +1,4 @@
-//! How each part of the base model is held and computed.
+//! The storage and the dtypes of each part of the base model.
 
 use clap::ValueEnum;
 use kernels::weight::Format;
@@ -7,7 +7,7 @@ use models::dit::Base;
 use models::weights::{Frozen, Storage};
 use serde::{Deserialize, Serialize};
 
-/// What frozen weights are held in.
+/// The storage format of frozen weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum WeightFormat {
@@ -39,10 +39,10 @@ pub enum Float {
     Bfloat16,
 }
 
-/// Where a model runs.
+/// The processor that a model runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Processor {
-    /// On GPUs alone.
+    /// Only GPUs.
     Gpu,
     /// At least one stage on the CPU: everything is computed in f32.
     Cpu,
@@ -55,7 +55,7 @@ impl Processor {
     }
 }
 
-/// What a recipe or a command line says about precision; what it leaves out is settled by where the model runs.
+/// The precision in a recipe or a command line; what it leaves out depends on where the model runs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PrecisionRequest {
     /// Of the DiT.
@@ -68,37 +68,37 @@ pub struct PrecisionRequest {
     pub vae_base: Option<Float>,
 }
 
-/// The settled precision of a base model.
+/// The resolved precision of a base model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Precision {
-    /// What the DiT's weights are held in.
+    /// Storage of the DiT's weights.
     pub base: WeightFormat,
-    /// Numbers of a row that have a scale in common, where the DiT's file has scales for blocks and `base` is fp8.
+    /// Numbers of a row that share a scale, if the DiT's file has scales for blocks and `base` is fp8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_block: Option<usize>,
     /// The DiT's residual stream.
     pub stream: Float,
-    /// What the text encoder's weights are held in.
+    /// Storage of the text encoder's weights.
     pub text_base: WeightFormat,
-    /// What the VAE is held and computed in.
+    /// Dtype of the VAE.
     pub vae_base: Float,
-    /// What is computed in where weights are fp8 or int8.
+    /// The dtype of products with fp8 or int8 weights.
     pub compute: Float,
 }
 
 impl WeightFormat {
-    /// With `compute` for what goes through coded weights.
+    /// With `compute` as the dtype of products with quantised weights.
     pub fn frozen(self, compute: Float) -> Frozen {
         match self {
             Self::F32 => Frozen::F32,
             Self::Bf16 => Frozen::dense(DType::BF16),
-            Self::Fp8 => Frozen { compute: compute.dtype(), storage: Storage::Coded(Format::E4m3) },
-            Self::Int8 => Frozen { compute: compute.dtype(), storage: Storage::Coded(Format::Int8) },
+            Self::Fp8 => Frozen { compute: compute.dtype(), storage: Storage::Quantised(Format::E4m3) },
+            Self::Int8 => Frozen { compute: compute.dtype(), storage: Storage::Quantised(Format::Int8) },
         }
     }
 
-    /// The name that recipes and command lines have for it.
+    /// Its name in recipes and command lines.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -134,8 +134,8 @@ impl Float {
 }
 
 impl PrecisionRequest {
-    /// Settles what is left out: bf16 with an f32 stream. On the CPU bf16 becomes f32 everywhere: it would save memory
-    /// at a tenth of the speed.
+    /// Resolves what is left out: bf16 with an f32 stream. On the CPU bf16 becomes f32 everywhere: bf16 would save memory at a
+    /// tenth of the speed.
     pub fn settle(self, processor: Processor) -> Precision {
         Precision {
             base: self.base.unwrap_or(WeightFormat::Bf16).at(processor),
@@ -152,7 +152,7 @@ impl Precision {
     /// How the DiT is loaded.
     pub fn dit(&self) -> Base {
         let mut frozen = self.base.frozen(self.compute);
-        if let (Storage::Coded(Format::E4m3), Some(block)) = (frozen.storage, self.base_block) {
+        if let (Storage::Quantised(Format::E4m3), Some(block)) = (frozen.storage, self.base_block) {
             frozen.storage = Storage::Blocks(Format::E4m3, block);
         }
         Base { frozen, stream: self.stream.dtype() }
@@ -169,13 +169,13 @@ impl Precision {
     }
 }
 
-/// `frozen` in words, which tell all that changes the numbers that come out: for the keys of caches, and for reports.
+/// A description of `frozen` with everything that affects results: for the keys of caches, and for reports.
 pub(crate) fn in_words(frozen: Frozen) -> String {
     let compute = frozen.compute.as_str();
     match frozen.storage {
         Storage::Dense => compute.to_owned(),
-        Storage::Coded(Format::E4m3) => format!("fp8 {compute}"),
-        Storage::Coded(Format::Int8) => format!("int8 {compute}"),
+        Storage::Quantised(Format::E4m3) => format!("fp8 {compute}"),
+        Storage::Quantised(Format::Int8) => format!("int8 {compute}"),
         Storage::Blocks(_, block) => format!("fp8 in blocks of {block} {compute}"),
     }
 }

@@ -109,8 +109,8 @@ struct Ways<'a> {
 impl Ways<'_> {
     fn of_text_encoder(&self) -> Result<Vec<String>> {
         let held = self.rest.precision.text();
-        let coded = Frozen { storage: Storage::Coded(Format::E4m3), ..held };
-        let helps = !held.is_coded() && fits(&self.rest.text_encoder(self.dit, coded)?);
+        let quantised = Frozen { storage: Storage::Quantised(Format::E4m3), ..held };
+        let helps = !held.is_quantised() && fits(&self.rest.text_encoder(self.dit, quantised)?);
         Ok(match (helps, self.wording) {
             (false, _) => Vec::new(),
             (true, Wording::Recipe) => vec!["model.text_base = \"fp8\" or \"int8\"".to_owned()],
@@ -171,7 +171,7 @@ impl Ways<'_> {
             }
         }
         ways.extend(self.smaller()?);
-        ways.extend(self.coded()?);
+        ways.extend(self.quantised()?);
         let is_of_clips = |phase: &&PhaseForecast| {
             matches!(phase.phase, Phase::EncodingPictures | Phase::Sampling | Phase::Decoding)
         };
@@ -222,14 +222,14 @@ impl Ways<'_> {
         Ok(None)
     }
 
-    /// Coded matrices of the DiT, where they help.
-    fn coded(&self) -> Result<Option<String>> {
+    /// Quantised matrices of the DiT, where they help.
+    fn quantised(&self) -> Result<Option<String>> {
         let Task { base, .. } = *self.dit.task;
-        let storage = Storage::Coded(Format::E4m3);
-        let coded = Base { frozen: Frozen { storage, ..base.frozen }, ..base };
-        let task = Task { base: coded, ..self.dit.task.clone() };
+        let storage = Storage::Quantised(Format::E4m3);
+        let quantised = Base { frozen: Frozen { storage, ..base.frozen }, ..base };
+        let task = Task { base: quantised, ..self.dit.task.clone() };
         let dit = Split { task: &task, ..self.dit };
-        let helps = !base.frozen.is_coded() && self.clips_fit(self.rest, dit, &self.rest.clips)?;
+        let helps = !base.frozen.is_quantised() && self.clips_fit(self.rest, dit, &self.rest.clips)?;
         Ok(helps.then(|| match self.wording {
             Wording::Recipe => "model.base = \"fp8\"".to_owned(),
             Wording::Command => "--base fp8".to_owned(),

@@ -1,4 +1,4 @@
-//! `--set key=value`: a setting of the command line in place of the recipe's.
+//! `--set key=value`: overrides a setting of the recipe.
 
 use std::str::FromStr;
 
@@ -11,24 +11,24 @@ use crate::error::{Error, Result};
 pub struct Assignment {
     /// Such as `train.steps`.
     pub key: String,
-    /// The value, as the recipe would have it.
+    /// The value, as in a recipe.
     pub value: Value,
 }
 
-/// Keys of which a recipe has one: setting the one takes the other out.
+/// Keys that exclude each other: setting one removes the other.
 const EITHER_OR: [[&str; 2]; 2] = [["train.steps", "train.epochs"], ["data.folder", "data.import"]];
 
 impl FromStr for Assignment {
     type Err = String;
 
-    /// Reads `key=value`. The value is TOML; what is none, such as `fp8` or `clips/cats`, is taken as a text.
+    /// Reads `key=value`. The value is TOML; anything else, such as `fp8` or `clips/cats`, is a string.
     fn from_str(text: &str) -> Result<Self, String> {
         let (key, value) = text.split_once('=').ok_or("write key=value, such as train.steps=20")?;
         let (key, value) = (key.trim().to_owned(), value.trim());
         let is_word = |word: &str| !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || c == '_');
         if !key.contains('.') || !key.split('.').all(is_word) {
             return Err(format!(
-                "\"{key}\" is no dotted key; write section.key=value, such as train.steps=20"
+                "\"{key}\" is not a dotted key; write section.key=value, such as train.steps=20"
             ));
         }
         let parsed = toml::from_str::<Table>(&format!("value = {value}")).ok();
@@ -38,10 +38,10 @@ impl FromStr for Assignment {
 }
 
 impl Assignment {
-    /// Puts the value into `recipe`, in place of what is there.
+    /// Sets the value in `recipe`.
     ///
     /// # Errors
-    /// A key below something that is no section.
+    /// If the key is not in a section.
     pub fn apply(&self, recipe: &mut Table) -> Result<()> {
         for other in EITHER_OR.iter().filter(|pair| pair.contains(&self.key.as_str())).flatten() {
             let (section, name) = other.split_once('.').unwrap_or(("", other));
@@ -55,7 +55,7 @@ impl Assignment {
             let below = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
             table = below.as_table_mut().ok_or_else(|| Error::Setting {
                 key: format!("--set {}", self.key),
-                why: format!("{section} is no section of a recipe"),
+                why: format!("{section} is not a section of a recipe"),
             })?;
         }
         table.insert(name.to_owned(), self.value.clone());

@@ -1,4 +1,4 @@
-//! A first recipe for a model, a folder of clips and the devices that are here, with comments.
+//! A first, commented recipe for a model, a folder of clips and the devices of this machine.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,15 +14,15 @@ use crate::error::Result;
 use crate::machine::precision::Processor;
 use models::published::{Defaults, Published};
 
-/// Width of a 14B model: from here on the weights of a card of 24 GB are worth halving.
+/// Width of a 14B model: from here up quantised weights pay on a card of 24 GB.
 const LARGE: usize = 5120;
 /// Sizes of clips that a recipe lists at most.
 const SIZES: usize = 3;
 
-/// Aspects whose quotient's logarithm is smaller are taken for one.
+/// Aspects whose quotient's logarithm is smaller count as equal.
 const NEAR: f64 = 0.1;
 
-/// What a recipe is written for.
+/// The basis of a recipe.
 #[derive(Debug)]
 pub struct Draft {
     /// The model, as the recipe names it.
@@ -35,11 +35,11 @@ pub struct Draft {
     clips: Option<Seen>,
     /// One device for each stage.
     stages: Vec<String>,
-    /// What could not be looked at, a line each.
+    /// What could not be examined, one per line.
     pub notes: Vec<String>,
 }
 
-/// What the clips are like.
+/// A summary of the clips.
 #[derive(Debug)]
 struct Seen {
     count: usize,
@@ -51,11 +51,11 @@ struct Seen {
 }
 
 impl Draft {
-    /// Looks at the model `folder`, at the clips in `data`, and takes the GPUs `gpus`, of which a small model gets the first.
-    /// The recipe will lie in the folder `beside`.
+    /// Examines the model `folder` and the clips in `data`, and uses the GPUs `gpus`, of which a small model gets the first. The
+    /// recipe will be in the folder `beside`.
     ///
     /// # Errors
-    /// A model that is neither here nor a published one.
+    /// If the model neither exists here nor is a published one.
     pub fn new(folder: &Path, data: &Path, beside: &Path, gpus: &[String]) -> Result<Self> {
         let processor = if gpus.is_empty() { Processor::Cpu } else { Processor::Gpu };
         let (dit, networks, title) = look_at(folder, processor)?;
@@ -64,9 +64,7 @@ impl Draft {
         let clips = match seen(data, defaults) {
             Ok(clips) => Some(clips),
             Err(error) => {
-                notes.push(format!(
-                    "the clips could not be looked at yet, so sizes are the model's own: {error}"
-                ));
+                notes.push(format!("the clips could not be read yet, so sizes are the model's own: {error}"));
                 None
             }
         };
@@ -140,7 +138,7 @@ impl Draft {
     fn data(&self) -> String {
         let defaults = self.dit.defaults(self.networks);
         let seen = match &self.clips {
-            None => "clips with a .txt of the same name beside each".to_owned(),
+            None => "clips with a .txt of the same name next to each".to_owned(),
             Some(clips) => format!("{} clips, each with its caption", clips.count),
         };
         let (sizes, frames) = match &self.clips {
@@ -153,9 +151,9 @@ impl Draft {
             format!("folder = {}  # {seen}", quoted(&self.data)),
             "# trigger = \"sks\"                # a word of your own, put in front of each caption"
                 .to_owned(),
-            format!("sizes = [{}]  # a clip goes to the nearest aspect", sizes.join(", ")),
+            format!("sizes = [{}]  # a clip uses the nearest aspect ratio", sizes.join(", ")),
             format!(
-                "frames = {}  # a clip goes to the longest that it fills; at {} frames a second",
+                "frames = {}  # a clip uses the longest that it fills; at {} frames a second",
                 list(&frames),
                 defaults.fps
             ),
@@ -188,7 +186,7 @@ impl Draft {
 
     fn sample(&self) -> String {
         let caption = self.clips.as_ref().map(|clips| clips.caption.as_str()).filter(|text| !text.is_empty());
-        // What looks like an option behind a prompt would be taken for one.
+        // " --" in a caption would be read as an option.
         let prompt = caption.unwrap_or("a person walks along a beach at sunset").replace(" --", " ");
         let every = "every = 250";
         match self.dit.pictures() {
@@ -199,7 +197,7 @@ impl Draft {
                     ""
                 };
                 format!(
-                    "# Each prompt needs a picture, looked for beside this file:\n# [sample]\n# prompts = [{}]\n# {every}",
+                    "# Each prompt needs a picture; its path is relative to this file:\n# [sample]\n# prompts = [{}]\n# {every}",
                     quoted(&format!("{} --i first.png{last}", first_line(&prompt)))
                 )
             }
@@ -212,7 +210,7 @@ impl Draft {
 }
 
 impl Seen {
-    /// The model's sizes; where every clip is smaller, the clips' own, most frequent first.
+    /// The model's sizes; if every clip is smaller, the clips' own, most frequent first.
     fn sizes(&self, defaults: &Defaults) -> Vec<[u32; 2]> {
         let area = |[width, height]: [u32; 2]| u64::from(width) * u64::from(height);
         if self.sizes.iter().any(|size| area(*size) >= area(defaults.size)) {
@@ -250,7 +248,7 @@ impl Seen {
     }
 }
 
-/// Sizes of the DiT, whether there are two of them, and what the model is called.
+/// Sizes of the DiT, whether there are two of them, and the model's name.
 fn look_at(folder: &Path, processor: Processor) -> Result<(DitConfig, Networks, String)> {
     let mut config = ModelConfig { folder: Some(folder.to_owned()), ..ModelConfig::default() };
     if let Some(id) = config.hub_id("".as_ref()) {
@@ -302,7 +300,7 @@ fn default_frames(defaults: &Defaults) -> Vec<u32> {
     }
 }
 
-/// `path`, which is taken from the current folder, as a recipe in the folder `beside` names it.
+/// `path`, which is relative to the current folder, as written in a recipe in the folder `beside`.
 fn from(beside: &Path, path: &Path) -> String {
     let path = match beside.as_os_str().is_empty() || path.is_absolute() {
         true => path.to_owned(),

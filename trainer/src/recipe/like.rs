@@ -1,10 +1,10 @@
-//! Defaults of other trainers, by name: what is not written in a recipe becomes what that trainer would do, so that the
-//! same data learns as it did there. What the recipe says goes before.
+//! Defaults of other trainers, by name: they replace Tandem's own defaults, so that the same data trains as it did there.
+//! Settings of the recipe take precedence.
 
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
-/// A trainer whose defaults a recipe may take over.
+/// A trainer whose defaults a recipe may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Like {
@@ -91,14 +91,14 @@ const DIFFSYNTH: [Row; 10] = [
     ("optimizer.clip_norm", "0.0", "it has none"),
 ];
 
-/// A default that was taken over.
+/// A default that was used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Taken {
     /// Dotted key.
     pub key: &'static str,
-    /// Its value, as a recipe would say it.
+    /// Its value, as in a recipe.
     pub value: &'static str,
-    /// Where that trainer has it from.
+    /// Its source in that trainer.
     pub source: &'static str,
 }
 
@@ -109,7 +109,7 @@ impl std::fmt::Display for Taken {
 }
 
 impl Like {
-    /// What people call the trainer.
+    /// The trainer's name.
     pub fn name(self) -> &'static str {
         match self {
             Self::MusubiTuner => "musubi-tuner",
@@ -128,7 +128,7 @@ impl Like {
         }
     }
 
-    /// Puts the trainer's defaults where `recipe` says nothing; which they were.
+    /// Sets the trainer's defaults for keys that `recipe` does not set; returns them.
     pub fn fill(self, recipe: &mut Table) -> Vec<Taken> {
         let fill =
             |&(key, value, source): &Row| put(recipe, key, value).then_some(Taken { key, value, source });
@@ -136,7 +136,7 @@ impl Like {
     }
 }
 
-/// Puts `value` at the dotted `key`, unless something is there; whether it did.
+/// Sets `value` at the dotted `key`, unless the key is set; returns whether it did.
 fn put(mut table: &mut Table, key: &str, value: &str) -> bool {
     let (sections, name) = key.rsplit_once('.').unwrap_or(("", key));
     for section in sections.split('.') {

@@ -1,4 +1,4 @@
-//! The recipe: what the user wrote. Unknown keys are refused, and nothing is decided here; [`crate::plan`] does that.
+//! The recipe as the user wrote it. Unknown keys are refused; everything is resolved by [`crate::plan`].
 
 mod assignment;
 mod bounds;
@@ -27,11 +27,11 @@ pub use assignment::Assignment;
 pub use bounds::check as check_bounds;
 pub use words::{WORDS, defaults};
 
-/// A recipe. `[model]` and `[data]` are needed; all else has defaults.
+/// A recipe. `[model]` and `[data]` are required; all else has defaults.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
-    /// Where the run lies, and its seed.
+    /// The run's folders, and its seed.
     #[serde(default)]
     pub run: RunConfig,
     /// The base model.
@@ -62,19 +62,19 @@ pub struct Recipe {
     /// The adapter files.
     #[serde(default)]
     pub export: ExportConfig,
-    /// The defaults that `train.like` put in.
+    /// The defaults that `train.like` set.
     #[serde(skip)]
     pub taken: Vec<Taken>,
 }
 
-/// Where a run lies, and its seed.
+/// The folders of a run, and its seed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunConfig {
     /// Name of the run and its files. Default: the name of the recipe file.
     pub name: Option<String>,
-    /// Folder of the run, from the recipe's folder. Default: `runs/<name>` below the current folder, with a number behind
-    /// it where a run lies there already.
+    /// Folder of the run, relative to the recipe's. Default: `runs/<name>` below the current folder, with a number appended if
+    /// that has a run already.
     pub folder: Option<PathBuf>,
     /// Folder of cached latents and text states. Default: `runs/cache` below the current folder.
     pub cache: Option<PathBuf>,
@@ -82,27 +82,27 @@ pub struct RunConfig {
     pub seed: Option<u64>,
 }
 
-/// How long training goes on and what each step sees.
+/// The length of training and the samples of each step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
-    /// Another trainer, whose defaults stand for whatever the recipe does not say of alpha, caption dropout, noise levels and
-    /// the optimiser: `musubi-tuner`, `diffusion-pipe`, `ai-toolkit`, `diffsynth-studio`. Default: none, Tandem's own.
+    /// Another trainer, whose defaults are used for alpha, caption dropout, noise levels and the optimiser where the recipe does
+    /// not set them: `musubi-tuner`, `diffusion-pipe`, `ai-toolkit`, `diffsynth-studio`. Default: none, Tandem's own.
     pub like: Option<Like>,
     /// Optimiser steps. Default 1000.
     pub steps: u64,
-    /// Epochs, in place of `steps`: the plan settles how many steps they are. Default: none.
+    /// Epochs, in place of `steps`: the plan converts them to steps. Default: none.
     pub epochs: Option<u64>,
     /// Samples of a micro-batch. Default 1.
     pub batch: usize,
     /// Micro-batches of a step; with 2 or more, all stages work at once. Default 1.
     pub accumulate: usize,
-    /// Share of the samples whose caption is replaced by the empty prompt, 0 to 1. Default 0.1.
+    /// Fraction of the samples whose caption is replaced by the empty prompt, 0 to 1. Default 0.1.
     pub caption_dropout: f64,
-    /// Share of the samples that are shown their first frame and learn to go on from it, 0 to 1; TI2V-5B alone. Default 0.2.
+    /// Fraction of the samples whose first frame is given clean, to learn its continuation, 0 to 1; TI2V-5B only. Default 0.2.
     pub picture_share: Option<f64>,
-    /// Where both experts of a model are trained, the share of the micro-batches that goes to the one for high noise, 0 to
-    /// 1. Default: the share of the drawn sigmas that it makes.
+    /// If both experts of a model are trained, the fraction of the micro-batches for the one for high noise, 0 to 1. Default: the
+    /// fraction of the drawn sigmas in its range.
     pub high_share: Option<f64>,
     /// How noise levels are drawn and weighted.
     pub timesteps: TimestepConfig,
@@ -133,7 +133,7 @@ impl Default for TrainConfig {
 pub struct CheckpointConfig {
     /// Steps between two checkpoints, each with an adapter file; 0 for none. Default 250.
     pub every_steps: u64,
-    /// Minutes between two checkpoints, so that a crash costs no more; 0 for none. Default 30.
+    /// Minutes between two checkpoints, so that a crash loses no more; 0 for none. Default 30.
     pub every_minutes: u64,
     /// Checkpoints that are kept; older ones are deleted, adapter files never. Default 3.
     pub keep_last: usize,
@@ -170,10 +170,10 @@ impl Recipe {
         Self::read_with(path, &[])
     }
 
-    /// Reads a recipe and puts `settings` of a command line in place of its own.
+    /// Reads a recipe and overrides its settings by `settings` of a command line.
     ///
     /// # Errors
-    /// A file that cannot be read or is no TOML; unknown keys, with what was meant; both steps and epochs.
+    /// If the file cannot be read or is not TOML, has unknown keys (with the nearest known one), or both steps and epochs.
     pub fn read_with(path: &Path, settings: &[Assignment]) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(|source| Error::Io {
             action: "read the recipe",
@@ -203,7 +203,7 @@ impl Recipe {
 /// The tables of the recipe at `path`.
 ///
 /// # Errors
-/// What is no TOML, files of other trainers, and paths of Windows whose backslashes are escapes.
+/// If it is not TOML, is a file of another trainer, or has Windows paths whose backslashes are escapes.
 fn parsed(path: &Path, text: &str) -> Result<toml::Table> {
     let refuse = |why: String| Error::Recipe { path: path.to_owned(), why };
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -211,7 +211,7 @@ fn parsed(path: &Path, text: &str) -> Result<toml::Table> {
         let why = words::windows_path(text).or_else(|| words::foreign_ending(&name));
         refuse(why.unwrap_or_else(|| error.to_string()))
     })?;
-    // An escape that TOML knows leaves a path with a tab or a line break in it.
+    // A backslash that is a valid escape of TOML turns into a tab or a line break in the path.
     if words::has_broken_path(&table)
         && let Some(why) = words::windows_path(text)
     {
@@ -240,7 +240,7 @@ fn from_table(path: &Path, table: &toml::Table, settings: &[Assignment]) -> Resu
     })
 }
 
-/// What the parser says, and what was meant by a key that there is not.
+/// The parser's message, with a suggestion for an unknown key.
 fn refusal(path: &Path, error: &toml::de::Error) -> Error {
     let why = match words::meant(error.message()) {
         Some(meant) => format!("{}\n{meant}", error.to_string().trim_end()),

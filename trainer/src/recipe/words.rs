@@ -1,4 +1,4 @@
-//! What other trainers call things, for recipes that use their words; and files of theirs given as a recipe.
+//! Other trainers' names of settings, to correct recipes that use them; and their files given as a recipe.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::machine::devices::DevicesConfig;
 use crate::machine::memory::MemoryConfig;
 use crate::sample::SampleConfig;
 
-/// How alike two words must be for the one to be a slip of the other: `trian` and `train` are, `epochs` and `steps` are not.
+/// How similar two words must be for one to be a typo of the other: `trian` and `train` are, `epochs` and `steps` are not.
 const ALIKE: f64 = 0.8;
 
 /// A key of another trainer, ours, and what differs.
@@ -42,11 +42,7 @@ pub const WORDS: [Row; 117] = [
     ("transformer_dtype", "model.base", "one of f32, bf16, fp8, int8"),
     ("quantize", "model.base", "as base = \"fp8\" or \"int8\""),
     ("qtype", "model.base", "one of f32, bf16, fp8, int8"),
-    (
-        "mixed_precision",
-        "model.base",
-        "bf16 on GPUs unless it says otherwise; adapters and their moments are f32",
-    ),
+    ("mixed_precision", "model.base", "bf16 on GPUs by default; adapters and their moments are f32"),
     ("dtype", "model.base", "one of f32, bf16, fp8, int8"),
     ("fp8_t5", "model.text_base", "as text_base = \"fp8\""),
     ("quantize_te", "model.text_base", "as text_base = \"fp8\""),
@@ -93,7 +89,7 @@ pub const WORDS: [Row; 117] = [
     ("output_path", "run.folder", ""),
     ("training_folder", "run.folder", ""),
     ("output_name", "run.name", ""),
-    ("logging_dir", "run.folder", "TensorBoard events lie in the run's folder"),
+    ("logging_dir", "run.folder", "TensorBoard events are in the run's folder"),
     // The adapter.
     ("network_dim", "adapter.rank", ""),
     ("lora_rank", "adapter.rank", ""),
@@ -166,7 +162,7 @@ pub const WORDS: [Row; 117] = [
 ];
 
 /// What a user meant by a key that no recipe has, out of the parser's message ("unknown field `x`, expected one of `a`, `b`"):
-/// another trainer's word, a key of another section, or a slip; `None` where nothing is near.
+/// another trainer's word, a key of another section, or a typo; `None` if nothing is similar.
 pub(super) fn meant(message: &str) -> Option<String> {
     let mut quoted = message.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);
     let unknown = quoted.next()?;
@@ -224,7 +220,7 @@ fn below(key: &str, value: &Value, keys: &mut BTreeMap<String, ()>) {
     }
 }
 
-/// What a TOML file of another trainer is that was given as a recipe, and what to do with it; `None` where it is none.
+/// Which trainer's TOML file was given as a recipe, and what to do with it; `None` if it is not one.
 pub(super) fn foreign_file(name: &str, table: &Table) -> Option<String> {
     let import = |what: &str| {
         format!(
@@ -246,7 +242,7 @@ pub(super) fn foreign_file(name: &str, table: &Table) -> Option<String> {
     }
 }
 
-/// What a file is that is no TOML by its ending, and what to do with it.
+/// What a file is whose extension is not TOML's, and what to do with it.
 pub(super) fn foreign_ending(name: &str) -> Option<String> {
     let ending = name.rsplit_once('.')?.1.to_lowercase();
     match ending.as_str() {

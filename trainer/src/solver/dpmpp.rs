@@ -6,7 +6,7 @@ use kernels::Tensor;
 
 use super::{Result, combine, lambda, predicted};
 
-/// What the step before left behind: the clean latent that it predicted.
+/// The history: the clean latent that the previous step predicted.
 #[derive(Debug, Clone, Default)]
 pub struct DpmPp2m {
     before: Option<Tensor>,
@@ -22,7 +22,7 @@ impl DpmPp2m {
         let last = i + 2 == sigmas.len();
         let result = match self.before.take().filter(|_| !last) {
             Some(before) => {
-                // From sigma 1, where lambda is infinite, the slope counts for nothing: h / inf = 0.
+                // From sigma 1, where lambda is infinite, the slope has no weight: h / inf = 0.
                 let slope = 0.5 * h / (lambda(sigmas[i]) - lambda(sigmas[i - 1]));
                 combine(&[(after / sigma, x), (gain * (1.0 + slope), &m), (-gain * slope, &before)])?
             }

@@ -1,7 +1,7 @@
 //! Solvers of the flow dx/dsigma = v(x, sigma), from noise at sigma 1 to a latent at sigma 0.
 //!
-//! A [`Schedule`] is the grid of noise levels; a [`Solver`] walks it, one network call a step. Coefficients are
-//! computed on the host in float64; tensors stay in float32 on their device, and nothing is read back.
+//! A [`Schedule`] is the grid of noise levels; a [`Solver`] integrates along it, one network call a step. Coefficients are
+//! computed on the host in float64; tensors stay in float32 on their device, and nothing is copied to the host.
 
 mod dpmpp;
 mod euler;
@@ -15,18 +15,18 @@ use serde::{Deserialize, Serialize};
 pub use lcm::FreshNoise;
 pub use sigmas::{Schedule, shifted};
 
-/// The result of anything in this module.
+/// The result type of this module.
 pub type Result<T, E = SolverError> = std::result::Result<T, E>;
 
-/// Which solver walks the grid.
+/// The solver.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 #[value(rename_all = "lowercase")]
 pub enum SolverKind {
-    /// UniPC of order 2 with its corrector: what Wan samples with. The default.
+    /// UniPC of order 2 with its corrector, as in Wan's own code. The default.
     #[default]
     UniPc,
-    /// One straight step per network call.
+    /// One Euler step per network call.
     Euler,
     /// DPM-Solver++ of order 2, multistep, midpoint.
     DpmPp2m,
@@ -35,7 +35,7 @@ pub enum SolverKind {
     Lcm,
 }
 
-/// Whose grid of sigmas.
+/// The grid of sigmas.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 #[value(rename_all = "lowercase")]
@@ -43,7 +43,7 @@ pub enum Convention {
     /// The grid of the code that Wan was published with. The default.
     #[default]
     Official,
-    /// The grid of diffusers' schedulers as its Wan pipelines set them up: for matching what diffusers makes.
+    /// The grid of diffusers' schedulers as its Wan pipelines configure them: for the same results as diffusers.
     Diffusers,
 }
 
@@ -60,20 +60,18 @@ impl Convention {
 /// What can go wrong in a solver.
 #[derive(Debug, thiserror::Error)]
 pub enum SolverError {
-    /// A grid of nothing.
+    /// A grid without steps.
     #[error("the number of sampling steps is 0; give at least 1 (Wan uses 30 to 50)")]
     NoSteps,
-    /// A shift that no grid can have.
+    /// An impossible shift.
     #[error("the shift {0} is not a positive number (Wan uses 3 to 12, 1 for none)")]
     Shift(f64),
-    /// The steps of one run must come in order, each once: a multistep solver remembers the ones before.
-    #[error(
-        "sampling step {got} was asked for where step {expected} of {steps} comes next; start a new solver"
-    )]
+    /// Steps must be taken in order, each once: a multistep solver depends on the previous ones.
+    #[error("sampling step {got} was requested, but step {expected} of {steps} is next; start a new solver")]
     OutOfOrder {
-        /// The step asked for.
+        /// The requested step.
         got: usize,
-        /// The step that comes next.
+        /// The next step.
         expected: usize,
         /// Steps in all.
         steps: usize,
@@ -99,8 +97,8 @@ pub enum SolverError {
     Tensor(#[from] kernels::Error),
 }
 
-/// One sampling run: walks a [`Schedule`] from its first sigma to 0. It carries the multistep history, which goes on
-/// unbroken where another network takes over midway.
+/// One sampling run along a [`Schedule`], from its first sigma to 0. It has the multistep history, which continues when
+/// another network takes over midway.
 #[derive(Debug, Clone)]
 pub struct Solver {
     schedule: Schedule,
@@ -117,7 +115,7 @@ enum History {
 }
 
 impl Solver {
-    /// A run at its start, by the solver that the schedule was made for.
+    /// A run at its start, with the solver of the schedule.
     pub fn new(schedule: Schedule) -> Self {
         let history = match schedule.kind() {
             SolverKind::UniPc => History::UniPc(unipc::UniPc::default()),
@@ -137,7 +135,7 @@ impl Solver {
         self
     }
 
-    /// The grid that is walked.
+    /// The grid.
     pub fn schedule(&self) -> &Schedule {
         &self.schedule
     }
@@ -171,7 +169,7 @@ fn lambda(sigma: f32) -> f64 {
     (1.0 - sigma).ln() - sigma.ln()
 }
 
-/// The clean latent that the network sees behind `x`: x - sigma * v.
+/// The network's prediction of the clean latent: x - sigma * v.
 fn predicted(x: &Tensor, v: &Tensor, sigma: f32) -> Result<Tensor> {
     combine(&[(1.0, x), (-f64::from(sigma), v)])
 }

@@ -1,4 +1,4 @@
-//! The noise levels of a sampling run, and the timesteps that the network is told.
+//! The noise levels of a sampling run, and the timesteps that the network gets.
 //!
 //! Base grids run from (almost) 1 down towards 0 and are shifted: s' = shift * s / (1 + (shift - 1) * s).
 //! Sources: Wan-Video/Wan2.1 wan/utils/fm_solvers_unipc.py and fm_solvers.py; diffusers
@@ -6,7 +6,7 @@
 
 use super::{Convention, Result, SolverError, SolverKind};
 
-/// The largest sigma of the official UniPC grid: 0.999 as a float32 holds it.
+/// The largest sigma of the official UniPC grid: 0.999 as a float32.
 const OFFICIAL_FIRST: f64 = 0.999_f32 as f64;
 
 /// Steps of the training process; a timestep is this times sigma.
@@ -18,7 +18,7 @@ pub struct Schedule {
     kind: SolverKind,
     /// Noise levels, from the first step's to the final 0: steps + 1 values.
     pub sigmas: Vec<f32>,
-    /// What the network is told at each step, in 0..1000: whole numbers (cut, not rounded) for UniPC and DPM++,
+    /// The network's timestep at each step, in 0..1000: whole numbers (truncated, not rounded) for UniPC and DPM++,
     /// as their reference has them, exact ones for Euler.
     pub timesteps: Vec<f32>,
 }

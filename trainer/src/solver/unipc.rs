@@ -7,7 +7,7 @@ use kernels::Tensor;
 
 use super::{Result, combine, lambda, predicted};
 
-/// What the steps before left behind.
+/// The history of the previous steps.
 #[derive(Debug, Clone, Default)]
 pub struct UniPc {
     /// The clean latents predicted one and two steps ago.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use models::adapter::files::{self, AdapterFile, Precision, Provenance, Style};
-use models::adapter::{Adapters, Delta, Kind, complete};
+use models::adapter::{AdapterKind, Adapters, Delta, complete};
 use models::expert::Expert;
 
 use crate::base::Trained;
@@ -124,7 +124,7 @@ pub fn of_checkpoint(checkpoint: &Path, expert: Option<Expert>, style: Style) ->
         let delta = Delta::from_tensors(config.kind, config.scale(), find).ok_or(Error::ForeignCheckpoint)?;
         file.modules.insert(module.to_owned(), delta.to_change(None)?);
     }
-    if config.kind == Kind::Dora {
+    if config.kind == AdapterKind::Dora {
         let (_, weights) = match expert {
             Some(expert) => plan.model.dits.of(expert).open()?,
             None => plan.model.open_dit()?,

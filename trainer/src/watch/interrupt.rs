@@ -12,22 +12,22 @@ pub const INTERRUPTED: u8 = 130;
 /// The exit code of a run that a second Ctrl-C ended before its state was saved.
 pub const NOT_SAVED: u8 = 131;
 
-/// What a command does when the user asks it to stop.
+/// How a command reacts when the user asks it to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnStop {
-    /// It finishes its step and saves its state.
+    /// It finishes the current step and saves its state.
     Save,
-    /// It ends after the item in hand; what is finished stays.
+    /// It ends after the current item; finished items are kept.
     Finish,
-    /// The same, but it ends within 3 seconds even in the middle of an item: nothing is lost that could be kept.
+    /// The same, but it ends within 3 seconds even in the middle of an item, which could not be kept anyway.
     Leave,
 }
 
-/// How long a command that has nothing to save may go on after it was asked to stop.
+/// How long a command without state may continue after it was asked to stop.
 const GRACE: Duration = Duration::from_secs(3);
 
 impl OnStop {
-    /// What is said when the user asks to stop.
+    /// The message at the first request to stop.
     fn promise(self) -> &'static str {
         match self {
             Self::Save => {
@@ -38,7 +38,7 @@ impl OnStop {
         }
     }
 
-    /// What is said when the user asks again, and the exit code.
+    /// The message at the second request, and the exit code.
     fn at_once(self) -> (&'static str, u8) {
         match self {
             Self::Save => ("stopped at once: the steps since the last checkpoint are not saved", NOT_SAVED),
@@ -54,18 +54,18 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    /// Listens for Ctrl-C and for the system's request to end, in a command that has no state to save.
+    /// Listens for Ctrl-C and for the system's request to end (SIGTERM), in a command that has no state to save.
     ///
     /// # Errors
-    /// When the system refuses; the run then simply ends at Ctrl-C.
+    /// If the system refuses; Ctrl-C then ends the process at once.
     pub fn listen() -> std::result::Result<Self, ctrlc::Error> {
         Self::listen_to(OnStop::Finish)
     }
 
-    /// The same in a command that does `on_stop`.
+    /// The same, in a command that reacts as `on_stop` says.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Self::listen`].
     pub fn listen_to(on_stop: OnStop) -> std::result::Result<Self, ctrlc::Error> {
         let interrupt = Self::default();
         let asked = Arc::clone(&interrupt.asked);
@@ -86,12 +86,12 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    /// What a loop that can be broken off does next.
+    /// Whether a loop that can be interrupted continues.
     pub fn flow(&self) -> ControlFlow<()> {
         if self.is_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
-    /// Stops work that keeps what it finished.
+    /// Stops work whose finished items are kept.
     ///
     /// # Errors
     /// [`Error::Interrupted`] when the user asked to stop.

@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one JSON object a step. The file is cut back to its checkpoint when a run goes on.
+//! `metrics.jsonl`: one JSON object a step. When a run is resumed, the file is truncated to its length at the checkpoint.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 
-/// What a step came to.
+/// The result of a step.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StepRow {
     /// Optimiser steps made, this one included.
@@ -19,7 +19,7 @@ pub struct StepRow {
     pub epoch: u64,
     /// Weighted mean squared error of the velocity.
     pub loss: f64,
-    /// Norm of all gradients together, before it was limited.
+    /// Norm of all gradients together, before clipping.
     pub grad_norm: f64,
     /// Learning rate of the step.
     pub lr: f64,
@@ -29,25 +29,25 @@ pub struct StepRow {
     pub seconds: f64,
     /// Clip of each sample.
     pub items: Vec<String>,
-    /// Of a run that trains both experts: what came to those that had a micro-batch.
+    /// In a run that trains both experts, the results of those that had a micro-batch.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub experts: BTreeMap<Expert, ExpertRow>,
-    /// Sigma and mean squared error of each micro-batch: a curve of each range of noise levels in TensorBoard, not a field
-    /// of the row.
+    /// Sigma and mean squared error of each micro-batch, for a curve per range of noise levels in TensorBoard; not a field of the
+    /// row.
     #[serde(skip)]
     pub by_sigma: Vec<(f64, f64)>,
 }
 
-/// What a step came to for one of two experts.
+/// The result of a step for one of two experts.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct ExpertRow {
     /// Mean over its own samples.
     pub loss: f64,
-    /// Norm of its gradients, before it was limited.
+    /// Norm of its gradients, before clipping.
     pub grad_norm: f64,
     /// Its micro-batches.
     pub micro_batches: usize,
-    /// Updates made of it, this one included.
+    /// Its updates, this one included.
     pub updates: u64,
 }
 
@@ -61,7 +61,7 @@ pub struct EvalRow {
     pub expert: Option<Expert>,
     /// Mean over items and sigmas.
     pub eval_loss: f64,
-    /// Mean over items for each of nine sigmas: 0.1 .. 0.9, of an expert evenly within its own.
+    /// Mean over items for each of nine sigmas: 0.1 .. 0.9, or evenly spaced in an expert's range.
     pub by_sigma: Vec<f64>,
 }
 
@@ -74,7 +74,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the log at `path` and cuts it to its first `bytes` bytes: 0 for a new run.
+    /// Opens the log at `path` and truncates it to its first `bytes` bytes: 0 for a new run.
     ///
     /// # Errors
     /// When the file is shorter than that, or cannot be written.

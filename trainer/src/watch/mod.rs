@@ -1,4 +1,4 @@
-//! What a run says while it works: the terminal, logs, TensorBoard, and the wish to stop.
+//! Output and interruption of a run: the terminal, logs, TensorBoard, and Ctrl-C.
 
 pub mod interrupt;
 pub mod metrics;

@@ -11,16 +11,16 @@ use std::path::{Path, PathBuf};
 /// Why an event file could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum TensorboardError {
-    /// The file system said no.
+    /// The file could not be read or written.
     #[error("{path}: cannot write the TensorBoard events: {source}")]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system answered.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// Something else lies there.
-    #[error("{path}: this is no TensorBoard event file; move it away, a new one will be started")]
+    /// There is another kind of file.
+    #[error("{path}: this is not a TensorBoard event file; move it away, a new one will be started")]
     NotEvents {
         /// The file.
         path: PathBuf,
@@ -40,12 +40,12 @@ pub struct Picture<'a> {
     pub height: usize,
 }
 
-/// Where bytes can be made to last.
+/// A file that can be synced to disk.
 pub trait Durable: Write {
-    /// Waits until everything written would outlive a power loss.
+    /// Waits until everything written would survive a power loss.
     ///
     /// # Errors
-    /// What the system answers.
+    /// The system's error.
     fn make_durable(&mut self) -> std::io::Result<()>;
 }
 
@@ -55,7 +55,7 @@ impl Durable for File {
     }
 }
 
-/// Appends events to one file. TensorBoard finds it if its name holds `tfevents`.
+/// Appends events to one file. TensorBoard finds it if its name contains `tfevents`.
 pub struct EventWriter<F: Durable = File> {
     path: PathBuf,
     out: BufWriter<F>,
@@ -64,11 +64,11 @@ pub struct EventWriter<F: Durable = File> {
 
 impl EventWriter {
     /// Opens the file at `path` and keeps its whole records within the first `keep` bytes: what
-    /// [`EventWriter::sync`] returned at the checkpoint that a run goes on from, or 0 to start anew. Everything behind
-    /// goes away. A file that is missing, or left empty, is begun at `wall_time` (seconds since 1970).
+    /// [`EventWriter::sync`] returned at the checkpoint that a run is resumed from, or 0 for a new run. Everything after them is
+    /// truncated. A file that is missing, or becomes empty, is started at `wall_time` (seconds since 1970).
     ///
     /// # Errors
-    /// The file system, or a file at `path` that is something else.
+    /// If the file cannot be read or written, or is not an event file.
     pub fn open(path: &Path, keep: u64, wall_time: f64) -> Result<Self> {
         let io = |source| TensorboardError::Io { path: path.to_owned(), source };
         let mut file =
@@ -174,7 +174,7 @@ fn whole_records(file: &File, limit: u64) -> std::io::Result<u64> {
     Ok(end)
 }
 
-/// How a protocol buffer field is stored.
+/// The wire type of a protocol buffer field.
 #[derive(Clone, Copy)]
 enum Wire {
     Varint = 0,

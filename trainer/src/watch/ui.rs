@@ -1,4 +1,4 @@
-//! What the user sees while something runs: lines, progress bars, and JSON for machines. The only place that prints.
+//! The program's output: lines, progress bars, and JSON for machines. The only module that prints.
 
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,16 +10,16 @@ use indicatif::{
     FormattedDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
 };
 
-/// How results are told.
+/// The format of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Voice {
-    /// Lines for people on standard output; bars on standard error where that is a terminal.
+    /// Lines for people on standard output; bars on standard error if that is a terminal.
     Human,
     /// One JSON object a line on standard output, nothing else there; notes on standard error.
     Json,
 }
 
-/// The user's side of a command.
+/// The output of a command.
 #[derive(Debug, Clone)]
 pub struct Ui {
     voice: Voice,
@@ -28,7 +28,7 @@ pub struct Ui {
     done: Arc<Mutex<Vec<PhaseDone>>>,
 }
 
-/// What machines are told besides results.
+/// What is reported to machines besides results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Events {
     /// Nothing: a command gives one object.
@@ -37,20 +37,20 @@ enum Events {
     Phases,
 }
 
-/// A phase that is over.
+/// A finished phase.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PhaseDone {
-    /// What it is called.
+    /// Its label.
     pub label: &'static str,
-    /// How long it took.
+    /// Its duration.
     pub seconds: f64,
 }
 
-/// What takes less is over before anybody wonders.
+/// Shorter phases are not announced.
 const WORTH_A_LINE: Duration = Duration::from_secs(1);
 
 impl Ui {
-    /// A user interface; bars are hidden where standard error is no terminal.
+    /// A user interface; bars are hidden if standard error is not a terminal.
     pub fn new(voice: Voice) -> Self {
         let is_visible = std::io::stderr().is_terminal() && voice == Voice::Human;
         let target = if is_visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
@@ -62,19 +62,19 @@ impl Ui {
         }
     }
 
-    /// The same, which tells machines of phases too: for commands that take long.
+    /// The same, which also reports phases to machines: for commands that take long.
     pub fn with_phases(&self) -> Self {
         Self { events: Events::Phases, ..self.clone() }
     }
 
-    /// A line for people: on standard output, or nothing when a machine listens.
+    /// A line for people on standard output; nothing with `--json`.
     pub fn say(&self, line: &str) {
         if self.voice == Voice::Human {
             self.bars.suspend(|| print(&mut std::io::stdout().lock(), line));
         }
     }
 
-    /// A line on standard error, whoever listens: warnings and news that are not the result.
+    /// A line on standard error, also with `--json`: warnings and notes that are not the result.
     pub fn note(&self, line: &str) {
         self.bars.suspend(|| print(&mut std::io::stderr().lock(), line));
     }
@@ -87,8 +87,7 @@ impl Ui {
         }
     }
 
-    /// Asks a question that is answered by y or n, which is no. Nothing is asked where nobody is at a terminal, or a machine
-    /// listens: the answer is yes.
+    /// Asks a yes-no question; the default is no. Without a terminal, or with `--json`, nothing is asked and the answer is yes.
     pub fn confirm(&self, question: &str) -> bool {
         let is_attended = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
         if self.voice == Voice::Json || !is_attended {
@@ -102,7 +101,7 @@ impl Ui {
         }
     }
 
-    /// A row of a log: an object for machines; people without a bar to look at get `line`.
+    /// A row of a log: an object for machines; people without a progress bar get `line`.
     pub fn progress(&self, line: &str, row: &impl serde::Serialize) {
         match (self.voice, serde_json::to_value(row)) {
             (Voice::Json, Ok(value)) => print(&mut std::io::stdout().lock(), &value.to_string()),
@@ -111,8 +110,8 @@ impl Ui {
         }
     }
 
-    /// Does `work` of which nothing can be counted. People see that it goes on, and read how long it took where that was over
-    /// a second; machines get `{"phase": label, "seconds": ...}` when it is done, where they are told of phases.
+    /// Runs `work` without countable progress. People see a spinner, and the duration if it was over a second; machines get
+    /// `{"phase": label, "seconds": ...}` at the end, if phases are reported.
     ///
     /// # Errors
     /// Those of `work`.
@@ -139,8 +138,7 @@ impl Ui {
         done
     }
 
-    /// Says after a second, to people without a bar to look at, that something has begun, unless it is over by then: until
-    /// what is returned is dropped.
+    /// Announces a phase to people without a progress bar, unless it ends (the result is dropped) within a second.
     fn announce(&self, label: String) -> Option<mpsc::Sender<()>> {
         if self.voice == Voice::Json || !self.bars.is_hidden() {
             return None;
@@ -155,9 +153,9 @@ impl Ui {
         Some(alive)
     }
 
-    /// The phases that are over, in the order in which they ended.
+    /// The finished phases, in the order in which they ended.
     pub fn phases(&self) -> Vec<PhaseDone> {
-        // A list that a panic left is whole.
+        // A panic elsewhere leaves the list intact.
         self.done.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -173,8 +171,8 @@ impl Ui {
         }
     }
 
-    /// A bar of `length` steps. It shows speed and the time that is left; [`Bar::inform`] puts something beside it. It is
-    /// told as a phase is, with its count, when it is finished.
+    /// A bar of `length` steps. It shows speed and the remaining time; [`Bar::inform`] adds a text. When it is finished it is
+    /// reported as a phase, with its count.
     pub fn bar(&self, label: &'static str, length: usize) -> Bar {
         let bar = self.bars.add(ProgressBar::new(length as u64));
         let style =
@@ -194,7 +192,7 @@ impl Ui {
         Bar { bar, told: Some(Arc::new(told)) }
     }
 
-    /// A bar of `bytes` that come from afar.
+    /// A bar of `bytes` to download.
     pub fn bytes_bar(&self, label: String, bytes: u64) -> Bar {
         let bar = self.bars.add(ProgressBar::new(bytes));
         let template = "{prefix} {wide_bar:.cyan/dim} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta_precise}";
@@ -209,11 +207,11 @@ impl Ui {
 
 fn left(state: &ProgressState, out: &mut dyn std::fmt::Write) {
     let is_over = state.len().is_some_and(|length| state.pos() >= length);
-    // A terminal that cannot be written to shows no bar at all.
+    // A terminal that cannot be written to shows no bar.
     let _ = out.write_str(&time_left(state.eta(), is_over));
 }
 
-/// The time that is left as a bar shows it: nothing is known of it before the first step is made, when `eta` is zero.
+/// The remaining time as a bar shows it: unknown before the first step, when `eta` is zero.
 pub fn time_left(eta: Duration, is_over: bool) -> String {
     match eta.is_zero() && !is_over {
         true => "--:--:--".to_owned(),
@@ -228,27 +226,27 @@ pub struct Bar {
     told: Option<Arc<Told>>,
 }
 
-/// What a bar tells of when it is finished.
+/// The phase that a bar reports when it is finished.
 #[derive(Debug)]
 struct Told {
     ui: Ui,
     label: &'static str,
     begun: Instant,
     skipped: AtomicU64,
-    /// Until it is dropped, the beginning is yet to be told.
+    /// Until it is dropped, the beginning is not announced yet.
     announced: Mutex<Option<mpsc::Sender<()>>>,
 }
 
 impl Told {
-    /// Nothing more is to be said of the beginning.
+    /// Cancels the announcement of the beginning.
     fn begin(&self) {
-        // A lock that a panic poisoned holds what it held.
+        // A panic elsewhere leaves the value intact.
         self.announced.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 
 impl Bar {
-    /// The same, whose beginning nobody has to be told of: rows of a log tell that it goes on.
+    /// The same, whose beginning is not announced: rows of a log show the progress.
     pub fn unannounced(self) -> Self {
         if let Some(told) = &self.told {
             told.begin();
@@ -261,7 +259,7 @@ impl Bar {
         self.bar.inc(count as u64);
     }
 
-    /// Steps that were done before the bar came up: they do not count for its speed.
+    /// Steps that were done before the bar was created: they do not count for its speed.
     pub fn skip(&self, done: usize) {
         self.bar.set_position(done as u64);
         self.bar.reset_eta();
@@ -270,14 +268,14 @@ impl Bar {
         }
     }
 
-    /// Text beside the bar.
+    /// Sets the text next to the bar.
     pub fn inform(&self, text: String) {
         self.bar.set_message(text);
     }
 
-    /// Takes the bar away, and tells what was done.
+    /// Removes the bar, and reports what was done.
     pub fn finish(&self) {
-        // Finishing puts a bar to its end.
+        // Finishing sets a bar to its end.
         let position = self.bar.position();
         self.bar.finish_and_clear();
         let Some(told) = &self.told else { return };
@@ -304,12 +302,12 @@ pub fn fail(voice: Voice, message: &str, code: u8) {
     complain(&format!("error: {message}"));
 }
 
-/// A line on standard error from where there is no [`Ui`]: the end of the program, and the handler of Ctrl-C.
+/// A line on standard error where there is no [`Ui`]: at the end of the program, and in the handler of Ctrl-C.
 pub fn complain(line: &str) {
     print(&mut std::io::stderr().lock(), line);
 }
 
-/// A closed pipe at the other end is no reason to fail.
+/// A pipe that the reader closed is not an error.
 fn print(out: &mut impl Write, line: &str) {
     let _ = writeln!(out, "{line}");
 }

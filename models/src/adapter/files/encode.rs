@@ -10,15 +10,15 @@ use super::error::AdapterFileError;
 use super::spell::{Spelling, spell};
 use super::{AdapterFile, Precision, Style};
 use crate::Result;
-use crate::adapter::change::{Change, DoraPair, LoraPair};
+use crate::delta::{Change, DoraPair, LoraPair};
 
-/// Height and width of the patch convolution's kernel, behind one frame.
+/// Height and width of the patch convolution's kernel, which is one frame deep.
 const KERNEL: usize = crate::dit::config::PATCH;
 
 /// The tensors of `adapter` by key.
 ///
 /// # Errors
-/// What the style has no words for, and what the number format cannot hold.
+/// If the style cannot express a change, or the number format cannot represent a value.
 pub(super) fn encode(
     path: &Path,
     adapter: &AdapterFile,
@@ -31,7 +31,7 @@ pub(super) fn encode(
         own.change(module, &on_cpu(change)?)?;
         Ok(own.tensors)
     });
-    // Collected first, so that of several refusals the same one is always told.
+    // Collected first, so that the same one of several errors is always reported.
     let mut tensors = BTreeMap::new();
     for own in modules.collect::<Vec<Result<_>>>() {
         tensors.extend(own?);
@@ -67,7 +67,7 @@ impl Encoder<'_> {
                         ));
                     }
                     (_, true) => ("lora_magnitude_vector", magnitude.of_merged().cloned()),
-                    // A column, as it stands before the rows that it scales.
+                    // A column, as it is broadcast over the rows that it scales.
                     (_, false) => ("dora_scale", magnitude.of_base().map(|m| m.unsqueeze(1)).transpose()?),
                 };
                 let lengths = lengths.ok_or_else(|| {
@@ -88,7 +88,7 @@ impl Encoder<'_> {
         let mut factors =
             [pair.a.clone(), if is_folded { (&pair.b * pair.scale())? } else { pair.b.clone() }];
         if module == "patch_embedding" && pair.a.dim(1)?.is_multiple_of(KERNEL * KERNEL) {
-            // Programs that hold it as a convolution load it as two.
+            // Programs in which it is a convolution load it as two convolutions.
             let (rank, columns) = pair.a.dims2()?;
             factors[0] = factors[0].reshape((rank, columns / (KERNEL * KERNEL), 1, KERNEL, KERNEL))?;
             factors[1] = factors[1].reshape((pair.b.dim(0)?, rank, 1, 1, 1))?;
@@ -121,7 +121,7 @@ impl Encoder<'_> {
         Ok(())
     }
 
-    /// What is added to the whole tensor `name`.
+    /// The difference of the whole tensor `name`.
     fn difference(&mut self, name: &str, difference: &Tensor) -> Result<()> {
         if self.style.is_peft() || self.style == Style::Diffsynth {
             let way_out = "write it as comfy or kohya";

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// Why an adapter file was refused. Every text names the file and the key, and the way out.
+/// Why an adapter file was refused. Every message names the file, the key, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum AdapterFileError {
     /// No key looks like an adapter's.
@@ -37,9 +37,9 @@ pub enum AdapterFileError {
         path: PathBuf,
         /// Official module name.
         module: String,
-        /// The key that is there.
+        /// The key that was found.
         found: String,
-        /// What is not: "up factor (lora_B or lora_up)", or the other one.
+        /// The missing one: "up factor (lora_B or lora_up)", or "down factor ...".
         missing: &'static str,
     },
     /// The same factor twice.
@@ -94,7 +94,7 @@ pub enum AdapterFileError {
         /// The shapes.
         shapes: Vec<Vec<usize>>,
     },
-    /// DoRA's lengths of another number than rows.
+    /// DoRA's magnitudes whose number is not that of the rows.
     #[error(
         "{path}: `{key}` has shape {shape:?}; the lengths of a DoRA must be one for each of the {out} rows of its weight \
          (lengths of columns cannot be used)"
@@ -117,7 +117,7 @@ pub enum AdapterFileError {
         /// The names.
         looked: String,
     },
-    /// A kind or a difference that the style cannot say.
+    /// A kind or a difference that the style cannot express.
     #[error("{path}: {what} of {module} cannot be written in this style; {way_out}")]
     NotInStyle {
         /// The file.
@@ -156,7 +156,7 @@ pub enum AdapterFileError {
         /// Shape of B.
         b: Vec<usize>,
     },
-    /// An alpha that readers disagree about, or that is no number.
+    /// An alpha of 0, which programs interpret differently, or one that is not a number.
     #[error(
         "{path}: `{key}` is {value}; alpha must be a finite number other than 0 (programs disagree about 0: \
          some read it as the rank, others as no effect)"
@@ -206,15 +206,15 @@ pub enum AdapterFileError {
         /// The number format.
         precision: &'static str,
     },
-    /// The file system said no.
+    /// The file could not be written.
     #[error("{path}: cannot write: {source}")]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system answered.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// What was written is not what was meant. It should never be seen.
+    /// The file differs from the adapter when it is read back: a bug.
     #[error(
         "{path}: reading it back gave another adapter: {difference}; the file was not kept, please report this"
     )]

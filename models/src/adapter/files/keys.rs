@@ -43,9 +43,9 @@ pub enum Part {
     Up,
     /// Alpha.
     Alpha,
-    /// DoRA's lengths as ComfyUI means them.
+    /// DoRA's magnitudes in ComfyUI's convention.
     DoraScale,
-    /// DoRA's lengths as PEFT means them.
+    /// DoRA's magnitudes in PEFT's convention.
     MagnitudeVector,
     /// LoHa's first pair, a.
     HadaW1A,
@@ -67,11 +67,11 @@ pub enum Part {
     LokrW2A,
     /// LoKr's fine side, b.
     LokrW2B,
-    /// What is added to the weight, or to a parameter that is no weight.
+    /// The difference of the weight, or of another parameter.
     Diff,
-    /// What is added to the bias.
+    /// The difference of the bias.
     DiffBias,
-    /// What is added to the bias, behind the factors' scale.
+    /// The difference of the bias, multiplied by the factors' scale.
     UpBias,
 }
 
@@ -107,10 +107,10 @@ const PARTS: &[(&str, Part)] = &[
     (".diff_b", Part::DiffBias),
 ];
 
-/// Words behind which PEFT puts the name that an adapter has in memory (`lora_A.default.weight`).
+/// Words after which PEFT inserts the name of an adapter in memory (`lora_A.default.weight`).
 const NAMED: [&str; 3] = [".lora_A.", ".lora_B.", ".lora_magnitude_vector."];
 
-/// Prefixes, a longer one before any that it begins with.
+/// Prefixes, longer ones first.
 const PREFIXES: &[(&str, KeyStyle)] = &[
     ("base_model.model.", KeyStyle::Peft),
     ("model.diffusion_model.", KeyStyle::Native),
@@ -141,7 +141,7 @@ pub struct Meaning {
 /// The meaning of `key`, or `None` if it is not an adapter key of a Wan transformer.
 pub fn parse(key: &str) -> Option<Meaning> {
     let key = without_adapter_name(key);
-    // Differences of the modulation are told by the block's name.
+    // The modulation is a tensor of the block itself: its key has no module name.
     let (stem, part) = match key.strip_suffix(".diff_m") {
         Some(block) => (format!("{block}.modulation"), Part::Diff),
         None => PARTS.iter().find_map(|(end, part)| Some((key.strip_suffix(end)?.to_owned(), *part)))?,
@@ -161,7 +161,7 @@ pub fn parse(key: &str) -> Option<Meaning> {
     Some(Meaning { module, part, style: *style, expert })
 }
 
-/// `key` without the name that PEFT calls an adapter by in memory: `lora_A.default.weight` is `lora_A.weight`.
+/// `key` without PEFT's name of the adapter in memory: `lora_A.default.weight` becomes `lora_A.weight`.
 fn without_adapter_name(key: &str) -> String {
     for word in NAMED {
         if let Some((stem, rest)) = key.split_once(word) {

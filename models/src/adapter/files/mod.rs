@@ -1,7 +1,7 @@
 //! Adapter files: changes of weights on disk, in the key styles of ComfyUI, diffusers/PEFT, kohya/musubi and others.
 //!
-//! In memory there is one form, by official module names. Reading knows every style that is met in the wild
-//! ([`KeyStyle`]); writing makes those that programs ask for ([`Style`]) and reads the result back.
+//! In memory there is one form, by official module names. Every style in common use is read ([`KeyStyle`]); those that
+//! programs expect are written ([`Style`]), and each written file is verified by reading it back.
 
 mod encode;
 mod error;
@@ -28,15 +28,15 @@ pub use summary::{AdapterSummary, ModuleSummary, summary};
 pub use verify::verify_written;
 pub use write::{Written, write};
 
-pub use super::change::{Change, LoraPair};
 use crate::Expert;
+pub use crate::delta::{Change, LoraPair};
 
-/// An adapter as a file holds it.
+/// The contents of an adapter file.
 #[derive(Debug, Clone, Default)]
 pub struct AdapterFile {
     /// Changes by official module name (`blocks.0.self_attn.q`).
     pub modules: BTreeMap<String, Change>,
-    /// What is added to whole tensors, by official tensor name (`blocks.0.norm3.bias`), f32 on the CPU.
+    /// Differences of whole tensors, by official tensor name (`blocks.0.norm3.bias`), f32 on the CPU.
     pub differences: BTreeMap<String, Tensor>,
     /// The strings in the header: where the adapter comes from, see [`Provenance`].
     pub metadata: BTreeMap<String, String>,
@@ -44,7 +44,7 @@ pub struct AdapterFile {
     pub style: Option<KeyStyle>,
     /// The expert of a two-expert model that it was made for, where its keys, header or name say so.
     pub expert: Option<Expert>,
-    /// What a user should know about how it was read.
+    /// Notes for the user about how it was read.
     pub notes: Vec<String>,
 }
 
@@ -80,12 +80,12 @@ pub enum Style {
     /// `diffusion_model.blocks.0.self_attn.q.lora_down.weight`, with alpha: ComfyUI.
     ComfyAlpha,
     /// `transformer.blocks.0.attn1.to_q.lora_A.weight`: diffusers and PEFT. The scale is multiplied into B: without
-    /// PEFT's own metadata every reader takes alpha for the rank.
+    /// PEFT's own metadata every reader assumes alpha = rank.
     Diffusers,
     /// `base_model.model.blocks.0.attn1.to_q.lora_A.weight` in a folder with `adapter_config.json`: PEFT itself.
     Peft,
     /// `lora_unet_blocks_0_self_attn_q.lora_down.weight`, with alpha: musubi-tuner and ComfyUI. diffusers loads this
-    /// style only where all ten modules of every block are there.
+    /// style only if it has all ten modules of every block.
     Kohya,
     /// Kohya's with two underscores, `lora_unet__blocks_0_self_attn_q`: VideoX-Fun, which trains Wan-Fun.
     VideoxFun,
@@ -118,7 +118,7 @@ impl Style {
         }
     }
 
-    /// Who reads it, in a line.
+    /// The programs that read it, in one line.
     pub const fn readers(self) -> &'static str {
         match self {
             Self::Comfy => "ComfyUI, DiffSynth; diffusers reads it too",

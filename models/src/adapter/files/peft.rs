@@ -1,4 +1,4 @@
-//! PEFT's settings: the alpha of files that hold none in their tensors.
+//! PEFT's settings: the alpha of files without alpha tensors.
 //!
 //! diffusers keeps them in the header under `lora_adapter_metadata`, PEFT in `adapter_config.json` beside the file.
 //! Source of the rules: huggingface/peft src/peft/tuners/lora/{config,layer}.py.
@@ -12,15 +12,15 @@ use super::error::AdapterFileError;
 use super::keys::KeyStyle;
 
 const HEADER_KEY: &str = "lora_adapter_metadata";
-/// The settings beside a PEFT adapter.
+/// The settings of a PEFT adapter folder.
 pub(super) const CONFIG_FILE: &str = "adapter_config.json";
 
-/// What PEFT multiplies B A by.
+/// How PEFT scales B A.
 pub struct Settings {
     alpha: f64,
-    /// Alphas of modules whose (diffusers) names end like this.
+    /// Alphas of modules, by the end of their (diffusers) names.
     patterns: Vec<(String, f64)>,
-    /// The rank, where it is told, and those of modules whose names end like this.
+    /// The rank, if given, and those of modules by the end of their names.
     rank: Option<f64>,
     ranks: Vec<(String, f64)>,
     rslora: bool,
@@ -28,7 +28,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The settings that go with the file at `path`, if there are any.
+    /// The settings for the file at `path`, if there are any.
     pub fn find(
         path: &Path,
         metadata: &BTreeMap<String, String>,
@@ -81,21 +81,21 @@ impl Settings {
         Ok(Self { alpha, patterns, rank, ranks: by_module("rank_pattern")?, rslora, place })
     }
 
-    /// Refuses a rank of the tensors that is not the one told: what alpha is divided by would be open.
+    /// Refuses tensors of another rank than the settings say: it would be ambiguous what alpha is divided by.
     pub fn check_rank(&self, path: &Path, diffusers_name: &str, rank: usize) -> Result<(), AdapterFileError> {
         match of_module(&self.ranks, diffusers_name).or(self.rank) {
             Some(told) if told != rank as f64 => Err(refuse(
                 path,
                 self.place,
                 format!(
-                    "it tells rank {told} for {diffusers_name}, whose tensors have rank {rank}; put one of them right"
+                    "it says rank {told} for {diffusers_name}, whose tensors have rank {rank}; correct one of them"
                 ),
             )),
             _ => Ok(()),
         }
     }
 
-    /// The alpha of a module, in the sense of scale = alpha / rank, by its diffusers name.
+    /// The alpha of a module by its diffusers name, such that scale = alpha / rank.
     pub fn alpha(&self, diffusers_name: &str, rank: usize) -> f32 {
         let own = of_module(&self.patterns, diffusers_name).unwrap_or(self.alpha);
         // rsLoRA divides by sqrt(rank) where files divide by the rank.
@@ -103,7 +103,7 @@ impl Settings {
     }
 }
 
-/// The number of the first pattern that the end of a module's name fits; PEFT lets a pattern begin with `^`.
+/// The number of the first pattern that matches the end of a module's name; in PEFT a pattern may begin with `^`.
 fn of_module(patterns: &[(String, f64)], name: &str) -> Option<f64> {
     let fits = |pattern: &str| match pattern.strip_prefix('^') {
         Some(whole) => whole == name,

@@ -1,18 +1,18 @@
-//! Where an adapter comes from, as the strings of a file's header.
+//! The provenance of an adapter, as strings of a file's header.
 
 use std::collections::BTreeMap;
 
 use super::Style;
 use crate::Expert;
 
-/// What is known about a trained adapter. [`Provenance::metadata`] spells it for a style of file.
+/// How an adapter was trained. [`Provenance::metadata`] formats it for a style of file.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Provenance {
     /// The adapter's name.
     pub title: String,
     /// What it was trained on, such as "Wan2.1-T2V-1.3B".
     pub base_model: String,
-    /// Which expert of a two-expert model it belongs to, as the header says it: "high_noise" or "low_noise".
+    /// The expert of a two-expert model, as in the header: "high_noise" or "low_noise".
     pub expert: Option<Expert>,
     /// Rank of the factors.
     pub rank: usize,
@@ -30,7 +30,7 @@ pub struct Provenance {
     pub resolution: Option<(usize, usize, usize)>,
     /// Hash of the settled plan of the run.
     pub plan_hash: String,
-    /// When it was made, as ISO 8601; left out when not known.
+    /// When it was written, as ISO 8601; left out if unknown.
     pub date: Option<String>,
 }
 

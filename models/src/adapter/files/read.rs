@@ -10,7 +10,7 @@ use super::keys::{KeyStyle, Part, tensor_of};
 use super::peft::Settings;
 use super::sort::{Keys, Sorted, sort};
 use super::{AdapterFile, LoraPair};
-use crate::adapter::change::{Change, DoraPair, Magnitude};
+use crate::delta::{Change, DoraPair, Magnitude};
 use crate::weights::Checkpoint;
 use crate::{Expert, Result, names};
 
@@ -63,7 +63,7 @@ pub fn read(path: &Path) -> Result<AdapterFile> {
     Ok(adapter)
 }
 
-/// The expert that a header or a file's name tells.
+/// The expert named in a header or a file's name.
 fn told_expert(path: &Path, metadata: &BTreeMap<String, String>) -> Option<Expert> {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     metadata.get("tandem.expert").and_then(|text| Expert::in_name(text)).or_else(|| Expert::in_name(&stem))
@@ -185,7 +185,7 @@ impl Reader<'_> {
         let w1 = half([Part::LokrW1, Part::LokrW1A, Part::LokrW1B], "lokr_w1, whole or as a and b")?;
         let w2 = half([Part::LokrW2, Part::LokrW2A, Part::LokrW2B], "lokr_w2, whole or as a and b")?;
         let mut factors = lokr::Factors { w1, w2, scale: 1.0 };
-        // LyCORIS and ComfyUI: without thin factors there is no rank, and alpha says nothing.
+        // LyCORIS and ComfyUI: without low-rank factors there is no rank, and alpha has no meaning.
         if let Some(rank) = Change::Lokr(factors.clone()).rank() {
             let alpha = self.alpha(module, keys, rank)?;
             factors.scale = alpha.map_or(1.0, |alpha| f64::from(alpha) / rank as f64);
@@ -193,7 +193,7 @@ impl Reader<'_> {
         Ok(Change::Lokr(factors))
     }
 
-    /// Whatever is added to whole tensors under the name of `module`.
+    /// The differences of whole tensors under the name of `module`.
     fn differences(&self, module: &str, keys: &Keys, into: &mut BTreeMap<String, Tensor>) -> Result<()> {
         for part in [Part::Diff, Part::DiffBias, Part::UpBias] {
             let Some(key) = keys.get(&part) else { continue };
@@ -227,7 +227,7 @@ impl Reader<'_> {
         Ok(self.file.tensor(key, DType::F32, &Device::Cpu)?.flatten_from(1)?)
     }
 
-    /// DoRA's lengths, one for each of `out` rows.
+    /// DoRA's magnitudes, one for each of `out` rows.
     fn lengths(&self, key: &str, out: usize) -> Result<Tensor> {
         let shape = self.file.shape(key).unwrap_or_default();
         let is_column = shape.first() == Some(&out) && shape.iter().product::<usize>() == out;
@@ -260,14 +260,14 @@ impl Reader<'_> {
         }
     }
 
-    /// What a user should know.
+    /// Notes for the user.
     fn notes(&self) -> Vec<String> {
         let note = |modules: &[String], what: &str| {
             let quoted = modules[..modules.len().min(QUOTED)].join(", ");
             let more = if modules.len() > QUOTED { ", ..." } else { "" };
             (!modules.is_empty()).then(|| {
                 format!(
-                    "{}: {} modules {what}; it is taken for the rank, as kohya's programs do ({quoted}{more})",
+                    "{}: {} modules {what}; alpha = rank is assumed, as in kohya's programs ({quoted}{more})",
                     self.path.display(),
                     modules.len()
                 )

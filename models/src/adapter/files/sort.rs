@@ -1,4 +1,4 @@
-//! The keys of an adapter file, sorted by the module that they are about.
+//! The keys of an adapter file by module.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,10 +11,10 @@ use crate::weights::Checkpoint;
 /// Keys quoted in an error.
 const EXAMPLES: usize = 4;
 
-/// The keys of one module by what they mean.
+/// The keys of one module by their meaning.
 pub(super) type Keys = BTreeMap<Part, String>;
 
-/// What the keys of a file say together.
+/// All keys of a file.
 pub(super) struct Sorted {
     pub modules: BTreeMap<String, Keys>,
     /// The style of the first key.
@@ -50,7 +50,7 @@ pub(super) fn sort(path: &Path, file: &Checkpoint) -> Result<Sorted, AdapterFile
     }
     match style {
         Some(style) if unknown.is_empty() => {
-            // `transformer.` is what a single model has too: only the other one names an expert.
+            // Single models have `transformer.` too: only `transformer_2.` identifies an expert.
             let expert = experts.contains_key(&Expert::Low).then_some(Expert::Low);
             Ok(Sorted { modules, style, expert })
         }
@@ -73,7 +73,7 @@ fn unknown_keys(path: &Path, mut unknown: Vec<String>) -> AdapterFileError {
     }
 }
 
-/// What cannot be used, by the words in its keys.
+/// What kind of unsupported file it is, by words in its keys.
 fn foreign_kind(key: &str) -> Option<&'static str> {
     let has = |words: &[&str]| words.iter().any(|word| key.contains(word));
     if has(&["hada_t1", "hada_t2", "lokr_t1", "lokr_t2", "lora_mid"]) {

@@ -3,19 +3,19 @@
 use super::Style;
 use crate::names;
 
-/// How a style spells what it says of one module.
+/// The keys of one module in a style.
 pub(super) struct Spelling {
-    /// What all keys of the module begin with.
+    /// The prefix of all keys of the module.
     pub stem: String,
-    /// What stands behind it for A.
+    /// The suffix for A.
     pub down: &'static str,
-    /// And for B.
+    /// The suffix for B.
     pub up: &'static str,
 }
 
 /// The spelling of an official module, or `None` if it has no name in the style.
 pub(super) fn spell(style: Style, module: &str) -> Option<Spelling> {
-    // Also for the styles that keep the official name, a name outside the table would not be read back.
+    // A name outside the table would not be read back, also in styles that keep the official name.
     let diffusers = names::module_to_diffusers(module)?;
     let stem = match style {
         Style::Comfy | Style::ComfyAlpha => format!("diffusion_model.{module}"),
@@ -34,12 +34,12 @@ pub(super) fn spell(style: Style, module: &str) -> Option<Spelling> {
 }
 
 impl Style {
-    /// Whether alpha stands in a key of its own; else the scale is multiplied into B.
+    /// Whether alpha has a key of its own; else the scale is multiplied into B.
     pub fn has_alpha(self) -> bool {
         matches!(self, Self::ComfyAlpha | Self::Kohya | Self::VideoxFun)
     }
 
-    /// Whether it is of PEFT's family, which knows pairs and DoRA's lengths and nothing else.
+    /// Whether it is one of PEFT's styles, which only have pairs and DoRA's magnitudes.
     pub(super) fn is_peft(self) -> bool {
         matches!(self, Self::Diffusers | Self::Peft)
     }
@@ -49,7 +49,7 @@ impl Style {
         matches!(self, Self::Kohya | Self::VideoxFun)
     }
 
-    /// What the file's name ends with, behind the name of the run: nothing for the one that most people look for.
+    /// The suffix of the file's name after the name of the run: empty for the default style.
     pub fn suffix(self) -> &'static str {
         match self {
             Self::Comfy => "",

@@ -1,4 +1,4 @@
-//! What a file holds, without reading its factors.
+//! The contents of a file, without reading its factors.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,20 +7,20 @@ use super::error::AdapterFileError;
 use super::keys::{KeyStyle, Part};
 use super::read::read_alpha;
 use super::sort::{Keys, Sorted, sort};
-use crate::adapter::Kind;
+use crate::delta::AdapterKind;
 use crate::weights::{Checkpoint, StoredDType};
 use crate::{Expert, Result};
 
 /// One module of an adapter file, by the header alone.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModuleSummary {
-    /// What it is made of; nothing where a whole tensor is added.
-    pub kind: Option<Kind>,
+    /// Its kind; `None` for the difference of a whole tensor.
+    pub kind: Option<AdapterKind>,
     /// Width of its input.
     pub input: usize,
     /// Width of its output.
     pub output: usize,
-    /// Rank of its factors; 0 where it has none.
+    /// Rank of its factors; 0 without factors.
     pub rank: usize,
     /// Alpha, where the file stores it.
     pub alpha: Option<f32>,
@@ -42,7 +42,7 @@ pub struct AdapterSummary {
 /// Summarises `file`. Of its tensors only the alphas are read, which are single numbers.
 ///
 /// # Errors
-/// As [`super::read`], where the header shows it: keys that are not understood, half pairs.
+/// Those of [`super::read`] that the header shows: unknown keys, half pairs.
 pub fn summary(path: &Path, file: &Checkpoint) -> Result<AdapterSummary> {
     let Sorted { modules: found, style, expert } = sort(path, file)?;
     let mut modules = BTreeMap::new();
@@ -63,7 +63,7 @@ fn sizes(file: &Checkpoint, keys: &Keys) -> ModuleSummary {
     let inputs = |part: Part| shape(part).map_or(0, |shape| shape[1.min(shape.len())..].iter().product());
     let (kind, output, input, rank, of) = if keys.contains_key(&Part::Down) && keys.contains_key(&Part::Up) {
         let is_dora = keys.contains_key(&Part::DoraScale) || keys.contains_key(&Part::MagnitudeVector);
-        let kind = if is_dora { Kind::Dora } else { Kind::Lora };
+        let kind = if is_dora { AdapterKind::Dora } else { AdapterKind::Lora };
         (Some(kind), axis(Part::Up, 0), inputs(Part::Down), axis(Part::Down, 0), Part::Down)
     } else {
         other(keys, &axis)
@@ -72,7 +72,7 @@ fn sizes(file: &Checkpoint, keys: &Keys) -> ModuleSummary {
     ModuleSummary { kind, input, output, rank, alpha: None, dtype }
 }
 
-/// Parts of which one asks for the other, and what it asks for in words.
+/// Parts that require each other, with the name of the required one.
 const TOGETHER: [(Part, &[Part], &str); 9] = [
     (Part::Down, &[Part::Up], "up factor (lora_B or lora_up)"),
     (Part::Up, &[Part::Down], "down factor (lora_A or lora_down)"),
@@ -89,7 +89,7 @@ const TOGETHER: [(Part, &[Part], &str); 9] = [
     ),
 ];
 
-/// Refuses half an adapter, and factors of two ranks, which the header shows.
+/// Refuses half pairs, and factors of two ranks.
 fn check_whole(path: &Path, file: &Checkpoint, module: &str, keys: &Keys) -> Result<(), AdapterFileError> {
     let (path, module) = (path.to_owned(), module.to_owned());
     for (part, others, missing) in TOGETHER {
@@ -107,11 +107,20 @@ fn check_whole(path: &Path, file: &Checkpoint, module: &str, keys: &Keys) -> Res
     }
 }
 
-/// Kind, out, in, rank and a part of what is no pair.
-fn other(keys: &Keys, axis: &dyn Fn(Part, usize) -> usize) -> (Option<Kind>, usize, usize, usize, Part) {
+/// Kind, out, in, rank and one part of a change that is not a pair.
+fn other(
+    keys: &Keys,
+    axis: &dyn Fn(Part, usize) -> usize,
+) -> (Option<AdapterKind>, usize, usize, usize, Part) {
     if keys.contains_key(&Part::HadaW1A) {
         let rank = axis(Part::HadaW1B, 0);
-        return (Some(Kind::Loha), axis(Part::HadaW1A, 0), axis(Part::HadaW1B, 1), rank, Part::HadaW1A);
+        return (
+            Some(AdapterKind::Loha),
+            axis(Part::HadaW1A, 0),
+            axis(Part::HadaW1B, 1),
+            rank,
+            Part::HadaW1A,
+        );
     }
     let half = |[whole, a, b]: [Part; 3]| match keys.contains_key(&whole) {
         true => (axis(whole, 0), axis(whole, 1), 0, whole),
@@ -120,7 +129,7 @@ fn other(keys: &Keys, axis: &dyn Fn(Part, usize) -> usize) -> (Option<Kind>, usi
     let (o1, i1, r1, _) = half([Part::LokrW1, Part::LokrW1A, Part::LokrW1B]);
     let (o2, i2, r2, of) = half([Part::LokrW2, Part::LokrW2A, Part::LokrW2B]);
     if o1 * o2 > 0 {
-        return (Some(Kind::Lokr), o1 * o2, i1 * i2, r2.max(r1), of);
+        return (Some(AdapterKind::Lokr), o1 * o2, i1 * i2, r2.max(r1), of);
     }
     let of = if keys.contains_key(&Part::Diff) { Part::Diff } else { Part::DiffBias };
     (None, axis(of, 0), axis(of, 1), 0, of)

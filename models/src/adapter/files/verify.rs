@@ -1,4 +1,4 @@
-//! Whether a file says what was meant: read back, and compared factor by factor.
+//! Verification of a written file: it is read back and compared factor by factor.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use super::encode::on_cpu;
 use super::error::AdapterFileError;
 use super::{AdapterFile, Precision, read};
 use crate::Result;
-use crate::adapter::change::{Change, DoraPair, Magnitude};
+use crate::delta::{Change, DoraPair, Magnitude};
 
 /// Reads the file at `path` and compares every number of every factor with that of `source`. A style may fold the scale
 /// into a factor, so that factor is compared times the scale. Returns the largest absolute difference.
@@ -24,7 +24,9 @@ pub fn verify_written(path: &Path, source: &AdapterFile, precision: Precision) -
         && file.differences.keys().eq(source.differences.keys());
     if !same_names {
         let (found, meant) = (file.modules.len(), source.modules.len());
-        return Err(differs(format!("{found} modules in the file, {meant} meant, under other names")).into());
+        return Err(
+            differs(format!("{found} modules in the file, {meant} expected, under other names")).into()
+        );
     }
     let rounding = Rounding::of(precision);
     let modules = source.modules.par_iter().map(|(module, meant)| {
@@ -46,7 +48,7 @@ pub fn verify_written(path: &Path, source: &AdapterFile, precision: Precision) -
     Ok(errors.into_iter().fold(0.0, f64::max))
 }
 
-/// A tensor and what it is multiplied by to mean the same in every style.
+/// A tensor, and the factor that makes it comparable between styles.
 #[derive(Clone, Copy)]
 struct Factor<'a> {
     tensor: &'a Tensor,
@@ -59,10 +61,10 @@ impl<'a> Factor<'a> {
     }
 }
 
-/// A name with the tensor that was read and the one that was meant.
+/// A name with the tensor that was read and the expected one.
 type Pair<'a> = (&'static str, [Factor<'a>; 2]);
 
-/// The factors of two changes side by side; `None` where they are of different kinds.
+/// The factors of two changes in pairs; `None` if the kinds differ.
 fn pairs<'a>(read: &'a Change, meant: &'a Change) -> Option<Vec<Pair<'a>>> {
     let scales = [scale_of(read), scale_of(meant)];
     let beside = |(name, read): (_, &'a Tensor), meant: &'a Tensor, scales: [f64; 2]| -> Pair<'a> {
@@ -100,7 +102,7 @@ fn scale_of(change: &Change) -> f64 {
     }
 }
 
-/// The lengths of the one rule that a file holds, of both.
+/// Of the magnitudes of both conventions, those of the one in the file.
 fn lengths<'a>(read: &'a Magnitude, meant: &'a Magnitude) -> Option<[&'a Tensor; 2]> {
     let both = |f: fn(&Magnitude) -> Option<&Tensor>| Some([f(read)?, f(meant)?]);
     both(Magnitude::of_base).or_else(|| both(Magnitude::of_merged))

@@ -1,4 +1,4 @@
-//! Writing an adapter file, and making sure that it says what was meant.
+//! Writing an adapter file, verified by reading it back.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -46,7 +46,7 @@ pub fn write(path: &Path, adapter: &AdapterFile, style: Style, precision: Precis
         metadata.insert("sshs_model_hash".to_owned(), hash);
     }
     write_safetensors(&unverified.0, named(), &metadata).map_err(|error| match error {
-        // The user knows the file by the name that it is to get.
+        // Errors name the final path, not the temporary one.
         Error::Weights(WeightsError::Io { source, .. }) => {
             AdapterFileError::Io { path: path.to_owned(), source }.into()
         }
@@ -69,7 +69,7 @@ pub fn write(path: &Path, adapter: &AdapterFile, style: Style, precision: Precis
     Ok(Written { modules: adapter.modules.len(), bytes, largest_error })
 }
 
-/// Strings of a header that were about the file it was read from.
+/// Strings of a header that only applied to the file that it was read from.
 const STALE: [&str; 4] =
     ["lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"];
 
@@ -91,7 +91,7 @@ fn write_peft_config(folder: &Path, adapter: &AdapterFile) -> Result<()> {
     write_atomically(&path, |out| Ok(out.write_all(format!("{config:#}\n").as_bytes()).map_err(write)?))
 }
 
-/// Bytes of a file's name that go into that of its temporary file: file systems allow 255 in all.
+/// Most bytes of a file's name in the name of its temporary file: file systems allow 255 in total.
 const NAME_BYTES: usize = 100;
 
 /// A file that is removed when dropped, unless it was renamed.
@@ -107,7 +107,7 @@ impl Unverified {
 
 impl Drop for Unverified {
     fn drop(&mut self) {
-        // Already renamed, or never written: nothing to tell then.
+        // Already renamed, or never written: not an error.
         let _ = std::fs::remove_file(&self.0);
     }
 }

@@ -1,4 +1,4 @@
-//! Asking the hub: one request at a time, with patience.
+//! Requests to the hub, one at a time, with retries.
 
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ use super::settings::HubSettings;
 use super::{HubError, HubId, Result, pause};
 use crate::watch::ui::Ui;
 
-/// A connection is never kept longer: one that brings nothing any more ends by this, and a download goes on in the next.
+/// The longest that a connection is used: a stalled one ends by this, and the next one resumes the download.
 const LONGEST: Duration = Duration::from_secs(600);
-/// The longest that an answer's own request to wait is followed.
+/// The longest wait that is honoured when an answer asks to wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
-/// Answers in a row that may send us on.
+/// Most redirects in a row.
 const MOST_REDIRECTS: usize = 10;
-/// No listing of a model is larger.
+/// The largest listing of a model.
 const MOST_JSON: u64 = 32 << 20;
 
 /// A file of a repository.
@@ -30,7 +30,7 @@ pub(super) struct RemoteFile {
     pub size: u64,
     /// In hexadecimal digits: the name of its bytes in the cache.
     pub hash: String,
-    /// Of what `hash` is made.
+    /// The kind of `hash`.
     pub kind: HashKind,
 }
 
@@ -40,7 +40,7 @@ pub(super) struct Listing {
     pub files: Vec<RemoteFile>,
 }
 
-/// The hub's description of a revision; other keys are remarks.
+/// The hub's description of a revision; other keys are ignored.
 #[derive(Deserialize)]
 struct Description {
     sha: String,
@@ -104,7 +104,7 @@ impl<'a> Api<'a> {
                 Ok(text) => {
                     let described: Description = serde_json::from_slice(&text).map_err(|error| {
                         answer(format!(
-                            "the answer is no description of a model ({error}); is HF_ENDPOINT a hub?"
+                            "the answer is not a description of a model ({error}); is HF_ENDPOINT a hub?"
                         ))
                     })?;
                     return listing(described).map_err(answer);
@@ -119,7 +119,7 @@ impl<'a> Api<'a> {
         }
     }
 
-    /// Asks for `url`, from the byte `from` on, until an answer comes that is one.
+    /// Requests `url`, from the byte `from` on, until there is a valid answer.
     pub fn get(&self, url: &str, from: Option<u64>, ui: &Ui) -> Result<Response<Body>> {
         let mut failures = 0;
         loop {
@@ -143,7 +143,7 @@ impl<'a> Api<'a> {
         }
     }
 
-    /// Asks for `url` and goes where the answers send us on to. Why there was no answer.
+    /// Requests `url` and follows redirects. The error says why there was no answer.
     fn follow(&self, url: &str, from: Option<u64>) -> Result<Response<Body>, String> {
         let mut url = url.to_owned();
         for _ in 0..=MOST_REDIRECTS {
@@ -160,8 +160,7 @@ impl<'a> Api<'a> {
             let location = response.headers().get("Location").and_then(|value| value.to_str().ok());
             url = match location {
                 Some(location) if [301, 302, 303, 307, 308].contains(&response.status().as_u16()) => {
-                    resolved(&url, location)
-                        .ok_or_else(|| "it sends us on to an address that is none".to_owned())?
+                    resolved(&url, location).ok_or_else(|| "it redirects to an invalid address".to_owned())?
                 }
                 _ => return Ok(response),
             };
@@ -169,7 +168,7 @@ impl<'a> Api<'a> {
         Err(format!("it sends us on more than {MOST_REDIRECTS} times"))
     }
 
-    /// How long to wait after an answer that is none, where another one may be.
+    /// How long to wait before a retry, if the answer is an error that may pass.
     fn refused(
         &self,
         url: &str,
@@ -190,10 +189,7 @@ impl<'a> Api<'a> {
                 let asked = header.and_then(|seconds| seconds.trim().parse().ok()).map(Duration::from_secs);
                 Ok(asked.unwrap_or_else(|| pause(self.settings.pause, attempts)).min(LONGEST_WAIT))
             }
-            _ => Err(HubError::Answer {
-                url,
-                why: format!("the answer is {status}, which is none; is HF_ENDPOINT a hub?"),
-            }),
+            _ => Err(HubError::Answer { url, why: format!("the answer is {status}; is HF_ENDPOINT a hub?") }),
         }
     }
 }
@@ -203,18 +199,18 @@ fn listing(described: Description) -> Result<Listing, String> {
     let is_of = |kind: HashKind, hash: &str| is_hash(hash) && hash.len() == kind.digits();
     let is_inside = |name: &str| !name.split(['/', '\\']).any(|part| ["", ".", ".."].contains(&part));
     if !is_hash(&described.sha) {
-        return Err(format!("\"{}\" is no commit", described.sha));
+        return Err(format!("\"{}\" is not a commit", described.sha));
     }
     let file = |sibling: Sibling| {
         let name = sibling.rfilename;
         let (size, hash, kind) = match (sibling.lfs, sibling.size, sibling.blob_id) {
             (Some(lfs), ..) => (lfs.size, lfs.sha256, HashKind::Sha256),
             (None, Some(size), Some(hash)) => (size, hash, HashKind::GitBlob),
-            _ => return Err(format!("it tells neither size nor hash of {name}; is HF_ENDPOINT a hub?")),
+            _ => return Err(format!("it gives neither size nor hash of {name}; is HF_ENDPOINT a hub?")),
         };
         match is_of(kind, &hash) && is_inside(&name) {
             true => Ok(RemoteFile { name, size, hash, kind }),
-            false => Err(format!("it has a file \"{name}\" of hash \"{hash}\", which is none")),
+            false => Err(format!("it has a file \"{name}\" with the invalid hash \"{hash}\"")),
         }
     };
     Ok(Listing {
@@ -223,7 +219,7 @@ fn listing(described: Description) -> Result<Listing, String> {
     })
 }
 
-/// A path as it stands in an address.
+/// A path, escaped for an address.
 fn escaped(name: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~/".contains(&byte);
     name.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()

@@ -44,9 +44,9 @@ struct Partial<'a> {
     remote: &'a RemoteFile,
     path: &'a Path,
     file: File,
-    /// Bytes that are there.
+    /// Bytes that are already on disk.
     there: u64,
-    /// Of the bytes that are there.
+    /// The hash of those bytes.
     hash: Running,
     bar: &'a Bar,
 }
@@ -60,7 +60,7 @@ impl<'a> Partial<'a> {
         match file.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => return Err(HubError::Taken { path: path.to_owned() }),
-            // A file system without locks: the hash tells if two wrote at once.
+            // A file system without locks: the hash shows if two processes wrote at once.
             Err(fs::TryLockError::Error(_)) => {}
         }
         let hash = Running::new(remote.kind, remote.size);
@@ -95,7 +95,7 @@ impl<'a> Partial<'a> {
         Ok(())
     }
 
-    /// Fetches until all is there; gives up after some connections in a row that brought nothing.
+    /// Downloads until the file is complete; gives up after some connections in a row without progress.
     fn complete(&mut self, api: &Api, url: &str, ui: &Ui) -> Result<()> {
         let mut failures = 0;
         while self.there < self.remote.size {
@@ -103,7 +103,7 @@ impl<'a> Partial<'a> {
             let response = api.get(url, (before > 0).then_some(before), ui)?;
             let why = match self.place(url, &response)? {
                 Place::Next => self.append(response)?,
-                Place::Nowhere => "the server does not go on where the download broke off".to_owned(),
+                Place::Nowhere => "the server cannot resume an interrupted download".to_owned(),
             };
             failures = if self.there > before { 0 } else { failures + 1 };
             if failures >= api.settings().attempts {
@@ -137,19 +137,21 @@ impl<'a> Partial<'a> {
         Ok(Place::Next)
     }
 
-    /// Throws away what is there: the server does not know it.
+    /// Discards the bytes on disk: the server cannot resume after them.
     fn restart(&mut self) -> Result<Place> {
         self.start_over()?;
         Ok(Place::Nowhere)
     }
 
     fn other_size(&self, url: &str, total: &str) -> HubError {
-        let why =
-            format!("the server says {total} bytes, the hub's list {}; fetch again later", self.remote.size);
+        let why = format!(
+            "the server reports {total} bytes, the hub's list {}; fetch again later",
+            self.remote.size
+        );
         HubError::Answer { url: url.to_owned(), why }
     }
 
-    /// Writes a body behind what is there, as far as it comes. Why it ended.
+    /// Appends a body to the file, as far as it is received. Returns why it ended.
     fn append(&mut self, response: Response<Body>) -> Result<String> {
         let mut body = response.into_body().into_reader();
         let mut piece = vec![0; PIECE];
@@ -158,7 +160,7 @@ impl<'a> Partial<'a> {
             let count = match body.read(&mut piece[..room.max(1)]) {
                 Ok(0) => return Ok("the connection ended before the file did".to_owned()),
                 Ok(count) if room > 0 => count,
-                Ok(_) => return Ok("more came than was announced".to_owned()),
+                Ok(_) => return Ok("the server sent more than it announced".to_owned()),
                 Err(error) => return Ok(error.to_string()),
             };
             self.file.write_all(&piece[..count]).map_err(self.io())?;
@@ -187,7 +189,7 @@ impl<'a> Partial<'a> {
 
 /// Where the body of an answer belongs.
 enum Place {
-    /// Behind what is there.
+    /// After the bytes on disk.
     Next,
     /// Nowhere: ask again.
     Nowhere,

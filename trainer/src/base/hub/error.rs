@@ -7,7 +7,7 @@ use std::path::PathBuf;
 pub enum HubError {
     /// No id of a model.
     #[error(
-        "\"{text}\" is no model of the hub: those are written owner/name, such as Wan-AI/Wan2.1-T2V-1.3B, or owner/name@revision"
+        "\"{text}\" is not a model of the hub: write owner/name, such as Wan-AI/Wan2.1-T2V-1.3B, or owner/name@revision"
     )]
     Id {
         /// What was given.
@@ -35,7 +35,7 @@ pub enum HubError {
          character that no token has: set it again"
     )]
     Token,
-    /// The hub wants to know who asks.
+    /// The hub requires a login.
     #[error(
         "{url}: the hub does not give this to {who} (status {status}): log in with `huggingface-cli login` or set HF_TOKEN, and \
          accept the model's terms on its page where it has any; a model that does not exist is refused in the same way"
@@ -48,7 +48,7 @@ pub enum HubError {
         /// With or without a token.
         who: &'static str,
     },
-    /// The hub knows no such thing.
+    /// The hub has no such model, revision or file.
     #[error(
         "{url}: the hub has no such thing (status 404): look at the spelling of owner, name and revision"
     )]
@@ -66,7 +66,7 @@ pub enum HubError {
         /// How often it was asked.
         attempts: u32,
     },
-    /// An answer that is none.
+    /// An invalid answer.
     #[error("{url}: {why}")]
     Answer {
         /// What was asked for.
@@ -86,7 +86,7 @@ pub enum HubError {
     },
     /// Bytes that are not the announced ones.
     #[error(
-        "{file}: what came is not what the hub announced ({kind} {found} instead of {announced}), so it was thrown away; fetch \
+        "{file}: the download is not what the hub announced ({kind} {found} instead of {announced}), so it was discarded; fetch \
          again, and if it comes again, the mirror at HF_ENDPOINT or something in between changes files"
     )]
     Hash {
@@ -94,14 +94,14 @@ pub enum HubError {
         file: String,
         /// Which hash.
         kind: &'static str,
-        /// Of the bytes that came.
+        /// Of the received bytes.
         found: String,
-        /// What the hub said.
+        /// The hub's.
         announced: String,
     },
     /// A part that the model does not have.
     #[error(
-        "{id} has no {what}: it is no Wan model in the official or the diffusers layout, or leave it out of --only"
+        "{id} has no {what}: it is not a Wan model in the official or the diffusers layout, or leave it out of --only"
     )]
     Lacks {
         /// The model.

@@ -1,4 +1,4 @@
-//! What the hub tells of a file's bytes, and the same of the bytes that come.
+//! The hash of a file in the hub's listing, and of the downloaded bytes.
 
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -32,7 +32,7 @@ impl HashKind {
     }
 }
 
-/// The hash of the bytes that have come so far.
+/// The hash of the bytes received so far.
 #[derive(Debug, Clone)]
 pub(super) enum Running {
     Sha256(Sha256),
@@ -40,7 +40,7 @@ pub(super) enum Running {
 }
 
 impl Running {
-    /// Of a file of `size` bytes, none of which has come.
+    /// Of a file of `size` bytes, before the first is received.
     pub fn new(kind: HashKind, size: u64) -> Self {
         match kind {
             HashKind::Sha256 => Self::Sha256(Sha256::new()),

@@ -1,8 +1,8 @@
 //! Models of the Hugging Face hub: found in its cache, which is shared with Python, or fetched into it.
 //!
-//! A file is fetched under its hash with `.incomplete` behind it, goes on where it broke off, and counts only after its
-//! length and its hash are those that the hub announced, SHA-256 of large files and git's of small ones. The crate `hf-hub` knows the
-//! layout of the cache; it neither goes on with a broken download nor checks one, so fetching is done here.
+//! A file is downloaded to its hash with the suffix `.incomplete`, resumed after an interruption, and accepted only if its
+//! length and its hash are those of the hub: SHA-256 for large files, git's for small ones. The crate `hf-hub` implements the
+//! layout of the cache; it neither resumes nor verifies downloads, so they are done here.
 
 mod api;
 mod download;
@@ -28,7 +28,7 @@ use store::Store;
 /// The result of asking the hub.
 pub type Result<T, E = HubError> = std::result::Result<T, E>;
 
-/// A model of the hub: `owner/name`, with `@revision` behind it where it is not `main`.
+/// A model of the hub: `owner/name`, or `owner/name@revision` for another revision than `main`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubId {
     /// `owner/name`.
@@ -64,19 +64,19 @@ impl std::fmt::Display for HubId {
     }
 }
 
-/// The hub, as the settings say it is reached.
+/// The hub with its connection settings.
 #[derive(Debug)]
 pub struct Hub {
     settings: HubSettings,
 }
 
 impl Hub {
-    /// The hub of these settings; nothing is asked yet.
+    /// The hub with these settings; makes no request.
     pub fn new(settings: HubSettings) -> Self {
         Self { settings }
     }
 
-    /// The folder of a model in the cache, whole or in part; `None` where it was never fetched. Nothing is asked of the
+    /// The folder of a model in the cache, whole or in part; `None` if it was never fetched. Makes no request to the
     /// network.
     pub fn cached(&self, id: &HubId) -> Option<PathBuf> {
         Store::new(&self.settings.cache, id).snapshot()
@@ -97,7 +97,7 @@ impl Hub {
         let api = Api::new(&self.settings);
         let listing = match (api.listing(id, ui), store.snapshot()) {
             (Err(error), Some(there)) if error.is_of_the_network() => {
-                ui.note(&format!("{error}; going on with what lies in {}", there.display()));
+                ui.note(&format!("{error}; continuing with the files in {}", there.display()));
                 return Ok(there);
             }
             (listing, _) => listing?,

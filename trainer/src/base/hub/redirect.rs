@@ -17,7 +17,7 @@ pub(super) fn is_same_origin(a: &str, b: &str) -> bool {
     origin(a).is_some() && origin(a) == origin(b)
 }
 
-/// The address that `location`, in an answer from `address`, names; `None` for one that is none.
+/// The address of `location` in an answer from `address`; `None` if it is invalid.
 pub(super) fn resolved(address: &str, location: &str) -> Option<String> {
     let (scheme, rest) = address.split_once("://")?;
     let authority = rest.split(['/', '?', '#']).next()?;

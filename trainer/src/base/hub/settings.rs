@@ -8,22 +8,22 @@ use percent_encoding::percent_decode_str;
 
 use super::{HubError, Result};
 
-/// How the hub is reached, and where its cache lies.
+/// How the hub is reached, and the folder of its cache.
 #[derive(Debug, Clone)]
 pub struct HubSettings {
     /// Address of the hub or of a mirror, without a slash at the end and without user and password.
     pub endpoint: String,
-    /// `user:password` of the endpoint's address. Shown to the endpoint alone, where there is no token.
+    /// `user:password` of the endpoint's address. Sent to the endpoint only, if there is no token.
     pub login: Option<String>,
     /// The cache: the folder of `models--owner--name` folders.
     pub cache: PathBuf,
     /// Shown to the endpoint alone: its scheme, host and port.
     pub token: Option<String>,
-    /// Nothing is asked of the network.
+    /// No network requests are made.
     pub is_offline: bool,
     /// The pause before the first new attempt; each next one is twice as long.
     pub pause: Duration,
-    /// Attempts in a row that bring nothing before a download is given up.
+    /// Attempts in a row without progress before a download is given up.
     pub attempts: u32,
 }
 
@@ -71,7 +71,7 @@ impl HubSettings {
         }
     }
 
-    /// The header that says who asks.
+    /// The authorization header.
     pub(super) fn authorization(&self) -> Option<String> {
         match (&self.token, &self.login) {
             (Some(token), _) => Some(format!("Bearer {token}")),

@@ -35,12 +35,12 @@ impl Store {
         self.repo.pointer_path(commit)
     }
 
-    /// Whether a file of a commit lies there whole.
+    /// Whether the complete file of a commit is in the cache.
     pub fn has(&self, commit: &str, file: &RemoteFile) -> bool {
         fs::metadata(self.folder_of(commit).join(&file.name)).is_ok_and(|found| found.len() == file.size)
     }
 
-    /// Where the bytes of a file lie, by their hash, whatever names they have.
+    /// The path of a file's contents, by their hash.
     pub fn blob(&self, file: &RemoteFile) -> PathBuf {
         self.folder.join("blobs").join(&file.hash)
     }
@@ -50,7 +50,7 @@ impl Store {
         let (blob, shown) = (self.blob(file), self.folder_of(commit).join(&file.name));
         let parent = shown.parent().unwrap_or(&shown);
         fs::create_dir_all(parent).map_err(HubError::io("make", parent))?;
-        // An older link, or one whose bytes are gone.
+        // An older link, or one whose target was deleted.
         if fs::symlink_metadata(&shown).is_ok() {
             fs::remove_file(&shown).map_err(HubError::io("replace", &shown))?;
         }

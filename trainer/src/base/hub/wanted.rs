@@ -24,7 +24,7 @@ pub enum Wanted {
     Clip,
 }
 
-/// Files that tell what a repository is.
+/// Files that identify the kind of a repository.
 const ALWAYS: [&str; 2] = ["model_index.json", "configuration.json"];
 
 impl Wanted {
@@ -78,7 +78,7 @@ fn is_top_weights(folder: &str, file: &str, starts: &[&str]) -> bool {
     folder.is_empty() && is_weights && starts.iter().any(|start| file.starts_with(start))
 }
 
-/// The files of `wanted`, small ones first, so that what is wrong shows early.
+/// The files of `wanted`, small ones first, so that errors show early.
 ///
 /// # Errors
 /// The part that has no file; not every model has a CLIP tower.

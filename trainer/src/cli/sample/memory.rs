@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use models::adapter::{ApplyMode, Kind, apply};
+use models::adapter::{AdapterKind, ApplyMode, apply};
 use models::dit::pass::FFN_TOKENS;
 use models::vae::Tiling;
 
@@ -28,7 +28,7 @@ pub(super) fn check(job: &Job, (is_cached, tiling): (bool, Tiling), folder: Opti
         dit: &basis.dit,
         base: model.precision.dit(),
         targets: &[],
-        kind: Kind::Lora,
+        kind: AdapterKind::Lora,
         factor: None,
         rank: 1,
         dropout: false,

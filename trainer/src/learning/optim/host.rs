@@ -1,4 +1,4 @@
-//! Copies of what an optimiser keeps in host memory, and the adapter file that is made of them.
+//! Copies of an optimiser's state in host memory, and the adapter file of such a copy.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -12,7 +12,7 @@ use super::{Rule, Saved};
 use crate::error::Result;
 use crate::pipeline::Pipeline;
 
-/// A copy of `saved` in host memory of its own, which no later update changes. Each device is read by a thread of its own.
+/// A copy of `saved` in host memory, which later updates do not change. Each device is read by a thread of its own.
 pub fn on_host(saved: &Saved) -> Result<Saved> {
     let mut by_device: Vec<(DeviceLocation, Vec<(&String, &State)>)> = Vec::new();
     for (name, state) in &saved.tensors {
@@ -35,7 +35,7 @@ pub fn on_host(saved: &Saved) -> Result<Saved> {
     Ok(Saved { tensors, ..saved.clone() })
 }
 
-/// A copy of `tensor` in host memory that nothing else lies in.
+/// A copy of `tensor` in unshared host memory.
 fn host_copy(tensor: &Tensor) -> kernels::Result<Tensor> {
     match tensor.device() {
         Device::Cpu => tensor.copy(),
@@ -43,11 +43,11 @@ fn host_copy(tensor: &Tensor) -> kernels::Result<Tensor> {
     }
 }
 
-/// The adapters that `pipeline` trains as a file holds them. `states` are copies of theirs on the host, and the file shares
-/// their memory.
+/// The adapters that `pipeline` trains as the contents of a file. `states` are copies of their states on the host, whose
+/// memory the file shares.
 ///
 /// # Errors
-/// An adapter whose file tells of weights that are not there.
+/// If the conversion of an adapter needs weights that are missing.
 pub fn adapter_file(
     pipeline: &Pipeline,
     rule: Rule,
@@ -58,7 +58,7 @@ pub fn adapter_file(
         for (module, adapters) in stage.adapters.iter() {
             for adapter in adapters.iter().filter(|adapter| adapter.is_trainable()) {
                 let change = match adapter.delta().wants_product() {
-                    // What depends on the weight is computed here, where the weight is.
+                    // What depends on the weight is computed here, on the weight's device.
                     true => {
                         let weight = stage.dit.linears().find(|linear| linear.name() == module);
                         let change = adapter.delta().to_change(weight.map(Linear::weight))?;

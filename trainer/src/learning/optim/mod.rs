@@ -1,4 +1,4 @@
-//! The optimiser: a rule, and what it keeps of each trainable tensor, by name, on the device of its stage.
+//! The optimiser: a rule, and its state of each trainable tensor, by name, on the device of its stage.
 
 mod host;
 mod rule;
@@ -33,7 +33,7 @@ pub struct OptimizerConfig {
     pub eps: f64,
     /// Decoupled weight decay. Default 0.01.
     pub weight_decay: f64,
-    /// Largest norm of all gradients together; longer ones are scaled down to it. 0 for none. Default 1.
+    /// Largest norm of all gradients together; larger ones are scaled down to it (gradient clipping). 0 for none. Default 1.
     pub clip_norm: f64,
 }
 
@@ -67,7 +67,7 @@ impl OptimizerConfig {
         let at_least_zero =
             [("weight_decay", self.weight_decay), ("eps", self.eps), ("clip_norm", self.clip_norm)];
         match at_least_zero.into_iter().find(|(_, v)| !v.is_finite() || *v < 0.0) {
-            Some((key, value)) => refuse(key, format!("{value} is negative or no number")),
+            Some((key, value)) => refuse(key, format!("{value} is negative or not a number")),
             None if !self.lr.is_finite() || self.lr <= 0.0 => {
                 refuse("lr", format!("{} is not a positive number", self.lr))
             }
@@ -79,7 +79,7 @@ impl OptimizerConfig {
     }
 }
 
-/// A rule with what it keeps of all trainable tensors of a network.
+/// A rule with its state of all trainable tensors of a network.
 #[derive(Debug)]
 pub struct Optimizer {
     rule: Rule,
@@ -104,7 +104,7 @@ impl Optimizer {
         self.rule
     }
 
-    /// Everything that a checkpoint keeps of it.
+    /// Its state for a checkpoint.
     pub fn saved(&self) -> Saved {
         let (rule, globals) = (self.rule.name().to_owned(), self.globals.clone());
         Saved { rule, globals, tensors: self.states.clone() }
@@ -115,10 +115,10 @@ impl Optimizer {
         &self.states
     }
 
-    /// Puts a saved state in place, each tensor on the device where its fellow lies now.
+    /// Restores a saved state, each tensor on the device of the current one.
     ///
     /// # Errors
-    /// When rule, names or shapes are not those of this run.
+    /// If rule, names or shapes are not those of this run.
     pub fn restore(&mut self, saved: Saved) -> Result<()> {
         let is_like = |own: &State, saved: &State| {
             let (mine, theirs) = (own.slots.iter(), saved.slots.iter());
@@ -144,7 +144,7 @@ impl Optimizer {
         Ok(())
     }
 
-    /// One update of every tensor by its gradient: one call for each device, which it does not wait for.
+    /// One update of every tensor by its gradient: one asynchronous call for each device.
     ///
     /// # Errors
     /// A missing gradient, or a device that fails.
@@ -162,7 +162,7 @@ impl Optimizer {
         self.rule.update(&mut by_device, &mut self.globals, step)
     }
 
-    /// Hands the parameters to the stages' adapters.
+    /// Gives the parameters to the stages' adapters.
     pub fn publish(&self, pipeline: &mut Pipeline) {
         let parameters = self.parameters();
         pipeline.stages_mut().iter_mut().for_each(|stage| stage.adapters.set_parameters(&parameters));
@@ -174,10 +174,10 @@ impl Optimizer {
     }
 }
 
-/// The norm of all gradients together, after a look at each. Waits for the devices, once each.
+/// The norm of all gradients together; checks each of them. Waits for the devices, once each.
 ///
 /// # Errors
-/// A trainable tensor without a gradient, or with one that is not finite, by name.
+/// If a trainable tensor has no gradient, or one that is not finite; by name.
 pub fn checked_norm(gradients: &Gradients, names: impl Iterator<Item = impl AsRef<str>>) -> Result<f64> {
     let mut by_device: Vec<(DeviceLocation, Vec<String>, Vec<&Tensor>)> = Vec::new();
     for name in names {
@@ -194,7 +194,7 @@ pub fn checked_norm(gradients: &Gradients, names: impl Iterator<Item = impl AsRe
     }
     let summed = by_device.into_iter().map(|(_, names, tensors)| Ok((names, square_sums(&tensors)?)));
     let mut squares: BTreeMap<String, f64> = BTreeMap::new();
-    // All devices are asked before the first answer is waited for.
+    // The work is queued on all devices before waiting for the first.
     for (names, sums) in summed.collect::<Result<Vec<_>>>()? {
         let values: Vec<f32> = sums.to_vec1()?;
         squares.extend(names.into_iter().zip(values.into_iter().map(f64::from)));
@@ -211,7 +211,7 @@ fn found<'a>(gradients: &'a Gradients, name: &str) -> Result<&'a Tensor> {
     gradients.get(name).ok_or_else(|| Error::MissingGradient { name: name.to_owned() })
 }
 
-/// What gradients of norm `norm` are multiplied by, so that none is longer than `clip_norm` (0 for no limit).
+/// The factor that limits gradients of norm `norm` to `clip_norm` (0 for no limit).
 pub fn clip_factor(norm: f64, clip_norm: f64) -> f64 {
     if clip_norm > 0.0 && norm > clip_norm { clip_norm / norm } else { 1.0 }
 }

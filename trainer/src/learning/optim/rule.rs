@@ -1,4 +1,4 @@
-//! Rules of optimisers: what each keeps of a tensor and of a run, how it updates, and what of it is exported.
+//! Rules of optimisers: the state of each tensor and of the run, the update, and which tensor is exported.
 //!
 //! Checkpoints, exports, forecasts and probes ask the rule, so a new one is a variant of [`Rule`] and its op in `kernels`.
 
@@ -27,17 +27,17 @@ pub struct AdamW {
     pub weight_decay: f64,
 }
 
-/// Numbers that a rule keeps for all tensors of a network together, by name.
+/// Global state of a rule for a network, by name.
 pub type Globals = BTreeMap<String, f64>;
 
-/// Everything that a checkpoint keeps of the optimisers of a run.
+/// The state of the optimisers of a run in a checkpoint.
 #[derive(Debug, Clone, Default)]
 pub struct Saved {
     /// [`Rule::name`].
     pub rule: String,
-    /// What the rule keeps for a network as a whole.
+    /// The global state of a network.
     pub globals: Globals,
-    /// What it keeps of each trainable tensor.
+    /// The state of each trainable tensor.
     pub tensors: BTreeMap<String, State>,
 }
 
@@ -46,7 +46,7 @@ pub struct Saved {
 pub struct Step {
     /// Learning rate.
     pub lr: f64,
-    /// What every gradient is multiplied by.
+    /// The factor of every gradient (gradient clipping).
     pub factor: f64,
     /// Number of this update of the network, from 1.
     pub number: u64,
@@ -58,14 +58,14 @@ pub type Items<'a> = Vec<(&'a mut State, &'a Tensor)>;
 const F32_BYTES: u64 = 4;
 
 impl Rule {
-    /// What checkpoints call it.
+    /// Its name in checkpoints.
     pub fn name(self) -> &'static str {
         match self {
             Self::AdamW(_) => "adamw",
         }
     }
 
-    /// The names of what the rule called `name` keeps of each tensor, in the order of [`State::slots`]; `None` for no rule.
+    /// The names of the state slots of the rule `name`, in the order of [`State::slots`]; `None` for an unknown rule.
     pub fn slots_of(name: &str) -> Option<&'static [&'static str]> {
         match name {
             "adamw" => Some(&adamw::SLOTS),
@@ -73,21 +73,21 @@ impl Rule {
         }
     }
 
-    /// What it keeps for a network as a whole, before the first step.
+    /// The global state before the first step.
     pub fn globals(self) -> Globals {
         match self {
             Self::AdamW(_) => Globals::new(),
         }
     }
 
-    /// Bytes on the device of `numbers` trainable numbers with what is kept of them.
+    /// Bytes on the device of `numbers` trainable parameters with their state.
     pub fn bytes(self, numbers: u64) -> u64 {
         match self {
             Self::AdamW(_) => (1 + adamw::SLOTS.len() as u64) * F32_BYTES * numbers,
         }
     }
 
-    /// The state of `parameter` before the first step. Each tensor lies in memory of its own: updates may be made in place.
+    /// The state of `parameter` before the first step. No memory is shared: updates may be made in place.
     ///
     /// # Errors
     /// When the device has no memory left.
@@ -115,7 +115,7 @@ impl Rule {
         }
     }
 
-    /// What of a state goes into adapter files, samples and held-out losses.
+    /// The tensor of a state that is used in adapter files, samples and held-out losses.
     pub fn exported(self, state: &State) -> &Tensor {
         match self {
             Self::AdamW(_) => &state.parameter,

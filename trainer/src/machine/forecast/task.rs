@@ -1,7 +1,7 @@
 //! What is to be forecast: a model, an adapter, a micro-batch.
 
 use kernels::device::Repeatability;
-use models::adapter::{Kind, Target};
+use models::adapter::{AdapterKind, Target};
 use models::dit::{Base, DitConfig};
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +17,7 @@ pub struct Task<'a> {
     /// Modules with an adapter.
     pub targets: &'a [Target],
     /// Its kind.
-    pub kind: Kind,
+    pub kind: AdapterKind,
     /// A LoKr's factor.
     pub factor: Option<usize>,
     /// Its rank.

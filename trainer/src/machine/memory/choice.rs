@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
 
-use models::dit::{BlockPlan, Keep, Place};
+use models::dit::{BlockPlan, Keep, KeepPlace};
 
 use super::cost::Cost;
 use super::machine::{Card, Machine, host_shares};
@@ -166,16 +166,16 @@ fn options(asked: &MemoryConfig, machine: &Machine) -> Vec<BlockPlan> {
         KeepConfig::All => &[Keep::All],
     };
     let is_apart = machine.stages.iter().any(|card| card.engine.is_gpu());
-    let places: &[Place] = match asked.offload {
+    let places: &[KeepPlace] = match asked.offload {
         // On the CPU both are the same memory.
-        Offload::Auto if is_apart => &[Place::Device, Place::Host],
-        Offload::Auto | Offload::Never => &[Place::Device],
-        Offload::Always => &[Place::Host],
+        Offload::Auto if is_apart => &[KeepPlace::Device, KeepPlace::Host],
+        Offload::Auto | Offload::Never => &[KeepPlace::Device],
+        Offload::Always => &[KeepPlace::Host],
     };
     let every = places.iter().flat_map(|&place| keeps.iter().map(move |&keep| BlockPlan { keep, place }));
     // What the device has to wait for is worth it only where nothing else fits, and then for as little as can be.
-    let leanest = keeps.last().filter(|_| places.contains(&Place::Host));
-    let last = leanest.map(|&keep| BlockPlan { keep, place: Place::HostUntilUsed });
+    let leanest = keeps.last().filter(|_| places.contains(&KeepPlace::Host));
+    let last = leanest.map(|&keep| BlockPlan { keep, place: KeepPlace::HostUntilUsed });
     every.chain(last).collect()
 }
 
@@ -187,9 +187,9 @@ fn is_leaner(a: BlockPlan, b: BlockPlan) -> bool {
         Keep::All => 2,
     };
     let distance = |plan: BlockPlan| match plan.place {
-        Place::Device => 0,
-        Place::Host => 1,
-        Place::HostUntilUsed => 2,
+        KeepPlace::Device => 0,
+        KeepPlace::Host => 1,
+        KeepPlace::HostUntilUsed => 2,
     };
     a != b && depth(a) <= depth(b) && distance(a) >= distance(b)
 }
@@ -241,7 +241,7 @@ impl Search<'_> {
 
     /// Seconds of the slowest stage of `split` if memory were no matter.
     fn ideal(&self, split: &[usize]) -> f64 {
-        let whole = BlockPlan { keep: Keep::All, place: Place::Device };
+        let whole = BlockPlan { keep: Keep::All, place: KeepPlace::Device };
         let of_stage =
             |(card, count): (&Card, &usize)| *count as f64 * self.cost.seconds(whole, usize::MAX, card);
         self.machine.stages.iter().zip(split).map(of_stage).fold(0.0, f64::max)

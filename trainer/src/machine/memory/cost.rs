@@ -1,6 +1,6 @@
 //! About how long a block takes, by what is kept of it: enough to tell which plan is the faster one.
 
-use models::dit::{BlockPlan, Keep, Place};
+use models::dit::{BlockPlan, Keep, KeepPlace};
 
 use super::machine::Card;
 use crate::machine::forecast::Task;
@@ -66,9 +66,9 @@ impl Cost {
         let copy = self.bytes[..kept].iter().sum::<f64>() / card.link;
         let beside = |work: f64| work + COPY_COST * copy + (copy - LINK_SHARE * work).max(0.0);
         match plan.place {
-            Place::Device => forward + backward,
-            Place::Host => beside(forward) + beside(backward),
-            Place::HostUntilUsed => beside(forward) + copy + backward,
+            KeepPlace::Device => forward + backward,
+            KeepPlace::Host => beside(forward) + beside(backward),
+            KeepPlace::HostUntilUsed => beside(forward) + copy + backward,
         }
     }
 }

@@ -12,7 +12,7 @@ mod report;
 use std::fmt;
 
 use clap::ValueEnum;
-use models::dit::{BlockPlan, Keep, Place};
+use models::dit::{BlockPlan, Keep, KeepPlace};
 use serde::{Deserialize, Serialize};
 
 pub use cards::{Cards, HOST};
@@ -274,7 +274,7 @@ pub struct Run {
     /// What is kept of each.
     pub keep: Keep,
     /// Where it waits.
-    pub place: Place,
+    pub place: KeepPlace,
 }
 
 impl MemoryPlan {
@@ -314,9 +314,9 @@ impl fmt::Display for Run {
             Keep::All => "all but norms",
         };
         let place = match self.place {
-            Place::Device => "on the device",
-            Place::Host => "in host memory",
-            Place::HostUntilUsed => "in host memory until used",
+            KeepPlace::Device => "on the device",
+            KeepPlace::Host => "in host memory",
+            KeepPlace::HostUntilUsed => "in host memory until used",
         };
         write!(f, "{what} {place}")
     }

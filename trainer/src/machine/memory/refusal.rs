@@ -23,7 +23,7 @@ pub(super) enum Given {
 /// The forecast, where it fits.
 ///
 /// # Errors
-/// Where it does not: what is missing, and every single change that helps, of keeping less, a coded base, smaller clips
+/// Where it does not: what is missing, and every single change that helps, of keeping less, a quantised base, smaller clips
 /// out of `smaller`, one sample at a time, and one more card.
 pub(super) fn checked(
     forecast: Forecast,
@@ -76,10 +76,10 @@ fn ways_out(
             }
         });
     }
-    let storage = Storage::Coded(Format::E4m3);
-    let coded = Base { frozen: Frozen { storage, ..task.base.frozen }, ..task.base };
-    let coded = Task { base: coded, ..task.clone() };
-    if !task.base.frozen.is_coded() && fits(&coded, machine, &open)? {
+    let storage = Storage::Quantised(Format::E4m3);
+    let quantised = Base { frozen: Frozen { storage, ..task.base.frozen }, ..task.base };
+    let quantised = Task { base: quantised, ..task.clone() };
+    if !task.base.frozen.is_quantised() && fits(&quantised, machine, &open)? {
         ways.push("model.base = \"fp8\"".to_owned());
     }
     ways.extend(nearest(smaller, task, "", |task| fits(task, machine, &open))?);
@@ -89,7 +89,7 @@ fn ways_out(
         ways.push("one more card like the last in devices.stages".to_owned());
     }
     if ways.is_empty() {
-        ways.extend(nearest(smaller, &coded, "model.base = \"fp8\" with ", |task| {
+        ways.extend(nearest(smaller, &quantised, "model.base = \"fp8\" with ", |task| {
             fits(task, machine, &open)
         })?);
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use models::adapter::Kind;
+use models::adapter::AdapterKind;
 use serde::Serialize;
 
 use super::{Choice, Machine, More, PhaseForecast, Room, Run, Shape, runs};
@@ -22,7 +22,7 @@ pub struct Forecast {
     /// The stages, first to last.
     pub stages: Vec<StageForecast>,
     /// The kind of adapter.
-    pub kind: Kind,
+    pub kind: AdapterKind,
     /// Where the trained networks are.
     pub networks: Networks,
     /// Where they are while clips are decoded.
@@ -85,7 +85,7 @@ impl Forecast {
             batch,
             ffn_tokens: choice.ffn_tokens,
             stages,
-            kind: Kind::Lora,
+            kind: AdapterKind::Lora,
             networks: Networks::One,
             decoding: Decoding::Beside,
             phases: Vec::new(),

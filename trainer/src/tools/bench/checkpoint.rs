@@ -1,4 +1,4 @@
-//! Checkpoints of published sizes on the disk, to measure how they load and how a run goes with them.
+//! Checkpoints of published sizes on disk, to measure loading and whole runs.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -20,7 +20,7 @@ pub(super) struct Made {
     folder: PathBuf,
 }
 
-/// Numbers that are written again and again: what they are is no matter.
+/// Numbers that are written repeatedly: their values do not matter.
 const NUMBERS: usize = 1 << 20;
 
 impl Made {
@@ -37,7 +37,7 @@ impl Made {
         Ok(made)
     }
 
-    /// Where it lies.
+    /// Its path.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -52,7 +52,7 @@ impl Made {
         write_random(&self.folder.join("diffusion_pytorch_model.safetensors"), config.tensors())
     }
 
-    /// Writes what else a run needs beside the DiT: `vae.safetensors`, `umt5.safetensors`, and a `tokenizer.json` of a few
+    /// Writes the other files that a run needs: `vae.safetensors`, `umt5.safetensors`, and a `tokenizer.json` of a few
     /// words.
     ///
     /// # Errors

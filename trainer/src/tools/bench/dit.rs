@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use kernels::{DType, Device};
-use models::adapter::{Adapters, Kind, LoraConfig, Target};
+use models::adapter::{AdapterKind, Adapters, LoraConfig, Target};
 use models::dit::{BlockPlan, DitConfig, Role};
 use models::vae::latent_frames;
 use serde_json::{Map, Value, json};
@@ -28,7 +28,7 @@ pub struct DitBench<'a> {
     pub source: DitSource<'a>,
     /// Stages, not yet settled.
     pub devices: DevicesConfig,
-    /// How the model is held.
+    /// The storage and dtypes of the model.
     pub precision: Precision,
     /// What a training step keeps.
     pub memory: MemoryConfig,
@@ -38,7 +38,7 @@ pub struct DitBench<'a> {
     pub repeats: Repeats,
 }
 
-/// A pipeline with what is said of it.
+/// A pipeline with its report.
 pub(super) struct Ready {
     name: String,
     pub config: DitConfig,
@@ -93,7 +93,7 @@ impl DitBench<'_> {
             dit: config,
             base: self.precision.dit(),
             targets,
-            kind: Kind::Lora,
+            kind: AdapterKind::Lora,
             factor: None,
             rank: step.rank,
             dropout: false,
@@ -135,7 +135,7 @@ impl DitBench<'_> {
     }
 
     fn micro_batch(&self, ready: &Ready, weight: f32) -> Result<MicroBatch> {
-        // On the host, where a run's batches come from.
+        // On the host, as a run's batches are.
         let input = self.input(&ready.config, &Device::Cpu)?;
         let mut shape = input.x_bcthw.dims().to_vec();
         shape[1] = ready.config.out_channels;
@@ -149,7 +149,7 @@ impl DitBench<'_> {
         kernels::attention::engine(&ready.devices[0].0, compute, ready.config.head_size()).name
     }
 
-    /// What is told of every measurement.
+    /// The fields of every measurement.
     pub(super) fn told(&self, what: &str, ready: &Ready, measured: &Measured) -> Map<String, Value> {
         let devices: Vec<String> = ready.devices.iter().map(|(device, _)| device_name(device)).collect();
         let blocks: Vec<usize> = ready.devices.iter().map(|(_, blocks)| blocks.len()).collect();
@@ -197,7 +197,7 @@ pub fn step(bench: &DitBench, step: StepBench) -> Result<Value> {
         let settings = UpdateSettings { lr: config.lr, clip_norm: config.clip_norm, step: made };
         update(&mut ready.pipeline, &mut optimizer, &outcome, &settings).map(drop)
     })?;
-    // Forward and input gradients; what is replayed is no use to anyone.
+    // Forward and input gradients; recomputation is not useful work.
     let (linear, attention) = flops(&ready.config, ready.tokens);
     let useful = accumulate as f64 * (2.0 * linear + 3.5 * attention);
     let mut told = bench.told("train", &ready, &measured);
@@ -234,7 +234,7 @@ pub fn forward(bench: &DitBench) -> Result<Value> {
     Ok(told.into())
 }
 
-/// What was forecast, beside what is measured: GiB of each device as `peak_gib` has them, and what is kept.
+/// The forecast for the measurement: GiB of each device as in `peak_gib`, and what is kept.
 fn told_forecast(forecast: &Forecast) -> Map<String, Value> {
     let gib = |bytes: u64| rounded(bytes as f64 / f64::from(1 << 30), 2);
     let mut devices: Vec<(&str, u64)> = Vec::new();

@@ -26,7 +26,7 @@ pub enum LoadSource<'a> {
     Checkpoint(&'a Path),
 }
 
-/// Loading a checkpoint: a DiT as training loads it, onto its stages; other weights one after the other onto the first
+/// Loading a checkpoint: a DiT as training loads it, onto its stages; other weights one by one onto the first
 /// device, each dropped again.
 ///
 /// # Errors

@@ -29,7 +29,7 @@ pub(super) struct Meter<'a> {
 }
 
 impl<'a> Meter<'a> {
-    /// Watches `devices`; one that comes twice is watched once.
+    /// Measures `devices`; duplicates are measured once.
     pub fn of(devices: impl IntoIterator<Item = &'a Device>) -> Self {
         let mut distinct: Vec<&Device> = Vec::new();
         for device in devices {
@@ -40,7 +40,7 @@ impl<'a> Meter<'a> {
         Self { devices: distinct }
     }
 
-    /// Runs `work` as often as `repeats` says, the devices idle before and after each run that counts.
+    /// Runs `work` as often as `repeats` says, with idle devices before and after each counted run.
     ///
     /// # Errors
     /// The first error of `work`.
@@ -75,7 +75,7 @@ impl<'a> Meter<'a> {
         Ok(self.devices.iter().try_for_each(|device| reset_peak(device))?)
     }
 
-    /// Peaks of each device, and what its allocator took; the process stands for the CPU.
+    /// Peaks of each device, and what its allocator reserved; for the CPU those of the process.
     fn peaks(&self) -> Result<(Vec<f64>, Vec<f64>)> {
         let (mut held, mut reserved) = (Vec::new(), Vec::new());
         for device in &self.devices {
@@ -101,7 +101,7 @@ fn reset_host_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
-/// The most memory that the process held since it was last reset, in GiB, where the system tells. Files that are mapped
+/// The peak memory of the process since the last reset, in GiB, if the system reports it. Files that are mapped
 /// count where they were read.
 pub(super) fn host_peak_gib() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;

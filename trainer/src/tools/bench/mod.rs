@@ -1,4 +1,4 @@
-//! Speed and memory of single parts, each told as one JSON object, to be held against other implementations.
+//! Speed and memory of single parts, each reported as one JSON object, to compare with other implementations.
 //!
 //! Field names are those of `bench/torch_peer.py`, which measures PyTorch at the same shapes: `s_per_step`,
 //! `useful_tflops` (recomputation not counted), `peak_gib`. Weights may be made from a seed: only shapes matter here.
@@ -32,7 +32,7 @@ pub struct Repeats {
     pub warmup: usize,
     /// Runs that count.
     pub iters: usize,
-    /// Whether one more run tells where its time goes.
+    /// Whether one more run is profiled.
     pub profile: bool,
 }
 
@@ -54,7 +54,7 @@ impl ClipSize {
     }
 }
 
-/// A random tensor of the stream `name`, deviation 1, made where it lies.
+/// A random tensor of the stream `name`, deviation 1, generated on its device.
 fn random(name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
     Ok(kernels::random::fill(shape, Key::new(0, name, &[]), 1.0, dtype, device)?)
 }

@@ -19,7 +19,7 @@ pub fn dit_presets() -> Vec<&'static str> {
     Published::ALL.iter().map(|model| model.key).chain([TINY]).collect()
 }
 
-/// Where the DiT of a measurement comes from.
+/// The source of the DiT of a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DitSource<'a> {
     /// Published sizes by name, weights made from a seed.

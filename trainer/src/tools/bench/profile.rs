@@ -1,4 +1,4 @@
-//! Where the time goes: by stage, and by class of operation.
+//! Profiles: time by stage, and by class of operation.
 
 use std::time::Instant;
 

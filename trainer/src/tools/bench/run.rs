@@ -21,7 +21,7 @@ use crate::train::{self, Ending, RunFolder};
 use crate::watch::interrupt::Interrupt;
 use crate::watch::ui::Ui;
 
-/// Names that [`whole`] knows: of the published models whose files it can make, and `tiny`.
+/// Names for [`whole`]: of the published models whose files it can generate, and `tiny`.
 pub fn run_presets() -> Vec<&'static str> {
     dit_presets().into_iter().filter(|name| Published::named(name).is_none_or(can_be_made)).collect()
 }
@@ -36,11 +36,11 @@ fn can_be_made(model: &Published) -> bool {
 pub struct RunBench<'a> {
     /// Sizes by name: one of [`run_presets`].
     pub model: &'a str,
-    /// Folder in which files, run and cache lie for the time.
+    /// Temporary folder of files, run and cache.
     pub scratch: &'a Path,
     /// Stages.
     pub devices: DevicesConfig,
-    /// How the DiT is held; `None` for bf16.
+    /// Storage of the DiT; `None` for bf16.
     pub base: Option<WeightFormat>,
     /// Of the clips that are trained and of those that are sampled.
     pub size: ClipSize,
@@ -59,8 +59,8 @@ const FPS: f64 = 24.0;
 /// Clips that are trained on.
 const CLIPS: usize = 2;
 
-/// Writes a checkpoint of random weights and two clips, plans a run on them, and trains: through `ui` come the phases as they
-/// end and the rows of the log, back comes the whole in one object.
+/// Writes a checkpoint of random weights and two clips, plans a run on them, and trains: phases and rows of the log are
+/// reported to `ui`, and everything is returned as one object.
 ///
 /// # Errors
 /// An unknown model, what the plan refuses, what stops the run, and files that cannot be written.
@@ -124,7 +124,7 @@ impl Parts {
     }
 }
 
-/// The recipe of the run, whose files lie beside it.
+/// The recipe of the run, with its files in the same folder.
 fn recipe(bench: &RunBench) -> Result<String> {
     let RunBench { size: ClipSize { width, height, frames }, steps, .. } = *bench;
     let mut recipe = json!({
@@ -147,7 +147,7 @@ fn recipe(bench: &RunBench) -> Result<String> {
     toml::to_string(&recipe).map_err(|error| Error::PlanText { why: error.to_string() })
 }
 
-/// TOML has no word for nothing.
+/// TOML has no null.
 fn without_nulls(value: &mut Value) {
     if let Some(table) = value.as_object_mut() {
         table.retain(|_, value| !value.is_null());

@@ -1,4 +1,4 @@
-//! GPUs, their driver, CUDA's libraries, and the attention engine that comes of them.
+//! GPUs, their driver, CUDA's libraries, and the resulting attention engine.
 
 use kernels::device::{Allocator, Settings};
 use kernels::inventory::{self, Driver, Gpu, Library, built_for};
@@ -8,7 +8,7 @@ use super::{Finding, Standing, good};
 use crate::bytes::Bytes;
 use crate::machine::devices;
 
-/// Everything about CUDA: one line where there is nothing to it.
+/// Everything about CUDA: one line without it.
 pub(super) fn examine() -> Vec<Finding> {
     let (built, driver) = (built_for(), inventory::driver());
     let mut findings = Vec::new();
@@ -74,7 +74,7 @@ fn told_gpu(gpu: &Gpu, count: usize) -> Finding {
     let Gpu { index, name, capability: (major, minor), memory, peers } = gpu;
     let reach = match (count, peers.as_slice()) {
         (1, _) => String::new(),
-        (_, []) => "; reaches no other GPU directly, so tensors go through host memory".to_owned(),
+        (_, []) => "; reaches no other GPU directly, so tensors are copied through host memory".to_owned(),
         (_, peers) => {
             let named: Vec<String> = peers.iter().map(|peer| format!("cuda:{peer}")).collect();
             format!("; reaches {} directly", named.join(", "))
@@ -83,11 +83,7 @@ fn told_gpu(gpu: &Gpu, count: usize) -> Finding {
     let found = format!("cuda:{index} {name}, compute capability {major}.{minor}, {}{reach}", Bytes(*memory));
     match gpu.is_new_enough() {
         true => good("GPU", found),
-        false => bad(
-            "GPU",
-            found,
-            "Tandem needs compute capability 8.0 or later: RTX 30, A100 and what came after",
-        ),
+        false => bad("GPU", found, "Tandem needs compute capability 8.0 or later: RTX 30, A100 and newer"),
     }
 }
 
@@ -113,7 +109,7 @@ fn how_to_get(library: &str) -> &'static str {
             "attention is several times slower without it: apt install libcudnn9-cuda-13, or pip install \
              nvidia-cudnn-cu13 and put its lib folder on LD_LIBRARY_PATH"
         }
-        "NVRTC" | "NCCL" => "nothing of Tandem needs it",
+        "NVRTC" | "NCCL" => "Tandem does not need it",
         _ => {
             "apt install cuda-libraries-13-0, or pip install nvidia-cublas nvidia-curand nvidia-cuda-runtime and put \
              their lib folders on LD_LIBRARY_PATH"

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use serde::Serialize;
 
-/// How a thing stands.
+/// The state of a requirement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Standing {
@@ -15,7 +15,7 @@ pub enum Standing {
     Good,
     /// Not there; much works without it.
     Missing,
-    /// Stands in the way.
+    /// Prevents runs.
     Bad,
 }
 
@@ -24,7 +24,7 @@ pub enum Standing {
 pub struct Finding {
     /// What.
     pub what: &'static str,
-    /// How it stands.
+    /// Its state.
     pub standing: Standing,
     /// What was found.
     pub found: String,
@@ -68,7 +68,7 @@ fn memory() -> Finding {
         (Some(total), Some(free)) => {
             good("memory", format!("{total:.1} GiB, {free:.1} GiB of them available"))
         }
-        _ => good("memory", "this system does not say"),
+        _ => good("memory", "unknown on this system"),
     }
 }
 
@@ -89,9 +89,9 @@ fn program(name: &'static str, why: &str) -> Finding {
     }
 }
 
-/// Whether runs can be written. A folder that was not there is not left behind.
+/// Whether runs can be written. A folder that is created for the check is removed again.
 fn writable(runs: &Path) -> Finding {
-    // The nearest thing on the way to the folder that is there; for a plain name that is where we stand.
+    // The nearest existing parent of the folder; for a plain name the current folder.
     let nearest = runs.ancestors().find(|place| place.exists()).unwrap_or(Path::new("."));
     let there = if nearest.as_os_str().is_empty() { Path::new(".") } else { nearest };
     let probe = there.join(format!(".tandem-doctor-{}", std::process::id()));

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use models::adapter::Kind;
+use models::adapter::AdapterKind;
 use models::adapter::files::{self, ModuleSummary};
 use models::names::split_layer;
 use models::weights::Checkpoint;
@@ -21,7 +21,7 @@ pub(super) fn report(path: &Path, file: &Checkpoint) -> Result<Report> {
     let local = |name: &str| split_layer(name).map_or(name.to_owned(), |(_, local)| local.to_owned());
     let targets: BTreeSet<String> = summary.modules.keys().map(|name| local(name)).collect();
     let kinds: BTreeSet<&str> =
-        modules().map(|module| module.kind.map_or("difference", Kind::name)).collect();
+        modules().map(|module| module.kind.map_or("difference", AdapterKind::name)).collect();
     let kind = kinds.into_iter().collect::<Vec<_>>().join(", ");
     Ok(Report::new(format!("{kind} adapter"))
         .with("style", summary.style.to_string())

@@ -58,7 +58,7 @@ pub(super) fn report(path: &Path, file: &Checkpoint) -> Report {
         .with_metadata(file)
 }
 
-/// What people call it.
+/// Its name.
 fn name(file: &Checkpoint, facts: Facts, path: &Path) -> String {
     if let Some(kind) = published::refused(file).or_else(|| facts.refused()) {
         return format!("{kind}, which Tandem does not train");
@@ -67,7 +67,7 @@ fn name(file: &Checkpoint, facts: Facts, path: &Path) -> String {
     match found.as_slice() {
         [] => "no published Wan model has these sizes".to_owned(),
         [one] => one.clone(),
-        several => format!("{} (same sizes; names tell them apart)", several.join(", or ")),
+        several => format!("{} (same sizes; only names distinguish them)", several.join(", or ")),
     }
 }
 
@@ -81,6 +81,6 @@ fn heads(path: &Path, width: usize) -> Value {
     match known {
         Some(heads) => heads.into(),
         None if width.is_multiple_of(HEAD_SIZE) => (width / HEAD_SIZE).into(),
-        None => "only its config.json tells".into(),
+        None => "only in its config.json".into(),
     }
 }

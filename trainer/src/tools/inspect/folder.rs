@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::plan::Plan;
 use crate::train::checkpoint as run_checkpoint;
 
-/// Parts of a base model: where they may lie, and what they are called.
+/// Parts of a base model: where they may be, and their names.
 const OFFICIAL: &[&str] = &[
     "high_noise_model",
     "low_noise_model",
@@ -23,7 +23,7 @@ const OFFICIAL: &[&str] = &[
 const DIFFUSERS: &[&str] =
     &["transformer", "transformer_2", "vae", "text_encoder", "image_encoder", "tokenizer/tokenizer.json"];
 
-/// What the folder is; `None` where it is nothing but weights, or nothing that is known.
+/// What the folder is; `None` if it only has weights, or is not recognised.
 ///
 /// # Errors
 /// A run whose plan cannot be read.
@@ -64,7 +64,7 @@ fn comfy_report(path: &Path, root: &Path) -> Report {
     Report { parts: parts.collect(), ..Report::new("ComfyUI's folder of models") }
 }
 
-/// A part that cannot be read is told as such: the others are still of interest.
+/// A part that cannot be read is reported as such: the others are still of interest.
 fn part(path: &Path) -> Report {
     match path.extension().is_some_and(|extension| extension == "json") {
         true => Report::new("tokenizer"),

@@ -19,9 +19,9 @@ use crate::train::checkpoint::Progress;
 pub struct Report {
     /// In plain words.
     pub kind: String,
-    /// What is known about it, in the order in which it is told.
+    /// Its properties, in the order of the report.
     pub facts: Map<String, Value>,
-    /// The parts of a folder, by their place in it.
+    /// The parts of a folder, by their path in it.
     pub parts: Vec<(String, Report)>,
 }
 
@@ -55,7 +55,7 @@ fn checkpoint(path: &Path) -> Result<Report> {
         Kind::Clip => clip(&file),
         Kind::Unknown => {
             let first: Vec<&str> = file.names().take(5).collect();
-            Report::new("tensors of no kind that Tandem knows").with("names", first).with_metadata(&file)
+            Report::new("tensors of an unknown kind").with("names", first).with_metadata(&file)
         }
     };
     Ok(report.with_storage(&file))
@@ -98,7 +98,7 @@ fn run_checkpoint(file: &Checkpoint) -> Report {
     let Some(progress) = progress.and_then(|text| serde_json::from_str::<Progress>(text).ok()) else {
         return report.with("note", "its progress was written by another version");
     };
-    // Each kind of adapter has one tensor that begins it.
+    // Each kind of adapter has one tensor that identifies a module.
     let firsts = [".lora_A.weight.parameter", ".hada_w1_a.parameter", ".lokr_w1.parameter"];
     let is_first = |name: &&str| firsts.iter().any(|first| name.ends_with(first));
     let trained = file.names().filter(is_first).count();
@@ -181,7 +181,7 @@ impl Report {
         let mut types: Map<String, Value> = Map::new();
         let mut numbers = 0u64;
         for (_, entry) in file.entries() {
-            // An adapter's alphas are single numbers beside the parameters.
+            // An adapter's alphas are single numbers, not parameters.
             numbers += if entry.shape.is_empty() { 0 } else { entry.elements() as u64 };
             let count = types.get(entry.dtype.name()).and_then(Value::as_u64).unwrap_or(0);
             types.insert(entry.dtype.name().to_owned(), (count + 1).into());

@@ -7,10 +7,10 @@ use super::{Inputs, Outputs};
 use crate::error::Result;
 
 /// The states `clip_fea` [b, rows, width] of `image_u8_hwc` [h, w, 3], a picture in 0..255 that is scaled as the official
-/// code does; or of `pixels` [b, 3, side, side] as the tower takes them. The `pixels` are given back.
+/// code does; or of `pixels` [b, 3, side, side] as the tower takes them. The `pixels` are returned too.
 ///
 /// # Errors
-/// When neither is there, and shapes that are no pictures.
+/// If neither is given, or a shape is not a picture's.
 pub fn encode(tower: &Clip, inputs: &Inputs) -> Result<Outputs> {
     let pixels = match inputs.optional("pixels")? {
         Some(pixels) => pixels,

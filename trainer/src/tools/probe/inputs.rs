@@ -26,14 +26,16 @@ impl Inputs {
         self.0.names()
     }
 
-    /// The tensor `name` in f32 on the CPU, from whatever numbers it is stored as.
+    /// The tensor `name` in f32 on the CPU, converted from its stored type.
     ///
     /// # Errors
-    /// When it is not there (the message lists what is), or holds values that are not finite.
+    /// If it is missing (the message lists the tensors of the file), or has values that are not finite.
     pub fn float(&self, name: &str) -> Result<Tensor> {
         let Some(stored) = self.0.dtype(name) else {
             let known: Vec<&str> = self.names().take(20).collect();
-            return Err(self.refuse(format!("there is no tensor `{name}`; it holds {}", known.join(", "))));
+            return Err(
+                self.refuse(format!("there is no tensor `{name}`; the file has {}", known.join(", ")))
+            );
         };
         let whole_number = stored.to_candle().filter(|_| !stored.is_float());
         Ok(self.0.tensor(name, whole_number.unwrap_or(DType::F32), &Device::Cpu)?.to_dtype(DType::F32)?)
@@ -54,7 +56,7 @@ impl Inputs {
         }
     }
 
-    /// [`Inputs::float`] of a tensor that is not always there.
+    /// [`Inputs::float`] of an optional tensor.
     pub fn optional(&self, name: &str) -> Result<Option<Tensor>> {
         self.0.contains(name).then(|| self.float(name)).transpose()
     }
@@ -70,8 +72,7 @@ impl Inputs {
         }
     }
 
-    /// What the network is conditioned on besides its timestep: `context` [b, s, text_dim], and `clip_fea` [b, s, width]
-    /// where it is there.
+    /// The conditioning of the network besides its timestep: `context` [b, s, text_dim], and `clip_fea` [b, s, width] if given.
     ///
     /// # Errors
     /// As [`Inputs::ranked`].

@@ -1,6 +1,6 @@
 //! One part of the program run on tensors from a file, so that anyone can compare it with another implementation.
 //!
-//! Every probe goes through the code that trains and samples. Tensors come and go as safetensors.
+//! Every probe runs the code that trains and samples. Tensors are read and written as safetensors.
 
 pub mod clip;
 mod inputs;
@@ -35,10 +35,10 @@ pub fn dit(pipeline: &Pipeline, inputs: &Inputs) -> Result<Outputs> {
     Ok(Outputs::from([("output".to_owned(), velocity.to_dtype(DType::F32)?)]))
 }
 
-/// Writes what a probe gave, in the order and form of the safetensors format.
+/// Writes the outputs of a probe as a safetensors file.
 ///
 /// # Errors
-/// When the file cannot be written; nothing half-written is left.
+/// If the file cannot be written; no partial file is left.
 pub fn write(path: &Path, outputs: &Outputs) -> Result<()> {
     let named = outputs.iter().map(|(name, tensor)| (name.as_str(), tensor));
     Ok(models::weights::write_safetensors(path, named, &BTreeMap::new())?)

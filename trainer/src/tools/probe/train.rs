@@ -15,12 +15,12 @@ use crate::error::{Error, Result};
 use crate::learning::optim::{Optimizer, OptimizerConfig, Rule, Step, checked_norm};
 use crate::pipeline::{MicroBatch, NetworkInput, Pipeline};
 
-/// What `--train-config` holds, as JSON. Other programs' files say more than this; what is not used is told.
+/// The contents of `--train-config`, as JSON. Other programs' files have more keys; those that are not used are reported.
 #[derive(Debug, Clone, Deserialize)]
 pub struct TrainProbe {
     /// Rank of the factors.
     pub rank: usize,
-    /// The delta is multiplied by alpha / rank.
+    /// The delta is scaled by alpha / rank.
     pub alpha: f64,
     /// Learning rate of every step.
     pub lr: f64,
@@ -33,7 +33,7 @@ pub struct TrainProbe {
     /// Decoupled weight decay. Default 0.01.
     #[serde(default = "default_weight_decay")]
     pub weight_decay: f64,
-    /// Keys that nothing here looks at.
+    /// Keys that are not used.
     #[serde(flatten)]
     pub unused: BTreeMap<String, serde_json::Value>,
 }
@@ -91,10 +91,10 @@ pub fn starting_adapters(inputs: &Inputs, dit: &DitConfig, settings: &TrainProbe
         let Some((module, out, input)) = found else {
             let why =
                 format!("`init.{name}` names no module of this model; modules are named like {}", known[0].0);
-            return Err(inputs.refuse(format!("{why}, with .lora_A.weight or .lora_B.weight behind")));
+            return Err(inputs.refuse(format!("{why}, followed by .lora_A.weight or .lora_B.weight")));
         };
         if name.ends_with(".lora_B.weight") && !adapters.of(module).is_empty() {
-            continue; // its A was there, and B with it
+            continue; // added with its A
         }
         let (a, b) = (format!("init.{module}.lora_A.weight"), format!("init.{module}.lora_B.weight"));
         let factor = |name: &str, shape: [usize; 2]| -> Result<Tensor> {
@@ -119,12 +119,12 @@ pub fn starting_adapters(inputs: &Inputs, dit: &DitConfig, settings: &TrainProbe
 /// One AdamW step for each entry of `sigmas` `[steps]`, `[steps, b]` or, for each token, `[steps, b, l]`, on `x0`
 /// [b, c, t, h, w] with `noise` [steps, b, c, t, h, w] and `context` [b, s, text_dim]. Tokens with a sigma of 0 are shown
 /// clean. In place of sigmas, `timesteps` may hold a thousand times as much, in the same shapes. `cond` [b, c', t, h, w]
-/// goes behind the noisy channels, `clip_fea` [b, s, width] into the image branch; `loss_weight_mask`, which broadcasts
-/// over x0, says what counts in the mean. Gives `losses` `[steps]`, `grad_norms` `[steps]`, `grad0.<tensor>` of the first step and
+/// is concatenated after the noisy channels, `clip_fea` [b, s, width] is for the image branch; `loss_weight_mask`, which
+/// broadcasts over x0, weights the mean. Returns `losses` `[steps]`, `grad_norms` `[steps]`, `grad0.<tensor>` of the first step and
 /// `final.<tensor>`; gradients are not clipped.
 ///
 /// # Errors
-/// Tensors that do not fit each other, a missing gradient, and gradients that are not finite.
+/// If shapes do not match, or a gradient is missing or not finite.
 pub fn train(pipeline: &mut Pipeline, inputs: &Inputs, settings: &TrainProbe) -> Result<Outputs> {
     let given = Given::read(inputs)?;
     let mut optimizer = Optimizer::new(pipeline, settings.rule())?;
@@ -157,7 +157,7 @@ struct Given {
     sigmas: Tensor,
     /// Text, and a picture where there is one.
     conditioning: Conditioning<Raw>,
-    /// Channels behind the noisy ones.
+    /// Channels after the noisy ones.
     cond: Option<Tensor>,
     mask: Option<Tensor>,
 }
@@ -209,11 +209,11 @@ impl Given {
     fn micro_batch(&self, step: usize) -> Result<MicroBatch> {
         let (noise, sigmas) = (self.noise.get(step)?, self.sigmas.get(step)?.contiguous()?);
         let (batch, count) = sigmas.dims2()?;
-        let share = match count {
+        let spread = match count {
             1 => sigmas.reshape((batch, 1, 1, 1, 1))?,
             _ => self.spread(&sigmas)?,
         };
-        let noisy = (self.x0.broadcast_mul(&share.affine(-1.0, 1.0)?)? + noise.broadcast_mul(&share)?)?;
+        let noisy = (self.x0.broadcast_mul(&spread.affine(-1.0, 1.0)?)? + noise.broadcast_mul(&spread)?)?;
         let timestep = (sigmas.to_dtype(DType::F64)? * 1000.0)?.to_dtype(DType::F32)?;
         let timestep = if count == 1 { timestep.squeeze(1)? } else { timestep };
         let input = NetworkInput {

@@ -1,20 +1,20 @@
-//! The kinds of adapter as a pass through the model sees them: each a change of one layer's output, with its own
-//! backward. Here is the one place that knows them apart.
+//! The kinds of adapter in a pass through the model: each changes one layer's output and has its own backward. No other code
+//! of the pass distinguishes them.
 
 use kernels::low_rank::{self, Factors};
 use kernels::weight::Weight;
 use kernels::{Device, Tensor, dora, loha, lokr};
 
-use super::Kind;
+use super::AdapterKind;
 use super::change::{Change, DoraPair, LoraPair, Magnitude, half_tensors};
 use crate::{Error, Result};
 
-/// What an adapter adds to the output of its layer. Tensors are f32 masters on the layer's device.
+/// An adapter's contribution to the output of its layer. Tensors are f32 masters on the layer's device.
 #[derive(Debug, Clone)]
 pub enum Delta {
     /// scale * (x A^T) B^T.
     Lora(Factors),
-    /// The same, and each row of the changed weight brought to a length of its own.
+    /// The same, with each row of the changed weight scaled to a trained length.
     Dora(Dora),
     /// x (scale * W1 ∘ W2)^T.
     Loha(loha::Factors),
@@ -22,14 +22,14 @@ pub enum Delta {
     Lokr(lokr::Factors),
 }
 
-/// A DoRA beside its weight.
+/// A DoRA on the device of its weight.
 #[derive(Debug, Clone)]
 pub struct Dora {
     factors: Factors,
-    /// `None` until [`Delta::settle`]: the lengths that the rows have.
+    /// `None` until [`Delta::settle`]: then initially the lengths of the weight's rows.
     magnitude: Option<Magnitude>,
     strength: f64,
-    /// The squares of the lengths of the weight's rows, `[out]`; known once it is settled.
+    /// The squares of the lengths of the weight's rows, `[out]`; set by [`Delta::settle`].
     squares: Option<Tensor>,
 }
 
@@ -38,18 +38,18 @@ pub struct Dora {
 pub struct Site<'a> {
     /// Its frozen weight.
     pub weight: &'a Weight,
-    /// The product of the adapter's input with it, without bias, where [`Delta::wants_product`].
+    /// The product of the adapter's input with it, without bias, if [`Delta::wants_product`].
     pub product: Option<&'a Tensor>,
 }
 
-/// What goes back through an adapter.
+/// The gradients that flow back through an adapter.
 #[derive(Debug)]
 pub struct Backward {
-    /// To its input, in the input's dtype.
+    /// Of its input, in the input's dtype.
     pub dx: Tensor,
-    /// To the layer's plain product, where [`Delta::wants_product`].
+    /// Of the layer's plain product, if [`Delta::wants_product`].
     pub d_product: Option<Tensor>,
-    /// To its tensors, f32, under the names of [`Delta::tensors`].
+    /// Of its tensors, f32, under the names of [`Delta::tensors`].
     pub gradients: Vec<(&'static str, Tensor)>,
 }
 
@@ -80,16 +80,16 @@ impl Delta {
         })
     }
 
-    /// A DoRA of these factors that begins with the lengths that the rows have.
+    /// A DoRA of these factors whose magnitudes start as the lengths of the weight's rows.
     pub fn fresh_dora(factors: Factors) -> Self {
         Self::Dora(Dora { factors, magnitude: None, strength: 1.0, squares: None })
     }
 
-    /// The change that this makes, for a file. A settled DoRA has the lengths of both rules, for which it wants the
+    /// The same as a [`Change`] for a file. A settled DoRA has the magnitudes of both conventions, which it computes from the
     /// weight.
     ///
     /// # Errors
-    /// A DoRA whose lengths are not known yet.
+    /// A DoRA that is not settled.
     pub fn to_change(&self, weight: Option<&Weight>) -> Result<Change> {
         Ok(match self {
             Self::Lora(f) => Change::Lora(LoraPair::new(f.a.clone(), f.b.clone(), f.scale)?),
@@ -112,43 +112,47 @@ impl Delta {
         })
     }
 
-    /// The adapter of this kind whose tensors `find` gives by the names of [`Delta::tensors`]: how a checkpoint is read.
+    /// The adapter of this kind whose tensors `find` returns by the names of [`Delta::tensors`]: for reading checkpoints.
     /// `None` where one is missing.
-    pub fn from_tensors(kind: Kind, scale: f64, find: impl Fn(&str) -> Option<Tensor>) -> Option<Self> {
+    pub fn from_tensors(
+        kind: AdapterKind,
+        scale: f64,
+        find: impl Fn(&str) -> Option<Tensor>,
+    ) -> Option<Self> {
         let half = |[whole, a, b]: [&str; 3]| match find(whole) {
             Some(w) => Some(lokr::Half::Full(w)),
             None => Some(lokr::Half::Low(find(a)?, find(b)?)),
         };
         let thin = || Some(Factors { a: find(A)?, b: find(B)?, scale });
         Some(match kind {
-            Kind::Lora => Self::Lora(thin()?),
-            Kind::Dora => {
+            AdapterKind::Lora => Self::Lora(thin()?),
+            AdapterKind::Dora => {
                 let magnitude = Some(Magnitude::OfMerged(find(MAGNITUDE)?));
                 Self::Dora(Dora { factors: thin()?, magnitude, strength: 1.0, squares: None })
             }
-            Kind::Loha => {
+            AdapterKind::Loha => {
                 let [w1_a, w1_b] = [find("hada_w1_a")?, find("hada_w1_b")?];
                 let [w2_a, w2_b] = [find("hada_w2_a")?, find("hada_w2_b")?];
                 Self::Loha(loha::Factors { w1_a, w1_b, w2_a, w2_b, scale })
             }
-            Kind::Lokr => {
+            AdapterKind::Lokr => {
                 let (w1, w2) = (half(W1)?, half(W2)?);
-                // Without thin factors there is no rank to divide alpha by.
+                // Without low-rank factors there is no rank to divide alpha by.
                 let scale = if matches!(w2, lokr::Half::Full(_)) { 1.0 } else { scale };
                 Self::Lokr(lokr::Factors { w1, w2, scale })
             }
         })
     }
 
-    /// The thin pair of a LoRA or a DoRA.
-    pub(super) fn factors(&self) -> Option<&Factors> {
+    /// The factors of a LoRA or a DoRA.
+    pub(crate) fn factors(&self) -> Option<&Factors> {
         match self {
             Self::Lora(factors) | Self::Dora(Dora { factors, .. }) => Some(factors),
             Self::Loha(_) | Self::Lokr(_) => None,
         }
     }
 
-    /// The thin factors of a plain LoRA, which go through products together with those of other layers.
+    /// The factors of a plain LoRA, whose products are batched with those of other layers.
     pub fn plain(&self) -> Option<&Factors> {
         match self {
             Self::Lora(factors) => Some(factors),
@@ -156,12 +160,12 @@ impl Delta {
         }
     }
 
-    /// Whether it is made of the layer's own product.
+    /// Whether it needs the layer's own product.
     pub fn wants_product(&self) -> bool {
         matches!(self, Self::Dora(_))
     }
 
-    /// Its tensors under the names that they have behind the module's.
+    /// Its tensors by the suffix of their names after the module's.
     pub fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
         match self {
             Self::Lora(f) => vec![(A, &f.a), (B, &f.b)],
@@ -185,7 +189,7 @@ impl Delta {
         }
     }
 
-    /// Puts what `new` gives in place of its tensors, by the names of [`Delta::tensors`]; `None` leaves one as it is.
+    /// Replaces its tensors by what `new` returns for the names of [`Delta::tensors`]; `None` leaves a tensor unchanged.
     pub fn replace(&mut self, new: impl Fn(&str) -> Option<Tensor>) {
         let put = |name: &str, place: &mut Tensor| {
             if let Some(tensor) = new(name) {
@@ -232,7 +236,7 @@ impl Delta {
         let found = |name: &str| there.iter().find(|(n, _)| *n == name).map(|(_, t)| t.clone());
         if let (Self::Dora(dora), Self::Dora(from)) = (&mut placed, self) {
             let to = |t: &Tensor| t.to_device(device);
-            // Both rules' lengths, which one tensor cannot stand for.
+            // It has the magnitudes of both conventions, in two tensors.
             dora.magnitude = match &from.magnitude {
                 Some(Magnitude::OfBase(m)) => Some(Magnitude::OfBase(to(m)?)),
                 Some(Magnitude::OfMerged(m)) => Some(Magnitude::OfMerged(to(m)?)),
@@ -250,8 +254,8 @@ impl Delta {
         Ok(placed)
     }
 
-    /// Takes from the frozen weight of its layer what it needs to know: a DoRA the lengths of its rows. Must be done
-    /// before the first pass.
+    /// Computes what it needs of the frozen weight of its layer: for a DoRA the lengths of its rows. Must be called before the
+    /// first pass.
     pub fn settle(&mut self, weight: &Weight) -> Result<()> {
         let Self::Dora(dora) = self else { return Ok(()) };
         let squares = dora::row_squares(weight)?.maximum(f64::from(f32::MIN_POSITIVE))?;
@@ -265,7 +269,7 @@ impl Delta {
         Ok(())
     }
 
-    /// What it adds to the layer's output: `x` [.., in] -> [.., out], in the dtype of `x`.
+    /// Its contribution to the layer's output: `x` [.., in] -> [.., out], in the dtype of `x`.
     pub fn forward(&self, x: &Tensor, site: Site) -> Result<Tensor> {
         Ok(match self {
             Self::Lora(factors) => low_rank::forward(x, factors, None)?,
@@ -311,7 +315,7 @@ impl Delta {
     }
 }
 
-/// Names behind the module's.
+/// Suffixes of the names after the module's.
 const A: &str = "lora_A.weight";
 const B: &str = "lora_B.weight";
 const MAGNITUDE: &str = "magnitude";
@@ -320,7 +324,7 @@ const W2: [&str; 3] = ["lokr_w2", "lokr_w2_a", "lokr_w2_b"];
 
 fn unsettled() -> Error {
     Error::Mismatch(
-        "a DoRA was used before its layer's weight was there; this is a defect, please report it".into(),
+        "a DoRA was used before its layer's weight was loaded; this is a bug, please report it".into(),
     )
 }
 

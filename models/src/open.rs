@@ -1,9 +1,9 @@
-//! Opens the weights of a DiT in either layout, and says what is wrong with those that are none.
+//! Opens the weights of a DiT in either layout, and explains why other files are refused.
 
 use std::path::Path;
 
-use super::config::DitConfig;
-use crate::published::Facts;
+use crate::dit::DitConfig;
+use crate::kind::Facts;
 use crate::weights::{Checkpoint, Weights};
 use crate::{Contents, Error, Result, names, published};
 
@@ -12,8 +12,8 @@ use crate::{Contents, Error, Result, names, published};
 /// heads are of 128, as in every published model.
 ///
 /// # Errors
-/// When the config does not fit, or any tensor is missing, unexpected or misshapen; all of them are listed.
-pub fn open(path: &Path, config_json: Option<&str>) -> Result<(DitConfig, Weights)> {
+/// If the config does not fit, or tensors are missing, unexpected or misshapen; all of them are listed.
+pub fn open_dit(path: &Path, config_json: Option<&str>) -> Result<(DitConfig, Weights)> {
     let checkpoint = Checkpoint::open(path)?.without_model_prefix()?;
     let is_diffusers = checkpoint.contains("condition_embedder.time_proj.weight");
     let to_file = |official: &str| if is_diffusers { names::tensor_to_diffusers(official) } else { None };
@@ -40,7 +40,7 @@ pub fn open(path: &Path, config_json: Option<&str>) -> Result<(DitConfig, Weight
         Error::Mismatch(why) => Error::Mismatch(format!("{}: {why}", path.display())),
         other => other,
     })?;
-    // Some files of diffusers carry a norm of queries that no code reads.
+    // Some files of diffusers have a norm of queries that is not used.
     let ignored = |name: &str| name.ends_with(".attn2.norm_added_q.weight");
     let weights = Weights::from_checkpoint(checkpoint, &config.tensors(), to_file, ignored)?;
     Ok((config, weights))
@@ -49,7 +49,7 @@ pub fn open(path: &Path, config_json: Option<&str>) -> Result<(DitConfig, Weight
 /// Width of a head in every published model.
 const PUBLISHED_HEAD: usize = 128;
 
-/// What a `config.json` would say that tensors do not, from the shape of the patch embedding.
+/// The `config.json` of a published model, from the shape of the patch embedding.
 fn published_config(path: &Path, patch: Option<Vec<usize>>) -> Result<String> {
     match patch.and_then(|shape| shape.first().copied()) {
         Some(dim) if !dim.is_multiple_of(PUBLISHED_HEAD) => Err(Error::Mismatch(format!(
@@ -57,7 +57,7 @@ fn published_config(path: &Path, patch: Option<Vec<usize>>) -> Result<String> {
              beside the weights, or name it with model.dit_config",
             path.display()
         ))),
-        // What is no DiT at all is refused for the tensors that it lacks.
+        // A file without a DiT is refused for the missing tensors.
         dim => Ok(format!(r#"{{"num_heads":{}}}"#, dim.unwrap_or(PUBLISHED_HEAD) / PUBLISHED_HEAD)),
     }
 }

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use kernels::weight::Weight;
 use kernels::{Device, Tensor};
 
-use super::kind::Delta;
+use super::on_device::Delta;
 use crate::{Error, Result};
 
-/// What is attached to one module.
+/// An adapter that is attached to a module.
 #[derive(Debug, Clone)]
 pub struct Adapter {
     delta: Delta,
@@ -16,28 +16,28 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// A change that is only applied.
+    /// An adapter that is only applied.
     pub fn frozen(delta: impl Into<Delta>) -> Self {
         Self { delta: delta.into(), trainable: false }
     }
 
-    /// A change whose gradients are wanted.
+    /// An adapter that is trained.
     pub fn trainable(delta: impl Into<Delta>) -> Self {
         Self { delta: delta.into(), trainable: true }
     }
 
-    /// What it adds.
+    /// Its contribution.
     pub fn delta(&self) -> &Delta {
         &self.delta
     }
 
-    /// Whether its gradients are wanted.
+    /// Whether it is trained.
     pub fn is_trainable(&self) -> bool {
         self.trainable
     }
 }
 
-/// The adapters of a model, or of the part of it that one device holds, by official module name.
+/// The adapters of a model, or of its part on one device, by official module name.
 ///
 /// A module has at most one trainable adapter and any number of frozen ones.
 #[derive(Debug, Clone, Default)]
@@ -51,14 +51,14 @@ impl Adapters {
         self.by_module.entry(module).or_default().push(adapter);
     }
 
-    /// Adds all of `others`, behind those that are there.
+    /// Appends all of `others`.
     pub fn extend(&mut self, others: Self) {
         for (module, adapters) in others.by_module {
             self.by_module.entry(module).or_default().extend(adapters);
         }
     }
 
-    /// Drops those that are only applied.
+    /// Removes those that are only applied.
     pub fn drop_frozen(&mut self) {
         self.by_module.values_mut().for_each(|adapters| adapters.retain(Adapter::is_trainable));
         self.by_module.retain(|_, adapters| !adapters.is_empty());
@@ -74,7 +74,7 @@ impl Adapters {
         self.by_module.iter().map(|(module, adapters)| (module.as_str(), adapters.as_slice()))
     }
 
-    /// The part whose modules `keep` wants, on `device`.
+    /// The part whose modules `keep` accepts, on `device`.
     pub fn part(&self, device: &Device, keep: impl Fn(&str) -> bool) -> Result<Self> {
         let mut part = Self::default();
         for (module, adapters) in self.iter().filter(|(module, _)| keep(module)) {
@@ -86,8 +86,8 @@ impl Adapters {
         Ok(part)
     }
 
-    /// Lets every adapter take what it needs of the frozen weight of its layer, which `weight_of` gives by module name.
-    /// Must be done before the first pass.
+    /// Calls [`Delta::settle`] on every adapter with the frozen weight of its layer, which `weight_of` gives by module name. Must
+    /// be called before the first pass.
     ///
     /// # Errors
     /// A module without a weight.
@@ -112,7 +112,7 @@ impl Adapters {
         parameters
     }
 
-    /// Puts new values in place of the trainable tensors; names that are not given stay as they are.
+    /// Replaces the trainable tensors; those without a new value stay unchanged.
     pub fn set_parameters(&mut self, parameters: &BTreeMap<String, Tensor>) {
         for (module, adapters) in &mut self.by_module {
             for adapter in adapters.iter_mut().filter(|adapter| adapter.trainable) {

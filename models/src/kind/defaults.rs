@@ -1,8 +1,8 @@
 //! The settings that models were published with.
 
-use crate::dit::config::PATCH;
+use super::PATCH;
 
-/// What a model is used at where nothing else is asked for.
+/// The settings of a model that apply unless the user says otherwise.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Defaults {
     /// Pixels per latent, along height and width.
@@ -21,12 +21,12 @@ pub struct Defaults {
     pub guidance: f64,
     /// Guidance scale of the expert for high noise.
     pub guidance_high: f64,
-    /// Of two experts, the one for high noise makes the steps from this sigma on.
+    /// Of two experts, the one for high noise takes the steps from this sigma up.
     pub boundary: f64,
 }
 
 impl Defaults {
-    /// What both sides of a clip must be a multiple of, in pixels.
+    /// Both sides of a clip must be a multiple of this, in pixels.
     pub fn multiple(&self) -> u32 {
         (self.stride * PATCH) as u32
     }

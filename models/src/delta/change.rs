@@ -1,18 +1,18 @@
-//! What an adapter does to one weight, as files hold it: whole, on the CPU, in f32.
+//! The change of one weight by an adapter, as in files: whole, on the CPU, in f32.
 
 use kernels::{D, DType, Tensor, loha, lokr};
 
-use super::Kind;
+use super::AdapterKind;
 use crate::{Error, Result};
 
 /// A change of the weight of one module.
 #[derive(Debug, Clone)]
 pub enum Change {
-    /// Two thin factors.
+    /// Two low-rank factors.
     Lora(LoraPair),
-    /// Two thin factors, and a length for each row.
+    /// Two low-rank factors, and a magnitude for each row.
     Dora(DoraPair),
-    /// Two thin pairs, multiplied number by number.
+    /// Two pairs of low-rank factors, their products multiplied elementwise.
     Loha(loha::Factors),
     /// Two matrices, their Kronecker product.
     Lokr(lokr::Factors),
@@ -29,24 +29,24 @@ pub struct LoraPair {
     pub alpha: Option<f32>,
 }
 
-/// A pair whose rows get lengths of their own: W' = m (W + s B A) / n.
+/// A pair whose rows are scaled to trained lengths: W' = m (W + s B A) / n.
 #[derive(Debug, Clone)]
 pub struct DoraPair {
     /// The factors.
     pub pair: LoraPair,
-    /// m, and with it what n is.
+    /// m, and the convention for n.
     pub magnitude: Magnitude,
 }
 
-/// The lengths m of a DoRA, `[out]` f32. Programs divide by different lengths n, and with it m means different things; to
-/// make one of the other takes the base weight.
+/// The magnitudes m of a DoRA, `[out]` f32. Programs differ in the length n that they divide by, and so in the meaning of m;
+/// converting between them needs the base weight.
 #[derive(Debug, Clone)]
 pub enum Magnitude {
-    /// n is the length of a row of W + s B A: the authors' rule, and PEFT's (`lora_magnitude_vector`).
+    /// n is the length of a row of W + s B A: the authors' convention, and PEFT's (`lora_magnitude_vector`).
     OfMerged(Tensor),
     /// n is the length of a row of W: ComfyUI's (`dora_scale`, comfy/weight_adapter/base.py `weight_decompose`).
     OfBase(Tensor),
-    /// Both, which say the same.
+    /// Both, for the same change.
     Both {
         /// As of [`Magnitude::OfMerged`].
         merged: Tensor,
@@ -56,8 +56,8 @@ pub enum Magnitude {
 }
 
 impl LoraPair {
-    /// The factors of a delta `scale` * B A, for whatever rule the scale came from (alpha / rank, or rsLoRA's
-    /// alpha / sqrt(rank)): files know only alpha / rank, so alpha becomes `scale` * rank.
+    /// The factors of a delta `scale` * B A, for any rule of the scale (alpha / rank, or rsLoRA's alpha / sqrt(rank)): files have
+    /// only alpha / rank, so alpha becomes `scale` * rank.
     pub fn new(a: Tensor, b: Tensor, scale: f64) -> Result<Self> {
         let rank = a.dim(0)?;
         Ok(Self { a, b, alpha: Some((scale * rank as f64) as f32) })
@@ -68,7 +68,7 @@ impl LoraPair {
         self.a.dims().first().copied().unwrap_or(0)
     }
 
-    /// What B A is multiplied by: alpha / rank.
+    /// The scale of B A: alpha / rank.
     pub fn scale(&self) -> f64 {
         self.alpha.map_or(1.0, |alpha| f64::from(alpha) / self.rank() as f64)
     }
@@ -77,7 +77,7 @@ impl LoraPair {
         Ok(Self { a: f(&self.a)?, b: f(&self.b)?, alpha: self.alpha })
     }
 
-    /// What this adds to the weight of its module: alpha / rank * B A, [out, in], f32.
+    /// The delta of its module's weight: alpha / rank * B A, [out, in], f32.
     pub fn delta(&self) -> Result<Tensor> {
         Ok((self.b.matmul(&self.a)? * self.scale())?)
     }
@@ -90,17 +90,17 @@ impl From<LoraPair> for Change {
 }
 
 impl Change {
-    /// What people call the kind.
-    pub fn kind(&self) -> Kind {
+    /// Its kind.
+    pub fn kind(&self) -> AdapterKind {
         match self {
-            Self::Lora(_) => Kind::Lora,
-            Self::Dora(_) => Kind::Dora,
-            Self::Loha(_) => Kind::Loha,
-            Self::Lokr(_) => Kind::Lokr,
+            Self::Lora(_) => AdapterKind::Lora,
+            Self::Dora(_) => AdapterKind::Dora,
+            Self::Loha(_) => AdapterKind::Loha,
+            Self::Lokr(_) => AdapterKind::Lokr,
         }
     }
 
-    /// The thin pair of a LoRA or a DoRA.
+    /// The factors of a LoRA or a DoRA.
     pub fn pair(&self) -> Option<&LoraPair> {
         match self {
             Self::Lora(pair) | Self::Dora(DoraPair { pair, .. }) => Some(pair),
@@ -108,7 +108,7 @@ impl Change {
         }
     }
 
-    /// The rank of its factors; of a LoKr without thin factors `None`.
+    /// The rank of its factors; `None` for a LoKr without low-rank factors.
     pub fn rank(&self) -> Option<usize> {
         let of_half = |half: &lokr::Half| match half {
             lokr::Half::Low(a, _) => a.dims().last().copied(),
@@ -121,7 +121,7 @@ impl Change {
         }
     }
 
-    /// (out, in) of the weight that it changes; a convolution's axes behind the first count as one.
+    /// (out, in) of the weight that it changes; a convolution's axes after the first count as one.
     pub fn dims(&self) -> Result<(usize, usize)> {
         Ok(match self {
             Self::Lora(pair) | Self::Dora(DoraPair { pair, .. }) => (pair.b.dim(0)?, pair.a.dim(1)?),
@@ -130,7 +130,7 @@ impl Change {
         })
     }
 
-    /// Every tensor of it, under the name that keys end with.
+    /// Its tensors, by the suffix of their keys.
     pub fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
         match self {
             Self::Lora(pair) => vec![("lora_A", &pair.a), ("lora_B", &pair.b)],
@@ -153,7 +153,7 @@ impl Change {
         }
     }
 
-    /// The same with its effect multiplied by `strength`; `None` for a DoRA, which is no sum.
+    /// The same with its effect multiplied by `strength`; `None` for a DoRA, which is not additive.
     pub fn scaled(&self, strength: f64) -> Option<Self> {
         match self {
             Self::Lora(pair) => {
@@ -166,7 +166,7 @@ impl Change {
         }
     }
 
-    /// The same with every tensor through `f`.
+    /// The same with every tensor mapped by `f`.
     pub fn map(&self, f: &mut dyn FnMut(&Tensor) -> Result<Tensor>) -> Result<Self> {
         let half = |half: &lokr::Half, f: &mut dyn FnMut(&Tensor) -> Result<Tensor>| match half {
             lokr::Half::Full(w) => Ok::<_, Error>(lokr::Half::Full(f(w)?)),
@@ -198,7 +198,7 @@ impl Change {
         })
     }
 
-    /// What this adds to a weight whatever the weight is: [out, in] f32; `None` for a DoRA, which depends on it.
+    /// The delta of the weight, [out, in] f32; `None` for a DoRA, whose delta depends on the weight.
     pub fn delta(&self) -> Result<Option<Tensor>> {
         Ok(match self {
             Self::Lora(pair) => Some(pair.delta()?),
@@ -211,7 +211,7 @@ impl Change {
     /// `weight`, f32, of any shape with `out` first, with `strength` of the change in it.
     ///
     /// # Errors
-    /// When the weight has other widths.
+    /// If the weight has other widths.
     pub fn merged(&self, weight: &Tensor, strength: f64) -> Result<Tensor> {
         let matrix = weight.flatten_from(1)?;
         let dims = self.dims()?;
@@ -223,7 +223,7 @@ impl Change {
         }
         let delta = match self {
             Self::Dora(dora) => dora.delta(&matrix)?,
-            // Only a DoRA asks for the weight.
+            // Only a DoRA depends on the weight.
             other => other.delta()?.unwrap_or(matrix.zeros_like()?),
         };
         let delta = delta.to_device(weight.device())?;
@@ -232,14 +232,14 @@ impl Change {
 }
 
 impl Magnitude {
-    /// One of them, for what is the same for all: shape, device.
+    /// One of them, for what they have in common: shape, device.
     pub fn any(&self) -> &Tensor {
         match self {
             Self::OfMerged(m) | Self::OfBase(m) | Self::Both { merged: m, .. } => m,
         }
     }
 
-    /// As the length of W + s B A divides it.
+    /// By the convention of [`Magnitude::OfMerged`].
     pub fn of_merged(&self) -> Option<&Tensor> {
         match self {
             Self::OfMerged(m) | Self::Both { merged: m, .. } => Some(m),
@@ -247,7 +247,7 @@ impl Magnitude {
         }
     }
 
-    /// As the length of W divides it.
+    /// By the convention of [`Magnitude::OfBase`].
     pub fn of_base(&self) -> Option<&Tensor> {
         match self {
             Self::OfBase(m) | Self::Both { base: m, .. } => Some(m),
@@ -257,7 +257,7 @@ impl Magnitude {
 }
 
 impl DoraPair {
-    /// What this adds to `weight` [out, in] f32.
+    /// The delta of `weight` [out, in] f32.
     fn delta(&self, weight: &Tensor) -> Result<Tensor> {
         let merged = (weight + self.pair.delta()?.to_device(weight.device())?)?;
         let (magnitude, divided) = match &self.magnitude {
@@ -281,7 +281,7 @@ impl DoraPair {
     }
 }
 
-/// The tensors of one side of a LoKr under the names of the whole, of a and of b.
+/// The tensors of one side of a LoKr, by the names of the full matrix, of a and of b.
 pub(super) fn half_tensors<'a>(
     half: &'a lokr::Half,
     [whole, a, b]: [&'static str; 3],
@@ -292,7 +292,7 @@ pub(super) fn half_tensors<'a>(
     }
 }
 
-/// The length of each row of a matrix; a row of zeros has the smallest normal number, to be divided by.
+/// The length of each row of a matrix; the smallest normal number for a row of zeros, to divide by.
 fn lengths(matrix: &Tensor) -> Result<Tensor> {
     Ok(matrix.sqr()?.sum(D::Minus1)?.sqrt()?.maximum(f64::from(f32::MIN_POSITIVE))?)
 }

@@ -1,0 +1,112 @@
+//! The kinds of Wan networks: how each takes pictures, how it is recognised, and the settings that models of it were
+//! published with.
+
+mod defaults;
+mod table;
+
+pub use defaults::Defaults;
+
+use crate::expert::Networks;
+use crate::vae::Generation;
+
+/// Height and width of a patch; the patch is one frame deep.
+pub const PATCH: usize = 2;
+
+/// How a network takes pictures: recognised by the channels of its input and output and by its CLIP branch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Text alone: T2V of Wan 2.1 and 2.2.
+    Text,
+    /// A first picture in channels after the noise, and CLIP's states of it: I2V of Wan 2.1.
+    Picture,
+    /// A first and a last picture, and CLIP's states of both: FLF2V of Wan 2.1.
+    TwoPictures,
+    /// A first picture in channels alone: the experts of Wan 2.2 I2V.
+    PictureWithoutClip,
+    /// Text, or a picture in place of the first frame: TI2V-5B of Wan 2.2.
+    TextOrPicture,
+}
+
+/// The properties of a [`Kind`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct KindFacts {
+    /// Which.
+    pub kind: Kind,
+    /// Channels of the network's input.
+    pub channels_in: usize,
+    /// Channels of its output.
+    pub channels_out: usize,
+    /// Pictures of which the network sees CLIP's states: 0, 1 or 2.
+    pub clip_pictures: usize,
+    /// How it takes a picture.
+    pub pictures: Pictures,
+    /// The VAE whose latents it works on.
+    pub vae: Generation,
+    /// Settings of one network for all noise levels, or of an expert without the other.
+    pub whole: Defaults,
+    /// Settings of two experts.
+    pub pair: Defaults,
+}
+
+/// How a model takes a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pictures {
+    /// Not at all: text alone.
+    None,
+    /// Always: a mask and the picture's latents in channels after the noisy ones (I2V of Wan 2.1 and 2.2).
+    Beside,
+    /// As clean latents in place of the first frame's, or not at all (TI2V-5B).
+    InPlace,
+}
+
+/// The facts that distinguish published models, read from a checkpoint's tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// Model width.
+    pub width: usize,
+    /// Channels of the network's input.
+    pub channels_in: usize,
+    /// Channels of its output.
+    pub channels_out: usize,
+    /// Pictures of which it sees CLIP's states: 0, 1 or 2.
+    pub clip_pictures: usize,
+}
+
+impl Kind {
+    /// Its properties.
+    pub const fn facts(self) -> &'static KindFacts {
+        &table::KINDS[self as usize]
+    }
+
+    /// The kind of a network; `None` if it is of no kind that can be trained.
+    pub fn of(facts: Facts) -> Option<Self> {
+        let row = table::KINDS.iter().find(|row| {
+            (row.channels_in, row.channels_out) == (facts.channels_in, facts.channels_out)
+                && row.clip_pictures == facts.clip_pictures
+        });
+        row.map(|row| row.kind)
+    }
+
+    /// The settings that a model of this kind was published with.
+    pub const fn defaults(self, networks: Networks) -> &'static Defaults {
+        match networks {
+            Networks::Whole => &self.facts().whole,
+            Networks::Pair => &self.facts().pair,
+        }
+    }
+}
+
+impl Facts {
+    /// Of the network whose shapes `shape_of` gives by official name; what is missing counts 0.
+    pub fn read(shape_of: impl Fn(&str) -> Option<Vec<usize>>) -> Self {
+        let axis =
+            |name: &str, axis: usize| shape_of(name).and_then(|shape| shape.get(axis).copied()).unwrap_or(0);
+        let branch = usize::from(shape_of("img_emb.proj.0.weight").is_some());
+        Self {
+            width: axis("patch_embedding.weight", 0),
+            channels_in: axis("patch_embedding.weight", 1),
+            channels_out: axis("head.head.weight", 0) / PATCH.pow(2),
+            clip_pictures: branch * if shape_of("img_emb.emb_pos").is_some() { 2 } else { 1 },
+        }
+    }
+}
