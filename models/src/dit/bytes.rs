@@ -21,17 +21,12 @@ impl Base {
         ends.chain(layers).map(|spec| self.bytes_of(&spec)).sum()
     }
 
-    /// Of [`Self::bytes`] those of the matrices of the linear layers, which can be out of the device while the model rests.
-    pub fn matrix_bytes(self, model: &dyn Architecture, range: &Range<usize>) -> u64 {
-        range.clone().flat_map(|n| self.matrices(model, n)).sum()
-    }
-
-    /// Bytes of each of those matrices of block `n` and the layers that follow it: they leave one by one. The scales of
+    /// Of [`Self::bytes`] those of the matrices of the linear layers, which can be out of the device while the model rests. The scales of
     /// codes stay.
-    pub fn matrices(self, model: &dyn Architecture, n: usize) -> Vec<u64> {
-        let tensors = model.layers(n).into_iter().flat_map(|id| model.layer_tensors(id));
-        let matrices = tensors.filter_map(|spec| spec.adaptable());
-        matrices.map(|(_, out, input)| self.frozen.stored_bytes(out, input)).collect()
+    pub fn matrix_bytes(self, model: &dyn Architecture, range: &Range<usize>) -> u64 {
+        let layers = range.clone().flat_map(|n| model.layers(n));
+        let matrices = layers.flat_map(|id| model.layer_tensors(id)).filter_map(|spec| spec.adaptable());
+        matrices.map(|(_, out, input)| self.frozen.stored_bytes(out, input)).sum()
     }
 
     /// Bytes of one tensor of the model.
