@@ -45,7 +45,7 @@ impl Model {
         let base = Base::new(Frozen { compute: DType::BF16, storage });
         let Self { dit, targets } = self;
         Task {
-            dit,
+            dit: dit.into(),
             base,
             targets,
             kind: Kind::Lora,
@@ -77,7 +77,7 @@ fn cards(gib: &[f64]) -> Machine {
 
 /// All blocks on one GPU, all treated alike.
 fn alone(task: &Task, plan: BlockPlan, ffn_tokens: usize) -> StageMemory {
-    let layers = task.dit.layers;
+    let layers = task.config().layers;
     let plan = StagePlan { blocks: 0..layers, keep: vec![plan; layers], ffn_tokens };
     let at = Neighbours { index: 0, count: 1, previous: None, next: None };
     Forecaster::new(task).stage(CUDNN, &plan, at).unwrap()

@@ -1,6 +1,7 @@
 //! Plans run the model's own code: on shadows it takes what it takes on tensors, to the byte.
 
 use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
 
 use kernels::ledger::Ledger;
 use kernels::transfer::Route;
@@ -8,11 +9,12 @@ use kernels::weight::Format;
 use kernels::{DType, Device, Tensor};
 use models::adapter::{Kind, LoraConfig, Target};
 use models::clip::{Clip, ClipSizes};
-use models::dit::{Base, BlockPlan, Conditioning, DitConfig, ImageBranch, Keep, Place, Role};
+use models::dit::{Architecture, Base, BlockPlan, Conditioning, DitConfig, ImageBranch, Keep, Place, Role};
 use models::published;
 use models::umt5::{Umt5, Umt5Sizes};
 use models::vae::{Generation, Sizes, Tiles, Tiling, Vae};
 use models::weights::{Frozen, Storage, Weights};
+use proofs::control::ControlModel;
 use proofs::small::{adapters, config, micro_batch, uniform, weights};
 use trainer::encode::PictureInputs;
 use trainer::encode::prompt::ClipRequest;
@@ -100,7 +102,8 @@ fn taken_by(
 /// Checks that both take the same, on one stage and on each of two, with blocks treated as `plan` and those behind the first
 /// as `behind`.
 fn assert_shadow(what: &str, task: &Task, [plan, behind]: [BlockPlan; 2], ffn_tokens: usize) {
-    for (index, count, blocks) in [(0, 1, 0..3), (0, 2, 0..1), (1, 2, 1..3)] {
+    let layers = task.config().layers;
+    for (index, count, blocks) in [(0, 1, 0..layers), (0, 2, 0..1), (1, 2, 1..layers)] {
         let keep = blocks.clone().map(|n| if n == 0 { plan } else { behind }).collect();
         let stage = StagePlan { blocks, keep, ffn_tokens };
         let [real, shadow] = [false, true].map(|is_shadow| taken(task, &stage, [index, count], is_shadow));
@@ -119,9 +122,9 @@ fn neighbours(index: usize, count: usize) -> Neighbours {
     Neighbours { index, count, previous: way(index > 0), next: way(index + 1 < count) }
 }
 
-fn task<'a>(dit: &'a DitConfig, targets: &'a [Target]) -> Task<'a> {
+fn task(dit: impl Into<Arc<dyn Architecture>>, targets: &[Target]) -> Task<'_> {
     Task {
-        dit,
+        dit: dit.into(),
         base: Base::F32,
         targets,
         kind: Kind::Lora,
@@ -182,6 +185,33 @@ fn a_shadow_takes_the_same_of_every_adapter_and_base() {
         PLANS[..2].try_into().unwrap(),
         12,
     );
+}
+
+/// A model with a side chain, injections, a token in front and conditioning of its own is planned like a plain one.
+#[test]
+fn a_shadow_of_a_control_model_takes_what_the_model_takes() {
+    let model = ControlModel::small();
+    let modules = model.adaptable_modules().into_iter();
+    let all: Vec<Target> = modules.map(|(module, out, input)| Target { module, out, input }).collect();
+    let is_plain = |target: &Target| target.module.starts_with("blocks.");
+    let (plain, chained): (Vec<Target>, Vec<Target>) = all.iter().cloned().partition(is_plain);
+    assert!(!plain.is_empty() && !chained.is_empty());
+    for targets in [all, plain, chained] {
+        let task = Task { batch: 2, ..task(model.shared(), &targets) };
+        for plan in PLANS {
+            assert_shadow("control", &task, [plan, plan], 5);
+        }
+        assert_shadow("control", &Task { dropout: true, ..task.clone() }, [PLANS[0], PLANS[2]], 12);
+        for (index, count, blocks) in [(0, 1, 0..4), (0, 2, 0..2), (1, 2, 2..4)] {
+            let single = Task { batch: 1, accumulate: 1, ..task.clone() };
+            let [real, shadow] = [false, true].map(|is_shadow| {
+                taken_by(&single, &blocks, [index, count], is_shadow, |rehearsal| {
+                    rehearsal.calls(&in_flight(SolverKind::UniPc, false), 5).unwrap();
+                })
+            });
+            assert_eq!(shadow, real, "calls of the control model, stage {index} of {count}");
+        }
+    }
 }
 
 /// The pipeline that trains, not only a stage that is played alone, takes what its shadow does.

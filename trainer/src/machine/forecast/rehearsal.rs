@@ -13,7 +13,7 @@ use kernels::random::Key;
 use kernels::transfer::{HostStore, Route};
 use kernels::{DType, Device, Tensor};
 use models::adapter::{Adapters, LoraConfig, Target};
-use models::dit::{Architecture, BlockPlan, Boundary, Dropout, LayerId, NetworkInput, Plans, Role};
+use models::dit::{BlockPlan, Boundary, Dropout, LayerId, NetworkInput, Plans, Role};
 use models::weights::Weights;
 
 use super::calls::{Calls, ClipShape, Sink, Source};
@@ -73,7 +73,7 @@ impl Rehearsal {
         label("adapters");
         let adapters = adapters(task, &blocks, &scene.own)?;
         label("weights");
-        let mut stage = Stage::load(weights, task.dit, blocks, &adapters, task.base, &scene.own)?;
+        let mut stage = Stage::load(weights, task.dit.clone(), blocks, &adapters, task.base, &scene.own)?;
         label("adapters");
         drop(adapters);
         let optimizer = Optimizer::of(std::slice::from_ref(&stage), task.rule)?;
@@ -267,23 +267,21 @@ fn lora(task: &Task) -> LoraConfig {
 
 /// Micro-batch `m` of `task`.
 fn micro_batch(task: &Task, m: usize, host: &Device) -> Result<MicroBatch> {
-    let ((frames, height, width), dit) = (task.latents, task.dit);
+    let (frames, height, width) = task.latents;
     let video = |channels| Tensor::zeros((task.batch, channels, frames, height, width), DType::F32, host);
-    let text = Tensor::zeros((task.batch, dit.text_len, dit.text_dim), DType::F32, host)?;
-    let timestep = Tensor::full(TIMESTEP, task.batch, &Device::Cpu)?;
-    let input = NetworkInput::new(video(dit.in_channels)?, timestep, text);
-    let input = match dit.image {
-        Some(image) => {
-            let states = Tensor::zeros((task.batch, image.rows(), image.dim), DType::F32, host)?;
-            input.with(Role::PICTURE, states)
-        }
-        None => input,
+    let states = |_, shape: Vec<usize>| {
+        let shape: Vec<usize> = std::iter::once(task.batch).chain(shape).collect();
+        Tensor::zeros(shape, DType::F32, host)
     };
+    let cond = task.dit.conditioning(task.latents).try_map(states)?;
+    let timestep = Tensor::full(TIMESTEP, task.batch, &Device::Cpu)?;
+    let x_bcthw = video(task.config().in_channels)?;
+    let input = NetworkInput { x_bcthw, cond: cond.with(Role::TIMESTEP, timestep) };
     let key = |sample| Key::new(0, "rehearsal", &[m as u64, sample]);
     let dropout = || Dropout { p: 0.1, keys: (0..task.batch as u64).map(key).collect() };
     Ok(MicroBatch {
         input,
-        target: video(dit.out_channels)?,
+        target: video(task.config().out_channels)?,
         weights: vec![1.0; task.batch],
         mask: None,
         dropout: task.dropout.then(dropout),
