@@ -77,6 +77,12 @@ impl Recorder {
         Mould { shadow: x.clone().without_allocation(), memory }
     }
 
+    /// Whether `x` is in the memory of what went in as `index`.
+    pub fn is_given(&self, index: usize, x: &Tensor) -> bool {
+        let given = self.given.get(index).and_then(Option::as_ref);
+        matches!((given, x.allocation()), (Some(given), Some(own)) if given.ptr_eq(&Arc::downgrade(&own)))
+    }
+
     /// The memory of all results that were taken down.
     pub fn taken(&self) -> Taken {
         Taken(self.taken.iter().map(|own| (own.bytes(), own.label())).collect())

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use crate::Result;
 #[cfg(feature = "cuda")]
 use crate::cuda::copies;
+use crate::ledger::Label;
 use crate::profile::{self, Class};
 use crate::{Device, Tensor};
 
@@ -192,14 +193,30 @@ enum Waiting {
 }
 
 impl HostStore {
-    /// The store of `device`.
+    /// A store of `device`, for tensors whose sizes are known ahead: [`Self::reserve`].
+    ///
+    /// # Errors
+    /// When the device fails.
     pub fn new(device: &Device) -> Result<Self> {
+        Self::counted(device, "parked", 1)
+    }
+
+    /// A store of `device` without reserves: each tensor's memory is pinned when it first leaves, by itself.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn unreserved(device: &Device) -> Result<Self> {
+        Self::counted(device, "resting", HOST_GRAIN)
+    }
+
+    /// A store whose buffers, where they are counted, are `label` in multiples of `grain` bytes.
+    fn counted(device: &Device, label: Label, grain: u64) -> Result<Self> {
         #[cfg(feature = "cuda")]
         if let Some(card) = device.card() {
             return Ok(Self { memory: Apart::Pinned(copies::Store::new(card.clone())?) });
         }
         let memory = match device.as_shadow_gpu() {
-            Some(_) => Apart::Counted(Arc::new(counted::Store::new(device))),
+            Some(_) => Apart::Counted(Arc::new(counted::Store::new(device, label, grain))),
             None => Apart::No,
         };
         Ok(Self { memory })

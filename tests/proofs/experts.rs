@@ -264,7 +264,7 @@ fn a_network_that_rested_is_the_same_to_the_bit() {
 /// The host memory that two experts in turn are forecast to take on the stages of [1, 2] blocks; none on the CPU.
 fn forecast_in_turn(config: &DitConfig) -> Vec<u64> {
     let task = Task {
-        dit: config,
+        dit: config.into(),
         base: Base::F32,
         targets: &[],
         kind: AdapterKind::Lora,

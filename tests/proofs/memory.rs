@@ -45,7 +45,7 @@ impl Model {
         let base = Base::new(Frozen { compute: DType::BF16, storage });
         let Self { dit, targets } = self;
         Task {
-            dit,
+            dit: dit.into(),
             base,
             targets,
             kind: AdapterKind::Lora,
@@ -77,7 +77,7 @@ fn cards(gib: &[f64]) -> Machine {
 
 /// All blocks on one GPU, all treated alike.
 fn alone(task: &Task, plan: BlockPlan, ffn_tokens: usize) -> StageMemory {
-    let layers = task.dit.layers;
+    let layers = task.config().layers;
     let plan = StagePlan { blocks: 0..layers, keep: vec![plan; layers], ffn_tokens };
     let at = Neighbours { index: 0, count: 1, previous: None, next: None };
     Forecaster::new(task).stage(CUDNN, &plan, at).unwrap()
@@ -315,8 +315,8 @@ fn two_experts_lie_side_by_side_or_one_waits() {
     };
     let one = of(Storage::Dense, Networks::One, &[24.0, 24.0]).unwrap();
     let more = weights(&dense) - weights(&one);
-    // Each device hands out multiples of 512 bytes.
-    let left = weights(&one) - matrices;
+    // A number holds the place of each matrix, and each device hands out multiples of 512 bytes.
+    let left = weights(&one) - matrices + 10 * 40 * 512;
     assert!(more.abs_diff(left) <= 2 * 512, "a resting network leaves {more} on the devices, counted {left}");
     assert!(dense.forecast.to_string().contains("wait in host memory"), "{}", dense.forecast);
     let refused = of(Storage::Dense, Networks::SideBySide, &[15.5, 15.5]).unwrap_err().to_string();

@@ -219,7 +219,7 @@ fn forecast(name: &str, recipe: &Recipe, host: u64) -> Forecast {
     };
     let latents = recipe.data.sizes.iter().map(shape).max_by_key(|(t, h, w)| t * h * w).unwrap();
     let task = Task {
-        dit: &dit,
+        dit: (&dit).into(),
         base: wishes.settle(Processor::Gpu).dit(),
         targets: &targets,
         kind: recipe.adapter.kind,

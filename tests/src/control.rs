@@ -10,8 +10,8 @@ use kernels::{DType, Device, Tensor, attention};
 use models::adapter::Adapters;
 use models::dit::linear::{backward_adapters, forward_all};
 use models::dit::{
-    Architecture, Base, Block, Boundary, Context, DitConfig, Embed, Embedder, Gradients, Keep, Layer,
-    LayerId, Linear, NetworkInput, Pass, Positions, Role, Saved, Streams,
+    Architecture, Base, Block, Boundary, Conditioning, Context, DitConfig, Embed, Embedder, Gradients, Keep,
+    Layer, LayerId, Linear, NetworkInput, Pass, Positions, Raw, Role, Saved, Streams,
 };
 use models::weights::{Frozen, TensorClass, TensorSpec, Weights};
 use models::{Error, Result};
@@ -26,6 +26,8 @@ pub const SOUND: Role = Role::new("sound", "sound").padded();
 pub const REFERENCE: Role = Role::new("reference", "a reference");
 /// Width of a row of sound.
 pub const SOUND_DIM: usize = 6;
+/// The most rows of sound.
+pub const SOUND_ROWS: usize = 7;
 /// Numbers of a reference.
 pub const REFERENCE_DIM: usize = 5;
 /// What a side block's output is multiplied by before it is added.
@@ -143,6 +145,13 @@ impl Architecture for ControlModel {
             sound: linear("sound_embedding")?,
             reference: linear("reference_embedding")?,
         }))
+    }
+
+    fn conditioning(&self, latents: (usize, usize, usize)) -> Conditioning<Raw, Vec<usize>> {
+        let (frames, height, width) = latents;
+        let control = vec![self.config.in_channels, frames, height, width];
+        let plain = self.config.conditioning(latents).with(CONTROL, control);
+        plain.with(SOUND, vec![SOUND_ROWS, SOUND_DIM]).with(REFERENCE, vec![REFERENCE_DIM])
     }
 
     fn positions(&self, input: &NetworkInput, device: &Device) -> Result<Positions> {

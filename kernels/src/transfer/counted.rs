@@ -20,6 +20,8 @@ pub(super) struct Sources {
     labels: [Label; 2],
     /// The ledger of host memory, if copies are routed through it.
     host: Option<Ledger>,
+    /// Buffers there are multiples of this.
+    grain: u64,
     /// Whether copies need a contiguous source.
     is_gpu: bool,
     /// Whether the receiver gets a copy; in the same memory it gets the tensor itself.
@@ -56,6 +58,7 @@ impl Sources {
         Self {
             labels: ["boundary", "boundary"],
             host: from.host_ledger().filter(|_| route == Route::Host).cloned(),
+            grain: 1,
             is_gpu,
             is_copied: is_gpu && from.location() != to.location(),
             sources: Mutex::default(),
@@ -66,7 +69,8 @@ impl Sources {
     pub fn hold(&self, x: Tensor) -> Result<(Tensor, Copy)> {
         let x = if self.is_gpu { x.contiguous()? } else { x };
         let bytes = (x.elem_count() * x.dtype().size_in_bytes()) as u64;
-        let _buffer = self.host.as_ref().map(|host| host.take_as(self.labels[1], bytes));
+        let buffer = bytes.next_multiple_of(self.grain);
+        let _buffer = self.host.as_ref().map(|host| host.take_as(self.labels[1], buffer));
         // What goes to host memory needs nobody to receive it: the stream waits for the copy when its sender settles.
         let is_done = Arc::new(AtomicBool::new(self.host.is_some()));
         if self.is_copied {
@@ -107,12 +111,12 @@ pub(super) struct Parked {
 }
 
 impl Store {
-    pub fn new(device: &Device) -> Self {
-        let (labels, host) = (["leaving", "parked"], device.host_ledger().cloned());
-        Self {
-            device: device.clone(),
-            leaving: Sources { labels, host, is_gpu: true, is_copied: true, sources: Mutex::default() },
-        }
+    /// The store of `device`, whose buffers are labelled `label`, in multiples of `grain` bytes.
+    pub fn new(device: &Device, label: Label, grain: u64) -> Self {
+        let (labels, host) = (["leaving", label], device.host_ledger().cloned());
+        let sources = Mutex::default();
+        let leaving = Sources { labels, host, grain, is_gpu: true, is_copied: true, sources };
+        Self { device: device.clone(), leaving }
     }
 
     /// See [`super::HostStore::park`].

@@ -7,6 +7,7 @@ use kernels::Device;
 
 use super::base::Base;
 use super::block::Block;
+use super::conditioning::{Conditioning, Raw};
 use super::config::{DitConfig, PATCH};
 use super::embed::{Embed, Embedder};
 use super::input::{NetworkInput, Positions};
@@ -58,6 +59,13 @@ pub trait Architecture: fmt::Debug + Send + Sync {
     /// # Errors
     /// If the shapes of the input do not fit the model.
     fn positions(&self, input: &NetworkInput, device: &Device) -> Result<Positions>;
+
+    /// What the embeddings read of one sample besides its latents and its timestep: the largest shape of each role, without the
+    /// batch's axis, where the latents are (frames, height, width).
+    fn conditioning(&self, latents: (usize, usize, usize)) -> Conditioning<Raw, Vec<usize>> {
+        let _ = latents;
+        self.config().conditioning_shapes().map(|shape| shape.to_vec())
+    }
 
     /// All layers, in the order in which they run.
     fn all_layers(&self) -> Vec<LayerId> {

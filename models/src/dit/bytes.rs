@@ -22,16 +22,11 @@ impl Base {
     }
 
     /// The part of [`Self::bytes`] in matrices of linear layers, which can be parked in host memory while the model is not used.
+    /// Scales of quantised matrices stay.
     pub fn matrix_bytes(self, model: &dyn Architecture, range: &Range<usize>) -> u64 {
-        range.clone().flat_map(|n| self.matrices(model, n)).sum()
-    }
-
-    /// Bytes of each of those matrices of block `n` and the layers that follow it: they are parked one by one. Scales of
-    /// quantised matrices stay.
-    pub fn matrices(self, model: &dyn Architecture, n: usize) -> Vec<u64> {
-        let tensors = model.layers(n).into_iter().flat_map(|id| model.layer_tensors(id));
-        let matrices = tensors.filter_map(|spec| spec.adaptable());
-        matrices.map(|(_, out, input)| self.frozen.stored_bytes(out, input)).collect()
+        let layers = range.clone().flat_map(|n| model.layers(n));
+        let matrices = layers.flat_map(|id| model.layer_tensors(id)).filter_map(|spec| spec.adaptable());
+        matrices.map(|(_, out, input)| self.frozen.stored_bytes(out, input)).sum()
     }
 
     /// Bytes of one tensor of the model.

@@ -97,6 +97,12 @@ impl<S, T> Conditioning<S, T> {
         self.by_role.iter().map(|(role, value)| (*role, value))
     }
 
+    /// Every value through `f`.
+    pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> Conditioning<S, U> {
+        let by_role = self.by_role.into_iter().map(|(role, value)| (role, f(value))).collect();
+        Conditioning { by_role, state: PhantomData }
+    }
+
     /// Every value through `f`, ordered by name.
     ///
     /// # Errors

@@ -34,6 +34,11 @@ impl<T> Streams<T> {
         self.side.remove(name)
     }
 
+    /// The side streams, ordered by name.
+    pub fn sides(&self) -> impl Iterator<Item = (&'static str, &T)> {
+        self.side.iter().map(|(name, stream)| (*name, stream))
+    }
+
     /// Every stream through `f`, the main one first.
     ///
     /// # Errors

@@ -27,7 +27,7 @@ use models::weights::Weights;
 pub use calls::{Called, Calls, Returns, run_all};
 pub use micro_batch::MicroBatch;
 pub use models::dit::NetworkInput;
-pub use parking::{ParkedWeights, WeightParking};
+pub use parking::{ParkedStage, ParkedWeights, WeightParking};
 pub use residuals::{Blocks, Change};
 pub use stage::Stage;
 pub use training::{Span, Watched};

@@ -10,10 +10,53 @@ use kernels::transfer::{HostStore, Parked};
 use super::{Pipeline, Stage};
 use crate::error::Result;
 
-/// What a pipeline that rests is without: of each stage, the matrices of each layer.
+/// What a pipeline that rests is without, stage by stage.
 #[derive(Debug)]
 pub struct ParkedWeights {
-    stages: Vec<Vec<Vec<Parked>>>,
+    stages: Vec<ParkedStage>,
+}
+
+/// What a stage that rests is without: the matrices of each layer.
+#[derive(Debug)]
+pub struct ParkedStage(Vec<Vec<Parked>>);
+
+impl ParkedStage {
+    /// Takes the matrices of `stage` off its device, into `store`. Until [`Self::wake`] it cannot be used.
+    ///
+    /// # Errors
+    /// When host memory runs out.
+    pub fn rest(store: &HostStore, stage: &mut Stage) -> Result<Self> {
+        let layers = stage.dit.layers.iter_mut();
+        let parked = layers.map(|layer| leave(store, layer.matrices_mut())).collect::<Result<_>>()?;
+        store.next_group()?;
+        Ok(Self(parked))
+    }
+
+    /// Puts the matrices of `stage` back.
+    ///
+    /// # Errors
+    /// When the device's memory runs out.
+    pub fn wake(self, stage: &mut Stage) -> Result<()> {
+        let mut layers = stage.dit.layers.iter_mut().zip(self.0);
+        layers.try_for_each(|(layer, parked)| come_back(layer.matrices_mut(), parked))
+    }
+
+    /// [`Self::rest`] for `leaving` and [`Self::wake`] for `coming`, layer by layer: neither the device nor the host holds
+    /// much more than one of them at any time.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn exchange(self, store: &HostStore, leaving: &mut Stage, coming: &mut Stage) -> Result<Self> {
+        let layers = leaving.dit.layers.iter_mut().zip(coming.dit.layers.iter_mut()).zip(self.0);
+        let exchanged = layers.map(|((out, back), parked)| {
+            let left = leave(store, out.matrices_mut())?;
+            come_back(back.matrices_mut(), parked)?;
+            Ok(left)
+        });
+        let left = exchanged.collect::<Result<_>>()?;
+        store.next_group()?;
+        Ok(Self(left))
+    }
 }
 
 /// The host memory in which networks rest in turn, one store for each stage.
@@ -28,7 +71,7 @@ impl WeightParking {
     /// # Errors
     /// When the device fails.
     pub fn new(pipeline: &Pipeline) -> Result<Self> {
-        let stores = pipeline.stages().iter().map(|stage| Ok(HostStore::new(&stage.device)?));
+        let stores = pipeline.stages().iter().map(|stage| Ok(HostStore::unreserved(&stage.device)?));
         Ok(Self { stores: stores.collect::<Result<_>>()? })
     }
 
@@ -43,10 +86,7 @@ impl WeightParking {
     /// When host memory runs out.
     pub fn rest(&self, pipeline: &mut Pipeline) -> Result<ParkedWeights> {
         let stages = self.on_stages(pipeline, vec![(); self.stores.len()], |store, stage, ()| {
-            let layers = stage.dit.layers.iter_mut();
-            let parked = layers.map(|layer| leave(store, layer.matrices_mut())).collect::<Result<_>>()?;
-            store.next_group()?;
-            Ok(parked)
+            ParkedStage::rest(store, stage)
         })?;
         Ok(ParkedWeights { stages })
     }
@@ -56,10 +96,7 @@ impl WeightParking {
     /// # Errors
     /// When the device's memory runs out.
     pub fn wake(&self, pipeline: &mut Pipeline, resting: ParkedWeights) -> Result<()> {
-        self.on_stages(pipeline, resting.stages, |_, stage, parked| {
-            let mut layers = stage.dit.layers.iter_mut().zip(parked);
-            layers.try_for_each(|(layer, parked)| come_back(layer.matrices_mut(), parked))
-        })?;
+        self.on_stages(pipeline, resting.stages, |_, stage, parked| parked.wake(stage))?;
         Ok(())
     }
 
@@ -76,15 +113,7 @@ impl WeightParking {
     ) -> Result<ParkedWeights> {
         let others = coming.stages_mut().iter_mut().zip(resting.stages).collect::<Vec<_>>();
         let stages = self.on_stages(leaving, others, |store, stage, (other, parked)| {
-            let layers = stage.dit.layers.iter_mut().zip(other.dit.layers.iter_mut()).zip(parked);
-            let exchanged = layers.map(|((out, back), parked)| {
-                let left = leave(store, out.matrices_mut())?;
-                come_back(back.matrices_mut(), parked)?;
-                Ok(left)
-            });
-            let left = exchanged.collect::<Result<_>>()?;
-            store.next_group()?;
-            Ok(left)
+            parked.exchange(store, stage, other)
         })?;
         Ok(ParkedWeights { stages })
     }

@@ -233,10 +233,10 @@ impl Overrides {
     /// The machine that is planned for, where offload may pin `host` bytes, with what tensors get of each of its GPUs.
     fn machine(&self, devices: &DevicesConfig, task: &Task, host: Option<u64>) -> (Limits, Machine) {
         match &self.cards {
-            Some(cards) => (Limits::default(), cards.machine(devices, task.base, task.dit, host)),
+            Some(cards) => (Limits::default(), cards.machine(devices, task.base, task.config(), host)),
             None => {
                 let limits = Limits::measure(devices);
-                let machine = Machine::here(devices, &limits, task.base, task.dit, host);
+                let machine = Machine::here(devices, &limits, task.base, task.config(), host);
                 (limits, machine)
             }
         }

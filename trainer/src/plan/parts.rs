@@ -168,14 +168,14 @@ pub(super) fn settle_shares(
 
 /// A step of the largest bucket that there is, else of the largest that there could be.
 pub(super) fn task<'a>(
-    (model, dit): (&BaseModel, &'a DitConfig),
+    (model, dit): (&BaseModel, &DitConfig),
     (adapter, targets): (&LoraConfig, &'a [Target]),
     (train, optimizer): (&TrainConfig, &OptimizerConfig),
     shapes: &Shapes,
     networks: Networks,
 ) -> Task<'a> {
     Task {
-        dit,
+        dit: dit.into(),
         base: model.precision.dit(),
         targets,
         kind: adapter.kind,

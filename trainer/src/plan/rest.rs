@@ -149,9 +149,9 @@ impl Rest {
         let (frames, height, width) = self.pixels(bucket);
         let video = Tensor::zeros((1, 3, frames, height, width), DType::F32, device)?;
         drop(vae.encode(&video, Tiling::Off)?);
-        if dit.task.dit.pictures() == Pictures::Beside {
+        if dit.task.config().pictures() == Pictures::Beside {
             let frame = |n: usize| video.get(0)?.narrow(1, n, 1)?.squeeze(1);
-            let last = sees_two(dit.task.dit).then(|| frame(frames - 1)).transpose()?;
+            let last = sees_two(dit.task.config()).then(|| frame(frames - 1)).transpose()?;
             drop(condition_there(&vae, &frame(0)?, last.as_ref(), frames)?);
         }
         drop(video);
@@ -166,14 +166,14 @@ impl Rest {
         let largest = self.shapes(clips).first().map_or((1, 1, 1), |clip| clip.latents);
         let (frames, height, width) = self.pixels(largest);
         let vae = self.vae(device)?;
-        match dit.task.dit.pictures() {
+        match dit.task.config().pictures() {
             Pictures::InPlace => {
                 let video = Tensor::zeros((1, 3, 1, height, width), DType::F32, device)?;
                 drop(vae.encode(&video, Tiling::Off)?);
             }
             _ => {
                 let picture = Tensor::zeros((3, height, width), DType::F32, &Device::shadow_cpu(None))?;
-                let last = sees_two(dit.task.dit).then_some(&picture);
+                let last = sees_two(dit.task.config()).then_some(&picture);
                 drop(condition_there(&vae, &picture, last, frames)?);
             }
         }
@@ -222,7 +222,7 @@ impl Rest {
             BehindSampling::Stays => dit.held_on_first()?,
             BehindSampling::Dropped => 0,
         };
-        let held = of_dit + self.held_by(dit.task.dit, &shapes);
+        let held = of_dit + self.held_by(dit.task, &shapes);
         let beside = ShadowDevice::new(dit.first()).holding(held);
         let vae = self.vae(beside.device())?;
         let (frames, height, width) = shapes.first().map_or((1, 1, 1), |clip| clip.latents);
@@ -264,10 +264,11 @@ impl Rest {
     }
 
     /// Bytes that clips hold while they are decoded: noise, latents and conditioning, f32.
-    fn held_by(&self, dit: &DitConfig, clips: &[ClipShape]) -> u64 {
-        let cond: usize = dit.conditioning_shapes().iter().map(|(_, [rows, width])| rows * width).sum();
+    fn held_by(&self, task: &Task, clips: &[ClipShape]) -> u64 {
         let of = |ClipShape { latents: (t, h, w), .. }: &ClipShape| {
-            (dit.in_channels + dit.out_channels) * t * h * w + 2 * cond
+            let cond = task.dit.conditioning((*t, *h, *w));
+            let cond: usize = cond.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+            (task.config().in_channels + task.config().out_channels) * t * h * w + 2 * cond
         };
         (clips.iter().map(of).sum::<usize>() * DType::F32.size_in_bytes()) as u64
     }

@@ -25,7 +25,7 @@ pub(super) fn check(job: &Job, (is_cached, tiling): (bool, Tiling), folder: Opti
     let Job { basis, model, devices, requests, networks, .. } = job;
     let encoded = LatentStore::open(folder.unwrap_or(&basis.cache), model)?;
     let task = Task {
-        dit: &basis.dit,
+        dit: (&basis.dit).into(),
         base: model.precision.dit(),
         targets: &[],
         kind: AdapterKind::Lora,

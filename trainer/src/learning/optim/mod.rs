@@ -15,7 +15,7 @@ pub use rule::{AdamW, Globals, Rule, Saved, Step};
 
 use crate::error::{Error, Result};
 use crate::learning::lr::LrSchedule;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, Stage};
 
 /// AdamW and its learning rate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -89,9 +89,20 @@ pub struct Optimizer {
 
 impl Optimizer {
     /// The state before the first step for every trainable tensor of the pipeline.
+    ///
+    /// # Errors
+    /// When a device's memory runs out.
     pub fn new(pipeline: &Pipeline, rule: Rule) -> Result<Self> {
+        Self::of(pipeline.stages(), rule)
+    }
+
+    /// The same for the trainable tensors of `stages`.
+    ///
+    /// # Errors
+    /// When a device's memory runs out.
+    pub fn of(stages: &[Stage], rule: Rule) -> Result<Self> {
         let mut states = BTreeMap::new();
-        for stage in pipeline.stages() {
+        for stage in stages {
             for (name, parameter) in stage.adapters.parameters() {
                 states.insert(name, rule.begin(&parameter)?);
             }
@@ -164,8 +175,13 @@ impl Optimizer {
 
     /// Gives the parameters to the stages' adapters.
     pub fn publish(&self, pipeline: &mut Pipeline) {
+        self.publish_to(pipeline.stages_mut());
+    }
+
+    /// Hands the parameters to the adapters of `stages`.
+    pub fn publish_to(&self, stages: &mut [Stage]) {
         let parameters = self.parameters();
-        pipeline.stages_mut().iter_mut().for_each(|stage| stage.adapters.set_parameters(&parameters));
+        stages.iter_mut().for_each(|stage| stage.adapters.set_parameters(&parameters));
     }
 
     /// The parameters, by name.

@@ -55,8 +55,6 @@ pub struct Step {
 /// Parameters of one device with their gradients.
 pub type Items<'a> = Vec<(&'a mut State, &'a Tensor)>;
 
-const F32_BYTES: u64 = 4;
-
 impl Rule {
     /// Its name in checkpoints.
     pub fn name(self) -> &'static str {
@@ -77,13 +75,6 @@ impl Rule {
     pub fn globals(self) -> Globals {
         match self {
             Self::AdamW(_) => Globals::new(),
-        }
-    }
-
-    /// Bytes on the device of `numbers` trainable parameters with their state.
-    pub fn bytes(self, numbers: u64) -> u64 {
-        match self {
-            Self::AdamW(_) => (1 + adamw::SLOTS.len() as u64) * F32_BYTES * numbers,
         }
     }
 

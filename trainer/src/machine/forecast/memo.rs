@@ -1,7 +1,8 @@
 //! Layers of shadows that are played once: a model's blocks are alike, and so is what they do to a ledger.
 //!
 //! The first of the layers that are alike goes through the model's own code, and is watched: what it held at its peak, what
-//! it left, and what that shares memory with. The others leave the same. A proof holds steps with and without this together.
+//! it left, and what that shares memory with. The others leave the same. Layers that change side streams are not remembered:
+//! each goes through its own code. A proof holds steps with and without this together.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +21,7 @@ pub(super) struct Memo(Arc<Mutex<Known>>);
 
 #[derive(Debug, Default)]
 struct Known {
-    /// Layers are alike where their adapters have tensors of the same names, behind the layer's own, and shapes; the place
+    /// Layers of a chain are alike where their adapters have tensors of the same names, behind the layer's own, and shapes; the place
     /// here stands for them.
     alike: Vec<Vec<(String, Vec<usize>)>>,
     forwards: HashMap<ForwardKey, Arc<Forward>>,
@@ -80,7 +81,7 @@ impl Memo {
                 let tensors = all.iter().flat_map(|adapter| adapter.delta().tensors());
                 tensors.map(move |(name, x)| (format!("{module}.{name}"), x.dims().to_vec()))
             });
-            let alike = tensors.collect();
+            let alike = std::iter::once((id.chain().to_owned(), Vec::new())).chain(tensors).collect();
             let alike = self.known(|known| known.place(alike));
             Box::new(Remembered { inner, device: device.clone(), memo: self.clone(), alike, trained })
         };
@@ -116,6 +117,26 @@ impl Remembered {
     }
 }
 
+/// The side streams before a layer, without their memory.
+struct Sides {
+    names: Vec<&'static str>,
+    recorder: Recorder,
+}
+
+impl Sides {
+    fn of(streams: &Streams) -> Self {
+        let names = streams.sides().map(|(name, _)| name).collect();
+        Self { names, recorder: Recorder::new(streams.sides().map(|(_, side)| side)) }
+    }
+
+    /// Whether the layer let them pass by.
+    fn are_those_of(&self, behind: &Streams) -> bool {
+        let names = behind.sides().map(|(name, _)| name);
+        names.eq(self.names.iter().copied())
+            && behind.sides().enumerate().all(|(index, (_, side))| self.recorder.is_given(index, side))
+    }
+}
+
 impl Layer for Remembered {
     fn id(&self) -> LayerId {
         self.inner.id()
@@ -137,10 +158,14 @@ impl Layer for Remembered {
             let saved = known.saved.clone().map(&mut |mould| Ok(player.play(&mould)))?;
             return Ok((streams, saved));
         }
+        let sides = Sides::of(&streams);
         let mut recorder = Recorder::new([&x]);
         drop(x);
         let (result, trace) = self.traced(|| self.inner.forward(streams, context, pass, keep));
         let (behind, saved) = result?;
+        if !sides.are_those_of(&behind) {
+            return Ok((behind, saved));
+        }
         let main = recorder.record(&behind.main);
         let moulds = saved.clone().map(&mut |x| Ok(recorder.record(&x)))?;
         let forward = Forward { trace, taken: recorder.taken(), main, saved: moulds };
@@ -174,9 +199,13 @@ impl Layer for Remembered {
             d_streams.main = player.play(&known.main);
             return Ok(d_streams);
         }
+        let sides = Sides::of(&d_streams);
         let mut recorder = Recorder::new([&d_streams.main]);
         let (result, trace) = self.traced(|| self.inner.backward(saved, d_streams, context, pass, gradients));
         let behind = result?;
+        if !sides.are_those_of(&behind) {
+            return Ok(behind);
+        }
         let main = recorder.record(&behind.main);
         let found = self.trained.iter().filter_map(|name| gradients.get(name));
         // Sums take the place of those that were there.

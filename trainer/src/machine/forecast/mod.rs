@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use kernels::arena::GRAIN;
 use kernels::ledger::{Allocation, Label, Ledger};
-use kernels::transfer::HOST_GRAIN;
+use kernels::transfer::HostStore;
 use models::adapter::Adapters;
 use models::dit::BlockPlan;
 use models::weights::Weights;
@@ -32,9 +32,7 @@ pub use rehearsal::{Rehearsal, Scene};
 pub use task::{Decoding, Engine, Networks, Task};
 
 use crate::error::Result;
-
-/// Bytes of an f32.
-const F32: u64 = 4;
+use crate::pipeline::ParkedStage;
 
 /// A stage to be forecast.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,9 +121,20 @@ type StageKey = (Engine, Range<usize>, Neighbours);
 #[derive(Debug)]
 struct Staged {
     rehearsal: Rehearsal,
+    /// The second trained network, on the device or resting.
+    other: Option<Other>,
+    parking: HostStore,
     device: Ledger,
     host: Ledger,
-    _held: Vec<Allocation>,
+    _pinned: Allocation,
+}
+
+/// The stage of a network beside the one that is played.
+#[derive(Debug)]
+struct Other {
+    rehearsal: Rehearsal,
+    /// Its matrices, where they wait in host memory.
+    parked: Option<ParkedStage>,
 }
 
 impl<'a> Forecaster<'a> {
@@ -161,20 +170,25 @@ impl<'a> Forecaster<'a> {
         at: Neighbours,
         calls: &Calls,
     ) -> Result<StageMemory> {
-        let Task { base, dit, networks, .. } = *self.task;
-        // Clips go through the expert that is not trained too, while the trained one is there without its matrices.
-        let beside = match (calls, networks) {
-            (Calls::Clips(_), Networks::MakesRoom) if engine.is_gpu() => {
-                base.bytes(dit, blocks) - base.matrix_bytes(dit, blocks)
-            }
-            (Calls::Clips(_), Networks::MakesRoom) => base.bytes(dit, blocks),
-            _ => 0,
-        };
-        self.with_stage(engine, blocks, at, |staged| {
-            let _beside = staged.device.take_as("weights", beside);
+        let own = self.with_stage(engine, blocks, at, |staged| {
             staged.rehearsal.calls(calls, ffn_tokens)?;
             Ok(staged.memory(engine))
-        })
+        })?;
+        if !(matches!(calls, Calls::Clips(_)) && self.task.networks == Networks::MakesRoom) {
+            return Ok(own);
+        }
+        // Clips go through the expert that is not trained too, while the trained one is there without its matrices.
+        let expert = Task { targets: &[], ..self.task.clone() };
+        let other = self.with_stage(engine, blocks, at, |staged| {
+            staged.in_place_of_own(|staged| {
+                let scene = scene(engine, at, &staged.device, &staged.host);
+                let mut rehearsal = Rehearsal::new(&expert, &self.weights, blocks.clone(), scene)?;
+                self.prepare(engine, &mut rehearsal, &staged.device)?;
+                rehearsal.calls(calls, ffn_tokens)?;
+                Ok(staged.memory(engine))
+            })
+        })?;
+        Ok(if other.peak > own.peak { other } else { own })
     }
 
     /// What the stage of `blocks` holds between steps on `engine`.
@@ -182,13 +196,10 @@ impl<'a> Forecaster<'a> {
     /// # Errors
     /// Sizes that the model's code does not take.
     pub fn resident(&self, engine: Engine, blocks: &Range<usize>, at: Neighbours) -> Result<Resident> {
-        let Task { base, dit, networks, .. } = *self.task;
-        let matrices = match engine.is_gpu() {
-            true => base.matrix_bytes(dit, blocks) * networks.on_devices(),
-            false => 0,
-        };
         self.with_stage(engine, blocks, at, |staged| {
-            Ok(Resident { bytes: resident(&staged.device), matrices })
+            let bytes = resident(&staged.device);
+            let apart = staged.in_place_of_all(|staged| Ok(resident(&staged.device)))?;
+            Ok(Resident { bytes, matrices: bytes.saturating_sub(apart) })
         })
     }
 
@@ -205,16 +216,23 @@ impl<'a> Forecaster<'a> {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => {
                 let mut staged = Staged::new(self.task, &self.weights, engine, blocks.clone(), at)?;
-                if let Some(adapters) = self.attached {
-                    staged.device.set_label("adapters");
-                    staged.rehearsal.attach(adapters)?;
-                }
-                let memo = self.memos.borrow_mut().entry(engine).or_default().clone();
-                staged.rehearsal.remember(&memo);
+                self.prepare(engine, &mut staged.rehearsal, &staged.device)?;
                 new.insert(staged)
             }
         };
         work(staged)
+    }
+
+    /// Puts the adapters that are not trained to a stage on a device that is counted in `device`, and lets its layers be played
+    /// by what is known of others.
+    fn prepare(&self, engine: Engine, rehearsal: &mut Rehearsal, device: &Ledger) -> Result<()> {
+        if let Some(adapters) = self.attached {
+            device.set_label("adapters");
+            rehearsal.attach(adapters)?;
+        }
+        let memo = self.memos.borrow_mut().entry(engine).or_default().clone();
+        rehearsal.remember(&memo);
+        Ok(())
     }
 }
 
@@ -228,29 +246,56 @@ impl Staged {
     ) -> Result<Self> {
         let (device, host) = (device_ledger(engine), Ledger::with_sizes(GRAIN));
         let scene = scene(engine, at, &device, &host);
-        let rehearsal = Rehearsal::new(task, weights, blocks.clone(), scene)?;
-        let (networks, trained) = (task.networks, rehearsal.trained());
-        let all = task.base.bytes(task.dit, &blocks);
-        // One that rests leaves its embeddings, norms and head; all optimisers stay.
-        let beside = match networks {
-            Networks::One | Networks::MakesRoom => 0,
-            Networks::InTurn if engine.is_gpu() => all - task.base.matrix_bytes(task.dit, &blocks),
-            Networks::InTurn | Networks::SideBySide => all,
+        let parking = HostStore::unreserved(&scene.own)?;
+        let mut rehearsal = Rehearsal::new(task, weights, blocks.clone(), scene.clone())?;
+        let second = || Rehearsal::new(task, weights, blocks.clone(), scene.clone());
+        let other = match task.networks {
+            Networks::One | Networks::MakesRoom => None,
+            Networks::SideBySide => Some(Other { rehearsal: second()?, parked: None }),
+            // The first rests while the second is read, and then takes its turn.
+            Networks::InTurn => {
+                let parked = rehearsal.rest(&parking)?;
+                let mut rehearsal_of_second = second()?;
+                let parked = rehearsal.take_turn(&mut rehearsal_of_second, &parking, parked)?;
+                Some(Other { rehearsal: rehearsal_of_second, parked: Some(parked) })
+            }
         };
-        // The adapters of the stage itself are there already.
-        let states = task.rule.bytes(trained) * networks.count() - F32 * trained;
-        let mut held = vec![device.take_as("weights", beside), device.take_as("adapters", states)];
-        if engine.is_gpu() {
-            held.extend(resting(task, &host, &blocks));
+        let pinned = host.take_as("resting", 0);
+        let mut staged = Self { rehearsal, other, parking, device, host, _pinned: pinned };
+        if task.decoding == Decoding::Alone {
+            staged.in_place_of_all(|_| Ok(()))?;
+        } else if task.networks == Networks::MakesRoom {
+            staged.in_place_of_own(|_| Ok(()))?;
         }
-        Ok(Self { rehearsal, device, host, _held: held })
+        // What was pinned stays pinned, or is pinned again while what blocks keep is.
+        let most = staged.host.peak() - staged.host.live();
+        staged._pinned = staged.host.take_as("resting", most);
+        Ok(staged)
+    }
+
+    /// Does `work` while the matrices of the played network wait in host memory.
+    fn in_place_of_own<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let parked = self.rehearsal.rest(&self.parking)?;
+        let done = work(self);
+        self.rehearsal.wake(parked)?;
+        done
+    }
+
+    /// Does `work` while the matrices of all networks wait in host memory.
+    fn in_place_of_all<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let of_other = match &mut self.other {
+            Some(Other { rehearsal, parked: None }) => Some(rehearsal.rest(&self.parking)?),
+            _ => None,
+        };
+        let done = self.in_place_of_own(work);
+        if let (Some(other), Some(parked)) = (&mut self.other, of_other) {
+            other.rehearsal.wake(parked)?;
+        }
+        done
     }
 
     fn played(&mut self, engine: Engine, plan: &StagePlan) -> Result<StageMemory> {
-        let outcome = self.rehearsal.step(&plan.keep, plan.ffn_tokens)?;
-        // The new parameters stand beside the old ones until they are handed to the stages.
-        drop(self.device.take_as("adapters", F32 * self.rehearsal.trained()));
-        drop(outcome);
+        self.rehearsal.step(&plan.keep, plan.ffn_tokens)?;
         Ok(self.memory(engine))
     }
 
@@ -278,23 +323,4 @@ impl Staged {
             alive,
         }
     }
-}
-
-/// `WeightParking`: the matrices of the networks that rest at once, each pinned by itself.
-fn resting(task: &Task, host: &Ledger, blocks: &Range<usize>) -> Vec<Allocation> {
-    // What the blocks kept in host memory is not given back for the time of the clips.
-    let [for_clips, in_turn] = [
-        match (task.decoding, task.networks) {
-            // The trained network makes room for the other expert before clips are decoded, and comes back in between.
-            (Decoding::Beside, Networks::MakesRoom) => 1,
-            (Decoding::Beside, _) => 0,
-            (Decoding::Alone, networks) => networks.on_devices(),
-        },
-        u64::from(task.networks == Networks::InTurn),
-    ];
-    let networks = (0..for_clips + in_turn).flat_map(|_| blocks.clone());
-    // A block leaves before the one that it changes places with has given its buffers back.
-    let on_their_way = (in_turn > 0 && for_clips == 0).then_some(blocks.start);
-    let matrices = networks.chain(on_their_way).flat_map(|n| task.base.matrices(task.dit, n));
-    matrices.map(|bytes| host.take_as("resting", bytes.next_multiple_of(HOST_GRAIN))).collect()
 }

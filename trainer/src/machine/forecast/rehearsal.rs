@@ -7,21 +7,23 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use kernels::ledger::Ledger;
+use kernels::ledger::{Label, Ledger, Trace};
+use kernels::optimiser::square_sums;
 use kernels::random::Key;
-use kernels::transfer::Route;
+use kernels::transfer::{HostStore, Route};
 use kernels::{DType, Device, Tensor};
 use models::adapter::{Adapters, LoraConfig, Target};
-use models::dit::{Architecture, BlockPlan, Boundary, Dropout, LayerId, NetworkInput, Plans, Role};
+use models::dit::{BlockPlan, Boundary, Dropout, LayerId, NetworkInput, Plans, Role};
 use models::weights::Weights;
 
 use super::calls::{Calls, ClipShape, Sink, Source};
 use super::memo::Memo;
 use super::task::Task;
 use crate::error::Result;
+use crate::learning::optim::{Optimizer, Step};
 use crate::pipeline::alone::{self, Neighbours};
 use crate::pipeline::schedule::one_f_one_b;
-use crate::pipeline::{Blocks, MicroBatch, Stage, StepOutcome};
+use crate::pipeline::{Blocks, MicroBatch, ParkedStage, Stage, StepOutcome};
 
 /// Micro-batches that are played beyond those in flight: from then on a stage does the same again and again.
 const BEYOND: usize = 1;
@@ -29,6 +31,8 @@ const BEYOND: usize = 1;
 const HALVES: usize = 2;
 /// A timestep: its value allocates nothing.
 const TIMESTEP: f32 = 500.0;
+/// An update: its values allocate nothing.
+const UPDATE: Step = Step { lr: 1e-4, factor: 1.0, number: 1 };
 
 /// Where a stage is played.
 #[derive(Debug, Clone)]
@@ -47,11 +51,14 @@ pub struct Scene {
     pub host: Device,
 }
 
-/// A stage with what goes through it.
+/// A stage with its part of the optimiser, and what goes through it.
 #[derive(Debug)]
 pub struct Rehearsal {
     scene: Scene,
     stage: Stage,
+    optimizer: Optimizer,
+    /// The update on shadows, which is the same after every step.
+    update: Option<Trace>,
     batches: Vec<MicroBatch>,
     boundary: Boundary,
 }
@@ -66,14 +73,18 @@ impl Rehearsal {
         label("adapters");
         let adapters = adapters(task, &blocks, &scene.own)?;
         label("weights");
-        let stage = Stage::load(weights, task.dit, blocks, &adapters, task.base, &scene.own)?;
+        let mut stage = Stage::load(weights, task.dit.clone(), blocks, &adapters, task.base, &scene.own)?;
+        label("adapters");
+        drop(adapters);
+        let optimizer = Optimizer::of(std::slice::from_ref(&stage), task.rule)?;
+        optimizer.publish_to(std::slice::from_mut(&mut stage));
         let batches: Vec<MicroBatch> =
             (0..task.accumulate).map(|m| micro_batch(task, m, &scene.host)).collect::<Result<_>>()?;
         // What the stage before hands over is on its device; a stage without one hands on what is as large.
         let beside = scene.previous.as_ref().map_or(&scene.host, |(device, _)| device);
         let embedder = task.dit.load_embedding(weights, task.base, beside)?;
         let boundary = embedder.embed(&micro_batch(task, 0, &scene.host)?.input.to_device(beside)?)?;
-        Ok(Self { scene, stage, batches, boundary })
+        Ok(Self { scene, stage, optimizer, update: None, batches, boundary })
     }
 
     /// Puts `adapters` to the stage that are applied and not trained.
@@ -89,17 +100,59 @@ impl Rehearsal {
         memo.remember(&mut self.stage);
     }
 
-    /// Numbers of the trained tensors of the stage.
-    pub fn trained(&self) -> u64 {
-        self.stage.adapters.parameters().values().map(|tensor| tensor.elem_count() as u64).sum()
+    /// Takes the matrices of the stage off its device, into `store`.
+    ///
+    /// # Errors
+    /// As [`ParkedStage::rest`].
+    pub(super) fn rest(&mut self, store: &HostStore) -> Result<ParkedStage> {
+        self.label("weights");
+        ParkedStage::rest(store, &mut self.stage)
+    }
+
+    /// Puts the matrices of the stage back.
+    ///
+    /// # Errors
+    /// As [`ParkedStage::wake`].
+    pub(super) fn wake(&mut self, parked: ParkedStage) -> Result<()> {
+        parked.wake(&mut self.stage)?;
+        self.relabel_matrices();
+        Ok(())
+    }
+
+    /// Takes the matrices of `leaving` off the device and puts those of this stage, which are `parked`, back.
+    ///
+    /// # Errors
+    /// As [`ParkedStage::exchange`].
+    pub(super) fn take_turn(
+        &mut self,
+        leaving: &mut Self,
+        store: &HostStore,
+        parked: ParkedStage,
+    ) -> Result<ParkedStage> {
+        self.label("weights");
+        let parked = parked.exchange(store, &mut leaving.stage, &mut self.stage)?;
+        self.relabel_matrices();
+        Ok(parked)
+    }
+
+    /// Counts matrices that came back as weights again.
+    fn relabel_matrices(&mut self) {
+        let matrices = self.stage.dit.layers.iter_mut().flat_map(|layer| layer.matrices_mut());
+        matrices.for_each(|matrix| matrix.relabel("weights"));
+    }
+
+    fn label(&self, label: Label) {
+        if let Some(ledger) = self.scene.own.ledger() {
+            ledger.set_label(label);
+        }
     }
 
     /// Plays the stage's part of a step, as far as anything in it is new, with its blocks treated as `keep` and at most
-    /// `ffn_tokens` tokens in a feed-forward layer. The ledgers of its device start their peaks anew.
+    /// `ffn_tokens` tokens in a feed-forward layer, and its update. The ledgers of its device start their peaks anew.
     ///
     /// # Errors
     /// Those of the model's own code.
-    pub fn step(&mut self, keep: &[BlockPlan], ffn_tokens: usize) -> Result<StepOutcome> {
+    pub fn step(&mut self, keep: &[BlockPlan], ffn_tokens: usize) -> Result<()> {
         self.stage.set_ffn_tokens(ffn_tokens);
         let dit = &self.stage.dit;
         let planned = dit.range.clone().zip(keep);
@@ -111,7 +164,31 @@ impl Rehearsal {
         let Scene { index, count, .. } = self.scene;
         let played = self.batches.len().min(count - index + BEYOND);
         let ops = &one_f_one_b(count, played)[index];
-        alone::play(&self.stage, self.neighbours(), &self.batches, &plans, ops)
+        let outcome = alone::play(&self.stage, self.neighbours(), &self.batches, &plans, ops)?;
+        self.label("adapters");
+        match (&self.update, self.scene.own.ledger()) {
+            (Some(update), Some(ledger)) => ledger.replay(update),
+            (None, Some(ledger)) if self.scene.own.is_shadow() => {
+                let ledger = ledger.clone();
+                let (updated, trace) = ledger.traced(|| self.updated(&outcome));
+                updated?;
+                self.update = Some(trace);
+            }
+            _ => self.updated(&outcome)?,
+        }
+        Ok(())
+    }
+
+    /// The second half of a step: a look at the gradients, the optimiser, and the new parameters to the adapters.
+    fn updated(&mut self, outcome: &StepOutcome) -> Result<()> {
+        let names = self.optimizer.states().keys();
+        let gradients: Vec<&Tensor> = names.filter_map(|name| outcome.gradients.get(name)).collect();
+        if !gradients.is_empty() {
+            square_sums(&gradients)?;
+        }
+        self.optimizer.update(&outcome.gradients, &UPDATE)?;
+        self.optimizer.publish_to(std::slice::from_mut(&mut self.stage));
+        Ok(())
     }
 
     /// Plays the stage's part of `calls`, as far as anything in it is new, with at most `ffn_tokens` tokens in a feed-forward
@@ -190,23 +267,21 @@ fn lora(task: &Task) -> LoraConfig {
 
 /// Micro-batch `m` of `task`.
 fn micro_batch(task: &Task, m: usize, host: &Device) -> Result<MicroBatch> {
-    let ((frames, height, width), dit) = (task.latents, task.dit);
+    let (frames, height, width) = task.latents;
     let video = |channels| Tensor::zeros((task.batch, channels, frames, height, width), DType::F32, host);
-    let text = Tensor::zeros((task.batch, dit.text_len, dit.text_dim), DType::F32, host)?;
-    let timestep = Tensor::full(TIMESTEP, task.batch, &Device::Cpu)?;
-    let input = NetworkInput::new(video(dit.in_channels)?, timestep, text);
-    let input = match dit.image {
-        Some(image) => {
-            let states = Tensor::zeros((task.batch, image.rows(), image.dim), DType::F32, host)?;
-            input.with(Role::PICTURE, states)
-        }
-        None => input,
+    let states = |_, shape: Vec<usize>| {
+        let shape: Vec<usize> = std::iter::once(task.batch).chain(shape).collect();
+        Tensor::zeros(shape, DType::F32, host)
     };
+    let cond = task.dit.conditioning(task.latents).try_map(states)?;
+    let timestep = Tensor::full(TIMESTEP, task.batch, &Device::Cpu)?;
+    let x_bcthw = video(task.config().in_channels)?;
+    let input = NetworkInput { x_bcthw, cond: cond.with(Role::TIMESTEP, timestep) };
     let key = |sample| Key::new(0, "rehearsal", &[m as u64, sample]);
     let dropout = || Dropout { p: 0.1, keys: (0..task.batch as u64).map(key).collect() };
     Ok(MicroBatch {
         input,
-        target: video(dit.out_channels)?,
+        target: video(task.config().out_channels)?,
         weights: vec![1.0; task.batch],
         mask: None,
         dropout: task.dropout.then(dropout),

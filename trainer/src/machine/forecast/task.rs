@@ -1,8 +1,10 @@
 //! What is to be forecast: a model, an adapter, a micro-batch.
 
+use std::sync::Arc;
+
 use kernels::device::Repeatability;
 use models::adapter::{AdapterKind, Target};
-use models::dit::{Base, DitConfig};
+use models::dit::{Architecture, Base, DitConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::learning::optim::Rule;
@@ -10,8 +12,8 @@ use crate::learning::optim::Rule;
 /// A training step whose memory is asked for.
 #[derive(Debug, Clone)]
 pub struct Task<'a> {
-    /// Sizes of the model.
-    pub dit: &'a DitConfig,
+    /// The model.
+    pub dit: Arc<dyn Architecture>,
     /// How it is held.
     pub base: Base,
     /// Modules with an adapter.
@@ -105,6 +107,11 @@ impl Task<'_> {
     /// Tokens of a sample.
     pub fn tokens(&self) -> usize {
         let (frames, height, width) = self.latents;
-        self.dit.tokens(frames, height, width)
+        self.config().tokens(frames, height, width)
+    }
+
+    /// Sizes of the model.
+    pub fn config(&self) -> &DitConfig {
+        self.dit.config()
     }
 }

@@ -119,7 +119,7 @@ pub fn choose(
             std::iter::once(tokens).chain(FFN_TOKENS.into_iter().filter(|bound| *bound < tokens)).collect()
         }
     };
-    let even = even(task.dit.layers, &machine.stages.iter().map(|card| card.flops).collect::<Vec<_>>());
+    let even = even(task.config().layers, &machine.stages.iter().map(|card| card.flops).collect::<Vec<_>>());
     let of = |split: &[usize]| {
         let mut best = search.pipeline(split, bounds[0])?; // there is always a bound
         for &bound in &bounds[1..] {

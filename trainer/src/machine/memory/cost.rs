@@ -36,7 +36,7 @@ pub(super) struct Cost {
 impl Cost {
     /// Of a block of `task`.
     pub fn new(task: &Task) -> Self {
-        let (dit, tokens) = (task.dit, task.tokens());
+        let (dit, tokens) = (task.config(), task.tokens());
         let [d, ffn, text, l, batch] =
             [dit.dim, dit.ffn_dim, dit.text_len, tokens, task.batch].map(|number| number as f64);
         let (product, up) = (2.0 * l * d * d, 2.0 * l * d * ffn);

@@ -180,7 +180,7 @@ fn housed<'a>(
     let exchange = in_turn
         .stage_ranges()
         .zip(&machine.stages)
-        .map(|(range, card)| task.base.matrix_bytes(task.dit, &range) as f64 / card.link);
+        .map(|(range, card)| task.base.matrix_bytes(task.dit.as_ref(), &range) as f64 / card.link);
     let in_turn_step = step(&in_turn) + exchange.fold(0.0, f64::max);
     Ok(match (together.beyond, step(&together)) <= (in_turn.beyond, in_turn_step) {
         true => (task, together),

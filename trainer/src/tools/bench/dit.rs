@@ -90,7 +90,7 @@ impl DitBench<'_> {
     ) -> Result<(Vec<usize>, PlannedStep)> {
         let [_, frames, height, width] = self.latent_shape(config)?;
         let task = Task {
-            dit: config,
+            dit: config.into(),
             base: self.precision.dit(),
             targets,
             kind: AdapterKind::Lora,
