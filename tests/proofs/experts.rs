@@ -293,14 +293,14 @@ fn a_plan_tells_what_is_trained_on_what() {
     let planned = planned(&project("expert = \"both\"", "[train.timesteps]\nmin = 0.5\n"));
     let plan = &planned.plan;
     assert_eq!(plan.model.boundary, Some(BOUNDARY));
-    let shares = Expert::ALL.map(|expert| NoiseRange::Of { expert, boundary: BOUNDARY });
-    assert_eq!(plan.shares(), shares);
+    let ranges = Expert::ALL.map(|expert| NoiseRange::Of { expert, boundary: BOUNDARY });
+    assert_eq!(plan.trained_ranges(), ranges);
     let whole = TimestepConfig::default();
     let expected = whole.share_from(BOUNDARY) / whole.share_from(0.5);
     assert!((plan.train.high_share.unwrap() - expected).abs() < 1e-12);
     // Nothing is drawn below the boundary, so nothing is trained there.
     let planned = self::planned(&project("expert = \"both\"", "[train.timesteps]\nmin = 0.9\n"));
-    assert_eq!(planned.plan.shares(), shares[..1]);
+    assert_eq!(planned.plan.trained_ranges(), ranges[..1]);
 }
 
 /// Clips go through both experts, so a run of one with clips needs room for the other.

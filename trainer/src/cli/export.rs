@@ -85,7 +85,7 @@ impl Export {
     /// The expert whose adapter is written: the given one, else the only one that the run trains.
     fn expert_of(&self, plan: &Plan) -> crate::Result<Option<Expert>> {
         let refuse = |why: &str| Err(Error::Setting { key: "--expert".into(), why: why.into() });
-        let trained: Vec<Expert> = plan.shares().into_iter().filter_map(NoiseRange::expert).collect();
+        let trained: Vec<Expert> = plan.trained_ranges().into_iter().filter_map(NoiseRange::expert).collect();
         match (self.expert, trained.as_slice()) {
             (None, [_, _]) => {
                 refuse("this checkpoint has the adapters of both experts; give `high` or `low`")

@@ -108,7 +108,7 @@ pub fn make(recipe: &std::path::Path, overrides: &Overrides, ui: &Ui) -> crate::
 /// model of one network.
 pub fn experts(plan: &plan::Plan) -> crate::Result<String> {
     let mut text = String::new();
-    for range in plan.shares() {
+    for range in plan.trained_ranges() {
         let Some(expert) = range.expert() else { continue };
         let seen = plan.train.timesteps.within(range)?;
         let part = match (expert, plan.train.high_share) {

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 
 /// Indices of the windows that have no whole entry.
 struct Missing {
-    /// Of the latents, or of what lies beside them.
+    /// Of the latents, or of the conditioning latents.
     latents: Vec<usize>,
     /// Of CLIP's states.
     states: BTreeSet<usize>,
@@ -76,7 +76,7 @@ impl LatentStore {
                 let reason = self.missing(key)?;
                 if let Some(reason @ MissReason::Damaged(_)) = &reason {
                     let id = &dataset.sources[dataset.windows[index].source].item.id;
-                    with.residents.ui().note(&format!("{id}: {reason}; it is made again"));
+                    with.residents.ui().note(&format!("{id}: {reason}; it is encoded again"));
                 }
                 Ok(reason.is_some())
             };

@@ -1,7 +1,7 @@
 //! Filling the cache: every clip through the VAE and, where the model looks through it, CLIP; every prompt through the text
 //! encoder. Each is loaded only where something is missing.
 //!
-//! An entry that is there and whole is not made again, so a run that is killed while caching loses nothing.
+//! An entry that exists and is whole is not encoded again, so a run that is killed while caching loses nothing.
 
 mod clips;
 mod picture_inputs;
@@ -38,7 +38,7 @@ pub struct LatentStore {
     text_identity: String,
     /// The entries of each window of the dataset, in its order; empty until clips were encoded.
     clips: Vec<ClipKeys>,
-    /// The entries of the pictures of requests, by what tells them apart.
+    /// The entries of the pictures of requests, by what distinguishes them.
     pictures: BTreeMap<String, pictures::PictureKeys>,
     /// Which frames an image-to-video model is given.
     ends: GivenFrames,

@@ -105,7 +105,7 @@ fn states_key(content: &str, convention: Convention, sees_two: bool, identity: &
     }
 }
 
-/// What tells the pictures of one request from those of another.
+/// What distinguishes the pictures of one request from those of another.
 fn named(request: &ClipRequest) -> String {
     let ClipRequest { image, last_image, width, height, frames, convention, .. } = request;
     format!("{image:?} {last_image:?} {width}x{height}x{frames} {convention:?}")

@@ -178,7 +178,7 @@ impl ClipRequest {
         }
     }
 
-    /// The requests of a file of prompt lines, which lies in `from`; empty lines and lines that start with `#` are skipped.
+    /// The requests of a file of prompt lines, whose folder is `from`; empty lines and lines that start with `#` are skipped.
     pub fn from_lines(&self, text: &str, from: &Path) -> Result<Vec<Self>> {
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         lines.map(|line| self.with_line(line, from)).collect()

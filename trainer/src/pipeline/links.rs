@@ -1,4 +1,4 @@
-//! What lies between stages: the ways from device to device, and the channels that hand over what is on its way.
+//! The connections between stages: links from device to device, and channels for the tensors under way.
 
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 

@@ -217,7 +217,7 @@ impl Pipeline {
 
     /// Runs `work` for every stage on a thread of its own, linked to its neighbours; the results in stage order.
     ///
-    /// When one stage fails its links close, so the others end too; the error of the one that failed is told.
+    /// When one stage fails its links close, so the others end too; the error of the one that failed is returned.
     fn on_threads<T: Send>(&self, work: impl Fn(&Stage, &Links) -> Result<T> + Sync) -> Result<Vec<T>> {
         let results: Vec<Result<T>> = thread::scope(|scope| {
             let spawn = |(stage, links)| {

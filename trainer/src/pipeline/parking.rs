@@ -10,13 +10,13 @@ use kernels::transfer::{HostStore, Parked};
 use super::{Pipeline, Stage};
 use crate::error::Result;
 
-/// What a pipeline that rests is without, stage by stage.
+/// The matrices of a parked pipeline, stage by stage.
 #[derive(Debug)]
 pub struct ParkedWeights {
     stages: Vec<ParkedStage>,
 }
 
-/// What a stage that rests is without: the matrices of each layer.
+/// The matrices of each layer of a parked stage.
 #[derive(Debug)]
 pub struct ParkedStage(Vec<Vec<Parked>>);
 
@@ -59,7 +59,7 @@ impl ParkedStage {
     }
 }
 
-/// The host memory in which networks rest in turn, one store for each stage.
+/// The host memory in which networks are parked in turn, one store for each stage.
 #[derive(Debug)]
 pub struct WeightParking {
     stores: Vec<HostStore>,

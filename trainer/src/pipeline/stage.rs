@@ -1,4 +1,4 @@
-//! A stage: a device, the part of the model that lies on it, and the adapters of that part.
+//! A stage: a device, the part of the model that is on it, and the adapters of that part.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -22,7 +22,7 @@ use crate::error::Result;
 /// A device with its part of the DiT.
 #[derive(Debug)]
 pub struct Stage {
-    /// Where everything of this stage lies.
+    /// The device of all its tensors.
     pub device: Device,
     /// The layers, and the embeddings or the head at the ends.
     pub dit: Dit,

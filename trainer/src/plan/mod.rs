@@ -42,7 +42,7 @@ pub use ways::{Wording, checked};
 
 use assumed::{missing_clips, no_data, settled_model};
 use found::{former_digest, has_texts, long_captions, summary};
-use parts::{networks, sample_plan, settle_shares, settle_steps, task, trained_shares};
+use parts::{networks, sample_plan, settle_ranges, settle_steps, task, trained_ranges};
 
 /// A settled run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -129,13 +129,13 @@ pub struct SamplePlan {
     /// The table that it goes by; without one the first clip of the run measures it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_table: Option<PathBuf>,
-    /// The adapter that is put to the model for them.
+    /// The adapter that is applied for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<ClipAdapterPlan>,
-    /// The one that is put to the expert for high noise alone.
+    /// The one for the expert for high noise only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter_high: Option<ClipAdapterPlan>,
-    /// The one that is put to the expert for low noise alone.
+    /// The one for the expert for low noise only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter_low: Option<ClipAdapterPlan>,
 }
@@ -145,7 +145,7 @@ fn is_zero(number: &u64) -> bool {
 }
 
 impl SamplePlan {
-    /// The adapters that are put to a network for clips alone.
+    /// The adapters that are applied to a network for clips only.
     pub fn adapters_of(&self, expert: Option<Expert>) -> impl Iterator<Item = &ClipAdapterPlan> {
         let own = match expert {
             None => &None,
@@ -191,7 +191,7 @@ pub struct Planned {
     pub notes: Vec<String>,
 }
 
-/// What a recipe leaves open and a plan settles by what the machine is like: a run that goes on keeps it.
+/// What a recipe leaves open and a plan settles for the machine: a resumed run keeps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Open {
     /// `devices.split`.
@@ -244,15 +244,15 @@ impl Overrides {
 }
 
 impl Planned {
-    /// Takes over what `stored`, the plan of a run that goes on, settled for the same devices and the same wishes, each of
+    /// Takes over what `stored`, the plan of a resumed run, settled for the same devices and the same settings, each of
     /// what the recipe leaves open by itself: the machine may have more or less memory free today, and the run's numbers
     /// must not depend on that.
     pub fn keep_to(&mut self, stored: &Plan) {
         let plan = &mut self.plan;
         let without_split = |devices: &DevicesConfig| DevicesConfig { split: Vec::new(), ..devices.clone() };
-        let wishes = |memory: &MemoryPlan| (memory.keep, memory.offload, memory.host_memory);
+        let asked = |memory: &MemoryPlan| (memory.keep, memory.offload, memory.host_memory);
         let is_same = without_split(&stored.devices) == without_split(&plan.devices)
-            && wishes(&stored.memory) == wishes(&plan.memory);
+            && asked(&stored.memory) == asked(&plan.memory);
         if is_same && (self.open.split || plan.devices.split == stored.devices.split) {
             plan.devices.split.clone_from(&stored.devices.split);
             let ffn_tokens =
@@ -312,7 +312,7 @@ impl Plan {
         let mut train = recipe.train;
         settle_steps(&mut train, &dataset, seed)?;
         train.timesteps.shift = Some(train.timesteps.shift());
-        let shares = settle_shares(&mut train, &adapter, &targets, (&model, &dit))?;
+        let ranges = settle_ranges(&mut train, &adapter, &targets, (&model, &dit))?;
 
         let frames = data.frames.iter().copied().max().unwrap_or(1);
         let base = recipe.sample.request(&defaults, data.sizes[0], frames, seed);
@@ -323,7 +323,7 @@ impl Plan {
         let sample = sample_plan(recipe.sample, [clips, full], (&model, &dit), from)?;
         let devices = recipe.devices.settle(dit.layers)?;
         let shapes = shapes(&data, &dataset, &defaults);
-        let networks = networks(&shares, &model, &sample);
+        let networks = networks(&ranges, &model, &sample);
         let task = task((&model, &dit), (&adapter, &targets), (&train, &recipe.optimizer), &shapes, networks);
         let host = recipe.memory.host_memory.map(|host| host.0);
         let (limits, machine) = overrides.machine(&devices, &task, host);
@@ -365,8 +365,8 @@ impl Plan {
 
     /// The networks that are trained, each with the noise levels that it makes, in the order in which sampling goes through
     /// them. An expert that gets no micro-batch is none of them.
-    pub fn shares(&self) -> Vec<NoiseRange> {
-        trained_shares(&self.model, self.train.high_share)
+    pub fn trained_ranges(&self) -> Vec<NoiseRange> {
+        trained_ranges(&self.model, self.train.high_share)
     }
 
     /// The plan as TOML.

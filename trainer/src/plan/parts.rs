@@ -148,7 +148,7 @@ pub(super) fn settle_steps(train: &mut TrainConfig, dataset: &Dataset, seed: u64
 
 /// Settles what `train` leaves to the model; the networks that are trained, of which every one can draw its noise levels and
 /// begin from the adapter that it is to begin from.
-pub(super) fn settle_shares(
+pub(super) fn settle_ranges(
     train: &mut TrainConfig,
     adapter: &LoraConfig,
     targets: &[Target],
@@ -156,14 +156,14 @@ pub(super) fn settle_shares(
 ) -> Result<Vec<NoiseRange>> {
     train.picture_share = picture_share(train.picture_share, dit)?;
     train.high_share = high_share(train, model)?;
-    let shares = trained_shares(model, train.high_share);
-    for share in &shares {
-        train.timesteps.within(*share)?;
+    let ranges = trained_ranges(model, train.high_share);
+    for range in &ranges {
+        train.timesteps.within(*range)?;
     }
-    for (key, path) in check_beginnings(adapter, &shares)? {
+    for (key, path) in check_beginnings(adapter, &ranges)? {
         adapters::check_beginning(key, path, adapter, (targets, dit))?;
     }
-    Ok(shares)
+    Ok(ranges)
 }
 
 /// A step of the largest bucket that there is, else of the largest that there could be.
@@ -192,8 +192,8 @@ pub(super) fn task<'a>(
 }
 
 /// The networks that the memory must hold, as long as nothing says that they do not fit.
-pub(super) fn networks(shares: &[NoiseRange], model: &BaseModel, sample: &SamplePlan) -> Networks {
-    match (shares.len(), model.dits.experts()) {
+pub(super) fn networks(ranges: &[NoiseRange], model: &BaseModel, sample: &SamplePlan) -> Networks {
+    match (ranges.len(), model.dits.experts()) {
         (2, _) => Networks::SideBySide,
         (_, Some(_)) if !sample.clips.is_empty() => Networks::MakesRoom,
         _ => Networks::One,
@@ -206,7 +206,7 @@ pub(super) fn networks(shares: &[NoiseRange], model: &BaseModel, sample: &Sample
 /// The key whose file has no use, or the file of the other expert.
 fn check_beginnings<'a>(
     adapter: &'a LoraConfig,
-    shares: &[NoiseRange],
+    ranges: &[NoiseRange],
 ) -> Result<Vec<(&'static str, &'a Path)>> {
     let refuse = |key: &str, why: String| Err(Error::Setting { key: key.into(), why });
     let all = (INIT_FROM, &adapter.init_from);
@@ -214,7 +214,7 @@ fn check_beginnings<'a>(
     let low = (INIT_FROM_LOW, &adapter.init_from_low);
     for (expert, (key, path)) in Expert::ALL.into_iter().zip([high, low]) {
         let Some(path) = path else { continue };
-        let is_trained = |expert: Option<Expert>| shares.iter().any(|share| share.expert() == expert);
+        let is_trained = |expert: Option<Expert>| ranges.iter().any(|range| range.expert() == expert);
         match () {
             () if all.1.is_some() => {
                 let why = "goes beside adapter.init_from, which is for every network; name a file for each expert, or one for all";
@@ -237,8 +237,8 @@ fn check_beginnings<'a>(
         }
     }
     if let (key, Some(path)) = all {
-        for share in shares {
-            adapters::check_expert(key, path, share.expert())?;
+        for range in ranges {
+            adapters::check_expert(key, path, range.expert())?;
         }
     }
     let files = [all, high, low].into_iter();
@@ -263,7 +263,7 @@ fn high_share(train: &TrainConfig, model: &BaseModel) -> Result<Option<f64>> {
 }
 
 /// The networks that are trained, where the expert for high noise gets `high_share` of the micro-batches.
-pub(super) fn trained_shares(model: &BaseModel, high_share: Option<f64>) -> Vec<NoiseRange> {
+pub(super) fn trained_ranges(model: &BaseModel, high_share: Option<f64>) -> Vec<NoiseRange> {
     let Some(boundary) = model.boundary.filter(|_| model.expert.is_some()) else {
         return vec![NoiseRange::All];
     };

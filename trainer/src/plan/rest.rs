@@ -56,7 +56,7 @@ pub struct Rest {
 /// What becomes of the DiT when clips are sampled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BehindSampling {
-    /// It goes on training.
+    /// It continues to train.
     Stays,
     /// It is dropped.
     Dropped,

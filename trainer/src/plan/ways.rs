@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::machine::forecast::{Decoding, Task};
 use crate::machine::memory::{self, Machine, MemoryConfig, Phase, PhaseForecast, Settled, Shapes};
 
-/// Who is told the ways out: each has its own names for the same settings.
+/// Who reads the ways out: each has its own names for the same settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wording {
     /// The writer of a recipe.

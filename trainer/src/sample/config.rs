@@ -29,12 +29,12 @@ pub struct SampleConfig {
     pub size: Option<[u32; 2]>,
     /// Frames, 4n+1. Default: the longest of `data.frames`.
     pub frames: Option<u32>,
-    /// An adapter that is put to the model for clips alone, relative to the recipe: a distilled one makes them in few `steps`,
+    /// An adapter that is applied for clips only, relative to the recipe: with a distilled one they take few `steps`,
     /// mostly with `guidance = 1`. A file of any format, or a PEFT folder. Default: none.
     pub adapter: Option<PathBuf>,
-    /// One that is put to the expert for high noise alone, of a model of two experts. Default: none.
+    /// The same for the expert for high noise only, of a model of two experts. Default: none.
     pub adapter_high: Option<PathBuf>,
-    /// One that is put to the expert for low noise alone. Default: none.
+    /// The same for the expert for low noise only. Default: none.
     pub adapter_low: Option<PathBuf>,
     /// What their changes are multiplied by. Default 1.
     pub strength: f64,

@@ -49,7 +49,7 @@ struct Call {
     blocks: Blocks,
     /// Whether an earlier call of the session has to be done first.
     waits: bool,
-    /// Whether the solver goes on with its outcome, and that of the half before.
+    /// Whether the solver takes its step with this velocity, and that of the half before.
     ends_step: bool,
     /// Whether another step of the clip follows.
     goes_on: bool,

@@ -1,4 +1,4 @@
-//! Work that goes on in another thread, one piece at a time.
+//! Work that runs in another thread, one piece at a time.
 
 use std::thread::{self, JoinHandle};
 

@@ -43,7 +43,7 @@ pub struct StepData {
     pub sigmas: Vec<f64>,
     /// Name of each sample's clip.
     pub items: Vec<String>,
-    /// Where the next step goes on.
+    /// The position from which the next step continues.
     pub cursor: Cursor,
 }
 
@@ -107,7 +107,7 @@ impl<'a> Batches<'a> {
             held_out,
             order,
             streams: Streams::new(plan.run.seed),
-            networks: plan.shares().into_iter().map(cut).collect::<Result<_>>()?,
+            networks: plan.trained_ranges().into_iter().map(cut).collect::<Result<_>>()?,
             high_share: plan.train.high_share.unwrap_or(0.0),
             caption_dropout: plan.train.caption_dropout,
             adapter_dropout: plan.adapter.dropout,

@@ -72,14 +72,14 @@ pub fn file_name(run: &str, style: Style, Part { label, expert }: Part) -> Strin
 pub fn commands(plan: &Plan, folder: &RunFolder, step: u64) -> Vec<String> {
     let checkpoint = checkpoint::path(&folder.checkpoints(), step).display().to_string();
     let label = format!("step-{step:06}");
-    let shares = plan.shares();
+    let ranges = plan.trained_ranges();
     let mut commands = Vec::new();
-    for expert in shares.iter().map(|share| share.expert()) {
+    for expert in ranges.iter().map(|range| range.expert()) {
         for &style in &plan.export.formats {
             let part = Part { label: Some(&label), expert };
             let output = folder.adapters().join(file_name(&plan.run.name, style, part)).display().to_string();
             let mut words = vec!["tandem", "export", &checkpoint, &output];
-            if let Some(expert) = expert.filter(|_| shares.len() > 1) {
+            if let Some(expert) = expert.filter(|_| ranges.len() > 1) {
                 words.extend(["--expert", expert.name()]);
             }
             if style != Style::default() {
@@ -110,7 +110,7 @@ pub fn of_checkpoint(checkpoint: &Path, expert: Option<Expert>, style: Style) ->
     let (progress, saved) = checkpoint::load(checkpoint)?;
     let run = checkpoint.parent().and_then(Path::parent).unwrap_or(Path::new(""));
     let plan = Plan::read(&run.join("plan.toml"))?;
-    let states = checkpoint::part_of(&saved, expert.filter(|_| plan.shares().len() > 1)).tensors;
+    let states = checkpoint::part_of(&saved, expert.filter(|_| plan.trained_ranges().len() > 1)).tensors;
     let rule = plan.optimizer.rule();
     let provenance = Provenance { expert, ..provenance(&plan, progress.step, progress.cursor.epoch)? };
     let mut file = AdapterFile { metadata: provenance.metadata(style), ..AdapterFile::default() };

@@ -1,4 +1,4 @@
-//! The folder of a run: where everything in it lies, and whether a run may begin or go on there.
+//! The folder of a run: the paths of everything in it, and whether a run may begin or continue there.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -19,7 +19,7 @@ pub struct RunFolder {
     lock: Arc<RunLock>,
 }
 
-/// Plan keys that a run may change when it goes on: none of them reaches back into the steps that were made.
+/// Plan keys that may change when a run is resumed: none of them affects steps that are already made.
 const MAY_CHANGE: [&str; 15] = [
     "tandem",
     // What is left out shows in the digest.
@@ -59,7 +59,7 @@ impl RunFolder {
         Ok(folder)
     }
 
-    /// The run in the folder `named`, else the newest run of `plan`, to go on with; the plan's changes are told through
+    /// The run in the folder `named`, else the newest run of `plan`, to be resumed; changes of the plan are reported through
     /// `note`, and kept where they are allowed.
     ///
     /// # Errors

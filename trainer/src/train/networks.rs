@@ -38,7 +38,7 @@ impl TrainedNetworks {
         ui: &Ui,
     ) -> Result<Self> {
         let Planned { plan, targets, .. } = planned;
-        let ranges = plan.shares();
+        let ranges = plan.trained_ranges();
         residents.set_stores(stores);
         let mut trained = Vec::new();
         for range in ranges.iter().copied() {
@@ -139,7 +139,7 @@ fn for_clips(plan: &Plan, range: NoiseRange) -> Vec<(std::path::PathBuf, f64)> {
     own.map(|adapter| (adapter.path.clone(), adapter.strength)).collect()
 }
 
-/// Whether a file of the adapter that `pipeline` trains tells of the weights that it changes.
+/// Whether a file of the adapter that `pipeline` trains contains values computed from the weights that it changes.
 fn wants_weights(pipeline: &Pipeline) -> bool {
     let adapters = pipeline.stages().iter().flat_map(|stage| stage.adapters.iter());
     let mut trained = adapters.flat_map(|(_, own)| own).filter(|own| own.is_trainable());

@@ -20,7 +20,7 @@ use crate::train::export::{self, Part};
 pub(super) enum Keep {
     /// A checkpoint alone.
     State,
-    /// The adapter files of the step, then a checkpoint: a run that is killed in between goes on from the checkpoint before
+    /// The adapter files of the step, then a checkpoint: a run that is killed in between resumes from the checkpoint before
     /// and writes the files again.
     Step,
     /// The last checkpoint, then the adapter files of the run.

@@ -113,7 +113,7 @@ fn learn(networks: &mut TrainedNetworks, plan: &Plan, data: &StepData, progress:
 /// where the weights leave nothing of it.
 fn unweighted(batch: &MicroBatch, loss: f64) -> Result<Option<(f64, f64)>> {
     let weight = batch.weights.iter().copied().map(f64::from).sum::<f64>() / batch.weights.len() as f64;
-    // Where timesteps are told for each token, those of a given frame are 0.
+    // Where there is a timestep for each token, those of a given frame are 0.
     let timestep = batch.input.cond.require(Role::TIMESTEP)?;
     let times: Vec<f32> = match timestep.dims() {
         [_, _] => timestep.max(1)?.to_vec1()?,

@@ -1,4 +1,4 @@
-//! The last words of a run: how the loss went, and where everything lies.
+//! The summary at the end of a run: how the loss developed, and the paths of everything.
 
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ pub(super) struct End<'a> {
     pub overview: Option<&'a Path>,
 }
 
-/// Tells how the loss went, what to look at, where everything lies, and how another clip is made.
+/// Prints how the loss developed, what to look at, the paths of everything, and how to make another clip.
 pub(super) fn tell(plan: &Plan, folder: &RunFolder, end: End, ui: &Ui) -> Result<()> {
     let End { steps, adapters, overview } = end;
     let losses = losses(folder)?;

@@ -259,8 +259,8 @@ pub(super) fn resettled(basis: &BaseModel, sample: &Sample, devices: &DevicesCon
 /// The adapters that the run in `folder` has trained: at its end, or after the steps of `checkpoint`; of a run that has not
 /// ended the newest.
 fn own_adapters(plan: &Plan, folder: &Path, step: Option<u64>, loras: &mut Loras, ui: &Ui) -> Result<()> {
-    let shares = plan.shares();
-    for expert in shares.iter().map(|share| share.expert()) {
+    let ranges = plan.trained_ranges();
+    for expert in ranges.iter().map(|range| range.expert()) {
         let (name, file) = match step {
             Some(step) => after(plan, folder, step, expert)?,
             None => match written(plan, folder, None, expert) {

@@ -48,7 +48,7 @@ pub struct StagePlan {
 /// How tensors go to a neighbour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Way {
-    /// It lies in the same memory.
+    /// It is in the same memory.
     Same,
     /// Straight from GPU to GPU.
     Peer,
@@ -121,7 +121,7 @@ type StageKey = (Engine, Range<usize>, Neighbours);
 #[derive(Debug)]
 struct Staged {
     rehearsal: Rehearsal,
-    /// The second trained network, on the device or resting.
+    /// The second trained network, on the device or parked.
     other: Option<Other>,
     parking: HostStore,
     device: Ledger,
@@ -252,7 +252,7 @@ impl Staged {
         let other = match task.networks {
             Networks::One | Networks::MakesRoom => None,
             Networks::SideBySide => Some(Other { rehearsal: second()?, parked: None }),
-            // The first rests while the second is read, and then takes its turn.
+            // The first is parked while the second is read, and then takes its turn.
             Networks::InTurn => {
                 let parked = rehearsal.rest(&parking)?;
                 let mut rehearsal_of_second = second()?;
@@ -260,7 +260,7 @@ impl Staged {
                 Some(Other { rehearsal: rehearsal_of_second, parked: Some(parked) })
             }
         };
-        let pinned = host.take_as("resting", 0);
+        let pinned = host.take_as("parked weights", 0);
         let mut staged = Self { rehearsal, other, parking, device, host, _pinned: pinned };
         if task.decoding == Decoding::Alone {
             staged.in_place_of_all(|_| Ok(()))?;
@@ -269,7 +269,7 @@ impl Staged {
         }
         // What was pinned stays pinned, or is pinned again while what blocks keep is.
         let most = staged.host.peak() - staged.host.live();
-        staged._pinned = staged.host.take_as("resting", most);
+        staged._pinned = staged.host.take_as("parked weights", most);
         Ok(staged)
     }
 

@@ -11,7 +11,7 @@ use crate::machine::forecast::{Engine, Neighbours, Way};
 /// keep to where they can.
 const HOST_SHARE: f64 = 0.5;
 
-/// The devices of the stages, with what lies between and beside them.
+/// The devices of the stages, the links between them and the host's memory.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Machine {
     /// One for each stage, first to last.
@@ -200,7 +200,7 @@ fn share_of_host() -> Option<u64> {
     available_memory().map(|bytes| (bytes as f64 * HOST_SHARE) as u64)
 }
 
-/// Bytes of host memory that a process can get without pushing others out, where the system tells.
+/// Bytes of host memory that a process can get without pushing others out, if the system says.
 fn available_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;

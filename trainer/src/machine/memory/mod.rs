@@ -78,8 +78,8 @@ impl Settled {
 /// What may be pinned is as much as the plan pins, in multiples of this: the same number whatever the host has free.
 const PINNED_GRAIN: u64 = 1 << 30;
 
-/// Chooses for `task` on `machine` within what `asked` and a given `split` leave open. Two experts lie side by side, or one
-/// rests in host memory while the other works: whichever fits and is the faster.
+/// Chooses for `task` on `machine` within what `asked` and a given `split` leave open. Two experts are on the devices together, or one
+/// is parked in host memory while the other works: whichever fits and is faster.
 ///
 /// # Errors
 /// When nothing fits: what is missing, and what would fit.
@@ -204,7 +204,7 @@ pub enum KeepConfig {
     /// As the plan finds best.
     #[default]
     Auto,
-    /// Its input: the backward makes the rest again.
+    /// Its input: the backward recomputes the rest.
     Inputs,
     /// Its input and what its self-attention made.
     Attention,

@@ -201,11 +201,11 @@ impl fmt::Display for Forecast {
                 "  clips go through the other expert too: while they are made, the trained one's matrices wait in host memory"
             )?,
             Networks::SideBySide => {
-                writeln!(f, "  both experts lie side by side: the weights are those of two")?
+                writeln!(f, "  both experts are on the devices: the weights are those of two")?
             }
             Networks::InTurn => writeln!(
                 f,
-                "  one expert at a time lies on the devices; the other one's matrices wait in host memory, and a step \
+                "  one expert at a time is on the devices; the other one's matrices wait in host memory, and a step \
                  exchanges the two once at most"
             )?,
         }

@@ -1,4 +1,4 @@
-//! Which steps each clip of a set skips: settled and told before the first step.
+//! Which steps each clip of a set skips: settled and printed before the first step.
 
 use models::published::{Facts, Published};
 use serde_json::{Value, json};
