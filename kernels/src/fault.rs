@@ -111,10 +111,10 @@ mod tests {
         assert_eq!(Fault::of_code(2), Some(Fault::OutOfMemory));
         assert_eq!(Fault::of_code(716), Some(Fault::Lost));
         assert_eq!(Fault::of_code(1), None);
-        let told = |text: &str| Fault::of(&Error::msg(text).context("while loading"));
-        assert_eq!(told("DriverError(CUDA_ERROR_MISALIGNED_ADDRESS, \"misaligned\")"), Some(Fault::Lost));
-        assert_eq!(told("cuBLASLt: CublasError(CUBLAS_STATUS_ALLOC_FAILED)"), Some(Fault::OutOfMemory));
-        assert_eq!(told("CUDA_ERROR_INVALID_DEVICE_POINTER"), None);
-        assert_eq!(told("shapes differ"), None);
+        let fault = |text: &str| Fault::of(&Error::msg(text).context("while loading"));
+        assert_eq!(fault("DriverError(CUDA_ERROR_MISALIGNED_ADDRESS, \"misaligned\")"), Some(Fault::Lost));
+        assert_eq!(fault("cuBLASLt: CublasError(CUBLAS_STATUS_ALLOC_FAILED)"), Some(Fault::OutOfMemory));
+        assert_eq!(fault("CUDA_ERROR_INVALID_DEVICE_POINTER"), None);
+        assert_eq!(fault("shapes differ"), None);
     }
 }

@@ -1,4 +1,4 @@
-//! Models that leave their device and come back.
+//! Models that can be parked in host memory and moved back to their device.
 
 use kernels::{Device, Tensor};
 

@@ -1,4 +1,4 @@
-//! Adapters: every kind trained and exported, tools one behind the other, clips through a second adapter.
+//! Adapters: every kind trained and exported, tools in sequence, clips with a second adapter.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -96,7 +96,7 @@ fn training_begins_with_an_adapter_and_says_what_became_of_it() {
     desk.refuse(&["plan", "recipe.toml"], &["a.gif"]);
 }
 
-/// A second adapter changes the clips and nothing of the training: after each set of clips all is as it was, to the bit.
+/// A second adapter changes the clips but not the training: after each set of clips everything is as before, to the bit.
 #[test]
 fn an_adapter_for_clips_leaves_the_training_alone() {
     let desk = Desk::new();
@@ -199,7 +199,7 @@ fn the_tools_work_one_behind_the_other() {
     );
 }
 
-/// What is read stays, and where nothing can be written is told before anything is made.
+/// Inputs are never overwritten, and an output that cannot be written is reported before any work.
 #[test]
 fn nothing_is_written_over_what_is_read() {
     let desk = Desk::new();

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::desk::{Desk, Outcome};
 
-/// Runs `words` with an empty cache of the hub, which nothing is asked of.
+/// Runs `words` with an empty cache of the hub, and expects no request to the hub.
 fn run(desk: &Desk, words: &[&str]) -> Outcome {
     let mut command = desk.command(words);
     command.env("HF_HOME", desk.path("hugging")).env_remove("HF_HUB_CACHE").env("HF_HUB_OFFLINE", "1");

@@ -6,7 +6,7 @@ use crate::desk::{Desk, fixtures};
 
 const PLAN: [&str; 2] = ["plan", "recipe.toml"];
 
-/// A project whose model lies in ComfyUI's folders, beside files of other models.
+/// A project whose model is in ComfyUI's folders, together with files of other models.
 fn desk() -> Desk {
     let desk = Desk::new();
     for folder in ["diffusion_models", "vae", "text_encoders/wan", "clip_vision", "loras"] {

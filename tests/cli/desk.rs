@@ -151,7 +151,7 @@ impl From<Output> for Outcome {
     }
 }
 
-/// Where the golden files lie.
+/// The folder of the golden files.
 pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
 }

@@ -1,4 +1,4 @@
-//! Clips that only ffmpeg reads, through stand-ins of `ffprobe` and `ffmpeg` that say what a proof needs.
+//! Clips that only ffmpeg reads, through fake `ffprobe` and `ffmpeg` programs whose output a proof chooses.
 
 #![cfg(unix)]
 
@@ -26,7 +26,7 @@ fn desk(times: &[f64], stream: &str) -> Desk {
     desk
 }
 
-/// `tandem --json plan` with the stand-ins.
+/// `tandem --json plan` with the fake programs.
 fn plan(desk: &Desk) -> Outcome {
     let path = format!("{}:{}", desk.path("bin").display(), std::env::var("PATH").unwrap_or_default());
     desk.command(&["plan", "recipe.toml"]).env("PATH", path).output().unwrap().into()
@@ -41,7 +41,7 @@ fn times_that_go_back_are_refused_unless_the_rate_is_given() {
     assert_eq!(plan(&desk).code, Some(0));
 }
 
-/// A clip of 16x16 stored pixels that are shown twice as wide as high goes to the bucket that is twice as wide as high.
+/// A clip of 16x16 stored pixels that are displayed twice as wide as high uses the bucket that is twice as wide as high.
 #[test]
 fn pixels_that_are_not_square_are_shown_as_ffprobe_says() {
     for (aspect, buckets) in [("1:1", ["16 16 5 3"].as_slice()), ("2:1", &["16 16 5 2", "32 16 5 1"])] {

@@ -1,4 +1,4 @@
-//! Folders of clips with things in them that are none, and names that few programs expect.
+//! Folders with things that are not clips, and unusual file names.
 
 use std::fs;
 use std::process::Command;
@@ -85,7 +85,7 @@ fn the_longest_name_that_a_clip_can_have_is_previewed() {
     assert_eq!(fs::read_dir(desk.path("preview")).unwrap().count(), 4);
 }
 
-/// What is behind the 512th token is never seen, and nothing else says so.
+/// Text after the 512th token is never used, and only this warning says so.
 #[test]
 fn a_caption_that_is_too_long_is_told_with_its_length() {
     let desk = Desk::new();

@@ -201,7 +201,7 @@ fn a_model_of_the_hub_is_told_fetched_and_used() {
     assert!(plan.stdout.contains("name = \"tiny-wan\""), "{}", plan.stdout);
     assert_eq!(server.asked_for("Wan2.1_VAE.pth").len(), 1, "what is there is not fetched again");
 
-    // Commands that only read find it by its name, and fetch nothing.
+    // Commands that only read find it by its name, and make no request.
     let told = run(&["inspect", "someone/tiny-wan"], "1");
     assert!(told.code == Some(0) && told.stdout.contains("Wan DiT"), "{}{}", told.stdout, told.stderr);
     let load = run(&["bench", "load", "--model", "someone/tiny-wan", "--stages", "cpu", "-n", "1"], "1");
@@ -213,7 +213,7 @@ fn a_model_of_the_hub_is_told_fetched_and_used() {
     assert!(slip.code == Some(2) && !slip.stderr.contains("fetch"), "{}", slip.stderr);
 }
 
-/// The plan says what a file is that was named for another part, by its header.
+/// The plan recognises by its header a file that was given as another part, and says what it is.
 #[test]
 fn a_part_in_the_place_of_another_is_named_for_what_it_is() {
     let desk = Desk::new();

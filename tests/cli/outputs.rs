@@ -82,7 +82,7 @@ fn an_extract_of_a_merge_leaves_out_what_is_rounding() {
     desk.refuse(&with(&extract, &["--force"]), &["equal, except for rounding"]);
 }
 
-/// Standard output ends with one object that says what was wrong, whatever was: a recipe, a file, the command line itself.
+/// Standard output ends with one object with the error, be it in a recipe, a file, or the command line itself.
 #[test]
 fn errors_are_objects_where_machines_read() {
     let desk = Desk::new();

@@ -1,4 +1,4 @@
-//! What a run tells while it works and when it is done.
+//! What a run reports while it works and when it is done.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::desk::{Desk, fixtures};
 
-/// The phases that `words` tell of, in order.
+/// The phases that `words` report, in order.
 fn phases(desk: &Desk, words: &[&str]) -> Vec<String> {
     let told = desk.succeed(&[&["--json"], words].concat()).stdout;
     let rows = told.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
@@ -95,7 +95,7 @@ fn clips_are_decoded_once_for_both_encoders_which_are_loaded_when_they_are_neede
     assert!(entries(&desk) == complete, "one by one, the entries differ");
 }
 
-/// The command that a finished run tells makes a clip; its pictures are there; TensorBoard has the loss of each noise level.
+/// The command that a finished run prints makes a clip; its pictures exist; TensorBoard has the loss of each noise level.
 #[test]
 fn a_finished_run_tells_what_to_look_at_and_how_to_make_another_clip() {
     let desk = Desk::new();
@@ -152,7 +152,7 @@ fn a_clip_that_is_no_number_is_refused_with_its_step() {
     assert!(!desk.path("black/contact-sheet.png").exists());
 }
 
-/// A whole run of random weights: every phase is timed, the steps are counted, and nothing stays behind.
+/// A whole run of random weights: every phase is timed, the steps are counted, and no temporary file is left.
 #[test]
 fn the_bench_of_a_run_times_every_phase() {
     let desk = Desk::new();

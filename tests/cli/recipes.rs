@@ -6,7 +6,7 @@ use crate::desk::Desk;
 
 const PLAN: [&str; 2] = ["plan", "recipe.toml"];
 
-/// Words of other trainers lead to ours, in the section where they stand or in another.
+/// Setting names of other trainers lead to Tandem's, in the same section or in another.
 #[test]
 fn words_of_other_trainers_are_translated() {
     for (place, theirs, told) in [
@@ -73,7 +73,7 @@ fn a_windows_path_in_double_quotes_is_told_how_to_write() {
     }
 }
 
-/// What is no path is left alone: comments, prompts, and paths that are written well.
+/// Only wrong paths are refused: comments, prompts and correct paths are not.
 #[test]
 fn only_broken_paths_are_refused() {
     let desk = Desk::new();

@@ -25,7 +25,7 @@ fn a_run_leaves_what_it_says() {
 }
 
 /// Single steps differ by their noise level far more than training changes them, so the line shows the mean of the last 50;
-/// a run that goes on shows the mean that it would have shown.
+/// a resumed run shows the mean that it would have shown.
 #[test]
 fn the_progress_line_shows_a_smoothed_loss() {
     let desk = Desk::new();
@@ -45,7 +45,7 @@ fn the_progress_line_shows_a_smoothed_loss() {
     for step in [1, 2, 50, 51, 53, 55_usize] {
         let recent = &shown[step.saturating_sub(50)..step];
         let mean = recent.iter().map(|(_, now)| now).sum::<f64>() / recent.len() as f64;
-        // Both are printed with four digits behind the point.
+        // Both are printed with four decimals.
         assert!((shown[step - 1].0 - mean).abs() < 1.1e-4, "step {step}: {} for {mean}", shown[step - 1].0);
     }
 }
@@ -69,7 +69,7 @@ fn the_held_out_loss_of_two_stages_is_that_of_one() {
     assert_eq!(measured("[\"cpu\", \"cpu\"]"), one);
 }
 
-/// A preset tells what it set and where that is from, and stays with the run.
+/// A preset reports its values with their sources, and is stored with the run.
 #[test]
 fn a_plan_tells_what_it_took_from_another_trainer() {
     let desk = Desk::new();
@@ -128,7 +128,7 @@ fn a_full_disk_leaves_the_checkpoint_before_whole() {
     assert!(desk.path("run/checkpoints/step-000004.safetensors").is_file());
 }
 
-/// A checkpoint in the middle of a run that cannot be written ends the run, which goes on from nothing newer.
+/// A checkpoint in the middle of a run that cannot be written ends the run, which resumes from the one before.
 #[test]
 fn a_checkpoint_that_cannot_be_written_stops_the_run() {
     let desk = Desk::new();
@@ -147,7 +147,7 @@ fn a_checkpoint_that_cannot_be_written_stops_the_run() {
     );
 }
 
-/// Neither an error nor Ctrl-C before the first step leaves a folder, which the next attempt would be numbered behind.
+/// Neither an error nor Ctrl-C before the first step leaves a folder, after which the next attempt would be numbered.
 #[test]
 fn a_run_that_never_began_leaves_no_folder() {
     let desk = Desk::new();
@@ -173,7 +173,7 @@ fn a_run_that_never_began_leaves_no_folder() {
     assert!(outcome.stderr.contains("nothing was trained: run is removed"), "{}", outcome.stderr);
     assert!(!desk.path("run").exists());
 
-    // What others have put there stays.
+    // Other files in the folder are kept.
     fs::create_dir_all(desk.path("run/adapters")).unwrap();
     desk.write("run/adapters/mine.safetensors", "mine");
     desk.write("run/notes.txt", "mine");
@@ -223,7 +223,7 @@ fn ctrl_c_finishes_the_step_saves_and_exits_130() {
     assert_eq!(outcome.code, Some(130), "{}", outcome.stderr);
     let saved = desk.path(&format!("run/checkpoints/step-{last:06}.safetensors"));
     assert!(saved.is_file(), "{} is missing", saved.display());
-    // The line that is told makes an adapter file out of it.
+    // The printed command writes its adapter file.
     let line = outcome.stderr.lines().find_map(|line| line.trim().strip_prefix("tandem export "));
     let arguments =
         shlex::split(line.unwrap_or_else(|| panic!("no export line in {}", outcome.stderr))).unwrap();
@@ -257,7 +257,7 @@ fn a_damaged_checkpoint_is_named_with_the_one_to_go_back_to() {
     assert_eq!(data(&again), data(&whole), "the step is not made again as it was");
 }
 
-/// What a process that was killed left half-written goes away when its run is resumed, and nothing else.
+/// Partial files of a killed process are removed when its run is resumed, and nothing else is.
 #[test]
 fn temporary_files_of_killed_processes_are_removed() {
     let desk = Desk::new();
@@ -270,7 +270,7 @@ fn temporary_files_of_killed_processes_are_removed() {
     ];
     stray.iter().for_each(|path| desk.write(path, "half"));
     desk.write("run/.notes.tmp", "mine");
-    // In a cache others may be writing: only what is old, and whose process is gone.
+    // Other processes may be writing to the cache: only old files of ended processes are removed.
     let own = format!("cache/.a.safetensors.{}-0.tmp", std::process::id());
     let cached =
         ["cache/.content-hashes.json.999999-0.tmp", "cache/.b.safetensors.999999-1.tmp", own.as_str()];
@@ -291,7 +291,7 @@ fn temporary_files_of_killed_processes_are_removed() {
     assert_eq!(left, [false, true, true]);
 }
 
-/// The adapter goes before its checkpoint: a disk that is full then must not name a file that nobody knows.
+/// The adapter is written before its checkpoint: if the disk is full then, no message may name a file that does not exist.
 #[test]
 fn a_full_disk_at_an_adapter_says_what_to_do() {
     let desk = Desk::new();

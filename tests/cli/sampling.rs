@@ -1,4 +1,4 @@
-//! `tandem sample`: what it takes from a run or a recipe, how long it says that it takes.
+//! `tandem sample`: its settings from a run or a recipe, and its estimate of the time.
 
 use std::fs;
 use std::io::Write;
@@ -80,7 +80,7 @@ fn options_replace_settings_of_a_run() {
     assert!(told.contains("no run in run yet") && told.contains("the model alone"), "{told}");
 }
 
-/// The adapter's header says what it was trained at.
+/// The adapter's header has the size that it was trained at.
 #[test]
 fn clips_of_an_adapter_have_the_size_that_it_was_trained_at() {
     let desk = trained();

@@ -57,7 +57,7 @@ fn finish(child: Child) -> Outcome {
 #[test]
 fn ctrl_c_while_clips_are_read_blames_no_clip() {
     let desk = slow_ffmpeg();
-    desk.run(&["plan", "recipe.toml"]); // without ffmpeg's stand-ins: whatever it says
+    desk.run(&["plan", "recipe.toml"]); // without the fake ffmpeg; its output does not matter
     let mut child = start(&desk, &["train", "recipe.toml"]);
     wait_for(&desk, &mut child, "probing");
     signal("-INT", &format!("-{}", child.id()));

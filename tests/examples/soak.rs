@@ -1,5 +1,5 @@
-//! Runs that are killed, damaged, short of disk and crowded, for as long as is wanted: what ends in another result than an
-//! undisturbed run, in a panic, in a hang or in files that are left behind is a failure. Prints a table.
+//! Runs that are killed, damaged, short of disk and concurrent, for a given time: another result than that of an undisturbed
+//! run, a panic, a hang or left-over files are failures. Prints a table.
 //!
 //! `cargo build --release && cargo run --release -p tandem-proofs --example soak -- --minutes 10`
 
@@ -23,7 +23,7 @@ struct Arguments {
     /// Seed of all that is random; each round has one of its own, which a failure names.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// The program. Default: beside this one.
+    /// The program. Default: in the folder of this one.
     #[arg(long)]
     tandem: Option<PathBuf>,
 }
@@ -72,7 +72,7 @@ impl Random {
     }
 }
 
-/// What a run came to: everything but times.
+/// The result of a run: everything but times.
 #[derive(PartialEq)]
 struct Came {
     rows: Vec<Value>,
@@ -103,7 +103,7 @@ const ROUNDS: [(&str, Round); 7] = [
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // Examples lie in a folder below the programs.
+    // Examples are in a folder below the programs.
     let beside = || std::env::current_exe().unwrap().with_file_name("../tandem");
     let tandem = arguments.tandem.clone().unwrap_or_else(beside);
     if !tandem.is_file() {
@@ -173,7 +173,7 @@ impl Soak {
     fn resumed(&self, project: &Project) -> Outcome {
         match self.run(project, &["train", "--resume"])?.code() {
             Some(0) => {}
-            // Stopped before the run folder was made: there is nothing to resume.
+            // Stopped before the run folder was created: there is nothing to resume.
             Some(2) if !project.run().join("plan.toml").exists() => {
                 let status = self.run(project, &["train"])?;
                 if !status.success() {
@@ -239,7 +239,7 @@ impl Soak {
         self.resumed(&project)
     }
 
-    /// A run that goes on with a changed file either refuses it or ends as if it had not been changed.
+    /// A run that is resumed with a changed file either refuses it or ends as if it had not been changed.
     fn damaged_run(&self, random: &mut Random) -> Outcome {
         let project = project();
         let mut child = self.start(&project, &["train"]);
@@ -324,7 +324,7 @@ impl Soak {
     }
 }
 
-/// Waits for the end; a hang is killed and told, as is the death by a signal.
+/// Waits for the end; a hang is killed and reported, as is death by a signal.
 fn ended(child: Child) -> Result<ExitStatus, String> {
     let status = ended_or_killed(child)?;
     match status.code() {

@@ -11,7 +11,7 @@ use proofs::small::{config, micro_batch, pipeline, tensors, velocities};
 use proofs::{Tolerance, assert_close, difference, randn};
 use trainer::pipeline::NetworkInput;
 
-/// The same forward in f32 with the delta added to the weights first, or beside them.
+/// The same forward in f32 with the delta merged into the weights, or unmerged.
 const SAME: Tolerance = Tolerance { absolute: 2e-5, relative: 2e-5 };
 
 fn cpu(name: &str, shape: (usize, usize)) -> Tensor {
@@ -110,7 +110,7 @@ fn what_lies_outside_the_layers_of_the_blocks_reaches_the_output() {
     }
 }
 
-/// Every kind, beside the weights (activations) and inside them (the matrix), at a strength of its own.
+/// Every kind, unmerged (activations) and merged (the matrix), at a strength of its own.
 #[test]
 fn every_kind_does_the_same_beside_the_weights_and_inside_them() {
     let dit = config(2, 32);

@@ -114,7 +114,7 @@ fn a_run_begins_with_what_the_file_does() {
         let expected = loha(&target).delta().unwrap().unwrap();
         assert_close(&format!("LoHa to {}", kind.name()), &delta(&adapters, module), &expected, SAME);
     }
-    // What one run trained the next begins with: fresh ones, moved away from nothing.
+    // The next run starts from what one run trained: fresh adapters, moved away from zero.
     let (lora, targets) = targets(AdapterKind::Lokr, 2);
     let fresh = Adapters::fresh(&targets, &lora, 9, &Device::Cpu).unwrap();
     let moved: BTreeMap<String, Tensor> =
@@ -149,7 +149,7 @@ fn what_cannot_be_begun_with_is_refused_by_name() {
     assert!(text.contains("blocks.0.norm3.bias") && text.contains("tandem merge"), "{text}");
 }
 
-/// What the header of a file tells is told by the plan, with the key and the file; what only its numbers tell, when it is read.
+/// Errors that the header of a file shows are reported by the plan, with the key and the file; others when it is read.
 #[test]
 fn a_file_that_a_run_cannot_begin_with_is_refused_by_its_name_and_key() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Adapter files say the same in every style, are what other programs write and read, and are refused when broken.
+//! Adapter files are the same adapter in every style, are what other programs write and read, and are refused if damaged.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -217,7 +217,7 @@ fn verification_notices_one_wrong_number_of_any_factor() {
     }
 }
 
-/// Writes `tensors` as a file and returns what reading it says.
+/// Writes `tensors` as a file and returns the error of reading it.
 fn refusal(folder: &Path, tensors: &[(&str, Tensor)]) -> Error {
     let path = folder.join("broken.safetensors");
     let tensors: HashMap<&str, Tensor> = tensors.iter().cloned().collect();
@@ -225,7 +225,7 @@ fn refusal(folder: &Path, tensors: &[(&str, Tensor)]) -> Error {
     read(&path).unwrap_err()
 }
 
-/// Half an adapter and two ranks are told by the header alone, in the same words.
+/// Half an adapter and two ranks are reported from the header alone, in the same words.
 fn check_header(folder: &Path, error: &Error) {
     use AdapterFileError::{HalfPair, RankMismatch};
     if matches!(error, Error::AdapterFile(HalfPair { .. } | RankMismatch { .. })) {
@@ -235,7 +235,7 @@ fn check_header(folder: &Path, error: &Error) {
     }
 }
 
-/// Tensors of a broken file, what kind of error it must give, and what the text must name.
+/// Tensors of a damaged file, the kind of error it must give, and what the message must name.
 type Case<'a> = (Vec<(&'a str, Tensor)>, fn(&AdapterFileError) -> bool, &'a str);
 
 #[test]
@@ -332,7 +332,7 @@ fn a_refused_export_keeps_the_file_that_was_there() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
-/// PEFT's own file has its alpha beside it; rsLoRA divides by the square root of the rank.
+/// PEFT's own file has its alpha in a separate file; rsLoRA divides by the square root of the rank.
 #[test]
 fn peft_settings_beside_the_file_are_honoured() {
     let folder = tempfile::tempdir().unwrap();

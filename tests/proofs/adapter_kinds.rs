@@ -66,7 +66,7 @@ fn merged_norms_are_those_of_the_merged_weight() {
     assert_close("lengths", &got, &expected, Tolerance::relative(1e-5));
 }
 
-/// Every kind on layers that share an input, that stand alone and that are chunked, with plain LoRAs between them: the
+/// Every kind on layers that share an input, on single ones and on chunked ones, with plain LoRAs between them: the
 /// gradient of each tensor is the slope of the loss. The factors of a DoRA are left to PEFT's values: its lengths pass no
 /// gradient, so the loss has another slope.
 #[test]

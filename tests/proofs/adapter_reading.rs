@@ -1,4 +1,4 @@
-//! Every spelling of an adapter that is met in the wild reads as the same adapter, and every broken one is refused by name.
+//! Every spelling of an adapter in common use reads as the same adapter, and every damaged one is refused by name.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -146,7 +146,7 @@ fn the_expert_is_told_by_keys_header_and_name() {
     assert_eq!(reading("style", &spelt(&one, AB, None)).unwrap().expert, None);
     let named = reading("style_high_noise.safetensors", &spelt(&one, AB, None)).unwrap();
     assert_eq!(named.expert, Some(Expert::High));
-    // Two experts in one file, on modules that do not even meet.
+    // Two experts in one file, on different modules.
     let (mut mixed, low) = (spelt(&one, AB, None), spelt(&two, AB, None));
     mixed.truncate(2);
     mixed.extend_from_slice(&low[2..]);
@@ -211,7 +211,7 @@ fn broken_adapters_of_other_kinds_are_refused_by_name() {
     assert!(text.contains("adapter_model.safetensors"), "{text}");
 }
 
-/// Differences of whole tensors go to the tensor that they are about, whatever the file calls it.
+/// Differences of whole tensors are applied to the right tensor under every name in files.
 #[test]
 fn differences_are_read_under_the_names_of_their_tensors() {
     let shape = 5;

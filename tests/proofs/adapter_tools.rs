@@ -1,4 +1,4 @@
-//! Merging, extracting and resizing: the weights that come out are those that were meant.
+//! Merging, extracting and resizing give the expected weights.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -146,7 +146,7 @@ fn merging_into_fp8_leaves_the_codes_of_other_matrices_alone() {
     assert_close("the changed one", &tensor(&back, &name), &tensor(&weights, &name), E4M3);
 }
 
-/// Where the rank suffices nothing is lost; where it does not, what is left is the best that there is.
+/// If the rank suffices nothing is lost; if it does not, the result is the best of its rank.
 #[test]
 fn resizing_keeps_what_the_singular_values_say() {
     let pair = LoraPair { a: cpu("a", (5, 30)), b: cpu("b", (20, 5)), alpha: Some(7.0) };

@@ -1,4 +1,4 @@
-//! Memory that the allocator hands out belongs to one tensor at a time, and none of it is lost.
+//! Memory of the allocator belongs to one tensor at a time, and none of it is lost.
 
 use std::collections::HashMap;
 
@@ -69,13 +69,13 @@ fn with_limit(mib: u64) -> Device {
     }
 }
 
-/// Holes that are too small each are joined; what lies between them stays as it is; and the limit holds.
+/// Free fragments that are each too small are joined; tensors between them are unchanged; and the limit is respected.
 #[test]
 fn the_holes_of_a_gpu_hold_what_their_sum_holds() {
     let device = with_limit(320);
     let first = randn("blocks", (3, 1024, 1024)).to_device(&Device::Cpu).unwrap();
     let block = |n: usize| (&first + n as f64).unwrap();
-    // What is on its way from the host lies there twice for a moment.
+    // What is being copied from the host is there twice for a moment.
     let mut held: Vec<_> = (0..20).map(|n| Some((block(n), block(n).to_device(&device).unwrap()))).collect();
     for round in 0..4 {
         held.iter_mut().skip(round % 2).step_by(2).for_each(|one| *one = None);

@@ -1,4 +1,4 @@
-//! How the frozen model is held: what is quantised and what never is, what it takes, and what each form costs in accuracy.
+//! The storage of the frozen model: what is quantised and what never is, its bytes, and the accuracy of each format.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -21,7 +21,7 @@ use trainer::tools::bench::dit_preset;
 const FP8: Frozen = Frozen { compute: DType::F32, storage: Storage::Quantised(Format::E4m3) };
 const INT8: Frozen = Frozen { compute: DType::F32, storage: Storage::Quantised(Format::Int8) };
 
-/// The quantised layers of a block. Everything else, such as biases, norms, modulation, embeddings and head, is not there.
+/// The quantised layers of a block. Everything else, such as biases, norms, modulation, embeddings and head, is not quantised.
 const CODED: [&str; 10] = [
     "self_attn.q",
     "self_attn.k",

@@ -1,4 +1,4 @@
-//! The bench: it tells what the PyTorch program beside it tells, under the same names, so that a script can divide.
+//! The bench reports the same fields as the PyTorch program for comparison, so that a script can compute ratios.
 
 use std::collections::BTreeSet;
 
@@ -14,13 +14,13 @@ use trainer::tools::bench::{
     self, AttentionBench, ClipSize, DitBench, DitSource, Repeats, StepBench, VaeBench,
 };
 
-/// The other program, as it is built into the proofs: they may run where no source is.
+/// The other program, embedded in the proofs, which may run without the sources.
 const PEER: &str = include_str!("../../bench/torch_peer.py");
 
 const REPEATS: Repeats = Repeats { warmup: 0, iters: 1, profile: true };
 const SIZE: ClipSize = ClipSize { width: 32, height: 32, frames: 5 };
 
-/// The names that the peer tells in its call `say(what="<what>", ...)` that does not tell an error.
+/// The field names in the peer's call `say(what="<what>", ...)` that does not report an error.
 fn peers_names(what: &str) -> BTreeSet<String> {
     let call = format!("say(what=\"{what}\",");
     let calls = PEER.match_indices(&call).map(|(at, _)| &PEER[at + "say(".len()..]);
@@ -30,7 +30,7 @@ fn peers_names(what: &str) -> BTreeSet<String> {
             depth += i32::from("([{".contains(c)) - i32::from(")]}".contains(c));
             depth == 0
         });
-        // A name stands behind the opening bracket or a comma, and before a single equals sign.
+        // A name is after the opening bracket or a comma, and before a single equals sign.
         let named = |(at, _): (usize, &str)| {
             let name = call[..at].rsplit([',', '(', ' ', '\n']).next()?;
             let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
@@ -67,7 +67,7 @@ fn the_bench_tells_what_the_peer_tells() {
     let step = bench::step(&tiny(&devices), StepBench { rank: 2, accumulate: 2 }).unwrap();
     assert_told("train", &step);
     assert_eq!((&step["tokens"], &step["size"]), (&8.into(), &"32x32".into()));
-    // What was forecast stands beside what was measured, device by device.
+    // Forecast and measurement are reported together, device by device.
     let count = |name: &str| step[name].as_array().unwrap().len();
     assert_eq!(count("forecast_gib"), count("peak_gib"), "{step}");
     assert_told("infer", &bench::forward(&tiny(&devices)).unwrap());

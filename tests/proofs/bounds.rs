@@ -1,4 +1,4 @@
-//! Numbers of a recipe that nobody means are refused with their key, and no number makes `plan` panic or run out of memory.
+//! Absurd numbers in a recipe are refused with their key, and no number makes `plan` panic or run out of memory.
 
 use proofs::project::Project;
 use trainer::plan::Plan;

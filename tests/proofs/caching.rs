@@ -1,4 +1,4 @@
-//! What is encoded, and when: nothing is held that is not needed yet, nothing is loaded for what is there.
+//! What is encoded, and when: nothing is kept before it is needed, and no model is loaded for cached entries.
 
 use data::{Cache, HostTensor, Key, Storage};
 use kernels::{DType, Device, Tensor};
@@ -18,7 +18,7 @@ use trainer::train::batch::Batches;
 use trainer::watch::interrupt::Interrupt;
 use trainer::watch::ui::{Ui, Voice};
 
-/// Samples of the held-out loss are made one by one: what is asked for later is read later.
+/// Samples of the held-out loss are prepared one by one: later ones are read later.
 #[test]
 fn held_out_samples_are_made_when_they_are_asked_for() {
     let captions = ["a ball", "two birds fly", "a fox"];
@@ -50,7 +50,7 @@ fn a_held_out_loss_that_is_no_number_stops_the_run() {
     assert!(!std::fs::read_to_string(folder.metrics()).unwrap().contains("null"));
 }
 
-/// The model of a fixture, held as on a GPU: in bfloat16.
+/// The model of a fixture in bfloat16, as on a GPU.
 fn in_bfloat16() -> BaseModel {
     let named = ModelConfig { folder: Some(fixture("repo_official_a14b")), ..ModelConfig::default() };
     let mut model = named.settle("".as_ref(), Processor::Gpu).unwrap();
@@ -86,7 +86,7 @@ fn text_states_are_stored_as_they_were_computed() {
     assert_same_bits("new", &encoded.text("a fox").unwrap(), &computed);
 }
 
-/// Keys of entries hold what files tell of an encoder, which is what the loaded one tells: caches of before are found.
+/// Keys of entries use an encoder's identity from its files, which is that of the loaded one: older caches are found.
 #[test]
 fn encoders_are_known_by_their_files() {
     let parts = [("repo_diffusers_i2v21/vae", "repo_diffusers_i2v21/image_encoder")];

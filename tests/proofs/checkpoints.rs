@@ -1,4 +1,4 @@
-//! Checkpoints: damage to them is found before a run goes on with it.
+//! Checkpoints: damage to them is found before a run resumes from them.
 
 use std::collections::BTreeMap;
 use std::fs;

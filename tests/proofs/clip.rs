@@ -37,7 +37,7 @@ fn pixels_and_states_equal_golden_values() {
     );
 }
 
-/// Pictures of a batch do not see each other, and bf16 is as near as its 8 bits allow through three layers of a stream
+/// Pictures of a batch do not affect each other, and bf16 is as near as its 8 bits allow through three layers of a stream
 /// that stays in f32.
 #[test]
 fn pictures_of_a_batch_are_alone_and_bf16_is_near() {

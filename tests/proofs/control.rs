@@ -1,5 +1,5 @@
-//! Layers over named streams: a model with a side chain, injections and a token in front is its plain formula, forward
-//! and backward, and stays it however it is split and whatever is kept.
+//! Layers over named streams: a model with a side chain, injections and a token in front equals its plain formula, forward
+//! and backward, for every split and every choice of what is kept.
 
 use std::collections::BTreeMap;
 
@@ -145,7 +145,7 @@ impl Plain<'_> {
         x + fed.broadcast_mul(&row(5)?)?
     }
 
-    /// The velocity: all hints from the side chain first, then the main blocks with what is added behind them.
+    /// The velocity: all hints from the side chain first, then the main blocks with what is added after them.
     fn velocity(&self, embedder: &Embedder, input: &NetworkInput) -> Candle {
         let mut plain = input.clone();
         let [control, sound, reference] =
@@ -209,7 +209,7 @@ fn plain(model: &ControlModel, batch: &MicroBatch) -> (Tensor, Tensor, BTreeMap<
 }
 
 /// Outputs, loss and the gradient of every adapter: on main blocks, on side blocks, whose gradient comes through their
-/// hints and through the blocks behind them in the chain, and on injections.
+/// hints and through the later blocks of the chain, and on injections.
 #[test]
 fn a_model_with_side_chain_and_injections_equals_its_plain_formula() {
     let (model, batch) = (ControlModel::small(), batch("plain", 2, 5, None));
@@ -227,8 +227,8 @@ fn a_model_with_side_chain_and_injections_equals_its_plain_formula() {
     }
 }
 
-/// Splits in front of, within and behind the side chain: streams and roles that only this model has go over the
-/// boundaries, and their gradients come back.
+/// Splits before, within and after the side chain: streams and roles that only this model has cross the boundaries, and
+/// their gradients come back.
 #[test]
 fn stages_of_a_model_with_a_side_chain_are_the_model_bit_for_bit() {
     let model = ControlModel::small();
@@ -252,7 +252,7 @@ fn stages_of_a_model_with_a_side_chain_are_the_model_bit_for_bit() {
     }
 }
 
-/// A role that no code but this model's knows is placed, crosses the boundary to the stage that reads it, and reaches
+/// A role that only this model's code uses is placed, crosses the boundary to the stage that reads it, and reaches
 /// output and gradients there; without it that stage's model is refused by the role's name.
 #[test]
 fn a_role_of_one_model_reaches_the_stage_that_reads_it() {

@@ -1,4 +1,4 @@
-//! The cache: what was put comes back, and nothing else ever does.
+//! The cache returns what was stored, and never anything else.
 
 use std::collections::BTreeMap;
 
@@ -106,14 +106,14 @@ fn content_hashes_follow_the_content() {
     std::fs::write(cache.folder().join("content-hashes.json"), "{broken").unwrap();
     std::fs::write(&path, "one").unwrap();
     assert_eq!(ContentHashes::open(&cache).of(&media).unwrap(), one);
-    // A damaged index is written anew even if nothing is looked up.
+    // A damaged index is rewritten even if nothing is looked up.
     ContentHashes::open(&cache).save().unwrap();
     let index = std::fs::read(cache.folder().join("content-hashes.json")).unwrap();
     assert!(serde_json::from_slice::<serde_json::Value>(&index).is_ok());
 }
 
 proptest! {
-    /// Every byte of an entry is covered: whatever is changed, cut or made up, the reader says no or gives the original.
+    /// Every byte of an entry is covered: for any change, truncation or forgery the reader refuses or returns the original.
     #[test]
     fn a_corrupted_entry_is_never_believed(
         flips in prop::collection::vec((any::<prop::sample::Index>(), 1_u8..), 1..4), cut in prop::option::of(any::<prop::sample::Index>()),

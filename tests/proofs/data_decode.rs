@@ -1,4 +1,4 @@
-//! Decoding: what comes out is what went in, at the right time, and damage is named.
+//! Decoding returns the encoded frames at the right times, and damage is reported.
 
 use std::path::{Path, PathBuf};
 

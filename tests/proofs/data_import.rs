@@ -1,4 +1,4 @@
-//! Dataset files of other trainers: read as those trainers read them, and what differs is told.
+//! Dataset files of other trainers: read as those trainers read them, and differences are reported.
 
 use std::collections::BTreeMap;
 use std::fs;

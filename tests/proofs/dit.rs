@@ -77,7 +77,7 @@ fn output_and_blocks_equal_golden_values() {
     }
 }
 
-/// Modulation is held for each frame that has a time of its own, never for each token: at 720p that would be gigabytes.
+/// Modulation is stored for each frame that has a time of its own, never for each token: at 720p that would be gigabytes.
 #[test]
 fn tokens_of_a_frame_share_their_modulation() {
     let (dit, io) = (golden_dit("ti2v"), fixture_tensors("dit/ti2v/io.safetensors"));
@@ -114,7 +114,7 @@ fn a_model_of_two_pictures_knows_which_is_which() {
     assert!(one.contains("514 rows"), "{one}");
 }
 
-/// What a model needs and was not given, and what it was given and nothing in it reads, is refused by name: conditioning that
+/// Conditioning that a model needs and did not get, and conditioning that it does not read, is refused by name: conditioning that
 /// is left out silently would train on something else than was asked for.
 #[test]
 fn conditioning_that_is_missing_or_unread_is_refused_by_its_role() {
@@ -134,7 +134,7 @@ fn conditioning_that_is_missing_or_unread_is_refused_by_its_role() {
     }
 }
 
-/// Samples of a batch: a padded role gets zero rows behind, another must have equally many rows, and no sample may lack
+/// Samples of a batch: a padded role gets zero rows at the end, another must have equally many rows, and no sample may lack
 /// what another has.
 #[test]
 fn samples_are_stacked_by_the_rules_of_their_roles() {
@@ -236,7 +236,7 @@ fn golden_name(prefix: &str, official: &str) -> String {
     format!("{prefix}{}{suffix}", names::module_to_diffusers(module).unwrap())
 }
 
-/// Every block's plan where nothing else is asked for.
+/// Every block's default plan.
 const LEAN: [BlockPlan; 2] = [BlockPlan { keep: Keep::Input, place: KeepPlace::Device }; 2];
 
 /// Loss and gradients of one velocity prediction; `mask` says what counts.

@@ -1,4 +1,4 @@
-//! How long sampling will take: counted by hand here, and told before anything is loaded.
+//! The estimate of the time of sampling: counted by hand here, and reported before anything is loaded.
 
 use std::time::Duration;
 

@@ -88,7 +88,7 @@ fn an_expert_sees_its_own_noise_levels_in_the_share_that_is_set() {
                 counts[usize::from(expert == Expert::Low)] += 1;
             }
         }
-        // By default as much as the distribution has above the boundary, counted here from draws that nothing cuts.
+        // By default the part of the distribution above the boundary, counted here from unrestricted draws.
         let (config, streams) = (TimestepConfig::default(), Streams::new(77));
         let is_high = |i: &u64| config.sigma(streams.sigma(*i, 0)).unwrap() >= BOUNDARY;
         let natural = || (0..40_000).filter(is_high).count() as f64 / 40_000.0;
@@ -152,8 +152,8 @@ fn assert_same_states(what: &str, got: &BTreeMap<String, State>, expected: &BTre
     }
 }
 
-/// Steps that give an expert nothing leave it as it is: its moments, its count, its adapter. And resting in turn changes
-/// nothing at all.
+/// Steps without a micro-batch for an expert leave it unchanged: its moments, its count, its adapter. And parking in turn
+/// changes nothing at all.
 #[test]
 fn both_experts_become_what_each_becomes_alone() {
     let project = project("expert = \"both\"", BOTH);
@@ -231,7 +231,7 @@ fn assert_rows_tell_both(metrics: &Path) {
     assert!(held_out.contains(&"high") && held_out.contains(&"low"));
 }
 
-/// On a GPU the matrices go out and come back; on the CPU the same calls move nothing.
+/// On a GPU the matrices are parked and come back; on the CPU the same calls move nothing.
 #[test]
 fn a_network_that_rested_is_the_same_to_the_bit() {
     // So wide that no two matrices share a slab of pinned memory, as those of published models never do.
@@ -298,12 +298,12 @@ fn a_plan_tells_what_is_trained_on_what() {
     let whole = TimestepConfig::default();
     let expected = whole.share_from(BOUNDARY) / whole.share_from(0.5);
     assert!((plan.train.high_share.unwrap() - expected).abs() < 1e-12);
-    // Nothing is drawn below the boundary, so nothing is trained there.
+    // No sigma is drawn below the boundary, so nothing is trained there.
     let planned = self::planned(&project("expert = \"both\"", "[train.timesteps]\nmin = 0.9\n"));
     assert_eq!(planned.plan.trained_ranges(), ranges[..1]);
 }
 
-/// Clips go through both experts, so a run of one with clips needs room for the other.
+/// Sampling clips uses both experts, so a run of one with clips needs room for the other.
 #[test]
 fn a_plan_counts_the_expert_that_only_makes_clips() {
     let clips = "[sample]\nprompts = [\"a cloud\"]\n";
@@ -353,7 +353,7 @@ fn experts_that_cannot_be_are_refused_by_name() {
     refuse(&pair(&fixture("repo_diffusers_i2v21/transformer")), "", &["different sizes", "transformer"]);
 }
 
-/// An adapter of one expert is not put to the other, whether its header or its name tells.
+/// An adapter of one expert is not applied to the other, whether its header or its name identifies it.
 #[test]
 fn adapters_of_the_other_expert_are_refused() {
     let project = project("expert = \"low\"", "[adapter]\nrank = 2\n[train]\nsteps = 1\n");

@@ -64,7 +64,7 @@ fn every_convention_is_read_as_its_golden_weights_and_output() {
     }
 }
 
-/// The codes on the device are the bytes of the file, not codes of codes, and stand for the same numbers.
+/// The codes on the device are the bytes of the file, not quantised a second time, and represent the same numbers.
 #[test]
 fn codes_are_used_as_they_are() {
     for (file, ..) in FILES {
@@ -85,7 +85,7 @@ fn codes_are_used_as_they_are() {
     }
 }
 
-/// A file of `tensors` and JSON texts, in a folder that goes with it.
+/// A file of `tensors` and JSON texts, in a temporary folder.
 struct Made(tempfile::TempDir);
 
 impl Made {
@@ -170,7 +170,7 @@ fn what_is_coded_in_another_way_is_refused_by_name() {
             ),
             "[6, 5] does not divide the weight's [6, 128]",
         ),
-        // A scale without its weight is a tensor that nothing uses.
+        // A scale without its weight is an unused tensor.
         (Made::new(&[weight, ("n.weight_scale", &scale)], &[], &[]), "n.weight_scale"),
     ] {
         let error = made.refusal();

@@ -9,7 +9,7 @@ use kernels::{
 use proofs::autograd::{Slopes, Variable};
 use proofs::{Tolerance, assert_close, assert_same_bits, randn};
 
-/// One f32 rounding: a GPU adds before it rounds a result, other devices behind it.
+/// One f32 rounding: a GPU adds before it rounds a result, other devices after it.
 const FUSED: Tolerance = Tolerance { absolute: 1e-6, relative: 2e-7 };
 /// f32 rounding through a few sums of tiny shapes.
 const AUTOGRAD: Tolerance = Tolerance { absolute: 1e-6, relative: 2e-5 };

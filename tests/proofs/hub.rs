@@ -253,13 +253,13 @@ fn bytes_with_another_hash_are_thrown_away() {
     assert!(!desk.in_cache(&format!("snapshots/{COMMIT}")).join(FILE).exists());
 }
 
-/// Small files lie in git, and the hub tells git's hash of them: a config that something in between has changed is not believed
+/// Small files are in git, and the hub gives git's hash of them: a config that was changed on the way is not accepted
 /// either, though its length is right.
 #[test]
 fn small_files_with_another_hash_are_thrown_away_too() {
     const CONFIG: &str = "low_noise_model/config.json";
     let small = |bytes: &[u8]| Repository { files: [("config.json".to_owned(), bytes.to_vec())].into() };
-    // What `git hash-object` says.
+    // The result of `git hash-object`.
     assert_eq!(small(b"hello\n").hash("config.json"), "ce013625030ba8dba906f756967f9e9ca394464a");
     let repository = official();
     let server = Server::start(move |request, n| {
@@ -311,7 +311,7 @@ fn refusals_are_told_and_busy_servers_waited_for() {
     assert!(begun.elapsed() >= Duration::from_secs(2), "it did not wait as asked");
 }
 
-/// Large files lie elsewhere: the hub sends us on, and the token stays with the hub.
+/// Large files are on other hosts: the hub redirects, and the token is only sent to the hub.
 #[test]
 fn the_token_is_shown_to_the_hub_alone() {
     let repository = long();
@@ -335,7 +335,7 @@ fn the_token_is_shown_to_the_hub_alone() {
     assert!(!elsewhere.asked()[0].headers.contains_key("authorization"), "the token was sent on");
 }
 
-/// Another port of the hub's own host is somebody else; the hub itself is shown the token wherever it sends us.
+/// Another port of the hub's host is another server; the hub itself gets the token after every redirect.
 #[test]
 fn the_token_stays_with_scheme_host_and_port() {
     let repository = long();
@@ -395,7 +395,7 @@ fn offline_the_cache_is_all_that_there_is() {
     let by_commit: HubId = format!("someone/tiny-wan@{COMMIT}").parse().unwrap();
     assert_eq!(Hub::new(desk.settings.clone()).cached(&by_commit), Some(folder.clone()));
     assert_eq!(server.asked().len(), asked);
-    // No way to the hub: what is there will do, and where nothing is there, the address is told.
+    // Without a connection to the hub the cached files are used; without any, the message names the address.
     desk.settings.is_offline = false;
     let closed =
         std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();

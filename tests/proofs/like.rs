@@ -1,4 +1,4 @@
-//! Presets named after other trainers: noise levels, weights and scales are what those trainers' formulas make of numbers.
+//! Presets named after other trainers: noise levels, weights and scales follow those trainers' formulas.
 
 use trainer::error::Error;
 use trainer::learning::noise::TimestepConfig;
@@ -91,7 +91,7 @@ fn a_change_counts_and_is_clipped_as_in_each_trainer() {
     assert_eq!(optimizer("ai-toolkit").eps, 1e-6, "it sets its own");
 }
 
-/// What is written goes before; what is filled in is told, and nothing else.
+/// The recipe's values take precedence; the values that the preset sets are reported, and no others.
 #[test]
 fn the_recipe_goes_before_the_preset() {
     let text = "[train]\nlike = \"musubi-tuner\"\ntimesteps = { shift = 7.0 }\n[adapter]\nalpha = 16\n[optimizer]\nlr = 3e-5\n";

@@ -1,4 +1,4 @@
-//! What a GPU gives and which engine runs is decided in one place, and said. On the CPU, where there is less to decide, the
+//! The memory of a GPU and the engine that runs are decided in one place, and reported. On the CPU, where there is less to decide, the
 //! same bodies hold the parts that every device has.
 
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ fn bf16(name: &str, shape: (usize, usize, usize, usize)) -> Tensor {
     randn(name, shape).to_dtype(DType::BF16).unwrap()
 }
 
-/// The engine that is announced follows from the device, the dtype and the size of a head alone, and says why.
+/// The reported engine depends on the device, the dtype and the size of a head alone, with the reason.
 #[test]
 fn the_engine_of_attention_is_announced_with_its_reason() {
     let device = device();
@@ -101,7 +101,7 @@ fn a_gpus_limit_is_the_same_number_in_plan_and_allocator() {
     assert!(refused.contains("OUT_OF_MEMORY"), "{refused}");
 }
 
-/// A run that goes on keeps the algorithms that it began with: a clock would choose others, with other roundings.
+/// A resumed run keeps its algorithms: a new measurement would choose others, with other roundings.
 #[test]
 fn kept_product_choices_are_taken_without_the_clock() {
     if device().is_cpu() {

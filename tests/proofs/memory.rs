@@ -268,7 +268,7 @@ fn what_does_not_fit_is_refused_with_what_would() {
     assert!(refused.contains("memory.host_memory"), "{refused}");
 }
 
-/// A run that goes on keeps to what it settled, whatever the machine has free today, unless the recipe says otherwise.
+/// A resumed run keeps its plan, independent of what the machine has free today, unless the recipe says otherwise.
 #[test]
 fn a_run_goes_on_as_it_was_settled() {
     let project = Project::new(&proofs::fixture(""), &["a ball"], "");

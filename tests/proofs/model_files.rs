@@ -21,7 +21,7 @@ fn folder(name: &str) -> ModelConfig {
     ModelConfig { folder: Some(fixture(name)), ..ModelConfig::default() }
 }
 
-/// The tensors of a checkpoint as `dtype`, each name behind `prefix`, with `more`, in a new file.
+/// The tensors of a checkpoint as `dtype`, each name prefixed with `prefix`, with `more`, in a new file.
 fn repack(from: &Path, to: &Path, dtype: DType, prefix: &str, more: &[(&str, &Tensor)]) {
     let from = Checkpoint::open(from).unwrap();
     let tensor = |name: &str| from.tensor(name, dtype, &Device::Cpu).unwrap();
@@ -101,7 +101,7 @@ fn names_tell_experts_only_where_they_mean_them() {
     }
 }
 
-/// ComfyUI's single files: a DiT in fp8 behind a prefix, a 16-bit VAE, a text encoder that carries its tokenizer.
+/// ComfyUI's single files: a DiT in fp8 with a prefix, a 16-bit VAE, a text encoder with an embedded tokenizer.
 #[test]
 fn single_files_make_a_model_together() {
     let desk = tempfile::tempdir().unwrap();
@@ -140,7 +140,7 @@ fn single_files_make_a_model_together() {
     assert!(error.contains("no vae") && error.contains("model.vae"), "{error}");
 }
 
-/// Of a width that no published model has, only a config tells the heads.
+/// For a width that no published model has, only a config gives the heads.
 #[test]
 fn a_single_dit_needs_no_config_unless_its_heads_are_its_own() {
     let desk = tempfile::tempdir().unwrap();
@@ -180,7 +180,7 @@ fn published_models_are_told_by_sizes_and_the_rest_by_names() {
         (t2v, "wan2.2_t2v_high_noise_14B_fp16.safetensors", &["t2v-a14b"]),
         (t2v, "Wan2.1-T2V-14B/diffusion_pytorch_model.safetensors", &["t2v-14b"]),
         (t2v, "Wan2.2-T2V-A14B-Diffusers/transformer/x.safetensors", &["t2v-a14b"]),
-        // What lies further up is not the model's name.
+        // Folders further up are not the model's name.
         (t2v, "wan2.2/a/b/c/x.safetensors", &["t2v-14b", "t2v-a14b"]),
         (facts(2048, 16, 16, 0), "x", &[]),
     ] {
@@ -242,7 +242,7 @@ fn networks_with_parts_that_are_not_here_are_refused_by_name() {
     }
 }
 
-/// Fun-Control has no part of its own: its channels tell it.
+/// Fun-Control has no tensor of its own: it is recognised by its channels.
 #[test]
 fn networks_of_unusual_channels_are_refused_by_name() {
     let desk = tempfile::tempdir().unwrap();
@@ -263,7 +263,7 @@ fn networks_of_unusual_channels_are_refused_by_name() {
     }
 }
 
-/// What a stranger is told of each kind of file.
+/// The report of each kind of file.
 #[test]
 fn inspect_tells_what_single_files_are() {
     let desk = tempfile::tempdir().unwrap();

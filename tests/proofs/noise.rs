@@ -1,4 +1,4 @@
-//! Noise levels: drawn from the distributions that they are said to come from, cut and not bent, weighted as published,
+//! Noise levels: drawn from the documented distributions, rejected and not clamped at their ends, weighted as published,
 //! and a function of seed, step and slot alone.
 
 use std::collections::HashSet;

@@ -32,7 +32,7 @@ fn held_out_loss(batches: &Batches, pipeline: &Pipeline) -> (f64, f64) {
     (loss, of_zero)
 }
 
-/// The same clip lies in the folder twice: one is trained, the other held out to measure on.
+/// The same clip is in the folder twice: one is trained, the other held out to measure on.
 #[test]
 fn a_few_hundred_steps_learn_a_clip() {
     const RULE: Rule = Rule::AdamW(AdamW { betas: [0.9, 0.99], eps: 1e-8, weight_decay: 0.0 });

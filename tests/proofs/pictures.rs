@@ -82,7 +82,7 @@ fn pipeline(files: &DitFiles) -> Pipeline {
     Pipeline::load(&weights, &config, &split, &Default::default(), models::dit::Base::F32).unwrap()
 }
 
-/// What was asked for in the golden run `e2e/<name>`, and what came of it.
+/// The request of the golden run `e2e/<name>`, and its result.
 fn asked(name: &str, config: &models::dit::DitConfig) -> (HashMap<String, Tensor>, ClipRequest) {
     let (golden, settings) =
         (fixture_tensors(&format!("e2e/{name}.safetensors")), fixture_json(&format!("e2e/{name}.json")));
@@ -288,7 +288,7 @@ fn training_shows_the_first_frame_as_sampling_does() {
     let states = |shown: &PictureInputs| shown.cond.require(Role::PICTURE).unwrap().clone();
     assert_same_bits("CLIP's states", &states(&trained), &states(&sampled).get(0).unwrap());
 
-    // They are what the network gets, behind the noisy channels, each clip its own.
+    // They are the network's input after the noisy channels, each clip its own.
     let data = ready.step(0, 3, 1);
     let input = &data.micro_batches[0].input;
     let id = |name: &str| ready.planned.dataset.sources.iter().position(|s| s.item.id == name).unwrap();

@@ -69,8 +69,8 @@ fn stages_predict_as_one_bit_for_bit() {
     }
 }
 
-/// What went over a link is freed where it came from once it has arrived, on either route: of a velocity that stayed, a night
-/// of clips would fill a card. On one device nothing travels.
+/// A tensor that was sent over a link is freed at its source once it has arrived, on either route: otherwise a night of clips
+/// would fill a card. On one device nothing is sent.
 #[test]
 fn transfers_free_their_sources_after_every_call() {
     let config = config(LAYERS, 24);
@@ -122,7 +122,7 @@ fn calls_wait_for_what_they_depend_on_and_for_nothing_else() {
         pipeline.call(Calls { count: HALVES * CLIPS * STEPS, input, output, blocks: run_all }).unwrap().rest;
     assert!(rest.is_empty(), "more came back than was taken");
     for (step, begun) in ended.into_inner().unwrap().into_iter().enumerate() {
-        // All that does not depend on this step has begun: the other clip's next one.
+        // Everything that does not depend on this step has begun: the other clip's next one.
         let expected = (HALVES * (step + CLIPS)).min(HALVES * CLIPS * STEPS);
         assert_eq!(begun, expected, "when step {step} ended");
     }
@@ -140,7 +140,7 @@ fn a_step_is_a_function_of_its_batches() {
     }
 }
 
-/// Watching a step changes nothing in it, and tells what each stage did, in its order, one thing after the other.
+/// Profiling a step does not change it, and reports what each stage did, in order, without overlaps.
 #[test]
 fn a_watched_step_is_the_step() {
     let (pipeline, batches) = (split_into(&[2, 1, 2]), batches());

@@ -106,7 +106,7 @@ fn the_data_is_part_of_the_plan() {
     assert_eq!(keys, ["dataset.digest"]);
 }
 
-/// A run of a version that hashed Rust's debug text goes on: its digest is written out here, so that no derive can change it.
+/// A run of a version that hashed Rust's debug text resumes: its digest is written out here, so that no derive can change it.
 #[test]
 fn a_run_with_a_digest_of_the_former_form_goes_on() {
     let (_project, planned) = planned(&CAPTIONS[..1], "repeats = { \"clip0*\" = 2 }\n");
@@ -124,7 +124,7 @@ fn a_run_with_a_digest_of_the_former_form_goes_on() {
     assert_eq!(stored.differences(&now.plan).unwrap().len(), 1, "another digest stays another");
 }
 
-/// A memory limit of the command line goes before the recipe's, both reach the GPU to the byte, and the stored plan says
+/// A memory limit of the command line takes precedence over the recipe's, both reach the GPU to the byte, and the stored plan has
 /// which it was.
 #[test]
 fn a_memory_limit_reaches_the_device_as_it_was_written() {
@@ -150,7 +150,7 @@ fn a_memory_limit_reaches_the_device_as_it_was_written() {
     assert!(refused.unwrap_err().to_string().contains("devices.memory_limit"));
 }
 
-/// What a driver says in its own words is told as what to do about it.
+/// A driver's error is reported with what to do about it.
 #[test]
 fn a_gpu_that_gives_out_is_told_as_a_way_out() {
     for (words, way_out) in [

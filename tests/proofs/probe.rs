@@ -1,4 +1,4 @@
-//! `tandem probe`, from its command line on, gives the golden values: what others will compare us by.
+//! `tandem probe` on the command line gives the golden values, which others can compare with.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ const TRAJECTORY: Tolerance = Tolerance::absolute(1e-5);
 /// Adam turns the sign of a near-zero gradient into a whole step of 1e-2.
 const TRAINED: Tolerance = Tolerance::absolute(2e-3);
 
-/// A folder with an input file, and where the output goes.
+/// A folder with an input file, and the path of the output.
 struct Desk {
     folder: TempDir,
 }
@@ -113,7 +113,7 @@ fn clip_gives_the_golden_states() {
         let got = Desk::with([("pixels", &io["pixels_hf_processor"])]).probe(&words);
         assert_close(naming, &got["clip_fea"], &io["hf_processor.clip_fea"], CLIP);
     }
-    // A checkpoint folder has its tower in a place of its own, and its config tells the heads.
+    // A checkpoint folder has its tower in a folder of its own, and its config gives the heads.
     let model = fixture("repo_diffusers_i2v21");
     let got = Desk::with([("image_u8_hwc", &io["image_u8_hwc"])]).probe(&["clip", "--model", text(&model)]);
     assert_eq!(got["clip_fea"].dims(), [1, 257, 20]);

@@ -95,7 +95,7 @@ fn the_vaes_have_the_published_tensors() {
     assert_eq!(counted(Sizes::published(Generation::Wan22).tensors()), (196, 704_688_668));
 }
 
-/// Without what is never read: the norm behind the last layer (2 tensors of 1280) and the projection (1280 x 1024).
+/// Without what is never read: the norm after the last layer (2 tensors of 1280) and the projection (1280 x 1024).
 #[test]
 fn the_picture_tower_has_the_published_tensors() {
     let sizes = ClipSizes::PUBLISHED;

@@ -135,7 +135,7 @@ fn a_recipe_with_every_key_is_read_and_one_with_another_is_refused() {
     }
 }
 
-/// Another trainer's word leads to a key that there is, and is none of ours itself in the same section.
+/// Another trainer's setting name leads to an existing key, and is not itself a key of the same section.
 #[test]
 fn words_of_other_trainers_lead_to_keys_of_ours() {
     let mut keys = BTreeMap::new();
@@ -162,7 +162,7 @@ fn examples_of_the_help_are_command_lines() {
         assert!(!takes_recipe || help.contains("recipes/README.md"), "{name}");
         for example in examples {
             let line = example.split(['#', '>']).next().unwrap();
-            // Arguments with spaces stand in double quotes.
+            // Arguments with spaces are in double quotes.
             let words = line.split('"').enumerate().flat_map(|(i, part)| match i % 2 {
                 0 => part.split_whitespace().collect::<Vec<_>>(),
                 _ => vec![part],
@@ -181,10 +181,10 @@ fn examples_of_the_help_are_command_lines() {
 
 /// What tensors get of a card that is sold with 24 GB: 24 GiB less what the driver takes.
 const CARD: u64 = (24 << 30) - (600 << 20);
-/// Half of a machine with 64 GiB, which is what a plan pins where the recipe says nothing.
+/// Half of a machine with 64 GiB: the default limit of pinned memory.
 const HOST: u64 = 32 << 30;
 
-/// The page is a guide: a finer forecast may move by so many GiB before it has to be told.
+/// The page is a guide: a forecast may change by this many GiB before the page has to be updated.
 const NEAR: f64 = 1.0;
 
 /// A machine with so many GPUs, all of 24 GB without a way to each other, and `host` bytes to pin; figures of an RTX 3090.
@@ -242,7 +242,7 @@ fn forecast(name: &str, recipe: &Recipe, host: u64) -> Forecast {
     settled.unwrap_or_else(|error| panic!("{name}: {error}")).forecast
 }
 
-/// The page tells of each recipe for 24 GB cards what it takes there, and each fits.
+/// The page has the memory of each recipe for 24 GB cards, and each fits.
 #[test]
 fn recipes_for_published_models_fit_the_cards_that_they_are_for() {
     let page = std::fs::read_to_string(root().join("recipes/README.md")).unwrap();

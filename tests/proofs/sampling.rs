@@ -99,7 +99,7 @@ fn clips_together_equal_each_alone() {
     }
 }
 
-/// With guidance 1 the negative prompt has no say, so it must not cost a call either: here one would fail.
+/// With guidance 1 the negative prompt has no effect, so it must not cost a call either: here one would fail.
 #[test]
 fn guidance_of_one_asks_the_network_once() {
     let pipeline = stages(&[3]);
@@ -136,7 +136,7 @@ fn guidance_goes_from_the_negative_prompt_through_the_prompt() {
     assert_close("one step", &latents(&pipeline, &[clip])[0], &expected, Tolerance::absolute(5e-5));
 }
 
-/// Clips start from the same noise whatever else is sampled, and other seeds from other noise.
+/// Clips start from the same noise independent of what else is sampled, and other seeds from other noise.
 #[test]
 fn starting_noise_is_a_function_of_the_seed() {
     let noise = |seed| starting_noise(&base([64, 48], 9, seed), &config(3, 24), &device()).unwrap();
@@ -156,7 +156,7 @@ fn sampling_that_is_broken_off_gives_no_clips() {
     assert_eq!(steps, 2, "it went on after it was broken off");
 }
 
-/// One clip of several that holds something that is no number stops all, and is named with the step and its sigma.
+/// One clip of several that is not finite stops all, and is named with the step and its sigma.
 #[test]
 fn a_clip_that_is_not_finite_is_named_with_its_solver_step() {
     let mut clips = clips();

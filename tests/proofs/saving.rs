@@ -1,4 +1,4 @@
-//! Checkpoints and adapter files are written beside training: from copies that it does not change, one at a time.
+//! Checkpoints and adapter files are written in the background: from copies that training does not change, one at a time.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc;
@@ -10,7 +10,7 @@ use trainer::error::{Error, Result};
 use trainer::learning::optim::{Saved, on_host};
 use trainer::train::background::Background;
 
-/// Starting returns while the work is still held up; the next piece waits for it.
+/// Starting returns while the work is still blocked; the next piece waits for it.
 #[test]
 fn work_in_the_background_holds_nobody_up_and_is_done_one_piece_at_a_time() {
     let (release, held) = mpsc::channel::<()>();

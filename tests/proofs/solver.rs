@@ -1,4 +1,4 @@
-//! The solvers walk the same grids to the same places as the ones that Wan is known by.
+//! The solvers give the same grids and results as Wan's published ones.
 
 use kernels::{DType, Tensor};
 use proofs::{Tolerance, assert_close, fixture_tensors};

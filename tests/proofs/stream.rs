@@ -67,7 +67,7 @@ fn same(what: &str, got: &Tensor, expected: &Tensor) {
 fn norms_of_a_stream_are_those_of_its_sum() {
     for case in cases() {
         let Case { dy, scale, shift, x, .. } = &case;
-        // Gradients of the stream are f32, whatever the stream itself is.
+        // Gradients of the stream are f32, also where the stream is bf16.
         let (dtype, onto) = (dy.dtype(), &x.to_dtype(DType::F32).unwrap());
         let (gain, bias) = (randn("gain", x.dims()[2]), randn("bias", x.dims()[2]));
         for stream in case.streams() {

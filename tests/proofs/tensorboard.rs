@@ -1,4 +1,4 @@
-//! TensorBoard files hold what was put in, and a resumed run goes on exactly where its checkpoint was.
+//! TensorBoard files have what was written, and a resumed run continues exactly where its checkpoint was.
 
 use proofs::events::{Field, bytes_of, events, fields};
 use trainer::watch::tensorboard::{EventWriter, Picture};

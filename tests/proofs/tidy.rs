@@ -66,7 +66,7 @@ fn unsafe_code_is_in_kernels_and_says_why_it_is_sound() {
     assert_none("unsafe outside kernels, or without a SAFETY comment directly above", offenders);
 }
 
-/// What cannot fail may say so in a comment beside it.
+/// Unless a comment next to it says why it cannot fail.
 #[test]
 fn shipped_code_does_not_unwrap() {
     let mut offenders = Vec::new();
@@ -140,7 +140,7 @@ fn one_file_prints() {
 #[test]
 fn nothing_is_left_for_later() {
     let mut offenders = Vec::new();
-    // The needles are put together here, so that this file does not hold them.
+    // The needles are concatenated here, so that this file does not contain them.
     let needles =
         [["TO", "DO"], ["FIX", "ME"], ["unimple", "mented!"], ["to", "do!"]].map(|halves| halves.concat());
     for file in files(&[".rs", ".toml", ".md", ".py", ".sh"]) {
@@ -177,7 +177,7 @@ fn modules_of_the_trainer_use_each_other_in_one_direction() {
     assert_none("a module uses one that builds on it", offenders);
 }
 
-/// The modules at the top of a library use each other without circles: each can be read behind those that it uses.
+/// The modules at the top of a library use each other without circles: each can be read after those that it uses.
 #[test]
 fn modules_of_the_libraries_use_each_other_without_circles() {
     // What belongs to all: `error` of `models` collects the errors of every module, and `cuda` is the GPU half of the modules
@@ -188,7 +188,7 @@ fn modules_of_the_libraries_use_each_other_without_circles() {
         let mut uses = module_uses(&files, &format!("{library}/src/"), of_all);
         let count: usize = uses.values().map(BTreeSet::len).sum();
         assert!(count > 20, "only {count} uses found in {library}: the search is broken");
-        // Neither what uses nothing that is left nor what nothing that is left uses is in a circle.
+        // A module that uses none of the rest, or that none of the rest uses, is in no circle.
         loop {
             let used: BTreeSet<String> = uses.values().flatten().cloned().collect();
             let before = uses.len();
@@ -230,7 +230,7 @@ fn module_uses(files: &[File], root: &str, of_all: &[&str]) -> BTreeMap<String, 
     uses
 }
 
-/// A clone works anywhere: no file knows the machine that it was written on, and every crate comes from crates.io.
+/// A clone works anywhere: no file names the machine that it was written on, and every crate comes from crates.io.
 #[test]
 fn no_file_knows_its_machine() {
     let homes =

@@ -53,7 +53,7 @@ fn a_sentencepiece_file_gives_the_tokens_of_its_tokenizer_json() {
             assert_eq!(tokenizer.encode(&cleaned).unwrap(), golden.encode(&cleaned).unwrap(), "{cleaned}");
         }
     }
-    // Cut off, or no such file at all: told, not read.
+    // Truncated, or no such file at all: reported, not read.
     for bad in [&bytes[..bytes.len() - 1000], &b"not a model"[..], b""] {
         let path = folder.path().join("spiece.model");
         std::fs::write(&path, bad).unwrap();
@@ -133,7 +133,7 @@ fn odd_texts_are_cleaned_as_ftfy_cleans_them() {
     }
 }
 
-/// The library panics over a decoder that is no JSON; nothing here decodes.
+/// The library panics over a decoder that is not JSON; decoding is not needed here.
 #[test]
 fn a_broken_decoder_in_a_tokenizer_is_refused_or_not_needed() {
     let folder = tempfile::tempdir().unwrap();

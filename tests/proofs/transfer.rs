@@ -65,7 +65,7 @@ fn host_memory_that_nobody_uses_is_given_back_at_the_limit() {
         assert!(store.bytes() <= 40 * MIB, "{} bytes", store.bytes());
         waiting.into_iter().for_each(|one| drop(one.take().unwrap()));
     }
-    // More than the limit is held while it is used.
+    // More than the limit stays allocated while it is used.
     let waiting: Vec<_> = [16, 16, 16].into_iter().map(parked).collect();
     if device.is_cuda() {
         assert_eq!(store.bytes(), 48 * MIB);

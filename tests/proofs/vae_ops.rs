@@ -38,7 +38,7 @@ fn excess(got: &Tensor, expected: &Tensor, relative: f64) -> f64 {
     over.flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
 }
 
-/// The same video with its channels side by side in memory.
+/// The same video in channels-last layout.
 fn side_by_side(x: &Tensor) -> Tensor {
     x.permute((0, 2, 3, 4, 1)).unwrap().contiguous().unwrap().permute((0, 4, 1, 2, 3)).unwrap()
 }

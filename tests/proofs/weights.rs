@@ -1,4 +1,4 @@
-//! Checkpoints: every layout is read, every difference is told at once, nothing half-written is left.
+//! Checkpoints: every layout is read, all differences are reported at once, no partial file is left.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -106,7 +106,7 @@ fn a_value_that_is_not_finite_is_named() {
     assert!(error.contains("not finite as f16"), "{error}");
 }
 
-/// Pieces of a mebibyte are read side by side: each must lie where it belongs, and the first bad element is named.
+/// Pieces of a mebibyte are read in parallel: each must be in its place, and the first bad element is named.
 #[test]
 fn a_tensor_of_many_pieces_is_read_in_order() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! A run that is killed and goes on is the run that was never killed: proven on the program itself, with real kills.
+//! A run that is killed and resumed equals the run that was never killed: proven on the program itself, with real kills.
 
 // This package denies unwrap, and clippy takes helpers of tests for shipped code.
 #![allow(clippy::unwrap_used)]
@@ -71,7 +71,7 @@ fn finish(child: Child) -> ExitStatus {
     output.status
 }
 
-/// The run that nothing interrupted.
+/// The uninterrupted run.
 static STRAIGHT: LazyLock<Project> = LazyLock::new(|| {
     let project = project();
     assert!(finish(start(&project, &["train"])).success());
@@ -183,13 +183,13 @@ fn assert_same_run(got: &Project, expected: &Project) {
     }
 }
 
-/// Killed before the first checkpoint, so that it begins anew; killed again after the one of step 10.
+/// Killed before the first checkpoint, so that it starts over; killed again after the one of step 10.
 #[test]
 fn a_run_that_is_killed_twice_ends_as_if_it_never_was() {
     let project = project();
     for (arguments, step, after) in [(&["train"][..], 3, 0), (&["train", "--resume"], 11, 10)] {
         let mut child = start(&project, arguments);
-        // The checkpoint of step 10 is written beside the steps that come behind it.
+        // The checkpoint of step 10 is written while the next steps run.
         let is_there = || project.run().join(format!("checkpoints/step-{after:06}.safetensors")).is_file();
         wait_until(&mut child, "the checkpoint", || after == 0 || is_there());
         run_into(&project, &mut child, step);
@@ -239,7 +239,7 @@ fn a_run_that_is_interrupted_goes_on_as_if_it_never_was() {
     for (arguments, step) in [(&["train"][..], 0), (&["train", "--resume"], 6)] {
         let mut child = start(&project, arguments);
         match step {
-            // A run that is stopped earlier leaves nothing behind.
+            // A run that is stopped earlier leaves no files.
             0 => wait_until(&mut child, "the first clips", || first_clips.is_file()),
             _ => run_into(&project, &mut child, step),
         }

@@ -156,7 +156,7 @@ impl Architecture for ControlModel {
 
     fn positions(&self, input: &NetworkInput, device: &Device) -> Result<Positions> {
         let Positions { grid, cos_lp, sin_lp, .. } = self.config.positions(input, device)?;
-        // The reference stands at the origin.
+        // The reference is at the origin.
         let origin = [Tensor::ones((1, cos_lp.dim(1)?), DType::F32, device)?, sin_lp.narrow(0, 0, 1)?];
         let [cos, sin] = [(&origin[0], &cos_lp), (&origin[1].zeros_like()?, &sin_lp)]
             .map(|(first, rest)| Tensor::cat(&[first, rest], 0));

@@ -2,7 +2,7 @@
 
 use data::Film;
 
-/// Where a moving film of the given size stands at each frame: smooth colours that drift, so that codecs have real work and
+/// The frames of a moving film of the given size: smooth colours that drift, so that codecs have real work and
 /// every frame differs from its neighbours.
 pub fn drifting(width: u32, height: u32, frames: usize) -> Film {
     let mut rgb = Vec::new();

@@ -1,4 +1,4 @@
-//! A hub on this machine that does what a test says: serves files, breaks off, lies, refuses.
+//! A fake hub on this machine that behaves as a test says: serves files, disconnects, sends wrong data, refuses.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -101,7 +101,7 @@ impl Repository {
         Self { files }
     }
 
-    /// The hash that the hub announces of a file: git's of configs, which are small and lie in git; of others the SHA-256.
+    /// The hash that the hub announces for a file: git's for configs, which are small and in git; for others the SHA-256.
     pub fn hash(&self, name: &str) -> String {
         let bytes = &self.files[name];
         match is_small(name) {
@@ -166,7 +166,7 @@ impl Server {
                     log.push(request.clone());
                     log.iter().filter(|other| other.path == request.path).count() - 1
                 };
-                // The other side may have gone: its business.
+                // The client may have disconnected, which is fine.
                 let _ = write(&stream, &answer(&request, before));
             }
         });

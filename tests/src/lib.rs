@@ -162,7 +162,7 @@ pub fn golden_input(io: &HashMap<String, Tensor>) -> NetworkInput {
     }
 }
 
-/// The streams at the first layer of `dit` and what its layers read besides.
+/// The streams at the first layer of `dit`, and the context of its layers.
 pub fn entered(dit: &Dit, input: &NetworkInput) -> (Streams, Context) {
     let Boundary { streams, cond } = dit.embedder.as_ref().unwrap().embed(input).unwrap();
     let context = dit.context(cond, input, streams.main.device()).unwrap();

@@ -17,8 +17,8 @@ pub const FRAMES: u32 = 5;
 pub const SIZE: [u32; 2] = [48, 32];
 
 impl Project {
-    /// A clip for each caption, all different, and a recipe with `settings` behind its `[model]` and `[data]`;
-    /// `fixtures` is where the fixtures lie.
+    /// A clip for each caption, all different, and a recipe with `settings` after its `[model]` and `[data]`; `fixtures` is the
+    /// folder of the fixtures.
     pub fn new(fixtures: &Path, captions: &[&str], settings: &str) -> Self {
         let model = fixtures.join("repo_official_a14b").display().to_string();
         let model = format!(

@@ -31,7 +31,7 @@ pub fn config(layers: usize, dim: usize) -> DitConfig {
     }
 }
 
-/// Random weights for `config`: matrices that keep the size of what goes through them, norms around 1, and biases and
+/// Random weights for `config`: matrices that preserve the scale of activations, norms around 1, and biases and
 /// modulation large enough that leaving one out shows.
 pub fn weights(config: &DitConfig) -> Weights {
     Weights::from_tensors(tensors(config))

@@ -100,7 +100,7 @@ fn char_length(text: &str) -> usize {
     }
 }
 
-/// Whether `word` stands in `code` as a whole name.
+/// Whether `word` is in `code` as a whole name.
 pub fn has_word(code: &str, word: &str) -> bool {
     let is_name = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
     code.match_indices(word).any(|(at, _)| {
@@ -135,7 +135,7 @@ pub fn functions(code: &str) -> Vec<(String, usize, usize)> {
     starts.filter(is_word).filter_map(describe).filter(|(name, ..)| !name.is_empty()).collect()
 }
 
-/// What `code` uses of its own crate: the names behind `crate::`, also of a group in braces.
+/// What `code` uses of its own crate: the names after `crate::`, also of a group in braces.
 pub fn names_from_root(code: &str) -> Vec<&str> {
     let mut names = Vec::new();
     for rest in code.split("crate::").skip(1) {

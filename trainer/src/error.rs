@@ -47,7 +47,7 @@ pub enum Error {
         /// Changes of the recipe, each of which would suffice.
         ways: Vec<String>,
     },
-    /// Something besides steps that no device can hold.
+    /// A phase other than training steps fits no device.
     #[error(
         "{phase} does not fit, so nothing was loaded: {place} has room for {room}, and it needs {needed}. {}",
         phase_way_out(ways)

@@ -97,12 +97,12 @@ fn sets_of(reader: &mut Reader, place: &str, index: usize, section: &Section) ->
             shapes.push(sizes);
         }
         None => {
-            let told = section
+            let listed = section
                 .resolutions
                 .as_ref()
                 .ok_or_else(|| reader.fault(format!("{place}: no resolutions")))?;
             let aspects = aspects(reader, place, section)?;
-            for value in told {
+            for value in listed {
                 let [width, height] = resolution(value)
                     .ok_or_else(|| reader.fault(format!("{place}: {value} is not a resolution")))?;
                 let step = f64::from(STEP.max(reader.multiple.pixels()));

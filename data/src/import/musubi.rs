@@ -116,8 +116,8 @@ fn sets_of(reader: &mut Reader, place: &str, index: usize, section: &Section) ->
         }
         // Every clip is trained at every length that it fills.
         _ => {
-            let told = section.target_frames.clone().unwrap_or_else(|| vec![1]);
-            reader.lengths(place, &told)?.into_iter().map(|length| vec![length]).collect::<Vec<_>>()
+            let listed = section.target_frames.clone().unwrap_or_else(|| vec![1]);
+            reader.lengths(place, &listed)?.into_iter().map(|length| vec![length]).collect::<Vec<_>>()
         }
     };
     let mut sets = Vec::new();
@@ -167,10 +167,10 @@ fn tell_what_differs(reader: &mut Reader, place: &str, section: &Section, is_vid
 /// The sizes of the bucket selector: of about the area of the resolution, in steps of 16, portrait and landscape; for videos
 /// always, for pictures where buckets are enabled.
 fn sizes(reader: &Reader, place: &str, section: &Section) -> Result<Vec<[u32; 2]>> {
-    let told = section.resolution.as_ref().map_or(Some(RESOLUTION), resolution);
-    let told = told
+    let listed = section.resolution.as_ref().map_or(Some(RESOLUTION), resolution);
+    let listed = listed
         .ok_or_else(|| reader.fault(format!("{place}: resolution is neither a side nor [width, height]")))?;
-    let [width, height] = told.map(|side| side as u32);
+    let [width, height] = listed.map(|side| side as u32);
     let is_video = section.video_directory.is_some() || section.video_jsonl_file.is_some();
     if !is_video && !section.enable_bucket {
         return Ok(vec![[width, height]]);

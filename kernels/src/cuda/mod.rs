@@ -34,7 +34,7 @@ pub(crate) struct Card {
     pub gemm: gemm::Gemm,
     pub sdpa: sdpa::Sdpa,
     pub allocator: Allocator,
-    /// What small tensors come from.
+    /// The pool of small tensors.
     pub pool: pool::Pool,
 }
 

@@ -43,7 +43,7 @@ pub(crate) fn open(index: usize, settings: &Settings) -> Result<Device> {
         limit: settings.memory_limit.unwrap_or(u64::MAX),
     })?;
     if let Allocator::Driver { .. } = allocator {
-        // Without the region nothing tells the driver which pool a stream's tensors come from but the device's current one:
+        // Without the region the driver takes a stream's tensors from the device's current pool:
         // here the GPU that was opened last sets the limit for all.
         // SAFETY: the handle is of an open device.
         told(unsafe { device::set_mem_pool(handle, pool) })?;
@@ -71,7 +71,7 @@ fn properties(index: usize, limit: Option<u64>) -> sys::CUmemPoolProps {
     // The second field of the location is the ordinal in every version of the driver's header, under changing names.
     // SAFETY: it is an i32 (or a union that starts with one) after the i32 that was set above.
     unsafe { std::ptr::from_mut(&mut properties.location).cast::<i32>().add(1).write(index as i32) };
-    // Zero is no limit.
+    // Zero means no limit.
     properties.maxSize = limit.unwrap_or(0) as usize;
     properties
 }

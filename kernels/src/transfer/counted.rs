@@ -71,7 +71,7 @@ impl Sources {
         let bytes = (x.elem_count() * x.dtype().size_in_bytes()) as u64;
         let buffer = bytes.next_multiple_of(self.grain);
         let _buffer = self.host.as_ref().map(|host| host.take_as(self.labels[1], buffer));
-        // What goes to host memory needs nobody to receive it: the stream waits for the copy when its sender settles.
+        // A copy to host memory has no receiver: the stream waits for it when its sender settles.
         let is_done = Arc::new(AtomicBool::new(self.host.is_some()));
         if self.is_copied {
             x.relabel(self.labels[0]);

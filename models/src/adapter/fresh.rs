@@ -50,13 +50,13 @@ impl Adapters {
         if let Some(name) = file.differences.keys().next() {
             return Err(whole(name));
         }
-        let (mut adapters, mut tale) = (Self::default(), Tale::default());
+        let (mut adapters, mut outcome) = (Self::default(), Outcome::default());
         for target in targets {
             let new = fresh(target, config, seed, &Device::Cpu)?;
             let delta = match file.modules.get(&target.module) {
-                Some(change) => begun(change, target, config, new, &mut tale)?,
+                Some(change) => begun(change, target, config, new, &mut outcome)?,
                 None => {
-                    tale.fresh += 1;
+                    outcome.fresh += 1;
                     new
                 }
             };
@@ -65,12 +65,12 @@ impl Adapters {
         let wanted: std::collections::BTreeSet<&str> = targets.iter().map(|t| t.module.as_str()).collect();
         for module in file.modules.keys().filter(|module| !wanted.contains(module.as_str())) {
             if module.contains("_img") {
-                tale.left_out.push(module.clone());
+                outcome.left_out.push(module.clone());
                 continue;
             }
             return Err(beyond(module));
         }
-        Ok((adapters, tale.told(config)))
+        Ok((adapters, outcome.lines(config)))
     }
 }
 
@@ -134,7 +134,7 @@ fn beyond(module: &str) -> Error {
 
 /// What was done with the modules of a file.
 #[derive(Default)]
-struct Tale {
+struct Outcome {
     begun: usize,
     fresh: usize,
     /// How many modules of each other rank were resized to that of the recipe.
@@ -144,8 +144,8 @@ struct Tale {
     left_out: Vec<String>,
 }
 
-impl Tale {
-    fn told(&self, config: &LoraConfig) -> Vec<String> {
+impl Outcome {
+    fn lines(&self, config: &LoraConfig) -> Vec<String> {
         let rank = config.rank();
         let mut lines = vec![format!("{} modules begin with the file's factors", self.begun)];
         for (old, count) in self.ranks.iter().filter(|(old, _)| **old != rank) {
@@ -178,15 +178,15 @@ fn begun(
     target: &Target,
     config: &LoraConfig,
     new: Delta,
-    tale: &mut Tale,
+    outcome: &mut Outcome,
 ) -> Result<Delta> {
     check_width(target, change.dims()?)?;
     let refused = || kinds(config, change.kind(), change.rank(), &target.module);
     let scale = config.scale();
-    tale.begun += 1;
+    outcome.begun += 1;
     let mut thin = |pair: &LoraPair, fresh: &Factors, may_shrink: bool| -> Result<Factors> {
         let (old, rank) = (pair.rank(), config.rank());
-        *tale.ranks.entry(old).or_default() += 1;
+        *outcome.ranks.entry(old).or_default() += 1;
         if old > rank && !may_shrink {
             return Err(Error::Mismatch(format!(
                 "the DoRA to begin from has rank {old}, and its lengths hold for that: set adapter.rank = {old}"
@@ -194,7 +194,7 @@ fn begun(
         }
         if old > rank {
             let Reduced { pair, energy } = resize(&Change::Lora(pair.clone()), Rank::Fixed(rank), SKETCH)?;
-            tale.kept.push(energy);
+            outcome.kept.push(energy);
             return grown(&pair, fresh, rank, scale);
         }
         grown(pair, fresh, rank, scale)
@@ -203,7 +203,7 @@ fn begun(
         (Delta::Lora(fresh), Change::Lora(pair)) => Ok(thin(pair, &fresh, true)?.into()),
         (Delta::Lora(fresh), Change::Loha(_) | Change::Lokr(_)) => {
             let Reduced { pair, energy } = resize(change, Rank::Fixed(config.rank()), SKETCH)?;
-            tale.kept.push(energy);
+            outcome.kept.push(energy);
             Ok(grown(&pair, &fresh, config.rank(), scale)?.into())
         }
         (new @ Delta::Dora(_), Change::Lora(pair)) => {

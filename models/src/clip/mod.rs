@@ -72,10 +72,10 @@ impl Clip {
         Self::build(&weights, sizes, naming, dtype, device)
     }
 
-    /// The sizes of the tower at `path`, from the shapes of its tensors: nothing is loaded.
+    /// The sizes of the tower at `path`, from the shapes of its tensors, without loading it.
     ///
     /// # Errors
-    /// Files that do not open, and files that hold no such tower.
+    /// If the file cannot be opened, or has no such tower.
     pub fn sizes_at(path: &Path, config: Option<&Path>) -> Result<ClipSizes> {
         Ok(Self::open(path, config)?.1)
     }

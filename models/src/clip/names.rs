@@ -93,7 +93,7 @@ impl ClipSizes {
         if heads == 0 || !width.is_multiple_of(heads) || sizes.image().is_none() || layers < 2 {
             let path = checkpoint.path().display();
             return Err(Error::Mismatch(format!(
-                "{path}: {sizes:?} is no CLIP picture tower; where it is one, its config.json (num_attention_heads) must \
+                "{path}: {sizes:?} is not a CLIP picture tower; if it is one, its config.json (num_attention_heads) must \
                  lie beside it"
             )));
         }

@@ -12,7 +12,7 @@ pub struct Magnitudes {
     pub cond: &'static [f64],
     /// With the negative prompt.
     pub uncond: &'static [f64],
-    /// Steps of them that the expert for high noise made, of two experts.
+    /// How many of the steps the expert for high noise took, of two experts.
     pub high_steps: Option<usize>,
 }
 

@@ -124,9 +124,9 @@ impl Published {
     }
 
     /// How the magnitude of its residual changes over the steps of a clip of `pixels` pixels a frame, which begins with a
-    /// picture or does not; `None` where nobody published a measurement.
+    /// picture or does not; `None` if no measurement is published.
     pub fn magnitudes(&self, starts_with_picture: bool, pixels: u32) -> Option<&'static Magnitudes> {
-        // Both were published for one network; nothing in its files tells them apart.
+        // Both were published for one network; its files do not distinguish them.
         let is_720p = pixels > (832 * 480 + 1280 * 720) / 2;
         Some(match (self.key, starts_with_picture) {
             ("t2v-1.3b", _) => &magnitudes::T2V_1_3B,

@@ -69,10 +69,10 @@ impl Umt5 {
         Self::build(&weights, sizes, frozen, device)
     }
 
-    /// The sizes of the encoder at `path`, from the shapes of its tensors: nothing is loaded.
+    /// The sizes of the encoder at `path`, from the shapes of its tensors, without loading it.
     ///
     /// # Errors
-    /// Files that do not open, and files that hold no UMT5.
+    /// If the file cannot be opened, or has no UMT5.
     pub fn sizes_at(path: &Path) -> Result<Umt5Sizes> {
         let checkpoint = Checkpoint::open(path)?;
         Self::sizes_in(&checkpoint, names::Spelling::of(&checkpoint))

@@ -30,7 +30,7 @@ const LAYER: [(&str, &str); 10] = [
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Spelling {
     is_official: bool,
-    /// Whether the embedding is there as `shared.weight`.
+    /// Whether the file has the embedding as `shared.weight`.
     pub has_shared: bool,
 }
 
@@ -43,7 +43,7 @@ impl Spelling {
         }
     }
 
-    /// The file's name of an official tensor name, where it is another.
+    /// The file's name of an official tensor name, if it differs.
     pub fn in_file(self, official: &str) -> Option<String> {
         match (self.is_official, official) {
             (true, _) => None,

@@ -152,11 +152,11 @@ pub fn look_at(path: &Path) -> Result<AdapterSummary> {
 /// # Errors
 /// The expert in its keys, its header or its name.
 pub fn check_expert(key: &str, path: &Path, wanted: Option<Expert>) -> Result<()> {
-    match (told_expert(path)?, wanted) {
-        (Some(told), Some(wanted)) if told != wanted => Err(Error::Setting {
+    match (marked_expert(path)?, wanted) {
+        (Some(marked), Some(wanted)) if marked != wanted => Err(Error::Setting {
             key: key.to_owned(),
             why: format!(
-                "{} is an adapter of the expert for {told} noise, and this is the one for {wanted} noise; name the file of the \
+                "{} is an adapter of the expert for {marked} noise, and this is the one for {wanted} noise; name the file of the \
                  {} expert",
                 path.display(),
                 wanted.suffix()
@@ -170,7 +170,7 @@ pub fn check_expert(key: &str, path: &Path, wanted: Option<Expert>) -> Result<()
 ///
 /// # Errors
 /// If the file is not an adapter.
-fn told_expert(path: &Path) -> Result<Option<Expert>> {
+fn marked_expert(path: &Path) -> Result<Option<Expert>> {
     let at = files::locate(path).map_err(models::Error::from)?;
     let file = Checkpoint::open(&at).map_err(models::Error::from)?;
     let by_header = file.metadata().get("tandem.expert").map(String::as_str);
@@ -187,11 +187,11 @@ fn told_expert(path: &Path) -> Result<Option<Expert>> {
 pub fn check_experts(key: &str, arguments: &[String], wanted: Expert, instead: &str) -> Result<()> {
     for argument in arguments {
         let (path, _) = with_strength(key, argument)?;
-        if let Some(told) = told_expert(path)?.filter(|told| *told != wanted) {
+        if let Some(marked) = marked_expert(path)?.filter(|marked| *marked != wanted) {
             let why = format!(
-                "{} is an adapter of the expert for {told} noise, and would change the one for {wanted} noise; use {}",
+                "{} is an adapter of the expert for {marked} noise, and would change the one for {wanted} noise; use {}",
                 path.display(),
-                instead.replace("EXPERT", told.name())
+                instead.replace("EXPERT", marked.name())
             );
             return Err(Error::Setting { key: key.to_owned(), why });
         }
@@ -218,8 +218,8 @@ pub fn beginning(
     let own = [(INIT_FROM_HIGH, &config.init_from_high), (INIT_FROM_LOW, &config.init_from_low)];
     let key = own.into_iter().find(|(_, own)| own.as_deref() == Some(path)).map_or(INIT_FROM, |(key, _)| key);
     let begun = Adapters::begun(targets, config, &file, seed, &Device::Cpu);
-    let (adapters, told) = begun.map_err(|error| of_file(key, path, error))?;
-    told.iter().for_each(|line| ui.say(&format!("{}: {line}", path.display())));
+    let (adapters, lines) = begun.map_err(|error| of_file(key, path, error))?;
+    lines.iter().for_each(|line| ui.say(&format!("{}: {line}", path.display())));
     Ok(adapters)
 }
 

@@ -42,7 +42,7 @@ impl DitFiles {
     }
 
     /// The expert in the name of the file or its folder.
-    pub fn told_expert(&self) -> Option<Expert> {
+    pub fn expert_by_name(&self) -> Option<Expert> {
         let name = |path: &Path| path.file_name().and_then(|name| Expert::in_name(&name.to_string_lossy()));
         name(&self.weights).or_else(|| name(self.weights.parent()?))
     }
@@ -95,13 +95,13 @@ impl Dits {
     /// If by their names they are exchanged, or the same expert.
     pub(super) fn pair(high: DitFiles, low: DitFiles) -> Result<Self> {
         for (key, files, expert) in [("dit_high", &high, Expert::High), ("dit_low", &low, Expert::Low)] {
-            if let Some(told) = files.told_expert().filter(|told| *told != expert) {
+            if let Some(named) = files.expert_by_name().filter(|named| *named != expert) {
                 let path = files.weights.display();
-                let way_out = match high.told_expert() == low.told_expert() {
+                let way_out = match high.expert_by_name() == low.expert_by_name() {
                     true => format!("so both are; name the file of the one for {expert} noise here"),
                     false => "exchange the two files".to_owned(),
                 };
-                let why = format!("{path} is the expert for {told} noise by its name; {way_out}");
+                let why = format!("{path} is the expert for {named} noise by its name; {way_out}");
                 return Err(Error::Setting { key: format!("model.{key}"), why });
             }
         }

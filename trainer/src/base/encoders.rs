@@ -1,4 +1,4 @@
-//! Sizes of the models beside the DiT, for forecasts of what they take.
+//! Sizes of the models other than the DiT, for forecasts of their memory.
 
 use models::clip::{Clip, ClipSizes};
 use models::dit::DitConfig;
@@ -9,7 +9,7 @@ use models::weights::Checkpoint;
 use super::BaseModel;
 use crate::error::Result;
 
-/// Sizes of the models beside the DiT.
+/// Sizes of the models other than the DiT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EncoderSizes {
     /// The text encoder.

@@ -148,7 +148,7 @@ impl ModelConfig {
             (None, None) => Err(unnamed(part)),
         };
         let dits = self.dits(from, layout.as_ref())?;
-        let expert = self.told_expert(&dits)?;
+        let expert = self.expert_trained(&dits)?;
         let text_encoder = part(Part::TextEncoder, &self.text_encoder)?;
         let first = &dits.of(Expert::High).weights;
         let named = folder.as_deref().unwrap_or(first);
@@ -249,7 +249,7 @@ impl ModelConfig {
     ///
     /// # Errors
     /// If the key and the name of the file disagree.
-    fn told_expert(&self, dits: &Dits) -> Result<Option<Trained>> {
+    fn expert_trained(&self, dits: &Dits) -> Result<Option<Trained>> {
         let Dits::Single(files) = dits else { return Ok(self.expert) };
         if self.expert == Some(Trained::Both) {
             return Ok(self.expert);
@@ -259,10 +259,10 @@ impl ModelConfig {
             (_, Some(_)) => Some(Expert::Low),
             _ => None,
         };
-        let told = [self.expert.and_then(Trained::one), by_key, files.told_expert()];
-        let mut told = told.into_iter().flatten();
-        let first = told.next();
-        match told.find(|other| Some(*other) != first) {
+        let given = [self.expert.and_then(Trained::one), by_key, files.expert_by_name()];
+        let mut given = given.into_iter().flatten();
+        let first = given.next();
+        match given.find(|other| Some(*other) != first) {
             None => Ok(first.map(Trained::from)),
             Some(other) => {
                 let path = files.weights.display();

@@ -79,7 +79,7 @@ impl BaseModel {
         expert.map_or(NoiseRange::All, |expert| NoiseRange::Of { expert, boundary: self.boundary_of(dit) })
     }
 
-    /// The sigma at which clips change from one expert to the other; nothing where they go through one network.
+    /// The sigma at which sampling changes from one expert to the other; `None` with one network.
     pub fn clip_boundary(&self, dit: &DitConfig) -> Option<f64> {
         (self.dits.networks() == Networks::Pair).then(|| self.boundary_of(dit))
     }

@@ -145,8 +145,8 @@ fn apart(output: &Path, key: &str, inputs: &[&Path]) -> crate::Result<()> {
 }
 
 /// Writes into the header which expert an adapter is for, and suggests a name for the file.
-pub fn tell_expert(adapter: &mut AdapterFile, output: &Path, told: Option<Expert>) -> Option<String> {
-    adapter.expert = told.or(adapter.expert);
+pub fn note_expert(adapter: &mut AdapterFile, output: &Path, given: Option<Expert>) -> Option<String> {
+    adapter.expert = given.or(adapter.expert);
     let expert = adapter.expert?;
     adapter.metadata.insert("tandem.expert".to_owned(), expert.suffix().to_owned());
     let name = output.file_stem().unwrap_or_default().to_string_lossy().into_owned();

@@ -20,7 +20,7 @@ use crate::watch::ui::Ui;
 pub struct Calibrate {
     #[command(flatten)]
     sample: Sample,
-    /// File of the table. Default: beside the adapter, in the folder of the run, or in the model's.
+    /// File of the table. Default: next to the adapter, in the folder of the run, or in the model's.
     #[arg(long, value_name = "FILE")]
     table: Option<PathBuf>,
 }

@@ -8,7 +8,7 @@ use models::adapter::complete;
 use models::adapter::files::{self, AdapterFile};
 use models::expert::Expert;
 
-use super::adapter_output::{AdapterOutput, expert, tell_expert};
+use super::adapter_output::{AdapterOutput, expert, note_expert};
 use super::base_dit::BaseDit;
 use crate::error::Error;
 use crate::learning::NoiseRange;
@@ -72,7 +72,7 @@ impl Export {
     fn adapter(&self, ui: &Ui) -> Result<AdapterFile> {
         let mut adapter = files::read(&self.input).map_err(Error::from)?;
         adapter.notes.iter().for_each(|note| ui.note(note));
-        if let Some(note) = tell_expert(&mut adapter, &self.output, self.expert) {
+        if let Some(note) = note_expert(&mut adapter, &self.output, self.expert) {
             ui.note(&note);
         }
         if let Some(base) = &self.base {

@@ -44,7 +44,7 @@ pub struct Arguments {
     json: bool,
 }
 
-/// Behind the options of every command.
+/// After the options of every command.
 const LAST: usize = 900;
 
 const EXIT_CODES: &str = "\
@@ -63,7 +63,7 @@ Exit codes: 0 done; 1 an internal error or a hardware failure; 2 something that 
 enum Command {
     /// Write a commented recipe for a model, a folder of clips and the GPUs of this machine.
     New(new::New),
-    /// Resolve a recipe: print every settled value, the buckets and a memory forecast.
+    /// Resolve a recipe: print every resolved value, the buckets and a memory forecast.
     Plan(plan::Plan),
     /// Encode clips and captions, so that training can start at once.
     Cache(cache::Cache),
@@ -147,8 +147,8 @@ const USAGE: u8 = 2;
 
 /// An error with its causes, without repetition: many of our errors include their cause.
 pub fn explain(error: &anyhow::Error) -> String {
-    error.chain().skip(1).map(ToString::to_string).fold(error.to_string(), |told, cause| {
-        if told.contains(&cause) { told } else { format!("{told}: {cause}") }
+    error.chain().skip(1).map(ToString::to_string).fold(error.to_string(), |text, cause| {
+        if text.contains(&cause) { text } else { format!("{text}: {cause}") }
     })
 }
 

@@ -11,7 +11,7 @@ use models::adapter::{Rank, Reduced, extract, resize};
 use models::names::split_layer;
 use serde_json::json;
 
-use super::adapter_output::{AdapterOutput, expert, tell_expert};
+use super::adapter_output::{AdapterOutput, expert, note_expert};
 use super::base_dit::BaseDit;
 use super::fetch::on_this_machine;
 use crate::error::Error;
@@ -93,7 +93,7 @@ impl Kept {
     }
 
     /// The mean and the smallest fraction of energy.
-    fn told(&self) -> (f64, f64) {
+    fn energy(&self) -> (f64, f64) {
         let mean = self.shares.iter().sum::<f64>() / self.shares.len().max(1) as f64;
         (mean, self.shares.iter().copied().fold(1.0, f64::min))
     }
@@ -114,8 +114,8 @@ fn rank(rank: Option<usize>, energy: Option<f64>) -> Result<Rank> {
     }
 }
 
-fn told(kept: &Kept, text: String, mut object: serde_json::Value, file: &AdapterFile, ui: &Ui) {
-    let (mean, least) = kept.told();
+fn report(kept: &Kept, text: String, mut object: serde_json::Value, file: &AdapterFile, ui: &Ui) {
+    let (mean, least) = kept.energy();
     let ranks = file.ranks();
     let ranks = match (ranks.first(), ranks.last()) {
         (Some(first), Some(last)) if first != last => format!("ranks {first} to {last}"),
@@ -191,11 +191,11 @@ impl Extract {
             ));
         }
         file.metadata.insert("format".to_owned(), "pt".to_owned());
-        if let Some(note) = tell_expert(&mut file, &self.output, self.expert) {
+        if let Some(note) = note_expert(&mut file, &self.output, self.expert) {
             ui.note(&note);
         }
         let (text, object) = self.how.write(&self.output, &file)?;
-        told(&kept, text, object, &file, ui);
+        report(&kept, text, object, &file, ui);
         Ok(0)
     }
 }
@@ -261,7 +261,7 @@ impl Resize {
             }
         }
         let (text, object) = self.how.write(&self.output, &file)?;
-        told(&kept, text, object, &file, ui);
+        report(&kept, text, object, &file, ui);
         Ok(0)
     }
 }

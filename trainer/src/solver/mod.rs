@@ -76,15 +76,15 @@ pub enum SolverError {
         /// Steps in all.
         steps: usize,
     },
-    /// Fresh noise that nobody gave.
+    /// Missing fresh noise.
     #[error("step {step} of a solver that re-noises has no fresh noise")]
     NoNoise {
         /// The step.
         step: usize,
     },
-    /// Sigmas and timesteps that are no grid.
+    /// Sigmas and timesteps that do not form a grid.
     #[error(
-        "{sigmas} sigmas and {timesteps} timesteps are no grid: give as many of each, sigmas falling from 1 at most to above 0"
+        "{sigmas} sigmas and {timesteps} timesteps do not form a grid: give as many of each, sigmas descending from at most 1 to above 0"
     )]
     Grid {
         /// How many sigmas.
@@ -126,7 +126,7 @@ impl Solver {
         Self { schedule, next: 0, history }
     }
 
-    /// The same, adding `noise` where the solver re-noises.
+    /// The same, with `noise` for solvers that re-noise.
     #[must_use]
     pub fn with_noise(mut self, noise: FreshNoise) -> Self {
         if let History::Lcm(own) = &mut self.history {

@@ -50,7 +50,7 @@ impl Schedule {
         Ok(Self { kind, sigmas, timesteps })
     }
 
-    /// A grid of given `sigmas`, without the final 0, and `timesteps`: models that were distilled on one know no other.
+    /// A grid of given `sigmas`, without the final 0, and `timesteps`, for models that were distilled on it.
     ///
     /// # Errors
     /// Sigmas that do not fall from 1 at most to above 0, or another number of timesteps.

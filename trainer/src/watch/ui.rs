@@ -182,14 +182,14 @@ impl Ui {
         }
         bar.set_prefix(label);
         bar.enable_steady_tick(Duration::from_millis(250));
-        let told = Told {
+        let phase = BarPhase {
             ui: self.clone(),
             label,
             begun: Instant::now(),
             skipped: AtomicU64::new(0),
             announced: Mutex::new(self.announce(format!("{label} ({length})"))),
         };
-        Bar { bar, told: Some(Arc::new(told)) }
+        Bar { bar, phase: Some(Arc::new(phase)) }
     }
 
     /// A bar of `bytes` to download.
@@ -201,7 +201,7 @@ impl Ui {
         }
         bar.set_prefix(label);
         bar.enable_steady_tick(Duration::from_millis(250));
-        Bar { bar, told: None }
+        Bar { bar, phase: None }
     }
 }
 
@@ -223,12 +223,12 @@ pub fn time_left(eta: Duration, is_over: bool) -> String {
 #[derive(Debug, Clone)]
 pub struct Bar {
     bar: ProgressBar,
-    told: Option<Arc<Told>>,
+    phase: Option<Arc<BarPhase>>,
 }
 
 /// The phase that a bar reports when it is finished.
 #[derive(Debug)]
-struct Told {
+struct BarPhase {
     ui: Ui,
     label: &'static str,
     begun: Instant,
@@ -237,7 +237,7 @@ struct Told {
     announced: Mutex<Option<mpsc::Sender<()>>>,
 }
 
-impl Told {
+impl BarPhase {
     /// Cancels the announcement of the beginning.
     fn begin(&self) {
         // A panic elsewhere leaves the value intact.
@@ -248,8 +248,8 @@ impl Told {
 impl Bar {
     /// The same, whose beginning is not announced: rows of a log show the progress.
     pub fn unannounced(self) -> Self {
-        if let Some(told) = &self.told {
-            told.begin();
+        if let Some(phase) = &self.phase {
+            phase.begin();
         }
         self
     }
@@ -263,8 +263,8 @@ impl Bar {
     pub fn skip(&self, done: usize) {
         self.bar.set_position(done as u64);
         self.bar.reset_eta();
-        if let Some(told) = &self.told {
-            told.skipped.store(done as u64, Ordering::Relaxed);
+        if let Some(phase) = &self.phase {
+            phase.skipped.store(done as u64, Ordering::Relaxed);
         }
     }
 
@@ -278,12 +278,17 @@ impl Bar {
         // Finishing sets a bar to its end.
         let position = self.bar.position();
         self.bar.finish_and_clear();
-        let Some(told) = &self.told else { return };
-        told.begin();
-        let count = position.saturating_sub(told.skipped.load(Ordering::Relaxed));
-        let (label, took) = (told.label, told.begun.elapsed());
+        let Some(phase) = &self.phase else { return };
+        phase.begin();
+        let count = position.saturating_sub(phase.skipped.load(Ordering::Relaxed));
+        let (label, took) = (phase.label, phase.begun.elapsed());
         let object = serde_json::json!({ "phase": label, "count": count, "seconds": took.as_secs_f64() });
-        told.ui.phase_done(label, &format!("{label}: {count} in {:.1} s", took.as_secs_f64()), &object, took);
+        phase.ui.phase_done(
+            label,
+            &format!("{label}: {count} in {:.1} s", took.as_secs_f64()),
+            &object,
+            took,
+        );
     }
 }
 

@@ -84,11 +84,11 @@ impl Settings {
     /// Refuses tensors of another rank than the settings say: it would be ambiguous what alpha is divided by.
     pub fn check_rank(&self, path: &Path, diffusers_name: &str, rank: usize) -> Result<(), AdapterFileError> {
         match of_module(&self.ranks, diffusers_name).or(self.rank) {
-            Some(told) if told != rank as f64 => Err(refuse(
+            Some(stated) if stated != rank as f64 => Err(refuse(
                 path,
                 self.place,
                 format!(
-                    "it says rank {told} for {diffusers_name}, whose tensors have rank {rank}; correct one of them"
+                    "it says rank {stated} for {diffusers_name}, whose tensors have rank {rank}; correct one of them"
                 ),
             )),
             _ => Ok(()),

@@ -58,13 +58,13 @@ pub fn read(path: &Path) -> Result<AdapterFile> {
         }
     }
     adapter.notes = reader.notes();
-    adapter.expert = expert.or_else(|| told_expert(path, &metadata));
+    adapter.expert = expert.or_else(|| marked_expert(path, &metadata));
     adapter.metadata = metadata;
     Ok(adapter)
 }
 
 /// The expert named in a header or a file's name.
-fn told_expert(path: &Path, metadata: &BTreeMap<String, String>) -> Option<Expert> {
+fn marked_expert(path: &Path, metadata: &BTreeMap<String, String>) -> Option<Expert> {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     metadata.get("tandem.expert").and_then(|text| Expert::in_name(text)).or_else(|| Expert::in_name(&stem))
 }

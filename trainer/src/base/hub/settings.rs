@@ -37,24 +37,24 @@ impl HubSettings {
 
     /// [`HubSettings::from_environment`] with the variables that `variable` gives.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
-        let told = |name: &str| {
+        let set = |name: &str| {
             variable(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
         };
         let user =
-            told("HOME").or_else(|| told("USERPROFILE")).map_or_else(|| PathBuf::from("."), PathBuf::from);
-        let caches = told("XDG_CACHE_HOME").map_or_else(|| user.join(".cache"), PathBuf::from);
-        let home = told("HF_HOME").map_or_else(|| caches.join("huggingface"), PathBuf::from);
-        let login = told("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
+            set("HOME").or_else(|| set("USERPROFILE")).map_or_else(|| PathBuf::from("."), PathBuf::from);
+        let caches = set("XDG_CACHE_HOME").map_or_else(|| user.join(".cache"), PathBuf::from);
+        let home = set("HF_HOME").map_or_else(|| caches.join("huggingface"), PathBuf::from);
+        let login = set("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
         let of_login = || std::fs::read_to_string(&login).ok().map(|text| text.trim().to_owned());
-        let endpoint = told("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
-        let is_offline = told("HF_HUB_OFFLINE")
+        let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
+        let is_offline = set("HF_HUB_OFFLINE")
             .is_some_and(|value| ["1", "true", "yes", "on"].contains(&value.to_lowercase().as_str()));
         let (endpoint, login) = without_login(endpoint.trim_end_matches('/'));
         Self {
             endpoint,
             login,
-            cache: told("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from),
-            token: told("HF_TOKEN").or_else(of_login).filter(|token| !token.is_empty()),
+            cache: set("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from),
+            token: set("HF_TOKEN").or_else(of_login).filter(|token| !token.is_empty()),
             is_offline,
             pause: Duration::from_secs(1),
             attempts: 6,

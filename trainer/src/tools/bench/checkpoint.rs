@@ -43,12 +43,12 @@ impl Made {
     }
 
     fn write(&self, config: &DitConfig) -> io::Result<()> {
-        let told = json!({
+        let config_json = json!({
             "model_type": "t2v", "dim": config.dim, "ffn_dim": config.ffn_dim, "num_heads": config.heads,
             "num_layers": config.layers, "in_dim": config.in_channels, "out_dim": config.out_channels,
             "freq_dim": config.freq_dim, "text_len": config.text_len, "eps": config.eps,
         });
-        fs::write(self.folder.join("config.json"), told.to_string())?;
+        fs::write(self.folder.join("config.json"), config_json.to_string())?;
         write_random(&self.folder.join("diffusion_pytorch_model.safetensors"), config.tensors())
     }
 

@@ -39,13 +39,13 @@ pub fn clips(bench: &DitBench, clips: usize) -> Result<Value> {
     let calls = (HALVES * clips * STEPS) as f64;
     let busy = |seconds: f64| rounded(calls * one / (ready.devices.len() as f64 * seconds), 3);
     let of_step = |seconds: f64| rounded(seconds / (clips * STEPS) as f64, 4);
-    let mut told = bench.told("clips", &ready, &flowing);
-    told.extend(fields(json!({
+    let mut report = bench.report("clips", &ready, &flowing);
+    report.extend(fields(json!({
         "clips": clips, "s_per_forward": rounded(one, 4),
         "s_per_step": of_step(flowing.seconds), "busy": busy(flowing.seconds),
         "drained_s_per_step": of_step(drained.seconds), "drained_busy": busy(drained.seconds),
     })));
-    Ok(told.into())
+    Ok(report.into())
 }
 
 /// `steps` solver steps of `clips` clips with guidance, without the solver, all computed and with those skipped that the rule
@@ -54,7 +54,7 @@ pub fn clips(bench: &DitBench, clips: usize) -> Result<Value> {
 /// `share_of_ideal` is the time of the steps that are computed, as a share of all that the skipping clip took.
 ///
 /// # Errors
-/// A model that cannot be made, and a rule that cannot be.
+/// If the model cannot be generated, or the rule is impossible.
 pub fn skipping(bench: &DitBench, [clips, steps]: [usize; 2], cache: &CacheConfig) -> Result<Value> {
     let rule = cache.settle("--cache-preset")?;
     let falling = (0..steps).map(|step| if step == 0 { 1.0 } else { FALLS_TO }).collect::<Vec<f64>>();
@@ -78,13 +78,13 @@ pub fn skipping(bench: &DitBench, [clips, steps]: [usize; 2], cache: &CacheConfi
     let cached =
         meter.measure(bench.repeats, || in_flight(&ready.pipeline, &input, [clips, steps], &blocks))?;
     let computed = exact.seconds * (steps - skips.len()) as f64 / steps as f64;
-    let mut told = bench.told("skipping clips", &ready, &cached);
-    told.extend(fields(json!({
+    let mut report = bench.report("skipping clips", &ready, &cached);
+    report.extend(fields(json!({
         "clips": clips, "steps": steps, "skipped": skips.len(),
         "exact_s": rounded(exact.seconds, 4), "cached_s": rounded(cached.seconds, 4),
         "share_of_ideal": rounded(computed / cached.seconds, 4),
     })));
-    Ok(told.into())
+    Ok(report.into())
 }
 
 /// A ratio of the residual's norm from step to step in the middle of a clip of a published model.

@@ -150,7 +150,7 @@ impl DitBench<'_> {
     }
 
     /// The fields of every measurement.
-    pub(super) fn told(&self, what: &str, ready: &Ready, measured: &Measured) -> Map<String, Value> {
+    pub(super) fn report(&self, what: &str, ready: &Ready, measured: &Measured) -> Map<String, Value> {
         let devices: Vec<String> = ready.devices.iter().map(|(device, _)| device_name(device)).collect();
         let blocks: Vec<usize> = ready.devices.iter().map(|(_, blocks)| blocks.len()).collect();
         fields(json!({
@@ -200,16 +200,16 @@ pub fn step(bench: &DitBench, step: StepBench) -> Result<Value> {
     // Forward and input gradients; recomputation is not useful work.
     let (linear, attention) = flops(&ready.config, ready.tokens);
     let useful = accumulate as f64 * (2.0 * linear + 3.5 * attention);
-    let mut told = bench.told("train", &ready, &measured);
-    told.extend(fields(json!({
+    let mut report = bench.report("train", &ready, &measured);
+    report.extend(fields(json!({
         "accumulate": accumulate, "rank": rank, "s_per_step": rounded(measured.seconds, 4),
         "useful_tflops": rounded(useful / measured.seconds / 1e12, 4),
     })));
-    told.extend(forecast.as_ref().map(told_forecast).unwrap_or_default());
+    report.extend(forecast.as_ref().map(forecast_fields).unwrap_or_default());
     if bench.repeats.profile {
-        told.insert("profile".into(), profiled(&ready.pipeline, &batches, &plans)?);
+        report.insert("profile".into(), profiled(&ready.pipeline, &batches, &plans)?);
     }
-    Ok(told.into())
+    Ok(report.into())
 }
 
 /// One forward of one clip.
@@ -223,19 +223,19 @@ pub fn forward(bench: &DitBench) -> Result<Value> {
     let predict = || ready.pipeline.predict(std::slice::from_ref(&input)).map(drop);
     let measured = meter.measure(bench.repeats, predict)?;
     let (linear, attention) = flops(&ready.config, ready.tokens);
-    let mut told = bench.told("infer", &ready, &measured);
-    told.extend(fields(json!({
+    let mut report = bench.report("infer", &ready, &measured);
+    report.extend(fields(json!({
         "s_per_forward": rounded(measured.seconds, 4),
         "tflops": rounded((linear + attention) / measured.seconds / 1e12, 4),
     })));
     if bench.repeats.profile {
-        told.insert("profile".into(), predicted(&ready.pipeline, &input)?);
+        report.insert("profile".into(), predicted(&ready.pipeline, &input)?);
     }
-    Ok(told.into())
+    Ok(report.into())
 }
 
 /// The forecast for the measurement: GiB of each device as in `peak_gib`, and what is kept.
-fn told_forecast(forecast: &Forecast) -> Map<String, Value> {
+fn forecast_fields(forecast: &Forecast) -> Map<String, Value> {
     let gib = |bytes: u64| rounded(bytes as f64 / f64::from(1 << 30), 2);
     let mut devices: Vec<(&str, u64)> = Vec::new();
     for stage in &forecast.stages {

@@ -35,13 +35,13 @@ pub fn load(source: LoadSource, base: Base, devices: &DevicesConfig, repeats: Re
     match source {
         LoadSource::Preset(name, scratch) => {
             let made = Made::new(&dit_preset(name)?, scratch)?;
-            told(name, made.folder(), base, devices, repeats)
+            report(name, made.folder(), base, devices, repeats)
         }
-        LoadSource::Checkpoint(path) => told(&path.display().to_string(), path, base, devices, repeats),
+        LoadSource::Checkpoint(path) => report(&path.display().to_string(), path, base, devices, repeats),
     }
 }
 
-fn told(name: &str, path: &Path, base: Base, devices: &DevicesConfig, repeats: Repeats) -> Result<Value> {
+fn report(name: &str, path: &Path, base: Base, devices: &DevicesConfig, repeats: Repeats) -> Result<Value> {
     let is_dit = |at: &PathBuf| Checkpoint::open(at).is_ok_and(|own| own.contains("patch_embedding.weight"));
     let loaded = match locate(path, Part::Dit).ok().filter(is_dit) {
         Some(dit) => load_dit(&dit, base, devices, repeats)?,

@@ -79,17 +79,17 @@ pub fn vae(bench: &VaeBench) -> Result<Value> {
         Generation::Wan21 => "vae2.1",
         Generation::Wan22 => "vae2.2",
     };
-    let mut told = json!({
+    let mut report = json!({
         "what": what, "width": vae.sizes().decoder, "dtype": vae.dtype().as_str(), "device": device_name(device),
         "tiled": tiled, "frames": size.frames, "size": size.label(),
         "decode_s": rounded(decode.seconds, 4), "decode_peak_gib": decode.peak_gib.first(),
         "encode_s": rounded(encode.seconds, 4), "encode_peak_gib": encode.peak_gib.first(),
     });
     if repeats.profile {
-        told["decode_profile"] = watched(device, || Ok(vae.decode(&latents, tiling).map(drop)?))?;
-        told["encode_profile"] = watched(device, || Ok(vae.encode(&video, tiling).map(drop)?))?;
+        report["decode_profile"] = watched(device, || Ok(vae.decode(&latents, tiling).map(drop)?))?;
+        report["encode_profile"] = watched(device, || Ok(vae.encode(&video, tiling).map(drop)?))?;
     }
-    Ok(told)
+    Ok(report)
 }
 
 /// Tiles as they are used where none are named.

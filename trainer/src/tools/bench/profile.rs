@@ -19,7 +19,8 @@ pub(super) fn profiled(pipeline: &Pipeline, batches: &[MicroBatch], plans: &Plan
     let (_, watched) = pipeline.train_watched(batches, plans)?;
     pipeline.stages().iter().try_for_each(|stage| synchronize(&stage.device))?;
     let seconds = start.elapsed().as_secs_f64();
-    let stages = pipeline.stages().iter().zip(watched).map(|(stage, watched)| told(stage, watched, seconds));
+    let stages =
+        pipeline.stages().iter().zip(watched).map(|(stage, watched)| report(stage, watched, seconds));
     Ok(json!({ "s": rounded(seconds, 4), "stages": stages.collect::<Result<Vec<_>>>()? }))
 }
 
@@ -30,9 +31,9 @@ pub(super) fn predicted(pipeline: &Pipeline, input: &NetworkInput) -> Result<Val
     pipeline.stages().iter().try_for_each(|stage| synchronize(&stage.device))?;
     let seconds = start.elapsed().as_secs_f64();
     let of_stage = |(stage, operations): (&Stage, Recording)| {
-        let mut told = by_class(operations.times()?, seconds);
-        told["device"] = device_name(&stage.device).into();
-        Ok(told)
+        let mut report = by_class(operations.times()?, seconds);
+        report["device"] = device_name(&stage.device).into();
+        Ok(report)
     };
     let stages = pipeline.stages().iter().zip(watched).map(of_stage);
     Ok(json!({ "s": rounded(seconds, 4), "stages": stages.collect::<Result<Vec<_>>>()? }))
@@ -46,9 +47,9 @@ pub(super) fn watched(device: &Device, work: impl FnOnce() -> Result<()>) -> Res
     done?;
     synchronize(device)?;
     let seconds = start.elapsed().as_secs_f64();
-    let mut told = by_class(operations.times()?, seconds);
-    told["s"] = rounded(seconds, 4).into();
-    Ok(told)
+    let mut report = by_class(operations.times()?, seconds);
+    report["s"] = rounded(seconds, 4).into();
+    Ok(report)
 }
 
 /// Of `busy` seconds.
@@ -62,7 +63,7 @@ fn by_class(times: Times, busy: f64) -> Value {
 }
 
 /// What one stage did of the `seconds` that the step took.
-fn told(stage: &Stage, watched: Watched, seconds: f64) -> Result<Value> {
+fn report(stage: &Stage, watched: Watched, seconds: f64) -> Result<Value> {
     let (mut forward, mut backward) = (0.0, 0.0);
     for span in &watched.spans {
         let busy = span.end.seconds_since(&span.start)?;
@@ -72,11 +73,11 @@ fn told(stage: &Stage, watched: Watched, seconds: f64) -> Result<Value> {
         }
     }
     let busy = forward + backward;
-    let mut told = by_class(watched.operations.times()?, busy);
-    told["device"] = device_name(&stage.device).into();
-    told["bubble"] = rounded(1.0 - busy / seconds, 3).into();
+    let mut report = by_class(watched.operations.times()?, busy);
+    report["device"] = device_name(&stage.device).into();
+    report["bubble"] = rounded(1.0 - busy / seconds, 3).into();
     for (name, value) in [("busy_s", busy), ("forward_s", forward), ("backward_s", backward)] {
-        told[name] = rounded(value, 4).into();
+        report[name] = rounded(value, 4).into();
     }
-    Ok(told)
+    Ok(report)
 }

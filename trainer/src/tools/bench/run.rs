@@ -195,16 +195,16 @@ fn steps(folder: &RunFolder) -> Result<Vec<f64>> {
 
 /// The phases by name, in the order in which each was first done, with how often and how long in all.
 fn phases(ui: &Ui) -> Vec<Value> {
-    let mut told: Vec<(&str, usize, f64)> = Vec::new();
+    let mut report: Vec<(&str, usize, f64)> = Vec::new();
     for done in ui.phases() {
-        match told.iter_mut().find(|(label, ..)| *label == done.label) {
+        match report.iter_mut().find(|(label, ..)| *label == done.label) {
             Some((_, times, seconds)) => {
                 *times += 1;
                 *seconds += done.seconds;
             }
-            None => told.push((done.label, 1, done.seconds)),
+            None => report.push((done.label, 1, done.seconds)),
         }
     }
     let row = |(label, times, seconds)| json!({ "phase": label, "times": times, "s": rounded(seconds, 3) });
-    told.into_iter().map(row).collect()
+    report.into_iter().map(row).collect()
 }

@@ -42,9 +42,10 @@ pub(super) fn report(path: &Path, file: &Checkpoint) -> Report {
         (false, "") => "official".to_owned(),
         (false, prefix) => format!("single file with {prefix} before official names (ComfyUI)"),
     };
-    let told = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let expert = DitFiles::at(&told, None).ok().and_then(|files| files.told_expert());
-    let mut report = Report::new("Wan DiT").with("model", name(file, facts, &told)).with("layout", layout);
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let expert = DitFiles::at(&absolute, None).ok().and_then(|files| files.expert_by_name());
+    let mut report =
+        Report::new("Wan DiT").with("model", name(file, facts, &absolute)).with("layout", layout);
     if let Some(expert) = expert {
         report = report.with("expert", format!("for {expert} noise, by its name"));
     }

@@ -192,11 +192,11 @@ impl Report {
         }
         let scalings = file.scalings();
         if !scalings.is_empty() {
-            let told = |(grid, count): (&Option<Grid>, &usize)| match grid {
+            let describe = |(grid, count): (&Option<Grid>, &usize)| match grid {
                 Some(grid) => format!("{count} weights in fp8, {grid}"),
                 None => format!("{count} weights in fp8, without scales"),
             };
-            report = report.with("quantisation", scalings.iter().map(told).collect::<Vec<_>>());
+            report = report.with("quantisation", scalings.iter().map(describe).collect::<Vec<_>>());
         }
         report
             .with("tensors", file.names().count())

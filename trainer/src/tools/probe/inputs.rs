@@ -41,7 +41,7 @@ impl Inputs {
         Ok(self.0.tensor(name, whole_number.unwrap_or(DType::F32), &Device::Cpu)?.to_dtype(DType::F32)?)
     }
 
-    /// The rows of the tensor `name` of two axes in f64; `None` where it is not there.
+    /// The rows of the tensor `name` of two axes in f64; `None` if it is missing.
     ///
     /// # Errors
     /// As [`Inputs::float`].

@@ -20,7 +20,7 @@ use crate::sample::magcache::{CacheConfig, CacheValues, Halves, Table, skipped};
 use crate::sample::{Prompted, SampleConfig, Session};
 use crate::solver::{FreshNoise, Schedule, SolverKind};
 
-/// Settings of a loop. Keys that are not here are told of.
+/// Settings of a loop. Unknown keys are reported.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Settings {
     steps: Option<usize>,
@@ -40,7 +40,7 @@ pub struct Settings {
     #[serde(rename = "K")]
     most: Option<usize>,
     retention: Option<f64>,
-    /// Keys that mean nothing here.
+    /// Keys that are not used.
     #[serde(flatten)]
     pub unused: BTreeMap<String, Value>,
 }
@@ -49,7 +49,7 @@ impl Settings {
     /// Reads a JSON file, or the object `case` in it.
     ///
     /// # Errors
-    /// What is no JSON of settings.
+    /// If it is not JSON settings.
     pub fn read(path: &Path, case: Option<&str>) -> Result<Self> {
         let refuse = |why: String| Error::ProbeInput { path: path.to_owned(), why };
         let text = std::fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
@@ -79,7 +79,7 @@ impl Settings {
         })
     }
 
-    /// The steps that are skipped where there is a `table`.
+    /// The steps that are skipped, if there is a `table`.
     fn skipped(
         &self,
         table: Option<Vec<Vec<f64>>>,
@@ -100,7 +100,7 @@ impl Settings {
 }
 
 /// Goes from `noise` [c, t, h, w] to a latent with `context` and `context_null` [rows, width], through `networks`, one or the
-/// experts for high and low noise: `latents` [steps, c, t, h, w] behind each step, and the steps that were skipped.
+/// experts for high and low noise: `latents` [steps, c, t, h, w] after each step, and the steps that were skipped.
 ///
 /// # Errors
 /// Missing tensors, and settings that fit no network.
