@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use kernels::{DType, Device, attention};
-use models::adapter::Kind;
+use models::adapter::AdapterKind;
 use models::umt5::Umt5;
 use models::vae::{Tiling, Vae};
 use proofs::device;
@@ -22,7 +22,7 @@ const PEER: &str = include_str!("../../bench/torch_peer.py");
 const REPEATS: Repeats = Repeats { warmup: 0, iters: 1, profile: true };
 /// A step of two micro-batches.
 fn one(rank: usize) -> StepBench {
-    StepBench { kind: Kind::Lora, rank, batch: 1, accumulate: 2, networks: Networks::One }
+    StepBench { kind: AdapterKind::Lora, rank, batch: 1, accumulate: 2, networks: Networks::One }
 }
 
 const SIZE: ClipSize = ClipSize { width: 32, height: 32, frames: 5 };
