@@ -1,4 +1,4 @@
-//! MagCache on the command line: lists that are told ahead, tables that are measured, and refusals.
+//! MagCache on the command line: lists that are printed ahead, tables that are measured, and refusals.
 
 use std::fs;
 

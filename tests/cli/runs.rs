@@ -254,7 +254,7 @@ fn a_damaged_checkpoint_is_named_with_the_one_to_go_back_to() {
     assert!(resumed.stdout.contains("after step 2"), "{}", resumed.stdout);
     let again = fs::read(&newest).unwrap();
     let data = |bytes: &[u8]| bytes[bytes.len() - 1000..].to_vec();
-    assert_eq!(data(&again), data(&whole), "the step is not made again as it was");
+    assert_eq!(data(&again), data(&whole), "the repeated step differs from the first");
 }
 
 /// Partial files of a killed process are removed when its run is resumed, and nothing else is.

@@ -103,7 +103,7 @@ fn the_recipe_goes_before_the_preset() {
     let told: Vec<&str> = recipe.taken.iter().map(|taken| taken.key).collect();
     assert!(told.contains(&"train.caption_dropout") && recipe.train.caption_dropout == 0.0, "{told:?}");
     for written in ["train.timesteps.shift", "adapter.alpha", "optimizer.lr"] {
-        assert!(!told.contains(&written), "{written} is told and was not set");
+        assert!(!told.contains(&written), "{written} is reported and was not set");
     }
     let plain = read("").unwrap();
     assert_eq!((plain.taken.len(), &plain.train.timesteps), (0, &TimestepConfig::default()));

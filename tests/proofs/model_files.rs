@@ -135,7 +135,7 @@ fn single_files_make_a_model_together() {
     model.load_vae(&Device::Cpu).unwrap();
     assert!(!model.load_text_encoder(&Device::Cpu).unwrap().ids("a fox").unwrap().is_empty());
     let told = ModelConfig { base: Some(WeightFormat::Bf16), ..config.clone() };
-    assert_eq!(settle(&told).unwrap().precision.base, WeightFormat::F32, "what is told goes first");
+    assert_eq!(settle(&told).unwrap().precision.base, WeightFormat::F32, "the setting takes precedence");
     let error = settle(&ModelConfig { vae: None, ..config }).unwrap_err().to_string();
     assert!(error.contains("no vae") && error.contains("model.vae"), "{error}");
 }

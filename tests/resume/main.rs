@@ -283,7 +283,7 @@ fn caching_that_is_killed_goes_on_where_it_was() {
     let complete = entries(&project);
     assert_eq!(complete.len(), total);
     for (path, time) in &finished {
-        assert_eq!(complete[path], *time, "{} was finished and is made again", path.display());
+        assert_eq!(complete[path], *time, "{} was finished and was encoded again", path.display());
     }
     assert!(finish(start(&project, &["cache"])).success());
     assert_eq!(entries(&project), complete, "a complete cache is left alone");
@@ -297,5 +297,5 @@ fn caching_that_is_killed_goes_on_where_it_was() {
     assert!(finish(start(&project, &["cache"])).success());
     let after = entries(&project);
     let changed: Vec<&PathBuf> = after.keys().filter(|path| after[*path] != before[*path]).collect();
-    assert_eq!(changed, [damaged], "the damaged entry is made again, and nothing else");
+    assert_eq!(changed, [damaged], "only the damaged entry is encoded again");
 }
