@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 
 use kernels::{DType, Device, attention};
+use models::adapter::AdapterKind;
 use models::umt5::Umt5;
 use models::vae::{Tiling, Vae};
 use proofs::device;
 use serde_json::Value;
 use trainer::machine::devices::DevicesConfig;
+use trainer::machine::forecast::Networks;
 use trainer::machine::memory::MemoryConfig;
 use trainer::machine::precision::PrecisionRequest;
 use trainer::tools::bench::{
@@ -18,6 +20,11 @@ use trainer::tools::bench::{
 const PEER: &str = include_str!("../../bench/torch_peer.py");
 
 const REPEATS: Repeats = Repeats { warmup: 0, iters: 1, profile: true };
+/// A step of two micro-batches.
+fn one(rank: usize) -> StepBench {
+    StepBench { kind: AdapterKind::Lora, rank, batch: 1, accumulate: 2, networks: Networks::One }
+}
+
 const SIZE: ClipSize = ClipSize { width: 32, height: 32, frames: 5 };
 
 /// The field names in the peer's call `say(what="<what>", ...)` that does not report an error.
@@ -64,7 +71,7 @@ fn tiny<'a>(devices: &'a DevicesConfig) -> DitBench<'a> {
 #[test]
 fn the_bench_tells_what_the_peer_tells() {
     let devices = DevicesConfig::default();
-    let step = bench::step(&tiny(&devices), StepBench { rank: 2, accumulate: 2 }).unwrap();
+    let step = bench::step(&tiny(&devices), one(2)).unwrap();
     assert_told("train", &step);
     assert_eq!((&step["tokens"], &step["size"]), (&8.into(), &"32x32".into()));
     // Forecast and measurement are reported together, device by device.
@@ -93,7 +100,7 @@ fn the_bench_tells_what_the_peer_tells() {
 fn the_classes_of_a_profile_sum_to_the_time_of_a_stage() {
     let devices = DevicesConfig { stages: vec!["cpu".into()], ..Default::default() };
     let bench = DitBench { size: ClipSize { width: 128, height: 128, frames: 9 }, ..tiny(&devices) };
-    let step = bench::step(&bench, StepBench { rank: 4, accumulate: 2 }).unwrap();
+    let step = bench::step(&bench, one(4)).unwrap();
     let number = |value: &Value| value.as_f64().unwrap();
     let assert_whole = |told: &Value, busy: f64| {
         let of = |name: &str| number(&told[name]);

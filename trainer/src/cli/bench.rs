@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::builder::PossibleValuesParser;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
+use models::adapter::AdapterKind;
 use models::umt5::Umt5;
 use models::vae::Vae;
 
@@ -15,6 +16,7 @@ use crate::base::hub::HubError;
 use crate::base::{self, Part};
 use crate::bytes::Bytes;
 use crate::error::Error;
+use crate::machine::forecast::Networks;
 use crate::machine::memory::{KeepConfig, MemoryConfig, Offload};
 use crate::machine::precision::WeightFormat;
 use crate::sample::magcache::CacheConfig;
@@ -146,9 +148,31 @@ struct StepArguments {
     /// Rank of the adapter.
     #[arg(long, default_value_t = 32)]
     rank: usize,
+    /// Kind of the adapter: lora, dora, loha or lokr.
+    #[arg(long, default_value = "lora", value_parser = kind)]
+    kind: AdapterKind,
+    /// Clips of a micro-batch.
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
     /// Micro-batches of a step.
     #[arg(long, default_value_t = 1)]
     accumulate: usize,
+    /// Train two experts of the model, one in each step. Default: one network.
+    #[arg(long, value_enum)]
+    experts: Option<Experts>,
+}
+
+/// Where two experts are.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Experts {
+    /// Both on the devices.
+    SideBySide,
+    /// The one that has nothing to do waits in host memory.
+    InTurn,
+}
+
+fn kind(text: &str) -> Result<AdapterKind, String> {
+    serde_json::from_value(text.into()).map_err(|_| "known are lora, dora, loha, lokr".to_owned())
 }
 
 #[derive(Debug, Args)]
@@ -343,7 +367,17 @@ impl StepArguments {
     fn measure(&self) -> crate::Result<serde_json::Value> {
         let memory = self.memory.config();
         memory.check()?;
-        let step = StepBench { rank: self.rank, accumulate: self.accumulate.max(1) };
+        let step = StepBench {
+            kind: self.kind,
+            rank: self.rank,
+            batch: self.batch.max(1),
+            accumulate: self.accumulate.max(1),
+            networks: match self.experts {
+                None => Networks::One,
+                Some(Experts::SideBySide) => Networks::SideBySide,
+                Some(Experts::InTurn) => Networks::InTurn,
+            },
+        };
         bench::step(&self.network.bench(memory)?, step)
     }
 }

@@ -1,14 +1,21 @@
 //! Clips in flight: how busy the stages are while several clips are sampled.
 
 use kernels::Tensor;
+use models::adapter::AdapterKind;
+use models::dit::pass::FFN_TOKENS;
 use serde_json::{Value, json};
 
-use super::dit::{DitBench, fields};
+use super::dit::{DitBench, Ready, fields};
 use super::meter::Meter;
-use super::rounded;
+use super::{gib, rounded};
 use crate::error::Result;
-use crate::pipeline::{Blocks, Calls, NetworkInput, Pipeline, Returns, run_all};
+use crate::learning::optim::OptimizerConfig;
+use crate::machine::devices::Limits;
+use crate::machine::forecast::{Calls, ClipShape, Decoding, Forecaster, Networks, Task};
+use crate::machine::memory::Machine;
+use crate::pipeline::{self, Blocks, NetworkInput, Pipeline, Returns, run_all};
 use crate::sample::magcache::{CacheConfig, Halves, Table, skipped};
+use crate::solver::SolverKind;
 
 /// Halves of the guidance.
 const HALVES: usize = 2;
@@ -26,7 +33,7 @@ const STEPS: usize = 4;
 pub fn clips(bench: &DitBench, clips: usize) -> Result<Value> {
     let ready = bench.ready(None)?;
     let [first, _] = ready.pipeline.ends();
-    let input = bench.input(&ready.config, first)?;
+    let input = bench.input(&ready.config, 1, first)?;
     let meter = Meter::of(ready.devices.iter().map(|(device, _)| device));
     let predict = |count: usize| {
         let inputs = vec![input.clone(); count];
@@ -44,8 +51,42 @@ pub fn clips(bench: &DitBench, clips: usize) -> Result<Value> {
         "clips": clips, "s_per_forward": rounded(one, 4),
         "s_per_step": of_step(flowing.seconds), "busy": busy(flowing.seconds),
         "drained_s_per_step": of_step(drained.seconds), "drained_busy": busy(drained.seconds),
+        "forecast_gib": forecast(bench, &ready, clips)?,
     })));
     Ok(report.into())
+}
+
+/// What was forecast of `clips` clips in flight, GiB of each device as `peak_gib` has them.
+fn forecast(bench: &DitBench, ready: &Ready, clips: usize) -> Result<Vec<f64>> {
+    let [_, frames, height, width] = bench.latent_shape(&ready.config)?;
+    let latents = (frames, height, width);
+    let task = Task {
+        dit: (&ready.config).into(),
+        base: bench.precision.dit(),
+        targets: &[],
+        kind: AdapterKind::Lora,
+        factor: None,
+        rank: 1,
+        dropout: false,
+        batch: 1,
+        accumulate: 1,
+        latents,
+        networks: Networks::One,
+        decoding: Decoding::Beside,
+        rule: OptimizerConfig::default().rule(),
+    };
+    let devices = bench.devices.settle(ready.config.layers)?;
+    let machine = Machine::here(&devices, &Limits::default(), task.base, &ready.config, None);
+    let solver = SolverKind::Euler;
+    let shape = ClipShape { latents, halves: HALVES, solver, has_picture: false, is_cached: false };
+    let (forecaster, calls) = (Forecaster::new(&task), Calls::Clips(vec![shape; clips]));
+    let peak = |index: usize| -> Result<u64> {
+        let engine = machine.stages[index].engine;
+        let blocks = (&ready.devices[index].1, FFN_TOKENS);
+        Ok(forecaster.calls(engine, blocks, machine.place_of(index), &calls)?.peak)
+    };
+    let of = |(_, stages): (&str, Vec<usize>)| Ok(gib(stages.into_iter().map(peak).sum::<Result<u64>>()?));
+    machine.devices().into_iter().map(of).collect()
 }
 
 /// `steps` solver steps of `clips` clips with guidance, without the solver, all computed and with those skipped that the rule
@@ -62,7 +103,7 @@ pub fn skipping(bench: &DitBench, [clips, steps]: [usize; 2], cache: &CacheConfi
     let skips = skipped(&rule, &table, 0, [Halves::Both; 2]);
     let ready = bench.ready(None)?;
     let [first, _] = ready.pipeline.ends();
-    let input = bench.input(&ready.config, first)?;
+    let input = bench.input(&ready.config, 1, first)?;
     let meter = Meter::of(ready.devices.iter().map(|(device, _)| device));
     let exact =
         meter.measure(bench.repeats, || in_flight(&ready.pipeline, &input, [clips, steps], &run_all))?;
@@ -92,7 +133,7 @@ const FALLS_TO: f64 = 0.995;
 
 /// The calls of a session: each step of a clip waits for the clip's own step before.
 fn in_flight(
-    pipeline: &Pipeline,
+    network: &Pipeline,
     input: &NetworkInput,
     [clips, steps]: [usize; 2],
     blocks: &(dyn Fn(usize) -> Blocks + Sync),
@@ -108,6 +149,6 @@ fn in_flight(
         let is_last = m >= of_round * (steps - 1);
         Ok((m % HALVES == HALVES - 1 && !is_last).then_some(velocity))
     };
-    let calls = Calls { count: of_round * steps, input: make, output: take, blocks };
-    pipeline.call(calls).map(drop)
+    let calls = pipeline::Calls { count: of_round * steps, input: make, output: take, blocks };
+    network.call(calls).map(drop)
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use kernels::Device;
 use kernels::device::{Memory, memory, reset_peak, synchronize};
 
-use super::{Repeats, rounded};
+use super::{Repeats, gib, rounded};
 use crate::error::Result;
 
 /// What a measurement found.
@@ -89,10 +89,6 @@ impl<'a> Meter<'a> {
         }
         Ok((held, reserved))
     }
-}
-
-fn gib(bytes: u64) -> f64 {
-    rounded(bytes as f64 / f64::from(1 << 30), 2)
 }
 
 /// Forgets the process's peak so far, where the system can.

@@ -12,16 +12,18 @@ mod model;
 mod parts;
 mod profile;
 mod run;
+mod step;
 
 use kernels::random::Key;
 use kernels::{DType, Device, Tensor};
 
 pub use clips::{clips, skipping};
-pub use dit::{DitBench, StepBench, forward, step};
+pub use dit::{DitBench, forward};
 pub use load::{LoadSource, load};
 pub use model::{DitSource, dit_preset, dit_presets, umt5_preset, vae_preset};
 pub use parts::{AttentionBench, VaeBench, attention, text, usual_tiles, vae};
 pub use run::{RunBench, run_presets, whole};
+pub use step::{StepBench, step};
 
 use crate::error::Result;
 
@@ -66,6 +68,11 @@ fn device_name(device: &Device) -> String {
         kernels::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
         kernels::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
     }
+}
+
+/// Bytes in GiB, as rows tell them.
+fn gib(bytes: u64) -> f64 {
+    rounded(bytes as f64 / f64::from(1 << 30), 2)
 }
 
 fn rounded(value: f64, digits: i32) -> f64 {

@@ -1,15 +1,16 @@
 //! Attention alone, the VAE, and the text encoder.
 
 use kernels::attention as kernel;
-use kernels::{DType, Device};
+use kernels::{DType, Device, Tensor};
 use models::umt5::Umt5;
 use models::vae::{Generation, Tiles, Tiling, Vae, latent_frames};
 use serde_json::{Value, json};
 
 use super::meter::Meter;
 use super::profile::watched;
-use super::{ClipSize, Repeats, device_name, random, rounded};
+use super::{ClipSize, Repeats, device_name, gib, random, rounded};
 use crate::error::Result;
+use crate::machine::forecast::{Engine, ShadowDevice};
 use crate::machine::precision::in_words;
 
 /// A measurement of self-attention.
@@ -84,12 +85,34 @@ pub fn vae(bench: &VaeBench) -> Result<Value> {
         "tiled": tiled, "frames": size.frames, "size": size.label(),
         "decode_s": rounded(decode.seconds, 4), "decode_peak_gib": decode.peak_gib.first(),
         "encode_s": rounded(encode.seconds, 4), "encode_peak_gib": encode.peak_gib.first(),
+        "decode_forecast_gib": forecast(device, &video, |shadow| {
+            let latents = Tensor::zeros(&latent[..], DType::F32, shadow)?;
+            Vae::seeded(*vae.sizes(), 0, vae.dtype(), shadow)?.decode(&latents, tiling)
+        })?,
+        "encode_forecast_gib": forecast(device, &latents, |shadow| {
+            let video = Tensor::zeros(video.shape(), DType::F32, shadow)?;
+            Vae::seeded(*vae.sizes(), 0, vae.dtype(), shadow)?.encode(&video, tiling)
+        })?,
     });
     if repeats.profile {
         report["decode_profile"] = watched(device, || Ok(vae.decode(&latents, tiling).map(drop)?))?;
         report["encode_profile"] = watched(device, || Ok(vae.encode(&video, tiling).map(drop)?))?;
     }
     Ok(report)
+}
+
+/// GiB that `work` is forecast to hold on `device`, where `held` is there besides.
+fn forecast(
+    device: &Device,
+    held: &Tensor,
+    work: impl FnOnce(&Device) -> models::Result<Tensor>,
+) -> Result<f64> {
+    // None of these heads is for cuDNN.
+    let engine = if device.is_cpu() { Engine::Cpu } else { Engine::Chunked };
+    let bytes = held.elem_count() * held.dtype().size_in_bytes();
+    let shadow = ShadowDevice::new(engine).holding(bytes as u64);
+    drop(work(shadow.device())?);
+    Ok(gib(shadow.memory().peak))
 }
 
 /// Tiles as they are used where none are named.
@@ -109,5 +132,8 @@ pub fn text(name: &str, umt5: &Umt5, tokens: usize, repeats: Repeats) -> Result<
     Ok(json!({
         "what": name, "weights": in_words(umt5.frozen()), "device": device_name(device), "tokens": tokens,
         "s": rounded(measured.seconds, 4), "peak_gib": measured.peak_gib.first(),
+        "forecast_gib": forecast(device, &Tensor::zeros(0, DType::F32, device)?, |shadow| {
+            Umt5::seeded(*umt5.sizes(), 0, umt5.frozen(), shadow)?.encode(&ids)
+        })?,
     }))
 }
