@@ -201,7 +201,7 @@ impl fmt::Display for Forecast {
                 "  clips go through the other expert too: while they are made, the trained one's matrices wait in host memory"
             )?,
             Networks::SideBySide => {
-                writeln!(f, "  both experts are on the devices: the weights are those of two")?
+                writeln!(f, "  both experts are on the devices side by side: the weights are those of two")?
             }
             Networks::InTurn => writeln!(
                 f,
