@@ -2,16 +2,15 @@
 
 use std::path::Path;
 
-use models::adapter::{AdapterKind, ApplyMode, apply};
+use models::adapter::{ApplyMode, apply};
 use models::dit::pass::FFN_TOKENS;
 use models::vae::Tiling;
 
 use super::Job;
 use crate::encode::LatentStore;
 use crate::error::Result;
-use crate::learning::optim::OptimizerConfig;
 use crate::machine::devices::Limits;
-use crate::machine::forecast::{Decoding, Networks, Task};
+use crate::machine::forecast::Task;
 use crate::machine::memory::{Machine, Phase, Shapes};
 use crate::plan::{BehindSampling, Rest, Split, Wording, checked};
 use crate::residents::FromFiles;
@@ -24,21 +23,7 @@ use crate::residents::FromFiles;
 pub(super) fn check(job: &Job, (is_cached, tiling): (bool, Tiling), folder: Option<&Path>) -> Result<()> {
     let Job { basis, model, devices, requests, networks, .. } = job;
     let encoded = LatentStore::open(folder.unwrap_or(&basis.cache), model)?;
-    let task = Task {
-        dit: (&basis.dit).into(),
-        base: model.precision.dit(),
-        targets: &[],
-        kind: AdapterKind::Lora,
-        factor: None,
-        rank: 1,
-        dropout: false,
-        batch: 1,
-        accumulate: 1,
-        latents: (1, 2, 2),
-        networks: Networks::One,
-        decoding: Decoding::Beside,
-        rule: OptimizerConfig::default().rule(),
-    };
+    let task = Task::without_training(&basis.dit, model.precision.dit(), (1, 2, 2));
     let adapters =
         |network: &FromFiles| Ok(apply(&network.adapters, &basis.dit, ApplyMode::Unmerged)?.adapters);
     let rest = Rest {

@@ -7,7 +7,7 @@ use models::adapter::{AdapterKind, Target};
 use models::dit::{Architecture, Base, DitConfig};
 use serde::{Deserialize, Serialize};
 
-use crate::learning::optim::Rule;
+use crate::learning::optim::{OptimizerConfig, Rule};
 
 /// A training step whose memory is asked for.
 #[derive(Debug, Clone)]
@@ -100,6 +100,31 @@ impl Engine {
     /// Whether operations are single kernels.
     pub fn is_gpu(self) -> bool {
         self != Self::Cpu
+    }
+}
+
+impl<'a> Task<'a> {
+    /// Calls of the network alone, on latents of (frames, height, width): nothing is trained.
+    pub fn without_training(
+        dit: impl Into<Arc<dyn Architecture>>,
+        base: Base,
+        latents: (usize, usize, usize),
+    ) -> Task<'a> {
+        Task {
+            dit: dit.into(),
+            base,
+            targets: &[],
+            kind: AdapterKind::Lora,
+            factor: None,
+            rank: 1,
+            dropout: false,
+            batch: 1,
+            accumulate: 1,
+            latents,
+            networks: Networks::One,
+            decoding: Decoding::Beside,
+            rule: OptimizerConfig::default().rule(),
+        }
     }
 }
 

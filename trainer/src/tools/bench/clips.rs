@@ -1,7 +1,6 @@
 //! Clips in flight: how busy the stages are while several clips are sampled.
 
 use kernels::Tensor;
-use models::adapter::AdapterKind;
 use models::dit::pass::FFN_TOKENS;
 use serde_json::{Value, json};
 
@@ -9,9 +8,8 @@ use super::dit::{DitBench, Ready, fields};
 use super::meter::Meter;
 use super::{gib, rounded};
 use crate::error::Result;
-use crate::learning::optim::OptimizerConfig;
 use crate::machine::devices::Limits;
-use crate::machine::forecast::{Calls, ClipShape, Decoding, Forecaster, Networks, Task};
+use crate::machine::forecast::{Calls, ClipShape, Forecaster, Task};
 use crate::machine::memory::Machine;
 use crate::pipeline::{self, Blocks, NetworkInput, Pipeline, Returns, run_all};
 use crate::sample::magcache::{CacheConfig, Halves, Table, skipped};
@@ -60,21 +58,7 @@ pub fn clips(bench: &DitBench, clips: usize) -> Result<Value> {
 fn forecast(bench: &DitBench, ready: &Ready, clips: usize) -> Result<Vec<f64>> {
     let [_, frames, height, width] = bench.latent_shape(&ready.config)?;
     let latents = (frames, height, width);
-    let task = Task {
-        dit: (&ready.config).into(),
-        base: bench.precision.dit(),
-        targets: &[],
-        kind: AdapterKind::Lora,
-        factor: None,
-        rank: 1,
-        dropout: false,
-        batch: 1,
-        accumulate: 1,
-        latents,
-        networks: Networks::One,
-        decoding: Decoding::Beside,
-        rule: OptimizerConfig::default().rule(),
-    };
+    let task = Task::without_training(&ready.config, bench.precision.dit(), latents);
     let devices = bench.devices.settle(ready.config.layers)?;
     let machine = Machine::here(&devices, &Limits::default(), task.base, &ready.config, None);
     let solver = SolverKind::Euler;
