@@ -299,6 +299,9 @@ struct RunArguments {
     /// Solver steps of the clips before and after training.
     #[arg(long, default_value_t = 4)]
     solver_steps: usize,
+    /// Let the clips after training skip steps by MagCache, such as E012K2R20; those before measure its table.
+    #[arg(long, value_name = "PRESET")]
+    cache_preset: Option<CacheConfig>,
 }
 
 /// What a training step keeps.
@@ -418,6 +421,7 @@ impl RunArguments {
             accumulate: self.accumulate.max(1),
             rank: self.rank,
             solver_steps: self.solver_steps,
+            cache: self.cache_preset.as_ref(),
         };
         // JSON rows in every format: they are the figures.
         Ok(bench::whole(&run, &interrupt, &Ui::new(Voice::Json).with_phases())?)

@@ -2,14 +2,14 @@
 
 use std::ops::ControlFlow;
 
-use kernels::{DType, Tensor};
+use kernels::Tensor;
 use models::expert::Expert;
 
 use super::Prompted;
 use crate::error::{Error, Result};
 use crate::learning::NoiseRange;
 use crate::pipeline::{Blocks, Calls, Change, Pipeline, Returns};
-use crate::solver::{FreshNoise, Schedule, Solver};
+use crate::solver::{FreshNoise, Schedule, Solver, guided};
 
 /// Clips on their way from noise to latents. Each clip is a lane for each half of the guidance; the lanes are what keeps
 /// every stage busy. A clip waits for its own last step alone, never for another clip.
@@ -311,16 +311,5 @@ fn guidance(clip: &Prompted, range: NoiseRange) -> f64 {
     match range {
         NoiseRange::Of { expert: Expert::High, .. } => clip.request.guidance_high,
         _ => clip.request.guidance,
-    }
-}
-
-/// uncond + guidance (cond - uncond), f32; `parts` is cond alone, or cond and uncond.
-fn guided(parts: &[Tensor], guidance: f64) -> Result<Tensor> {
-    match parts {
-        [cond, uncond] => {
-            let (cond, uncond) = (cond.to_dtype(DType::F32)?, uncond.to_dtype(DType::F32)?);
-            Ok((&uncond + ((cond - &uncond)? * guidance)?)?)
-        }
-        _ => Ok(parts[0].to_dtype(DType::F32)?),
     }
 }

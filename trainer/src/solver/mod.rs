@@ -163,6 +163,21 @@ impl Solver {
     }
 }
 
+/// Classifier-free guidance: uncond + guidance (cond - uncond), f32; `parts` are the velocities with the prompt and, unless the
+/// guidance is 1, with the negative prompt.
+///
+/// # Errors
+/// Tensors of different shapes.
+pub fn guided(parts: &[Tensor], guidance: f64) -> Result<Tensor> {
+    match parts {
+        [cond, uncond] => {
+            let (cond, uncond) = (cond.to_dtype(DType::F32)?, uncond.to_dtype(DType::F32)?);
+            Ok((&uncond + ((cond - &uncond)? * guidance)?)?)
+        }
+        _ => Ok(parts[0].to_dtype(DType::F32)?),
+    }
+}
+
 /// lambda = ln(1 - sigma) - ln(sigma), half the log signal-to-noise ratio: -inf at sigma 1, +inf at sigma 0.
 fn lambda(sigma: f32) -> f64 {
     let sigma = f64::from(sigma);

@@ -5,7 +5,7 @@ use models::dit::{Conditioning, NetworkInput, Pictures, Raw};
 
 use crate::error::Result;
 use crate::pipeline::MicroBatch;
-use crate::solver::{Convention, FreshNoise, Schedule, Solver, SolverKind};
+use crate::solver::{Convention, FreshNoise, Schedule, Solver, SolverKind, guided};
 
 /// Solver steps of a clip before the calls that are played: by then its history is as long as it gets.
 const STEPS_BEFORE: usize = 3;
@@ -177,7 +177,7 @@ impl<'a> Sink<'a> {
             Self::Solved { clips, halves, of_first } => {
                 halves.push(velocity);
                 if let (Some(clip), true) = (clips.first_mut(), halves.len() == *of_first) {
-                    clip.step(&guided(&std::mem::take(halves))?)?;
+                    clip.step(&guided(&std::mem::take(halves), GUIDANCE)?)?;
                 }
             }
         }
@@ -196,17 +196,6 @@ impl ClipState {
         };
         self.made += 1;
         Ok(())
-    }
-}
-
-/// uncond + guidance (cond - uncond) of both halves, or cond alone.
-fn guided(halves: &[Tensor]) -> Result<Tensor> {
-    match halves {
-        [cond, uncond] => {
-            let (cond, uncond) = (cond.to_dtype(DType::F32)?, uncond.to_dtype(DType::F32)?);
-            Ok((&uncond + ((cond - &uncond)? * GUIDANCE)?)?)
-        }
-        _ => Ok(halves[0].to_dtype(DType::F32)?),
     }
 }
 

@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::machine::devices::DevicesConfig;
 use crate::machine::precision::WeightFormat;
 use crate::plan::Plan;
+use crate::sample::magcache::CacheConfig;
 use crate::train::{self, Ending, RunFolder};
 use crate::watch::interrupt::Interrupt;
 use crate::watch::ui::Ui;
@@ -52,6 +53,8 @@ pub struct RunBench<'a> {
     pub rank: usize,
     /// Solver steps of the clips before and after training.
     pub solver_steps: usize,
+    /// MagCache's rule for the clips after training; those before measure its table.
+    pub cache: Option<&'a CacheConfig>,
 }
 
 /// Frames a second of the clips that are made, which is also the model's own where that is lower.
@@ -140,6 +143,9 @@ fn recipe(bench: &RunBench) -> Result<String> {
         "checkpoint": { "every_steps": (steps / 2).max(1), "every_minutes": 0 },
         "sample": { "prompts": ["a bench on a hill"], "steps": bench.solver_steps },
     });
+    if let Some(cache) = bench.cache {
+        recipe["sample"]["cache"] = json!(cache);
+    }
     if let Some(base) = bench.base {
         recipe["model"]["base"] = base.name().into();
     }
