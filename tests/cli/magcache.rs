@@ -27,7 +27,7 @@ fn a_published_list_is_told_without_a_model() {
     assert!(unguided["uncond"].as_array().unwrap().is_empty(), "{unguided}");
     let people = desk.succeed(&["sample", "--plan", "--assume", "t2v-a14b", "--cache-preset", "E004K2R20"]);
     for words in ["22 of 40 steps", "5, 6, 8, 9", "published table of Wan 2.2 T2V-A14B"] {
-        assert!(people.stderr.contains(words), "{}", people.stderr);
+        assert!(people.stdout.contains(words), "{}", people.stdout);
     }
     desk.refuse(
         &["sample", "--plan", "--assume", "t2v-a14b", "--cache-preset", "fast"],

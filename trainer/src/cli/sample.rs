@@ -27,7 +27,7 @@ use crate::machine::devices::DevicesConfig;
 use crate::machine::forecast::{Decoding, Networks};
 use crate::recipe::Assignment;
 use crate::residents::{FromFiles, Residency, Residents, Setup, WhenIdle};
-use crate::sample::magcache::{self, Skips};
+use crate::sample::magcache::Skips;
 use crate::sample::{
     self, ClipFiles, ClipFormat, Course, Prompted, Stepped, clip_files, clip_name, estimate,
 };
@@ -35,7 +35,7 @@ use crate::solver::{Convention, SolverKind};
 use crate::watch::interrupt::{Interrupt, OnStop};
 use crate::watch::ui::Ui;
 use basis::{Basis, resettled};
-use skips::{SkipOptions, tell_skips};
+use skips::{SkipOptions, tell_plan};
 
 /// Make clips from prompts, many from one load of the model.
 #[derive(Debug, Args)]
@@ -200,12 +200,12 @@ impl Sample {
         let skips = self.skips(&job)?;
         let tiling = if self.tiled { Tiling::On(Tiles::default()) } else { Tiling::Off };
         memory::check(&job, (skips.is_some(), tiling), self.cache.as_deref())?;
-        tell_skips(skips.as_ref(), &job.requests, ui);
         if self.plan {
             self.tell_time(&job, skips.as_ref(), ui)?;
-            ui.tell("", &magcache::skips::json(&job.requests, skips.as_ref()));
+            tell_plan(skips.as_ref(), &job.requests, ui);
             return Ok(0);
         }
+        skips.iter().flat_map(|skips| skips.lines(&job.requests)).for_each(|line| ui.note(&line));
         if !self.is_worth_it(&job, skips.as_ref(), ui)? {
             ui.note("nothing was made");
             return Ok(0);

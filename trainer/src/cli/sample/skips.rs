@@ -109,8 +109,7 @@ impl Sample {
                 Some(Skips::planned(rule, (&table, source), &requests, boundary)?)
             }
         };
-        tell_skips(skips.as_ref(), &requests, ui);
-        ui.tell("", &magcache::skips::json(&requests, skips.as_ref()));
+        tell_plan(skips.as_ref(), &requests, ui);
         Ok(0)
     }
 }
@@ -118,7 +117,11 @@ impl Sample {
 /// Name of a table in the folder of a model or a run.
 pub const TABLE: &str = "magcache.json";
 
-/// Says which steps are skipped.
-pub(super) fn tell_skips(skips: Option<&Skips>, requests: &[ClipRequest], ui: &Ui) {
-    skips.iter().flat_map(|skips| skips.lines(requests)).for_each(|line| ui.note(&line));
+/// Prints which steps are skipped, as the result.
+pub(super) fn tell_plan(skips: Option<&Skips>, requests: &[ClipRequest], ui: &Ui) {
+    let text = match skips {
+        Some(skips) => skips.lines(requests).join("\n"),
+        None => "every step is computed".to_owned(),
+    };
+    ui.tell(&text, &magcache::skips::json(requests, skips));
 }
