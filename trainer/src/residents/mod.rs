@@ -27,7 +27,7 @@ use crate::learning::NoiseRange;
 use crate::machine::forecast::{Decoding, Networks};
 use crate::pipeline::{Pipeline, WeightParking};
 use crate::watch::ui::Ui;
-use network::{Network, Place};
+use network::{Network, NetworkState};
 use slot::Slot;
 
 pub use slot::WhenIdle;
@@ -147,8 +147,8 @@ impl Residents {
     /// Adds a network that is read when it is first used, and again after others needed its place.
     pub fn add(&mut self, network: FromFiles) {
         let FromFiles { range, files, adapters, for_clips } = network;
-        let (place, when_idle) = (Place::Files, WhenIdle::Drop);
-        self.networks.push(Network { range, files, place, adapters, for_clips, when_idle });
+        let (state, when_idle) = (NetworkState::Files, WhenIdle::Drop);
+        self.networks.push(Network { range, files, state, adapters, for_clips, when_idle });
     }
 
     /// Reads the network of `range` onto the devices with `adapters`, to be trained: it never loses them. `for_clips` are
@@ -170,8 +170,8 @@ impl Residents {
         self.make_room_for_network(None)?;
         let (config, weights) = files.open()?;
         let pipeline = self.read(&config, &weights, adapters)?;
-        let (place, adapters, when_idle) = (Place::OnDevices(pipeline), Vec::new(), WhenIdle::Park);
-        self.networks.push(Network { range, files, place, adapters, for_clips, when_idle });
+        let (state, adapters, when_idle) = (NetworkState::OnDevices(pipeline), Vec::new(), WhenIdle::Park);
+        self.networks.push(Network { range, files, state, adapters, for_clips, when_idle });
         self.network(range)
     }
 

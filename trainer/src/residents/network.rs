@@ -20,7 +20,7 @@ use crate::pipeline::{ParkedWeights, Pipeline, WeightParking};
 pub(super) struct Network {
     pub range: NoiseRange,
     pub files: DitFiles,
-    pub place: Place,
+    pub state: NetworkState,
     /// Adapters that are applied when it is read.
     pub adapters: Vec<Source>,
     /// Adapters that are applied for clips alone.
@@ -29,7 +29,7 @@ pub(super) struct Network {
 }
 
 #[derive(Debug, Default)]
-pub(super) enum Place {
+pub(super) enum NetworkState {
     #[default]
     Files,
     OnDevices(Pipeline),
@@ -39,11 +39,11 @@ pub(super) enum Place {
 
 impl Network {
     fn is_on_devices(&self) -> bool {
-        matches!(self.place, Place::OnDevices(_))
+        matches!(self.state, NetworkState::OnDevices(_))
     }
 
     fn is_parked(&self) -> bool {
-        matches!(self.place, Place::Parked(..))
+        matches!(self.state, NetworkState::Parked(..))
     }
 }
 
@@ -64,17 +64,17 @@ impl Residents {
             self.bring(index)?;
         }
         self.rest_encoders()?;
-        match &mut self.networks[index].place {
-            Place::OnDevices(pipeline) => Ok(pipeline),
-            Place::Files | Place::Parked(..) => Err(no_network(range).into()),
+        match &mut self.networks[index].state {
+            NetworkState::OnDevices(pipeline) => Ok(pipeline),
+            NetworkState::Files | NetworkState::Parked(..) => Err(no_network(range).into()),
         }
     }
 
     /// The network of `range` where it is loaded; without its matrices if it is parked.
     pub fn loaded(&self, range: NoiseRange) -> Option<&Pipeline> {
-        match &self.networks[self.index_of(range).ok()?].place {
-            Place::OnDevices(pipeline) | Place::Parked(pipeline, _) => Some(pipeline),
-            Place::Files => None,
+        match &self.networks[self.index_of(range).ok()?].state {
+            NetworkState::OnDevices(pipeline) | NetworkState::Parked(pipeline, _) => Some(pipeline),
+            NetworkState::Files => None,
         }
     }
 
@@ -140,15 +140,15 @@ impl Residents {
 
     /// Brings a network onto the devices that is not on them.
     fn bring(&mut self, index: usize) -> Result<()> {
-        let pipeline = match std::mem::take(&mut self.networks[index].place) {
-            Place::OnDevices(pipeline) => pipeline,
-            Place::Parked(mut pipeline, parked) => {
+        let pipeline = match std::mem::take(&mut self.networks[index].state) {
+            NetworkState::OnDevices(pipeline) => pipeline,
+            NetworkState::Parked(mut pipeline, parked) => {
                 if let Some(parking) = &self.parking {
                     parking.wake(&mut pipeline, parked)?;
                 }
                 pipeline
             }
-            Place::Files => {
+            NetworkState::Files => {
                 let Network { files, adapters, .. } = &self.networks[index];
                 let (config, weights) = files.open()?;
                 let (adapters, weights) =
@@ -156,7 +156,7 @@ impl Residents {
                 self.read(&config, &weights, &adapters)?
             }
         };
-        self.networks[index].place = Place::OnDevices(pipeline);
+        self.networks[index].state = NetworkState::OnDevices(pipeline);
         if !self.networks.iter().any(Network::is_parked) {
             self.parking = None;
         }
@@ -166,30 +166,30 @@ impl Residents {
     /// Takes a network off the devices, if it is on them.
     fn leave(&mut self, index: usize) -> Result<()> {
         let network = &mut self.networks[index];
-        network.place = match (std::mem::take(&mut network.place), network.when_idle) {
-            (Place::OnDevices(mut pipeline), WhenIdle::Park) => {
+        network.state = match (std::mem::take(&mut network.state), network.when_idle) {
+            (NetworkState::OnDevices(mut pipeline), WhenIdle::Park) => {
                 let parking = match self.parking.take() {
                     Some(parking) => parking,
                     None => WeightParking::new(&pipeline)?,
                 };
                 let parked = parking.rest(&mut pipeline)?;
                 self.parking = Some(parking);
-                Place::Parked(pipeline, parked)
+                NetworkState::Parked(pipeline, parked)
             }
-            (Place::OnDevices(_), WhenIdle::Drop) => Place::Files,
-            (place, _) => place,
+            (NetworkState::OnDevices(_), WhenIdle::Drop) => NetworkState::Files,
+            (state, _) => state,
         };
         Ok(())
     }
 
     /// Parks the network `leaving` while the network `coming` comes back, layer by layer.
     fn exchange(&mut self, leaving: usize, coming: usize) -> Result<()> {
-        let out = std::mem::take(&mut self.networks[leaving].place);
-        let back = std::mem::take(&mut self.networks[coming].place);
-        (self.networks[leaving].place, self.networks[coming].place) = match (out, back, &self.parking) {
-            (Place::OnDevices(mut out), Place::Parked(mut back, parked), Some(parking)) => {
+        let out = std::mem::take(&mut self.networks[leaving].state);
+        let back = std::mem::take(&mut self.networks[coming].state);
+        (self.networks[leaving].state, self.networks[coming].state) = match (out, back, &self.parking) {
+            (NetworkState::OnDevices(mut out), NetworkState::Parked(mut back, parked), Some(parking)) => {
                 let parked = parking.exchange(&mut out, &mut back, parked)?;
-                (Place::Parked(out, parked), Place::OnDevices(back))
+                (NetworkState::Parked(out, parked), NetworkState::OnDevices(back))
             }
             (out, back, _) => (out, back),
         };
