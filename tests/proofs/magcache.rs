@@ -268,3 +268,51 @@ fn a_step_that_is_skipped_runs_no_block_on_any_stage() {
         assert_eq!(runs.load(Ordering::Relaxed), 3 * (2 * 5 + 4), "{split:?}");
     }
 }
+
+/// A table is made of what was measured: of the exact run the reference statistics of every step, but for the change of experts,
+/// where two networks would be compared.
+#[test]
+fn a_measured_clip_gives_the_statistics_of_the_reference() {
+    const STATISTICS: f64 = 1e-4; // the fixture's
+    let cases: [(&str, &[&str]); 2] =
+        [("two_experts", &["high_noise_model", "low_noise_model"]), ("single", &["low_noise_model"])];
+    for (name, names) in cases {
+        let golden = fixture_tensors(&format!("magcache/{name}.safetensors"));
+        let text = |name: &str| Conditioning::new().with(Role::TEXT, golden[name].unsqueeze(0).unwrap());
+        let base = SampleConfig::default().request(
+            network(names[0], &[3]).config().defaults(Networks::Whole),
+            [48, 64],
+            5,
+            1,
+        );
+        let high = names.len() - 1;
+        let high_steps = (high == 1).then_some(9);
+        let clips = [Prompted {
+            request: ClipRequest { steps: 20, guidance: 4.0, guidance_high: 4.0, high_steps, ..base },
+            positive: text("context"),
+            negative: text("context_null"),
+            noise_bcthw: golden["noise"].unsqueeze(0).unwrap(),
+            shown: PictureInputs::default(),
+        }];
+        let mut session = Session::new(&clips).unwrap().measuring(0);
+        let ranges = match high {
+            0 => vec![NoiseRange::All],
+            _ => models::Expert::ALL.map(|expert| NoiseRange::Of { expert, boundary: 0.875 }).to_vec(),
+        };
+        for (name, range) in names.iter().zip(ranges) {
+            // Two stages: what all of them add together is measured on the last one.
+            let flow = session.run(&network(name, &[1, 2]), range, |_| ControlFlow::Continue(())).unwrap();
+            assert!(flow.is_continue());
+        }
+        let expected: Vec<Vec<Vec<f32>>> = on_host(&golden, "calibration").to_vec3().unwrap();
+        let changes = session.changes(0);
+        assert_eq!(changes.len(), 2 * (19 - high), "{name}: steps that were measured");
+        for (step, half, change) in changes {
+            let row = &expected[step - 1][*half as usize];
+            for (got, expected) in [change.ratio, change.deviation, change.turn].iter().zip(row) {
+                let error = (got - f64::from(*expected)).abs();
+                assert!(error < STATISTICS, "{name}, step {step}, {half:?}: {change:?}, not {row:?}");
+            }
+        }
+    }
+}

@@ -47,13 +47,8 @@ impl Calibrate {
         }
         let (request, boundary) = (job.requests[0].clone(), job.model.clip_boundary(&job.basis.dit));
         let adapters = job.networks.iter().flat_map(|network| &network.adapters);
-        let made = Made {
-            model: job.model.dits.of(models::Expert::High).weights.display().to_string(),
-            adapters: adapters.map(|adapter| adapter.name.clone()).collect(),
-            shift: request.shift,
-            guidance: [request.guidance, request.guidance_high],
-            solver: format!("{:?}", request.solver).to_lowercase(),
-        };
+        let adapters = adapters.map(|adapter| adapter.name.clone()).collect();
+        let made = Made::with(&job.model, adapters, &request);
         let Done { stepped, .. } =
             sample.steps(job, Course { measured: Some(0), ..Course::default() }, ui)?;
         let steps = request.schedule()?.steps();

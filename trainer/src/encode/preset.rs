@@ -111,7 +111,7 @@ impl Preset {
 
 /// What is to be known of a clip that is not what its model makes in all of its steps, of which `skipped` were skipped.
 pub fn label(request: &ClipRequest, skipped: usize) -> Option<String> {
-    let steps = request.timesteps.as_ref().map_or(request.steps, Vec::len);
+    let steps = request.steps;
     let distilled =
         request.preset.map(|_| format!("{steps} steps, distilled: motion is weaker than the model's own"));
     let cached = (skipped > 0).then(|| format!("MagCache: {} of {steps} steps computed", steps - skipped));

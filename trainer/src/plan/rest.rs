@@ -103,7 +103,8 @@ impl Rest {
             defaults: *dit.defaults(model.dits.networks()),
             bucket: shapes.there.first().or(shapes.possible.first()).map(|shape| shape.1),
             holds_out: held_out > 0,
-            clips: sample.clips.clone(),
+            // Full clips take more than those of a preset, and are never in flight with them.
+            clips: if sample.full_clips.is_empty() { &sample.clips } else { &sample.full_clips }.clone(),
             is_cached: sample.cache.is_some(),
             tiling: Tiling::Off,
             attached: attached(sample, experts, dit)?,

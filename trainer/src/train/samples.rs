@@ -79,13 +79,7 @@ impl Run<'_> {
     fn keep_table(&self, changes: &[(usize, Half, Change)]) -> Result<()> {
         let (path, request) = (self.folder.magcache(), &self.plan.sample.clips[0]); // it was measured
         let boundary = self.plan.model.clip_boundary(self.networks.residents().dit());
-        let made = Made {
-            model: self.plan.model.dits.of(models::Expert::High).weights.display().to_string(),
-            adapters: vec![self.plan.run.name.clone()],
-            shift: request.shift,
-            guidance: [request.guidance, request.guidance_high],
-            solver: format!("{:?}", request.solver).to_lowercase(),
-        };
+        let made = Made::with(&self.plan.model, vec![self.plan.run.name.clone()], request);
         let steps = request.schedule()?.steps();
         Table::measured(changes, steps, high_steps(request, boundary)?, made).write(&path)?;
         self.ui.say(&format!("MagCache: measured on the first clip for the next sets, {}", path.display()));

@@ -44,7 +44,7 @@ impl Skips {
     /// For people: a line for the rule and a line for each clip.
     pub fn lines(&self, requests: &[ClipRequest]) -> Vec<String> {
         let of = |(index, (skipped, request)): (usize, (&Vec<usize>, &ClipRequest))| {
-            let steps = request.timesteps.as_ref().map_or(request.steps, Vec::len);
+            let steps = request.steps;
             let list = skipped.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
             let left = steps - skipped.len();
             format!("  clip {index}: the blocks run in {left} of {steps} steps; skipped: {list}")

@@ -5,9 +5,12 @@ use std::path::Path;
 use models::published::Magnitudes;
 use serde::{Deserialize, Serialize};
 
+use crate::base::BaseModel;
+use crate::encode::prompt::ClipRequest;
 use crate::error::{Error, Result};
 use crate::pipeline::Change;
 use crate::sample::Half;
+use crate::solver::SolverKind;
 
 /// What a table was measured with, as far as it is known.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -22,8 +25,21 @@ pub struct Made {
     pub shift: f64,
     /// Guidance scale of the network, and of the expert for high noise.
     pub guidance: [f64; 2],
-    /// The solver, as recipes name it.
-    pub solver: String,
+    /// The solver.
+    pub solver: SolverKind,
+}
+
+impl Made {
+    /// With `model` and `adapters`, on the clip of `request`.
+    pub fn with(model: &BaseModel, adapters: Vec<String>, request: &ClipRequest) -> Self {
+        Self {
+            model: model.dits.of(models::Expert::High).weights.display().to_string(),
+            adapters,
+            shift: request.shift,
+            guidance: [request.guidance, request.guidance_high],
+            solver: request.solver,
+        }
+    }
 }
 
 /// The mean ratio of the residual's norm to that of the step before, for each solver step and half of the guidance.
