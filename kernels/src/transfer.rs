@@ -4,6 +4,7 @@
 //! done: candle alone would free it too early.
 
 mod counted;
+mod reading;
 pub(crate) mod route;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use crate::ledger::Label;
 use crate::profile::{self, Class};
 use crate::{Device, Tensor};
 
+pub use reading::Reading;
 pub use route::{HOST_GRAIN, Route};
 
 /// About how much is pinned at once: large enough to waste little, small enough to show progress.

@@ -100,6 +100,42 @@ fn a_run_is_planned_with_all_that_it_does() {
     told("4x8GiB", &text).assert_refused(&["text encoder does not fit", "model.text_base = \"fp8\""]);
 }
 
+/// Clips use two cards in the layout that is fastest and fits, and the plan says why; one that cannot be is refused.
+#[test]
+fn a_plan_chooses_how_clips_use_two_cards() {
+    let desk = Desk::new();
+    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes/t2v-14b.toml");
+    let recipe = recipe.to_str().unwrap();
+    let plan = |on: &str, settings: &[&'static str]| {
+        let mut words = vec!["--json", "plan", recipe, "--on", on];
+        settings.iter().for_each(|setting| words.extend(["--set", setting]));
+        run(&desk, &words)
+    };
+    let clips = |on: &str, settings: &[&'static str]| {
+        let told = plan(on, settings);
+        assert_eq!(told.code, Some(0), "{}", told.stderr);
+        let plan: Value = serde_json::from_str(&told.stdout).unwrap();
+        let layout = plan["memory"]["clips"].as_str().unwrap().to_owned();
+        (plan["plan"]["memory"].get("clip_groups").and_then(Value::as_u64), layout)
+    };
+    let (groups, layout) = clips("2x4090", &["model.base=fp8"]);
+    assert!(groups == Some(2) && layout.contains("cfg") && layout.contains("1.50 times as fast"), "{layout}");
+    let (groups, layout) = clips("2x4090", &[]);
+    assert!(groups.is_none() && layout.contains("pipeline") && layout.contains("has 23.41 GiB"), "{layout}");
+    let four = "sample.prompts=[\"a\",\"b\",\"c\",\"d\"]";
+    let (groups, layout) = clips("2x4090", &["model.base=fp8", four]);
+    assert!(groups.is_none() && layout.contains("as fast as any other layout for 4 clips"), "{layout}");
+    let (groups, layout) = clips("4x4090", &["model.base=fp8"]);
+    assert!(groups == Some(2) && layout.contains("2 groups of 2 devices"), "{layout}");
+    plan("2x4090", &["sample.layout=cfg"]).assert_refused(&[
+        "sample.layout",
+        "needs",
+        "23.41 GiB",
+        "pipeline",
+    ]);
+    plan("4090", &["model.base=fp8", "sample.layout=cfg"]).assert_refused(&["sample.layout", "there is one"]);
+}
+
 /// With clips the buckets are theirs; a model on disk by a wrong name, or none at all, is assumed where that is said.
 #[test]
 fn a_model_is_assumed_in_place_of_files() {

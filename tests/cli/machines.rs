@@ -163,6 +163,7 @@ fn cases() -> Vec<Case> {
         ),
         clips("two clips", &[]),
         clips("two clips on two stages", &["--stages", both]),
+        clips("a whole network on each of two", &["--stages", both, "--groups", "2"]),
         Case::part("VAE", &["vae", "--model", vae], &of_vae),
         Case::part("VAE in tiles", &["vae", "--model", vae, "--tiled"], &of_vae),
         Case::part("text encoder", &["text", "--model", text], &[["peak_gib", "forecast_gib"]]),
@@ -229,7 +230,7 @@ fn bench_tells_figures_under_common_names() {
         "{forward}"
     );
     let clips = bench(&[&["clips"][..], &size, &["--stages", "cpu,cpu", "--clips", "2"]].concat());
-    assert!(clips["s_per_step"].is_number() && clips["drained_busy"].is_number(), "{clips}");
+    assert!(clips["s_per_step"].is_number() && clips["busy"].is_number(), "{clips}");
     let vae = bench(&[&["vae"][..], &size].concat());
     assert!(vae["decode_s"].is_number() && vae["encode_s"].is_number(), "{vae}");
     let text = bench(&["text", "--random-weights", "--tokens", "8", "--iters", "1"]);

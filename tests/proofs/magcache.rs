@@ -233,6 +233,14 @@ impl Layer for Counted {
         self.inner.matrices_mut()
     }
 
+    fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        self.inner.tensors_mut()
+    }
+
+    fn share(&self) -> Box<dyn Layer> {
+        Box::new(Counted { inner: self.inner.share(), runs: self.runs.clone() })
+    }
+
     fn reload(&mut self, weights: &Weights, changed: &Weights, frozen: Frozen) -> models::Result<()> {
         self.inner.reload(weights, changed, frozen)
     }
@@ -263,7 +271,9 @@ fn a_step_that_is_skipped_runs_no_block_on_any_stage() {
         // Three layers; two halves of five computed steps of nine, and one half of four of five.
         let clips = [clip(9, 4.0), clip(5, 1.0)];
         let mut session = Session::new(&clips).unwrap().skipping(&[vec![2, 3, 5, 8], vec![1]]);
-        let flow = session.run(&pipeline, NoiseRange::All, |_| ControlFlow::Continue(())).unwrap();
+        let flow = session
+            .run(std::slice::from_ref(&pipeline), NoiseRange::All, |_| ControlFlow::Continue(()))
+            .unwrap();
         assert!(flow.is_continue());
         assert_eq!(runs.load(Ordering::Relaxed), 3 * (2 * 5 + 4), "{split:?}");
     }
@@ -301,7 +311,7 @@ fn a_measured_clip_gives_the_statistics_of_the_reference() {
         };
         for (name, range) in names.iter().zip(ranges) {
             // Two stages: what all of them add together is measured on the last one.
-            let flow = session.run(&network(name, &[1, 2]), range, |_| ControlFlow::Continue(())).unwrap();
+            let flow = session.run(&[network(name, &[1, 2])], range, |_| ControlFlow::Continue(())).unwrap();
             assert!(flow.is_continue());
         }
         let expected: Vec<Vec<Vec<f32>>> = on_host(&golden, "calibration").to_vec3().unwrap();

@@ -131,7 +131,8 @@ fn follow(
         let pipeline = pipeline(files);
         for _ in 0..session.steps_of(*share) {
             // One step, then a look.
-            let _stopped = session.run(&pipeline, *share, |_| ControlFlow::Break(())).unwrap();
+            let _stopped =
+                session.run(std::slice::from_ref(&pipeline), *share, |_| ControlFlow::Break(())).unwrap();
             let step = golden.get(session.made()[0] - 1).unwrap();
             let rest = |x: &Tensor| x.narrow(2, from_frame, x.dim(2).unwrap() - from_frame).unwrap();
             assert_close("latents of a step", &rest(&session.latents()[0]), &rest(&step), RUN);

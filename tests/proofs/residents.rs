@@ -1,6 +1,8 @@
 //! The owner of a process's models: what does not fit together is never on the devices together, and no number changes
 //! when a model leaves its device and comes back.
 
+use std::num::NonZeroUsize;
+
 use kernels::ledger::Ledger;
 use kernels::{DType, Device, Tensor};
 use models::Movable;
@@ -84,7 +86,7 @@ fn two_experts() -> BaseModel {
 fn trained(model: &BaseModel, networks: Networks, decoding: Decoding) -> (Residents, [NoiseRange; 2]) {
     let dit = model.dits.of(Expert::High).open().unwrap().0;
     let ranges = Expert::ALL.map(|expert| model.noise_range_of(Some(expert), &dit));
-    let residency = Residency { networks, decoding, vae: WhenIdle::Park };
+    let residency = Residency { networks, decoding, vae: WhenIdle::Park, clip_groups: NonZeroUsize::MIN };
     let split = vec![(device(), 0..1), (device(), 1..dit.layers)];
     let ui = Ui::new(Voice::Json);
     let mut residents = Residents::new((model, &dit), split, residency, Setup::default(), &ui);

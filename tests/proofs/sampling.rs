@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use kernels::{DType, Tensor};
-use models::dit::{Conditioning, Raw, Role};
+use kernels::ledger::Ledger;
+use kernels::{DType, Device, Tensor};
+use models::dit::{Base, Conditioning, Raw, Role};
 use models::expert::Networks;
 use models::vae::{Tiling, Vae};
 use proofs::small::{adapters, config, pipeline, weights};
@@ -62,7 +63,7 @@ fn generate(
     mut progress: impl FnMut() -> ControlFlow<()> + Send,
 ) -> Result<Option<Vec<Tensor>>, Error> {
     let mut session = Session::new(clips)?;
-    let flow = session.run(pipeline, NoiseRange::All, |_| progress())?;
+    let flow = session.run(std::slice::from_ref(pipeline), NoiseRange::All, |_| progress())?;
     Ok(flow.is_continue().then(|| session.latents()))
 }
 
@@ -78,6 +79,46 @@ fn stages_sample_as_one_bit_for_bit() {
     for split in [&[1, 2][..], &[2, 1], &[1, 1, 1]] {
         for (i, (got, expected)) in latents(&stages(split), &clips()).iter().zip(&whole).enumerate() {
             assert_same_bits(&format!("clip {i} of {split:?}"), got, expected);
+        }
+    }
+}
+
+/// The whole network on each of several devices, or groups of two: halves of the guidance, and clips without guidance, are dealt
+/// to them, with steps that are skipped and without.
+#[test]
+fn groups_of_devices_sample_as_one_pipeline_bit_for_bit() {
+    let dit = config(4, 24);
+    let (own, fresh) = (weights(&dit), adapters(&dit, 3, 0.5));
+    let apart = |split: &[usize]| {
+        let mut first = 0;
+        let part = |count: &usize| {
+            first += count;
+            (Device::counted_cpu(Ledger::new(1)), first - count..first)
+        };
+        let split: Vec<_> = split.iter().map(part).collect();
+        Pipeline::load(&own, &dit, &split, &fresh, Base::F32).unwrap()
+    };
+    let clips = [clip(0, 5.0), clip(1, 1.0), clip(2, 3.0)];
+    for skips in [vec![], vec![vec![2], vec![1, 3], vec![2, 3]]] {
+        let made = |groups: &[Pipeline]| {
+            let mut session = Session::new(&clips).unwrap().skipping(&skips);
+            let flow = session.run(groups, NoiseRange::All, |_| ControlFlow::Continue(())).unwrap();
+            assert!(flow.is_continue());
+            session
+                .latents()
+                .iter()
+                .map(|latents| latents.to_device(&Device::Cpu).unwrap())
+                .collect::<Vec<_>>()
+        };
+        for (split, groups) in [(&[1, 3][..], 2), (&[1, 1, 2], 3), (&[1, 1, 1, 1], 2), (&[2, 1, 1], 1)] {
+            // Each stage adds a residual of its own where a step is skipped.
+            let of_group: Vec<usize> = split.chunks(groups).map(|held| held.iter().sum()).collect();
+            let whole = made(&[apart(&of_group)]);
+            let groups = apart(split).grouped(groups).unwrap();
+            for (i, (got, expected)) in made(&groups).iter().zip(&whole).enumerate() {
+                let what = format!("clip {i} of {split:?} in {} groups, {} skips", groups.len(), skips.len());
+                assert_same_bits(&what, got, expected);
+            }
         }
     }
 }

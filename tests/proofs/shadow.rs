@@ -23,8 +23,8 @@ use trainer::encode::prompt::ClipRequest;
 use trainer::learning::NoiseRange;
 use trainer::learning::optim::{Optimizer, OptimizerConfig, Step, checked_norm};
 use trainer::machine::forecast::{
-    Calls, ClipShape, Decoding, Engine, Forecaster, Neighbours, Networks, Rehearsal, Scene, StagePlan, Task,
-    Way,
+    Calls, ClipShape, Decoding, Engine, Forecaster, Held, Neighbours, Networks, Rehearsal, Scene, StagePlan,
+    Task, Way,
 };
 use trainer::pipeline::{Pipeline, StepOutcome};
 use trainer::sample::{Prompted, Session};
@@ -272,11 +272,45 @@ fn a_shadow_of_calls_takes_what_the_calls_take() {
                 assert!(real.peak > real.left && real.left > 0, "{what}: nothing was counted, {real:?}");
                 assert_eq!(shadow, real, "{what}");
                 let at = neighbours(index, count);
-                let forecast = Forecaster::new(&task).calls(Engine::Cpu, (&blocks, 5), at, &calls).unwrap();
+                let held = Held { ranges: vec![blocks.clone()], own: 0, at };
+                let forecast = Forecaster::new(&task).calls(Engine::Cpu, (&held, 5), at, &calls).unwrap();
                 assert_eq!(forecast.peak, real.peak, "{what}, as forecast");
             }
         }
     }
+}
+
+/// A clip of so many latent frames and such a guidance, whose noise is on `device`.
+fn prompted(
+    dit: &DitConfig,
+    device: &Device,
+    (frames, guidance): (usize, f64),
+    solver: SolverKind,
+) -> Prompted {
+    let noise = Tensor::zeros((1, 16, frames, 4, 6), DType::F32, device).unwrap();
+    let states = || Tensor::zeros((1, dit.text_len, dit.text_dim), DType::F32, &Device::Cpu).unwrap();
+    let cond = || Conditioning::new().with(Role::TEXT, states());
+    let request = ClipRequest {
+        prompt: String::new(),
+        negative: String::new(),
+        width: 48,
+        height: 32,
+        frames: 4 * frames as u32 - 3,
+        steps: 6,
+        guidance,
+        guidance_high: guidance,
+        shift: 5.0,
+        seed: 0,
+        solver,
+        convention: Convention::Official,
+        high_steps: None,
+        preset: None,
+        timesteps: None,
+        image: None,
+        last_image: None,
+    };
+    let shown = PictureInputs::default();
+    Prompted { request, positive: cond(), negative: cond(), noise_bcthw: noise, shown }
 }
 
 /// Clips that a session makes, and held-out samples that go through the pipeline, take what their shadows do.
@@ -302,44 +336,73 @@ fn a_session_takes_what_its_shadow_takes() {
         (SolverKind::Lcm, false),
         (SolverKind::UniPc, true),
     ] {
-        let prompted = |frames: usize, guidance: f64| {
-            let noise = Tensor::zeros((1, 16, frames, 4, 6), DType::F32, &device).unwrap();
-            let states = || Tensor::zeros((1, dit.text_len, dit.text_dim), DType::F32, &Device::Cpu).unwrap();
-            let cond = || Conditioning::new().with(Role::TEXT, states());
-            let request = ClipRequest {
-                prompt: String::new(),
-                negative: String::new(),
-                width: 48,
-                height: 32,
-                frames: 4 * frames as u32 - 3,
-                steps: 6,
-                guidance,
-                guidance_high: guidance,
-                shift: 5.0,
-                seed: 0,
-                solver,
-                convention: Convention::Official,
-                high_steps: None,
-                preset: None,
-                timesteps: None,
-                image: None,
-                last_image: None,
-            };
-            let shown = PictureInputs::default();
-            Prompted { request, positive: cond(), negative: cond(), noise_bcthw: noise, shown }
-        };
-        let clips = [prompted(2, 5.0), prompted(1, 1.0)];
+        let clips = [(2, 5.0), (1, 1.0)].map(|clip| prompted(&dit, &device, clip, solver));
         ledger.reset_peak();
         let mut session = Session::new(&clips).unwrap();
         if is_cached {
             session = session.skipping(&skips);
         }
-        let flow = session.run(&pipeline, NoiseRange::All, |_| ControlFlow::Continue(())).unwrap();
+        let flow = session
+            .run(std::slice::from_ref(&pipeline), NoiseRange::All, |_| ControlFlow::Continue(()))
+            .unwrap();
         assert!(flow.is_continue());
         let shadow = taken_by(&task, &(0..LAYERS), [0, 1], true, |rehearsal| {
             rehearsal.calls(&in_flight(solver, is_cached), 5).unwrap();
         });
         assert_eq!(shadow.peak, ledger.peak(), "{solver:?}, skipping {is_cached}");
+    }
+}
+
+/// Where each of two devices has the whole network for clips, beside what it trains, they take what their shadows do: the one
+/// that takes the solver's steps to the byte, the other no more.
+#[test]
+fn groups_of_devices_take_what_their_shadows_take() {
+    let dit = config(LAYERS, 24);
+    let targets = LoraConfig::default().select(&dit.adaptable_modules()).unwrap();
+    let task = Task { accumulate: 1, ..task(&dit, &targets) };
+    let ledgers = [Ledger::new(1), Ledger::new(1)];
+    let ranges = vec![0..1, 1..LAYERS];
+    let devices = ledgers.each_ref().map(|ledger| Device::counted_cpu(ledger.clone()));
+    let split: Vec<_> = devices.into_iter().zip(ranges.clone()).collect();
+    let mut pipeline =
+        Pipeline::load(&weights(&dit), &dit, &split, &adapters(&dit, 2, 1.0), Base::F32).unwrap();
+    pipeline.set_ffn_tokens(5);
+    let optimizer = Optimizer::new(&pipeline, OptimizerConfig::default().rule()).unwrap();
+    optimizer.publish(&mut pipeline);
+    let alone = ledgers.each_ref().map(Ledger::live);
+    for is_cached in [false, true] {
+        let clips = [prompted(&dit, &split[0].0, (2, 5.0), SolverKind::UniPc)];
+        let groups = pipeline.grouped(2).unwrap();
+        ledgers.iter().for_each(Ledger::reset_peak);
+        let mut session = Session::new(&clips).unwrap();
+        if is_cached {
+            session = session.skipping(&[vec![1, 3]]);
+        }
+        let flow = session.run(&groups, NoiseRange::All, |_| ControlFlow::Continue(())).unwrap();
+        assert!(flow.is_continue());
+        drop((groups, session));
+        drop(clips);
+        let shape = ClipShape {
+            latents: (2, 4, 6),
+            halves: 1,
+            solver: SolverKind::UniPc,
+            has_picture: false,
+            is_cached,
+        };
+        for (own, ledger) in ledgers.iter().enumerate() {
+            let at = Neighbours { index: 0, count: 1, previous: None, next: None };
+            let held = Held { ranges: ranges.clone(), own, at };
+            let (place, calls) = (neighbours(own, 2), Calls::Clips(vec![shape]));
+            let forecast = Forecaster::new(&task).calls(Engine::Cpu, (&held, 5), place, &calls).unwrap();
+            let what = format!("device {own}, skipping {is_cached}");
+            match own {
+                0 => assert_eq!(forecast.peak, ledger.peak(), "{what}"),
+                _ => {
+                    assert!(forecast.peak >= ledger.peak(), "{what}: {} of {}", ledger.peak(), forecast.peak)
+                }
+            }
+            assert_eq!(ledger.live(), alone[own], "{what}: the copies are gone");
+        }
     }
 }
 

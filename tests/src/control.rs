@@ -164,7 +164,7 @@ impl Architecture for ControlModel {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct ControlEmbedding {
     plain: Embedder,
     before: (Weight, Tensor),
@@ -188,10 +188,22 @@ impl Embed for ControlEmbedding {
         let streams = Streams::new(main).with(SIDE, side);
         Ok(Boundary { streams, cond: cond.with(SOUND, linear(&sound, &self.sound)?) })
     }
+
+    fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        let Self { plain, before, sound, reference } = self;
+        let own = [before, sound, reference]
+            .into_iter()
+            .flat_map(|(weight, bias)| weight.tensors_mut().into_iter().chain([bias]));
+        plain.tensors_mut().into_iter().chain(own).collect()
+    }
+
+    fn share(&self) -> Box<dyn Embed> {
+        Box::new(self.clone())
+    }
 }
 
 /// C = Block(C); X += scale after(C).
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct SideBlock {
     block: Block,
     after: Linear,
@@ -248,6 +260,14 @@ impl Layer for SideBlock {
         self.block.matrices_mut().chain([after]).collect()
     }
 
+    fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        self.block.tensors_mut().into_iter().chain(self.after.tensors_mut()).collect()
+    }
+
+    fn share(&self) -> Box<dyn Layer> {
+        Box::new(self.clone())
+    }
+
     fn reload(&mut self, weights: &Weights, changed: &Weights, frozen: Frozen) -> Result<()> {
         self.block.reload(weights, changed, frozen)?;
         self.after.reload(weights, changed, frozen)
@@ -255,7 +275,7 @@ impl Layer for SideBlock {
 }
 
 /// X += o(attention(q(X), k(sound), v(sound))).
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Injection {
     id: LayerId,
     /// q, k, v, o.
@@ -334,6 +354,14 @@ impl Layer for Injection {
 
     fn matrices_mut(&mut self) -> Vec<&mut Tensor> {
         self.layers.iter_mut().map(|linear| linear.weight_mut().stored_mut()).collect()
+    }
+
+    fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        self.layers.iter_mut().flat_map(Linear::tensors_mut).collect()
+    }
+
+    fn share(&self) -> Box<dyn Layer> {
+        Box::new(self.clone())
     }
 
     fn reload(&mut self, weights: &Weights, changed: &Weights, frozen: Frozen) -> Result<()> {

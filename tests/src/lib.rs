@@ -171,6 +171,11 @@ pub fn entered(dit: &Dit, input: &NetworkInput) -> (Streams, Context) {
 
 /// The models of `model` on `device` alone, one at a time, and none loaded yet.
 pub fn residents(model: &BaseModel, dit: &DitConfig, device: Device, ui: &Ui) -> Residents {
-    let residency = Residency { networks: Networks::InTurn, decoding: Decoding::Alone, vae: WhenIdle::Park };
+    let residency = Residency {
+        networks: Networks::InTurn,
+        decoding: Decoding::Alone,
+        vae: WhenIdle::Park,
+        clip_groups: std::num::NonZeroUsize::MIN,
+    };
     Residents::new((model, dit), vec![(device, 0..dit.layers)], residency, Setup::default(), ui)
 }

@@ -10,6 +10,7 @@ pub(crate) mod gemm;
 pub(crate) mod launch;
 mod pinned;
 pub(crate) mod pool;
+pub(crate) mod reading;
 mod region;
 pub(crate) mod sdpa;
 pub(crate) mod tensor;

@@ -14,7 +14,7 @@ use crate::Result;
 use crate::weights::{Frozen, Weights};
 
 /// The projections and norms of an attention.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Projections {
     pub(super) q: Linear,
     pub(super) k: Linear,
@@ -77,6 +77,13 @@ impl Projections {
         })
     }
 
+    /// Every tensor of the attention.
+    pub(super) fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        let Self { q, k, v, o, norm_q, norm_k, .. } = self;
+        let linears = [q, k, v, o].into_iter().flat_map(Linear::tensors_mut);
+        linears.chain([norm_q, norm_k]).collect()
+    }
+
     /// Reloads from `weights` the tensors that `changed` has patches for.
     pub(super) fn reload(
         &mut self,
@@ -133,7 +140,7 @@ pub(super) fn joined(x: &Tensor) -> Result<Tensor> {
 }
 
 /// Attention of the tokens over themselves, with rotary positions.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SelfAttention(pub Projections);
 
 impl SelfAttention {

@@ -24,7 +24,7 @@ use crate::Result;
 use crate::weights::{Frozen, Weights};
 
 /// A frozen block.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Block {
     id: LayerId,
     modulation: Tensor,
@@ -268,6 +268,14 @@ impl Block {
         let own = self.self_attention.0.linears_mut().into_iter();
         let all = own.chain(self.cross_attention.linears_mut()).chain(self.ffn.linears_mut());
         all.map(|linear| linear.weight_mut().stored_mut())
+    }
+
+    /// Every tensor of the block.
+    pub fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        let Self { modulation, self_attention, norm3_weight, norm3_bias, cross_attention, ffn, .. } = self;
+        let linears = ffn.linears_mut().into_iter().flat_map(Linear::tensors_mut);
+        let own = [modulation, norm3_weight, norm3_bias].into_iter().chain(linears);
+        own.chain(self_attention.0.tensors_mut()).chain(cross_attention.tensors_mut()).collect()
     }
 
     /// The block's own modulation plus the projected time embedding, in its six rows.

@@ -17,14 +17,14 @@ use crate::weights::{Frozen, Weights};
 
 /// Attention of the tokens over the text, and over a picture in models that see one: no positions, no mask
 /// (padding rows are attended to, as in the original).
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct CrossAttention {
     text: Projections,
     picture: Option<PictureProjections>,
 }
 
 /// Keys and values of the picture.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct PictureProjections {
     k: Linear,
     v: Linear,
@@ -119,6 +119,14 @@ impl CrossAttention {
     pub(super) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         let of_picture = self.picture.iter_mut().flat_map(|p| [&mut p.k, &mut p.v]);
         self.text.linears_mut().into_iter().chain(of_picture)
+    }
+
+    /// Every tensor of it.
+    pub(super) fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        let of_picture = self.picture.iter_mut().flat_map(|PictureProjections { k, v, norm_k }| {
+            [k, v].into_iter().flat_map(Linear::tensors_mut).chain([norm_k])
+        });
+        self.text.tensors_mut().into_iter().chain(of_picture).collect()
     }
 
     /// Queries of `x` [b, l, d], keys and values of text and picture.

@@ -23,10 +23,16 @@ pub trait Embed: fmt::Debug + Send + Sync {
     /// If shapes of latents or conditioning do not fit the model, a role that it reads is missing, or one that it does not read
     /// is given.
     fn embed(&self, input: &NetworkInput) -> Result<Boundary>;
+
+    /// Every tensor of it.
+    fn tensors_mut(&mut self) -> Vec<&mut Tensor>;
+
+    /// The same embeddings, on the same memory.
+    fn share(&self) -> Box<dyn Embed>;
 }
 
 /// The embeddings. Time runs in f32, patches and text in the compute dtype.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Embedder {
     config: DitConfig,
     stream: DType,
@@ -39,7 +45,7 @@ pub struct Embedder {
 
 /// The embedding of CLIP's states: norm, linear, GELU (the exact one), linear, norm; preceded by learned positions in models
 /// of two pictures. Norms and positions run in f32. Source: Wan-Video/Wan2.1 wan/modules/model.py `MLPProj`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct PictureEmbedding {
     branch: ImageBranch,
     positions: Option<Tensor>,
@@ -157,6 +163,22 @@ impl Embed for Embedder {
         let cond = self.conditioning(&input.cond, input.grid()?)?;
         Ok(Boundary { streams: Streams::new(self.tokens(&input.x_bcthw)?), cond })
     }
+
+    fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        let Self { patch, text, time, time_projection, picture, .. } = self;
+        let linears = [patch, time_projection].into_iter().chain(text).chain(time);
+        let of_picture = picture.iter_mut().flat_map(PictureEmbedding::tensors_mut);
+        linears.flat_map(of_linear).chain(of_picture).collect()
+    }
+
+    fn share(&self) -> Box<dyn Embed> {
+        Box::new(self.clone())
+    }
+}
+
+/// The tensors of a linear layer.
+fn of_linear((weight, bias): &mut (Weight, Tensor)) -> Vec<&mut Tensor> {
+    weight.tensors_mut().into_iter().chain([bias]).collect()
 }
 
 impl PictureEmbedding {
@@ -170,6 +192,12 @@ impl PictureEmbedding {
             norms: [norm("img_emb.proj.0")?, norm("img_emb.proj.4")?],
             linears: [read.dense("img_emb.proj.1")?, read.dense("img_emb.proj.3")?],
         })
+    }
+
+    fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        let Self { positions, norms, linears, .. } = self;
+        let norms = norms.iter_mut().flat_map(|(gain, shift)| [gain, shift]);
+        positions.iter_mut().chain(norms).chain(linears.iter_mut().flat_map(of_linear)).collect()
     }
 
     fn forward(&self, states: &Tensor) -> Result<Tensor> {

@@ -12,7 +12,7 @@ use crate::Result;
 use crate::weights::{Frozen, Weights};
 
 /// The two layers `ffn.0` and `ffn.2`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct FeedForward {
     up: Linear,
     down: Linear,

@@ -11,7 +11,7 @@ use crate::Result;
 use crate::weights::{Frozen, Weights};
 
 /// The frozen head.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Head {
     modulation: Tensor,
     weight: Weight,
@@ -26,6 +26,12 @@ impl Head {
         let read = Reader::outside(weights, Frozen::F32, device);
         let (weight, bias) = read.dense("head.head")?;
         Ok(Self { modulation: read.tensor("head.modulation", "")?, weight, bias, eps: config.eps })
+    }
+
+    /// Every tensor of the head.
+    pub(super) fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        let Self { modulation, weight, bias, .. } = self;
+        weight.tensors_mut().into_iter().chain([modulation, bias]).collect()
     }
 
     /// The stream `x` [b, l, d] -> velocity [b, c, t, h, w] f32. Tokens in front of those of the latents are dropped.

@@ -53,6 +53,12 @@ pub trait Layer: fmt::Debug + Send + Sync {
     /// The matrices of [`Self::linears`]: nearly all of its bytes.
     fn matrices_mut(&mut self) -> Vec<&mut Tensor>;
 
+    /// Every tensor of it.
+    fn tensors_mut(&mut self) -> Vec<&mut Tensor>;
+
+    /// The same layer, on the same memory.
+    fn share(&self) -> Box<dyn Layer>;
+
     /// Reloads from `weights` every tensor that `changed` has patches for.
     ///
     /// # Errors
@@ -126,6 +132,14 @@ impl Layer for Block {
 
     fn matrices_mut(&mut self) -> Vec<&mut Tensor> {
         Block::matrices_mut(self).collect()
+    }
+
+    fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        Block::tensors_mut(self)
+    }
+
+    fn share(&self) -> Box<dyn Layer> {
+        Box::new(self.clone())
     }
 
     fn reload(&mut self, weights: &Weights, changed: &Weights, frozen: Frozen) -> Result<()> {

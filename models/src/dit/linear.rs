@@ -63,6 +63,13 @@ impl Linear {
         &mut self.weight
     }
 
+    /// Every tensor of the layer.
+    pub fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        let mut tensors = self.weight.tensors_mut();
+        tensors.push(&mut self.bias);
+        tensors
+    }
+
     /// The layer with its weight dequantised, for callers that use it many times in a row.
     pub(super) fn decoded(&self) -> Result<Self> {
         let weight = Weight::Dense(self.weight.dequantised(self.weight.dtype())?);

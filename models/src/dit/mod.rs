@@ -30,7 +30,7 @@ pub mod streams;
 use std::ops::Range;
 use std::sync::Arc;
 
-use kernels::Device;
+use kernels::{Device, Tensor};
 
 pub use architecture::Architecture;
 pub use base::Base;
@@ -97,6 +97,45 @@ impl Dit {
             false => None,
         };
         Ok(Self { config, range, embedder, layers, head, architecture })
+    }
+
+    /// Consecutive parts of a model as one part. Every tensor goes through `place`, which may copy it to another device and
+    /// otherwise gives the same one back: then both are on the same memory.
+    ///
+    /// # Errors
+    /// Those of `place`, and parts that do not follow each other.
+    pub fn joined(
+        parts: &[&Self],
+        place: &mut dyn FnMut(usize, &Tensor) -> kernels::Result<Tensor>,
+    ) -> Result<Self> {
+        let follows = |pair: &[&Self]| pair[0].range.end == pair[1].range.start;
+        let ([first, ..], [.., last], true) = (parts, parts, parts.windows(2).all(follows)) else {
+            return Err(Error::Mismatch("the parts of a network do not follow each other".into()));
+        };
+        let mut place_all = |part: usize, tensors: Vec<&mut Tensor>| -> Result<()> {
+            for tensor in tensors {
+                *tensor = place(part, tensor)?;
+            }
+            Ok(())
+        };
+        let mut embedder = first.embedder.as_ref().map(|embedder| embedder.share());
+        if let Some(embedder) = &mut embedder {
+            place_all(0, embedder.tensors_mut())?;
+        }
+        let mut layers = Vec::new();
+        for (index, part) in parts.iter().enumerate() {
+            for layer in &part.layers {
+                let mut layer = layer.share();
+                place_all(index, layer.tensors_mut())?;
+                layers.push(layer);
+            }
+        }
+        let mut head = last.head.clone();
+        if let Some(head) = &mut head {
+            place_all(parts.len() - 1, head.tensors_mut())?;
+        }
+        let (config, architecture) = (first.config.clone(), first.architecture.clone());
+        Ok(Self { config, range: first.range.start..last.range.end, embedder, layers, head, architecture })
     }
 
     /// The structure of the model.

@@ -1,5 +1,6 @@
 //! `tandem bench`.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -191,9 +192,12 @@ struct ClipsArguments {
     /// Measure whole clips with and without steps that MagCache skips, such as E012K2R20.
     #[arg(long, value_name = "PRESET")]
     cache_preset: Option<CacheConfig>,
-    /// Solver steps of these clips.
-    #[arg(long, default_value_t = 20, requires = "cache_preset")]
+    /// Solver steps of each clip.
+    #[arg(long, default_value_t = 4)]
     steps: usize,
+    /// Groups of the devices of --stages, each of which has the whole network; 1 is the split.
+    #[arg(long, default_value = "1", value_name = "N")]
+    groups: NonZeroUsize,
 }
 
 #[derive(Debug, Args)]
@@ -335,10 +339,12 @@ impl Bench {
             BenchPart::Step(step) => step.measure()?,
             BenchPart::Forward(forward) => bench::forward(&forward.network.bench(MemoryConfig::default())?)?,
             BenchPart::Clips(clips) => {
-                let (network, count) = (clips.network.bench(MemoryConfig::default())?, clips.clips.max(1));
+                let ClipsArguments { clips: count, steps, groups, .. } = *clips;
+                let network = clips.network.bench(MemoryConfig::default())?;
+                let bench = bench::ClipsBench { network, clips: count.max(1), steps: steps.max(1), groups };
                 match &clips.cache_preset {
-                    Some(cache) => bench::skipping(&network, [count, clips.steps.max(1)], cache)?,
-                    None => bench::clips(&network, count)?,
+                    Some(cache) => bench.measure_skipping(cache)?,
+                    None => bench.measure()?,
                 }
             }
             BenchPart::Attention(a) => a.measure()?,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use models::vae::Tiling;
 
 use super::sample::{Done, Sample};
 use crate::error::Error;
@@ -41,6 +42,7 @@ impl Calibrate {
         let path = named.ok_or_else(missing)?;
         sample.force().check(&path, "--table")?;
         sample.find_networks(&mut job, ui)?;
+        sample.lay(&mut job, (false, Tiling::Off), ui)?;
         if !sample.is_worth_it(&job, None, ui)? {
             ui.note("nothing was measured");
             return Ok(0);

@@ -5,6 +5,7 @@ mod clips;
 mod memory;
 mod skips;
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ use crate::recipe::Assignment;
 use crate::residents::{FromFiles, Residency, Residents, Setup, WhenIdle};
 use crate::sample::magcache::Skips;
 use crate::sample::{
-    self, ClipFiles, ClipFormat, Course, Prompted, Stepped, clip_files, clip_name, estimate,
+    self, ClipFiles, ClipFormat, ClipLayout, Course, Prompted, Stepped, clip_files, clip_name, estimate,
 };
 use crate::solver::{Convention, SolverKind};
 use crate::watch::interrupt::{Interrupt, OnStop};
@@ -153,6 +154,9 @@ pub struct Sample {
     /// Do not ask before sampling that takes over an hour.
     #[arg(long)]
     yes: bool,
+    /// How clips go through the network on several devices. The clips are the same. Default: the recipe's sample.layout, else auto.
+    #[arg(long, value_enum)]
+    layout: Option<ClipLayout>,
     #[command(flatten)]
     skips: SkipOptions,
     /// Say what would be done, and stop there.
@@ -164,8 +168,9 @@ pub struct Sample {
 }
 
 /// Each model is needed once, so each has the devices to itself; but the VAE may be needed for pictures and for clips.
-const ONE_AT_A_TIME: Residency =
-    Residency { networks: Networks::InTurn, decoding: Decoding::Alone, vae: WhenIdle::Park };
+fn one_at_a_time(clip_groups: NonZeroUsize) -> Residency {
+    Residency { networks: Networks::InTurn, decoding: Decoding::Alone, vae: WhenIdle::Park, clip_groups }
+}
 
 /// Sampling that takes longer is asked about.
 const LONG: Duration = Duration::from_secs(3600);
@@ -199,7 +204,7 @@ impl Sample {
         self.find_networks(&mut job, ui)?;
         let skips = self.skips(&job)?;
         let tiling = if self.tiled { Tiling::On(Tiles::default()) } else { Tiling::Off };
-        memory::check(&job, (skips.is_some(), tiling), self.cache.as_deref())?;
+        self.lay(&mut job, (skips.is_some(), tiling), ui)?;
         if self.plan {
             self.tell_time(&job, skips.as_ref(), ui)?;
             tell_plan(skips.as_ref(), &job.requests, ui);
@@ -232,7 +237,8 @@ impl Sample {
         let devices = self.devices.over(&basis.devices).settle(basis.dit.layers)?;
         let model = resettled(&basis.model, self, &devices);
         let requests = self.requests(&basis)?;
-        Ok(Job { basis, model, devices, requests, networks: Vec::new(), interrupt })
+        let (networks, clip_groups) = (Vec::new(), NonZeroUsize::MIN);
+        Ok(Job { basis, model, devices, requests, networks, clip_groups, interrupt })
     }
 
     /// Reads the adapters of the networks of `job`.
@@ -242,12 +248,23 @@ impl Sample {
         Ok(())
     }
 
+    /// Checks that everything fits, and settles how the clips go through the network.
+    pub(super) fn lay(&self, job: &mut Job, clips: (bool, Tiling), ui: &Ui) -> crate::Result<()> {
+        let asked = self.layout.unwrap_or(job.basis.layout);
+        let laid = memory::check(job, clips, self.cache.as_deref(), asked)?;
+        if job.devices.stages.len() > 1 {
+            ui.note(&format!("clips: {laid}"));
+        }
+        job.clip_groups = laid.groups;
+        Ok(())
+    }
+
     /// Makes all steps of the clips of `job`.
     pub(super) fn steps(&self, job: Job, course: Course, ui: &Ui) -> Result<Done> {
-        let Job { basis, model, devices, requests, networks, interrupt } = job;
+        let Job { basis, model, devices, requests, networks, clip_groups, interrupt } = job;
         let setup = Setup { route: devices.transfer.into(), ..Setup::default() };
-        let config = &basis.dit;
-        let mut residents = Residents::new((&model, config), devices.open()?, ONE_AT_A_TIME, setup, ui);
+        let (config, residency) = (&basis.dit, one_at_a_time(clip_groups));
+        let mut residents = Residents::new((&model, config), devices.open()?, residency, setup, ui);
         networks.into_iter().for_each(|network| residents.add(network));
 
         let mut encoded = LatentStore::open(self.cache.as_ref().unwrap_or(&basis.cache), &model)?;
@@ -267,7 +284,11 @@ impl Sample {
         let Job { basis, model, devices, requests, .. } = job;
         let skipped: Vec<usize> =
             (0..requests.len()).map(|i| skips.map_or(0, |skips| skips.clips[i].len())).collect();
-        let time = estimate::forecast((requests, &skipped), (model, &basis.dit, &basis.defaults), devices)?;
+        let time = estimate::forecast(
+            (requests, &skipped),
+            (model, &basis.dit, &basis.defaults),
+            (devices, job.clip_groups),
+        )?;
         let clips =
             if requests.len() == 1 { "1 clip".to_owned() } else { format!("{} clips", requests.len()) };
         ui.note(&format!("{clips}: about {} of sampling (an estimate)", estimate::in_words(time)));
@@ -316,6 +337,8 @@ pub(super) struct Job {
     pub devices: DevicesConfig,
     pub requests: Vec<ClipRequest>,
     pub networks: Vec<FromFiles>,
+    /// Groups of devices, each of which has the whole network.
+    pub clip_groups: NonZeroUsize,
     pub interrupt: Interrupt,
 }
 

@@ -6,6 +6,7 @@
 
 pub mod alone;
 mod calls;
+mod groups;
 mod links;
 mod micro_batch;
 mod parking;
@@ -25,6 +26,7 @@ use models::dit::{Architecture, Base, BlockPlan, DitConfig, Gradients, LayerId, 
 use models::weights::Weights;
 
 pub use calls::{Called, Calls, Returns, run_all};
+pub use groups::held_by;
 pub use micro_batch::MicroBatch;
 pub use models::dit::NetworkInput;
 pub use parking::{ParkedStage, ParkedWeights, WeightParking};
@@ -43,6 +45,7 @@ pub struct Pipeline {
     ways: Vec<Ways>,
     /// From the last stage's device to the first one's.
     home: Link,
+    route: Route,
 }
 
 /// The outcome of a step: the loss of each micro-batch, and the sum of all gradients.
@@ -87,9 +90,7 @@ impl Pipeline {
             let join = |t: ScopedJoinHandle<_>| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
             threads.into_iter().map(join).collect::<Result<_>>()
         })?;
-        let devices: Vec<&Device> = split.iter().map(|(device, _)| device).collect();
-        let (ways, home) = linked(&devices, Route::default())?;
-        Ok(Self { stages, ways, home })
+        Self::of_stages(stages, Route::default())
     }
 
     /// Lets tensors go between devices by `route`. Without this they go as [`Route::default`] says.
@@ -99,6 +100,7 @@ impl Pipeline {
     pub fn set_route(&mut self, route: Route) -> Result<()> {
         let devices: Vec<&Device> = self.stages.iter().map(|stage| &stage.device).collect();
         (self.ways, self.home) = linked(&devices, route)?;
+        self.route = route;
         Ok(())
     }
 
@@ -121,6 +123,11 @@ impl Pipeline {
     /// The stages, to put new adapters in.
     pub fn stages_mut(&mut self) -> &mut [Stage] {
         &mut self.stages
+    }
+
+    /// How tensors go from one device to another.
+    pub fn route(&self) -> Route {
+        self.route
     }
 
     /// The first and the last stage's device.

@@ -4,6 +4,7 @@
 mod assumed;
 mod difference;
 mod found;
+mod layout;
 mod parts;
 mod rest;
 mod ways;
@@ -34,15 +35,17 @@ use crate::recipe::{
     Assignment, CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig, check_bounds,
 };
 use crate::sample::magcache::CacheConfig;
-use crate::sample::{ClipFormat, SampleConfig};
+use crate::sample::{ClipFormat, ClipLayout};
 use crate::watch::interrupt::Interrupt;
 pub use difference::Difference;
+pub use layout::{Laid, laid};
+pub(crate) use rest::in_group;
 pub use rest::{BehindSampling, Rest, Split};
 pub use ways::{Wording, checked};
 
 use assumed::{missing_clips, no_data, settled_model};
 use found::{former_digest, has_texts, long_captions, summary};
-use parts::{networks, sample_plan, settle_ranges, settle_steps, task, trained_ranges};
+use parts::{networks, requests, sample_plan, settle_ranges, settle_steps, task, trained_ranges};
 
 /// A settled run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -129,6 +132,9 @@ pub struct SamplePlan {
     /// The table that it goes by; without one the first clip of the run measures it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_table: Option<PathBuf>,
+    /// How they go through the network on several devices.
+    #[serde(default, skip_serializing_if = "ClipLayout::is_auto")]
+    pub layout: ClipLayout,
     /// The adapter that is applied for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<ClipAdapterPlan>,
@@ -260,8 +266,9 @@ impl Planned {
             // Plans of earlier versions do not say what may be pinned.
             let pinned = stored.memory.pinned.or(plan.memory.pinned);
             // It changes no number, and what fits beside the networks depends on what is free today.
-            let decoding = plan.memory.decoding;
-            plan.memory = MemoryPlan { ffn_tokens, pinned, decoding, ..stored.memory.clone() };
+            let MemoryPlan { decoding, clip_groups, .. } = plan.memory;
+            let open = MemoryPlan { ffn_tokens, pinned, decoding, clip_groups, ..stored.memory.clone() };
+            plan.memory = open;
         }
         if self.former_digest.as_ref() == Some(&stored.dataset.digest) {
             plan.dataset.digest.clone_from(&stored.dataset.digest);
@@ -315,12 +322,8 @@ impl Plan {
         let ranges = settle_ranges(&mut train, &adapter, &targets, (&model, &dit))?;
 
         let frames = data.frames.iter().copied().max().unwrap_or(1);
-        let base = recipe.sample.request(&defaults, data.sizes[0], frames, seed);
-        let clips = recipe.sample.requests(&base, from, &dit, &defaults)?;
-        let full = SampleConfig { preset: None, ..recipe.sample.clone() };
-        let full =
-            full.requests(&full.request(&defaults, data.sizes[0], frames, seed), from, &dit, &defaults)?;
-        let sample = sample_plan(recipe.sample, [clips, full], (&model, &dit), from)?;
+        let clips = requests(&recipe.sample, from, (&dit, &defaults), (data.sizes[0], frames, seed))?;
+        let sample = sample_plan(recipe.sample, clips, (&model, &dit), from)?;
         let devices = recipe.devices.settle(dit.layers)?;
         let shapes = shapes(&data, &dataset, &defaults);
         let networks = networks(&ranges, &model, &sample);
@@ -333,7 +336,10 @@ impl Plan {
         let rest = Rest::of_run((&model, &dit), &sample, found.held_out, &shapes, overrides.assume)?;
         let run = run_plan(recipe.run, path, seed);
         let has_texts = || has_texts(&run.cache, &model, &dataset, &sample.clips);
-        let settled = ways::settled(&task, &machine, (&recipe.memory, given), &shapes, &rest, has_texts)?;
+        let settled = {
+            let asked = (&recipe.memory, given, sample.layout);
+            ways::settled(&task, &machine, asked, &shapes, &rest, has_texts)?
+        };
         let plan = Plan {
             tandem: env!("CARGO_PKG_VERSION").to_owned(),
             run,

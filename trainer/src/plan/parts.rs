@@ -6,6 +6,7 @@ use data::{Dataset, Order};
 use models::adapter::{LoraConfig, Target};
 use models::dit::{DitConfig, Pictures};
 use models::expert::Expert;
+use models::published::Defaults;
 
 use super::{ClipAdapterPlan, SamplePlan};
 use crate::adapters::{self, INIT_FROM, INIT_FROM_HIGH, INIT_FROM_LOW};
@@ -20,6 +21,19 @@ use crate::paths::existing;
 use crate::recipe::TrainConfig;
 use crate::sample::SampleConfig;
 use crate::sample::magcache::{CacheConfig, Skips, Table};
+
+/// The clips of `sample`, as it asks for them and without its preset, for a model of which nothing else says size, frames and seed.
+pub(super) fn requests(
+    sample: &SampleConfig,
+    from: &Path,
+    (dit, defaults): (&DitConfig, &Defaults),
+    (size, frames, seed): ([u32; 2], u32, u64),
+) -> Result<[Vec<ClipRequest>; 2]> {
+    let of = |sample: &SampleConfig| {
+        sample.requests(&sample.request(defaults, size, frames, seed), from, dit, defaults)
+    };
+    Ok([of(sample)?, of(&SampleConfig { preset: None, ..sample.clone() })?])
+}
 
 /// The clips with the adapters for them alone, looked at by their headers.
 pub(super) fn sample_plan(
@@ -65,6 +79,7 @@ pub(super) fn sample_plan(
         full_clips,
         cache: sample.cache,
         cache_table,
+        layout: sample.layout,
         adapter,
         adapter_high: of("sample.adapter_high", &sample.adapter_high, Some(Expert::High))?,
         adapter_low: of("sample.adapter_low", &sample.adapter_low, Some(Expert::Low))?,

@@ -1,5 +1,6 @@
 //! What a run does besides its steps, played on shadows: encoders, the held-out loss, clips.
 
+use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use kernels::{DType, Device, Tensor};
@@ -20,10 +21,11 @@ use crate::encode::condition_there;
 use crate::encode::prompt::ClipRequest;
 use crate::error::Result;
 use crate::machine::forecast::{
-    Calls, ClipShape, Decoding, DeviceMemory, Engine, Forecaster, ShadowDevice, StageMemory, Task,
+    Calls, ClipShape, Decoding, DeviceMemory, Engine, Forecaster, Held, ShadowDevice, StageMemory, Task,
 };
 use crate::machine::memory::{Machine, Phase, PhaseForecast, Shapes};
 use crate::machine::precision::Precision;
+use crate::pipeline::held_by;
 
 /// (frames, height, width) of latents.
 type Latents = (usize, usize, usize);
@@ -49,6 +51,8 @@ pub struct Rest {
     pub tiling: Tiling,
     /// For each network that clips go through, the adapters that it has for them besides the trained one.
     pub attached: Vec<Adapters>,
+    /// Groups of devices that clips go through, each with the whole network.
+    pub clip_groups: NonZeroUsize,
     /// What becomes of the DiT before clips are decoded.
     pub behind_sampling: BehindSampling,
 }
@@ -108,6 +112,7 @@ impl Rest {
             is_cached: sample.cache.is_some(),
             tiling: Tiling::Off,
             attached: attached(sample, experts, dit)?,
+            clip_groups: NonZeroUsize::MIN,
             behind_sampling: BehindSampling::Stays,
         })
     }
@@ -186,20 +191,20 @@ impl Rest {
     /// Held-out clips of the latents `bucket` through the DiT, one at a time.
     pub(super) fn held_out_loss(&self, dit: Split, bucket: Latents) -> Result<PhaseForecast> {
         let task = Task { latents: bucket, batch: 1, accumulate: 1, dropout: false, ..dit.task.clone() };
-        let stages = dit.calls(&Forecaster::new(&task), &Calls::HeldOut)?;
+        let stages = dit.calls(&Forecaster::new(&task), &Calls::HeldOut, NonZeroUsize::MIN)?;
         Ok(PhaseForecast::new(Phase::HeldOutLoss, dit.machine, by_device(dit.machine, &stages)))
     }
 
     /// `clips` from noise to latents, all at once.
     pub(super) fn sampling(&self, dit: Split, clips: &[ClipRequest]) -> Result<PhaseForecast> {
-        let shapes = self.shapes(clips);
+        let shapes = in_group(self.shapes(clips), self.clip_groups);
         let latents = shapes.first().map_or((1, 1, 1), |clip| clip.latents);
         let task = Task { latents, batch: 1, accumulate: 1, dropout: false, ..dit.task.clone() };
         let calls = Calls::Clips(shapes);
         let mut most: Option<Vec<StageMemory>> = None;
         for attached in &self.attached {
             let forecaster = Forecaster::new(&task).with_attached(attached);
-            let stages = dit.calls(&forecaster, &calls)?;
+            let stages = dit.calls(&forecaster, &calls, self.clip_groups)?;
             most = Some(match most {
                 None => stages,
                 Some(most) => {
@@ -231,6 +236,11 @@ impl Rest {
         let latents = Tensor::zeros(shape, DType::F32, beside.device())?;
         drop(vae.decode(&latents, tiling)?);
         Ok(PhaseForecast::new(Phase::Decoding, dit.machine, [(0, beside.memory())]))
+    }
+
+    /// Calls of a solver step of each clip.
+    pub(super) fn halves(&self) -> Vec<usize> {
+        self.shapes(&self.clips).iter().map(|clip| clip.halves).collect()
     }
 
     fn vae(&self, device: &Device) -> Result<Vae> {
@@ -276,13 +286,25 @@ impl Rest {
 }
 
 impl Split<'_> {
-    /// What each stage holds at its peak in `calls`.
-    fn calls(&self, forecaster: &Forecaster, calls: &Calls) -> Result<Vec<StageMemory>> {
-        let of = |(index, blocks): (usize, Range<usize>)| {
+    /// What the device of each stage holds at its peak in `calls`, with the network on `groups` groups of devices.
+    pub(crate) fn calls(
+        &self,
+        forecaster: &Forecaster,
+        calls: &Calls,
+        groups: NonZeroUsize,
+    ) -> Result<Vec<StageMemory>> {
+        let ranges: Vec<Range<usize>> = self.ranges().collect();
+        let of = |index: usize| {
             let (engine, at) = (self.machine.stages[index].engine, self.machine.place_of(index));
-            forecaster.calls(engine, (&blocks, self.ffn_tokens), at, calls)
+            let held = held_by(index, groups.get());
+            let held = Held {
+                own: index - held.start,
+                ranges: ranges[held].to_vec(),
+                at: self.machine.place_in_group(index, groups.get()),
+            };
+            forecaster.calls(engine, (&held, self.ffn_tokens), at, calls)
         };
-        self.ranges().enumerate().map(of).collect()
+        (0..ranges.len()).map(of).collect()
     }
 
     /// What runs the operations of the first device.
@@ -325,6 +347,16 @@ impl Split<'_> {
             Some(start..*first)
         })
     }
+}
+
+/// Those of `clips`, the largest first, that are in flight on one of `groups` groups of devices at most, as they take memory there:
+/// the halves of the guidance are dealt to the groups in turn.
+pub(crate) fn in_group(clips: Vec<ClipShape>, groups: NonZeroUsize) -> Vec<ClipShape> {
+    if groups.get() == 1 {
+        return clips;
+    }
+    let lanes = clips.iter().map(|clip| clip.halves).sum::<usize>().div_ceil(groups.get());
+    clips.into_iter().take(lanes).map(|clip| ClipShape { halves: 1, ..clip }).collect()
 }
 
 /// The peaks of `stages`, those on one device together.

@@ -5,12 +5,14 @@ use models::dit::Base;
 use models::vae::{Tiles, Tiling};
 use models::weights::{Frozen, Storage};
 
+use super::layout::laid;
 use super::rest::{Rest, Split};
 use crate::bytes::Bytes;
 use crate::encode::prompt::ClipRequest;
 use crate::error::{Error, Result};
 use crate::machine::forecast::{Decoding, Task};
 use crate::machine::memory::{self, Machine, MemoryConfig, Phase, PhaseForecast, Settled, Shapes};
+use crate::sample::ClipLayout;
 
 /// Who reads the ways out: each has its own names for the same settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +38,7 @@ const SIDES: [f64; 3] = [0.75, 0.5, 0.25];
 pub(super) fn settled(
     task: &Task,
     machine: &Machine,
-    (asked, given): (&MemoryConfig, Option<&[usize]>),
+    (asked, given, layout): (&MemoryConfig, Option<&[usize]>, ClipLayout),
     shapes: &Shapes,
     rest: &Rest,
     has_texts: impl Fn() -> Result<bool>,
@@ -55,6 +57,19 @@ pub(super) fn settled(
         best = with_phases(apart)?;
     }
     let task = Task { networks: best.networks, decoding: best.decoding, ..task.clone() };
+    if !rest.clips.is_empty() {
+        let laid = laid(rest, split(&task, machine, &best), layout, Wording::Recipe)?;
+        let grouped = Rest { clip_groups: laid.groups, ..rest.clone() };
+        if laid.groups.get() > 1 {
+            let sampling = grouped.sampling(split(&task, machine, &best), &rest.clips)?;
+            let phases = &mut best.forecast.phases;
+            phases
+                .iter_mut()
+                .filter(|phase| phase.phase == Phase::Sampling)
+                .for_each(|phase| *phase = sampling.clone());
+        }
+        best = best.with_clips(laid.groups, laid.to_string());
+    }
     let mut needed = best.forecast.phases.clone();
     // The text encoder is not loaded where the cache has all that it would make.
     let is_text = |phase: &PhaseForecast| phase.phase == Phase::TextEncoder;

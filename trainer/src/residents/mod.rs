@@ -9,6 +9,7 @@ mod clip_adapter;
 mod network;
 mod slot;
 
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -51,6 +52,8 @@ pub struct Residency {
     pub decoding: Decoding,
     /// What becomes of the VAE while a network works. The text encoder and CLIP are dropped.
     pub vae: WhenIdle,
+    /// Groups of devices that clips go through, each of which holds the whole network meanwhile; 1 for the split as it is.
+    pub clip_groups: NonZeroUsize,
 }
 
 /// How networks are set up on the devices.

@@ -83,7 +83,8 @@ impl Residents {
         self.index_of(range).is_ok_and(|index| self.networks[index].is_on_devices())
     }
 
-    /// Does `work` with the network of `range`, with the adapters that are for clips alone, or without them.
+    /// Does `work` with the network of `range` on each group of devices that clips go through, with the adapters that are for
+    /// clips alone, or without them.
     ///
     /// # Errors
     /// Those of `work` and of [`Self::network`], and adapters that cannot be applied.
@@ -91,7 +92,7 @@ impl Residents {
         &mut self,
         range: NoiseRange,
         adapters: ClipAdapters,
-        work: impl FnOnce(&Pipeline) -> Result<T>,
+        work: impl FnOnce(&[Pipeline]) -> Result<T>,
     ) -> Result<T> {
         let (network, base) = (&self.networks[self.index_of(range)?], self.model.precision.dit());
         // Opened each time: between clips it takes no memory.
@@ -99,11 +100,14 @@ impl Residents {
             ClipAdapters::Applied => ClipAdapter::open(&network.for_clips, &network.files, base, &self.ui)?,
             ClipAdapters::LeftOut => None,
         };
+        let (groups, ui) = (self.residency.clip_groups.get(), self.ui.clone());
         let pipeline = self.network(range)?;
-        let Some(adapter) = adapter else { return work(pipeline) };
-        adapter.apply(pipeline)?;
-        let done = work(pipeline)?;
-        adapter.remove(pipeline)?;
+        adapter.as_ref().map(|adapter| adapter.apply(pipeline)).transpose()?;
+        let done = match groups {
+            1 => work(std::slice::from_ref(pipeline))?,
+            _ => work(&ui.phase("copying the DiT to each card", || pipeline.grouped(groups))?)?,
+        };
+        adapter.map(|adapter| adapter.remove(pipeline)).transpose()?;
         Ok(done)
     }
 

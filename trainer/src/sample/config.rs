@@ -62,6 +62,10 @@ pub struct SampleConfig {
     pub cache: Option<CacheConfig>,
     /// A table of `tandem calibrate` for it, relative to the recipe. Default: the first clip of the run measures one.
     pub cache_table: Option<PathBuf>,
+    /// How clips go through the network on several devices: `pipeline`, split as it is trained; `cfg`, the whole network on each
+    /// device, which computes one half of the guidance (or other clips, without guidance). Default `auto`: the faster of those
+    /// that fit. The clips are the same.
+    pub layout: ClipLayout,
     /// Seed of the starting noise. Default: the seed of the run.
     pub seed: Option<u64>,
     /// Files of a clip: `mp4`, `gif`, `webp`. Default `["mp4"]`; a PNG contact sheet comes with every set.
@@ -100,6 +104,26 @@ impl Prompts {
             Self::Listed(lines) => lines.iter().map(|line| base.with_line(line, from)).collect(),
             Self::File(path) => base.from_file(&from.join(path), "sample.prompts"),
         }
+    }
+}
+
+/// How clips go through the network on several devices. The clips are the same in all of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ClipLayout {
+    /// The fastest that fits.
+    #[default]
+    Auto,
+    /// The blocks are split over the devices, and several calls are in flight.
+    Pipeline,
+    /// Each device, or group of devices, has the whole network; the halves of the guidance are computed at once.
+    Cfg,
+}
+
+impl ClipLayout {
+    /// Whether it is left to the plan.
+    pub fn is_auto(&self) -> bool {
+        *self == Self::Auto
     }
 }
 
@@ -153,6 +177,7 @@ impl Default for SampleConfig {
             full_every: 0,
             cache: None,
             cache_table: None,
+            layout: ClipLayout::Auto,
             seed: None,
             formats: vec![ClipFormat::Mp4],
         }

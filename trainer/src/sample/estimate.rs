@@ -1,5 +1,6 @@
 //! About how long sampling takes, before anything is loaded.
 
+use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use kernels::{DType, Device, Tensor};
@@ -27,15 +28,27 @@ pub fn operations(dit: &DitConfig, tokens: usize) -> f64 {
     (own + cross + 4.0 * l * d * ffn) * dit.layers as f64
 }
 
-/// About how long the steps of `requests`, of which each skips some, take on `devices`, settled: by the peak of a GPU, and by a product that is measured
-/// on a CPU. Text encoder and VAE are not counted.
+/// How long a solver step of all clips takes on `stages` equal devices in `groups` groups that have the whole network each, as
+/// calls of the whole network on one device; `halves` are the calls of each clip.
+///
+/// A group's devices are busy all the time where enough calls are in flight; the next step of a clip waits for all of its
+/// calls to come out of the pipeline.
+pub fn time_of_round(halves: &[usize], stages: usize, groups: usize) -> f64 {
+    let groups = groups.clamp(1, stages.max(1));
+    let (depth, lanes) = (stages / groups, halves.iter().sum::<usize>().div_ceil(groups));
+    let of_clip = if groups > 1 { 1 } else { halves.iter().copied().max().unwrap_or(1) };
+    lanes.max(depth + of_clip - 1) as f64 / depth as f64
+}
+
+/// About how long the steps of `requests`, of which each skips some, take on `devices`, settled, in `groups` groups with the
+/// whole network: by the peak of a GPU, and by a product that is measured on a CPU. Text encoder and VAE are not counted.
 ///
 /// # Errors
 /// When the CPU cannot be measured.
 pub fn forecast(
     (requests, skipped): (&[ClipRequest], &[usize]),
     (model, dit, defaults): (&BaseModel, &DitConfig, &Defaults),
-    devices: &DevicesConfig,
+    (devices, groups): (&DevicesConfig, NonZeroUsize),
 ) -> Result<Duration> {
     let machine = Machine::here(devices, &Limits::default(), model.precision.dit(), dit, None);
     let cpu = match devices.stages.iter().any(|name| name == "cpu") {
@@ -51,18 +64,22 @@ pub fn forecast(
     // Stages on one device take turns.
     let is_alone = devices.stages.iter().all(|name| *name == devices.stages[0]); // a settled config has a stage
     let slowest = if is_alone { stages.iter().sum() } else { stages.iter().copied().fold(0.0, f64::max) };
-    let whole: f64 = stages.iter().sum();
+    let halves = |request: &ClipRequest| match request.guidance != 1.0 || request.guidance_high != 1.0 {
+        true => 2,
+        false => 1,
+    };
+    let all: Vec<usize> = requests.iter().map(halves).collect();
+    let devices = if is_alone { 1 } else { stages.len() };
+    // Against devices that are never idle.
+    let fill =
+        time_of_round(&all, devices, groups.get()) * devices as f64 / all.iter().sum::<usize>().max(1) as f64;
     let mut seconds = 0.0;
     for (request, skipped) in requests.iter().zip(skipped) {
         // A step that is skipped runs no block.
         let steps = request.steps.saturating_sub(*skipped) as f64;
         let (frames, height, width) = defaults.latents(request.frames, request.height, request.width);
         let of_clip = operations(dit, frames * (height / PATCH) * (width / PATCH));
-        let is_guided = request.guidance != 1.0 || request.guidance_high != 1.0;
-        let calls = steps * if is_guided { 2.0 } else { 1.0 };
-        seconds += calls * of_clip * slowest;
-        // All clips go together, so the pipeline is filled once a step.
-        seconds += steps * of_clip * (whole - slowest) / requests.len() as f64;
+        seconds += steps * halves(request) as f64 * of_clip * slowest * fill;
     }
     Ok(Duration::from_secs_f64(seconds.min(1e9)))
 }

@@ -57,7 +57,7 @@ pub fn latents(
             bar.inc(1);
             interrupt.flow()
         };
-        let run = |pipeline: &Pipeline| session.run(pipeline, range, progress);
+        let run = |groups: &[Pipeline]| session.run(groups, range, progress);
         if residents.for_clips(range, course.clip_adapters, run)?.is_break() {
             bar.finish();
             return Ok(None);

@@ -1,18 +1,24 @@
 //! From starting noise to latents: the solver loop with guidance, several clips in flight at once.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::thread;
 
 use kernels::Tensor;
+use kernels::transfer::{Link, Reading};
 use models::expert::Expert;
 
-use super::Prompted;
+use super::steps::{Audience, Measured, Part};
+use super::{Prompted, exchange};
+use crate::encode::prompt::ClipRequest;
 use crate::error::{Error, Result};
 use crate::learning::NoiseRange;
-use crate::pipeline::{Blocks, Calls, Change, Pipeline, Returns};
-use crate::solver::{FreshNoise, Schedule, Solver, guided};
+use crate::pipeline::{Blocks, Change, Pipeline};
+use crate::solver::{FreshNoise, Schedule, Solver};
 
 /// Clips on their way from noise to latents. Each clip is a lane for each half of the guidance; the lanes are what keeps
-/// every stage busy. A clip waits for its own last step alone, never for another clip.
+/// every stage busy, of one pipeline or of several with the same network. A clip waits for its own last step alone, never for another clip.
 ///
 /// Where two experts share the noise levels, all clips go through the one for high noise as far as it makes them, then
 /// through the other: each is needed once. The solvers' histories go on unbroken.
@@ -22,11 +28,16 @@ pub struct Session<'a> {
 }
 
 /// Where a clip stands.
-struct ClipState {
+pub(super) struct ClipState {
+    clip: usize,
+    prompt: String,
     solver: Solver,
-    latents: Tensor,
+    /// [1, c, t, h, w] f32.
+    pub latents: Tensor,
     /// Steps that were made.
-    made: usize,
+    pub made: usize,
+    /// The sum of the latents behind the last step, which is not finite where a number is not.
+    sum: Option<Reading>,
     /// The picture in place of the first frame, where it goes there.
     first: Option<Tensor>,
     /// Steps that the expert for high noise makes; their sigmas decide where this says nothing.
@@ -39,20 +50,29 @@ struct ClipState {
     changes: Vec<(usize, Half, Change)>,
 }
 
+/// The groups of devices that compute the halves of a clip.
+#[derive(Debug, Clone, Copy)]
+struct Dealt {
+    /// Of the half with the prompt; the solver's steps are taken there too.
+    home: usize,
+    /// Of the half with the negative prompt.
+    away: usize,
+}
+
 /// One call of the network.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Call {
-    clip: usize,
-    step: usize,
-    timestep: f32,
-    half: Half,
-    blocks: Blocks,
-    /// Whether an earlier call of the session has to be done first.
-    waits: bool,
-    /// Whether the solver takes its step with this velocity, and that of the half before.
-    ends_step: bool,
+pub(super) struct Call {
+    pub clip: usize,
+    pub step: usize,
+    pub timestep: f32,
+    pub half: Half,
+    pub blocks: Blocks,
+    /// Whether the clip's step before has to be taken first.
+    pub waits: bool,
+    /// Whether it is the last call of its group for this step of the clip.
+    pub ends_step: bool,
     /// Whether another step of the clip follows.
-    goes_on: bool,
+    pub goes_on: bool,
 }
 
 /// A step that a clip made.
@@ -90,15 +110,30 @@ impl<'a> Session<'a> {
     /// # Errors
     /// When the tensor library fails.
     pub fn on(clips: &'a [Prompted], schedules: Vec<Schedule>) -> Result<Self> {
-        let state = |(clip, schedule): (&Prompted, Schedule)| {
+        let state = |(index, (clip, schedule)): (usize, (&Prompted, Schedule))| {
             let first = clip.shown.first_bcthw.clone();
             let latents = with_first(clip.noise_bcthw.clone(), first.as_ref())?;
             let (skipped, is_measured) = (vec![false; schedule.steps()], false);
             let solver = Solver::new(schedule).with_noise(FreshNoise::Seeded(clip.request.seed));
             let high = clip.request.high_steps;
-            Ok(ClipState { solver, latents, made: 0, first, high, skipped, is_measured, changes: Vec::new() })
+            let prompt = clip.request.prompt.clone();
+            let (made, sum, changes) = (0, None, Vec::new());
+            Ok(ClipState {
+                clip: index,
+                prompt,
+                solver,
+                latents,
+                made,
+                sum,
+                first,
+                high,
+                skipped,
+                is_measured,
+                changes,
+            })
         };
-        Ok(Self { clips, state: clips.iter().zip(schedules).map(state).collect::<Result<_>>()? })
+        let schedules = clips.iter().zip(schedules).enumerate();
+        Ok(Self { clips, state: schedules.map(state).collect::<Result<_>>()? })
     }
 
     /// Lets `clip` add `noise` where its solver re-noises, in place of noise by its seed.
@@ -137,67 +172,95 @@ impl<'a> Session<'a> {
         self.state.iter().map(of).sum()
     }
 
-    /// Makes the steps that are `pipeline`'s. `progress` is called after each step of a clip with its latents, on another
-    /// thread, and may break off.
+    /// Makes the steps of `range` with `groups`, each of which has the network of that range: one pipeline, or the same network
+    /// on several groups of devices. The halves of the guidance are dealt to them in turn, so that two groups compute both
+    /// halves of a clip at once. `progress` is called after each step of a clip with its latents, on another thread, and may
+    /// break off.
     ///
     /// # Errors
-    /// When the network fails, and a clip that is no longer finite.
+    /// When the network fails, and a clip that is no longer finite; that is seen a step late.
     pub fn run(
         &mut self,
-        pipeline: &Pipeline,
+        groups: &[Pipeline],
         range: NoiseRange,
-        mut progress: impl FnMut(StepDone) -> ControlFlow<()> + Send,
+        progress: impl FnMut(StepDone) -> ControlFlow<()> + Send,
     ) -> Result<ControlFlow<()>> {
-        let calls = self.calls(range);
-        let [first, last] = pipeline.ends();
-        let clips = self.clips.iter().map(|clip| clip.to_device(first)).collect::<Result<Vec<_>>>()?;
-        let latents = self.state.iter().map(|clip| clip.latents.to_device(first));
-        let mut latents = latents.collect::<kernels::Result<Vec<_>>>()?;
-        for state in &mut self.state {
-            state.latents = state.latents.to_device(last)?;
-            state.first = state.first.as_ref().map(|first| first.to_device(last)).transpose()?;
-        }
-        let mut is_stopped = false;
-        let input = |m: usize, returns: &Returns| {
-            let Call { clip, timestep, half, waits, .. } = calls[m];
-            if waits {
-                latents[clip] = returns.take()?;
-            }
-            clips[clip].input(&latents[clip], timestep, clips[clip].half(half))
-        };
-        let mut halves = Vec::new();
-        let output = |m: usize, velocity: Tensor| {
-            halves.push(velocity);
-            if !calls[m].ends_step {
-                return Ok(None);
-            }
-            let clip = calls[m].clip;
-            let velocity = guided(&std::mem::take(&mut halves), guidance(&self.clips[clip], range))?;
-            self.state[clip].step(&velocity)?;
-            self.check(clip)?;
-            let ClipState { made, latents, .. } = &self.state[clip];
-            if progress(StepDone { clip, step: made - 1, latents }).is_break() {
-                is_stopped = true;
-                return Err(Error::Interrupted);
-            }
-            Ok(calls[m].goes_on.then(|| self.state[clip].latents.clone()))
-        };
-        let blocks = |m: usize| calls[m].blocks;
-        match pipeline.call(Calls { count: calls.len(), input, output, blocks }) {
-            Err(Error::Interrupted) if is_stopped => Ok(ControlFlow::Break(())),
-            Err(error) => Err(error),
-            Ok(called) => {
-                for change in called.changes {
-                    let Call { clip, step, half, .. } = calls[change.call];
-                    self.state[clip].changes.push((step, half, change));
+        let audience = Audience::new(progress);
+        let (parts, links) = self.parts(groups, range)?;
+        let results: Vec<Result<Vec<Measured>>> = thread::scope(|scope| {
+            let audience = &audience;
+            let threads: Vec<_> =
+                parts.into_iter().map(|part| scope.spawn(move || part.run(audience))).collect();
+            threads.into_iter().map(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p))).collect()
+        });
+        links.iter().try_for_each(|link| link.settle())?;
+        let mut stopped = Ok(());
+        for result in results {
+            match result {
+                Ok(measured) => {
+                    measured.into_iter().for_each(|(clip, change)| self.state[clip].changes.push(change));
                 }
-                Ok(ControlFlow::Continue(()))
+                Err(Error::Interrupted) if audience.is_stopped() => {}
+                // The group that stopped says why.
+                Err(error @ Error::NeighbourStopped) => stopped = Err(error),
+                Err(error) => return Err(error),
             }
+        }
+        match audience.is_stopped() {
+            true => Ok(ControlFlow::Break(())),
+            false => stopped.map(|()| ControlFlow::Continue(())),
         }
     }
 
-    /// The calls that make the steps in `range`: the next step of each clip in turn.
-    fn calls(&self, range: NoiseRange) -> Vec<Call> {
+    /// What each of `groups` does of the steps in `range`, and the links between them.
+    fn parts<'s>(
+        &'s mut self,
+        groups: &'s [Pipeline],
+        range: NoiseRange,
+    ) -> Result<(Vec<Part<'s>>, Vec<Arc<Link>>)> {
+        let dealt = self.dealt(groups.len());
+        let calls = self.calls(range, &dealt, groups.len());
+        let is_guided = |clip: &usize| guidance(&self.clips[*clip].request, range) != 1.0;
+        let shared = (0..dealt.len()).filter(|clip| dealt[*clip].home != dealt[*clip].away).filter(is_guided);
+        let shared: Vec<_> = shared.map(|clip| (clip, dealt[clip].home, dealt[clip].away)).collect();
+        let (ends, links) = exchange::between(groups, &shared)?;
+        let mut parts = Vec::new();
+        for ((network, calls), ends) in groups.iter().zip(calls).zip(ends) {
+            let [first, _] = network.ends();
+            let (mut clips, mut latents) = (BTreeMap::new(), BTreeMap::new());
+            for Call { clip, .. } in &calls {
+                if !clips.contains_key(clip) {
+                    clips.insert(*clip, self.clips[*clip].to_device(first)?);
+                    latents.insert(*clip, self.state[*clip].latents.to_device(first)?);
+                }
+            }
+            parts.push(Part { network, range, calls, clips, latents, states: BTreeMap::new(), ends });
+        }
+        for (clip, state) in self.state.iter_mut().enumerate() {
+            let part = &mut parts[dealt[clip].home]; // one of the groups
+            let [_, last] = part.network.ends();
+            state.latents = state.latents.to_device(last)?;
+            state.first = state.first.as_ref().map(|first| first.to_device(last)).transpose()?;
+            part.states.insert(clip, state);
+        }
+        Ok((parts, links))
+    }
+
+    /// The groups that the halves of each clip are dealt to, in turn: the same for all noise ranges, so that the solver's history
+    /// stays where it is.
+    fn dealt(&self, groups: usize) -> Vec<Dealt> {
+        let mut next = 0;
+        let dealt = |clip: &Prompted| {
+            let is_guided = clip.request.guidance != 1.0 || clip.request.guidance_high != 1.0;
+            let home = next % groups.max(1);
+            next += if is_guided { 2 } else { 1 };
+            Dealt { home, away: if is_guided { (home + 1) % groups.max(1) } else { home } }
+        };
+        self.clips.iter().map(dealt).collect()
+    }
+
+    /// The calls that make the steps in `range`, of each of `groups` groups: the next step of each clip in turn.
+    fn calls(&self, range: NoiseRange, dealt: &[Dealt], groups: usize) -> Vec<Vec<Call>> {
         let rest = |clip: &ClipState| {
             let timesteps = &clip.solver.schedule().timesteps;
             let rest = (clip.made..timesteps.len()).take_while(|step| clip.is_in(*step, range));
@@ -205,45 +268,31 @@ impl<'a> Session<'a> {
         };
         let rest: Vec<Vec<f32>> = self.state.iter().map(rest).collect();
         let rounds = rest.iter().map(Vec::len).max().unwrap_or(0);
-        let mut calls = Vec::new();
+        let mut calls: Vec<Vec<Call>> = (0..groups).map(|_| Vec::new()).collect();
         for round in 0..rounds {
             for (clip, rest) in rest.iter().enumerate() {
                 let Some(&timestep) = rest.get(round) else { continue };
-                let halves: &[Half] = match guidance(&self.clips[clip], range) == 1.0 {
-                    true => &[Half::Positive],
-                    false => &[Half::Positive, Half::Negative],
+                let (Dealt { home, away }, state) = (dealt[clip], &self.state[clip]);
+                let halves: &[(Half, usize)] = match guidance(&self.clips[clip].request, range) == 1.0 {
+                    true => &[(Half::Positive, home)],
+                    false => &[(Half::Positive, home), (Half::Negative, away)],
                 };
-                let step = self.state[clip].made + round;
-                calls.extend(halves.iter().enumerate().map(|(i, &half)| Call {
-                    clip,
-                    step,
-                    timestep,
-                    half,
-                    blocks: self.state[clip].blocks(step, round + 1 < rest.len(), 2 * clip + half as usize),
-                    waits: i == 0 && round > 0,
-                    ends_step: i + 1 == halves.len(),
-                    goes_on: round + 1 < rest.len(),
-                }));
+                let (step, goes_on) = (state.made + round, round + 1 < rest.len());
+                for (i, &(half, group)) in halves.iter().enumerate() {
+                    calls[group].push(Call {
+                        clip,
+                        step,
+                        timestep,
+                        half,
+                        blocks: state.blocks(step, goes_on, 2 * clip + half as usize),
+                        waits: round > 0 && halves[..i].iter().all(|(_, before)| *before != group),
+                        ends_step: halves[i + 1..].iter().all(|(_, behind)| *behind != group),
+                        goes_on,
+                    });
+                }
             }
         }
         calls
-    }
-
-    /// Looks whether the clip is still finite after its last step.
-    fn check(&self, clip: usize) -> Result<()> {
-        let ClipState { latents, made, solver, .. } = &self.state[clip];
-        // A sum is not finite where a number is not.
-        if latents.sum_all()?.to_scalar::<f32>()?.is_finite() {
-            return Ok(());
-        }
-        let schedule = solver.schedule();
-        Err(Error::NonFiniteClip {
-            clip,
-            prompt: self.clips[clip].request.prompt.clone(),
-            step: *made,
-            steps: schedule.timesteps.len(),
-            sigma: schedule.sigmas[made - 1], // a step was made
-        })
     }
 
     /// Steps that each clip has made.
@@ -278,17 +327,38 @@ impl ClipState {
     }
 
     /// The solver's next step by the velocity that the network predicts.
-    fn step(&mut self, velocity: &Tensor) -> Result<()> {
+    pub fn step(&mut self, velocity: &Tensor) -> Result<()> {
         let after = self.solver.step(&self.latents, velocity, self.made)?;
         self.latents = with_first(after, self.first.as_ref())?;
         self.made += 1;
         Ok(())
     }
+
+    /// Looks whether the clip was finite after the step before the last one: the device has gone on since, so nothing waits.
+    pub fn check_step_before(&mut self) -> Result<()> {
+        let sum = self.sum.replace(Reading::of(self.latents.sum_all()?)?);
+        self.check(sum, self.made - 1) // a step was made
+    }
+
+    /// Looks whether the clip is finite after its last step.
+    pub fn check_last_step(&mut self) -> Result<()> {
+        let sum = self.sum.take();
+        self.check(sum, self.made)
+    }
+
+    fn check(&self, sum: Option<Reading>, made: usize) -> Result<()> {
+        if sum.map_or(Ok(0.0), Reading::value)?.is_finite() {
+            return Ok(());
+        }
+        let (schedule, prompt) = (self.solver.schedule(), self.prompt.clone());
+        let (steps, sigma) = (schedule.timesteps.len(), schedule.sigmas[made - 1]); // of a step that was made
+        Err(Error::NonFiniteClip { clip: self.clip, prompt, step: made, steps, sigma })
+    }
 }
 
 impl Prompted {
     /// What the network is conditioned on for a half of the guidance.
-    fn half(&self, half: Half) -> &models::dit::Conditioning<models::dit::Raw> {
+    pub(super) fn half(&self, half: Half) -> &models::dit::Conditioning<models::dit::Raw> {
         match half {
             Half::Positive => &self.positive,
             Half::Negative => &self.negative,
@@ -306,10 +376,10 @@ fn with_first(latents: Tensor, first: Option<&Tensor>) -> Result<Tensor> {
     })
 }
 
-/// The guidance scale of the steps that are in `range`.
-fn guidance(clip: &Prompted, range: NoiseRange) -> f64 {
+/// The guidance scale of the steps of `clip` that are in `range`.
+pub(super) fn guidance(clip: &ClipRequest, range: NoiseRange) -> f64 {
     match range {
-        NoiseRange::Of { expert: Expert::High, .. } => clip.request.guidance_high,
-        _ => clip.request.guidance,
+        NoiseRange::Of { expert: Expert::High, .. } => clip.guidance_high,
+        _ => clip.guidance,
     }
 }

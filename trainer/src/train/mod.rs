@@ -31,6 +31,7 @@ pub(crate) use step::{UpdateSettings, update};
 use crate::encode::{Check, Encoding, LatentStore};
 use crate::error::Result;
 use crate::machine::devices;
+use crate::machine::memory::MemoryPlan;
 use crate::plan::{Plan, Planned};
 use crate::residents::{Residency, Residents, Setup, WhenIdle};
 use crate::train::background::Background;
@@ -113,7 +114,8 @@ fn residents(planned: &Planned, split: Vec<(Device, Range<usize>)>, ui: &Ui) -> 
     let Planned { plan, dit, .. } = planned;
     // Every set of clips needs the VAE again.
     let vae = if plan.sample.clips.is_empty() { WhenIdle::Drop } else { WhenIdle::Park };
-    let residency = Residency { networks: plan.memory.networks, decoding: plan.memory.decoding, vae };
+    let MemoryPlan { networks, decoding, clip_groups, .. } = plan.memory;
+    let residency = Residency { networks, decoding, vae, clip_groups };
     let (route, ffn_tokens) = (plan.devices.transfer.into(), Some(plan.memory.ffn_tokens));
     let setup = Setup { route, ffn_tokens, stores: Vec::new() };
     Residents::new((&plan.model, dit), split, residency, setup, ui)

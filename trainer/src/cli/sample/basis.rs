@@ -21,7 +21,7 @@ use crate::paths::existing;
 use crate::plan::{ClipAdapterPlan, Plan, run_plan};
 use crate::recipe::Recipe;
 use crate::sample::magcache::CacheConfig;
-use crate::sample::{ClipFormat, SampleConfig};
+use crate::sample::{ClipFormat, ClipLayout, SampleConfig};
 use crate::train;
 use crate::train::checkpoint;
 use crate::train::export::{self, Part};
@@ -45,6 +45,8 @@ pub(in crate::cli) struct Basis {
     pub cache: PathBuf,
     /// MagCache's rule of a run or a recipe.
     pub magcache: Option<CacheConfig>,
+    /// How clips go through the network on several devices.
+    pub layout: ClipLayout,
     /// The table for it that the recipe names, or that the run has measured.
     pub table: Option<PathBuf>,
 }
@@ -132,6 +134,7 @@ impl Basis {
             formats: SampleConfig::default().formats,
             cache: PathBuf::from("runs/cache"),
             magcache: None,
+            layout: ClipLayout::Auto,
             table: None,
             model,
             dit,
@@ -178,6 +181,7 @@ impl Basis {
             formats: plan.sample.formats,
             cache: plan.run.cache,
             magcache: plan.sample.cache,
+            layout: plan.sample.layout,
             table: plan.sample.cache_table.or_else(|| Some(folder.join(TABLE))),
             model: plan.model,
             dit,
@@ -243,6 +247,7 @@ impl Basis {
                 .map(|path| from.join(path))
                 .or_else(|| Some(trained?.join(TABLE))),
             magcache: recipe.sample.cache,
+            layout: recipe.sample.layout,
             model,
             dit,
             defaults,

@@ -1,5 +1,6 @@
 //! Whether clips fit, before anything is loaded.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 use models::adapter::{ApplyMode, apply};
@@ -12,15 +13,22 @@ use crate::error::Result;
 use crate::machine::devices::Limits;
 use crate::machine::forecast::Task;
 use crate::machine::memory::{Machine, Phase, Shapes};
-use crate::plan::{BehindSampling, Rest, Split, Wording, checked};
+use crate::plan::{BehindSampling, Laid, Rest, Split, Wording, checked, laid};
 use crate::residents::FromFiles;
+use crate::sample::ClipLayout;
 
 /// Checks that the models that the clips of `job` go through fit onto its devices: each is there alone. Prompts that are in
-/// the cache, in `folder` where it is named, need no text encoder.
+/// the cache, in `folder` where it is named, need no text encoder. How clips go through the network: the layout that is `asked`
+/// for, or the best.
 ///
 /// # Errors
 /// What does not fit, and what would.
-pub(super) fn check(job: &Job, (is_cached, tiling): (bool, Tiling), folder: Option<&Path>) -> Result<()> {
+pub(super) fn check(
+    job: &Job,
+    (is_cached, tiling): (bool, Tiling),
+    folder: Option<&Path>,
+    asked: ClipLayout,
+) -> Result<Laid> {
     let Job { basis, model, devices, requests, networks, .. } = job;
     let encoded = LatentStore::open(folder.unwrap_or(&basis.cache), model)?;
     let task = Task::without_training(&basis.dit, model.precision.dit(), (1, 2, 2));
@@ -36,6 +44,7 @@ pub(super) fn check(job: &Job, (is_cached, tiling): (bool, Tiling), folder: Opti
         is_cached,
         tiling,
         attached: networks.iter().map(adapters).collect::<Result<_>>()?,
+        clip_groups: NonZeroUsize::MIN,
         behind_sampling: BehindSampling::Dropped,
     };
     let machine = Machine::here(devices, &Limits::measure(devices), task.base, &basis.dit, None);
@@ -46,5 +55,6 @@ pub(super) fn check(job: &Job, (is_cached, tiling): (bool, Tiling), folder: Opti
     if encoded.has_prompts(texts)? {
         phases.retain(|phase| phase.phase != Phase::TextEncoder);
     }
-    checked(&rest, dit, &phases, &Shapes::default(), Wording::Command)
+    checked(&rest, dit, &phases, &Shapes::default(), Wording::Command)?;
+    laid(&rest, dit, asked, Wording::Command)
 }

@@ -29,7 +29,7 @@ pub enum Calls {
 pub struct ClipShape {
     /// (frames, height, width) of its latents.
     pub latents: (usize, usize, usize),
-    /// Calls of the network for a solver step: 2 with guidance, 1 without.
+    /// Calls of the network for a solver step: 2 with guidance, 1 without, or where another group of devices makes the other.
     pub halves: usize,
     /// Its solver.
     pub solver: SolverKind,
@@ -43,6 +43,14 @@ impl Calls {
     /// Whether the clip whose calls are played keeps residuals.
     pub(super) fn is_cached(&self) -> bool {
         matches!(self, Self::Clips(clips) if clips.first().is_some_and(|clip| clip.is_cached))
+    }
+
+    /// Calls of a solver step of the clip whose calls are played.
+    pub(super) fn halves_of_first(&self) -> usize {
+        match self {
+            Self::HeldOut => 1,
+            Self::Clips(clips) => clips.first().map_or(1, |clip| clip.halves),
+        }
     }
 
     /// The most calls that can be under way at once: the next step of a clip waits for its step before.

@@ -223,6 +223,15 @@ impl Layer for Remembered {
         self.inner.matrices_mut()
     }
 
+    fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        self.inner.tensors_mut()
+    }
+
+    /// The layer itself, not remembered: on another device it has other adapters beside it.
+    fn share(&self) -> Box<dyn Layer> {
+        self.inner.share()
+    }
+
     fn reload(&mut self, weights: &Weights, changed: &Weights, frozen: Frozen) -> models::Result<()> {
         self.inner.reload(weights, changed, frozen)
     }

@@ -31,7 +31,7 @@ pub use device::{DeviceMemory, ShadowDevice};
 pub use rehearsal::{Rehearsal, Scene};
 pub use task::{Decoding, Engine, Networks, Task};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pipeline::ParkedStage;
 
 /// A stage to be forecast.
@@ -67,6 +67,17 @@ pub struct Neighbours {
     pub previous: Option<Way>,
     /// To the stage behind.
     pub next: Option<Way>,
+}
+
+/// The stages whose blocks a device holds: its own, or several where a network is on groups of devices.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// Blocks of each.
+    pub ranges: Vec<Range<usize>>,
+    /// Which of them is the device's own.
+    pub own: usize,
+    /// The place of them together in their pipeline.
+    pub at: Neighbours,
 }
 
 /// What one stage holds at its peak, in bytes.
@@ -158,20 +169,24 @@ impl<'a> Forecaster<'a> {
         self.with_stage(engine, &plan.blocks, at, |staged| staged.played(engine, plan))
     }
 
-    /// What the stage of `blocks` holds at its peak while it takes part in `calls` on `engine`, with at most `ffn_tokens`
-    /// tokens in a feed-forward layer.
+    /// What the device of the stage `at` holds at its peak while it takes part in `calls` on `engine` with the blocks that it has
+    /// `held` for them, with at most `ffn_tokens` tokens in a feed-forward layer.
     ///
     /// # Errors
     /// Sizes that the model's code does not take.
     pub fn calls(
         &self,
         engine: Engine,
-        (blocks, ffn_tokens): (&Range<usize>, usize),
+        (held, ffn_tokens): (&Held, usize),
         at: Neighbours,
         calls: &Calls,
     ) -> Result<StageMemory> {
+        let blocks = &held.ranges[held.own]; // one of them
         let own = self.with_stage(engine, blocks, at, |staged| {
-            staged.rehearsal.calls(calls, ffn_tokens)?;
+            let Staged { rehearsal, device, host, .. } = &mut *staged;
+            self.play(engine, (self.task, held), rehearsal, (device, host), |rehearsal| {
+                rehearsal.calls(calls, ffn_tokens)
+            })?;
             Ok(staged.memory(engine))
         })?;
         if !(matches!(calls, Calls::Clips(_)) && self.task.networks == Networks::MakesRoom) {
@@ -184,11 +199,46 @@ impl<'a> Forecaster<'a> {
                 let scene = scene(engine, at, &staged.device, &staged.host);
                 let mut rehearsal = Rehearsal::new(&expert, &self.weights, blocks.clone(), scene)?;
                 self.prepare(engine, &mut rehearsal, &staged.device)?;
-                rehearsal.calls(calls, ffn_tokens)?;
+                let ledgers = (&staged.device, &staged.host);
+                self.play(engine, (&expert, held), &mut rehearsal, ledgers, |rehearsal| {
+                    rehearsal.calls(calls, ffn_tokens)
+                })?;
                 Ok(staged.memory(engine))
             })
         })?;
         Ok(if other.peak > own.peak { other } else { own })
+    }
+
+    /// Plays `work` on a stage of `task`, joined with the others of `held` where there are some.
+    fn play(
+        &self,
+        engine: Engine,
+        (task, held): (&Task, &Held),
+        own: &mut Rehearsal,
+        (device, host): (&Ledger, &Ledger),
+        work: impl FnOnce(&mut Rehearsal) -> Result<()>,
+    ) -> Result<()> {
+        if held.ranges.len() == 1 {
+            return work(own);
+        }
+        // The others are on devices of their own, which are counted apart.
+        let other = |(index, blocks): (usize, &Range<usize>)| {
+            let at = Neighbours { index, count: held.ranges.len(), previous: None, next: None };
+            let scene = scene(engine, at, &Ledger::new(1), &Ledger::new(1));
+            let mut rehearsal = Rehearsal::new(task, &self.weights, blocks.clone(), scene)?;
+            self.attached.map(|adapters| rehearsal.attach(adapters)).transpose()?;
+            Ok::<_, Error>(rehearsal)
+        };
+        let mut others = Vec::new();
+        for (index, blocks) in held.ranges.iter().enumerate() {
+            others.push(if index == held.own { None } else { Some(other((index, blocks))?) });
+        }
+        let parts: Vec<&Rehearsal> = others.iter().map(|other| other.as_ref().unwrap_or(own)).collect();
+        let scene = Scene { own: own.device().clone(), ..scene(engine, held.at, device, host) };
+        let mut joined = Rehearsal::joined(task, &self.weights, (&parts, held.own), scene)?;
+        joined.remember(self.memos.borrow_mut().entry(engine).or_default());
+        drop(others);
+        work(&mut joined)
     }
 
     /// What the stage of `blocks` holds between steps on `engine`.

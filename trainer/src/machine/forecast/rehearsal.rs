@@ -80,11 +80,34 @@ impl Rehearsal {
         optimizer.publish_to(std::slice::from_mut(&mut stage));
         let batches: Vec<MicroBatch> =
             (0..task.accumulate).map(|m| micro_batch(task, m, &scene.host)).collect::<Result<_>>()?;
-        // What the stage before hands over is on its device; a stage without one hands on what is as large.
-        let beside = scene.previous.as_ref().map_or(&scene.host, |(device, _)| device);
-        let embedder = task.dit.load_embedding(weights, task.base, beside)?;
-        let boundary = embedder.embed(&micro_batch(task, 0, &scene.host)?.input.to_device(beside)?)?;
+        let boundary = boundary(task, weights, &scene)?;
         Ok(Self { scene, stage, optimizer, update: None, batches, boundary })
+    }
+
+    /// Consecutive stages as one at `scene`, on the device of `parts[own]`, for calls without a backward.
+    ///
+    /// # Errors
+    /// Those of the model's own code.
+    pub fn joined(
+        task: &Task,
+        weights: &Weights,
+        (parts, own): (&[&Self], usize),
+        scene: Scene,
+    ) -> Result<Self> {
+        if let Some(ledger) = scene.own.ledger() {
+            ledger.set_label("weights");
+        }
+        let stages: Vec<&Stage> = parts.iter().map(|part| &part.stage).collect();
+        let stage = Stage::joined(&stages, own, Route::default())?;
+        let optimizer = Optimizer::of(&[], task.rule)?;
+        let batches = parts[own].batches.clone(); // `Stage::joined` refuses an index beyond them
+        let boundary = boundary(task, weights, &scene)?;
+        Ok(Self { scene, stage, optimizer, update: None, batches, boundary })
+    }
+
+    /// The device of the stage.
+    pub(super) fn device(&self) -> &Device {
+        &self.scene.own
     }
 
     /// Puts `adapters` to the stage that are applied and not trained.
@@ -211,14 +234,14 @@ impl Rehearsal {
         label("residual");
         let _held = self.residuals_of_others(calls)?;
         label("activations");
-        let (sink, is_cached) = (RefCell::new(sink), calls.is_cached());
+        let (sink, is_cached, halves) = (RefCell::new(sink), calls.is_cached(), calls.halves_of_first());
         let calls = alone::Calls {
             // As many as may wait, those at work, and as many again as make a solver step.
             count: count + 1 + 2 * HALVES,
             lanes: calls.lanes(),
             input: |m| source.input(m, sink.borrow().as_ref().filter(|_| is_alone)),
             output: |_, velocity| sink.borrow_mut().as_mut().map_or(Ok(()), |sink| sink.take(velocity)),
-            blocks: |m| if is_cached { Blocks::Keep { lane: m % HALVES } } else { Blocks::Run },
+            blocks: |m| if is_cached { Blocks::Keep { lane: m % halves } } else { Blocks::Run },
         };
         alone::call(&self.stage, self.neighbours(), [*index, *count], calls)
     }
@@ -250,6 +273,14 @@ impl Rehearsal {
         let own = &self.scene.own;
         [own.ledger(), own.host_ledger()].into_iter().flatten().for_each(Ledger::reset_peak);
     }
+}
+
+/// What crosses the boundary before a stage at `scene`. What the stage before hands over is on its device; a stage without one
+/// hands on what is as large.
+fn boundary(task: &Task, weights: &Weights, scene: &Scene) -> Result<Boundary> {
+    let beside = scene.previous.as_ref().map_or(&scene.host, |(device, _)| device);
+    let embedder = task.dit.load_embedding(weights, task.base, beside)?;
+    Ok(embedder.embed(&micro_batch(task, 0, &scene.host)?.input.to_device(beside)?)?)
 }
 
 /// The fresh adapters of `blocks`.

@@ -143,6 +143,15 @@ impl Machine {
         self.stages[index].room.times(sharing)
     }
 
+    /// The place of the device of stage `index` in its pipeline where the network is on `groups` groups of devices.
+    pub(crate) fn place_in_group(&self, index: usize, groups: usize) -> Neighbours {
+        let (place, count) = (index / groups, self.stages.len() / groups);
+        // Ways between cards that are not neighbours are taken to be like those between neighbours.
+        let previous = (place > 0).then(|| self.ways.get(index - 1).copied()).flatten();
+        let next = (place + 1 < count).then(|| self.ways.get(index).copied()).flatten();
+        Neighbours { index: place, count, previous, next }
+    }
+
     /// The place of stage `index`.
     pub(crate) fn place_of(&self, index: usize) -> Neighbours {
         let previous = index.checked_sub(1).and_then(|before| self.ways.get(before)).copied();

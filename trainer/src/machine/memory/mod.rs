@@ -10,6 +10,7 @@ mod refusal;
 mod report;
 
 use std::fmt;
+use std::num::NonZeroUsize;
 
 use clap::ValueEnum;
 use models::dit::{BlockPlan, Keep, KeepPlace};
@@ -48,6 +49,14 @@ fn is_one(networks: &Networks) -> bool {
     *networks == Networks::One
 }
 
+fn one_group() -> NonZeroUsize {
+    NonZeroUsize::MIN
+}
+
+fn is_one_group(groups: &NonZeroUsize) -> bool {
+    groups.get() == 1
+}
+
 fn is_beside(decoding: &Decoding) -> bool {
     *decoding == Decoding::Beside
 }
@@ -63,6 +72,8 @@ pub struct Settled {
     pub networks: Networks,
     /// Where they are while clips are decoded.
     pub decoding: Decoding,
+    /// Groups of devices that clips go through.
+    pub clip_groups: NonZeroUsize,
     /// The most host memory that may be pinned, in bytes.
     pub pinned: u64,
 }
@@ -71,7 +82,14 @@ impl Settled {
     fn new(task: &Task, choice: Choice, forecast: Forecast) -> Self {
         let pinned = choice.stages.iter().map(|stage| stage.host).sum::<u64>();
         let pinned = pinned.next_multiple_of(PINNED_GRAIN);
-        Self { choice, forecast, networks: task.networks, decoding: task.decoding, pinned }
+        let (networks, decoding, clip_groups) = (task.networks, task.decoding, NonZeroUsize::MIN);
+        Self { choice, forecast, networks, decoding, clip_groups, pinned }
+    }
+
+    /// With the groups of devices that clips go through, and why these.
+    pub fn with_clips(self, clip_groups: NonZeroUsize, layout: String) -> Self {
+        let forecast = Forecast { clips: Some(layout), ..self.forecast };
+        Self { clip_groups, forecast, ..self }
     }
 }
 
@@ -259,6 +277,9 @@ pub struct MemoryPlan {
     /// Where the networks are while clips are decoded.
     #[serde(default, skip_serializing_if = "is_beside")]
     pub decoding: Decoding,
+    /// Groups of devices that clips go through, each with the whole network; 1 for the split as it is.
+    #[serde(default = "one_group", skip_serializing_if = "is_one_group")]
+    pub clip_groups: NonZeroUsize,
     /// The most tokens of a clip that go through a feed-forward layer at once.
     pub ffn_tokens: usize,
     /// What that comes to, block by block, in runs.
@@ -284,6 +305,7 @@ impl MemoryPlan {
         Self {
             networks: settled.networks,
             decoding: settled.decoding,
+            clip_groups: settled.clip_groups,
             keep: asked.keep,
             offload: asked.offload,
             host_memory: asked.host_memory,

@@ -27,6 +27,9 @@ pub struct Forecast {
     pub networks: Networks,
     /// Where they are while clips are decoded.
     pub decoding: Decoding,
+    /// How clips go through the network on several devices, and why so; nothing without clips.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clips: Option<String>,
     /// What is done besides steps, in the order in which a run does it; nothing of a step that is planned alone.
     pub phases: Vec<PhaseForecast>,
     /// The same plan in every bucket.
@@ -88,6 +91,7 @@ impl Forecast {
             kind: AdapterKind::Lora,
             networks: Networks::One,
             decoding: Decoding::Beside,
+            clips: None,
             phases: Vec::new(),
             buckets: Vec::new(),
             more_host: None,
@@ -213,6 +217,9 @@ impl fmt::Display for Forecast {
             writeln!(f, "memory of the rest of the run, with the allocator's share:")?;
         }
         self.phases.iter().try_for_each(|phase| writeln!(f, "  {phase}"))?;
+        if let Some(clips) = self.clips.as_ref().filter(|_| self.stages.len() > 1) {
+            writeln!(f, "  clips: {clips}")?;
+        }
         if self.decoding == Decoding::Alone {
             writeln!(f, "  while clips are decoded, the DiT's matrices wait in host memory")?;
         }

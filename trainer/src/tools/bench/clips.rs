@@ -1,138 +1,157 @@
-//! Clips in flight: how busy the stages are while several clips are sampled.
+//! Clips in flight: how busy the devices are while clips are sampled, by the session that makes them in earnest.
 
-use kernels::Tensor;
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+
+use kernels::Device;
 use models::dit::pass::FFN_TOKENS;
+use models::dit::{DitConfig, Role};
+use models::expert::Networks;
 use serde_json::{Value, json};
 
 use super::dit::{DitBench, Ready, fields};
 use super::meter::Meter;
 use super::{gib, rounded};
+use crate::encode::PictureInputs;
+use crate::encode::prompt::ClipRequest;
 use crate::error::Result;
+use crate::learning::NoiseRange;
 use crate::machine::devices::Limits;
 use crate::machine::forecast::{Calls, ClipShape, Forecaster, Task};
 use crate::machine::memory::Machine;
-use crate::pipeline::{self, Blocks, NetworkInput, Pipeline, Returns, run_all};
+use crate::pipeline::{NetworkInput, Pipeline};
+use crate::plan::{Split, in_group};
 use crate::sample::magcache::{CacheConfig, Halves, Table, skipped};
+use crate::sample::{Prompted, SampleConfig, Session};
 use crate::solver::SolverKind;
 
 /// Halves of the guidance.
 const HALVES: usize = 2;
-/// Solver steps of each clip.
-const STEPS: usize = 4;
-
-/// A few solver steps of `clips` clips with guidance, without the solver: in flight as a session has them, and drained after
-/// each step, as where all clips wait for the last.
-///
-/// `busy` is the share of the stages' time that one call alone accounts for: calls x seconds of one / (stages x seconds of
-/// all). Of several unlike GPUs it is a mean.
-///
-/// # Errors
-/// A model that cannot be made.
-pub fn clips(bench: &DitBench, clips: usize) -> Result<Value> {
-    let ready = bench.ready(None)?;
-    let [first, _] = ready.pipeline.ends();
-    let input = bench.input(&ready.config, 1, first)?;
-    let meter = Meter::of(ready.devices.iter().map(|(device, _)| device));
-    let predict = |count: usize| {
-        let inputs = vec![input.clone(); count];
-        ready.pipeline.predict(&inputs).map(drop)
-    };
-    let one = meter.measure(bench.repeats, || predict(1))?.seconds;
-    let flowing =
-        meter.measure(bench.repeats, || in_flight(&ready.pipeline, &input, [clips, STEPS], &run_all))?;
-    let drained = meter.measure(bench.repeats, || (0..STEPS).try_for_each(|_| predict(HALVES * clips)))?;
-    let calls = (HALVES * clips * STEPS) as f64;
-    let busy = |seconds: f64| rounded(calls * one / (ready.devices.len() as f64 * seconds), 3);
-    let of_step = |seconds: f64| rounded(seconds / (clips * STEPS) as f64, 4);
-    let mut report = bench.report("clips", &ready, &flowing);
-    report.extend(fields(json!({
-        "clips": clips, "s_per_forward": rounded(one, 4),
-        "s_per_step": of_step(flowing.seconds), "busy": busy(flowing.seconds),
-        "drained_s_per_step": of_step(drained.seconds), "drained_busy": busy(drained.seconds),
-        "forecast_gib": forecast(bench, &ready, clips)?,
-    })));
-    Ok(report.into())
-}
-
-/// What was forecast of `clips` clips in flight, GiB of each device as `peak_gib` has them.
-fn forecast(bench: &DitBench, ready: &Ready, clips: usize) -> Result<Vec<f64>> {
-    let [_, frames, height, width] = bench.latent_shape(&ready.config)?;
-    let latents = (frames, height, width);
-    let task = Task::without_training(&ready.config, bench.precision.dit(), latents);
-    let devices = bench.devices.settle(ready.config.layers)?;
-    let machine = Machine::here(&devices, &Limits::default(), task.base, &ready.config, None);
-    let solver = SolverKind::Euler;
-    let shape = ClipShape { latents, halves: HALVES, solver, has_picture: false, is_cached: false };
-    let (forecaster, calls) = (Forecaster::new(&task), Calls::Clips(vec![shape; clips]));
-    let peak = |index: usize| -> Result<u64> {
-        let engine = machine.stages[index].engine;
-        let blocks = (&ready.devices[index].1, FFN_TOKENS);
-        Ok(forecaster.calls(engine, blocks, machine.place_of(index), &calls)?.peak)
-    };
-    let of = |(_, stages): (&str, Vec<usize>)| Ok(gib(stages.into_iter().map(peak).sum::<Result<u64>>()?));
-    machine.devices().into_iter().map(of).collect()
-}
-
-/// `steps` solver steps of `clips` clips with guidance, without the solver, all computed and with those skipped that the rule
-/// `cache` skips of a table of ratios that fall slowly, as those of published models do.
-///
-/// `share_of_ideal` is the time of the steps that are computed, as a share of all that the skipping clip took.
-///
-/// # Errors
-/// If the model cannot be generated, or the rule is impossible.
-pub fn skipping(bench: &DitBench, [clips, steps]: [usize; 2], cache: &CacheConfig) -> Result<Value> {
-    let rule = cache.settle("--cache-preset")?;
-    let falling = (0..steps).map(|step| if step == 0 { 1.0 } else { FALLS_TO }).collect::<Vec<f64>>();
-    let table = Table { cond: falling.clone(), uncond: falling, high_steps: None, made: None };
-    let skips = skipped(&rule, &table, 0, [Halves::Both; 2]);
-    let ready = bench.ready(None)?;
-    let [first, _] = ready.pipeline.ends();
-    let input = bench.input(&ready.config, 1, first)?;
-    let meter = Meter::of(ready.devices.iter().map(|(device, _)| device));
-    let exact =
-        meter.measure(bench.repeats, || in_flight(&ready.pipeline, &input, [clips, steps], &run_all))?;
-    let blocks = |m: usize| {
-        let (step, lane) = (m / (HALVES * clips), m % (HALVES * clips));
-        let is_next = skips.contains(&(step + 1));
-        match skips.contains(&step) {
-            true => Blocks::Skip { lane, is_last: !is_next },
-            false if is_next => Blocks::Keep { lane },
-            false => Blocks::Run,
-        }
-    };
-    let cached =
-        meter.measure(bench.repeats, || in_flight(&ready.pipeline, &input, [clips, steps], &blocks))?;
-    let computed = exact.seconds * (steps - skips.len()) as f64 / steps as f64;
-    let mut report = bench.report("skipping clips", &ready, &cached);
-    report.extend(fields(json!({
-        "clips": clips, "steps": steps, "skipped": skips.len(),
-        "exact_s": rounded(exact.seconds, 4), "cached_s": rounded(cached.seconds, 4),
-        "share_of_ideal": rounded(computed / cached.seconds, 4),
-    })));
-    Ok(report.into())
-}
-
 /// A ratio of the residual's norm from step to step in the middle of a clip of a published model.
 const FALLS_TO: f64 = 0.995;
 
-/// The calls of a session: each step of a clip waits for the clip's own step before.
-fn in_flight(
-    network: &Pipeline,
-    input: &NetworkInput,
-    [clips, steps]: [usize; 2],
-    blocks: &(dyn Fn(usize) -> Blocks + Sync),
-) -> Result<()> {
-    let of_round = HALVES * clips;
-    let make = |m: usize, returns: &Returns| {
-        if m >= of_round && m.is_multiple_of(HALVES) {
-            returns.take()?;
-        }
-        Ok(input.clone())
-    };
-    let take = |m: usize, velocity: Tensor| {
-        let is_last = m >= of_round * (steps - 1);
-        Ok((m % HALVES == HALVES - 1 && !is_last).then_some(velocity))
-    };
-    let calls = pipeline::Calls { count: of_round * steps, input: make, output: take, blocks };
-    network.call(calls).map(drop)
+/// What is sampled.
+#[derive(Debug, Clone)]
+pub struct ClipsBench<'a> {
+    /// The network and the size of the clips.
+    pub network: DitBench<'a>,
+    /// How many clips, each with guidance.
+    pub clips: usize,
+    /// Solver steps of each.
+    pub steps: usize,
+    /// Groups of devices that have the whole network each; 1 for the split.
+    pub groups: NonZeroUsize,
+}
+
+impl ClipsBench<'_> {
+    /// The clips from noise to latents.
+    ///
+    /// `busy` is the share of the devices' time that one call alone accounts for: calls x seconds of one / (devices x seconds of
+    /// all). Of several unlike GPUs it is a mean.
+    ///
+    /// # Errors
+    /// A model that cannot be made.
+    pub fn measure(&self) -> Result<Value> {
+        let ready = self.network.ready(None)?;
+        let groups = self.grouped(&ready)?;
+        let clips = self.prompted(&ready.config, &ready.devices[0].0)?; // a settled config has a stage
+        let input = self.network.input(&ready.config, 1, groups[0].ends()[0])?;
+        let meter = Meter::of(ready.devices.iter().map(|(device, _)| device));
+        let predict = || groups[0].predict(std::slice::from_ref(&input)).map(drop);
+        let one = meter.measure(self.network.repeats, predict)?.seconds;
+        let all = meter.measure(self.network.repeats, || sampled(&groups, &clips, &[]))?;
+        let calls = (HALVES * self.clips * self.steps) as f64;
+        let busy = calls * one / (ready.devices.len() as f64 * all.seconds);
+        let mut report = self.network.report("clips", &ready, &all);
+        report.extend(fields(json!({
+            "clips": self.clips, "groups": self.groups, "s_per_forward": rounded(one, 4),
+            "s_per_step": rounded(all.seconds / (self.clips * self.steps) as f64, 4), "busy": rounded(busy, 3),
+            "forecast_gib": self.forecast(&ready)?,
+        })));
+        Ok(report.into())
+    }
+
+    /// The same clips with all steps computed and with those skipped that the rule `cache` skips of a table of ratios that fall
+    /// slowly, as those of published models do.
+    ///
+    /// `share_of_ideal` is the time of the steps that are computed, as a share of all that the skipping clips took.
+    ///
+    /// # Errors
+    /// A model that cannot be made, and an impossible rule.
+    pub fn measure_skipping(&self, cache: &CacheConfig) -> Result<Value> {
+        let rule = cache.settle("--cache-preset")?;
+        let falling =
+            (0..self.steps).map(|step| if step == 0 { 1.0 } else { FALLS_TO }).collect::<Vec<f64>>();
+        let table = Table { cond: falling.clone(), uncond: falling, high_steps: None, made: None };
+        let skips = skipped(&rule, &table, 0, [Halves::Both; 2]);
+        let ready = self.network.ready(None)?;
+        let groups = self.grouped(&ready)?;
+        let clips = self.prompted(&ready.config, &ready.devices[0].0)?; // a settled config has a stage
+        let meter = Meter::of(ready.devices.iter().map(|(device, _)| device));
+        let exact = meter.measure(self.network.repeats, || sampled(&groups, &clips, &[]))?;
+        let of_clips = vec![skips.clone(); self.clips];
+        let cached = meter.measure(self.network.repeats, || sampled(&groups, &clips, &of_clips))?;
+        let computed = exact.seconds * (self.steps - skips.len()) as f64 / self.steps as f64;
+        let mut report = self.network.report("skipping clips", &ready, &cached);
+        report.extend(fields(json!({
+            "clips": self.clips, "groups": self.groups, "steps": self.steps, "skipped": skips.len(),
+            "exact_s": rounded(exact.seconds, 4), "cached_s": rounded(cached.seconds, 4),
+            "share_of_ideal": rounded(computed / cached.seconds, 4),
+        })));
+        Ok(report.into())
+    }
+
+    /// The network on each group; on one the split itself, which is not needed besides.
+    fn grouped(&self, ready: &Ready) -> Result<Vec<Pipeline>> {
+        ready.pipeline.grouped(self.groups.get())
+    }
+
+    /// Clips with guidance, whose inputs are on `device`.
+    fn prompted(&self, config: &DitConfig, device: &Device) -> Result<Vec<Prompted>> {
+        let of = |index: usize| {
+            let NetworkInput { x_bcthw, mut cond } = self.network.input(config, 1, device)?;
+            cond.take(Role::TIMESTEP);
+            let (own, all) = (config.out_channels, config.in_channels);
+            let beside = (all > own).then(|| x_bcthw.narrow(1, own, all - own)?.contiguous()).transpose()?;
+            Ok(Prompted {
+                request: self.request(config, index),
+                positive: cond.clone(),
+                negative: cond,
+                noise_bcthw: x_bcthw.narrow(1, 0, own)?.contiguous()?,
+                shown: PictureInputs { beside_bcthw: beside, ..PictureInputs::default() },
+            })
+        };
+        (0..self.clips).map(of).collect()
+    }
+
+    fn request(&self, config: &DitConfig, index: usize) -> ClipRequest {
+        let size = self.network.size;
+        let (defaults, sides) = (config.defaults(Networks::Whole), [size.width as u32, size.height as u32]);
+        let base = SampleConfig::default().request(defaults, sides, size.frames as u32, index as u64);
+        ClipRequest { steps: self.steps, guidance: 5.0, guidance_high: 5.0, ..base }
+    }
+
+    /// What was forecast of the clips in flight, GiB of each device as `peak_gib` has them.
+    fn forecast(&self, ready: &Ready) -> Result<Vec<f64>> {
+        let DitBench { precision, devices, .. } = &self.network;
+        let [_, frames, height, width] = self.network.latent_shape(&ready.config)?;
+        let latents = (frames, height, width);
+        let task = Task::without_training(&ready.config, precision.dit(), latents);
+        let settled = devices.settle(ready.config.layers)?;
+        let machine = &Machine::here(&settled, &Limits::default(), task.base, &ready.config, None);
+        let (solver, is_cached) = (SolverKind::UniPc, false);
+        let shape = ClipShape { latents, halves: HALVES, solver, has_picture: false, is_cached };
+        let calls = Calls::Clips(in_group(vec![shape; self.clips], self.groups));
+        let dit = Split { task: &task, machine, blocks: &settled.split, ffn_tokens: FFN_TOKENS, pinned: 0 };
+        let stages = dit.calls(&Forecaster::new(&task), &calls, self.groups)?;
+        let of = |(_, on): (&str, Vec<usize>)| gib(on.into_iter().map(|index| stages[index].peak).sum());
+        Ok(machine.devices().into_iter().map(of).collect())
+    }
+}
+
+/// Makes all steps of `clips`, but for those that each skips.
+fn sampled(groups: &[Pipeline], clips: &[Prompted], skips: &[Vec<usize>]) -> Result<()> {
+    let mut session = Session::new(clips)?.skipping(skips);
+    let _never_broken_off = session.run(groups, NoiseRange::All, |_| ControlFlow::Continue(()))?;
+    Ok(())
 }

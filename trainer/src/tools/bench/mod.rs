@@ -17,7 +17,7 @@ mod step;
 use kernels::random::Key;
 use kernels::{DType, Device, Tensor};
 
-pub use clips::{clips, skipping};
+pub use clips::ClipsBench;
 pub use dit::{DitBench, forward};
 pub use load::{LoadSource, load};
 pub use model::{DitSource, dit_preset, dit_presets, umt5_preset, vae_preset};

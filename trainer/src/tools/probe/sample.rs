@@ -142,7 +142,7 @@ pub fn run(networks: &[Pipeline], inputs: &Inputs, settings: &Settings) -> Resul
             latents.push(done.latents.clone());
             ControlFlow::Continue(())
         };
-        let _never_broken_off = session.run(pipeline, range, keep)?;
+        let _never_broken_off = session.run(std::slice::from_ref(pipeline), range, keep)?;
     }
     let latents = latents.iter().map(|x| Ok(x.squeeze(0)?.to_device(&Device::Cpu)?));
     let latents = Tensor::stack(&latents.collect::<Result<Vec<_>>>()?, 0)?;
