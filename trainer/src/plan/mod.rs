@@ -34,7 +34,7 @@ use crate::recipe::{
     Assignment, CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig, check_bounds,
 };
 use crate::sample::magcache::CacheConfig;
-use crate::sample::{ClipFormat, SampleConfig};
+use crate::sample::{ClipFormat, PreviewPlan, SampleConfig};
 use crate::watch::interrupt::Interrupt;
 pub use difference::Difference;
 pub use rest::{BehindSampling, Rest, Split};
@@ -129,6 +129,9 @@ pub struct SamplePlan {
     /// The table that it goes by; without one the first clip of the run measures it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_table: Option<PathBuf>,
+    /// Previews of them, where there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview: Option<PreviewPlan>,
     /// The adapter that is applied for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<ClipAdapterPlan>,

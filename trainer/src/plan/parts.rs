@@ -18,8 +18,8 @@ use crate::machine::forecast::{Decoding, Networks, Task};
 use crate::machine::memory::Shapes;
 use crate::paths::existing;
 use crate::recipe::TrainConfig;
-use crate::sample::SampleConfig;
 use crate::sample::magcache::{CacheConfig, Skips, Table};
+use crate::sample::{PreviewPlan, SampleConfig};
 
 /// The clips with the adapters for them alone, looked at by their headers.
 pub(super) fn sample_plan(
@@ -59,12 +59,17 @@ pub(super) fn sample_plan(
         (_, None) => None,
     };
     check_cache(&sample.cache, cache_table.as_deref(), (model, dit), &clips)?;
+    let decoder = sample.tiny_decoder.as_deref();
+    let decoder = decoder.map(|path| existing("sample.tiny_decoder", from, path)).transpose()?;
+    let keys = ["sample.preview_every", "sample.tiny_decoder"];
+    let preview = PreviewPlan::settle(keys, sample.preview_every, decoder, dit)?;
     let full_clips = if sample.full_every > 0 { full } else { Vec::new() };
     Ok(SamplePlan {
         full_every: sample.full_every,
         full_clips,
         cache: sample.cache,
         cache_table,
+        preview,
         adapter,
         adapter_high: of("sample.adapter_high", &sample.adapter_high, Some(Expert::High))?,
         adapter_low: of("sample.adapter_low", &sample.adapter_low, Some(Expert::Low))?,

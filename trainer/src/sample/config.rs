@@ -62,6 +62,12 @@ pub struct SampleConfig {
     pub cache: Option<CacheConfig>,
     /// A table of `tandem calibrate` for it, relative to the recipe. Default: the first clip of the run measures one.
     pub cache_table: Option<PathBuf>,
+    /// Solver steps of a clip between two previews of it, `<clip>.preview.mp4` beside the clip, each in place of the one before;
+    /// removed when the clip is finished. 0 for none. Default 0.
+    pub preview_every: usize,
+    /// The tiny decoder that makes previews, `taew2_1` (TI2V-5B: `taew2_2`) as .pth or .safetensors, relative to the recipe.
+    /// Default: none.
+    pub tiny_decoder: Option<PathBuf>,
     /// Seed of the starting noise. Default: the seed of the run.
     pub seed: Option<u64>,
     /// Files of a clip: `mp4`, `gif`, `webp`. Default `["mp4"]`; a PNG contact sheet comes with every set.
@@ -153,6 +159,8 @@ impl Default for SampleConfig {
             full_every: 0,
             cache: None,
             cache_table: None,
+            preview_every: 0,
+            tiny_decoder: None,
             seed: None,
             formats: vec![ClipFormat::Mp4],
         }

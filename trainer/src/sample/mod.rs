@@ -5,11 +5,13 @@ pub mod estimate;
 pub mod magcache;
 mod make;
 mod output;
+mod preview;
 mod prompted;
 mod session;
 
 pub use config::{ClipFormat, Prompts, SampleConfig};
 pub use make::{Course, Stepped, files, latents};
 pub use output::{CONTACT_SHEET, ClipFiles, Sampled, clip_files, clip_name, write_clips};
+pub use preview::{PreviewPlan, Previews, preview_file, preview_video};
 pub use prompted::{Prompted, starting_noise};
 pub use session::{Half, Session, StepDone};

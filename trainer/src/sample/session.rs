@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use kernels::Tensor;
+use kernels::{DType, Tensor};
 use models::expert::Expert;
 
 use super::Prompted;
@@ -64,6 +64,23 @@ pub struct StepDone<'a> {
     pub step: usize,
     /// Its latents behind it, [1, c, t, h, w] f32.
     pub latents: &'a Tensor,
+    /// How many steps it takes in all.
+    pub steps: usize,
+    /// Its latents before the step.
+    before: &'a Tensor,
+    velocity: &'a Tensor,
+    sigma: f64,
+    first: Option<&'a Tensor>,
+}
+
+impl StepDone<'_> {
+    /// The clean latents that the network saw in this step, [1, c, t, h, w] f32: x - sigma v.
+    ///
+    /// # Errors
+    /// When the tensor library fails.
+    pub fn predicted(&self) -> Result<Tensor> {
+        with_first((self.before - (self.velocity.to_dtype(DType::F32)? * self.sigma)?)?, self.first)
+    }
 }
 
 /// A half of the guidance.
@@ -173,10 +190,10 @@ impl<'a> Session<'a> {
             }
             let clip = calls[m].clip;
             let velocity = guided(&std::mem::take(&mut halves), guidance(&self.clips[clip], range))?;
+            let before = self.state[clip].latents.clone();
             self.state[clip].step(&velocity)?;
             self.check(clip)?;
-            let ClipState { made, latents, .. } = &self.state[clip];
-            if progress(StepDone { clip, step: made - 1, latents }).is_break() {
+            if progress(self.state[clip].done(clip, &before, &velocity)).is_break() {
                 is_stopped = true;
                 return Err(Error::Interrupted);
             }
@@ -275,6 +292,14 @@ impl ClipState {
             (false, false) if is_next_skipped => Blocks::Keep { lane },
             (false, false) => Blocks::Run,
         }
+    }
+
+    /// The step of `clip` that was made last, from the latents `before` by `velocity`.
+    fn done<'a>(&'a self, clip: usize, before: &'a Tensor, velocity: &'a Tensor) -> StepDone<'a> {
+        let Self { latents, made, solver, first, .. } = self;
+        let (step, steps) = (made - 1, solver.schedule().steps()); // a step was made
+        let sigma = solver.schedule().sigmas[step];
+        StepDone { clip, step, latents, steps, before, velocity, sigma: sigma.into(), first: first.as_ref() }
     }
 
     /// The solver's next step by the velocity that the network predicts.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use models::adapter::{ApplyMode, apply};
 use models::dit::pass::FFN_TOKENS;
-use models::vae::Tiling;
+use models::vae::{Tiling, TinySizes};
 
 use super::Job;
 use crate::encode::LatentStore;
@@ -14,13 +14,18 @@ use crate::machine::forecast::Task;
 use crate::machine::memory::{Machine, Phase, Shapes};
 use crate::plan::{BehindSampling, Rest, Split, Wording, checked};
 use crate::residents::FromFiles;
+use crate::sample::PreviewPlan;
 
 /// Checks that the models that the clips of `job` go through fit onto its devices: each is there alone. Prompts that are in
 /// the cache, in `folder` where it is named, need no text encoder.
 ///
 /// # Errors
 /// What does not fit, and what would.
-pub(super) fn check(job: &Job, (is_cached, tiling): (bool, Tiling), folder: Option<&Path>) -> Result<()> {
+pub(super) fn check(
+    job: &Job,
+    (is_cached, tiling, preview): (bool, Tiling, Option<&PreviewPlan>),
+    folder: Option<&Path>,
+) -> Result<()> {
     let Job { basis, model, devices, requests, networks, .. } = job;
     let encoded = LatentStore::open(folder.unwrap_or(&basis.cache), model)?;
     let task = Task::without_training(&basis.dit, model.precision.dit(), (1, 2, 2));
@@ -35,6 +40,7 @@ pub(super) fn check(job: &Job, (is_cached, tiling): (bool, Tiling), folder: Opti
         clips: requests.clone(),
         is_cached,
         tiling,
+        preview: preview.map(|preview| TinySizes::at(&preview.decoder)).transpose()?,
         attached: networks.iter().map(adapters).collect::<Result<_>>()?,
         behind_sampling: BehindSampling::Dropped,
     };
