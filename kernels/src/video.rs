@@ -55,6 +55,15 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
     }
 }
 
+/// The larger of `x` and 0.
+pub fn relu(x: &Tensor) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Elementwise, x.device());
+    match side_by_side(x)? {
+        Some(x) => planes(&x.relu()?),
+        None => x.relu(),
+    }
+}
+
 /// The frames of `earlier` `[B,C,P,H,W]`, then those of `later` `[B,C,T,H,W]`.
 pub fn join_frames(earlier: &Tensor, later: &Tensor) -> Result<Tensor> {
     let _noted = profile::scope(Class::Elementwise, later.device());

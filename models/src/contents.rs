@@ -12,6 +12,8 @@ pub enum Contents {
     Dit,
     /// A video VAE.
     Vae,
+    /// A tiny decoder of a VAE's latents.
+    TinyDecoder,
     /// UMT5.
     TextEncoder,
     /// CLIP's picture tower.
@@ -20,6 +22,9 @@ pub enum Contents {
 
 /// Words that occur only in the names of an adapter's tensors.
 const ADAPTER: [&str; 5] = [".lora", "lora_", ".hada_", ".lokr_", ".diff"];
+
+/// Tensors of the tiny decoders taew2_1 and taew2_2, and of taew2_2_super.
+const TINY_DECODERS: [&str; 2] = ["decoder.3.conv.4.weight", "decoder.1.conv.3.weight"];
 
 impl Contents {
     /// What `checkpoint` contains; `None` if its names are not recognised.
@@ -35,6 +40,8 @@ impl Contents {
             .any(|name| checkpoint.contains(name))
         {
             Some(Self::Vae)
+        } else if TINY_DECODERS.iter().any(|name| checkpoint.contains(name)) {
+            Some(Self::TinyDecoder)
         } else if any(&["SelfAttention.relative_attention_bias", "pos_embedding.embedding"]) {
             Some(Self::TextEncoder)
         } else if checkpoint.names().any(|name| name.starts_with("visual.") || name.contains("vision_model."))
@@ -86,6 +93,7 @@ impl Contents {
             Self::Adapter => "adapter",
             Self::Dit => "Wan DiT",
             Self::Vae => "Wan VAE",
+            Self::TinyDecoder => "tiny decoder (TAEHV)",
             Self::TextEncoder => "UMT5 text encoder",
             Self::Clip => "CLIP picture tower",
         }

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use crate::desk::{Desk, Outcome};
+use crate::desk::{Desk, Outcome, fixtures};
 
 /// Settings of clips that differ from every default.
 const CLIPS: &str = "[sample]\nprompts = [\"a cloud\", \"a hill --d 9 --f 1\"]\nevery = 1\nsteps = 2\nshift = 2.5\n\
@@ -143,4 +143,42 @@ fn clips_that_do_not_fit_are_refused_before_anything_is_loaded() {
     desk.succeed(&[&sample[..], &["--steps", "1"]].concat());
     let again = [&on("32MiB")[..], &["--force"]].concat();
     desk.refuse(&again, &["sampling does not fit", "cuda:0"]);
+}
+
+/// A preview is there as long as its clip is not: here a folder is in the clip's way.
+#[test]
+fn previews_are_there_until_the_clip_is() {
+    let desk = Desk::new();
+    let tiny = |case: &str, name: &'static str| {
+        fs::copy(fixtures().join(format!("taehv/{case}.safetensors")), desk.path(name)).unwrap();
+        name
+    };
+    let words =
+        ["sample", "--model", "model", "--prompt", "a cloud", "--frames", "5", "--width", "16", "--height"];
+    let words = [&words[..], &["16", "--steps", "3", "--format", "gif", "--cache", "cache"]].concat();
+    let with = |more: &[&'static str]| [&words[..], more].concat();
+    desk.refuse(&with(&["--preview"]), &["--tiny-decoder"]);
+    let wide = tiny("tiny22", "tiny22.safetensors");
+    desk.refuse(&with(&["--preview", "--tiny-decoder", wide]), &["48 channels", "have 16", "taew2_1"]);
+    let decoder = tiny("tiny21", "lighttae_tiny.safetensors");
+    let preview = desk.path("shown/00-a-cloud.preview.mp4");
+    fs::create_dir_all(desk.path("made/00-a-cloud.gif")).unwrap();
+    let told = desk.run(&with(&["--preview=2", "--tiny-decoder", decoder, "--out", "made", "--force"]));
+    assert_ne!(told.code, Some(0));
+    assert!(told.stderr.contains("decodes latents without scaling"), "{}", told.stderr);
+    let left = data::middle_frame(&desk.path("made/00-a-cloud.preview.mp4")).unwrap();
+    assert_eq!((left.width(), left.height()), (16, 16));
+    desk.succeed(&with(&["--preview=2", "--tiny-decoder", decoder, "--out", "shown"]));
+    assert!(desk.path("shown/00-a-cloud.gif").is_file() && !preview.exists());
+    // A run of a recipe makes them too.
+    let clips = "[sample]\nprompts = [\"a cloud\"]\nsteps = 3\npreview_every = 1\n";
+    desk.change("[checkpoint]", &format!("{clips}\n[checkpoint]"));
+    desk.refuse(&["plan", "recipe.toml"], &["sample.preview_every", "sample.tiny_decoder"]);
+    desk.change("preview_every = 1\n", &format!("preview_every = 1\ntiny_decoder = \"{decoder}\"\n"));
+    desk.succeed(&["train", "recipe.toml"]);
+    let made: Vec<String> = fs::read_dir(desk.path("run/samples/step-000002"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    assert!(made.contains(&"00-a-cloud.mp4".to_owned()) && made.len() == 2, "{made:?}");
 }

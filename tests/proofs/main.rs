@@ -49,6 +49,7 @@ mod solver;
 mod stream;
 mod tensorboard;
 mod tidy;
+mod tiny_decoder;
 mod tokenizer;
 mod transfer;
 mod umt5;

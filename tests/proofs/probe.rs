@@ -60,6 +60,21 @@ fn run(words: &[&str]) -> anyhow::Result<u8> {
 }
 
 #[test]
+fn a_tiny_decoder_gives_the_golden_frames() {
+    let golden = fixture_tensors("taehv/tiny22_io.safetensors");
+    let tchw = |x: &Tensor| x.squeeze(0).unwrap().transpose(0, 1).unwrap().contiguous().unwrap();
+    let z = golden["z"].transpose(0, 1).unwrap().contiguous().unwrap().unsqueeze(0).unwrap();
+    let desk = Desk::with([("latents", &z.to_device(&Device::Cpu).unwrap())]);
+    let file = fixture("taehv/tiny22.safetensors");
+    for (more, name) in [(&[][..], "decoded"), (&["--latent-rate"], "decoded_no_time_upscale")] {
+        let video =
+            desk.probe(&[&["tiny-decode", "--file", text(&file)], more].concat()).remove("video").unwrap();
+        let frames = tchw(&video).affine(0.5, 0.5).unwrap();
+        assert_close(name, &frames, &golden[name].to_device(&Device::Cpu).unwrap(), TRAJECTORY);
+    }
+}
+
+#[test]
 fn dit_gives_the_golden_output_from_both_layouts_and_in_stages() {
     let io = fixture_tensors("dit/t2v/io.safetensors");
     let desk = Desk::with(["input", "timestep", "context"].map(|name| (name, &io[name])));

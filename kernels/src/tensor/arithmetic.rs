@@ -42,6 +42,8 @@ of_one!(
     gelu_erf,
     /// x / (1 + e^-x).
     silu,
+    /// The larger of x and 0.
+    relu,
     /// Rounded down.
     floor,
     /// Rounded to the nearest.

@@ -9,6 +9,7 @@ mod plan;
 mod scaling;
 mod sizes;
 mod tiling;
+mod tiny;
 
 use std::path::Path;
 
@@ -28,6 +29,7 @@ pub use network::Probe;
 pub use scaling::VaeConfig;
 pub use sizes::{Generation, Naming, Sizes};
 pub use tiling::{Tiles, Tiling};
+pub use tiny::{TinyDecoder, TinyLatents, TinySizes, TinyStream};
 
 /// Frames of video per latent frame, but for the first, which is one frame.
 pub const TEMPORAL_RATIO: usize = 4;

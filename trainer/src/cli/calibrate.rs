@@ -42,7 +42,7 @@ impl Calibrate {
         let path = named.ok_or_else(missing)?;
         sample.force().check(&path, "--table")?;
         sample.find_networks(&mut job, ui)?;
-        sample.lay(&mut job, (false, Tiling::Off), ui)?;
+        sample.lay(&mut job, (false, Tiling::Off, None), ui)?;
         if !sample.is_worth_it(&job, None, ui)? {
             ui.note("nothing was measured");
             return Ok(0);

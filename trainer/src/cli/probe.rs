@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use kernels::Device;
 use kernels::device::Settings;
+use kernels::{Device, Tensor};
 use models::adapter::Adapters;
 use models::clip::Clip;
 use models::dit::{Base, DitConfig};
 use models::text::TextEncoder;
-use models::vae::{Tiles, Tiling, Vae};
+use models::vae::{Tiles, Tiling, TinyDecoder, TinyLatents, Vae};
 use models::weights::Weights;
 
 use super::fetch::on_this_machine;
@@ -46,6 +46,8 @@ enum ProbePart {
     VaeEncode(VaeProbe),
     /// The VAE's decoder: `latents` [b,c,t,h,w], scaled -> `video` in -1..1.
     VaeDecode(VaeProbe),
+    /// A tiny decoder: `latents` [b,c,t,h,w], scaled -> `video` [b,3,1+4(t-1),8h,8w] in -1..1.
+    TinyDecode(TinyProbe),
     /// CLIP's picture tower: `image_u8_hwc` [h,w,3] in 0..255, or `pixels` [b,3,side,side] as the tower takes them ->
     /// `clip_fea` [b,257,1280], and the `pixels`.
     Clip(ClipProbe),
@@ -131,6 +133,19 @@ struct VaeProbe {
     /// Pixels from one tile to the next.
     #[arg(long, requires = "tiled", default_value_t = Tiles::default().stride.0)]
     stride: usize,
+}
+
+#[derive(Debug, Args)]
+struct TinyProbe {
+    /// taew2_1 or taew2_2, .pth or .safetensors. A file named lighttae... is taken for LightX2V's variant, which decodes
+    /// latents without scaling.
+    #[arg(long, value_name = "FILE")]
+    file: PathBuf,
+    /// One frame for each latent frame, without growth in time.
+    #[arg(long)]
+    latent_rate: bool,
+    #[command(flatten)]
+    coding: Coding,
 }
 
 #[derive(Debug, Args)]
@@ -247,6 +262,11 @@ impl Probe {
                     .map_err(Error::from)?;
                 finish(&probe.coding.files.output, &Outputs::from([("video".to_owned(), video)]), ui)
             }
+            ProbePart::TinyDecode(probe) => {
+                let inputs = Inputs::open(&probe.coding.files.input)?;
+                let video = probe.video(&inputs.ranked("latents", 5)?)?;
+                finish(&probe.coding.files.output, &Outputs::from([("video".to_owned(), video)]), ui)
+            }
             ProbePart::Clip(probe) => {
                 let inputs = Inputs::open(&probe.coding.files.input)?;
                 finish(&probe.coding.files.output, &probe::clip::encode(&probe.tower()?, &inputs)?, ui)
@@ -309,6 +329,17 @@ impl VaeProbe {
             true => Tiling::On(Tiles { size: square(self.tile), stride: square(self.stride) }),
             false => Tiling::Off,
         }
+    }
+}
+
+impl TinyProbe {
+    fn video(&self, latents: &Tensor) -> crate::Result<Tensor> {
+        let (latents_of, dtype) = (TinyLatents::by_name(&self.file), self.coding.dtype.dtype());
+        let decoder = TinyDecoder::load(&self.file, latents_of, dtype, &self.coding.device()?)?;
+        Ok(match self.latent_rate {
+            true => decoder.decode_at_latent_rate(latents)?,
+            false => decoder.decode(latents)?,
+        })
     }
 }
 

@@ -30,7 +30,8 @@ use crate::recipe::Assignment;
 use crate::residents::{FromFiles, Residency, Residents, Setup, WhenIdle};
 use crate::sample::magcache::Skips;
 use crate::sample::{
-    self, ClipFiles, ClipFormat, ClipLayout, Course, Prompted, Stepped, clip_files, clip_name, estimate,
+    self, ClipFiles, ClipFormat, ClipLayout, Course, PreviewPlan, Previews, Prompted, Stepped, clip_files,
+    clip_name, estimate,
 };
 use crate::solver::{Convention, SolverKind};
 use crate::watch::interrupt::{Interrupt, OnStop};
@@ -142,6 +143,15 @@ pub struct Sample {
     /// Decode in tiles: needs less memory, may leave faint seams.
     #[arg(long)]
     tiled: bool,
+    /// While a clip is made, write what it looks like so far to <clip>.preview.mp4 after every STEPS solver steps (5 where no
+    /// number is given), each in place of the one before. Removed when the clip is finished.
+    #[arg(long, value_name = "STEPS", num_args = 0..=1, require_equals = true, default_missing_value = "5",
+          value_parser = clap::value_parser!(u32).range(1..), requires = "tiny_decoder")]
+    preview: Option<u32>,
+    /// The tiny decoder that makes previews: taew2_1, for TI2V-5B taew2_2, as .pth or .safetensors. A file named lighttae...
+    /// is taken for LightX2V's variant, which decodes latents without scaling.
+    #[arg(long, value_name = "FILE", requires = "preview")]
+    tiny_decoder: Option<PathBuf>,
     #[command(flatten)]
     force: Force,
     #[command(flatten)]
@@ -201,10 +211,11 @@ impl Sample {
             let names: Vec<String> = named.map(|(i, request)| clip_name(i, &request.prompt)).collect();
             self.check_outputs(&names, &formats)?;
         }
+        let preview = self.preview_plan(&job)?;
         self.find_networks(&mut job, ui)?;
         let skips = self.skips(&job)?;
         let tiling = if self.tiled { Tiling::On(Tiles::default()) } else { Tiling::Off };
-        self.lay(&mut job, (skips.is_some(), tiling), ui)?;
+        self.lay(&mut job, (skips.is_some(), tiling, preview.as_ref()), ui)?;
         if self.plan {
             self.tell_time(&job, skips.as_ref(), ui)?;
             tell_plan(skips.as_ref(), &job.requests, ui);
@@ -217,7 +228,9 @@ impl Sample {
         }
         let fps = self.fps.unwrap_or(job.basis.fps);
         let skipped = skips.map_or_else(Vec::new, |skips| skips.clips);
-        let course = Course { skipped: &skipped, ..Course::default() };
+        preview.iter().for_each(|plan| plan.tell(ui));
+        let previews = preview.as_ref().map(|plan| Previews { plan, folder: &self.out, fps });
+        let course = Course { skipped: &skipped, previews, ..Course::default() };
         let Done { prompted, stepped, mut residents } = self.steps(job, course, ui)?;
         if let Some(path) = &self.save_latents {
             save_latents(path, &stepped.latents)?;
@@ -225,9 +238,16 @@ impl Sample {
         let files = ClipFiles { tiling, fps, formats: &formats };
         let written =
             sample::files(&self.out, (&prompted, stepped.latents, &skipped), "", &mut residents, files)?;
+        previews.map_or(Ok(()), |previews| previews.remove(&prompted))?;
         let lines: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
         ui.tell(&lines.join("\n"), &serde_json::json!({ "files": written }));
         Ok(0)
+    }
+
+    /// The previews that are asked for.
+    fn preview_plan(&self, job: &Job) -> crate::Result<Option<PreviewPlan>> {
+        let every = self.preview.map_or(0, |steps| steps as usize);
+        PreviewPlan::settle(["--preview", "--tiny-decoder"], every, self.tiny_decoder.clone(), &job.basis.dit)
     }
 
     /// What is to be done, before anything is loaded: without networks, whose adapters are large files.
@@ -249,7 +269,12 @@ impl Sample {
     }
 
     /// Checks that everything fits, and settles how the clips go through the network.
-    pub(super) fn lay(&self, job: &mut Job, clips: (bool, Tiling), ui: &Ui) -> crate::Result<()> {
+    pub(super) fn lay(
+        &self,
+        job: &mut Job,
+        clips: (bool, Tiling, Option<&PreviewPlan>),
+        ui: &Ui,
+    ) -> crate::Result<()> {
         let asked = self.layout.unwrap_or(job.basis.layout);
         let laid = memory::check(job, clips, self.cache.as_deref(), asked)?;
         if job.devices.stages.len() > 1 {

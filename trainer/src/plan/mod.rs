@@ -35,7 +35,7 @@ use crate::recipe::{
     Assignment, CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig, check_bounds,
 };
 use crate::sample::magcache::CacheConfig;
-use crate::sample::{ClipFormat, ClipLayout};
+use crate::sample::{ClipFormat, ClipLayout, PreviewPlan};
 use crate::watch::interrupt::Interrupt;
 pub use difference::Difference;
 pub use layout::{Laid, laid};
@@ -135,6 +135,9 @@ pub struct SamplePlan {
     /// How they go through the network on several devices.
     #[serde(default, skip_serializing_if = "ClipLayout::is_auto")]
     pub layout: ClipLayout,
+    /// Previews of them, where there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview: Option<PreviewPlan>,
     /// The adapter that is applied for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<ClipAdapterPlan>,

@@ -19,8 +19,8 @@ use crate::machine::forecast::{Decoding, Networks, Task};
 use crate::machine::memory::Shapes;
 use crate::paths::existing;
 use crate::recipe::TrainConfig;
-use crate::sample::SampleConfig;
 use crate::sample::magcache::{CacheConfig, Skips, Table};
+use crate::sample::{PreviewPlan, SampleConfig};
 
 /// The clips of `sample`, as it asks for them and without its preset, for a model of which nothing else says size, frames and seed.
 pub(super) fn requests(
@@ -73,6 +73,10 @@ pub(super) fn sample_plan(
         (_, None) => None,
     };
     check_cache(&sample.cache, cache_table.as_deref(), (model, dit), &clips)?;
+    let decoder = sample.tiny_decoder.as_deref();
+    let decoder = decoder.map(|path| existing("sample.tiny_decoder", from, path)).transpose()?;
+    let keys = ["sample.preview_every", "sample.tiny_decoder"];
+    let preview = PreviewPlan::settle(keys, sample.preview_every, decoder, dit)?;
     let full_clips = if sample.full_every > 0 { full } else { Vec::new() };
     Ok(SamplePlan {
         full_every: sample.full_every,
@@ -80,6 +84,7 @@ pub(super) fn sample_plan(
         cache: sample.cache,
         cache_table,
         layout: sample.layout,
+        preview,
         adapter,
         adapter_high: of("sample.adapter_high", &sample.adapter_high, Some(Expert::High))?,
         adapter_low: of("sample.adapter_low", &sample.adapter_low, Some(Expert::Low))?,

@@ -11,7 +11,7 @@ use models::expert::{Expert, Networks};
 use models::published::{Defaults, Published};
 use models::text::MAX_TOKENS;
 use models::umt5::Umt5;
-use models::vae::{TEMPORAL_RATIO, Tiling, Vae};
+use models::vae::{TEMPORAL_RATIO, Tiling, TinyDecoder, TinySizes, Vae};
 use models::weights::Frozen;
 
 use super::SamplePlan;
@@ -26,6 +26,7 @@ use crate::machine::forecast::{
 use crate::machine::memory::{Machine, Phase, PhaseForecast, Shapes};
 use crate::machine::precision::Precision;
 use crate::pipeline::held_by;
+use crate::sample::preview_video;
 
 /// (frames, height, width) of latents.
 type Latents = (usize, usize, usize);
@@ -49,6 +50,8 @@ pub struct Rest {
     pub is_cached: bool,
     /// How they are decoded.
     pub tiling: Tiling,
+    /// The tiny decoder that makes previews of them.
+    pub preview: Option<TinySizes>,
     /// For each network that clips go through, the adapters that it has for them besides the trained one.
     pub attached: Vec<Adapters>,
     /// Groups of devices that clips go through, each with the whole network.
@@ -111,6 +114,7 @@ impl Rest {
             clips: if sample.full_clips.is_empty() { &sample.clips } else { &sample.full_clips }.clone(),
             is_cached: sample.cache.is_some(),
             tiling: Tiling::Off,
+            preview: sample.preview.as_ref().map(|preview| TinySizes::at(&preview.decoder)).transpose()?,
             attached: attached(sample, experts, dit)?,
             clip_groups: NonZeroUsize::MIN,
             behind_sampling: BehindSampling::Stays,
@@ -212,8 +216,34 @@ impl Rest {
                 }
             });
         }
-        let stages = most.unwrap_or_default();
-        Ok(PhaseForecast::new(Phase::Sampling, dit.machine, by_device(dit.machine, &stages)))
+        let mut devices = by_device(dit.machine, &most.unwrap_or_default());
+        self.add_previews(dit, latents, &mut devices)?;
+        Ok(PhaseForecast::new(Phase::Sampling, dit.machine, devices))
+    }
+
+    /// Adds the previews of a clip of `latents` to what the last stage's device holds. The decoder is there all the time, and works
+    /// between calls of the stage: counted as if it worked beside them.
+    fn add_previews(
+        &self,
+        dit: Split,
+        (frames, height, width): Latents,
+        devices: &mut [(usize, DeviceMemory)],
+    ) -> Result<()> {
+        let Some(sizes) = self.preview else { return Ok(()) };
+        let last = &dit.machine.stages[dit.machine.stages.len() - 1]; // a settled config has a stage
+        let alone = ShadowDevice::new(last.engine);
+        let decoder = TinyDecoder::seeded(sizes, 0, self.precision.compute.dtype(), alone.device())?;
+        let shape = (1, sizes.latent, frames, height, width);
+        let latents = || Tensor::zeros(shape, DType::F32, alone.device());
+        // The clean latents, and what they are computed from.
+        let (_before, _velocity, predicted) = (latents()?, latents()?, latents()?);
+        drop(preview_video(&decoder, &predicted, &Device::shadow_cpu(None))?);
+        for (index, memory) in devices {
+            if dit.machine.stages[*index].name == last.name {
+                *memory = DeviceMemory::of(last.engine, memory.peak + alone.memory().peak);
+            }
+        }
+        Ok(())
     }
 
     /// The largest of `clips` through the VAE, beside what the first device holds of the run.

@@ -32,6 +32,7 @@ pub fn check(recipe: &Recipe) -> Result<()> {
         ("checkpoint.keep_last", checkpoint.keep_last as u64, KEEP_LAST),
         ("sample.every", sample.every, STEPS),
         ("sample.steps", count(sample.steps), SOLVER_STEPS),
+        ("sample.preview_every", sample.preview_every as u64, SOLVER_STEPS),
         ("sample.size", width.max(height), SIDE),
         ("sample.frames", u64::from(sample.frames.unwrap_or(0)), FRAMES),
     ];

@@ -11,7 +11,7 @@ mod slot;
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kernels::Device;
@@ -20,7 +20,7 @@ use models::adapter::{Adapters, Source};
 use models::clip::Clip;
 use models::dit::DitConfig;
 use models::text::TextEncoder;
-use models::vae::Vae;
+use models::vae::{TinyDecoder, TinyLatents, Vae};
 
 use crate::base::{BaseModel, DitFiles, check_vae};
 use crate::error::Result;
@@ -94,6 +94,7 @@ pub struct Residents {
     vae: Slot<Vae>,
     clip: Slot<Clip>,
     text_encoder: Slot<TextEncoder>,
+    tiny_decoder: Slot<TinyDecoder>,
     ui: Ui,
 }
 
@@ -106,10 +107,24 @@ impl Residents {
         setup: Setup,
         ui: &Ui,
     ) -> Self {
-        let (vae, clip, text_encoder) = (Slot::Files, Slot::Files, Slot::Files);
+        let (vae, clip) = (Slot::Files, Slot::Files);
+        let (text_encoder, tiny_decoder) = (Slot::Files, Slot::Files);
         let (model, dit, ui) = (model.clone(), dit.clone(), ui.clone());
         let (networks, parking) = (Vec::new(), None);
-        Self { model, dit, split, residency, setup, networks, parking, vae, clip, text_encoder, ui }
+        Self {
+            model,
+            dit,
+            split,
+            residency,
+            setup,
+            networks,
+            parking,
+            vae,
+            clip,
+            text_encoder,
+            tiny_decoder,
+            ui,
+        }
     }
 
     /// The base model.
@@ -225,6 +240,19 @@ impl Residents {
         })
     }
 
+    /// The tiny decoder at `path`, which takes `latents`, on the last device, beside everything else.
+    ///
+    /// # Errors
+    /// A file that does not open, and memory that runs out.
+    pub fn tiny_decoder(&mut self, path: &Path, latents: TinyLatents) -> Result<Arc<TinyDecoder>> {
+        let Self { model, split, ui, .. } = self;
+        let device = &split[split.len() - 1].0; // a settled config has a stage
+        let dtype = model.precision.compute.dtype();
+        self.tiny_decoder.on(device, || {
+            Ok(ui.phase("loading the tiny decoder", || TinyDecoder::load(path, latents, dtype, device))?)
+        })
+    }
+
     /// Takes encoders and the VAE that nobody uses off their device.
     ///
     /// # Errors
@@ -232,6 +260,7 @@ impl Residents {
     pub fn rest_encoders(&mut self) -> Result<()> {
         self.text_encoder.leave(WhenIdle::Drop)?;
         self.clip.leave(WhenIdle::Drop)?;
+        self.tiny_decoder.leave(WhenIdle::Drop)?;
         self.vae.leave(self.residency.vae)
     }
 }

@@ -66,6 +66,12 @@ pub struct SampleConfig {
     /// device, which computes one half of the guidance (or other clips, without guidance). Default `auto`: the faster of those
     /// that fit. The clips are the same.
     pub layout: ClipLayout,
+    /// Solver steps of a clip between two previews of it, `<clip>.preview.mp4` beside the clip, each in place of the one before;
+    /// removed when the clip is finished. 0 for none. Default 0.
+    pub preview_every: usize,
+    /// The tiny decoder that makes previews, `taew2_1` (TI2V-5B: `taew2_2`) as .pth or .safetensors, relative to the recipe.
+    /// Default: none.
+    pub tiny_decoder: Option<PathBuf>,
     /// Seed of the starting noise. Default: the seed of the run.
     pub seed: Option<u64>,
     /// Files of a clip: `mp4`, `gif`, `webp`. Default `["mp4"]`; a PNG contact sheet comes with every set.
@@ -178,6 +184,8 @@ impl Default for SampleConfig {
             cache: None,
             cache_table: None,
             layout: ClipLayout::Auto,
+            preview_every: 0,
+            tiny_decoder: None,
             seed: None,
             formats: vec![ClipFormat::Mp4],
         }

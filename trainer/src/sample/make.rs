@@ -1,12 +1,14 @@
 //! One procedure for all clips: those of `tandem sample`, and those that a run makes while it trains.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use kernels::Tensor;
 
-use super::{ClipFiles, Half, Prompted, Sampled, Session, StepDone, clip_name, write_clips};
+use super::preview::Previewing;
+use super::{ClipFiles, Half, Previews, Prompted, Sampled, Session, StepDone, clip_name, write_clips};
 use crate::encode::preset::label;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::machine::devices;
 use crate::pipeline::{Change, Pipeline};
 use crate::residents::{ClipAdapters, Residents};
@@ -21,6 +23,8 @@ pub struct Course<'a> {
     pub measured: Option<usize>,
     /// Adapters that networks have for clips alone.
     pub clip_adapters: ClipAdapters,
+    /// Where previews go, if there are any.
+    pub previews: Option<Previews<'a>>,
 }
 
 /// What came of the steps of a set of clips.
@@ -46,6 +50,13 @@ pub fn latents(
     if let Some(clip) = course.measured {
         session = session.measuring(clip);
     }
+    let begin = |previews: Previews| {
+        Ok::<_, Error>(
+            previews.begin(residents.tiny_decoder(&previews.plan.decoder, previews.plan.latents())?, clips),
+        )
+    };
+    let previewing = course.previews.map(begin).transpose()?;
+    let (mut failed, mut is_stopped) = (None, false);
     let (ui, ranges) = (residents.ui().clone(), residents.clip_ranges());
     let bar = ui.bar("sampling", ranges.iter().map(|range| session.steps_of(*range)).sum());
     for range in ranges {
@@ -53,17 +64,24 @@ pub fn latents(
         if session.steps_of(range) == 0 {
             continue;
         }
-        let progress = |_: StepDone| {
+        let progress = |done: StepDone| {
             bar.inc(1);
-            interrupt.flow()
+            failed = previewing.as_ref().and_then(|previewing| previewing.show(&done).err());
+            if failed.is_some() { ControlFlow::Break(()) } else { interrupt.flow() }
         };
         let run = |groups: &[Pipeline]| session.run(groups, range, progress);
-        if residents.for_clips(range, course.clip_adapters, run)?.is_break() {
-            bar.finish();
-            return Ok(None);
+        is_stopped = residents.for_clips(range, course.clip_adapters, run)?.is_break();
+        if is_stopped {
+            break;
         }
     }
     bar.finish();
+    previewing.map_or(Ok(()), Previewing::finish)?;
+    match (failed, is_stopped) {
+        (Some(failed), _) => return Err(failed),
+        (None, true) => return Ok(None),
+        (None, false) => {}
+    }
     devices::tell_refusals(residents.devices(), &ui);
     let changes = course.measured.map_or_else(Vec::new, |clip| session.changes(clip).to_vec());
     Ok(Some(Stepped { latents: session.latents(), changes }))

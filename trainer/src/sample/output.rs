@@ -109,8 +109,13 @@ fn decode(vae: &Vae, tiling: Tiling, clip: &Sampled) -> Result<Film> {
         models::Error::NotFinite { .. } => Error::NonFiniteVideo { clip: clip.title.clone() },
         other => other.into(),
     })?;
+    film(&video.to_device(&Device::Cpu)?)
+}
+
+/// The film of a video [1,3,t,h,w] in -1..1 on the CPU.
+pub(super) fn film(video: &Tensor) -> Result<Film> {
     let (_, _, _, height, width) = video.dims5()?;
-    let planes: Vec<f32> = video.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
+    let planes: Vec<f32> = video.flatten_all()?.to_vec1()?;
     Film::from_planes(width as u32, height as u32, &planes)
         .ok_or_else(|| Error::Tensor(kernels::Error::msg("the VAE gave no whole frames")))
 }

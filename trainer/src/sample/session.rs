@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::thread;
 
-use kernels::Tensor;
 use kernels::transfer::{Link, Reading};
+use kernels::{DType, Tensor};
 use models::expert::Expert;
 
 use super::steps::{Audience, Measured, Part};
@@ -84,6 +84,23 @@ pub struct StepDone<'a> {
     pub step: usize,
     /// Its latents behind it, [1, c, t, h, w] f32.
     pub latents: &'a Tensor,
+    /// How many steps it takes in all.
+    pub steps: usize,
+    /// Its latents before the step.
+    before: &'a Tensor,
+    velocity: &'a Tensor,
+    sigma: f64,
+    first: Option<&'a Tensor>,
+}
+
+impl StepDone<'_> {
+    /// The clean latents that the network saw in this step, [1, c, t, h, w] f32: x - sigma v.
+    ///
+    /// # Errors
+    /// When the tensor library fails.
+    pub fn predicted(&self) -> Result<Tensor> {
+        with_first((self.before - (self.velocity.to_dtype(DType::F32)? * self.sigma)?)?, self.first)
+    }
 }
 
 /// A half of the guidance.
@@ -324,6 +341,15 @@ impl ClipState {
             (false, false) if is_next_skipped => Blocks::Keep { lane },
             (false, false) => Blocks::Run,
         }
+    }
+
+    /// The step that was made last, from the latents `before` by `velocity`.
+    pub fn done<'a>(&'a self, before: &'a Tensor, velocity: &'a Tensor) -> StepDone<'a> {
+        let Self { latents, made, solver, first, .. } = self;
+        let (step, steps) = (made - 1, solver.schedule().steps()); // a step was made
+        let sigma = solver.schedule().sigmas[step];
+        let (clip, first) = (self.clip, first.as_ref());
+        StepDone { clip, step, latents, steps, before, velocity, sigma: sigma.into(), first }
     }
 
     /// The solver's next step by the velocity that the network predicts.

@@ -103,9 +103,11 @@ impl Part<'_> {
             halves.extend(elsewhere.map(|home| home.take_velocity()).transpose()?);
             let request = &clips[&clip].request; // a clip with calls here
             let velocity = guided(&std::mem::take(&mut halves), guidance(request, range))?;
+            let before = state.latents.clone();
             state.step(&velocity)?;
             state.check_step_before()?;
-            audience.tell(StepDone { clip, step: state.made - 1, latents: &state.latents })?;
+            audience.tell(state.done(&before, &velocity))?;
+            drop(before);
             if !goes_on {
                 return Ok(None);
             }

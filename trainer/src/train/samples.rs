@@ -10,7 +10,9 @@ use crate::pipeline::Change;
 use crate::residents::ClipAdapters;
 use crate::sample::magcache::skips::high_steps;
 use crate::sample::magcache::{Made, MagCache, Skips, Table};
-use crate::sample::{self, CONTACT_SHEET, ClipFiles, Course, Half, Prompted, Stepped, starting_noise};
+use crate::sample::{
+    self, CONTACT_SHEET, ClipFiles, Course, Half, Previews, Prompted, Stepped, starting_noise,
+};
 use crate::watch::interrupt::Interrupt;
 
 impl Run<'_> {
@@ -45,7 +47,10 @@ impl Run<'_> {
         let measured = (rule.is_some() && skips.is_none()).then_some(0);
         let skipped = skips.map_or_else(Vec::new, |skips| skips.clips);
         let clip_adapters = if is_full { ClipAdapters::LeftOut } else { ClipAdapters::Applied };
-        let course = Course { skipped: &skipped, measured, clip_adapters };
+        let folder = self.folder.samples(step);
+        plan.sample.preview.iter().for_each(|preview| preview.tell(ui));
+        let previews = plan.sample.preview.as_ref().map(|plan| Previews { plan, folder: &folder, fps });
+        let course = Course { skipped: &skipped, measured, clip_adapters, previews };
         let residents = self.networks.residents_mut();
         let Some(Stepped { latents, changes }) = sample::latents(&clips, residents, course, interrupt)?
         else {
@@ -54,10 +59,11 @@ impl Run<'_> {
         if measured.is_some() {
             self.keep_table(&changes)?;
         }
-        let (residents, folder) = (self.networks.residents_mut(), self.folder.samples(step));
+        let residents = self.networks.residents_mut();
         let files = ClipFiles { tiling: Tiling::Off, fps, formats: &plan.sample.formats };
         let written =
             sample::files(&folder, (&clips, latents, &skipped), &format!("step {step}  "), residents, files)?;
+        previews.map_or(Ok(()), |previews| previews.remove(&clips))?;
         if let Some(sheet) = written.last() {
             self.log.picture(step, sheet)?;
             ui.say(&format!("step {step:>6}  clips in {}", folder.display()));

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use models::adapter::{ApplyMode, apply};
 use models::dit::pass::FFN_TOKENS;
-use models::vae::Tiling;
+use models::vae::{Tiling, TinySizes};
 
 use super::Job;
 use crate::encode::LatentStore;
@@ -15,7 +15,7 @@ use crate::machine::forecast::Task;
 use crate::machine::memory::{Machine, Phase, Shapes};
 use crate::plan::{BehindSampling, Laid, Rest, Split, Wording, checked, laid};
 use crate::residents::FromFiles;
-use crate::sample::ClipLayout;
+use crate::sample::{ClipLayout, PreviewPlan};
 
 /// Checks that the models that the clips of `job` go through fit onto its devices: each is there alone. Prompts that are in
 /// the cache, in `folder` where it is named, need no text encoder. How clips go through the network: the layout that is `asked`
@@ -25,7 +25,7 @@ use crate::sample::ClipLayout;
 /// What does not fit, and what would.
 pub(super) fn check(
     job: &Job,
-    (is_cached, tiling): (bool, Tiling),
+    (is_cached, tiling, preview): (bool, Tiling, Option<&PreviewPlan>),
     folder: Option<&Path>,
     asked: ClipLayout,
 ) -> Result<Laid> {
@@ -43,6 +43,7 @@ pub(super) fn check(
         clips: requests.clone(),
         is_cached,
         tiling,
+        preview: preview.map(|preview| TinySizes::at(&preview.decoder)).transpose()?,
         attached: networks.iter().map(adapters).collect::<Result<_>>()?,
         clip_groups: NonZeroUsize::MIN,
         behind_sampling: BehindSampling::Dropped,

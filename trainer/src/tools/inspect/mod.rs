@@ -7,7 +7,7 @@ mod folder;
 use std::path::Path;
 
 use models::Contents;
-use models::vae::{Generation, Naming, Sizes};
+use models::vae::{Generation, Naming, Sizes, TinyLatents, TinySizes};
 use models::weights::{Checkpoint, FileKind, Grid};
 use serde_json::{Map, Value, json};
 
@@ -51,6 +51,7 @@ fn checkpoint(path: &Path) -> Result<Report> {
         Kind::Adapter => adapter::report(path, &file)?,
         Kind::Dit => dit::report(path, &file),
         Kind::Vae(sizes, naming) => vae(&sizes, naming),
+        Kind::TinyDecoder => tiny_decoder(path),
         Kind::TextEncoder => text_encoder(&file),
         Kind::Clip => clip(&file),
         Kind::Unknown => {
@@ -68,6 +69,7 @@ enum Kind {
     Adapter,
     Dit,
     Vae(Sizes, Naming),
+    TinyDecoder,
     TextEncoder,
     Clip,
     Unknown,
@@ -86,6 +88,7 @@ fn kind_of(file: &Checkpoint) -> Kind {
         Some(Contents::Vae) => {
             Sizes::detect(file).map_or(Kind::Unknown, |(sizes, naming)| Kind::Vae(sizes, naming))
         }
+        Some(Contents::TinyDecoder) => Kind::TinyDecoder,
         Some(Contents::TextEncoder) => Kind::TextEncoder,
         Some(Contents::Clip) => Kind::Clip,
         None => Kind::Unknown,
@@ -138,6 +141,24 @@ fn vae(sizes: &Sizes, naming: Naming) -> Report {
         .with("latent channels", sizes.latent)
         .with("width", json!({ "encoder": sizes.encoder, "decoder": sizes.decoder }))
         .with("pixels per latent", sizes.spatial_ratio())
+}
+
+fn tiny_decoder(path: &Path) -> Report {
+    let report = Report::new("tiny decoder for previews (TAEHV)");
+    match TinySizes::at(path) {
+        Ok(TinySizes { latent, widths, patch, .. }) => report
+            .with("latent channels", latent)
+            .with("widths", widths.to_vec())
+            .with("pixels per latent", 8 * patch)
+            .with(
+                "latents",
+                match TinyLatents::by_name(path) {
+                    TinyLatents::Scaled => "scaled, as the DiT has them",
+                    TinyLatents::Raw => "without scaling, by the file's name",
+                },
+            ),
+        Err(error) => report.with("cannot be used", error.to_string()),
+    }
 }
 
 fn text_encoder(file: &Checkpoint) -> Report {
