@@ -13,6 +13,7 @@ pub(crate) mod pool;
 mod region;
 pub(crate) mod sdpa;
 pub(crate) mod tensor;
+pub(crate) mod upload;
 
 use std::sync::Arc;
 
@@ -36,6 +37,7 @@ pub(crate) struct Card {
     pub allocator: Allocator,
     /// The pool of small tensors.
     pub pool: pool::Pool,
+    pub upload: upload::Upload,
 }
 
 impl Card {
@@ -52,6 +54,7 @@ impl Card {
             modules: launch::Modules::default(),
             gemm: gemm::Gemm::new(&stream, settings.repeatability)?,
             sdpa: sdpa::Sdpa::new(&context, settings.repeatability),
+            upload: upload::Upload::default(),
             allocator,
             pool,
             device,
