@@ -29,6 +29,7 @@ pub mod device;
 pub mod dora;
 pub mod dropout;
 pub mod fault;
+pub mod fill;
 pub mod gelu;
 pub mod inventory;
 pub mod ledger;

@@ -106,7 +106,7 @@ fn a_value_that_is_not_finite_is_named() {
     assert!(error.contains("not finite as f16"), "{error}");
 }
 
-/// Pieces of a mebibyte are read in parallel: each must be in its place, and the first bad element is named.
+/// Pieces are read in parallel: each must be in its place, and the first bad element is named.
 #[test]
 fn a_tensor_of_many_pieces_is_read_in_order() {
     let dir = tempfile::tempdir().unwrap();

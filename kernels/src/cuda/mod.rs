@@ -14,6 +14,7 @@ pub(crate) mod reading;
 mod region;
 pub(crate) mod sdpa;
 pub(crate) mod tensor;
+pub(crate) mod upload;
 
 use std::sync::Arc;
 
@@ -37,6 +38,7 @@ pub(crate) struct Card {
     pub allocator: Allocator,
     /// The pool of small tensors.
     pub pool: pool::Pool,
+    pub upload: upload::Upload,
 }
 
 impl Card {
@@ -53,6 +55,7 @@ impl Card {
             modules: launch::Modules::default(),
             gemm: gemm::Gemm::new(&stream, settings.repeatability)?,
             sdpa: sdpa::Sdpa::new(&context, settings.repeatability),
+            upload: upload::Upload::default(),
             allocator,
             pool,
             device,

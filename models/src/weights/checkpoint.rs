@@ -11,17 +11,18 @@ use super::error::{Result, WeightsError};
 use super::kind::FileKind;
 use super::quantised::{Grid, StoredScales};
 use super::read::Scales;
+use super::stored::StoredFile;
 use super::{folder, header, pth, read};
 
 /// Prefixes of the names of a diffusion model in files of ComfyUI and other tools.
 const PREFIXES: [&str; 2] = ["model.diffusion_model.", "diffusion_model."];
 
 /// The tensors of a checkpoint. Opening reads and checks headers only; each tensor is read when it is asked for,
-/// so that memory never holds a whole model.
+/// so that memory never holds a whole model. The files stay open.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
-    files: Vec<PathBuf>,
+    files: Vec<StoredFile>,
     entries: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
     stored_scales: StoredScales,
@@ -47,10 +48,10 @@ impl Checkpoint {
         let kind = std::fs::metadata(path).map_err(WeightsError::io("open", path))?;
         if kind.is_dir() {
             let shards = folder::find(path)?;
-            let checkpoint = Self::from_shards(path, shards.paths.clone())?;
+            let checkpoint = Self::from_shards(path, &shards.paths)?;
             shards.check(|name| {
                 let entry = checkpoint.entries.get(name)?;
-                Some(checkpoint.files[entry.file].as_path())
+                Some(checkpoint.files[entry.file].path())
             })?;
             return Ok(checkpoint);
         }
@@ -59,15 +60,16 @@ impl Checkpoint {
             return Err(WeightsError::file(path, reason));
         }
         if kind != FileKind::TorchZip {
-            return Self::from_shards(path, vec![path.to_owned()]);
+            return Self::from_shards(path, &[path.to_owned()]);
         }
-        let entries = pth::read(path, 0)?;
-        Self::new(path, vec![path.to_owned()], entries, BTreeMap::new())
+        let file = StoredFile::open(path)?;
+        let entries = pth::read(&file, 0)?;
+        Self::new(path, vec![file], entries, BTreeMap::new())
     }
 
     fn new(
         path: &Path,
-        files: Vec<PathBuf>,
+        files: Vec<StoredFile>,
         entries: BTreeMap<String, Entry>,
         metadata: BTreeMap<String, String>,
     ) -> Result<Self> {
@@ -77,7 +79,8 @@ impl Checkpoint {
     }
 
     /// Opens several safetensors files as one checkpoint found at `path`.
-    fn from_shards(path: &Path, files: Vec<PathBuf>) -> Result<Self> {
+    fn from_shards(path: &Path, shards: &[PathBuf]) -> Result<Self> {
+        let files = shards.iter().map(|shard| StoredFile::open(shard)).collect::<Result<Vec<_>>>()?;
         let mut entries = BTreeMap::new();
         let mut metadata = BTreeMap::new();
         for (i, file) in files.iter().enumerate() {
@@ -85,8 +88,11 @@ impl Checkpoint {
             metadata.extend(header.metadata);
             for (name, entry) in header.entries {
                 if let Some(other) = entries.insert(name.clone(), entry) {
-                    let other = files[other.file].display().to_string();
-                    return Err(WeightsError::file(file, format!("the tensor `{name}` is also in {other}")));
+                    let other = files[other.file].path().display().to_string();
+                    return Err(WeightsError::file(
+                        file.path(),
+                        format!("the tensor `{name}` is also in {other}"),
+                    ));
                 }
             }
         }
@@ -117,8 +123,8 @@ impl Checkpoint {
     }
 
     /// The files that hold the tensors.
-    pub fn files(&self) -> &[PathBuf] {
-        &self.files
+    pub fn files(&self) -> impl ExactSizeIterator<Item = &Path> {
+        self.files.iter().map(StoredFile::path)
     }
 
     /// All names, sorted.
@@ -165,8 +171,7 @@ impl Checkpoint {
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> crate::Result<Tensor> {
         let entry = self.entry(name)?;
         let scales = self.scales(name, entry)?;
-        let tensor = read::tensor(&self.files[entry.file], name, entry, dtype, scales.as_ref())?;
-        Ok(tensor.to_device(device)?)
+        read::tensor(&self.files[entry.file], name, entry, dtype, scales.as_ref(), device)
     }
 
     /// The codes of a matrix that is stored in e4m3, and its scales, one for each row or for each block of one: as they
@@ -185,7 +190,7 @@ impl Checkpoint {
             Some(Scales { values, each }) if each == rows * columns => vec![values[0]; rows],
             Some(Scales { values, .. }) => values,
         };
-        let codes = read::codes(&self.files[entry.file], name, entry)?.to_device(device)?;
+        let codes = read::codes(&self.files[entry.file], name, entry, device)?;
         Ok(Some(StoredCodes { codes, scales }))
     }
 
@@ -193,7 +198,8 @@ impl Checkpoint {
     fn scales(&self, name: &str, entry: &Entry) -> crate::Result<Option<Scales>> {
         let Some(scale) = self.stored_scales.scales.get(name) else { return Ok(None) };
         let of = self.entry(&scale.tensor)?;
-        let values = read::tensor(&self.files[of.file], &scale.tensor, of, DType::F32, None)?;
+        let file = &self.files[of.file];
+        let values = read::tensor(file, &scale.tensor, of, DType::F32, None, &Device::Cpu)?;
         let values: Vec<f32> = values.flatten_all()?.to_vec1()?;
         // The grid divides its weight: this was checked when the file was opened.
         let each = entry.elements() / values.len();

@@ -1,30 +1,27 @@
 //! A cheap, stable identity of weights, for cache keys.
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::path::PathBuf;
-
 use kernels::{DType, Tensor};
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::entry::Entry;
-use super::error::{Result, WeightsError};
+use super::error::Result;
+use super::stored::StoredFile;
 
 /// Places sampled in each tensor, evenly spread from its first to its last bytes, and bytes taken at each.
 const SAMPLES: u64 = 8;
 const SAMPLE_BYTES: u64 = 256;
 
-/// Hashes tensors on disk, in the order given: name, type, shape, and samples of the bytes.
-pub(super) fn of<'a>(tensors: impl Iterator<Item = (&'a str, &'a PathBuf, &'a Entry)>) -> Result<String> {
+/// Hashes tensors on disk, in the order given: name, type, shape, and samples of the bytes, which are read on all cores: of a cold file
+/// each is a wait of its own.
+pub(super) fn of<'a>(tensors: impl Iterator<Item = (&'a str, &'a StoredFile, &'a Entry)>) -> Result<String> {
+    let tensors: Vec<_> = tensors.collect();
+    let samples: Vec<Vec<u8>> =
+        tensors.par_iter().map(|(_, file, entry)| sample(file, entry)).collect::<Result<_>>()?;
     let mut hash = Sha256::new();
-    let mut open: Option<(&PathBuf, File)> = None;
-    for (name, path, entry) in tensors {
+    for ((name, _, entry), sample) in tensors.iter().zip(samples) {
         describe(&mut hash, name, entry.dtype.name(), &entry.shape);
-        let file = match &mut open {
-            Some((current, file)) if *current == path => file,
-            _ => &mut open.insert((path, File::open(path).map_err(WeightsError::io("open", path))?)).1,
-        };
-        sample(&mut hash, file, entry).map_err(WeightsError::io("read", path))?;
+        hash.update(sample);
     }
     Ok(hex(hash))
 }
@@ -46,17 +43,16 @@ fn describe(hash: &mut Sha256, name: &str, dtype: &str, shape: &[usize]) {
     hash.update(format!("{name}\0{dtype}\0[{}]\0", shape.join(", ")));
 }
 
-fn sample(hash: &mut Sha256, file: &mut File, entry: &Entry) -> std::io::Result<()> {
+fn sample(file: &StoredFile, entry: &Entry) -> Result<Vec<u8>> {
     let bytes = entry.span_bytes() as u64;
-    let mut buffer = [0u8; SAMPLE_BYTES as usize];
-    let last = bytes.saturating_sub(SAMPLE_BYTES);
-    for i in 0..SAMPLES {
-        file.seek(SeekFrom::Start(entry.offset + last * i / (SAMPLES - 1)))?;
-        let piece = &mut buffer[..bytes.min(SAMPLE_BYTES) as usize];
-        file.read_exact(piece)?;
-        hash.update(piece);
+    let (each, last) = (bytes.min(SAMPLE_BYTES) as usize, bytes.saturating_sub(SAMPLE_BYTES));
+    let mut samples = vec![0; each * SAMPLES as usize];
+    if each > 0 {
+        for (i, piece) in (0..).zip(samples.chunks_mut(each)) {
+            file.read_at(entry.offset + last * i / (SAMPLES - 1), piece)?;
+        }
     }
-    Ok(())
+    Ok(samples)
 }
 
 fn hex(hash: Sha256) -> String {

@@ -3,17 +3,14 @@
 //! Format: 8 bytes little-endian length, that many bytes of JSON `{name: {dtype, shape, data_offsets}}` with an
 //! optional `__metadata__` of strings, then the tensors without gaps. Source: the safetensors format description.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
-
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
+use std::collections::BTreeMap;
 
 use super::dtype::StoredDType;
 use super::entry::{Entry, checked_elements};
 use super::error::{Result, WeightsError};
+use super::stored::StoredFile;
 
 /// The format's own bound on its header.
 const MAX_HEADER: u64 = 100_000_000;
@@ -66,16 +63,15 @@ impl<'de> Deserialize<'de> for Json {
     }
 }
 
-/// Reads and checks the header of `path`; its entries get the file number `file`.
-pub(crate) fn read(path: &Path, file: usize) -> Result<Header> {
-    let mut handle = File::open(path).map_err(WeightsError::io("open", path))?;
-    let file_bytes = handle.metadata().map_err(WeightsError::io("read", path))?.len();
+/// Reads and checks the header of `file`; its entries get the file number `number`.
+pub(crate) fn read(file: &StoredFile, number: usize) -> Result<Header> {
+    let (path, file_bytes) = (file.path(), file.length()?);
     let mut length = [0u8; 8];
     if file_bytes < 8 {
         let reason = format!("{file_bytes} bytes is too short for a safetensors file; {AGAIN}");
         return Err(WeightsError::file(path, reason));
     }
-    handle.read_exact(&mut length).map_err(WeightsError::io("read", path))?;
+    file.read_at(0, &mut length)?;
     let header_bytes = u64::from_le_bytes(length);
     if header_bytes > file_bytes - 8 || header_bytes > MAX_HEADER {
         let reason = format!(
@@ -83,12 +79,11 @@ pub(crate) fn read(path: &Path, file: usize) -> Result<Header> {
         );
         return Err(WeightsError::file(path, reason));
     }
-    let mut text = vec![0u8; header_bytes as usize];
-    handle.read_exact(&mut text).map_err(WeightsError::io("read", path))?;
+    let text = file.bytes_at(8, header_bytes as usize)?;
     let json: Json = serde_json::from_slice(&text).map_err(|e| {
         WeightsError::file(path, format!("the safetensors header is not valid ({e}); {AGAIN}"))
     })?;
-    check(json, file, 8 + header_bytes, file_bytes).map_err(|reason| WeightsError::file(path, reason))
+    check(json, number, 8 + header_bytes, file_bytes).map_err(|reason| WeightsError::file(path, reason))
 }
 
 /// Checks every tensor's byte range: its length is that of shape and type, and the ranges cover the file exactly.

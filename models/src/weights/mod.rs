@@ -20,6 +20,7 @@ mod pth;
 mod quantised;
 mod read;
 mod seeded;
+mod stored;
 mod write;
 
 pub use checkpoint::{Checkpoint, StoredCodes};

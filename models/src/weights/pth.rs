@@ -5,14 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, Read};
-use std::path::Path;
+use std::io::BufReader;
 
 use zip::{CompressionMethod, ZipArchive};
 
 use super::entry::{Entry, checked_elements, is_row_major, span};
 use super::error::{Result, WeightsError};
 use super::pickle::{self, View};
+use super::stored::StoredFile;
 
 /// A pickle describes tensors in a few dozen bytes each: more than this is no checkpoint.
 const MAX_PICKLE: u64 = 64 << 20;
@@ -23,11 +23,12 @@ struct Member {
     bytes: u64,
 }
 
-/// Reads the table of tensors of `path`; the entries get the file number `file`.
-pub(crate) fn read(path: &Path, file: usize) -> Result<BTreeMap<String, Entry>> {
+/// Reads the table of tensors of `file`; the entries get the file number `number`.
+pub(crate) fn read(file: &StoredFile, number: usize) -> Result<BTreeMap<String, Entry>> {
+    let (path, file_bytes) = (file.path(), file.length()?);
     let refused = |reason: String| WeightsError::file(path, reason);
+    // The archive's reader moves its place in the file, so it has a handle of its own.
     let handle = File::open(path).map_err(WeightsError::io("open", path))?;
-    let file_bytes = handle.metadata().map_err(WeightsError::io("read", path))?.len();
     let mut archive = ZipArchive::new(BufReader::new(handle)).map_err(|e| {
         refused(format!("the zip archive of this .pth is damaged or cut off ({e}); fetch it again"))
     })?;
@@ -36,17 +37,17 @@ pub(crate) fn read(path: &Path, file: usize) -> Result<BTreeMap<String, Entry>> 
     if pickle.bytes > MAX_PICKLE {
         return Err(refused(format!("its pickle has {} bytes: this is no tensor dictionary", pickle.bytes)));
     }
-    let text = read_range(path, pickle)?;
+    let text = read_range(file, pickle)?;
     if let Some(order) = members.get(&format!("{root}byteorder"))
         && order.bytes <= 16
-        && read_range(path, order)? != b"little"
+        && read_range(file, order)? != b"little"
     {
         return Err(refused(
             "it was saved on a big-endian machine; save it again on a common one".to_owned(),
         ));
     }
     let views = pickle::read(&text).map_err(refused)?;
-    entries(views, &root, &members, file).map_err(refused)
+    entries(views, &root, &members, number).map_err(refused)
 }
 
 fn members(
@@ -86,13 +87,8 @@ fn find_pickle(members: &BTreeMap<String, Member>) -> Result<(String, &Member), 
     }
 }
 
-fn read_range(path: &Path, member: &Member) -> Result<Vec<u8>> {
-    use std::io::{Seek, SeekFrom};
-    let mut handle = File::open(path).map_err(WeightsError::io("open", path))?;
-    handle.seek(SeekFrom::Start(member.start)).map_err(WeightsError::io("read", path))?;
-    let mut bytes = vec![0; member.bytes as usize];
-    handle.read_exact(&mut bytes).map_err(WeightsError::io("read", path))?;
-    Ok(bytes)
+fn read_range(file: &StoredFile, member: &Member) -> Result<Vec<u8>> {
+    file.bytes_at(member.start, member.bytes as usize)
 }
 
 fn entries(

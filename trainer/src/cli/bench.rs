@@ -39,7 +39,8 @@ const EXAMPLES: &str = "\
 Examples:
   tandem bench step --random-weights --width 96 --height 96 --frames 17 --profile
   tandem bench step --random-weights --model t2v-14b --stages cuda:0,cuda:1 --accumulate 4
-  tandem bench load --model Wan2.1-T2V-14B";
+  tandem bench load --model Wan2.1-T2V-14B --base fp8
+  tandem bench load --model t2v-14b --random-weights --write bench-14b";
 
 #[derive(Debug, Subcommand)]
 enum BenchPart {
@@ -268,6 +269,9 @@ struct LoadArguments {
     /// Temporary folder of such a checkpoint. Default: the system's for temporary files.
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
+    /// Write such a checkpoint into this folder, and keep it for measurements by `--model DIR`.
+    #[arg(long, value_name = "DIR", requires = "random_weights", conflicts_with = "scratch")]
+    write: Option<PathBuf>,
     #[command(flatten)]
     precision: DitPrecision,
     #[command(flatten)]
@@ -405,9 +409,10 @@ impl LoadArguments {
         let devices = self.devices.config();
         let base = self.precision.settle(devices.processor()).dit();
         let scratch = self.scratch.clone().unwrap_or_else(std::env::temp_dir);
-        let source = match self.model.random_weights {
-            true => LoadSource::Preset(&self.model.model, &scratch),
-            false => LoadSource::Checkpoint(on_disk(&self.model.model, bench::dit_preset)?),
+        let source = match (self.model.random_weights, &self.write) {
+            (true, Some(folder)) => LoadSource::Kept(&self.model.model, folder),
+            (true, None) => LoadSource::Preset(&self.model.model, &scratch),
+            (false, _) => LoadSource::Checkpoint(on_disk(&self.model.model, bench::dit_preset)?),
         };
         bench::load(source, base, &devices, self.times.repeats())
     }

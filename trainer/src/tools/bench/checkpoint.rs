@@ -14,23 +14,50 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 
-/// A folder with a checkpoint, removed in the end.
+/// A folder with a checkpoint.
 #[derive(Debug)]
 pub(super) struct Made {
     folder: PathBuf,
+    lifetime: Lifetime,
 }
+
+/// What becomes of a checkpoint when it was measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lifetime {
+    Removed,
+    Kept,
+}
+
+/// The name of a DiT's file in its folder.
+const DIT: &str = "diffusion_pytorch_model.safetensors";
 
 /// Numbers that are written repeatedly: their values do not matter.
 const NUMBERS: usize = 1 << 20;
 
 impl Made {
-    /// Writes a DiT of the sizes `config` in bf16 into a new folder below `scratch`, a part at a time.
+    /// Writes a DiT of the sizes `config` in bf16 into a new folder below `scratch`, a part at a time; the folder is removed in the end.
     ///
     /// # Errors
     /// When the disk does not take it.
     pub fn new(config: &DitConfig, scratch: &Path) -> Result<Self> {
         let folder = scratch.join(format!("tandem-bench-{}", std::process::id()));
-        let made = Self { folder };
+        Self::written(config, Self { folder, lifetime: Lifetime::Removed })
+    }
+
+    /// Writes such a DiT into `folder`, where it stays.
+    ///
+    /// # Errors
+    /// When there is one already, or the disk does not take it.
+    pub fn kept(config: &DitConfig, folder: &Path) -> Result<Self> {
+        if folder.join(DIT).exists() {
+            let why =
+                format!("{} has a model; measure it by --model, or name another folder", folder.display());
+            return Err(Error::Setting { key: "--write".to_owned(), why });
+        }
+        Self::written(config, Self { folder: folder.to_owned(), lifetime: Lifetime::Kept })
+    }
+
+    fn written(config: &DitConfig, made: Self) -> Result<Self> {
         let io = |source| Error::Io { action: "write a checkpoint to", path: made.folder.clone(), source };
         fs::create_dir_all(&made.folder).map_err(io)?;
         made.write(config).map_err(io)?;
@@ -49,7 +76,7 @@ impl Made {
             "freq_dim": config.freq_dim, "text_len": config.text_len, "eps": config.eps,
         });
         fs::write(self.folder.join("config.json"), config_json.to_string())?;
-        write_random(&self.folder.join("diffusion_pytorch_model.safetensors"), config.tensors())
+        write_random(&self.folder.join(DIT), config.tensors())
     }
 
     /// Writes the other files that a run needs: `vae.safetensors`, `umt5.safetensors`, and a `tokenizer.json` of a few
@@ -109,7 +136,9 @@ fn header(tensors: Vec<TensorSpec>) -> (Vec<u8>, usize) {
 
 impl Drop for Made {
     fn drop(&mut self) {
-        // Nothing is lost with it, and a bench that measured has done its work.
-        let _ = fs::remove_dir_all(&self.folder);
+        if self.lifetime == Lifetime::Removed {
+            // Nothing is lost with it, and a bench that measured has done its work.
+            let _ = fs::remove_dir_all(&self.folder);
+        }
     }
 }

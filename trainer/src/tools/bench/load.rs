@@ -1,6 +1,19 @@
-//! Reading a checkpoint onto devices.
+//! Reading a checkpoint onto devices, beside what limits it: reading the files, and the links of the devices.
+//!
+//! What it should take, for files in the page cache, is 1.3 times bytes / link at most: the copy out of the page cache is shared by all
+//! cores and overlaps with the copies to the devices, which are made in pieces of 2 MiB. 28.6 GB are 0.7 s at the 55 GB/s of PCIe
+//! 5 x16, 1.5 s at the 25 GB/s of PCIe 4, as far as the cores read that fast (`read_gb_s`).
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use kernels::Device;
+use kernels::fill::{PIECE, link_speed};
 
 use models::adapter::Adapters;
 use models::dit::Base;
@@ -12,7 +25,7 @@ use super::meter::{Measured, Meter, host_peak_gib};
 use super::model::dit_preset;
 use super::{Repeats, rounded};
 use crate::base::{DitFiles, Part, locate};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::machine::devices::DevicesConfig;
 use crate::machine::precision::in_words;
 use crate::pipeline::Pipeline;
@@ -22,6 +35,8 @@ use crate::pipeline::Pipeline;
 pub enum LoadSource<'a> {
     /// A DiT of published sizes by name: written into a folder below this one first, and removed in the end.
     Preset(&'a str, &'a Path),
+    /// The same, written into this folder, where it stays.
+    Kept(&'a str, &'a Path),
     /// A checkpoint: a DiT's folder, or a file of any weights.
     Checkpoint(&'a Path),
 }
@@ -37,6 +52,10 @@ pub fn load(source: LoadSource, base: Base, devices: &DevicesConfig, repeats: Re
             let made = Made::new(&dit_preset(name)?, scratch)?;
             report(name, made.folder(), base, devices, repeats)
         }
+        LoadSource::Kept(name, folder) => {
+            let made = Made::kept(&dit_preset(name)?, folder)?;
+            report(name, made.folder(), base, devices, repeats)
+        }
         LoadSource::Checkpoint(path) => report(&path.display().to_string(), path, base, devices, repeats),
     }
 }
@@ -47,12 +66,15 @@ fn report(name: &str, path: &Path, base: Base, devices: &DevicesConfig, repeats:
         Some(dit) => load_dit(&dit, base, devices, repeats)?,
         None => load_any(path, base.frozen, devices, repeats)?,
     };
-    let Loaded { measured, bytes, tensors } = loaded;
+    let Loaded { measured, bytes, tensors, read_speed, link_speed } = loaded;
+    let speed = bytes as f64 / measured.seconds;
     Ok(json!({
         "what": "load", "model": name, "gpus": measured.gpus, "weights": in_words(base.frozen), "tensors": tensors,
-        "bytes": bytes, "s": rounded(measured.seconds, 4),
-        "gb_s": rounded(bytes as f64 / measured.seconds / 1e9, 3), "peak_gib": measured.peak_gib,
-        "host_peak_gib": host_peak_gib(),
+        "bytes": bytes, "s": rounded(measured.seconds, 4), "gb_s": rounded(speed / 1e9, 3),
+        "read_gb_s": rounded(read_speed / 1e9, 3),
+        "link_gb_s": link_speed.map(|link| rounded(link / 1e9, 3)),
+        "times_link": link_speed.map(|link| rounded(link / speed, 3)),
+        "peak_gib": measured.peak_gib, "host_peak_gib": host_peak_gib(),
     }))
 }
 
@@ -60,6 +82,65 @@ struct Loaded {
     measured: Measured,
     bytes: u64,
     tensors: usize,
+    /// Bytes a second from the files to host memory.
+    read_speed: f64,
+    /// Bytes a second from pinned host memory to all GPUs at once.
+    link_speed: Option<f64>,
+}
+
+/// Seconds for which links are measured.
+const LINK_SECONDS: f64 = 0.5;
+
+/// Bytes a second over the links of those of `devices` that are GPUs, all at once.
+fn links<'a>(devices: impl IntoIterator<Item = &'a Device>) -> Result<Option<f64>> {
+    let mut gpus: Vec<&Device> = Vec::new();
+    for device in devices.into_iter().filter(|device| device.is_cuda()) {
+        if gpus.iter().all(|other| other.location() != device.location()) {
+            gpus.push(device);
+        }
+    }
+    let together = Barrier::new(gpus.len());
+    let measure = |device: &Device| {
+        together.wait();
+        link_speed(device, LINK_SECONDS)
+    };
+    let speeds = thread::scope(|scope| {
+        let threads: Vec<_> = gpus.iter().map(|gpu| scope.spawn(|| measure(gpu))).collect();
+        let join = |t: thread::ScopedJoinHandle<_>| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
+        threads.into_iter().map(join).collect::<kernels::Result<Vec<_>>>()
+    })?;
+    Ok(speeds.into_iter().flatten().reduce(|a, b| a + b))
+}
+
+/// Bytes a second that all cores read from the files of `checkpoint`, in pieces as loading reads them.
+fn reading(checkpoint: &Checkpoint) -> Result<f64> {
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::Io { action: "read", path, source }
+    };
+    let (start, mut bytes) = (Instant::now(), 0);
+    for path in checkpoint.files() {
+        let file = File::open(path).map_err(io(path))?;
+        let (length, next) = (file.metadata().map_err(io(path))?.len(), AtomicU64::new(0));
+        let read = || -> Result<()> {
+            let mut piece = vec![0; PIECE];
+            loop {
+                let at = next.fetch_add(PIECE as u64, Ordering::Relaxed);
+                let Some(left) = length.checked_sub(at).filter(|left| *left > 0) else { return Ok(()) };
+                let part = &mut piece[..left.min(PIECE as u64) as usize];
+                file.read_exact_at(part, at).map_err(io(path))?;
+            }
+        };
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..cores).map(|_| scope.spawn(read)).collect();
+            let join =
+                |t: thread::ScopedJoinHandle<_>| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
+            threads.into_iter().try_for_each(join)
+        })?;
+        bytes += length;
+    }
+    Ok(bytes as f64 / start.elapsed().as_secs_f64())
 }
 
 fn load_dit(dit: &Path, base: Base, devices: &DevicesConfig, repeats: Repeats) -> Result<Loaded> {
@@ -71,12 +152,13 @@ fn load_dit(dit: &Path, base: Base, devices: &DevicesConfig, repeats: Repeats) -
     let none = Adapters::default();
     let measured =
         meter.measure(repeats, || Pipeline::load(&weights, &config, &split, &none, base).map(drop))?;
-    Ok(Loaded { measured, bytes, tensors })
+    let link_speed = links(split.iter().map(|(device, _)| device))?;
+    Ok(Loaded { measured, bytes, tensors, read_speed: reading(&file)?, link_speed })
 }
 
 fn load_any(path: &Path, frozen: Frozen, devices: &DevicesConfig, repeats: Repeats) -> Result<Loaded> {
     let file = Checkpoint::open(path).map_err(models::Error::from)?;
-    let bytes = file.total_bytes();
+    let (bytes, read_speed) = (file.total_bytes(), reading(&file)?);
     let floats = file.entries().filter(|(_, entry)| entry.dtype.is_float());
     let specs: Vec<TensorSpec> =
         floats.map(|(name, entry)| TensorSpec::new(name, entry.shape.as_slice())).collect();
@@ -92,5 +174,5 @@ fn load_any(path: &Path, frozen: Frozen, devices: &DevicesConfig, repeats: Repea
         }
         Ok(())
     })?;
-    Ok(Loaded { measured, bytes, tensors: specs.len() })
+    Ok(Loaded { measured, bytes, tensors: specs.len(), read_speed, link_speed: links([device])? })
 }
