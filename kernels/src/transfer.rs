@@ -4,6 +4,7 @@
 //! done: candle alone would free it too early.
 
 mod counted;
+mod fetch;
 mod reading;
 pub(crate) mod route;
 
@@ -16,6 +17,7 @@ use crate::ledger::Label;
 use crate::profile::{self, Class};
 use crate::{Device, Tensor};
 
+pub use fetch::{Arriving, Fetcher};
 pub use reading::Reading;
 pub use route::{HOST_GRAIN, Route};
 
@@ -209,6 +211,14 @@ impl HostStore {
     /// When the device fails.
     pub fn unreserved(device: &Device) -> Result<Self> {
         Self::counted(device, "resting", HOST_GRAIN)
+    }
+
+    /// A store of `device` for weights that stay in host memory, whose sizes are known ahead: [`Self::reserve`].
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn streamed(device: &Device) -> Result<Self> {
+        Self::counted(device, "streamed", 1)
     }
 
     /// A store whose buffers, where they are counted, are `label` in multiples of `grain` bytes.

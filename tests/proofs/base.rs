@@ -156,7 +156,7 @@ fn a_model_in_bf16_is_as_near_to_f32_as_the_published_ones() {
             (DType::F32, Error { rms: published.rms.min(0.006), largest: 0.025 }),
             (DType::BF16, Error { rms: 0.008, largest: 0.043 }),
         ] {
-            let base = Base { frozen: Frozen::dense(DType::BF16), stream };
+            let base = Base { stream, ..Base::new(Frozen::dense(DType::BF16)) };
             let pipeline = whole(&weights, &config, base, &Adapters::default());
             let error = error(&host(&velocities(&pipeline, &input)[0]), &expected);
             assert!(
@@ -210,7 +210,7 @@ fn gradients_point_where_they_did() {
         [(bf16(Storage::Dense), 0.03), (bf16(FP8.storage), 0.17), (bf16(INT8.storage), 0.06)]
     {
         for stream in [DType::F32, DType::BF16] {
-            let got = run(Base { frozen, stream });
+            let got = run(Base { stream, ..Base::new(frozen) });
             assert_eq!(got.len(), exact.len());
             for (name, gradient) in &exact {
                 let error = error(&got[name], gradient);

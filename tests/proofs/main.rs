@@ -48,6 +48,7 @@ mod saving;
 mod shadow;
 mod solver;
 mod stream;
+mod streaming;
 mod tensorboard;
 mod tidy;
 mod tiny_decoder;

@@ -5,7 +5,7 @@ use kernels::DType;
 use kernels::device::Repeatability;
 use kernels::weight::Format;
 use models::adapter::{AdapterKind, LoraConfig, Target};
-use models::dit::{Base, BlockPlan, DitConfig, Keep, KeepPlace};
+use models::dit::{Base, BlockPlan, DitConfig, Keep, KeepPlace, Streamed};
 use models::weights::{Frozen, Storage};
 use proofs::project::Project;
 use trainer::bytes::Bytes;
@@ -14,7 +14,8 @@ use trainer::machine::forecast::{
     Decoding, Engine, Forecaster, Neighbours, Networks, StageMemory, StagePlan, Task, Way,
 };
 use trainer::machine::memory::{
-    Card, Choice, KeepConfig, Machine, MemoryConfig, Offload, Room, Shape, Shapes, choose, settle,
+    Card, Choice, KeepConfig, Machine, MemoryConfig, Offload, Room, Shape, Shapes, WeightPlace, choose,
+    settle,
 };
 use trainer::plan::Plan;
 use trainer::tools::bench::dit_preset;
@@ -221,6 +222,7 @@ fn wishes_are_kept() {
     let model = Model::new("t2v-1.3b");
     let task = model.task(Storage::Dense, clip(49), 2);
     let wish = MemoryConfig {
+        weights: WeightPlace::Auto,
         keep: KeepConfig::Attention,
         offload: Offload::Always,
         ffn_tokens: Some(3000),
@@ -243,11 +245,15 @@ fn what_does_not_fit_is_refused_with_what_would() {
     let shape = |frames: usize| -> Shape { (format!("832x480, {frames} frames"), clip(frames)) };
     let shapes = Shapes { there: vec![shape(49)], possible: [49, 33, 17].map(shape).into() };
     let task = model.task(Storage::Dense, clip(49), 2);
-    let refused = settle(&task, &machine, &MemoryConfig::default(), None, &shapes).unwrap_err().to_string();
-    assert!(refused.contains("cuda:") && refused.contains("model.base = \"fp8\""), "{refused}");
-    let fits = |task: &Task, machine: &Machine| {
-        settle(task, machine, &MemoryConfig::default(), None, &Shapes::default()).is_ok()
-    };
+    let resident = MemoryConfig { weights: WeightPlace::Device, ..MemoryConfig::default() };
+    let refused = settle(&task, &machine, &resident, None, &shapes).unwrap_err().to_string();
+    for way in ["cuda:", "model.base = \"fp8\"", "memory.weights = \"auto\""] {
+        assert!(refused.contains(way), "no {way} in {refused}");
+    }
+    let streamed = settle(&task, &machine, &MemoryConfig::default(), None, &shapes).unwrap();
+    assert!(!streamed.streamed.is_none() && streamed.streamed < Streamed::ALL, "{:?}", streamed.streamed);
+    let fits =
+        |task: &Task, machine: &Machine| settle(task, machine, &resident, None, &Shapes::default()).is_ok();
     assert!(fits(&model.task(FP8, clip(49), 2), &machine));
     assert_eq!(refused.contains("one more card"), fits(&task, &cards(&[15.0; 3])), "{refused}");
     for frames in [33, 17] {
@@ -301,7 +307,8 @@ fn two_experts_lie_side_by_side_or_one_waits() {
     let model = Model::new("t2v-a14b");
     let of = |storage, networks, gib: &[f64]| {
         let task = Task { networks, ..model.task(storage, clip(17), 2) };
-        settle(&task, &cards(gib), &MemoryConfig::default(), None, &Shapes::default())
+        let resident = MemoryConfig { weights: WeightPlace::Device, ..MemoryConfig::default() };
+        settle(&task, &cards(gib), &resident, None, &Shapes::default())
     };
     let both = |storage, gib: &[f64]| of(storage, Networks::SideBySide, gib).unwrap();
     assert_eq!(both(FP8, &[40.0, 40.0]).networks, Networks::SideBySide);
@@ -328,7 +335,8 @@ fn two_experts_lie_side_by_side_or_one_waits() {
 #[test]
 fn an_expert_makes_room_for_the_other_ones_clips() {
     let model = Model::new("t2v-a14b");
-    let here = MemoryConfig { offload: Offload::Never, ..MemoryConfig::default() };
+    let (offload, weights) = (Offload::Never, WeightPlace::Device);
+    let here = MemoryConfig { offload, weights, ..MemoryConfig::default() };
     let of = |networks, machine: &Machine| {
         let task = Task { networks, ..model.task(FP8, clip(17), 2) };
         settle(&task, machine, &here, None, &Shapes::default())

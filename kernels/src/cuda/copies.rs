@@ -118,7 +118,7 @@ impl Parked {
         Ok(x)
     }
 
-    fn copy_to(&mut self, gpu: &Arc<Card>, stream: &Arc<CudaStream>) -> Result<(Tensor, CudaEvent)> {
+    fn copy_to(&self, gpu: &Arc<Card>, stream: &Arc<CudaStream>) -> Result<(Tensor, CudaEvent)> {
         let Some(run) = &self.run else { candle_core::bail!("a parked tensor was taken twice") };
         told(gpu.context.bind_to_thread())?;
         let x = gpu.empty(self.shape.clone(), self.dtype)?;
@@ -151,6 +151,65 @@ impl Drop for Parked {
             self.store.gpu.context.record_err(self.arrived.synchronize());
             self.store.pinned.give(&run, None);
         }
+    }
+}
+
+/// Copies of parked tensors to one GPU, on a stream of their own: see [`crate::transfer::Fetcher`].
+pub(crate) struct Fetcher {
+    gpu: Arc<Card>,
+    stream: Arc<CudaStream>,
+}
+
+/// A copy of a parked tensor that is under way.
+pub(crate) struct Fetched {
+    gpu: Arc<Card>,
+    /// There until it is taken.
+    x: Option<Tensor>,
+    done: CudaEvent,
+}
+
+impl Fetcher {
+    pub(crate) fn new(gpu: Arc<Card>) -> Result<Self> {
+        let stream = told(gpu.context.new_stream())?;
+        Ok(Self { gpu, stream })
+    }
+
+    /// See [`crate::transfer::Fetcher::start`].
+    pub(crate) fn start(&self, parked: &Parked) -> Result<Fetched> {
+        let (x, done) = parked.copy_to(&self.gpu, &self.stream)?;
+        Ok(Fetched { gpu: self.gpu.clone(), x: Some(x), done })
+    }
+}
+
+impl Fetched {
+    /// See [`crate::transfer::Arriving::take`].
+    pub(crate) fn take(mut self) -> Result<Tensor> {
+        told(self.gpu.stream.wait(&self.done))?;
+        match self.x.take() {
+            Some(x) => Ok(x),
+            None => candle_core::bail!("a copy was taken twice"),
+        }
+    }
+}
+
+impl Drop for Fetched {
+    /// The memory of a copy that nobody took is freed in the order of the GPU's stream, after the copy.
+    fn drop(&mut self) {
+        if self.x.is_some() {
+            self.gpu.context.record_err(self.gpu.stream.wait(&self.done));
+        }
+    }
+}
+
+impl std::fmt::Debug for Fetcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Fetcher(cuda:{})", self.gpu.context.ordinal())
+    }
+}
+
+impl std::fmt::Debug for Fetched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Fetched")
     }
 }
 

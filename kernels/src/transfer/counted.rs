@@ -143,6 +143,13 @@ impl Parked {
         self.returned().clone()
     }
 
+    /// A copy on `device`; what is parked stays.
+    pub fn copied(&self, device: &Device) -> Tensor {
+        let x = Tensor::shadow(self.shape.clone(), self.dtype, device);
+        x.relabel("streamed weights");
+        x
+    }
+
     fn returned(&mut self) -> &Tensor {
         let Self { store, shape, dtype, returning, .. } = self;
         returning.get_or_insert_with(|| {

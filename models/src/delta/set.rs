@@ -86,6 +86,11 @@ impl Adapters {
         Ok(part)
     }
 
+    /// Whether [`Self::settle`] reads the weights of the layers.
+    pub fn wants_weights(&self) -> bool {
+        self.by_module.values().flatten().any(|adapter| adapter.delta.wants_product())
+    }
+
     /// Calls [`Delta::settle`] on every adapter with the frozen weight of its layer, which `weight_of` gives by module name. Must
     /// be called before the first pass.
     ///

@@ -2,6 +2,7 @@
 
 use kernels::DType;
 
+use super::streaming::Streamed;
 use crate::weights::Frozen;
 
 /// How a frozen DiT is stored, and in which dtypes it computes.
@@ -15,6 +16,8 @@ pub struct Base {
     /// The dtype of the residual stream: f32, or bf16, which halves what is kept of each block and crosses each
     /// boundary, and rounds three times a block. Gradients of the stream are f32 with either.
     pub stream: DType,
+    /// The blocks whose matrices stay in host memory. No number depends on it.
+    pub streamed: Streamed,
 }
 
 impl Base {
@@ -23,6 +26,6 @@ impl Base {
 
     /// These weights, and a stream in f32.
     pub const fn new(frozen: Frozen) -> Self {
-        Self { frozen, stream: DType::F32 }
+        Self { frozen, stream: DType::F32, streamed: Streamed::NONE }
     }
 }

@@ -6,6 +6,7 @@ use kernels::DType;
 
 use super::architecture::Architecture;
 use super::base::Base;
+use super::layer_id::LayerId;
 use crate::weights::{TensorClass, TensorSpec};
 
 impl Base {
@@ -26,6 +27,15 @@ impl Base {
     pub fn matrix_bytes(self, model: &dyn Architecture, range: &Range<usize>) -> u64 {
         let layers = range.clone().flat_map(|n| model.layers(n));
         let matrices = layers.flat_map(|id| model.layer_tensors(id)).filter_map(|spec| spec.adaptable());
+        matrices.map(|(_, out, input)| self.frozen.stored_bytes(out, input)).sum()
+    }
+
+    /// The part of [`Self::matrix_bytes`] that stays in host memory.
+    pub fn streamed_bytes(self, model: &dyn Architecture, range: &Range<usize>) -> u64 {
+        let streamed = range.clone().filter(|n| self.streamed.has(*n)).flat_map(|n| {
+            model.layers(n).into_iter().filter(|id| *id == LayerId::block(n)).collect::<Vec<_>>()
+        });
+        let matrices = streamed.flat_map(|id| model.layer_tensors(id)).filter_map(|spec| spec.adaptable());
         matrices.map(|(_, out, input)| self.frozen.stored_bytes(out, input)).sum()
     }
 

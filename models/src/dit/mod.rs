@@ -25,6 +25,7 @@ pub mod plan;
 pub mod reader;
 pub mod role;
 pub mod rope;
+mod streaming;
 pub mod streams;
 
 use std::ops::Range;
@@ -47,10 +48,12 @@ pub use linear::Linear;
 pub use pass::{Dropout, Gradients, Pass};
 pub use plan::{BlockPlan, Keep, KeepPlace, Plans};
 pub use role::Role;
+pub use streaming::Streamed;
 pub use streams::Streams;
 
 use crate::weights::Weights;
 use crate::{Error, Result};
+use streaming::{Streaming, There, Toward, load_layers};
 
 /// A DiT, or the consecutive part of one that a stage holds: the first part embeds, the last has the head.
 #[derive(Debug)]
@@ -66,6 +69,8 @@ pub struct Dit {
     /// Head; the last part only.
     pub head: Option<Head>,
     architecture: Arc<dyn Architecture>,
+    /// Where matrices of layers stay in host memory.
+    streaming: Option<Streaming>,
 }
 
 impl Dit {
@@ -85,9 +90,8 @@ impl Dit {
     ) -> Result<Self> {
         let architecture = architecture.into();
         let config = architecture.config().clone();
-        let ids = range.clone().flat_map(|n| architecture.layers(n));
-        let layers = ids.map(|id| architecture.load_layer(id, weights, base, device));
-        let layers = layers.collect::<Result<_>>()?;
+        let ids: Vec<LayerId> = range.clone().flat_map(|n| architecture.layers(n)).collect();
+        let (layers, streaming) = load_layers(architecture.as_ref(), &ids, weights, base, device)?;
         let embedder = match range.start {
             0 => Some(architecture.load_embedding(weights, base, device)?),
             _ => None,
@@ -96,16 +100,17 @@ impl Dit {
             true => Some(Head::load(weights, &config, device)?),
             false => None,
         };
-        Ok(Self { config, range, embedder, layers, head, architecture })
+        Ok(Self { config, range, embedder, layers, head, architecture, streaming })
     }
 
-    /// Consecutive parts of a model as one part. Every tensor goes through `place`, which may copy it to another device and
+    /// Consecutive parts of a model as one part on `device`. Every tensor goes through `place`, which may copy it to another device and
     /// otherwise gives the same one back: then both are on the same memory.
     ///
     /// # Errors
     /// Those of `place`, and parts that do not follow each other.
     pub fn joined(
         parts: &[&Self],
+        device: &Device,
         place: &mut dyn FnMut(usize, &Tensor) -> kernels::Result<Tensor>,
     ) -> Result<Self> {
         let follows = |pair: &[&Self]| pair[0].range.end == pair[1].range.start;
@@ -134,8 +139,12 @@ impl Dit {
         if let Some(head) = &mut head {
             place_all(parts.len() - 1, head.tensors_mut())?;
         }
+        let streamed: Vec<_> =
+            parts.iter().map(|part| (part.streaming.as_ref(), part.layers.len())).collect();
+        let streaming = Streaming::joined(&streamed, device)?;
         let (config, architecture) = (first.config.clone(), first.architecture.clone());
-        Ok(Self { config, range: first.range.start..last.range.end, embedder, layers, head, architecture })
+        let range = first.range.start..last.range.end;
+        Ok(Self { config, range, embedder, layers, head, architecture, streaming })
     }
 
     /// The structure of the model.
@@ -143,7 +152,36 @@ impl Dit {
         self.architecture.as_ref()
     }
 
-    /// The linear layers, whose matrices may be quantised.
+    /// The layer `index` with its matrices, which may be in host memory otherwise.
+    ///
+    /// # Errors
+    /// When the device has too little memory.
+    pub fn with_layer<T>(&self, index: usize, work: impl FnOnce(&dyn Layer) -> Result<T>) -> Result<T> {
+        work(&*self.there(index, Toward::Calls)?)
+    }
+
+    /// The linear layer of the official name `module` with its matrix; none where it is on another device.
+    ///
+    /// # Errors
+    /// Those of `work`, and a device with too little memory.
+    pub fn with_linear<T>(&self, module: &str, work: impl FnOnce(Option<&Linear>) -> Result<T>) -> Result<T> {
+        let has = |layer: &dyn Layer| layer.linears().iter().any(|linear| linear.name() == module);
+        match self.layers.iter().position(|layer| has(layer.as_ref())) {
+            None => work(None),
+            Some(index) => self.with_layer(index, |layer| {
+                work(layer.linears().into_iter().find(|linear| linear.name() == module))
+            }),
+        }
+    }
+
+    fn there(&self, index: usize, toward: Toward) -> Result<There<'_>> {
+        match &self.streaming {
+            None => Ok(There::Resident(self.layers[index].as_ref())),
+            Some(streaming) => streaming.bring(&self.layers, index, toward),
+        }
+    }
+
+    /// The linear layers, whose matrices may be quantised. Those that stay in host memory have a single zero in their place.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.layers.iter().flat_map(|layer| layer.linears())
     }
@@ -170,7 +208,25 @@ impl Dit {
         if is_touched(&is_embedding) && self.embedder.take().is_some() {
             self.embedder = Some(self.architecture.load_embedding(weights, base, device)?);
         }
-        self.layers.iter_mut().try_for_each(|layer| layer.reload(weights, changed, base.frozen))
+        for index in 0..self.layers.len() {
+            let id = self.layers[index].id();
+            if !is_touched(&|name| id.local(name).is_some()) {
+                continue;
+            }
+            let is_away = self.streaming.as_ref().is_some_and(|streaming| streaming.has(index));
+            if !is_away {
+                self.layers[index].reload(weights, changed, base.frozen)?;
+                continue;
+            }
+            if let There::Brought(mut layer) = self.there(index, Toward::Calls)? {
+                layer.reload(weights, changed, base.frozen)?;
+                if let Some(streaming) = &mut self.streaming {
+                    streaming.park(index, layer.as_mut())?;
+                }
+                self.layers[index] = layer;
+            }
+        }
+        Ok(())
     }
 
     /// The context of the layers and the head for `input`, whose tensors may be on the host.
@@ -192,7 +248,8 @@ impl Dit {
     /// Those of [`Layer::forward`].
     pub fn through(&self, streams: Streams, context: &Context, pass: &Pass) -> Result<Streams> {
         let mut streams = streams;
-        for layer in &self.layers {
+        for index in 0..self.layers.len() {
+            let layer = self.there(index, Toward::Calls)?;
             (streams, _) = layer.forward(streams, context, pass, Keep::Input)?;
         }
         Ok(streams)
@@ -210,7 +267,8 @@ impl Dit {
         keeping: &Keeping,
     ) -> Result<(Streams, Kept)> {
         let (mut streams, mut kept) = (streams, Kept::default());
-        for layer in &self.layers {
+        for index in 0..self.layers.len() {
+            let layer = self.there(index, Toward::End)?;
             let BlockPlan { keep, place } = keeping.plans.of(layer.id())?;
             let (behind, saved) = layer.forward(streams, context, pass, keep)?;
             kept.push(saved, place, keeping.store)?;
@@ -235,7 +293,8 @@ impl Dit {
         gradients: &mut Gradients,
     ) -> Result<Streams> {
         let mut d_streams = d_streams;
-        for layer in self.layers.iter().rev() {
+        for index in (0..self.layers.len()).rev() {
+            let layer = self.there(index, Toward::Start)?;
             let Some(saved) = kept.pop()? else {
                 return Err(Error::Mismatch("a backward without its forward: nothing was kept".into()));
             };

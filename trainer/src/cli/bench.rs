@@ -18,7 +18,7 @@ use crate::base::{self, Part};
 use crate::bytes::Bytes;
 use crate::error::Error;
 use crate::machine::forecast::Networks;
-use crate::machine::memory::{KeepConfig, MemoryConfig, Offload};
+use crate::machine::memory::{KeepConfig, MemoryConfig, Offload, WeightPlace};
 use crate::machine::precision::WeightFormat;
 use crate::sample::magcache::CacheConfig;
 use crate::tools::bench::{
@@ -135,6 +135,10 @@ struct Network {
     precision: DitPrecision,
     #[command(flatten)]
     devices: StageDevices,
+    /// Where the matrices of the model are: host streams them from pinned host memory. auto does so where a training step does
+    /// not fit otherwise.
+    #[arg(long, value_enum, default_value_t)]
+    weights: WeightPlace,
     #[command(flatten)]
     times: Times,
     #[command(flatten)]
@@ -332,7 +336,7 @@ struct StepMemory {
 impl StepMemory {
     fn config(&self) -> MemoryConfig {
         let Self { keep, offload, host_memory, ffn_tokens } = *self;
-        MemoryConfig { keep, offload, host_memory, ffn_tokens }
+        MemoryConfig { keep, offload, host_memory, ffn_tokens, ..MemoryConfig::default() }
     }
 }
 
@@ -372,6 +376,7 @@ impl Network {
         let devices = self.devices.config();
         let precision = self.precision.settle(devices.processor());
         let repeats = Repeats { profile: self.profile.profile, ..self.times.repeats() };
+        let memory = MemoryConfig { weights: self.weights, ..memory };
         Ok(DitBench { source, devices, precision, memory, size, repeats })
     }
 }

@@ -26,6 +26,7 @@ use crate::encode::{Encoding, LatentStore};
 use crate::error::Error;
 use crate::machine::devices::DevicesConfig;
 use crate::machine::forecast::{Decoding, Networks};
+use crate::machine::memory::WeightPlace;
 use crate::recipe::Assignment;
 use crate::residents::{FromFiles, Residency, Residents, Setup, WhenIdle};
 use crate::sample::magcache::Skips;
@@ -164,6 +165,9 @@ pub struct Sample {
     /// Do not ask before sampling that takes over an hour.
     #[arg(long)]
     yes: bool,
+    /// Where the matrices of the DiT are: host streams them from pinned host memory, auto as many as do not fit.
+    #[arg(long, value_enum, default_value_t)]
+    weights: WeightPlace,
     /// How clips go through the network on several devices. The clips are the same. Default: the recipe's sample.layout, else auto.
     #[arg(long, value_enum)]
     layout: Option<ClipLayout>,
@@ -276,11 +280,18 @@ impl Sample {
         ui: &Ui,
     ) -> crate::Result<()> {
         let asked = self.layout.unwrap_or(job.basis.layout);
-        let laid = memory::check(job, clips, self.cache.as_deref(), asked)?;
+        let (laid, streamed) = memory::check(job, clips, self.cache.as_deref(), (asked, self.weights))?;
         if job.devices.stages.len() > 1 {
             ui.note(&format!("clips: {laid}"));
         }
         job.clip_groups = laid.groups;
+        job.model.precision.streamed = streamed;
+        if !streamed.is_none() {
+            let (some, all) = (streamed.of(0..job.basis.dit.layers), job.basis.dit.layers);
+            ui.note(&format!(
+                "the matrices of {some} of {all} blocks stay in pinned host memory, and are copied as they are used"
+            ));
+        }
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use kernels::weight::Format;
 use kernels::{DType, Device};
-use models::dit::Base;
+use models::dit::{Base, Streamed};
 use models::weights::{Frozen, Storage};
 use serde::{Deserialize, Serialize};
 
@@ -85,6 +85,9 @@ pub struct Precision {
     pub vae_base: Float,
     /// The dtype of products with fp8 or int8 weights.
     pub compute: Float,
+    /// How many of eight blocks of the DiT have their matrices in host memory. No number depends on it.
+    #[serde(default, skip_serializing_if = "Streamed::is_none")]
+    pub streamed: Streamed,
 }
 
 impl WeightFormat {
@@ -144,6 +147,7 @@ impl PrecisionRequest {
             text_base: self.text_base.unwrap_or(WeightFormat::Bf16).at(processor),
             vae_base: self.vae_base.unwrap_or(Float::Bfloat16).at(processor),
             compute: Float::Bfloat16.at(processor),
+            streamed: Streamed::NONE,
         }
     }
 }
@@ -155,7 +159,7 @@ impl Precision {
         if let (Storage::Quantised(Format::E4m3), Some(block)) = (frozen.storage, self.base_block) {
             frozen.storage = Storage::Blocks(Format::E4m3, block);
         }
-        Base { frozen, stream: self.stream.dtype() }
+        Base { frozen, stream: self.stream.dtype(), streamed: self.streamed }
     }
 
     /// How the text encoder is loaded.

@@ -86,7 +86,7 @@ impl Stage {
             Ok(copy)
         };
         let dits: Vec<&Dit> = parts.iter().map(|part| &part.dit).collect();
-        let dit = Dit::joined(&dits, &mut place)?;
+        let dit = Dit::joined(&dits, device, &mut place)?;
         let (device, store) = (device.clone(), store.clone());
         let mut stage = Self { device, dit, adapters: Adapters::default(), ffn_tokens: *ffn_tokens, store };
         parts.iter().try_for_each(|part| stage.attach(&part.adapters))?;

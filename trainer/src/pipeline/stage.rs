@@ -10,8 +10,8 @@ use kernels::{DType, Device, Tensor};
 use models::adapter::Adapters;
 use models::dit::pass::FFN_TOKENS;
 use models::dit::{
-    Architecture, Base, Boundary, Context, Dit, Dropout, Gradients, Keeping, Kept, LayerId, NetworkInput,
-    Pass, Plans, Streams,
+    Architecture, Base, Boundary, Context, Dit, Dropout, Gradients, Keeping, Kept, Layer, NetworkInput, Pass,
+    Plans, Streams,
 };
 use models::weights::Weights;
 
@@ -96,13 +96,23 @@ impl Stage {
     /// # Errors
     /// Adapters of modules that its layers do not have.
     pub fn attach(&mut self, adapters: &Adapters) -> Result<()> {
-        let ids: Vec<LayerId> = self.dit.layers.iter().map(|layer| layer.id()).collect();
-        let is_here = |module: &str| ids.iter().any(|id| id.local(module).is_some());
-        let mut here = adapters.part(&self.device, is_here)?;
-        let weights: BTreeMap<&str, &Weight> =
-            self.dit.linears().map(|linear| (linear.name(), linear.weight())).collect();
-        here.settle(|module| weights.get(module).copied())?;
-        self.adapters.extend(here);
+        for (index, layer) in self.dit.layers.iter().enumerate() {
+            let id = layer.id();
+            let mut here = adapters.part(&self.device, |module| id.local(module).is_some())?;
+            let wants_weights = here.wants_weights();
+            let mut settle = |layer: &dyn Layer| {
+                let linears = layer.linears();
+                let weights: BTreeMap<&str, &Weight> =
+                    linears.iter().map(|linear| (linear.name(), linear.weight())).collect();
+                here.settle(|module| weights.get(module).copied())
+            };
+            // Matrices that are in host memory come for those that need them alone.
+            match wants_weights {
+                true => self.dit.with_layer(index, settle)?,
+                false => settle(layer.as_ref())?,
+            }
+            self.adapters.extend(here);
+        }
         Ok(())
     }
 

@@ -272,6 +272,7 @@ impl Planned {
             let MemoryPlan { decoding, clip_groups, .. } = plan.memory;
             let open = MemoryPlan { ffn_tokens, pinned, decoding, clip_groups, ..stored.memory.clone() };
             plan.memory = open;
+            plan.model.precision.streamed = stored.model.precision.streamed;
         }
         if self.former_digest.as_ref() == Some(&stored.dataset.digest) {
             plan.dataset.digest.clone_from(&stored.dataset.digest);
@@ -343,6 +344,7 @@ impl Plan {
             let asked = (&recipe.memory, given, sample.layout);
             ways::settled(&task, &machine, asked, &shapes, &rest, has_texts)?
         };
+        model.precision.streamed = settled.streamed;
         let plan = Plan {
             tandem: env!("CARGO_PKG_VERSION").to_owned(),
             run,

@@ -200,7 +200,7 @@ impl Rest {
     }
 
     /// `clips` from noise to latents, all at once.
-    pub(super) fn sampling(&self, dit: Split, clips: &[ClipRequest]) -> Result<PhaseForecast> {
+    pub fn sampling(&self, dit: Split, clips: &[ClipRequest]) -> Result<PhaseForecast> {
         let shapes = in_group(self.shapes(clips), self.clip_groups);
         let latents = shapes.first().map_or((1, 1, 1), |clip| clip.latents);
         let task = Task { latents, batch: 1, accumulate: 1, dropout: false, ..dit.task.clone() };

@@ -45,7 +45,7 @@ pub(super) fn settled(
 ) -> Result<Settled> {
     let settled = memory::settle(task, machine, asked, given, shapes)?;
     let with_phases = |settled: Settled| {
-        let task = Task { networks: settled.networks, decoding: settled.decoding, ..task.clone() };
+        let task = settled.task(task);
         let phases = rest.phases(split(&task, machine, &settled))?;
         Ok::<_, Error>(Settled { forecast: settled.forecast.with_phases(phases), ..settled })
     };
@@ -56,7 +56,7 @@ pub(super) fn settled(
     {
         best = with_phases(apart)?;
     }
-    let task = Task { networks: best.networks, decoding: best.decoding, ..task.clone() };
+    let task = best.task(task);
     if !rest.clips.is_empty() {
         let laid = laid(rest, split(&task, machine, &best), layout, Wording::Recipe)?;
         let grouped = Rest { clip_groups: laid.groups, ..rest.clone() };

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use models::adapter::{ApplyMode, apply};
 use models::dit::pass::FFN_TOKENS;
+use models::dit::{Base, Streamed};
 use models::vae::{Tiling, TinySizes};
 
 use super::Job;
@@ -12,14 +13,14 @@ use crate::encode::LatentStore;
 use crate::error::Result;
 use crate::machine::devices::Limits;
 use crate::machine::forecast::Task;
-use crate::machine::memory::{Machine, Phase, Shapes};
+use crate::machine::memory::{Machine, Phase, Shapes, WeightPlace};
 use crate::plan::{BehindSampling, Laid, Rest, Split, Wording, checked, laid};
 use crate::residents::FromFiles;
 use crate::sample::{ClipLayout, PreviewPlan};
 
 /// Checks that the models that the clips of `job` go through fit onto its devices: each is there alone. Prompts that are in
 /// the cache, in `folder` where it is named, need no text encoder. How clips go through the network: the layout that is `asked`
-/// for, or the best.
+/// for, or the best; and the blocks whose matrices are streamed from host memory, as few as will do.
 ///
 /// # Errors
 /// What does not fit, and what would.
@@ -27,11 +28,11 @@ pub(super) fn check(
     job: &Job,
     (is_cached, tiling, preview): (bool, Tiling, Option<&PreviewPlan>),
     folder: Option<&Path>,
-    asked: ClipLayout,
-) -> Result<Laid> {
+    (asked, weights): (ClipLayout, WeightPlace),
+) -> Result<(Laid, Streamed)> {
     let Job { basis, model, devices, requests, networks, .. } = job;
     let encoded = LatentStore::open(folder.unwrap_or(&basis.cache), model)?;
-    let task = Task::without_training(&basis.dit, model.precision.dit(), (1, 2, 2));
+    let mut task = Task::without_training(&basis.dit, model.precision.dit(), (1, 2, 2));
     let adapters =
         |network: &FromFiles| Ok(apply(&network.adapters, &basis.dit, ApplyMode::Unmerged)?.adapters);
     let rest = Rest {
@@ -49,13 +50,26 @@ pub(super) fn check(
         behind_sampling: BehindSampling::Dropped,
     };
     let machine = Machine::here(devices, &Limits::measure(devices), task.base, &basis.dit, None);
-    let dit =
-        Split { task: &task, machine: &machine, blocks: &devices.split, ffn_tokens: FFN_TOKENS, pinned: 0 };
+    for streamed in weights.streamed(&machine) {
+        let base = Base { streamed: *streamed, ..task.base };
+        let tried = Task { base, ..task.clone() };
+        let dit = split(&tried, &machine, &devices.split);
+        let is_housed = base.streamed_bytes(&basis.dit, &(0..basis.dit.layers)) <= machine.host;
+        if weights != WeightPlace::Auto || is_housed && rest.sampling(dit, &rest.clips)?.misfit().is_none() {
+            task = tried;
+            break;
+        }
+    }
+    let dit = split(&task, &machine, &devices.split);
     let mut phases = rest.phases(dit)?;
     let texts = requests.iter().flat_map(|request| [request.prompt.as_str(), request.negative.as_str()]);
     if encoded.has_prompts(texts)? {
         phases.retain(|phase| phase.phase != Phase::TextEncoder);
     }
     checked(&rest, dit, &phases, &Shapes::default(), Wording::Command)?;
-    laid(&rest, dit, asked, Wording::Command)
+    Ok((laid(&rest, dit, asked, Wording::Command)?, task.base.streamed))
+}
+
+fn split<'a>(task: &'a Task<'a>, machine: &'a Machine, blocks: &'a [usize]) -> Split<'a> {
+    Split { task, machine, blocks, ffn_tokens: FFN_TOKENS, pinned: 0 }
 }

@@ -60,8 +60,9 @@ pub fn adapter_file(
                 let change = match adapter.delta().wants_product() {
                     // What depends on the weight is computed here, on the weight's device.
                     true => {
-                        let weight = stage.dit.linears().find(|linear| linear.name() == module);
-                        let change = adapter.delta().to_change(weight.map(Linear::weight))?;
+                        let change = stage.dit.with_linear(module, |linear| {
+                            adapter.delta().to_change(linear.map(Linear::weight))
+                        })?;
                         change.map(&mut |tensor| Ok(host_copy(tensor)?))?
                     }
                     false => {

@@ -227,9 +227,14 @@ impl Layer for Remembered {
         self.inner.tensors_mut()
     }
 
-    /// The layer itself, not remembered: on another device it has other adapters beside it.
     fn share(&self) -> Box<dyn Layer> {
-        self.inner.share()
+        Box::new(Self {
+            inner: self.inner.share(),
+            device: self.device.clone(),
+            memo: self.memo.clone(),
+            alike: self.alike,
+            trained: self.trained.clone(),
+        })
     }
 
     fn reload(&mut self, weights: &Weights, changed: &Weights, frozen: Frozen) -> models::Result<()> {

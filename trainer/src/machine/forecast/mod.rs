@@ -161,6 +161,11 @@ impl<'a> Forecaster<'a> {
         Self { attached: Some(adapters), ..self }
     }
 
+    /// Bytes of the matrices of `blocks`, of all networks, that stay in host memory.
+    pub fn streamed_bytes(&self, blocks: &Range<usize>) -> u64 {
+        self.task.networks.count() * self.task.base.streamed_bytes(self.task.dit.as_ref(), blocks)
+    }
+
     /// What the stage `plan` holds at its peak in a training step on `engine`.
     ///
     /// # Errors

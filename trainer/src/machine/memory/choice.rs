@@ -89,6 +89,7 @@ struct Search<'a> {
     machine: &'a Machine,
     options: Vec<BlockPlan>,
     accumulate: usize,
+    layers: usize,
     known: RefCell<HashMap<Key, StageChoice>>,
 }
 
@@ -110,6 +111,7 @@ pub fn choose(
         machine,
         options: options(asked, machine),
         accumulate: task.accumulate,
+        layers: task.config().layers,
         known: RefCell::default(),
     };
     let tokens = task.tokens();
@@ -321,13 +323,15 @@ impl Search<'_> {
         let plan = StagePlan { blocks: range.clone(), keep: blocks, ffn_tokens };
         let memory = self.forecaster.stage(card.engine, &plan, self.machine.place_of(index))?;
         let beyond_room = card.room.bytes().map_or(0, |room| memory.needed.saturating_sub(room));
-        let beyond = (beyond_room, memory.host.saturating_sub(self.host_share(index)));
+        let beyond = (beyond_room, memory.host.saturating_sub(self.host_share(index, range)));
         let seconds = plan.keep.iter().map(|&block| self.cost.seconds(block, ffn_tokens, card)).sum();
         Ok(StageChoice { blocks: plan.keep, memory, beyond, seconds })
     }
 
-    /// What a stage may pin.
-    fn host_share(&self, index: usize) -> u64 {
-        host_shares(self.machine.host, self.machine.stages.len(), self.accumulate)[index]
+    /// What the stage of the blocks `range` may pin: its weights that are streamed, and a share of what those of all leave.
+    fn host_share(&self, index: usize, range: &Range<usize>) -> u64 {
+        let [own, all] = [range, &(0..self.layers)].map(|range| self.forecaster.streamed_bytes(range));
+        let rest = self.machine.host.saturating_sub(all);
+        own + host_shares(rest, self.machine.stages.len(), self.accumulate)[index]
     }
 }

@@ -29,6 +29,8 @@ pub(super) struct Cost {
     /// Of the replay of the self-attention.
     attention: f64,
     tokens: usize,
+    /// The share of blocks whose matrices are in host memory, and bytes of those of one block.
+    streamed: (f64, f64),
     /// Bytes of the input, of the attention's output, and of all else that is kept.
     bytes: [f64; 3],
 }
@@ -49,7 +51,9 @@ impl Cost {
         let compute = task.base.frozen.compute.size_in_bytes() as f64;
         let bytes =
             [stream * task.base.stream.size_in_bytes() as f64, stream * compute, 7.0 * stream * compute];
-        Self { forward, gradients, projections, attention, tokens, bytes }
+        let streamed =
+            (task.base.streamed.share(), task.base.matrix_bytes(task.dit.as_ref(), &(0..1)) as f64);
+        Self { forward, gradients, projections, attention, tokens, streamed, bytes }
     }
 
     /// Seconds of a block's forward and backward on a card.
@@ -64,11 +68,15 @@ impl Cost {
         let forward = self.forward / speed + chunks / 3.0;
         let backward = (self.gradients + replayed) / speed + chunks * 2.0 / 3.0;
         let copy = self.bytes[..kept].iter().sum::<f64>() / card.link;
-        let beside = |work: f64| work + COPY_COST * copy + (copy - LINK_SHARE * work).max(0.0);
+        let (share, matrices) = self.streamed;
+        // Of a block on average; matrices come in for the forward and for the backward.
+        let weights = share * matrices / card.link;
+        let beside = |work: f64, copy: f64| work + COPY_COST * copy + (copy - LINK_SHARE * work).max(0.0);
         match plan.place {
-            KeepPlace::Device => forward + backward,
-            KeepPlace::Host => beside(forward) + beside(backward),
-            KeepPlace::HostUntilUsed => beside(forward) + copy + backward,
+            KeepPlace::Device => beside(forward, weights) + beside(backward, weights),
+            // Copies out and copies in do not hinder each other.
+            KeepPlace::Host => beside(forward, copy.max(weights)) + beside(backward, copy + weights),
+            KeepPlace::HostUntilUsed => beside(forward, copy.max(weights)) + copy + beside(backward, weights),
         }
     }
 }

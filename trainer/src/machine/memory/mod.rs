@@ -13,10 +13,11 @@ use std::fmt;
 use std::num::NonZeroUsize;
 
 use clap::ValueEnum;
-use models::dit::{BlockPlan, Keep, KeepPlace};
+use models::dit::{Base, BlockPlan, Keep, KeepPlace, Streamed};
 use serde::{Deserialize, Serialize};
 
 pub use cards::{Cards, HOST};
+use choice::LEAST_FFN_TOKENS;
 pub use choice::{Choice, choose};
 pub use host::More;
 use host::Tried;
@@ -43,6 +44,38 @@ pub struct MemoryConfig {
     pub host_memory: Option<Bytes>,
     /// The most tokens of a clip that go through a feed-forward layer at once. Default: as the plan finds best.
     pub ffn_tokens: Option<usize>,
+    /// Where the matrices of the frozen model are. Default `auto`.
+    pub weights: WeightPlace,
+}
+
+/// Where the matrices of the frozen model are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightPlace {
+    /// On the devices where they fit; else those of as many blocks as have to be in pinned host memory.
+    #[default]
+    Auto,
+    /// On the devices.
+    Device,
+    /// Those of all blocks in pinned host memory, from where each is copied one block ahead of its use.
+    Host,
+}
+
+impl WeightPlace {
+    /// What may be streamed on `machine`, the least first.
+    pub fn streamed(self, machine: &Machine) -> &'static [Streamed] {
+        let is_apart = machine.stages.iter().any(|card| card.engine.is_gpu());
+        match self {
+            // On the CPU both are the same memory.
+            Self::Auto if is_apart => &Streamed::STEPS,
+            Self::Auto | Self::Device => &[Streamed::NONE],
+            Self::Host => &[Streamed::ALL],
+        }
+    }
+
+    fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
 }
 
 fn is_one(networks: &Networks) -> bool {
@@ -74,6 +107,8 @@ pub struct Settled {
     pub decoding: Decoding,
     /// Groups of devices that clips go through.
     pub clip_groups: NonZeroUsize,
+    /// The blocks whose matrices are in host memory.
+    pub streamed: Streamed,
     /// The most host memory that may be pinned, in bytes.
     pub pinned: u64,
 }
@@ -83,7 +118,14 @@ impl Settled {
         let pinned = choice.stages.iter().map(|stage| stage.host).sum::<u64>();
         let pinned = pinned.next_multiple_of(PINNED_GRAIN);
         let (networks, decoding, clip_groups) = (task.networks, task.decoding, NonZeroUsize::MIN);
-        Self { choice, forecast, networks, decoding, clip_groups, pinned }
+        let streamed = task.base.streamed;
+        Self { choice, forecast, networks, decoding, clip_groups, streamed, pinned }
+    }
+
+    /// `task` as it was settled.
+    pub fn task<'a>(&self, task: &Task<'a>) -> Task<'a> {
+        let base = Base { streamed: self.streamed, ..task.base };
+        Task { networks: self.networks, decoding: self.decoding, base, ..task.clone() }
     }
 
     /// With the groups of devices that clips go through, and why these.
@@ -97,7 +139,8 @@ impl Settled {
 const PINNED_GRAIN: u64 = 1 << 30;
 
 /// Chooses for `task` on `machine` within what `asked` and a given `split` leave open. Two experts are on the devices together, or one
-/// is parked in host memory while the other works: whichever fits and is faster.
+/// is parked in host memory while the other works: whichever fits and is faster. Where the weights do not fit, those of some blocks, or
+/// of all, are streamed from host memory.
 ///
 /// # Errors
 /// When nothing fits: what is missing, and what would fit.
@@ -108,7 +151,7 @@ pub fn settle(
     split: Option<&[usize]>,
     shapes: &Shapes,
 ) -> Result<Settled> {
-    let (within, (task, choice), more) = within_host(task, machine, asked, split)?;
+    let (within, (task, choice), more) = streamed(task, machine, asked, split)?;
     let given = split.map_or(Given::Nothing, |_| Given::Split);
     let forecast = Forecast::new(&choice, &within, task.tokens(), task.batch);
     let forecast = refusal::checked(forecast, &task, machine, asked, given, &shapes.possible)?;
@@ -128,7 +171,7 @@ pub fn settle_apart(
     shapes: &Shapes,
     settled: &Settled,
 ) -> Result<Option<Settled>> {
-    let task = &Task { networks: settled.networks, decoding: Decoding::Alone, ..task.clone() };
+    let task = &Task { decoding: Decoding::Alone, ..settled.task(task) };
     let Choice { split, ffn_tokens, .. } = &settled.choice;
     let stages = settled.choice.forecast(task, machine)?;
     let choice = match stages.iter().map(|stage| stage.host).sum::<u64>() <= machine.host {
@@ -145,6 +188,44 @@ pub fn settle_apart(
     let forecast = forecast.with_buckets(&choice, task, machine, &shapes.there)?;
     let forecast = forecast.with_more(settled.forecast.more_host);
     Ok(Some(Settled::new(task, choice, forecast)))
+}
+
+/// The best plan for `task`, with the matrices of as few blocks in host memory as will do.
+fn streamed<'a>(
+    task: &Task<'a>,
+    machine: &Machine,
+    asked: &MemoryConfig,
+    split: Option<&[usize]>,
+) -> Result<(Machine, (Task<'a>, Choice), Option<More>)> {
+    let with = |streamed: Streamed| {
+        let base = Base { streamed, ..task.base };
+        Task { base, ..task.clone() }
+    };
+    let [first, rest @ ..] = asked.weights.streamed(machine) else {
+        return within_host(task, machine, asked, split);
+    };
+    let best = within_host(&with(*first), machine, asked, split)?;
+    if best.1.1.beyond == 0 || rest.is_empty() {
+        return Ok(best);
+    }
+    // Whether anything fits is seen by the leanest plan of the same split: a search for each would take long.
+    let Choice { split: found, .. } = &best.1.1;
+    let leanest = MemoryConfig {
+        keep: if asked.keep == KeepConfig::Auto { KeepConfig::Inputs } else { asked.keep },
+        ffn_tokens: asked.ffn_tokens.or(Some(LEAST_FFN_TOKENS)),
+        ..asked.clone()
+    };
+    for streamed in rest {
+        let tried = with(*streamed);
+        let (_, lean) = housed(&tried, machine, &leanest, Some(split.unwrap_or(found)))?;
+        if lean.beyond == 0 {
+            let settled = within_host(&tried, machine, asked, split)?;
+            if settled.1.1.beyond == 0 {
+                return Ok(settled);
+            }
+        }
+    }
+    Ok(best)
 }
 
 /// The best plan for `task` with the amount of host memory that pays, on the machine that has that much, and what more
@@ -282,6 +363,9 @@ pub struct MemoryPlan {
     pub clip_groups: NonZeroUsize,
     /// The most tokens of a clip that go through a feed-forward layer at once.
     pub ffn_tokens: usize,
+    /// Where it asks to keep the model's matrices.
+    #[serde(default, skip_serializing_if = "WeightPlace::is_auto")]
+    pub weights: WeightPlace,
     /// What that comes to, block by block, in runs.
     pub blocks: Vec<Run>,
 }
@@ -309,6 +393,7 @@ impl MemoryPlan {
             keep: asked.keep,
             offload: asked.offload,
             host_memory: asked.host_memory,
+            weights: asked.weights,
             pinned: Some(Bytes(settled.pinned)),
             ffn_tokens: choice.ffn_tokens,
             blocks: runs(&choice.blocks),

@@ -1,11 +1,11 @@
 //! What is said where nothing fits: the nearest plans that do.
 
 use kernels::weight::Format;
-use models::dit::Base;
+use models::dit::{Base, Streamed};
 use models::weights::{Frozen, Storage};
 
 use super::choice::LEAST_FFN_TOKENS;
-use super::{Forecast, KeepConfig, Machine, MemoryConfig, Offload, choose};
+use super::{Forecast, KeepConfig, Machine, MemoryConfig, Offload, WeightPlace, choose};
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::machine::forecast::{Networks, Task};
@@ -56,12 +56,17 @@ fn ways_out(
         ffn_tokens: Some(LEAST_FFN_TOKENS),
         offload: Offload::Auto,
         host_memory: asked.host_memory,
+        weights: asked.weights,
     };
     let mut ways = Vec::new();
     let is_open = (asked.keep, asked.offload, asked.ffn_tokens) == (KeepConfig::Auto, Offload::Auto, None);
     if !(is_open && given == Given::Nothing) && fits(task, machine, &open)? {
         let keys = "memory.keep, memory.offload, memory.ffn_tokens and devices.split";
         ways.push(format!("leave {keys} to the plan"));
+    }
+    let streamed = Task { base: Base { streamed: Streamed::ALL, ..task.base }, ..task.clone() };
+    if asked.weights == WeightPlace::Device && fits(&streamed, machine, &open)? {
+        ways.push("memory.weights = \"auto\"".to_owned());
     }
     let single = Task { batch: 1, ..task.clone() };
     if task.batch > 1 && fits(&single, machine, &open)? {

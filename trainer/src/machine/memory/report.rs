@@ -3,6 +3,7 @@
 use std::fmt;
 
 use models::adapter::AdapterKind;
+use models::dit::Streamed;
 use serde::Serialize;
 
 use super::{Choice, Machine, More, PhaseForecast, Room, Run, Shape, runs};
@@ -27,6 +28,9 @@ pub struct Forecast {
     pub networks: Networks,
     /// Where they are while clips are decoded.
     pub decoding: Decoding,
+    /// The blocks whose matrices are in host memory.
+    #[serde(skip_serializing_if = "Streamed::is_none")]
+    pub streamed: Streamed,
     /// How clips go through the network on several devices, and why so; nothing without clips.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clips: Option<String>,
@@ -91,6 +95,7 @@ impl Forecast {
             kind: AdapterKind::Lora,
             networks: Networks::One,
             decoding: Decoding::Beside,
+            streamed: Streamed::NONE,
             clips: None,
             phases: Vec::new(),
             buckets: Vec::new(),
@@ -127,8 +132,8 @@ impl Forecast {
             Ok(BucketForecast { bucket: bucket.clone(), tokens: task.tokens(), peaks })
         };
         let buckets = shapes.iter().map(of).collect::<Result<_>>()?;
-        let Task { kind, networks, decoding, .. } = *task;
-        Ok(Self { kind, networks, decoding, buckets, ..self })
+        let Task { kind, networks, decoding, base, .. } = *task;
+        Ok(Self { kind, networks, decoding, streamed: base.streamed, buckets, ..self })
     }
 
     /// Whether a device has too little memory for its stage, or the host for all: (device, bytes needed, bytes there).
@@ -144,6 +149,23 @@ impl Forecast {
             (host > machine.host)
                 .then(|| ("pinned host memory (memory.host_memory)".to_owned(), host, machine.host))
         })
+    }
+}
+
+impl Forecast {
+    /// A line about the blocks whose matrices are in host memory.
+    fn tell_streamed(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        if self.streamed.is_none() {
+            return Ok(());
+        }
+        let ranges = self.stages.iter().map(|stage| stage.blocks.0..stage.blocks.1);
+        let streamed: usize = ranges.map(|blocks| self.streamed.of(blocks)).sum();
+        let all = self.stages.last().map_or(0, |stage| stage.blocks.1);
+        writeln!(
+            f,
+            "  the matrices of {streamed} of {all} blocks stay in pinned host memory, and are copied one such block ahead of \
+             their use"
+        )
     }
 }
 
@@ -198,6 +220,7 @@ impl fmt::Display for Forecast {
                 writeln!(f, "  {bucket}: {tokens} tokens, peak {}", peaks.join(" + "))?;
             }
         }
+        self.tell_streamed(f)?;
         match self.networks {
             Networks::One => {}
             Networks::MakesRoom => writeln!(

@@ -133,10 +133,10 @@ impl ClipsBench<'_> {
 
     /// What was forecast of the clips in flight, GiB of each device as `peak_gib` has them.
     fn forecast(&self, ready: &Ready) -> Result<Vec<f64>> {
-        let DitBench { precision, devices, .. } = &self.network;
+        let DitBench { devices, .. } = &self.network;
         let [_, frames, height, width] = self.network.latent_shape(&ready.config)?;
         let latents = (frames, height, width);
-        let task = Task::without_training(&ready.config, precision.dit(), latents);
+        let task = Task::without_training(&ready.config, self.network.base(None), latents);
         let settled = devices.settle(ready.config.layers)?;
         let machine = &Machine::here(&settled, &Limits::default(), task.base, &ready.config, None);
         let (solver, is_cached) = (SolverKind::UniPc, false);

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use kernels::{DType, Device};
 use models::adapter::{Adapters, LoraConfig, Target};
-use models::dit::{BlockPlan, DitConfig, Role};
+use models::dit::{Base, BlockPlan, DitConfig, Role, Streamed};
 use models::vae::latent_frames;
 use serde_json::{Map, Value, json};
 
@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::learning::optim::OptimizerConfig;
 use crate::machine::devices::{DevicesConfig, Limits};
 use crate::machine::forecast::{Decoding, Networks, Task};
-use crate::machine::memory::{self, Forecast, Machine, MemoryConfig};
+use crate::machine::memory::{self, Forecast, Machine, MemoryConfig, WeightPlace};
 use crate::machine::precision::Precision;
 use crate::pipeline::{MicroBatch, NetworkInput, ParkedWeights, Pipeline, WeightParking};
 
@@ -63,6 +63,8 @@ pub(super) struct Second {
 pub(super) struct PlannedStep {
     pub keeping: Vec<BlockPlan>,
     ffn_tokens: usize,
+    /// The blocks whose matrices are in host memory.
+    streamed: Streamed,
     /// Where the networks are: two that were to be side by side may take turns.
     pub networks: Networks,
     pub forecast: Forecast,
@@ -81,8 +83,9 @@ impl DitBench<'_> {
             adapters = Adapters::fresh(&targets, &lora, 0, &Device::Cpu)?;
         }
         let devices = settled.open()?;
+        let base = self.base(planned.as_ref());
         let load = || {
-            let mut pipeline = Pipeline::load(&weights, &config, &devices, &adapters, self.precision.dit())?;
+            let mut pipeline = Pipeline::load(&weights, &config, &devices, &adapters, base)?;
             pipeline.set_route(self.devices.transfer.into())?;
             if let Some(planned) = &planned {
                 pipeline.set_ffn_tokens(planned.ffn_tokens);
@@ -136,11 +139,27 @@ impl DitBench<'_> {
         let machine = Machine::here(devices, &Limits::measure(devices), task.base, config, host);
         let given = (!self.devices.split.is_empty()).then_some(devices.split.as_slice());
         let settled = memory::settle(&task, &machine, &self.memory, given, &memory::Shapes::default())?;
-        let memory::Settled { choice, forecast, networks, .. } = settled;
+        let memory::Settled { choice, forecast, networks, streamed, .. } = settled;
         Ok((
             choice.split,
-            PlannedStep { keeping: choice.blocks, ffn_tokens: choice.ffn_tokens, networks, forecast },
+            PlannedStep {
+                keeping: choice.blocks,
+                ffn_tokens: choice.ffn_tokens,
+                streamed,
+                networks,
+                forecast,
+            },
         ))
+    }
+
+    /// How the model is held: as a training step was planned, or without one as it is asked for.
+    pub(super) fn base(&self, planned: Option<&PlannedStep>) -> Base {
+        let streamed = match (planned, self.memory.weights) {
+            (Some(planned), _) => planned.streamed,
+            (None, WeightPlace::Host) => Streamed::ALL,
+            (None, WeightPlace::Auto | WeightPlace::Device) => Streamed::NONE,
+        };
+        Base { streamed, ..self.precision.dit() }
     }
 
     pub(super) fn latent_shape(&self, config: &DitConfig) -> Result<[usize; 4]> {
