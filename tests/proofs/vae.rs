@@ -1,10 +1,12 @@
 //! The VAEs equal the published ones: latents, pixels, every stage of every chunk, tiles.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use kernels::{DType, Tensor};
-use models::vae::{Tiles, Tiling, Vae};
+use kernels::ledger::Ledger;
+use kernels::{DType, Device, ShadowAttention, ShadowGpu, Tensor};
+use models::vae::{Generation, Sizes, Tiles, Tiling, Vae, latent_frames};
 use proofs::{device, fixture};
 
 /// Largest difference of latents and pixels, f32 against PyTorch f32: rounding of sums in another order.
@@ -94,6 +96,85 @@ fn tiles_equal_the_golden_tiles() {
         let worst = difference(&vae.raw_means(&golden["video"], tiling, None).unwrap(), &golden[mean]);
         assert!(worst <= TILED, "{mean}: {worst}");
     }
+}
+
+/// The frames of `latents` as they come, piece by piece.
+fn pieces(vae: &Vae, latents: &Tensor, tiling: Tiling) -> (Vec<Vec<u8>>, models::Result<()>) {
+    let mut pieces = Vec::new();
+    let done = vae.decode_frames(latents, tiling, &mut |frames| {
+        pieces.push(frames);
+        ControlFlow::Continue(())
+    });
+    (pieces, done)
+}
+
+/// What leaves the device in 8 bits while the next frames are computed is what the whole video is when it is rounded at the end.
+#[test]
+fn frames_that_leave_one_by_one_equal_the_whole_video() {
+    let tiles = Tiling::On(Tiles { size: (32, 32), stride: (16, 16) });
+    for case in CASES {
+        for dtype in [DType::F32, DType::BF16] {
+            let vae = Vae::load(&fixture(case.weights), None, dtype, &device()).unwrap();
+            let (z, ratio) = (vae.sizes().latent, vae.sizes().spatial_ratio());
+            for (frames, tiling) in [(1, Tiling::Off), (5, Tiling::Off), (3, tiles)] {
+                let latents = (proofs::randn("frames", (1, z, frames, 5, 3)) * 1.5).unwrap();
+                let video = vae.decode(&latents, tiling).unwrap().to_device(&Device::Cpu).unwrap();
+                let planes: Vec<f32> = video.flatten_all().unwrap().to_vec1().unwrap();
+                let (width, height) = (3 * ratio, 5 * ratio);
+                let film = data::Film::from_planes(width as u32, height as u32, &planes).unwrap();
+                let (pieces, done) = pieces(&vae, &latents, tiling);
+                done.unwrap();
+                assert_eq!(pieces[0].len(), if tiling == Tiling::Off { 1 } else { 4 } * width * height * 3);
+                let whole: Vec<u8> = film.frames().flatten().copied().collect();
+                assert!(pieces.concat() == whole, "{} {dtype:?} {frames} {tiling:?}", case.folder);
+                assert!(whole.iter().any(|byte| (1..255).contains(byte)), "every number was clipped");
+            }
+        }
+    }
+}
+
+/// A damaged piece is refused before anyone sees it, though the next one is under way by then; those before it were given.
+#[test]
+fn frames_that_are_not_finite_do_not_leave_and_a_reader_may_stop() {
+    let vae = CASES[0].vae();
+    let good = proofs::randn("good", (1, 16, 3, 2, 2));
+    let bad = Tensor::full(f32::NAN, (1, 16, 1, 2, 2), &device()).unwrap();
+    let latents = Tensor::cat(&[&good, &bad, &good], 2).unwrap();
+    let (pieces, done) = pieces(&vae, &latents, Tiling::Off);
+    assert_eq!(pieces.len(), 3);
+    assert!(matches!(done, Err(models::Error::NotFinite { .. })), "{done:?}");
+    let mut seen = 0;
+    let stop = vae.decode_frames(&good, Tiling::Off, &mut |_| {
+        seen += 1;
+        ControlFlow::Break(())
+    });
+    stop.unwrap();
+    assert_eq!(seen, 1);
+}
+
+/// At the sizes that people sample at, and no more for a longer clip.
+#[test]
+fn decoding_holds_what_two_pieces_take() {
+    const GIB: u64 = 1 << 30;
+    let peak = |generation, [frames, height, width]: [usize; 3]| {
+        let ledger = Ledger::new(512);
+        let gpu = ShadowGpu { index: 0, attention: ShadowAttention::Chunked };
+        let device = Device::shadow_gpu(gpu, ledger.clone(), Ledger::new(1));
+        let vae = Vae::seeded(Sizes::published(generation), 0, DType::BF16, &device).unwrap();
+        let (z, ratio) = (vae.sizes().latent, vae.sizes().spatial_ratio());
+        let shape = (1, z, latent_frames(frames), height / ratio, width / ratio);
+        let latents = Tensor::zeros(shape, DType::F32, &device).unwrap();
+        vae.decode_frames(&latents, Tiling::Off, &mut |_| ControlFlow::Continue(())).unwrap();
+        ledger.peak()
+    };
+    let short = peak(Generation::Wan21, [81, 480, 832]);
+    assert!(short <= 4 * GIB, "480p: {short} bytes");
+    // The latents alone grow.
+    assert!(peak(Generation::Wan21, [161, 480, 832]) <= short + GIB / 32);
+    let large = peak(Generation::Wan21, [81, 720, 1280]);
+    assert!(large <= 8 * GIB, "720p: {large} bytes");
+    let other = peak(Generation::Wan22, [121, 704, 1280]);
+    assert!(other <= 8 * GIB, "720p of Wan 2.2: {other} bytes");
 }
 
 #[test]

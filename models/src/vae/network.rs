@@ -1,5 +1,7 @@
 //! An encoder or a decoder: stages run chunk by chunk.
 
+use std::ops::ControlFlow;
+
 use kernels::resample::{average_down, duplicate_up};
 use kernels::{Tensor, video};
 
@@ -50,28 +52,45 @@ impl Network {
         chunks: impl Iterator<Item = (usize, usize)>,
         probe: &mut Option<&mut Probe>,
     ) -> Result<Tensor> {
-        let mut history = History::new(self.slots);
         let mut outputs = Vec::new();
+        self.run_each(x, chunks, probe, &mut |h| {
+            outputs.push(h.contiguous()?);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(Tensor::cat(&outputs, 2)?)
+    }
+
+    /// [`Self::run`], giving each chunk's output to `each` instead of joining them; `each` may break off.
+    pub(super) fn run_each(
+        &self,
+        x: &Tensor,
+        chunks: impl Iterator<Item = (usize, usize)>,
+        probe: &mut Option<&mut Probe>,
+        each: &mut dyn FnMut(Tensor) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
+        let mut history = History::new(self.slots);
         for (start, frames) in chunks {
             let mut h = x.narrow(2, start, frames)?.contiguous()?;
             for stage in &self.stages {
-                h = stage.forward(&h, start == 0, &mut history)?;
+                h = stage.forward(h, start == 0, &mut history)?;
                 if let Some(probe) = probe {
                     probe(&stage.label, &h);
                 }
             }
-            outputs.push(h.contiguous()?);
+            if each(h)?.is_break() {
+                break;
+            }
         }
-        Ok(Tensor::cat(&outputs, 2)?)
+        Ok(())
     }
 }
 
 impl Stage {
-    fn forward(&self, x: &Tensor, is_first_chunk: bool, history: &mut History) -> Result<Tensor> {
-        let mut h = x.clone();
-        for part in &self.parts {
-            h = part.forward(&h, history)?;
-        }
+    fn forward(&self, x: Tensor, is_first_chunk: bool, history: &mut History) -> Result<Tensor> {
+        // Without a shortcut nothing needs the input once the first part has run.
+        let input = (self.shortcut != Shortcut::None).then(|| x.clone());
+        let h = self.parts.iter().try_fold(x, |h, part| part.forward(h, history))?;
+        let Some(x) = &input else { return Ok(h) };
         match self.shortcut {
             Shortcut::None => Ok(h),
             Shortcut::AverageDown { to, time, space } => {

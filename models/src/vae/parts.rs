@@ -155,21 +155,28 @@ pub(super) enum Part {
 }
 
 impl Part {
-    pub(super) fn forward(&self, x: &Tensor, history: &mut History) -> Result<Tensor> {
+    /// The part's output; the input is freed as soon as nothing needs it.
+    pub(super) fn forward(&self, x: Tensor, history: &mut History) -> Result<Tensor> {
         match self {
-            Self::Conv(conv) => conv.forward(x, history),
-            Self::Pointwise(conv) => conv.forward(x),
-            Self::Norm(gamma) => Ok(channel_norm(x, gamma, Activation::Identity)?),
-            Self::Silu => Ok(video::silu(x)?),
-            Self::Residual(block) => block.forward(x, history),
-            Self::Attention(block) => block.forward(x),
-            Self::Down { space, time } => down(&space.forward(x)?, time.as_ref(), history),
+            Self::Conv(conv) => conv.forward(&x, history),
+            Self::Pointwise(conv) => conv.forward(&x),
+            Self::Norm(gamma) => Ok(channel_norm(&x, gamma, Activation::Identity)?),
+            Self::Silu => Ok(video::silu(&x)?),
+            Self::Residual(block) => block.forward(&x, history),
+            Self::Attention(block) => block.forward(&x),
+            Self::Down { space, time } => {
+                let halved = space.forward(&x)?;
+                drop(x);
+                down(&halved, time.as_ref(), history)
+            }
             Self::Up { space, time } => {
                 let x = match time {
                     Some(time) => up_in_time(x, time, history)?,
-                    None => x.clone(),
+                    None => x,
                 };
-                space.forward(&upsample_nearest_2x(&x)?)
+                let doubled = upsample_nearest_2x(&x)?;
+                drop(x);
+                space.forward(&doubled)
             }
         }
     }
@@ -258,7 +265,9 @@ pub(super) struct Residual {
 impl Residual {
     fn forward(&self, x: &Tensor, history: &mut History) -> Result<Tensor> {
         let h = self.conv_1.forward(&channel_norm(x, &self.norm_1, Activation::Silu)?, history)?;
-        let h = channel_norm(&h, &self.norm_2, Activation::Silu)?;
+        let normed = channel_norm(&h, &self.norm_2, Activation::Silu)?;
+        drop(h);
+        let h = normed;
         match &self.shortcut {
             Some(conv) => self.conv_2.forward_onto(&h, history, Some(&conv.forward(x)?)),
             None => self.conv_2.forward_onto(&h, history, Some(x)),
@@ -300,11 +309,13 @@ fn down(x: &Tensor, time: Option<&CausalConv>, history: &mut History) -> Result<
 }
 
 /// Doubles the frames. The first frame of a clip passes as it is and is forgotten: to the second chunk the past is zero.
-fn up_in_time(x: &Tensor, time: &CausalConv, history: &mut History) -> Result<Tensor> {
+fn up_in_time(x: Tensor, time: &CausalConv, history: &mut History) -> Result<Tensor> {
     if history.get(time.slot).is_none() {
         let (b, c, _, h, w) = x.dims5()?;
         history.put(time.slot, Tensor::zeros((b, c, PAST, h, w), x.dtype(), x.device())?);
-        return Ok(x.clone());
+        return Ok(x);
     }
-    Ok(frames_from_channels(&time.forward(x, history)?)?)
+    let pairs = time.forward(&x, history)?;
+    drop(x);
+    Ok(frames_from_channels(&pairs)?)
 }

@@ -1,7 +1,7 @@
 //! What a run does besides its steps, played on shadows: encoders, the held-out loss, clips.
 
 use std::num::NonZeroUsize;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use kernels::{DType, Device, Tensor};
 use models::adapter::{Adapter, Adapters, LoraConfig, Target};
@@ -264,7 +264,7 @@ impl Rest {
         let (frames, height, width) = shapes.first().map_or((1, 1, 1), |clip| clip.latents);
         let shape = (1, self.encoders.vae.latent, frames, height, width);
         let latents = Tensor::zeros(shape, DType::F32, beside.device())?;
-        drop(vae.decode(&latents, tiling)?);
+        vae.decode_frames(&latents, tiling, &mut |_| ControlFlow::Continue(()))?;
         Ok(PhaseForecast::new(Phase::Decoding, dit.machine, [(0, beside.memory())]))
     }
 

@@ -1,5 +1,7 @@
 //! Attention alone, the VAE, and the text encoder.
 
+use std::ops::ControlFlow;
+
 use kernels::attention as kernel;
 use kernels::{DType, Device, Tensor};
 use models::umt5::Umt5;
@@ -76,7 +78,9 @@ pub fn vae(bench: &VaeBench) -> Result<Value> {
     let video = random("video", &[1, 3, size.frames, size.height, size.width], DType::F32, device)?
         .clamp(-1f32, 1f32)?;
     let meter = Meter::of([device]);
-    let decode = meter.measure(repeats, || Ok(vae.decode(&latents, tiling).map(drop)?))?;
+    let decoded =
+        |vae: &Vae, latents: &Tensor| vae.decode_frames(latents, tiling, &mut |_| ControlFlow::Continue(()));
+    let decode = meter.measure(repeats, || Ok(decoded(vae, &latents)?))?;
     let encode = meter.measure(repeats, || Ok(vae.encode(&video, tiling).map(drop)?))?;
     let what = match vae.sizes().generation {
         Generation::Wan21 => "vae2.1",
@@ -89,31 +93,27 @@ pub fn vae(bench: &VaeBench) -> Result<Value> {
         "encode_s": rounded(encode.seconds, 4), "encode_peak_gib": encode.peak_gib.first(),
         "decode_forecast_gib": forecast(device, &video, |shadow| {
             let latents = Tensor::zeros(&latent[..], DType::F32, shadow)?;
-            Vae::seeded(*vae.sizes(), 0, vae.dtype(), shadow)?.decode(&latents, tiling)
+            decoded(&Vae::seeded(*vae.sizes(), 0, vae.dtype(), shadow)?, &latents)
         })?,
         "encode_forecast_gib": forecast(device, &latents, |shadow| {
             let video = Tensor::zeros(video.shape(), DType::F32, shadow)?;
-            Vae::seeded(*vae.sizes(), 0, vae.dtype(), shadow)?.encode(&video, tiling)
+            Vae::seeded(*vae.sizes(), 0, vae.dtype(), shadow)?.encode(&video, tiling).map(drop)
         })?,
     });
     if repeats.profile {
-        report["decode_profile"] = watched(device, || Ok(vae.decode(&latents, tiling).map(drop)?))?;
+        report["decode_profile"] = watched(device, || Ok(decoded(vae, &latents)?))?;
         report["encode_profile"] = watched(device, || Ok(vae.encode(&video, tiling).map(drop)?))?;
     }
     Ok(report)
 }
 
 /// GiB that `work` is forecast to hold on `device`, where `held` is there besides.
-fn forecast(
-    device: &Device,
-    held: &Tensor,
-    work: impl FnOnce(&Device) -> models::Result<Tensor>,
-) -> Result<f64> {
+fn forecast(device: &Device, held: &Tensor, work: impl FnOnce(&Device) -> models::Result<()>) -> Result<f64> {
     // None of these heads is for cuDNN.
     let engine = if device.is_cpu() { Engine::Cpu } else { Engine::Chunked };
     let bytes = held.elem_count() * held.dtype().size_in_bytes();
     let shadow = ShadowDevice::new(engine).holding(bytes as u64);
-    drop(work(shadow.device())?);
+    work(shadow.device())?;
     Ok(gib(shadow.memory().peak))
 }
 
@@ -135,7 +135,7 @@ pub fn text(name: &str, umt5: &Umt5, tokens: usize, repeats: Repeats) -> Result<
         "what": name, "weights": in_words(umt5.frozen()), "device": device_name(device), "tokens": tokens,
         "s": rounded(measured.seconds, 4), "peak_gib": measured.peak_gib.first(),
         "forecast_gib": forecast(device, &Tensor::zeros(0, DType::F32, device)?, |shadow| {
-            Umt5::seeded(*umt5.sizes(), 0, umt5.frozen(), shadow)?.encode(&ids)
+            Umt5::seeded(*umt5.sizes(), 0, umt5.frozen(), shadow)?.encode(&ids).map(drop)
         })?,
     }))
 }
