@@ -3,11 +3,14 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use kernels::ledger::Ledger;
+use kernels::transfer::Route;
 use kernels::{DType, Device, ShadowAttention, ShadowGpu, Tensor};
-use models::vae::{Generation, Sizes, Tiles, Tiling, Vae, latent_frames};
+use models::vae::{Bands, Generation, Sizes, Tiles, Tiling, Vae, latent_frames};
 use proofs::{device, fixture};
+use trainer::machine::forecast::{Engine, decoding};
 
 /// Largest difference of latents and pixels, f32 against PyTorch f32: rounding of sums in another order.
 const IO: f32 = 2e-5;
@@ -150,6 +153,95 @@ fn frames_that_are_not_finite_do_not_leave_and_a_reader_may_stop() {
     });
     stop.unwrap();
     assert_eq!(seen, 1);
+}
+
+/// Bands of rows, of heights that do not divide and down to a single row, exchange all that one device sees, in the order in which
+/// it sums: every bit of every pixel is the same. Every second band is on another GPU where there is one.
+#[test]
+fn bands_decode_as_one_device_bit_for_bit() {
+    for case in CASES {
+        for dtype in [DType::F32, DType::BF16] {
+            let vae = Arc::new(Vae::load(&fixture(case.weights), None, dtype, &device()).unwrap());
+            let other = Arc::new(vae.copied_to(&proofs::second_device()).unwrap());
+            for (height, width) in [(5, 3), (7, 2), (11, 4)] {
+                let latents = proofs::randn("bands", (1, vae.sizes().latent, 3, height, width));
+                let whole = vae.decode(&latents, Tiling::Off).unwrap();
+                let (frames, done) = pieces(&vae, &latents, Tiling::Off);
+                done.unwrap();
+                for count in [2, 3, 5] {
+                    let vaes = (0..count).map(|i| if i % 2 == 0 { vae.clone() } else { other.clone() });
+                    let bands = Bands::new(vaes.collect(), Route::Auto).unwrap();
+                    let what = format!("{} {dtype:?} {height}x{width} in {count}", case.folder);
+                    proofs::assert_same_bits(&what, &bands.decode(&latents).unwrap(), &whole);
+                    let mut got = Vec::new();
+                    let sink = &mut |piece| {
+                        got.push(piece);
+                        ControlFlow::Continue(())
+                    };
+                    bands.decode_frames(&latents, Tiling::Off, sink).unwrap();
+                    assert!(got == frames, "{what}: frames differ");
+                }
+            }
+        }
+    }
+}
+
+/// A band whose numbers are damaged stops all of them with its own error, and a reader that has enough stops them without one.
+#[test]
+fn bands_stop_together() {
+    let vae = Arc::new(CASES[0].vae());
+    let bands = Bands::new(vec![vae; 3], Route::Auto).unwrap();
+    let good = proofs::randn("good", (1, 16, 4, 6, 2));
+    let rows = Tensor::full(f32::NAN, (1, 16, 4, 1, 2), &device()).unwrap();
+    let bad = Tensor::cat(&[&good.narrow(3, 0, 5).unwrap(), &rows], 3).unwrap();
+    let done = bands.decode_frames(&bad, Tiling::Off, &mut |_| ControlFlow::Continue(()));
+    assert!(matches!(done, Err(models::Error::NotFinite { .. })), "{done:?}");
+    let mut seen = 0;
+    let stop = bands.decode_frames(&good, Tiling::Off, &mut |_| {
+        seen += 1;
+        ControlFlow::Break(())
+    });
+    stop.unwrap();
+    assert_eq!(seen, 1);
+    // What was under way is gone: the next clip begins anew.
+    let (frames, _) = pieces(bands.first(), &good, Tiling::Off);
+    let mut got = Vec::new();
+    let sink = &mut |piece: Vec<u8>| {
+        got.extend(piece);
+        ControlFlow::Continue(())
+    };
+    bands.decode_frames(&good, Tiling::Off, sink).unwrap();
+    assert!(got == frames.concat());
+}
+
+/// Two devices take little more than half each, and what plans count of them is what they take, up to the rows that are under way.
+#[test]
+fn bands_take_half_the_memory_each() {
+    let (sizes, shape) = (Sizes::published(Generation::Wan21), (5, 60, 104));
+    let peak = |count: usize| {
+        let devices = vec![(Engine::Chunked, 0); count];
+        decoding(&devices, (sizes, DType::BF16), shape, Tiling::Off).unwrap()
+    };
+    let (alone, two) = (peak(1)[0].peak as f64, peak(2));
+    let weights = 0.27 * (1 << 30) as f64;
+    for device in &two {
+        let share = (device.peak as f64 - weights) / (alone - weights);
+        assert!((0.45..0.62).contains(&share), "{share} of one device's: {two:?}");
+    }
+    let sizes = Sizes { encoder: 8, decoder: 8, ..sizes };
+    let planned = decoding(&[(Engine::Cpu, 0); 3], (sizes, DType::F32), (3, 7, 4), Tiling::Off).unwrap();
+    let ledgers = [(); 3].map(|()| Ledger::new(1));
+    let vaes = ledgers.iter().map(|ledger| {
+        Arc::new(Vae::seeded(sizes, 0, DType::F32, &Device::counted_cpu(ledger.clone())).unwrap())
+    });
+    let bands = Bands::new(vaes.collect(), Route::Auto).unwrap();
+    let latents = Tensor::zeros((1, 16, 3, 7, 4), DType::F32, bands.first().device()).unwrap();
+    bands.decode_frames(&latents, Tiling::Off, &mut |_| ControlFlow::Continue(())).unwrap();
+    drop(latents);
+    for (planned, ledger) in planned.iter().zip(&ledgers) {
+        let (planned, taken) = (planned.peak as f64, ledger.peak() as f64);
+        assert!((planned / taken - 1.0).abs() < 0.02, "{planned} of {taken}");
+    }
 }
 
 /// At the sizes that people sample at, and no more for a longer clip.

@@ -6,6 +6,7 @@ use kernels::Tensor;
 use kernels::resample::{Rgb, rgb_bytes};
 use kernels::transfer::{HostStore, Parked};
 
+use super::bands::Rows;
 use super::parts::History;
 use super::tiling::Tiling;
 use super::{TEMPORAL_RATIO, Vae};
@@ -42,7 +43,8 @@ impl Vae {
             None => {
                 let z = self.from_latents.forward(z, &mut History::new(0))?;
                 let chunks = (0..z.dim(2)?).map(|i| (i, 1));
-                self.decoder.run_each(&z, chunks, &mut None, &mut |pixels| leaving.push(&pixels))?;
+                self.decoder
+                    .run_each(&z, (chunks, Rows::All), &mut None, &mut |pixels| leaving.push(&pixels))?;
             }
         }
         leaving.finish()
@@ -59,6 +61,7 @@ pub(super) struct Leaving<'a, 'b> {
 }
 
 impl<'a, 'b> Leaving<'a, 'b> {
+    /// Pixels are folded `patch` by `patch`.
     pub(super) fn new(store: HostStore, patch: usize, sink: &'a mut FrameSink<'b>) -> Self {
         Self { store, patch, sink, under_way: None, is_broken_off: false }
     }

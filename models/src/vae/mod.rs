@@ -2,6 +2,7 @@
 //!
 //! Wan 2.1 and Wan 2.2 are two arrangements (`plan`) of the same parts (`parts`).
 
+mod bands;
 mod frames;
 mod names;
 mod network;
@@ -26,6 +27,7 @@ use parts::{Builder, History, Part};
 use scaling::Scaling;
 use tiling::{Axis, tiled};
 
+pub use bands::Bands;
 pub use frames::FrameSink;
 pub use network::Probe;
 pub use scaling::VaeConfig;
@@ -39,8 +41,8 @@ pub const TEMPORAL_RATIO: usize = 4;
 /// Pixels per latent along each axis, inside the network (without the folding of Wan 2.2).
 const NETWORK_RATIO: usize = 8;
 
-/// A VAE with its weights on one device.
-#[derive(Debug)]
+/// A VAE with its weights on one device; clones share them.
+#[derive(Debug, Clone)]
 pub struct Vae {
     sizes: Sizes,
     scaling: Scaling,
@@ -121,6 +123,19 @@ impl Vae {
             scaling,
             dtype,
         })
+    }
+
+    /// The same VAE on another device.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn copied_to(&self, device: &Device) -> Result<Self> {
+        let mut copy = self.clone();
+        if !self.device.is_shadow() {
+            copy.move_to(&Device::Cpu)?;
+        }
+        copy.move_to(device)?;
+        Ok(copy)
     }
 
     /// Which VAE this is, and how wide.

@@ -7,13 +7,14 @@ use kernels::{Tensor, video};
 
 use crate::Result;
 
+use super::bands::Rows;
 use super::parts::{Builder, History, Part};
 use super::plan::{Shortcut, StagePlan};
 
 /// Sees the output of every stage: the stage's diffusers name and the chunk's tensor `[B,C,T,H,W]`.
 pub type Probe<'a> = dyn FnMut(&str, &Tensor) + 'a;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Stage {
     label: String,
     parts: Vec<Part>,
@@ -21,7 +22,7 @@ struct Stage {
 }
 
 /// Stages that run in sequence.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Network {
     stages: Vec<Stage>,
     slots: usize,
@@ -53,22 +54,22 @@ impl Network {
         probe: &mut Option<&mut Probe>,
     ) -> Result<Tensor> {
         let mut outputs = Vec::new();
-        self.run_each(x, chunks, probe, &mut |h| {
+        self.run_each(x, (chunks, Rows::All), probe, &mut |h| {
             outputs.push(h.contiguous()?);
             Ok(ControlFlow::Continue(()))
         })?;
         Ok(Tensor::cat(&outputs, 2)?)
     }
 
-    /// [`Self::run`], giving each chunk's output to `each` instead of joining them; `each` may break off.
+    /// [`Self::run`] on some or all rows, giving each chunk's output to `each` instead of joining them; `each` may break off.
     pub(super) fn run_each(
         &self,
         x: &Tensor,
-        chunks: impl Iterator<Item = (usize, usize)>,
+        (chunks, rows): (impl Iterator<Item = (usize, usize)>, Rows),
         probe: &mut Option<&mut Probe>,
         each: &mut dyn FnMut(Tensor) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
-        let mut history = History::new(self.slots);
+        let mut history = History::of(self.slots, rows);
         for (start, frames) in chunks {
             let mut h = x.narrow(2, start, frames)?.contiguous()?;
             for stage in &self.stages {

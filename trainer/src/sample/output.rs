@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use data::{Film, SheetRow, SheetStyle};
 use kernels::Tensor;
-use models::vae::{Tiling, Vae};
+use models::vae::{Bands, Tiling};
 
 use super::ClipFormat;
 use super::writer::{self, Written};
@@ -39,6 +39,8 @@ pub struct Sampled {
 pub struct ClipFiles<'a> {
     /// How they are decoded.
     pub tiling: Tiling,
+    /// Devices that decode them together, at most, a band of rows each.
+    pub bands: usize,
     /// Frames a second.
     pub fps: f64,
     /// Files of each.
@@ -52,7 +54,7 @@ pub struct ClipFiles<'a> {
 /// Latents that the VAE does not fit, a clip that is not finite, and files that cannot be written.
 pub fn write_clips(
     folder: &Path,
-    vae: &Vae,
+    vae: &Bands,
     clips: &[Sampled],
     files: ClipFiles,
     ui: &Ui,

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use data::{Film, Mp4Writer};
-use models::vae::{Tiling, Vae};
+use kernels::Device;
+use models::vae::{Bands, Tiling};
 
 use super::output::clip_file;
 use super::{ClipFiles, ClipFormat, Sampled};
@@ -34,12 +35,12 @@ pub(super) struct Written {
 /// Latents that the VAE does not fit, a clip that is not finite, and files that cannot be written; what was finished before stays.
 pub(super) fn write(
     folder: &Path,
-    vae: &Vae,
+    vae: &Bands,
     clips: &[Sampled],
     files: ClipFiles,
     ui: &Ui,
 ) -> Result<Written> {
-    let ratio = vae.sizes().spatial_ratio();
+    let ratio = vae.first().sizes().spatial_ratio();
     let (sender, messages) = channel();
     std::thread::scope(|scope| {
         let writer = scope.spawn(move || write_all(&messages, folder, (clips, ratio), files));
@@ -60,12 +61,13 @@ pub(super) fn write(
 }
 
 /// Sends the frames of `clip` to the writer; ends early where it is gone.
-fn decode(vae: &Vae, tiling: Tiling, clip: &Sampled, sender: &Sender<Message>) -> Result<()> {
+fn decode(vae: &Bands, tiling: Tiling, clip: &Sampled, sender: &Sender<Message>) -> Result<()> {
     let mut send = |frames| match sender.send(Message::Frames(frames)) {
         Ok(()) => ControlFlow::Continue(()),
         Err(_) => ControlFlow::Break(()),
     };
-    let latents = clip.latents.to_device(vae.device())?;
+    // From whichever device made them.
+    let latents = clip.latents.to_device(&Device::Cpu)?;
     vae.decode_frames(&latents, tiling, &mut send).map_err(|error| match error {
         models::Error::NotFinite { .. } => Error::NonFiniteVideo { clip: clip.title.clone() },
         other => other.into(),

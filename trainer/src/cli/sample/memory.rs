@@ -12,14 +12,14 @@ use crate::encode::LatentStore;
 use crate::error::Result;
 use crate::machine::devices::Limits;
 use crate::machine::forecast::Task;
-use crate::machine::memory::{Machine, Phase, Shapes};
+use crate::machine::memory::{Machine, Phase, Shapes, devices_of};
 use crate::plan::{BehindSampling, Laid, Rest, Split, Wording, checked, laid};
 use crate::residents::FromFiles;
 use crate::sample::{ClipLayout, PreviewPlan};
 
 /// Checks that the models that the clips of `job` go through fit onto its devices: each is there alone. Prompts that are in
 /// the cache, in `folder` where it is named, need no text encoder. How clips go through the network: the layout that is `asked`
-/// for, or the best.
+/// for, or the best; and how many devices decode clips together, a band of rows each.
 ///
 /// # Errors
 /// What does not fit, and what would.
@@ -28,7 +28,7 @@ pub(super) fn check(
     (is_cached, tiling, preview): (bool, Tiling, Option<&PreviewPlan>),
     folder: Option<&Path>,
     asked: ClipLayout,
-) -> Result<Laid> {
+) -> Result<(Laid, usize)> {
     let Job { basis, model, devices, requests, networks, .. } = job;
     let encoded = LatentStore::open(folder.unwrap_or(&basis.cache), model)?;
     let task = Task::without_training(&basis.dit, model.precision.dit(), (1, 2, 2));
@@ -57,5 +57,5 @@ pub(super) fn check(
         phases.retain(|phase| phase.phase != Phase::TextEncoder);
     }
     checked(&rest, dit, &phases, &Shapes::default(), Wording::Command)?;
-    laid(&rest, dit, asked, Wording::Command)
+    Ok((laid(&rest, dit, asked, Wording::Command)?, devices_of(Phase::Decoding, &phases)))
 }
