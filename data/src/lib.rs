@@ -41,7 +41,7 @@ pub use key::Key;
 pub use media::Media;
 pub use order::{Batch, Cursor, Order, OrderItem};
 pub use out::{
-    Film, SheetRow, SheetStyle, contact_sheet, middle_frame, picture_table, titled_sheet,
+    Film, Mp4Writer, SheetRow, SheetStyle, contact_sheet, middle_frame, picture_table, titled_sheet,
     write_commented_mp4, write_gif, write_mp4, write_webp,
 };
 pub use picture::Picture;

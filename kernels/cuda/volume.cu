@@ -89,6 +89,25 @@ __device__ __forceinline__ void duplicate_up(const X *x, X *y, size_t n, int cha
     }
 }
 
+// Red, green and blue bytes [b, t, h p, w p, 3] of x [b, t, h, w, 3 p p] in -1..1, whose channel (c p + dx) p + dy is that of
+// pixel (p h + dy, p w + dx); `bad` becomes 1 where a number is not below `limit` in magnitude. `n` pixels of y, the other sizes those of x. Rounded as
+// on the host, step by step.
+template <class X>
+__device__ __forceinline__ void rgb_bytes(const X *x, unsigned char *y, unsigned char *bad, size_t n, int patch, int height, int width, float limit) {
+    const size_t down = size_t(height) * patch, across = size_t(width) * patch;
+    for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x) {
+        const size_t column = i % across, line = i / across % down, frame = i / across / down;
+        const size_t cell = (frame * height + line / patch) * width + column / patch;
+        const X *from = x + cell * 3 * patch * patch + column % patch * patch + line % patch;
+        for (int c = 0; c < 3; ++c) {
+            const float v = wide(from[c * patch * patch]);
+            if (!(fabsf(v) < limit)) *bad = 1;
+            const float bounded = fminf(fmaxf(v, -1.f), 1.f);
+            y[3 * i + c] = (unsigned char)__fadd_rn(__fmul_rn(__fadd_rn(bounded, 1.f), 127.5f), 0.5f);
+        }
+    }
+}
+
 #define VOLUME(X, XN)                                                                                                              \
     extern "C" __global__ void to_rows_##XN(const X *x, X *y, int channels, int padded, size_t n) { to_rows(x, y, channels, padded, n); } \
     extern "C" __global__ void channel_norm_##XN(const X *x, const X *gamma, X *y, size_t rows, int channels, int lanes, int is_silu) { \
@@ -104,6 +123,9 @@ __device__ __forceinline__ void duplicate_up(const X *x, X *y, size_t n, int cha
     extern "C" __global__ void duplicate_up_##XN(const X *x, X *y, size_t n, int channels, int copies, int time, int space,        \
                                                  int to, int frames, int height, int width) {                                     \
         duplicate_up(x, y, n, channels, copies, time, space, to, frames, height, width);                                           \
+    }                                                                                                                              \
+    extern "C" __global__ void rgb_bytes_##XN(const X *x, unsigned char *y, unsigned char *bad, size_t n, int patch, int height, int width, float limit) { \
+        rgb_bytes(x, y, bad, n, patch, height, width, limit);                                                                             \
     }
 VOLUME(float, f32)
 VOLUME(__nv_bfloat16, bf16)

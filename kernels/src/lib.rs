@@ -30,6 +30,7 @@ pub mod dora;
 pub mod dropout;
 pub mod fault;
 pub mod fill;
+pub mod frame_attention;
 pub mod gelu;
 pub mod inventory;
 pub mod ledger;

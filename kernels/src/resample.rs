@@ -1,7 +1,7 @@
 //! Rearranging frames and pixels of a video, forward only: what the VAEs do between their convolutions.
 
 use crate::Tensor;
-use candle_core::{Result, bail};
+use candle_core::{DType, Result, bail};
 use rayon::prelude::*;
 
 use crate::cpu::{computed, is_cpu_f32};
@@ -113,7 +113,54 @@ pub fn unfold_pixels(x_bcthw: &Tensor, patch: usize) -> Result<Tensor> {
     x.contiguous()?.reshape((b, c, t, h * patch, w * patch))
 }
 
+/// Numbers of a video from this magnitude on are the rest of an overflow: the sum of a clip's would not be finite.
+const OVERFLOW: f32 = 1e29;
+
+/// Frames of a video in 8 bits, and whether all of its numbers are sound.
+#[derive(Debug, Clone)]
+pub struct Rgb {
+    /// Red, green and blue side by side, `[B,T,pH,pW,3]` u8.
+    pub bytes: Tensor,
+    /// `[1]` u8: 1 where a number of the video is not finite, or is 1e29 or more in magnitude, else 0.
+    pub bad: Tensor,
+}
+
+/// A VAE's pixels in 8 bits: `x` [B,3pp,T,H,W], folded as by [`fold_pixels`] with `patch`, -1 for black to 1 for full; values
+/// outside are clipped.
+///
+/// # Errors
+/// If there are not 3 p p channels.
+pub fn rgb_bytes(x_bcthw: &Tensor, patch: usize) -> Result<Rgb> {
+    let _noted = profile::scope(Class::Elementwise, x_bcthw.device());
+    let (b, c, t, h, w) = x_bcthw.dims5()?;
+    if c != 3 * patch * patch {
+        bail!("rgb_bytes: {c} channels are not three colours of {patch}x{patch} pixels");
+    }
+    on_gpu!(x_bcthw, |gpu| gpu.rgb_bytes(x_bcthw, patch)?);
+    let pixels = unfold_pixels(&x_bcthw.to_dtype(DType::F32)?, patch)?;
+    let pixels = pixels.permute((0, 2, 3, 4, 1))?.contiguous()?;
+    let values: Vec<f32> = if pixels.is_shadow() { Vec::new() } else { pixels.flatten_all()?.to_vec1()? };
+    // Not a number is below nothing.
+    let is_bad = u8::from(!values.iter().all(|value| value.abs() < OVERFLOW));
+    // `as` saturates, and takes NaN to 0.
+    let byte = |value: &f32| ((value.clamp(-1.0, 1.0) + 1.0) * 127.5 + 0.5) as u8;
+    let bytes = || values.iter().map(byte).collect();
+    let bytes = Tensor::from_fn((b, t, patch * h, patch * w, 3), x_bcthw.device(), bytes)?;
+    Ok(Rgb { bytes, bad: Tensor::new(&[is_bad], x_bcthw.device())? })
+}
+
 impl Gpu {
+    fn rgb_bytes(&self, x: &Tensor, patch: usize) -> Result<Option<Rgb>> {
+        let (b, _, t, h, w) = x.dims5()?;
+        let (Some(suffix), Some(rows)) = (suffix(x.dtype()), self.pixels(x, 1)?) else { return Ok(None) };
+        let bytes = self.empty((b, t, patch * h, patch * w, 3), DType::U8)?;
+        let (bad, count) = (Tensor::zeros(1, DType::U8, x.device())?, bytes.elem_count() / 3);
+        let launch = Launch::new(self, File::Volume, &format!("rgb_bytes_{suffix}"))?;
+        let launch = launch.tensor(&rows)?.tensor(&bytes)?.tensor(&bad)?.size(count).int(patch);
+        launch.int(h).int(w).float(f64::from(OVERFLOW)).each(count)?;
+        Ok(Some(Rgb { bytes, bad }))
+    }
+
     fn upsample_nearest_2x(&self, x: &Tensor) -> Result<Option<Tensor>> {
         let (b, c, t, h, w) = x.dims5()?;
         let Some(suffix) = suffix(x.dtype()).filter(|_| c % 4 == 0) else { return Ok(None) };

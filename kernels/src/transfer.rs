@@ -309,6 +309,21 @@ impl Parked {
         }
     }
 
+    /// Its bytes, without going back to the device; waits for its copy alone, not for what was queued after it. `None` of a
+    /// shadow.
+    ///
+    /// # Errors
+    /// If it is not u8.
+    pub fn into_bytes(self) -> Result<Option<Vec<u8>>> {
+        match self.x {
+            Waiting::Here(x) if x.is_shadow() => Ok(None),
+            Waiting::Here(x) => Ok(Some(x.flatten_all()?.to_vec1()?)),
+            Waiting::Counted(_) => Ok(None),
+            #[cfg(feature = "cuda")]
+            Waiting::Out(parked) => parked.into_bytes().map(Some),
+        }
+    }
+
     /// The tensor on its device again, to the bit.
     pub fn take(self) -> Result<Tensor> {
         match self.x {

@@ -73,6 +73,41 @@ pub fn join_frames(earlier: &Tensor, later: &Tensor) -> Result<Tensor> {
     }
 }
 
+/// The first or the last row of each frame of `x` `[B,C,T,H,W]` in memory of its own, the channels of a pixel side by side:
+/// [B,T,1,W,C].
+pub fn edge_row(x: &Tensor, edge: Edge) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Elementwise, x.device());
+    let at = if edge == Edge::Top { 0 } else { x.dim(3)?.saturating_sub(1) };
+    pixels(x)?.narrow(2, at, 1)?.force_contiguous()
+}
+
+/// The frames of `x` `[B,C,T,H,W]` with rows of others around them, as [`edge_row`] has them.
+pub fn with_rows(above: Option<&Tensor>, x: &Tensor, below: Option<&Tensor>) -> Result<Tensor> {
+    let _noted = profile::scope(Class::Elementwise, x.device());
+    match side_by_side(x)? {
+        Some(rows) => {
+            let parts: Vec<&Tensor> = above.into_iter().chain([&rows]).chain(below).collect();
+            planes(&Tensor::cat(&parts, 2)?)
+        }
+        None => {
+            let [above, below] =
+                [above, below].map(|row| row.map(|row| planes(row)?.contiguous()).transpose());
+            let (above, below) = (above?, below?);
+            let parts: Vec<&Tensor> = above.iter().chain([x]).chain(&below).collect();
+            Tensor::cat(&parts, 3)
+        }
+    }
+}
+
+/// A horizontal edge of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Edge {
+    /// The first row.
+    Top,
+    /// The last row.
+    Bottom,
+}
+
 /// The last `frames` of `x` `[B,C,T,H,W]`, or all where there are fewer, in memory of their own.
 pub fn last_frames(x: &Tensor, frames: usize) -> Result<Tensor> {
     let _noted = profile::scope(Class::Elementwise, x.device());

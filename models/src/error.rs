@@ -28,6 +28,9 @@ pub enum Error {
         /// What was computed.
         what: &'static str,
     },
+    /// A band of a frame that others wait for failed; its own error says why.
+    #[error("another band of the frame stopped")]
+    BandStopped,
     /// The model reads conditioning that it was not given.
     #[error("this model reads {what} and was given none (role `{role}`)", what = role.what())]
     RoleMissing {

@@ -68,22 +68,28 @@ fn a_run_is_planned_with_all_that_it_does() {
         assert_eq!(told.code, Some(0), "{}", told.stderr);
         serde_json::from_str(&told.stdout).unwrap()
     };
-    let (small_cards, large_cards) = (plan("2x12GiB"), plan("2x80GiB"));
-    assert_eq!(small_cards["plan"]["memory"]["decoding"], "alone");
+    let (small_card, small_cards, large_cards) = (plan("20GiB"), plan("2x12GiB"), plan("2x80GiB"));
+    assert_eq!(small_card["plan"]["memory"]["decoding"], "alone");
+    // Half of the rows each fit beside half of the DiT.
+    assert_eq!(small_cards["plan"]["memory"].get("decoding"), None, "{small_cards}");
     assert_eq!(large_cards["plan"]["memory"].get("decoding"), None, "{large_cards}");
-    for plan in [&small_cards, &large_cards] {
+    for (plan, count) in [(&small_card, 1), (&small_cards, 2), (&large_cards, 2)] {
         let phases = plan["memory"]["phases"].as_array().unwrap();
         let names: Vec<&str> = phases.iter().map(|phase| phase["phase"].as_str().unwrap()).collect();
         assert_eq!(names, ["text-encoder", "encoding-clips", "sampling", "decoding"]);
-        assert_eq!(phases[2]["devices"].as_array().unwrap().len(), 2, "{plan}");
+        // Both cards encode clips, each its own, and decode each clip together.
+        for phase in &phases[1..] {
+            assert_eq!(phase["devices"].as_array().unwrap().len(), count, "{plan}");
+        }
         for device in phases.iter().flat_map(|phase| phase["devices"].as_array().unwrap()) {
             assert!(device["needed"].as_u64() <= device["room"].as_u64(), "{device}");
         }
     }
+    assert_eq!(large_cards["plan"]["memory"]["bands"], 2);
     // The matrices of the blocks in fp8: 14.1 billion numbers.
     let host: u64 =
-        small_cards["memory"]["stages"].as_array().unwrap().iter().map(|s| s["host"].as_u64().unwrap()).sum();
-    let pinned = small_cards["plan"]["memory"]["pinned"].as_str().unwrap();
+        small_card["memory"]["stages"].as_array().unwrap().iter().map(|s| s["host"].as_u64().unwrap()).sum();
+    let pinned = small_card["plan"]["memory"]["pinned"].as_str().unwrap();
     assert!(host > 13 << 30 && pinned == format!("{}GiB", host.div_ceil(1 << 30)), "{host}, {pinned}");
 
     let large = ["sample.frames=81", "sample.size=[1280,720]"];

@@ -1,11 +1,13 @@
 //! The bench reports the same fields as the PyTorch program for comparison, so that a script can compute ratios.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use kernels::transfer::Route;
 use kernels::{DType, Device, attention};
 use models::adapter::AdapterKind;
 use models::umt5::Umt5;
-use models::vae::{Tiling, Vae};
+use models::vae::{Bands, Tiling, Vae};
 use proofs::device;
 use serde_json::Value;
 use trainer::machine::devices::DevicesConfig;
@@ -85,8 +87,14 @@ fn the_bench_tells_what_the_peer_tells() {
     assert_eq!(told["backend"], attention::engine(&device(), DType::F32, 8).name);
 
     let vae = Vae::seeded(bench::vae_preset("tiny").unwrap(), 0, DType::F32, &device()).unwrap();
-    let told = bench::vae(&VaeBench { vae: &vae, size: SIZE, tiling: Tiling::Off, repeats: REPEATS });
-    assert_told("vae2.1", &told.unwrap());
+    let vae = Arc::new(vae);
+    for count in [1, 2] {
+        let bands = Bands::new(vec![vae.clone(); count], Route::Auto).unwrap();
+        let told =
+            bench::vae(&VaeBench { bands, size: SIZE, tiling: Tiling::Off, repeats: REPEATS }).unwrap();
+        assert_told("vae2.1", &told);
+        assert_eq!(told["devices"], count);
+    }
     let precision = PrecisionRequest::default().settle(devices.processor());
     let umt5 = Umt5::seeded(bench::umt5_preset("tiny").unwrap(), 0, precision.text(), &device()).unwrap();
     assert_told("umt5-xxl", &bench::text("tiny", &umt5, 8, REPEATS).unwrap());
@@ -120,7 +128,8 @@ fn the_classes_of_a_profile_sum_to_the_time_of_a_stage() {
     assert_whole(&profile["stages"][0], number(&profile["s"]));
     let vae = Vae::seeded(bench::vae_preset("tiny").unwrap(), 0, DType::F32, &Device::Cpu).unwrap();
     let size = ClipSize { width: 64, height: 64, frames: 9 };
-    let vae = VaeBench { vae: &vae, size, tiling: Tiling::Off, repeats: REPEATS };
+    let bands = Bands::one(Arc::new(vae)).unwrap();
+    let vae = VaeBench { bands, size, tiling: Tiling::Off, repeats: REPEATS };
     let told = bench::vae(&vae).unwrap();
     let profile = &told["decode_profile"];
     assert_whole(profile, number(&profile["s"]));

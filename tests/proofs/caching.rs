@@ -1,6 +1,7 @@
 //! What is encoded, and when: nothing is kept before it is needed, and no model is loaded for cached entries.
 
 use data::{Cache, HostTensor, Key, Storage};
+use kernels::ledger::Ledger;
 use kernels::{DType, Device, Tensor};
 use models::clip::Clip;
 use models::vae::Vae;
@@ -11,8 +12,10 @@ use trainer::base::{BaseModel, ModelConfig};
 use trainer::encode::{Encoding, LatentStore};
 use trainer::error::Error;
 use trainer::learning::NoiseRange;
+use trainer::machine::forecast::{Decoding, Networks};
 use trainer::machine::precision::Processor;
-use trainer::plan::Plan;
+use trainer::plan::{Plan, Planned};
+use trainer::residents::{Residency, Residents, Setup, WhenIdle};
 use trainer::train;
 use trainer::train::batch::Batches;
 use trainer::watch::interrupt::Interrupt;
@@ -84,6 +87,34 @@ fn text_states_are_stored_as_they_were_computed() {
     let encoder = model.load_text_encoder(&Device::Cpu).unwrap();
     let computed = encoder.encode_prompt("a fox").unwrap().to_dtype(DType::F32).unwrap();
     assert_same_bits("new", &encoded.text("a fox").unwrap(), &computed);
+}
+
+/// Clips are dealt out to the VAEs of all devices: every entry is there, of the same bytes as from one device, and both had work.
+#[test]
+fn clips_that_are_dealt_out_give_the_same_entries() {
+    let captions = ["a ball", "two birds fly", "a fox", "a hill", "rain"];
+    let project = Project::new(&fixture(""), &captions, "");
+    let Planned { plan, dataset, dit, .. } = Plan::make(&project.recipe(), &mut |_, _| {}).unwrap();
+    let (ui, interrupt) = (Ui::new(Voice::Json), Interrupt::default());
+    let entries = |count: usize| {
+        let folder = tempfile::tempdir().unwrap();
+        let ledgers: Vec<Ledger> = (0..count).map(|_| Ledger::new(1)).collect();
+        let stage = |(i, ledger): (usize, &Ledger)| (Device::counted_cpu(ledger.clone()), i..i + 1);
+        let split = ledgers.iter().enumerate().map(stage).collect();
+        let residency =
+            Residency { networks: Networks::InTurn, decoding: Decoding::Alone, vae: WhenIdle::Drop };
+        let setup = Setup { encoders: Some(count), ..Setup::default() };
+        let mut residents = Residents::new((&plan.model, &dit), split, residency, setup, &ui);
+        let mut encoded = LatentStore::open(folder.path(), &plan.model).unwrap();
+        let mut with = Encoding { residents: &mut residents, interrupt: &interrupt };
+        encoded.encode_clips(&dataset, &mut with).unwrap();
+        assert!(ledgers.iter().all(|ledger| ledger.peak() > 0), "a device had nothing to do");
+        let latents =
+            |index| encoded.latents(index).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        (0..dataset.windows.len()).map(latents).collect::<Vec<_>>()
+    };
+    let one = entries(1);
+    assert!(one.len() >= 5 && one == entries(2) && one == entries(3));
 }
 
 /// Keys of entries use an encoder's identity from its files, which is that of the loaded one: older caches are found.

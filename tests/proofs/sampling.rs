@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use kernels::ledger::Ledger;
 use kernels::{DType, Device, Tensor};
 use models::dit::{Base, Conditioning, Raw, Role};
 use models::expert::Networks;
-use models::vae::{Tiling, Vae};
+use models::vae::{Bands, Tiling, Vae};
 use proofs::small::{adapters, config, pipeline, weights};
 use proofs::{Tolerance, assert_close, assert_same_bits, device, difference, fixture_tensors, randn};
 use trainer::encode::PictureInputs;
@@ -229,8 +230,8 @@ fn a_video_that_is_not_finite_is_not_written() {
             label: None,
             latents: latents.clone(),
         };
-        let files = ClipFiles { tiling: Tiling::Off, fps: 16.0, formats: &[ClipFormat::Gif] };
-        write_clips(&clips, &vae, &[clip], files, &Ui::new(Voice::Json))
+        let files = ClipFiles { tiling: Tiling::Off, bands: 1, fps: 16.0, formats: &[ClipFormat::Gif] };
+        write_clips(&clips, &Bands::one(Arc::new(vae)).unwrap(), &[clip], files, &Ui::new(Voice::Json))
     };
     assert_eq!(write(&weights).unwrap().len(), 2, "a clip and the contact sheet");
     std::fs::remove_dir_all(&clips).unwrap();

@@ -435,6 +435,13 @@ fn a_shadow_of_a_vae_takes_what_the_vae_takes() {
                     Vae::seeded(sizes, 0, dtype, device)?.decode(&latents, tiling)
                 });
                 assert_eq!(decoded[0], decoded[1], "decoding, {generation:?}, {dtype:?}, {tiling:?}");
+                let frames = both(|device| {
+                    let latents = Tensor::zeros((1, latent, 3, 6, 4), DType::F32, device)?;
+                    let vae = Vae::seeded(sizes, 0, dtype, device)?;
+                    vae.decode_frames(&latents, tiling, &mut |_| ControlFlow::Continue(()))?;
+                    Ok(latents)
+                });
+                assert_eq!(frames[0], frames[1], "frames, {generation:?}, {dtype:?}, {tiling:?}");
             }
         }
     }

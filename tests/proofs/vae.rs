@@ -1,11 +1,16 @@
 //! The VAEs equal the published ones: latents, pixels, every stage of every chunk, tiles.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use kernels::{DType, Tensor};
-use models::vae::{Tiles, Tiling, Vae};
+use kernels::ledger::Ledger;
+use kernels::transfer::Route;
+use kernels::{DType, Device, ShadowAttention, ShadowGpu, Tensor};
+use models::vae::{Bands, Generation, Sizes, Tiles, Tiling, Vae, latent_frames};
 use proofs::{device, fixture};
+use trainer::machine::forecast::{Engine, decoding};
 
 /// Largest difference of latents and pixels, f32 against PyTorch f32: rounding of sums in another order.
 const IO: f32 = 2e-5;
@@ -94,6 +99,174 @@ fn tiles_equal_the_golden_tiles() {
         let worst = difference(&vae.raw_means(&golden["video"], tiling, None).unwrap(), &golden[mean]);
         assert!(worst <= TILED, "{mean}: {worst}");
     }
+}
+
+/// The frames of `latents` as they come, piece by piece.
+fn pieces(vae: &Vae, latents: &Tensor, tiling: Tiling) -> (Vec<Vec<u8>>, models::Result<()>) {
+    let mut pieces = Vec::new();
+    let done = vae.decode_frames(latents, tiling, &mut |frames| {
+        pieces.push(frames);
+        ControlFlow::Continue(())
+    });
+    (pieces, done)
+}
+
+/// What leaves the device in 8 bits while the next frames are computed is what the whole video is when it is rounded at the end.
+#[test]
+fn frames_that_leave_one_by_one_equal_the_whole_video() {
+    let tiles = Tiling::On(Tiles { size: (32, 32), stride: (16, 16) });
+    for case in CASES {
+        for dtype in [DType::F32, DType::BF16] {
+            let vae = Vae::load(&fixture(case.weights), None, dtype, &device()).unwrap();
+            let (z, ratio) = (vae.sizes().latent, vae.sizes().spatial_ratio());
+            for (frames, tiling) in [(1, Tiling::Off), (5, Tiling::Off), (3, tiles)] {
+                let latents = (proofs::randn("frames", (1, z, frames, 5, 3)) * 1.5).unwrap();
+                let video = vae.decode(&latents, tiling).unwrap().to_device(&Device::Cpu).unwrap();
+                let planes: Vec<f32> = video.flatten_all().unwrap().to_vec1().unwrap();
+                let (width, height) = (3 * ratio, 5 * ratio);
+                let film = data::Film::from_planes(width as u32, height as u32, &planes).unwrap();
+                let (pieces, done) = pieces(&vae, &latents, tiling);
+                done.unwrap();
+                assert_eq!(pieces[0].len(), if tiling == Tiling::Off { 1 } else { 4 } * width * height * 3);
+                let whole: Vec<u8> = film.frames().flatten().copied().collect();
+                assert!(pieces.concat() == whole, "{} {dtype:?} {frames} {tiling:?}", case.folder);
+                assert!(whole.iter().any(|byte| (1..255).contains(byte)), "every number was clipped");
+            }
+        }
+    }
+}
+
+/// A damaged piece is refused before anyone sees it, though the next one is under way by then; those before it were given.
+#[test]
+fn frames_that_are_not_finite_do_not_leave_and_a_reader_may_stop() {
+    let vae = CASES[0].vae();
+    let good = proofs::randn("good", (1, 16, 3, 2, 2));
+    let bad = Tensor::full(f32::NAN, (1, 16, 1, 2, 2), &device()).unwrap();
+    let latents = Tensor::cat(&[&good, &bad, &good], 2).unwrap();
+    let (pieces, done) = pieces(&vae, &latents, Tiling::Off);
+    assert_eq!(pieces.len(), 3);
+    assert!(matches!(done, Err(models::Error::NotFinite { .. })), "{done:?}");
+    let mut seen = 0;
+    let stop = vae.decode_frames(&good, Tiling::Off, &mut |_| {
+        seen += 1;
+        ControlFlow::Break(())
+    });
+    stop.unwrap();
+    assert_eq!(seen, 1);
+}
+
+/// Bands of rows, of heights that do not divide and down to a single row, exchange all that one device sees, in the order in which
+/// it sums: every bit of every pixel is the same. Every second band is on another GPU where there is one.
+#[test]
+fn bands_decode_as_one_device_bit_for_bit() {
+    for case in CASES {
+        for dtype in [DType::F32, DType::BF16] {
+            let vae = Arc::new(Vae::load(&fixture(case.weights), None, dtype, &device()).unwrap());
+            let other = Arc::new(vae.copied_to(&proofs::second_device()).unwrap());
+            for (height, width) in [(5, 3), (7, 2), (11, 4)] {
+                let latents = proofs::randn("bands", (1, vae.sizes().latent, 3, height, width));
+                let whole = vae.decode(&latents, Tiling::Off).unwrap();
+                let (frames, done) = pieces(&vae, &latents, Tiling::Off);
+                done.unwrap();
+                for count in [2, 3, 5] {
+                    let vaes = (0..count).map(|i| if i % 2 == 0 { vae.clone() } else { other.clone() });
+                    let bands = Bands::new(vaes.collect(), Route::Auto).unwrap();
+                    let what = format!("{} {dtype:?} {height}x{width} in {count}", case.folder);
+                    proofs::assert_same_bits(&what, &bands.decode(&latents).unwrap(), &whole);
+                    let mut got = Vec::new();
+                    let sink = &mut |piece| {
+                        got.push(piece);
+                        ControlFlow::Continue(())
+                    };
+                    bands.decode_frames(&latents, Tiling::Off, sink).unwrap();
+                    assert!(got == frames, "{what}: frames differ");
+                }
+            }
+        }
+    }
+}
+
+/// A band whose numbers are damaged stops all of them with its own error, and a reader that has enough stops them without one.
+#[test]
+fn bands_stop_together() {
+    let vae = Arc::new(CASES[0].vae());
+    let bands = Bands::new(vec![vae; 3], Route::Auto).unwrap();
+    let good = proofs::randn("good", (1, 16, 4, 6, 2));
+    let rows = Tensor::full(f32::NAN, (1, 16, 4, 1, 2), &device()).unwrap();
+    let bad = Tensor::cat(&[&good.narrow(3, 0, 5).unwrap(), &rows], 3).unwrap();
+    let done = bands.decode_frames(&bad, Tiling::Off, &mut |_| ControlFlow::Continue(()));
+    assert!(matches!(done, Err(models::Error::NotFinite { .. })), "{done:?}");
+    let mut seen = 0;
+    let stop = bands.decode_frames(&good, Tiling::Off, &mut |_| {
+        seen += 1;
+        ControlFlow::Break(())
+    });
+    stop.unwrap();
+    assert_eq!(seen, 1);
+    // What was under way is gone: the next clip begins anew.
+    let (frames, _) = pieces(bands.first(), &good, Tiling::Off);
+    let mut got = Vec::new();
+    let sink = &mut |piece: Vec<u8>| {
+        got.extend(piece);
+        ControlFlow::Continue(())
+    };
+    bands.decode_frames(&good, Tiling::Off, sink).unwrap();
+    assert!(got == frames.concat());
+}
+
+/// Two devices take little more than half each, and what plans count of them is what they take, up to the rows that are under way.
+#[test]
+fn bands_take_half_the_memory_each() {
+    let (sizes, shape) = (Sizes::published(Generation::Wan21), (5, 60, 104));
+    let peak = |count: usize| {
+        let devices = vec![(Engine::Chunked, 0); count];
+        decoding(&devices, (sizes, DType::BF16), shape, Tiling::Off).unwrap()
+    };
+    let (alone, two) = (peak(1)[0].peak as f64, peak(2));
+    let weights = 0.27 * (1 << 30) as f64;
+    for device in &two {
+        let share = (device.peak as f64 - weights) / (alone - weights);
+        assert!((0.45..0.62).contains(&share), "{share} of one device's: {two:?}");
+    }
+    let sizes = Sizes { encoder: 8, decoder: 8, ..sizes };
+    let planned = decoding(&[(Engine::Cpu, 0); 3], (sizes, DType::F32), (3, 7, 4), Tiling::Off).unwrap();
+    let ledgers = [(); 3].map(|()| Ledger::new(1));
+    let vaes = ledgers.iter().map(|ledger| {
+        Arc::new(Vae::seeded(sizes, 0, DType::F32, &Device::counted_cpu(ledger.clone())).unwrap())
+    });
+    let bands = Bands::new(vaes.collect(), Route::Auto).unwrap();
+    let latents = Tensor::zeros((1, 16, 3, 7, 4), DType::F32, bands.first().device()).unwrap();
+    bands.decode_frames(&latents, Tiling::Off, &mut |_| ControlFlow::Continue(())).unwrap();
+    drop(latents);
+    for (planned, ledger) in planned.iter().zip(&ledgers) {
+        let (planned, taken) = (planned.peak as f64, ledger.peak() as f64);
+        assert!((planned / taken - 1.0).abs() < 0.02, "{planned} of {taken}");
+    }
+}
+
+/// At the sizes that people sample at, and no more for a longer clip.
+#[test]
+fn decoding_holds_what_two_pieces_take() {
+    const GIB: u64 = 1 << 30;
+    let peak = |generation, [frames, height, width]: [usize; 3]| {
+        let ledger = Ledger::new(512);
+        let gpu = ShadowGpu { index: 0, attention: ShadowAttention::Chunked };
+        let device = Device::shadow_gpu(gpu, ledger.clone(), Ledger::new(1));
+        let vae = Vae::seeded(Sizes::published(generation), 0, DType::BF16, &device).unwrap();
+        let (z, ratio) = (vae.sizes().latent, vae.sizes().spatial_ratio());
+        let shape = (1, z, latent_frames(frames), height / ratio, width / ratio);
+        let latents = Tensor::zeros(shape, DType::F32, &device).unwrap();
+        vae.decode_frames(&latents, Tiling::Off, &mut |_| ControlFlow::Continue(())).unwrap();
+        ledger.peak()
+    };
+    let short = peak(Generation::Wan21, [81, 480, 832]);
+    assert!(short <= 4 * GIB, "480p: {short} bytes");
+    // The latents alone grow.
+    assert!(peak(Generation::Wan21, [161, 480, 832]) <= short + GIB / 32);
+    let large = peak(Generation::Wan21, [81, 720, 1280]);
+    assert!(large <= 8 * GIB, "720p: {large} bytes");
+    let other = peak(Generation::Wan22, [121, 704, 1280]);
+    assert!(other <= 8 * GIB, "720p of Wan 2.2: {other} bytes");
 }
 
 #[test]

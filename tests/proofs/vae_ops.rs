@@ -3,7 +3,8 @@
 use kernels::channel_norm::{Activation, channel_norm};
 use kernels::conv3d::{Before, Conv3dGeometry, Padding, conv3d, conv3d_after};
 use kernels::resample::{
-    average_down, duplicate_up, fold_pixels, frames_from_channels, unfold_pixels, upsample_nearest_2x,
+    Rgb, average_down, duplicate_up, fold_pixels, frames_from_channels, rgb_bytes, unfold_pixels,
+    upsample_nearest_2x,
 };
 use kernels::{DType, Tensor, video};
 use proofs::device;
@@ -130,6 +131,28 @@ proptest! {
             for (x, y) in [(side_by_side(&x), side_by_side(&y)), (x.clone(), side_by_side(&y))] {
                 prop_assert!(difference(&op(&x, &y).unwrap(), &plain) <= ROUNDING, "op {}", i);
             }
+        }
+    }
+
+    /// A byte for each number as the host rounds it, whatever the order in memory, and a word where one is not finite.
+    #[test]
+    fn bytes_are_rounded_as_on_the_host(
+        patch in 1usize..3, (t, h, w) in (1usize..4, 1usize..7, 1usize..7), is_side_by_side in any::<bool>(), seed in any::<u64>()
+    ) {
+        for dtype in [DType::F32, DType::BF16] {
+            let x = (random(&[2, 3 * patch * patch, t, h, w], seed) * 1.2).unwrap().to_dtype(dtype).unwrap();
+            let plain = unfold_pixels(&x.to_dtype(DType::F32).unwrap(), patch).unwrap();
+            let plain = plain.permute((0, 2, 3, 4, 1)).unwrap().contiguous().unwrap();
+            let plain: Vec<f32> = plain.flatten_all().unwrap().to_vec1().unwrap();
+            let expected: Vec<u8> =
+                plain.iter().map(|v| ((v.clamp(-1.0, 1.0) + 1.0) * 127.5 + 0.5) as u8).collect();
+            let x = if is_side_by_side { side_by_side(&x) } else { x };
+            let Rgb { bytes, bad } = rgb_bytes(&x, patch).unwrap();
+            prop_assert_eq!(bytes.dims(), &[2, t, patch * h, patch * w, 3]);
+            prop_assert_eq!(bytes.flatten_all().unwrap().to_vec1::<u8>().unwrap(), expected);
+            prop_assert_eq!(bad.to_vec1::<u8>().unwrap(), vec![0]);
+            let damaged = (x / 0.0).unwrap();
+            prop_assert_eq!(rgb_bytes(&damaged, patch).unwrap().bad.to_vec1::<u8>().unwrap(), vec![1]);
         }
     }
 

@@ -7,7 +7,6 @@ use openh264::encoder::{
 };
 use openh264::formats::YUVSlices;
 
-use super::Film;
 use crate::colour::{Colour, to_planes};
 
 /// A coded film, ready for a container.
@@ -33,28 +32,42 @@ const BITS_PER_PIXEL: f64 = 0.4;
 /// Coarsest quantiser allowed: about 37 dB, where people see no difference.
 const COARSEST_QP: u8 = 24;
 
-/// Codes every frame.
-///
-/// # Errors
-/// What openh264 refuses, in its words.
-pub(super) fn encode(film: &Film, fps: f64) -> Result<Stream, String> {
-    let even = |side: u32| side.max(SMALLEST_SIDE).next_multiple_of(2) as usize;
-    let (width, height) = (even(film.width()), even(film.height()));
-    let colour = Colour::WRITTEN;
-    let mut encoder =
-        Encoder::with_api_config(OpenH264API::from_source(), config(width, height, fps)).map_err(words)?;
-    let mut stream = Stream {
-        width: u16::try_from(width).map_err(|_| "it is too wide")?,
-        height: u16::try_from(height).map_err(|_| "it is too high")?,
-        sps: Vec::new(),
-        pps: Vec::new(),
-        samples: Vec::with_capacity(film.len()),
-        keyframes: Vec::new(),
-    };
-    for frame in film.frames() {
-        let size = (film.width() as usize, film.height() as usize);
-        let [y, cb, cr] = to_planes(frame, size, (width, height), colour);
-        let planes = YUVSlices::new((&y, &cb, &cr), (width, height), (width, width / 2, width / 2));
+/// An encoder that takes a film frame by frame.
+pub(super) struct Coder {
+    encoder: Encoder,
+    stream: Stream,
+    /// Width and height of frames.
+    size: (usize, usize),
+    /// The same in the stream, even.
+    coded: (usize, usize),
+}
+
+impl Coder {
+    /// For frames of `width` x `height`.
+    ///
+    /// # Errors
+    /// What openh264 refuses, in its words; here and below.
+    pub fn new(width: u32, height: u32, fps: f64) -> Result<Self, String> {
+        let even = |side: u32| side.max(SMALLEST_SIDE).next_multiple_of(2) as usize;
+        let coded = (even(width), even(height));
+        let config = config(coded.0, coded.1, fps);
+        let encoder = Encoder::with_api_config(OpenH264API::from_source(), config).map_err(words)?;
+        let stream = Stream {
+            width: u16::try_from(coded.0).map_err(|_| "it is too wide")?,
+            height: u16::try_from(coded.1).map_err(|_| "it is too high")?,
+            sps: Vec::new(),
+            pps: Vec::new(),
+            samples: Vec::new(),
+            keyframes: Vec::new(),
+        };
+        Ok(Self { encoder, stream, size: (width as usize, height as usize), coded })
+    }
+
+    /// Codes the next frame, `height * width * 3` bytes.
+    pub fn push(&mut self, frame: &[u8]) -> Result<(), String> {
+        let Self { encoder, stream, size, coded: (width, height) } = self;
+        let [y, cb, cr] = to_planes(frame, *size, (*width, *height), Colour::WRITTEN);
+        let planes = YUVSlices::new((&y, &cb, &cr), (*width, *height), (*width, *width / 2, *width / 2));
         let coded = encoder.encode(&planes).map_err(words)?;
         if coded.frame_type() == FrameType::IDR {
             stream.keyframes.push(stream.samples.len());
@@ -69,8 +82,13 @@ pub(super) fn encode(film: &Film, fps: f64) -> Result<Stream, String> {
             return Err(format!("the encoder left out frame {}", stream.samples.len() + 1));
         }
         stream.samples.push(sample);
+        Ok(())
     }
-    Ok(stream)
+
+    /// All frames.
+    pub fn finish(self) -> Stream {
+        self.stream
+    }
 }
 
 fn config(width: usize, height: usize, fps: f64) -> EncoderConfig {

@@ -6,7 +6,7 @@ mod letters;
 mod mp4;
 mod sheet;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use animated::{write_gif, write_webp};
 pub use sheet::{SheetRow, SheetStyle, contact_sheet, picture_table, titled_sheet};
@@ -108,11 +108,47 @@ pub fn write_mp4(path: &Path, film: &Film, fps: f64) -> Result<()> {
 /// # Errors
 /// As there.
 pub fn write_commented_mp4(path: &Path, film: &Film, fps: f64, comment: Option<&str>) -> Result<()> {
-    check_rate(path, fps)?;
-    let stream = h264::encode(film, fps).map_err(|reason| DataError::encode(path, reason))?;
-    let bytes = mp4::file(&stream, fps, comment)
-        .ok_or_else(|| DataError::encode(path, "the clip is too long for an MP4"))?;
-    save(path, &bytes)
+    let mut writer = Mp4Writer::new(path, film.width(), film.height(), fps)?;
+    film.frames().try_for_each(|frame| writer.push(frame))?;
+    writer.finish(comment)
+}
+
+/// An MP4 that is coded frame by frame, as [`write_mp4`] does it; the file is written at the end.
+pub struct Mp4Writer {
+    path: PathBuf,
+    fps: f64,
+    coder: h264::Coder,
+}
+
+impl Mp4Writer {
+    /// A file of frames of `width` x `height`.
+    ///
+    /// # Errors
+    /// A rate or size that H.264 cannot carry.
+    pub fn new(path: &Path, width: u32, height: u32, fps: f64) -> Result<Self> {
+        check_rate(path, fps)?;
+        let coder = h264::Coder::new(width, height, fps).map_err(|reason| DataError::encode(path, reason))?;
+        Ok(Self { path: path.to_owned(), fps, coder })
+    }
+
+    /// Codes the next frame, `height * width * 3` bytes.
+    ///
+    /// # Errors
+    /// What the encoder refuses.
+    pub fn push(&mut self, frame: &[u8]) -> Result<()> {
+        self.coder.push(frame).map_err(|reason| DataError::encode(&self.path, reason))
+    }
+
+    /// Writes the file, with a comment in its metadata if there is one.
+    ///
+    /// # Errors
+    /// A clip that is too long for an MP4, and a file that cannot be written.
+    pub fn finish(self, comment: Option<&str>) -> Result<()> {
+        let Self { path, fps, coder } = self;
+        let bytes = mp4::file(&coder.finish(), fps, comment)
+            .ok_or_else(|| DataError::encode(&path, "the clip is too long for an MP4"))?;
+        save(&path, &bytes)
+    }
 }
 
 fn check_rate(path: &Path, fps: f64) -> Result<()> {

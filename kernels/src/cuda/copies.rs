@@ -111,6 +111,20 @@ impl Parked {
         Ok(x)
     }
 
+    /// See [`crate::transfer::Parked::into_bytes`].
+    pub(crate) fn into_bytes(mut self) -> Result<Vec<u8>> {
+        if self.dtype != DType::U8 {
+            candle_core::bail!("bytes were asked of a parked tensor of {:?}", self.dtype);
+        }
+        let Some(run) = self.run.take() else { candle_core::bail!("a parked tensor was taken twice") };
+        told(self.arrived.synchronize())?;
+        // SAFETY: the run has the tensor's bytes, which have arrived, and nothing else has it before it is given back.
+        let bytes = unsafe { std::slice::from_raw_parts(run.address as *const u8, self.shape.elem_count()) };
+        let bytes = bytes.to_vec();
+        self.store.pinned.give(&run, None);
+        Ok(bytes)
+    }
+
     /// The tensor on another GPU, in the order of that GPU's own stream.
     pub(crate) fn take_to(mut self, gpu: &Arc<Card>) -> Result<Tensor> {
         let (x, done) = self.copy_to(gpu, &gpu.stream.clone())?;

@@ -2,6 +2,8 @@
 //!
 //! Wan 2.1 and Wan 2.2 are two arrangements (`plan`) of the same parts (`parts`).
 
+mod bands;
+mod frames;
 mod names;
 mod network;
 mod parts;
@@ -25,6 +27,8 @@ use parts::{Builder, History, Part};
 use scaling::Scaling;
 use tiling::{Axis, tiled};
 
+pub use bands::Bands;
+pub use frames::FrameSink;
 pub use network::Probe;
 pub use scaling::VaeConfig;
 pub use sizes::{Generation, Naming, Sizes};
@@ -37,8 +41,8 @@ pub const TEMPORAL_RATIO: usize = 4;
 /// Pixels per latent along each axis, inside the network (without the folding of Wan 2.2).
 const NETWORK_RATIO: usize = 8;
 
-/// A VAE with its weights on one device.
-#[derive(Debug)]
+/// A VAE with its weights on one device; clones share them.
+#[derive(Debug, Clone)]
 pub struct Vae {
     sizes: Sizes,
     scaling: Scaling,
@@ -119,6 +123,19 @@ impl Vae {
             scaling,
             dtype,
         })
+    }
+
+    /// The same VAE on another device.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn copied_to(&self, device: &Device) -> Result<Self> {
+        let mut copy = self.clone();
+        if !self.device.is_shadow() {
+            copy.move_to(&Device::Cpu)?;
+        }
+        copy.move_to(device)?;
+        Ok(copy)
     }
 
     /// Which VAE this is, and how wide.
@@ -202,6 +219,22 @@ impl Vae {
         tiling: Tiling,
         mut probe: Option<&mut Probe>,
     ) -> Result<Tensor> {
+        let z = self.unscaled(latents_bcthw)?;
+        let pixels = match self.decoding_tiles(&z, tiling)? {
+            Some(axes) => self.tiled_pixels(&z, axes, &mut probe)?,
+            None => self.pixels(&z, &mut probe)?,
+        };
+        let pixels = unfold_pixels(&pixels.to_dtype(DType::F32)?, self.sizes.patch())?;
+        // Before the clamp, which turns what is not a number into black on a GPU. A sum is not finite where a number is not.
+        let sum = pixels.sum_all()?;
+        if !sum.is_shadow() && !sum.to_scalar::<f32>()?.is_finite() {
+            return Err(Error::NotFinite { what: "the decoded video" });
+        }
+        Ok(pixels.clamp(-1f32, 1f32)?)
+    }
+
+    /// What the decoder takes of the DiT's latents, on its device and in its dtype.
+    fn unscaled(&self, latents_bcthw: &Tensor) -> Result<Tensor> {
         let (_, channels, frames, height, width) = latents_bcthw.dims5()?;
         if channels != self.sizes.latent || frames * height * width == 0 {
             return Err(Error::Mismatch(format!(
@@ -210,9 +243,14 @@ impl Vae {
                 latents_bcthw.dims()
             )));
         }
-        let z = self.scaling.unscale(&latents_bcthw.to_device(&self.device)?)?.to_dtype(self.dtype)?;
+        Ok(self.scaling.unscale(&latents_bcthw.to_device(&self.device)?)?.to_dtype(self.dtype)?)
+    }
+
+    /// The tiles that `z` is decoded in; none where it is decoded whole.
+    fn decoding_tiles(&self, z: &Tensor, tiling: Tiling) -> Result<Option<(Axis, Axis)>> {
         let (ratio, patch) = (self.sizes.spatial_ratio(), self.sizes.patch());
-        let pixels = match tiling {
+        let (_, _, _, height, width) = z.dims5()?;
+        match tiling {
             Tiling::On(tiles) if height > tiles.size.0 / ratio || width > tiles.size.1 / ratio => {
                 let axis = |size: usize, stride: usize| Axis {
                     size: size / ratio,
@@ -220,19 +258,16 @@ impl Vae {
                     keep: stride / patch,
                     blend: (size / patch).saturating_sub(stride / patch),
                 };
-                let axes = checked_axes(tiles, axis)?;
-                let out = (height * NETWORK_RATIO, width * NETWORK_RATIO);
-                tiled(&z, axes, out, |tile| self.pixels(tile, &mut probe))?
+                checked_axes(tiles, axis).map(Some)
             }
-            _ => self.pixels(&z, &mut probe)?,
-        };
-        let pixels = unfold_pixels(&pixels.to_dtype(DType::F32)?, patch)?;
-        // Before the clamp, which turns what is not a number into black on a GPU. A sum is not finite where a number is not.
-        let sum = pixels.sum_all()?;
-        if !sum.is_shadow() && !sum.to_scalar::<f32>()?.is_finite() {
-            return Err(Error::NotFinite { what: "the decoded video" });
+            _ => Ok(None),
         }
-        Ok(pixels.clamp(-1f32, 1f32)?)
+    }
+
+    fn tiled_pixels(&self, z: &Tensor, axes: (Axis, Axis), probe: &mut Option<&mut Probe>) -> Result<Tensor> {
+        let (_, _, _, height, width) = z.dims5()?;
+        let out = (height * NETWORK_RATIO, width * NETWORK_RATIO);
+        tiled(z, axes, out, |tile| self.pixels(tile, probe))
     }
 
     /// Raw means of a tile; the log-variances after them are not used.
@@ -243,12 +278,12 @@ impl Vae {
             _ => (TEMPORAL_RATIO * (i - 1) + 1, TEMPORAL_RATIO),
         });
         let moments = self.encoder.run(x, chunks, probe)?;
-        let moments = self.to_moments.forward(&moments, &mut History::new(0))?;
+        let moments = self.to_moments.forward(moments, &mut History::new(0))?;
         Ok(moments.narrow(1, 0, self.sizes.latent)?)
     }
 
     fn pixels(&self, z: &Tensor, probe: &mut Option<&mut Probe>) -> Result<Tensor> {
-        let z = self.from_latents.forward(z, &mut History::new(0))?;
+        let z = self.from_latents.forward(z.clone(), &mut History::new(0))?;
         self.decoder.run(&z, (0..z.dim(2)?).map(|i| (i, 1)), probe)
     }
 

@@ -1,17 +1,20 @@
 //! An encoder or a decoder: stages run chunk by chunk.
 
+use std::ops::ControlFlow;
+
 use kernels::resample::{average_down, duplicate_up};
 use kernels::{Tensor, video};
 
 use crate::Result;
 
+use super::bands::Rows;
 use super::parts::{Builder, History, Part};
 use super::plan::{Shortcut, StagePlan};
 
 /// Sees the output of every stage: the stage's diffusers name and the chunk's tensor `[B,C,T,H,W]`.
 pub type Probe<'a> = dyn FnMut(&str, &Tensor) + 'a;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Stage {
     label: String,
     parts: Vec<Part>,
@@ -19,7 +22,7 @@ struct Stage {
 }
 
 /// Stages that run in sequence.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Network {
     stages: Vec<Stage>,
     slots: usize,
@@ -50,28 +53,45 @@ impl Network {
         chunks: impl Iterator<Item = (usize, usize)>,
         probe: &mut Option<&mut Probe>,
     ) -> Result<Tensor> {
-        let mut history = History::new(self.slots);
         let mut outputs = Vec::new();
+        self.run_each(x, (chunks, Rows::All), probe, &mut |h| {
+            outputs.push(h.contiguous()?);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(Tensor::cat(&outputs, 2)?)
+    }
+
+    /// [`Self::run`] on some or all rows, giving each chunk's output to `each` instead of joining them; `each` may break off.
+    pub(super) fn run_each(
+        &self,
+        x: &Tensor,
+        (chunks, rows): (impl Iterator<Item = (usize, usize)>, Rows),
+        probe: &mut Option<&mut Probe>,
+        each: &mut dyn FnMut(Tensor) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
+        let mut history = History::of(self.slots, rows);
         for (start, frames) in chunks {
             let mut h = x.narrow(2, start, frames)?.contiguous()?;
             for stage in &self.stages {
-                h = stage.forward(&h, start == 0, &mut history)?;
+                h = stage.forward(h, start == 0, &mut history)?;
                 if let Some(probe) = probe {
                     probe(&stage.label, &h);
                 }
             }
-            outputs.push(h.contiguous()?);
+            if each(h)?.is_break() {
+                break;
+            }
         }
-        Ok(Tensor::cat(&outputs, 2)?)
+        Ok(())
     }
 }
 
 impl Stage {
-    fn forward(&self, x: &Tensor, is_first_chunk: bool, history: &mut History) -> Result<Tensor> {
-        let mut h = x.clone();
-        for part in &self.parts {
-            h = part.forward(&h, history)?;
-        }
+    fn forward(&self, x: Tensor, is_first_chunk: bool, history: &mut History) -> Result<Tensor> {
+        // Without a shortcut nothing needs the input once the first part has run.
+        let input = (self.shortcut != Shortcut::None).then(|| x.clone());
+        let h = self.parts.iter().try_fold(x, |h, part| part.forward(h, history))?;
+        let Some(x) = &input else { return Ok(h) };
         match self.shortcut {
             Shortcut::None => Ok(h),
             Shortcut::AverageDown { to, time, space } => {

@@ -4,25 +4,36 @@
 
 use kernels::channel_norm::{Activation, channel_norm};
 use kernels::conv3d::{Before, Conv3dGeometry, Padding, conv3d, conv3d_after};
+use kernels::frame_attention::frame_attention;
 use kernels::resample::{frames_from_channels, upsample_nearest_2x};
 use kernels::{DType, Device, Tensor, video};
 
-use crate::Result;
 use crate::weights::Weights;
+use crate::{Error, Result};
 
+use super::bands::Rows;
 use super::plan::{PartPlan, Reach};
 
-/// What the causal parts keep of the chunks before, one slot for each; empty before the first chunk.
-#[derive(Debug, Clone)]
-pub(super) struct History(Vec<Option<Tensor>>);
+/// What the causal parts keep of the chunks before, one slot for each, empty before the first chunk; and which rows of the frames
+/// they see.
+#[derive(Debug)]
+pub(super) struct History<'a> {
+    slots: Vec<Option<Tensor>>,
+    rows: Rows<'a>,
+}
 
-impl History {
+impl<'a> History<'a> {
+    /// Of parts that see whole frames.
     pub(super) fn new(slots: usize) -> Self {
-        Self(vec![None; slots])
+        Self::of(slots, Rows::All)
+    }
+
+    pub(super) fn of(slots: usize, rows: Rows<'a>) -> Self {
+        Self { slots: vec![None; slots], rows }
     }
 
     fn get(&self, slot: usize) -> Option<&Tensor> {
-        self.0.get(slot)?.as_ref()
+        self.slots.get(slot)?.as_ref()
     }
 
     /// Keeps the last `frames` of `x`, in memory of their own: a view would keep the whole chunk alive.
@@ -43,7 +54,7 @@ impl History {
     }
 
     fn put(&mut self, slot: usize, x: Tensor) {
-        if let Some(place) = self.0.get_mut(slot) {
+        if let Some(place) = self.slots.get_mut(slot) {
             *place = Some(x);
         }
     }
@@ -142,7 +153,7 @@ impl Builder<'_> {
 }
 
 /// A part of a network, ready to run on [B,C,T,H,W].
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Part {
     Conv(CausalConv),
     Pointwise(Conv),
@@ -155,21 +166,29 @@ pub(super) enum Part {
 }
 
 impl Part {
-    pub(super) fn forward(&self, x: &Tensor, history: &mut History) -> Result<Tensor> {
+    /// The part's output; the input is freed as soon as nothing needs it.
+    pub(super) fn forward(&self, x: Tensor, history: &mut History) -> Result<Tensor> {
         match self {
             Self::Conv(conv) => conv.forward(x, history),
-            Self::Pointwise(conv) => conv.forward(x),
-            Self::Norm(gamma) => Ok(channel_norm(x, gamma, Activation::Identity)?),
-            Self::Silu => Ok(video::silu(x)?),
-            Self::Residual(block) => block.forward(x, history),
-            Self::Attention(block) => block.forward(x),
-            Self::Down { space, time } => down(&space.forward(x)?, time.as_ref(), history),
+            Self::Pointwise(conv) => conv.forward(&x),
+            Self::Norm(gamma) => Ok(channel_norm(&x, gamma, Activation::Identity)?),
+            Self::Silu => Ok(video::silu(&x)?),
+            Self::Residual(block) => block.forward(&x, history),
+            Self::Attention(block) => block.forward(&x, history.rows),
+            Self::Down { space, time } => {
+                let halved = space.forward(&x)?;
+                drop(x);
+                down(&halved, time.as_ref(), history)
+            }
             Self::Up { space, time } => {
                 let x = match time {
                     Some(time) => up_in_time(x, time, history)?,
-                    None => x.clone(),
+                    None => x,
                 };
-                space.forward(&upsample_nearest_2x(&x)?)
+                let doubled = upsample_nearest_2x(&x)?;
+                drop(x);
+                let (doubled, geometry) = history.rows.around(doubled, space.geometry)?;
+                space.forward_with(geometry, Before::default(), &doubled, None)
             }
         }
     }
@@ -200,7 +219,7 @@ impl Part {
 }
 
 /// A convolution with its bias.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Conv {
     weight: Tensor,
     bias: Tensor,
@@ -217,7 +236,17 @@ impl Conv {
     }
 
     fn forward_after(&self, before: Before, x: &Tensor, onto: Option<&Tensor>) -> Result<Tensor> {
-        Ok(conv3d_after(before, x, &self.weight, Some(&self.bias), self.geometry, onto)?)
+        self.forward_with(self.geometry, before, x, onto)
+    }
+
+    fn forward_with(
+        &self,
+        geometry: Conv3dGeometry,
+        before: Before,
+        x: &Tensor,
+        onto: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        Ok(conv3d_after(before, x, &self.weight, Some(&self.bias), geometry, onto)?)
     }
 }
 
@@ -225,28 +254,30 @@ impl Conv {
 const PAST: usize = 2;
 
 /// A convolution over three frames, of which two are the past: zeros before the first frame of a clip.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct CausalConv {
     conv: Conv,
     slot: usize,
 }
 
 impl CausalConv {
-    fn forward(&self, x: &Tensor, history: &mut History) -> Result<Tensor> {
+    fn forward(&self, x: Tensor, history: &mut History) -> Result<Tensor> {
         self.forward_onto(x, history, None)
     }
 
-    fn forward_onto(&self, x: &Tensor, history: &mut History, onto: Option<&Tensor>) -> Result<Tensor> {
+    fn forward_onto(&self, x: Tensor, history: &mut History, onto: Option<&Tensor>) -> Result<Tensor> {
+        // What is kept has the rows around it too.
+        let (x, geometry) = history.rows.around(x, self.conv.geometry)?;
         let past = history.get(self.slot);
         let known = past.map_or(Ok(0), |past| past.dim(2))?;
-        let y = self.conv.forward_after(Before { zeros: PAST - known, past }, x, onto)?;
-        history.push(self.slot, x, PAST)?;
+        let y = self.conv.forward_with(geometry, Before { zeros: PAST - known, past }, &x, onto)?;
+        history.push(self.slot, &x, PAST)?;
         Ok(y)
     }
 }
 
 /// Norm, SiLU, convolution, twice, around a shortcut that sees the raw input.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Residual {
     norm_1: Tensor,
     conv_1: CausalConv,
@@ -257,17 +288,19 @@ pub(super) struct Residual {
 
 impl Residual {
     fn forward(&self, x: &Tensor, history: &mut History) -> Result<Tensor> {
-        let h = self.conv_1.forward(&channel_norm(x, &self.norm_1, Activation::Silu)?, history)?;
-        let h = channel_norm(&h, &self.norm_2, Activation::Silu)?;
+        let h = self.conv_1.forward(channel_norm(x, &self.norm_1, Activation::Silu)?, history)?;
+        let normed = channel_norm(&h, &self.norm_2, Activation::Silu)?;
+        drop(h);
+        let h = normed;
         match &self.shortcut {
-            Some(conv) => self.conv_2.forward_onto(&h, history, Some(&conv.forward(x)?)),
-            None => self.conv_2.forward_onto(&h, history, Some(x)),
+            Some(conv) => self.conv_2.forward_onto(h, history, Some(&conv.forward(x)?)),
+            None => self.conv_2.forward_onto(h, history, Some(x)),
         }
     }
 }
 
 /// One head over the positions of each frame.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Attention {
     norm: Tensor,
     to_qkv: Conv,
@@ -275,14 +308,19 @@ pub(super) struct Attention {
 }
 
 impl Attention {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, rows: Rows) -> Result<Tensor> {
         let (b, c, t, h, w) = x.dims5()?;
         let qkv = self.to_qkv.forward(&channel_norm(x, &self.norm, Activation::Identity)?)?;
         // The tokens of a frame are its pixels.
-        let qkv = qkv.permute((0, 2, 3, 4, 1))?.contiguous()?.reshape((b * t, h * w, 3, c))?;
-        let [q, k, v] = [0, 1, 2].map(|i| qkv.narrow(2, i, 1));
-        let o = kernels::attention::forward(&q?, &k?, &v?)?.o;
-        let y = o.reshape((b, t, h, w, c))?.permute((0, 4, 1, 2, 3))?;
+        let qkv = qkv.permute((0, 2, 3, 4, 1))?.contiguous()?.reshape((b * t, h * w, 3 * c))?;
+        let of_frame = |qkv: Tensor| {
+            let q = qkv.narrow(1, 0, c)?.contiguous()?.reshape((1, 1, h, w, c))?.permute((0, 4, 1, 2, 3))?;
+            let kv = rows.gathered(qkv.narrow(1, c, 2 * c)?.contiguous()?)?;
+            let [k, v] = [0, c].map(|first| kv.narrow(1, first, c)?.contiguous());
+            Ok::<_, Error>(frame_attention(&q, &k?, &v?)?.permute((0, 2, 3, 4, 1))?.contiguous()?)
+        };
+        let o = (0..b * t).map(|i| of_frame(qkv.get(i)?)).collect::<Result<Vec<_>>>()?;
+        let y = Tensor::cat(&o, 0)?.reshape((b, t, h, w, c))?.permute((0, 4, 1, 2, 3))?;
         self.proj.forward_after(Before::default(), &y, Some(x))
     }
 }
@@ -300,11 +338,12 @@ fn down(x: &Tensor, time: Option<&CausalConv>, history: &mut History) -> Result<
 }
 
 /// Doubles the frames. The first frame of a clip passes as it is and is forgotten: to the second chunk the past is zero.
-fn up_in_time(x: &Tensor, time: &CausalConv, history: &mut History) -> Result<Tensor> {
+fn up_in_time(x: Tensor, time: &CausalConv, history: &mut History) -> Result<Tensor> {
     if history.get(time.slot).is_none() {
         let (b, c, _, h, w) = x.dims5()?;
         history.put(time.slot, Tensor::zeros((b, c, PAST, h, w), x.dtype(), x.device())?);
-        return Ok(x.clone());
+        return Ok(x);
     }
-    Ok(frames_from_channels(&time.forward(x, history)?)?)
+    let pairs = time.forward(x, history)?;
+    Ok(frames_from_channels(&pairs)?)
 }

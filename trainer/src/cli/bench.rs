@@ -2,13 +2,15 @@
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand, ValueEnum};
+use kernels::transfer::Route;
 use models::adapter::AdapterKind;
 use models::umt5::Umt5;
-use models::vae::Vae;
+use models::vae::{Bands, Vae};
 
 use super::devices::{OneDevice, StageDevices};
 use super::fetch::on_this_machine;
@@ -241,6 +243,9 @@ struct VaeArguments {
     float: PartFloat,
     #[command(flatten)]
     device: OneDevice,
+    /// More devices, such as cuda:1: a clip is decoded in bands of rows on all, and each encodes a clip.
+    #[arg(long, value_name = "DEVICES", value_delimiter = ',', requires = "device")]
+    beside: Vec<String>,
     #[command(flatten)]
     times: Times,
     #[command(flatten)]
@@ -458,7 +463,11 @@ impl VaeArguments {
         let size = self.size.checked(vae.sizes().spatial_ratio())?;
         let tiling = bench::usual_tiles(self.tiled);
         let repeats = Repeats { profile: self.profile.profile, ..self.times.repeats() };
-        bench::vae(&VaeBench { vae: &vae, size, tiling, repeats })
+        let mut vaes = vec![Arc::new(vae)];
+        for name in &self.beside {
+            vaes.push(Arc::new(vaes[0].copied_to(&self.device.open_another(name)?)?));
+        }
+        bench::vae(&VaeBench { bands: Bands::new(vaes, Route::Auto)?, size, tiling, repeats })
     }
 }
 

@@ -101,8 +101,16 @@ impl OneDevice {
     /// # Errors
     /// If there is no such device, or it cannot be used.
     pub fn open(&self) -> crate::Result<Device> {
+        self.open_another(self.device.as_deref().unwrap_or(devices::default_device()))
+    }
+
+    /// Opens the device `name` in the same way.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_another(&self, name: &str) -> crate::Result<Device> {
         let Setup { memory_limit, deterministic } = self.setup;
         let config = DevicesConfig { memory_limit, deterministic, ..DevicesConfig::default() };
-        devices::open(self.device.as_deref().unwrap_or(devices::default_device()), &config.settings())
+        devices::open(name, &config.settings())
     }
 }

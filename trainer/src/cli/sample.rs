@@ -230,7 +230,7 @@ impl Sample {
             ui.note("nothing was made");
             return Ok(0);
         }
-        let fps = self.fps.unwrap_or(job.basis.fps);
+        let (fps, bands) = (self.fps.unwrap_or(job.basis.fps), job.bands);
         let skipped = skips.map_or_else(Vec::new, |skips| skips.clips);
         preview.iter().for_each(|plan| plan.tell(ui));
         let previews = preview.as_ref().map(|plan| Previews { plan, folder: &self.out, fps });
@@ -239,7 +239,7 @@ impl Sample {
         if let Some(path) = &self.save_latents {
             save_latents(path, &stepped.latents)?;
         }
-        let files = ClipFiles { tiling, fps, formats: &formats };
+        let files = ClipFiles { tiling, bands, fps, formats: &formats };
         let written =
             sample::files(&self.out, (&prompted, stepped.latents, &skipped), "", &mut residents, files)?;
         previews.map_or(Ok(()), |previews| previews.remove(&prompted))?;
@@ -261,8 +261,8 @@ impl Sample {
         let devices = self.devices.over(&basis.devices).settle(basis.dit.layers)?;
         let model = resettled(&basis.model, self, &devices);
         let requests = self.requests(&basis)?;
-        let (networks, clip_groups) = (Vec::new(), NonZeroUsize::MIN);
-        Ok(Job { basis, model, devices, requests, networks, clip_groups, interrupt })
+        let (networks, clip_groups, bands) = (Vec::new(), NonZeroUsize::MIN, 1);
+        Ok(Job { basis, model, devices, requests, networks, clip_groups, bands, interrupt })
     }
 
     /// Reads the adapters of the networks of `job`.
@@ -280,11 +280,12 @@ impl Sample {
         ui: &Ui,
     ) -> crate::Result<()> {
         let asked = self.layout.unwrap_or(job.basis.layout);
-        let (laid, streamed) = memory::check(job, clips, self.cache.as_deref(), (asked, self.weights))?;
+        let fit = memory::check(job, clips, self.cache.as_deref(), (asked, self.weights))?;
+        let memory::Fit { laid, streamed, bands } = fit;
         if job.devices.stages.len() > 1 {
             ui.note(&format!("clips: {laid}"));
         }
-        job.clip_groups = laid.groups;
+        (job.clip_groups, job.bands) = (laid.groups, bands);
         job.model.precision.streamed = streamed;
         if !streamed.is_none() {
             let (some, all) = (streamed.of(0..job.basis.dit.layers), job.basis.dit.layers);
@@ -297,7 +298,7 @@ impl Sample {
 
     /// Makes all steps of the clips of `job`.
     pub(super) fn steps(&self, job: Job, course: Course, ui: &Ui) -> Result<Done> {
-        let Job { basis, model, devices, requests, networks, clip_groups, interrupt } = job;
+        let Job { basis, model, devices, requests, networks, clip_groups, interrupt, .. } = job;
         let setup = Setup { route: devices.transfer.into(), ..Setup::default() };
         let (config, residency) = (&basis.dit, one_at_a_time(clip_groups));
         let mut residents = Residents::new((&model, config), devices.open()?, residency, setup, ui);
@@ -375,6 +376,8 @@ pub(super) struct Job {
     pub networks: Vec<FromFiles>,
     /// Groups of devices, each of which has the whole network.
     pub clip_groups: NonZeroUsize,
+    /// Devices that decode clips together.
+    pub bands: usize,
     pub interrupt: Interrupt,
 }
 

@@ -1,6 +1,9 @@
 //! Training clips: decoded once for all encoders that lack an entry of them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::ScopedJoinHandle;
 
 use data::{Clip, ContentHashes, Dataset, Key, MissReason, Window};
 use kernels::{Device, Tensor};
@@ -11,6 +14,10 @@ use models::vae::{Tiling, Vae};
 use super::picture_inputs::{GivenFrames, condition};
 use super::{ClipKeys, Encoding, LATENTS, LatentStore, storage, to_host};
 use crate::error::{Error, Result};
+use crate::watch::interrupt::Interrupt;
+
+/// Clips that may wait for each VAE.
+const WAITING: usize = 1;
 
 /// Indices of the windows that have no whole entry.
 struct Missing {
@@ -42,10 +49,13 @@ impl LatentStore {
         hashes.save()?;
         let mut rest = missing.states.clone();
         if !missing.latents.is_empty() {
-            let vae = with.residents.vae()?;
             let is_for_both = missing.latents.iter().any(|index| missing.states.contains(index));
+            let vaes = match is_for_both {
+                true => vec![with.residents.vae()?],
+                false => with.residents.encoding_vaes()?,
+            };
             let tower = is_for_both.then(|| with.residents.clip()).transpose()?;
-            self.encode_missing(dataset, &missing, (&vae, tower.as_deref()), with)?;
+            self.encode_missing(dataset, &missing, (&vaes, tower.as_deref()), with)?;
             rest.retain(|index| !missing.latents.contains(index));
         }
         if rest.is_empty() { Ok(()) } else { self.encode_views(dataset, &rest, with) }
@@ -91,35 +101,45 @@ impl LatentStore {
         Ok(missing)
     }
 
+    /// Deals the missing clips out to `vaes`, each in a thread of its own: clip k goes to number k mod n, while the next ones are
+    /// read. Where there is a tower, there is one VAE.
     fn encode_missing(
         &self,
         dataset: &Dataset,
         missing: &Missing,
-        (vae, tower): (&Vae, Option<&Tower>),
+        (vaes, tower): (&[Arc<Vae>], Option<&Tower>),
         with: &Encoding,
     ) -> Result<()> {
-        let bar = with.residents.ui().bar("encoding clips", missing.latents.len());
-        let sources: BTreeSet<usize> = missing.latents.iter().map(|&i| dataset.windows[i].source).collect();
-        for source in sources {
-            let own = |&i: &usize| dataset.windows[i].source == source;
-            let mut indices: Vec<usize> = missing.latents.iter().copied().filter(own).collect();
-            indices.sort_by_key(|&i| dataset.windows[i].start);
-            let windows: Vec<Window> = indices.iter().map(|&i| dataset.windows[i]).collect();
-            for (&index, clip) in indices.iter().zip(dataset.clips(source, &windows)?) {
-                // Before a verdict: what stops this program may have stopped ffmpeg too.
-                with.interrupt.check()?;
-                let (clip, keys) = (clip?, &self.clips[index]);
-                self.put_clip(keys, vae, &clip)?;
-                if let (Some(tower), Some(key), true) = (tower, &keys.states, missing.states.contains(&index))
-                {
-                    self.put_view(key, &clip, tower)?;
-                }
-                with.interrupt.check()?;
-                bar.inc(1);
+        let bar = &with.residents.ui().bar("encoding clips", missing.latents.len());
+        let encode = |vae: &Vae, (index, clip): (usize, Clip)| -> Result<()> {
+            let keys = &self.clips[index];
+            self.put_clip(keys, vae, &clip)?;
+            if let (Some(tower), Some(key), true) = (tower, &keys.states, missing.states.contains(&index)) {
+                self.put_view(key, &clip, tower)?;
             }
+            bar.inc(1);
+            Ok(())
+        };
+        let done = std::thread::scope(|scope| {
+            let (mut lanes, mut workers) = (Vec::new(), Vec::new());
+            for vae in vaes {
+                let (lane, clips) = sync_channel(WAITING);
+                lanes.push(lane);
+                workers.push(scope.spawn(move || clips.into_iter().try_for_each(|clip| encode(vae, clip))));
+            }
+            let read = read_missing(dataset, missing, with.interrupt, &lanes);
+            drop(lanes);
+            let join = |worker: ScopedJoinHandle<Result<()>>| {
+                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            let outcomes: Vec<Result<()>> = workers.into_iter().map(join).collect();
+            // A worker that failed is why reading ended.
+            outcomes.into_iter().collect::<Result<()>>().and(read)
+        });
+        if done.is_ok() {
+            bar.finish();
         }
-        bar.finish();
-        Ok(())
+        done
     }
 
     fn put_clip(&self, keys: &ClipKeys, vae: &Vae, clip: &Clip) -> Result<()> {
@@ -148,4 +168,31 @@ impl LatentStore {
         let meta = BTreeMap::from([("source".to_owned(), clip.source.clone())]);
         Ok(self.cache.put(key, &[(name, &host, storage(tensor))], &meta)?)
     }
+}
+
+/// Reads the missing clips, each source once, and deals them out to `lanes` in turn; ends early where one is gone.
+fn read_missing(
+    dataset: &Dataset,
+    missing: &Missing,
+    interrupt: &Interrupt,
+    lanes: &[SyncSender<(usize, Clip)>],
+) -> Result<()> {
+    let sources: BTreeSet<usize> = missing.latents.iter().map(|&i| dataset.windows[i].source).collect();
+    let mut turns = lanes.iter().cycle();
+    for source in sources {
+        let own = |&i: &usize| dataset.windows[i].source == source;
+        let mut indices: Vec<usize> = missing.latents.iter().copied().filter(own).collect();
+        indices.sort_by_key(|&i| dataset.windows[i].start);
+        let windows: Vec<Window> = indices.iter().map(|&i| dataset.windows[i]).collect();
+        for (&index, clip) in indices.iter().zip(dataset.clips(source, &windows)?) {
+            // Before a verdict: what stops this program may have stopped ffmpeg too.
+            interrupt.check()?;
+            let clip = clip?;
+            if turns.next().is_none_or(|lane| lane.send((index, clip)).is_err()) {
+                return Ok(());
+            }
+            interrupt.check()?;
+        }
+    }
+    Ok(())
 }

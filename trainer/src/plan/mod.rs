@@ -269,8 +269,9 @@ impl Planned {
             // Plans of earlier versions do not say what may be pinned.
             let pinned = stored.memory.pinned.or(plan.memory.pinned);
             // It changes no number, and what fits beside the networks depends on what is free today.
-            let MemoryPlan { decoding, clip_groups, .. } = plan.memory;
-            let open = MemoryPlan { ffn_tokens, pinned, decoding, clip_groups, ..stored.memory.clone() };
+            let MemoryPlan { decoding, bands, clip_groups, .. } = plan.memory;
+            let open =
+                MemoryPlan { ffn_tokens, pinned, decoding, bands, clip_groups, ..stored.memory.clone() };
             plan.memory = open;
             plan.model.precision.streamed = stored.model.precision.streamed;
         }

@@ -19,9 +19,10 @@ use crate::adapters::look_at;
 use crate::base::{BaseModel, EncoderSizes};
 use crate::encode::condition_there;
 use crate::encode::prompt::ClipRequest;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::machine::forecast::{
     Calls, ClipShape, Decoding, DeviceMemory, Engine, Forecaster, Held, ShadowDevice, StageMemory, Task,
+    decoding,
 };
 use crate::machine::memory::{Machine, Phase, PhaseForecast, Shapes};
 use crate::machine::precision::Precision;
@@ -151,9 +152,26 @@ impl Rest {
         Ok(PhaseForecast::new(Phase::TextEncoder, dit.machine, [(0, alone.memory())]))
     }
 
-    /// A clip of the latents `bucket` through the VAE, and its ends through CLIP beside it.
+    /// A clip of the latents `bucket` through the VAE, and its ends through CLIP beside it: on the first device, and where there is
+    /// no CLIP on all behind it that have room.
     pub(super) fn encoding_clips(&self, dit: Split, bucket: Latents) -> Result<PhaseForecast> {
-        let alone = ShadowDevice::new(dit.first());
+        let mut on = vec![(0, self.encoding_a_clip(dit, dit.first(), bucket)?)];
+        if self.encoders.clip.is_none() {
+            for (_, stages) in dit.machine.devices().into_iter().skip(1) {
+                let stage = stages[0]; // a device is there for a stage
+                let memory = self.encoding_a_clip(dit, dit.machine.stages[stage].engine, bucket)?;
+                let more = PhaseForecast::new(Phase::EncodingClips, dit.machine, [(stage, memory.clone())]);
+                if more.misfit().is_some() {
+                    break;
+                }
+                on.push((stage, memory));
+            }
+        }
+        Ok(PhaseForecast::new(Phase::EncodingClips, dit.machine, on))
+    }
+
+    fn encoding_a_clip(&self, dit: Split, engine: Engine, bucket: Latents) -> Result<DeviceMemory> {
+        let alone = ShadowDevice::new(engine);
         let (device, vae) = (alone.device(), self.vae(alone.device())?);
         let clip = self.clip(device)?;
         let (frames, height, width) = self.pixels(bucket);
@@ -166,7 +184,7 @@ impl Rest {
         }
         drop(video);
         look(clip.as_ref(), device)?;
-        Ok(PhaseForecast::new(Phase::EncodingClips, dit.machine, [(0, alone.memory())]))
+        Ok(alone.memory())
     }
 
     /// The pictures of the largest of `clips` through the VAE, then through CLIP.
@@ -246,7 +264,8 @@ impl Rest {
         Ok(())
     }
 
-    /// The largest of `clips` through the VAE, beside what the first device holds of the run.
+    /// The largest of `clips` through the VAE, beside what its devices hold of the run: in bands on all of them where they have
+    /// room, else on the first.
     pub(super) fn decoding(
         &self,
         dit: Split,
@@ -254,18 +273,30 @@ impl Rest {
         tiling: Tiling,
     ) -> Result<PhaseForecast> {
         let shapes = self.shapes(clips);
-        let of_dit = match self.behind_sampling {
-            BehindSampling::Stays => dit.held_on_first()?,
-            BehindSampling::Dropped => 0,
+        let latents = shapes.first().map_or((1, 1, 1), |clip| clip.latents);
+        let mut devices = Vec::new();
+        for (_, stages) in dit.machine.devices() {
+            let of_dit = match self.behind_sampling {
+                BehindSampling::Stays => dit.held_by(&stages)?,
+                BehindSampling::Dropped => 0,
+            };
+            let of_clips = if devices.is_empty() { self.held_by(dit.task, &shapes) } else { 0 };
+            // A device is there for a stage.
+            devices.push((stages[0], (dit.machine.stages[stages[0]].engine, of_dit + of_clips)));
+        }
+        let on = |devices: &[(usize, (Engine, u64))]| {
+            let (stages, held): (Vec<usize>, Vec<(Engine, u64)>) = devices.iter().copied().unzip();
+            let vae = (self.encoders.vae, self.precision.vae());
+            let memory = stages.into_iter().zip(decoding(&held, vae, latents, tiling)?);
+            Ok::<_, Error>(PhaseForecast::new(Phase::Decoding, dit.machine, memory))
         };
-        let held = of_dit + self.held_by(dit.task, &shapes);
-        let beside = ShadowDevice::new(dit.first()).holding(held);
-        let vae = self.vae(beside.device())?;
-        let (frames, height, width) = shapes.first().map_or((1, 1, 1), |clip| clip.latents);
-        let shape = (1, self.encoders.vae.latent, frames, height, width);
-        let latents = Tensor::zeros(shape, DType::F32, beside.device())?;
-        drop(vae.decode(&latents, tiling)?);
-        Ok(PhaseForecast::new(Phase::Decoding, dit.machine, [(0, beside.memory())]))
+        if devices.len() > 1 && tiling == Tiling::Off && latents.1 >= devices.len() {
+            let all = on(&devices)?;
+            if all.misfit().is_none() {
+                return Ok(all);
+            }
+        }
+        on(&devices[..1])
     }
 
     /// Calls of a solver step of each clip.
@@ -342,15 +373,11 @@ impl Split<'_> {
         self.machine.stages[0].engine // a settled config has a stage
     }
 
-    /// What the stages on the first device hold while clips are decoded.
-    fn held_on_first(&self) -> Result<u64> {
+    /// What these stages, which are on one device, hold while clips are decoded.
+    fn held_by(&self, stages: &[usize]) -> Result<u64> {
         let (forecaster, mut held) = (Forecaster::new(self.task), 0);
-        let first = &self.machine.stages[0].name; // a settled config has a stage
-        for (index, blocks) in self.ranges().enumerate() {
+        for (index, blocks) in self.ranges().enumerate().filter(|(index, _)| stages.contains(index)) {
             let card = &self.machine.stages[index];
-            if card.name != *first {
-                continue;
-            }
             let resident = forecaster.resident(card.engine, &blocks, self.machine.place_of(index))?;
             held += match self.task.decoding {
                 Decoding::Beside => resident.bytes,

@@ -65,6 +65,8 @@ pub struct Setup {
     pub ffn_tokens: Option<usize>,
     /// Where each stage parks what its blocks keep; of its own where there are none.
     pub stores: Vec<HostStore>,
+    /// Devices that encode training clips side by side, at most; one where nothing is said.
+    pub encoders: Option<usize>,
 }
 
 /// A network that is read from its files when it is first used.
@@ -209,6 +211,34 @@ impl Residents {
             check_vae(vae.sizes(), dit)?;
             Ok(vae)
         })
+    }
+
+    /// The VAE on the first `count` devices: copies of [`Self::vae`] that are gone when they are dropped.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn vaes(&mut self, count: usize) -> Result<Vec<Arc<Vae>>> {
+        let mut vaes = vec![self.vae()?];
+        for (device, _) in &self.split {
+            if vaes.len() < count && vaes.iter().all(|vae| !vae.device().same_device(device)) {
+                let copied = || vaes[0].copied_to(device);
+                vaes.push(Arc::new(self.ui.phase("loading the VAE", copied)?));
+            }
+        }
+        Ok(vaes)
+    }
+
+    /// The VAEs that training clips are dealt out to: one on each device that the setup has for them.
+    ///
+    /// # Errors
+    /// As [`Self::vae`].
+    pub fn encoding_vaes(&mut self) -> Result<Vec<Arc<Vae>>> {
+        self.vaes(self.setup.encoders.unwrap_or(1))
+    }
+
+    /// How tensors go from one device to another.
+    pub fn route(&self) -> Route {
+        self.setup.route
     }
 
     /// The text encoder on the first device, without anything else.

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use kernels::Tensor;
+use models::vae::Bands;
 
 use super::preview::Previewing;
 use super::{ClipFiles, Half, Previews, Prompted, Sampled, Session, StepDone, clip_name, write_clips};
@@ -105,6 +106,7 @@ pub fn files(
         label: label(&clip.request, skipped.get(index).map_or(0, Vec::len)),
         latents,
     });
-    let (ui, vae) = (residents.ui().clone(), residents.vae()?);
+    let ui = residents.ui().clone();
+    let vae = Bands::new(residents.vaes(files.bands)?, residents.route())?;
     write_clips(folder, &vae, &sampled.collect::<Vec<_>>(), files, &ui)
 }

@@ -10,6 +10,7 @@ mod preview;
 mod prompted;
 mod session;
 mod steps;
+mod writer;
 
 pub use config::{ClipFormat, ClipLayout, Prompts, SampleConfig};
 pub use make::{Course, Stepped, files, latents};

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use data::{Film, SheetRow, SheetStyle};
-use kernels::{Device, Tensor};
-use models::vae::{Tiling, Vae};
+use kernels::Tensor;
+use models::vae::{Bands, Tiling};
 
 use super::ClipFormat;
+use super::writer::{self, Written};
 use crate::error::{Error, Result};
 use crate::watch::ui::Ui;
 
@@ -38,6 +39,8 @@ pub struct Sampled {
 pub struct ClipFiles<'a> {
     /// How they are decoded.
     pub tiling: Tiling,
+    /// Devices that decode them together, at most, a band of rows each.
+    pub bands: usize,
     /// Frames a second.
     pub fps: f64,
     /// Files of each.
@@ -51,32 +54,12 @@ pub struct ClipFiles<'a> {
 /// Latents that the VAE does not fit, a clip that is not finite, and files that cannot be written.
 pub fn write_clips(
     folder: &Path,
-    vae: &Vae,
+    vae: &Bands,
     clips: &[Sampled],
-    ClipFiles { tiling, fps, formats }: ClipFiles,
+    files: ClipFiles,
     ui: &Ui,
 ) -> Result<Vec<PathBuf>> {
-    let bar = ui.bar("decoding clips", clips.len());
-    let mut films = Vec::new();
-    for clip in clips {
-        films.push(decode(vae, tiling, clip)?);
-        bar.inc(1);
-    }
-    bar.finish();
-    let bar = ui.bar("writing clips", clips.len());
-    let mut written = Vec::new();
-    for (Sampled { name, label, .. }, film) in clips.iter().zip(&films) {
-        for format in formats {
-            let path = clip_file(folder, name, *format);
-            match format {
-                ClipFormat::Mp4 => data::write_commented_mp4(&path, film, fps, label.as_deref())?,
-                ClipFormat::Gif => data::write_gif(&path, film, fps)?,
-                ClipFormat::Webp => data::write_webp(&path, film, fps)?,
-            }
-            written.push(path);
-        }
-        bar.inc(1);
-    }
+    let Written { films, files: mut written } = writer::write(folder, vae, clips, files, ui)?;
     let sheet = folder.join(CONTACT_SHEET);
     let cell_width = films.iter().map(Film::width).max().unwrap_or(SHEET_CELL).min(SHEET_CELL);
     let columns = films.iter().map(Film::len).max().unwrap_or(1).min(SHEET_COLUMNS as usize) as u32;
@@ -87,7 +70,6 @@ pub fn write_clips(
     let titles: Vec<String> = titles.collect();
     let rows = titles.iter().zip(&films).map(|(title, film)| SheetRow { title, film });
     data::titled_sheet(&sheet, &rows.collect::<Vec<_>>(), SheetStyle { columns, cell_width, gap: 2 })?;
-    bar.finish();
     written.push(sheet);
     Ok(written)
 }
@@ -99,17 +81,8 @@ pub fn clip_files(folder: &Path, names: &[String], formats: &[ClipFormat]) -> Ve
     clips.chain([folder.join(CONTACT_SHEET)]).collect()
 }
 
-fn clip_file(folder: &Path, name: &str, format: ClipFormat) -> PathBuf {
+pub(super) fn clip_file(folder: &Path, name: &str, format: ClipFormat) -> PathBuf {
     folder.join(format!("{name}.{}", format.extension()))
-}
-
-/// The video of a clip.
-fn decode(vae: &Vae, tiling: Tiling, clip: &Sampled) -> Result<Film> {
-    let video = vae.decode(&clip.latents.to_device(vae.device())?, tiling).map_err(|error| match error {
-        models::Error::NotFinite { .. } => Error::NonFiniteVideo { clip: clip.title.clone() },
-        other => other.into(),
-    })?;
-    film(&video.to_device(&Device::Cpu)?)
 }
 
 /// The film of a video [1,3,t,h,w] in -1..1 on the CPU.

@@ -31,7 +31,7 @@ pub(crate) use step::{UpdateSettings, update};
 use crate::encode::{Check, Encoding, LatentStore};
 use crate::error::Result;
 use crate::machine::devices;
-use crate::machine::memory::MemoryPlan;
+use crate::machine::memory::{MemoryPlan, Phase};
 use crate::plan::{Plan, Planned};
 use crate::residents::{Residency, Residents, Setup, WhenIdle};
 use crate::train::background::Background;
@@ -117,7 +117,8 @@ fn residents(planned: &Planned, split: Vec<(Device, Range<usize>)>, ui: &Ui) -> 
     let MemoryPlan { networks, decoding, clip_groups, .. } = plan.memory;
     let residency = Residency { networks, decoding, vae, clip_groups };
     let (route, ffn_tokens) = (plan.devices.transfer.into(), Some(plan.memory.ffn_tokens));
-    let setup = Setup { route, ffn_tokens, stores: Vec::new() };
+    let encoders = Some(planned.forecast.devices_of(Phase::EncodingClips));
+    let setup = Setup { route, ffn_tokens, stores: Vec::new(), encoders };
     Residents::new((&plan.model, dit), split, residency, setup, ui)
 }
 

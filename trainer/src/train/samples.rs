@@ -60,7 +60,8 @@ impl Run<'_> {
             self.keep_table(&changes)?;
         }
         let residents = self.networks.residents_mut();
-        let files = ClipFiles { tiling: Tiling::Off, fps, formats: &plan.sample.formats };
+        let (bands, formats) = (plan.memory.bands, &plan.sample.formats);
+        let files = ClipFiles { tiling: Tiling::Off, bands, fps, formats };
         let written =
             sample::files(&folder, (&clips, latents, &skipped), &format!("step {step}  "), residents, files)?;
         previews.map_or(Ok(()), |previews| previews.remove(&clips))?;

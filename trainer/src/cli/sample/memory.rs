@@ -13,14 +13,25 @@ use crate::encode::LatentStore;
 use crate::error::Result;
 use crate::machine::devices::Limits;
 use crate::machine::forecast::Task;
-use crate::machine::memory::{Machine, Phase, Shapes, WeightPlace};
+use crate::machine::memory::{Machine, Phase, Shapes, WeightPlace, devices_of};
 use crate::plan::{BehindSampling, Laid, Rest, Split, Wording, checked, laid};
 use crate::residents::FromFiles;
 use crate::sample::{ClipLayout, PreviewPlan};
 
+/// How clips fit onto the devices.
+pub(super) struct Fit {
+    /// How they go through the network.
+    pub laid: Laid,
+    /// The blocks whose matrices are in host memory.
+    pub streamed: Streamed,
+    /// How many devices decode clips together, a band of rows each.
+    pub bands: usize,
+}
+
 /// Checks that the models that the clips of `job` go through fit onto its devices: each is there alone. Prompts that are in
 /// the cache, in `folder` where it is named, need no text encoder. How clips go through the network: the layout that is `asked`
-/// for, or the best; and the blocks whose matrices are streamed from host memory, as few as will do.
+/// for, or the best; the blocks whose matrices are streamed from host memory, as few as will do; and how many devices decode clips
+/// together.
 ///
 /// # Errors
 /// What does not fit, and what would.
@@ -29,7 +40,7 @@ pub(super) fn check(
     (is_cached, tiling, preview): (bool, Tiling, Option<&PreviewPlan>),
     folder: Option<&Path>,
     (asked, weights): (ClipLayout, WeightPlace),
-) -> Result<(Laid, Streamed)> {
+) -> Result<Fit> {
     let Job { basis, model, devices, requests, networks, .. } = job;
     let encoded = LatentStore::open(folder.unwrap_or(&basis.cache), model)?;
     let mut task = Task::without_training(&basis.dit, model.precision.dit(), (1, 2, 2));
@@ -67,7 +78,8 @@ pub(super) fn check(
         phases.retain(|phase| phase.phase != Phase::TextEncoder);
     }
     checked(&rest, dit, &phases, &Shapes::default(), Wording::Command)?;
-    Ok((laid(&rest, dit, asked, Wording::Command)?, task.base.streamed))
+    let laid = laid(&rest, dit, asked, Wording::Command)?;
+    Ok(Fit { laid, streamed: task.base.streamed, bands: devices_of(Phase::Decoding, &phases) })
 }
 
 fn split<'a>(task: &'a Task<'a>, machine: &'a Machine, blocks: &'a [usize]) -> Split<'a> {

@@ -36,8 +36,13 @@ pub struct DeviceMemory {
 impl ShadowDevice {
     /// One that holds nothing.
     pub fn new(engine: Engine) -> Self {
+        Self::at(engine, 0)
+    }
+
+    /// The same as number `index` of several.
+    pub fn at(engine: Engine, index: usize) -> Self {
         let (ledger, host) = (device_ledger(engine), Ledger::new(HOST_GRAIN));
-        let device = shadow(engine, 0, &ledger, &host);
+        let device = shadow(engine, index, &ledger, &host);
         Self { engine, device, ledger, held: Vec::new() }
     }
 

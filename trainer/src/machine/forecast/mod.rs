@@ -5,6 +5,7 @@
 //! and memory is freed in the order of the stream, so the order of the host's calls is all there is to it.
 
 mod calls;
+mod decoding;
 mod device;
 mod memo;
 mod rehearsal;
@@ -27,6 +28,7 @@ use device::{device_ledger, resident, scene};
 use memo::Memo;
 
 pub use calls::{Calls, ClipShape};
+pub use decoding::decoding;
 pub use device::{DeviceMemory, ShadowDevice};
 pub use rehearsal::{Rehearsal, Scene};
 pub use task::{Decoding, Engine, Networks, Task};

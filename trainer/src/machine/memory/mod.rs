@@ -22,7 +22,7 @@ pub use choice::{Choice, choose};
 pub use host::More;
 use host::Tried;
 pub use machine::{Card, Machine, Room, host_shares};
-pub use phases::{Phase, PhaseForecast, PhaseMemory};
+pub use phases::{Phase, PhaseForecast, PhaseMemory, devices_of};
 use refusal::Given;
 pub use refusal::Shape;
 pub use report::{Forecast, StageForecast};
@@ -88,6 +88,15 @@ fn one_group() -> NonZeroUsize {
 
 fn is_one_group(groups: &NonZeroUsize) -> bool {
     groups.get() == 1
+}
+
+/// Clips are decoded on one device.
+fn one() -> usize {
+    1
+}
+
+fn is_single(bands: &usize) -> bool {
+    *bands == 1
 }
 
 fn is_beside(decoding: &Decoding) -> bool {
@@ -361,6 +370,9 @@ pub struct MemoryPlan {
     /// Groups of devices that clips go through, each with the whole network; 1 for the split as it is.
     #[serde(default = "one_group", skip_serializing_if = "is_one_group")]
     pub clip_groups: NonZeroUsize,
+    /// Devices that decode clips together, a band of rows each.
+    #[serde(default = "one", skip_serializing_if = "is_single")]
+    pub bands: usize,
     /// The most tokens of a clip that go through a feed-forward layer at once.
     pub ffn_tokens: usize,
     /// Where it asks to keep the model's matrices.
@@ -390,6 +402,7 @@ impl MemoryPlan {
             networks: settled.networks,
             decoding: settled.decoding,
             clip_groups: settled.clip_groups,
+            bands: settled.forecast.devices_of(Phase::Decoding),
             keep: asked.keep,
             offload: asked.offload,
             host_memory: asked.host_memory,

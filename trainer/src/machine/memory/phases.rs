@@ -50,6 +50,11 @@ pub struct PhaseMemory {
     pub room: Room,
 }
 
+/// How many devices take part in `phase` by the forecasts `phases`; one where they do not say.
+pub fn devices_of(phase: Phase, phases: &[PhaseForecast]) -> usize {
+    phases.iter().find(|forecast| forecast.phase == phase).map_or(1, |forecast| forecast.devices.len())
+}
+
 impl PhaseForecast {
     /// `phase` on the devices of `machine` of which `memory` gives the first stage on each.
     pub fn new(

@@ -6,7 +6,8 @@ use models::adapter::AdapterKind;
 use models::dit::Streamed;
 use serde::Serialize;
 
-use super::{Choice, Machine, More, PhaseForecast, Room, Run, Shape, runs};
+use super::phases::devices_of;
+use super::{Choice, Machine, More, Phase, PhaseForecast, Room, Run, Shape, runs};
 use crate::bytes::Bytes;
 use crate::error::Result;
 use crate::machine::forecast::{Decoding, Networks, StageMemory, Task};
@@ -106,6 +107,11 @@ impl Forecast {
     /// With what a run does besides its steps.
     pub fn with_phases(self, phases: Vec<PhaseForecast>) -> Self {
         Self { phases, ..self }
+    }
+
+    /// How many devices take part in `phase`.
+    pub fn devices_of(&self, phase: Phase) -> usize {
+        devices_of(phase, &self.phases)
     }
 
     /// The slabs of host memory, in bytes, that each stage pins for what its blocks park.

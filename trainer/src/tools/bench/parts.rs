@@ -1,16 +1,19 @@
 //! Attention alone, the VAE, and the text encoder.
 
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
 use kernels::attention as kernel;
 use kernels::{DType, Device, Tensor};
 use models::umt5::Umt5;
-use models::vae::{Generation, Tiles, Tiling, Vae, latent_frames};
+use models::vae::{Bands, Generation, Tiles, Tiling, Vae, latent_frames};
 use serde_json::{Value, json};
 
 use super::meter::Meter;
 use super::profile::watched;
 use super::{ClipSize, Repeats, device_name, gib, random, rounded};
 use crate::error::Result;
-use crate::machine::forecast::{Engine, ShadowDevice};
+use crate::machine::forecast::{Engine, ShadowDevice, decoding};
 use crate::machine::precision::in_words;
 
 /// A measurement of self-attention.
@@ -52,9 +55,9 @@ pub fn attention(bench: AttentionBench, device: &Device) -> Result<Value> {
 
 /// A measurement of a VAE.
 #[derive(Debug)]
-pub struct VaeBench<'a> {
-    /// The VAE.
-    pub vae: &'a Vae,
+pub struct VaeBench {
+    /// The VAE, on each of its devices.
+    pub bands: Bands,
     /// The clip.
     pub size: ClipSize,
     /// Whole, or in the usual tiles.
@@ -63,57 +66,84 @@ pub struct VaeBench<'a> {
     pub repeats: Repeats,
 }
 
-/// Decoding and encoding one clip.
+/// Decoding one clip, on several devices in bands of rows; and encoding one clip on each device. Profiles are of the first alone.
 ///
 /// # Errors
 /// A size that the VAE does not take.
 pub fn vae(bench: &VaeBench) -> Result<Value> {
-    let VaeBench { vae, size, tiling, repeats } = *bench;
-    let (device, ratio, tiled) = (vae.device(), vae.sizes().spatial_ratio(), tiling != Tiling::Off);
-    let latent = [1, vae.sizes().latent, latent_frames(size.frames), size.height / ratio, size.width / ratio];
-    let latents = random("latents", &latent, DType::F32, device)?;
-    // The numbers beyond are not kept beside it: they would be measured and not forecast.
-    let video = random("video", &[1, 3, size.frames, size.height, size.width], DType::F32, device)?
-        .clamp(-1f32, 1f32)?;
-    let meter = Meter::of([device]);
-    let decode = meter.measure(repeats, || Ok(vae.decode(&latents, tiling).map(drop)?))?;
-    let encode = meter.measure(repeats, || Ok(vae.encode(&video, tiling).map(drop)?))?;
+    let VaeBench { bands, size, tiling, repeats } = bench;
+    let (vae, tiling, vaes) = (bands.first(), *tiling, bands.vaes());
+    let (device, ratio) = (vae.device(), vae.sizes().spatial_ratio());
+    let latents = (latent_frames(size.frames), size.height / ratio, size.width / ratio);
+    let latent = [1, vae.sizes().latent, latents.0, latents.1, latents.2];
+    let latents_bcthw = random("latents", &latent, DType::F32, device)?;
+    let videos = vaes.iter().map(|vae| {
+        let shape = [1, 3, size.frames, size.height, size.width];
+        // The numbers beyond are not kept beside it: they would be measured and not forecast.
+        Ok((vae, random("video", &shape, DType::F32, vae.device())?.clamp(-1f32, 1f32)?))
+    });
+    let videos = videos.collect::<Result<Vec<_>>>()?;
+    let video_bytes = (videos[0].1.elem_count() * DType::F32.size_in_bytes()) as u64; // there is a VAE
+    let decoded = || bands.decode_frames(&latents_bcthw, tiling, &mut |_| ControlFlow::Continue(()));
+    let encoded = || encode_all(&videos, tiling);
+    let meter = Meter::of(vaes.iter().map(|vae| vae.device()));
+    let decode = meter.measure(*repeats, || Ok(decoded()?))?;
+    let encode = meter.measure(*repeats, encoded)?;
+    // None of these heads is for cuDNN.
+    let engine = if device.is_cpu() { Engine::Cpu } else { Engine::Chunked };
+    let held = vec![(engine, video_bytes); vaes.len()];
+    let of_decoding = decoding(&held, (*vae.sizes(), vae.dtype()), latents, tiling)?;
+    let of_decoding: Vec<f64> = of_decoding.iter().map(|memory| gib(memory.peak)).collect();
+    let of_encoding = forecast(device, &latents_bcthw, |shadow| {
+        let video = Tensor::zeros(videos[0].1.shape(), DType::F32, shadow)?;
+        Vae::seeded(*vae.sizes(), 0, vae.dtype(), shadow)?.encode(&video, tiling).map(drop)
+    })?;
     let what = match vae.sizes().generation {
         Generation::Wan21 => "vae2.1",
         Generation::Wan22 => "vae2.2",
     };
     let mut report = json!({
         "what": what, "width": vae.sizes().decoder, "dtype": vae.dtype().as_str(), "device": device_name(device),
-        "tiled": tiled, "frames": size.frames, "size": size.label(),
-        "decode_s": rounded(decode.seconds, 4), "decode_peak_gib": decode.peak_gib.first(),
-        "encode_s": rounded(encode.seconds, 4), "encode_peak_gib": encode.peak_gib.first(),
-        "decode_forecast_gib": forecast(device, &video, |shadow| {
-            let latents = Tensor::zeros(&latent[..], DType::F32, shadow)?;
-            Vae::seeded(*vae.sizes(), 0, vae.dtype(), shadow)?.decode(&latents, tiling)
-        })?,
-        "encode_forecast_gib": forecast(device, &latents, |shadow| {
-            let video = Tensor::zeros(video.shape(), DType::F32, shadow)?;
-            Vae::seeded(*vae.sizes(), 0, vae.dtype(), shadow)?.encode(&video, tiling)
-        })?,
+        "devices": vaes.len(), "tiled": tiling != Tiling::Off, "frames": size.frames, "size": size.label(),
+        "decode_s": rounded(decode.seconds, 4), "decode_peak_gib": one_or_all(&decode.peak_gib),
+        "encode_s": rounded(encode.seconds / vaes.len() as f64, 4), "encode_peak_gib": one_or_all(&encode.peak_gib),
+        "decode_forecast_gib": one_or_all(&of_decoding),
+        "encode_forecast_gib": one_or_all(&vec![of_encoding; vaes.len()]),
     });
     if repeats.profile {
-        report["decode_profile"] = watched(device, || Ok(vae.decode(&latents, tiling).map(drop)?))?;
-        report["encode_profile"] = watched(device, || Ok(vae.encode(&video, tiling).map(drop)?))?;
+        let alone = || vae.decode_frames(&latents_bcthw, tiling, &mut |_| ControlFlow::Continue(()));
+        report["decode_profile"] = watched(device, || Ok(alone()?))?;
+        report["encode_profile"] = watched(device, || Ok(vae.encode(&videos[0].1, tiling).map(drop)?))?;
     }
     Ok(report)
 }
 
+/// The figure of a device that is alone, or those of all.
+fn one_or_all(figures: &[f64]) -> Value {
+    if let [one] = figures { json!(one) } else { json!(figures) }
+}
+
+/// Encodes a clip on each device at once.
+fn encode_all(videos: &[(&Arc<Vae>, Tensor)], tiling: Tiling) -> Result<()> {
+    std::thread::scope(|scope| {
+        let start = |(vae, video): &'_ (&Arc<Vae>, Tensor)| {
+            let (vae, video) = (Arc::clone(vae), video.clone());
+            scope.spawn(move || vae.encode(&video, tiling).map(drop))
+        };
+        let threads: Vec<_> = videos.iter().map(start).collect();
+        threads.into_iter().try_for_each(|thread| {
+            Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?)
+        })
+    })
+}
+
 /// GiB that `work` is forecast to hold on `device`, where `held` is there besides.
-fn forecast(
-    device: &Device,
-    held: &Tensor,
-    work: impl FnOnce(&Device) -> models::Result<Tensor>,
-) -> Result<f64> {
+fn forecast(device: &Device, held: &Tensor, work: impl FnOnce(&Device) -> models::Result<()>) -> Result<f64> {
     // None of these heads is for cuDNN.
     let engine = if device.is_cpu() { Engine::Cpu } else { Engine::Chunked };
     let bytes = held.elem_count() * held.dtype().size_in_bytes();
     let shadow = ShadowDevice::new(engine).holding(bytes as u64);
-    drop(work(shadow.device())?);
+    work(shadow.device())?;
     Ok(gib(shadow.memory().peak))
 }
 
@@ -135,7 +165,7 @@ pub fn text(name: &str, umt5: &Umt5, tokens: usize, repeats: Repeats) -> Result<
         "what": name, "weights": in_words(umt5.frozen()), "device": device_name(device), "tokens": tokens,
         "s": rounded(measured.seconds, 4), "peak_gib": measured.peak_gib.first(),
         "forecast_gib": forecast(device, &Tensor::zeros(0, DType::F32, device)?, |shadow| {
-            Umt5::seeded(*umt5.sizes(), 0, umt5.frozen(), shadow)?.encode(&ids)
+            Umt5::seeded(*umt5.sizes(), 0, umt5.frozen(), shadow)?.encode(&ids).map(drop)
         })?,
     }))
 }

@@ -1,0 +1,35 @@
+//! Decoding of clips, on one device or in bands of rows on several.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use kernels::transfer::Route;
+use kernels::{DType, Tensor};
+use models::vae::{Bands, Sizes, Tiling, Vae};
+
+use super::{DeviceMemory, Engine, ShadowDevice};
+use crate::error::Result;
+
+/// What each of `devices` holds at its peak while together they decode latents [1,C,`latents`] on the first of them, in bands of one
+/// each; the numbers are bytes that each holds besides.
+///
+/// Bands send each other rows as they come to them, so that of bands the figure is exact up to a few rows.
+///
+/// # Errors
+/// Sizes that the VAE does not take.
+pub fn decoding(
+    devices: &[(Engine, u64)],
+    (sizes, dtype): (Sizes, DType),
+    (frames, height, width): (usize, usize, usize),
+    tiling: Tiling,
+) -> Result<Vec<DeviceMemory>> {
+    let shadow =
+        |(index, (engine, held)): (usize, &(Engine, u64))| ShadowDevice::at(*engine, index).holding(*held);
+    let shadows: Vec<ShadowDevice> = devices.iter().enumerate().map(shadow).collect();
+    let vae = |shadow: &ShadowDevice| Ok(Arc::new(Vae::seeded(sizes, 0, dtype, shadow.device())?));
+    let bands = Bands::new(shadows.iter().map(vae).collect::<Result<_>>()?, Route::Auto)?;
+    let shape = (1, sizes.latent, frames, height, width);
+    let latents = Tensor::zeros(shape, DType::F32, bands.first().device())?;
+    bands.decode_frames(&latents, tiling, &mut |_| ControlFlow::Continue(()))?;
+    Ok(shadows.iter().map(ShadowDevice::memory).collect())
+}
