@@ -5,7 +5,7 @@ use std::io::Write;
 
 use proofs::hub::{Repository, Server};
 
-use crate::desk::Desk;
+use crate::desk::{Desk, Outcome};
 
 const PLAN: [&str; 2] = ["plan", "recipe.toml"];
 const TRAIN: [&str; 2] = ["train", "recipe.toml"];
@@ -143,6 +143,41 @@ fn a_checkpoint_is_read_in_the_memory_of_a_tensor() {
         let Some(peak) = row["host_peak_gib"].as_f64() else { continue };
         assert!(peak * f64::from(1 << 30) < 4.0 * BYTES as f64, "{base}: {peak} GiB");
     }
+}
+
+/// The folder is named once, when the file is written; a damaged file is told once, and is whole after that.
+#[test]
+fn quantised_weights_are_kept_for_the_next_start_unless_that_is_switched_off() {
+    let desk = Desk::new();
+    desk.change("folder = \"model\"", "folder = \"model\"\nbase = \"fp8\"\nquantised_folder = \"kept\"");
+    desk.change("[train]", "[devices]\nstages = [\"cpu\"]\n\n[train]");
+    let told = |outcome: &Outcome, what: &str| format!("{}{}", outcome.stdout, outcome.stderr).contains(what);
+    let written = desk.succeed(&TRAIN);
+    for what in ["kept in", "model.cache_quantised = false", "--no-quantised-cache"] {
+        assert!(told(&written, what), "no {what} in {written:?}");
+    }
+    let files = || fs::read_dir(desk.path("kept")).unwrap().map(|entry| entry.unwrap().path());
+    let file = files().next().unwrap();
+    assert_eq!((files().count(), file.extension().unwrap()), (1, "safetensors".as_ref()));
+    let whole = fs::read(&file).unwrap();
+
+    let sample = |more: &[&str]| {
+        let size = ["--width", "16", "--height", "16", "--frames", "1", "--steps", "1", "--force"];
+        let clip =
+            ["sample", "run", "--prompt", "a cloud", "--out", "made", "--save-latents", "l.safetensors"];
+        desk.succeed(&[&clip[..], &size, more].concat())
+    };
+    let read = sample(&[]);
+    assert!(!told(&read, "kept in") && !told(&read, "was damaged"), "{read:?}");
+    let latents = || fs::read(desk.path("l.safetensors")).unwrap();
+    let before = latents();
+    fs::write(&file, &whole[..whole.len() - 5]).unwrap();
+    assert!(!told(&sample(&["--no-quantised-cache"]), "was damaged"));
+    let mended = sample(&[]);
+    assert!(told(&mended, "was damaged") && fs::read(&file).unwrap() == whole, "{mended:?}");
+    assert!(latents() == before, "other weights");
+    let off = ["train", "recipe.toml", "--set", "model.cache_quantised=false", "--resume"];
+    assert!(!told(&desk.succeed(&off), "kept in"));
 }
 
 #[test]

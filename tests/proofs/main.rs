@@ -27,6 +27,7 @@ mod export;
 mod fp8_files;
 mod gradients;
 mod hub;
+mod kept;
 mod like;
 mod machine;
 mod magcache;

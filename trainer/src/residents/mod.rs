@@ -187,7 +187,7 @@ impl Residents {
         let files = files.clone();
         self.make_room_for_network(None)?;
         let (config, weights) = files.open()?;
-        let pipeline = self.read(&config, &weights, adapters)?;
+        let pipeline = self.read(&config, weights, adapters)?;
         let (state, adapters, when_idle) = (NetworkState::OnDevices(pipeline), Vec::new(), WhenIdle::Park);
         self.networks.push(Network { range, files, state, adapters, for_clips, when_idle });
         self.network(range)

@@ -20,7 +20,7 @@ pub struct RunFolder {
 }
 
 /// Plan keys that may change when a run is resumed: none of them affects steps that are already made.
-const MAY_CHANGE: [&str; 15] = [
+const MAY_CHANGE: [&str; 16] = [
     "tandem",
     // What is left out shows in the digest.
     "data.bad",
@@ -29,6 +29,7 @@ const MAY_CHANGE: [&str; 15] = [
     "checkpoint.",
     "sample.",
     "export.",
+    "model.quantised",
     "devices.",
     "memory.keep",
     "memory.offload",
