@@ -8,6 +8,7 @@
 mod clip_adapter;
 mod network;
 mod slot;
+mod warm_up;
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kernels::Device;
+use kernels::attention::Heads;
 use kernels::transfer::{HostStore, Route};
 use models::adapter::{Adapters, Source};
 use models::clip::Clip;
@@ -65,6 +67,8 @@ pub struct Setup {
     pub ffn_tokens: Option<usize>,
     /// Where each stage parks what its blocks keep; of its own where there are none.
     pub stores: Vec<HostStore>,
+    /// Attentions whose forwards are planned while networks are loaded.
+    pub attentions: Vec<Heads>,
 }
 
 /// A network that is read from its files when it is first used.

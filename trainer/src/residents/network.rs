@@ -7,7 +7,7 @@ use models::dit::DitConfig;
 use models::weights::Weights;
 
 use super::clip_adapter::ClipAdapter;
-use super::{ClipAdapters, Residents, WhenIdle};
+use super::{ClipAdapters, Residents, WhenIdle, warm_up};
 use crate::adapters;
 use crate::base::DitFiles;
 use crate::error::Result;
@@ -209,6 +209,8 @@ impl Residents {
             kept.finish(&self.ui);
             Ok(pipeline)
         };
+        let (split, attentions) = (&self.split, &self.setup.attentions);
+        let load = || warm_up::beside(split, attentions, base.frozen.compute, load);
         let mut pipeline = self.ui.phase("loading the DiT", load)?;
         pipeline.set_route(self.setup.route)?;
         pipeline.set_stores(&self.setup.stores);
