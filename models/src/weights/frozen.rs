@@ -66,7 +66,7 @@ impl Weights {
     ///
     /// A matrix to quantise is copied to the device as stored, quantised there and dropped: neither side has more than this one
     /// tensor in memory besides the result. A matrix that the file stores in this format is used as it is, with its own scales; one
-    /// that was quantised before is read as it was kept ([`Self::kept_in`]).
+    /// that was quantised before is read from its cache ([`Self::cached_in`]).
     ///
     /// # Errors
     /// See [`Weights::tensor`], and 8-bit floats of another format than the requested one.
@@ -77,16 +77,16 @@ impl Weights {
                 if let Some(quantised) = self.stored(name, format, frozen.compute, device)? {
                     return Ok(Weight::Quantised(quantised));
                 }
-                let kept = self.kept(name, format);
-                if let Some(kept) = kept
-                    && let Some(quantised) = kept.matrix(name, frozen.compute, device)?
+                let cache = self.cache(name, format);
+                if let Some(cache) = cache
+                    && let Some(quantised) = cache.matrix(name, frozen.compute, device)?
                 {
                     return Ok(Weight::Quantised(quantised));
                 }
                 let dense = self.tensor(name, self.float_dtype(name), device)?;
                 let weight = Weight::quantise(&dense, format, frozen.compute)?;
-                if let (Some(kept), Weight::Quantised(quantised)) = (kept, &weight) {
-                    kept.keep(name, quantised)?;
+                if let (Some(cache), Weight::Quantised(quantised)) = (cache, &weight) {
+                    cache.write(name, quantised)?;
                 }
                 Ok(weight)
             }

@@ -11,8 +11,8 @@ use super::checkpoint::{Checkpoint, StoredCodes};
 use super::dtype::StoredDType;
 use super::error::{MismatchReport, Result, WeightsError};
 use super::fingerprint;
-use super::kept::QuantisedFile;
 use super::patch::Patches;
+use super::quantised_file::QuantisedFile;
 
 /// A tensor that a model expects: its official name and its shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +62,7 @@ pub struct Weights {
     source: Source,
     patches: Patches,
     /// Matrices that were quantised before.
-    kept: Option<Arc<QuantisedFile>>,
+    cache: Option<Arc<QuantisedFile>>,
 }
 
 #[derive(Debug)]
@@ -151,18 +151,18 @@ impl Weights {
         Self { patches, ..self }
     }
 
-    /// The same weights, whose quantised matrices are read from `file` where it has them, and kept there otherwise.
-    pub fn kept_in(self, file: Arc<QuantisedFile>) -> Self {
-        Self { kept: Some(file), ..self }
+    /// The same weights, whose quantised matrices are read from `file` where it has them, and written there otherwise.
+    pub fn cached_in(self, file: Arc<QuantisedFile>) -> Self {
+        Self { cache: Some(file), ..self }
     }
 
     /// The file of the quantised matrices that are not patched.
-    pub(super) fn kept(&self, name: &str, format: Format) -> Option<&QuantisedFile> {
-        self.kept.as_deref().filter(|kept| kept.format() == format && !self.is_patched(name))
+    pub(super) fn cache(&self, name: &str, format: Format) -> Option<&QuantisedFile> {
+        self.cache.as_deref().filter(|cache| cache.format() == format && !self.is_patched(name))
     }
 
     fn of(source: Source) -> Self {
-        Self { source, patches: Patches::default(), kept: None }
+        Self { source, patches: Patches::default(), cache: None }
     }
 
     /// Whether the tensor `name` has a patch.

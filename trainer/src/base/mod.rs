@@ -30,7 +30,7 @@ use crate::paths::existing;
 pub use dit::{DitFiles, Dits};
 pub use encoders::EncoderSizes;
 pub use layout::{Part, locate, locate_dits};
-pub use quantised::{Kept, QuantisedFolder};
+pub use quantised::{QuantisedCache, QuantisedFolder};
 pub use trained::Trained;
 
 use layout::Layout;
@@ -71,10 +71,10 @@ pub struct ModelConfig {
     pub text_base: Option<WeightFormat>,
     /// Dtype of the VAE: `bfloat16` or `float32`. Default `bfloat16`, on the CPU `float32`.
     pub vae_base: Option<Float>,
-    /// Whether matrices that `base` quantises are kept on disk, in 8 bits, so that the next start reads half as much. Default `true`.
+    /// Whether matrices that `base` quantises are cached on disk, in 8 bits, so that the next start reads half as much. Default `true`.
     pub cache_quantised: Option<bool>,
-    /// The folder in which they are kept, for models of any size. Default `tandem/quantised` beside the hub's cache, where only models of
-    /// 1 GiB and more are kept.
+    /// The folder of this cache, for models of any size. Default `tandem/quantised` beside the hub's cache, for models of 1 GiB and
+    /// more.
     pub quantised_folder: Option<PathBuf>,
 }
 
@@ -103,7 +103,7 @@ pub struct BaseModel {
     pub boundary: Option<f64>,
     /// The precision of each part.
     pub precision: Precision,
-    /// Where matrices that are quantised are kept on disk; nowhere if there is none.
+    /// The cache of quantised matrices on disk, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantised: Option<QuantisedFolder>,
 }
@@ -190,11 +190,11 @@ impl ModelConfig {
         })
     }
 
-    /// Where quantised matrices are kept, where there are any.
+    /// The cache of quantised matrices, if there are any.
     fn quantised_folder(&self, from: &Path, precision: &Precision) -> Option<QuantisedFolder> {
-        let is_kept = self.cache_quantised.unwrap_or(true) && precision.dit().frozen.is_quantised();
+        let is_cached = self.cache_quantised.unwrap_or(true) && precision.dit().frozen.is_quantised();
         let named = self.quantised_folder.as_ref().map(|named| QuantisedFolder::at(from.join(named)));
-        is_kept.then(|| named.unwrap_or_else(QuantisedFolder::usual))
+        is_cached.then(|| named.unwrap_or_else(QuantisedFolder::usual))
     }
 
     /// The model of the hub that `folder` names, if no file or folder of that name exists.

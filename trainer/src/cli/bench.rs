@@ -273,7 +273,7 @@ struct LoadArguments {
     /// Write such a checkpoint into this folder, and keep it for measurements by `--model DIR`.
     #[arg(long, value_name = "DIR", requires = "random_weights", conflicts_with = "scratch")]
     write: Option<PathBuf>,
-    /// Keep quantised weights in this folder, and measure loading from there.
+    /// Cache quantised weights in this folder, and measure loading from there.
     #[arg(long, value_name = "DIR")]
     quantised_folder: Option<PathBuf>,
     #[command(flatten)]
@@ -414,7 +414,7 @@ impl LoadArguments {
         let base = self.precision.settle(devices.processor()).dit();
         let scratch = self.scratch.clone().unwrap_or_else(std::env::temp_dir);
         let source = match (self.model.random_weights, &self.write) {
-            (true, Some(folder)) => LoadSource::Kept(&self.model.model, folder),
+            (true, Some(folder)) => LoadSource::Written(&self.model.model, folder),
             (true, None) => LoadSource::Preset(&self.model.model, &scratch),
             (false, _) => LoadSource::Checkpoint(on_disk(&self.model.model, bench::dit_preset)?),
         };

@@ -24,7 +24,7 @@ pub struct ModelPrecision {
     /// Dtype of the VAE. Default: bfloat16, on the CPU float32.
     #[arg(long, value_enum)]
     vae_base: Option<Float>,
-    /// Do not keep quantised weights on disk for the next start, and do not read those that are kept.
+    /// Do not cache quantised weights on disk for the next start, and do not read those that are cached.
     #[arg(long)]
     no_quantised_cache: bool,
 }
@@ -45,7 +45,7 @@ impl ModelPrecision {
 }
 
 impl ModelPrecision {
-    /// Where quantised weights are kept: as `settled` says, or nowhere.
+    /// The cache of quantised weights: as `settled` says, or none.
     pub fn quantised_over(&self, settled: Option<&QuantisedFolder>) -> Option<QuantisedFolder> {
         settled.filter(|_| !self.no_quantised_cache).cloned()
     }

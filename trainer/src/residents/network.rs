@@ -203,10 +203,10 @@ impl Residents {
     /// Reads `weights` onto the devices.
     pub(super) fn read(&self, config: &DitConfig, weights: Weights, adapters: &Adapters) -> Result<Pipeline> {
         let base = self.model.precision.dit();
-        let (weights, kept) = self.model.keep_quantised(config, weights, &self.ui)?;
+        let (weights, cache) = self.model.with_quantised_cache(config, weights, &self.ui)?;
         let load = || -> Result<Pipeline> {
             let pipeline = Pipeline::load(&weights, config, &self.split, adapters, base)?;
-            kept.finish(&self.ui);
+            cache.finish(&self.ui);
             Ok(pipeline)
         };
         let (split, attentions) = (&self.split, &self.setup.attentions);

@@ -17,7 +17,7 @@ use kernels::fill::{PIECE, link_speed};
 
 use models::adapter::Adapters;
 use models::dit::Base;
-use models::weights::{Checkpoint, KeptOutcome, QuantisedFile, Storage, TensorSpec, Weights};
+use models::weights::{CacheOutcome, Checkpoint, QuantisedFile, Storage, TensorSpec, Weights};
 use serde_json::{Value, json};
 
 use super::checkpoint::Made;
@@ -36,7 +36,7 @@ pub enum LoadSource<'a> {
     /// A DiT of published sizes by name: written into a folder below this one first, and removed in the end.
     Preset(&'a str, &'a Path),
     /// The same, written into this folder, where it stays.
-    Kept(&'a str, &'a Path),
+    Written(&'a str, &'a Path),
     /// A checkpoint: a DiT's folder, or a file of any weights.
     Checkpoint(&'a Path),
 }
@@ -65,7 +65,7 @@ pub fn load(source: LoadSource, bench: LoadBench) -> Result<Value> {
             let made = Made::new(&dit_preset(name)?, scratch)?;
             report(name, made.folder(), bench)
         }
-        LoadSource::Kept(name, folder) => {
+        LoadSource::Written(name, folder) => {
             let made = Made::kept(&dit_preset(name)?, folder)?;
             report(name, made.folder(), bench)
         }
@@ -167,24 +167,24 @@ fn load_dit(dit: &Path, LoadBench { base, devices, quantised, repeats }: LoadBen
     // All that a start does with the files.
     let load = || -> Result<Option<Arc<QuantisedFile>>> {
         let (config, weights) = files.open()?;
-        let kept = match (quantised, base.frozen.storage) {
+        let cache = match (quantised, base.frozen.storage) {
             (Some(folder), Storage::Quantised(format)) => {
                 QuantisedFile::open(folder, &weights, &config.tensors(), format, 0)?.map(Arc::new)
             }
             _ => None,
         };
-        let weights = match &kept {
-            Some(file) => weights.kept_in(file.clone()),
+        let weights = match &cache {
+            Some(file) => weights.cached_in(file.clone()),
             None => weights,
         };
         drop(Pipeline::load(&weights, &config, &split, &none, base)?);
-        match kept.as_ref().map(|file| file.finish()) {
-            Some(KeptOutcome::NotWritten(why)) => Err(kernels::Error::msg(why).into()),
-            _ => Ok(kept),
+        match cache.as_ref().map(|file| file.finish()) {
+            Some(CacheOutcome::NotWritten(why)) => Err(kernels::Error::msg(why).into()),
+            _ => Ok(cache),
         }
     };
-    if let Some(kept) = quantised.map(|_| load()).transpose()?.flatten() {
-        bytes = bytes - kept.replaces() + kept.bytes();
+    if let Some(cache) = quantised.map(|_| load()).transpose()?.flatten() {
+        bytes = bytes - cache.replaces() + cache.bytes();
     }
     let measured = meter.measure(repeats, || load().map(drop))?;
     let link_speed = links(split.iter().map(|(device, _)| device))?;

@@ -1,4 +1,4 @@
-//! Quantised weights that are kept on disk are those that quantising gives, or are made again.
+//! Quantised weights that are cached on disk are those that quantising gives, or are made again.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -9,7 +9,7 @@ use kernels::random::Key;
 use kernels::weight::{Format, Quantised, Weight};
 use kernels::{DType, Device, Tensor};
 use models::weights::{
-    Frozen, KeptOutcome, Patch, Patches, QuantisedFile, Storage, TensorClass, TensorSpec, Weights,
+    CacheOutcome, Frozen, Patch, Patches, QuantisedFile, Storage, TensorClass, TensorSpec, Weights,
     write_safetensors,
 };
 use proofs::device;
@@ -61,9 +61,9 @@ impl Model {
     }
 
     /// All matrices, read by a thread each as stages do, and what became of the file.
-    fn load(&self, format: Format) -> (Vec<[Vec<u32>; 2]>, KeptOutcome) {
+    fn load(&self, format: Format) -> (Vec<[Vec<u32>; 2]>, CacheOutcome) {
         let file = Arc::new(self.file(format));
-        let weights = self.weights().kept_in(file.clone());
+        let weights = self.weights().cached_in(file.clone());
         let matrices = read(&weights, format);
         (matrices, file.finish())
     }
@@ -74,7 +74,7 @@ impl Model {
     }
 
     /// Files of the folder.
-    fn kept(&self) -> Vec<PathBuf> {
+    fn files(&self) -> Vec<PathBuf> {
         match fs::read_dir(self.folder()) {
             Ok(entries) => entries.map(|entry| entry.unwrap().path()).collect(),
             Err(_) => Vec::new(),
@@ -104,7 +104,7 @@ fn bits(weight: &Weight) -> [Vec<u32>; 2] {
 }
 
 #[track_caller]
-fn assert_loads(model: &Model, format: Format, expected: &[[Vec<u32>; 2]], outcome: &KeptOutcome) {
+fn assert_loads(model: &Model, format: Format, expected: &[[Vec<u32>; 2]], outcome: &CacheOutcome) {
     let (found, became) = model.load(format);
     assert!(found == expected, "other codes or scales");
     assert_eq!(&became, outcome);
@@ -125,19 +125,19 @@ fn the_second_load_has_the_same_bits_and_does_not_read_the_matrices() {
         let model = Model::new();
         let expected = model.expected(format);
         assert!(!model.file(format).is_there());
-        assert!(model.kept().is_empty(), "opening wrote something");
-        assert_loads(&model, format, &expected, &KeptOutcome::Written { damage: None });
-        assert_eq!(model.kept(), [model.file(format).path()]);
-        let (length, of_file) = (fs::metadata(&model.kept()[0]).unwrap().len(), model.file(format).bytes());
+        assert!(model.files().is_empty(), "opening wrote something");
+        assert_loads(&model, format, &expected, &CacheOutcome::Written { damage: None });
+        assert_eq!(model.files(), [model.file(format).path()]);
+        let (length, of_file) = (fs::metadata(&model.files()[0]).unwrap().len(), model.file(format).bytes());
         assert_eq!(length, of_file);
-        let bytes = fs::read(&model.kept()[0]).unwrap();
+        let bytes = fs::read(&model.files()[0]).unwrap();
         assert_eq!(safetensors::SafeTensors::deserialize(&bytes).unwrap().len(), 2 * NAMES.len() + 1);
 
         for third in 1..3 {
             flip(&model.checkpoint(), fs::metadata(model.checkpoint()).unwrap().len() * third / 3 + 4001);
         }
         assert!(model.expected(format) != expected, "the change of the checkpoint does not show");
-        assert_loads(&model, format, &expected, &KeptOutcome::Read);
+        assert_loads(&model, format, &expected, &CacheOutcome::Read);
     }
 }
 
@@ -146,8 +146,8 @@ fn the_second_load_has_the_same_bits_and_does_not_read_the_matrices() {
 fn a_damaged_file_is_never_used_and_is_made_again() {
     let (model, format) = (Model::new(), Format::E4m3);
     let expected = model.expected(format);
-    assert_loads(&model, format, &expected, &KeptOutcome::Written { damage: None });
-    let path = model.kept().remove(0);
+    assert_loads(&model, format, &expected, &CacheOutcome::Written { damage: None });
+    let path = model.files().remove(0);
     let whole = fs::read(&path).unwrap();
     let head = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap());
     let length = whole.len() as u64;
@@ -163,18 +163,18 @@ fn a_damaged_file_is_never_used_and_is_made_again() {
         flip(&path, damage);
         let (found, outcome) = model.load(format);
         assert!(found == expected, "{what}: damage was used");
-        assert!(matches!(outcome, KeptOutcome::Written { damage: Some(_) }), "{what}: {outcome:?}");
+        assert!(matches!(outcome, CacheOutcome::Written { damage: Some(_) }), "{what}: {outcome:?}");
         assert!(fs::read(&path).unwrap() == whole, "{what}: not the same file again");
-        assert_loads(&model, format, &expected, &KeptOutcome::Read);
+        assert_loads(&model, format, &expected, &CacheOutcome::Read);
     }
     for (what, bytes) in [("cut off", &whole[..whole.len() - 1]), ("empty", &[]), ("other bytes", b"{}")] {
         fs::write(&path, bytes).unwrap();
         let (found, outcome) = model.load(format);
         assert!(found == expected, "{what}");
-        assert!(matches!(outcome, KeptOutcome::Written { damage: Some(_) }), "{what}: {outcome:?}");
+        assert!(matches!(outcome, CacheOutcome::Written { damage: Some(_) }), "{what}: {outcome:?}");
         assert!(fs::read(&path).unwrap() == whole, "{what}: not the same file again");
     }
-    assert_eq!(model.kept().len(), 1, "something was left behind");
+    assert_eq!(model.files().len(), 1, "something was left behind");
 }
 
 #[test]
@@ -183,23 +183,23 @@ fn a_disk_that_takes_nothing_does_not_stop_a_load() {
     fs::write(model.folder(), "in the way").unwrap();
     let (found, outcome) = model.load(format);
     assert!(found == model.expected(format));
-    assert!(matches!(outcome, KeptOutcome::NotWritten(_)), "{outcome:?}");
+    assert!(matches!(outcome, CacheOutcome::NotWritten(_)), "{outcome:?}");
 }
 
 #[test]
 fn a_load_that_ends_early_leaves_no_file() {
     let (model, format) = (Model::new(), Format::E4m3);
     let file = Arc::new(model.file(format));
-    let weights = model.weights().kept_in(file.clone());
+    let weights = model.weights().cached_in(file.clone());
     weights.matrix(NAMES[0], frozen(format), &device()).unwrap();
-    assert_eq!(model.kept().len(), 1, "nothing is being written");
-    assert!(matches!(file.finish(), KeptOutcome::NotWritten(why) if why.contains(NAMES[1])));
-    assert!(model.kept().is_empty());
+    assert_eq!(model.files().len(), 1, "nothing is being written");
+    assert!(matches!(file.finish(), CacheOutcome::NotWritten(why) if why.contains(NAMES[1])));
+    assert!(model.files().is_empty());
     // Nor does one that failed before anyone asked.
     let file = Arc::new(model.file(format));
-    model.weights().kept_in(file.clone()).matrix(NAMES[0], frozen(format), &device()).unwrap();
+    model.weights().cached_in(file.clone()).matrix(NAMES[0], frozen(format), &device()).unwrap();
     drop(file);
-    assert!(model.kept().is_empty());
+    assert!(model.files().is_empty());
 }
 
 /// Adds nothing, and is a patch all the same.

@@ -48,7 +48,7 @@ pub struct QuantisedFile {
 
 /// What became of a [`QuantisedFile`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum KeptOutcome {
+pub enum CacheOutcome {
     /// Every matrix came from the file, or none was asked for.
     Read,
     /// The file was written.
@@ -219,7 +219,7 @@ impl QuantisedFile {
     ///
     /// # Errors
     /// When the device fails.
-    pub(super) fn keep(&self, name: &str, quantised: &Quantised) -> crate::Result<()> {
+    pub(super) fn write(&self, name: &str, quantised: &Quantised) -> crate::Result<()> {
         let Some(place) = self.layout.matrices.get(name).filter(|_| !quantised.codes.device().is_shadow())
         else {
             return Ok(());
@@ -244,15 +244,15 @@ impl QuantisedFile {
     }
 
     /// Ends a load: writes the file if a matrix was quantised, and all others are there.
-    pub fn finish(&self) -> KeptOutcome {
+    pub fn finish(&self) -> CacheOutcome {
         let mut state = std::mem::take(&mut *self.state());
         if let Some(why) = state.failure {
-            return KeptOutcome::NotWritten(why);
+            return CacheOutcome::NotWritten(why);
         }
-        let Some(writer) = state.writer.take() else { return KeptOutcome::Read };
+        let Some(writer) = state.writer.take() else { return CacheOutcome::Read };
         match self.complete(writer) {
-            Ok(()) => KeptOutcome::Written { damage: state.damage },
-            Err(why) => KeptOutcome::NotWritten(why),
+            Ok(()) => CacheOutcome::Written { damage: state.damage },
+            Err(why) => CacheOutcome::NotWritten(why),
         }
     }
 
