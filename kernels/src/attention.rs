@@ -9,11 +9,9 @@ use crate::profile::{self, Class};
 use crate::softmax::softmax;
 use crate::{Device, ShadowAttention, ShadowGpu, Tensor};
 use candle_core::{D, DType};
-use cudnn::Heads;
-
 pub(crate) mod cudnn;
 
-pub use cudnn::{Calls, DETERMINISTIC_WORKSPACE, Gradients, Output, WORKSPACE, cudnn, is_for_cudnn};
+pub use cudnn::{Calls, DETERMINISTIC_WORKSPACE, Gradients, Heads, Output, WORKSPACE, cudnn, is_for_cudnn};
 
 /// The largest block of scores that is computed at once, in elements (f32: 64 MiB).
 pub const MAX_SCORES: usize = 16 << 20;
@@ -52,6 +50,25 @@ fn opened(device: &Device) -> std::result::Result<(u32, u32), String> {
     }
     let _ = device;
     Ok(version)
+}
+
+/// Which calls of attention there will be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Passes {
+    /// Forwards.
+    Forward,
+    /// Forwards and their backwards.
+    Both,
+}
+
+/// Opens cuDNN and lets it plan attention over `heads` in `dtype` on `device`, which the first call would do and wait for. It is all on
+/// the host, so it can be done while something else uses the device; what attention computes is the same.
+pub fn prepare(device: &Device, heads: Heads, dtype: DType, passes: Passes) {
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = device.card().filter(|_| heads.is_for_cudnn(dtype)) {
+        gpu.prepare_attention(heads, passes);
+    }
+    let _ = (device, heads, dtype, passes);
 }
 
 /// Shapes that cuDNN refused on `device` since the last call, a line each. They run in chunks, several times slower.

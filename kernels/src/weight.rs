@@ -248,8 +248,8 @@ impl Gpu {
 }
 
 impl Format {
-    /// As in the names of the kernels.
-    fn name(self) -> &'static str {
+    /// Its name, as in the names of the kernels.
+    pub fn name(self) -> &'static str {
         match self {
             Self::E4m3 => "e4m3",
             Self::Int8 => "int8",

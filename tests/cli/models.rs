@@ -5,7 +5,7 @@ use std::io::Write;
 
 use proofs::hub::{Repository, Server};
 
-use crate::desk::Desk;
+use crate::desk::{Desk, Outcome};
 
 const PLAN: [&str; 2] = ["plan", "recipe.toml"];
 const TRAIN: [&str; 2] = ["train", "recipe.toml"];
@@ -143,6 +143,59 @@ fn a_checkpoint_is_read_in_the_memory_of_a_tensor() {
         let Some(peak) = row["host_peak_gib"].as_f64() else { continue };
         assert!(peak * f64::from(1 << 30) < 4.0 * BYTES as f64, "{base}: {peak} GiB");
     }
+}
+
+/// What is measured is what a start reads: half of the bytes where quantised weights are cached.
+#[test]
+fn a_bench_of_loading_writes_its_model_once_and_tells_what_limits_it() {
+    let desk = Desk::new();
+    let write =
+        ["--json", "bench", "load", "--random-weights", "--write", "made", "--stages", "cpu", "-n", "1"];
+    let row = |outcome: Outcome| serde_json::from_str::<serde_json::Value>(&outcome.stdout).unwrap();
+    let whole = row(desk.succeed(&write));
+    assert!(whole["read_gb_s"].as_f64().unwrap() > 0.0 && whole["link_gb_s"].is_null(), "{whole}");
+    desk.refuse(&write, &["--write", "has a model", "--model"]);
+    let load = ["--json", "bench", "load", "--model", "made", "--stages", "cpu", "--base", "int8", "-n", "1"];
+    let cached = row(desk.succeed(&[&load[..], &["--quantised-folder", "quantised"]].concat()));
+    let bytes = |row: &serde_json::Value| row["bytes"].as_u64().unwrap();
+    assert_eq!(bytes(&row(desk.succeed(&load))), bytes(&whole));
+    let file = fs::read_dir(desk.path("quantised")).unwrap().next().unwrap().unwrap();
+    assert!(bytes(&cached) < bytes(&whole) && bytes(&cached) > file.metadata().unwrap().len(), "{cached}");
+}
+
+/// The folder is named once, when the file is written; a damaged file is told once, and is whole after that.
+#[test]
+fn quantised_weights_are_cached_for_the_next_start_unless_that_is_switched_off() {
+    let desk = Desk::new();
+    desk.change("folder = \"model\"", "folder = \"model\"\nbase = \"fp8\"\nquantised_folder = \"quantised\"");
+    desk.change("[train]", "[devices]\nstages = [\"cpu\"]\n\n[train]");
+    let told = |outcome: &Outcome, what: &str| format!("{}{}", outcome.stdout, outcome.stderr).contains(what);
+    let written = desk.succeed(&TRAIN);
+    for what in ["cached in", "model.cache_quantised = false", "--no-quantised-cache"] {
+        assert!(told(&written, what), "no {what} in {written:?}");
+    }
+    let files = || fs::read_dir(desk.path("quantised")).unwrap().map(|entry| entry.unwrap().path());
+    let file = files().next().unwrap();
+    assert_eq!((files().count(), file.extension().unwrap()), (1, "safetensors".as_ref()));
+    let whole = fs::read(&file).unwrap();
+
+    let sample = |more: &[&str]| {
+        let size = ["--width", "16", "--height", "16", "--frames", "1", "--steps", "1", "--force"];
+        let clip =
+            ["sample", "run", "--prompt", "a cloud", "--out", "made", "--save-latents", "l.safetensors"];
+        desk.succeed(&[&clip[..], &size, more].concat())
+    };
+    let read = sample(&[]);
+    assert!(!told(&read, "cached in") && !told(&read, "was damaged"), "{read:?}");
+    let latents = || fs::read(desk.path("l.safetensors")).unwrap();
+    let before = latents();
+    fs::write(&file, &whole[..whole.len() - 5]).unwrap();
+    assert!(!told(&sample(&["--no-quantised-cache"]), "was damaged"));
+    let mended = sample(&[]);
+    assert!(told(&mended, "was damaged") && fs::read(&file).unwrap() == whole, "{mended:?}");
+    assert!(latents() == before, "other weights");
+    let off = ["train", "recipe.toml", "--set", "model.cache_quantised=false", "--resume"];
+    assert!(!told(&desk.succeed(&off), "cached in"));
 }
 
 #[test]

@@ -458,3 +458,25 @@ fn every_tensor_of_a_kind_gets_a_gradient(kind: &str) {
     }
     assert_eq!(gradients.iter().count(), parameters.len(), "a gradient of something that is not trainable");
 }
+
+/// Another shape would be planned while the weights are loaded for nothing, and the first step would wait all the same.
+#[test]
+fn attentions_that_are_planned_ahead_are_those_that_blocks_compute() {
+    for kind in DIT_KINDS {
+        let (io, dit) = (fixture_tensors(&format!("dit/{kind}/io.safetensors")), golden_dit(kind));
+        let (streams, context) = entered(&dit, &Shown::golden(&io).input());
+        let (batch, tokens, width) = streams.main.dims3().unwrap();
+        let rows = |role| context.cond.get(role).map(|states| states.dim(1).unwrap());
+        let keys = [Some(tokens), rows(Role::TEXT), rows(Role::PICTURE)];
+        let planned = dit.config.attentions(batch, tokens);
+        let of_plans: Vec<usize> = planned.iter().map(|heads| heads.keys).collect();
+        assert_eq!(of_plans, keys.into_iter().flatten().collect::<Vec<_>>(), "{kind}");
+        for heads in planned {
+            assert_eq!(
+                [heads.batch, heads.queries, heads.heads * heads.size],
+                [batch, tokens, width],
+                "{kind}"
+            );
+        }
+    }
+}

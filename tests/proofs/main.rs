@@ -39,6 +39,7 @@ mod pictures;
 mod pipeline;
 mod plan;
 mod probe;
+mod quantised_file;
 mod reading;
 mod real_sizes;
 mod recipes;

@@ -78,6 +78,9 @@ fn a_tokenizer_is_found_in_both_layouts_and_missed_by_name() {
     let official = Tokenizer::load(&fixture("repo_official_a14b")).unwrap();
     let diffusers = Tokenizer::load(&fixture("repo_diffusers_a14b")).unwrap();
     assert_eq!(official.fingerprint(), diffusers.fingerprint());
+    // Caches are looked up by it without loading the tokenizer.
+    let unread = Tokenizer::fingerprint_at(&fixture("repo_official_a14b"));
+    assert_eq!(unread.unwrap(), official.fingerprint());
     let error = Tokenizer::load(Path::new("/nowhere")).unwrap_err().to_string();
     for place in ["/nowhere/tokenizer.json", "/nowhere/google/umt5-xxl/tokenizer.json"] {
         assert!(error.contains(place), "{error}");

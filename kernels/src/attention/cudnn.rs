@@ -75,11 +75,16 @@ pub fn cudnn() -> std::result::Result<(u32, u32), String> {
 
 /// The sizes of an attention whose heads are contiguous in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Heads {
+pub struct Heads {
+    /// Samples.
     pub batch: usize,
+    /// Heads of a sample.
     pub heads: usize,
+    /// Numbers of a head.
     pub size: usize,
+    /// Rows of queries.
     pub queries: usize,
+    /// Rows of keys and values.
     pub keys: usize,
 }
 
@@ -88,10 +93,13 @@ impl Heads {
     pub(super) fn for_cudnn(q: &Tensor, k: &Tensor) -> Result<Option<Self>> {
         let (batch, queries, heads, size) = q.dims4()?;
         let keys = k.dim(1)?;
-        let is_fit = is_for_cudnn(q.dtype(), size) && k.dtype() == q.dtype();
-        // cuDNN refuses the backward of a single query over a single key.
-        let is_fit = is_fit && queries > 1 && keys > 1;
-        Ok(is_fit.then_some(Self { batch, heads, size, queries, keys }))
+        let found = Self { batch, heads, size, queries, keys };
+        Ok(Some(found).filter(|found| found.is_for_cudnn(q.dtype()) && k.dtype() == q.dtype()))
+    }
+
+    /// Whether cuDNN's kernels take them in `dtype`. It refuses the backward of a single query over a single key.
+    pub(super) fn is_for_cudnn(&self, dtype: DType) -> bool {
+        is_for_cudnn(dtype, self.size) && self.queries > 1 && self.keys > 1
     }
 }
 

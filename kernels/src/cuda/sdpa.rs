@@ -10,6 +10,7 @@ use cudarc::driver::CudaContext;
 use super::tensor::{candle_address, pointer};
 use super::{Card, told};
 use crate::Tensor;
+use crate::attention::Passes;
 use crate::attention::cudnn::{Calls, Gradients, Heads, Output};
 use crate::settings::Repeatability;
 
@@ -247,6 +248,20 @@ impl Card {
             }
         }
         Ok(true)
+    }
+
+    /// See [`crate::attention::prepare`]. Refusals are reported as those of calls are.
+    pub(crate) fn prepare_attention(&self, heads: Heads, passes: Passes) {
+        if self.cudnn().is_err() {
+            return;
+        }
+        let backward = Key::new(heads, BACKWARD);
+        let slices = self.sdpa.slices(&backward).into_iter().map(|slice| slice.key);
+        let backwards = slices.filter(|_| passes == Passes::Both);
+        for key in std::iter::once(Key::new(heads, FORWARD)).chain(backwards) {
+            let mut plans = self.sdpa.plans.lock().unwrap_or_else(PoisonError::into_inner);
+            plans.entry(key).or_insert_with(|| self.sdpa.plan_or_refusal(&key));
+        }
     }
 
     /// Runs the plan of `key`, built at the first call. False if there is none.

@@ -53,6 +53,33 @@ struct Taken<'a> {
     buffer: Option<Buffer>,
 }
 
+/// Where the pieces of a tensor are copied to: known once it is allocated, while the first of them are made.
+#[derive(Default)]
+struct Target {
+    /// The address; `None` inside where there is no memory.
+    address: Mutex<Option<Option<u64>>>,
+    known: Condvar,
+}
+
+impl Target {
+    fn set(&self, address: Option<u64>) {
+        *self.address.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
+        self.known.notify_all();
+    }
+
+    /// Waits for the address.
+    fn address(&self) -> Result<u64> {
+        let mut address = self.address.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match *address {
+                Some(Some(known)) => return Ok(known),
+                Some(None) => candle_core::bail!("there is no memory for a tensor that is being read"),
+                None => address = self.known.wait(address).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+}
+
 /// Whether tensors of `dtype` can be filled in pieces.
 pub(crate) fn takes(dtype: DType) -> bool {
     use DType::{BF16, F16, F32, F64, I64, U8, U32};
@@ -84,28 +111,56 @@ impl Card {
         E: From<Error> + Send,
     {
         let ring = self.upload.ring(&self.context)?;
-        told(self.context.bind_to_thread())?;
-        let x = self.empty(shape, dtype)?;
-        let (address, bytes) = (pointer(&x)?, x.elem_count() * dtype.size_in_bytes());
-        // The memory may be what earlier work of the GPU still uses.
-        let allocated = told(self.stream.record_event(None))?;
-        told(ring.stream.wait(&allocated))?;
+        let (target, bytes) = (Target::default(), shape.iter().product::<usize>() * dtype.size_in_bytes());
         let piece = |n: usize| -> std::result::Result<(), E> {
             let first = n * PIECE;
+            let count = PIECE.min(bytes - first);
             let mut buffer = ring.take()?;
-            let part = buffer.bytes(PIECE.min(bytes - first))?;
-            make(first, part)?;
-            Ok(buffer.copy(address + first as u64, PIECE.min(bytes - first))?)
+            make(first, buffer.bytes(count)?)?;
+            Ok(buffer.copy(target.address()? + first as u64, count)?)
         };
-        let made = match bytes.div_ceil(PIECE) {
-            0 => Ok(()),
-            1 => piece(0),
-            pieces => foremost((0..pieces).into_par_iter().map(piece)),
+        let pieces = bytes.div_ceil(PIECE);
+        let mut made = Ok(());
+        let x = match pieces {
+            0 | 1 => {
+                let x = self.target(ring, shape, dtype, &target);
+                made = (0..pieces).try_for_each(piece);
+                x
+            }
+            // The first pieces are made while the memory is mapped, which takes as long.
+            _ => rayon::in_place_scope(|scope| {
+                scope.spawn(|_| made = foremost((0..pieces).into_par_iter().map(piece)));
+                self.target(ring, shape, dtype, &target)
+            }),
         };
         // After a failure too: the tensor is freed in the order of the stream, and copies to it may be under way.
         let copied = told(ring.stream.record_event(None))?;
         told(self.stream.wait(&copied))?;
+        // Without memory no piece was copied: that is the error to tell.
+        let x = x?;
         made.map(|()| x)
+    }
+
+    /// A new tensor for the copies of `ring`, and its address for those that fill it.
+    fn target(
+        self: &Arc<Self>,
+        ring: &Ring,
+        shape: &[usize],
+        dtype: DType,
+        target: &Target,
+    ) -> Result<Tensor> {
+        let made = || {
+            told(self.context.bind_to_thread())?;
+            let x = self.empty(shape, dtype)?;
+            // The memory may be what earlier work of the GPU still uses.
+            let allocated = told(self.stream.record_event(None))?;
+            told(ring.stream.wait(&allocated))?;
+            let address = pointer(&x)?;
+            Ok((x, address))
+        };
+        let made = made();
+        target.set(made.as_ref().ok().map(|(_, address)| *address));
+        made.map(|(x, _)| x)
     }
 
     /// See [`crate::fill::link_speed`].

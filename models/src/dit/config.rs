@@ -1,5 +1,6 @@
 //! The sizes of a Wan DiT, from its config file and its tensors.
 
+use kernels::attention::Heads;
 use serde::Deserialize;
 
 use super::conditioning::{Conditioning, Raw};
@@ -138,6 +139,14 @@ impl DitConfig {
     /// Tokens of a latent clip of `frames` x `height` x `width`.
     pub fn tokens(&self, frames: usize, height: usize, width: usize) -> usize {
         frames * (height / PATCH) * (width / PATCH)
+    }
+
+    /// The attentions of a block over `batch` samples of `tokens` tokens: over themselves, over the text, and over a picture.
+    pub fn attentions(&self, batch: usize, tokens: usize) -> Vec<Heads> {
+        let pictures = self.image.map(|image| image.rows());
+        let keys = [Some(tokens), Some(self.text_len), pictures];
+        let (heads, size) = (self.heads, self.head_size());
+        keys.into_iter().flatten().map(|keys| Heads { batch, heads, size, queries: tokens, keys }).collect()
     }
 
     fn check_heads(&self) -> Result<()> {

@@ -42,27 +42,12 @@ impl Tokenizer {
     pub fn load(path: &Path) -> Result<Self> {
         let file = find(path)?;
         let fail = |e: &dyn std::fmt::Display| Error::Mismatch(format!("{}: {e}", file.display()));
-        let (bytes, inner) = match file.extension().and_then(|extension| extension.to_str()) {
-            Some("json") => {
-                let bytes = std::fs::read(&file).map_err(|e| fail(&e))?;
-                let inner = from_json(&bytes);
-                (
-                    bytes,
-                    inner
-                        .map_err(|e| fail(&format!("this is not a tokenizer.json ({e}); fetch it again")))?,
-                )
-            }
-            kind => {
-                let bytes = match kind {
-                    Some("safetensors") => carried(&file)?,
-                    _ => std::fs::read(&file).map_err(|e| fail(&e))?,
-                };
-                let inner = spiece::tokenizer(&bytes);
-                (
-                    bytes,
-                    inner.map_err(|e| fail(&format!("its tokenizer cannot be read: {e}; fetch it again")))?,
-                )
-            }
+        let bytes = bytes(&file)?;
+        let inner = match file.extension().and_then(|extension| extension.to_str()) {
+            Some("json") => from_json(&bytes)
+                .map_err(|e| fail(&format!("this is not a tokenizer.json ({e}); fetch it again")))?,
+            _ => spiece::tokenizer(&bytes)
+                .map_err(|e| fail(&format!("its tokenizer cannot be read: {e}; fetch it again")))?,
         };
         Self::new(inner, &bytes).map_err(|e| fail(&e))
     }
@@ -72,8 +57,15 @@ impl Tokenizer {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| e.to_string())?;
         let end = inner.token_to_id(END).ok_or("this tokenizer has no </s>, so it is not UMT5's")?;
-        let fingerprint = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
-        Ok(Self { inner, end, fingerprint })
+        Ok(Self { inner, end, fingerprint: fingerprint(bytes) })
+    }
+
+    /// [`Self::fingerprint`] of what [`Self::load`] would load from `path`, which is not parsed.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn fingerprint_at(path: &Path) -> Result<String> {
+        Ok(fingerprint(&bytes(&find(path)?)?))
     }
 
     /// The ids of a cleaned text, ending in `</s>`, at most [`MAX_TOKENS`].
@@ -110,6 +102,18 @@ fn from_json(bytes: &[u8]) -> std::result::Result<tokenizers::Tokenizer, String>
         serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
     parts.remove("decoder");
     serde_json::from_value(parts.into()).map_err(|e| e.to_string())
+}
+
+/// The tokenizer in `file`, as it is stored.
+fn bytes(file: &Path) -> Result<Vec<u8>> {
+    match file.extension().is_some_and(|extension| extension == "safetensors") {
+        true => carried(file),
+        false => std::fs::read(file).map_err(|e| Error::Mismatch(format!("{}: {e}", file.display()))),
+    }
+}
+
+fn fingerprint(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn find(path: &Path) -> Result<PathBuf> {

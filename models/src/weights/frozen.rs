@@ -65,7 +65,8 @@ impl Weights {
     /// Loads the matrix `name` [out, in] onto `device`, stored as `frozen` says.
     ///
     /// A matrix to quantise is copied to the device as stored, quantised there and dropped: neither side has more than this one
-    /// tensor in memory besides the result. A matrix that the file stores in this format is used as it is, with its own scales.
+    /// tensor in memory besides the result. A matrix that the file stores in this format is used as it is, with its own scales; one
+    /// that was quantised before is read from its cache ([`Self::cached_in`]).
     ///
     /// # Errors
     /// See [`Weights::tensor`], and 8-bit floats of another format than the requested one.
@@ -76,8 +77,18 @@ impl Weights {
                 if let Some(quantised) = self.stored(name, format, frozen.compute, device)? {
                     return Ok(Weight::Quantised(quantised));
                 }
+                let cache = self.cache(name, format);
+                if let Some(cache) = cache
+                    && let Some(quantised) = cache.matrix(name, frozen.compute, device)?
+                {
+                    return Ok(Weight::Quantised(quantised));
+                }
                 let dense = self.tensor(name, self.float_dtype(name), device)?;
-                Ok(Weight::quantise(&dense, format, frozen.compute)?)
+                let weight = Weight::quantise(&dense, format, frozen.compute)?;
+                if let (Some(cache), Weight::Quantised(quantised)) = (cache, &weight) {
+                    cache.write(name, quantised)?;
+                }
+                Ok(weight)
             }
         }
     }

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use kernels::weight::Format;
 use kernels::{DType, Device, Tensor};
 
 use super::checkpoint::{Checkpoint, StoredCodes};
@@ -10,6 +12,7 @@ use super::dtype::StoredDType;
 use super::error::{MismatchReport, Result, WeightsError};
 use super::fingerprint;
 use super::patch::Patches;
+use super::quantised_file::QuantisedFile;
 
 /// A tensor that a model expects: its official name and its shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +58,12 @@ impl TensorSpec {
 
 /// The tensors of one model, checked against its specs and ready to be read by their official names.
 #[derive(Debug)]
-pub struct Weights(Source, Patches);
+pub struct Weights {
+    source: Source,
+    patches: Patches,
+    /// Matrices that were quantised before.
+    cache: Option<Arc<QuantisedFile>>,
+}
 
 #[derive(Debug)]
 enum Source {
@@ -121,36 +129,50 @@ impl Weights {
         let unexpected = checkpoint.names().filter(is_left);
         report.unexpected.extend(unexpected.map(str::to_owned));
         match report.is_empty() {
-            true => Ok(Self(Source::Disk { checkpoint, names }, Patches::default())),
+            true => Ok(Self::of(Source::Disk { checkpoint, names })),
             false => Err(WeightsError::Mismatch { path: checkpoint.path().to_owned(), report }),
         }
     }
 
     /// Weights from tensors in memory, by official names: for tests and for models generated from a seed.
     pub fn from_tensors(tensors: BTreeMap<String, Tensor>) -> Self {
-        Self(Source::Memory(tensors), Patches::default())
+        Self::of(Source::Memory(tensors))
     }
 
     /// Weights generated from `seed` on request, for measuring speed and memory without a checkpoint: gains of norms are one,
     /// other vectors zero, everything else small numbers, generated on the device.
     pub fn seeded(specs: Vec<TensorSpec>, seed: u64) -> Self {
         let shapes = specs.into_iter().map(|spec| (spec.name, spec.shape)).collect();
-        Self(Source::Seeded { shapes, seed }, Patches::default())
+        Self::of(Source::Seeded { shapes, seed })
     }
 
     /// The same weights with `patches`, which are applied when a tensor is read.
     pub fn patched(self, patches: Patches) -> Self {
-        Self(self.0, patches)
+        Self { patches, ..self }
+    }
+
+    /// The same weights, whose quantised matrices are read from `file` where it has them, and written there otherwise.
+    pub fn cached_in(self, file: Arc<QuantisedFile>) -> Self {
+        Self { cache: Some(file), ..self }
+    }
+
+    /// The file of the quantised matrices that are not patched.
+    pub(super) fn cache(&self, name: &str, format: Format) -> Option<&QuantisedFile> {
+        self.cache.as_deref().filter(|cache| cache.format() == format && !self.is_patched(name))
+    }
+
+    fn of(source: Source) -> Self {
+        Self { source, patches: Patches::default(), cache: None }
     }
 
     /// Whether the tensor `name` has a patch.
     pub fn is_patched(&self, name: &str) -> bool {
-        self.1.contains(name)
+        self.patches.contains(name)
     }
 
     /// The names of the tensors that are patched.
     pub fn patched_names(&self) -> impl Iterator<Item = &str> {
-        self.1.names()
+        self.patches.names()
     }
 
     /// Reads the tensor `name` into `place`, in its dtype and on its device, where `changed` has a patch for it.
@@ -169,12 +191,12 @@ impl Weights {
     /// # Errors
     /// See [`Checkpoint::tensor`].
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> crate::Result<Tensor> {
-        self.1.applied(name, dtype, device, |dtype, device| self.unpatched(name, dtype, device))
+        self.patches.applied(name, dtype, device, |dtype, device| self.unpatched(name, dtype, device))
     }
 
     /// The tensor `name` without patches.
     fn unpatched(&self, name: &str, dtype: DType, device: &Device) -> crate::Result<Tensor> {
-        match &self.0 {
+        match &self.source {
             Source::Disk { checkpoint, names } => {
                 checkpoint.tensor(names.get(name).map_or(name, String::as_str), dtype, device)
             }
@@ -195,7 +217,7 @@ impl Weights {
         if self.is_patched(name) {
             return DType::F32;
         }
-        match &self.0 {
+        match &self.source {
             Source::Disk { checkpoint, names } => {
                 names.get(name).and_then(|name| checkpoint.dtype(name)).map_or(DType::F32, StoredDType::float)
             }
@@ -217,7 +239,7 @@ impl Weights {
 
     /// The checkpoint of a tensor, and the tensor's name in it.
     pub(super) fn stored_name(&self, name: &str) -> Option<(&Checkpoint, &str)> {
-        match &self.0 {
+        match &self.source {
             Source::Disk { checkpoint, names } => Some((checkpoint, names.get(name)?)),
             Source::Memory(_) | Source::Seeded { .. } => None,
         }
@@ -225,7 +247,7 @@ impl Weights {
 
     /// Official names, sorted.
     pub fn names(&self) -> Vec<&str> {
-        match &self.0 {
+        match &self.source {
             Source::Disk { names, .. } => names.keys().map(String::as_str).collect(),
             Source::Memory(tensors) => tensors.keys().map(String::as_str).collect(),
             Source::Seeded { shapes, .. } => shapes.keys().map(String::as_str).collect(),
@@ -234,7 +256,7 @@ impl Weights {
 
     /// Whether the model has a tensor of this official name.
     pub fn contains(&self, name: &str) -> bool {
-        match &self.0 {
+        match &self.source {
             Source::Disk { names, .. } => names.contains_key(name),
             Source::Memory(tensors) => tensors.contains_key(name),
             Source::Seeded { shapes, .. } => shapes.contains_key(name),
@@ -243,7 +265,7 @@ impl Weights {
 
     /// The shape of a tensor by its official name.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        match &self.0 {
+        match &self.source {
             Source::Disk { checkpoint, names } => checkpoint.shape(names.get(name)?),
             Source::Memory(tensors) => tensors.get(name).map(Tensor::dims),
             Source::Seeded { shapes, .. } => shapes.get(name).map(Vec::as_slice),
@@ -252,7 +274,7 @@ impl Weights {
 
     /// The checkpoint behind these weights; `None` for weights in memory.
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
-        match &self.0 {
+        match &self.source {
             Source::Disk { checkpoint, .. } => Some(checkpoint),
             Source::Memory(_) | Source::Seeded { .. } => None,
         }
@@ -260,7 +282,7 @@ impl Weights {
 
     /// A short text that identifies these weights: [`Checkpoint::fingerprint`], or SHA-256 over tensors in memory.
     pub fn fingerprint(&self) -> crate::Result<String> {
-        match &self.0 {
+        match &self.source {
             Source::Disk { checkpoint, .. } => Ok(checkpoint.fingerprint()?),
             Source::Memory(tensors) => fingerprint::of_tensors(tensors.iter().map(|(n, t)| (n.as_str(), t))),
             Source::Seeded { shapes, seed } => Ok(format!("{} tensors of seed {seed}", shapes.len())),

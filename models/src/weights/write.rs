@@ -118,7 +118,12 @@ pub fn write_streamed(
     })
 }
 
-fn header(path: &Path, tensors: &[Entered], metadata: &BTreeMap<String, String>) -> Result<Vec<u8>> {
+/// The header of a file of `tensors` in this order, without its length.
+pub(super) fn header(
+    path: &Path,
+    tensors: &[Entered],
+    metadata: &BTreeMap<String, String>,
+) -> Result<Vec<u8>> {
     let mut json = serde_json::Map::new();
     if !metadata.is_empty() {
         json.insert("__metadata__".to_owned(), serde_json::json!(metadata));
@@ -187,23 +192,41 @@ pub fn write_atomically(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<File>) -> crate::Result<()>,
 ) -> crate::Result<()> {
-    let temporary = Temporary(sibling(path));
-    let file = File::create_new(&temporary.0).map_err(WeightsError::io("write", path))?;
+    let (temporary, file) = temporary_file(path).map_err(WeightsError::io("write", path))?;
     let mut out = BufWriter::with_capacity(1 << 20, file);
     fill(&mut out)?;
     out.flush().map_err(WeightsError::io("write", path))?;
     out.get_ref().sync_all().map_err(WeightsError::io("write", path))?;
     drop(out);
-    std::fs::rename(&temporary.0, path).map_err(WeightsError::io("write", path))?;
-    // The rename itself must reach the disk too; where a folder cannot be opened there is nothing to sync.
-    if let Some(Ok(folder)) = path.parent().filter(|p| !p.as_os_str().is_empty()).map(File::open) {
-        folder.sync_all().map_err(WeightsError::io("write", path))?;
+    temporary.rename_to(path).map_err(WeightsError::io("write", path))?;
+    Ok(sync_folder(path)?)
+}
+
+/// A new file in the folder of `path`, to be renamed to it.
+pub(super) fn temporary_file(path: &Path) -> std::io::Result<(Temporary, File)> {
+    let temporary = Temporary(sibling(path));
+    let file = File::create_new(&temporary.0)?;
+    Ok((temporary, file))
+}
+
+/// Brings the renaming of a file to `path` to the disk; where its folder cannot be opened there is nothing to sync.
+pub(super) fn sync_folder(path: &Path) -> Result<()> {
+    match path.parent().filter(|p| !p.as_os_str().is_empty()).map(File::open) {
+        Some(Ok(folder)) => folder.sync_all().map_err(WeightsError::io("write", path)),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// A file that is removed when dropped.
-struct Temporary(PathBuf);
+#[derive(Debug)]
+pub(super) struct Temporary(PathBuf);
+
+impl Temporary {
+    /// Gives it its final name.
+    pub fn rename_to(self, path: &Path) -> std::io::Result<()> {
+        std::fs::rename(&self.0, path)
+    }
+}
 
 impl Drop for Temporary {
     fn drop(&mut self) {

@@ -42,6 +42,7 @@ impl BaseModel {
             clip: (facts.clip_pictures > 0).then_some(clip),
             boundary: None,
             precision: PrecisionRequest { base, stream, text_base, vae_base }.settle(processor),
+            quantised: None,
         };
         model.trained_dit()?;
         Ok((model, published.dit()))

@@ -24,7 +24,8 @@ use crate::machine::memory::{KeepConfig, MemoryConfig, Offload, WeightPlace};
 use crate::machine::precision::WeightFormat;
 use crate::sample::magcache::CacheConfig;
 use crate::tools::bench::{
-    self, AttentionBench, ClipSize, DitBench, DitSource, LoadSource, Repeats, RunBench, StepBench, VaeBench,
+    self, AttentionBench, ClipSize, DitBench, DitSource, LoadBench, LoadSource, Repeats, RunBench, StepBench,
+    VaeBench,
 };
 use crate::watch::interrupt::Interrupt;
 use crate::watch::ui::{Ui, Voice};
@@ -281,6 +282,9 @@ struct LoadArguments {
     /// Write such a checkpoint into this folder, and keep it for measurements by `--model DIR`.
     #[arg(long, value_name = "DIR", requires = "random_weights", conflicts_with = "scratch")]
     write: Option<PathBuf>,
+    /// Cache quantised weights in this folder, and measure loading from there.
+    #[arg(long, value_name = "DIR")]
+    quantised_folder: Option<PathBuf>,
     #[command(flatten)]
     precision: DitPrecision,
     #[command(flatten)]
@@ -420,11 +424,12 @@ impl LoadArguments {
         let base = self.precision.settle(devices.processor()).dit();
         let scratch = self.scratch.clone().unwrap_or_else(std::env::temp_dir);
         let source = match (self.model.random_weights, &self.write) {
-            (true, Some(folder)) => LoadSource::Kept(&self.model.model, folder),
+            (true, Some(folder)) => LoadSource::Written(&self.model.model, folder),
             (true, None) => LoadSource::Preset(&self.model.model, &scratch),
             (false, _) => LoadSource::Checkpoint(on_disk(&self.model.model, bench::dit_preset)?),
         };
-        bench::load(source, base, &devices, self.times.repeats())
+        let (devices, quantised) = (&devices, self.quantised_folder.as_deref());
+        bench::load(source, LoadBench { base, devices, quantised, repeats: self.times.repeats() })
     }
 }
 

@@ -6,7 +6,7 @@ use clap::Args;
 use kernels::{DType, Device};
 use models::weights::Frozen;
 
-use crate::base::ModelConfig;
+use crate::base::{ModelConfig, QuantisedFolder};
 use crate::machine::precision::{Float, Precision, PrecisionRequest, Processor, WeightFormat};
 
 /// The precision of the parts of a base model.
@@ -24,6 +24,9 @@ pub struct ModelPrecision {
     /// Dtype of the VAE. Default: bfloat16, on the CPU float32.
     #[arg(long, value_enum)]
     vae_base: Option<Float>,
+    /// Do not cache quantised weights on disk for the next start, and do not read those that are cached.
+    #[arg(long)]
+    no_quantised_cache: bool,
 }
 
 impl ModelPrecision {
@@ -35,12 +38,18 @@ impl ModelPrecision {
             stream: self.stream,
             text_base: self.text_base,
             vae_base: self.vae_base,
+            cache_quantised: self.no_quantised_cache.then_some(false),
             ..ModelConfig::default()
         }
     }
 }
 
 impl ModelPrecision {
+    /// The cache of quantised weights: as `settled` says, or none.
+    pub fn quantised_over(&self, settled: Option<&QuantisedFolder>) -> Option<QuantisedFolder> {
+        settled.filter(|_| !self.no_quantised_cache).cloned()
+    }
+
     /// `settled` of a run, overridden by these arguments, for a model that runs on `processor`.
     pub fn over(&self, settled: Precision, processor: Processor) -> Precision {
         let wishes = PrecisionRequest {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{ArgGroup, Args};
 use kernels::Tensor;
+use kernels::attention::Heads;
 use models::published::Published;
 use models::vae::{Tiles, Tiling};
 
@@ -20,6 +21,7 @@ use super::force::Force;
 use super::plan::published;
 use super::precision::ModelPrecision;
 use crate::base::BaseModel;
+use crate::base::hub::HubSettings;
 use crate::encode::preset::Preset;
 use crate::encode::prompt::ClipRequest;
 use crate::encode::{Encoding, LatentStore};
@@ -27,6 +29,7 @@ use crate::error::Error;
 use crate::machine::devices::DevicesConfig;
 use crate::machine::forecast::{Decoding, Networks};
 use crate::machine::memory::WeightPlace;
+use crate::machine::products::KnownProducts;
 use crate::recipe::Assignment;
 use crate::residents::{FromFiles, Residency, Residents, Setup, WhenIdle};
 use crate::sample::magcache::Skips;
@@ -299,9 +302,12 @@ impl Sample {
     /// Makes all steps of the clips of `job`.
     pub(super) fn steps(&self, job: Job, course: Course, ui: &Ui) -> Result<Done> {
         let Job { basis, model, devices, requests, networks, clip_groups, interrupt, .. } = job;
-        let setup = Setup { route: devices.transfer.into(), ..Setup::default() };
+        let attentions = attentions(&basis, &requests);
+        let setup = Setup { route: devices.transfer.into(), attentions, ..Setup::default() };
         let (config, residency) = (&basis.dit, one_at_a_time(clip_groups));
         let mut residents = Residents::new((&model, config), devices.open()?, residency, setup, ui);
+        let products = KnownProducts::at(HubSettings::from_environment().beside().join("products.json"));
+        products.restore(residents.devices());
         networks.into_iter().for_each(|network| residents.add(network));
 
         let mut encoded = LatentStore::open(self.cache.as_ref().unwrap_or(&basis.cache), &model)?;
@@ -311,7 +317,12 @@ impl Sample {
         encoded.encode_pictures(&requests, &mut with)?;
         let prompted = self.prompted(&requests, &encoded, config, residents.first_device())?;
         match sample::latents(&prompted, &mut residents, course, &interrupt)? {
-            Some(stepped) => Ok(Done { prompted, stepped, residents }),
+            Some(stepped) => {
+                if let Err(error) = products.store(residents.devices()) {
+                    ui.note(&format!("the next start measures products again: {error}"));
+                }
+                Ok(Done { prompted, stepped, residents })
+            }
             None => Err(Error::Interrupted.into()),
         }
     }
@@ -365,6 +376,20 @@ impl Sample {
         std::fs::write(&probe, b"").map_err(io("write into", &self.out))?;
         std::fs::remove_file(&probe).map_err(io("remove", &probe))
     }
+}
+
+/// The attentions of clips of these sizes, each once.
+fn attentions(basis: &Basis, requests: &[ClipRequest]) -> Vec<Heads> {
+    let mut found = Vec::new();
+    for request in requests {
+        let (frames, height, width) = basis.defaults.latents(request.frames, request.height, request.width);
+        for heads in basis.dit.attentions(1, basis.dit.tokens(frames, height, width)) {
+            if !found.contains(&heads) {
+                found.push(heads);
+            }
+        }
+    }
+    found
 }
 
 /// What is to be done.

@@ -4,3 +4,4 @@ pub mod devices;
 pub mod forecast;
 pub mod memory;
 pub mod precision;
+pub mod products;

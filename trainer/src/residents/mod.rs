@@ -8,6 +8,7 @@
 mod clip_adapter;
 mod network;
 mod slot;
+mod warm_up;
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kernels::Device;
+use kernels::attention::Heads;
 use kernels::transfer::{HostStore, Route};
 use models::adapter::{Adapters, Source};
 use models::clip::Clip;
@@ -67,6 +69,8 @@ pub struct Setup {
     pub stores: Vec<HostStore>,
     /// Devices that encode training clips side by side, at most; one where nothing is said.
     pub encoders: Option<usize>,
+    /// Attentions whose forwards are planned while networks are loaded.
+    pub attentions: Vec<Heads>,
 }
 
 /// A network that is read from its files when it is first used.
@@ -189,7 +193,7 @@ impl Residents {
         let files = files.clone();
         self.make_room_for_network(None)?;
         let (config, weights) = files.open()?;
-        let pipeline = self.read(&config, &weights, adapters)?;
+        let pipeline = self.read(&config, weights, adapters)?;
         let (state, adapters, when_idle) = (NetworkState::OnDevices(pipeline), Vec::new(), WhenIdle::Park);
         self.networks.push(Network { range, files, state, adapters, for_clips, when_idle });
         self.network(range)

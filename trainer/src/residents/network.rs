@@ -7,7 +7,7 @@ use models::dit::DitConfig;
 use models::weights::Weights;
 
 use super::clip_adapter::ClipAdapter;
-use super::{ClipAdapters, Residents, WhenIdle};
+use super::{ClipAdapters, Residents, WhenIdle, warm_up};
 use crate::adapters;
 use crate::base::DitFiles;
 use crate::error::Result;
@@ -157,7 +157,7 @@ impl Residents {
                 let (config, weights) = files.open()?;
                 let (adapters, weights) =
                     adapters::put(adapters, &config, weights, ApplyMode::Unmerged, &self.ui)?;
-                self.read(&config, &weights, &adapters)?
+                self.read(&config, weights, &adapters)?
             }
         };
         self.networks[index].state = NetworkState::OnDevices(pipeline);
@@ -201,14 +201,16 @@ impl Residents {
     }
 
     /// Reads `weights` onto the devices.
-    pub(super) fn read(
-        &self,
-        config: &DitConfig,
-        weights: &Weights,
-        adapters: &Adapters,
-    ) -> Result<Pipeline> {
+    pub(super) fn read(&self, config: &DitConfig, weights: Weights, adapters: &Adapters) -> Result<Pipeline> {
         let base = self.model.precision.dit();
-        let load = || Pipeline::load(weights, config, &self.split, adapters, base);
+        let (weights, cache) = self.model.with_quantised_cache(config, weights, &self.ui)?;
+        let load = || -> Result<Pipeline> {
+            let pipeline = Pipeline::load(&weights, config, &self.split, adapters, base)?;
+            cache.finish(&self.ui);
+            Ok(pipeline)
+        };
+        let (split, attentions) = (&self.split, &self.setup.attentions);
+        let load = || warm_up::beside(split, attentions, base.frozen.compute, load);
         let mut pipeline = self.ui.phase("loading the DiT", load)?;
         pipeline.set_route(self.setup.route)?;
         pipeline.set_stores(&self.setup.stores);

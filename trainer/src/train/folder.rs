@@ -29,6 +29,7 @@ const MAY_CHANGE: [&str; 16] = [
     "checkpoint.",
     "sample.",
     "export.",
+    "model.quantised",
     "devices.",
     "memory.keep",
     "memory.offload",

@@ -11,7 +11,6 @@ mod log;
 mod networks;
 mod overview;
 mod pinning;
-mod products;
 mod samples;
 mod saving;
 mod step;
@@ -32,6 +31,7 @@ use crate::encode::{Check, Encoding, LatentStore};
 use crate::error::Result;
 use crate::machine::devices;
 use crate::machine::memory::{MemoryPlan, Phase};
+use crate::machine::products::Products;
 use crate::plan::{Plan, Planned};
 use crate::residents::{Residency, Residents, Setup, WhenIdle};
 use crate::train::background::Background;
@@ -43,7 +43,6 @@ use checkpoint::Progress;
 use log::Log;
 use networks::TrainedNetworks;
 use pinning::Pinning;
-use products::Products;
 use saving::Keep;
 
 /// How a run ended.
@@ -118,7 +117,7 @@ fn residents(planned: &Planned, split: Vec<(Device, Range<usize>)>, ui: &Ui) -> 
     let residency = Residency { networks, decoding, vae, clip_groups };
     let (route, ffn_tokens) = (plan.devices.transfer.into(), Some(plan.memory.ffn_tokens));
     let encoders = Some(planned.forecast.devices_of(Phase::EncodingClips));
-    let setup = Setup { route, ffn_tokens, stores: Vec::new(), encoders };
+    let setup = Setup { route, ffn_tokens, encoders, ..Setup::default() };
     Residents::new((&plan.model, dit), split, residency, setup, ui)
 }
 

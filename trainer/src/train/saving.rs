@@ -7,10 +7,10 @@ use std::sync::Arc;
 use models::adapter::files::AdapterFile;
 use models::expert::Expert;
 
-use super::products::Products;
 use super::{Run, RunFolder};
 use crate::error::{Error, Result};
 use crate::learning::optim::{Saved, adapter_file, on_host};
+use crate::machine::products::Products;
 use crate::plan::Plan;
 use crate::train::checkpoint::{self, Progress};
 use crate::train::export::{self, Part};

@@ -60,6 +60,12 @@ impl HubSettings {
             attempts: 6,
         }
     }
+
+    /// The folder beside the cache for what is made of its models and can be made again.
+    pub fn beside(&self) -> PathBuf {
+        self.cache.with_file_name("tandem")
+    }
+
     /// Checks what is to be sent.
     ///
     /// # Errors

@@ -7,8 +7,8 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Instant;
 
@@ -17,7 +17,7 @@ use kernels::fill::{PIECE, link_speed};
 
 use models::adapter::Adapters;
 use models::dit::Base;
-use models::weights::{Checkpoint, Frozen, TensorSpec, Weights};
+use models::weights::{CacheOutcome, Checkpoint, QuantisedFile, Storage, TensorSpec, Weights};
 use serde_json::{Value, json};
 
 use super::checkpoint::Made;
@@ -36,9 +36,22 @@ pub enum LoadSource<'a> {
     /// A DiT of published sizes by name: written into a folder below this one first, and removed in the end.
     Preset(&'a str, &'a Path),
     /// The same, written into this folder, where it stays.
-    Kept(&'a str, &'a Path),
+    Written(&'a str, &'a Path),
     /// A checkpoint: a DiT's folder, or a file of any weights.
     Checkpoint(&'a Path),
+}
+
+/// How a checkpoint is loaded.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadBench<'a> {
+    /// How weights are stored on the devices.
+    pub base: Base,
+    /// The devices.
+    pub devices: &'a DevicesConfig,
+    /// The folder of quantised weights, which are written before the first load that counts.
+    pub quantised: Option<&'a Path>,
+    /// How often.
+    pub repeats: Repeats,
 }
 
 /// Loading a checkpoint: a DiT as training loads it, onto its stages; other weights one by one onto the first
@@ -46,30 +59,30 @@ pub enum LoadSource<'a> {
 ///
 /// # Errors
 /// A checkpoint that cannot be made or read.
-pub fn load(source: LoadSource, base: Base, devices: &DevicesConfig, repeats: Repeats) -> Result<Value> {
+pub fn load(source: LoadSource, bench: LoadBench) -> Result<Value> {
     match source {
         LoadSource::Preset(name, scratch) => {
             let made = Made::new(&dit_preset(name)?, scratch)?;
-            report(name, made.folder(), base, devices, repeats)
+            report(name, made.folder(), bench)
         }
-        LoadSource::Kept(name, folder) => {
+        LoadSource::Written(name, folder) => {
             let made = Made::kept(&dit_preset(name)?, folder)?;
-            report(name, made.folder(), base, devices, repeats)
+            report(name, made.folder(), bench)
         }
-        LoadSource::Checkpoint(path) => report(&path.display().to_string(), path, base, devices, repeats),
+        LoadSource::Checkpoint(path) => report(&path.display().to_string(), path, bench),
     }
 }
 
-fn report(name: &str, path: &Path, base: Base, devices: &DevicesConfig, repeats: Repeats) -> Result<Value> {
+fn report(name: &str, path: &Path, bench: LoadBench) -> Result<Value> {
     let is_dit = |at: &PathBuf| Checkpoint::open(at).is_ok_and(|own| own.contains("patch_embedding.weight"));
     let loaded = match locate(path, Part::Dit).ok().filter(is_dit) {
-        Some(dit) => load_dit(&dit, base, devices, repeats)?,
-        None => load_any(path, base.frozen, devices, repeats)?,
+        Some(dit) => load_dit(&dit, bench)?,
+        None => load_any(path, bench)?,
     };
     let Loaded { measured, bytes, tensors, read_speed, link_speed } = loaded;
     let speed = bytes as f64 / measured.seconds;
     Ok(json!({
-        "what": "load", "model": name, "gpus": measured.gpus, "weights": in_words(base.frozen), "tensors": tensors,
+        "what": "load", "model": name, "gpus": measured.gpus, "weights": in_words(bench.base.frozen), "tensors": tensors,
         "bytes": bytes, "s": rounded(measured.seconds, 4), "gb_s": rounded(speed / 1e9, 3),
         "read_gb_s": rounded(read_speed / 1e9, 3),
         "link_gb_s": link_speed.map(|link| rounded(link / 1e9, 3)),
@@ -143,20 +156,45 @@ fn reading(checkpoint: &Checkpoint) -> Result<f64> {
     Ok(bytes as f64 / start.elapsed().as_secs_f64())
 }
 
-fn load_dit(dit: &Path, base: Base, devices: &DevicesConfig, repeats: Repeats) -> Result<Loaded> {
+fn load_dit(dit: &Path, LoadBench { base, devices, quantised, repeats }: LoadBench) -> Result<Loaded> {
     let file = Checkpoint::open(dit).map_err(models::Error::from)?;
-    let (bytes, tensors) = (file.total_bytes(), file.entries().count());
-    let (config, weights) = DitFiles::at(dit, None)?.open()?;
+    let (mut bytes, tensors) = (file.total_bytes(), file.entries().count());
+    let files = DitFiles::at(dit, None)?;
+    let (config, _) = files.open()?;
     let split = devices.settle(config.layers)?.open()?;
     let meter = Meter::of(split.iter().map(|(device, _)| device));
     let none = Adapters::default();
-    let measured =
-        meter.measure(repeats, || Pipeline::load(&weights, &config, &split, &none, base).map(drop))?;
+    // All that a start does with the files.
+    let load = || -> Result<Option<Arc<QuantisedFile>>> {
+        let (config, weights) = files.open()?;
+        let cache = match (quantised, base.frozen.storage) {
+            (Some(folder), Storage::Quantised(format)) => {
+                QuantisedFile::open(folder, &weights, &config.tensors(), format, 0)?.map(Arc::new)
+            }
+            _ => None,
+        };
+        let weights = match &cache {
+            Some(file) => weights.cached_in(file.clone()),
+            None => weights,
+        };
+        drop(Pipeline::load(&weights, &config, &split, &none, base)?);
+        match cache.as_ref().map(|file| file.finish()) {
+            Some(CacheOutcome::NotWritten(why)) => Err(kernels::Error::msg(why).into()),
+            _ => Ok(cache),
+        }
+    };
+    if let Some(cache) = quantised.map(|_| load()).transpose()?.flatten() {
+        bytes = bytes - cache.replaces() + cache.bytes();
+    }
+    let measured = meter.measure(repeats, || load().map(drop))?;
     let link_speed = links(split.iter().map(|(device, _)| device))?;
     Ok(Loaded { measured, bytes, tensors, read_speed: reading(&file)?, link_speed })
 }
 
-fn load_any(path: &Path, frozen: Frozen, devices: &DevicesConfig, repeats: Repeats) -> Result<Loaded> {
+fn load_any(
+    path: &Path,
+    LoadBench { base: Base { frozen, .. }, devices, repeats, .. }: LoadBench,
+) -> Result<Loaded> {
     let file = Checkpoint::open(path).map_err(models::Error::from)?;
     let (bytes, read_speed) = (file.total_bytes(), reading(&file)?);
     let floats = file.entries().filter(|(_, entry)| entry.dtype.is_float());

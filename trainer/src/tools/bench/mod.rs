@@ -19,7 +19,7 @@ use kernels::{DType, Device, Tensor};
 
 pub use clips::ClipsBench;
 pub use dit::{DitBench, forward};
-pub use load::{LoadSource, load};
+pub use load::{LoadBench, LoadSource, load};
 pub use model::{DitSource, dit_preset, dit_presets, umt5_preset, vae_preset};
 pub use parts::{AttentionBench, VaeBench, attention, text, usual_tiles, vae};
 pub use run::{RunBench, run_presets, whole};
