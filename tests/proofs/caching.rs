@@ -101,8 +101,12 @@ fn clips_that_are_dealt_out_give_the_same_entries() {
         let ledgers: Vec<Ledger> = (0..count).map(|_| Ledger::new(1)).collect();
         let stage = |(i, ledger): (usize, &Ledger)| (Device::counted_cpu(ledger.clone()), i..i + 1);
         let split = ledgers.iter().enumerate().map(stage).collect();
-        let residency =
-            Residency { networks: Networks::InTurn, decoding: Decoding::Alone, vae: WhenIdle::Drop };
+        let residency = Residency {
+            networks: Networks::InTurn,
+            decoding: Decoding::Alone,
+            vae: WhenIdle::Drop,
+            clip_groups: std::num::NonZeroUsize::MIN,
+        };
         let setup = Setup { encoders: Some(count), ..Setup::default() };
         let mut residents = Residents::new((&plan.model, &dit), split, residency, setup, &ui);
         let mut encoded = LatentStore::open(folder.path(), &plan.model).unwrap();

@@ -20,7 +20,7 @@ pub struct RunFolder {
 }
 
 /// Plan keys that may change when a run is resumed: none of them affects steps that are already made.
-const MAY_CHANGE: [&str; 16] = [
+const MAY_CHANGE: [&str; 20] = [
     "tandem",
     // What is left out shows in the digest.
     "data.bad",
@@ -39,6 +39,9 @@ const MAY_CHANGE: [&str; 16] = [
     "memory.networks",
     "memory.decoding",
     "memory.bands",
+    "memory.clip_groups",
+    "memory.weights",
+    "model.precision.streamed",
 ];
 
 impl RunFolder {
