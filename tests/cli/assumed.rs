@@ -142,6 +142,32 @@ fn a_plan_chooses_how_clips_use_two_cards() {
     plan("4090", &["model.base=fp8", "sample.layout=cfg"]).assert_refused(&["sample.layout", "there is one"]);
 }
 
+/// Weights that do not fit are streamed from host memory, as few as will do, unless the recipe says where they are.
+#[test]
+fn a_plan_streams_weights_that_do_not_fit() {
+    let desk = Desk::new();
+    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes/t2v-14b.toml");
+    let recipe = recipe.to_str().unwrap();
+    let plan = |on: &str, settings: &[&'static str]| {
+        let mut words = vec!["--json", "plan", recipe, "--on", on];
+        settings.iter().for_each(|setting| words.extend(["--set", setting]));
+        run(&desk, &words)
+    };
+    let streamed = |on: &str, settings: &[&'static str]| {
+        let told = plan(on, settings);
+        assert_eq!(told.code, Some(0), "{}", told.stderr);
+        let plan: Value = serde_json::from_str(&told.stdout).unwrap();
+        let [memory, precision] = [&plan["memory"], &plan["plan"]["model"]["precision"]];
+        assert_eq!(memory.get("streamed"), precision.get("streamed"));
+        memory.get("streamed").and_then(Value::as_u64)
+    };
+    assert_eq!(streamed("16GiB", &["model.base=fp8"]), Some(4));
+    assert_eq!(streamed("24GiB", &[]), Some(4));
+    assert_eq!(streamed("24GiB", &["model.base=fp8"]), None);
+    assert_eq!(streamed("24GiB", &["model.base=fp8", "memory.weights=host"]), Some(8));
+    plan("24GiB", &["memory.weights=device"]).assert_refused(&["does not fit", "memory.weights = \"auto\""]);
+}
+
 /// With clips the buckets are theirs; a model on disk by a wrong name, or none at all, is assumed where that is said.
 #[test]
 fn a_model_is_assumed_in_place_of_files() {

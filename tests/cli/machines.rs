@@ -155,6 +155,7 @@ fn cases() -> Vec<Case> {
         step("DoRA", &["--kind", "dora", "--keep", "inputs"]),
         step("LoKr", &["--kind", "lokr", "--keep", "inputs"]),
         step("bf16 stream", &["--stream", "bfloat16", "--keep", "attention"]),
+        step("streamed weights", &["--weights", "host", "--keep", "inputs"]),
         step("experts in turn", &["--experts", "in-turn", "--keep", "inputs"]),
         step("two stages", &["--stages", both, "--accumulate", "3", "--keep", "inputs"]),
         step(
@@ -163,6 +164,7 @@ fn cases() -> Vec<Case> {
         ),
         clips("two clips", &[]),
         clips("two clips on two stages", &["--stages", both]),
+        clips("clips with streamed weights", &["--weights", "host"]),
         clips("a whole network on each of two", &["--stages", both, "--groups", "2"]),
         Case::part("VAE", &["vae", "--model", vae], &of_vae),
         // Without a second GPU, as without any: alone.

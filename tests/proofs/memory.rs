@@ -260,16 +260,14 @@ fn what_does_not_fit_is_refused_with_what_would() {
         let named = refused.contains(&format!("at most 832x480, {frames} frames"));
         assert!(!named || fits(&model.task(Storage::Dense, clip(frames), 2), &machine), "{refused}");
     }
-    let none =
-        settle(&task, &cards(&[2.0]), &MemoryConfig::default(), None, &shapes).unwrap_err().to_string();
+    let none = settle(&task, &cards(&[2.0]), &resident, None, &shapes).unwrap_err().to_string();
     assert!(none.contains("No single change"), "{none}");
-    let lopsided =
-        settle(&model.task(FP8, clip(49), 2), &machine, &MemoryConfig::default(), Some(&[36, 4]), &shapes);
+    let lopsided = settle(&model.task(FP8, clip(49), 2), &machine, &resident, Some(&[36, 4]), &shapes);
     let lopsided = lopsided.unwrap_err().to_string();
     assert!(lopsided.contains("devices.split to the plan"), "{lopsided}");
     let mut poor = cards(&[24.0, 24.0]);
     poor.host = GIB;
-    let away = MemoryConfig { offload: Offload::Always, ..MemoryConfig::default() };
+    let away = MemoryConfig { offload: Offload::Always, ..resident };
     let refused = settle(&model.task(FP8, clip(81), 2), &poor, &away, None, &shapes).unwrap_err().to_string();
     assert!(refused.contains("memory.host_memory"), "{refused}");
 }

@@ -23,8 +23,8 @@ use trainer::encode::prompt::ClipRequest;
 use trainer::learning::NoiseRange;
 use trainer::learning::optim::{Optimizer, OptimizerConfig, Step, checked_norm};
 use trainer::machine::forecast::{
-    Calls, ClipShape, Decoding, Engine, Forecaster, Held, Neighbours, Networks, Rehearsal, Scene, StagePlan,
-    Task, Way,
+    Calls, ClipShape, Decoding, Engine, Forecaster, Held, Neighbours, Networks, Rehearsal, Residuals, Scene,
+    StagePlan, Task, Way,
 };
 use trainer::pipeline::{Pipeline, StepOutcome};
 use trainer::sample::{Prompted, Session};
@@ -208,7 +208,7 @@ fn a_shadow_of_a_control_model_takes_what_the_model_takes() {
             let single = Task { batch: 1, accumulate: 1, ..task.clone() };
             let [real, shadow] = [false, true].map(|is_shadow| {
                 taken_by(&single, &blocks, [index, count], is_shadow, |rehearsal| {
-                    rehearsal.calls(&in_flight(SolverKind::UniPc, false), 5).unwrap();
+                    rehearsal.calls(&in_flight(SolverKind::UniPc, Residuals::None), 5).unwrap();
                 })
             });
             assert_eq!(shadow, real, "calls of the control model, stage {index} of {count}");
@@ -244,8 +244,8 @@ fn a_pipeline_takes_what_its_shadow_takes() {
 }
 
 /// Clips in flight: with guidance and a picture, and a smaller one without, by every solver.
-fn in_flight(solver: SolverKind, is_cached: bool) -> Calls {
-    let shape = |latents, halves| ClipShape { latents, halves, solver, has_picture: true, is_cached };
+fn in_flight(solver: SolverKind, residuals: Residuals) -> Calls {
+    let shape = |latents, halves| ClipShape { latents, halves, solver, has_picture: true, residuals };
     Calls::Clips(vec![shape((2, 4, 6), 2), shape((1, 4, 6), 1)])
 }
 
@@ -258,9 +258,10 @@ fn a_shadow_of_calls_takes_what_the_calls_take() {
         let mut all = vec![Calls::HeldOut];
         all.extend(
             [SolverKind::UniPc, SolverKind::Euler, SolverKind::DpmPp2m, SolverKind::Lcm]
-                .map(|kind| in_flight(kind, false)),
+                .map(|kind| in_flight(kind, Residuals::None)),
         );
-        all.push(in_flight(SolverKind::UniPc, true));
+        all.push(in_flight(SolverKind::UniPc, Residuals::Kept));
+        all.push(in_flight(SolverKind::UniPc, Residuals::Measured));
         for calls in all {
             for (index, count, blocks) in [(0, 1, 0..3), (0, 2, 0..1), (1, 2, 1..3)] {
                 let what = format!("{:?}, {calls:?}, stage {index} of {count}", dit.kind);
@@ -329,27 +330,30 @@ fn a_session_takes_what_its_shadow_takes() {
     optimizer.publish(&mut pipeline);
     // The residual of the second clip is there while the first one computes again.
     let skips = [vec![1, 3], vec![1, 2, 3, 4]];
-    for (solver, is_cached) in [
-        (SolverKind::UniPc, false),
-        (SolverKind::Euler, false),
-        (SolverKind::DpmPp2m, false),
-        (SolverKind::Lcm, false),
-        (SolverKind::UniPc, true),
+    for (solver, residuals) in [
+        (SolverKind::UniPc, Residuals::None),
+        (SolverKind::Euler, Residuals::None),
+        (SolverKind::DpmPp2m, Residuals::None),
+        (SolverKind::Lcm, Residuals::None),
+        (SolverKind::UniPc, Residuals::Kept),
+        (SolverKind::Euler, Residuals::Measured),
     ] {
         let clips = [(2, 5.0), (1, 1.0)].map(|clip| prompted(&dit, &device, clip, solver));
         ledger.reset_peak();
         let mut session = Session::new(&clips).unwrap();
-        if is_cached {
-            session = session.skipping(&skips);
+        match residuals {
+            Residuals::None => {}
+            Residuals::Kept => session = session.skipping(&skips),
+            Residuals::Measured => session = session.measuring(0),
         }
         let flow = session
             .run(std::slice::from_ref(&pipeline), NoiseRange::All, |_| ControlFlow::Continue(()))
             .unwrap();
         assert!(flow.is_continue());
         let shadow = taken_by(&task, &(0..LAYERS), [0, 1], true, |rehearsal| {
-            rehearsal.calls(&in_flight(solver, is_cached), 5).unwrap();
+            rehearsal.calls(&in_flight(solver, residuals), 5).unwrap();
         });
-        assert_eq!(shadow.peak, ledger.peak(), "{solver:?}, skipping {is_cached}");
+        assert_eq!(shadow.peak, ledger.peak(), "{solver:?}, {residuals:?}");
     }
 }
 
@@ -387,7 +391,7 @@ fn groups_of_devices_take_what_their_shadows_take() {
             halves: 1,
             solver: SolverKind::UniPc,
             has_picture: false,
-            is_cached,
+            residuals: if is_cached { Residuals::Kept } else { Residuals::None },
         };
         for (own, ledger) in ledgers.iter().enumerate() {
             let at = Neighbours { index: 0, count: 1, previous: None, next: None };

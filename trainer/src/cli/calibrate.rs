@@ -8,6 +8,7 @@ use models::vae::Tiling;
 
 use super::sample::{Done, Sample};
 use crate::error::Error;
+use crate::machine::forecast::Residuals;
 use crate::sample::Course;
 use crate::sample::magcache::{Made, Table, skips::high_steps};
 use crate::watch::ui::Ui;
@@ -42,7 +43,7 @@ impl Calibrate {
         let path = named.ok_or_else(missing)?;
         sample.force().check(&path, "--table")?;
         sample.find_networks(&mut job, ui)?;
-        sample.lay(&mut job, (false, Tiling::Off, None), ui)?;
+        sample.lay(&mut job, (Residuals::Measured, Tiling::Off, None), ui)?;
         if !sample.is_worth_it(&job, None, ui)? {
             ui.note("nothing was measured");
             return Ok(0);

@@ -26,9 +26,9 @@ use crate::encode::preset::Preset;
 use crate::encode::prompt::ClipRequest;
 use crate::encode::{Encoding, LatentStore};
 use crate::error::Error;
-use crate::machine::devices::DevicesConfig;
-use crate::machine::forecast::{Decoding, Networks};
-use crate::machine::memory::WeightPlace;
+use crate::machine::devices::{DevicesConfig, Limits};
+use crate::machine::forecast::{Decoding, Networks, Residuals};
+use crate::machine::memory::{Machine, WeightPlace};
 use crate::machine::products::KnownProducts;
 use crate::recipe::Assignment;
 use crate::residents::{FromFiles, Residency, Residents, Setup, WhenIdle};
@@ -222,7 +222,8 @@ impl Sample {
         self.find_networks(&mut job, ui)?;
         let skips = self.skips(&job)?;
         let tiling = if self.tiled { Tiling::On(Tiles::default()) } else { Tiling::Off };
-        self.lay(&mut job, (skips.is_some(), tiling, preview.as_ref()), ui)?;
+        let residuals = if skips.is_some() { Residuals::Kept } else { Residuals::None };
+        self.lay(&mut job, (residuals, tiling, preview.as_ref()), ui)?;
         if self.plan {
             self.tell_time(&job, skips.as_ref(), ui)?;
             tell_plan(skips.as_ref(), &job.requests, ui);
@@ -279,7 +280,7 @@ impl Sample {
     pub(super) fn lay(
         &self,
         job: &mut Job,
-        clips: (bool, Tiling, Option<&PreviewPlan>),
+        clips: (Residuals, Tiling, Option<&PreviewPlan>),
         ui: &Ui,
     ) -> crate::Result<()> {
         let asked = self.layout.unwrap_or(job.basis.layout);
@@ -332,10 +333,11 @@ impl Sample {
         let Job { basis, model, devices, requests, .. } = job;
         let skipped: Vec<usize> =
             (0..requests.len()).map(|i| skips.map_or(0, |skips| skips.clips[i].len())).collect();
+        let machine = Machine::here(devices, &Limits::default(), model.precision.dit(), &basis.dit, None);
         let time = estimate::forecast(
             (requests, &skipped),
-            (model, &basis.dit, &basis.defaults),
-            (devices, job.clip_groups),
+            (&basis.dit, &basis.defaults),
+            (&machine, &devices.split, job.clip_groups),
         )?;
         let clips =
             if requests.len() == 1 { "1 clip".to_owned() } else { format!("{} clips", requests.len()) };

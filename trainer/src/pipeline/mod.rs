@@ -30,6 +30,7 @@ pub use groups::held_by;
 pub use micro_batch::MicroBatch;
 pub use models::dit::NetworkInput;
 pub use parking::{ParkedStage, ParkedWeights, WeightParking};
+pub(crate) use residuals::with_entry;
 pub use residuals::{Blocks, Change};
 pub use stage::Stage;
 pub use training::{Span, Watched};

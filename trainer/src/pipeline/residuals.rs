@@ -57,6 +57,12 @@ pub(super) struct Residuals {
     pub changes: Vec<Change>,
 }
 
+/// The streams before the first block, with what is needed to measure what all blocks add.
+pub(crate) fn with_entry(mut streams: Streams) -> Streams {
+    streams.put(ENTRY, streams.main.clone());
+    streams
+}
+
 impl Residuals {
     /// The streams behind the blocks of `stage`, forward only, in call `m`.
     pub fn through(
@@ -88,10 +94,7 @@ impl Residuals {
                 Ok(streams)
             }
             Blocks::Measure { lane } => {
-                let mut streams = streams;
-                if stage.dit.embedder.is_some() {
-                    streams.put(ENTRY, streams.main.clone());
-                }
+                let streams = if stage.dit.embedder.is_some() { with_entry(streams) } else { streams };
                 let mut behind = stage.through(streams, context)?;
                 if stage.dit.head.is_some() {
                     let missing = || kernels::Error::msg("the first stage sent no entry of the blocks");
@@ -107,7 +110,9 @@ impl Residuals {
     fn measure(&mut self, call: usize, lane: usize, added: Tensor) -> Result<()> {
         if let Some(before) = self.by_lane.get(&lane) {
             let sums = |a: &Tensor, b: &Tensor| -> Result<Vec<f64>> {
-                let sums: Vec<f32> = (a * b)?.sum(2)?.flatten_all()?.to_vec1()?;
+                let sums = (a * b)?.sum(2)?.flatten_all()?;
+                // Of shadows only the memory is of interest.
+                let sums = if sums.is_shadow() { Vec::new() } else { sums.to_vec1::<f32>()? };
                 Ok(sums.into_iter().map(f64::from).collect())
             };
             let (own, old, both) = (sums(&added, &added)?, sums(before, before)?, sums(&added, before)?);

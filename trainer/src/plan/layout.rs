@@ -3,13 +3,18 @@
 use std::fmt;
 use std::num::NonZeroUsize;
 
+use models::dit::DitConfig;
+use models::published::Defaults;
+
+use super::SamplePlan;
 use super::rest::{Rest, Split};
 use super::ways::Wording;
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
-use crate::machine::memory::{Phase, PhaseForecast};
+use crate::machine::memory::{Machine, Phase, PhaseForecast, Settled};
+use crate::recipe::TrainConfig;
 use crate::sample::ClipLayout;
-use crate::sample::estimate::time_of_round;
+use crate::sample::estimate::{self, time_of_round};
 
 /// The layout of clips that was chosen, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,6 +93,29 @@ pub fn laid(rest: &Rest, dit: Split, asked: ClipLayout, wording: Wording) -> Res
         }
         (_, None) => Ok(split(&format!("as fast as any other layout for {}", counted(&halves)))),
     }
+}
+
+/// `settled` with about the share of a run's time that the steps of its clips take on the GPUs of `machine`, with every solver step
+/// computed; without clips there is none, nor for CPUs, whose speed is not known.
+///
+/// # Errors
+/// Sizes that the model does not take.
+pub(super) fn with_clip_share(
+    settled: Settled,
+    (train, sample): (&TrainConfig, &SamplePlan),
+    model: (&DitConfig, &Defaults),
+    machine: &Machine,
+) -> Result<Settled> {
+    if sample.clips.is_empty() || machine.stages.iter().any(|card| card.name == "cpu") {
+        return Ok(settled);
+    }
+    let computed = vec![0; sample.clips.len()];
+    let split = (machine, settled.choice.split.as_slice(), settled.clip_groups);
+    let of_set = estimate::forecast((&sample.clips, &computed), model, split)?.as_secs_f64();
+    let sets = 1 + if sample.every == 0 { 1 } else { train.steps.div_ceil(sample.every) };
+    let of_step = settled.choice.seconds * (train.accumulate + machine.stages.len() - 1) as f64;
+    let (clips, steps) = (sets as f64 * of_set, train.steps as f64 * of_step);
+    Ok(settled.with_clip_share(clips / (clips + steps)))
 }
 
 fn counted(halves: &[usize]) -> String {

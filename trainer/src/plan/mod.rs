@@ -38,6 +38,7 @@ use crate::sample::magcache::CacheConfig;
 use crate::sample::{ClipFormat, ClipLayout, PreviewPlan};
 use crate::watch::interrupt::Interrupt;
 pub use difference::Difference;
+use layout::with_clip_share;
 pub use layout::{Laid, laid};
 pub(crate) use rest::in_group;
 pub use rest::{BehindSampling, Rest, Split};
@@ -341,11 +342,10 @@ impl Plan {
         let rest = Rest::of_run((&model, &dit), &sample, found.held_out, &shapes, overrides.assume)?;
         let run = run_plan(recipe.run, path, seed);
         let has_texts = || has_texts(&run.cache, &model, &dataset, &sample.clips);
-        let settled = {
-            let asked = (&recipe.memory, given, sample.layout);
-            ways::settled(&task, &machine, asked, &shapes, &rest, has_texts)?
-        };
+        let asked = (&recipe.memory, given, sample.layout);
+        let settled = ways::settled(&task, &machine, asked, &shapes, &rest, has_texts)?;
         model.precision.streamed = settled.streamed;
+        let settled = with_clip_share(settled, (&train, &sample), (&dit, &defaults), &machine)?;
         let plan = Plan {
             tandem: env!("CARGO_PKG_VERSION").to_owned(),
             run,

@@ -21,8 +21,8 @@ use crate::encode::condition_there;
 use crate::encode::prompt::ClipRequest;
 use crate::error::{Error, Result};
 use crate::machine::forecast::{
-    Calls, ClipShape, Decoding, DeviceMemory, Engine, Forecaster, Held, ShadowDevice, StageMemory, Task,
-    decoding,
+    Calls, ClipShape, Decoding, DeviceMemory, Engine, Forecaster, Held, Residuals, ShadowDevice, StageMemory,
+    Task, decoding,
 };
 use crate::machine::memory::{Machine, Phase, PhaseForecast, Shapes};
 use crate::machine::precision::Precision;
@@ -47,8 +47,8 @@ pub struct Rest {
     pub holds_out: bool,
     /// Clips that are made.
     pub clips: Vec<ClipRequest>,
-    /// Whether their steps may be skipped, so that residuals are kept.
-    pub is_cached: bool,
+    /// What is kept of their blocks from step to step; a clip that is measured is the first and the largest of them.
+    pub residuals: Residuals,
     /// How they are decoded.
     pub tiling: Tiling,
     /// The tiny decoder that makes previews of them.
@@ -113,7 +113,11 @@ impl Rest {
             holds_out: held_out > 0,
             // Full clips take more than those of a preset, and are never in flight with them.
             clips: if sample.full_clips.is_empty() { &sample.clips } else { &sample.full_clips }.clone(),
-            is_cached: sample.cache.is_some(),
+            residuals: match (&sample.cache, &sample.cache_table) {
+                (None, _) => Residuals::None,
+                (Some(_), Some(_)) => Residuals::Kept,
+                (Some(_), None) => Residuals::Measured,
+            },
             tiling: Tiling::Off,
             preview: sample.preview.as_ref().map(|preview| TinySizes::at(&preview.decoder)).transpose()?,
             attached: attached(sample, experts, dit)?,
@@ -326,7 +330,7 @@ impl Rest {
             halves: if clip.guidance == 1.0 && clip.guidance_high == 1.0 { 1 } else { 2 },
             solver: clip.solver,
             has_picture: clip.image.is_some(),
-            is_cached: self.is_cached,
+            residuals: self.residuals,
         };
         let mut shapes: Vec<ClipShape> = clips.iter().map(shape).collect();
         shapes.sort_by_key(|ClipShape { latents: (t, h, w), halves, .. }| {

@@ -8,10 +8,8 @@ use models::dit::DitConfig;
 use models::dit::config::PATCH;
 use models::published::Defaults;
 
-use crate::base::BaseModel;
 use crate::encode::prompt::ClipRequest;
 use crate::error::Result;
-use crate::machine::devices::{DevicesConfig, Limits};
 use crate::machine::memory::Machine;
 
 /// Share of a GPU's peak that a forward reaches.
@@ -40,29 +38,28 @@ pub fn time_of_round(halves: &[usize], stages: usize, groups: usize) -> f64 {
     lanes.max(depth + of_clip - 1) as f64 / depth as f64
 }
 
-/// About how long the steps of `requests`, of which each skips some, take on `devices`, settled, in `groups` groups with the
+/// About how long the steps of `requests`, of which each skips some, take on `machine`, whose stages have `split` blocks each, in `groups` groups with the
 /// whole network: by the peak of a GPU, and by a product that is measured on a CPU. Text encoder and VAE are not counted.
 ///
 /// # Errors
 /// When the CPU cannot be measured.
 pub fn forecast(
     (requests, skipped): (&[ClipRequest], &[usize]),
-    (model, dit, defaults): (&BaseModel, &DitConfig, &Defaults),
-    (devices, groups): (&DevicesConfig, NonZeroUsize),
+    (dit, defaults): (&DitConfig, &Defaults),
+    (machine, split, groups): (&Machine, &[usize], NonZeroUsize),
 ) -> Result<Duration> {
-    let machine = Machine::here(devices, &Limits::default(), model.precision.dit(), dit, None);
-    let cpu = match devices.stages.iter().any(|name| name == "cpu") {
+    let cpu = match machine.stages.iter().any(|card| card.name == "cpu") {
         true => speed_of_cpu()?,
         false => 0.0,
     };
     // Seconds that a stage takes for an operation of the whole network.
     let of_stage = |(index, card): (usize, &crate::machine::memory::Card)| {
-        let part = devices.split[index] as f64 / dit.layers as f64;
+        let part = split[index] as f64 / dit.layers as f64;
         part / if card.name == "cpu" { cpu } else { card.flops * REACHED }
     };
     let stages: Vec<f64> = machine.stages.iter().enumerate().map(of_stage).collect();
     // Stages on one device take turns.
-    let is_alone = devices.stages.iter().all(|name| *name == devices.stages[0]); // a settled config has a stage
+    let is_alone = machine.devices().len() == 1;
     let slowest = if is_alone { stages.iter().sum() } else { stages.iter().copied().fold(0.0, f64::max) };
     let halves = |request: &ClipRequest| match request.guidance != 1.0 || request.guidance_high != 1.0 {
         true => 2,

@@ -12,7 +12,7 @@ use super::Job;
 use crate::encode::LatentStore;
 use crate::error::Result;
 use crate::machine::devices::Limits;
-use crate::machine::forecast::Task;
+use crate::machine::forecast::{Residuals, Task};
 use crate::machine::memory::{Machine, Phase, Shapes, WeightPlace, devices_of};
 use crate::plan::{BehindSampling, Laid, Rest, Split, Wording, checked, laid};
 use crate::residents::FromFiles;
@@ -37,7 +37,7 @@ pub(super) struct Fit {
 /// What does not fit, and what would.
 pub(super) fn check(
     job: &Job,
-    (is_cached, tiling, preview): (bool, Tiling, Option<&PreviewPlan>),
+    (residuals, tiling, preview): (Residuals, Tiling, Option<&PreviewPlan>),
     folder: Option<&Path>,
     (asked, weights): (ClipLayout, WeightPlace),
 ) -> Result<Fit> {
@@ -53,7 +53,7 @@ pub(super) fn check(
         bucket: None,
         holds_out: false,
         clips: requests.clone(),
-        is_cached,
+        residuals,
         tiling,
         preview: preview.map(|preview| TinySizes::at(&preview.decoder)).transpose()?,
         attached: networks.iter().map(adapters).collect::<Result<_>>()?,

@@ -4,7 +4,7 @@ use kernels::{DType, Device, Tensor};
 use models::dit::{Conditioning, NetworkInput, Pictures, Raw};
 
 use crate::error::Result;
-use crate::pipeline::MicroBatch;
+use crate::pipeline::{Blocks, MicroBatch};
 use crate::solver::{Convention, FreshNoise, Schedule, Solver, SolverKind, guided};
 
 /// Solver steps of a clip before the calls that are played: by then its history is as long as it gets.
@@ -35,14 +35,34 @@ pub struct ClipShape {
     pub solver: SolverKind,
     /// Whether a picture goes in place of its first frame, where the model takes one there.
     pub has_picture: bool,
-    /// Whether its steps may be skipped, so that each half of the guidance keeps a residual.
-    pub is_cached: bool,
+    /// What is kept of its blocks from step to step.
+    pub residuals: Residuals,
+}
+
+/// What is kept of a clip's blocks from step to step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Residuals {
+    /// Nothing.
+    #[default]
+    None,
+    /// What they added, since steps may be skipped.
+    Kept,
+    /// What all stages together added, to be held against the next step.
+    Measured,
 }
 
 impl Calls {
-    /// Whether the clip whose calls are played keeps residuals.
-    pub(super) fn is_cached(&self) -> bool {
-        matches!(self, Self::Clips(clips) if clips.first().is_some_and(|clip| clip.is_cached))
+    /// What becomes of the blocks in the calls of the clip whose calls are played, of which this is one of `lane`.
+    pub(super) fn blocks(&self, lane: usize) -> Blocks {
+        let first = match self {
+            Self::HeldOut => None,
+            Self::Clips(clips) => clips.first(),
+        };
+        match first.map_or(Residuals::None, |clip| clip.residuals) {
+            Residuals::None => Blocks::Run,
+            Residuals::Kept => Blocks::Keep { lane },
+            Residuals::Measured => Blocks::Measure { lane },
+        }
     }
 
     /// Calls of a solver step of the clip whose calls are played.

@@ -27,7 +27,7 @@ use serde::Serialize;
 use device::{device_ledger, resident, scene};
 use memo::Memo;
 
-pub use calls::{Calls, ClipShape};
+pub use calls::{Calls, ClipShape, Residuals};
 pub use decoding::decoding;
 pub use device::{DeviceMemory, ShadowDevice};
 pub use rehearsal::{Rehearsal, Scene};

@@ -16,14 +16,14 @@ use models::adapter::{Adapters, LoraConfig, Target};
 use models::dit::{BlockPlan, Boundary, Dropout, LayerId, NetworkInput, Plans, Role};
 use models::weights::Weights;
 
-use super::calls::{Calls, ClipShape, Sink, Source};
+use super::calls::{Calls, ClipShape, Residuals, Sink, Source};
 use super::memo::Memo;
 use super::task::Task;
 use crate::error::Result;
 use crate::learning::optim::{Optimizer, Step};
 use crate::pipeline::alone::{self, Neighbours};
 use crate::pipeline::schedule::one_f_one_b;
-use crate::pipeline::{Blocks, MicroBatch, ParkedStage, Stage, StepOutcome};
+use crate::pipeline::{Blocks, MicroBatch, ParkedStage, Stage, StepOutcome, with_entry};
 
 /// Micro-batches that are played beyond those in flight: from then on a stage does the same again and again.
 const BEYOND: usize = 1;
@@ -234,23 +234,31 @@ impl Rehearsal {
         label("residual");
         let _held = self.residuals_of_others(calls)?;
         label("activations");
-        let (sink, is_cached, halves) = (RefCell::new(sink), calls.is_cached(), calls.halves_of_first());
+        let (sink, halves, residuals) = (RefCell::new(sink), calls.halves_of_first(), calls.clone());
         let calls = alone::Calls {
             // As many as may wait, those at work, and as many again as make a solver step.
             count: count + 1 + 2 * HALVES,
             lanes: calls.lanes(),
             input: |m| source.input(m, sink.borrow().as_ref().filter(|_| is_alone)),
             output: |_, velocity| sink.borrow_mut().as_mut().map_or(Ok(()), |sink| sink.take(velocity)),
-            blocks: |m| if is_cached { Blocks::Keep { lane: m % halves } } else { Blocks::Run },
+            blocks: |m| residuals.blocks(m % halves),
         };
-        alone::call(&self.stage, self.neighbours(), [*index, *count], calls)
+        let boundary = match residuals.blocks(0) {
+            Blocks::Measure { .. } => {
+                let Boundary { streams, cond } = self.boundary.clone();
+                Boundary { streams: with_entry(streams), cond }
+            }
+            _ => self.boundary.clone(),
+        };
+        let around = Neighbours { boundary: &boundary, ..self.neighbours() };
+        alone::call(&self.stage, around, [*index, *count], calls)
     }
 
     /// What clips other than the largest, whose calls are played, keep of their blocks meanwhile.
     fn residuals_of_others(&self, calls: &Calls) -> Result<Vec<Tensor>> {
         let Calls::Clips(clips) = calls else { return Ok(Vec::new()) };
         let config = &self.stage.dit.config;
-        let others = clips.iter().skip(1).filter(|clip| clip.is_cached);
+        let others = clips.iter().skip(1).filter(|clip| clip.residuals == Residuals::Kept);
         let of = |clip: &ClipShape| {
             let (frames, height, width) = clip.latents;
             let shape = (1, config.tokens(frames, height, width), config.dim);

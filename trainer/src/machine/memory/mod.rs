@@ -131,6 +131,11 @@ impl Settled {
         Self { choice, forecast, networks, decoding, clip_groups, streamed, pinned }
     }
 
+    /// With the share of the run's time that clips take.
+    pub fn with_clip_share(self, share: f64) -> Self {
+        Self { forecast: Forecast { clip_share: Some(share), ..self.forecast }, ..self }
+    }
+
     /// `task` as it was settled.
     pub fn task<'a>(&self, task: &Task<'a>) -> Task<'a> {
         let base = Base { streamed: self.streamed, ..task.base };

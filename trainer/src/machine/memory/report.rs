@@ -35,6 +35,9 @@ pub struct Forecast {
     /// How clips go through the network on several devices, and why so; nothing without clips.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clips: Option<String>,
+    /// About the share of the run's time that clips take, without their decoding.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_share: Option<f64>,
     /// What is done besides steps, in the order in which a run does it; nothing of a step that is planned alone.
     pub phases: Vec<PhaseForecast>,
     /// The same plan in every bucket.
@@ -98,6 +101,7 @@ impl Forecast {
             decoding: Decoding::Beside,
             streamed: Streamed::NONE,
             clips: None,
+            clip_share: None,
             phases: Vec::new(),
             buckets: Vec::new(),
             more_host: None,
@@ -248,6 +252,13 @@ impl fmt::Display for Forecast {
         self.phases.iter().try_for_each(|phase| writeln!(f, "  {phase}"))?;
         if let Some(clips) = self.clips.as_ref().filter(|_| self.stages.len() > 1) {
             writeln!(f, "  clips: {clips}")?;
+        }
+        if let Some(share) = self.clip_share {
+            writeln!(
+                f,
+                "  clips take about {:.0} % of the run's time (an estimate)",
+                (100.0 * share).max(1.0)
+            )?;
         }
         if self.decoding == Decoding::Alone {
             writeln!(f, "  while clips are decoded, the DiT's matrices wait in host memory")?;
