@@ -2,6 +2,7 @@
 
 use kernels::channel_norm::{Activation, channel_norm};
 use kernels::conv3d::{Before, Conv3dGeometry, Padding, conv3d, conv3d_after};
+use kernels::frame_attention::frame_attention;
 use kernels::resample::{
     Rgb, average_down, duplicate_up, fold_pixels, frames_from_channels, rgb_bytes, unfold_pixels,
     upsample_nearest_2x,
@@ -153,6 +154,67 @@ proptest! {
             prop_assert_eq!(bad.to_vec1::<u8>().unwrap(), vec![0]);
             let damaged = (x / 0.0).unwrap();
             prop_assert_eq!(rgb_bytes(&damaged, patch).unwrap().bad.to_vec1::<u8>().unwrap(), vec![1]);
+        }
+    }
+
+    /// Attention over a frame is what its definition says, and a query's result is the same to the bit in any band of rows.
+    #[test]
+    fn attention_over_a_frame_does_not_depend_on_other_queries(
+        (c, h, w) in (1usize..5, 2usize..7, 2usize..6), cut in 1usize..6, seed in any::<u64>()
+    ) {
+        let (c, cut) = (8 * c, cut.min(h - 1));
+        for (dtype, rounding) in [(DType::F32, 0.0), (DType::BF16, 1.0 / 32.0)] {
+            let made = |shape: &[usize], seed| random(shape, seed).to_dtype(dtype).unwrap();
+            let q = side_by_side(&made(&[1, c, 1, h, w], seed));
+            let (k, v) = (made(&[h * w, c], !seed), made(&[h * w, c], seed / 3));
+            let got = frame_attention(&q, &k, &v).unwrap();
+            let rows = f64s(&q).permute((0, 2, 3, 4, 1)).unwrap().contiguous().unwrap().reshape((h * w, c)).unwrap();
+            let scores = (rows.matmul(&f64s(&k).t().unwrap().contiguous().unwrap()).unwrap() / (c as f64).sqrt()).unwrap();
+            let weights = scores.broadcast_sub(&scores.max_keepdim(1).unwrap()).unwrap().exp().unwrap();
+            let weights = weights.broadcast_div(&weights.sum_keepdim(1).unwrap()).unwrap();
+            let expected = weights.matmul(&f64s(&v)).unwrap().reshape((1, 1, h, w, c)).unwrap();
+            let expected = expected.permute((0, 4, 1, 2, 3)).unwrap().contiguous().unwrap();
+            prop_assert!(excess(&got, &expected, rounding) <= ROUNDING.max(rounding));
+            for (first, count) in [(0, cut), (cut, h - cut)] {
+                let band = side_by_side(&q.narrow(3, first, count).unwrap());
+                let band = frame_attention(&band, &k, &v).unwrap();
+                prop_assert_eq!(difference(&band, &got.narrow(3, first, count).unwrap()), 0.0);
+            }
+        }
+    }
+
+    /// A band with the rows around it gives the rows of the whole frame to the bit, wherever it is cut: also where a GPU's blocks
+    /// begin at other pixels.
+    #[test]
+    fn a_band_with_its_rows_around_gives_the_rows_of_the_whole(
+        (c_in, c_out, t, h, w) in (1usize..9, 1usize..140, 1usize..4, 3usize..20, 3usize..50),
+        cuts in (1usize..20, 1usize..20), past in 0usize..3, is_side_by_side in any::<bool>(), seed in any::<u64>(),
+    ) {
+        let c_in = 8 * c_in;
+        let cuts = [0, cuts.0.min(h - 2), cuts.0.min(h - 2) + cuts.1.min(h - 1 - cuts.0.min(h - 2)), h];
+        for dtype in [DType::F32, DType::BF16] {
+            let laid = |x: Tensor| if is_side_by_side { side_by_side(&x) } else { x };
+            let made = |shape: &[usize], seed| random(shape, seed).to_dtype(dtype).unwrap();
+            let (x, earlier) = (made(&[1, c_in, t, h, w], seed), made(&[1, c_in, 2, h, w], !seed));
+            let weight = video::arranged(&made(&[c_out, c_in, 3, 3, 3], seed / 3)).unwrap();
+            let bias = made(&[c_out], seed / 5);
+            let rows = |x: &Tensor, from: usize, to: usize| laid(x.narrow(3, from, to - from).unwrap().contiguous().unwrap());
+            let run = |x: &Tensor, earlier: &Tensor, padding: Padding| {
+                let past = (past > 0).then(|| laid(earlier.narrow(2, 0, past).unwrap().contiguous().unwrap()));
+                let before = Before { zeros: 2 - past.as_ref().map_or(0, |past| past.dim(2).unwrap()), past: past.as_ref() };
+                conv3d_after(before, x, &weight, Some(&bias), Conv3dGeometry::unit(padding), None).unwrap()
+            };
+            let whole = run(&laid(x.clone()), &earlier, Padding::all(1));
+            for band in cuts.windows(2).filter(|band| band[0] < band[1]) {
+                let (from, to) = (band[0], band[1]);
+                let above = (from > 0).then(|| video::edge_row(&rows(&x, from - 1, from), video::Edge::Bottom).unwrap());
+                let below = (to < h).then(|| video::edge_row(&rows(&x, to, to + 1), video::Edge::Top).unwrap());
+                let own = video::with_rows(above.as_ref(), &rows(&x, from, to), below.as_ref()).unwrap();
+                let (top, bottom) = (usize::from(from == 0), usize::from(to == h));
+                let earlier = earlier.narrow(3, from - (1 - top), to - from + 2 - top - bottom).unwrap().contiguous().unwrap();
+                let got = run(&own, &earlier, Padding { top, bottom, left: 1, right: 1 });
+                prop_assert_eq!(difference(&got, &whole.narrow(3, from, to - from).unwrap()), 0.0);
+            }
         }
     }
 

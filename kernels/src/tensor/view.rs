@@ -148,7 +148,8 @@ impl Tensor {
         }
     }
 
-    /// A copy on another device, of all of the memory that it is a view of; the same tensor if it is on that device already.
+    /// A copy on another device, of all of the memory that it is a view of; the same tensor if it is on that device already. Between
+    /// GPUs it goes through the host, which waits: see [`crate::transfer::Link`] for copies that do not.
     ///
     /// # Errors
     /// A shadow cannot become a tensor.
@@ -160,6 +161,11 @@ impl Tensor {
             // Two memories with ledgers of their own may be one device to candle, which would not copy.
             (Body::Real(x), Some(candle_core::Device::Cpu)) if x.device().is_cpu() => {
                 Ok(Self::from_candle(if device.ledger().is_some() { x.copy()? } else { x.clone() }, device))
+            }
+            // candle copies from GPU to GPU on the receiver's stream, which does not wait for the sender's: through the host both do.
+            (Body::Real(x), Some(candle)) if x.device().is_cuda() && candle.is_cuda() => {
+                let host = x.to_device(&candle_core::Device::Cpu)?;
+                Ok(Self::from_candle(host.to_device(&candle)?, device))
             }
             (Body::Real(x), Some(candle)) => Ok(Self::from_candle(x.to_device(&candle)?, device)),
             (Body::Real(x), None) => Ok(Self::shadow(super::stored(x), x.dtype(), device).with_body_of(self)),

@@ -12,7 +12,7 @@ use kernels::conv3d::{Conv3dGeometry, Padding};
 use kernels::resample::unfold_pixels;
 use kernels::transfer::{HostStore, Link, Route, Sent};
 use kernels::video::{Edge, edge_row, with_rows};
-use kernels::{DType, Device, Tensor};
+use kernels::{DType, Tensor};
 
 use super::Vae;
 use super::frames::{FrameSink, Leaving};
@@ -212,7 +212,7 @@ impl Bands {
             Ok(Tensor::cat(&chunks, 2)?.to_dtype(DType::F32)?)
         };
         let parts = all(self.each(latents_bcthw, bands, units, work, || ())?)?;
-        let parts = parts.iter().map(|part| part.to_device(&Device::Cpu)?.to_device(self.first().device()));
+        let parts = parts.iter().map(|part| part.to_device(self.first().device()));
         let pixels = Tensor::cat(&parts.collect::<kernels::Result<Vec<_>>>()?, 3)?;
         Ok(unfold_pixels(&pixels, self.first().sizes.patch())?.clamp(-1f32, 1f32)?)
     }
@@ -233,11 +233,6 @@ impl Bands {
         meanwhile: impl FnOnce(),
     ) -> Result<Vec<Result<T>>> {
         let neighbours = self.neighbours(bands.len());
-        // Through the host: a tensor of one GPU is not ready for another's stream.
-        let latents_bcthw = match latents_bcthw.is_shadow() {
-            true => latents_bcthw.clone(),
-            false => latents_bcthw.to_device(&Device::Cpu)?,
-        };
         let parts = bands.iter().map(|rows| latents_bcthw.narrow(3, rows.start, rows.len())?.contiguous());
         let parts = parts.collect::<kernels::Result<Vec<_>>>()?;
         let outcomes: Vec<Result<T>> = std::thread::scope(|scope| {

@@ -131,9 +131,6 @@ impl Vae {
     /// When memory runs out.
     pub fn copied_to(&self, device: &Device) -> Result<Self> {
         let mut copy = self.clone();
-        if !self.device.is_shadow() {
-            copy.move_to(&Device::Cpu)?;
-        }
         copy.move_to(device)?;
         Ok(copy)
     }

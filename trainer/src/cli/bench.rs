@@ -1,22 +1,19 @@
 //! `tandem bench`.
 
+mod parts;
+
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand, ValueEnum};
-use kernels::transfer::Route;
 use models::adapter::AdapterKind;
-use models::umt5::Umt5;
-use models::vae::{Bands, Vae};
 
-use super::devices::{OneDevice, StageDevices};
+use super::devices::StageDevices;
 use super::fetch::on_this_machine;
-use super::precision::{DitPrecision, PartFloat, PartPrecision};
+use super::precision::DitPrecision;
 use crate::base::hub::HubError;
-use crate::base::{self, Part};
 use crate::bytes::Bytes;
 use crate::error::Error;
 use crate::machine::forecast::Networks;
@@ -24,11 +21,11 @@ use crate::machine::memory::{KeepConfig, MemoryConfig, Offload, WeightPlace};
 use crate::machine::precision::WeightFormat;
 use crate::sample::magcache::CacheConfig;
 use crate::tools::bench::{
-    self, AttentionBench, ClipSize, DitBench, DitSource, LoadBench, LoadSource, Repeats, RunBench, StepBench,
-    VaeBench,
+    self, ClipSize, DitBench, DitSource, LoadBench, LoadSource, Repeats, RunBench, StepBench,
 };
 use crate::watch::interrupt::Interrupt;
 use crate::watch::ui::{Ui, Voice};
+use parts::{AttentionArguments, TextBench, VaeArguments};
 
 /// Measure speed and memory of one part, as JSON lines.
 #[derive(Debug, Args)]
@@ -209,70 +206,6 @@ struct ClipsArguments {
 }
 
 #[derive(Debug, Args)]
-struct AttentionArguments {
-    /// Tokens.
-    #[arg(long, default_value_t = 4096)]
-    tokens: usize,
-    /// Heads.
-    #[arg(long, default_value_t = 12)]
-    heads: usize,
-    /// Size of a head.
-    #[arg(long, default_value_t = 128)]
-    head_size: usize,
-    #[command(flatten)]
-    float: PartFloat,
-    #[command(flatten)]
-    device: OneDevice,
-    #[command(flatten)]
-    times: Times,
-}
-
-#[derive(Debug, Args)]
-struct VaeArguments {
-    /// A checkpoint; with --random-weights the name of sizes: wan2.1, wan2.2, tiny.
-    #[arg(long, default_value = "tiny", value_parser = named)]
-    model: String,
-    /// Generate weights from a seed.
-    #[arg(long)]
-    random_weights: bool,
-    #[command(flatten)]
-    size: Size,
-    /// Encode and decode in tiles of 256 x 256 pixels.
-    #[arg(long)]
-    tiled: bool,
-    #[command(flatten)]
-    float: PartFloat,
-    #[command(flatten)]
-    device: OneDevice,
-    /// More devices, such as cuda:1: a clip is decoded in bands of rows on all, and each encodes a clip.
-    #[arg(long, value_name = "DEVICES", value_delimiter = ',', requires = "device")]
-    beside: Vec<String>,
-    #[command(flatten)]
-    times: Times,
-    #[command(flatten)]
-    profile: Profile,
-}
-
-#[derive(Debug, Args)]
-struct TextBench {
-    /// A checkpoint; with --random-weights the name of sizes: umt5-xxl, tiny.
-    #[arg(long, default_value = "tiny", value_parser = named)]
-    model: String,
-    /// Generate weights from a seed.
-    #[arg(long)]
-    random_weights: bool,
-    /// Tokens of the prompt.
-    #[arg(long, default_value_t = 512)]
-    tokens: usize,
-    #[command(flatten)]
-    precision: PartPrecision,
-    #[command(flatten)]
-    device: OneDevice,
-    #[command(flatten)]
-    times: Times,
-}
-
-#[derive(Debug, Args)]
 struct LoadArguments {
     #[command(flatten)]
     model: Model,
@@ -409,15 +342,6 @@ impl StepArguments {
     }
 }
 
-impl AttentionArguments {
-    fn measure(&self) -> crate::Result<serde_json::Value> {
-        let device = self.device.open()?;
-        let (dtype, repeats) = (self.float.settle(&device), self.times.repeats());
-        let Self { tokens, heads, head_size, .. } = *self;
-        bench::attention(AttentionBench { tokens, heads, head_size, dtype, repeats }, &device)
-    }
-}
-
 impl LoadArguments {
     fn measure(&self) -> crate::Result<serde_json::Value> {
         let devices = self.devices.config();
@@ -451,44 +375,6 @@ impl RunArguments {
         };
         // JSON rows in every format: they are the figures.
         Ok(bench::whole(&run, &interrupt, &Ui::new(Voice::Json).with_phases())?)
-    }
-}
-
-impl VaeArguments {
-    fn measure(&self) -> crate::Result<serde_json::Value> {
-        let device = self.device.open()?;
-        let dtype = self.float.settle(&device);
-        let vae = match self.random_weights {
-            true => Vae::seeded(bench::vae_preset(&self.model)?, 0, dtype, &device)?,
-            false => {
-                let path = on_disk(&self.model, bench::vae_preset)?;
-                Vae::load(&base::locate(path, Part::Vae)?, None, dtype, &device)?
-            }
-        };
-        let size = self.size.checked(vae.sizes().spatial_ratio())?;
-        let tiling = bench::usual_tiles(self.tiled);
-        let repeats = Repeats { profile: self.profile.profile, ..self.times.repeats() };
-        let mut vaes = vec![Arc::new(vae)];
-        for name in &self.beside {
-            vaes.push(Arc::new(vaes[0].copied_to(&self.device.open_another(name)?)?));
-        }
-        bench::vae(&VaeBench { bands: Bands::new(vaes, Route::Auto)?, size, tiling, repeats })
-    }
-}
-
-impl TextBench {
-    fn measure(&self) -> crate::Result<serde_json::Value> {
-        let device = self.device.open()?;
-        let frozen = self.precision.settle(&device);
-        let umt5 = match self.random_weights {
-            true => Umt5::seeded(bench::umt5_preset(&self.model)?, 0, frozen, &device)?,
-            false => {
-                let path = on_disk(&self.model, bench::umt5_preset)?;
-                let path = base::locate(path, Part::TextEncoder)?;
-                Umt5::load(&path, frozen, &device)?
-            }
-        };
-        bench::text(&self.model, &umt5, self.tokens, self.times.repeats())
     }
 }
 

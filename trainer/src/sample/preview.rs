@@ -132,11 +132,8 @@ impl Previews<'_> {
 /// Latents that the decoder does not take.
 pub fn preview_video(decoder: &TinyDecoder, latents: &Tensor, host: &Device) -> Result<Tensor> {
     let mut stream = decoder.stream();
-    // A clip may be at home on another device: through the host, since a tensor of one GPU is not ready for another's stream.
-    let latents = match latents.device().same_device(decoder.device()) || latents.is_shadow() {
-        true => latents.clone(),
-        false => latents.to_device(&Device::Cpu)?.to_device(decoder.device())?,
-    };
+    // A clip may be at home on another device.
+    let latents = latents.to_device(decoder.device())?;
     let frames = (0..latents.dim(2)?).map(|t| Ok(stream.push(&latents.narrow(2, t, 1)?)?.to_device(host)?));
     Ok(Tensor::cat(&frames.collect::<Result<Vec<_>>>()?, 2)?)
 }

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use data::{Film, Mp4Writer};
-use kernels::Device;
 use models::vae::{Bands, Tiling};
 
 use super::output::clip_file;
@@ -66,9 +65,7 @@ fn decode(vae: &Bands, tiling: Tiling, clip: &Sampled, sender: &Sender<Message>)
         Ok(()) => ControlFlow::Continue(()),
         Err(_) => ControlFlow::Break(()),
     };
-    // From whichever device made them.
-    let latents = clip.latents.to_device(&Device::Cpu)?;
-    vae.decode_frames(&latents, tiling, &mut send).map_err(|error| match error {
+    vae.decode_frames(&clip.latents, tiling, &mut send).map_err(|error| match error {
         models::Error::NotFinite { .. } => Error::NonFiniteVideo { clip: clip.title.clone() },
         other => other.into(),
     })?;
