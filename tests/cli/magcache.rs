@@ -82,6 +82,20 @@ fn a_run_measures_its_own_table() {
     let made = fs::read(desk.path("made/00-a-cloud.gif")).unwrap();
     assert!(made == clip("skipping", 2), "the run's last clip differs from what `sample` makes of it");
 
+    // What skipping costs is told, by the clips that the run without it makes.
+    let compared = desk.succeed(&["--json", "sample", "skipping", "--out", "both", "--compare-exact"]);
+    let likeness = last(&compared.stdout)["likeness"].clone();
+    let figures = |index: usize| ["psnr", "ssim"].map(|key| likeness[index][key].as_f64().unwrap());
+    assert!(figures(0)[0] > 10.0 && (0.0..1.0).contains(&figures(0)[1]), "{likeness}");
+    assert_eq!(likeness.as_array().unwrap().len(), 2);
+    assert!(fs::read(desk.path("both/00-a-cloud.gif")).unwrap() == made);
+    let with_all = fs::read(desk.path("both/exact/00-a-cloud.gif")).unwrap();
+    assert!(with_all == clip("exact", 2), "the exact clip is not that of the run that skips nothing");
+    desk.refuse(
+        &["sample", "exact", "--out", "none", "--compare-exact"],
+        &["--compare-exact", "--cache-preset"],
+    );
+
     // The adapter of the run's end moves the ratios, the same adapter does not.
     desk.succeed(&["calibrate", "exact", "--table", "one.json"]);
     desk.succeed(&["calibrate", "exact", "--table", "two.json"]);

@@ -2,6 +2,7 @@
 
 mod basis;
 mod clips;
+mod compare;
 mod memory;
 mod skips;
 
@@ -176,6 +177,9 @@ pub struct Sample {
     layout: Option<ClipLayout>,
     #[command(flatten)]
     skips: SkipOptions,
+    /// With MagCache: make the same clips with every step computed too, into the folder `exact`, and tell PSNR and SSIM.
+    #[arg(long, conflicts_with = "plan")]
+    compare_exact: bool,
     /// Say what would be done, and stop there.
     #[arg(long)]
     plan: bool,
@@ -213,14 +217,17 @@ impl Sample {
         }
         let mut job = self.job(ui)?;
         let formats = if self.format.is_empty() { job.basis.formats.clone() } else { self.format.clone() };
+        let mut exact_files = Vec::new();
         if !self.plan {
             let named = job.requests.iter().enumerate();
             let names: Vec<String> = named.map(|(i, request)| clip_name(i, &request.prompt)).collect();
             self.check_outputs(&names, &formats)?;
+            exact_files = self.exact_files(&names, &formats);
         }
         let preview = self.preview_plan(&job)?;
         self.find_networks(&mut job, ui)?;
         let skips = self.skips(&job)?;
+        self.check_comparison(skips.is_some(), &exact_files)?;
         let tiling = if self.tiled { Tiling::On(Tiles::default()) } else { Tiling::Off };
         let residuals = if skips.is_some() { Residuals::Kept } else { Residuals::None };
         self.lay(&mut job, (residuals, tiling, preview.as_ref()), ui)?;
@@ -239,16 +246,21 @@ impl Sample {
         preview.iter().for_each(|plan| plan.tell(ui));
         let previews = preview.as_ref().map(|plan| Previews { plan, folder: &self.out, fps });
         let course = Course { skipped: &skipped, previews, ..Course::default() };
-        let Done { prompted, stepped, mut residents } = self.steps(job, course, ui)?;
+        let mut done = self.steps(job, course, ui)?;
         if let Some(path) = &self.save_latents {
-            save_latents(path, &stepped.latents)?;
+            save_latents(path, &done.stepped.latents)?;
         }
         let files = ClipFiles { tiling, bands, fps, formats: &formats };
-        let written =
-            sample::files(&self.out, (&prompted, stepped.latents, &skipped), "", &mut residents, files)?;
-        previews.map_or(Ok(()), |previews| previews.remove(&prompted))?;
+        let made = done.stepped.latents.clone();
+        let clips = (done.prompted.as_slice(), made.clone(), skipped.as_slice());
+        let written = sample::files(&self.out, clips, "", &mut done.residents, files)?;
+        previews.map_or(Ok(()), |previews| previews.remove(&done.prompted))?;
+        let mut told = serde_json::json!({ "files": written });
+        if self.compare_exact {
+            told["likeness"] = serde_json::json!(self.compare(&mut done, &made, files)?);
+        }
         let lines: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
-        ui.tell(&lines.join("\n"), &serde_json::json!({ "files": written }));
+        ui.tell(&lines.join("\n"), &told);
         Ok(0)
     }
 
@@ -322,7 +334,7 @@ impl Sample {
                 if let Err(error) = products.store(residents.devices()) {
                     ui.note(&format!("the next start measures products again: {error}"));
                 }
-                Ok(Done { prompted, stepped, residents })
+                Ok(Done { prompted, stepped, residents, interrupt })
             }
             None => Err(Error::Interrupted.into()),
         }
@@ -413,6 +425,7 @@ pub(super) struct Done {
     pub prompted: Vec<Prompted>,
     pub stepped: Stepped,
     pub residents: Residents,
+    pub interrupt: Interrupt,
 }
 
 fn save_latents(path: &std::path::Path, latents: &[Tensor]) -> Result<()> {

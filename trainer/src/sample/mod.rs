@@ -3,6 +3,7 @@
 mod config;
 pub mod estimate;
 mod exchange;
+mod likeness;
 pub mod magcache;
 mod make;
 mod output;
@@ -13,6 +14,7 @@ mod steps;
 mod writer;
 
 pub use config::{ClipFormat, ClipLayout, Prompts, SampleConfig};
+pub use likeness::Likeness;
 pub use make::{Course, Stepped, files, latents};
 pub use output::{CONTACT_SHEET, ClipFiles, Sampled, clip_files, clip_name, write_clips};
 pub use preview::{PreviewPlan, Previews, preview_file, preview_video};
