@@ -4,6 +4,7 @@
 //! no time where that work takes longer. No number changes.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::{Deref, Range};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -158,10 +159,10 @@ impl Streaming {
         let next = self.next(index, toward);
         // What was expected otherwise gives its memory back.
         coming.retain(|index, _| next.is_none_or(|next| next == *index));
-        if let Some((next, parked)) = next.and_then(|next| Some((next, self.parked.get(&next)?))) {
-            if !coming.contains_key(&next) {
-                coming.insert(next, self.start(parked)?);
-            }
+        if let Some((next, parked)) = next.and_then(|next| Some((next, self.parked.get(&next)?)))
+            && let Entry::Vacant(place) = coming.entry(next)
+        {
+            place.insert(self.start(parked)?);
         }
         let layer = &layers[index]; // of a part's own layers
         let Some(own) = own else { return Ok(There::Resident(layer.as_ref())) };
@@ -188,6 +189,9 @@ impl Streaming {
     }
 }
 
+/// Layers, and the matrices that some of them have in host memory.
+pub(super) type Loaded = (Vec<Box<dyn Layer>>, Option<Streaming>);
+
 /// Loads the layers `ids` in the dtypes of `base`, the matrices of those that it streams into host memory, each by way of the
 /// device alone.
 ///
@@ -199,7 +203,7 @@ pub(super) fn load_layers(
     weights: &Weights,
     base: Base,
     device: &Device,
-) -> Result<(Vec<Box<dyn Layer>>, Option<Streaming>)> {
+) -> Result<Loaded> {
     let is_streamed = |id: &LayerId| id.chain() == LayerId::BLOCKS && base.streamed.has(id.index());
     if !ids.iter().any(is_streamed) {
         let layers = ids.iter().map(|id| architecture.load_layer(*id, weights, base, device));

@@ -2,6 +2,7 @@
 //! behind a step the other.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -55,10 +56,10 @@ pub(super) fn between(
     let mut ends: Vec<Ends> = groups.iter().map(|_| Ends::default()).collect();
     let mut links: BTreeMap<(usize, usize), Links> = BTreeMap::new();
     for &(clip, home, away) in shared {
-        if !links.contains_key(&(home, away)) {
-            links.insert((home, away), Links::new(&groups[home], &groups[away])?);
-        }
-        let Links { velocities: of_velocities, latents: of_latents } = &links[&(home, away)]; // inserted above
+        let Links { velocities: of_velocities, latents: of_latents } = match links.entry((home, away)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(Links::new(&groups[home], &groups[away])?),
+        };
         let ((send_velocity, velocities), (latents, arriving)) = (channel(), channel());
         ends[home].home.insert(clip, Home { velocities, latents, link: of_latents.clone() });
         ends[away].away.insert(clip, Away { velocities: send_velocity, link: of_velocities.clone() });

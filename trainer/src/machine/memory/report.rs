@@ -163,6 +163,21 @@ impl Forecast {
 }
 
 impl Forecast {
+    /// Lines about how clips are made.
+    fn tell_clips(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        if let Some(clips) = self.clips.as_ref().filter(|_| self.stages.len() > 1) {
+            writeln!(f, "  clips: {clips}")?;
+        }
+        if let Some(share) = self.clip_share {
+            writeln!(
+                f,
+                "  clips take about {:.0} % of the run's time (an estimate)",
+                (100.0 * share).max(1.0)
+            )?;
+        }
+        Ok(())
+    }
+
     /// A line about the blocks whose matrices are in host memory.
     fn tell_streamed(&self, f: &mut fmt::Formatter) -> fmt::Result {
         if self.streamed.is_none() {
@@ -250,16 +265,7 @@ impl fmt::Display for Forecast {
             writeln!(f, "memory of the rest of the run, with the allocator's share:")?;
         }
         self.phases.iter().try_for_each(|phase| writeln!(f, "  {phase}"))?;
-        if let Some(clips) = self.clips.as_ref().filter(|_| self.stages.len() > 1) {
-            writeln!(f, "  clips: {clips}")?;
-        }
-        if let Some(share) = self.clip_share {
-            writeln!(
-                f,
-                "  clips take about {:.0} % of the run's time (an estimate)",
-                (100.0 * share).max(1.0)
-            )?;
-        }
+        self.tell_clips(f)?;
         if self.decoding == Decoding::Alone {
             writeln!(f, "  while clips are decoded, the DiT's matrices wait in host memory")?;
         }
