@@ -106,17 +106,19 @@ fn a_run_is_planned_with_all_that_it_does() {
     told("4x8GiB", &text).assert_refused(&["text encoder does not fit", "model.text_base = \"fp8\""]);
 }
 
+/// The plan of the shipped 14B recipe with `settings`, on cards that are not here.
+fn plan_14b(desk: &Desk, on: &str, settings: &[&str]) -> Outcome {
+    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes/t2v-14b.toml");
+    let mut words = vec!["--json", "plan", recipe.to_str().unwrap(), "--on", on];
+    settings.iter().for_each(|setting| words.extend(["--set", setting]));
+    run(desk, &words)
+}
+
 /// Clips use two cards in the layout that is fastest and fits, and the plan says why; one that cannot be is refused.
 #[test]
 fn a_plan_chooses_how_clips_use_two_cards() {
     let desk = Desk::new();
-    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes/t2v-14b.toml");
-    let recipe = recipe.to_str().unwrap();
-    let plan = |on: &str, settings: &[&'static str]| {
-        let mut words = vec!["--json", "plan", recipe, "--on", on];
-        settings.iter().for_each(|setting| words.extend(["--set", setting]));
-        run(&desk, &words)
-    };
+    let plan = |on: &str, settings: &[&'static str]| plan_14b(&desk, on, settings);
     let clips = |on: &str, settings: &[&'static str]| {
         let told = plan(on, settings);
         assert_eq!(told.code, Some(0), "{}", told.stderr);
@@ -146,13 +148,7 @@ fn a_plan_chooses_how_clips_use_two_cards() {
 #[test]
 fn a_plan_streams_weights_that_do_not_fit() {
     let desk = Desk::new();
-    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes/t2v-14b.toml");
-    let recipe = recipe.to_str().unwrap();
-    let plan = |on: &str, settings: &[&'static str]| {
-        let mut words = vec!["--json", "plan", recipe, "--on", on];
-        settings.iter().for_each(|setting| words.extend(["--set", setting]));
-        run(&desk, &words)
-    };
+    let plan = |on: &str, settings: &[&'static str]| plan_14b(&desk, on, settings);
     let streamed = |on: &str, settings: &[&'static str]| {
         let told = plan(on, settings);
         assert_eq!(told.code, Some(0), "{}", told.stderr);
