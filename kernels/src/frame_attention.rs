@@ -15,7 +15,7 @@ use crate::video::{pixels, planes};
 /// The largest block of scores that is computed at once, in elements: all of a frame of 480x832 pixels.
 const MAX_SCORES: usize = 40 << 20;
 
-/// softmax(q k^T / sqrt(C)) v for the pixels of a frame, or of a band of its rows: `q` `[1,C,1,h,w]`, `k` and `v` [positions,C] of
+/// softmax(q k^T / sqrt(C)) v for the pixels of a frame, or of a band of its rows: `q` `[1,C,1,h,w]`, `k` and `v` `[positions,C]` of
 /// the whole frame; the result has the shape of `q`.
 ///
 /// # Errors

@@ -125,7 +125,7 @@ pub struct Rgb {
     pub bad: Tensor,
 }
 
-/// A VAE's pixels in 8 bits: `x` [B,3pp,T,H,W], folded as by [`fold_pixels`] with `patch`, -1 for black to 1 for full; values
+/// A VAE's pixels in 8 bits: `x` `[B,3pp,T,H,W]`, folded as by [`fold_pixels`] with `patch`, -1 for black to 1 for full; values
 /// outside are clipped.
 ///
 /// # Errors

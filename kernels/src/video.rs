@@ -74,7 +74,7 @@ pub fn join_frames(earlier: &Tensor, later: &Tensor) -> Result<Tensor> {
 }
 
 /// The first or the last row of each frame of `x` `[B,C,T,H,W]` in memory of its own, the channels of a pixel side by side:
-/// [B,T,1,W,C].
+/// `[B,T,1,W,C]`.
 pub fn edge_row(x: &Tensor, edge: Edge) -> Result<Tensor> {
     let _noted = profile::scope(Class::Elementwise, x.device());
     let at = if edge == Edge::Top { 0 } else { x.dim(3)?.saturating_sub(1) };

@@ -246,7 +246,7 @@ impl TinyDecoder {
         &self.device
     }
 
-    /// Decodes the DiT's latents [B,C,T,H,W] to video [B,3,1+4(T-1),8H,8W] (taew2_2: 16H, 16W) in f32, -1..1.
+    /// Decodes the DiT's latents `[B,C,T,H,W]` to video `[B,3,1+4(T-1),8H,8W]` (taew2_2: 16H, 16W) in f32, -1..1.
     ///
     /// # Errors
     /// Latents with another number of channels.
@@ -254,7 +254,7 @@ impl TinyDecoder {
         self.decode_at(latents_bcthw, Pace::Frames)
     }
 
-    /// [`Self::decode`] without growth in time, one frame for each latent frame: [B,3,T,8H,8W].
+    /// [`Self::decode`] without growth in time, one frame for each latent frame: `[B,3,T,8H,8W]`.
     ///
     /// # Errors
     /// As there.
@@ -310,7 +310,7 @@ pub struct TinyStream<'a> {
 }
 
 impl TinyStream<'_> {
-    /// Decodes the next latents [B,C,T,H,W] of the clip: 4 frames for each latent frame, 1 for the first, in any
+    /// Decodes the next latents `[B,C,T,H,W]` of the clip: 4 frames for each latent frame, 1 for the first, in any
     /// division the same.
     ///
     /// # Errors

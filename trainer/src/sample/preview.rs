@@ -126,7 +126,7 @@ impl Previews<'_> {
     }
 }
 
-/// The video of `latents` [1,c,t,h,w] through `decoder`, on `host`: its device has the frames of one latent frame at a time.
+/// The video of `latents` `[1,c,t,h,w]` through `decoder`, on `host`: its device has the frames of one latent frame at a time.
 ///
 /// # Errors
 /// Latents that the decoder does not take.
