@@ -38,8 +38,9 @@ pub fn time_of_round(halves: &[usize], stages: usize, groups: usize) -> f64 {
     lanes.max(depth + of_clip - 1) as f64 / depth as f64
 }
 
-/// About how long the steps of `requests`, of which each skips some, take on `machine`, whose stages have `split` blocks each, in `groups` groups with the
-/// whole network: by the peak of a GPU, and by a product that is measured on a CPU. Text encoder and VAE are not counted.
+/// About how long the steps of `requests`, of which each skips some, take on `machine`, whose stages have `split` blocks each, in
+/// `groups` groups with the whole network: by the peak of a GPU, and by a product that is measured on a CPU. Text encoder and VAE
+/// are not counted.
 ///
 /// # Errors
 /// When the CPU cannot be measured.

@@ -18,7 +18,8 @@ use crate::pipeline::{Blocks, Change, Pipeline};
 use crate::solver::{FreshNoise, Schedule, Solver};
 
 /// Clips on their way from noise to latents. Each clip is a lane for each half of the guidance; the lanes are what keeps
-/// every stage busy, of one pipeline or of several with the same network. A clip waits for its own last step alone, never for another clip.
+/// every stage busy, of one pipeline or of several with the same network. A clip waits for its own last step alone, never for
+/// another clip.
 ///
 /// Where two experts share the noise levels, all clips go through the one for high noise as far as it makes them, then
 /// through the other: each is needed once. The solvers' histories go on unbroken.

@@ -10,8 +10,8 @@ use models::vae::{Bands, Sizes, Tiling, Vae};
 use super::{DeviceMemory, Engine, ShadowDevice};
 use crate::error::Result;
 
-/// What each of `devices` holds at its peak while together they decode latents `[1,C,..]` of the size `latents` on the first of them, in bands of one
-/// each; the numbers are bytes that each holds besides.
+/// What each of `devices` holds at its peak while together they decode latents `[1,C,..]` of the size `latents` on the first of
+/// them, in bands of one each; the numbers are bytes that each holds besides.
 ///
 /// Bands send each other rows as they come to them, so that of bands the figure is exact up to a few rows.
 ///
