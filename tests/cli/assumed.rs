@@ -161,6 +161,7 @@ fn a_plan_streams_weights_that_do_not_fit() {
     assert_eq!(streamed("24GiB", &[]), Some(4));
     assert_eq!(streamed("24GiB", &["model.base=fp8"]), None);
     assert_eq!(streamed("24GiB", &["model.base=fp8", "memory.weights=host"]), Some(8));
+    plan("24GiB", &["memory.host_memory=16GiB"]).assert_refused(&["memory.host_memory = \"2"]);
     plan("24GiB", &["memory.weights=device"]).assert_refused(&["does not fit", "memory.weights = \"auto\""]);
 }
 

@@ -13,6 +13,9 @@ use crate::machine::forecast::{Networks, Task};
 /// A shape of clips: in words, and (frames, height, width) of the latents.
 pub type Shape = (String, (usize, usize, usize));
 
+/// More host memory than any machine has: 1 TiB.
+const ROOMY: u64 = 1 << 40;
+
 /// Whether the recipe gives a split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Given {
@@ -68,6 +71,9 @@ fn ways_out(
     if asked.weights == WeightPlace::Device && fits(&streamed, machine, &open)? {
         ways.push("memory.weights = \"auto\"".to_owned());
     }
+    if asked.weights == WeightPlace::Auto {
+        ways.extend(more_host(task, machine, &open)?);
+    }
     let single = Task { batch: 1, ..task.clone() };
     if task.batch > 1 && fits(&single, machine, &open)? {
         ways.push("train.batch = 1 with train.accumulate in its place".to_owned());
@@ -99,6 +105,24 @@ fn ways_out(
         })?);
     }
     Ok(ways)
+}
+
+/// Host memory beyond that of `machine` with which weights that are streamed would let `task` fit.
+fn more_host(task: &Task, machine: &Machine, leanest: &MemoryConfig) -> Result<Option<String>> {
+    if !machine.stages.iter().any(|card| card.engine.is_gpu()) {
+        return Ok(None);
+    }
+    let roomy = Machine { host: ROOMY, ..machine.clone() };
+    for streamed in &Streamed::STEPS[1..] {
+        let base = Base { streamed: *streamed, ..task.base };
+        let choice = choose(&Task { base, ..task.clone() }, &roomy, leanest, None)?;
+        if choice.beyond == 0 {
+            let gib = choice.stages.iter().map(|stage| stage.host).sum::<u64>().div_ceil(1 << 30);
+            let needs = format!("memory.host_memory = \"{gib}GiB\", where the machine has that much to pin");
+            return Ok((gib << 30 > machine.host).then_some(needs));
+        }
+    }
+    Ok(None)
 }
 
 /// The first of `smaller`, which go from large to small, that fits.
