@@ -157,7 +157,16 @@ impl Dit {
     /// # Errors
     /// When the device has too little memory.
     pub fn with_layer<T>(&self, index: usize, work: impl FnOnce(&dyn Layer) -> Result<T>) -> Result<T> {
-        work(&*self.there(index, Toward::Calls)?)
+        let done = work(&*self.there(index, Toward::Calls)?);
+        self.release();
+        done
+    }
+
+    /// Gives up copies of weights that are on their way from host memory, at the end of a step or of calls.
+    pub fn release(&self) {
+        if let Some(streaming) = &self.streaming {
+            streaming.release();
+        }
     }
 
     /// The linear layer of the official name `module` with its matrix; none where it is on another device.

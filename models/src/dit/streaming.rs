@@ -48,8 +48,8 @@ impl Streamed {
         blocks.filter(|n| self.has(*n)).count()
     }
 
-    /// The share of blocks.
-    pub fn share(self) -> f64 {
+    /// The fraction of blocks.
+    pub fn fraction(self) -> f64 {
         f64::from(self.0) / 8.0
     }
 }
@@ -171,6 +171,11 @@ impl Streaming {
             *matrix = arriving.take()?;
         }
         Ok(There::Brought(brought))
+    }
+
+    /// Gives up what is on its way: between calls a device has no memory for it.
+    pub fn release(&self) {
+        self.coming.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     fn start(&self, parked: &[Parked]) -> Result<Vec<Arriving>> {

@@ -209,8 +209,9 @@ impl Pipeline {
     }
 
     /// Frees the sources of all transfers: everything that was sent has been received. Without this a prediction would
-    /// leave its last tensors in the memory of the devices that sent them.
+    /// leave its last tensors in the memory of the devices that sent them, and weights that it expected to need next.
     fn settle(&self) -> Result<()> {
+        self.stages.iter().for_each(|stage| stage.dit.release());
         Ok(self.links().try_for_each(Link::settle)?)
     }
 

@@ -52,7 +52,7 @@ impl Cost {
         let bytes =
             [stream * task.base.stream.size_in_bytes() as f64, stream * compute, 7.0 * stream * compute];
         let streamed =
-            (task.base.streamed.share(), task.base.matrix_bytes(task.dit.as_ref(), &(0..1)) as f64);
+            (task.base.streamed.fraction(), task.base.matrix_bytes(task.dit.as_ref(), &(0..1)) as f64);
         Self { forward, gradients, projections, attention, tokens, streamed, bytes }
     }
 
