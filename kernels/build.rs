@@ -24,7 +24,9 @@ fn main() {
     }
     // cargo sets it for every build script.
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR for build scripts"));
-    for source in ["norm", "elementwise", "weight", "optimiser", "random", "volume", "conv3d", "softmax"] {
+    for source in
+        ["norm", "elementwise", "weight", "optimiser", "random", "volume", "conv3d", "softmax", "int8"]
+    {
         let source = Path::new("cuda").join(source).with_extension("cu");
         if source.exists() {
             compile(&source, &out);

@@ -48,3 +48,13 @@ fn elements<'a>(storage: &'a Storage, layout: &candle_core::Layout) -> Result<&'
         _ => candle_core::bail!("expected an f32 tensor on the CPU"),
     }
 }
+
+/// The numbers of a tensor of any float dtype on any device, as f32 in row-major order.
+pub(crate) fn numbers_of(x: &Tensor) -> Result<Vec<f32>> {
+    x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+}
+
+/// The bytes of a u8 tensor on any device, in row-major order.
+pub(crate) fn codes_of(x: &Tensor) -> Result<Vec<u8>> {
+    x.flatten_all()?.to_vec1()
+}

@@ -30,6 +30,7 @@ pub(crate) enum File {
     Volume,
     Conv3d,
     Softmax,
+    Int8,
 }
 
 impl Gpu {
@@ -133,6 +134,17 @@ impl<'a> Launch<'a> {
     /// One block of `threads` for each of `rows`.
     pub(crate) fn rows(self, rows: usize, threads: usize) -> Result<()> {
         self.go(rows as u32, threads as u32)
+    }
+
+    /// As many blocks of `threads` as the GPU runs at the same time with one on each multiprocessor, and at most `items`: the kernel's blocks
+    /// take one item after another.
+    pub(crate) fn resident(self, items: usize, threads: usize) -> Result<()> {
+        let together = match &self.0 {
+            #[cfg(feature = "cuda")]
+            Target::Card(launch) => launch.multiprocessors()?,
+            Target::Shadow(_) => items,
+        };
+        self.go(items.min(together) as u32, threads as u32)
     }
 
     /// Enough blocks for `items` in a grid-stride loop.

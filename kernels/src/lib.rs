@@ -32,6 +32,7 @@ pub mod fault;
 pub mod fill;
 pub mod frame_attention;
 pub mod gelu;
+pub mod int8;
 pub mod inventory;
 pub mod ledger;
 pub mod linear;

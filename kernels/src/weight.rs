@@ -1,7 +1,8 @@
 //! Frozen weights: dense, or quantised to 8 bits with a scale for each output row or each block of a row.
 //!
-//! Only the weight is quantised: a product is computed in the dtype of its input, from a matrix that is dequantised before it
-//! and dropped after it. Codes are stored in u8 tensors for every format, because every device supports those.
+//! Of [`Format::E4m3`] and [`Format::Int8`] only the weight is quantised: a product is computed in the dtype of its input, from a
+//! matrix that is dequantised before it and dropped after it. Those of [`Format::RotatedInt8`] are multiplied as they are
+//! ([`crate::int8`]). Codes are stored in u8 tensors for every format, because every device supports those.
 
 use crate::{Device, Tensor};
 use candle_core::{D, DType};
@@ -10,6 +11,7 @@ use rayon::prelude::*;
 use crate::Result;
 use crate::cpu::with_slice;
 use crate::gpu::{File, Gpu, Launch, fits, suffix};
+use crate::int8;
 
 /// The 8-bit number format of a quantised weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -18,6 +20,8 @@ pub enum Format {
     E4m3,
     /// A two's complement integer from -127 to 127.
     Int8,
+    /// The same, of rows that were rotated before they were quantised: for products in integers.
+    RotatedInt8,
 }
 
 /// The frozen matrix of a linear layer, [out, in].
@@ -48,7 +52,7 @@ impl Format {
     pub const fn value(self, code: u8) -> f32 {
         match self {
             Self::E4m3 => e4m3_value(code),
-            Self::Int8 => code as i8 as f32,
+            Self::Int8 | Self::RotatedInt8 => code as i8 as f32,
         }
     }
 
@@ -56,7 +60,7 @@ impl Format {
     pub fn code(self, number: f32) -> u8 {
         match self {
             Self::E4m3 => e4m3_code(number),
-            Self::Int8 => number.round_ties_even().clamp(-127.0, 127.0) as i8 as u8,
+            Self::Int8 | Self::RotatedInt8 => number.round_ties_even().clamp(-127.0, 127.0) as i8 as u8,
         }
     }
 
@@ -64,7 +68,7 @@ impl Format {
     pub const fn largest(self) -> f32 {
         match self {
             Self::E4m3 => 448.0,
-            Self::Int8 => 127.0,
+            Self::Int8 | Self::RotatedInt8 => 127.0,
         }
     }
 }
@@ -75,7 +79,13 @@ impl Weight {
     /// In f32: scale = max(largest of the row's magnitudes / [`Format::largest`], smallest normal number), which also
     /// gives a row of zeros a scale to divide by; code = [`Format::code`] of number / scale. The numbers must be finite, which
     /// readers of files check.
+    ///
+    /// Rows of [`Format::RotatedInt8`] are rotated first, and their numbers are multiplied by the scale's inverse.
     pub fn quantise(dense: &Tensor, format: Format, compute: DType) -> Result<Self> {
+        if format == Format::RotatedInt8 {
+            let (codes, scale) = int8::Rows::rotated(&dense.contiguous()?)?.into_parts();
+            return Ok(Self::Quantised(Quantised { format, codes, scale, compute }));
+        }
         on_gpu!(dense, |gpu| gpu.quantise(dense, format, compute)?.map(Self::Quantised));
         let (rows, columns) = dense.dims2()?;
         let device = dense.device();
@@ -127,6 +137,11 @@ impl Weight {
         }
     }
 
+    /// Whether products with it are of integers ([`crate::int8`]), but for those of a few rows.
+    pub fn multiplies_integers(&self) -> bool {
+        matches!(self, Self::Quantised(quantised) if quantised.format == Format::RotatedInt8)
+    }
+
     /// (out, in).
     pub fn dims(&self) -> Result<(usize, usize)> {
         self.stored().dims2()
@@ -173,6 +188,9 @@ impl Weight {
 impl Quantised {
     fn dequantised(&self, dtype: DType) -> Result<Tensor> {
         let Self { format, codes, scale, .. } = self;
+        if *format == Format::RotatedInt8 {
+            return int8::dequantised(self, dtype);
+        }
         on_gpu!(codes, |gpu| gpu.dequantised(self, dtype)?);
         let values: Vec<f32> = (0..=u8::MAX).map(|code| format.value(code)).collect();
         let values = Tensor::new(values, codes.device())?;
@@ -253,6 +271,7 @@ impl Format {
         match self {
             Self::E4m3 => "e4m3",
             Self::Int8 => "int8",
+            Self::RotatedInt8 => "rotated_int8",
         }
     }
 }

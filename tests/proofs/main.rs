@@ -27,6 +27,7 @@ mod export;
 mod fp8_files;
 mod gradients;
 mod hub;
+mod int8;
 mod like;
 mod machine;
 mod magcache;

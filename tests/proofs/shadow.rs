@@ -180,6 +180,17 @@ fn a_shadow_takes_the_same_of_every_adapter_and_base() {
             assert_shadow(&format!("{kind:?} on {base:?}"), &task, [PLANS[1], PLANS[2]], 12);
         }
     }
+    // GPUs multiply integers in rows of a multiple of sixteen.
+    let wide = config(LAYERS, 64);
+    let wide_targets = LoraConfig::default().select(&wide.adaptable_modules()).unwrap();
+    for compute in [DType::F32, DType::BF16] {
+        let base = Base::new(Frozen { compute, storage: Storage::Quantised(Format::RotatedInt8) });
+        let task = Task { base, ..self::task(&wide, &wide_targets) };
+        for kind in [AdapterKind::Lora, AdapterKind::Dora] {
+            let task = Task { kind, ..task.clone() };
+            assert_shadow(&format!("{kind:?} on {base:?}"), &task, [PLANS[1], PLANS[2]], 40);
+        }
+    }
     let few: Vec<Target> = targets.iter().step_by(3).cloned().collect();
     assert_shadow(
         "adapters on a third of the layers",

@@ -28,7 +28,9 @@ fn streamed_weights_give_the_bits_of_resident_ones() {
     let targets = dora.select(&dit.adaptable_modules()).unwrap();
     let dora = Adapters::fresh(&targets, &dora, 3, &Device::Cpu).unwrap();
     let int8 = Frozen { compute: DType::F32, storage: Storage::Quantised(Format::Int8) };
-    let cases = [(Frozen::F32, adapters(&dit, 3, 0.7)), (int8, adapters(&dit, 3, 0.7)), (Frozen::F32, dora)];
+    let integers = Frozen { storage: Storage::Quantised(Format::RotatedInt8), ..int8 };
+    let plain = || adapters(&dit, 3, 0.7);
+    let cases = [(Frozen::F32, plain()), (int8, plain()), (integers, plain()), (Frozen::F32, dora)];
     let own = weights(&dit);
     let plans = [
         BlockPlan::default(),

@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Result;
-use cudarc::driver::sys::CUfunction_attribute_enum;
+use cudarc::driver::sys::{CUdevice_attribute_enum, CUfunction_attribute_enum};
 use cudarc::driver::{CudaFunction, CudaModule};
 use cudarc::nvrtc::Ptx;
 
@@ -32,7 +32,8 @@ images!(
     Random = "random",
     Volume = "volume",
     Conv3d = "conv3d",
-    Softmax = "softmax"
+    Softmax = "softmax",
+    Int8 = "int8"
 );
 
 /// The loaded kernels of one GPU.
@@ -96,6 +97,12 @@ impl<'a> Launch<'a> {
     pub(crate) fn shared(mut self, bytes: usize) -> Self {
         self.shared_bytes = bytes as u32;
         self
+    }
+
+    /// How many multiprocessors the GPU has.
+    pub(crate) fn multiprocessors(&self) -> Result<usize> {
+        let count = CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        Ok(told(self.card.context.attribute(count))? as usize)
     }
 
     /// Launches it on `blocks` blocks of `threads` threads.

@@ -43,7 +43,7 @@ impl Base {
     fn bytes_of(self, spec: &TensorSpec) -> u64 {
         let numbers = spec.shape.iter().product::<usize>() as u64;
         match (spec.class, spec.shape.as_slice()) {
-            (TensorClass::Matrix, &[out, input]) => self.frozen.bytes(out, input),
+            (class, &[out, input]) if class.is_matrix() => self.frozen.bytes(out, input),
             (TensorClass::Full, _) => numbers * DType::F32.size_in_bytes() as u64,
             _ => numbers * self.frozen.compute.size_in_bytes() as u64,
         }

@@ -2,6 +2,7 @@
 //!
 //! Layers with the same input are computed together: their adapters read it once.
 
+use kernels::linear::{self, Input};
 use kernels::low_rank::{self, Member};
 use kernels::weight::Weight;
 use kernels::{Device, Tensor};
@@ -40,7 +41,7 @@ impl Linear {
         let device = self.bias.device().clone();
         let (weight, bias) = (format!("{}.weight", self.name), format!("{}.bias", self.name));
         if changed.is_patched(&weight) {
-            self.weight = weights.matrix(&weight, frozen, &device)?;
+            self.weight = weights.matrix(&weight, frozen.of_weight(&self.weight), &device)?;
         }
         if changed.is_patched(&bias) {
             self.bias = weights.tensor(&bias, frozen.compute, &device)?;
@@ -70,8 +71,11 @@ impl Linear {
         tensors
     }
 
-    /// The layer with its weight dequantised, for callers that use it many times in a row.
+    /// The layer with its weight dequantised, if its products are not of integers, for callers that use it many times in a row.
     pub(super) fn decoded(&self) -> Result<Self> {
+        if self.weight.multiplies_integers() {
+            return Ok(self.clone());
+        }
         let weight = Weight::Dense(self.weight.dequantised(self.weight.dtype())?);
         Ok(Self { weight, ..self.clone() })
     }
@@ -132,7 +136,8 @@ fn forward_then<const N: usize>(
             deltas[layer] = Some(added(deltas[layer].take(), adapter.delta().forward(&x, site)?)?);
         }
     }
-    let products = products(&layers, x, &others)?;
+    let input = Input::shared(x, &layers[0].weight)?;
+    let products = products(&layers, &input, &others)?;
     for &Attached { layer, name, adapter } in &others {
         let site = Site { weight: &layers[layer].weight, product: products[layer].as_ref() };
         let delta = adapter.delta().forward(&pass.dropped(name, x)?, site)?;
@@ -147,8 +152,8 @@ fn forward_then<const N: usize>(
             };
         }
         match then {
-            Then::Stay => kernels::linear::forward(x, &layer.weight, Some(&layer.bias), delta.as_ref()),
-            Then::Gelu => kernels::linear::forward_gelu(x, &layer.weight, Some(&layer.bias), delta.as_ref()),
+            Then::Stay => linear::forward(&input, &layer.weight, Some(&layer.bias), delta.as_ref()),
+            Then::Gelu => linear::forward_gelu(&input, &layer.weight, Some(&layer.bias), delta.as_ref()),
         }
     };
     let ys = layers.iter().zip(&deltas).zip(products).map(whole).collect::<kernels::Result<Vec<_>>>()?;
@@ -156,11 +161,15 @@ fn forward_then<const N: usize>(
 }
 
 /// The products without bias of the layers whose adapters need them (DoRA).
-fn products(layers: &[&Linear], x: &Tensor, others: &[Attached]) -> Result<Vec<Option<Tensor>>> {
+fn products(
+    layers: &[&Linear],
+    input: impl Into<Input> + Copy,
+    others: &[Attached],
+) -> Result<Vec<Option<Tensor>>> {
     let is_wanted =
         |layer: usize| others.iter().any(|one| one.layer == layer && one.adapter.delta().wants_product());
-    let product = |(layer, linear): (usize, &&Linear)| match is_wanted(layer) {
-        true => Ok(Some(kernels::linear::forward(x, &linear.weight, None, None)?)),
+    let product = |(index, layer): (usize, &&Linear)| match is_wanted(index) {
+        true => Ok(Some(linear::forward(input, &layer.weight, None, None)?)),
         false => Ok(None),
     };
     layers.iter().enumerate().map(product).collect()
@@ -188,7 +197,7 @@ pub fn backward_all<const N: usize>(
             Some(d_product) => &(d_product + dy.to_dtype(layer.weight.dtype())?)?,
             None => dy,
         };
-        dx = Some(kernels::linear::backward_input(dy, &layer.weight, dx.as_ref())?);
+        dx = Some(linear::backward_input(dy, &layer.weight, dx.as_ref())?);
     }
     dx.ok_or_else(|| Error::Mismatch("the gradient of no layers was asked for".into()))
 }

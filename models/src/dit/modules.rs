@@ -88,13 +88,13 @@ pub const BLOCK: &[Module] = &[
     full("self_attn.norm_q", "attn1.norm_q", Shape::Gain(Width::Model)),
     full("self_attn.norm_k", "attn1.norm_k", Shape::Gain(Width::Model)),
     matrix("cross_attn.q", "attn2.to_q", Width::Model, Width::Model),
-    matrix("cross_attn.k", "attn2.to_k", Width::Model, Width::Model),
-    matrix("cross_attn.v", "attn2.to_v", Width::Model, Width::Model),
+    condition("cross_attn.k", "attn2.to_k"),
+    condition("cross_attn.v", "attn2.to_v"),
     matrix("cross_attn.o", "attn2.to_out.0", Width::Model, Width::Model),
     full("cross_attn.norm_q", "attn2.norm_q", Shape::Gain(Width::Model)),
     full("cross_attn.norm_k", "attn2.norm_k", Shape::Gain(Width::Model)),
-    matrix("cross_attn.k_img", "attn2.add_k_proj", Width::Model, Width::Model).when(When::ImageBranch),
-    matrix("cross_attn.v_img", "attn2.add_v_proj", Width::Model, Width::Model).when(When::ImageBranch),
+    condition("cross_attn.k_img", "attn2.add_k_proj").when(When::ImageBranch),
+    condition("cross_attn.v_img", "attn2.add_v_proj").when(When::ImageBranch),
     full("cross_attn.norm_k_img", "attn2.norm_added_k", Shape::Gain(Width::Model)).when(When::ImageBranch),
     full("norm3", "norm2", Shape::Norm(Width::Model)),
     matrix("ffn.0", "ffn.net.0.proj", Width::FeedForward, Width::Model),
@@ -160,6 +160,11 @@ const fn matrix(official: &'static str, diffusers: &'static str, out: Width, inp
     module(official, diffusers, Shape::Linear(out, input), TensorClass::Matrix)
 }
 
+/// A [`matrix`] that only the rows of text or picture go through.
+const fn condition(official: &'static str, diffusers: &'static str) -> Module {
+    module(official, diffusers, Shape::Linear(Width::Model, Width::Model), TensorClass::ConditionMatrix)
+}
+
 const fn compute(official: &'static str, diffusers: &'static str, shape: Shape) -> Module {
     module(official, diffusers, shape, TensorClass::Compute)
 }
@@ -207,7 +212,7 @@ impl Module {
         let spec = |end: &str, shape: Vec<usize>, class| TensorSpec::new(name.clone() + end, shape).of(class);
         // The bias of a matrix is never quantised.
         let beside = match self.class {
-            TensorClass::Matrix => TensorClass::Compute,
+            class if class.is_matrix() => TensorClass::Compute,
             class => class,
         };
         match self.shape {

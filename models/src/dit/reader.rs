@@ -36,8 +36,9 @@ impl<'a> Reader<'a> {
     /// If the weights cannot be read, or the module is not described as such a layer.
     pub fn linear(&self, module: &str) -> Result<Linear> {
         match self.described(module)?.class {
-            TensorClass::Matrix => {
-                Linear::load(self.weights, format!("{}{module}", self.prefix), self.frozen, self.device)
+            class if class.is_matrix() => {
+                let frozen = self.frozen.of_class(class);
+                Linear::load(self.weights, format!("{}{module}", self.prefix), frozen, self.device)
             }
             class => Err(Error::Mismatch(format!("{}{module} is not a matrix, but {class:?}", self.prefix))),
         }
@@ -60,7 +61,7 @@ impl<'a> Reader<'a> {
     pub fn tensor(&self, module: &str, end: &str) -> Result<Tensor> {
         let dtype = match self.described(module)?.class {
             TensorClass::Full => DType::F32,
-            TensorClass::Matrix | TensorClass::Compute => self.frozen.compute,
+            _ => self.frozen.compute,
         };
         self.weights.tensor(&format!("{}{module}{end}", self.prefix), dtype, self.device)
     }

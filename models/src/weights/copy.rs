@@ -11,7 +11,7 @@ use kernels::{DType, Device, Tensor};
 use super::checkpoint::StoredCodes;
 use super::dtype::StoredDType;
 use super::error::WeightsError;
-use super::loader::{TensorClass, TensorSpec, Weights};
+use super::loader::{TensorSpec, Weights};
 use super::write::{Entered, pieces, to_bytes, write_streamed};
 use crate::Result;
 
@@ -83,7 +83,7 @@ fn stored(copied: Copied, spec: &TensorSpec) -> StoredDType {
         Copied::Bf16 => StoredDType::BF16,
         Copied::Fp16 => StoredDType::F16,
         Copied::Fp8Scaled => match spec.shape.len() {
-            _ if spec.class == TensorClass::Matrix => StoredDType::F8E4M3,
+            _ if spec.class.is_matrix() => StoredDType::F8E4M3,
             1 => StoredDType::F32,
             _ if spec.name.ends_with("modulation") => StoredDType::F32,
             _ => StoredDType::BF16,

@@ -7,6 +7,7 @@ use super::Weights;
 use super::checkpoint::StoredCodes;
 use super::dtype::StoredDType;
 use super::error::WeightsError;
+use super::loader::TensorClass;
 use crate::Result;
 
 /// How the frozen weights of a network are stored, and the dtype that it computes in.
@@ -38,7 +39,25 @@ impl Frozen {
         Self { compute, storage: Storage::Dense }
     }
 
-    /// Whether a matrix is dequantised before each product.
+    /// How a matrix of `class` is stored.
+    pub fn of_class(self, class: TensorClass) -> Self {
+        match self.storage {
+            Storage::Quantised(format) => Self { storage: Storage::Quantised(class.format(format)), ..self },
+            Storage::Dense | Storage::Blocks(..) => self,
+        }
+    }
+
+    /// How `weight` is stored, one of the matrices stored as this says.
+    pub fn of_weight(self, weight: &Weight) -> Self {
+        match (self.storage, weight) {
+            (Storage::Quantised(_), Weight::Quantised(quantised)) => {
+                Self { storage: Storage::Quantised(quantised.format), ..self }
+            }
+            _ => self,
+        }
+    }
+
+    /// Whether a matrix is stored in 8 bits a number.
     pub const fn is_quantised(self) -> bool {
         matches!(self.storage, Storage::Quantised(_) | Storage::Blocks(..))
     }

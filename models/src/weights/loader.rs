@@ -30,10 +30,28 @@ pub struct TensorSpec {
 pub enum TensorClass {
     /// A matrix of the repeated layers: as [`Frozen`](super::Frozen) says, possibly quantised.
     Matrix,
+    /// One that only a condition's rows go through, such as the text's: the same, but never multiplied in integers, which does not pay
+    /// for so few rows.
+    ConditionMatrix,
     /// The dtype that the network computes in.
     Compute,
     /// f32, for every compute dtype.
     Full,
+}
+
+impl TensorClass {
+    /// Whether it is the matrix of a linear layer of the repeated layers.
+    pub const fn is_matrix(self) -> bool {
+        matches!(self, Self::Matrix | Self::ConditionMatrix)
+    }
+
+    /// The format of a matrix of this class in a network whose matrices are quantised in `format`.
+    pub const fn format(self, format: Format) -> Format {
+        match (self, format) {
+            (Self::ConditionMatrix, Format::RotatedInt8) => Format::Int8,
+            _ => format,
+        }
+    }
 }
 
 impl TensorSpec {
@@ -45,7 +63,9 @@ impl TensorSpec {
     /// The linear layer that this is the matrix of, and that adapters may attach to: (official module name, out, in).
     pub fn adaptable(&self) -> Option<(String, usize, usize)> {
         match (self.class, self.name.strip_suffix(".weight"), self.shape.as_slice()) {
-            (TensorClass::Matrix, Some(module), &[out, input]) => Some((module.to_owned(), out, input)),
+            (class, Some(module), &[out, input]) if class.is_matrix() => {
+                Some((module.to_owned(), out, input))
+            }
             _ => None,
         }
     }
@@ -158,7 +178,7 @@ impl Weights {
 
     /// The file of the quantised matrices that are not patched.
     pub(super) fn cache(&self, name: &str, format: Format) -> Option<&QuantisedFile> {
-        self.cache.as_deref().filter(|cache| cache.format() == format && !self.is_patched(name))
+        self.cache.as_deref().filter(|cache| cache.has(name, format) && !self.is_patched(name))
     }
 
     fn of(source: Source) -> Self {

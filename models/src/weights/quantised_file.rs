@@ -19,7 +19,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::checkpoint::Checkpoint;
 use super::dtype::StoredDType;
-use super::loader::{TensorClass, TensorSpec, Weights};
+use super::loader::{TensorSpec, Weights};
 use super::stored::StoredFile;
 use super::write::{Entered, Temporary, header, sync_folder, temporary_file};
 use crate::Error;
@@ -37,7 +37,6 @@ const CHANGED: &str = "it does not have the bytes that were written";
 #[derive(Debug)]
 pub struct QuantisedFile {
     path: PathBuf,
-    format: Format,
     layout: Layout,
     /// Bytes that the checkpoint has of the same matrices.
     replaces: u64,
@@ -86,9 +85,18 @@ struct Layout {
     bytes: u64,
 }
 
+/// A matrix that the file is for, and the format of its codes.
+#[derive(Clone, Copy)]
+struct Matrix<'a> {
+    name: &'a str,
+    shape: [usize; 2],
+    format: Format,
+}
+
 #[derive(Debug, Clone)]
 struct Place {
     shape: [usize; 2],
+    format: Format,
     codes: Part,
     scale: Part,
 }
@@ -138,16 +146,19 @@ impl QuantisedFile {
         let is_coded = |name: &str| {
             format == Format::E4m3 && matches!(stored(name), Some(StoredDType::F8E4M3 | StoredDType::F8E5M2))
         };
-        let matrices: Vec<(&str, [usize; 2])> = specs
+        let matrices: Vec<Matrix> = specs
             .iter()
-            .filter(|spec| spec.class == TensorClass::Matrix && !is_coded(&spec.name))
-            .filter_map(|spec| Some((spec.name.as_str(), spec.shape.as_slice().try_into().ok()?)))
+            .filter(|spec| spec.class.is_matrix() && !is_coded(&spec.name))
+            .filter_map(|spec| {
+                let shape = spec.shape.as_slice().try_into().ok()?;
+                Some(Matrix { name: &spec.name, shape, format: spec.class.format(format) })
+            })
             .collect();
-        let bytes: usize = matrices.iter().map(|(_, [rows, columns])| rows * columns).sum();
+        let bytes: usize = matrices.iter().map(|matrix| matrix.shape.iter().product::<usize>()).sum();
         if matrices.is_empty() || (bytes as u64) < least {
             return Ok(None);
         }
-        let replaced = matrices.iter().map(|(name, [rows, columns])| {
+        let replaced = matrices.iter().map(|Matrix { name, shape: [rows, columns], .. }| {
             stored(name).map_or(0, |dtype| (rows * columns * dtype.size()) as u64)
         });
         let replaces = replaced.sum();
@@ -159,7 +170,7 @@ impl QuantisedFile {
             Err(damage) => (None, Some(damage)),
         };
         let state = Mutex::new(State { damage, ..State::default() });
-        Ok(Some(Self { path, format, layout, replaces, stored, state }))
+        Ok(Some(Self { path, layout, replaces, stored, state }))
     }
 
     /// Its path.
@@ -182,9 +193,9 @@ impl QuantisedFile {
         self.stored.is_some()
     }
 
-    /// The format of its codes.
-    pub fn format(&self) -> Format {
-        self.format
+    /// Whether it is for the matrix `name` in `format`.
+    pub(super) fn has(&self, name: &str, format: Format) -> bool {
+        self.layout.matrices.get(name).is_some_and(|place| place.format == format)
     }
 
     /// The matrix `name` on `device`, for products in `compute`; `None` where the file does not have it undamaged.
@@ -203,7 +214,7 @@ impl QuantisedFile {
         let read = || -> Result<Quantised, Fault> {
             let codes = part(stored, &place.codes, &place.shape, DType::U8, device)?;
             let scale = part(stored, &place.scale, &place.shape[..1], DType::F32, device)?;
-            Ok(Quantised { format: self.format, codes, scale, compute })
+            Ok(Quantised { format: place.format, codes, scale, compute })
         };
         match read() {
             Ok(quantised) => Ok(Some(quantised)),
@@ -336,20 +347,19 @@ fn identity(checkpoint: &Checkpoint, format: Format) -> crate::Result<String> {
 }
 
 impl Layout {
-    fn of(path: &Path, matrices: &[(&str, [usize; 2])], identity: &str) -> crate::Result<Self> {
+    fn of(path: &Path, matrices: &[Matrix], identity: &str) -> crate::Result<Self> {
         let pieces = |bytes: usize| bytes.div_ceil(PIECE);
         let of_matrix = |[rows, columns]: [usize; 2]| pieces(rows * columns) + pieces(4 * rows);
-        let count: usize = matrices.iter().map(|(_, shape)| of_matrix(*shape)).sum();
+        let count: usize = matrices.iter().map(|matrix| of_matrix(matrix.shape)).sum();
         let enter = |name: String, dtype, shape: &[usize]| Entered { name, dtype, shape: shape.to_vec() };
         // Largest numbers first, so that each is aligned.
         let mut entered = vec![enter(HASHES.to_owned(), StoredDType::U64, &[count])];
         entered.extend(
-            matrices
-                .iter()
-                .map(|(name, [rows, _])| enter(format!("{name}.scale"), StoredDType::F32, &[*rows])),
+            matrices.iter().map(|Matrix { name, shape, .. }| {
+                enter(format!("{name}.scale"), StoredDType::F32, &shape[..1])
+            }),
         );
-        entered
-            .extend(matrices.iter().map(|(name, shape)| enter((*name).to_owned(), StoredDType::U8, shape)));
+        entered.extend(matrices.iter().map(|m| enter(m.name.to_owned(), StoredDType::U8, &m.shape)));
         let metadata = [("format", "pt"), ("version", VERSION), ("of", identity)]
             .map(|(k, v)| (k.to_owned(), v.to_owned()));
         let text = header(path, &entered, &BTreeMap::from(metadata))?;
@@ -369,8 +379,8 @@ impl Layout {
         let codes: Vec<Part> = matrices.iter().map(|_| next()).collect();
         drop(parts);
         let places = matrices.iter().zip(scales.into_iter().zip(codes));
-        let matrices = places.map(|((name, shape), (scale, codes))| {
-            ((*name).to_owned(), Place { shape: *shape, codes, scale })
+        let matrices = places.map(|(&Matrix { name, shape, format }, (scale, codes))| {
+            (name.to_owned(), Place { shape, format, codes, scale })
         });
         Ok(Self { head, matrices: matrices.collect(), hashes, bytes: offset })
     }

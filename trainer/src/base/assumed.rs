@@ -23,7 +23,8 @@ impl BaseModel {
     ) -> Result<(Self, DitConfig)> {
         let root = config.folder.clone().unwrap_or_else(|| PathBuf::from(published.repository()));
         let files = |name: &str| DitFiles { weights: root.join(name), config: None };
-        let ModelConfig { base, stream, text_base, vae_base, expert, .. } = *config;
+        config.check_arithmetic()?;
+        let ModelConfig { base, arithmetic, stream, text_base, vae_base, expert, .. } = *config;
         let named = Path::new(published.repository()).file_name().unwrap_or_default();
         let facts = published.kind.facts();
         let clip = root.join("models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth");
@@ -41,7 +42,7 @@ impl BaseModel {
             tokenizer: root.join("google/umt5-xxl"),
             clip: (facts.clip_pictures > 0).then_some(clip),
             boundary: None,
-            precision: PrecisionRequest { base, stream, text_base, vae_base }.settle(processor),
+            precision: PrecisionRequest { base, arithmetic, stream, text_base, vae_base }.settle(processor),
             quantised: None,
         };
         model.trained_dit()?;

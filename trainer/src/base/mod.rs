@@ -24,7 +24,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::hub::{HubError, HubId, Wanted};
 use crate::error::{Error, Result};
-use crate::machine::precision::{self, Float, Precision, PrecisionRequest, Processor, WeightFormat};
+use crate::machine::precision::{
+    self, Arithmetic, Float, Precision, PrecisionRequest, Processor, WeightFormat,
+};
 use crate::paths::existing;
 
 pub use dit::{DitFiles, Dits};
@@ -65,6 +67,9 @@ pub struct ModelConfig {
     /// Storage of the DiT's weights: `bf16`, `fp8`, `int8`, or `f32`. `fp8` and `int8` quantise the matrices inside the blocks
     /// while they are loaded. Default `bf16`, or `fp8` if the file is fp8; on the CPU `bf16` becomes `f32`.
     pub base: Option<WeightFormat>,
+    /// What products with the matrices of the DiT's blocks are computed in: `bf16`, or `int8`, forward and backward, which needs
+    /// `base = "int8"` and then is its default. Adapters are computed in floats with either. Default `bf16`.
+    pub arithmetic: Option<Arithmetic>,
     /// The DiT's residual stream: `float32`, or `bfloat16`, which halves what is kept of each block. Default `float32`.
     pub stream: Option<Float>,
     /// Storage of the text encoder's weights, as `base`.
@@ -157,6 +162,7 @@ impl ModelConfig {
             (None, Some(layout)) => layout.part(part),
             (None, None) => Err(unnamed(part)),
         };
+        self.check_arithmetic()?;
         let dits = self.dits(from, layout.as_ref())?;
         let expert = self.expert_trained(&dits)?;
         let text_encoder = part(Part::TextEncoder, &self.text_encoder)?;
@@ -243,22 +249,33 @@ impl ModelConfig {
         lines
     }
 
-    /// The precision of each part: weights that are stored in fp8 stay so by default.
+    /// That `arithmetic` works with `base`.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub(super) fn check_arithmetic(&self) -> Result<()> {
+        let checked = self.arithmetic.unwrap_or_default().with_base(self.base);
+        checked.map_err(|why| Error::Setting { key: "model.arithmetic".into(), why })
+    }
+
+    /// The precision of each part: weights that are stored in fp8 stay so by default, if products are not computed in int8.
     fn precision(&self, dit: &Path, text_encoder: &Path, processor: Processor) -> Precision {
-        let Self { base, stream, text_base, vae_base, .. } = *self;
+        let Self { base, arithmetic, stream, text_base, vae_base, .. } = *self;
+        let needed = arithmetic.and_then(Arithmetic::storage);
         // Files that cannot be opened are reported later, when they are opened.
         let stored =
             |path: &Path| Checkpoint::open(path).ok()?.without_model_prefix().ok()?.quantised_layers();
         let (dit, text) = (stored(dit), stored(text_encoder));
         let held = |grid: Option<Grid>| grid.map(|_| WeightFormat::Fp8);
         let wishes = PrecisionRequest {
-            base: base.or(held(dit)),
+            base: base.or(needed).or(held(dit)),
+            arithmetic,
             stream,
             text_base: text_base.or(held(text)),
             vae_base,
         };
         let base_block = match dit {
-            Some(Grid::Block(block)) => Some(block),
+            Some(Grid::Block(block)) if needed.is_none() => Some(block),
             _ => None,
         };
         Precision { base_block, ..wishes.settle(processor) }

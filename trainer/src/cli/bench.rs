@@ -18,7 +18,7 @@ use crate::bytes::Bytes;
 use crate::error::Error;
 use crate::machine::forecast::Networks;
 use crate::machine::memory::{KeepConfig, MemoryConfig, Offload, WeightPlace};
-use crate::machine::precision::WeightFormat;
+use crate::machine::precision::{Arithmetic, WeightFormat};
 use crate::sample::magcache::CacheConfig;
 use crate::tools::bench::{
     self, ClipSize, DitBench, DitSource, LoadBench, LoadSource, Repeats, RunBench, StepBench,
@@ -239,6 +239,9 @@ struct RunArguments {
     /// Storage of the DiT's weights. Default: bf16.
     #[arg(long, value_enum)]
     base: Option<WeightFormat>,
+    /// What products with the DiT's matrices are computed in. Default: bf16.
+    #[arg(long, value_enum)]
+    arithmetic: Option<Arithmetic>,
     #[command(flatten)]
     devices: StageDevices,
     /// Optimiser steps, with a checkpoint in the middle and one at the end.
@@ -316,7 +319,7 @@ impl Network {
             false => DitSource::Checkpoint(on_disk(&self.model.model, bench::dit_preset)?),
         };
         let devices = self.devices.config();
-        let precision = self.precision.settle(devices.processor());
+        let precision = self.precision.settle(devices.processor())?;
         let repeats = Repeats { profile: self.profile.profile, ..self.times.repeats() };
         let memory = MemoryConfig { weights: self.weights, ..memory };
         Ok(DitBench { source, devices, precision, memory, size, repeats })
@@ -345,7 +348,7 @@ impl StepArguments {
 impl LoadArguments {
     fn measure(&self) -> crate::Result<serde_json::Value> {
         let devices = self.devices.config();
-        let base = self.precision.settle(devices.processor()).dit();
+        let base = self.precision.settle(devices.processor())?.dit();
         let scratch = self.scratch.clone().unwrap_or_else(std::env::temp_dir);
         let source = match (self.model.random_weights, &self.write) {
             (true, Some(folder)) => LoadSource::Written(&self.model.model, folder),
@@ -366,6 +369,7 @@ impl RunArguments {
             scratch: &scratch,
             devices: self.devices.config(),
             base: self.base,
+            arithmetic: self.arithmetic,
             size: self.size.checked(LEAST_MULTIPLE)?,
             steps: self.steps.max(1),
             accumulate: self.accumulate.max(1),

@@ -7,7 +7,8 @@ use kernels::{DType, Device};
 use models::weights::Frozen;
 
 use crate::base::{ModelConfig, QuantisedFolder};
-use crate::machine::precision::{Float, Precision, PrecisionRequest, Processor, WeightFormat};
+use crate::error::{Error, Result};
+use crate::machine::precision::{Arithmetic, Float, Precision, PrecisionRequest, Processor, WeightFormat};
 
 /// The precision of the parts of a base model.
 #[derive(Debug, Args)]
@@ -15,6 +16,9 @@ pub struct ModelPrecision {
     /// Storage of the DiT's weights. Default: bf16, on the CPU f32.
     #[arg(long, value_enum)]
     base: Option<WeightFormat>,
+    /// What products with the DiT's matrices are computed in. Default: bf16; int8 stores them in int8 too.
+    #[arg(long, value_enum)]
+    arithmetic: Option<Arithmetic>,
     /// Dtype of the DiT's residual stream. Default: float32.
     #[arg(long, value_enum)]
     stream: Option<Float>,
@@ -35,6 +39,7 @@ impl ModelPrecision {
         ModelConfig {
             folder: Some(folder.to_owned()),
             base: self.base,
+            arithmetic: self.arithmetic,
             stream: self.stream,
             text_base: self.text_base,
             vae_base: self.vae_base,
@@ -51,16 +56,33 @@ impl ModelPrecision {
     }
 
     /// `settled` of a run, overridden by these arguments, for a model that runs on `processor`.
-    pub fn over(&self, settled: Precision, processor: Processor) -> Precision {
+    ///
+    /// # Errors
+    /// If the arithmetic does not work with the storage.
+    pub fn over(&self, settled: Precision, processor: Processor) -> Result<Precision> {
+        // One of the two that is named decides the other where they do not go together.
+        let arithmetic = match self.base {
+            Some(base) if settled.arithmetic.with_base(Some(base)).is_err() => self.arithmetic,
+            _ => self.arithmetic.or(Some(settled.arithmetic)),
+        };
+        let needed = self.arithmetic.and_then(Arithmetic::storage);
+        check(arithmetic, self.base)?;
         let wishes = PrecisionRequest {
-            base: self.base.or(Some(settled.base)),
+            base: self.base.or(needed).or(Some(settled.base)),
+            arithmetic,
             stream: self.stream.or(Some(settled.stream)),
             text_base: self.text_base.or(Some(settled.text_base)),
             vae_base: self.vae_base.or(Some(settled.vae_base)),
         };
-        let base_block = settled.base_block.filter(|_| self.base.is_none());
-        Precision { base_block, ..wishes.settle(processor) }
+        let base_block = settled.base_block.filter(|_| self.base.is_none() && needed.is_none());
+        Ok(Precision { base_block, ..wishes.settle(processor) })
     }
+}
+
+/// That an arithmetic works with a storage.
+fn check(arithmetic: Option<Arithmetic>, base: Option<WeightFormat>) -> Result<()> {
+    let checked = arithmetic.unwrap_or_default().with_base(base);
+    checked.map_err(|why| Error::Setting { key: "--arithmetic".into(), why })
 }
 
 /// The precision of a DiT.
@@ -69,6 +91,9 @@ pub struct DitPrecision {
     /// Storage of the weights. Default: bf16, on the CPU f32.
     #[arg(long, value_enum)]
     base: Option<WeightFormat>,
+    /// What products with the matrices are computed in. Default: bf16; int8 stores them in int8 too.
+    #[arg(long, value_enum)]
+    arithmetic: Option<Arithmetic>,
     /// Dtype of the residual stream. Default: float32.
     #[arg(long, value_enum)]
     stream: Option<Float>,
@@ -76,9 +101,13 @@ pub struct DitPrecision {
 
 impl DitPrecision {
     /// Resolved for a model that runs on `processor`.
-    pub fn settle(&self, processor: Processor) -> Precision {
-        PrecisionRequest { base: self.base, stream: self.stream, ..PrecisionRequest::default() }
-            .settle(processor)
+    ///
+    /// # Errors
+    /// If the arithmetic does not work with the storage.
+    pub fn settle(&self, processor: Processor) -> Result<Precision> {
+        let Self { base, arithmetic, stream } = *self;
+        check(arithmetic, base)?;
+        Ok(PrecisionRequest { base, arithmetic, stream, ..PrecisionRequest::default() }.settle(processor))
     }
 }
 

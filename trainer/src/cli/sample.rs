@@ -275,7 +275,7 @@ impl Sample {
         let basis = Basis::of(self, ui)?;
         let interrupt = Interrupt::listen_to(OnStop::Leave).context("cannot listen for Ctrl-C")?;
         let devices = self.devices.over(&basis.devices).settle(basis.dit.layers)?;
-        let model = resettled(&basis.model, self, &devices);
+        let model = resettled(&basis.model, self, &devices)?;
         let requests = self.requests(&basis)?;
         let (networks, clip_groups, bands) = (Vec::new(), NonZeroUsize::MIN, 1);
         Ok(Job { basis, model, devices, requests, networks, clip_groups, bands, interrupt })

@@ -256,10 +256,13 @@ impl Basis {
 }
 
 /// The model that a run or a recipe names has to be settled anew where it is to run on something else.
-pub(super) fn resettled(basis: &BaseModel, sample: &Sample, devices: &DevicesConfig) -> BaseModel {
-    let precision = sample.precision.over(basis.precision, devices.processor());
+///
+/// # Errors
+/// If the arguments' storage and arithmetic do not go together.
+pub(super) fn resettled(basis: &BaseModel, sample: &Sample, devices: &DevicesConfig) -> Result<BaseModel> {
+    let precision = sample.precision.over(basis.precision, devices.processor())?;
     let quantised = sample.precision.quantised_over(basis.quantised.as_ref());
-    BaseModel { precision, quantised, ..basis.clone() }
+    Ok(BaseModel { precision, quantised, ..basis.clone() })
 }
 
 /// The adapters that the run in `folder` has trained: at its end, or after the steps of `checkpoint`; of a run that has not

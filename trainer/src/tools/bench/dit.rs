@@ -207,7 +207,7 @@ impl DitBench<'_> {
         let blocks: Vec<usize> = ready.devices.iter().map(|(_, blocks)| blocks.len()).collect();
         fields(json!({
             "what": what, "model": ready.name, "gpus": measured.gpus, "stages": devices, "split": blocks,
-            "weights": self.precision.base.name(), "stream": self.precision.stream,
+            "weights": self.precision.base.name(), "arithmetic": self.precision.arithmetic.name(), "stream": self.precision.stream,
             "attention": self.attention(ready),
             "frames": self.size.frames, "size": self.size.label(), "tokens": ready.tokens,
             "peak_gib": measured.peak_gib, "steady_peak_gib": measured.steady_peak_gib,

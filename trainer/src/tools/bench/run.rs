@@ -15,7 +15,7 @@ use super::model::{dit_preset, dit_presets, umt5_preset, vae_preset};
 use super::{ClipSize, rounded};
 use crate::error::{Error, Result};
 use crate::machine::devices::DevicesConfig;
-use crate::machine::precision::WeightFormat;
+use crate::machine::precision::{Arithmetic, WeightFormat};
 use crate::plan::Plan;
 use crate::sample::magcache::CacheConfig;
 use crate::train::{self, Ending, RunFolder};
@@ -43,6 +43,8 @@ pub struct RunBench<'a> {
     pub devices: DevicesConfig,
     /// Storage of the DiT; `None` for bf16.
     pub base: Option<WeightFormat>,
+    /// What products with the DiT's matrices are computed in.
+    pub arithmetic: Option<Arithmetic>,
     /// Of the clips that are trained and of those that are sampled.
     pub size: ClipSize,
     /// Optimiser steps. There is a checkpoint in the middle and one at the end.
@@ -93,7 +95,8 @@ pub fn whole(bench: &RunBench, interrupt: &Interrupt, ui: &Ui) -> Result<Value> 
     later.sort_by(f64::total_cmp);
     Ok(json!({
         "what": "run", "model": bench.model, "stages": planned.plan.devices.stages,
-        "weights": planned.plan.model.precision.base.name(), "size": bench.size.label(),
+        "weights": planned.plan.model.precision.base.name(),
+        "arithmetic": planned.plan.model.precision.arithmetic.name(), "size": bench.size.label(),
         "frames": bench.size.frames, "rank": bench.rank, "accumulate": bench.accumulate, "steps": bench.steps,
         "first_step_s": first.map(|s| rounded(s, 3)),
         "s_per_step": later.get(later.len() / 2).map(|s| rounded(*s, 3)),
@@ -148,6 +151,9 @@ fn recipe(bench: &RunBench) -> Result<String> {
     }
     if let Some(base) = bench.base {
         recipe["model"]["base"] = base.name().into();
+    }
+    if let Some(arithmetic) = bench.arithmetic {
+        recipe["model"]["arithmetic"] = arithmetic.name().into();
     }
     without_nulls(&mut recipe);
     toml::to_string(&recipe).map_err(|error| Error::PlanText { why: error.to_string() })
