@@ -177,6 +177,23 @@ fn a_damaged_file_is_never_used_and_is_made_again() {
     assert_eq!(model.files().len(), 1, "something was left behind");
 }
 
+/// However few may wait, the file is the same, and until all of it is on the disk nobody finds it.
+#[test]
+fn matrices_wait_for_the_disk_behind_the_load() {
+    let format = Format::E4m3;
+    let written = [0, (SHAPE[0] * SHAPE[1]) as u64 + 10_000, u64::MAX].map(|most| {
+        let model = Model::new();
+        let file = Arc::new(model.file(format).behind(most));
+        let weights = model.weights().cached_in(file.clone());
+        assert!(read(&weights, format) == model.expected(format), "{most}");
+        assert!(file.is_being_written() && !file.path().exists(), "{most}: it is there before it is whole");
+        assert_eq!(file.finish(), CacheOutcome::Written { damage: None });
+        assert_eq!(model.files(), [file.path()], "{most}: something was left behind");
+        fs::read(file.path()).unwrap()
+    });
+    assert!(written[0] == written[2] && written[1] == written[2]);
+}
+
 #[test]
 fn a_disk_that_takes_nothing_does_not_stop_a_load() {
     let (model, format) = (Model::new(), Format::Int8);

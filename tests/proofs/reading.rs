@@ -6,6 +6,7 @@ use half::{bf16, f16};
 use kernels::fill::PIECE;
 use kernels::random::Key;
 use kernels::{DType, Device, Tensor};
+use models::weights::side_by_side::on_threads;
 use models::weights::{
     Checkpoint, Entered, Patch, Patches, StoredDType, TensorSpec, Weights, write_streamed,
 };
@@ -234,6 +235,31 @@ fn threads_that_read_at_once_get_their_own_tensors() {
             });
         }
     });
+}
+
+/// Whichever ends first, parts come back in order; of two that fail the first is told, and nothing is begun behind them.
+#[test]
+fn parts_that_are_read_at_once_come_in_order_and_stop_at_the_first_that_fails() {
+    let items: Vec<usize> = (0..40).collect();
+    let slow_if_even = |n: usize| std::thread::sleep(std::time::Duration::from_millis((n % 2 == 0).into()));
+    let doubled = on_threads(&items, 4, |index, item| {
+        slow_if_even(index);
+        Ok(2 * item)
+    });
+    assert_eq!(doubled.unwrap(), items.iter().map(|item| 2 * item).collect::<Vec<_>>());
+
+    let begun = std::sync::atomic::AtomicUsize::new(0);
+    let failed = on_threads(&items, 4, |index, _| {
+        begun.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        slow_if_even(index);
+        match index {
+            // The later one fails sooner.
+            10 | 11 => Err(models::Error::Mismatch(format!("part {index}"))),
+            _ => Ok(()),
+        }
+    });
+    assert_eq!(failed.unwrap_err().to_string(), "part 10");
+    assert!(begun.into_inner() <= 11 + 4, "parts were begun after a failure");
 }
 
 /// A file that is replaced while a model is read would mix two models.

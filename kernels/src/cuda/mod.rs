@@ -12,6 +12,7 @@ mod pinned;
 pub(crate) mod pool;
 pub(crate) mod reading;
 mod region;
+mod ring;
 pub(crate) mod sdpa;
 pub(crate) mod tensor;
 pub(crate) mod upload;

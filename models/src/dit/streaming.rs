@@ -18,6 +18,7 @@ use super::base::Base;
 use super::layer::Layer;
 use super::layer_id::LayerId;
 use crate::weights::Weights;
+use crate::weights::side_by_side::{AtOnce, beside, loaded};
 use crate::{Error, Result};
 
 /// How many of eight main blocks in a row have their matrices in host memory: 0 to 8.
@@ -210,31 +211,36 @@ pub(super) fn load_layers(
     device: &Device,
 ) -> Result<Loaded> {
     let is_streamed = |id: &LayerId| id.chain() == LayerId::BLOCKS && base.streamed.has(id.index());
+    let specs = ids.iter().flat_map(|id| architecture.layer_tensors(*id));
+    let load = |id: &LayerId| architecture.load_layer(*id, weights, base, device);
     if !ids.iter().any(is_streamed) {
-        let layers = ids.iter().map(|id| architecture.load_layer(*id, weights, base, device));
-        return Ok((layers.collect::<Result<_>>()?, None));
+        let _beside = beside(specs, base.frozen, device, AtOnce::RESIDENT)?;
+        return Ok((loaded(ids, device, AtOnce::RESIDENT, |_, id| load(id))?, None));
     }
-    let mut streaming = Streaming::new(device)?;
+    let _beside = beside(specs, base.frozen, device, AtOnce::PASSING)?;
+    let streaming = Streaming::new(device)?;
     let (store, sizes) =
         (streaming.store.clone(), sizes(architecture, ids.iter().filter(|id| is_streamed(id)), base));
+    let streaming = Mutex::new(streaming);
+    let load = |index: usize, id: &LayerId| {
+        let mut layer = load(id)?;
+        if is_streamed(id) {
+            let mut streaming = streaming.lock().unwrap_or_else(PoisonError::into_inner);
+            streaming.park(index, layer.as_mut())?;
+        }
+        Ok(layer)
+    };
     // Pinning is slow, and done while files are read.
     let layers = thread::scope(|scope| {
         let pinning = scope.spawn(move || store.reserve(&slabs(&sizes), &|_| true));
-        let mut layers = Vec::new();
-        for (index, id) in ids.iter().enumerate() {
-            let mut layer = architecture.load_layer(*id, weights, base, device)?;
-            if is_streamed(id) {
-                streaming.park(index, layer.as_mut())?;
-            }
-            layers.push(layer);
-        }
+        let layers = loaded(ids, device, AtOnce::PASSING, load)?;
         match pinning.join() {
             Ok(pinned) => pinned?,
             Err(panic) => std::panic::resume_unwind(panic),
         }
         Ok::<_, Error>(layers)
     })?;
-    Ok((layers, Some(streaming)))
+    Ok((layers, Some(streaming.into_inner().unwrap_or_else(PoisonError::into_inner))))
 }
 
 /// Bytes of the matrices of layers, and how many there are of each.

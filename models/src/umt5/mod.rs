@@ -12,6 +12,7 @@ use std::path::Path;
 use kernels::weight::Weight;
 use kernels::{DType, Device, Tensor, gelu, norm};
 
+use crate::weights::side_by_side::{AtOnce, beside, loaded};
 use crate::weights::{Checkpoint, Frozen, Weights};
 use crate::{Error, Movable, Result};
 
@@ -97,7 +98,7 @@ impl Umt5 {
 
     fn build(weights: &Weights, sizes: Umt5Sizes, frozen: Frozen, device: &Device) -> Result<Self> {
         let dtype = frozen.compute;
-        let layer = |n: usize| {
+        let layer = |n: usize, _: &()| {
             let name = |tail: &str| format!("blocks.{n}.{tail}.weight");
             let tensor = |tail: &str| weights.tensor(&name(tail), dtype, device);
             // Rounded as all else, stored in f32 for the norm's kernel.
@@ -116,9 +117,11 @@ impl Umt5 {
                 down: matrix("ffn.fc2")?,
             })
         };
+        let embedding = weights.tensor("token_embedding.weight", dtype, device)?;
+        let _beside = beside(sizes.tensors().into_iter(), frozen, device, AtOnce::RESIDENT)?;
         Ok(Self {
-            embedding: weights.tensor("token_embedding.weight", dtype, device)?,
-            layers: (0..sizes.layers).map(layer).collect::<Result<_>>()?,
+            embedding,
+            layers: loaded(&vec![(); sizes.layers], device, AtOnce::RESIDENT, layer)?,
             norm: weights.tensor("norm.weight", dtype, device)?.to_dtype(DType::F32)?,
             fingerprint: weights.fingerprint()?,
             frozen,

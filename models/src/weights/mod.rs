@@ -19,8 +19,10 @@ mod pickle;
 mod pth;
 mod quantised;
 mod quantised_file;
+mod quantised_writer;
 mod read;
 mod seeded;
+pub mod side_by_side;
 mod stored;
 mod write;
 

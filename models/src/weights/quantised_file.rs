@@ -4,24 +4,22 @@
 //! each matrix `X` it has the codes `X` (u8, [out, in]) and the scales `X.scale` (f32, `[out]`); `hashes` are XXH3 of every piece of these,
 //! in the order of the header. A piece is compared with its hash when it is read, so that damage is found before it is used.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kernels::fill::{PIECE, filled};
 use kernels::weight::{Format, Quantised};
 use kernels::{DType, Device, Tensor};
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use xxhash_rust::xxh3::Xxh3;
 
 use super::checkpoint::Checkpoint;
 use super::dtype::StoredDType;
 use super::loader::{TensorSpec, Weights};
+use super::quantised_writer::{Made, Writer};
 use super::stored::StoredFile;
-use super::write::{Entered, Temporary, header, sync_folder, temporary_file};
+use super::write::{Entered, header};
 use crate::Error;
 
 /// The version of the layout: in the file's name and in its header.
@@ -30,8 +28,10 @@ const VERSION: &str = "tandem quantised 1";
 const HASHES: &str = "hashes";
 /// Bytes that are read and hashed at a time.
 const STEP: usize = 256 << 10;
+/// Bytes of matrices that may wait for the disk where nothing else is said.
+const BEHIND: u64 = 256 << 20;
 /// A piece and its hash differ.
-const CHANGED: &str = "it does not have the bytes that were written";
+pub(super) const CHANGED: &str = "it does not have the bytes that were written";
 
 /// The quantised matrices of one checkpoint in one format: those of a file that is there, or that is written while they are quantised.
 #[derive(Debug)]
@@ -41,9 +41,14 @@ pub struct QuantisedFile {
     /// Bytes that the checkpoint has of the same matrices.
     replaces: u64,
     /// The file that was there, with its hashes.
-    stored: Option<(StoredFile, Vec<u64>)>,
+    stored: Option<Stored>,
+    /// Bytes of matrices that may wait for the disk.
+    behind: u64,
     state: Mutex<State>,
 }
+
+/// A file of this layout, with its hashes.
+pub(super) type Stored = (StoredFile, Vec<u64>);
 
 /// What became of a [`QuantisedFile`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,26 +68,17 @@ pub enum CacheOutcome {
 struct State {
     damage: Option<String>,
     failure: Option<String>,
-    writer: Option<Writer>,
-}
-
-/// A file that is being written under a temporary name.
-#[derive(Debug)]
-struct Writer {
-    temporary: Temporary,
-    file: Arc<File>,
-    hashes: Vec<u64>,
-    done: BTreeSet<String>,
+    writer: Option<Arc<Writer>>,
 }
 
 /// Where everything is in the file.
 #[derive(Debug)]
-struct Layout {
+pub(super) struct Layout {
     /// The first bytes of the file, up to the first tensor.
-    head: Vec<u8>,
-    matrices: BTreeMap<String, Place>,
-    hashes: Part,
-    bytes: u64,
+    pub head: Vec<u8>,
+    pub matrices: BTreeMap<String, Place>,
+    pub hashes: Part,
+    pub bytes: u64,
 }
 
 /// A matrix that the file is for, and the format of its codes.
@@ -94,19 +90,19 @@ struct Matrix<'a> {
 }
 
 #[derive(Debug, Clone)]
-struct Place {
+pub(super) struct Place {
     shape: [usize; 2],
     format: Format,
-    codes: Part,
-    scale: Part,
+    pub codes: Part,
+    pub scale: Part,
 }
 
 /// A tensor's bytes, and the number of the hash of its first piece.
 #[derive(Debug, Clone)]
-struct Part {
-    offset: u64,
-    bytes: usize,
-    first: usize,
+pub(super) struct Part {
+    pub offset: u64,
+    pub bytes: usize,
+    pub first: usize,
 }
 
 /// Why a part could not be read.
@@ -170,7 +166,12 @@ impl QuantisedFile {
             Err(damage) => (None, Some(damage)),
         };
         let state = Mutex::new(State { damage, ..State::default() });
-        Ok(Some(Self { path, layout, replaces, stored, state }))
+        Ok(Some(Self { path, layout, replaces, stored, behind: BEHIND, state }))
+    }
+
+    /// The same, of which quantised matrices of so many bytes may wait in host memory until the disk has taken those before.
+    pub fn behind(self, bytes: u64) -> Self {
+        Self { behind: bytes, ..self }
     }
 
     /// Its path.
@@ -191,6 +192,11 @@ impl QuantisedFile {
     /// Whether it was there, and whole as far as its length and header tell.
     pub fn is_there(&self) -> bool {
         self.stored.is_some()
+    }
+
+    /// Whether a matrix was quantised that the file is to have: [`Self::finish`] waits for the disk.
+    pub fn is_being_written(&self) -> bool {
+        self.state().writer.is_some()
     }
 
     /// Whether it is for the matrix `name` in `format`.
@@ -226,7 +232,8 @@ impl QuantisedFile {
         }
     }
 
-    /// Writes the matrix `name`, which was quantised now. What the disk does not take is told by [`Self::finish`].
+    /// Has the matrix `name`, which was quantised now, written on another thread; waits where more of them wait than may. What the
+    /// disk does not take is told by [`Self::finish`].
     ///
     /// # Errors
     /// When the device fails.
@@ -235,107 +242,41 @@ impl QuantisedFile {
         else {
             return Ok(());
         };
-        let Some(file) = self.writer() else { return Ok(()) };
-        let codes = quantised.codes.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<u8>()?;
+        let Some(writer) = self.writer() else { return Ok(()) };
         let scale = quantised.scale.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
-        let scale: Vec<u8> = scale.into_iter().flat_map(f32::to_le_bytes).collect();
-        let written =
-            put(&file, &place.codes, &codes).and_then(|codes| Ok((codes, put(&file, &place.scale, &scale)?)));
-        let mut state = self.state();
-        match (written, &mut state.writer) {
-            (Ok((codes, scale)), Some(writer)) => {
-                writer.note(&place.codes, &codes);
-                writer.note(&place.scale, &scale);
-                writer.done.insert(name.to_owned());
-            }
-            (Ok(_), None) => {}
-            (Err(why), _) => state.give_up(&why),
-        }
+        let scale = scale.into_iter().flat_map(f32::to_le_bytes).collect();
+        let codes = writer.codes(&quantised.codes)?;
+        writer.queue(Made { name: name.to_owned(), place: place.clone(), codes, scale });
         Ok(())
     }
 
-    /// Ends a load: writes the file if a matrix was quantised, and all others are there.
+    /// Ends a load: where a matrix was quantised, and all others are there, waits until the file is written.
     pub fn finish(&self) -> CacheOutcome {
-        let mut state = std::mem::take(&mut *self.state());
-        if let Some(why) = state.failure {
+        let State { damage, failure, writer } = std::mem::take(&mut *self.state());
+        if let Some(why) = failure {
             return CacheOutcome::NotWritten(why);
         }
-        let Some(writer) = state.writer.take() else { return CacheOutcome::Read };
-        match self.complete(writer) {
-            Ok(()) => CacheOutcome::Written { damage: state.damage },
-            Err(why) => CacheOutcome::NotWritten(why),
+        match writer.map(|writer| writer.finish(&self.path, &self.layout, self.stored.as_ref())) {
+            None => CacheOutcome::Read,
+            Some(Ok(())) => CacheOutcome::Written { damage },
+            Some(Err(why)) => CacheOutcome::NotWritten(why),
         }
     }
 
-    /// The file being written, which is begun where there is none yet; `None` after the disk refused something.
-    fn writer(&self) -> Option<Arc<File>> {
+    /// The file being written, which is begun where there is none yet; `None` where it cannot be.
+    fn writer(&self) -> Option<Arc<Writer>> {
         let mut state = self.state();
         if state.failure.is_none() && state.writer.is_none() {
-            match Writer::begin(&self.path, &self.layout) {
-                Ok(writer) => state.writer = Some(writer),
-                Err(why) => state.give_up(&why),
+            match Writer::begin(&self.path, &self.layout, self.behind) {
+                Ok(writer) => state.writer = Some(Arc::new(writer)),
+                Err(why) => state.failure = Some(why.to_string()),
             }
         }
-        state.writer.as_ref().map(|writer| writer.file.clone())
-    }
-
-    /// Adds the matrices that came from the file that was there, and puts the new one in its place.
-    fn complete(&self, mut writer: Writer) -> Result<(), String> {
-        let told = |error: std::io::Error| error.to_string();
-        for (name, place) in &self.layout.matrices {
-            if !writer.done.contains(name) {
-                let stored = self.stored.as_ref().ok_or_else(|| format!("`{name}` was not read"))?;
-                writer
-                    .copy(stored, [&place.codes, &place.scale])
-                    .map_err(|why| format!("`{name}`: {why}"))?;
-            }
-        }
-        let hashes: Vec<u8> = writer.hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect();
-        writer.file.write_all_at(&hashes, self.layout.hashes.offset).map_err(told)?;
-        writer.file.sync_all().map_err(told)?;
-        writer.temporary.rename_to(&self.path).map_err(told)?;
-        sync_folder(&self.path).map_err(|error| error.to_string())
+        state.writer.clone()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    fn give_up(&mut self, why: &std::io::Error) {
-        self.failure.get_or_insert(why.to_string());
-        self.writer = None;
-    }
-}
-
-impl Writer {
-    fn begin(path: &Path, layout: &Layout) -> std::io::Result<Self> {
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder)?;
-        }
-        let (temporary, file) = temporary_file(path)?;
-        file.write_all_at(&layout.head, 0)?;
-        file.set_len(layout.bytes)?;
-        let hashes = vec![0; layout.hashes.bytes / size_of::<u64>()];
-        Ok(Self { temporary, file: file.into(), hashes, done: BTreeSet::new() })
-    }
-
-    fn note(&mut self, part: &Part, hashes: &[u64]) {
-        self.hashes[part.first..part.first + hashes.len()].copy_from_slice(hashes);
-    }
-
-    /// Copies `parts` of another file of this layout.
-    fn copy(&mut self, (from, hashes): &(StoredFile, Vec<u64>), parts: [&Part; 2]) -> Result<(), String> {
-        for part in parts {
-            let bytes = from.bytes_at(part.offset, part.bytes).map_err(|error| error.to_string())?;
-            let found = put(&self.file, part, &bytes).map_err(|error| error.to_string())?;
-            if found != hashes[part.first..part.first + found.len()] {
-                return Err(CHANGED.to_owned());
-            }
-            self.note(part, &found);
-        }
-        Ok(())
     }
 }
 
@@ -386,7 +327,7 @@ impl Layout {
     }
 
     /// The file of this layout at `path`, with its hashes; why it is not one, if there is one.
-    fn found(&self, path: &Path) -> Result<Option<(StoredFile, Vec<u64>)>, String> {
+    fn found(&self, path: &Path) -> Result<Option<Stored>, String> {
         let file = match StoredFile::open(path) {
             Ok(file) => file,
             Err(_) if !path.exists() => return Ok(None),
@@ -408,7 +349,7 @@ impl Layout {
 
 /// Reads a part to `device`, and compares each piece with its hash.
 fn part(
-    (file, hashes): &(StoredFile, Vec<u64>),
+    (file, hashes): &Stored,
     part: &Part,
     shape: &[usize],
     dtype: DType,
@@ -426,18 +367,4 @@ fn part(
             false => Err(Fault::Damaged(CHANGED.to_owned())),
         }
     })
-}
-
-/// Writes the bytes of a part, and returns the hashes of its pieces.
-fn put(file: &File, part: &Part, bytes: &[u8]) -> std::io::Result<Vec<u64>> {
-    if bytes.len() != part.bytes {
-        return Err(std::io::Error::other(format!("{} bytes instead of {}", bytes.len(), part.bytes)));
-    }
-    let pieces = bytes.par_chunks(PIECE).enumerate();
-    pieces
-        .map(|(n, piece)| {
-            file.write_all_at(piece, part.offset + (n * PIECE) as u64)?;
-            Ok(xxh3_64(piece))
-        })
-        .collect()
 }

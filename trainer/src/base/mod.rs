@@ -32,7 +32,7 @@ use crate::paths::existing;
 pub use dit::{DitFiles, Dits};
 pub use encoders::EncoderSizes;
 pub use layout::{Part, locate, locate_dits};
-pub use quantised::{QuantisedCache, QuantisedFolder};
+pub use quantised::{QuantisedCache, QuantisedFolder, WritingBehind};
 pub use trained::Trained;
 
 use layout::Layout;

@@ -24,7 +24,7 @@ use models::dit::DitConfig;
 use models::text::TextEncoder;
 use models::vae::{TinyDecoder, TinyLatents, Vae};
 
-use crate::base::{BaseModel, DitFiles, check_vae};
+use crate::base::{BaseModel, DitFiles, WritingBehind, check_vae};
 use crate::error::Result;
 use crate::learning::NoiseRange;
 use crate::machine::forecast::{Decoding, Networks};
@@ -101,6 +101,8 @@ pub struct Residents {
     clip: Slot<Clip>,
     text_encoder: Slot<TextEncoder>,
     tiny_decoder: Slot<TinyDecoder>,
+    /// Files of quantised weights that are being written.
+    writing: Vec<WritingBehind>,
     ui: Ui,
 }
 
@@ -129,6 +131,7 @@ impl Residents {
             clip,
             text_encoder,
             tiny_decoder,
+            writing: Vec::new(),
             ui,
         }
     }

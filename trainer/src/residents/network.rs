@@ -9,7 +9,7 @@ use models::weights::Weights;
 use super::clip_adapter::ClipAdapter;
 use super::{ClipAdapters, Residents, WhenIdle, warm_up};
 use crate::adapters;
-use crate::base::DitFiles;
+use crate::base::{DitFiles, WritingBehind};
 use crate::error::Result;
 use crate::learning::NoiseRange;
 use crate::machine::forecast::Networks;
@@ -201,17 +201,23 @@ impl Residents {
     }
 
     /// Reads `weights` onto the devices.
-    pub(super) fn read(&self, config: &DitConfig, weights: Weights, adapters: &Adapters) -> Result<Pipeline> {
+    pub(super) fn read(
+        &mut self,
+        config: &DitConfig,
+        weights: Weights,
+        adapters: &Adapters,
+    ) -> Result<Pipeline> {
         let base = self.model.precision.dit();
         let (weights, cache) = self.model.with_quantised_cache(config, weights, &self.ui)?;
-        let load = || -> Result<Pipeline> {
+        let load = || -> Result<(Pipeline, WritingBehind)> {
             let pipeline = Pipeline::load(&weights, config, &self.split, adapters, base)?;
-            cache.finish(&self.ui);
-            Ok(pipeline)
+            Ok((pipeline, cache.finish(&self.ui)))
         };
         let (split, attentions) = (&self.split, &self.setup.attentions);
         let load = || warm_up::beside(split, attentions, base.frozen.compute, load);
-        let mut pipeline = self.ui.phase("loading the DiT", load)?;
+        let (mut pipeline, writing) = self.ui.phase("loading the DiT", load)?;
+        self.writing.retain(|before| !before.is_done());
+        self.writing.push(writing);
         pipeline.set_route(self.setup.route)?;
         pipeline.set_stores(&self.setup.stores);
         if let Some(tokens) = self.setup.ffn_tokens {

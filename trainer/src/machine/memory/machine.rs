@@ -210,7 +210,7 @@ fn share_of_host() -> Option<u64> {
 }
 
 /// Bytes of host memory that a process can get without pushing others out, if the system says.
-fn available_memory() -> Option<u64> {
+pub fn available_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)

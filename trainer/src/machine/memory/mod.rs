@@ -21,7 +21,7 @@ use choice::LEAST_FFN_TOKENS;
 pub use choice::{Choice, choose};
 pub use host::More;
 use host::Tried;
-pub use machine::{Card, Machine, Room, host_shares};
+pub use machine::{Card, Machine, Room, available_memory, host_shares};
 pub use phases::{Phase, PhaseForecast, PhaseMemory, devices_of};
 use refusal::Given;
 pub use refusal::Shape;

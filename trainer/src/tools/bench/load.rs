@@ -1,8 +1,10 @@
 //! Reading a checkpoint onto devices, beside what limits it: reading the files, and the links of the devices.
 //!
 //! What it should take, for files in the page cache, is 1.3 times bytes / link at most: the copy out of the page cache is shared by all
-//! cores and overlaps with the copies to the devices, which are made in pieces of 2 MiB. 28.6 GB are 0.7 s at the 55 GB/s of PCIe
-//! 5 x16, 1.5 s at the 25 GB/s of PCIe 4, as far as the cores read that fast (`read_gb_s`).
+//! cores and overlaps with the copies to the devices, which are made in pieces of 2 MiB; several layers are read at once, so that one's
+//! tensors are allocated and quantised while another's are copied. 28.6 GB are 0.7 s at the 55 GB/s of PCIe 5 x16, 1.5 s at the
+//! 25 GB/s of PCIe 4, as far as the cores read that fast (`read_gb_s`). The load that writes the cache of quantised weights should take
+//! as long as their copies to host memory more (`first_s`), and its file is on the disk later (`written_s`).
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -79,16 +81,21 @@ fn report(name: &str, path: &Path, bench: LoadBench) -> Result<Value> {
         Some(dit) => load_dit(&dit, bench)?,
         None => load_any(path, bench)?,
     };
-    let Loaded { measured, bytes, tensors, read_speed, link_speed } = loaded;
+    let Loaded { measured, bytes, tensors, read_speed, link_speed, first } = loaded;
     let speed = bytes as f64 / measured.seconds;
-    Ok(json!({
+    let mut report = json!({
         "what": "load", "model": name, "gpus": measured.gpus, "weights": in_words(bench.base.frozen), "tensors": tensors,
         "bytes": bytes, "s": rounded(measured.seconds, 4), "gb_s": rounded(speed / 1e9, 3),
         "read_gb_s": rounded(read_speed / 1e9, 3),
         "link_gb_s": link_speed.map(|link| rounded(link / 1e9, 3)),
         "times_link": link_speed.map(|link| rounded(link / speed, 3)),
         "peak_gib": measured.peak_gib, "host_peak_gib": host_peak_gib(),
-    }))
+    });
+    if let Some(First { loaded, written }) = first {
+        report["first_s"] = json!(rounded(loaded, 4));
+        report["written_s"] = json!(rounded(written, 4));
+    }
+    Ok(report)
 }
 
 struct Loaded {
@@ -99,6 +106,14 @@ struct Loaded {
     read_speed: f64,
     /// Bytes a second from pinned host memory to all GPUs at once.
     link_speed: Option<f64>,
+    /// Of the load before, which wrote the cache of quantised weights.
+    first: Option<First>,
+}
+
+/// Seconds of a load from its start, until the weights were on the devices and until their cache was on the disk.
+struct First {
+    loaded: f64,
+    written: f64,
 }
 
 /// Seconds for which links are measured.
@@ -164,31 +179,41 @@ fn load_dit(dit: &Path, LoadBench { base, devices, quantised, repeats }: LoadBen
     let split = devices.settle(config.layers)?.open()?;
     let meter = Meter::of(split.iter().map(|(device, _)| device));
     let none = Adapters::default();
+    let open = || -> Result<(Weights, Option<Arc<QuantisedFile>>)> {
+        let (config, weights) = files.open()?;
+        let (Some(folder), Storage::Quantised(format)) = (quantised, base.frozen.storage) else {
+            return Ok((weights, None));
+        };
+        let cache = QuantisedFile::open(folder, &weights, &config.tensors(), format, 0)?;
+        let cache = cache.map(|file| Arc::new(file.behind(u64::MAX)));
+        Ok(match &cache {
+            Some(file) => (weights.cached_in(file.clone()), cache),
+            None => (weights, None),
+        })
+    };
+    let written = |cache: &QuantisedFile| match cache.finish() {
+        CacheOutcome::NotWritten(why) => Err(Error::from(kernels::Error::msg(why))),
+        _ => Ok(()),
+    };
     // All that a start does with the files.
     let load = || -> Result<Option<Arc<QuantisedFile>>> {
-        let (config, weights) = files.open()?;
-        let cache = match (quantised, base.frozen.storage) {
-            (Some(folder), Storage::Quantised(format)) => {
-                QuantisedFile::open(folder, &weights, &config.tensors(), format, 0)?.map(Arc::new)
-            }
-            _ => None,
-        };
-        let weights = match &cache {
-            Some(file) => weights.cached_in(file.clone()),
-            None => weights,
-        };
+        let (weights, cache) = open()?;
         drop(Pipeline::load(&weights, &config, &split, &none, base)?);
-        match cache.as_ref().map(|file| file.finish()) {
-            Some(CacheOutcome::NotWritten(why)) => Err(kernels::Error::msg(why).into()),
-            _ => Ok(cache),
-        }
+        Ok(cache)
     };
-    if let Some(cache) = quantised.map(|_| load()).transpose()?.flatten() {
-        bytes = bytes - cache.replaces() + cache.bytes();
-    }
-    let measured = meter.measure(repeats, || load().map(drop))?;
+    let start = Instant::now();
+    let first = match quantised.map(|_| load()).transpose()?.flatten() {
+        Some(cache) => {
+            bytes = bytes - cache.replaces() + cache.bytes();
+            let loaded = start.elapsed().as_secs_f64();
+            written(&cache)?;
+            Some(First { loaded, written: start.elapsed().as_secs_f64() })
+        }
+        None => None,
+    };
+    let measured = meter.measure(repeats, || load()?.map_or(Ok(()), |cache| written(&cache)))?;
     let link_speed = links(split.iter().map(|(device, _)| device))?;
-    Ok(Loaded { measured, bytes, tensors, read_speed: reading(&file)?, link_speed })
+    Ok(Loaded { measured, bytes, tensors, read_speed: reading(&file)?, link_speed, first })
 }
 
 fn load_any(
@@ -212,5 +237,6 @@ fn load_any(
         }
         Ok(())
     })?;
-    Ok(Loaded { measured, bytes, tensors: specs.len(), read_speed, link_speed: links([device])? })
+    let link_speed = links([device])?;
+    Ok(Loaded { measured, bytes, tensors: specs.len(), read_speed, link_speed, first: None })
 }
