@@ -31,14 +31,16 @@ pub fn module_from_diffusers(diffusers: &str) -> Option<String> {
 
 /// `name` in the other layout; `layouts` returns a module's names in the source and the target layout.
 fn renamed(name: &str, layouts: fn(&Module) -> (&'static str, &'static str)) -> Option<String> {
-    let find = |modules: &'static [Module], name: &str| {
-        modules.iter().map(layouts).find(|(from, _)| *from == name).map(|(_, to)| to)
+    let renamed = |module: &'static Module, name: &str| {
+        let (from, to) = layouts(module);
+        (from == name).then_some(to)
     };
     match split(name) {
         Some((chain, index, local)) => {
-            Some(format!("{}.{index}.{}", chain.name, find(chain.modules, local)?))
+            let to = chain.modules().find_map(|module| renamed(module, local))?;
+            Some(format!("{}.{index}.{to}", chain.name))
         }
-        None => find(OUTSIDE, name).map(str::to_owned),
+        None => OUTSIDE.iter().find_map(|module| renamed(module, name)).map(str::to_owned),
     }
 }
 
@@ -55,16 +57,18 @@ pub fn module_to_kohya(official: &str) -> String {
 /// The official name of a kohya DiT module; the inverse of [`module_to_kohya`]. The names themselves contain
 /// underscores, so it is looked up, not replaced.
 pub fn module_from_kohya(kohya: &str) -> Option<String> {
-    let find = |modules: &'static [Module], name: &str| {
-        modules.iter().map(|module| module.official).find(|official| module_to_kohya(official) == name)
+    let named = |module: &'static Module, name: &str| {
+        (module_to_kohya(module.official) == name).then_some(module.official)
     };
     let of_layer = |chain: &Chain| {
         let rest = kohya.strip_prefix(&module_to_kohya(chain.name))?.strip_prefix('_')?;
         let (index, module) = rest.split_once('_')?;
-        let (index, module) = (index.parse::<usize>().ok()?, find(chain.modules, module)?);
+        let (index, module) =
+            (index.parse::<usize>().ok()?, chain.modules().find_map(|own| named(own, module))?);
         Some(format!("{}.{index}.{module}", chain.name))
     };
-    CHAINS.iter().find_map(of_layer).or_else(|| find(OUTSIDE, kohya).map(str::to_owned))
+    let outside = || OUTSIDE.iter().find_map(|module| named(module, kohya)).map(str::to_owned);
+    CHAINS.iter().find_map(of_layer).or_else(outside)
 }
 
 fn with_suffix(name: &str, map: impl Fn(&str) -> Option<String>) -> Option<String> {

@@ -15,6 +15,7 @@ mod caching;
 mod checkpoints;
 mod clip;
 mod control;
+mod control_models;
 mod data_cache;
 mod data_decode;
 mod data_import;

@@ -25,12 +25,12 @@ const TRAJECTORY: Tolerance = Tolerance::absolute(1e-5);
 const TRAINED: Tolerance = Tolerance::absolute(2e-3);
 
 /// A folder with an input file, and the path of the output.
-struct Desk {
+pub struct Desk {
     folder: TempDir,
 }
 
 impl Desk {
-    fn with<'a>(tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Self {
+    pub fn with<'a>(tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         write_safetensors(&folder.path().join("in.safetensors"), tensors, &BTreeMap::new()).unwrap();
         Self { folder }
@@ -41,7 +41,7 @@ impl Desk {
     }
 
     /// Runs `tandem probe <words> --input .. --output ..` and reads what it wrote.
-    fn probe(&self, words: &[&str]) -> HashMap<String, Tensor> {
+    pub fn probe(&self, words: &[&str]) -> HashMap<String, Tensor> {
         let (input, output) = (self.path("in.safetensors"), self.path("out.safetensors"));
         let mut words = words.to_vec();
         words.extend(["--input", text(&input), "--output", text(&output)]);

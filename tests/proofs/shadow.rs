@@ -10,7 +10,8 @@ use kernels::{DType, Device, Tensor};
 use models::adapter::{AdapterKind, LoraConfig, Target};
 use models::clip::{Clip, ClipSizes};
 use models::dit::{
-    Architecture, Base, BlockPlan, Conditioning, DitConfig, ImageBranch, Keep, KeepPlace, Role,
+    Architecture, Base, BlockPlan, CameraSizes, Conditioning, Control, DitConfig, ImageBranch, Keep,
+    KeepPlace, Role, SideChain,
 };
 use models::published;
 use models::umt5::{Umt5, Umt5Sizes};
@@ -55,6 +56,24 @@ fn models() -> Vec<DitConfig> {
         },
         DitConfig { kind: published::Kind::PictureWithoutClip, in_channels: 36, ..text.clone() },
         DitConfig { kind: published::Kind::TextOrPicture, in_channels: 48, out_channels: 48, ..text.clone() },
+        DitConfig {
+            kind: published::Kind::FunControl,
+            in_channels: 48,
+            image: image(None),
+            control: Control { reference: Some(16), ..Control::default() },
+            ..text.clone()
+        },
+        DitConfig {
+            kind: published::Kind::FunCameraExpert,
+            in_channels: 36,
+            control: Control { camera: Some(CameraSizes { stride: 8 }), ..Control::default() },
+            ..text.clone()
+        },
+        DitConfig {
+            kind: published::Kind::Vace,
+            control: Control { side_chain: SideChain::new(96, 2, LAYERS, None).ok(), ..Control::default() },
+            ..text.clone()
+        },
         text,
     ]
 }

@@ -102,6 +102,16 @@ fn each_damaged_header_is_refused_with_its_reason() {
     }
 }
 
+/// A header of 0x0280 bytes begins as a pickle of protocol 2 does.
+#[test]
+fn a_header_length_that_looks_like_a_pickle_is_a_safetensors_file() {
+    let tensor = r#"{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#;
+    let header = format!("{:<1$}", format!(r#"{{"a":{tensor}}}"#), 0x280);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), safetensors(&header, 8)).unwrap();
+    assert_eq!(Checkpoint::open(file.path()).unwrap().shape("a"), Some(&[2][..]));
+}
+
 #[test]
 fn a_pickle_that_calls_anything_is_refused_and_not_run() {
     let file = tempfile::tempdir().unwrap();

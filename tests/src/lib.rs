@@ -15,6 +15,7 @@ use std::sync::OnceLock;
 
 use kernels::random::Key;
 use kernels::{DType, Device, Tensor};
+use models::dit::control::{CAMERA, CONTEXT, REFERENCE};
 use models::dit::{Base, Boundary, Context, Dit, DitConfig, NetworkInput, Role, Streams};
 use models::weights::Weights;
 use trainer::base::BaseModel;
@@ -135,7 +136,12 @@ pub fn tiny_weights(layout: &str) -> (DitConfig, Weights) {
 
 /// The tiny model of the fixtures of a kind of [`DIT_KINDS`], in a layout.
 pub fn golden_weights(kind: &str, layout: &str) -> (DitConfig, Weights) {
-    let folder = fixture(&format!("dit/{kind}"));
+    weights_in(&format!("dit/{kind}"), layout)
+}
+
+/// The tiny model in a folder of the fixtures, in a layout.
+pub fn weights_in(folder: &str, layout: &str) -> (DitConfig, Weights) {
+    let folder = fixture(folder);
     let config = std::fs::read_to_string(folder.join(format!("config_{layout}.json"))).unwrap();
     models::open_dit(&folder.join(format!("weights_{layout}.safetensors")), Some(&config)).unwrap()
 }
@@ -152,14 +158,17 @@ pub fn golden_dit(kind: &str) -> Dit {
     Dit::load(&weights, &config, 0..layers, Base::F32, &device()).unwrap()
 }
 
-/// The network's input of a fixture's `io`: its latents, timestep and text, and CLIP's states where it has them.
+/// The network's input of a fixture's `io`: its latents, timestep and text, and what else the model reads.
 pub fn golden_input(io: &HashMap<String, Tensor>) -> NetworkInput {
     let [x, timestep, text] = ["input", "timestep", "context"].map(|name| io[name].clone());
-    let input = NetworkInput::new(x, timestep, text);
-    match io.get("clip_fea") {
-        Some(states) => input.with(Role::PICTURE, states.clone()),
-        None => input,
-    }
+    let more = [
+        ("clip_fea", Role::PICTURE),
+        ("ref_latent", REFERENCE),
+        ("camera", CAMERA),
+        ("vace_context", CONTEXT),
+    ];
+    let more = more.into_iter().filter_map(|(name, role)| Some((role, io.get(name)?.clone())));
+    more.fold(NetworkInput::new(x, timestep, text), |input, (role, tensor)| input.with(role, tensor))
 }
 
 /// The streams at the first layer of `dit`, and the context of its layers.

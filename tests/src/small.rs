@@ -6,7 +6,7 @@ use kernels::low_rank::Factors;
 use kernels::random::Key;
 use kernels::{Device, Tensor};
 use models::adapter::{Adapter, Adapters};
-use models::dit::{Base, BlockPlan, DitConfig, Dropout, Plans};
+use models::dit::{Base, BlockPlan, Control, DitConfig, Dropout, Plans};
 use models::published::Kind;
 use models::weights::{TensorSpec, Weights};
 use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline};
@@ -28,6 +28,7 @@ pub fn config(layers: usize, dim: usize) -> DitConfig {
         freq_dim: 32,
         eps: 1e-6,
         image: None,
+        control: Control::default(),
     }
 }
 

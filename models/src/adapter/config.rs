@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::delta::AdapterKind;
+use crate::dit::LayerId;
 use crate::dit::modules::CHAINS;
 use crate::expert::Expert;
 use crate::{Error, Result};
@@ -35,8 +36,9 @@ pub struct LoraConfig {
     pub init_from_high: Option<PathBuf>,
     /// The same for the adapter of the expert for low noise alone. Default: none.
     pub init_from_low: Option<PathBuf>,
-    /// Official module names inside a block, `*` and `?` as wildcards. Default: q, k, v, o of both attentions and
-    /// both layers of the feed-forward. A name with `blocks.` in front is matched whole (`blocks.1?.ffn.*`).
+    /// Official module names inside a block, `*` and `?` as wildcards; of a model with a side chain (VACE), inside its blocks.
+    /// Default: q, k, v, o of both attentions and both layers of the feed-forward. A name with `blocks.` or `vace_blocks.` in
+    /// front is matched whole (`blocks.1?.ffn.*`).
     pub targets: Vec<String>,
 }
 
@@ -140,9 +142,16 @@ impl LoraConfig {
     /// # Errors
     /// If a pattern matches nothing, with the pattern and the names that exist.
     pub fn select(&self, modules: &[(String, usize, usize)]) -> Result<Vec<Target>> {
+        let in_side_chain = |module: &str| {
+            crate::names::split_layer(module).is_some_and(|(layer, _)| layer.chain() == LayerId::SIDE_BLOCKS)
+        };
+        let has_side_chain = modules.iter().any(|(module, ..)| in_side_chain(module));
         let hit = |pattern: &str, module: &str| {
             let local = crate::names::split_layer(module).map_or(module, |(_, local)| local);
-            glob(pattern, if names_chain(pattern) { module } else { local })
+            match names_chain(pattern) {
+                true => glob(pattern, module),
+                false => in_side_chain(module) == has_side_chain && glob(pattern, local),
+            }
         };
         for pattern in &self.targets {
             if !modules.iter().any(|(module, ..)| hit(pattern, module)) {

@@ -9,11 +9,13 @@ use super::base::Base;
 use super::block::Block;
 use super::conditioning::{Conditioning, Raw};
 use super::config::{DitConfig, PATCH};
+use super::control::{CAMERA, CAMERA_CHANNELS, CONTEXT, CameraSizes, Control, REFERENCE};
 use super::embed::{Embed, Embedder};
 use super::input::{NetworkInput, Positions};
 use super::layer::Layer;
 use super::layer_id::LayerId;
 use super::rope;
+use super::side_chain::SideBlock;
 use crate::weights::{TensorSpec, Weights};
 use crate::{Error, Result};
 
@@ -85,14 +87,15 @@ pub trait Architecture: fmt::Debug + Send + Sync {
     }
 }
 
-/// The Wan DiT: main blocks alone.
+/// The Wan DiT: main blocks, and what a published control model has besides.
 impl Architecture for DitConfig {
     fn config(&self) -> &DitConfig {
         self
     }
 
     fn layers(&self, n: usize) -> Vec<LayerId> {
-        vec![LayerId::block(n)]
+        let following = self.control.side_chain.as_ref().and_then(|chain| chain.following(n));
+        [LayerId::block(n)].into_iter().chain(following).collect()
     }
 
     fn outside_tensors(&self) -> Vec<TensorSpec> {
@@ -100,7 +103,10 @@ impl Architecture for DitConfig {
     }
 
     fn layer_tensors(&self, id: LayerId) -> Vec<TensorSpec> {
-        self.block_tensors(id)
+        match id.chain() {
+            LayerId::SIDE_BLOCKS => self.side_block_tensors(id),
+            _ => self.block_tensors(id),
+        }
     }
 
     fn load_layer(
@@ -110,8 +116,11 @@ impl Architecture for DitConfig {
         base: Base,
         device: &Device,
     ) -> Result<Box<dyn Layer>> {
-        match id.chain() {
-            LayerId::BLOCKS => Ok(Box::new(Block::load(weights, self, id, base.frozen, device)?)),
+        match (id.chain(), &self.control.side_chain) {
+            (LayerId::BLOCKS, _) => Ok(Box::new(Block::load(weights, self, id, base.frozen, device)?)),
+            (LayerId::SIDE_BLOCKS, Some(chain)) => {
+                Ok(Box::new(SideBlock::load(weights, (self, chain), id, base, device)?))
+            }
             _ => Err(Error::Mismatch(format!("the model has no layer {id}"))),
         }
     }
@@ -122,9 +131,27 @@ impl Architecture for DitConfig {
 
     fn positions(&self, input: &NetworkInput, device: &Device) -> Result<Positions> {
         let grid = input.grid()?;
-        let tokens = (grid.0, grid.1 / PATCH, grid.2 / PATCH);
+        // The tokens of a reference picture are those of a frame before the first.
+        let in_front = self.control.tokens_in_front(grid.1, grid.2);
+        let frames = grid.0 + usize::from(in_front > 0);
+        let tokens = (frames, grid.1 / PATCH, grid.2 / PATCH);
         let (cos_lp, sin_lp) = rope::table(self.head_size(), tokens, device)?;
-        Ok(Positions { grid, in_front: 0, cos_lp, sin_lp })
+        Ok(Positions { grid, in_front, cos_lp, sin_lp })
+    }
+
+    fn conditioning(&self, latents: (usize, usize, usize)) -> Conditioning<Raw, Vec<usize>> {
+        let (frames, height, width) = latents;
+        let Control { reference, camera, side_chain } = &self.control;
+        let rays =
+            |sizes: &CameraSizes| vec![CAMERA_CHANNELS, frames, height * sizes.stride, width * sizes.stride];
+        self.conditioning_shapes()
+            .map(|shape| shape.to_vec())
+            .with_optional(REFERENCE, reference.map(|channels| vec![channels, height, width]))
+            .with_optional(CAMERA, camera.as_ref().map(rays))
+            .with_optional(
+                CONTEXT,
+                side_chain.as_ref().map(|chain| vec![chain.channels, frames, height, width]),
+            )
     }
 }
 

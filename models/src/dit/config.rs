@@ -4,6 +4,7 @@ use kernels::attention::Heads;
 use serde::Deserialize;
 
 use super::conditioning::{Conditioning, Raw};
+use super::control::Control;
 use super::role::Role;
 use crate::expert::Networks;
 use crate::kind::{Defaults, Facts, Kind};
@@ -40,6 +41,8 @@ pub struct DitConfig {
     pub eps: f64,
     /// The branch that attends to a picture; only Wan 2.1's image-to-video models have one.
     pub image: Option<ImageBranch>,
+    /// What a control model has besides.
+    pub control: Control,
 }
 
 /// The sizes of the branch that attends to CLIP's view of a picture.
@@ -75,6 +78,8 @@ struct ConfigFile {
     text_len: usize,
     #[serde(default)]
     model_type: Option<String>,
+    #[serde(default)]
+    vace_layers: Option<Vec<usize>>,
 }
 
 fn default_eps() -> f64 {
@@ -113,19 +118,21 @@ impl DitConfig {
         let patch = shape("patch_embedding.weight", 5)?;
         let out_channels = shape("head.head.weight", 2)?[0] / PATCH.pow(2);
         let facts = Facts::read(&shape_of);
+        let layers = (0..).take_while(|n| shape_of(&format!("blocks.{n}.modulation")).is_some()).count();
         let config = Self {
             kind: Kind::of(facts).ok_or_else(|| unknown(facts, file.model_type.as_deref()))?,
             dim: patch[0],
             in_channels: patch[1],
             ffn_dim: shape("blocks.0.ffn.0.weight", 2)?[0],
             heads: file.num_heads,
-            layers: (0..).take_while(|n| shape_of(&format!("blocks.{n}.modulation")).is_some()).count(),
+            layers,
             out_channels,
             text_dim: shape("text_embedding.0.weight", 2)?[1],
             text_len: file.text_len,
             freq_dim: shape("time_embedding.0.weight", 2)?[1],
             eps: file.eps,
             image,
+            control: Control::read(&shape_of, layers, file.vace_layers)?,
         };
         config.check_heads()?;
         Ok(config)
@@ -136,9 +143,9 @@ impl DitConfig {
         self.dim / self.heads
     }
 
-    /// Tokens of a latent clip of `frames` x `height` x `width`.
+    /// Tokens of a latent clip of `frames` x `height` x `width`, with those in front.
     pub fn tokens(&self, frames: usize, height: usize, width: usize) -> usize {
-        frames * (height / PATCH) * (width / PATCH)
+        frames * (height / PATCH) * (width / PATCH) + self.control.tokens_in_front(height, width)
     }
 
     /// The attentions of a block over `batch` samples of `tokens` tokens: over themselves, over the text, and over a picture.
@@ -186,8 +193,8 @@ fn unknown(facts: Facts, model_type: Option<&str>) -> Error {
     let Facts { channels_in, channels_out, .. } = facts;
     Error::Mismatch(format!(
         "this DiT ({}) takes {channels_in} channels and predicts {channels_out}: text-to-video models take as many as they \
-         predict, image-to-video models {MASK_CHANNELS} and the picture's besides; others (VACE, Fun, Animate) are not \
-         supported",
+         predict, image-to-video models {MASK_CHANNELS} and the picture's besides, Fun's control models 48 or 52; others \
+         (Animate, S2V) are not supported",
         model_type.unwrap_or("no model_type"),
     ))
 }

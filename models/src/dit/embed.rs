@@ -6,11 +6,14 @@ use kernels::weight::Weight;
 use kernels::{DType, Device, Tensor};
 
 use super::base::Base;
+use super::camera::CameraAdapter;
 use super::conditioning::{Conditioning, Embedded, Raw};
 use super::config::{DitConfig, ImageBranch, PATCH};
+use super::control::{CAMERA, CONTEXT, REFERENCE};
 use super::input::{Boundary, NetworkInput};
 use super::reader::Reader;
 use super::role::Role;
+use super::side_chain;
 use super::streams::Streams;
 use crate::weights::Weights;
 use crate::{Error, Result};
@@ -41,6 +44,10 @@ pub struct Embedder {
     time: [(Weight, Tensor); 2],
     time_projection: (Weight, Tensor),
     picture: Option<PictureEmbedding>,
+    reference: Option<(Weight, Tensor)>,
+    camera: Option<CameraAdapter>,
+    /// The patches of the side chain's context, and what they go through before the first side block.
+    side: Option<[(Weight, Tensor); 2]>,
 }
 
 /// The embedding of CLIP's states: norm, linear, GELU (the exact one), linear, norm; preceded by learned positions in models
@@ -68,6 +75,12 @@ impl Embedder {
             time: [read.dense("time_embedding.0")?, read.dense("time_embedding.2")?],
             time_projection: read.dense("time_projection.1")?,
             picture: config.image.map(|branch| PictureEmbedding::load(&read, branch)).transpose()?,
+            reference: config.control.reference.map(|_| read.dense("ref_conv")).transpose()?,
+            camera: config.control.camera.map(|sizes| CameraAdapter::load(&read, sizes)).transpose()?,
+            side: match config.control.side_chain {
+                Some(_) => Some([read.dense("vace_patch_embedding")?, read.before_side_chain()?]),
+                None => None,
+            },
         })
     }
 
@@ -76,7 +89,7 @@ impl Embedder {
     /// The patch convolution has stride = kernel, so it is a product with each patch's values in the order
     /// (channel, dy, dx).
     pub fn tokens(&self, x: &Tensor) -> Result<Tensor> {
-        let (batch, channels, frames, height, width) = x.dims5()?;
+        let (_, channels, _, height, width) = x.dims5()?;
         if channels != self.config.in_channels || height % PATCH != 0 || width % PATCH != 0 {
             return Err(Error::Mismatch(format!(
                 "the network input has shape {:?}: {} channels and even height and width are expected",
@@ -84,14 +97,51 @@ impl Embedder {
                 self.config.in_channels
             )));
         }
-        let (rows, columns) = (height / PATCH, width / PATCH);
-        let patches = x
-            .reshape(&[batch, channels, frames, rows, PATCH, columns, PATCH][..])?
-            .permute([0, 2, 3, 5, 1, 4, 6])?
-            .contiguous()?
-            .reshape((batch, frames * rows * columns, channels * PATCH * PATCH))?;
-        Ok(kernels::linear::forward(&patches, &self.patch.0, Some(&self.patch.1), None)?
-            .to_dtype(self.stream)?)
+        Ok(through(&patches(x)?, &self.patch)?.to_dtype(self.stream)?)
+    }
+
+    /// The main stream with the camera's share of the tokens and a reference picture's tokens in front; and the side stream.
+    fn streams(&self, input: &NetworkInput) -> Result<Streams> {
+        let (grid, cond) = (input.grid()?, &input.cond);
+        let device = self.patch.0.device();
+        let mut main = self.tokens(&input.x_bcthw)?;
+        if let Some(adapter) = &self.camera {
+            let added = adapter.forward(cond.require(CAMERA)?, grid, device)?;
+            main = (main + added.to_dtype(self.stream)?)?;
+        }
+        if let Some(reference) = &self.reference {
+            let latents = cond.require(REFERENCE)?.unsqueeze(2)?;
+            self.check_shape(REFERENCE, &latents, self.config.control.reference, (1, grid.1, grid.2))?;
+            let tokens = through(&patches(&latents.to_device(device)?)?, reference)?;
+            main = Tensor::cat(&[tokens.to_dtype(self.stream)?, main], 1)?;
+        }
+        let Some([patch, before]) = &self.side else { return Ok(Streams::new(main)) };
+        let context = cond.require(CONTEXT)?;
+        let channels = self.config.control.side_chain.as_ref().map(|chain| chain.channels);
+        self.check_shape(CONTEXT, context, channels, grid)?;
+        let side = through(&through(&patches(&context.to_device(device)?)?, patch)?, before)?;
+        let side = (side.to_dtype(self.stream)? + &main)?;
+        Ok(Streams::new(main).with(side_chain::STREAM, side))
+    }
+
+    /// Checks that `x` [b, c, t, h, w], which is `role`, has as many channels as the model reads, and the size of the latents.
+    fn check_shape(
+        &self,
+        role: Role,
+        x: &Tensor,
+        channels: Option<usize>,
+        grid: (usize, usize, usize),
+    ) -> Result<()> {
+        let (_, own, frames, height, width) = x.dims5()?;
+        if (Some(own), (frames, height, width)) == (channels, grid) {
+            return Ok(());
+        }
+        Err(Error::Mismatch(format!(
+            "{} has {own} channels, {frames} frames, height {height} and width {width}; the model reads {} channels and the \
+             latents have {grid:?}",
+            role.what(),
+            channels.unwrap_or(0)
+        )))
     }
 
     /// The conditioning of a batch for latents of `grid` = (frames, height, width), as the blocks read it.
@@ -106,9 +156,15 @@ impl Embedder {
         raw: &Conditioning<Raw>,
         grid: (usize, usize, usize),
     ) -> Result<Conditioning<Embedded>> {
-        let image = self.picture.as_ref().map(|_| Role::PICTURE);
-        let known: Vec<Role> = [Role::TIMESTEP, Role::TEXT].into_iter().chain(image).collect();
-        raw.check_known(&known)?;
+        let known = [
+            Some(Role::TIMESTEP),
+            Some(Role::TEXT),
+            self.picture.as_ref().map(|_| Role::PICTURE),
+            self.reference.as_ref().map(|_| REFERENCE),
+            self.camera.as_ref().map(|_| CAMERA),
+            self.side.as_ref().map(|_| CONTEXT),
+        ];
+        raw.check_known(&known.into_iter().flatten().collect::<Vec<_>>())?;
         let (time_bgd, time_bg6d) = self.time(raw.require(Role::TIMESTEP)?, grid)?;
         let text_bsd = self.text(raw.require(Role::TEXT)?, self.patch.0.device())?;
         let picture = self.picture.as_ref().map(|picture| picture.forward(raw.require(Role::PICTURE)?));
@@ -122,7 +178,8 @@ impl Embedder {
     /// The time embedding [b, g, d] f32 and its projection [b, g, 6, d] f32 of timesteps `[b]` or `[b, tokens]`.
     fn time(&self, timestep: &Tensor, grid: (usize, usize, usize)) -> Result<(Tensor, Tensor)> {
         let (frames, rows, columns) = (grid.0, grid.1 / PATCH, grid.2 / PATCH);
-        let groups = timestep_groups(timestep, frames, rows * columns)?;
+        let in_front = self.config.control.tokens_in_front(grid.1, grid.2);
+        let groups = timestep_groups(timestep, frames, rows * columns, in_front)?;
         let (batch, group_count) = (groups.len(), groups[0].len());
         let angles = sinusoid(&groups.concat(), self.config.freq_dim, self.patch.0.device())?;
         let [first, second] = &self.time;
@@ -161,19 +218,37 @@ impl Embedder {
 impl Embed for Embedder {
     fn embed(&self, input: &NetworkInput) -> Result<Boundary> {
         let cond = self.conditioning(&input.cond, input.grid()?)?;
-        Ok(Boundary { streams: Streams::new(self.tokens(&input.x_bcthw)?), cond })
+        Ok(Boundary { streams: self.streams(input)?, cond })
     }
 
     fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
-        let Self { patch, text, time, time_projection, picture, .. } = self;
+        let Self { patch, text, time, time_projection, picture, reference, camera, side, .. } = self;
         let linears = [patch, time_projection].into_iter().chain(text).chain(time);
+        let of_control = reference.iter_mut().chain(side.iter_mut().flatten());
         let of_picture = picture.iter_mut().flat_map(PictureEmbedding::tensors_mut);
-        linears.flat_map(of_linear).chain(of_picture).collect()
+        let of_camera = camera.iter_mut().flat_map(CameraAdapter::tensors_mut);
+        linears.chain(of_control).flat_map(of_linear).chain(of_picture).chain(of_camera).collect()
     }
 
     fn share(&self) -> Box<dyn Embed> {
         Box::new(self.clone())
     }
+}
+
+/// Latents [b, c, t, h, w] as tokens [b, l, 4c], ordered (frame, row, column), each the values of a patch ordered
+/// (channel, dy, dx).
+fn patches(x: &Tensor) -> Result<Tensor> {
+    let (batch, channels, frames, height, width) = x.dims5()?;
+    let (rows, columns) = (height / PATCH, width / PATCH);
+    Ok(x.reshape(&[batch, channels, frames, rows, PATCH, columns, PATCH][..])?
+        .permute([0, 2, 3, 5, 1, 4, 6])?
+        .contiguous()?
+        .reshape((batch, frames * rows * columns, channels * PATCH * PATCH))?)
+}
+
+/// `x` [b, l, in] through a linear layer of the embeddings.
+fn through(x: &Tensor, (weight, bias): &(Weight, Tensor)) -> Result<Tensor> {
+    Ok(kernels::linear::forward(x, weight, Some(bias), None)?)
 }
 
 /// The tensors of a linear layer.
@@ -226,8 +301,13 @@ impl PictureEmbedding {
 }
 
 /// The timesteps of each sample's groups of tokens: one if all tokens share it, one per frame if the tokens of each frame
-/// do, else one per token.
-fn timestep_groups(timestep: &Tensor, frames: usize, tokens_per_frame: usize) -> Result<Vec<Vec<f64>>> {
+/// do, else one per token. Tokens in front, as many as a frame's or none, share the last token's timestep.
+fn timestep_groups(
+    timestep: &Tensor,
+    frames: usize,
+    tokens_per_frame: usize,
+    in_front: usize,
+) -> Result<Vec<Vec<f64>>> {
     let timestep = timestep.to_dtype(DType::F64)?.to_device(&Device::Cpu)?;
     let per_token: Vec<Vec<f64>> = match timestep.dims() {
         [_] => return Ok(timestep.to_vec1()?.into_iter().map(|t| vec![t]).collect()),
@@ -239,12 +319,17 @@ fn timestep_groups(timestep: &Tensor, frames: usize, tokens_per_frame: usize) ->
             )));
         }
     };
+    let with_front = |row: Vec<f64>| {
+        let last = row.last().copied();
+        last.into_iter().cycle().take(in_front).chain(row).collect()
+    };
+    let per_token: Vec<Vec<f64>> = per_token.into_iter().map(with_front).collect();
     let grouped = |size: usize| -> Option<Vec<Vec<f64>>> {
         let same = |row: &[f64]| row.chunks(size).all(|group| group.iter().all(|t| t == &group[0]));
         let firsts = |row: &[f64]| row.chunks(size).map(|group| group[0]).collect();
         per_token.iter().all(|row| same(row)).then(|| per_token.iter().map(|row| firsts(row)).collect())
     };
-    let whole = frames * tokens_per_frame;
+    let whole = in_front + frames * tokens_per_frame;
     Ok(grouped(whole).or_else(|| grouped(tokens_per_frame)).unwrap_or_else(|| per_token.clone()))
 }
 

@@ -16,6 +16,8 @@ pub struct LayerId {
 impl LayerId {
     /// The chain of the main blocks.
     pub const BLOCKS: &'static str = "blocks";
+    /// The chain of VACE's side blocks.
+    pub const SIDE_BLOCKS: &'static str = "vace_blocks";
 
     /// Layer `index` of `chain`, the prefix of its tensors' names before the number (`vace_blocks`).
     pub const fn new(chain: &'static str, index: usize) -> Self {
@@ -25,6 +27,11 @@ impl LayerId {
     /// Main block `index`.
     pub const fn block(index: usize) -> Self {
         Self::new(Self::BLOCKS, index)
+    }
+
+    /// Side block `index`.
+    pub const fn side(index: usize) -> Self {
+        Self::new(Self::SIDE_BLOCKS, index)
     }
 
     /// The prefix of its tensors' names before the number.

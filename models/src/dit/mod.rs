@@ -8,8 +8,10 @@ pub mod attention;
 pub mod base;
 pub mod block;
 mod bytes;
+mod camera;
 pub mod conditioning;
 pub mod config;
+pub mod control;
 pub mod cross;
 pub mod embed;
 pub mod ffn;
@@ -25,6 +27,7 @@ pub mod plan;
 pub mod reader;
 pub mod role;
 pub mod rope;
+mod side_chain;
 mod streaming;
 pub mod streams;
 
@@ -38,6 +41,7 @@ pub use base::Base;
 pub use block::Block;
 pub use conditioning::{Conditioning, Embedded, Raw};
 pub use config::{DitConfig, ImageBranch, Pictures};
+pub use control::{CameraSizes, Control, SideChain};
 pub use embed::{Embed, Embedder};
 pub use head::Head;
 pub use input::{Boundary, Context, NetworkInput, Positions};
@@ -212,8 +216,8 @@ impl Dit {
         if is_touched(&is_head) && self.head.take().is_some() {
             self.head = Some(Head::load(weights, &self.config, device)?);
         }
-        let ids = self.architecture.all_layers();
-        let is_embedding = |name: &str| !is_head(name) && !ids.iter().any(|id| id.local(name).is_some());
+        let outside = self.architecture.outside_tensors();
+        let is_embedding = |name: &str| !is_head(name) && outside.iter().any(|spec| spec.name == name);
         if is_touched(&is_embedding) && self.embedder.take().is_some() {
             self.embedder = Some(self.architecture.load_embedding(weights, base, device)?);
         }

@@ -4,6 +4,7 @@
 //! `wan/modules/model.py` and of diffusers `transformer_wan.py` with its checkpoint converter.
 
 use super::config::{DitConfig, PATCH};
+use super::control::CameraSizes;
 use super::layer_id::LayerId;
 use crate::weights::{TensorClass, TensorSpec};
 
@@ -26,7 +27,9 @@ enum Shape {
     /// `weight` [out, in] and `bias` `[out]`.
     Linear(Width, Width),
     /// `weight` [d, channels, 1, patch, patch] and `bias` `[d]`.
-    Patches,
+    Patches(Width),
+    /// `weight` [d, channels, side, side] and `bias` `[d]`.
+    Kernel(Width, usize),
     /// `weight` `[width]`.
     Gain(Width),
     /// `weight` and `bias` `[width]`.
@@ -48,6 +51,14 @@ enum Width {
     Velocity,
     /// CLIP's.
     Picture,
+    /// The channels of the network's input.
+    Input,
+    /// Those of a reference picture's latents.
+    Reference,
+    /// The camera's channels of all pixels of a latent.
+    Camera,
+    /// The channels that the side chain reads.
+    Hints,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +74,9 @@ enum When {
     Always,
     ImageBranch,
     PicturePositions,
+    Reference,
+    Camera,
+    SideChain,
 }
 
 /// The layers of a chain, and the modules that each has.
@@ -70,12 +84,30 @@ enum When {
 pub struct Chain {
     /// The prefix of the names of their tensors, before the number, in the official layout and in diffusers.
     pub name: &'static str,
-    /// The modules of a layer.
-    pub modules: &'static [Module],
+    /// The modules of a layer besides those of a transformer block.
+    own: &'static [Module],
 }
 
 /// Every chain of layers in the names of files.
-pub const CHAINS: &[Chain] = &[Chain { name: LayerId::BLOCKS, modules: BLOCK }];
+pub const CHAINS: &[Chain] = &[
+    Chain { name: LayerId::BLOCKS, own: &[] },
+    Chain { name: LayerId::SIDE_BLOCKS, own: &[BEFORE_HINTS, AFTER_HINTS] },
+];
+
+/// What the side chain begins with; the official name is that of its first block, which has it alone.
+pub(super) const BEFORE_HINTS: Module =
+    compute("before_proj", "proj_in", Shape::Linear(Width::Model, Width::Model)).when(When::SideChain);
+
+/// What turns the stream of a side block into what is added to the main stream.
+const AFTER_HINTS: Module =
+    matrix("after_proj", "proj_out", Width::Model, Width::Model).when(When::SideChain);
+
+impl Chain {
+    /// The modules of a layer.
+    pub fn modules(&self) -> impl Iterator<Item = &'static Module> + use<> {
+        BLOCK.iter().chain(self.own)
+    }
+}
 
 /// The modules of a transformer block. The affine norm before cross-attention is official `norm3` and diffusers `norm2`:
 /// the trap of this table.
@@ -103,7 +135,7 @@ pub const BLOCK: &[Module] = &[
 
 /// The modules outside the layers: the embeddings, and the head, whose official names begin with `head.`.
 pub const OUTSIDE: &[Module] = &[
-    compute("patch_embedding", "patch_embedding", Shape::Patches),
+    compute("patch_embedding", "patch_embedding", Shape::Patches(Width::Input)),
     rows("head.modulation", "scale_shift_table", Rows::Of(2)),
     compute(
         "text_embedding.0",
@@ -149,6 +181,12 @@ pub const OUTSIDE: &[Module] = &[
         Shape::Rows(Rows::Positions, Width::Picture),
     )
     .when(When::PicturePositions),
+    // No program has other names for the parts of Fun.
+    same("ref_conv", Shape::Kernel(Width::Reference, PATCH), When::Reference),
+    same("control_adapter.conv", Shape::Kernel(Width::Camera, PATCH), When::Camera),
+    same("control_adapter.residual_blocks.0.conv1", Shape::Kernel(Width::Model, 3), When::Camera),
+    same("control_adapter.residual_blocks.0.conv2", Shape::Kernel(Width::Model, 3), When::Camera),
+    same("vace_patch_embedding", Shape::Patches(Width::Hints), When::SideChain),
 ];
 
 const fn module(official: &'static str, diffusers: &'static str, shape: Shape, class: TensorClass) -> Module {
@@ -167,6 +205,11 @@ const fn condition(official: &'static str, diffusers: &'static str) -> Module {
 
 const fn compute(official: &'static str, diffusers: &'static str, shape: Shape) -> Module {
     module(official, diffusers, shape, TensorClass::Compute)
+}
+
+/// A module of the compute dtype with one name in both layouts.
+const fn same(name: &'static str, shape: Shape, when: When) -> Module {
+    compute(name, name, shape).when(when)
 }
 
 const fn full(official: &'static str, diffusers: &'static str, shape: Shape) -> Module {
@@ -188,6 +231,10 @@ impl Width {
             Self::Sinusoid => config.freq_dim,
             Self::Velocity => config.out_channels * PATCH * PATCH,
             Self::Picture => config.image.map_or(0, |image| image.dim),
+            Self::Input => config.in_channels,
+            Self::Reference => config.control.reference.unwrap_or(0),
+            Self::Camera => config.control.camera.map_or(0, CameraSizes::width),
+            Self::Hints => config.control.side_chain.as_ref().map_or(0, |chain| chain.channels),
         }
     }
 }
@@ -204,6 +251,9 @@ impl Module {
             When::Always => true,
             When::ImageBranch => config.image.is_some(),
             When::PicturePositions => positions.is_some(),
+            When::Reference => config.control.reference.is_some(),
+            When::Camera => config.control.camera.is_some(),
+            When::SideChain => config.control.side_chain.is_some(),
         };
         if !is_there {
             return Vec::new();
@@ -220,8 +270,12 @@ impl Module {
                 let (out, input) = (out.of(config), input.of(config));
                 vec![spec(".weight", vec![out, input], self.class), spec(".bias", vec![out], beside)]
             }
-            Shape::Patches => {
-                let kernel = vec![config.dim, config.in_channels, 1, PATCH, PATCH];
+            Shape::Patches(channels) => {
+                let kernel = vec![config.dim, channels.of(config), 1, PATCH, PATCH];
+                vec![spec(".weight", kernel, self.class), spec(".bias", vec![config.dim], beside)]
+            }
+            Shape::Kernel(channels, side) => {
+                let kernel = vec![config.dim, channels.of(config), side, side];
                 vec![spec(".weight", kernel, self.class), spec(".bias", vec![config.dim], beside)]
             }
             Shape::Gain(width) => vec![spec(".weight", vec![width.of(config)], self.class)],
@@ -243,7 +297,15 @@ impl Module {
 impl DitConfig {
     /// The tensors outside the layers.
     pub fn outside_tensors(&self) -> Vec<TensorSpec> {
-        OUTSIDE.iter().flat_map(|module| module.tensors(self, "")).collect()
+        let first = format!("{}.", LayerId::side(0));
+        let before = BEFORE_HINTS.tensors(self, &first);
+        OUTSIDE.iter().flat_map(|module| module.tensors(self, "")).chain(before).collect()
+    }
+
+    /// The tensors of the side block in the layer `id`.
+    pub fn side_block_tensors(&self, id: LayerId) -> Vec<TensorSpec> {
+        let own = AFTER_HINTS.tensors(self, &format!("{id}."));
+        self.block_tensors(id).into_iter().chain(own).collect()
     }
 
     /// The tensors of the transformer block in the layer `id`.

@@ -5,7 +5,7 @@ use kernels::{DType, Device, Tensor};
 
 use super::layer_id::LayerId;
 use super::linear::Linear;
-use super::modules::{BLOCK, Module, OUTSIDE};
+use super::modules::{BEFORE_HINTS, BLOCK, Module, OUTSIDE};
 use crate::weights::{Frozen, TensorClass, Weights};
 use crate::{Error, Result};
 
@@ -28,6 +28,18 @@ impl<'a> Reader<'a> {
     /// For the modules outside the layers.
     pub fn outside(weights: &'a Weights, frozen: Frozen, device: &'a Device) -> Self {
         Self { weights, prefix: String::new(), modules: OUTSIDE, frozen, device }
+    }
+
+    /// Weight and bias of what the context of the side chain goes through before its first block.
+    ///
+    /// # Errors
+    /// If the weights cannot be read.
+    pub fn before_side_chain(&self) -> Result<(Weight, Tensor)> {
+        let tensor = |end: &str| {
+            let name = format!("{}.{}.{end}", LayerId::side(0), BEFORE_HINTS.official);
+            self.weights.tensor(&name, self.frozen.compute, self.device)
+        };
+        Ok((Weight::Dense(tensor("weight")?), tensor("bias")?))
     }
 
     /// The linear layer `module` of a block.

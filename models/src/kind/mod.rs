@@ -25,6 +25,16 @@ pub enum Kind {
     PictureWithoutClip,
     /// Text, or a picture in place of the first frame: TI2V-5B of Wan 2.2.
     TextOrPicture,
+    /// A control clip and a start picture in channels, and CLIP's states of a picture: Fun-Control of Wan 2.1.
+    FunControl,
+    /// A control clip and given frames in channels: the experts of Wan 2.2 Fun-Control.
+    FunControlExpert,
+    /// A start picture in channels, CLIP's states of it, and a camera path: Fun-Control-Camera of Wan 2.1.
+    FunCamera,
+    /// Given frames in channels and a camera path: the experts of Wan 2.2 Fun-Control-Camera.
+    FunCameraExpert,
+    /// A side chain of blocks over a control clip, its mask and reference pictures: VACE.
+    Vace,
 }
 
 /// The properties of a [`Kind`].
@@ -40,6 +50,12 @@ pub struct KindFacts {
     pub clip_pictures: usize,
     /// How it takes a picture.
     pub pictures: Pictures,
+    /// What the channels of its input after the noisy ones are, in their order.
+    pub beside: &'static [Beside],
+    /// Whether it takes a camera path, through an adapter of its own.
+    pub camera: bool,
+    /// Whether it has a side chain of blocks that reads a control clip.
+    pub side_chain: bool,
     /// The VAE whose latents it works on.
     pub vae: Generation,
     /// Settings of one network for all noise levels, or of an expert without the other.
@@ -57,10 +73,25 @@ pub enum Pictures {
     Beside,
     /// As clean latents in place of the first frame's, or not at all (TI2V-5B).
     InPlace,
+    /// As one of several conditions, each of which may be left out (Fun, VACE).
+    Condition,
+}
+
+/// A run of channels of the network's input after the noisy ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beside {
+    /// Which frames or pixels are given: 4 channels, 1 for what is given.
+    Mask,
+    /// The latents of the clip with everything that is not given in grey.
+    Given,
+    /// The latents of a control clip.
+    Control,
+    /// The latents of a start picture alone in the first latent frame, zeros in the others.
+    Start,
 }
 
 /// The facts that distinguish published models, read from a checkpoint's tensors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Facts {
     /// Model width.
     pub width: usize,
@@ -70,6 +101,12 @@ pub struct Facts {
     pub channels_out: usize,
     /// Pictures of which it sees CLIP's states: 0, 1 or 2.
     pub clip_pictures: usize,
+    /// Whether it has a camera adapter.
+    pub camera: bool,
+    /// Whether it has a side chain of blocks (VACE).
+    pub side_chain: bool,
+    /// Whether it takes a reference picture as tokens in front (`ref_conv`).
+    pub reference: bool,
 }
 
 impl Kind {
@@ -83,6 +120,8 @@ impl Kind {
         let row = table::KINDS.iter().find(|row| {
             (row.channels_in, row.channels_out) == (facts.channels_in, facts.channels_out)
                 && row.clip_pictures == facts.clip_pictures
+                && (row.camera, row.side_chain) == (facts.camera, facts.side_chain)
+                && (!facts.reference || row.beside.contains(&Beside::Control))
         });
         row.map(|row| row.kind)
     }
@@ -107,6 +146,9 @@ impl Facts {
             channels_in: axis("patch_embedding.weight", 1),
             channels_out: axis("head.head.weight", 0) / PATCH.pow(2),
             clip_pictures: branch * if shape_of("img_emb.emb_pos").is_some() { 2 } else { 1 },
+            camera: shape_of("control_adapter.conv.weight").is_some(),
+            side_chain: shape_of("vace_patch_embedding.weight").is_some(),
+            reference: shape_of("ref_conv.weight").is_some(),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! A row for each kind of network, with the settings that models of it were published with.
 //!
-//! Sources: the configs of Wan-Video/Wan2.1 and Wan-Video/Wan2.2 (`wan/configs/`).
+//! Sources: the configs of Wan-Video/Wan2.1 and Wan-Video/Wan2.2 (`wan/configs/`); of Fun the examples of aigc-apps/VideoX-Fun.
 
-use super::{Defaults, Kind, KindFacts, Pictures};
+use super::{Beside, Defaults, Kind, KindFacts, Pictures};
 use crate::vae::Generation;
 
 /// The settings of Wan 2.1's text-to-video models.
@@ -31,14 +31,29 @@ const I2V_EXPERTS: Defaults = Defaults { steps: 40, guidance: 3.5, guidance_high
 const TI2V: Defaults =
     Defaults { stride: Generation::Wan22.spatial_ratio(), fps: 24.0, frames: 121, size: [1280, 704], ..WAN };
 
+/// Those of Wan 2.1 Fun.
+const FUN: Defaults = Defaults { shift: 3.0, guidance: 6.0, guidance_high: 6.0, ..WAN };
+
+/// Those of Wan 2.2 Fun's experts.
+const FUN_EXPERTS: Defaults = Defaults { shift: 5.0, boundary: 0.9, ..FUN };
+
+/// Those of VACE.
+const VACE: Defaults = Defaults { shift: 16.0, ..WAN };
+
+/// The channels after the noisy ones of image-to-video models.
+const IMAGE: &[Beside] = &[Beside::Mask, Beside::Given];
+
 /// A row for each [`Kind`], in its order.
-pub(super) const KINDS: [KindFacts; 5] = [
+pub(super) const KINDS: [KindFacts; 10] = [
     KindFacts {
         kind: Kind::Text,
         channels_in: 16,
         channels_out: 16,
         clip_pictures: 0,
         pictures: Pictures::None,
+        beside: &[],
+        camera: false,
+        side_chain: false,
         vae: Generation::Wan21,
         whole: WAN,
         pair: T2V_EXPERTS,
@@ -49,6 +64,9 @@ pub(super) const KINDS: [KindFacts; 5] = [
         channels_out: 16,
         clip_pictures: 1,
         pictures: Pictures::Beside,
+        beside: IMAGE,
+        camera: false,
+        side_chain: false,
         vae: Generation::Wan21,
         whole: I2V,
         pair: I2V_EXPERTS,
@@ -59,6 +77,9 @@ pub(super) const KINDS: [KindFacts; 5] = [
         channels_out: 16,
         clip_pictures: 2,
         pictures: Pictures::Beside,
+        beside: IMAGE,
+        camera: false,
+        side_chain: false,
         vae: Generation::Wan21,
         whole: I2V,
         pair: I2V_EXPERTS,
@@ -69,6 +90,9 @@ pub(super) const KINDS: [KindFacts; 5] = [
         channels_out: 16,
         clip_pictures: 0,
         pictures: Pictures::Beside,
+        beside: IMAGE,
+        camera: false,
+        side_chain: false,
         vae: Generation::Wan21,
         // An expert of Wan 2.2, with or without the other.
         whole: I2V_EXPERTS,
@@ -80,9 +104,77 @@ pub(super) const KINDS: [KindFacts; 5] = [
         channels_out: 48,
         clip_pictures: 0,
         pictures: Pictures::InPlace,
+        beside: &[],
+        camera: false,
+        side_chain: false,
         vae: Generation::Wan22,
         whole: TI2V,
         pair: TI2V,
+    },
+    KindFacts {
+        kind: Kind::FunControl,
+        channels_in: 48,
+        channels_out: 16,
+        clip_pictures: 1,
+        pictures: Pictures::Condition,
+        beside: &[Beside::Control, Beside::Start],
+        camera: false,
+        side_chain: false,
+        vae: Generation::Wan21,
+        whole: FUN,
+        pair: FUN_EXPERTS,
+    },
+    KindFacts {
+        kind: Kind::FunControlExpert,
+        channels_in: 52,
+        channels_out: 16,
+        clip_pictures: 0,
+        pictures: Pictures::Condition,
+        beside: &[Beside::Control, Beside::Mask, Beside::Given],
+        camera: false,
+        side_chain: false,
+        vae: Generation::Wan21,
+        whole: FUN_EXPERTS,
+        pair: FUN_EXPERTS,
+    },
+    KindFacts {
+        kind: Kind::FunCamera,
+        channels_in: 32,
+        channels_out: 16,
+        clip_pictures: 1,
+        pictures: Pictures::Condition,
+        beside: &[Beside::Start],
+        camera: true,
+        side_chain: false,
+        vae: Generation::Wan21,
+        whole: FUN,
+        pair: FUN_EXPERTS,
+    },
+    KindFacts {
+        kind: Kind::FunCameraExpert,
+        channels_in: 36,
+        channels_out: 16,
+        clip_pictures: 0,
+        pictures: Pictures::Condition,
+        beside: IMAGE,
+        camera: true,
+        side_chain: false,
+        vae: Generation::Wan21,
+        whole: FUN_EXPERTS,
+        pair: FUN_EXPERTS,
+    },
+    KindFacts {
+        kind: Kind::Vace,
+        channels_in: 16,
+        channels_out: 16,
+        clip_pictures: 0,
+        pictures: Pictures::Condition,
+        beside: &[],
+        camera: false,
+        side_chain: true,
+        vae: Generation::Wan21,
+        whole: VACE,
+        pair: VACE,
     },
 ];
 

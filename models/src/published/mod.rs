@@ -8,10 +8,10 @@ mod table;
 
 use std::path::Path;
 
-pub use crate::kind::{Defaults, Facts, Kind, KindFacts};
+pub use crate::kind::{Beside, Defaults, Facts, Kind, KindFacts};
 pub use magnitudes::Magnitudes;
 
-use crate::dit::{DitConfig, ImageBranch};
+use crate::dit::{CameraSizes, Control, DitConfig, ImageBranch, SideChain};
 use crate::expert::{Expert, Networks};
 use crate::weights::Checkpoint;
 
@@ -32,6 +32,8 @@ pub struct Published {
     repositories: &'static [&'static str],
     /// Bytes per parameter of the DiT in its published files.
     bytes_a_number: u64,
+    /// Whether it takes a reference picture as tokens in front.
+    reference: bool,
 }
 
 /// An unsupported family of networks, refused by name.
@@ -50,6 +52,8 @@ const CLIP_BYTES: u64 = 4_770_000_000;
 /// Width of CLIP's states, and their rows for two pictures.
 const CLIP_WIDTH: usize = 1280;
 const ROWS_OF_TWO_PICTURES: usize = 514;
+/// Channels that VACE's side chain reads: the latents of what is kept and of what is made, and the mask of 8 x 8 pixels.
+const SIDE_CHAIN_CHANNELS: usize = 96;
 
 impl Published {
     /// All of them.
@@ -62,16 +66,21 @@ impl Published {
 
     /// The one whose files the repository `owner/name` holds, in either layout.
     pub fn in_repository(repository: &str) -> Option<&'static Self> {
-        let holds = |own: &&str| {
-            let rest = repository.strip_prefix(*own);
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        // One model's repository may begin with the name of another's.
+        let matched = |own: &&str| {
+            let rest = repository.strip_prefix(*own)?;
+            (rest.is_empty() || rest.starts_with('-')).then_some(own.len())
         };
-        Self::ALL.iter().find(|model| model.repositories.iter().any(holds))
+        let length = |model: &&Self| model.repositories.iter().filter_map(matched).max();
+        Self::ALL.iter().filter(|model| length(model).is_some()).max_by_key(length)
     }
 
     /// The models that a network with these facts may belong to: none, one, or two that only names distinguish.
     pub fn of(facts: Facts) -> Vec<&'static Self> {
-        let is_like = |model: &&Self| Some(model.kind) == Kind::of(facts) && model.size[0] == facts.width;
+        let is_like = |model: &&Self| {
+            let own = (Some(model.kind), model.size[0], model.reference);
+            own == (Kind::of(facts), facts.width, facts.reference)
+        };
         Self::ALL.iter().filter(is_like).collect()
     }
 
@@ -101,6 +110,7 @@ impl Published {
     pub fn dit(&self) -> DitConfig {
         let [dim, ffn_dim, heads, layers] = self.size;
         let KindFacts { channels_in, channels_out, clip_pictures, .. } = *self.kind.facts();
+        let control = self.control(layers);
         let positions = (clip_pictures == 2).then_some(ROWS_OF_TWO_PICTURES);
         DitConfig {
             kind: self.kind,
@@ -115,6 +125,24 @@ impl Published {
             freq_dim: 256,
             eps: 1e-6,
             image: (clip_pictures > 0).then_some(ImageBranch { dim: CLIP_WIDTH, positions }),
+            control,
+        }
+    }
+
+    /// Its control parts.
+    fn control(&self, layers: usize) -> Control {
+        let KindFacts { channels_out, camera, side_chain, vae, .. } = *self.kind.facts();
+        // A side block for every second main block of the small model, for every fifth of the large one.
+        let step = if layers == table::SIZE_14B[3] { 5 } else { 2 };
+        let chain = || SideChain {
+            channels: SIDE_CHAIN_CHANNELS,
+            after: (0..layers).step_by(step).collect(),
+            scale: 1.0,
+        };
+        Control {
+            reference: self.reference.then_some(channels_out),
+            camera: camera.then(|| CameraSizes { stride: vae.spatial_ratio() }),
+            side_chain: side_chain.then(chain),
         }
     }
 

@@ -8,7 +8,7 @@ use crate::expert::Networks;
 /// Width, feed-forward width, heads and blocks of the published sizes.
 const SIZE_1_3B: [usize; 4] = [1536, 8960, 12, 30];
 const SIZE_5B: [usize; 4] = [3072, 14336, 24, 30];
-const SIZE_14B: [usize; 4] = [5120, 13824, 40, 40];
+pub(super) const SIZE_14B: [usize; 4] = [5120, 13824, 40, 40];
 
 /// The models that can be trained.
 pub(super) const MODELS: [Published; 8] = [
@@ -20,6 +20,7 @@ pub(super) const MODELS: [Published; 8] = [
         size: SIZE_1_3B,
         repositories: &["Wan-AI/Wan2.1-T2V-1.3B"],
         bytes_a_number: 4,
+        reference: false,
     },
     Published {
         key: "t2v-14b",
@@ -29,6 +30,7 @@ pub(super) const MODELS: [Published; 8] = [
         size: SIZE_14B,
         repositories: &["Wan-AI/Wan2.1-T2V-14B"],
         bytes_a_number: 4,
+        reference: false,
     },
     Published {
         key: "t2v-a14b",
@@ -38,6 +40,7 @@ pub(super) const MODELS: [Published; 8] = [
         size: SIZE_14B,
         repositories: &["Wan-AI/Wan2.2-T2V-A14B"],
         bytes_a_number: 4,
+        reference: false,
     },
     Published {
         key: "i2v-14b",
@@ -47,6 +50,7 @@ pub(super) const MODELS: [Published; 8] = [
         size: SIZE_14B,
         repositories: &["Wan-AI/Wan2.1-I2V-14B-480P", "Wan-AI/Wan2.1-I2V-14B-720P"],
         bytes_a_number: 4,
+        reference: false,
     },
     Published {
         key: "i2v-a14b",
@@ -56,6 +60,7 @@ pub(super) const MODELS: [Published; 8] = [
         size: SIZE_14B,
         repositories: &["Wan-AI/Wan2.2-I2V-A14B"],
         bytes_a_number: 4,
+        reference: false,
     },
     Published {
         key: "flf2v-14b",
@@ -65,6 +70,7 @@ pub(super) const MODELS: [Published; 8] = [
         size: SIZE_14B,
         repositories: &["Wan-AI/Wan2.1-FLF2V-14B-720P"],
         bytes_a_number: 4,
+        reference: false,
     },
     Published {
         key: "ti2v-5b",
@@ -74,6 +80,7 @@ pub(super) const MODELS: [Published; 8] = [
         size: SIZE_5B,
         repositories: &["Wan-AI/Wan2.2-TI2V-5B"],
         bytes_a_number: 4,
+        reference: false,
     },
     Published {
         key: "fun-inp-1.3b",
@@ -83,20 +90,18 @@ pub(super) const MODELS: [Published; 8] = [
         size: SIZE_1_3B,
         repositories: &["alibaba-pai/Wan2.1-Fun-1.3B-InP", "alibaba-pai/Wan2.1-Fun-V1.1-1.3B-InP"],
         bytes_a_number: 2,
+        reference: false,
     },
 ];
 
 /// Unsupported Wan variants, recognised by part of a tensor's name or by channels in and out.
-pub(super) const REFUSED: [Refused; 7] = [
-    Refused { title: "a Wan VACE model", marks: &["vace_blocks.", "vace_patch_embedding."], channels: &[] },
+pub(super) const REFUSED: [Refused; 4] = [
     Refused {
         title: "Wan 2.2 S2V-14B (speech to video)",
         marks: &["casual_audio_encoder.", "audio_injector."],
         channels: &[],
     },
     Refused { title: "Wan 2.2 Animate-14B", marks: &["face_adapter.", "motion_encoder."], channels: &[] },
-    Refused { title: "a Wan Fun model with camera control", marks: &["control_adapter."], channels: &[] },
-    Refused { title: "a Wan Fun-Control model", marks: &["ref_conv."], channels: &[(48, 16), (52, 16)] },
     Refused { title: "a Wan model that listens to audio", marks: &["audio_proj."], channels: &[] },
     Refused { title: "a Wan Fun model of 5B", marks: &[], channels: &[(100, 48), (148, 48)] },
 ];

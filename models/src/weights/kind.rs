@@ -35,6 +35,8 @@ impl FileKind {
         let handle = File::open(path).map_err(WeightsError::io("open", path))?;
         handle.take(64).read_to_end(&mut start).map_err(WeightsError::io("read", path))?;
         Ok(match start.as_slice() {
+            // The length of a header may look like the beginning of another format.
+            [_, _, _, _, 0, 0, 0, 0, b'{', ..] => Self::Safetensors,
             [b'P', b'K', 3, 4, ..] => Self::TorchZip,
             [] => Self::Empty,
             [0x80, 2..=5, ..] => Self::TorchLegacy,

@@ -94,7 +94,7 @@ pub(crate) fn beside(
     if !device.is_shadow() || device.is_cpu() || !frozen.is_quantised() {
         return Ok(None);
     }
-    let matrices = specs.filter(|spec| spec.class == TensorClass::Matrix);
+    let matrices = specs.filter(|spec| spec.class.is_matrix());
     let largest = matrices.map(|spec| spec.shape.iter().product::<usize>()).max().unwrap_or(0);
     let stored = Tensor::zeros((at_once.0 - 1, largest), DType::F32, device)?;
     stored.relabel("weights to quantise");

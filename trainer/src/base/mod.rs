@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use kernels::Device;
 use models::Contents;
-use models::dit::DitConfig;
+use models::dit::{DitConfig, Pictures};
 use models::expert::{Expert, Networks};
 use models::published::{Facts, Published};
 use models::text::{TextEncoder, Tokenizer};
@@ -381,6 +381,11 @@ impl BaseModel {
     /// Those of [`Self::open_dit`], [`Self::check_expert`] and [`Self::check_encoders`].
     pub fn check(&self) -> Result<DitConfig> {
         let (dit, weights) = self.open_dit()?;
+        if dit.pictures() == Pictures::Condition {
+            let why = "this is a control model (Fun-Control, Fun-Control-Camera or VACE); `tandem probe` runs it, and nothing \
+                       makes its conditions for training and sampling yet: take a text-to-video or image-to-video model";
+            return Err(Error::Setting { key: "model.dit".into(), why: why.into() });
+        }
         self.check_expert(&weights)?;
         self.check_experts()?;
         self.check_encoders(&dit)?;

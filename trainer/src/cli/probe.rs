@@ -40,8 +40,11 @@ Examples:
 #[derive(Debug, Subcommand)]
 enum ProbePart {
     /// The network: `input` [b,c,t,h,w], `timestep` [b] or [b,l], `context` [b,512,text_dim], of models with an image branch
-    /// `clip_fea` [b,257,1280] -> `output`.
+    /// `clip_fea` [b,257,1280], of control models `ref_latent` [b,c,h,w], `camera` [b,24,t,8h,8w] or `vace_context` [b,96,t,h,w]
+    /// -> `output`.
     Dit(DitProbe),
+    /// The conditioning of control models, from pixels in -1..1, masks and camera poses, with the VAE: see `--help`.
+    Condition(ConditionProbe),
     /// The VAE's encoder: `video` [b,3,t,h,w] in -1..1 -> `latents`, scaled.
     VaeEncode(VaeProbe),
     /// The VAE's decoder: `latents` [b,c,t,h,w], scaled -> `video` in -1..1.
@@ -59,7 +62,7 @@ enum ProbePart {
     /// A solver: its sigmas and timesteps as JSON; with --input it integrates v(x,s) = 0.5x + (0.2+s)sin(2x) - c.
     Solver(SolverProbe),
     /// Training steps: `x0`, `noise`, `sigmas` or `timesteps` (per step, sample or token), `context`, `init.*`, and where the
-    /// model takes them `cond`, `clip_fea`, `loss_weight_mask` -> `losses`, `grad_norms`, `grad0.*`, `final.*`.
+    /// model takes them `cond` (or `y`), `clip_fea`, `ref_latent`, `camera`, `vace_context`, `loss_weight_mask` -> `losses`, `grad_norms`, `grad0.*`, `final.*`.
     Train(TrainingProbe),
 }
 
@@ -97,8 +100,35 @@ struct DitModel {
 struct DitProbe {
     #[command(flatten)]
     model: DitModel,
+    /// What VACE's side chain adds to the main stream is multiplied by this.
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
+    hint_scale: f64,
     #[command(flatten)]
     files: Files,
+}
+
+/// Of all that the input names, each condition is made that can be: `video` [1,3,f,h,w] with `mask` [1,1,f,h,w] (1 = generate)
+/// gives `mask_latents` (4 channels, 1 = given), `masked_latents`, `y_inp` and `vace_context`; `control_video` gives
+/// `control_latents` and `y_control11`; `start_image` [1,3,1,h,w] gives `y_camera11` and, with `control_video`,
+/// `y_control11_start`; `control_video` and a mask give `y_control22`; `ref_image` gives `ref_latent`; `poses` [f,19] with any
+/// of the clips for the size give `pluecker` and `camera`; the `ref_X` [1,3,1,h,w] that --reference names give
+/// `vace_context_refs`. What ends a mask's or poses' name, as in `mask_first_frame`, ends the names of what is made of it.
+#[derive(Debug, Args)]
+struct ConditionProbe {
+    /// The VAE: a checkpoint folder or a file of weights.
+    #[arg(long, value_name = "DIR_OR_FILE", value_parser = on_this_machine)]
+    model: PathBuf,
+    /// The VAE's diffusers `config.json`, for its latent statistics. Default: the one in the folder, else Wan's own.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A reference picture of VACE by its name in the input; may be given more than once, in their order.
+    #[arg(long, value_name = "NAME")]
+    reference: Vec<String>,
+    /// VACE without a video: everything is generated.
+    #[arg(long)]
+    no_video: bool,
+    #[command(flatten)]
+    coding: Coding,
 }
 
 /// The files of an encoder's or decoder's input and output tensors, and its device.
@@ -244,9 +274,17 @@ impl Probe {
         match &self.part {
             ProbePart::Dit(probe) => {
                 let inputs = Inputs::open(&probe.files.input)?;
-                let (config, weights) = probe.model.open()?;
+                let (mut config, weights) = probe.model.open()?;
+                if let Some(chain) = &mut config.control.side_chain {
+                    chain.scale = probe.hint_scale;
+                }
                 let pipeline = probe.model.pipeline(&config, &weights, &Adapters::default())?;
                 finish(&probe.files.output, &probe::dit(&pipeline, &inputs)?, ui)
+            }
+            ProbePart::Condition(probe) => {
+                let inputs = Inputs::open(&probe.coding.files.input)?;
+                let made = probe::condition::make(&probe.vae()?, &inputs, &probe.reference, probe.no_video)?;
+                finish(&probe.coding.files.output, &made, ui)
             }
             ProbePart::VaeEncode(probe) => {
                 let inputs = Inputs::open(&probe.coding.files.input)?;
@@ -314,6 +352,13 @@ impl DitModel {
 impl Coding {
     fn device(&self) -> crate::Result<Device> {
         devices::open(&self.device, &Settings::default())
+    }
+}
+
+impl ConditionProbe {
+    fn vae(&self) -> crate::Result<Vae> {
+        let path = base::locate(&self.model, Part::Vae)?;
+        Ok(Vae::load(&path, self.config.as_deref(), self.coding.dtype.dtype(), &self.coding.device()?)?)
     }
 }
 

@@ -4,6 +4,7 @@
 //! An entry that exists and is whole is not encoded again, so a run that is killed while caching loses nothing.
 
 mod clips;
+pub mod conditions;
 mod picture_inputs;
 mod pictures;
 pub mod preset;

@@ -116,19 +116,14 @@ pub(super) struct ClipState {
 impl<'a> Source<'a> {
     /// For `calls` with the conditioning of `batch`, on `device`; where `sink` is on the same one, latents that both read are
     /// there once.
-    pub fn new(
-        calls: &Calls,
-        (batch, pictures): (&'a MicroBatch, Pictures),
-        device: &Device,
-        sink: Option<&Sink>,
-    ) -> Result<Self> {
+    pub fn new(calls: &Calls, batch: &'a MicroBatch, device: &Device, sink: Option<&Sink>) -> Result<Self> {
         let Calls::Clips(clips) = calls else { return Ok(Self { batch, clips: Vec::new() }) };
         let (of_input, of_output) = (batch.input.x_bcthw.dim(1)?, batch.target.dim(1)?);
+        let is_beside = of_input > of_output;
         let prompted = |(index, clip): (usize, &ClipShape)| {
             let cond = || batch.input.cond.to_device(device);
             // Other clips were stepped since their last input was made, so their newest latents are not these.
             let shared = sink.and_then(Sink::newest).filter(|_| index == 0);
-            let is_beside = pictures == Pictures::Beside;
             Ok(Prompted {
                 latents: shared.map_or_else(|| latents(clip, of_output, device), Ok)?,
                 beside: is_beside.then(|| latents(clip, of_input - of_output, device)).transpose()?,

@@ -230,7 +230,7 @@ impl Rehearsal {
         let sink = dit.head.as_ref().map(|_| Sink::new(calls, sample, own)).transpose()?;
         let beside = if dit.embedder.is_some() { own } else { &self.scene.host };
         let is_alone = *count == 1;
-        let mut source = Source::new(calls, sample, beside, sink.as_ref().filter(|_| is_alone))?;
+        let mut source = Source::new(calls, sample.0, beside, sink.as_ref().filter(|_| is_alone))?;
         label("residual");
         let _held = self.residuals_of_others(calls)?;
         label("activations");

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use kernels::{DType, Device};
 use models::adapter::{Adapters, LoraConfig, Target};
-use models::dit::{Base, BlockPlan, DitConfig, Role, Streamed};
+use models::dit::{Architecture, Base, BlockPlan, DitConfig, Role, Streamed};
 use models::vae::latent_frames;
 use serde_json::{Map, Value, json};
 
@@ -178,9 +178,11 @@ impl DitBench<'_> {
         let [channels, frames, height, width] = self.latent_shape(config)?;
         let x_shape = [batch, channels, frames, height, width];
         let timestep = kernels::Tensor::full(500f32, batch, &Device::Cpu)?;
-        let cond = config
-            .conditioning_shapes()
-            .try_map(|role, [rows, width]| random(role.name(), &[batch, rows, width], DType::F32, device))?;
+        let shaped = |role: Role, shape: Vec<usize>| {
+            let shape: Vec<usize> = std::iter::once(batch).chain(shape).collect();
+            random(role.name(), &shape, DType::F32, device)
+        };
+        let cond = config.conditioning((frames, height, width)).try_map(shaped)?;
         let x_bcthw = random("x", &x_shape, DType::F32, device)?;
         Ok(NetworkInput { x_bcthw, cond: cond.with(Role::TIMESTEP, timestep) })
     }

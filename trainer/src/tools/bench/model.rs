@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use models::dit::DitConfig;
+use models::dit::{Control, DitConfig};
 use models::published::{Kind, Published};
 use models::umt5::Umt5Sizes;
 use models::vae::{Generation, Sizes};
@@ -69,6 +69,7 @@ pub fn dit_preset(name: &str) -> Result<DitConfig> {
             freq_dim: 256,
             eps: 1e-6,
             image: None,
+            control: Control::default(),
         }),
         (None, _) => Err(unknown(name, &dit_presets().join(", "))),
     }

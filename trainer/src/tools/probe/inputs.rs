@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use kernels::{DType, Device, Tensor};
+use models::dit::control::{CAMERA, CONTEXT, REFERENCE};
 use models::dit::{Conditioning, Raw, Role};
 use models::weights::Checkpoint;
 
@@ -72,7 +73,8 @@ impl Inputs {
         }
     }
 
-    /// The conditioning of the network besides its timestep: `context` [b, s, text_dim], and `clip_fea` [b, s, width] if given.
+    /// The conditioning of the network besides its timestep: `context` [b, s, text_dim], and if given `clip_fea` [b, s, width],
+    /// `ref_latent` [b, c, h, w], `camera` [b, 24, t, 8h, 8w], `vace_context` [b, 96, t, h, w].
     ///
     /// # Errors
     /// As [`Inputs::ranked`].
@@ -80,7 +82,10 @@ impl Inputs {
         let text = self.ranked("context", 3)?;
         Ok(Conditioning::new()
             .with(Role::TEXT, text)
-            .with_optional(Role::PICTURE, self.optional("clip_fea")?))
+            .with_optional(Role::PICTURE, self.optional("clip_fea")?)
+            .with_optional(REFERENCE, self.optional("ref_latent")?)
+            .with_optional(CAMERA, self.optional("camera")?)
+            .with_optional(CONTEXT, self.optional("vace_context")?))
     }
 
     /// An error that names the file.

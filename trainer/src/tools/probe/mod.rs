@@ -3,6 +3,7 @@
 //! Every probe runs the code that trains and samples. Tensors are read and written as safetensors.
 
 pub mod clip;
+pub mod condition;
 mod inputs;
 pub mod sample;
 pub mod solver;
@@ -24,7 +25,8 @@ use crate::pipeline::{NetworkInput, Pipeline};
 pub type Outputs = BTreeMap<String, Tensor>;
 
 /// The network's answer: `output` [b, c, t, h, w] for `input` [b, c, t, h, w], `timestep` `[b]` or [b, l], `context`
-/// [b, s, text_dim], and `clip_fea` [b, s, image_dim] where the model has an image branch.
+/// [b, s, text_dim], and where the model reads them `clip_fea` [b, s, image_dim], `ref_latent` [b, c, h, w], `camera`
+/// [b, 24, t, 8h, 8w], `vace_context` [b, 96, t, h, w].
 ///
 /// # Errors
 /// Missing tensors, and shapes that the network does not take.

@@ -8,6 +8,7 @@ use kernels::{DType, Device, Tensor};
 use models::adapter::{Adapter, Adapters};
 use models::dit::config::PATCH;
 use models::dit::{BlockPlan, Conditioning, DitConfig, Raw, Role};
+use models::names;
 use serde::Deserialize;
 
 use super::{Inputs, Outputs};
@@ -77,7 +78,8 @@ impl TrainProbe {
     }
 }
 
-/// The trainable factors `init.<official module>.lora_A.weight` [rank, in] and `.lora_B.weight` [out, rank].
+/// The trainable factors `init.<module>.lora_A.weight` [rank, in] and `.lora_B.weight` [out, rank], under the official names of
+/// modules or those of diffusers.
 ///
 /// # Errors
 /// Modules that the model does not have, half pairs, and shapes that fit neither module nor rank.
@@ -87,8 +89,11 @@ pub fn starting_adapters(inputs: &Inputs, dit: &DitConfig, settings: &TrainProbe
     let names = inputs.names().filter_map(|name| name.strip_prefix("init."));
     for name in names {
         let parts = name.strip_suffix(".lora_A.weight").or(name.strip_suffix(".lora_B.weight"));
-        let found = parts.and_then(|module| known.iter().find(|(known, ..)| known == module));
-        let Some((module, out, input)) = found else {
+        let found = parts.and_then(|given| {
+            let official = official_name(given);
+            Some((given, known.iter().find(|(known, ..)| *known == official)?))
+        });
+        let Some((given, (module, out, input))) = found else {
             let why =
                 format!("`init.{name}` names no module of this model; modules are named like {}", known[0].0);
             return Err(inputs.refuse(format!("{why}, followed by .lora_A.weight or .lora_B.weight")));
@@ -96,7 +101,7 @@ pub fn starting_adapters(inputs: &Inputs, dit: &DitConfig, settings: &TrainProbe
         if name.ends_with(".lora_B.weight") && !adapters.of(module).is_empty() {
             continue; // added with its A
         }
-        let (a, b) = (format!("init.{module}.lora_A.weight"), format!("init.{module}.lora_B.weight"));
+        let (a, b) = (format!("init.{given}.lora_A.weight"), format!("init.{given}.lora_B.weight"));
         let factor = |name: &str, shape: [usize; 2]| -> Result<Tensor> {
             let factor = inputs.float(name)?;
             match factor.dims() == shape {
@@ -116,11 +121,28 @@ pub fn starting_adapters(inputs: &Inputs, dit: &DitConfig, settings: &TrainProbe
     }
 }
 
+/// The official name of a module that is named officially or as in diffusers.
+fn official_name(given: &str) -> String {
+    let is_official = names::module_to_diffusers(given).is_some();
+    let renamed = || names::module_from_diffusers(given);
+    if is_official { given.to_owned() } else { renamed().unwrap_or_else(|| given.to_owned()) }
+}
+
+/// The names of `inputs` for tensors of adapters: official ones, or those of diffusers where its starting factors have these.
+fn as_given(inputs: &Inputs, tensor: &str) -> String {
+    let other = tensor.rfind(".lora_").and_then(|end| {
+        let (module, end) = tensor.split_at(end);
+        Some(format!("{}{end}", names::module_to_diffusers(module)?))
+    });
+    let is_there = |name: &String| inputs.names().any(|own| own.strip_prefix("init.") == Some(name));
+    other.filter(is_there).unwrap_or_else(|| tensor.to_owned())
+}
+
 /// One AdamW step for each entry of `sigmas` `[steps]`, `[steps, b]` or, for each token, `[steps, b, l]`, on `x0`
 /// [b, c, t, h, w] with `noise` [steps, b, c, t, h, w] and `context` [b, s, text_dim]. Tokens with a sigma of 0 are shown
-/// clean. In place of sigmas, `timesteps` may hold a thousand times as much, in the same shapes. `cond` [b, c', t, h, w]
-/// is concatenated after the noisy channels, `clip_fea` [b, s, width] is for the image branch; `loss_weight_mask`, which
-/// broadcasts over x0, weights the mean. Returns `losses` `[steps]`, `grad_norms` `[steps]`, `grad0.<tensor>` of the first step and
+/// clean. In place of sigmas, `timesteps` may hold a thousand times as much, in the same shapes. `cond` (or `y`)
+/// [b, c', t, h, w] is concatenated after the noisy channels, `clip_fea` [b, s, width] is for the image branch, `ref_latent`,
+/// `camera` and `vace_context` for control models; `loss_weight_mask`, which broadcasts over x0, weights the mean. Returns `losses` `[steps]`, `grad_norms` `[steps]`, `grad0.<tensor>` of the first step and
 /// `final.<tensor>`; gradients are not clipped.
 ///
 /// # Errors
@@ -135,7 +157,10 @@ pub fn train(pipeline: &mut Pipeline, inputs: &Inputs, settings: &TrainProbe) ->
         losses.push(outcome.losses[0].to_dtype(DType::F32)?.to_scalar::<f32>()?);
         norms.push(checked_norm(&outcome.gradients, optimizer.states().keys())? as f32);
         if step == 0 {
-            let first = outcome.gradients.iter().map(|(name, g)| (format!("grad0.{name}"), g.clone()));
+            let first = outcome
+                .gradients
+                .iter()
+                .map(|(name, g)| (format!("grad0.{}", as_given(inputs, name)), g.clone()));
             outputs.extend(first);
         }
         let step = Step { lr: settings.lr, factor: 1.0, number: step as u64 + 1 };
@@ -143,7 +168,8 @@ pub fn train(pipeline: &mut Pipeline, inputs: &Inputs, settings: &TrainProbe) ->
         optimizer.publish(pipeline);
     }
     let last: BTreeMap<String, Tensor> = optimizer.parameters();
-    outputs.extend(last.into_iter().map(|(name, parameter)| (format!("final.{name}"), parameter)));
+    let last = last.into_iter().map(|(name, x)| (format!("final.{}", as_given(inputs, &name)), x));
+    outputs.extend(last);
     outputs.insert("losses".into(), Tensor::new(losses, &Device::Cpu)?);
     outputs.insert("grad_norms".into(), Tensor::new(norms, &Device::Cpu)?);
     Ok(outputs)
@@ -165,7 +191,11 @@ struct Given {
 impl Given {
     fn read(inputs: &Inputs) -> Result<Self> {
         let (x0, noise) = (inputs.ranked("x0", 5)?, inputs.ranked("noise", 6)?);
-        let (conditioning, cond) = (inputs.conditioning()?, inputs.optional("cond")?);
+        let conditioning = inputs.conditioning()?;
+        let cond = match inputs.optional("cond")? {
+            Some(cond) => Some(cond),
+            None => inputs.optional("y")?,
+        };
         let context = conditioning.require(Role::TEXT)?;
         let (batch, steps) = (x0.dim(0)?, noise.dim(0)?);
         let fits = |behind: &Tensor| {
