@@ -70,6 +70,7 @@ fn cards(gib: &[f64]) -> Machine {
         room: Room::AtMost((gib * GIB as f64) as u64),
         taken: 0,
         flops: 200e12,
+        integer_ops: 800e12,
         link: 20e9,
     };
     let stages: Vec<Card> = gib.iter().enumerate().map(card).collect();

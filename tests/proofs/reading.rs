@@ -241,7 +241,8 @@ fn threads_that_read_at_once_get_their_own_tensors() {
 #[test]
 fn parts_that_are_read_at_once_come_in_order_and_stop_at_the_first_that_fails() {
     let items: Vec<usize> = (0..40).collect();
-    let slow_if_even = |n: usize| std::thread::sleep(std::time::Duration::from_millis((n % 2 == 0).into()));
+    let slow_if_even =
+        |n: usize| std::thread::sleep(std::time::Duration::from_millis(n.is_multiple_of(2).into()));
     let doubled = on_threads(&items, 4, |index, item| {
         slow_if_even(index);
         Ok(2 * item)

@@ -196,6 +196,7 @@ fn machine(cards: usize, host: u64) -> Machine {
         room: Room::AtMost(CARD),
         taken: 0,
         flops: 71e12,
+        integer_ops: 284e12,
         link: 20e9,
     };
     Machine { ways: vec![Way::Host; cards - 1], stages: (0..cards).map(card).collect(), host }

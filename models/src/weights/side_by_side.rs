@@ -10,7 +10,7 @@ use std::thread;
 use kernels::{DType, Device, Tensor};
 
 use super::frozen::Frozen;
-use super::loader::{TensorClass, TensorSpec};
+use super::loader::TensorSpec;
 use crate::Result;
 
 /// How many parts are read at once.

@@ -348,7 +348,7 @@ impl Sample {
         let machine = Machine::here(devices, &Limits::default(), model.precision.dit(), &basis.dit, None);
         let time = estimate::forecast(
             (requests, &skipped),
-            (&basis.dit, &basis.defaults),
+            (&basis.dit, &basis.defaults, model.precision.dit().frozen),
             (&machine, &devices.split, job.clip_groups),
         )?;
         let clips =

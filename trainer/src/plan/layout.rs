@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 
 use models::dit::DitConfig;
 use models::published::Defaults;
+use models::weights::Frozen;
 
 use super::SamplePlan;
 use super::rest::{Rest, Split};
@@ -103,7 +104,7 @@ pub fn laid(rest: &Rest, dit: Split, asked: ClipLayout, wording: Wording) -> Res
 pub(super) fn with_clip_share(
     settled: Settled,
     (train, sample): (&TrainConfig, &SamplePlan),
-    model: (&DitConfig, &Defaults),
+    model: (&DitConfig, &Defaults, Frozen),
     machine: &Machine,
 ) -> Result<Settled> {
     if sample.clips.is_empty() || machine.stages.iter().any(|card| card.name == "cpu") {

@@ -7,6 +7,7 @@ mod found;
 mod layout;
 mod parts;
 mod rest;
+mod time;
 mod ways;
 
 use std::path::{Path, PathBuf};
@@ -345,7 +346,9 @@ impl Plan {
         let asked = (&recipe.memory, given, sample.layout);
         let settled = ways::settled(&task, &machine, asked, &shapes, &rest, has_texts)?;
         model.precision.streamed = settled.streamed;
-        let settled = with_clip_share(settled, (&train, &sample), (&dit, &defaults), &machine)?;
+        let frozen = task.base.frozen;
+        let settled = with_clip_share(settled, (&train, &sample), (&dit, &defaults, frozen), &machine)?;
+        notes.extend(time::of_steps(&settled.choice, &task, &machine));
         let plan = Plan {
             tandem: env!("CARGO_PKG_VERSION").to_owned(),
             run,

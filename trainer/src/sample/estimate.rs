@@ -7,6 +7,7 @@ use kernels::{DType, Device, Tensor};
 use models::dit::DitConfig;
 use models::dit::config::PATCH;
 use models::published::Defaults;
+use models::weights::Frozen;
 
 use crate::encode::prompt::ClipRequest;
 use crate::error::Result;
@@ -17,13 +18,12 @@ const REACHED: f64 = 0.5;
 /// Side of the square matrices whose product measures a CPU.
 const SIDE: usize = 768;
 
-/// Floating-point operations of one call of the network `dit` for a clip of `tokens` tokens: products and attention of all
-/// blocks.
-pub fn operations(dit: &DitConfig, tokens: usize) -> f64 {
+/// Operations of one call of the network `dit` for a clip of `tokens` tokens: products and attention of all blocks.
+pub fn operations(dit: &DitConfig, tokens: usize) -> [f64; 2] {
     let [d, ffn, text, l] = [dit.dim, dit.ffn_dim, dit.text_len, tokens].map(|number| number as f64);
-    let own = 8.0 * l * d * d + 4.0 * l * l * d;
-    let cross = 4.0 * l * d * d + 4.0 * text * d * d + 4.0 * l * text * d;
-    (own + cross + 4.0 * l * d * ffn) * dit.layers as f64
+    let products = 12.0 * l * d * d + 4.0 * text * d * d + 4.0 * l * d * ffn;
+    let attention = 4.0 * l * l * d + 4.0 * l * text * d;
+    [products, attention].map(|of_block| of_block * dit.layers as f64)
 }
 
 /// How long a solver step of all clips takes on `stages` equal devices in `groups` groups that have the whole network each, as
@@ -46,28 +46,33 @@ pub fn time_of_round(halves: &[usize], stages: usize, groups: usize) -> f64 {
 /// When the CPU cannot be measured.
 pub fn forecast(
     (requests, skipped): (&[ClipRequest], &[usize]),
-    (dit, defaults): (&DitConfig, &Defaults),
+    (dit, defaults, frozen): (&DitConfig, &Defaults, Frozen),
     (machine, split, groups): (&Machine, &[usize], NonZeroUsize),
 ) -> Result<Duration> {
     let cpu = match machine.stages.iter().any(|card| card.name == "cpu") {
         true => speed_of_cpu()?,
         false => 0.0,
     };
-    // Seconds that a stage takes for an operation of the whole network.
-    let of_stage = |(index, card): (usize, &crate::machine::memory::Card)| {
-        let part = split[index] as f64 / dit.layers as f64;
-        part / if card.name == "cpu" { cpu } else { card.flops * REACHED }
-    };
-    let stages: Vec<f64> = machine.stages.iter().enumerate().map(of_stage).collect();
     // Stages on one device take turns.
     let is_alone = machine.devices().len() == 1;
-    let slowest = if is_alone { stages.iter().sum() } else { stages.iter().copied().fold(0.0, f64::max) };
+    // Seconds that the slowest stage takes for its part of the network's operations.
+    let slowest = |[products, attention]: [f64; 2]| -> f64 {
+        let of_stage = |(index, card): (usize, &crate::machine::memory::Card)| {
+            let part = split[index] as f64 / dit.layers as f64;
+            part * match card.name.as_str() {
+                "cpu" => (products + attention) / cpu,
+                _ => (products / card.product_ops(frozen) + attention / card.flops) / REACHED,
+            }
+        };
+        let stages = machine.stages.iter().enumerate().map(of_stage);
+        if is_alone { stages.sum() } else { stages.fold(0.0, f64::max) }
+    };
     let halves = |request: &ClipRequest| match request.guidance != 1.0 || request.guidance_high != 1.0 {
         true => 2,
         false => 1,
     };
     let all: Vec<usize> = requests.iter().map(halves).collect();
-    let devices = if is_alone { 1 } else { stages.len() };
+    let devices = if is_alone { 1 } else { machine.stages.len() };
     // Against devices that are never idle.
     let fill =
         time_of_round(&all, devices, groups.get()) * devices as f64 / all.iter().sum::<usize>().max(1) as f64;
@@ -77,7 +82,7 @@ pub fn forecast(
         let steps = request.steps.saturating_sub(*skipped) as f64;
         let (frames, height, width) = defaults.latents(request.frames, request.height, request.width);
         let of_clip = operations(dit, frames * (height / PATCH) * (width / PATCH));
-        seconds += steps * halves(request) as f64 * of_clip * slowest * fill;
+        seconds += steps * halves(request) as f64 * slowest(of_clip) * fill;
     }
     Ok(Duration::from_secs_f64(seconds.min(1e9)))
 }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use kernels::attention;
 use models::dit::{Base, DitConfig};
 
-use super::machine::{Card, Machine, Room, flops_of, link_of};
+use super::machine::{Card, Machine, Room, flops_of, integer_ops_of, link_of};
 use crate::bytes::Bytes;
 use crate::machine::devices::DevicesConfig;
 use crate::machine::forecast::{Engine, Way};
@@ -111,8 +111,9 @@ impl Cards {
         let card = |(name, card): (&String, &Assumed)| {
             let whole = card.memory - TAKEN; // a card has more
             let room = devices.memory_limit.map_or(whole, |limit| whole.min(limit.0));
-            let (flops, link) = (flops_of(card.capability), link_of(card.capability));
-            Card { name: name.clone(), engine, room: Room::AtMost(room), taken: 0, flops, link }
+            let (flops, integer_ops) = (flops_of(card.capability), integer_ops_of(card.capability));
+            let link = link_of(card.capability);
+            Card { name: name.clone(), engine, room: Room::AtMost(room), taken: 0, flops, integer_ops, link }
         };
         Machine {
             stages: devices.stages.iter().zip(&self.0).map(card).collect(),

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use models::dit::{BlockPlan, Keep, KeepPlace};
+use models::weights::Frozen;
 
 use super::cost::Cost;
 use super::machine::{Card, Machine, host_shares};
@@ -46,6 +47,15 @@ impl Choice {
             *first += count;
             Some(start..*first)
         })
+    }
+
+    /// [`Self::seconds`] if the frozen matrices were stored as `frozen` says.
+    pub fn seconds_as(&self, task: &Task, machine: &Machine, frozen: Frozen) -> f64 {
+        let cost = Cost::new(task).with_frozen(frozen);
+        let of_stage = |(blocks, card): (Range<usize>, &Card)| -> f64 {
+            self.blocks[blocks].iter().map(|&plan| cost.seconds(plan, self.ffn_tokens, card)).sum()
+        };
+        self.stage_ranges().zip(&machine.stages).map(of_stage).fold(0.0, f64::max)
     }
 
     /// What each stage takes of `task`, which may be another bucket than the one that it was chosen for.

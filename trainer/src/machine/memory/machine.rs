@@ -2,7 +2,9 @@
 
 use kernels::attention;
 use kernels::inventory::{self, Gpu};
+use kernels::weight::Format;
 use models::dit::{Base, DitConfig};
+use models::weights::{Frozen, Storage};
 
 use crate::machine::devices::{DevicesConfig, Limits, Transfer};
 use crate::machine::forecast::{Engine, Neighbours, Way};
@@ -35,8 +37,20 @@ pub struct Card {
     pub taken: u64,
     /// Dense bf16 operations a second at the peak.
     pub flops: f64,
+    /// Dense operations on 8-bit integers a second at the peak.
+    pub integer_ops: f64,
     /// Bytes a second between the card and pinned host memory, one way.
     pub link: f64,
+}
+
+impl Card {
+    /// Operations a second of products with matrices stored as `frozen` says, at the peak.
+    pub fn product_ops(&self, frozen: Frozen) -> f64 {
+        match frozen.storage {
+            Storage::Quantised(Format::RotatedInt8) => self.integer_ops,
+            _ => self.flops,
+        }
+    }
 }
 
 /// How much memory there is, in bytes.
@@ -109,9 +123,18 @@ impl Machine {
                 false => (Engine::Cpu, share.map_or(Room::Unknown, Room::About)),
             };
             let capability = gpu.map_or((0, 0), |gpu| gpu.capability);
-            let (flops, link) = (flops_of(capability), link_of(capability));
+            let (flops, integer_ops) = (flops_of(capability), integer_ops_of(capability));
+            let link = link_of(capability);
             let taken = limit.map_or(0, |limit| limit.taken);
-            Card { name: name.clone(), engine, room: room.shared_by(sharing), taken, flops, link }
+            Card {
+                name: name.clone(),
+                engine,
+                room: room.shared_by(sharing),
+                taken,
+                flops,
+                integer_ops,
+                link,
+            }
         };
         Self {
             stages: devices.stages.iter().map(card).collect(),
@@ -180,6 +203,18 @@ pub(super) fn flops_of(capability: (u32, u32)) -> f64 {
         (10, _) => 2250e12,
         (12, _) => 209e12,
         _ => 71e12,
+    }
+}
+
+/// Dense operations on 8-bit integers a second, by compute capability: NVIDIA's figures for the same cards, but for Hopper, where the kernel
+/// uses the instructions of earlier cards: what a loop of them alone reached on an H100.
+pub(super) fn integer_ops_of(capability: (u32, u32)) -> f64 {
+    match capability {
+        (8, 0) => 624e12,
+        (8, 9) => 660e12,
+        (9 | 10, _) => 1283e12,
+        (12, _) => 838e12,
+        _ => 284e12,
     }
 }
 
