@@ -30,6 +30,20 @@ struct Tap {
     __device__ __forceinline__ int index(const Volume &v) const { return (dt * v.kh + dh) * v.kw + dw; }
 };
 
+// The rows just above and just below the frames of a band, which are a neighbour's, [b, t, w, c]: of x, and of the frames before it;
+// null where the frame ends.
+template <class X> struct Around {
+    const X *above, *below, *past_above, *past_below;
+
+    // The channels from `c` on of the pixel in column `w` of `row`, which is not in frame `f` itself, or null where there is none.
+    __device__ __forceinline__ const X *at(const Volume &v, int b, int f, int row, int w, int c) const {
+        const bool is_past = f < v.past;
+        const X *line = row == -1 ? (is_past ? past_above : above) : row == v.height ? (is_past ? past_below : below) : nullptr;
+        const long long frame = is_past ? (long long)b * v.past + f : (long long)b * v.frames + f - v.past;
+        return line ? line + (frame * v.width + w) * v.c_in + c : nullptr;
+    }
+};
+
 // N output positions, `stride` apart, of batch item `b`, and the input that each of them meets.
 template <class X, int N> struct Rows {
     const X *frame[N];  // the pixel under the kernel's first tap, or null where the frame is none
@@ -61,6 +75,14 @@ template <class X, int N> struct Rows {
     __device__ __forceinline__ const X *at(const Volume &v, int i, const Tap &tap, int c) const {
         const bool is_inside = unsigned(h[i] + tap.dh) < unsigned(v.height) && unsigned(w[i] + tap.dw) < unsigned(v.width);
         return frame[i] && is_inside && c < v.c_in ? frame[i] + (tap.dh * v.width + tap.dw) * v.c_in + c : nullptr;
+    }
+
+    // The same in a band, of batch item `b`.
+    __device__ __forceinline__ const X *at(const Volume &v, const Around<X> &around, int b, int i, const Tap &tap, int c) const {
+        const int row = h[i] + tap.dh, column = w[i] + tap.dw;
+        if (unsigned(row) < unsigned(v.height)) return at(v, i, tap, c);
+        const bool is_there = frame[i] && unsigned(column) < unsigned(v.width) && c < v.c_in;
+        return is_there ? around.at(v, b, t[i] + tap.dt, row, column, c) : nullptr;
     }
 };
 
@@ -188,7 +210,7 @@ __device__ __forceinline__ void put(const float (&sum)[4][CHANNELS / 16][4], con
 }
 
 template <int CHANNELS, class X>
-__device__ __forceinline__ void convolve(const X *x, const X *past, const X *weight, const X *bias, const X *onto, X *y, const Volume v) {
+__device__ __forceinline__ void convolve(const X *x, const X *past, const Around<X> &, const X *weight, const X *bias, const X *onto, X *y, const Volume v) {
     extern __shared__ uint4 stages[];
     constexpr int STAGE = (POSITIONS + CHANNELS) * 64, SHARE = CHANNELS / 2;
     const int thread = threadIdx.x, lane = thread & 31, down = thread >> 5 & 3, across = thread >> 7;
@@ -254,6 +276,13 @@ template <class X> struct Slots : Rows<X, 5> {
         const bool is_inside = unsigned(this->h[i] + dh) < unsigned(v.height) && c < v.c_in;
         return this->frame[i] && is_inside ? this->frame[i] + dh * v.width * v.c_in + c : nullptr;
     }
+
+    // The same in a band, of batch item `b`, `dt` frames on.
+    __device__ __forceinline__ const X *at(const Volume &v, const Around<X> &around, int b, int i, int dt, int dh, int c) const {
+        const int row = this->h[i] + dh;
+        if (unsigned(row) < unsigned(v.height)) return at(v, i, dh, c);
+        return this->frame[i] && c < v.c_in ? around.at(v, b, this->t[i] + dt, row, this->w[i], c) : nullptr;
+    }
 };
 
 // The same for kernels three wide that step by one and keep the width. What three taps side by side read of 256 positions in
@@ -262,8 +291,8 @@ template <class X> struct Slots : Rows<X, 5> {
 //
 // A stage is a slab of 32 channels with the weights of its three taps; one is on its way while one is multiplied.
 #define SLOTS 260
-template <int CHANNELS, class X>
-__device__ __forceinline__ void convolve_lines(const X *x, const X *past, const X *weight, const X *bias, const X *onto, X *y, const Volume v) {
+template <int CHANNELS, bool IS_BAND, class X>
+__device__ __forceinline__ void convolve_lines(const X *x, const X *past, const Around<X> &around, const X *weight, const X *bias, const X *onto, X *y, const Volume v) {
     extern __shared__ uint4 stages[];
     constexpr int STAGE = (SLOTS + 3 * CHANNELS) * 64, SHARE = CHANNELS / 2;
     const int thread = threadIdx.x, lane = thread & 31, down = thread >> 5 & 3, across = thread >> 7;
@@ -281,9 +310,13 @@ __device__ __forceinline__ void convolve_lines(const X *x, const X *past, const 
         if (asked < slabs) {
             const uint32_t stage = base + (asked & 1) * STAGE;
             const int c = first_c + index * 8;
+            auto slot = [&](int i) {
+                if constexpr (IS_BAND) return slots.at(v, around, place.b, i, dt, dh, c);
+                else return slots.at(v, i, dh, c);
+            };
 #pragma unroll
-            for (int i = 0; i < 4; ++i) fetch_once(stage + piece(row + 64 * i, index), slots.at(v, i, dh, c), x);
-            if (row < 2) fetch_once(stage + piece(row + 256, index), slots.at(v, 4, dh, c), x);
+            for (int i = 0; i < 4; ++i) fetch_once(stage + piece(row + 64 * i, index), slot(i), x);
+            if (row < 2) fetch_once(stage + piece(row + 256, index), slot(4), x);
             const X *first = weight + (long long)(dt * v.kh + dh) * 3 * v.c_in + c;
 #pragma unroll
             for (int r = row; r < CHANNELS; r += 64) {
@@ -341,7 +374,8 @@ __device__ __forceinline__ void convolve_lines(const X *x, const X *past, const 
 }
 
 // The same in f32 without tensor cores: a thread has 8 positions and 6 channels of 128 x 96.
-__device__ __forceinline__ void convolve_wide(const float *x, const float *past, const float *weight, const float *bias, const float *onto, float *y, const Volume v) {
+template <bool IS_BAND>
+__device__ __forceinline__ void convolve_wide(const float *x, const float *past, const Around<float> &around, const float *weight, const float *bias, const float *onto, float *y, const Volume v) {
     __shared__ float4 xs4[16][33], ws4[16][25];
     float *xs = reinterpret_cast<float *>(xs4), *ws = reinterpret_cast<float *>(ws4);
     const int thread = threadIdx.x, row = thread >> 2, index = thread & 3, down = thread >> 4, across = thread & 15;
@@ -352,13 +386,17 @@ __device__ __forceinline__ void convolve_wide(const float *x, const float *past,
     Tap tap = {0, 0, 0, 0};
     const int taps = v.taps(), steps = taps * ((v.c_in + 15) / 16);
     float4 next[4];
+    auto pixel = [&](int i, int c) {
+        if constexpr (IS_BAND) return rows.at(v, around, place.b, i, tap, c);
+        else return rows.at(v, i, tap, c);
+    };
     auto ask = [&]() {
         const int c = tap.c + index * 4;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const int o = place.channel + row + 64 * (i - 2);
             const bool is_there = o < v.c_out && c < v.c_in && row + 64 * (i - 2) < 96;
-            const float *from = i < 2 ? rows.at(v, i & 1, tap, c) : is_there ? weight + ((long long)o * taps + tap.index(v)) * v.c_in + c : nullptr;
+            const float *from = i < 2 ? pixel(i & 1, c) : is_there ? weight + ((long long)o * taps + tap.index(v)) * v.c_in + c : nullptr;
             next[i] = from ? load4(from) : make_float4(0.f, 0.f, 0.f, 0.f);
         }
         if (tap.next(v, 16) && tap.dt < v.kt) rows.enter(v, x, past, place.b, tap.dt);
@@ -402,22 +440,39 @@ __device__ __forceinline__ void convolve_wide(const float *x, const float *past,
     }
 }
 
-#define CONVOLVE(NAME, X, BODY)                                                                                        \
-    extern "C" __global__ void __launch_bounds__(256)                                                                  \
-        NAME(const X *x, const X *past, const X *weight, const X *bias, const X *onto, X *y, int c_in, int c_out, int frames, int height, \
-             int width, int past_frames, int zeros, int kt, int kh, int kw, int time_stride, int space_stride, int top, \
-             int left, int out_frames, int out_height, int out_width) {                                                \
-        const Volume v = {c_in, c_out, frames, height, width, past_frames, zeros, kt, kh, kw, time_stride, space_stride, \
-                          top, left, out_frames, out_height, out_width};                                               \
-        BODY(x, past, weight, bias, onto, y, v);                                                                          \
+#define SIZES                                                                                                            \
+    int c_in, int c_out, int frames, int height, int width, int past_frames, int zeros, int kt, int kh, int kw,          \
+        int time_stride, int space_stride, int top, int left, int out_frames, int out_height, int out_width
+#define VOLUME                                                                                                           \
+    const Volume v = {c_in, c_out, frames, height, width, past_frames, zeros, kt, kh, kw, time_stride, space_stride,     \
+                      top, left, out_frames, out_height, out_width}
+#define CONVOLVE(NAME, X, ...)                                                                                           \
+    extern "C" __global__ void __launch_bounds__(256)                                                                    \
+        NAME(const X *x, const X *past, const X *weight, const X *bias, const X *onto, X *y, SIZES) {                    \
+        VOLUME;                                                                                                          \
+        const Around<X> around = {};                                                                                     \
+        __VA_ARGS__(x, past, around, weight, bias, onto, y, v);                                                          \
     }
-CONVOLVE(conv3d_f32, float, convolve_wide)
-#define CONVOLVE_FAST(X, XN)                                         \
-    CONVOLVE(conv3d_32_##XN, X, convolve<32>)                        \
-    CONVOLVE(conv3d_96_##XN, X, convolve<96>)                        \
-    CONVOLVE(conv3d_128_##XN, X, convolve<128>)                      \
-    CONVOLVE(conv3d_lines_32_##XN, X, convolve_lines<32>)            \
-    CONVOLVE(conv3d_lines_96_##XN, X, convolve_lines<96>)            \
-    CONVOLVE(conv3d_lines_128_##XN, X, convolve_lines<128>)
+// Of a band, whose neighbours' rows are tensors of their own; so many blocks are to fit onto a multiprocessor.
+#define CONVOLVE_BAND(NAME, X, BLOCKS, ...)                                                                              \
+    extern "C" __global__ void __launch_bounds__(256, BLOCKS)                                                            \
+        NAME(const X *x, const X *past, const X *above, const X *below, const X *past_above, const X *past_below,        \
+             const X *weight, const X *bias, const X *onto, X *y, SIZES) {                                               \
+        VOLUME;                                                                                                          \
+        const Around<X> around = {above, below, past_above, past_below};                                                 \
+        __VA_ARGS__(x, past, around, weight, bias, onto, y, v);                                                          \
+    }
+CONVOLVE(conv3d_f32, float, convolve_wide<false>)
+CONVOLVE_BAND(conv3d_band_f32, float, 2, convolve_wide<true>)
+#define CONVOLVE_FAST(X, XN)                                                   \
+    CONVOLVE(conv3d_32_##XN, X, convolve<32>)                                  \
+    CONVOLVE(conv3d_96_##XN, X, convolve<96>)                                  \
+    CONVOLVE(conv3d_128_##XN, X, convolve<128>)                                \
+    CONVOLVE(conv3d_lines_32_##XN, X, convolve_lines<32, false>)               \
+    CONVOLVE(conv3d_lines_96_##XN, X, convolve_lines<96, false>)               \
+    CONVOLVE(conv3d_lines_128_##XN, X, convolve_lines<128, false>)             \
+    CONVOLVE_BAND(conv3d_band_lines_32_##XN, X, 2, convolve_lines<32, true>)   \
+    CONVOLVE_BAND(conv3d_band_lines_96_##XN, X, 1, convolve_lines<96, true>)   \
+    CONVOLVE_BAND(conv3d_band_lines_128_##XN, X, 1, convolve_lines<128, true>)
 CONVOLVE_FAST(__nv_bfloat16, bf16)
 CONVOLVE_FAST(__half, f16)

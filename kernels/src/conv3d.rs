@@ -5,18 +5,17 @@
 //! On a GPU the patch matrix is never written to memory, which would take five times longer than the products. Each thread
 //! block gathers its tile of it into shared memory; what neighbouring taps share is read from caches.
 
-use std::sync::{Mutex, PoisonError};
+mod host;
 
 use crate::Tensor;
 use candle_core::{DType, Result, bail};
-use rayon::prelude::*;
 
-use crate::cpu::{computed, is_cpu_f32};
-use crate::cpu_gemm::{Product, add_product};
+use crate::cpu::is_cpu_f32;
 use crate::gpu::{File, Gpu, Launch, suffix};
 use crate::profile::{self, Class};
 use crate::video::{self, join_frames};
 use crate::video::{pixels, planes};
+use host::on_cpu;
 
 /// Zeros put around each frame, in pixels.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -63,14 +62,54 @@ pub struct Before<'a> {
     pub zeros: usize,
     /// The frames after those zeros, `[B,I,P,H,W]`.
     pub past: Option<&'a Tensor>,
+    /// The rows around those, as the input has them.
+    pub around: Around<'a>,
+}
+
+/// The rows just above and just below the frames of a band, which belong to its neighbours: `[B,T,1,W,C]`, as
+/// [`crate::video::edge_row`] has them. They count as rows of the frames.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Around<'a> {
+    /// None at the top of the frames.
+    pub above: Option<&'a Tensor>,
+    /// None at the bottom.
+    pub below: Option<&'a Tensor>,
+}
+
+impl Around<'_> {
+    /// How many rows there are.
+    fn count(self) -> usize {
+        usize::from(self.above.is_some()) + usize::from(self.below.is_some())
+    }
+
+    /// The frames of `x` with these rows, in one tensor.
+    fn join(self, x: &Tensor) -> Result<Tensor> {
+        match self.count() {
+            0 => Ok(x.clone()),
+            _ => video::with_rows(self.above, x, self.below),
+        }
+    }
+
+    /// That they fit the frames of `x`, and are there where those of `other` are.
+    fn check(self, x: &Tensor, other: Self) -> Result<()> {
+        let (b, c, t, _, w) = x.dims5()?;
+        let fits = |row: &Tensor| row.dims() == [b, t, 1, w, c] && row.dtype() == x.dtype();
+        let is_paired = [self.above, self.below].map(|row| row.is_some())
+            == [other.above, other.below].map(|row| row.is_some());
+        match is_paired && self.above.is_none_or(fits) && self.below.is_none_or(fits) {
+            true => Ok(()),
+            false => bail!("conv3d: rows of other bands do not fit around the frames {:?}", x.shape()),
+        }
+    }
 }
 
 impl Before<'_> {
-    /// All frames in one tensor.
-    fn join(&self, x: &Tensor) -> Result<Tensor> {
+    /// All frames with all rows in one tensor.
+    fn join(&self, x: &Tensor, around: Around) -> Result<Tensor> {
+        let x = around.join(x)?;
         let known = match self.past {
-            Some(past) => join_frames(past, x)?,
-            None => x.clone(),
+            Some(past) => join_frames(&self.around.join(past)?, &x)?,
+            None => x,
         };
         known.pad_with_zeros(2, self.zeros, 0)
     }
@@ -101,10 +140,10 @@ pub fn conv3d(
     conv3d_after(Before::default(), x_bcthw, weight, bias, geometry, None)
 }
 
-/// [`conv3d`] of the frames `before` followed by those of `x`, with the video `onto` added to the result.
+/// [`conv3d_band`] of whole frames.
 ///
 /// # Errors
-/// As [`conv3d`], and earlier frames, or an `onto`, of another shape or dtype.
+/// As there.
 pub fn conv3d_after(
     before: Before,
     x_bcthw: &Tensor,
@@ -113,10 +152,27 @@ pub fn conv3d_after(
     geometry: Conv3dGeometry,
     onto: Option<&Tensor>,
 ) -> Result<Tensor> {
+    conv3d_band(before, (x_bcthw, Around::default()), weight, bias, geometry, onto)
+}
+
+/// [`conv3d`] of the frames `before` followed by those of `x`, with the rows `around` them, and the video `onto` added to the result.
+///
+/// # Errors
+/// As [`conv3d`], and earlier frames, rows, or an `onto`, of another shape or dtype.
+pub fn conv3d_band(
+    before: Before,
+    (x_bcthw, around): (&Tensor, Around),
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    geometry: Conv3dGeometry,
+    onto: Option<&Tensor>,
+) -> Result<Tensor> {
     let _noted = profile::scope(Class::Gemm, x_bcthw.device());
-    let sizes = Sizes::new(before, x_bcthw, weight, geometry)?;
-    on_gpu!(x_bcthw, |gpu| gpu.conv3d(before, x_bcthw, weight, bias, onto, sizes)?);
-    let y = plain(before.join(x_bcthw)?, weight, bias, geometry, sizes)?;
+    around.check(x_bcthw, around)?;
+    before.past.map_or(Ok(()), |past| before.around.check(past, around))?;
+    let sizes = Sizes::new(before, (x_bcthw, around), weight, geometry)?;
+    on_gpu!(x_bcthw, |gpu| gpu.conv3d(before, (x_bcthw, around), weight, bias, onto, sizes)?);
+    let y = plain(before.join(x_bcthw, around)?, weight, bias, geometry, sizes)?;
     match onto {
         Some(onto) => video::add(&y, onto),
         None => Ok(y),
@@ -149,6 +205,7 @@ struct Sizes {
     c_in: usize,
     /// With those before.
     frames: usize,
+    /// With the rows around.
     height: usize,
     width: usize,
     c_out: usize,
@@ -160,8 +217,14 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn new(before: Before, x: &Tensor, weight: &Tensor, geometry: Conv3dGeometry) -> Result<Self> {
+    fn new(
+        before: Before,
+        (x, around): (&Tensor, Around),
+        weight: &Tensor,
+        geometry: Conv3dGeometry,
+    ) -> Result<Self> {
         let (batch, c_in, frames, height, width) = x.dims5()?;
+        let height = height + around.count();
         let frames = before.frames(x)? + frames;
         let (c_out, weight_in, kt, kh, kw) = weight.dims5()?;
         let pad = geometry.padding;
@@ -239,118 +302,6 @@ fn by_conv2d(
     }
 }
 
-/// Output pixels of one tile, and rows of the patch matrix built at a time: together they stay in a core's cache.
-const TILE_PIXELS: usize = 512;
-const PATCH_ROWS: usize = 256;
-
-/// A band of whole output rows of one frame: what one thread computes at a time.
-#[derive(Clone, Copy)]
-struct Tile {
-    batch: usize,
-    frame: usize,
-    first_row: usize,
-    rows: usize,
-}
-
-fn on_cpu(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, s: Sizes) -> Result<Tensor> {
-    let shape = (s.batch, s.c_out, s.out_frames, s.out_height, s.out_width);
-    match bias {
-        Some(bias) => {
-            computed([x, weight, bias], shape, |[x, weight, bias]| tiles_on_cpu(x, weight, bias, s))
-        }
-        None => computed([x, weight], shape, |[x, weight]| tiles_on_cpu(x, weight, &vec![0.0; s.c_out], s)),
-    }
-}
-
-fn tiles_on_cpu(x: &[f32], weight: &[f32], bias: &[f32], s: Sizes) -> Vec<f32> {
-    let plane = s.out_height * s.out_width;
-    let out = Mutex::new(vec![0f32; s.batch * s.c_out * s.out_frames * plane]);
-    tiles(s).into_par_iter().for_each_init(Vec::new, |patches, tile| {
-        let pixels = tile.rows * s.out_width;
-        let values = one_tile(x, weight, bias, s, tile, patches);
-        let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
-        for (channel, row) in values.chunks_exact(pixels).enumerate() {
-            let frame = (tile.batch * s.c_out + channel) * s.out_frames + tile.frame;
-            let at = frame * plane + tile.first_row * s.out_width;
-            out[at..at + pixels].copy_from_slice(row);
-        }
-    });
-    out.into_inner().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn tiles(s: Sizes) -> Vec<Tile> {
-    let band = (TILE_PIXELS / s.out_width.max(1)).max(1);
-    let mut tiles = Vec::new();
-    for batch in 0..s.batch {
-        for frame in 0..s.out_frames {
-            for first_row in (0..s.out_height).step_by(band) {
-                tiles.push(Tile { batch, frame, first_row, rows: band.min(s.out_height - first_row) });
-            }
-        }
-    }
-    tiles
-}
-
-/// The outputs [c_out, rows x width] of one tile: weights times patches, some rows of the patch matrix at a time.
-fn one_tile(
-    x: &[f32],
-    weight: &[f32],
-    bias: &[f32],
-    s: Sizes,
-    tile: Tile,
-    patches: &mut Vec<f32>,
-) -> Vec<f32> {
-    let pixels = tile.rows * s.out_width;
-    let taps = s.taps();
-    let mut values = Vec::with_capacity(s.c_out * pixels);
-    for b in bias {
-        values.resize(values.len() + pixels, *b);
-    }
-    for first in (0..taps).step_by(PATCH_ROWS) {
-        let rows = PATCH_ROWS.min(taps - first);
-        patches.resize(PATCH_ROWS * pixels, 0.0);
-        for (tap, row) in (first..first + rows).zip(patches.chunks_exact_mut(pixels)) {
-            patch_row(x, s, tile, tap, row);
-        }
-        let shape = Product { m: s.c_out, n: pixels, k: rows, a_stride: taps };
-        add_product(shape, &weight[first..], patches, &mut values);
-    }
-    values
-}
-
-/// One row of the patch matrix: the input of tap number `tap` (of [c_in, kt, kh, kw]) at each output pixel.
-fn patch_row(x: &[f32], s: Sizes, tile: Tile, tap: usize, row: &mut [f32]) {
-    let [kt, kh, kw] = s.kernel;
-    let (dw, dh, dt, channel) = (tap % kw, tap / kw % kh, tap / (kw * kh) % kt, tap / (kw * kh * kt));
-    let frame = tile.frame * s.geometry.time_stride + dt;
-    let start = ((tile.batch * s.c_in + channel) * s.frames + frame) * s.height * s.width;
-    let picture = &x[start..start + s.height * s.width];
-    let stride = s.geometry.space_stride;
-    for (r, out) in row.chunks_exact_mut(s.out_width).enumerate() {
-        let y = ((tile.first_row + r) * stride + dh).wrapping_sub(s.geometry.padding.top);
-        match y < s.height {
-            true => line(&picture[y * s.width..(y + 1) * s.width], dw, s.geometry.padding.left, stride, out),
-            false => out.fill(0.0),
-        }
-    }
-}
-
-/// `out[i] = input[i stride + dw - left]`, zero outside.
-fn line(input: &[f32], dw: usize, left: usize, stride: usize, out: &mut [f32]) {
-    if stride == 1 {
-        // Columns before `begin` and from `end` on fall into the padding.
-        let begin = left.saturating_sub(dw).min(out.len());
-        let end = (input.len() + left).saturating_sub(dw).clamp(begin, out.len());
-        out[..begin].fill(0.0);
-        out[begin..end].copy_from_slice(&input[begin + dw - left..end + dw - left]);
-        out[end..].fill(0.0);
-        return;
-    }
-    for (i, value) in out.iter_mut().enumerate() {
-        *value = input.get((i * stride + dw).wrapping_sub(left)).copied().unwrap_or(0.0);
-    }
-}
-
 /// How the output is cut into blocks: positions and channels, the kernel, and the bytes of shared memory that a block needs.
 #[derive(Debug, Clone)]
 struct Blocks {
@@ -361,14 +312,15 @@ struct Blocks {
 }
 
 impl Blocks {
-    /// As in `cuda/conv3d.cu`.
-    fn of(suffix: &str, dtype: DType, s: Sizes) -> Self {
+    /// As in `cuda/conv3d.cu`; of a band where there are rows around it.
+    fn of(suffix: &str, dtype: DType, s: Sizes, around: Around) -> Self {
         const POSITIONS: usize = 256;
         const STAGES: usize = 4;
         const ROW_BYTES: usize = 64;
         const SLOTS: usize = 260;
+        let of = if around.count() > 0 { "conv3d_band" } else { "conv3d" };
         if dtype == DType::F32 {
-            return Self { kernel: "conv3d_f32".to_owned(), positions: 128, channels: 96, shared_bytes: 0 };
+            return Self { kernel: format!("{of}_f32"), positions: 128, channels: 96, shared_bytes: 0 };
         }
         let channels = match s.c_out {
             few if few <= 32 => 32,
@@ -377,7 +329,8 @@ impl Blocks {
             _ => 128,
         };
         let (kernel, staged) = match s.keeps_lines() {
-            true => (format!("conv3d_lines_{channels}_{suffix}"), 2 * (SLOTS + 3 * channels) + 1),
+            true => (format!("{of}_lines_{channels}_{suffix}"), 2 * (SLOTS + 3 * channels) + 1),
+            // Not of bands: see `Gpu::conv3d`.
             false => (format!("conv3d_{channels}_{suffix}"), STAGES * (POSITIONS + channels)),
         };
         // The results reuse this shared memory before they are written, with eight numbers between the rows.
@@ -390,7 +343,7 @@ impl Gpu {
     fn conv3d(
         &self,
         before: Before,
-        x: &Tensor,
+        (x, around): (&Tensor, Around),
         weight: &Tensor,
         bias: Option<&Tensor>,
         onto: Option<&Tensor>,
@@ -400,6 +353,12 @@ impl Gpu {
         let Some(suffix) = suffix(dtype).filter(|_| weight.dtype() == dtype) else { return Ok(None) };
         // The kernels read 16 bytes at a time.
         let multiple = 16 / dtype.size_in_bytes();
+        let reads_bands = (dtype == DType::F32 || s.keeps_lines()) && s.c_in.is_multiple_of(multiple);
+        if around.count() > 0 && !reads_bands {
+            let past = before.past.map(|past| before.around.join(past)).transpose()?;
+            let before = Before { zeros: before.zeros, past: past.as_ref(), ..Before::default() };
+            return self.conv3d(before, (&around.join(x)?, Around::default()), weight, bias, onto, s);
+        }
         let (Some(x), Some(weight)) = (self.pixels(x, multiple)?, self.pixels(weight, multiple)?) else {
             return Ok(None);
         };
@@ -420,16 +379,25 @@ impl Gpu {
             None => None,
         };
         let y = self.empty(shape, dtype)?;
-        let blocks = Blocks::of(suffix, dtype, s);
-        let launch = Launch::new(self, File::Conv3d, &blocks.kernel)?.tensor(&x)?;
-        let launch = launch.maybe(past.as_ref())?.tensor(&weight)?.maybe(bias.as_ref())?;
-        let launch = launch.maybe(onto.as_ref())?.tensor(&y)?;
+        let blocks = Blocks::of(suffix, dtype, s, around);
+        let launch = Launch::new(self, File::Conv3d, &blocks.kernel)?.tensor(&x)?.maybe(past.as_ref())?;
+        let launch = match around.count() {
+            0 => launch,
+            _ => {
+                let launch = launch.maybe(around.above)?.maybe(around.below)?;
+                launch.maybe(before.around.above)?.maybe(before.around.below)?
+            }
+        };
+        let launch = launch.tensor(&weight)?.maybe(bias.as_ref())?.maybe(onto.as_ref())?.tensor(&y)?;
         let past_frames = past.as_ref().map_or(Ok(0), |past| past.dim(1))?;
-        let launch = launch.int(x.dim(4)?).int(s.c_out).int(x.dim(1)?).int(s.height).int(s.width);
+        let own_height = s.height - around.count();
+        let launch = launch.int(x.dim(4)?).int(s.c_out).int(x.dim(1)?).int(own_height).int(s.width);
         let launch = launch.int(past_frames).int(before.zeros);
         let launch = s.kernel.into_iter().fold(launch, Launch::int);
         let Conv3dGeometry { time_stride, space_stride, padding } = s.geometry;
-        let launch = launch.int(time_stride).int(space_stride).int(padding.top).int(padding.left);
+        // Above the band's own first row.
+        let top = padding.top + usize::from(around.above.is_some());
+        let launch = launch.int(time_stride).int(space_stride).int(top).int(padding.left);
         let launch = launch.int(s.out_frames).int(s.out_height).int(s.out_width);
         let positions = (s.out_frames * s.out_height * s.out_width).div_ceil(blocks.positions);
         let count = s.batch * positions * s.c_out.div_ceil(blocks.channels);

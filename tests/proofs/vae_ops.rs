@@ -1,7 +1,7 @@
 //! The VAE's operations equal their readable definitions, which run in f64.
 
 use kernels::channel_norm::{Activation, channel_norm};
-use kernels::conv3d::{Before, Conv3dGeometry, Padding, conv3d, conv3d_after};
+use kernels::conv3d::{Around, Before, Conv3dGeometry, Padding, conv3d, conv3d_after, conv3d_band};
 use kernels::frame_attention::frame_attention;
 use kernels::resample::{
     Rgb, average_down, duplicate_up, fold_pixels, frames_from_channels, rgb_bytes, unfold_pixels,
@@ -100,7 +100,7 @@ proptest! {
                 true => (side_by_side(&x), past.as_ref().map(side_by_side), video::arranged(&weight).unwrap()),
                 false => (x, past, weight),
             };
-            let before = Before { zeros, past: past.as_ref() };
+            let before = Before { zeros, past: past.as_ref(), ..Before::default() };
             let fast = conv3d_after(before, &x, &weight, Some(&bias), geometry, None).unwrap();
             prop_assert_eq!(fast.dtype(), dtype);
             prop_assert!(excess(&fast, &slow, rounding) <= LONG_SUMS);
@@ -183,39 +183,74 @@ proptest! {
         }
     }
 
-    /// A band with the rows around it gives the rows of the whole frame to the bit, wherever it is cut: also where a GPU's blocks
-    /// begin at other pixels.
+    /// A band with the rows around it, as tensors of their own or joined to it, gives the rows of the whole frame to the bit, wherever it
+    /// is cut: also where a GPU's blocks begin at other pixels, and for the shapes that its kernels of bands do not take.
     #[test]
     fn a_band_with_its_rows_around_gives_the_rows_of_the_whole(
         (c_in, c_out, t, h, w) in (1usize..9, 1usize..140, 1usize..4, 3usize..20, 3usize..50),
-        cuts in (1usize..20, 1usize..20), past in 0usize..3, is_side_by_side in any::<bool>(), seed in any::<u64>(),
+        cuts in (1usize..20, 1usize..20), past in 0usize..3, is_side_by_side in any::<bool>(),
+        (is_even, right) in prop_oneof![Just((true, 1usize)), (any::<bool>(), 0usize..2)], seed in any::<u64>(),
     ) {
-        let c_in = 8 * c_in;
+        let c_in = if is_even { 8 * c_in } else { c_in };
         let cuts = [0, cuts.0.min(h - 2), cuts.0.min(h - 2) + cuts.1.min(h - 1 - cuts.0.min(h - 2)), h];
         for dtype in [DType::F32, DType::BF16] {
             let laid = |x: Tensor| if is_side_by_side { side_by_side(&x) } else { x };
             let made = |shape: &[usize], seed| random(shape, seed).to_dtype(dtype).unwrap();
             let (x, earlier) = (made(&[1, c_in, t, h, w], seed), made(&[1, c_in, 2, h, w], !seed));
+            let earlier = earlier.narrow(2, 0, past).unwrap();
             let weight = video::arranged(&made(&[c_out, c_in, 3, 3, 3], seed / 3)).unwrap();
             let bias = made(&[c_out], seed / 5);
             let rows = |x: &Tensor, from: usize, to: usize| laid(x.narrow(3, from, to - from).unwrap().contiguous().unwrap());
-            let run = |x: &Tensor, earlier: &Tensor, padding: Padding| {
-                let past = (past > 0).then(|| laid(earlier.narrow(2, 0, past).unwrap().contiguous().unwrap()));
-                let before = Before { zeros: 2 - past.as_ref().map_or(0, |past| past.dim(2).unwrap()), past: past.as_ref() };
-                conv3d_after(before, x, &weight, Some(&bias), Conv3dGeometry::unit(padding), None).unwrap()
+            let run = |(x, around): (&Tensor, Around), (earlier, earlier_around): (&Tensor, Around), top: usize, bottom: usize| {
+                let past = (past > 0).then_some(earlier);
+                let before = Before { zeros: 2 - past.map_or(0, |past| past.dim(2).unwrap()), past, around: earlier_around };
+                let geometry = Conv3dGeometry::unit(Padding { top, bottom, left: 1, right });
+                conv3d_band(before, (x, around), &weight, Some(&bias), geometry, None).unwrap()
             };
-            let whole = run(&laid(x.clone()), &earlier, Padding::all(1));
+            let none = Around::default();
+            let whole = run((&laid(x.clone()), none), (&rows(&earlier, 0, h), none), 1, 1);
             for band in cuts.windows(2).filter(|band| band[0] < band[1]) {
                 let (from, to) = (band[0], band[1]);
-                let above = (from > 0).then(|| video::edge_row(&rows(&x, from - 1, from), video::Edge::Bottom).unwrap());
-                let below = (to < h).then(|| video::edge_row(&rows(&x, to, to + 1), video::Edge::Top).unwrap());
-                let own = video::with_rows(above.as_ref(), &rows(&x, from, to), below.as_ref()).unwrap();
+                let expected = whole.narrow(3, from, to - from).unwrap();
                 let (top, bottom) = (usize::from(from == 0), usize::from(to == h));
-                let earlier = earlier.narrow(3, from - (1 - top), to - from + 2 - top - bottom).unwrap().contiguous().unwrap();
-                let got = run(&own, &earlier, Padding { top, bottom, left: 1, right: 1 });
-                prop_assert_eq!(difference(&got, &whole.narrow(3, from, to - from).unwrap()), 0.0);
+                let edges = |x: &Tensor| {
+                    let above = (from > 0).then(|| video::edge_row(&rows(x, from - 1, from), video::Edge::Bottom).unwrap());
+                    let below = (to < h).then(|| video::edge_row(&rows(x, to, to + 1), video::Edge::Top).unwrap());
+                    (above, below)
+                };
+                let (own, (above, below)) = (rows(&x, from, to), edges(&x));
+                let around = Around { above: above.as_ref(), below: below.as_ref() };
+                let (own_earlier, earlier_edges) = (rows(&earlier, from, to), (past > 0).then(|| edges(&earlier)));
+                let earlier_around = earlier_edges.as_ref().map_or(none, |(above, below)| Around { above: above.as_ref(), below: below.as_ref() });
+                let got = run((&own, around), (&own_earlier, earlier_around), top, bottom);
+                prop_assert_eq!(difference(&got, &expected), 0.0);
+
+                let joined = video::with_rows(above.as_ref(), &own, below.as_ref()).unwrap();
+                let joined_earlier = rows(&earlier, from - (1 - top), to + (1 - bottom));
+                let got = run((&joined, none), (&joined_earlier, none), top, bottom);
+                prop_assert_eq!(difference(&got, &expected), 0.0);
             }
         }
+    }
+
+    /// Rows that would be read as those of other frames, or not at all.
+    #[test]
+    fn rows_that_do_not_fit_a_band_are_refused(past in 0usize..2) {
+        let (x, weight) = (random(&[1, 8, 2, 4, 6], 1), random(&[3, 8, 3, 3, 3], 2));
+        let row = |frames: usize, columns: usize| random(&[1, frames, 1, columns, 8], 3);
+        let geometry = Conv3dGeometry::unit(Padding { top: 0, ..Padding::all(1) });
+        let (good, short, narrow, earlier) = (row(2, 6), row(1, 6), row(2, 5), random(&[1, 8, 2, 4, 6], 4));
+        let run = |above: &Tensor, around: Around| {
+            let before = Before { zeros: 2, past: Some(&earlier).filter(|_| past > 0), around };
+            let x = (&x, Around { above: Some(above), below: None });
+            conv3d_band(before, x, &weight, None, geometry, None)
+        };
+        let paired = Around { above: Some(&good), below: None };
+        prop_assert!(run(&good, paired).is_ok());
+        for bad in [run(&short, paired), run(&narrow, paired)] {
+            prop_assert!(bad.unwrap_err().to_string().contains("do not fit around"));
+        }
+        prop_assert_eq!(run(&good, Around::default()).is_err(), past > 0);
     }
 
     #[test]

@@ -1,17 +1,17 @@
 //! Decoding on several devices, each of which has a band of the frames' rows: bit for bit what one device makes.
 //!
-//! A band exchanges its outer rows with its neighbours before every convolution that sees more than one row, and keys and values of
-//! the middle's attention with all others. That each output's sum has one order, whatever else is computed with it, is what makes
+//! A band exchanges its outer rows with its neighbours before every convolution that sees more than one row, which reads them where they
+//! arrive, and keys and values of the middle's attention with all others. That each output's sum has one order, whatever else is computed with it, is what makes
 //! the bits the same: see `kernels::conv3d` and `kernels::frame_attention`.
 
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use kernels::conv3d::{Conv3dGeometry, Padding};
+use kernels::conv3d::{Around, Conv3dGeometry, Padding};
 use kernels::resample::unfold_pixels;
 use kernels::transfer::{HostStore, Link, Route, Sent};
-use kernels::video::{Edge, edge_row, with_rows};
+use kernels::video::{Edge, edge_row};
 use kernels::{DType, Tensor};
 
 use super::Vae;
@@ -28,13 +28,13 @@ pub(super) enum Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// `x` [B,C,T,H,W] with the rows around it that a convolution of this geometry sees, and the geometry that is left.
-    pub(super) fn around(self, x: Tensor, geometry: Conv3dGeometry) -> Result<(Tensor, Conv3dGeometry)> {
+    /// The rows around `x` [B,C,T,H,W] that a convolution of this geometry sees, and the geometry that is left.
+    pub(super) fn edges(self, x: &Tensor, geometry: Conv3dGeometry) -> Result<(Edges, Conv3dGeometry)> {
         match self {
             Self::Band(neighbours) if geometry.padding.top > 0 || geometry.padding.bottom > 0 => {
-                neighbours.around(x, geometry)
+                neighbours.edges(x, geometry)
             }
-            _ => Ok((x, geometry)),
+            _ => Ok((Edges::default(), geometry)),
         }
     }
 
@@ -44,6 +44,38 @@ impl Rows<'_> {
             Self::All => Ok(own),
             Self::Band(neighbours) => neighbours.gathered(own),
         }
+    }
+}
+
+/// Rows of neighbours around the frames of a band, `[B,T,1,W,C]` each; none where the frames end.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Edges {
+    above: Option<Tensor>,
+    below: Option<Tensor>,
+}
+
+impl Edges {
+    /// For a convolution.
+    pub(super) fn around(&self) -> Around<'_> {
+        Around { above: self.above.as_ref(), below: self.below.as_ref() }
+    }
+
+    /// The rows around the last `frames`, in memory of their own.
+    pub(super) fn last(&self, frames: usize) -> Result<Self> {
+        let last = |row: &Tensor| {
+            let count = frames.min(row.dim(1)?);
+            row.narrow(1, row.dim(1)? - count, count)?.force_contiguous()
+        };
+        let [above, below] = [&self.above, &self.below].map(|row| row.as_ref().map(last).transpose());
+        Ok(Self { above: above?, below: below? })
+    }
+
+    /// These, then those of `later` frames.
+    pub(super) fn then(&self, later: &Self) -> Result<Self> {
+        let join = |earlier: &Option<Tensor>, later: &Option<Tensor>| {
+            earlier.as_ref().zip(later.as_ref()).map(|(a, b)| Tensor::cat(&[a, b], 1)).transpose()
+        };
+        Ok(Self { above: join(&self.above, &later.above)?, below: join(&self.below, &later.below)? })
     }
 }
 
@@ -75,21 +107,20 @@ impl Connection<'_> {
 }
 
 impl Neighbours<'_> {
-    fn around(&self, x: Tensor, geometry: Conv3dGeometry) -> Result<(Tensor, Conv3dGeometry)> {
-        let above = self.index.checked_sub(1).and_then(|above| self.to[above].as_ref());
-        let below = self.to.get(self.index + 1).and_then(Option::as_ref);
-        above.map_or(Ok(()), |above| above.send(edge_row(&x, Edge::Top)?))?;
-        below.map_or(Ok(()), |below| below.send(edge_row(&x, Edge::Bottom)?))?;
-        let [from_above, from_below] = [above, below].map(|side| side.map(Connection::receive).transpose());
-        let (from_above, from_below) = (from_above?, from_below?);
+    fn edges(&self, x: &Tensor, geometry: Conv3dGeometry) -> Result<(Edges, Conv3dGeometry)> {
+        let up = self.index.checked_sub(1).and_then(|above| self.to[above].as_ref());
+        let down = self.to.get(self.index + 1).and_then(Option::as_ref);
+        up.map_or(Ok(()), |above| above.send(edge_row(x, Edge::Top)?))?;
+        down.map_or(Ok(()), |below| below.send(edge_row(x, Edge::Bottom)?))?;
+        let [above, below] = [up, down].map(|side| side.map(Connection::receive).transpose());
+        let (above, below) = (above?, below?);
         let left = |pad: usize, row: &Option<Tensor>| pad - usize::from(row.is_some());
         let padding = Padding {
-            top: left(geometry.padding.top, &from_above),
-            bottom: left(geometry.padding.bottom, &from_below),
+            top: left(geometry.padding.top, &above),
+            bottom: left(geometry.padding.bottom, &below),
             ..geometry.padding
         };
-        let x = with_rows(from_above.as_ref(), &x, from_below.as_ref())?;
-        Ok((x, Conv3dGeometry { padding, ..geometry }))
+        Ok((Edges { above, below }, Conv3dGeometry { padding, ..geometry }))
     }
 
     fn gathered(&self, own: Tensor) -> Result<Tensor> {

@@ -3,7 +3,7 @@
 //! Source: Wan-Video/Wan2.1 `wan/modules/vae.py`.
 
 use kernels::channel_norm::{Activation, channel_norm};
-use kernels::conv3d::{Before, Conv3dGeometry, Padding, conv3d, conv3d_after};
+use kernels::conv3d::{Around, Before, Conv3dGeometry, Padding, conv3d, conv3d_band};
 use kernels::frame_attention::frame_attention;
 use kernels::resample::{frames_from_channels, upsample_nearest_2x};
 use kernels::{DType, Device, Tensor, video};
@@ -11,15 +11,22 @@ use kernels::{DType, Device, Tensor, video};
 use crate::weights::Weights;
 use crate::{Error, Result};
 
-use super::bands::Rows;
+use super::bands::{Edges, Rows};
 use super::plan::{PartPlan, Reach};
 
 /// What the causal parts keep of the chunks before, one slot for each, empty before the first chunk; and which rows of the frames
 /// they see.
 #[derive(Debug)]
 pub(super) struct History<'a> {
-    slots: Vec<Option<Tensor>>,
+    slots: Vec<Option<Past>>,
     rows: Rows<'a>,
+}
+
+/// Frames of the chunks before, with the rows around them in a band.
+#[derive(Debug, Clone)]
+struct Past {
+    frames: Tensor,
+    edges: Edges,
 }
 
 impl<'a> History<'a> {
@@ -32,28 +39,28 @@ impl<'a> History<'a> {
         Self { slots: vec![None; slots], rows }
     }
 
-    fn get(&self, slot: usize) -> Option<&Tensor> {
+    fn get(&self, slot: usize) -> Option<&Past> {
         self.slots.get(slot)?.as_ref()
     }
 
     /// Keeps the last `frames` of `x`, in memory of their own: a view would keep the whole chunk alive.
-    fn keep_last(&mut self, slot: usize, x: &Tensor, frames: usize) -> Result<()> {
-        self.put(slot, video::last_frames(x, frames)?);
+    fn keep_last(&mut self, slot: usize, (x, edges): (&Tensor, &Edges), frames: usize) -> Result<()> {
+        self.put(slot, Past { frames: video::last_frames(x, frames)?, edges: edges.last(frames)? });
         Ok(())
     }
 
     /// Keeps the last `frames` of what is kept and `x` together.
-    fn push(&mut self, slot: usize, x: &Tensor, frames: usize) -> Result<()> {
+    fn push(&mut self, slot: usize, (x, edges): (&Tensor, &Edges), frames: usize) -> Result<()> {
         match self.get(slot) {
             Some(past) if x.dim(2)? < frames => {
-                let known = video::join_frames(past, x)?;
-                self.keep_last(slot, &known, frames)
+                let (known, edges) = (video::join_frames(&past.frames, x)?, past.edges.then(edges)?);
+                self.keep_last(slot, (&known, &edges), frames)
             }
-            _ => self.keep_last(slot, x, frames),
+            _ => self.keep_last(slot, (x, edges), frames),
         }
     }
 
-    fn put(&mut self, slot: usize, x: Tensor) {
+    fn put(&mut self, slot: usize, x: Past) {
         if let Some(place) = self.slots.get_mut(slot) {
             *place = Some(x);
         }
@@ -187,8 +194,8 @@ impl Part {
                 };
                 let doubled = upsample_nearest_2x(&x)?;
                 drop(x);
-                let (doubled, geometry) = history.rows.around(doubled, space.geometry)?;
-                space.forward_with(geometry, Before::default(), &doubled, None)
+                let (edges, geometry) = history.rows.edges(&doubled, space.geometry)?;
+                space.forward_with(geometry, Before::default(), (&doubled, edges.around()), None)
             }
         }
     }
@@ -236,17 +243,17 @@ impl Conv {
     }
 
     fn forward_after(&self, before: Before, x: &Tensor, onto: Option<&Tensor>) -> Result<Tensor> {
-        self.forward_with(self.geometry, before, x, onto)
+        self.forward_with(self.geometry, before, (x, Around::default()), onto)
     }
 
     fn forward_with(
         &self,
         geometry: Conv3dGeometry,
         before: Before,
-        x: &Tensor,
+        x: (&Tensor, Around),
         onto: Option<&Tensor>,
     ) -> Result<Tensor> {
-        Ok(conv3d_after(before, x, &self.weight, Some(&self.bias), geometry, onto)?)
+        Ok(conv3d_band(before, x, &self.weight, Some(&self.bias), geometry, onto)?)
     }
 }
 
@@ -266,12 +273,16 @@ impl CausalConv {
     }
 
     fn forward_onto(&self, x: Tensor, history: &mut History, onto: Option<&Tensor>) -> Result<Tensor> {
-        // What is kept has the rows around it too.
-        let (x, geometry) = history.rows.around(x, self.conv.geometry)?;
+        let (edges, geometry) = history.rows.edges(&x, self.conv.geometry)?;
         let past = history.get(self.slot);
-        let known = past.map_or(Ok(0), |past| past.dim(2))?;
-        let y = self.conv.forward_with(geometry, Before { zeros: PAST - known, past }, &x, onto)?;
-        history.push(self.slot, &x, PAST)?;
+        let known = past.map_or(Ok(0), |past| past.frames.dim(2))?;
+        let before = Before {
+            zeros: PAST - known,
+            past: past.map(|past| &past.frames),
+            around: past.map(|past| past.edges.around()).unwrap_or_default(),
+        };
+        let y = self.conv.forward_with(geometry, before, (&x, edges.around()), onto)?;
+        history.push(self.slot, (&x, &edges), PAST)?;
         Ok(y)
     }
 }
@@ -331,9 +342,12 @@ fn down(x: &Tensor, time: Option<&CausalConv>, history: &mut History) -> Result<
     let Some(time) = time else { return Ok(x.clone()) };
     let y = match history.get(time.slot) {
         None => x.clone(),
-        past @ Some(_) => time.conv.forward_after(Before { zeros: 0, past }, x, None)?,
+        Some(past) => {
+            let before = Before { past: Some(&past.frames), ..Before::default() };
+            time.conv.forward_after(before, x, None)?
+        }
     };
-    history.keep_last(time.slot, x, 1)?;
+    history.keep_last(time.slot, (x, &Edges::default()), 1)?;
     Ok(y)
 }
 
@@ -341,7 +355,8 @@ fn down(x: &Tensor, time: Option<&CausalConv>, history: &mut History) -> Result<
 fn up_in_time(x: Tensor, time: &CausalConv, history: &mut History) -> Result<Tensor> {
     if history.get(time.slot).is_none() {
         let (b, c, _, h, w) = x.dims5()?;
-        history.put(time.slot, Tensor::zeros((b, c, PAST, h, w), x.dtype(), x.device())?);
+        let frames = Tensor::zeros((b, c, PAST, h, w), x.dtype(), x.device())?;
+        history.put(time.slot, Past { frames, edges: Edges::default() });
         return Ok(x);
     }
     let pairs = time.forward(x, history)?;

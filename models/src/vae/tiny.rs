@@ -404,7 +404,7 @@ struct MemoryBlock {
 
 impl MemoryBlock {
     fn forward(&self, x: &Tensor, past: &mut Option<Tensor>) -> Result<Tensor> {
-        let before = Before { zeros: usize::from(past.is_none()), past: past.as_ref() };
+        let before = Before { zeros: usize::from(past.is_none()), past: past.as_ref(), ..Before::default() };
         let h = video::relu(&self.remember.forward_after(before, x, None)?)?;
         *past = Some(video::last_frames(x, 1)?);
         let h = video::relu(&self.middle.forward(&h)?)?;
