@@ -77,6 +77,22 @@ pub struct DataConfig {
     /// Clips kept out of training to measure the held-out loss, by pattern over their paths. Default: none.
     #[serde(default)]
     pub held_out: Vec<String>,
+    /// Folder of control clips (pose, depth, edges, ...) for Fun-Control and VACE: for each clip one of the same path below it,
+    /// with any extension, as long as the clip and of its aspect. Default: none.
+    #[serde(default)]
+    pub control: Option<PathBuf>,
+    /// Folder of masks for VACE, found as control clips are; clips or pictures, white where the clip is to be generated.
+    /// Default: none, `mask_rules` make them.
+    #[serde(default)]
+    pub masks: Option<PathBuf>,
+    /// Folder of reference pictures for Fun-Control V1.1 and A14B, and VACE: `NAME.png` for the clip `NAME`, or several that end
+    /// in `_1`, `_2`, ... Default: none.
+    #[serde(default)]
+    pub references: Option<PathBuf>,
+    /// Folder of camera paths for Fun-Control-Camera: `NAME.txt` with a line of 19 numbers for each frame of the clip `NAME`.
+    /// Default: none.
+    #[serde(default)]
+    pub cameras: Option<PathBuf>,
 }
 
 /// Where the caption of a clip is looked for.
@@ -211,6 +227,7 @@ impl DataConfig {
             }
         }
         self.check_extraction()?;
+        self.check_companions()?;
         if let Some((pattern, times)) = self.repeats.iter().find(|&(_, &times)| times > MAX_REPEATS) {
             return refuse(
                 "repeats",

@@ -2,9 +2,11 @@
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
+use std::path::Path;
 
-use crate::bucket::{BucketTable, Buckets, Window};
+use crate::bucket::{Bucket, BucketTable, Buckets, Window};
 use crate::clip::{Clip, Cutter, Unfinished};
+use crate::companions::{Accompanying, Companions};
 use crate::config::{DataConfig, SizeMultiple};
 use crate::decode::{self, Probe};
 use crate::error::{DataError, Result};
@@ -13,7 +15,7 @@ use crate::key::Key;
 use crate::media::Media;
 use crate::order::OrderItem;
 use crate::resample::{frame_count, nearest_frames};
-use crate::scan::{Item, check_held_out, find, way_out};
+use crate::scan::{Item, check_held_out, find, media_at, way_out};
 use crate::unusable::{self, Unusable, Why};
 
 /// One clip with what its file was found to contain.
@@ -25,6 +27,8 @@ pub struct Source {
     pub probe: Probe,
     /// Frames at the target rate.
     pub frames: usize,
+    /// What accompanies it.
+    pub companions: Companions,
 }
 
 /// Everything that will be trained on, before a single frame is kept.
@@ -278,6 +282,34 @@ impl Dataset {
         windows: &[Window],
     ) -> Result<impl Iterator<Item = Result<Clip>> + use<>> {
         let known = &self.sources[source];
+        self.cut(source, (&known.item.media, &known.probe), windows)
+    }
+
+    /// The same stretches of a companion of the source; nothing where it has none.
+    ///
+    /// # Errors
+    /// As [`Dataset::clips`].
+    pub fn companion_clips(
+        &self,
+        source: usize,
+        which: Accompanying,
+        windows: &[Window],
+    ) -> Result<Option<impl Iterator<Item = Result<Clip>> + use<>>> {
+        let companion = self.sources[source].companions.get(which);
+        companion.map(|own| self.cut(source, (&own.media, &own.probe), windows)).transpose()
+    }
+
+    /// The source frame of each frame of `window` of a companion of its source, for the key of what is made of it.
+    pub fn companion_frames(&self, window: &Window, which: Accompanying) -> Vec<usize> {
+        let companion = self.sources[window.source].companions.get(which);
+        companion.map_or_else(Vec::new, |own| {
+            nearest_frames(&own.probe.times, self.fps, window.start, window.bucket.frames as usize)
+        })
+    }
+
+    /// The clips of `windows` out of `media`, which belongs to `source`.
+    fn cut(&self, source: usize, (media, probe): (&Media, &Probe), windows: &[Window]) -> Result<Cutter> {
+        let known = &self.sources[source];
         let mut windows: Vec<&Window> = windows.iter().filter(|window| window.source == source).collect();
         windows.sort_by_key(|window| window.start);
         let unfinished: VecDeque<Unfinished> = windows
@@ -290,19 +322,52 @@ impl Dataset {
                     start: window.start,
                     pixels: Vec::new(),
                 },
-                wanted: self.source_frames(window),
+                wanted: nearest_frames(&probe.times, self.fps, window.start, window.bucket.frames as usize),
                 filled: 0,
             })
             .collect();
         Ok(Cutter {
-            path: known.item.media.path().to_path_buf(),
-            size: (known.probe.width, known.probe.height),
-            pixel_aspect: known.probe.pixel_aspect,
-            frames: decode::frames(&known.item.media, &known.probe)?,
+            path: media.path().to_path_buf(),
+            size: (probe.width, probe.height),
+            pixel_aspect: probe.pixel_aspect,
+            frames: decode::frames(media, probe)?,
             next_frame: 0,
             unfinished,
         })
     }
+}
+
+/// The first frames of the file or folder of pictures `path` at `fps` frames a second, scaled and cut to `bucket`. A still is shown
+/// in every frame.
+///
+/// # Errors
+/// A path that is no clip, one that cannot be read, or a clip that is shorter than `bucket`.
+pub fn read_clip(path: &Path, fps: f64, bucket: Bucket) -> Result<Clip> {
+    let media = media_at(path)?.ok_or_else(|| DataError::unreadable(path, "there is no clip or picture"))?;
+    let probe = decode::probe(&media, fps)?;
+    let length = bucket.frames as usize;
+    let frames = if matches!(media, Media::Still(_)) { length } else { frame_count(probe.end, fps) };
+    if frames < length {
+        let reason = format!("it has {frames} frames at {fps} frames a second, and {length} are needed");
+        return Err(DataError::unreadable(path, reason));
+    }
+    let clip = Clip {
+        source: path.display().to_string(),
+        caption: String::new(),
+        bucket,
+        start: 0,
+        pixels: Vec::new(),
+    };
+    let wanted = nearest_frames(&probe.times, fps, 0, length);
+    let mut cutter = Cutter {
+        path: path.to_path_buf(),
+        size: (probe.width, probe.height),
+        pixel_aspect: probe.pixel_aspect,
+        frames: decode::frames(&media, &probe)?,
+        next_frame: 0,
+        unfinished: VecDeque::from([Unfinished { clip, wanted, filled: 0 }]),
+    };
+    cutter.next().ok_or_else(|| DataError::unreadable(path, "it holds no frame"))?
 }
 
 impl Source {
@@ -327,6 +392,7 @@ impl Source {
             Media::Still(_) => 1,
             _ => frame_count(probe.end, fps),
         };
-        Ok(Self { item, probe, frames })
+        let companions = Companions::of(&item, (frames, probe.displayed()), config, fps)?;
+        Ok(Self { item, probe, frames, companions })
     }
 }

@@ -2,13 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::bucket::Bucket;
 use crate::clip::Clip;
+use crate::companions::Accompanying;
 use crate::dataset::Dataset;
 use crate::error::{DataError, Result};
 use crate::key::Key;
 use crate::out::{Film, SheetStyle, contact_sheet, save, write_mp4};
 
-/// Writes every training item of `data` to `folder`: an MP4 (a PNG for a still) and a text file with its caption, as trained.
+/// Writes every training item of `data` to `folder`: an MP4 (a PNG for a still) and a text file with its caption, as trained. A
+/// control clip and a mask are shown to the right of their clip.
 /// `progress(done, total)` is called before each item and once at the end. Gives the files, in training-item order.
 ///
 /// # Errors
@@ -22,9 +25,16 @@ pub fn write_preview(
     let total = data.windows.len();
     let mut written = Vec::with_capacity(total);
     for source in 0..data.sources.len() {
+        let control = data.companion_clips(source, Accompanying::Control, &data.windows)?;
+        let mask = data.companion_clips(source, Accompanying::Mask, &data.windows)?;
+        let mut companions = [control, mask];
         for clip in data.clips(source, &data.windows)? {
             progress(written.len(), total);
-            written.push(write_clip(folder, clip?, data.fps)?);
+            let (mut shown, clip) = (Vec::new(), clip?);
+            for companion in companions.iter_mut().flatten() {
+                shown.extend(companion.next().transpose()?);
+            }
+            written.push(write_clip(folder, clip, &shown, data.fps)?);
         }
     }
     progress(total, total);
@@ -43,13 +53,26 @@ fn shortened(name: &str) -> String {
     format!("{}-{}", &name[..name.floor_char_boundary(NAME_BYTES)], &digest[..8])
 }
 
-fn write_clip(folder: &Path, clip: Clip, fps: f64) -> Result<PathBuf> {
+/// `clip` with `others` of the same size to its right.
+fn side_by_side(clip: Clip, others: &[Clip]) -> Clip {
+    if others.is_empty() {
+        return clip;
+    }
+    let stride = clip.bucket.width as usize * 3;
+    let all = || std::iter::once(&clip).chain(others);
+    let row = |row: usize| all().flat_map(move |one| &one.pixels[row * stride..(row + 1) * stride]);
+    let pixels = (0..clip.pixels.len() / stride).flat_map(row).copied().collect();
+    let width = clip.bucket.width * (others.len() as u32 + 1);
+    Clip { pixels, bucket: Bucket { width, ..clip.bucket }, ..clip.clone() }
+}
+
+fn write_clip(folder: &Path, clip: Clip, others: &[Clip], fps: f64) -> Result<PathBuf> {
     let flat: String =
         clip.source.chars().map(|letter| if "/\\:".contains(letter) { '_' } else { letter }).collect();
     let stem = format!("{}_{:05}_{}", shortened(&flat), clip.start, clip.bucket);
     let caption = clip.caption.clone();
     let still = clip.bucket.frames == 1;
-    let film = Film::from(clip);
+    let film = Film::from(side_by_side(clip, others));
     let path = folder.join(format!("{stem}.{}", if still { "png" } else { "mp4" }));
     if still {
         let whole = SheetStyle { columns: 1, cell_width: film.width(), gap: 0 };

@@ -201,7 +201,10 @@ fn extension_of(path: &Path) -> String {
 }
 
 /// The clip at `path`: a file, or a folder of numbered pictures; `None` if it is neither.
-pub(crate) fn media_at(path: &Path) -> Result<Option<Media>> {
+///
+/// # Errors
+/// A folder that cannot be listed.
+pub fn media_at(path: &Path) -> Result<Option<Media>> {
     if path.is_dir() {
         let files = numbered_pictures(&sorted_entries(path)?);
         return Ok(files.map(|files| Media::Pictures { folder: path.to_path_buf(), files }));

@@ -16,6 +16,7 @@ mod checkpoints;
 mod clip;
 mod control;
 mod control_models;
+mod control_training;
 mod data_cache;
 mod data_decode;
 mod data_import;

@@ -183,6 +183,13 @@ fn published_models_are_told_by_sizes_and_the_rest_by_names() {
         (t2v, "Wan2.2-T2V-A14B-Diffusers/transformer/x.safetensors", &["t2v-a14b"]),
         // Folders further up are not the model's name.
         (t2v, "wan2.2/a/b/c/x.safetensors", &["t2v-14b", "t2v-a14b"]),
+        (facts(1536, 48, 16, 1), "x", &["fun-control-1.3b"]),
+        (Facts { reference: true, ..facts(1536, 48, 16, 1) }, "x", &["fun-control-v1.1-1.3b"]),
+        (Facts { reference: true, ..facts(5120, 52, 16, 0) }, "x", &["fun-control-a14b"]),
+        (Facts { camera: true, ..facts(5120, 32, 16, 1) }, "x", &["fun-camera-14b"]),
+        (Facts { camera: true, ..facts(5120, 36, 16, 0) }, "x", &["fun-camera-a14b"]),
+        // Neither a camera adapter nor reference tokens make another model of it.
+        (Facts { reference: true, ..facts(5120, 16, 16, 0) }, "x", &[]),
         (facts(2048, 16, 16, 0), "x", &[]),
     ] {
         let found: Vec<&str> =

@@ -31,6 +31,14 @@ fn the_dits_have_the_published_tensors_and_adapters() {
         ("flf2v-14b", (1304, 16_394_878_784 + 514 * 1280)),
         ("ti2v-5b", (825, 4_999_787_712)),
         ("fun-inp-1.3b", (983, 1_564_428_608)),
+        ("fun-control-1.3b", (983, 1_564_502_336)),
+        ("fun-control-14b", (1303, 16_395_124_544)),
+        ("fun-control-v1.1-1.3b", (985, 1_564_602_176)),
+        ("fun-control-v1.1-14b", (1305, 16_395_457_344)),
+        ("fun-camera-1.3b", (989, 1_616_313_152)),
+        ("fun-camera-14b", (1309, 16_898_128_704)),
+        ("fun-control-a14b", (1097, 14_289_561_664)),
+        ("fun-camera-a14b", (1101, 14_792_233_024)),
     ];
     for (name, expected) in published {
         assert_eq!(counted(dit_preset(name).unwrap().tensors()), expected, "{name}");

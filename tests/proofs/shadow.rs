@@ -339,6 +339,7 @@ fn prompted(
         timesteps: None,
         image: None,
         last_image: None,
+        conditions: Default::default(),
     };
     let shown = PictureInputs::default();
     Prompted { request, positive: cond(), negative: cond(), noise_bcthw: noise, shown }

@@ -35,7 +35,8 @@ tokenizer = "{model}/google/umt5-xxl""#
         Self::of_model(&format!("folder = \"{}\"", model.display()), size, captions, settings)
     }
 
-    fn of_model(model: &str, size: [u32; 2], captions: &[&str], settings: &str) -> Self {
+    /// The same for a model whose keys of `[model]` are `model`.
+    pub fn of_model(model: &str, size: [u32; 2], captions: &[&str], settings: &str) -> Self {
         let project = Self { folder: tempfile::tempdir().unwrap() };
         let clips = project.clips();
         std::fs::create_dir(&clips).unwrap();

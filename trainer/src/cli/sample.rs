@@ -3,6 +3,7 @@
 mod basis;
 mod clips;
 mod compare;
+mod conditions;
 mod memory;
 mod skips;
 
@@ -42,6 +43,7 @@ use crate::solver::{Convention, SolverKind};
 use crate::watch::interrupt::{Interrupt, OnStop};
 use crate::watch::ui::Ui;
 use basis::{Basis, resettled};
+use conditions::ConditionOptions;
 use skips::{SkipOptions, tell_plan};
 
 /// Make clips from prompts, many from one load of the model.
@@ -81,12 +83,15 @@ pub struct Sample {
     /// The picture that clips end with, for models that go from one picture to another.
     #[arg(long, value_name = "FILE", requires = "image")]
     last_image: Option<PathBuf>,
+    #[command(flatten)]
+    conditions: ConditionOptions,
     /// Prompt. May be given more than once, for one clip each.
     #[arg(long, conflicts_with = "prompts")]
     prompt: Vec<String>,
     /// A file with one prompt a line, optionally followed by its own settings:
     /// --w width --h height --f frames --d seed --s steps --l guidance --lh guidance of the high-noise expert
-    /// --fs shift --i first picture --ei last picture --n negative prompt.
+    /// --fs shift --i first picture --ei last picture --cv control clip --mk mask --ref reference picture
+    /// --cam camera move or file of poses --n negative prompt.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
     /// Negative prompt. Default: the one that Wan was published with.

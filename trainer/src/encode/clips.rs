@@ -8,7 +8,7 @@ use std::thread::ScopedJoinHandle;
 use data::{Clip, ContentHashes, Dataset, Key, MissReason, Window};
 use kernels::{Device, Tensor};
 use models::clip::Clip as Tower;
-use models::dit::Pictures;
+use models::published::Beside;
 use models::vae::{Tiling, Vae};
 
 use super::picture_inputs::{GivenFrames, condition};
@@ -28,12 +28,18 @@ struct Missing {
 }
 
 impl LatentStore {
-    /// Encodes every window of `dataset` that is not cached. Where both are to be made, the VAE and CLIP are loaded side by
+    /// Encodes every window of `dataset` that is not cached, and what accompanies it. Where both are to be made, the VAE and CLIP are loaded side by
     /// side and each clip is decoded once for both.
     ///
     /// # Errors
     /// Clips that cannot be decoded, latents that are not finite, a cache that takes no files.
     pub fn encode_clips(&mut self, dataset: &Dataset, with: &mut Encoding) -> Result<()> {
+        self.encode_sources(dataset, with)?;
+        self.encode_accompanied(dataset, with)
+    }
+
+    /// Encodes the clips themselves.
+    fn encode_sources(&mut self, dataset: &Dataset, with: &mut Encoding) -> Result<()> {
         let ui = with.residents.ui().clone();
         let mut hashes = ContentHashes::open(&self.cache);
         ui.phase("reading clips", || self.name_clips(dataset, &mut hashes, with))?;
@@ -72,7 +78,8 @@ impl LatentStore {
             let content = hashes.of(&dataset.sources[window.source].item.media)?;
             let latents = dataset.key(window, &content, &vae);
             let condition = || Key::of(&["condition", &latents.to_string(), ends]);
-            let condition = (with.residents.dit().pictures() == Pictures::Beside).then(condition);
+            let is_given = with.residents.dit().kind.facts().beside.contains(&Beside::Given);
+            let condition = is_given.then(condition);
             let states = clip.as_ref().map(|clip| Key::of(&["view", &latents.to_string(), ends, clip]));
             self.clips.push(ClipKeys { latents, condition, states });
         }

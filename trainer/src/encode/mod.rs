@@ -3,22 +3,25 @@
 //!
 //! An entry that exists and is whole is not encoded again, so a run that is killed while caching loses nothing.
 
+mod accompanied;
 mod clips;
 pub mod conditions;
 mod picture_inputs;
 mod pictures;
 pub mod preset;
 pub mod prompt;
+mod requested;
 mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use data::{Cache, HostTensor, Key, Lookup, MissReason, Storage};
 use kernels::{DType, Device, Tensor};
-use models::dit::{Conditioning, Role};
+use models::dit::{Conditioning, DitConfig, Role};
 use models::vae::Vae;
 use models::weights::Checkpoint;
 
+pub use accompanied::LeftOut;
 pub(crate) use picture_inputs::condition_there;
 pub use picture_inputs::{GivenFrames, PictureInputs, condition, mask, with_mask};
 
@@ -41,6 +44,12 @@ pub struct LatentStore {
     clips: Vec<ClipKeys>,
     /// The entries of the pictures of requests, by what distinguishes them.
     pictures: BTreeMap<String, pictures::PictureKeys>,
+    /// The entries of the conditions of requests to control models, likewise.
+    requested: BTreeMap<String, requested::RequestKeys>,
+    /// The control model that clips were encoded for; nothing for another model.
+    control_model: Option<DitConfig>,
+    /// What accompanies each window, for control models.
+    accompanied: Vec<accompanied::Accompanied>,
     /// Which frames an image-to-video model is given.
     ends: GivenFrames,
     check: Check,
@@ -85,6 +94,9 @@ impl LatentStore {
             text_identity: model.text_identity()?,
             clips: Vec::new(),
             pictures: BTreeMap::new(),
+            requested: BTreeMap::new(),
+            control_model: None,
+            accompanied: Vec::new(),
             ends: GivenFrames::First,
             check: Check::Head,
         })

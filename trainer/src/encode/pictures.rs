@@ -26,11 +26,14 @@ pub(super) struct PictureKeys {
 const SAME_ASPECT: f64 = 0.05;
 
 impl LatentStore {
-    /// Encodes the pictures of `requests` that are not cached.
+    /// Encodes the pictures of `requests`, and their other conditions, that are not cached.
     ///
     /// # Errors
     /// Pictures that cannot be read, encoders that do not open, a cache that takes no files.
     pub fn encode_pictures(&mut self, requests: &[ClipRequest], with: &mut Encoding) -> Result<()> {
+        if with.residents.dit().pictures() == Pictures::Condition {
+            return self.encode_conditions(requests, with);
+        }
         let requests: Vec<&ClipRequest> = requests.iter().filter(|request| request.image.is_some()).collect();
         if requests.is_empty() {
             return Ok(());

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use models::dit::{DitConfig, Pictures};
 use serde::{Deserialize, Serialize};
 
+use super::conditions::given::{CameraPath, GivenConditions};
 use super::preset::Preset;
 use crate::bounds::{FRAMES, SIDE, SOLVER_STEPS, VOLUME, at_most, near};
 use crate::error::{Error, Result};
@@ -53,6 +54,9 @@ pub struct ClipRequest {
     /// The picture that it ends with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_image: Option<PathBuf>,
+    /// What else a control model makes the clip from.
+    #[serde(default, skip_serializing_if = "GivenConditions::is_empty")]
+    pub conditions: GivenConditions,
 }
 
 impl ClipRequest {
@@ -82,6 +86,11 @@ impl ClipRequest {
         Ok(())
     }
 
+    /// Whether it is made from anything besides text.
+    pub fn has_conditions(&self) -> bool {
+        self.image.is_some() || !self.conditions.is_empty()
+    }
+
     /// The noise levels and timesteps of its steps.
     ///
     /// # Errors
@@ -96,14 +105,18 @@ impl ClipRequest {
         })
     }
 
-    /// Checks that the clip has the pictures that `dit` takes.
+    /// Checks that the clip has the pictures and other conditions that `dit` takes.
     ///
     /// # Errors
-    /// Pictures that are missing, or that the model has no use for.
+    /// Conditions that are missing, or that the model has no use for.
     pub fn check_pictures(&self, dit: &DitConfig) -> Result<()> {
+        self.conditions.check(dit, self.image.is_some())?;
         let needs_last = dit.image.is_some_and(|image| image.positions.is_some());
         let why = match (dit.pictures(), &self.image, &self.last_image) {
-            (Pictures::None, None, None) => return Ok(()),
+            (Pictures::None, None, None) | (Pictures::Condition, _, None) => return Ok(()),
+            (Pictures::Condition, _, Some(_)) => {
+                "this model takes a first picture alone; leave the last one out"
+            }
             (Pictures::None, ..) => "this model makes clips from text alone; leave the picture out",
             (_, None, Some(_)) => "a last picture without a first one; name both",
             (Pictures::Beside, None, _) => {
@@ -122,14 +135,15 @@ impl ClipRequest {
 
     /// This request with the prompt and options of `line` in place of its own:
     /// `--w` width, `--h` height, `--f` frames, `--d` seed, `--s` steps, `--l` guidance, `--lh` guidance of the expert for
-    /// high noise where it differs, `--fs` shift, `--i` first picture, `--ei` last picture, `--n` negative prompt. Pictures
-    /// are looked for from the folder `from`.
+    /// high noise where it differs, `--fs` shift, `--i` first picture, `--ei` last picture, `--cv` control clip, `--mk` mask,
+    /// `--ref` reference picture (any number), `--cam` camera move or file of poses, `--n` negative prompt. Files are looked for
+    /// from the folder `from`.
     ///
     /// # Errors
     /// An unknown option, or a value that cannot be read.
     pub fn with_line(&self, line: &str, from: &Path) -> Result<Self> {
         let mut request = self.clone();
-        let (mut parts, mut guidance_high) = (line.split(" --"), None);
+        let (mut parts, mut guidance_high, mut references) = (line.split(" --"), None, Vec::new());
         request.prompt = parts.next().unwrap_or_default().trim().to_owned();
         for part in parts {
             let (option, value) = part.trim().split_once(char::is_whitespace).unwrap_or((part.trim(), ""));
@@ -149,12 +163,21 @@ impl ClipRequest {
                 "lh" => guidance_high = Some(value.parse().map_err(|_| refuse())?),
                 "i" if !value.is_empty() => request.image = Some(from.join(value)),
                 "ei" if !value.is_empty() => request.last_image = Some(from.join(value)),
+                "cv" if !value.is_empty() => request.conditions.control = Some(from.join(value)),
+                "mk" if !value.is_empty() => request.conditions.mask = Some(from.join(value)),
+                "ref" if !value.is_empty() => references.push(from.join(value)),
+                "cam" if !value.is_empty() => {
+                    request.conditions.camera = Some(CameraPath::parse(value, from));
+                }
                 "fs" => request.shift = value.parse().map_err(|_| refuse())?,
                 "n" => request.negative = value.to_owned(),
                 _ => return Err(refuse()),
             }
         }
         request.guidance_high = guidance_high.unwrap_or(request.guidance_high);
+        if !references.is_empty() {
+            request.conditions.references = references;
+        }
         Ok(request)
     }
 

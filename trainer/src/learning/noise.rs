@@ -238,6 +238,11 @@ impl Streams {
         Key::new(self.seed, "picture", &[step, slot])
     }
 
+    /// For which conditions of a sample are left out: a number for each.
+    pub fn conditions(self, step: u64, slot: u64) -> Key {
+        Key::new(self.seed, "conditions", &[step, slot])
+    }
+
     /// For the dropout of the adapters' input.
     pub fn dropout(self, step: u64, slot: u64) -> Key {
         Key::new(self.seed, "dropout", &[step, slot])

@@ -2,6 +2,7 @@
 //! that nothing reads the recipe, the environment or the clock to decide behaviour.
 
 mod assumed;
+mod conditions;
 mod difference;
 mod found;
 mod layout;
@@ -310,6 +311,7 @@ impl Plan {
 
         let defaults = *dit.defaults(model.dits.networks());
         let mut data = recipe.data;
+        conditions::check_data(&data, &dit)?;
         let watch = Watch { progress, is_stopped: &|| overrides.interrupt.is_asked() };
         let (dataset, found) = match missing_clips(&data, from, overrides) {
             Some(note) => {
@@ -433,6 +435,9 @@ fn check_numbers(recipe: &Recipe) -> Result<()> {
     if !(0.0..=1.0).contains(&train.caption_dropout) {
         return refuse("train.caption_dropout", "must lie between 0 and 1");
     }
+    if let Some((key, _)) = train.drop.each().into_iter().find(|(_, share)| !(0.0..=1.0).contains(share)) {
+        return refuse(key, "must lie between 0 and 1");
+    }
     if recipe.checkpoint.keep_last == 0 {
         return refuse("checkpoint.keep_last", "must be at least 1");
     }
@@ -448,7 +453,7 @@ fn read_data(
     defaults: &Defaults,
     mut watch: Watch,
 ) -> Result<(Dataset, DatasetPlan)> {
-    data.folder.iter_mut().for_each(|place| *place = from.join(&*place));
+    conditions::settle_places(data, from);
     if let Some(import) = &mut data.import {
         *import = existing("data.import", from, import)?;
     }

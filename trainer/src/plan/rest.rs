@@ -8,7 +8,7 @@ use models::adapter::{Adapter, Adapters, LoraConfig, Target};
 use models::clip::Clip;
 use models::dit::{DitConfig, Pictures};
 use models::expert::{Expert, Networks};
-use models::published::{Defaults, Published};
+use models::published::{Beside, Defaults, Published};
 use models::text::MAX_TOKENS;
 use models::umt5::Umt5;
 use models::vae::{TEMPORAL_RATIO, Tiling, TinyDecoder, TinySizes, Vae};
@@ -18,6 +18,7 @@ use super::SamplePlan;
 use crate::adapters::look_at;
 use crate::base::{BaseModel, EncoderSizes};
 use crate::encode::condition_there;
+use crate::encode::conditions::latents;
 use crate::encode::prompt::ClipRequest;
 use crate::error::{Error, Result};
 use crate::machine::forecast::{
@@ -132,7 +133,7 @@ impl Rest {
     /// Sizes that a model's code does not take.
     pub fn phases(&self, dit: Split) -> Result<Vec<PhaseForecast>> {
         let mut phases = vec![self.text_encoder(dit, self.precision.text())?];
-        if self.clips.iter().any(|clip| clip.image.is_some()) {
+        if self.clips.iter().any(ClipRequest::has_conditions) {
             phases.push(self.encoding_pictures(dit, &self.clips)?);
         }
         if let Some(bucket) = self.bucket {
@@ -181,7 +182,7 @@ impl Rest {
         let (frames, height, width) = self.pixels(bucket);
         let video = Tensor::zeros((1, 3, frames, height, width), DType::F32, device)?;
         drop(vae.encode(&video, Tiling::Off)?);
-        if dit.task.config().pictures() == Pictures::Beside {
+        if dit.task.config().kind.facts().beside.contains(&Beside::Given) {
             let frame = |n: usize| video.get(0)?.narrow(1, n, 1)?.squeeze(1);
             let last = sees_two(dit.task.config()).then(|| frame(frames - 1)).transpose()?;
             drop(condition_there(&vae, &frame(0)?, last.as_ref(), frames)?);
@@ -202,6 +203,10 @@ impl Rest {
             Pictures::InPlace => {
                 let video = Tensor::zeros((1, 3, 1, height, width), DType::F32, device)?;
                 drop(vae.encode(&video, Tiling::Off)?);
+            }
+            Pictures::Condition => {
+                let host = Device::shadow_cpu(None);
+                drop(latents(&vae, &Tensor::zeros((1, 3, frames, height, width), DType::F32, &host)?)?);
             }
             _ => {
                 let picture = Tensor::zeros((3, height, width), DType::F32, &Device::shadow_cpu(None))?;

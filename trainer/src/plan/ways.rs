@@ -253,7 +253,7 @@ impl Ways<'_> {
 
     /// Whether all that is done for `clips` fits.
     fn clips_fit(&self, rest: &Rest, dit: Split, clips: &[ClipRequest]) -> Result<bool> {
-        let has_pictures = clips.iter().any(|clip| clip.image.is_some());
+        let has_pictures = clips.iter().any(ClipRequest::has_conditions);
         if has_pictures && !fits(&rest.encoding_pictures(dit, clips)?) {
             return Ok(false);
         }

@@ -12,7 +12,7 @@ use crate::base::hub::{Hub, HubError, HubSettings};
 use crate::base::{Clips, ModelConfig};
 use crate::error::Result;
 use crate::machine::precision::Processor;
-use models::published::{Defaults, Published};
+use models::published::{Beside, Defaults, Published};
 
 /// Width of a 14B model: from here up quantised weights pay on a card of 24 GB.
 const LARGE: usize = 5120;
@@ -163,6 +163,23 @@ impl Draft {
                 "stills = \"skip\"                  # a clip of one frame teaches no motion".to_owned(),
             );
         }
+        let facts = self.dit.kind.facts();
+        if facts.beside.contains(&Beside::Control) {
+            lines.push(
+                "control = \"control\"              # a control clip of the same name for each clip: pose, depth, edges".to_owned(),
+            );
+        }
+        if self.dit.control.reference.is_some() {
+            lines.push(
+                "# references = \"references\"      # a picture of the same name for each clip".to_owned(),
+            );
+        }
+        if facts.camera {
+            lines.push(
+                "cameras = \"cameras\"              # NAME.txt with the camera's pose in each frame"
+                    .to_owned(),
+            );
+        }
         lines.join("\n")
     }
 
@@ -190,6 +207,17 @@ impl Draft {
         let prompt = caption.unwrap_or("a person walks along a beach at sunset").replace(" --", " ");
         let every = "every = 250";
         match self.dit.pictures() {
+            Pictures::Condition => {
+                let with = match self.dit.kind.facts().camera {
+                    true => "--i first.png --cam left",
+                    false => "--cv pose.mp4",
+                };
+                let prompt = first_line(&prompt);
+                format!(
+                    "# Each prompt needs its conditions; paths are relative to this file:\n# [sample]\n# prompts = [{}]\n# {every}",
+                    quoted(&format!("{prompt} {with}"))
+                )
+            }
             Pictures::Beside => {
                 let last = if self.dit.image.is_some_and(|image| image.positions.is_some()) {
                     " --ei last.png"

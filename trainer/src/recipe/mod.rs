@@ -101,6 +101,8 @@ pub struct TrainConfig {
     pub caption_dropout: f64,
     /// Fraction of the samples whose first frame is given clean, to learn its continuation, 0 to 1; TI2V-5B only. Default 0.2.
     pub picture_share: Option<f64>,
+    /// Fractions of the samples of a control model that are shown without each of its conditions.
+    pub drop: ConditionDropout,
     /// If both experts of a model are trained, the fraction of the micro-batches for the one for high noise, 0 to 1. Default: the
     /// fraction of the drawn sigmas in its range.
     pub high_share: Option<f64>,
@@ -120,10 +122,45 @@ impl Default for TrainConfig {
             accumulate: 1,
             caption_dropout: 0.1,
             picture_share: None,
+            drop: ConditionDropout::default(),
             high_share: None,
             timesteps: TimestepConfig::default(),
             eval_every: 0,
         }
+    }
+}
+
+/// Which fraction of the samples of a control model is shown without a condition, 0 to 1; each is drawn by itself. Default: what
+/// VideoX-Fun trains with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ConditionDropout {
+    /// The control clip. Default 0.1.
+    pub control: f64,
+    /// The start picture. Default 0.1.
+    pub start: f64,
+    /// The reference picture. Default 0.1.
+    pub reference: f64,
+    /// CLIP's view of a picture. Default 0.1.
+    pub clip: f64,
+}
+
+impl Default for ConditionDropout {
+    fn default() -> Self {
+        Self { control: 0.1, start: 0.1, reference: 0.1, clip: 0.1 }
+    }
+}
+
+impl ConditionDropout {
+    /// Each with its key.
+    pub fn each(&self) -> [(&'static str, f64); 4] {
+        let Self { control, start, reference, clip } = *self;
+        [
+            ("train.drop.control", control),
+            ("train.drop.start", start),
+            ("train.drop.reference", reference),
+            ("train.drop.clip", clip),
+        ]
     }
 }
 

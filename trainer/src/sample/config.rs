@@ -7,6 +7,7 @@ use models::published::Defaults;
 use serde::{Deserialize, Serialize};
 
 use super::magcache::CacheConfig;
+use crate::encode::conditions::given::GivenConditions;
 use crate::encode::preset::Preset;
 use crate::encode::prompt::ClipRequest;
 use crate::error::Result;
@@ -215,6 +216,7 @@ impl SampleConfig {
             timesteps: None,
             image: None,
             last_image: None,
+            conditions: GivenConditions::default(),
         };
         match self.preset {
             Some(preset) => preset.over(request),

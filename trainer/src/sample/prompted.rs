@@ -44,7 +44,7 @@ impl Prompted {
             request: request.clone(),
             positive: states(&request.prompt)?,
             negative: states(&request.negative)?,
-            shown: encoded.shown(request, dit.pictures())?.to_device(noise_bcthw.device())?,
+            shown: encoded.shown_of(request, dit)?.to_device(noise_bcthw.device())?,
             noise_bcthw,
         })
     }

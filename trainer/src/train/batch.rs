@@ -6,12 +6,13 @@ use models::dit::config::PATCH;
 use models::dit::{Conditioning, Dropout, Raw, Role};
 use models::expert::Expert;
 
-use crate::encode::{LatentStore, PictureInputs};
+use crate::encode::{LatentStore, LeftOut, PictureInputs};
 use crate::error::Result;
 use crate::learning::NoiseRange;
 use crate::learning::noise::{Streams, TimestepConfig};
 use crate::pipeline::{MicroBatch, NetworkInput};
 use crate::plan::Plan;
+use crate::recipe::ConditionDropout;
 
 /// What is trained on, in its order.
 pub struct Batches<'a> {
@@ -31,6 +32,8 @@ pub struct Batches<'a> {
     adapter_dropout: f64,
     /// Share of the samples that are shown their first frame in place of a noisy one.
     picture_share: f64,
+    /// Share of the samples of a control model without each of its conditions.
+    drop: ConditionDropout,
 }
 
 /// The micro-batches of one step with what the log says of them.
@@ -112,6 +115,7 @@ impl<'a> Batches<'a> {
             caption_dropout: plan.train.caption_dropout,
             adapter_dropout: plan.adapter.dropout,
             picture_share: plan.train.picture_share.unwrap_or(0.0),
+            drop: plan.train.drop.clone(),
         })
     }
 
@@ -171,7 +175,8 @@ impl<'a> Batches<'a> {
         });
         all.map(|(item, window, level, sigma)| {
             let key = self.streams.eval(item as u64, level as u64);
-            let sample = self.noised(window, sigma, key, self.caption(window), Given::Nothing)?;
+            let sample =
+                self.noised(window, (sigma, key), self.caption(window), Given::Nothing, LeftOut::default())?;
             Ok(HeldOut { item: self.name(window), level, sigma, batch: stack(&[sample], |_| 1.0)? })
         })
     }
@@ -189,7 +194,15 @@ impl<'a> Batches<'a> {
             true => Given::FirstFrame,
             false => Given::Nothing,
         };
-        self.noised(window, sigma, self.streams.noise(step, slot), caption, given)
+        let drawn = self.streams.conditions(step, slot);
+        let is_left_out = |index: u64, share: f64| drawn.uniform(index) < share;
+        let left_out = LeftOut {
+            control: is_left_out(0, self.drop.control),
+            start: is_left_out(1, self.drop.start),
+            reference: is_left_out(2, self.drop.reference),
+            clip: is_left_out(3, self.drop.clip),
+        };
+        self.noised(window, (sigma, self.streams.noise(step, slot)), caption, given, left_out)
     }
 
     /// x = (1 - sigma) x0 + sigma noise, and the velocity noise - x0 that leads there; behind x what an image-to-video model
@@ -197,10 +210,10 @@ impl<'a> Batches<'a> {
     fn noised(
         &self,
         window: usize,
-        sigma: f64,
-        noise: kernels::random::Key,
+        (sigma, noise): (f64, kernels::random::Key),
         caption: &str,
         given: Given,
+        left_out: LeftOut,
     ) -> Result<Sample> {
         let x0 = self.encoded.latents(window)?;
         let noise = Tensor::from_vec(noise.normals(x0.elem_count()), x0.shape(), &Device::Cpu)?;
@@ -210,7 +223,7 @@ impl<'a> Batches<'a> {
         if given == Given::FirstFrame {
             noisy = Tensor::cat(&[x0.narrow(1, 0, 1)?, noisy.narrow(1, 1, frames - 1)?], 1)?;
         }
-        let PictureInputs { beside_bcthw, cond, .. } = self.encoded.ends(window)?;
+        let PictureInputs { beside_bcthw, cond, .. } = self.encoded.shown_of_window(window, left_out)?;
         if let Some(beside) = beside_bcthw {
             noisy = Tensor::cat(&[noisy, beside], 0)?;
         }

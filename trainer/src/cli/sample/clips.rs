@@ -159,6 +159,7 @@ impl Sample {
             timesteps: own.timesteps,
             image: self.image.clone().or(own.image),
             last_image: self.last_image.clone().or(own.last_image),
+            conditions: self.conditions.given().over(own.conditions),
         };
         Ok(match self.preset {
             Some(preset) => preset.over(request),

@@ -7,6 +7,7 @@
 
 pub mod camera;
 pub mod fun;
+pub mod given;
 pub mod vace;
 
 use kernels::{DType, Device, Tensor};

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use data::Film;
-use models::dit::DitConfig;
+use models::dit::{DitConfig, Pictures};
 use models::expert::Networks;
 use models::published::Published;
 use models::vae::Generation;
@@ -27,9 +27,11 @@ pub fn run_presets() -> Vec<&'static str> {
     dit_presets().into_iter().filter(|name| Published::named(name).is_none_or(can_be_made)).collect()
 }
 
-/// Whether a model is one network that needs no CLIP tower.
+/// Whether a model is one network that needs no CLIP tower and no conditions besides text and pictures.
 fn can_be_made(model: &Published) -> bool {
-    model.networks == Networks::Whole && model.kind.facts().clip_pictures == 0
+    let facts = model.kind.facts();
+    let needs_more = facts.clip_pictures > 0 || facts.pictures == Pictures::Condition;
+    model.networks == Networks::Whole && !needs_more
 }
 
 /// A whole run that is measured.

@@ -1,0 +1,218 @@
+//! Files that belong to a clip: a control clip, a mask, reference pictures, a camera path.
+//!
+//! Each kind has a folder of its own, in which a file has the path of its clip in the data folder, with an extension of its own.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{DataConfig, Stills};
+use crate::decode::{self, Probe};
+use crate::error::{DataError, Result};
+use crate::media::{Media, PICTURE_EXTENSIONS, VIDEO_EXTENSIONS};
+use crate::resample::frame_count;
+use crate::scan::{Item, media_at};
+
+/// Aspects that differ by less are the same: sides are whole pixels.
+const SAME_ASPECT: f64 = 0.01;
+/// Reference pictures of a clip at most.
+const MAX_REFERENCES: usize = 8;
+
+/// What accompanies a clip, found and probed.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Companions {
+    /// The control clip, as long as the clip and of its aspect.
+    pub control: Option<Companion>,
+    /// The mask, a clip or a picture: white is to be generated.
+    pub mask: Option<Companion>,
+    /// Reference pictures, in their order.
+    pub references: Vec<PathBuf>,
+    /// The file of camera poses.
+    pub camera: Option<PathBuf>,
+}
+
+/// A clip or a picture that goes along with another clip.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Companion {
+    /// Where its pixels are.
+    pub media: Media,
+    /// What its file contains.
+    pub probe: Probe,
+}
+
+/// Which of a clip's companions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Accompanying {
+    /// The control clip.
+    Control,
+    /// The mask.
+    Mask,
+}
+
+impl Companions {
+    /// Of the clip `item` of `frames` frames and of this displayed size, in the folders of `config`, at `fps` frames a second.
+    ///
+    /// # Errors
+    /// A file that is missing, that cannot be read, or a control clip or mask of another length or aspect than the clip.
+    pub(crate) fn of(
+        item: &Item,
+        (frames, size): (usize, (u32, u32)),
+        config: &DataConfig,
+        fps: f64,
+    ) -> Result<Self> {
+        let stem = stem(&item.media, config);
+        let clip = |key: &'static str, folder: &Option<PathBuf>| -> Result<Option<Companion>> {
+            let Some(folder) = folder else { return Ok(None) };
+            let companion = Companion::open(&folder.join(&stem), (key, &item.id), config, fps)?;
+            companion.check((&item.id, frames, size), key, fps)?;
+            Ok(Some(companion))
+        };
+        Ok(Self {
+            control: clip("control", &config.control)?,
+            mask: clip("masks", &config.masks)?,
+            references: match &config.references {
+                Some(folder) => references(&folder.join(&stem), &item.id)?,
+                None => Vec::new(),
+            },
+            camera: config
+                .cameras
+                .as_ref()
+                .map(|folder| camera(&folder.join(&stem), &item.id))
+                .transpose()?,
+        })
+    }
+
+    /// The control clip or the mask.
+    pub fn get(&self, which: Accompanying) -> Option<&Companion> {
+        match which {
+            Accompanying::Control => self.control.as_ref(),
+            Accompanying::Mask => self.mask.as_ref(),
+        }
+    }
+}
+
+impl Companion {
+    fn open(stem: &Path, (key, clip): (&str, &str), config: &DataConfig, fps: f64) -> Result<Self> {
+        let extensions = VIDEO_EXTENSIONS.iter().chain(&PICTURE_EXTENSIONS);
+        let files = extensions.map(|extension| with_extension(stem, extension));
+        for place in files.chain([stem.to_path_buf()]) {
+            if let Some(media) = media_at(&place)? {
+                let mut probe = decode::probe(&media, config.picture_folder_fps.unwrap_or(fps))?;
+                if let (Some(rate), Media::Video(_) | Media::Animation(_)) = (config.source_fps, &media) {
+                    probe.times = (0..probe.times.len()).map(|index| index as f64 / rate).collect();
+                    probe.end = probe.times.len() as f64 / rate;
+                }
+                return Ok(Self { media, probe });
+            }
+        }
+        let reason =
+            format!("there is none for {clip}: data.{key} needs a clip of this name with any extension");
+        Err(DataError::unreadable(stem, reason))
+    }
+
+    /// Checks that it is as long as its clip, or a picture, and of its aspect.
+    fn check(&self, (clip, length, size): (&str, usize, (u32, u32)), key: &str, fps: f64) -> Result<()> {
+        let refuse = |reason: String| Err(DataError::unreadable(self.media.path(), reason));
+        let frames = match self.media {
+            Media::Still(_) => length,
+            _ => frame_count(self.probe.end, fps),
+        };
+        if frames != length {
+            return refuse(format!(
+                "it has {frames} frames at {fps} frames a second and its clip {clip} has {length}: data.{key} must be as long as the clips"
+            ));
+        }
+        let aspect = |(width, height): (u32, u32)| f64::from(width) / f64::from(height);
+        let (own, other) = (self.probe.displayed(), size);
+        if (aspect(own) / aspect(other) - 1.0).abs() > SAME_ASPECT {
+            return refuse(format!(
+                "it is {}x{} and its clip {clip} is {}x{}: data.{key} must have the clips' aspect",
+                own.0, own.1, other.0, other.1
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The path of a clip below its data folder, without its extension; of an imported clip its name.
+fn stem(media: &Media, config: &DataConfig) -> PathBuf {
+    let path = media.path();
+    let below = config.folder.iter().find_map(|folder| path.strip_prefix(folder).ok());
+    let below =
+        below.map(Path::to_path_buf).or_else(|| path.file_name().map(PathBuf::from)).unwrap_or_default();
+    match media {
+        Media::Pictures { .. } => below,
+        _ => below.with_extension(""),
+    }
+}
+
+/// `stem` followed by a dot and `extension`; the stem may have dots itself.
+fn with_extension(stem: &Path, extension: &str) -> PathBuf {
+    let mut name = stem.as_os_str().to_os_string();
+    name.push(".");
+    name.push(extension);
+    PathBuf::from(name)
+}
+
+/// `NAME.png`, or `NAME_1.png`, `NAME_2.png`, ... in their order.
+fn references(stem: &Path, clip: &str) -> Result<Vec<PathBuf>> {
+    let picture = |stem: &Path| {
+        PICTURE_EXTENSIONS.iter().map(|extension| with_extension(stem, extension)).find(|path| path.is_file())
+    };
+    let numbered = |number: usize| {
+        let mut name = stem.as_os_str().to_os_string();
+        name.push(format!("_{number}"));
+        picture(Path::new(&name))
+    };
+    let found: Vec<PathBuf> = match picture(stem) {
+        Some(one) => vec![one],
+        None => (1..=MAX_REFERENCES).map_while(numbered).collect(),
+    };
+    if found.is_empty() {
+        let reason = format!(
+            "there is none for {clip}: data.references needs a picture of this name, or several that end in _1, _2, ..."
+        );
+        return Err(DataError::unreadable(stem, reason));
+    }
+    Ok(found)
+}
+
+/// `NAME.txt`.
+fn camera(stem: &Path, clip: &str) -> Result<PathBuf> {
+    let path = with_extension(stem, "txt");
+    match path.is_file() {
+        true => Ok(path),
+        false => {
+            let reason = format!("there is none for {clip}: data.cameras needs a file of poses of this name");
+            Err(DataError::unreadable(&path, reason))
+        }
+    }
+}
+
+impl DataConfig {
+    /// The folders of companions that are named, each with its key.
+    pub fn companions(&self) -> impl Iterator<Item = (&'static str, &PathBuf)> {
+        let all = [
+            ("control", &self.control),
+            ("masks", &self.masks),
+            ("references", &self.references),
+            ("cameras", &self.cameras),
+        ];
+        all.into_iter().filter_map(|(key, folder)| Some((key, folder.as_ref()?)))
+    }
+
+    /// Checks that the folders of companions are there, and that stills are not to be trained with them.
+    pub(crate) fn check_companions(&self) -> Result<()> {
+        for (key, folder) in self.companions() {
+            if !folder.is_dir() {
+                let reason = format!("there is no folder {}", folder.display());
+                return Err(DataError::Config { key, reason });
+            }
+            if key == "cameras" && self.stills == Stills::Train {
+                let reason = "a picture has no camera path: set data.stills = \"skip\"".into();
+                return Err(DataError::Config { key, reason });
+            }
+        }
+        Ok(())
+    }
+}

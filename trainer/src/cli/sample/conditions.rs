@@ -1,0 +1,37 @@
+//! The conditions of `tandem sample` for control models.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use crate::encode::conditions::given::{CameraPath, GivenConditions};
+
+/// What control models (Fun, VACE) make clips from, besides prompt and picture.
+#[derive(Debug, Default, Args)]
+pub(super) struct ConditionOptions {
+    /// The control clip of Fun-Control or VACE: pose, depth, edges, or a clip to edit; at least as long as the clip that is made.
+    #[arg(long, value_name = "FILE")]
+    control: Option<PathBuf>,
+    /// VACE's mask over the control clip, a clip or a picture: white is generated, black is kept.
+    #[arg(long, value_name = "FILE", requires = "control")]
+    mask: Option<PathBuf>,
+    /// A reference picture, of Fun-Control V1.1 and A14B one, of VACE any number; may be given more than once.
+    #[arg(long, value_name = "FILE")]
+    reference: Vec<PathBuf>,
+    /// The camera path of Fun-Control-Camera: left, right, up, down, left-up, left-down, right-up, right-down, in, out, or a
+    /// file with a line of 19 numbers for each frame.
+    #[arg(long, value_name = "MOVE_OR_FILE")]
+    camera: Option<String>,
+}
+
+impl ConditionOptions {
+    /// Those that are given.
+    pub fn given(&self) -> GivenConditions {
+        GivenConditions {
+            control: self.control.clone(),
+            mask: self.mask.clone(),
+            references: self.reference.clone(),
+            camera: self.camera.as_deref().map(|text| CameraPath::parse(text, Path::new(""))),
+        }
+    }
+}

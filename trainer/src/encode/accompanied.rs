@@ -1,0 +1,234 @@
+//! What accompanies training clips, for control models: control clips, masks and reference pictures through the VAE, pictures
+//! through CLIP, camera paths out of their files.
+
+use std::path::{Path, PathBuf};
+
+use data::{Accompanying, Clip, ContentHashes, Dataset, Key, Picture, Window};
+use kernels::{DType, Device, Tensor};
+use models::dit::control::{CAMERA, REFERENCE};
+use models::dit::{Conditioning, DitConfig, Pictures, Raw, Role};
+use models::published::Beside;
+use models::vae::Vae;
+
+use super::conditions::camera::{self, Pose};
+use super::conditions::fun::FunLatents;
+use super::conditions::latents;
+use super::pictures::planes;
+use super::requested::{picture, video};
+use super::{Encoding, GivenFrames, LATENTS, LatentStore, PictureInputs, STATES, mask, storage, to_host};
+use crate::error::{Error, Result};
+
+/// The entries of what accompanies a window.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Accompanied {
+    /// The latents of the control clip.
+    control: Option<Key>,
+    /// The latents of the reference picture.
+    reference: Option<Key>,
+    /// CLIP's states of the reference picture.
+    seen: Option<Key>,
+    /// The camera's poses, one for each frame.
+    poses: Vec<Pose>,
+}
+
+/// Which conditions of a sample are left out, so that the model still knows what to do without them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// The control clip.
+    pub control: bool,
+    /// The start picture, or the frames that are given.
+    pub start: bool,
+    /// The reference picture.
+    pub reference: bool,
+    /// CLIP's states.
+    pub clip: bool,
+}
+
+impl LatentStore {
+    /// Encodes what accompanies the windows of `dataset` and is not cached, for control models.
+    ///
+    /// # Errors
+    /// Files that cannot be decoded, poses that do not fit their clip, a cache that takes no files.
+    pub(super) fn encode_accompanied(&mut self, dataset: &Dataset, with: &mut Encoding) -> Result<()> {
+        if with.residents.dit().pictures() != Pictures::Condition {
+            return Ok(());
+        }
+        self.control_model = Some(with.residents.dit().clone());
+        let mut hashes = ContentHashes::open(&self.cache);
+        self.name_accompanied(dataset, &mut hashes, with)?;
+        let missing = |key: &Option<Key>| -> Result<bool> {
+            Ok(key.as_ref().map(|key| self.missing(key)).transpose()?.flatten().is_some())
+        };
+        let (mut by_vae, mut by_clip) = (Vec::new(), Vec::new());
+        for (index, own) in self.accompanied.iter().enumerate() {
+            if missing(&own.control)? || missing(&own.reference)? {
+                by_vae.push(index);
+            }
+            if missing(&own.seen)? {
+                by_clip.push(index);
+            }
+        }
+        if by_vae.is_empty() && by_clip.is_empty() {
+            return Ok(());
+        }
+        self.cache.check_writable()?;
+        hashes.save()?;
+        if !by_vae.is_empty() {
+            let vae = with.residents.vae()?;
+            let bar = with.residents.ui().bar("encoding conditions", by_vae.len());
+            for index in by_vae {
+                self.put_accompanied(dataset, index, &vae)?;
+                with.interrupt.check()?;
+                bar.inc(1);
+            }
+            bar.finish();
+        }
+        if !by_clip.is_empty() {
+            let tower = with.residents.clip()?;
+            for index in by_clip {
+                let window = &dataset.windows[index];
+                if let (Some(key), Some(path)) =
+                    (&self.accompanied[index].seen, reference_of(dataset, window))
+                {
+                    let pixels = tower.pixels(&planes(&Picture::open(path)?)?.unsqueeze(0)?)?;
+                    let states = tower.encode(&pixels)?.squeeze(0)?;
+                    let entry = [(STATES, &to_host(&states)?, storage(&states))];
+                    self.cache.put(key, &entry, &Default::default())?;
+                }
+                with.interrupt.check()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn name_accompanied(
+        &mut self,
+        dataset: &Dataset,
+        hashes: &mut ContentHashes,
+        with: &Encoding,
+    ) -> Result<()> {
+        let (dit, vae) = (with.residents.dit(), with.vae_identity()?);
+        let clip = dit.image.map(|_| with.clip_identity()).transpose()?;
+        let reads = |beside: Beside| dit.kind.facts().beside.contains(&beside);
+        let mut all = Vec::new();
+        for window in &dataset.windows {
+            let source = &dataset.sources[window.source];
+            let mut own = Accompanied::default();
+            if let (true, Some(control)) = (reads(Beside::Control), &source.companions.control) {
+                let content = hashes.of(&control.media)?;
+                let frames = dataset.companion_frames(window, Accompanying::Control);
+                own.control = Some(Key::clip(&content, &frames, window.bucket, &vae));
+            }
+            if let Some(path) = reference_of(dataset, window).filter(|_| dit.control.reference.is_some()) {
+                let content = hashes.of(&data::Media::Still(path.to_owned()))?;
+                own.reference = Some(Key::of(&["reference", &content, &window.bucket.to_string(), &vae]));
+                own.seen = clip.as_ref().map(|clip| Key::of(&["picture", &content, "Official", clip]));
+            }
+            if let Some(path) = source.companions.camera.as_deref().filter(|_| dit.control.camera.is_some()) {
+                own.poses = poses(dataset, window, path)?;
+            }
+            all.push(own);
+        }
+        self.accompanied = all;
+        Ok(())
+    }
+
+    fn put_accompanied(&self, dataset: &Dataset, index: usize, vae: &Vae) -> Result<()> {
+        let (own, window) = (&self.accompanied[index], dataset.windows[index]);
+        if let Some(key) = &own.control {
+            let clip = companion(dataset, &window, Accompanying::Control)?;
+            self.put(key, (LATENTS, &latents(vae, &video(&clip)?)?.squeeze(0)?), &clip)?;
+        }
+        if let (Some(key), Some(path)) = (&own.reference, reference_of(dataset, &window)) {
+            let size = (window.bucket.width, window.bucket.height);
+            let tensor = latents(vae, &picture(path, size)?)?.squeeze(0)?;
+            self.cache.put(key, &[(LATENTS, &to_host(&tensor)?, storage(&tensor))], &Default::default())?;
+        }
+        Ok(())
+    }
+
+    /// What the model is shown of the window `index` besides noisy latents and text, without a batch axis; control models
+    /// without what is `left_out`.
+    ///
+    /// # Errors
+    /// When an entry was removed or damaged since it was made.
+    pub fn shown_of_window(&self, index: usize, left_out: LeftOut) -> Result<PictureInputs> {
+        match &self.control_model {
+            Some(dit) => self.conditions(index, dit, left_out),
+            None => self.ends(index),
+        }
+    }
+
+    fn conditions(&self, index: usize, dit: &DitConfig, left_out: LeftOut) -> Result<PictureInputs> {
+        let (own, latents) = (&self.accompanied[index], self.latents(index)?);
+        let [channels, frames, height, width] = latents.dims()[..] else {
+            return Err(Error::Tensor(kernels::Error::msg("latents of a clip have four axes")));
+        };
+        let read = |key: &Option<Key>, is_left_out: bool| -> Result<Option<Tensor>> {
+            let key = key.as_ref().filter(|_| !is_left_out);
+            key.map(|key| Ok(self.tensor(key, LATENTS)?.unsqueeze(0)?)).transpose()
+        };
+        // The first latent frame depends on the first frame alone: it is the start picture's.
+        let start = (!left_out.start).then(|| latents.narrow(1, 0, 1)?.unsqueeze(0)).transpose()?;
+        let given = read(&self.clips[index].condition, left_out.start)?.map(|latents| {
+            Ok::<_, Error>((mask(GivenFrames::First, (frames, height, width))?.unsqueeze(0)?, latents))
+        });
+        let parts =
+            FunLatents { control: read(&own.control, left_out.control)?, start, given: given.transpose()? };
+        let beside = parts.beside(dit.kind.facts().beside, [channels, frames, height, width])?;
+        let mut cond = Conditioning::<Raw>::new();
+        if let Some(channels) = dit.control.reference {
+            let latents = read(&own.reference, left_out.reference)?;
+            let nothing = || Tensor::zeros((channels, height, width), DType::F32, &Device::Cpu);
+            cond.insert(REFERENCE, latents.map_or_else(nothing, |x| x.squeeze(0)?.squeeze(1))?);
+        }
+        if let Some(sizes) = dit.control.camera {
+            let size = (height * sizes.stride, width * sizes.stride);
+            cond.insert(CAMERA, camera::packed(&own.poses, size)?.squeeze(0)?);
+        }
+        if let Some(image) = dit.image {
+            let key = own.seen.as_ref().or(self.clips[index].states.as_ref()).filter(|_| !left_out.clip);
+            let shape = (image.rows(), image.dim);
+            let nothing = || Ok::<_, Error>(Tensor::zeros(shape, DType::F32, &Device::Cpu)?);
+            let states = key.map(|key| self.tensor(key, STATES));
+            cond.insert(Role::PICTURE, states.unwrap_or_else(nothing)?);
+        }
+        let beside_bcthw = beside.map(|beside| beside.squeeze(0)).transpose()?;
+        Ok(PictureInputs { beside_bcthw, cond, first_bcthw: None })
+    }
+}
+
+/// The first reference picture of a window's clip.
+fn reference_of<'a>(dataset: &'a Dataset, window: &Window) -> Option<&'a Path> {
+    dataset.sources[window.source].companions.references.first().map(PathBuf::as_path)
+}
+
+/// The stretch of `window` of a companion of its clip.
+fn companion(dataset: &Dataset, window: &Window, which: Accompanying) -> Result<Clip> {
+    let clips = dataset.companion_clips(window.source, which, std::slice::from_ref(window))?;
+    let clip = clips.and_then(|mut clips| clips.next());
+    let id = &dataset.sources[window.source].item.id;
+    clip.ok_or_else(|| Error::CacheEntryGone { why: format!("{id} has no {which:?}") })?.map_err(Into::into)
+}
+
+/// The poses of a window: of a file with a pose for each frame of the clip's own file, those of its source frames; of one with
+/// a pose for each frame at the target rate, those of its stretch.
+fn poses(dataset: &Dataset, window: &Window, path: &Path) -> Result<Vec<Pose>> {
+    let (poses, source) = (camera::read(path)?, &dataset.sources[window.source]);
+    if poses.len() == source.probe.times.len() {
+        return Ok(dataset.source_frames(window).into_iter().map(|frame| poses[frame]).collect());
+    }
+    if poses.len() == source.frames {
+        return Ok(camera::of_clip(&poses, window.start, window.bucket.frames as usize)?.to_vec());
+    }
+    let why = format!(
+        "{}: it has {} poses; its clip {} has {} frames ({} at {} frames a second), and one for each is expected",
+        path.display(),
+        poses.len(),
+        source.item.id,
+        source.probe.times.len(),
+        source.frames,
+        dataset.fps
+    );
+    Err(Error::Setting { key: "data.cameras".into(), why })
+}

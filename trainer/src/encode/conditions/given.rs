@@ -1,0 +1,124 @@
+//! The conditions that a clip is asked for with.
+
+use std::path::{Path, PathBuf};
+
+use models::dit::{DitConfig, Pictures};
+use models::published::{Beside, Kind};
+use serde::{Deserialize, Serialize};
+
+use super::camera::Move;
+use crate::error::{Error, Result};
+
+/// Files and names that a control model makes a clip from, besides prompt and start picture.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GivenConditions {
+    /// The control clip.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control: Option<PathBuf>,
+    /// The mask, a clip or a picture: white is to be generated. VACE alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask: Option<PathBuf>,
+    /// Reference pictures, in their order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub references: Vec<PathBuf>,
+    /// The camera path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub camera: Option<CameraPath>,
+}
+
+/// Where a camera path is from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CameraPath {
+    /// A named move.
+    Named(Move),
+    /// A file of poses.
+    File(PathBuf),
+}
+
+impl CameraPath {
+    /// A named move, or else a file, looked for from the folder `from`.
+    pub fn parse(text: &str, from: &Path) -> Self {
+        match <Move as clap::ValueEnum>::from_str(text, true) {
+            Ok(named) => Self::Named(named),
+            Err(_) => Self::File(from.join(text)),
+        }
+    }
+}
+
+impl GivenConditions {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The same with what `other` has in place of its own.
+    #[must_use]
+    pub fn over(&self, other: Self) -> Self {
+        Self {
+            control: self.control.clone().or(other.control),
+            mask: self.mask.clone().or(other.mask),
+            references: if self.references.is_empty() { other.references } else { self.references.clone() },
+            camera: self.camera.clone().or(other.camera),
+        }
+    }
+
+    /// Checks that they are those that `dit` reads; `has_picture` says whether there is a start picture.
+    ///
+    /// # Errors
+    /// A condition that is missing, or that the model has no use for.
+    pub fn check(&self, dit: &DitConfig, has_picture: bool) -> Result<()> {
+        let refuse = |why: &str| Err(Error::Setting { key: "conditions of a clip".into(), why: why.into() });
+        let facts = dit.kind.facts();
+        let reads_control = facts.side_chain || facts.beside.contains(&Beside::Control);
+        if self.control.is_some() && !reads_control {
+            return refuse(
+                "this model reads no control clip; leave it out, or take a Fun-Control or VACE model",
+            );
+        }
+        if self.mask.is_some() && !facts.side_chain {
+            return refuse("this model reads no mask; leave it out, or take a VACE model");
+        }
+        if self.camera.is_some() && !facts.camera {
+            return refuse(
+                "this model reads no camera path; leave it out, or take a Fun-Control-Camera model",
+            );
+        }
+        let most = match (facts.side_chain, dit.control.reference) {
+            (true, _) => MAX_REFERENCES,
+            (false, Some(_)) => 1,
+            (false, None) => 0,
+        };
+        if self.references.len() > most {
+            return refuse(&format!(
+                "{} reference pictures are given and the model reads {most}",
+                self.references.len()
+            ));
+        }
+        if dit.pictures() != Pictures::Condition {
+            return Ok(());
+        }
+        match dit.kind {
+            Kind::FunControl | Kind::FunControlExpert if self.control.is_none() => refuse(
+                "this model makes clips after a control clip: name one (--control, or --cv behind a prompt)",
+            ),
+            Kind::FunCamera | Kind::FunCameraExpert if self.camera.is_none() => refuse(
+                "this model makes clips along a camera path: name a move or a file of poses (--camera, or --cam behind a prompt)",
+            ),
+            Kind::FunCamera | Kind::FunCameraExpert if !has_picture => {
+                refuse("this model moves the camera in a picture: name one (--image, or --i behind a prompt)")
+            }
+            Kind::Vace if has_picture => refuse(
+                "VACE takes pictures as references (--reference, or --ref behind a prompt), or as a control clip with a mask",
+            ),
+            Kind::Vace if self.mask.is_some() && self.control.is_none() => refuse(
+                "a mask without the control clip that it is for: name that too (--control, or --cv behind a prompt)",
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Reference pictures of a clip at most.
+const MAX_REFERENCES: usize = 8;

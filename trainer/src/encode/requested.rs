@@ -1,0 +1,296 @@
+//! The conditions of clips that are asked for: through the VAE, and through CLIP where the model looks at a picture.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use data::{Bucket, Clip, ContentHashes, DataError, Key, Media, Picture, Storage, media_at, read_clip};
+use kernels::{DType, Device, Tensor};
+use models::dit::control::{CAMERA, CONTEXT, REFERENCE};
+use models::dit::{Conditioning, DitConfig, Pictures, Raw, Role};
+use models::published::Beside;
+
+use super::conditions::camera::{self, Pose};
+use super::conditions::fun::FunLatents;
+use super::conditions::given::CameraPath;
+use super::conditions::{latents, vace};
+use super::pictures::planes;
+use super::prompt::ClipRequest;
+use super::{
+    Encoding, GivenFrames, LATENTS, LatentStore, PictureInputs, STATES, condition, mask, storage, to_host,
+};
+use crate::error::{Error, Result};
+
+/// The entries of the conditions of a request.
+#[derive(Debug, Clone, Default)]
+pub(super) struct RequestKeys {
+    control: Option<Key>,
+    start: Option<Key>,
+    given: Option<Key>,
+    /// Of VACE: what is kept and what is generated, and the mask.
+    kept_and_made: Option<Key>,
+    references: Vec<Key>,
+    states: Option<Key>,
+}
+
+/// What a key's tensor is made of.
+enum Part<'a> {
+    Control(&'a Path),
+    Start(&'a Path),
+    Given(&'a Path),
+    Edited {
+        control: Option<&'a Path>,
+        mask: Option<&'a Path>,
+    },
+    Reference(&'a Path),
+    /// A reference on VACE's white canvas.
+    OnCanvas(&'a Path),
+}
+
+/// The name of VACE's mask in the entry of what is kept and what is generated.
+const MASK: &str = "mask";
+
+impl LatentStore {
+    /// Encodes the conditions of `requests` that are not cached.
+    ///
+    /// # Errors
+    /// Files that cannot be read or do not fit the clip, encoders that do not open, a cache that takes no files.
+    pub(super) fn encode_conditions(&mut self, requests: &[ClipRequest], with: &mut Encoding) -> Result<()> {
+        let dit = with.residents.dit().clone();
+        let identity = with.vae_identity()?;
+        let mut hashes = ContentHashes::open(&self.cache);
+        for request in requests {
+            let mut keys = RequestKeys::default();
+            for part in parts(request, &dit) {
+                let key = part.key(request, &identity, &mut hashes)?;
+                if self.missing(&key)?.is_some() {
+                    let vae = with.residents.vae()?;
+                    let tensors = part.made(request, &vae, dit.kind.facts().whole.fps)?;
+                    let host = tensors
+                        .iter()
+                        .map(|(name, x)| Ok((*name, to_host(x)?)))
+                        .collect::<Result<Vec<_>>>()?;
+                    let entry: Vec<_> = host.iter().map(|(name, x)| (*name, x, Storage::F32)).collect();
+                    self.cache.put(&key, &entry, &BTreeMap::new())?;
+                }
+                keys.put(&part, key);
+                with.interrupt.check()?;
+            }
+            self.requested.insert(named(request), keys);
+        }
+        with.residents.rest_encoders()?;
+        if dit.image.is_some() {
+            let identity = with.clip_identity()?;
+            for request in requests {
+                let Some(path) = seen(request) else { continue };
+                let content = hashes.of(&Media::Still(path.to_owned()))?;
+                let key = Key::of(&["picture", &content, request.convention.key(), &identity]);
+                if self.missing(&key)?.is_some() {
+                    let clip = with.residents.clip()?;
+                    let pixels = clip.pixels(&planes(&Picture::open(path)?)?.unsqueeze(0)?)?;
+                    let states = clip.encode(&pixels)?.squeeze(0)?;
+                    let entry = [(STATES, &to_host(&states)?, storage(&states))];
+                    self.cache.put(&key, &entry, &BTreeMap::new())?;
+                }
+                if let Some(keys) = self.requested.get_mut(&named(request)) {
+                    keys.states = Some(key);
+                }
+            }
+            with.residents.rest_encoders()?;
+        }
+        Ok(hashes.save()?)
+    }
+
+    /// What the model `dit` is shown of the picture and the other conditions of `request`, which were encoded.
+    ///
+    /// # Errors
+    /// When an entry was removed or damaged since it was made.
+    pub fn shown_of(&self, request: &ClipRequest, dit: &DitConfig) -> Result<PictureInputs> {
+        match dit.pictures() {
+            Pictures::Condition => self.requested(request, dit),
+            pictures => self.shown(request, pictures),
+        }
+    }
+
+    /// What a control model `dit` is shown of the conditions of `request`, which were encoded.
+    ///
+    /// # Errors
+    /// When an entry was removed or damaged since it was made.
+    fn requested(&self, request: &ClipRequest, dit: &DitConfig) -> Result<PictureInputs> {
+        let keys = self.requested.get(&named(request)).cloned().unwrap_or_default();
+        let read = |key: &Option<Key>| -> Result<Option<Tensor>> {
+            key.as_ref().map(|key| Ok(self.tensor(key, LATENTS)?.unsqueeze(0)?)).transpose()
+        };
+        let (frames, height, width) =
+            dit.kind.facts().whole.latents(request.frames, request.height, request.width);
+        let channels = dit.out_channels;
+        let given = read(&keys.given)?.map(|latents| {
+            Ok::<_, Error>((mask(GivenFrames::First, (frames, height, width))?.unsqueeze(0)?, latents))
+        });
+        let parts = FunLatents {
+            control: read(&keys.control)?,
+            start: read(&keys.start)?,
+            given: given.transpose()?,
+        };
+        let beside_bcthw = parts.beside(dit.kind.facts().beside, [channels, frames, height, width])?;
+        let references =
+            keys.references.iter().map(|key| self.tensor(key, LATENTS)?.unsqueeze(0).map_err(Into::into));
+        let references = references.collect::<Result<Vec<_>>>()?;
+        let mut cond = Conditioning::<Raw>::new();
+        if let Some(channels) = dit.control.reference {
+            let nothing = || Tensor::zeros((1, channels, height, width), DType::F32, &Device::Cpu);
+            let own = references.first().map(|latents| latents.squeeze(2));
+            cond.insert(REFERENCE, own.unwrap_or_else(nothing)?);
+        }
+        if dit.control.side_chain.is_some()
+            && let Some(key) = &keys.kept_and_made
+        {
+            let (edited, mask) =
+                (self.tensor(key, LATENTS)?.unsqueeze(0)?, self.tensor(key, MASK)?.unsqueeze(0)?);
+            cond.insert(CONTEXT, vace::assembled(&edited, &mask, &references)?);
+        }
+        if dit.control.camera.is_some()
+            && let Some(path) = &request.conditions.camera
+        {
+            let poses = poses(path, request.frames as usize)?;
+            cond.insert(CAMERA, camera::packed(&poses, (request.height as usize, request.width as usize))?);
+        }
+        if let Some(image) = dit.image {
+            let shape = (1, image.rows(), image.dim);
+            let nothing = || Ok::<_, Error>(Tensor::zeros(shape, DType::F32, &Device::Cpu)?);
+            let states = keys.states.as_ref().map(|key| Ok(self.tensor(key, STATES)?.unsqueeze(0)?));
+            cond.insert(Role::PICTURE, states.unwrap_or_else(nothing)?);
+        }
+        Ok(PictureInputs { beside_bcthw, cond, first_bcthw: None })
+    }
+}
+
+impl RequestKeys {
+    fn put(&mut self, part: &Part, key: Key) {
+        match part {
+            Part::Control(_) => self.control = Some(key),
+            Part::Start(_) => self.start = Some(key),
+            Part::Given(_) => self.given = Some(key),
+            Part::Edited { .. } => self.kept_and_made = Some(key),
+            Part::Reference(_) | Part::OnCanvas(_) => self.references.push(key),
+        }
+    }
+}
+
+/// What the VAE encodes for `request`.
+fn parts<'a>(request: &'a ClipRequest, dit: &DitConfig) -> Vec<Part<'a>> {
+    let (facts, given) = (dit.kind.facts(), &request.conditions);
+    let reads = |beside: Beside| facts.beside.contains(&beside);
+    let control = given.control.as_deref();
+    let image = request.image.as_deref();
+    let edited = Part::Edited { control, mask: given.mask.as_deref() };
+    let parts = [
+        control.filter(|_| reads(Beside::Control)).map(Part::Control),
+        image.filter(|_| reads(Beside::Start)).map(Part::Start),
+        image.filter(|_| reads(Beside::Given)).map(Part::Given),
+        facts.side_chain.then_some(edited),
+    ];
+    let reference = if facts.side_chain { Part::OnCanvas } else { Part::Reference };
+    let references = given.references.iter().map(|path| reference(path));
+    parts.into_iter().flatten().chain(references).collect()
+}
+
+/// The picture that CLIP sees: the reference, else the start picture.
+fn seen(request: &ClipRequest) -> Option<&Path> {
+    request.conditions.references.first().or(request.image.as_ref()).map(|path| path.as_path())
+}
+
+/// What distinguishes the conditions of one request from those of another.
+fn named(request: &ClipRequest) -> String {
+    let ClipRequest { image, width, height, frames, conditions, convention, .. } = request;
+    format!("{image:?} {conditions:?} {width}x{height}x{frames} {convention:?}")
+}
+
+impl Part<'_> {
+    fn key(&self, request: &ClipRequest, identity: &str, hashes: &mut ContentHashes) -> Result<Key> {
+        let size = format!("{}x{}x{}", request.width, request.height, request.frames);
+        let mut content = |path: &Path| -> Result<String> {
+            let media =
+                media_at(path)?.ok_or_else(|| DataError::unreadable(path, "there is no clip or picture"))?;
+            Ok(hashes.of(&media)?)
+        };
+        let mut optional = |path: &Option<&Path>| path.map(&mut content).transpose();
+        let (name, content) = match self {
+            Self::Control(path) => ("asked control", content(path)?),
+            Self::Start(path) => ("asked start", content(path)?),
+            Self::Given(path) => ("asked given", content(path)?),
+            Self::Reference(path) => ("asked reference", content(path)?),
+            Self::OnCanvas(path) => ("asked canvas", content(path)?),
+            Self::Edited { control, mask } => {
+                ("asked edit", format!("{:?} {:?}", optional(control)?, optional(mask)?))
+            }
+        };
+        Ok(Key::of(&[name, &content, &size, identity]))
+    }
+
+    /// The tensors of the entry, without a batch axis.
+    fn made(
+        &self,
+        request: &ClipRequest,
+        vae: &models::vae::Vae,
+        fps: f64,
+    ) -> Result<Vec<(&'static str, Tensor)>> {
+        let ClipRequest { width, height, frames, .. } = *request;
+        let bucket = Bucket { width, height, frames };
+        let one = |x: Tensor| -> Result<Vec<(&'static str, Tensor)>> { Ok(vec![(LATENTS, x.squeeze(0)?)]) };
+        match self {
+            Self::Control(path) => one(latents(vae, &video(&read_clip(path, fps, bucket)?)?)?),
+            Self::Start(path) | Self::Reference(path) => one(latents(vae, &picture(path, (width, height))?)?),
+            Self::Given(path) => {
+                let first = picture(path, (width, height))?.squeeze(0)?.squeeze(1)?;
+                Ok(vec![(LATENTS, condition(vae, &first, None, frames as usize)?)])
+            }
+            Self::OnCanvas(path) => one(latents(vae, &on_canvas(path, (width, height))?)?),
+            Self::Edited { control, mask } => {
+                let shape = (1, 3, frames as usize, height as usize, width as usize);
+                let nothing = || Tensor::zeros(shape, DType::F32, &Device::Cpu);
+                let clip = control.map(|path| video(&read_clip(path, fps, bucket)?)).transpose()?;
+                let everything = || Tensor::ones((1, 1, shape.2, shape.3, shape.4), DType::F32, &Device::Cpu);
+                let mask = mask.map(|path| mask_of(&read_clip(path, fps, bucket)?)).transpose()?;
+                let (clip, mask) = (clip.map_or_else(nothing, Ok)?, mask.map_or_else(everything, Ok)?);
+                let edited = vace::kept_and_made(vae, &clip, &mask)?.squeeze(0)?;
+                Ok(vec![(LATENTS, edited), (MASK, vace::mask_channels(&mask)?.squeeze(0)?)])
+            }
+        }
+    }
+}
+
+/// The poses of a clip of `frames` frames.
+///
+/// # Errors
+/// A file that cannot be read, or has fewer.
+fn poses(path: &CameraPath, frames: usize) -> Result<Vec<Pose>> {
+    match path {
+        CameraPath::Named(named) => Ok(named.poses(frames)),
+        CameraPath::File(path) => Ok(camera::of_clip(&camera::read(path)?, 0, frames)?.to_vec()),
+    }
+}
+
+/// The pixels of a clip, [1, 3, f, h, w] in -1..1 on the host.
+pub(super) fn video(clip: &Clip) -> Result<Tensor> {
+    let Bucket { width, height, frames } = clip.bucket;
+    let shape = (1, 3, frames as usize, height as usize, width as usize);
+    Ok(Tensor::from_vec(clip.planes(), shape, &Device::Cpu)?)
+}
+
+/// A mask, [1, 1, f, h, w] in 0..1, of the mean of a clip's colours.
+pub(super) fn mask_of(clip: &Clip) -> Result<Tensor> {
+    Ok(video(clip)?.mean_keepdim(1)?.affine(0.5, 0.5)?)
+}
+
+/// A picture that covers a clip of `size` = (width, height), [1, 3, 1, h, w].
+pub(super) fn picture(path: &Path, (width, height): (u32, u32)) -> Result<Tensor> {
+    let scaled = Picture::open(path)?.covering(width, height);
+    let scaled = scaled.ok_or_else(|| DataError::unreadable(path, "it cannot be scaled"))?;
+    Ok(planes(&scaled)?.unsqueeze(1)?.unsqueeze(0)?)
+}
+
+/// A picture in the middle of a white canvas of `size` = (width, height), [1, 3, 1, h, w], as VACE takes references.
+pub(super) fn on_canvas(path: &Path, (width, height): (u32, u32)) -> Result<Tensor> {
+    let pixels = planes(&Picture::open(path)?)?.unsqueeze(0)?;
+    vace::on_canvas(&pixels, (height as usize, width as usize))
+}
