@@ -191,6 +191,9 @@ pub fn backward_all<const N: usize>(
     pass: &Pass,
     gradients: &mut Gradients,
 ) -> Result<Tensor> {
+    if let Some(watch) = pass.watch {
+        layers.iter().zip(dys).try_for_each(|(layer, dy)| watch.seen(layer, x, dy))?;
+    }
     let Through { mut dx, d_products } = adapters_backward(&layers, x, dys, pass, gradients)?;
     for ((layer, dy), d_product) in layers.iter().zip(dys).zip(d_products) {
         let dy = match d_product {

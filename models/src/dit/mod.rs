@@ -49,7 +49,7 @@ pub use keep::{Keeping, Kept};
 pub use layer::{Layer, Saved};
 pub use layer_id::LayerId;
 pub use linear::Linear;
-pub use pass::{Dropout, Gradients, Pass};
+pub use pass::{Dropout, Gradients, LayerWatch, Pass};
 pub use plan::{BlockPlan, Keep, KeepPlace, Plans};
 pub use role::Role;
 pub use streaming::Streamed;

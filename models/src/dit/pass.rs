@@ -5,12 +5,22 @@ use std::collections::BTreeMap;
 use kernels::Tensor;
 use kernels::random::Key;
 
+use super::linear::Linear;
 use crate::Result;
 use crate::delta::Adapters;
 
 /// The default number of tokens that go through a feed-forward layer at once: enough rows for a product to run at full
 /// speed, and for the 14B 0.2 GiB for each tensor of the inner width in bf16.
 pub const FFN_TOKENS: usize = 8192;
+
+/// Is shown what goes through the frozen linear layers in a backward: for measuring, it changes nothing.
+pub trait LayerWatch: std::fmt::Debug + Send + Sync {
+    /// `layer` has the input `x` [b, l, in], and `dy` [b, l, out] is the gradient of its output.
+    ///
+    /// # Errors
+    /// What stops the pass.
+    fn seen(&self, layer: &Linear, x: &Tensor, dy: &Tensor) -> Result<()>;
+}
 
 /// The parameters of a pass through the blocks besides the frozen weights.
 #[derive(Clone, Copy)]
@@ -22,6 +32,8 @@ pub struct Pass<'a> {
     /// The most tokens of a sample that go through a feed-forward layer at once. More are faster up to a few thousand,
     /// and take more memory; the result is the same up to the order of sums.
     pub ffn_tokens: usize,
+    /// Who is shown what goes through the layers.
+    pub watch: Option<&'a dyn LayerWatch>,
     /// The index in its sample of the first token.
     first_token: usize,
 }
@@ -38,12 +50,17 @@ pub struct Dropout {
 impl<'a> Pass<'a> {
     /// A pass of whole samples with these adapters, and [`FFN_TOKENS`].
     pub fn new(adapters: &'a Adapters, dropout: Option<&'a Dropout>) -> Self {
-        Self { adapters, dropout, ffn_tokens: FFN_TOKENS, first_token: 0 }
+        Self { adapters, dropout, ffn_tokens: FFN_TOKENS, watch: None, first_token: 0 }
     }
 
     /// The same pass with another bound on the tokens of a feed-forward layer.
     pub fn with_ffn_tokens(self, ffn_tokens: usize) -> Self {
         Self { ffn_tokens, ..self }
+    }
+
+    /// The same pass, shown to `watch`.
+    pub fn watched(self, watch: Option<&'a dyn LayerWatch>) -> Self {
+        Self { watch, ..self }
     }
 
     /// The pass of the tokens of each sample from `first_token` on.

@@ -1,6 +1,7 @@
 //! `tandem bench`.
 
 mod parts;
+mod quality;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ use crate::tools::bench::{
 use crate::watch::interrupt::Interrupt;
 use crate::watch::ui::{Ui, Voice};
 use parts::{AttentionArguments, TextBench, VaeArguments};
+use quality::QualityArguments;
 
 /// Measure speed and memory of one part, as JSON lines.
 #[derive(Debug, Args)]
@@ -40,7 +42,8 @@ Examples:
   tandem bench step --random-weights --width 96 --height 96 --frames 17 --profile
   tandem bench step --random-weights --model t2v-14b --stages cuda:0,cuda:1 --accumulate 4
   tandem bench load --model Wan2.1-T2V-14B --base fp8
-  tandem bench load --model t2v-14b --random-weights --write bench-14b";
+  tandem bench load --model t2v-14b --random-weights --write bench-14b
+  tandem bench quality my.toml --seeds 3 --output quality.json";
 
 #[derive(Debug, Subcommand)]
 enum BenchPart {
@@ -62,6 +65,8 @@ enum BenchPart {
     /// A whole short run from files of random weights, which are written first: loading, encoding, clips, steps, checkpoints,
     /// export. Each phase is reported with its time as it ends, then all together.
     Run(RunArguments),
+    /// What int8 arithmetic changes on a recipe's own model and clips: each layer, the network, the gradients of a step, whole runs.
+    Quality(QualityArguments),
 }
 
 /// Both sides of a clip must be a multiple of this for every model; some need more.
@@ -305,6 +310,12 @@ impl Bench {
             BenchPart::Text(text) => text.measure()?,
             BenchPart::Load(load) => load.measure()?,
             BenchPart::Run(run) => run.measure()?,
+            BenchPart::Quality(arguments) => {
+                let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
+                let figures = arguments.measure(&interrupt, ui)?;
+                ui.tell(&quality::table(&figures), &figures);
+                return Ok(0);
+            }
         };
         ui.tell(&row.to_string(), &row);
         Ok(0)

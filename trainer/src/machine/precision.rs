@@ -168,11 +168,16 @@ impl WeightFormat {
         }
     }
 
-    fn at(self, processor: Processor) -> Self {
-        match (self, processor) {
-            (Self::Bf16, Processor::Cpu) => Self::F32,
+    /// This format where floats are computed in `compute`: no bf16 where that is f32.
+    pub fn with_compute(self, compute: Float) -> Self {
+        match (self, compute) {
+            (Self::Bf16, Float::Float32) => Self::F32,
             _ => self,
         }
+    }
+
+    fn at(self, processor: Processor) -> Self {
+        self.with_compute(Float::Bfloat16.at(processor))
     }
 }
 

@@ -88,7 +88,8 @@ impl Stage {
         let dits: Vec<&Dit> = parts.iter().map(|part| &part.dit).collect();
         let dit = Dit::joined(&dits, device, &mut place)?;
         let (device, store) = (device.clone(), store.clone());
-        let mut stage = Self { device, dit, adapters: Adapters::default(), ffn_tokens: *ffn_tokens, store };
+        let mut stage =
+            Self { device, dit, adapters: Adapters::default(), ffn_tokens: *ffn_tokens, store, watch: None };
         parts.iter().try_for_each(|part| stage.attach(&part.adapters))?;
         stage.device.synchronize()?;
         links.iter().try_for_each(Link::settle)?;

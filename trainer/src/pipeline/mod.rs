@@ -22,7 +22,7 @@ use std::thread::{self, ScopedJoinHandle};
 use kernels::transfer::{HostStore, Link, Route};
 use kernels::{Device, Tensor, profile};
 use models::adapter::Adapters;
-use models::dit::{Architecture, Base, BlockPlan, DitConfig, Gradients, LayerId, Plans};
+use models::dit::{Architecture, Base, BlockPlan, DitConfig, Gradients, LayerId, LayerWatch, Plans};
 use models::weights::Weights;
 
 pub use calls::{Called, Calls, Returns, run_all};
@@ -108,6 +108,11 @@ impl Pipeline {
     /// Lets at most `tokens` tokens of a sample through a feed-forward layer at once.
     pub fn set_ffn_tokens(&mut self, tokens: usize) {
         self.stages.iter_mut().for_each(|stage| stage.ffn_tokens = tokens);
+    }
+
+    /// Shows `watch` what goes through the frozen linear layers of every stage in backwards.
+    pub fn watch_layers(&mut self, watch: &Arc<dyn LayerWatch>) {
+        self.stages.iter_mut().for_each(|stage| stage.watch = Some(watch.clone()));
     }
 
     /// Lets the blocks of each stage park what they keep in one of `stores`, which may be pinned ahead and shared with other

@@ -10,8 +10,8 @@ use kernels::{DType, Device, Tensor};
 use models::adapter::Adapters;
 use models::dit::pass::FFN_TOKENS;
 use models::dit::{
-    Architecture, Base, Boundary, Context, Dit, Dropout, Gradients, Keeping, Kept, Layer, NetworkInput, Pass,
-    Plans, Streams,
+    Architecture, Base, Boundary, Context, Dit, Dropout, Gradients, Keeping, Kept, Layer, LayerWatch,
+    NetworkInput, Pass, Plans, Streams,
 };
 use models::weights::Weights;
 
@@ -31,6 +31,8 @@ pub struct Stage {
     /// The most tokens of a sample that go through a feed-forward layer at once.
     pub(super) ffn_tokens: usize,
     pub(super) store: HostStore,
+    /// Who is shown what goes through the layers in a backward.
+    pub(super) watch: Option<Arc<dyn LayerWatch>>,
 }
 
 /// What a stage uses of a micro-batch that comes from the host, on its device.
@@ -81,7 +83,8 @@ impl Stage {
     ) -> Result<Self> {
         let dit = Dit::load(weights, architecture, range, base, device)?;
         let (none, store) = (Adapters::default(), HostStore::new(device)?);
-        let mut stage = Self { device: device.clone(), dit, adapters: none, ffn_tokens: FFN_TOKENS, store };
+        let mut stage =
+            Self { device: device.clone(), dit, adapters: none, ffn_tokens: FFN_TOKENS, store, watch: None };
         stage.attach(adapters)?;
         Ok(stage)
     }
@@ -223,6 +226,7 @@ impl Stage {
     }
 
     fn pass<'a>(&'a self, dropout: &'a Option<Dropout>) -> Pass<'a> {
-        Pass::new(&self.adapters, dropout.as_ref()).with_ffn_tokens(self.ffn_tokens)
+        let pass = Pass::new(&self.adapters, dropout.as_ref()).with_ffn_tokens(self.ffn_tokens);
+        pass.watched(self.watch.as_deref())
     }
 }

@@ -4,3 +4,4 @@ pub mod bench;
 pub mod doctor;
 pub mod inspect;
 pub mod probe;
+pub mod quality;

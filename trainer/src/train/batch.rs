@@ -168,8 +168,24 @@ impl<'a> Batches<'a> {
     /// The samples of the held-out loss of a network: each item at each of its nine sigmas, with the same noise every time.
     /// Each is made when it is asked for.
     pub fn held_out(&self, share: NoiseRange) -> impl Iterator<Item = Result<HeldOut<'_>>> {
+        self.levels(share, &self.held_out)
+    }
+
+    /// The same samples of the first `count` items, held out ones before those that are trained on.
+    pub fn at_levels(&self, share: NoiseRange, count: usize) -> impl Iterator<Item = Result<MicroBatch>> {
+        let first = self.held_out.len().min(count);
+        let trained = &self.trained[..self.trained.len().min(count - first)];
+        let held_out = self.levels(share, &self.held_out[..first]);
+        held_out.chain(self.levels(share, trained)).map(|sample| Ok(sample?.batch))
+    }
+
+    fn levels<'b>(
+        &'b self,
+        share: NoiseRange,
+        windows: &'b [usize],
+    ) -> impl Iterator<Item = Result<HeldOut<'b>>> {
         let sigmas = share.eval_sigmas();
-        let items = self.held_out.iter().enumerate();
+        let items = windows.iter().enumerate();
         let all = items.flat_map(move |(item, &window)| {
             sigmas.into_iter().enumerate().map(move |(level, sigma)| (item, window, level, sigma))
         });

@@ -26,6 +26,7 @@ use kernels::Device;
 
 pub use folder::{RunFolder, changed_settings, newest};
 pub(crate) use step::{UpdateSettings, update};
+pub(crate) use summary::{held_out_losses, losses};
 
 use crate::encode::{Check, Encoding, LatentStore};
 use crate::error::Result;

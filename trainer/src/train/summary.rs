@@ -74,9 +74,19 @@ fn sample_command(plan: &Plan, folder: &RunFolder) -> String {
 }
 
 /// The training losses in the log, in order.
-pub(super) fn losses(folder: &RunFolder) -> Result<Vec<f64>> {
+pub(crate) fn losses(folder: &RunFolder) -> Result<Vec<f64>> {
+    column(folder, "loss")
+}
+
+/// The held-out losses in the log, in order.
+pub(crate) fn held_out_losses(folder: &RunFolder) -> Result<Vec<f64>> {
+    column(folder, "eval_loss")
+}
+
+/// The numbers of the log's rows that have a field `name`.
+fn column(folder: &RunFolder, name: &str) -> Result<Vec<f64>> {
     let path = folder.metrics();
     let text = std::fs::read_to_string(&path).map_err(|source| Error::Io { action: "read", path, source })?;
     let rows = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    Ok(rows.filter_map(|row| row["loss"].as_f64()).collect())
+    Ok(rows.filter_map(|row| row[name].as_f64()).collect())
 }
