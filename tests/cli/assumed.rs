@@ -132,7 +132,12 @@ fn a_plan_chooses_how_clips_use_two_cards() {
     assert!(groups.is_none() && layout.contains("pipeline") && layout.contains("has 23.41 GiB"), "{layout}");
     let four = "sample.prompts=[\"a\",\"b\",\"c\",\"d\"]";
     let (groups, layout) = clips("2x4090", &["model.base=fp8", four]);
-    assert!(groups.is_none() && layout.contains("as fast as any other layout for 4 clips"), "{layout}");
+    assert!(
+        groups == Some(2) && layout.contains("for 4 clips the split would keep them as busy"),
+        "{layout}"
+    );
+    let (groups, layout) = clips("2x4090", &["model.base=fp8", "sample.guidance=1.0"]);
+    assert!(groups.is_none() && layout.contains("as fast as any other layout for one clip"), "{layout}");
     let (groups, layout) = clips("4x4090", &["model.base=fp8"]);
     assert!(groups == Some(2) && layout.contains("2 groups of 2 devices"), "{layout}");
     plan("2x4090", &["sample.layout=cfg"]).assert_refused(&[

@@ -159,7 +159,8 @@ pub struct Sample {
           value_parser = clap::value_parser!(u32).range(1..), requires = "tiny_decoder")]
     preview: Option<u32>,
     /// The tiny decoder that makes previews: taew2_1, for TI2V-5B taew2_2, as .pth or .safetensors. A file named lighttae...
-    /// is taken for LightX2V's variant, which decodes latents without scaling.
+    /// is taken for LightX2V's variant, which decodes latents without scaling. `tandem fetch Kijai/WanVideo_comfy --only taew2_1`
+    /// downloads it.
     #[arg(long, value_name = "FILE", requires = "preview")]
     tiny_decoder: Option<PathBuf>,
     #[command(flatten)]

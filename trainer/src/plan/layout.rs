@@ -71,7 +71,9 @@ pub fn laid(rest: &Rest, dit: Split, asked: ClipLayout, wording: Wording) -> Res
     // The fastest first; of those alike, the one that takes the least memory.
     candidates.sort_by(|a, b| time(*a).total_cmp(&time(*b)).then(a.cmp(b)));
     if asked == ClipLayout::Auto {
-        candidates.retain(|groups| time(*groups) < time(1));
+        // As fast by calls is faster: no activations go from stage to stage, and no stage waits for another.
+        let has_work = |groups: usize| groups <= halves.iter().sum();
+        candidates.retain(|groups| time(*groups) <= time(1) && has_work(*groups));
     }
     let mut misfit = None;
     for groups in candidates.into_iter().filter_map(NonZeroUsize::new) {
@@ -79,7 +81,13 @@ pub fn laid(rest: &Rest, dit: Split, asked: ClipLayout, wording: Wording) -> Res
         let grouped = Rest { clip_groups: groups, ..rest.clone() };
         match shortage(&grouped.sampling(dit, &rest.clips)?, dit) {
             None => {
-                let reason = format!("about {gain:.2} times as fast as the split for {}", counted(&halves));
+                let reason = match gain > 1.0 {
+                    true => format!("about {gain:.2} times as fast as the split for {}", counted(&halves)),
+                    false => format!(
+                        "for {} the split would keep them as busy, but also send activations",
+                        counted(&halves)
+                    ),
+                };
                 return Ok(Laid { groups, depth: stages / groups, reason });
             }
             short => misfit = misfit.or(short.map(|short| (gain, short))),
@@ -89,9 +97,10 @@ pub fn laid(rest: &Rest, dit: Split, asked: ClipLayout, wording: Wording) -> Res
         (ClipLayout::Cfg, Some((_, short))) => {
             refuse(format!("cfg {short}; use pipeline, or a smaller base"))
         }
-        (_, Some((gain, short))) => {
+        (_, Some((gain, short))) if gain > 1.0 => {
             Ok(split(&format!("cfg would be about {gain:.2} times as fast, but {short}")))
         }
+        (_, Some((_, short))) => Ok(split(&format!("cfg would be a little faster, but {short}"))),
         (_, None) => Ok(split(&format!("as fast as any other layout for {}", counted(&halves)))),
     }
 }
