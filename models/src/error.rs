@@ -31,6 +31,9 @@ pub enum Error {
     /// A band of a frame that others wait for failed; its own error says why.
     #[error("another band of the frame stopped")]
     BandStopped,
+    /// A device that others share the tokens of a call with failed; its own error says why.
+    #[error("another device of the call stopped")]
+    PeerStopped,
     /// The model reads conditioning that it was not given.
     #[error("this model reads {what} and was given none (role `{role}`)", what = role.what())]
     RoleMissing {

@@ -132,7 +132,12 @@ fn a_plan_chooses_how_clips_use_two_cards() {
     assert!(groups.is_none() && layout.contains("pipeline") && layout.contains("has 23.41 GiB"), "{layout}");
     let four = "sample.prompts=[\"a\",\"b\",\"c\",\"d\"]";
     let (groups, layout) = clips("2x4090", &["model.base=fp8", four]);
-    assert!(groups.is_none() && layout.contains("as fast as any other layout for 4 clips"), "{layout}");
+    assert!(
+        groups == Some(2) && layout.contains("for 4 clips the split would keep them as busy"),
+        "{layout}"
+    );
+    let (groups, layout) = clips("2x4090", &["model.base=fp8", "sample.guidance=1.0"]);
+    assert!(groups.is_none() && layout.contains("as fast as any other layout for one clip"), "{layout}");
     let (groups, layout) = clips("4x4090", &["model.base=fp8"]);
     assert!(groups == Some(2) && layout.contains("2 groups of 2 devices"), "{layout}");
     plan("2x4090", &["sample.layout=cfg"]).assert_refused(&[
@@ -142,6 +147,24 @@ fn a_plan_chooses_how_clips_use_two_cards() {
         "pipeline",
     ]);
     plan("4090", &["model.base=fp8", "sample.layout=cfg"]).assert_refused(&["sample.layout", "there is one"]);
+
+    // Tokens are shared where it is asked for; by itself only over direct links, which these cards have not.
+    let shared = ["model.base=fp8", "sample.layout=ulysses"];
+    let (groups, layout) = clips("2x4090", &shared);
+    assert!(
+        groups.is_none() && layout.starts_with("ulysses, the tokens of a call over 2 devices"),
+        "{layout}"
+    );
+    let (groups, layout) = clips("4x4090", &shared);
+    assert!(groups == Some(2) && layout.contains("2 groups of 2 devices that share tokens"), "{layout}");
+    plan("4090", &shared).assert_refused(&["sample.layout", "there is one"]);
+    plan("2x4090", &["sample.layout=ulysses"]).assert_refused(&[
+        "sample.layout",
+        "ulysses needs",
+        "pipeline",
+    ]);
+    let measured = [shared[0], shared[1], "sample.cache=E012K2R20"];
+    plan("2x4090", &measured).assert_refused(&["does not measure residuals", "table"]);
 }
 
 /// Weights that do not fit are streamed from host memory, as few as will do, unless the recipe says where they are.

@@ -44,8 +44,11 @@ fn clips_of_a_preset_are_labelled_and_full_ones_are_not() {
     let few =
         [&words[..], &["--preset", "lightx2v-4-lcm", "--lora", "distilled.safetensors", "--out", "few"]]
             .concat();
-    desk.succeed(&few);
-    assert!(is_labelled(&desk, "few/00-a-cloud.mp4"));
+    let formats = ["mp4", "gif", "webp"];
+    desk.succeed(&[&few[..], &formats.map(|format| ["--format", format]).concat()].concat());
+    for format in formats {
+        assert!(is_labelled(&desk, &format!("few/00-a-cloud.{format}")), "{format}");
+    }
     desk.succeed(&[&words[..], &["--steps", "4", "--out", "plain"]].concat());
     assert!(!is_labelled(&desk, "plain/00-a-cloud.mp4"));
     let with = |more: &[&'static str]| [&words[..], &["--out", "refused"], more].concat();

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use data::decode::{Engine, Frame, Probe, frames, probe};
-use data::{DataError, Film, Media, write_gif, write_mp4, write_webp};
+use data::{
+    DataError, Film, Media, write_commented_gif, write_commented_webp, write_gif, write_mp4, write_webp,
+};
 use proofs::film::{brightness, drifting, flat, psnr};
 use proptest::prelude::*;
 
@@ -120,6 +122,37 @@ fn gif_webp_and_apng_come_back_with_their_times() {
     let (probe, decoded) = decode(&Media::Animation(apng)).unwrap();
     assert_frames_match(&decoded, &film, f64::MAX);
     assert!((probe.end - 9.0 * 3.0 / 50.0).abs() < 1e-6);
+}
+
+/// A comment of several blocks, with what its container gives a meaning, neither harms the clip nor is lost.
+#[test]
+fn comments_are_in_gif_and_webp_files_that_still_decode() {
+    let folder = tempfile::tempdir().unwrap();
+    let film = drifting(40, 30, 3);
+    let comment = format!("{}: <4> steps & distilled", "long ".repeat(60));
+    let (gif, webp) = (folder.path().join("a.gif"), folder.path().join("a.webp"));
+    write_commented_gif(&gif, &film, RATE, Some(&comment)).unwrap();
+    write_commented_webp(&webp, &film, RATE, Some(&comment)).unwrap();
+    for (path, tolerance) in [(&gif, 24.0), (&webp, f64::MAX)] {
+        let (probe, decoded) = decode(&Media::Animation(path.clone())).unwrap();
+        assert_eq!(probe.times.len(), 3);
+        assert_frames_match(&decoded, &film, tolerance);
+    }
+    let has = |bytes: &[u8], text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+    let bytes = std::fs::read(&gif).unwrap();
+    let start = bytes.windows(2).position(|pair| pair == [0x21, 0xFE]).unwrap() + 2;
+    let (mut at, mut text) = (start, Vec::new());
+    while bytes[at] != 0 {
+        let end = at + 1 + usize::from(bytes[at]);
+        text.extend(&bytes[at + 1..end]);
+        at = end;
+    }
+    assert_eq!(String::from_utf8(text).unwrap(), comment);
+    assert_eq!(bytes[at + 1..], [0x3B], "the file does not end behind the comment");
+    let bytes = std::fs::read(&webp).unwrap();
+    assert_eq!(u32::from_le_bytes(bytes[4..8].try_into().unwrap()) as usize + 8, bytes.len());
+    assert_eq!(bytes[20] & 0b100, 0b100, "the header does not tell of the metadata");
+    assert!(has(&bytes, "XMP ") && has(&bytes, "&lt;4&gt; steps &amp; distilled"));
 }
 
 fn write_apng(path: &Path, film: &Film, numerator: u16, denominator: u16) {

@@ -151,6 +151,17 @@ fn single_parts_are_fetched_in_both_layouts_and_a_part_that_is_not_there_is_name
             "{part:?}: {names:?}"
         );
     }
+    let files = ["lighttaew2_1.safetensors", "taew2_1.safetensors", "taew2_2.pth", "taew2_1.txt"];
+    let server = Server::start(move |request, _| {
+        Repository { files: files.map(|name| (name.to_owned(), name.into())).into() }.honest(request)
+    });
+    for (part, expected) in
+        [(Wanted::TinyDecoder21, "taew2_1.safetensors"), (Wanted::TinyDecoder22, "taew2_2.pth")]
+    {
+        let desk = Desk::new(&server.address);
+        let folder = desk.fetch(&[part]).unwrap();
+        assert_eq!(Repository::of(&folder).files.into_keys().collect::<Vec<_>>(), [expected]);
+    }
     let server = Server::start(|request, _| {
         Repository { files: [("README.md".into(), vec![1])].into() }.honest(request)
     });

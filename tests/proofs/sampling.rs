@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use kernels::ledger::Ledger;
 use kernels::{DType, Device, Tensor};
-use models::dit::{Base, Conditioning, Raw, Role};
+use models::dit::{Base, Conditioning, DitConfig, Raw, Role};
 use models::expert::Networks;
 use models::vae::{Bands, Tiling, Vae};
-use proofs::small::{adapters, config, pipeline, weights};
+use proofs::small::{adapters, config, pipeline, velocities, weights};
 use proofs::{Tolerance, assert_close, assert_same_bits, device, difference, fixture_tensors, randn};
 use trainer::encode::PictureInputs;
 use trainer::encode::prompt::ClipRequest;
@@ -21,6 +21,9 @@ use trainer::sample::{
 };
 use trainer::solver::{Convention, Schedule, SolverKind};
 use trainer::watch::ui::{Ui, Voice};
+
+/// Sums in f32 whose order may depend on how many tokens a product has at once, over the steps of a clip.
+const ROUNDING: Tolerance = Tolerance::relative(2e-5);
 
 fn stages(split: &[usize]) -> Pipeline {
     let config = config(3, 24);
@@ -122,6 +125,92 @@ fn groups_of_devices_sample_as_one_pipeline_bit_for_bit() {
             }
         }
     }
+}
+
+/// A model of three heads, and its networks on so many devices each.
+fn apart(count: usize) -> Vec<Pipeline> {
+    let dit = DitConfig { heads: 3, ..config(4, 36) };
+    let split = [4 - (count - 1)].into_iter().chain(vec![1; count - 1]);
+    let mut first = 0;
+    let part = |blocks: usize| {
+        first += blocks;
+        (Device::counted_cpu(Ledger::new(1)), first - blocks..first)
+    };
+    let split: Vec<_> = split.map(part).collect();
+    let whole = Pipeline::load(&weights(&dit), &dit, &split, &adapters(&dit, 3, 0.5), Base::F32).unwrap();
+    whole.grouped(count).unwrap()
+}
+
+/// The tokens of a call are shared by two devices and by three, which do not divide them, nor two the heads; beside the halves of
+/// the guidance on four; with steps that are skipped and without.
+#[test]
+fn devices_that_share_tokens_sample_as_one() {
+    let clips = [clip(0, 5.0), clip(1, 1.0), clip(2, 3.0)];
+    for skips in [vec![], vec![vec![2], vec![1, 3], vec![2, 3]]] {
+        let made = |networks: &[Pipeline]| {
+            let mut session = Session::new(&clips).unwrap().skipping(&skips);
+            let flow = session.run(networks, NoiseRange::All, |_| ControlFlow::Continue(())).unwrap();
+            assert!(flow.is_continue());
+            let on_cpu = |latents: &Tensor| latents.to_device(&Device::Cpu).unwrap();
+            session.latents().iter().map(on_cpu).collect::<Vec<_>>()
+        };
+        let whole = made(&apart(1));
+        for (devices, ranks) in [(2, 2), (3, 3), (4, 2)] {
+            let rows = Pipeline::in_rows(apart(devices), ranks).unwrap();
+            assert_eq!(rows.len(), devices / ranks);
+            for (i, (got, expected)) in made(&rows).iter().zip(&whole).enumerate() {
+                let what =
+                    format!("clip {i} over {devices} devices in rows of {ranks}, {} skips", skips.len());
+                assert_close(&what, got, expected, ROUNDING);
+            }
+            assert_eq!(rows.iter().map(Pipeline::live_transfers).sum::<usize>(), 0);
+        }
+    }
+}
+
+/// A device of those that share tokens takes no more than one that has them all, as plans count it.
+#[test]
+fn a_device_that_shares_tokens_takes_no_more_than_one_that_has_all() {
+    let x = randn("long", (1, 16, 6, 16, 16));
+    let input =
+        NetworkInput::new(x, Tensor::new(&[500f32][..], &Device::Cpu).unwrap(), randn("text", (1, 9, 24)));
+    let peaks = |network: &Pipeline| -> Vec<u64> {
+        let ledgers = network.stages().iter().map(|stage| stage.device.ledger().unwrap());
+        let ledgers: Vec<&Ledger> = ledgers.collect();
+        ledgers.iter().for_each(|ledger| ledger.reset_peak());
+        network.predict(std::slice::from_ref(&input)).unwrap();
+        ledgers.iter().map(|ledger| ledger.peak()).collect()
+    };
+    for devices in [2, 3] {
+        let all = peaks(&apart(devices)[0])[0];
+        let shared = peaks(&Pipeline::in_rows(apart(devices), devices).unwrap()[0]);
+        assert!(shared.iter().all(|peak| *peak <= all), "{devices} devices: {shared:?} of {all}");
+    }
+}
+
+/// Where each frame has a timestep of its own, whole frames are shared.
+#[test]
+fn frames_with_timesteps_of_their_own_are_shared_whole() {
+    let (frames, of_frame) = (5, 6);
+    let times = (0..frames * of_frame).map(|token| if token < of_frame { 0.0 } else { 700.0 });
+    let timestep =
+        Tensor::from_vec(times.collect::<Vec<f32>>(), (1, frames * of_frame), &Device::Cpu).unwrap();
+    let x = randn("x", (1, 16, frames, 4, 6));
+    let input = NetworkInput::new(x, timestep, randn("text", (1, 9, 24)));
+    let velocity = |networks: Vec<Pipeline>| velocities(&networks[0], std::slice::from_ref(&input)).remove(0);
+    let whole = velocity(apart(1));
+    for devices in [2, 3] {
+        let shared = velocity(Pipeline::in_rows(apart(devices), devices).unwrap());
+        assert_close(&format!("over {devices} devices"), &shared, &whole, ROUNDING);
+    }
+    let few = NetworkInput { x_bcthw: randn("few", (1, 16, 2, 4, 6)), ..input.clone() };
+    let row = &Pipeline::in_rows(apart(3), 3).unwrap()[0];
+    let timestep = Tensor::from_vec([vec![0f32; 6], vec![700.0; 6]].concat(), (1, 12), &Device::Cpu).unwrap();
+    let few = NetworkInput { cond: few.cond.with(Role::TIMESTEP, timestep), ..few };
+    let refused = row.predict(&[few]).unwrap_err().to_string();
+    assert!(refused.contains("2 frames cannot be dealt out to 3 devices"), "{refused}");
+    // One that was refused stops no later call.
+    assert_close("afterwards", &velocities(row, std::slice::from_ref(&input))[0], &whole, ROUNDING);
 }
 
 #[test]

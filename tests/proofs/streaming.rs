@@ -3,11 +3,11 @@
 
 use kernels::device::Repeatability;
 use kernels::weight::Format;
-use kernels::{DType, Device};
+use kernels::{DType, Device, Tensor};
 use models::adapter::{AdapterKind, Adapters, LoraConfig};
 use models::dit::{Base, BlockPlan, Keep, KeepPlace, Streamed};
 use models::published;
-use models::weights::{Frozen, Storage};
+use models::weights::{Frozen, Patch, Patches, Storage, Weights};
 use proofs::small::{adapters, config, micro_batch, trained, velocities, weights};
 use proofs::{assert_same_bits, device, second_device};
 use trainer::machine::forecast::{Engine, Forecaster, Neighbours, StagePlan, Task};
@@ -68,6 +68,63 @@ fn streamed_weights_give_the_bits_of_resident_ones() {
                 }
             }
         }
+    }
+}
+
+/// Adds one to each number.
+#[derive(Debug)]
+struct PlusOne;
+
+impl Patch for PlusOne {
+    fn patched(&self, weight: Tensor) -> models::Result<Tensor> {
+        Ok((weight + 1.0)?)
+    }
+}
+
+/// Full deltas that clips have: what is put onto a network whose matrices are in host memory, and taken off again, is what
+/// it is on resident ones; scales of quantised matrices, biases and norms included.
+#[test]
+fn changed_weights_are_reloaded_into_streamed_blocks() {
+    let dit = config(LAYERS, 24);
+    let changed = [
+        "blocks.1.ffn.0.weight",
+        "blocks.2.self_attn.q.weight",
+        "blocks.2.self_attn.q.bias",
+        "blocks.3.modulation",
+        "head.head.bias",
+    ];
+    let patches = || {
+        let mut patches = Patches::default();
+        changed.iter().for_each(|name| patches.add((*name).to_owned(), PlusOne));
+        patches
+    };
+    let (own, patched) = (weights(&dit), weights(&dit).patched(patches()));
+    let int8 = Frozen { compute: DType::F32, storage: Storage::Quantised(Format::Int8) };
+    let inputs: Vec<NetworkInput> = batches().into_iter().map(|batch| batch.input).collect();
+    for frozen in [Frozen::F32, int8] {
+        let runs = [Streamed::NONE, Streamed::STEPS[2], Streamed::ALL].map(|streamed| {
+            let base = Base { streamed, ..Base::new(frozen) };
+            let none = Adapters::default();
+            let mut pipeline = Pipeline::load(&own, &dit, &[(device(), 0..LAYERS)], &none, base).unwrap();
+            let mut reloaded = |from: &Weights| {
+                let stage = &mut pipeline.stages_mut()[0];
+                let place = stage.device.clone();
+                stage.dit.reload(from, &patched, base, &place).unwrap();
+                velocities(&pipeline, &inputs)
+            };
+            [reloaded(&own), reloaded(&patched), reloaded(&own)]
+        });
+        let [resident, half, all] = &runs;
+        for (i, expected) in resident.iter().enumerate() {
+            for run in [half, all] {
+                for (got, expected) in run[i].iter().zip(expected) {
+                    assert_same_bits(&format!("{frozen:?}, reload {i}"), got, expected);
+                }
+            }
+        }
+        assert_same_bits("taken off again", &all[2][0], &all[0][0]);
+        let moved = (&all[1][0] - &all[0][0]).unwrap().abs().unwrap().max_all().unwrap();
+        assert!(moved.to_scalar::<f32>().unwrap() > 0.01, "the deltas change nothing");
     }
 }
 

@@ -14,6 +14,14 @@ use crate::error::{DataError, Result};
 /// # Errors
 /// [`DataError::Encode`] for a rate above GIF's limit (50 a second), [`DataError::Io`] if it cannot be written.
 pub fn write_gif(path: &Path, film: &Film, fps: f64) -> Result<()> {
+    write_commented_gif(path, film, fps, None)
+}
+
+/// [`write_gif`] with a comment in the file.
+///
+/// # Errors
+/// As there.
+pub fn write_commented_gif(path: &Path, film: &Film, fps: f64, comment: Option<&str>) -> Result<()> {
     const FASTEST: f64 = 50.0;
     check_rate(path, fps)?;
     if fps > FASTEST {
@@ -35,7 +43,24 @@ pub fn write_gif(path: &Path, film: &Film, fps: f64) -> Result<()> {
         encoder.encode_frame(image::Frame::from_parts(rgba, 0, 0, delay)).map_err(broken)?;
     }
     drop(encoder);
+    if let Some(comment) = comment {
+        // In front of the byte that ends the file.
+        let end = bytes.len().saturating_sub(1);
+        bytes.splice(end..end, gif_comment(comment));
+    }
     save(path, &bytes)
+}
+
+/// A comment extension: its text in blocks of 255 bytes at most.
+fn gif_comment(text: &str) -> Vec<u8> {
+    const COMMENT: [u8; 2] = [0x21, 0xFE];
+    let mut extension = COMMENT.to_vec();
+    for block in text.as_bytes().chunks(255) {
+        extension.push(block.len() as u8);
+        extension.extend(block);
+    }
+    extension.push(0);
+    extension
 }
 
 /// When frame `index` begins, in `units` a second, rounded.
@@ -56,11 +81,21 @@ fn picture(path: &Path, film: &Film, frame: &[u8]) -> Result<RgbImage> {
 /// # Errors
 /// [`DataError::Encode`] for sides above 16384 pixels, [`DataError::Io`] if it cannot be written.
 pub fn write_webp(path: &Path, film: &Film, fps: f64) -> Result<()> {
+    write_commented_webp(path, film, fps, None)
+}
+
+/// [`write_webp`] with a description in the file's XMP metadata.
+///
+/// # Errors
+/// As there.
+pub fn write_commented_webp(path: &Path, film: &Film, fps: f64, comment: Option<&str>) -> Result<()> {
     check_rate(path, fps)?;
     let (width, height) = (film.width(), film.height());
     const ANIMATED: u8 = 0b10;
+    const HAS_XMP: u8 = 0b100;
+    let flags = if comment.is_some() { ANIMATED | HAS_XMP } else { ANIMATED };
     let mut body = b"WEBP".to_vec();
-    let header = [&[ANIMATED, 0, 0, 0], three_bytes(width - 1).as_slice(), &three_bytes(height - 1)].concat();
+    let header = [&[flags, 0, 0, 0], three_bytes(width - 1).as_slice(), &three_bytes(height - 1)].concat();
     append_chunk(&mut body, b"VP8X", &header);
     // Background colour (unused: every frame covers the whole), then the number of loops: 0 for ever.
     append_chunk(&mut body, b"ANIM", &[0; 6]);
@@ -82,8 +117,19 @@ pub fn write_webp(path: &Path, film: &Film, fps: f64) -> Result<()> {
         append_chunk(&mut contents, b"VP8L", picture);
         append_chunk(&mut body, b"ANMF", &contents);
     }
+    if let Some(comment) = comment {
+        append_chunk(&mut body, b"XMP ", description(comment).as_bytes());
+    }
     let length = u32::try_from(body.len()).map_err(|_| DataError::encode(path, "a WebP ends at 4 GiB"))?;
     save(path, &[b"RIFF".as_slice(), &length.to_le_bytes(), &body].concat())
+}
+
+/// XMP metadata with a description alone.
+fn description(text: &str) -> String {
+    let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    format!(
+        r#"<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:description><rdf:Alt><rdf:li xml:lang="x-default">{text}</rdf:li></rdf:Alt></dc:description></rdf:Description></rdf:RDF></x:xmpmeta>"#
+    )
 }
 
 fn three_bytes(value: u32) -> [u8; 3] {

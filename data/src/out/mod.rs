@@ -8,7 +8,7 @@ mod sheet;
 
 use std::path::{Path, PathBuf};
 
-pub use animated::{write_gif, write_webp};
+pub use animated::{write_commented_gif, write_commented_webp, write_gif, write_webp};
 pub use sheet::{SheetRow, SheetStyle, contact_sheet, picture_table, titled_sheet};
 
 use crate::clip::Clip;

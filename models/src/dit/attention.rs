@@ -10,8 +10,8 @@ use super::input::Context;
 use super::linear::{Linear, backward_all, forward_all};
 use super::pass::{Gradients, Pass};
 use super::reader::Reader;
-use crate::Result;
 use crate::weights::{Frozen, Weights};
+use crate::{Error, Result};
 
 /// The projections and norms of an attention.
 #[derive(Debug, Clone)]
@@ -153,8 +153,14 @@ impl SelfAttention {
     /// The attention itself.
     pub fn attend(&self, projected: &Projected, context: &Context) -> Result<Attended> {
         let [q, k] = self.queries_and_keys(projected, context)?;
-        let attention::Output { o, lse } = attention::forward(&q, &k, &self.0.split(&projected.v)?)?;
-        Ok(Attended { o, lse })
+        let v = self.0.split(&projected.v)?;
+        let Some(exchange) = &context.exchange else {
+            let attention::Output { o, lse } = attention::forward(&q, &k, &v)?;
+            return Ok(Attended { o, lse });
+        };
+        let [q, k, v] = [q, k, v].map(|own| exchange.to_heads(&own));
+        let attention::Output { o, lse } = attention::forward(&q?, &k?, &v?)?;
+        Ok(Attended { o: exchange.to_tokens(&o)?, lse })
     }
 
     /// The gradients of the projections, from the gradient `dy` [b, l, d] of [`Projections::output`].
@@ -167,6 +173,9 @@ impl SelfAttention {
         pass: &Pass,
         gradients: &mut Gradients,
     ) -> Result<Projected> {
+        if context.exchange.is_some() {
+            return Err(Error::Mismatch("there is no backward where devices share tokens".into()));
+        }
         let p = &self.0;
         let d_out = p.output_backward(&attended.o, dy, pass, gradients)?;
         let [q, k] = self.queries_and_keys(&projected, context)?;

@@ -1,9 +1,12 @@
 //! The network's input, and what crosses the boundary between two stages.
 
+use std::sync::Arc;
+
 use kernels::{Device, Tensor};
 
 use super::conditioning::{Conditioning, Embedded, Raw};
 use super::role::Role;
+use super::sequence::Exchange;
 use super::streams::Streams;
 use crate::Result;
 
@@ -46,6 +49,8 @@ pub struct Context {
     pub cond: Conditioning<Embedded>,
     /// The positions of the tokens.
     pub positions: Positions,
+    /// Where the tokens are a part of the call's, the exchange with the devices that have the others.
+    pub exchange: Option<Arc<dyn Exchange>>,
 }
 
 impl NetworkInput {

@@ -27,6 +27,7 @@ pub mod plan;
 pub mod reader;
 pub mod role;
 pub mod rope;
+pub mod sequence;
 mod side_chain;
 mod streaming;
 pub mod streams;
@@ -252,7 +253,7 @@ impl Dit {
         input: &NetworkInput,
         device: &Device,
     ) -> Result<Context> {
-        Ok(Context { cond, positions: self.architecture.positions(input, device)? })
+        Ok(Context { cond, positions: self.architecture.positions(input, device)?, exchange: None })
     }
 
     /// The streams through the layers, forward only.

@@ -208,6 +208,9 @@ struct ClipsArguments {
     /// Groups of the devices of --stages, each of which has the whole network; 1 is the split.
     #[arg(long, default_value = "1", value_name = "N")]
     groups: NonZeroUsize,
+    /// Devices of each group that share the tokens of a call, each with the whole network; 1 for stages.
+    #[arg(long, default_value = "1", value_name = "N")]
+    sharing: NonZeroUsize,
 }
 
 #[derive(Debug, Args)]
@@ -297,9 +300,10 @@ impl Bench {
             BenchPart::Step(step) => step.measure()?,
             BenchPart::Forward(forward) => bench::forward(&forward.network.bench(MemoryConfig::default())?)?,
             BenchPart::Clips(clips) => {
-                let ClipsArguments { clips: count, steps, groups, .. } = *clips;
+                let ClipsArguments { clips: count, steps, groups, sharing, .. } = *clips;
                 let network = clips.network.bench(MemoryConfig::default())?;
-                let bench = bench::ClipsBench { network, clips: count.max(1), steps: steps.max(1), groups };
+                let (count, steps) = (count.max(1), steps.max(1));
+                let bench = bench::ClipsBench { network, clips: count, steps, groups, sharing };
                 match &clips.cache_preset {
                     Some(cache) => bench.measure_skipping(cache)?,
                     None => bench.measure()?,

@@ -19,7 +19,7 @@ pub struct Fetch {
     /// The model: owner/name, or owner/name@revision.
     #[arg(value_name = "ID")]
     id: String,
-    /// Only these parts, such as dit_low,vae.
+    /// Only these parts, such as dit_low,vae. Tiny decoders are not fetched unless they are named.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
     only: Vec<Wanted>,
 }
@@ -28,6 +28,7 @@ const ENVIRONMENT: &str = "\
 Examples:
   tandem fetch Wan-AI/Wan2.1-T2V-14B
   tandem fetch Wan-AI/Wan2.2-T2V-A14B --only dit_low,vae
+  tandem fetch Kijai/WanVideo_comfy --only taew2_1     (the tiny decoder of previews)
 
 The variables of Python's huggingface_hub say how the hub is reached and where its cache lies: \
 HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_TOKEN (or the login of huggingface-cli), HF_HUB_OFFLINE.";

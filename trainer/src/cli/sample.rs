@@ -159,7 +159,8 @@ pub struct Sample {
           value_parser = clap::value_parser!(u32).range(1..), requires = "tiny_decoder")]
     preview: Option<u32>,
     /// The tiny decoder that makes previews: taew2_1, for TI2V-5B taew2_2, as .pth or .safetensors. A file named lighttae...
-    /// is taken for LightX2V's variant, which decodes latents without scaling.
+    /// is taken for LightX2V's variant, which decodes latents without scaling. `tandem fetch Kijai/WanVideo_comfy --only taew2_1`
+    /// downloads it.
     #[arg(long, value_name = "FILE", requires = "preview")]
     tiny_decoder: Option<PathBuf>,
     #[command(flatten)]
@@ -177,7 +178,8 @@ pub struct Sample {
     /// Where the matrices of the DiT are: host streams them from pinned host memory, auto as many as do not fit.
     #[arg(long, value_enum, default_value_t)]
     weights: WeightPlace,
-    /// How clips go through the network on several devices. The clips are the same. Default: the recipe's sample.layout, else auto.
+    /// How clips go through the network on several devices. The clips are the same (with ulysses up to the rounding of sums).
+    /// Default: the recipe's sample.layout, else auto.
     #[arg(long, value_enum)]
     layout: Option<ClipLayout>,
     #[command(flatten)]
@@ -282,8 +284,9 @@ impl Sample {
         let devices = self.devices.over(&basis.devices).settle(basis.dit.layers)?;
         let model = resettled(&basis.model, self, &devices)?;
         let requests = self.requests(&basis)?;
-        let (networks, clip_groups, bands) = (Vec::new(), NonZeroUsize::MIN, 1);
-        Ok(Job { basis, model, devices, requests, networks, clip_groups, bands, interrupt })
+        let (networks, clip_groups, clip_sharing) = (Vec::new(), NonZeroUsize::MIN, NonZeroUsize::MIN);
+        let bands = 1;
+        Ok(Job { basis, model, devices, requests, networks, clip_groups, clip_sharing, bands, interrupt })
     }
 
     /// Reads the adapters of the networks of `job`.
@@ -306,7 +309,7 @@ impl Sample {
         if job.devices.stages.len() > 1 {
             ui.note(&format!("clips: {laid}"));
         }
-        (job.clip_groups, job.bands) = (laid.groups, bands);
+        (job.clip_groups, job.clip_sharing, job.bands) = (laid.groups, laid.sharing, bands);
         job.model.precision.streamed = streamed;
         if !streamed.is_none() {
             let (some, all) = (streamed.of(0..job.basis.dit.layers), job.basis.dit.layers);
@@ -319,9 +322,10 @@ impl Sample {
 
     /// Makes all steps of the clips of `job`.
     pub(super) fn steps(&self, job: Job, course: Course, ui: &Ui) -> Result<Done> {
-        let Job { basis, model, devices, requests, networks, clip_groups, interrupt, .. } = job;
+        let Job { basis, model, devices, requests, networks, clip_groups, clip_sharing, interrupt, .. } = job;
         let attentions = attentions(&basis, &requests);
-        let setup = Setup { route: devices.transfer.into(), attentions, ..Setup::default() };
+        let (route, sharing) = (devices.transfer.into(), Some(clip_sharing));
+        let setup = Setup { route, attentions, sharing, ..Setup::default() };
         let (config, residency) = (&basis.dit, one_at_a_time(clip_groups));
         let mut residents = Residents::new((&model, config), devices.open()?, residency, setup, ui);
         let products = KnownProducts::at(HubSettings::from_environment().beside().join("products.json"));
@@ -354,7 +358,7 @@ impl Sample {
         let time = estimate::forecast(
             (requests, &skipped),
             (&basis.dit, &basis.defaults, model.precision.dit().frozen),
-            (&machine, &devices.split, job.clip_groups),
+            (&machine, &devices.split, [job.clip_groups, job.clip_sharing]),
         )?;
         let clips =
             if requests.len() == 1 { "1 clip".to_owned() } else { format!("{} clips", requests.len()) };
@@ -420,6 +424,8 @@ pub(super) struct Job {
     pub networks: Vec<FromFiles>,
     /// Groups of devices, each of which has the whole network.
     pub clip_groups: NonZeroUsize,
+    /// Devices of such a group that share the tokens of a call.
+    pub clip_sharing: NonZeroUsize,
     /// Devices that decode clips together.
     pub bands: usize,
     pub interrupt: Interrupt,

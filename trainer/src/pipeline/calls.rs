@@ -48,7 +48,7 @@ pub struct Called {
 
 /// What the last stage gave back, on the first stage's device.
 pub struct Returns {
-    receiver: Receiver<Sent>,
+    pub(super) receiver: Receiver<Sent>,
 }
 
 impl Returns {
@@ -63,9 +63,9 @@ impl Returns {
 }
 
 /// What a stage has when it made its part of all calls.
-struct StageEnd {
-    returns: Option<Returns>,
-    changes: Vec<Change>,
+pub(super) struct StageEnd {
+    pub returns: Option<Returns>,
+    pub changes: Vec<Change>,
 }
 
 /// What is used on one thread alone, and dropped with it: a channel whose end lives on would never close.
@@ -108,6 +108,9 @@ impl Pipeline {
         O: FnMut(usize, Tensor) -> Result<Option<Tensor>> + Send,
         B: Fn(usize) -> Blocks + Sync,
     {
+        if let Some(all) = &self.shared {
+            return self.call_in_row(all, calls);
+        }
         let ends = self.on_threads(self.calling(calls))?;
         self.called(ends)
     }
@@ -191,7 +194,7 @@ impl Pipeline {
     }
 
     /// What came of the stages: what came back and was not taken is received.
-    fn called(&self, ends: Vec<StageEnd>) -> Result<Called> {
+    pub(super) fn called(&self, ends: Vec<StageEnd>) -> Result<Called> {
         let (mut rest, mut changes) = (Vec::new(), Vec::new());
         for StageEnd { returns, changes: own } in ends {
             let sent = returns.into_iter().flat_map(|returns| returns.receiver.into_iter());

@@ -55,7 +55,7 @@ impl Pipeline {
     pub(super) fn of_stages(stages: Vec<Stage>, route: Route) -> Result<Self> {
         let devices: Vec<_> = stages.iter().map(|stage| &stage.device).collect();
         let (ways, home) = linked(&devices, route)?;
-        Ok(Self { stages, ways, home, route })
+        Ok(Self { stages, ways, home, route, shared: None })
     }
 }
 

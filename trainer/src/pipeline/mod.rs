@@ -12,6 +12,7 @@ mod micro_batch;
 mod parking;
 mod residuals;
 pub mod schedule;
+mod sequence;
 mod stage;
 mod training;
 
@@ -37,6 +38,7 @@ pub use training::{Span, Watched};
 
 use crate::error::{Error, Result};
 use links::{Links, Ways};
+use sequence::AllToAll;
 use training::{Training, Watch};
 
 /// The stages of a model, first to last.
@@ -47,6 +49,8 @@ pub struct Pipeline {
     /// From the last stage's device to the first one's.
     home: Link,
     route: Route,
+    /// Where each stage is the whole network and they share the tokens of calls: the links between all of them.
+    shared: Option<AllToAll>,
 }
 
 /// The outcome of a step: the loss of each micro-batch, and the sum of all gradients.
@@ -136,9 +140,10 @@ impl Pipeline {
         self.route
     }
 
-    /// The first and the last stage's device.
+    /// The first and the last stage's device; the first one twice where devices share tokens.
     pub fn ends(&self) -> [&Device; 2] {
-        [0, self.stages.len() - 1].map(|index| &self.stages[index].device) // `load` refuses an empty split
+        let last = if self.shared.is_some() { 0 } else { self.stages.len() - 1 };
+        [0, last].map(|index| &self.stages[index].device) // `load` refuses an empty split
     }
 
     /// Sizes of the model.
@@ -226,13 +231,17 @@ impl Pipeline {
     }
 
     fn links(&self) -> impl Iterator<Item = &Link> {
-        self.ways.iter().flat_map(Ways::links).chain([&self.home])
+        let shared = self.shared.iter().flatten().flatten().flatten().map(AsRef::as_ref);
+        self.ways.iter().flat_map(Ways::links).chain([&self.home]).chain(shared)
     }
 
     /// Runs `work` for every stage on a thread of its own, linked to its neighbours; the results in stage order.
     ///
     /// When one stage fails its links close, so the others end too; the error of the one that failed is returned.
     fn on_threads<T: Send>(&self, work: impl Fn(&Stage, &Links) -> Result<T> + Sync) -> Result<Vec<T>> {
+        if self.shared.is_some() {
+            return Err(kernels::Error::msg("devices that share tokens make calls alone, no steps").into());
+        }
         let results: Vec<Result<T>> = thread::scope(|scope| {
             let spawn = |(stage, links)| {
                 let work = &work;
@@ -241,13 +250,19 @@ impl Pipeline {
             let threads: Vec<_> = self.stages.iter().zip(Links::chain(&self.ways)).map(spawn).collect();
             threads.into_iter().map(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p))).collect()
         });
-        let (done, failed): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
-        let mut errors: Vec<Error> = failed.into_iter().filter_map(Result::err).collect();
-        let cause = errors.iter().position(|e| !matches!(e, Error::NeighbourStopped)).unwrap_or(0);
-        match errors.is_empty() {
-            true => Ok(done.into_iter().filter_map(Result::ok).collect()),
-            false => Err(errors.swap_remove(cause)),
-        }
+        own_error(results)
+    }
+}
+
+/// What all threads made, or the error of the one that failed by itself.
+fn own_error<T>(results: Vec<Result<T>>) -> Result<Vec<T>> {
+    let (done, failed): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
+    let mut errors: Vec<Error> = failed.into_iter().filter_map(Result::err).collect();
+    let is_own = |e: &Error| !matches!(e, Error::NeighbourStopped | Error::Model(models::Error::PeerStopped));
+    let cause = errors.iter().position(is_own).unwrap_or(0);
+    match errors.is_empty() {
+        true => Ok(done.into_iter().filter_map(Result::ok).collect()),
+        false => Err(errors.swap_remove(cause)),
     }
 }
 

@@ -136,7 +136,7 @@ impl Stage {
 
     /// The streams at the first layer of this stage, embedded here or taken over the boundary, and what its layers read
     /// besides, for `input`, which may be on the host.
-    fn entry(
+    pub(super) fn entry(
         &self,
         input: &NetworkInput,
         placed: Option<NetworkInput>,

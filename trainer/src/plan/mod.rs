@@ -272,10 +272,9 @@ impl Planned {
             // Plans of earlier versions do not say what may be pinned.
             let pinned = stored.memory.pinned.or(plan.memory.pinned);
             // It changes no number, and what fits beside the networks depends on what is free today.
-            let MemoryPlan { decoding, bands, clip_groups, .. } = plan.memory;
-            let open =
-                MemoryPlan { ffn_tokens, pinned, decoding, bands, clip_groups, ..stored.memory.clone() };
-            plan.memory = open;
+            let MemoryPlan { decoding, bands, clip_groups, clip_sharing, .. } = plan.memory;
+            let open = MemoryPlan { ffn_tokens, pinned, ..stored.memory.clone() };
+            plan.memory = MemoryPlan { decoding, bands, clip_groups, clip_sharing, ..open };
             plan.model.precision.streamed = stored.model.precision.streamed;
         }
         if self.former_digest.as_ref() == Some(&stored.dataset.digest) {
@@ -308,7 +307,6 @@ impl Plan {
         check_numbers(&recipe)?;
         let (mut model, dit, mut notes) = settled_model(&recipe, from, overrides)?;
         model.boundary = model.expert.map(|_| model.boundary_of(&dit));
-
         let defaults = *dit.defaults(model.dits.networks());
         let mut data = recipe.data;
         conditions::check_data(&data, &dit)?;
@@ -329,7 +327,6 @@ impl Plan {
         settle_steps(&mut train, &dataset, seed)?;
         train.timesteps.shift = Some(train.timesteps.shift());
         let ranges = settle_ranges(&mut train, &adapter, &targets, (&model, &dit))?;
-
         let frames = data.frames.iter().copied().max().unwrap_or(1);
         let clips = requests(&recipe.sample, from, (&dit, &defaults), (data.sizes[0], frames, seed))?;
         let sample = sample_plan(recipe.sample, clips, (&model, &dit), from)?;
@@ -348,8 +345,8 @@ impl Plan {
         let asked = (&recipe.memory, given, sample.layout);
         let settled = ways::settled(&task, &machine, asked, &shapes, &rest, has_texts)?;
         model.precision.streamed = settled.streamed;
-        let frozen = task.base.frozen;
-        let settled = with_clip_share(settled, (&train, &sample), (&dit, &defaults, frozen), &machine)?;
+        let of_model = (&dit, &defaults, task.base.frozen);
+        let settled = with_clip_share(settled, (&train, &sample), of_model, &machine)?;
         notes.extend(time::of_steps(&settled.choice, &task, &machine));
         let plan = Plan {
             tandem: env!("CARGO_PKG_VERSION").to_owned(),

@@ -58,6 +58,8 @@ pub struct Rest {
     pub attached: Vec<Adapters>,
     /// Groups of devices that clips go through, each with the whole network.
     pub clip_groups: NonZeroUsize,
+    /// Devices of such a group that share the tokens of a call, each with the whole network; 1 where they are stages.
+    pub clip_sharing: NonZeroUsize,
     /// What becomes of the DiT before clips are decoded.
     pub behind_sampling: BehindSampling,
 }
@@ -123,6 +125,7 @@ impl Rest {
             preview: sample.preview.as_ref().map(|preview| TinySizes::at(&preview.decoder)).transpose()?,
             attached: attached(sample, experts, dit)?,
             clip_groups: NonZeroUsize::MIN,
+            clip_sharing: NonZeroUsize::MIN,
             behind_sampling: BehindSampling::Stays,
         })
     }
@@ -226,7 +229,7 @@ impl Rest {
         Ok(PhaseForecast::new(Phase::HeldOutLoss, dit.machine, by_device(dit.machine, &stages)))
     }
 
-    /// `clips` from noise to latents, all at once.
+    /// `clips` from noise to latents, all at once. Devices that share the tokens of a call are taken to have all of them, which is more.
     pub fn sampling(&self, dit: Split, clips: &[ClipRequest]) -> Result<PhaseForecast> {
         let shapes = in_group(self.shapes(clips), self.clip_groups);
         let latents = shapes.first().map_or((1, 1, 1), |clip| clip.latents);
@@ -235,7 +238,8 @@ impl Rest {
         let mut most: Option<Vec<StageMemory>> = None;
         for attached in &self.attached {
             let forecaster = Forecaster::new(&task).with_attached(attached);
-            let stages = dit.calls(&forecaster, &calls, self.clip_groups)?;
+            let whole = self.clip_groups.saturating_mul(self.clip_sharing);
+            let stages = dit.calls(&forecaster, &calls, whole)?;
             most = Some(match most {
                 None => stages,
                 Some(most) => {

@@ -59,8 +59,8 @@ pub(super) fn settled(
     let task = best.task(task);
     if !rest.clips.is_empty() {
         let laid = laid(rest, split(&task, machine, &best), layout, Wording::Recipe)?;
-        let grouped = Rest { clip_groups: laid.groups, ..rest.clone() };
-        if laid.groups.get() > 1 {
+        let grouped = Rest { clip_groups: laid.groups, clip_sharing: laid.sharing, ..rest.clone() };
+        if laid.groups.get() * laid.sharing.get() > 1 {
             let sampling = grouped.sampling(split(&task, machine, &best), &rest.clips)?;
             let phases = &mut best.forecast.phases;
             phases
@@ -68,7 +68,7 @@ pub(super) fn settled(
                 .filter(|phase| phase.phase == Phase::Sampling)
                 .for_each(|phase| *phase = sampling.clone());
         }
-        best = best.with_clips(laid.groups, laid.to_string());
+        best = best.with_clips(laid.groups, laid.sharing, laid.to_string());
     }
     let mut needed = best.forecast.phases.clone();
     // The text encoder is not loaded where the cache has all that it would make.

@@ -71,6 +71,8 @@ pub struct Setup {
     pub encoders: Option<usize>,
     /// Attentions whose forwards are planned while networks are loaded.
     pub attentions: Vec<Heads>,
+    /// Devices of a group that share the tokens of a call of a clip, each with the whole network; none where nothing is said.
+    pub sharing: Option<NonZeroUsize>,
 }
 
 /// A network that is read from its files when it is first used.

@@ -1,5 +1,6 @@
 //! Networks on their way between files, devices and host memory.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use models::adapter::{Adapters, ApplyMode, Source};
@@ -100,12 +101,16 @@ impl Residents {
             ClipAdapters::Applied => ClipAdapter::open(&network.for_clips, &network.files, base, &self.ui)?,
             ClipAdapters::LeftOut => None,
         };
-        let (groups, ui) = (self.residency.clip_groups.get(), self.ui.clone());
+        let sharing = self.setup.sharing.map_or(1, NonZeroUsize::get);
+        let (parts, ui) = (self.residency.clip_groups.get() * sharing, self.ui.clone());
         let pipeline = self.network(range)?;
         adapter.as_ref().map(|adapter| adapter.apply(pipeline)).transpose()?;
-        let done = match groups {
+        let done = match parts {
             1 => work(std::slice::from_ref(pipeline))?,
-            _ => work(&ui.phase("copying the DiT to each card", || pipeline.grouped(groups))?)?,
+            _ => {
+                let parts = ui.phase("copying the DiT to each card", || pipeline.grouped(parts))?;
+                work(&Pipeline::in_rows(parts, sharing)?)?
+            }
         };
         adapter.map(|adapter| adapter.remove(pipeline)).transpose()?;
         Ok(done)

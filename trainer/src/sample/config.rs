@@ -64,8 +64,9 @@ pub struct SampleConfig {
     /// A table of `tandem calibrate` for it, relative to the recipe. Default: the first clip of the run measures one.
     pub cache_table: Option<PathBuf>,
     /// How clips go through the network on several devices: `pipeline`, split as it is trained; `cfg`, the whole network on each
-    /// device, which computes one half of the guidance (or other clips, without guidance). Default `auto`: the faster of those
-    /// that fit. The clips are the same.
+    /// device, which computes one half of the guidance (or other clips, without guidance); `ulysses`, the whole network on each
+    /// device, which computes a part of the tokens of each call, for devices that reach each other directly. Default `auto`: the
+    /// fastest of those that fit. The clips are the same, with `ulysses` up to the rounding of sums.
     pub layout: ClipLayout,
     /// Solver steps of a clip between two previews of it, `<clip>.preview.mp4` beside the clip, each in place of the one before;
     /// removed when the clip is finished. 0 for none. Default 0.
@@ -114,7 +115,7 @@ impl Prompts {
     }
 }
 
-/// How clips go through the network on several devices. The clips are the same in all of them.
+/// How clips go through the network on several devices. The clips are the same in all of them, with `ulysses` up to the rounding of sums.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum ClipLayout {
@@ -125,6 +126,8 @@ pub enum ClipLayout {
     Pipeline,
     /// Each device, or group of devices, has the whole network; the halves of the guidance are computed at once.
     Cfg,
+    /// Each device has the whole network and a part of the tokens of each call; on four devices and more beside `cfg`.
+    Ulysses,
 }
 
 impl ClipLayout {

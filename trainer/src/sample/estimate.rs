@@ -26,20 +26,27 @@ pub fn operations(dit: &DitConfig, tokens: usize) -> [f64; 2] {
     [products, attention].map(|of_block| of_block * dit.layers as f64)
 }
 
-/// How long a solver step of all clips takes on `stages` equal devices in `groups` groups that have the whole network each, as
-/// calls of the whole network on one device; `halves` are the calls of each clip.
+/// How often as long exchanging tokens for heads around each attention makes a call, on devices that reach each other directly.
+const EXCHANGE: f64 = 1.1;
+
+/// How long a solver step of all clips takes on `stages` equal devices in `groups` groups that have the whole network each, or
+/// have it on each of `sharing` devices that share the tokens of a call, as calls of the whole network on one device; `halves` are the
+/// calls of each clip.
 ///
 /// A group's devices are busy all the time where enough calls are in flight; the next step of a clip waits for all of its
 /// calls to come out of the pipeline.
-pub fn time_of_round(halves: &[usize], stages: usize, groups: usize) -> f64 {
+pub fn time_of_round(halves: &[usize], stages: usize, (groups, sharing): (usize, usize)) -> f64 {
     let groups = groups.clamp(1, stages.max(1));
+    if sharing > 1 {
+        return halves.iter().sum::<usize>().div_ceil(groups) as f64 / sharing as f64 * EXCHANGE;
+    }
     let (depth, lanes) = (stages / groups, halves.iter().sum::<usize>().div_ceil(groups));
     let of_clip = if groups > 1 { 1 } else { halves.iter().copied().max().unwrap_or(1) };
     lanes.max(depth + of_clip - 1) as f64 / depth as f64
 }
 
 /// About how long the steps of `requests`, of which each skips some, take on `machine`, whose stages have `split` blocks each, in
-/// `groups` groups with the whole network: by the peak of a GPU, and by a product that is measured on a CPU. Text encoder and VAE
+/// `groups` groups with the whole network, or with it on each of `sharing` devices that share tokens: by the peak of a GPU, and by a product that is measured on a CPU. Text encoder and VAE
 /// are not counted.
 ///
 /// # Errors
@@ -47,7 +54,7 @@ pub fn time_of_round(halves: &[usize], stages: usize, groups: usize) -> f64 {
 pub fn forecast(
     (requests, skipped): (&[ClipRequest], &[usize]),
     (dit, defaults, frozen): (&DitConfig, &Defaults, Frozen),
-    (machine, split, groups): (&Machine, &[usize], NonZeroUsize),
+    (machine, split, [groups, sharing]): (&Machine, &[usize], [NonZeroUsize; 2]),
 ) -> Result<Duration> {
     let cpu = match machine.stages.iter().any(|card| card.name == "cpu") {
         true => speed_of_cpu()?,
@@ -74,8 +81,8 @@ pub fn forecast(
     let all: Vec<usize> = requests.iter().map(halves).collect();
     let devices = if is_alone { 1 } else { machine.stages.len() };
     // Against devices that are never idle.
-    let fill =
-        time_of_round(&all, devices, groups.get()) * devices as f64 / all.iter().sum::<usize>().max(1) as f64;
+    let round = time_of_round(&all, devices, (groups.get(), sharing.get()));
+    let fill = round * devices as f64 / all.iter().sum::<usize>().max(1) as f64;
     let mut seconds = 0.0;
     for (request, skipped) in requests.iter().zip(skipped) {
         // A step that is skipped runs no block.

@@ -27,7 +27,7 @@ pub struct Sampled {
     pub name: String,
     /// What stands above it on the contact sheet.
     pub title: String,
-    /// How it differs from what the model makes in all of its steps, if it does: in the metadata of MP4 files, and on the
+    /// How it differs from what the model makes in all of its steps, if it does: in the metadata of its files, and on the
     /// contact sheet.
     pub label: Option<String>,
     /// [1, c, t, h, w].

@@ -45,8 +45,11 @@ impl PreviewPlan {
             (0, None) => Ok(None),
             (0, Some(_)) => refuse(decoder_key, format!("is for previews: set {every_key} too")),
             (_, None) => {
-                let why =
-                    format!("needs a tiny decoder: name the file of taew2_1 or taew2_2 with {decoder_key}");
+                let name = if dit.out_channels == 48 { "taew2_2" } else { "taew2_1" };
+                let why = format!(
+                    "needs a tiny decoder: name the file of {name} with {decoder_key} (`tandem fetch Kijai/WanVideo_comfy --only \
+                     {name}` downloads it)"
+                );
                 refuse(every_key, why)
             }
             (every, Some(decoder)) => {

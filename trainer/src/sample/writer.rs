@@ -104,12 +104,11 @@ fn write_all(
             .ok_or_else(|| Error::Tensor(kernels::Error::msg("the VAE gave no whole frames")))?;
         for format in formats {
             let path = clip_file(folder, &clip.name, *format);
+            let label = clip.label.as_deref();
             match format {
-                ClipFormat::Mp4 => {
-                    mp4.take().map_or(Ok(()), |mp4| mp4.finish(clip.label.as_deref()))?;
-                }
-                ClipFormat::Gif => data::write_gif(&path, &film, fps)?,
-                ClipFormat::Webp => data::write_webp(&path, &film, fps)?,
+                ClipFormat::Mp4 => mp4.take().map_or(Ok(()), |mp4| mp4.finish(label))?,
+                ClipFormat::Gif => data::write_commented_gif(&path, &film, fps, label)?,
+                ClipFormat::Webp => data::write_commented_webp(&path, &film, fps, label)?,
             }
             written.files.push(path);
         }

@@ -20,7 +20,7 @@ pub struct RunFolder {
 }
 
 /// Plan keys that may change when a run is resumed: none of them affects steps that are already made.
-const MAY_CHANGE: [&str; 20] = [
+const MAY_CHANGE: [&str; 21] = [
     "tandem",
     // What is left out shows in the digest.
     "data.bad",
@@ -40,6 +40,7 @@ const MAY_CHANGE: [&str; 20] = [
     "memory.decoding",
     "memory.bands",
     "memory.clip_groups",
+    "memory.clip_sharing",
     "memory.weights",
     "model.precision.streamed",
 ];

@@ -118,7 +118,8 @@ fn residents(planned: &Planned, split: Vec<(Device, Range<usize>)>, ui: &Ui) -> 
     let residency = Residency { networks, decoding, vae, clip_groups };
     let (route, ffn_tokens) = (plan.devices.transfer.into(), Some(plan.memory.ffn_tokens));
     let encoders = Some(planned.forecast.devices_of(Phase::EncodingClips));
-    let setup = Setup { route, ffn_tokens, encoders, ..Setup::default() };
+    let sharing = Some(plan.memory.clip_sharing);
+    let setup = Setup { route, ffn_tokens, encoders, sharing, ..Setup::default() };
     Residents::new((&plan.model, dit), split, residency, setup, ui)
 }
 

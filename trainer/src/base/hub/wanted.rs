@@ -22,6 +22,12 @@ pub enum Wanted {
     Tokenizer,
     /// The CLIP vision tower, where the model has one.
     Clip,
+    /// The tiny decoder of previews for latents of 16 channels, from a repository that has it.
+    #[value(name = "taew2_1")]
+    TinyDecoder21,
+    /// The tiny decoder of previews for TI2V-5B, from a repository that has it.
+    #[value(name = "taew2_2")]
+    TinyDecoder22,
 }
 
 /// Files that identify the kind of a repository.
@@ -57,6 +63,8 @@ impl Wanted {
                 (is_model && folder == "image_encoder")
                     || is_top_weights(folder, file, &["models_clip_open-clip"])
             }
+            Self::TinyDecoder21 => is_weights_of(file, "taew2_1"),
+            Self::TinyDecoder22 => is_weights_of(file, "taew2_2"),
         }
     }
 
@@ -69,6 +77,8 @@ impl Wanted {
             Self::TextEncoder => "text encoder",
             Self::Tokenizer => "tokenizer",
             Self::Clip => "CLIP vision tower",
+            Self::TinyDecoder21 => "taew2_1",
+            Self::TinyDecoder22 => "taew2_2",
         }
     }
 }
@@ -76,6 +86,10 @@ impl Wanted {
 fn is_top_weights(folder: &str, file: &str, starts: &[&str]) -> bool {
     let is_weights = file.ends_with(".pth") || file.ends_with(".safetensors");
     folder.is_empty() && is_weights && starts.iter().any(|start| file.starts_with(start))
+}
+
+fn is_weights_of(file: &str, stem: &str) -> bool {
+    ["pth", "safetensors"].iter().any(|ending| file == format!("{stem}.{ending}"))
 }
 
 /// The files of `wanted`, small ones first, so that errors show early.

@@ -58,6 +58,7 @@ pub(super) fn check(
         preview: preview.map(|preview| TinySizes::at(&preview.decoder)).transpose()?,
         attached: networks.iter().map(adapters).collect::<Result<_>>()?,
         clip_groups: NonZeroUsize::MIN,
+        clip_sharing: NonZeroUsize::MIN,
         behind_sampling: BehindSampling::Dropped,
     };
     let machine = Machine::here(devices, &Limits::measure(devices), task.base, &basis.dit, None);

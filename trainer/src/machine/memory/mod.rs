@@ -116,6 +116,8 @@ pub struct Settled {
     pub decoding: Decoding,
     /// Groups of devices that clips go through.
     pub clip_groups: NonZeroUsize,
+    /// Devices of such a group that share the tokens of a call.
+    pub clip_sharing: NonZeroUsize,
     /// The blocks whose matrices are in host memory.
     pub streamed: Streamed,
     /// The most host memory that may be pinned, in bytes.
@@ -128,7 +130,8 @@ impl Settled {
         let pinned = pinned.next_multiple_of(PINNED_GRAIN);
         let (networks, decoding, clip_groups) = (task.networks, task.decoding, NonZeroUsize::MIN);
         let streamed = task.base.streamed;
-        Self { choice, forecast, networks, decoding, clip_groups, streamed, pinned }
+        let clip_sharing = NonZeroUsize::MIN;
+        Self { choice, forecast, networks, decoding, clip_groups, clip_sharing, streamed, pinned }
     }
 
     /// With the share of the run's time that clips take.
@@ -142,10 +145,10 @@ impl Settled {
         Task { networks: self.networks, decoding: self.decoding, base, ..task.clone() }
     }
 
-    /// With the groups of devices that clips go through, and why these.
-    pub fn with_clips(self, clip_groups: NonZeroUsize, layout: String) -> Self {
+    /// With the groups of devices that clips go through, the devices of each that share tokens, and why these.
+    pub fn with_clips(self, clip_groups: NonZeroUsize, clip_sharing: NonZeroUsize, layout: String) -> Self {
         let forecast = Forecast { clips: Some(layout), ..self.forecast };
-        Self { clip_groups, forecast, ..self }
+        Self { clip_groups, clip_sharing, forecast, ..self }
     }
 }
 
@@ -375,6 +378,9 @@ pub struct MemoryPlan {
     /// Groups of devices that clips go through, each with the whole network; 1 for the split as it is.
     #[serde(default = "one_group", skip_serializing_if = "is_one_group")]
     pub clip_groups: NonZeroUsize,
+    /// Devices of such a group that share the tokens of a call, each with the whole network; 1 where they are stages.
+    #[serde(default = "one_group", skip_serializing_if = "is_one_group")]
+    pub clip_sharing: NonZeroUsize,
     /// Devices that decode clips together, a band of rows each.
     #[serde(default = "one", skip_serializing_if = "is_single")]
     pub bands: usize,
@@ -407,6 +413,7 @@ impl MemoryPlan {
             networks: settled.networks,
             decoding: settled.decoding,
             clip_groups: settled.clip_groups,
+            clip_sharing: settled.clip_sharing,
             bands: settled.forecast.devices_of(Phase::Decoding),
             keep: asked.keep,
             offload: asked.offload,

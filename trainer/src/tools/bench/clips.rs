@@ -41,6 +41,8 @@ pub struct ClipsBench<'a> {
     pub steps: usize,
     /// Groups of devices that have the whole network each; 1 for the split.
     pub groups: NonZeroUsize,
+    /// Devices of each group that share the tokens of a call; 1 for stages.
+    pub sharing: NonZeroUsize,
 }
 
 impl ClipsBench<'_> {
@@ -61,10 +63,10 @@ impl ClipsBench<'_> {
         let one = meter.measure(self.network.repeats, predict)?.seconds;
         let all = meter.measure(self.network.repeats, || sampled(&groups, &clips, &[]))?;
         let calls = (HALVES * self.clips * self.steps) as f64;
-        let busy = calls * one / (ready.devices.len() as f64 * all.seconds);
+        let busy = calls * one * self.sharing.get() as f64 / (ready.devices.len() as f64 * all.seconds);
         let mut report = self.network.report("clips", &ready, &all);
         report.extend(fields(json!({
-            "clips": self.clips, "groups": self.groups, "s_per_forward": rounded(one, 4),
+            "clips": self.clips, "groups": self.groups, "sharing": self.sharing, "s_per_forward": rounded(one, 4),
             "s_per_step": rounded(all.seconds / (self.clips * self.steps) as f64, 4), "busy": rounded(busy, 3),
             "forecast_gib": self.forecast(&ready)?,
         })));
@@ -94,7 +96,7 @@ impl ClipsBench<'_> {
         let computed = exact.seconds * (self.steps - skips.len()) as f64 / self.steps as f64;
         let mut report = self.network.report("skipping clips", &ready, &cached);
         report.extend(fields(json!({
-            "clips": self.clips, "groups": self.groups, "steps": self.steps, "skipped": skips.len(),
+            "clips": self.clips, "groups": self.groups, "sharing": self.sharing, "steps": self.steps, "skipped": skips.len(),
             "exact_s": rounded(exact.seconds, 4), "cached_s": rounded(cached.seconds, 4),
             "share_of_ideal": rounded(computed / cached.seconds, 4),
         })));
@@ -103,7 +105,13 @@ impl ClipsBench<'_> {
 
     /// The network on each group; on one the split itself, which is not needed besides.
     fn grouped(&self, ready: &Ready) -> Result<Vec<Pipeline>> {
-        ready.pipeline.grouped(self.groups.get())
+        let parts = ready.pipeline.grouped(self.whole().get())?;
+        Pipeline::in_rows(parts, self.sharing.get())
+    }
+
+    /// Parts of the devices that each have the whole network.
+    fn whole(&self) -> NonZeroUsize {
+        self.groups.saturating_mul(self.sharing)
     }
 
     /// Clips with guidance, whose inputs are on `device`.
@@ -143,7 +151,7 @@ impl ClipsBench<'_> {
         let shape = ClipShape { latents, halves: HALVES, solver, has_picture: false, residuals };
         let calls = Calls::Clips(in_group(vec![shape; self.clips], self.groups));
         let dit = Split { task: &task, machine, blocks: &settled.split, ffn_tokens: FFN_TOKENS, pinned: 0 };
-        let stages = dit.calls(&Forecaster::new(&task), &calls, self.groups)?;
+        let stages = dit.calls(&Forecaster::new(&task), &calls, self.whole())?;
         let of = |(_, on): (&str, Vec<usize>)| gib(on.into_iter().map(|index| stages[index].peak).sum());
         Ok(machine.devices().into_iter().map(of).collect())
     }
