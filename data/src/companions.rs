@@ -203,6 +203,10 @@ impl DataConfig {
 
     /// Checks that the folders of companions are there, and that stills are not to be trained with them.
     pub(crate) fn check_companions(&self) -> Result<()> {
+        if self.masks.is_some() && !self.mask_rules.is_empty() {
+            let reason = "makes what data.masks has; keep one of the two".into();
+            return Err(DataError::Config { key: "mask_rules", reason });
+        }
         for (key, folder) in self.companions() {
             if !folder.is_dir() {
                 let reason = format!("there is no folder {}", folder.display());

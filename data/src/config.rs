@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::error::{DataError, Result};
+use crate::mask::MaskRule;
 
 /// What to train on. `[data]` with `folder = "clips"` is enough; every other key has a default.
 ///
@@ -85,6 +86,10 @@ pub struct DataConfig {
     /// Default: none, `mask_rules` make them.
     #[serde(default)]
     pub masks: Option<PathBuf>,
+    /// Rules that make masks for VACE from the clips themselves, of which each window gets one: `boxes`, `brush`, `outpaint`,
+    /// `first`, `last`, `first-last` (all but these frames are generated), `every-4` (all but every fourth). Default: none.
+    #[serde(default)]
+    pub mask_rules: Vec<MaskRule>,
     /// Folder of reference pictures for Fun-Control V1.1 and A14B, and VACE: `NAME.png` for the clip `NAME`, or several that end
     /// in `_1`, `_2`, ... Default: none.
     #[serde(default)]

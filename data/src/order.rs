@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::bucket::Bucket;
+use crate::random::Random;
 
 /// One training item, as far as the order depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,32 +110,4 @@ impl Order {
 fn largest(batches: &[Batch]) -> Option<usize> {
     let pixels = |batch: &Batch| batch.bucket.volume() * batch.items.len() as u64;
     (0..batches.len()).rev().max_by_key(|&index| pixels(&batches[index]))
-}
-
-/// SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014): small, well mixed, and the same
-/// on every machine.
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64, epoch: u64) -> Self {
-        // Drawn from the seed first, so that epoch 1 of seed 0 is not epoch 0 of seed 1.
-        let mixed = Self(seed).next();
-        Self(mixed ^ epoch.wrapping_mul(0xd1b5_4a32_d192_ed03))
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Fisher and Yates. The multiply-shift draw is uneven by less than one part in 2^40 for any list that fits a disk.
-    fn shuffle<T>(&mut self, list: &mut [T]) {
-        for last in (1..list.len()).rev() {
-            let drawn = (u128::from(self.next()) * (last as u128 + 1)) >> 64;
-            list.swap(last, drawn as usize);
-        }
-    }
 }

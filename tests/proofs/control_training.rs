@@ -3,10 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use data::{Bucket, Cursor, Film, read_clip, write_webp};
+use data::{Bucket, Cursor, Film, MaskRule, read_clip, write_webp};
 use kernels::Tensor;
 use models::dit::Role;
-use models::dit::control::{CAMERA, REFERENCE};
+use models::dit::control::{CAMERA, CONTEXT, REFERENCE};
 use models::expert::Networks;
 use proofs::film::drifting;
 use proofs::project::Project;
@@ -214,6 +214,120 @@ fn a_control_model_trains_on_its_data() {
         train::train(&planned, &run, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
         assert!(desk.project.run().join("adapters").read_dir().unwrap().count() > 0, "{folder}");
     }
+}
+
+/// What VACE learns from is what it samples from: control clip, mask and references, which are frames before the clip's own.
+#[test]
+fn vace_is_trained_on_the_context_that_it_samples_from() {
+    let data = "control = \"control\"\nreferences = \"references\"\nmasks = \"masks\"";
+    let desk = Desk::new("vace", data, "");
+    for index in 0..2 {
+        // Everything is generated: what is kept of a clip is not in the control clip that is asked for.
+        let (width, height) = (48 + 8 * index, 32 + 8 * index);
+        let white = Film::new(width, height, vec![255; (width * height * 3) as usize]).unwrap();
+        save(&white, &desk.place("masks").join(format!("clip{index:02}.png")));
+    }
+    // Two references of the first clip, one of the second.
+    let references = desk.place("references");
+    std::fs::rename(references.join("clip00.png"), references.join("clip00_1.png")).unwrap();
+    save(&drifting(30, 70, 1), &references.join("clip00_2.png"));
+    let (planned, mut encoded) = desk.cached();
+    let trained = encoded.shown_of_window(0, LeftOut::default()).unwrap();
+    let mut request = SampleConfig::default().request(planned.dit.defaults(Networks::Whole), SIZE, 5, 1);
+    request.conditions.control = Some(desk.place("control").join("clip00.webp"));
+    request.conditions.references =
+        ["clip00_1.png", "clip00_2.png"].map(|name| references.join(name)).to_vec();
+    request.check_pictures(&planned.dit).unwrap();
+    assert_eq!(request.latents(&planned.dit), (4, 6, 8), "two frames in front of two");
+    let sampled = sampled(&planned, &mut encoded, &request);
+    for (name, trained, sampled) in [
+        ("references", trained.in_front_bcthw.unwrap(), sampled.in_front_bcthw.unwrap()),
+        (
+            "context",
+            trained.cond.require(CONTEXT).unwrap().clone(),
+            sampled.cond.require(CONTEXT).unwrap().clone(),
+        ),
+    ] {
+        assert_same_bits(name, &trained, &sampled.get(0).unwrap());
+    }
+    let data = step(&planned, &encoded, 1, 2);
+    let frames: Vec<usize> = data.micro_batches.iter().map(|batch| batch.target.dim(2).unwrap()).collect();
+    assert!(frames.contains(&4) && frames.contains(&3), "frames of references are learnt too: {frames:?}");
+    // Clips with different numbers of references do not stack.
+    let recipe = std::fs::read_to_string(desk.project.recipe()).unwrap();
+    std::fs::write(desk.project.recipe(), format!("{recipe}\n[train]\nbatch = 2\n")).unwrap();
+    let error = desk.plan().map(drop).unwrap_err().to_string();
+    assert!(error.contains("1 to 2 reference pictures") && error.contains("train.batch = 1"), "{error}");
+}
+
+/// A mask by rule keeps what it says of the clip, and nothing of what is to be generated is shown.
+#[test]
+fn masks_by_rule_hide_what_is_generated() {
+    let desk = Desk::new("vace", "mask_rules = [\"first\"]", "");
+    let (planned, encoded) = desk.cached();
+    let context = |encoded: &LatentStore| {
+        encoded.shown_of_window(0, LeftOut::default()).unwrap().cond.require(CONTEXT).unwrap().clone()
+    };
+    let first = context(&encoded);
+    // Two latent frames take the masks of the frames 1 and 3 of five.
+    let mask = first.narrow(0, 32, 64).unwrap();
+    assert_eq!(difference(&mask, &mask.ones_like().unwrap()).0, 0.0);
+    let (vae, ui) = (&planned.plan.model, Ui::new(Voice::Json));
+    let vae = residents(vae, &planned.dit, device(), &ui).vae().unwrap();
+    let video =
+        |tensor: Tensor| trainer::encode::conditions::latents(&vae, &tensor).unwrap().squeeze(0).unwrap();
+    let dataset = &planned.dataset;
+    let clip = dataset.clips(0, &dataset.windows[..1]).unwrap().next().unwrap().unwrap();
+    let pixels = Tensor::from_vec(clip.planes(), (1, 3, 5, 48, 64), &kernels::Device::Cpu).unwrap();
+    let kept = pixels.narrow(2, 0, 1).unwrap().pad_with_zeros(2, 0, 4).unwrap();
+    assert_same_bits("kept", &first.narrow(0, 0, 16).unwrap(), &video(kept));
+    assert_same_bits("made", &first.narrow(0, 16, 16).unwrap(), &video(pixels.zeros_like().unwrap()));
+}
+
+/// Rules are functions of their seed, cover a part of the picture, and have names.
+#[test]
+fn rules_for_masks_cover_a_part_of_the_picture() {
+    let size = [9, 48, 64];
+    for name in ["boxes", "brush", "outpaint", "first", "last", "first-last", "every-4"] {
+        let rule = MaskRule::try_from(name.to_owned()).unwrap();
+        assert_eq!(rule.to_string(), name);
+        let mut shares = Vec::new();
+        for seed in 0..50 {
+            let mask = rule.mask(size, seed);
+            assert_eq!(mask, rule.mask(size, seed));
+            assert!(mask.len() == 64 * 48 * 9 && mask.iter().all(|value| *value == 0.0 || *value == 1.0));
+            shares.push(mask.iter().sum::<f32>() / mask.len() as f32);
+        }
+        assert!(shares.iter().all(|share| *share > 0.01 && *share < 0.99), "{name}: {shares:?}");
+        let is_random = shares.iter().any(|share| *share != shares[0]);
+        assert_eq!(is_random, ["boxes", "brush", "outpaint"].contains(&name), "{name}");
+    }
+    let frame = |rule: MaskRule, frame: usize| rule.mask(size, 1)[frame * 64 * 48];
+    assert_eq!([0, 1, 4, 8].map(|n| frame(MaskRule::Every(4), n)), [0.0, 1.0, 0.0, 0.0]);
+    assert_eq!([0, 1, 8].map(|n| frame(MaskRule::FirstLast, n)), [0.0, 1.0, 0.0]);
+    for wrong in ["box", "every-1", "every-x"] {
+        assert!(
+            MaskRule::try_from(wrong.to_owned()).unwrap_err().contains("is no rule for masks"),
+            "{wrong}"
+        );
+    }
+}
+
+/// A run of VACE with clips on the way: the clips are without the frames of their references.
+#[test]
+fn vace_makes_clips_without_its_references() {
+    let prompt = "a ball --cv control/clip00.webp --ref references/clip00.png --ref references/clip01.png";
+    let rest = format!("[train]\nsteps = 1\n[sample]\nprompts = [\"{prompt}\"]\nevery = 1\nsteps = 2");
+    let desk = Desk::new("vace", "mask_rules = [\"boxes\"]\nreferences = \"references\"", &rest);
+    let mut planned = desk.plan().unwrap();
+    let run = train::RunFolder::begin(&mut planned.plan).unwrap();
+    train::train(&planned, &run, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
+    let samples = desk.project.run().join("samples");
+    let folders: Vec<PathBuf> = samples.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut clips = folders.iter().filter(|path| path.is_dir()).flat_map(|path| path.read_dir().unwrap());
+    let clip = clips.find(|entry| entry.as_ref().unwrap().path().extension() == Some("mp4".as_ref()));
+    let media = data::Media::Video(clip.unwrap().unwrap().path());
+    assert_eq!(data::decode::probe(&media, 16.0).unwrap().times.len(), 5);
 }
 
 /// What does not fit is refused by its name, and what is wrong: companions that are missing, of another length or aspect, poses that

@@ -188,6 +188,9 @@ fn published_models_are_told_by_sizes_and_the_rest_by_names() {
         (Facts { reference: true, ..facts(5120, 52, 16, 0) }, "x", &["fun-control-a14b"]),
         (Facts { camera: true, ..facts(5120, 32, 16, 1) }, "x", &["fun-camera-14b"]),
         (Facts { camera: true, ..facts(5120, 36, 16, 0) }, "x", &["fun-camera-a14b"]),
+        (Facts { side_chain: true, ..facts(1536, 16, 16, 0) }, "x", &["vace-1.3b"]),
+        (Facts { side_chain: true, ..t2v }, "x", &["vace-14b", "vace-a14b"]),
+        (Facts { side_chain: true, ..t2v }, "Wan2.2-VACE-Fun-A14B/x.safetensors", &["vace-a14b"]),
         // Neither a camera adapter nor reference tokens make another model of it.
         (Facts { reference: true, ..facts(5120, 16, 16, 0) }, "x", &[]),
         (facts(2048, 16, 16, 0), "x", &[]),

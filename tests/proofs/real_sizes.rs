@@ -39,6 +39,8 @@ fn the_dits_have_the_published_tensors_and_adapters() {
         ("fun-camera-14b", (1309, 16_898_128_704)),
         ("fun-control-a14b", (1097, 14_289_561_664)),
         ("fun-camera-a14b", (1101, 14_792_233_024)),
+        ("vace-1.3b", (1264, 2_153_972_032)),
+        ("vace-14b", (1331, 17_337_592_896)),
     ];
     for (name, expected) in published {
         assert_eq!(counted(dit_preset(name).unwrap().tensors()), expected, "{name}");

@@ -86,6 +86,11 @@ impl Control {
         })
     }
 
+    /// Blocks of the side chain.
+    pub fn side_blocks(&self) -> usize {
+        self.side_chain.as_ref().map_or(0, |chain| chain.after.len())
+    }
+
     /// Tokens in front of those of latents of this height and width.
     pub fn tokens_in_front(&self, height: usize, width: usize) -> usize {
         self.reference.map_or(0, |_| (height / PATCH) * (width / PATCH))

@@ -50,6 +50,11 @@ impl Role {
         Self { residence: Residence::Host, ..self }
     }
 
+    /// Whether its raw tensor stays on the host.
+    pub fn is_on_host(self) -> bool {
+        self.residence == Residence::Host
+    }
+
     /// The same role, with the shorter samples of a batch padded with zero rows.
     pub const fn padded(self) -> Self {
         Self { rows: Rows::Padded, ..self }

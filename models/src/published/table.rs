@@ -11,7 +11,7 @@ const SIZE_5B: [usize; 4] = [3072, 14336, 24, 30];
 pub(super) const SIZE_14B: [usize; 4] = [5120, 13824, 40, 40];
 
 /// The models that can be trained.
-pub(super) const MODELS: [Published; 16] = [
+pub(super) const MODELS: [Published; 19] = [
     Published {
         key: "t2v-1.3b",
         title: "Wan 2.1 T2V-1.3B",
@@ -169,6 +169,36 @@ pub(super) const MODELS: [Published; 16] = [
         networks: Networks::Pair,
         size: SIZE_14B,
         repositories: &["alibaba-pai/Wan2.2-Fun-A14B-Control-Camera"],
+        bytes_a_number: 2,
+        reference: false,
+    },
+    Published {
+        key: "vace-1.3b",
+        title: "Wan 2.1 VACE-1.3B",
+        kind: Kind::Vace,
+        networks: Networks::Whole,
+        size: SIZE_1_3B,
+        repositories: &["Wan-AI/Wan2.1-VACE-1.3B"],
+        bytes_a_number: 2,
+        reference: false,
+    },
+    Published {
+        key: "vace-14b",
+        title: "Wan 2.1 VACE-14B",
+        kind: Kind::Vace,
+        networks: Networks::Whole,
+        size: SIZE_14B,
+        repositories: &["Wan-AI/Wan2.1-VACE-14B"],
+        bytes_a_number: 2,
+        reference: false,
+    },
+    Published {
+        key: "vace-a14b",
+        title: "Wan 2.2 VACE-Fun-A14B",
+        kind: Kind::Vace,
+        networks: Networks::Pair,
+        size: SIZE_14B,
+        repositories: &["alibaba-pai/Wan2.2-VACE-Fun-A14B"],
         bytes_a_number: 2,
         reference: false,
     },

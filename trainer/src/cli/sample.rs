@@ -405,7 +405,7 @@ impl Sample {
 fn attentions(basis: &Basis, requests: &[ClipRequest]) -> Vec<Heads> {
     let mut found = Vec::new();
     for request in requests {
-        let (frames, height, width) = basis.defaults.latents(request.frames, request.height, request.width);
+        let (frames, height, width) = request.latents(&basis.dit);
         for heads in basis.dit.attentions(1, basis.dit.tokens(frames, height, width)) {
             if !found.contains(&heads) {
                 found.push(heads);

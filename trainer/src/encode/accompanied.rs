@@ -1,20 +1,21 @@
 //! What accompanies training clips, for control models: control clips, masks and reference pictures through the VAE, pictures
 //! through CLIP, camera paths out of their files.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use data::{Accompanying, Clip, ContentHashes, Dataset, Key, Picture, Window};
+use data::{Accompanying, Clip, ContentHashes, Dataset, Key, MaskRule, Picture, Storage, Window};
 use kernels::{DType, Device, Tensor};
-use models::dit::control::{CAMERA, REFERENCE};
+use models::dit::control::{CAMERA, CONTEXT, REFERENCE};
 use models::dit::{Conditioning, DitConfig, Pictures, Raw, Role};
 use models::published::Beside;
 use models::vae::Vae;
 
 use super::conditions::camera::{self, Pose};
 use super::conditions::fun::FunLatents;
-use super::conditions::latents;
+use super::conditions::{latents, vace};
 use super::pictures::planes;
-use super::requested::{picture, video};
+use super::requested::{MASK, mask_of, on_canvas, picture, video};
 use super::{Encoding, GivenFrames, LATENTS, LatentStore, PictureInputs, STATES, mask, storage, to_host};
 use crate::error::{Error, Result};
 
@@ -23,8 +24,10 @@ use crate::error::{Error, Result};
 pub(super) struct Accompanied {
     /// The latents of the control clip.
     control: Option<Key>,
-    /// The latents of the reference picture.
-    reference: Option<Key>,
+    /// Of VACE: what is kept and what is generated, and the mask.
+    edited: Option<Key>,
+    /// The latents of the reference pictures.
+    references: Vec<Key>,
     /// CLIP's states of the reference picture.
     seen: Option<Key>,
     /// The camera's poses, one for each frame.
@@ -56,15 +59,14 @@ impl LatentStore {
         self.control_model = Some(with.residents.dit().clone());
         let mut hashes = ContentHashes::open(&self.cache);
         self.name_accompanied(dataset, &mut hashes, with)?;
-        let missing = |key: &Option<Key>| -> Result<bool> {
-            Ok(key.as_ref().map(|key| self.missing(key)).transpose()?.flatten().is_some())
-        };
+        let missing = |key: &Key| -> Result<bool> { Ok(self.missing(key)?.is_some()) };
         let (mut by_vae, mut by_clip) = (Vec::new(), Vec::new());
         for (index, own) in self.accompanied.iter().enumerate() {
-            if missing(&own.control)? || missing(&own.reference)? {
+            let keys = own.references.iter().chain(&own.control).chain(&own.edited);
+            if keys.map(missing).collect::<Result<Vec<_>>>()?.contains(&true) {
                 by_vae.push(index);
             }
-            if missing(&own.seen)? {
+            if own.seen.as_ref().map(missing).transpose()?.unwrap_or(false) {
                 by_clip.push(index);
             }
         }
@@ -93,7 +95,7 @@ impl LatentStore {
                     let pixels = tower.pixels(&planes(&Picture::open(path)?)?.unsqueeze(0)?)?;
                     let states = tower.encode(&pixels)?.squeeze(0)?;
                     let entry = [(STATES, &to_host(&states)?, storage(&states))];
-                    self.cache.put(key, &entry, &Default::default())?;
+                    self.cache.put(key, &entry, &BTreeMap::new())?;
                 }
                 with.interrupt.check()?;
             }
@@ -119,10 +121,21 @@ impl LatentStore {
                 let frames = dataset.companion_frames(window, Accompanying::Control);
                 own.control = Some(Key::clip(&content, &frames, window.bucket, &vae));
             }
-            if let Some(path) = reference_of(dataset, window).filter(|_| dit.control.reference.is_some()) {
+            let is_side_chain = dit.control.side_chain.is_some();
+            if is_side_chain {
+                own.edited = Some(edited_key(dataset, window, (&self.rules, &vae), hashes)?);
+            }
+            let read = match (is_side_chain, dit.control.reference) {
+                (true, _) => source.companions.references.as_slice(),
+                (false, Some(_)) => source.companions.references.get(..1).unwrap_or_default(),
+                (false, None) => &[],
+            };
+            for path in read {
                 let content = hashes.of(&data::Media::Still(path.to_owned()))?;
-                own.reference = Some(Key::of(&["reference", &content, &window.bucket.to_string(), &vae]));
-                own.seen = clip.as_ref().map(|clip| Key::of(&["picture", &content, "Official", clip]));
+                let name = if is_side_chain { "canvas" } else { "reference" };
+                own.references.push(Key::of(&[name, &content, &window.bucket.to_string(), &vae]));
+                let states = clip.as_ref().map(|clip| Key::of(&["picture", &content, "Official", clip]));
+                own.seen = own.seen.or(states);
             }
             if let Some(path) = source.companions.camera.as_deref().filter(|_| dit.control.camera.is_some()) {
                 own.poses = poses(dataset, window, path)?;
@@ -139,12 +152,42 @@ impl LatentStore {
             let clip = companion(dataset, &window, Accompanying::Control)?;
             self.put(key, (LATENTS, &latents(vae, &video(&clip)?)?.squeeze(0)?), &clip)?;
         }
-        if let (Some(key), Some(path)) = (&own.reference, reference_of(dataset, &window)) {
-            let size = (window.bucket.width, window.bucket.height);
-            let tensor = latents(vae, &picture(path, size)?)?.squeeze(0)?;
-            self.cache.put(key, &[(LATENTS, &to_host(&tensor)?, storage(&tensor))], &Default::default())?;
+        if let Some(key) = &own.edited {
+            let (edited, mask) = self.edited(dataset, index)?;
+            let latents = vace::kept_and_made(vae, &edited, &mask)?.squeeze(0)?;
+            let channels = vace::mask_channels(&mask)?.squeeze(0)?;
+            let (host, mask) = (to_host(&latents)?, to_host(&channels)?);
+            let entry = [(LATENTS, &host, storage(&latents)), (MASK, &mask, Storage::F32)];
+            self.cache.put(key, &entry, &BTreeMap::new())?;
+        }
+        let size = (window.bucket.width, window.bucket.height);
+        let paths = &dataset.sources[window.source].companions.references;
+        for (key, path) in own.references.iter().zip(paths) {
+            let pixels = if own.edited.is_some() { on_canvas(path, size)? } else { picture(path, size)? };
+            let tensor = latents(vae, &pixels)?.squeeze(0)?;
+            self.cache.put(key, &[(LATENTS, &to_host(&tensor)?, storage(&tensor))], &BTreeMap::new())?;
         }
         Ok(())
+    }
+
+    /// The clip of the window `index` as VACE's context has it, [1, 3, f, h, w], and its mask [1, 1, f, h, w].
+    fn edited(&self, dataset: &Dataset, index: usize) -> Result<(Tensor, Tensor)> {
+        let window = dataset.windows[index];
+        let (companions, bucket) = (&dataset.sources[window.source].companions, window.bucket);
+        let whole = dataset.clips(window.source, std::slice::from_ref(&window))?.next();
+        let whole = whole.transpose()?.ok_or_else(|| gone(dataset, &window, "frames"))?;
+        let shape = (1, 1, bucket.frames as usize, bucket.height as usize, bucket.width as usize);
+        let mask = match (&companions.mask, rule(&self.rules, self.clips[index].latents)) {
+            (Some(_), _) => mask_of(&companion(dataset, &window, Accompanying::Mask)?)?,
+            (None, Some((rule, seed))) => {
+                let values = rule.mask([shape.2, shape.3, shape.4], seed);
+                Tensor::from_vec(values, shape, &Device::Cpu)?
+            }
+            (None, None) => Tensor::ones(shape, DType::F32, &Device::Cpu)?,
+        };
+        let control = companions.control.as_ref().map(|_| companion(dataset, &window, Accompanying::Control));
+        let control = control.transpose()?.map(|clip| video(&clip)).transpose()?;
+        Ok((vace::edited(&video(&whole)?, &mask, control.as_ref())?, mask))
     }
 
     /// What the model is shown of the window `index` besides noisy latents and text, without a batch axis; control models
@@ -177,8 +220,21 @@ impl LatentStore {
             FunLatents { control: read(&own.control, left_out.control)?, start, given: given.transpose()? };
         let beside = parts.beside(dit.kind.facts().beside, [channels, frames, height, width])?;
         let mut cond = Conditioning::<Raw>::new();
+        if let (Some(_), Some(key)) = (&dit.control.side_chain, &own.edited) {
+            let one = |name| Ok::<_, Error>(self.tensor(key, name)?.unsqueeze(0)?);
+            let references = own.references.iter().map(|key| Ok(self.tensor(key, LATENTS)?.unsqueeze(0)?));
+            let references = references.collect::<Result<Vec<_>>>()?;
+            let context = vace::assembled(&one(LATENTS)?, &one(MASK)?, &references)?;
+            cond.insert(CONTEXT, context.squeeze(0)?);
+            let in_front = (!references.is_empty()).then(|| Tensor::cat(&references, 2)?.squeeze(0));
+            return Ok(PictureInputs {
+                cond,
+                in_front_bcthw: in_front.transpose()?,
+                ..PictureInputs::default()
+            });
+        }
         if let Some(channels) = dit.control.reference {
-            let latents = read(&own.reference, left_out.reference)?;
+            let latents = read(&own.references.first().copied(), left_out.reference)?;
             let nothing = || Tensor::zeros((channels, height, width), DType::F32, &Device::Cpu);
             cond.insert(REFERENCE, latents.map_or_else(nothing, |x| x.squeeze(0)?.squeeze(1))?);
         }
@@ -194,7 +250,7 @@ impl LatentStore {
             cond.insert(Role::PICTURE, states.unwrap_or_else(nothing)?);
         }
         let beside_bcthw = beside.map(|beside| beside.squeeze(0)).transpose()?;
-        Ok(PictureInputs { beside_bcthw, cond, first_bcthw: None })
+        Ok(PictureInputs { beside_bcthw, cond, ..PictureInputs::default() })
     }
 }
 
@@ -207,8 +263,41 @@ fn reference_of<'a>(dataset: &'a Dataset, window: &Window) -> Option<&'a Path> {
 fn companion(dataset: &Dataset, window: &Window, which: Accompanying) -> Result<Clip> {
     let clips = dataset.companion_clips(window.source, which, std::slice::from_ref(window))?;
     let clip = clips.and_then(|mut clips| clips.next());
+    clip.transpose()?.ok_or_else(|| gone(dataset, window, &format!("{which:?}")))
+}
+
+fn gone(dataset: &Dataset, window: &Window, what: &str) -> Error {
     let id = &dataset.sources[window.source].item.id;
-    clip.ok_or_else(|| Error::CacheEntryGone { why: format!("{id} has no {which:?}") })?.map_err(Into::into)
+    Error::CacheEntryGone { why: format!("{id} has no {what} any more") }
+}
+
+/// The rule of the mask of the window whose latents have this key, and the seed of the mask; nothing without rules.
+fn rule(rules: &[MaskRule], latents: Key) -> Option<(MaskRule, u64)> {
+    // The key is a hash of the clip's content and of its stretch.
+    let digits = latents.to_string();
+    let number = |part: &str| u64::from_str_radix(part, 16).unwrap_or(0);
+    let (seed, choice) = (number(&digits[..16]), number(&digits[16..32]));
+    let count = rules.len() as u64;
+    (count > 0).then(|| (rules[(choice % count) as usize], seed))
+}
+
+/// The key of what VACE's context has of a window: of its clip, its control clip, and its mask or the rule that makes it.
+fn edited_key(
+    dataset: &Dataset,
+    window: &Window,
+    (rules, vae): (&[MaskRule], &str),
+    hashes: &mut ContentHashes,
+) -> Result<Key> {
+    let source = &dataset.sources[window.source];
+    let latents = dataset.key(window, &hashes.of(&source.item.media)?, vae);
+    let mut of = |which: Accompanying| -> Result<String> {
+        let Some(companion) = source.companions.get(which) else { return Ok("none".to_owned()) };
+        let frames = dataset.companion_frames(window, which);
+        Ok(Key::clip(&hashes.of(&companion.media)?, &frames, window.bucket, "pixels").to_string())
+    };
+    let (control, mask) = (of(Accompanying::Control)?, of(Accompanying::Mask)?);
+    let rule = rule(rules, latents).map_or_else(String::new, |(rule, _)| rule.to_string());
+    Ok(Key::of(&["edited", &latents.to_string(), &control, &mask, &rule]))
 }
 
 /// The poses of a window: of a file with a pose for each frame of the clip's own file, those of its source frames; of one with

@@ -15,7 +15,7 @@ mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use data::{Cache, HostTensor, Key, Lookup, MissReason, Storage};
+use data::{Cache, HostTensor, Key, Lookup, MaskRule, MissReason, Storage};
 use kernels::{DType, Device, Tensor};
 use models::dit::{Conditioning, DitConfig, Role};
 use models::vae::Vae;
@@ -48,6 +48,8 @@ pub struct LatentStore {
     requested: BTreeMap<String, requested::RequestKeys>,
     /// The control model that clips were encoded for; nothing for another model.
     control_model: Option<DitConfig>,
+    /// The rules that make VACE's masks.
+    rules: Vec<MaskRule>,
     /// What accompanies each window, for control models.
     accompanied: Vec<accompanied::Accompanied>,
     /// Which frames an image-to-video model is given.
@@ -96,6 +98,7 @@ impl LatentStore {
             pictures: BTreeMap::new(),
             requested: BTreeMap::new(),
             control_model: None,
+            rules: Vec::new(),
             accompanied: Vec::new(),
             ends: GivenFrames::First,
             check: Check::Head,
@@ -105,6 +108,11 @@ impl LatentStore {
     /// The same, looking at entries as closely as `check` says; [`LatentStore::open`] looks at their heads.
     pub fn checking(self, check: Check) -> Self {
         Self { check, ..self }
+    }
+
+    /// The same, for VACE's masks made by `rules`.
+    pub fn masking(self, rules: &[MaskRule]) -> Self {
+        Self { rules: rules.to_vec(), ..self }
     }
 
     /// Why an entry has to be made; `None` where it is there.
@@ -181,7 +189,7 @@ impl LatentStore {
         Ok(PictureInputs {
             beside_bcthw: beside.transpose()?,
             cond: Conditioning::new().with_optional(Role::PICTURE, of(&keys.states, STATES)?),
-            first_bcthw: None,
+            ..PictureInputs::default()
         })
     }
 

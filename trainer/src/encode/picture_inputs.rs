@@ -14,6 +14,9 @@ pub struct PictureInputs {
     pub beside_bcthw: Option<Tensor>,
     /// Clean latents [b, c, 1, h, w] f32 in place of the first frame's.
     pub first_bcthw: Option<Tensor>,
+    /// Clean latents [b, c, k, h, w] f32 of reference pictures that are frames before the clip's own (VACE): they are noised and
+    /// learnt as its frames are, and a finished clip is without them.
+    pub in_front_bcthw: Option<Tensor>,
     /// What encoders made of it besides, such as CLIP's states.
     pub cond: Conditioning<Raw>,
 }
@@ -28,8 +31,19 @@ impl PictureInputs {
         Ok(Self {
             beside_bcthw: there(&self.beside_bcthw)?,
             first_bcthw: there(&self.first_bcthw)?,
+            in_front_bcthw: there(&self.in_front_bcthw)?,
             cond: self.cond.to_device(device)?,
         })
+    }
+}
+
+impl PictureInputs {
+    /// Latent frames before those of the clip.
+    ///
+    /// # Errors
+    /// If they have no axis of frames.
+    pub fn frames_in_front(&self) -> Result<usize> {
+        Ok(self.in_front_bcthw.as_ref().map_or(Ok(0), |latents| latents.dim(2))?)
     }
 }
 

@@ -91,6 +91,18 @@ impl ClipRequest {
         self.image.is_some() || !self.conditions.is_empty()
     }
 
+    /// Latent frames before the clip's own: VACE's reference pictures.
+    pub fn frames_in_front(&self, dit: &DitConfig) -> usize {
+        dit.control.side_chain.as_ref().map_or(0, |_| self.conditions.references.len())
+    }
+
+    /// (frames, height, width) of its latents on their way through `dit`, with those before the clip's own.
+    pub fn latents(&self, dit: &DitConfig) -> (usize, usize, usize) {
+        let defaults = dit.kind.facts().whole;
+        let (frames, height, width) = defaults.latents(self.frames, self.height, self.width);
+        (frames + self.frames_in_front(dit), height, width)
+    }
+
     /// The noise levels and timesteps of its steps.
     ///
     /// # Errors

@@ -47,7 +47,7 @@ enum Part<'a> {
 }
 
 /// The name of VACE's mask in the entry of what is kept and what is generated.
-const MASK: &str = "mask";
+pub(super) const MASK: &str = "mask";
 
 impl LatentStore {
     /// Encodes the conditions of `requests` that are not cached.
@@ -160,7 +160,9 @@ impl LatentStore {
             let states = keys.states.as_ref().map(|key| Ok(self.tensor(key, STATES)?.unsqueeze(0)?));
             cond.insert(Role::PICTURE, states.unwrap_or_else(nothing)?);
         }
-        Ok(PictureInputs { beside_bcthw, cond, first_bcthw: None })
+        let is_in_front = dit.control.side_chain.is_some() && !references.is_empty();
+        let in_front_bcthw = is_in_front.then(|| Tensor::cat(&references, 2)).transpose()?;
+        Ok(PictureInputs { beside_bcthw, cond, in_front_bcthw, first_bcthw: None })
     }
 }
 

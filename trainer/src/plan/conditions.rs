@@ -2,17 +2,17 @@
 
 use std::path::Path;
 
-use data::DataConfig;
+use data::{DataConfig, Dataset};
 use models::dit::{DitConfig, Pictures};
 use models::published::Beside;
 
 use crate::error::{Error, Result};
 
-/// Checks that `data` names the companions that `dit` reads, and no others.
+/// `data`, if it names the companions that `dit` reads, and no others.
 ///
 /// # Errors
 /// A folder that is missing, or one that the model has no use for.
-pub(super) fn check_data(data: &DataConfig, dit: &DitConfig) -> Result<()> {
+pub(super) fn checked(data: DataConfig, dit: &DitConfig) -> Result<DataConfig> {
     let refuse = |key: &str, why: &str| Err(Error::Setting { key: format!("data.{key}"), why: why.into() });
     let facts = dit.kind.facts();
     let is_read = |key: &str| match key {
@@ -34,8 +34,18 @@ pub(super) fn check_data(data: &DataConfig, dit: &DitConfig) -> Result<()> {
         };
         return refuse(key, why);
     }
+    if !data.mask_rules.is_empty() && !facts.side_chain {
+        return refuse("mask_rules", "this model reads no masks: leave it out, or take a VACE model");
+    }
     if dit.pictures() != Pictures::Condition {
-        return Ok(());
+        return Ok(data);
+    }
+    if facts.side_chain && data.companions().next().is_none() && data.mask_rules.is_empty() {
+        return refuse(
+            "control",
+            "VACE learns from control clips, masks or reference pictures: name data.control, data.masks, data.mask_rules or \
+             data.references, any of them",
+        );
     }
     if facts.camera && data.cameras.is_none() {
         return refuse("cameras", "this model learns from camera paths: name the folder of the clips' poses");
@@ -46,7 +56,7 @@ pub(super) fn check_data(data: &DataConfig, dit: &DitConfig) -> Result<()> {
             "this model learns from control clips: name the folder that has one for each clip",
         );
     }
-    Ok(())
+    Ok(data)
 }
 
 /// Lets the folders of `data` begin in `from`.
@@ -54,4 +64,24 @@ pub(super) fn settle_places(data: &mut DataConfig, from: &Path) {
     let companions = [&mut data.control, &mut data.masks, &mut data.references, &mut data.cameras];
     let places = data.folder.iter_mut().chain(companions.into_iter().flatten());
     places.for_each(|place| *place = from.join(&*place));
+}
+
+/// The most reference pictures of a clip that are frames of its latents: those of VACE.
+///
+/// # Errors
+/// Clips with different numbers of them that are to be in one batch.
+pub(super) fn frames_in_front(dataset: &Dataset, dit: &DitConfig, batch: usize) -> Result<usize> {
+    if dit.control.side_chain.is_none() {
+        return Ok(0);
+    }
+    let counts = || dataset.sources.iter().map(|source| source.companions.references.len());
+    let (least, most) = (counts().min().unwrap_or(0), counts().max().unwrap_or(0));
+    if least != most && batch > 1 {
+        let why = format!(
+            "clips have {least} to {most} reference pictures, and a batch needs as many for each: set train.batch = 1 (and \
+             train.accumulate), or give each clip as many"
+        );
+        return Err(Error::Setting { key: "data.references".into(), why });
+    }
+    Ok(most)
 }

@@ -8,6 +8,7 @@ mod found;
 mod layout;
 mod parts;
 mod rest;
+mod shapes;
 mod time;
 mod ways;
 
@@ -30,7 +31,7 @@ use crate::learning::NoiseRange;
 use crate::learning::optim::OptimizerConfig;
 use crate::machine::devices::{DevicesConfig, Limits};
 use crate::machine::forecast::Task;
-use crate::machine::memory::{self, Cards, Forecast, Machine, MemoryPlan};
+use crate::machine::memory::{Cards, Forecast, Machine, MemoryConfig, MemoryPlan};
 use crate::paths::existing;
 use crate::recipe::like::Taken;
 use crate::recipe::{
@@ -212,6 +213,13 @@ pub struct Open {
     pub ffn_tokens: bool,
 }
 
+impl Open {
+    /// Of the sections `[devices]` and `[memory]`.
+    fn of(devices: &DevicesConfig, memory: &MemoryConfig) -> Self {
+        Self { split: devices.split.is_empty(), ffn_tokens: memory.ffn_tokens.is_none() }
+    }
+}
+
 /// What a command line says in place of a recipe's settings; `None` leaves the recipe's.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
@@ -308,8 +316,7 @@ impl Plan {
         let (mut model, dit, mut notes) = settled_model(&recipe, from, overrides)?;
         model.boundary = model.expert.map(|_| model.boundary_of(&dit));
         let defaults = *dit.defaults(model.dits.networks());
-        let mut data = recipe.data;
-        conditions::check_data(&data, &dit)?;
+        let mut data = conditions::checked(recipe.data, &dit)?;
         let watch = Watch { progress, is_stopped: &|| overrides.interrupt.is_asked() };
         let (dataset, found) = match missing_clips(&data, from, overrides) {
             Some(note) => {
@@ -325,21 +332,20 @@ impl Plan {
         let seed = recipe.run.seed.unwrap_or(42);
         let mut train = recipe.train;
         settle_steps(&mut train, &dataset, seed)?;
-        train.timesteps.shift = Some(train.timesteps.shift());
         let ranges = settle_ranges(&mut train, &adapter, &targets, (&model, &dit))?;
         let frames = data.frames.iter().copied().max().unwrap_or(1);
         let clips = requests(&recipe.sample, from, (&dit, &defaults), (data.sizes[0], frames, seed))?;
         let sample = sample_plan(recipe.sample, clips, (&model, &dit), from)?;
         let devices = recipe.devices.settle(dit.layers)?;
-        let shapes = shapes(&data, &dataset, &defaults);
+        let (shapes, in_front) = shapes::settled((&data, &dataset), (&dit, &defaults), train.batch)?;
         let networks = networks(&ranges, &model, &sample);
         let task = task((&model, &dit), (&adapter, &targets), (&train, &recipe.optimizer), &shapes, networks);
         let host = recipe.memory.host_memory.map(|host| host.0);
         let (limits, machine) = overrides.machine(&devices, &task, host);
-        let open =
-            Open { split: recipe.devices.split.is_empty(), ffn_tokens: recipe.memory.ffn_tokens.is_none() };
+        let open = Open::of(&recipe.devices, &recipe.memory);
         let given = (!open.split).then_some(devices.split.as_slice());
-        let rest = Rest::of_run((&model, &dit), &sample, found.held_out, &shapes, overrides.assume)?;
+        let rest =
+            Rest::of_run((&model, &dit), &sample, (found.held_out, in_front), &shapes, overrides.assume)?;
         let run = run_plan(recipe.run, path, seed);
         let has_texts = || has_texts(&run.cache, &model, &dataset, &sample.clips);
         let asked = (&recipe.memory, given, sample.layout);
@@ -477,23 +483,4 @@ pub(crate) fn run_plan(run: RunConfig, path: &Path, seed: u64) -> RunPlan {
         name,
         seed,
     }
-}
-
-/// The shapes of the buckets, and those that the recipe's sizes and lengths make.
-fn shapes(data: &DataConfig, dataset: &Dataset, defaults: &Defaults) -> memory::Shapes {
-    let buckets = dataset.windows.iter().map(|window| window.bucket);
-    let there = buckets.map(|bucket| (bucket.width, bucket.height, bucket.frames));
-    let sizes = data.sizes.iter().flat_map(|[w, h]| data.frames.iter().map(move |frames| (*w, *h, *frames)));
-    memory::Shapes { there: ordered(there, defaults), possible: ordered(sizes, defaults) }
-}
-
-/// Shapes from (width, height, frames), each once, from large to small.
-fn ordered(clips: impl Iterator<Item = (u32, u32, u32)>, defaults: &Defaults) -> Vec<memory::Shape> {
-    let mut clips: Vec<_> = clips.collect();
-    clips.sort_by_key(|&(width, height, frames)| std::cmp::Reverse((width * height * frames, width, height)));
-    clips.dedup();
-    let shape = |(width, height, frames)| {
-        (format!("{width}x{height}, {frames} frames"), defaults.latents(frames, height, width))
-    };
-    clips.into_iter().map(shape).collect()
 }

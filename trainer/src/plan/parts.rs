@@ -174,6 +174,7 @@ pub(super) fn settle_ranges(
     targets: &[Target],
     (model, dit): (&BaseModel, &DitConfig),
 ) -> Result<Vec<NoiseRange>> {
+    train.timesteps.shift = Some(train.timesteps.shift());
     train.picture_share = picture_share(train.picture_share, dit)?;
     train.high_share = high_share(train, model)?;
     let ranges = trained_ranges(model, train.high_share);

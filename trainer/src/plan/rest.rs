@@ -18,7 +18,7 @@ use super::SamplePlan;
 use crate::adapters::look_at;
 use crate::base::{BaseModel, EncoderSizes};
 use crate::encode::condition_there;
-use crate::encode::conditions::latents;
+use crate::encode::conditions::latents_there;
 use crate::encode::prompt::ClipRequest;
 use crate::error::{Error, Result};
 use crate::machine::forecast::{
@@ -44,6 +44,10 @@ pub struct Rest {
     pub defaults: Defaults,
     /// The largest bucket; nothing where no clips are encoded.
     pub bucket: Option<Latents>,
+    /// Frames of it that are reference pictures, encoded one by one (VACE).
+    pub in_front: usize,
+    /// Whether reference pictures of a clip are frames of its latents (VACE).
+    pub references_are_frames: bool,
     /// Whether clips are held out.
     pub holds_out: bool,
     /// Clips that are made.
@@ -89,7 +93,8 @@ pub struct Split<'a> {
 }
 
 impl Rest {
-    /// What a run makes besides steps: clips of `shapes` are encoded, `held_out` windows of them are held out, and those of
+    /// What a run makes besides steps: clips of `shapes`, of which `in_front` latent
+    /// frames are references, are encoded, `held_out` windows of them are held out, and those of
     /// `sample` are sampled. The sizes of the encoders are those of its files, or of the published model that is `assumed`.
     ///
     /// # Errors
@@ -97,7 +102,7 @@ impl Rest {
     pub(super) fn of_run(
         (model, dit): (&BaseModel, &DitConfig),
         sample: &SamplePlan,
-        held_out: usize,
+        (held_out, in_front): (usize, usize),
         shapes: &Shapes,
         assumed: Option<&Published>,
     ) -> Result<Self> {
@@ -113,6 +118,8 @@ impl Rest {
             },
             defaults: *dit.defaults(model.dits.networks()),
             bucket: shapes.there.first().or(shapes.possible.first()).map(|shape| shape.1),
+            in_front,
+            references_are_frames: dit.control.side_chain.is_some(),
             holds_out: held_out > 0,
             // Full clips take more than those of a preset, and are never in flight with them.
             clips: if sample.full_clips.is_empty() { &sample.clips } else { &sample.full_clips }.clone(),
@@ -163,6 +170,7 @@ impl Rest {
     /// A clip of the latents `bucket` through the VAE, and its ends through CLIP beside it: on the first device, and where there is
     /// no CLIP on all behind it that have room.
     pub(super) fn encoding_clips(&self, dit: Split, bucket: Latents) -> Result<PhaseForecast> {
+        let bucket = (bucket.0 - self.in_front, bucket.1, bucket.2);
         let mut on = vec![(0, self.encoding_a_clip(dit, dit.first(), bucket)?)];
         if self.encoders.clip.is_none() {
             for (_, stages) in dit.machine.devices().into_iter().skip(1) {
@@ -209,7 +217,7 @@ impl Rest {
             }
             Pictures::Condition => {
                 let host = Device::shadow_cpu(None);
-                drop(latents(&vae, &Tensor::zeros((1, 3, frames, height, width), DType::F32, &host)?)?);
+                drop(latents_there(&vae, &Tensor::zeros((1, 3, frames, height, width), DType::F32, &host)?)?);
             }
             _ => {
                 let picture = Tensor::zeros((3, height, width), DType::F32, &Device::shadow_cpu(None))?;
@@ -332,10 +340,17 @@ impl Rest {
         (TEMPORAL_RATIO * (frames - 1) + 1, height * ratio, width * ratio)
     }
 
+    /// The latents of a clip, with those of its reference pictures where they are frames.
+    fn latents(&self, clip: &ClipRequest) -> Latents {
+        let (frames, height, width) = self.defaults.latents(clip.frames, clip.height, clip.width);
+        let in_front = if self.references_are_frames { clip.conditions.references.len() } else { 0 };
+        (frames + in_front, height, width)
+    }
+
     /// `clips` as they take memory, the largest first.
     fn shapes(&self, clips: &[ClipRequest]) -> Vec<ClipShape> {
         let shape = |clip: &ClipRequest| ClipShape {
-            latents: self.defaults.latents(clip.frames, clip.height, clip.width),
+            latents: self.latents(clip),
             halves: if clip.guidance == 1.0 && clip.guidance_high == 1.0 { 1 } else { 2 },
             solver: clip.solver,
             has_picture: clip.image.is_some(),
@@ -352,7 +367,8 @@ impl Rest {
     fn held_by(&self, task: &Task, clips: &[ClipShape]) -> u64 {
         let of = |ClipShape { latents: (t, h, w), .. }: &ClipShape| {
             let cond = task.dit.conditioning((*t, *h, *w));
-            let cond: usize = cond.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+            let on_device = cond.iter().filter(|(role, _)| !role.is_on_host());
+            let cond: usize = on_device.map(|(_, shape)| shape.iter().product::<usize>()).sum();
             (task.config().in_channels + task.config().out_channels) * t * h * w + 2 * cond
         };
         (clips.iter().map(of).sum::<usize>() * DType::F32.size_in_bytes()) as u64

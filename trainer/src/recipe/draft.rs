@@ -169,7 +169,16 @@ impl Draft {
                 "control = \"control\"              # a control clip of the same name for each clip: pose, depth, edges".to_owned(),
             );
         }
-        if self.dit.control.reference.is_some() {
+        if facts.side_chain {
+            lines.push(
+                "# control = \"control\"            # a control clip of the same name for each clip"
+                    .to_owned(),
+            );
+            lines.push(
+                "mask_rules = [\"boxes\", \"brush\"]  # what is to be generated of each clip; or masks = \"masks\"".to_owned(),
+            );
+        }
+        if self.dit.control.reference.is_some() || facts.side_chain {
             lines.push(
                 "# references = \"references\"      # a picture of the same name for each clip".to_owned(),
             );
@@ -208,9 +217,11 @@ impl Draft {
         let every = "every = 250";
         match self.dit.pictures() {
             Pictures::Condition => {
-                let with = match self.dit.kind.facts().camera {
-                    true => "--i first.png --cam left",
-                    false => "--cv pose.mp4",
+                let facts = self.dit.kind.facts();
+                let with = match (facts.camera, facts.side_chain) {
+                    (true, _) => "--i first.png --cam left",
+                    (false, true) => "--cv clip.mp4 --mk mask.png",
+                    (false, false) => "--cv pose.mp4",
                 };
                 let prompt = first_line(&prompt);
                 format!(

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use kernels::{DType, Device, Tensor};
 use models::dit::DitConfig;
-use models::dit::config::PATCH;
 use models::published::Defaults;
 use models::weights::Frozen;
 
@@ -23,7 +22,8 @@ pub fn operations(dit: &DitConfig, tokens: usize) -> [f64; 2] {
     let [d, ffn, text, l] = [dit.dim, dit.ffn_dim, dit.text_len, tokens].map(|number| number as f64);
     let products = 12.0 * l * d * d + 4.0 * text * d * d + 4.0 * l * d * ffn;
     let attention = 4.0 * l * l * d + 4.0 * l * text * d;
-    [products, attention].map(|of_block| of_block * dit.layers as f64)
+    let blocks = dit.layers + dit.control.side_blocks();
+    [products, attention].map(|of_block| of_block * blocks as f64)
 }
 
 /// How often as long exchanging tokens for heads around each attention makes a call, on devices that reach each other directly.
@@ -88,7 +88,8 @@ pub fn forecast(
         // A step that is skipped runs no block.
         let steps = request.steps.saturating_sub(*skipped) as f64;
         let (frames, height, width) = defaults.latents(request.frames, request.height, request.width);
-        let of_clip = operations(dit, frames * (height / PATCH) * (width / PATCH));
+        let frames = frames + request.frames_in_front(dit);
+        let of_clip = operations(dit, dit.tokens(frames, height, width));
         seconds += steps * halves(request) as f64 * slowest(of_clip) * fill;
     }
     Ok(Duration::from_secs_f64(seconds.min(1e9)))

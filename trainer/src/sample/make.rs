@@ -9,7 +9,7 @@ use models::vae::Bands;
 use super::preview::Previewing;
 use super::{ClipFiles, Half, Previews, Prompted, Sampled, Session, StepDone, clip_name, write_clips};
 use crate::encode::preset::label;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::machine::devices;
 use crate::pipeline::{Change, Pipeline};
 use crate::residents::{ClipAdapters, Residents};
@@ -52,9 +52,8 @@ pub fn latents(
         session = session.measuring(clip);
     }
     let begin = |previews: Previews| {
-        Ok::<_, Error>(
-            previews.begin(residents.tiny_decoder(&previews.plan.decoder, previews.plan.latents())?, clips),
-        )
+        let decoder = residents.tiny_decoder(&previews.plan.decoder, previews.plan.latents())?;
+        previews.begin(decoder, clips)
     };
     let previewing = course.previews.map(begin).transpose()?;
     let (mut failed, mut is_stopped) = (None, false);
@@ -85,7 +84,18 @@ pub fn latents(
     }
     devices::tell_refusals(residents.devices(), &ui);
     let changes = course.measured.map_or_else(Vec::new, |clip| session.changes(clip).to_vec());
-    Ok(Some(Stepped { latents: session.latents(), changes }))
+    let latents = session.latents();
+    let own = clips.iter().zip(&latents).map(|(clip, latents)| without_references(latents, clip));
+    Ok(Some(Stepped { latents: own.collect::<Result<_>>()?, changes }))
+}
+
+/// The latents [1, c, t, h, w] of `clip` without those of reference pictures in front.
+pub(super) fn without_references(latents: &Tensor, clip: &Prompted) -> Result<Tensor> {
+    let in_front = clip.shown.frames_in_front()?;
+    Ok(match in_front {
+        0 => latents.clone(),
+        _ => latents.narrow(2, in_front, latents.dim(2)? - in_front)?.contiguous()?,
+    })
 }
 
 /// Decodes `latents` and writes the clips into `folder`, each with its prompt behind `prefix` as its title. The paths written,

@@ -118,14 +118,19 @@ impl Previews<'_> {
     }
 
     /// Begins to make them with `decoder`.
-    pub(super) fn begin(&self, decoder: Arc<TinyDecoder>, clips: &[Prompted]) -> Previewing {
+    ///
+    /// # Errors
+    /// Conditions without an axis of frames.
+    pub(super) fn begin(&self, decoder: Arc<TinyDecoder>, clips: &[Prompted]) -> Result<Previewing> {
         let files = clips.iter().enumerate().map(|(index, clip)| self.file(index, clip)).collect();
         let (sender, films) = sync_channel::<(PathBuf, Film)>(WAITING);
         let fps = self.fps;
         let writer = std::thread::spawn(move || {
             films.into_iter().try_for_each(|(path, film)| Ok(data::write_mp4(&path, &film, fps)?))
         });
-        Previewing { decoder, every: self.plan.every, files, sender: Some(sender), writer: Some(writer) }
+        let in_front = clips.iter().map(|clip| clip.shown.frames_in_front()).collect::<Result<_>>()?;
+        let (every, sender, writer) = (self.plan.every, Some(sender), Some(writer));
+        Ok(Previewing { decoder, every, files, in_front, sender, writer })
     }
 }
 
@@ -151,6 +156,8 @@ pub(super) struct Previewing {
     decoder: Arc<TinyDecoder>,
     every: usize,
     files: Vec<PathBuf>,
+    /// Latent frames of each clip that are reference pictures.
+    in_front: Vec<usize>,
     sender: Option<SyncSender<(PathBuf, Film)>>,
     writer: Option<JoinHandle<Result<()>>>,
 }
@@ -162,7 +169,9 @@ impl Previewing {
         if !made.is_multiple_of(self.every) || made == done.steps {
             return Ok(());
         }
-        let film = film(&preview_video(&self.decoder, &done.predicted()?, &Device::Cpu)?)?;
+        let (predicted, in_front) = (done.predicted()?, self.in_front[done.clip]);
+        let own = predicted.narrow(2, in_front, predicted.dim(2)? - in_front)?;
+        let film = film(&preview_video(&self.decoder, &own, &Device::Cpu)?)?;
         let sent = self.sender.as_ref().map(|sender| sender.send((self.files[done.clip].clone(), film)));
         // A writer that is gone says why when it is joined.
         if matches!(sent, Some(Err(_))) { Err(Error::NeighbourStopped) } else { Ok(()) }

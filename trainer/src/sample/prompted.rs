@@ -4,7 +4,6 @@ use kernels::random::Key;
 use kernels::{Device, Tensor};
 use models::dit::config::PATCH;
 use models::dit::{Conditioning, DitConfig, Raw, Role};
-use models::expert::Networks;
 
 use crate::encode::prompt::ClipRequest;
 use crate::encode::{LatentStore, PictureInputs};
@@ -90,8 +89,7 @@ impl Prompted {
 
 /// The noise that a request to the model `dit` starts from, [1, channels, t, h, w] f32: a function of its seed and size.
 pub fn starting_noise(request: &ClipRequest, dit: &DitConfig, device: &Device) -> Result<Tensor> {
-    let (frames, height, width) =
-        dit.defaults(Networks::Whole).latents(request.frames, request.height, request.width);
+    let (frames, height, width) = request.latents(dit);
     let channels = dit.out_channels;
     let noise = Key::new(request.seed, "sample", &[]).normals(channels * frames * height * width);
     let shape = (1, channels, frames, height, width);

@@ -231,7 +231,13 @@ impl<'a> Batches<'a> {
         given: Given,
         left_out: LeftOut,
     ) -> Result<Sample> {
+        let shown = self.encoded.shown_of_window(window, left_out)?;
+        let PictureInputs { beside_bcthw, in_front_bcthw, cond, .. } = shown;
         let x0 = self.encoded.latents(window)?;
+        let x0 = match in_front_bcthw {
+            Some(references) => Tensor::cat(&[references, x0], 1)?,
+            None => x0,
+        };
         let noise = Tensor::from_vec(noise.normals(x0.elem_count()), x0.shape(), &Device::Cpu)?;
         let mut noisy = ((&x0 * (1.0 - sigma))? + (&noise * sigma)?)?;
         let frames = x0.dim(1)?;
@@ -239,7 +245,6 @@ impl<'a> Batches<'a> {
         if given == Given::FirstFrame {
             noisy = Tensor::cat(&[x0.narrow(1, 0, 1)?, noisy.narrow(1, 1, frames - 1)?], 1)?;
         }
-        let PictureInputs { beside_bcthw, cond, .. } = self.encoded.shown_of_window(window, left_out)?;
         if let Some(beside) = beside_bcthw {
             noisy = Tensor::cat(&[noisy, beside], 0)?;
         }

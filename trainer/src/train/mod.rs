@@ -99,7 +99,8 @@ fn cache_with(
     interrupt: &Interrupt,
 ) -> Result<LatentStore> {
     let Planned { plan, dataset, .. } = planned;
-    let mut encoded = LatentStore::open(&plan.run.cache, &plan.model)?.checking(check);
+    let mut encoded =
+        LatentStore::open(&plan.run.cache, &plan.model)?.checking(check).masking(&plan.data.mask_rules);
     let captions = dataset.sources.iter().map(|source| source.item.caption.as_str());
     let prompts = plan.sample.clips.iter().flat_map(|clip| [clip.prompt.as_str(), clip.negative.as_str()]);
     let mut with = Encoding { residents, interrupt };

@@ -51,6 +51,8 @@ pub(super) fn check(
         encoders: model.encoder_sizes(&basis.dit)?,
         defaults: basis.defaults,
         bucket: None,
+        in_front: 0,
+        references_are_frames: basis.dit.control.side_chain.is_some(),
         holds_out: false,
         clips: requests.clone(),
         residuals,

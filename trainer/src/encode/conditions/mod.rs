@@ -23,8 +23,13 @@ const HALF: f64 = 0.5;
 /// # Errors
 /// Sizes that the VAE does not take.
 pub fn latents(vae: &Vae, video: &Tensor) -> Result<Tensor> {
+    Ok(latents_there(vae, video)?.to_device(&Device::Cpu)?)
+}
+
+/// [`latents`] before they go to the host.
+pub(crate) fn latents_there(vae: &Vae, video: &Tensor) -> Result<Tensor> {
     let latents = vae.encode(&video.to_device(vae.device())?, Tiling::Off)?;
-    Ok(latents.to_dtype(DType::F32)?.to_device(&Device::Cpu)?)
+    Ok(latents.to_dtype(DType::F32)?)
 }
 
 /// `x` [1, c, f, h, w], f = 4n + 1, with the frames of a latent frame side by side: [1, 4c, n + 1, h, w], channel c * 4 + k for frame

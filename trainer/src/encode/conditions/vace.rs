@@ -44,6 +44,20 @@ pub fn kept_and_made(vae: &Vae, video: &Tensor, mask: &Tensor) -> Result<Tensor>
     Ok(Tensor::cat(&[of(&kept)?, of(&made)?], 1)?)
 }
 
+/// The clip whose context a model learns from: `clip` where it is kept, and where `mask` lets it be generated the control clip, or
+/// grey without one. The model must not see what it is to generate.
+///
+/// # Errors
+/// Videos or a mask of different sizes.
+pub fn edited(clip: &Tensor, mask: &Tensor, control: Option<&Tensor>) -> Result<Tensor> {
+    let made = mask.gt(HALF)?.to_dtype(DType::F32)?;
+    let kept = clip.broadcast_mul(&made.affine(-1.0, 1.0)?)?;
+    Ok(match control {
+        Some(control) => (kept + control.broadcast_mul(&made)?)?,
+        None => kept,
+    })
+}
+
 /// The channels [1, 64, t, h/8, w/8] of a mask of pixels [1, 1, f, h, w]: a channel for each place in a square of pixels; of the
 /// frames, the nearest to each latent frame's middle.
 ///

@@ -250,7 +250,8 @@ pub(super) fn fields(object: Value) -> Map<String, Value> {
 
 /// Floating-point operations of one forward of one clip: in linear layers, in attention.
 pub(super) fn flops(config: &DitConfig, tokens: usize) -> (f64, f64) {
-    let (d, ffn, layers) = (config.dim as f64, config.ffn_dim as f64, config.layers as f64);
+    let blocks = config.layers + config.control.side_blocks();
+    let (d, ffn, layers) = (config.dim as f64, config.ffn_dim as f64, blocks as f64);
     let (tokens, text) = (tokens as f64, config.text_len as f64);
     let linear = 2.0 * tokens * (6.0 * d * d + 2.0 * d * ffn) + 2.0 * text * 2.0 * d * d;
     let attention = 4.0 * tokens * tokens * d + 4.0 * tokens * text * d;
