@@ -27,6 +27,7 @@ pub use picture_inputs::{GivenFrames, PictureInputs, condition, mask, with_mask}
 
 use crate::base::BaseModel;
 use crate::error::{Error, Result};
+use crate::replicas::Share;
 use crate::residents::Residents;
 use crate::watch::interrupt::Interrupt;
 
@@ -53,6 +54,8 @@ pub struct LatentStore {
     /// Which frames an image-to-video model is given.
     ends: GivenFrames,
     check: Check,
+    /// The windows that are encoded here: the others are left to other replicas.
+    share: Share,
 }
 
 /// How closely entries are looked at before it is decided what is to be encoded.
@@ -99,12 +102,18 @@ impl LatentStore {
             accompanied: Vec::new(),
             ends: GivenFrames::First,
             check: Check::Head,
+            share: Share::WHOLE,
         })
     }
 
     /// The same, looking at entries as closely as `check` says; [`LatentStore::open`] looks at their heads.
     pub fn checking(self, check: Check) -> Self {
         Self { check, ..self }
+    }
+
+    /// The same, encoding no windows but those of `share`.
+    pub fn sharing(self, share: Share) -> Self {
+        Self { share, ..self }
     }
 
     /// Why an entry has to be made; `None` where it is there.
