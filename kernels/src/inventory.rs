@@ -45,6 +45,8 @@ pub struct Gpu {
     pub memory: u64,
     /// Numbers of the GPUs whose memory it reaches directly.
     pub peers: Vec<usize>,
+    /// Its place on the PCI bus, which no other GPU of the machine has, if the driver says.
+    pub identity: Option<String>,
 }
 
 impl Gpu {
@@ -240,7 +242,17 @@ fn gpu(driver: &Handle, index: usize, count: usize) -> Result<Gpu, String> {
         capability: (capability[0].unsigned_abs(), capability[1].unsigned_abs()),
         memory: memory as u64,
         peers,
+        identity: place_on_bus(driver, device),
     })
+}
+
+/// Where `device` is on the PCI bus.
+fn place_on_bus(driver: &Handle, device: c_int) -> Option<String> {
+    let mut text = [0_u8; 64];
+    let length = text.len() as c_int;
+    let place = text.as_mut_ptr().cast();
+    call!(driver, b"cuDeviceGetPCIBusId", *mut c_char: place, c_int: length, c_int: device).ok()?;
+    Some(CStr::from_bytes_until_nul(&text).ok()?.to_string_lossy().into_owned())
 }
 
 /// The driver's handle of GPU `index`.

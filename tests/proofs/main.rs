@@ -46,6 +46,7 @@ mod quantised_file;
 mod reading;
 mod real_sizes;
 mod recipes;
+mod replicas;
 mod residents;
 mod sampling;
 mod saving;

@@ -13,6 +13,8 @@ use kernels::Device;
 use proofs::project::Project;
 use proofs::{assert_same_bits, events};
 
+mod replicas;
+
 const CAPTIONS: [&str; 5] =
     ["a red ball", "two birds fly over the sea", "a fox", "a drifting wave of light", "rain on a window"];
 const STEPS: u64 = 20;

@@ -17,6 +17,10 @@ pub const RANK: u64 = 16_384;
 pub const KEEP_LAST: u64 = 10_000;
 /// Stages of the pipeline.
 pub const STAGES: u64 = 64;
+/// Replicas of a run on one host.
+pub const REPLICAS: u64 = 1024;
+/// Seconds that replicas wait for each other: a day.
+pub const SECONDS: u64 = 86_400;
 /// Tokens of a clip.
 pub const TOKENS: u64 = 1 << 31;
 /// Memory: a pebibyte.

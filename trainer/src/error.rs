@@ -104,6 +104,9 @@ pub enum Error {
     /// Clips, captions, the cache, or a file of clips.
     #[error(transparent)]
     Data(#[from] data::DataError),
+    /// Replicas that do not find each other, do not match, or of which one has failed.
+    #[error(transparent)]
+    Replica(#[from] crate::replicas::ReplicaError),
     /// A model could not be fetched from the hub.
     #[error(transparent)]
     Hub(#[from] crate::base::hub::HubError),

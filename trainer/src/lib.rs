@@ -5,6 +5,8 @@
 
 pub mod watch;
 
+pub mod replicas;
+
 pub mod solver;
 
 pub mod pipeline;

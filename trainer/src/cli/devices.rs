@@ -73,6 +73,7 @@ impl StageDevices {
             memory_limit: self.setup.memory_limit,
             transfer: self.transfer,
             deterministic: self.setup.deterministic,
+            ..DevicesConfig::default()
         }
     }
 }
@@ -91,6 +92,7 @@ impl StageDevices {
             memory_limit: own.memory_limit.or(config.memory_limit),
             transfer: if own.transfer == Transfer::Auto { config.transfer } else { own.transfer },
             deterministic: own.deterministic || config.deterministic,
+            ..DevicesConfig::default()
         }
     }
 }

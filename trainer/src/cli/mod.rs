@@ -12,6 +12,7 @@ mod export;
 mod fetch;
 mod force;
 mod inspect;
+mod launch;
 mod merge;
 mod named;
 mod new;
@@ -19,6 +20,7 @@ mod plan;
 mod precision;
 mod probe;
 mod reduce;
+mod replica;
 mod sample;
 mod train;
 
@@ -28,6 +30,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::error::Error;
+use crate::replicas::{ReplicaError, STOPPED};
 use crate::solver::SolverError;
 use crate::watch::interrupt::INTERRUPTED;
 use crate::watch::ui::{Ui, Voice, fail};
@@ -57,7 +60,8 @@ Examples:
 Every key of a recipe is explained in recipes/README.md.
 
 Exit codes: 0 done; 1 an internal error or a hardware failure; 2 something that you can correct (the message says how); \
-130 stopped by Ctrl-C, with the state saved; 131 stopped at once by a second Ctrl-C, without.";
+75 stopped because of another replica; 130 stopped by Ctrl-C, with the state saved; 131 stopped at once by a second Ctrl-C, \
+without.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -69,6 +73,8 @@ enum Command {
     Cache(cache::Cache),
     /// Train an adapter; clips that are not cached are encoded first.
     Train(train::Train),
+    /// Train on several replicas: groups of cards, each with the whole model, on this host or others.
+    Launch(launch::Launch),
     /// Make clips from prompts, many from one load of the model.
     Sample(Box<sample::Sample>),
     /// Measure a MagCache table for a model with its adapters.
@@ -108,6 +114,7 @@ impl Arguments {
             Command::Plan(command) => command.run(&ui),
             Command::Cache(command) => command.run(&ui),
             Command::Train(command) => command.run(&ui),
+            Command::Launch(command) => command.run(&ui),
             Command::Sample(command) => command.run(&ui),
             Command::Calibrate(command) => command.run(&ui),
             Command::Export(command) => command.run(&ui),
@@ -157,11 +164,23 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     if matches!(error.downcast_ref(), Some(Error::Interrupted)) {
         return INTERRUPTED;
     }
+    if let Some(code) = error.chain().find_map(|cause| of_replicas(cause.downcast_ref()?)) {
+        return code;
+    }
     let is_users = error.chain().any(|cause| match cause.downcast_ref::<Error>() {
         Some(error) => is_users(error),
         None => false,
     });
     if is_users { USAGE } else { 1 }
+}
+
+/// The exit code where another replica decides it: a launcher may start all again.
+fn of_replicas(error: &Error) -> Option<u8> {
+    match error {
+        Error::Replica(ReplicaError::Stopped { code, .. }) => Some(*code),
+        Error::Replica(ReplicaError::NoRankZero { .. } | ReplicaError::Missing { .. }) => Some(STOPPED),
+        _ => None,
+    }
 }
 
 /// Whether the user can correct an error. What is not listed here is an internal error or a hardware failure.
@@ -184,6 +203,12 @@ fn is_users(error: &Error) -> bool {
             | models::Error::NotFinite { .. }
             | models::Error::RoleMissing { .. }
             | models::Error::RoleUnread { .. },
+        ) => true,
+        Error::Replica(
+            ReplicaError::Launch { .. }
+            | ReplicaError::NodeList { .. }
+            | ReplicaError::NoPort { .. }
+            | ReplicaError::Mismatch { .. },
         ) => true,
         Error::Data(_) | Error::Hub(_) | Error::NothingToTrainOn | Error::Split { .. } => true,
         Error::Solver(error) => !matches!(error, SolverError::Tensor(_)),

@@ -88,7 +88,7 @@ impl LatentStore {
 
     fn missing_clips(&self, dataset: &Dataset, with: &Encoding) -> Result<Missing> {
         let mut missing = Missing { latents: Vec::new(), states: BTreeSet::new() };
-        for (index, keys) in self.clips.iter().enumerate() {
+        for (index, keys) in self.clips.iter().enumerate().filter(|(index, _)| self.share.has(*index)) {
             let is_missing = |key: &Key| -> Result<bool> {
                 let reason = self.missing(key)?;
                 if let Some(reason @ MissReason::Damaged(_)) = &reason {

@@ -27,6 +27,7 @@ pub use picture_inputs::{GivenFrames, PictureInputs, condition, mask, with_mask}
 
 use crate::base::BaseModel;
 use crate::error::{Error, Result};
+use crate::replicas::Share;
 use crate::residents::Residents;
 use crate::watch::interrupt::Interrupt;
 
@@ -55,6 +56,8 @@ pub struct LatentStore {
     /// Which frames an image-to-video model is given.
     ends: GivenFrames,
     check: Check,
+    /// The windows that are encoded here: the others are left to other replicas.
+    share: Share,
 }
 
 /// How closely entries are looked at before it is decided what is to be encoded.
@@ -102,6 +105,7 @@ impl LatentStore {
             accompanied: Vec::new(),
             ends: GivenFrames::First,
             check: Check::Head,
+            share: Share::WHOLE,
         })
     }
 
@@ -113,6 +117,11 @@ impl LatentStore {
     /// The same, for VACE's masks made by `rules`.
     pub fn masking(self, rules: &[MaskRule]) -> Self {
         Self { rules: rules.to_vec(), ..self }
+    }
+
+    /// The same, encoding no windows but those of `share`.
+    pub fn sharing(self, share: Share) -> Self {
+        Self { share, ..self }
     }
 
     /// Why an entry has to be made; `None` where it is there.

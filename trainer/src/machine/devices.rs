@@ -13,10 +13,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::machine::precision::Processor;
+use crate::machine::replica_devices::{ReplicasConfig, visible_gpus};
 use crate::watch::ui::Ui;
 
 /// The stages of the pipeline.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DevicesConfig {
     /// One device for each stage, first to last: `cpu` or `cuda:N`; a device may be named twice.
@@ -28,10 +29,30 @@ pub struct DevicesConfig {
     /// The most memory that the tensors of one GPU may take, such as `"23GiB"`; beyond it the run stops. Simulates a smaller card
     /// on a larger one. Default: what is free when the plan is made, less 400 MiB.
     pub memory_limit: Option<Bytes>,
+    /// Replicas on this host, each in a process of its own: a number, `auto` for as many as there are GPUs for, or the stages of
+    /// each. The first has the GPUs of `stages`, the next those behind them. Under a launcher that starts a process for each
+    /// (torchrun, srun, mpirun), the launcher's number counts. Default 1, at most 1024.
+    pub replicas: ReplicasConfig,
+    /// How long a replica waits for another one that works on the same step, in seconds, at least 1: then all stop. Default 600.
+    pub exchange_timeout: u64,
     /// How tensors are copied from one GPU to the next. Default `auto`.
     pub transfer: Transfer,
     /// Whether two runs on the same GPUs give the same bits; slower. Default false. On the CPU they always do.
     pub deterministic: bool,
+}
+
+impl Default for DevicesConfig {
+    fn default() -> Self {
+        Self {
+            stages: Vec::new(),
+            split: Vec::new(),
+            memory_limit: None,
+            replicas: ReplicasConfig::default(),
+            exchange_timeout: 600,
+            transfer: Transfer::default(),
+            deterministic: false,
+        }
+    }
 }
 
 /// Blocks of each stage, or the word `auto` for none given.
@@ -146,7 +167,12 @@ impl DevicesConfig {
                 why: "must be more than 0; leave it out to use all free memory".into(),
             });
         }
-        Ok(Self { stages, split, ..self.clone() })
+        if self.exchange_timeout == 0 {
+            let why = "must be at least 1 second".into();
+            return Err(Error::Setting { key: "devices.exchange_timeout".into(), why });
+        }
+        let replicas = ReplicasConfig::Count(self.replicas.settled(|| self.replicas_here(visible_gpus()))?);
+        Ok(Self { stages, split, replicas, ..self.clone() })
     }
 
     /// [`Self::open_within`] the current limits.

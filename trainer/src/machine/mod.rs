@@ -5,3 +5,4 @@ pub mod forecast;
 pub mod memory;
 pub mod precision;
 pub mod products;
+pub mod replica_devices;

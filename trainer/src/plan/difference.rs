@@ -1,19 +1,17 @@
 //! What differs between two plans, key by key.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
 use super::Plan;
 use crate::error::{Error, Result};
 
 impl Plan {
     /// What differs in `later`, as `key: here -> there`.
     pub fn differences(&self, later: &Self) -> Result<Vec<Difference>> {
-        let flat = |plan: &Self| -> Result<std::collections::BTreeMap<String, String>> {
-            let value = toml::Value::try_from(plan).map_err(|e| Error::PlanText { why: e.to_string() })?;
-            let mut leaves = std::collections::BTreeMap::new();
-            flatten(&value, String::new(), &mut leaves);
-            Ok(leaves)
-        };
-        let (before, after) = (flat(self)?, flat(later)?);
-        let keys: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+        let (before, after) = (leaves(self)?, leaves(later)?);
+        let keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
         let none = || "(not set)".to_owned();
         let changed = keys.into_iter().filter(|key| before.get(*key) != after.get(*key));
         Ok(changed
@@ -24,6 +22,17 @@ impl Plan {
             })
             .collect())
     }
+}
+
+/// The values of `settings` by their dotted keys.
+///
+/// # Errors
+/// What TOML has no words for.
+pub(super) fn leaves(settings: &impl Serialize) -> Result<BTreeMap<String, String>> {
+    let value = toml::Value::try_from(settings).map_err(|e| Error::PlanText { why: e.to_string() })?;
+    let mut leaves = BTreeMap::new();
+    flatten(&value, String::new(), &mut leaves);
+    Ok(leaves)
 }
 
 /// A key of two plans that differ.
@@ -43,7 +52,7 @@ impl std::fmt::Display for Difference {
     }
 }
 
-fn flatten(value: &toml::Value, key: String, leaves: &mut std::collections::BTreeMap<String, String>) {
+fn flatten(value: &toml::Value, key: String, leaves: &mut BTreeMap<String, String>) {
     let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
     match value {
         toml::Value::Table(table) => table.iter().for_each(|(name, v)| flatten(v, below(name), leaves)),

@@ -2,10 +2,12 @@
 //! that nothing reads the recipe, the environment or the clock to decide behaviour.
 
 mod assumed;
+pub mod common;
 mod conditions;
 mod difference;
 mod found;
 mod layout;
+mod overrides;
 mod parts;
 mod rest;
 mod shapes;
@@ -18,38 +20,37 @@ use data::{DataConfig, DataError, Dataset, SizeMultiple, Watch};
 use models::adapter::{LoraConfig, Target};
 use models::dit::DitConfig;
 use models::expert::Expert;
-use models::published::{Defaults, Published};
+use models::published::Defaults;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::adapters;
 use crate::base::BaseModel;
-use crate::bytes::{Bytes, hex};
+use crate::bytes::hex;
 use crate::encode::prompt::ClipRequest;
 use crate::error::{Error, Result};
 use crate::learning::NoiseRange;
 use crate::learning::optim::OptimizerConfig;
 use crate::machine::devices::{DevicesConfig, Limits};
-use crate::machine::forecast::Task;
-use crate::machine::memory::{Cards, Forecast, Machine, MemoryConfig, MemoryPlan};
+use crate::machine::memory::{Forecast, MemoryConfig, MemoryPlan};
 use crate::paths::existing;
 use crate::recipe::like::Taken;
-use crate::recipe::{
-    Assignment, CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig, check_bounds,
-};
+use crate::recipe::{CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig, check_bounds};
 use crate::sample::magcache::CacheConfig;
 use crate::sample::{ClipFormat, ClipLayout, PreviewPlan};
-use crate::watch::interrupt::Interrupt;
 pub use difference::Difference;
 use layout::with_clip_share;
 pub use layout::{Laid, laid};
+pub use overrides::Overrides;
 pub(crate) use rest::in_group;
 pub use rest::{BehindSampling, Rest, Split};
 pub use ways::{Wording, checked};
 
 use assumed::{missing_clips, no_data, settled_model};
 use found::{former_digest, has_texts, long_captions, summary};
-use parts::{networks, requests, sample_plan, settle_ranges, settle_steps, task, trained_ranges};
+use parts::{
+    networks, requests, sample_plan, settle_ranges, settle_steps, share_of_replica, task, trained_ranges,
+};
 
 /// A settled run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -220,49 +221,6 @@ impl Open {
     }
 }
 
-/// What a command line says in place of a recipe's settings; `None` leaves the recipe's.
-#[derive(Debug, Clone, Default)]
-pub struct Overrides {
-    /// Any key, of `--set`; the others win over it.
-    pub settings: Vec<Assignment>,
-    /// `devices.memory_limit`.
-    pub memory_limit: Option<Bytes>,
-    /// `model.folder`, where the recipe names a model of the hub.
-    pub model_folder: Option<PathBuf>,
-    /// Asked while clips are read, which may take long.
-    pub interrupt: Interrupt,
-    /// Cards that are planned for in place of those that are here.
-    pub cards: Option<Cards>,
-    /// The published model that is planned for in place of files.
-    pub assume: Option<&'static Published>,
-}
-
-impl Overrides {
-    fn apply(&self, recipe: &mut Recipe) {
-        recipe.devices.memory_limit = self.memory_limit.or(recipe.devices.memory_limit);
-        if let Some(folder) = &self.model_folder {
-            recipe.model.folder = Some(folder.clone());
-        }
-        if let Some(cards) = &self.cards {
-            recipe.devices = cards.devices(&recipe.devices);
-        }
-    }
-}
-
-impl Overrides {
-    /// The machine that is planned for, where offload may pin `host` bytes, with what tensors get of each of its GPUs.
-    fn machine(&self, devices: &DevicesConfig, task: &Task, host: Option<u64>) -> (Limits, Machine) {
-        match &self.cards {
-            Some(cards) => (Limits::default(), cards.machine(devices, task.base, task.config(), host)),
-            None => {
-                let limits = Limits::measure(devices);
-                let machine = Machine::here(devices, &limits, task.base, task.config(), host);
-                (limits, machine)
-            }
-        }
-    }
-}
-
 impl Planned {
     /// Takes over what `stored`, the plan of a resumed run, settled for the same devices and the same settings, each of
     /// what the recipe leaves open by itself: the machine may have more or less memory free today, and the run's numbers
@@ -336,10 +294,11 @@ impl Plan {
         let frames = data.frames.iter().copied().max().unwrap_or(1);
         let clips = requests(&recipe.sample, from, (&dit, &defaults), (data.sizes[0], frames, seed))?;
         let sample = sample_plan(recipe.sample, clips, (&model, &dit), from)?;
-        let devices = recipe.devices.settle(dit.layers)?;
-        let (shapes, in_front) = shapes::settled((&data, &dataset), (&dit, &defaults), train.batch)?;
+        let devices = overrides.devices(&recipe.devices, dit.layers)?;
+        let share = share_of_replica(&train, devices.replicas.named())?;
+        let (shapes, in_front) = shapes::settled((&data, &dataset), (&dit, &defaults), share.batch)?;
         let networks = networks(&ranges, &model, &sample);
-        let task = task((&model, &dit), (&adapter, &targets), (&train, &recipe.optimizer), &shapes, networks);
+        let task = task((&model, &dit), (&adapter, &targets), (&share, &recipe.optimizer), &shapes, networks);
         let host = recipe.memory.host_memory.map(|host| host.0);
         let (limits, machine) = overrides.machine(&devices, &task, host);
         let open = Open::of(&recipe.devices, &recipe.memory);
@@ -352,7 +311,7 @@ impl Plan {
         let settled = ways::settled(&task, &machine, asked, &shapes, &rest, has_texts)?;
         model.precision.streamed = settled.streamed;
         let of_model = (&dit, &defaults, task.base.frozen);
-        let settled = with_clip_share(settled, (&train, &sample), of_model, &machine)?;
+        let settled = with_clip_share(settled, (&share, &sample), of_model, &machine)?;
         notes.extend(time::of_steps(&settled.choice, &task, &machine));
         let plan = Plan {
             tandem: env!("CARGO_PKG_VERSION").to_owned(),
@@ -387,6 +346,11 @@ impl Plan {
     /// them. An expert that gets no micro-batch is none of them.
     pub fn trained_ranges(&self) -> Vec<NoiseRange> {
         trained_ranges(&self.model, self.train.high_share)
+    }
+
+    /// Micro-batches of a step that a replica makes at most.
+    pub fn micro_batches_of_replica(&self) -> usize {
+        self.train.accumulate.div_ceil(self.devices.replicas.named())
     }
 
     /// The plan as TOML.

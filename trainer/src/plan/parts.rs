@@ -212,6 +212,22 @@ pub(super) fn task<'a>(
     }
 }
 
+/// `train` as one of `replicas` sees it: with its share of the micro-batches of a step, rounded up.
+///
+/// # Errors
+/// A replica that would have none.
+pub(super) fn share_of_replica(train: &TrainConfig, replicas: usize) -> Result<TrainConfig> {
+    if train.accumulate < replicas {
+        let why = format!(
+            "{} micro-batch(es) of a step leave replicas without work: it counts those of all {replicas} replicas together, so \
+             set it to at least {replicas}, or to a multiple for an even share",
+            train.accumulate
+        );
+        return Err(Error::Setting { key: "train.accumulate".into(), why });
+    }
+    Ok(TrainConfig { accumulate: train.accumulate.div_ceil(replicas), ..train.clone() })
+}
+
 /// The networks that the memory must hold, as long as nothing says that they do not fit.
 pub(super) fn networks(ranges: &[NoiseRange], model: &BaseModel, sample: &SamplePlan) -> Networks {
     match (ranges.len(), model.dits.experts()) {

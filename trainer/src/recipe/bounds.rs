@@ -24,6 +24,8 @@ pub fn check(recipe: &Recipe) -> Result<()> {
         ("adapter.factor", count(adapter.factor), RANK),
         ("optimizer.warmup", optimizer.warmup, STEPS),
         ("devices.stages", devices.stages.len() as u64, STAGES),
+        ("devices.replicas", devices.replicas.named() as u64, REPLICAS),
+        ("devices.exchange_timeout", devices.exchange_timeout, SECONDS),
         ("devices.memory_limit", bytes(devices.memory_limit), MEMORY),
         ("memory.host_memory", bytes(memory.host_memory), MEMORY),
         ("memory.ffn_tokens", count(memory.ffn_tokens), TOKENS),

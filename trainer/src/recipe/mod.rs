@@ -95,7 +95,8 @@ pub struct TrainConfig {
     pub epochs: Option<u64>,
     /// Samples of a micro-batch. Default 1.
     pub batch: usize,
-    /// Micro-batches of a step; with 2 or more, all stages work at once. Default 1.
+    /// Micro-batches of a step, those of all replicas together; with 2 or more of a replica's own, all its stages work at once.
+    /// Default 1.
     pub accumulate: usize,
     /// Fraction of the samples whose caption is replaced by the empty prompt, 0 to 1. Default 0.1.
     pub caption_dropout: f64,

@@ -1,7 +1,8 @@
-//! What looks at things and measures them: bench, probe, doctor, inspect.
+//! What looks at things and measures them: bench, probe, doctor, inspect; and launch, which starts replicas.
 
 pub mod bench;
 pub mod doctor;
 pub mod inspect;
+pub mod launch;
 pub mod probe;
 pub mod quality;

@@ -13,6 +13,7 @@ use crate::learning::noise::{Streams, TimestepConfig};
 use crate::pipeline::{MicroBatch, NetworkInput};
 use crate::plan::Plan;
 use crate::recipe::ConditionDropout;
+use crate::replicas::Share;
 
 /// What is trained on, in its order.
 pub struct Batches<'a> {
@@ -36,24 +37,38 @@ pub struct Batches<'a> {
     drop: ConditionDropout,
 }
 
-/// The micro-batches of one step with what the log says of them.
+/// The micro-batches of one step with what the log says of them; of a run on several replicas, one's share of them.
 pub struct StepData {
     /// What goes into the pipeline.
     pub micro_batches: Vec<MicroBatch>,
     /// The expert that each micro-batch goes to; nothing where the model is whole.
     pub experts: Vec<Option<Expert>>,
-    /// Sigma of each sample.
+    /// All micro-batches of the step, those of other replicas too.
+    pub parts: Vec<Part>,
+    /// Sigma of each sample of the step.
     pub sigmas: Vec<f64>,
-    /// Name of each sample's clip.
+    /// Name of the clip of each sample of the step.
     pub items: Vec<String>,
     /// The position from which the next step continues.
     pub cursor: Cursor,
 }
 
+/// A micro-batch of a step, wherever it is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// The expert that it goes to; nothing where the model is whole.
+    pub expert: Option<Expert>,
+    /// How many samples it has.
+    pub samples: usize,
+    /// The replica that makes it.
+    pub rank: usize,
+}
+
 impl From<Cursor> for StepData {
     /// Of a step that begins at `cursor` and has nothing yet.
     fn from(cursor: Cursor) -> Self {
-        Self { micro_batches: Vec::new(), experts: Vec::new(), sigmas: Vec::new(), items: Vec::new(), cursor }
+        let (micro_batches, experts, parts) = (Vec::new(), Vec::new(), Vec::new());
+        Self { micro_batches, experts, parts, sigmas: Vec::new(), items: Vec::new(), cursor }
     }
 }
 
@@ -62,6 +77,11 @@ impl StepData {
     pub fn of(&self, expert: Option<Expert>) -> Vec<MicroBatch> {
         let all = self.micro_batches.iter().zip(&self.experts);
         all.filter(|(_, own)| **own == expert).map(|(batch, _)| batch.clone()).collect()
+    }
+
+    /// The micro-batches of one network on all replicas, in their order.
+    pub fn parts_of(&self, expert: Option<Expert>) -> Vec<Part> {
+        self.parts.iter().copied().filter(|part| part.expert == expert).collect()
     }
 }
 
@@ -131,65 +151,113 @@ impl<'a> Batches<'a> {
     /// The `accumulate` micro-batches of step `step` (from 0), from `cursor` on. Where two experts are trained, each
     /// micro-batch belongs to one, and counts for its share of that one's samples.
     pub fn step(&self, step: u64, cursor: Cursor, accumulate: usize) -> Result<StepData> {
+        self.share_of_step(step, cursor, accumulate, Share::WHOLE)
+    }
+
+    /// The micro-batches of [`Self::step`] that are `share`'s, with the noise and the weights that they have there: dealt out in
+    /// turn, those of each network one behind the other, so that no replica has two more of them than another.
+    pub fn share_of_step(
+        &self,
+        step: u64,
+        cursor: Cursor,
+        accumulate: usize,
+        share: Share,
+    ) -> Result<StepData> {
         let batches: Vec<(Batch, Cursor)> = self.order.from(cursor).take(accumulate).collect();
-        let total = |expert: Option<Expert>| -> usize {
-            let own = |(index, _): &(usize, &_)| self.network(step, *index).0.expert() == expert;
-            batches.iter().enumerate().filter(own).map(|(_, (batch, _))| batch.items.len()).sum()
-        };
         let mut data = StepData::from(cursor);
+        data.parts = self.dealt(step, &batches, share);
         for (index, (batch, after)) in batches.iter().enumerate() {
-            let (share, timesteps) = self.network(step, index);
-            let expert = share.expert();
-            let mut samples = Vec::new();
-            for &item in &batch.items {
-                let slot = (data.sigmas.len()) as u64;
-                let window = self.trained[item];
-                let sample = self.sample(window, step, slot, timesteps)?;
-                data.sigmas.push(sample.sigma);
-                data.items.push(self.name(window).to_owned());
-                samples.push(sample);
+            let (part, timesteps) = (data.parts[index], &self.network(step, index).1);
+            let first_slot = data.sigmas.len() as u64;
+            for (slot, &item) in (first_slot..).zip(&batch.items) {
+                data.sigmas.push(timesteps.sigma(self.streams.sigma(step, slot))?);
+                data.items.push(self.name(self.trained[item]).to_owned());
             }
-            let first_slot = (data.sigmas.len() - samples.len()) as u64;
-            // The loss of a micro-batch is a mean over its samples; its share of the step makes that one of the step's.
-            let part = samples.len() as f64 / total(expert) as f64;
-            let mut micro_batch = stack(&samples, |sigma| timesteps.weight(sigma) * part)?;
-            if self.adapter_dropout > 0.0 {
-                let keys =
-                    (0..samples.len() as u64).map(|i| self.streams.dropout(step, first_slot + i)).collect();
-                micro_batch.dropout = Some(Dropout { p: self.adapter_dropout, keys });
+            if part.rank == share.rank {
+                let total: usize = data.parts_of(part.expert).iter().map(|part| part.samples).sum();
+                data.micro_batches.push(self.micro_batch(step, (index, first_slot), batch, total)?);
+                data.experts.push(part.expert);
             }
-            data.micro_batches.push(micro_batch);
-            data.experts.push(expert);
             data.cursor = *after;
         }
         Ok(data)
     }
 
+    /// Who makes which of `batches`.
+    fn dealt(&self, step: u64, batches: &[(Batch, Cursor)], share: Share) -> Vec<Part> {
+        let part = |(index, (batch, _)): (usize, &(Batch, Cursor))| Part {
+            expert: self.network(step, index).0.expert(),
+            samples: batch.items.len(),
+            rank: 0,
+        };
+        let mut parts: Vec<Part> = batches.iter().enumerate().map(part).collect();
+        let mut turns = (0..share.world).cycle();
+        for (range, _) in &self.networks {
+            let own = parts.iter_mut().filter(|part| part.expert == range.expert());
+            own.zip(&mut turns).for_each(|(part, rank)| part.rank = rank);
+        }
+        parts
+    }
+
+    /// Micro-batch `index` of step `step`, whose first sample is number `first_slot` of the step; its network has `total` samples
+    /// in this step.
+    fn micro_batch(
+        &self,
+        step: u64,
+        (index, first_slot): (usize, u64),
+        batch: &Batch,
+        total: usize,
+    ) -> Result<MicroBatch> {
+        let timesteps = &self.network(step, index).1;
+        let sample = |(slot, &item): (u64, &usize)| self.sample(self.trained[item], step, slot, timesteps);
+        let samples: Vec<Sample> = (first_slot..).zip(&batch.items).map(sample).collect::<Result<_>>()?;
+        // The loss of a micro-batch is a mean over its samples; its share of the step makes that one of the step's.
+        let part = samples.len() as f64 / total as f64;
+        let mut micro_batch = stack(&samples, |sigma| timesteps.weight(sigma) * part)?;
+        if self.adapter_dropout > 0.0 {
+            let keys =
+                (0..samples.len() as u64).map(|i| self.streams.dropout(step, first_slot + i)).collect();
+            micro_batch.dropout = Some(Dropout { p: self.adapter_dropout, keys });
+        }
+        Ok(micro_batch)
+    }
+
     /// The samples of the held-out loss of a network: each item at each of its nine sigmas, with the same noise every time.
     /// Each is made when it is asked for.
-    pub fn held_out(&self, share: NoiseRange) -> impl Iterator<Item = Result<HeldOut<'_>>> {
-        self.levels(share, &self.held_out)
+    pub fn held_out(&self, range: NoiseRange) -> impl Iterator<Item = Result<HeldOut<'_>>> {
+        self.share_of_held_out(range, Share::WHOLE)
     }
 
     /// The same samples of the first `count` items, held out ones before those that are trained on.
-    pub fn at_levels(&self, share: NoiseRange, count: usize) -> impl Iterator<Item = Result<MicroBatch>> {
+    pub fn at_levels(&self, range: NoiseRange, count: usize) -> impl Iterator<Item = Result<MicroBatch>> {
         let first = self.held_out.len().min(count);
         let trained = &self.trained[..self.trained.len().min(count - first)];
-        let held_out = self.levels(share, &self.held_out[..first]);
-        held_out.chain(self.levels(share, trained)).map(|sample| Ok(sample?.batch))
+        let held_out = self.levels(range, &self.held_out[..first], Share::WHOLE);
+        held_out.chain(self.levels(range, trained, Share::WHOLE)).map(|sample| Ok(sample?.batch))
+    }
+
+    /// Those of [`Self::held_out`] that are `share`'s.
+    pub fn share_of_held_out(
+        &self,
+        range: NoiseRange,
+        share: Share,
+    ) -> impl Iterator<Item = Result<HeldOut<'_>>> {
+        self.levels(range, &self.held_out, share)
     }
 
     fn levels<'b>(
         &'b self,
-        share: NoiseRange,
+        range: NoiseRange,
         windows: &'b [usize],
+        share: Share,
     ) -> impl Iterator<Item = Result<HeldOut<'b>>> {
-        let sigmas = share.eval_sigmas();
+        let sigmas = range.eval_sigmas();
         let items = windows.iter().enumerate();
         let all = items.flat_map(move |(item, &window)| {
             sigmas.into_iter().enumerate().map(move |(level, sigma)| (item, window, level, sigma))
         });
-        all.map(|(item, window, level, sigma)| {
+        let own = all.enumerate().filter(move |(index, _)| share.has(*index));
+        own.map(|(_, (item, window, level, sigma))| {
             let key = self.streams.eval(item as u64, level as u64);
             let sample =
                 self.noised(window, (sigma, key), self.caption(window), Given::Nothing, LeftOut::default())?;

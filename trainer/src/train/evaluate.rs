@@ -1,4 +1,5 @@
-//! The held-out loss: every held-out item at nine fixed sigmas with fixed noise, so that only the adapter changes it.
+//! The held-out loss: every held-out item at nine fixed sigmas with fixed noise, so that only the adapter changes it. Replicas
+//! share the samples, and add their errors in one order.
 
 use std::sync::mpsc::channel;
 
@@ -9,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::learning::NoiseRange;
 use crate::learning::noise::EVAL_SIGMAS;
 use crate::pipeline::{Calls, Returns, run_all};
+use crate::replicas::{ReplicaError, Replicas};
 use crate::train::batch::HeldOut;
 use crate::watch::metrics::EvalRow;
 
@@ -39,9 +41,11 @@ impl Run<'_> {
     /// other, so that all work at once.
     fn losses_by_sigma(&mut self, index: usize, range: NoiseRange) -> Result<Vec<f64>> {
         let (step, items) = (self.progress.step, self.batches.held_out_items());
-        let bar = self.ui.bar("held-out loss", items * EVAL_SIGMAS.len());
+        let share = self.replicas.share();
+        let count = (0..items * EVAL_SIGMAS.len()).filter(|index| share.has(*index)).count();
+        let bar = self.ui.bar("held-out loss", count);
         let (pipeline, _) = self.networks.on_devices(index)?;
-        let mut held_out = self.batches.held_out(range);
+        let mut held_out = self.batches.share_of_held_out(range, share);
         // From the first stage's thread to the last one's.
         let (send, expected) = channel::<HeldOut>();
         let input = move |_, _: &Returns| {
@@ -51,22 +55,39 @@ impl Run<'_> {
             send.send(sample).map_err(|_| Error::NeighbourStopped)?;
             Ok(input)
         };
-        let mut sums = [0.0; EVAL_SIGMAS.len()];
-        let (sums_so_far, bar_of_all) = (&mut sums, &bar);
+        let mut errors = Vec::new();
+        let (errors_so_far, bar_of_all) = (&mut errors, &bar);
         let output = move |_, velocity: Tensor| {
-            let HeldOut { item, level, sigma, batch } =
-                expected.recv().map_err(|_| Error::NeighbourStopped)?;
+            let HeldOut { item, sigma, batch, .. } = expected.recv().map_err(|_| Error::NeighbourStopped)?;
             let target = batch.target.to_device(velocity.device())?;
             let error = (velocity.to_dtype(DType::F32)? - target)?.sqr()?.mean_all()?.to_scalar::<f32>()?;
             if !error.is_finite() {
                 return Err(Error::NonFiniteHeldOut { step, item: item.to_owned(), sigma });
             }
-            sums_so_far[level] += f64::from(error);
+            errors_so_far.push(f64::from(error));
             bar_of_all.inc(1);
             Ok(None)
         };
-        pipeline.call(Calls { count: items * EVAL_SIGMAS.len(), input, output, blocks: run_all })?;
+        if count > 0 {
+            pipeline.call(Calls { count, input, output, blocks: run_all })?;
+        }
         bar.finish();
-        Ok(sums.iter().map(|sum| sum / items as f64).collect())
+        let errors = errors_of_all(self.replicas, &errors, items * EVAL_SIGMAS.len())?;
+        let of_level = |level| errors.iter().skip(level).step_by(EVAL_SIGMAS.len()).sum::<f64>();
+        Ok((0..EVAL_SIGMAS.len()).map(|level| of_level(level) / items as f64).collect())
     }
+}
+
+/// The errors of all `count` samples, of which `own` are this replica's.
+fn errors_of_all(replicas: &mut Replicas, own: &[f64], count: usize) -> Result<Vec<f64>> {
+    let message: Vec<[u8; 8]> = own.iter().map(|error| error.to_le_bytes()).collect();
+    let told = replicas.gather(message.as_flattened())?;
+    let world = replicas.world();
+    let error = |index: usize| -> Option<f64> {
+        let bytes = told.get(index % world)?.as_chunks().0.get(index / world)?;
+        Some(f64::from_le_bytes(*bytes))
+    };
+    let why = || "a replica measured fewer held-out samples than were dealt to it".to_owned();
+    let errors: Option<Vec<f64>> = (0..count).map(error).collect();
+    errors.ok_or_else(|| ReplicaError::OutOfStep { why: why() }.into())
 }

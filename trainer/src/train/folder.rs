@@ -16,7 +16,8 @@ use super::lock::{self, LOCK_FILE, RunLock};
 #[derive(Debug, Clone)]
 pub struct RunFolder {
     root: PathBuf,
-    lock: Arc<RunLock>,
+    /// Nothing for a replica that leaves writing to rank 0.
+    lock: Option<Arc<RunLock>>,
 }
 
 /// Plan keys that may change when a run is resumed: none of them affects steps that are already made.
@@ -56,7 +57,7 @@ impl RunFolder {
         let numbered = |n: usize| if n == 1 { wanted.clone() } else { with_number(&wanted, n) };
         let (root, lock) = lock::claim(numbered, is_run)?;
         plan.run.folder.clone_from(&root);
-        let folder = Self { root, lock: Arc::new(lock) };
+        let folder = Self { root, lock: Some(Arc::new(lock)) };
         for path in [folder.checkpoints(), folder.root.join("samples"), folder.adapters()] {
             fs::create_dir_all(&path).map_err(|source| Error::Io { action: "create", path, source })?;
         }
@@ -81,7 +82,7 @@ impl RunFolder {
             None => newest(&wanted).ok_or_else(|| Error::NothingToResume { folder: wanted.clone() })?,
         };
         planned.plan.run.folder.clone_from(&root);
-        let lock = Arc::new(RunLock::acquire(&root)?);
+        let lock = Some(Arc::new(RunLock::acquire(&root)?));
         let folder = Self { root, lock };
         let stored = Plan::read(&folder.plan())?;
         planned.keep_to(&stored);
@@ -104,9 +105,23 @@ impl RunFolder {
         Ok(folder)
     }
 
+    /// The folder at `root` as a replica other than rank 0 sees it: it writes a log of its own there and nothing else.
+    pub fn of_replica(root: PathBuf) -> Self {
+        Self { root, lock: None }
+    }
+
+    /// The small log of the replica `rank`.
+    pub fn replica_log(&self, rank: usize) -> PathBuf {
+        self.root.join("replicas").join(format!("rank-{rank:03}.jsonl"))
+    }
+
+    fn is_without_locks(&self) -> bool {
+        self.lock.as_ref().is_some_and(|lock| lock.is_void)
+    }
+
     /// What the user must know where the file system has no locks.
     pub fn warning(&self) -> Option<&'static str> {
-        self.lock.is_void.then_some(
+        self.is_without_locks().then_some(
             "the file system of the run folder has no file locks: nothing stops a second process from resuming this run \
              while it is going on",
         )
@@ -233,7 +248,7 @@ impl RunFolder {
         for folder in folders.iter().filter(|folder| folder.is_dir()) {
             let io = |source| Error::Io { action: "list", path: folder.clone(), source };
             for leftover in data::atomic::leftovers(folder).map_err(io)? {
-                if self.lock.is_void && !leftover.is_abandoned() {
+                if self.is_without_locks() && !leftover.is_abandoned() {
                     continue;
                 }
                 let path = leftover.path;

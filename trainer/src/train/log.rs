@@ -1,15 +1,83 @@
-//! The two logs of a run, written side by side: `metrics.jsonl` and TensorBoard events.
+//! The two logs of a run, written side by side: `metrics.jsonl` and TensorBoard events. Replicas other than rank 0 have a small
+//! log in their place.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use models::expert::Expert;
+use serde::Serialize;
 
 use super::RunFolder;
 use crate::error::{Error, Result};
 use crate::train::checkpoint::Progress;
-use crate::watch::metrics::{EvalRow, Metrics, StepRow};
+use crate::watch::metrics::{EvalRow, Metrics, ReplicasRow, StepRow};
 use crate::watch::tensorboard::{EventWriter, Picture};
+
+/// The log of a replica.
+pub(super) enum RunLog {
+    /// Of rank 0, which logs the run.
+    Run(Log),
+    /// Of another one: a row a step, of its times and of what has to be the same everywhere.
+    Replica(Metrics),
+}
+
+/// A row of the small log.
+#[derive(Debug, Serialize)]
+struct ReplicaRow<'a> {
+    step: u64,
+    loss: f64,
+    grad_norm: f64,
+    seconds: f64,
+    replicas: Option<&'a ReplicasRow>,
+}
+
+impl RunLog {
+    /// The log of the replica `rank`, cut back to where `progress` stands; a small one begins anew at every start.
+    pub fn open(folder: &RunFolder, progress: &Progress, rank: usize) -> Result<Self> {
+        if rank == 0 {
+            return Log::open(folder, progress).map(Self::Run);
+        }
+        let path = folder.replica_log(rank);
+        if let Some(parent) = path.parent() {
+            let io = |source| Error::Io { action: "create", path: parent.to_owned(), source };
+            std::fs::create_dir_all(parent).map_err(io)?;
+        }
+        Metrics::open(path, 0).map(Self::Replica)
+    }
+
+    pub fn step(&mut self, row: &StepRow) -> Result<()> {
+        match self {
+            Self::Run(log) => log.step(row),
+            Self::Replica(log) => {
+                let StepRow { step, loss, grad_norm, seconds, .. } = *row;
+                log.write(&ReplicaRow { step, loss, grad_norm, seconds, replicas: row.replicas.as_ref() })
+            }
+        }
+    }
+
+    pub fn eval(&mut self, row: &EvalRow) -> Result<()> {
+        match self {
+            Self::Run(log) => log.eval(row),
+            Self::Replica(_) => Ok(()),
+        }
+    }
+
+    /// Puts the contact sheet at `path` beside the curves.
+    pub fn picture(&mut self, step: u64, path: &Path) -> Result<()> {
+        match self {
+            Self::Run(log) => log.picture(step, path),
+            Self::Replica(_) => Ok(()),
+        }
+    }
+
+    /// Makes sure that everything is on the disk; the lengths of a run's two files then.
+    pub fn sync(&mut self) -> Result<(u64, u64)> {
+        match self {
+            Self::Run(log) => log.sync(),
+            Self::Replica(log) => log.sync().map(|_| (0, 0)),
+        }
+    }
+}
 
 /// Both logs, open.
 pub(super) struct Log {

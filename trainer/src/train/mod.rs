@@ -4,6 +4,7 @@ pub mod background;
 pub mod batch;
 pub mod checkpoint;
 mod evaluate;
+mod exchange;
 pub mod export;
 mod folder;
 mod lock;
@@ -13,6 +14,7 @@ mod overview;
 mod pinning;
 mod samples;
 mod saving;
+mod start;
 mod step;
 mod summary;
 
@@ -34,6 +36,7 @@ use crate::machine::devices;
 use crate::machine::memory::{MemoryPlan, Phase};
 use crate::machine::products::Products;
 use crate::plan::{Plan, Planned};
+use crate::replicas::{Replicas, Share};
 use crate::residents::{Residency, Residents, Setup, WhenIdle};
 use crate::train::background::Background;
 use crate::train::batch::{Batches, StepData};
@@ -41,7 +44,7 @@ use crate::watch::interrupt::Interrupt;
 use crate::watch::metrics::StepRow;
 use crate::watch::ui::{Bar, Ui};
 use checkpoint::Progress;
-use log::Log;
+use log::RunLog;
 use networks::TrainedNetworks;
 use pinning::Pinning;
 use saving::Keep;
@@ -70,7 +73,7 @@ struct Run<'a> {
     pinning: Option<Pinning>,
     /// The data of the next step, where it was made during the last one.
     ahead: Option<Result<StepData>>,
-    log: Log,
+    log: RunLog,
     /// The plan for the writer, which outlives no borrow.
     settings: Arc<Plan>,
     /// Writes checkpoints and adapter files. Gives the files.
@@ -80,6 +83,8 @@ struct Run<'a> {
     /// The newest losses.
     recent: VecDeque<f64>,
     ui: &'a Ui,
+    /// The other replicas.
+    replicas: &'a mut Replicas,
 }
 
 /// Encodes what is not cached or is damaged: every clip, every caption, every prompt of the samples. Every entry is read.
@@ -88,26 +93,48 @@ struct Run<'a> {
 /// Whatever stands in the way of decoding, encoding or keeping them.
 pub fn cache(planned: &Planned, interrupt: &Interrupt, ui: &Ui) -> Result<LatentStore> {
     let mut residents = residents(planned, planned.plan.devices.open_within(&planned.limits)?, ui);
-    cache_with(&mut residents, planned, Check::Checksum, interrupt)
+    cache_with(&mut residents, planned, Check::Checksum, Share::WHOLE, interrupt)
 }
 
-/// [`cache`] with encoders of `residents`.
+/// [`cache`] with encoders of `residents`, as far as it falls to `share`.
 fn cache_with(
     residents: &mut Residents,
     planned: &Planned,
     check: Check,
+    share: Share,
     interrupt: &Interrupt,
 ) -> Result<LatentStore> {
     let Planned { plan, dataset, .. } = planned;
-    let mut encoded =
-        LatentStore::open(&plan.run.cache, &plan.model)?.checking(check).masking(&plan.data.mask_rules);
+    let encoded = LatentStore::open(&plan.run.cache, &plan.model)?.checking(check).sharing(share);
+    let mut encoded = encoded.masking(&plan.data.mask_rules);
     let captions = dataset.sources.iter().map(|source| source.item.caption.as_str());
     let prompts = plan.sample.clips.iter().flat_map(|clip| [clip.prompt.as_str(), clip.negative.as_str()]);
     let mut with = Encoding { residents, interrupt };
-    encoded.encode_prompts(captions.chain(prompts).chain([""]), &mut with)?;
-    encoded.encode_pictures(&plan.sample.clips, &mut with)?;
+    // An encoder takes longer to load than to encode all prompts, so these are not dealt out.
+    if share.rank == 0 {
+        encoded.encode_prompts(captions.chain(prompts).chain([""]), &mut with)?;
+        encoded.encode_pictures(&plan.sample.clips, &mut with)?;
+    }
     encoded.encode_clips(dataset, &mut with)?;
     Ok(encoded)
+}
+
+/// The cache, filled by all `replicas` together: first each takes its share, as if all saw one folder; what is then missing on a
+/// host is shared by the replicas there; what is still missing each makes itself.
+fn cache_together(
+    residents: &mut Residents,
+    planned: &Planned,
+    replicas: &mut Replicas,
+    interrupt: &Interrupt,
+) -> Result<LatentStore> {
+    let (all, here) = (replicas.share(), replicas.local_share());
+    for share in [Some(all), Some(here).filter(|here| *here != all)].into_iter().flatten() {
+        if replicas.world() > 1 {
+            cache_with(residents, planned, Check::Head, share, interrupt)?;
+            replicas.barrier()?;
+        }
+    }
+    cache_with(residents, planned, Check::Head, Share::WHOLE, interrupt)
 }
 
 /// The models of the plan on the devices of `split`, none of them loaded.
@@ -129,25 +156,35 @@ fn residents(planned: &Planned, split: Vec<(Device, Range<usize>)>, ui: &Ui) -> 
 /// # Errors
 /// Whatever stops the run. Everything up to the last checkpoint is safe.
 pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &Ui) -> Result<Ending> {
+    train_together(planned, folder, &mut Replicas::alone(), interrupt, ui)
+}
+
+/// [`train`] as one of several `replicas`.
+///
+/// # Errors
+/// Whatever stops the run. Everything up to the last checkpoint is safe.
+pub fn train_together(
+    planned: &Planned,
+    folder: &RunFolder,
+    replicas: &mut Replicas,
+    interrupt: &Interrupt,
+    ui: &Ui,
+) -> Result<Ending> {
     let plan = &planned.plan;
     let split = plan.devices.open_within(&planned.limits)?;
     tell_engines(&split, planned, ui);
     Products::keep(&folder.products(), split.iter().map(|(device, _)| device))?;
     let pinning = Pinning::start(planned, &split, ui)?;
     let mut residents = residents(planned, split, ui);
-    let encoded = cache_with(&mut residents, planned, Check::Head, interrupt)?;
-    let saved = checkpoint::newest(&folder.checkpoints())?;
-    let loaded = saved.as_deref().map(checkpoint::load).transpose()?;
-    let saved_state = loaded.as_ref().map(|(_, saved)| saved);
-    let networks = TrainedNetworks::load(residents, planned, pinning.stores(), saved_state, ui)?;
-    let saved_step = loaded.as_ref().map(|(progress, _)| progress.step);
-    let progress = loaded.map_or_else(Progress::default, |(progress, _)| progress);
-    if let Some(path) = saved {
-        ui.say(&format!("going on after step {} from {}", progress.step, path.display()));
+    let encoded = cache_together(&mut residents, planned, replicas, interrupt)?;
+    let start::Start { progress, networks, is_resumed } =
+        start::load(planned, folder, residents, pinning.stores(), replicas, ui)?;
+    let is_first = replicas.is_first();
+    if is_first {
+        folder.cut_samples(&progress)?;
     }
-    folder.cut_samples(&progress)?;
-    let log = Log::open(folder, &progress)?;
-    let losses = summary::losses(folder)?;
+    let log = RunLog::open(folder, &progress, replicas.rank())?;
+    let losses = if is_first { summary::losses(folder)? } else { Vec::new() };
     let recent = losses[losses.len().saturating_sub(SMOOTHED_OVER)..].to_vec().into();
     let batches = Batches::new(plan, &planned.dataset, &encoded)?;
     let encoded = &encoded;
@@ -163,9 +200,10 @@ pub fn train(planned: &Planned, folder: &RunFolder, interrupt: &Interrupt, ui: &
         log,
         settings: Arc::new(plan.clone()),
         writer: Background::default(),
-        saved_step,
+        saved_step: is_resumed.then_some(progress.step),
         recent,
         ui,
+        replicas,
     };
     run.finish(interrupt)
 }
@@ -202,7 +240,8 @@ impl Run<'_> {
         bar.skip(self.progress.step as usize);
         let mut saved_at = Instant::now();
         while self.progress.step < steps {
-            if interrupt.is_asked() {
+            // One that is asked to stop stops all: none can go on without it.
+            if self.replicas.any(interrupt.is_asked())? {
                 bar.finish();
                 if self.progress.step == 0 && self.folder.is_untouched()? {
                     return Ok(Ending::Interrupted);
@@ -247,6 +286,9 @@ impl Run<'_> {
         })?;
         if interrupt.is_asked() {
             return self.stopped();
+        }
+        if !self.replicas.is_first() {
+            return Ok(Ending::Finished);
         }
         let overview = overview::write(self.plan, self.folder, ui)?;
         let end =

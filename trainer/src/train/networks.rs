@@ -124,6 +124,19 @@ impl TrainedNetworks {
         checkpoint::joined(self.trained.iter().map(of))
     }
 
+    /// Puts the optimisers of all where `saved` stands, and the adapters with them.
+    ///
+    /// # Errors
+    /// A state of other adapters, and memory that runs out.
+    pub fn restore(&mut self, saved: &Saved) -> Result<()> {
+        let is_pair = self.trained.len() > 1;
+        for Trained { range, optimizer } in &mut self.trained {
+            optimizer.restore(checkpoint::part_of(saved, range.expert().filter(|_| is_pair)))?;
+            optimizer.publish(self.residents.network(*range)?);
+        }
+        Ok(())
+    }
+
     /// Updates made of one of them; a network that is alone is updated in every step.
     pub fn updates(&self, index: usize, progress: &Progress) -> u64 {
         match (self.range(index).expert(), self.trained.len()) {

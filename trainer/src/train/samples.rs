@@ -22,7 +22,8 @@ impl Run<'_> {
         let (step, plan) = (self.progress.step, &self.plan.sample);
         let is_due = step == 0 || step == self.plan.train.steps || is_due(plan.every, step);
         let is_there = self.folder.samples(step).join(CONTACT_SHEET).is_file();
-        if plan.clips.is_empty() || !is_due || is_there {
+        // Rank 0 makes them; the other replicas wait for it in the next step.
+        if plan.clips.is_empty() || !is_due || is_there || !self.replicas.is_first() {
             return Ok(());
         }
         self.sample(interrupt)

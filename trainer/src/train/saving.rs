@@ -7,11 +7,13 @@ use std::sync::Arc;
 use models::adapter::files::AdapterFile;
 use models::expert::Expert;
 
+use super::start::{Digested, digest};
 use super::{Run, RunFolder};
 use crate::error::{Error, Result};
 use crate::learning::optim::{Saved, adapter_file, on_host};
 use crate::machine::products::Products;
 use crate::plan::Plan;
+use crate::replicas::ReplicaError;
 use crate::train::checkpoint::{self, Progress};
 use crate::train::export::{self, Part};
 
@@ -46,6 +48,14 @@ impl Run<'_> {
         // Before the snapshot is taken: host memory holds one at a time.
         self.finish_saving()?;
         let step = self.progress.step;
+        if self.replicas.world() > 1 && matches!(keep, Keep::Step | Keep::Last) {
+            self.compare()?;
+        }
+        if !self.replicas.is_first() {
+            self.log.sync()?;
+            self.saved_step = Some(step);
+            return Ok(());
+        }
         if keep != Keep::Files {
             let lengths = self.log.sync().map_err(|cause| not_saved(step, cause))?;
             (self.progress.metrics_bytes, self.progress.events_bytes) = lengths;
@@ -66,6 +76,18 @@ impl Run<'_> {
     /// What stood in the way, and that the state before is whole.
     pub(super) fn finish_saving(&mut self) -> Result<Vec<PathBuf>> {
         Ok(self.writer.wait()?.unwrap_or_default())
+    }
+
+    /// Compares the adapters of all replicas, which have made the same updates of the same bits.
+    fn compare(&mut self) -> Result<()> {
+        let own = digest(&self.networks.saved(), Digested::Parameters)?;
+        let digests = self.replicas.gather(&own)?;
+        let differ = (1..digests.len()).filter(|rank| digests[*rank] != digests[0]);
+        let ranks: Vec<String> = differ.map(|rank| rank.to_string()).collect();
+        match ranks.is_empty() {
+            true => Ok(()),
+            false => Err(ReplicaError::Diverged { ranks: ranks.join(", "), step: self.progress.step }.into()),
+        }
     }
 
     fn snapshot(&mut self, keep: Keep) -> Result<Snapshot> {

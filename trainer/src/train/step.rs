@@ -1,23 +1,26 @@
-//! One optimiser step, top to bottom.
+//! One optimiser step, top to bottom. With several replicas each makes its share of the micro-batches, all see all losses and
+//! the same sums of gradients, and so all make the same decision and the same update.
 
 use std::collections::BTreeMap;
 use std::thread;
 use std::time::Instant;
 
 use kernels::Tensor;
-use models::dit::Role;
+use models::dit::Gradients;
 use models::expert::Expert;
 
 use super::Run;
+use super::exchange::Exchange;
 use super::networks::TrainedNetworks;
 use crate::error::{Error, Result};
 use crate::learning::lr::learning_rate;
 use crate::learning::optim::{Optimizer, Step, checked_norm, clip_factor};
-use crate::pipeline::{MicroBatch, Pipeline, StepOutcome};
+use crate::pipeline::{Pipeline, StepOutcome};
 use crate::plan::Plan;
+use crate::replicas::Replicas;
 use crate::train::batch::StepData;
 use crate::train::checkpoint::Progress;
-use crate::watch::metrics::{ExpertRow, StepRow};
+use crate::watch::metrics::{ExpertRow, ReplicasRow, StepRow};
 
 impl Run<'_> {
     /// Batches, losses and gradients, one look at both, update; of two experts, each that has a micro-batch in turn.
@@ -30,18 +33,21 @@ impl Run<'_> {
 
         let data = match self.ahead.take() {
             Some(data) => data?,
-            None => self.batches.step(step, cursor, plan.train.accumulate)?,
+            None => self.batches.share_of_step(step, cursor, plan.train.accumulate, self.replicas.share())?,
         };
         // The next step's noise and files are made ready while the devices work on this one.
         let (networks, batches, progress) = (&mut self.networks, &self.batches, self.progress);
+        let share = self.replicas.share();
+        let replicas = &mut *self.replicas;
         let (learnt, ahead) = thread::scope(|scope| {
             let (next, count) = (data.cursor, plan.train.accumulate);
             let is_last = step + 1 == plan.train.steps;
-            let ahead = (!is_last).then(|| scope.spawn(move || batches.step(step + 1, next, count)));
-            let learnt = learn(networks, plan, &data, progress);
+            let make = move || batches.share_of_step(step + 1, next, count, share);
+            let ahead = (!is_last).then(|| scope.spawn(make));
+            let learnt = replicas.in_step(|replicas| learn(networks, plan, &data, progress, replicas));
             (learnt, ahead.map(|ahead| ahead.join().unwrap_or_else(|p| std::panic::resume_unwind(p))))
         });
-        let Learnt { loss, grad_norm, lr, experts, by_sigma } = learnt?;
+        let Learnt { loss, grad_norm, lr, experts, by_sigma, replicas } = learnt?;
         self.ahead = ahead;
 
         let mut updates = self.progress.updates;
@@ -58,12 +64,14 @@ impl Run<'_> {
             seconds,
             items,
             experts,
+            replicas,
             by_sigma,
         })
     }
 }
 
 /// What a step came to, all networks together.
+#[derive(Default)]
 struct Learnt {
     loss: f64,
     grad_norm: f64,
@@ -71,56 +79,77 @@ struct Learnt {
     experts: BTreeMap<Expert, ExpertRow>,
     /// Sigma and mean squared error of each micro-batch.
     by_sigma: Vec<(f64, f64)>,
+    /// What each replica spent its time on, where there are several.
+    replicas: Option<ReplicasRow>,
 }
 
 /// Trains each network on its micro-batches and updates it. One that has none is left as it is, moments and all.
-fn learn(networks: &mut TrainedNetworks, plan: &Plan, data: &StepData, progress: Progress) -> Result<Learnt> {
+fn learn(
+    networks: &mut TrainedNetworks,
+    plan: &Plan,
+    data: &StepData,
+    progress: Progress,
+    replicas: &mut Replicas,
+) -> Result<Learnt> {
     let (config, step) = (&plan.optimizer, progress.step);
     let lr = learning_rate(config.lr, config.schedule, config.warmup, plan.train.steps, step);
     let keeping = plan.memory.keeping();
-    let mut learnt = Learnt { loss: 0.0, grad_norm: 0.0, lr, experts: BTreeMap::new(), by_sigma: Vec::new() };
+    let mut learnt = Learnt { lr, ..Learnt::default() };
     let is_pair = networks.len() > 1;
-    let all: usize = data.micro_batches.iter().map(|batch| batch.weights.len()).sum();
-    for index in networks.order() {
+    let all: usize = data.parts.iter().map(|part| part.samples).sum();
+    for index in common_order(networks, replicas)? {
         let expert = networks.range(index).expert();
-        let own = data.of(expert);
-        if own.is_empty() {
+        let parts = data.parts_of(expert);
+        if parts.is_empty() {
             continue;
         }
         let updates = networks.updates(index, &progress) + 1;
         let (pipeline, optimizer) = networks.on_devices(index)?;
-        let outcome = pipeline.train(&own, &pipeline.plans(&keeping)?)?;
-        let settings = UpdateSettings { lr, clip_norm: config.clip_norm, step: updates };
-        let updated = update(pipeline, optimizer, &outcome, &settings);
-        let Updated { loss, losses, grad_norm } = updated.map_err(|error| match error {
+        let mut exchange = Exchange::new(replicas);
+        let own = data.of(expert);
+        let outcome = match own.is_empty() {
+            true => nothing(optimizer)?,
+            false => pipeline.train(&own, &pipeline.plans(&keeping)?)?,
+        };
+        let losses = exchange.losses(&own, &outcome.losses, &parts)?;
+        let not_finite = |error| match error {
             Error::NonFiniteLoss { .. } => Error::NonFiniteLoss { step: step + 1, items: data.items.clone() },
             other => other,
-        })?;
-        for (batch, loss) in own.iter().zip(losses) {
-            learnt.by_sigma.extend(unweighted(batch, loss)?);
-        }
-        let samples: usize = own.iter().map(|batch| batch.weights.len()).sum();
+        };
+        let loss = sum_of_losses(losses.iter().map(|part| part.loss), step).map_err(not_finite)?;
+        let gradients = exchange.gradients(outcome.gradients, optimizer)?;
+        let settings = UpdateSettings { lr, clip_norm: config.clip_norm, step: updates };
+        let grad_norm = apply(pipeline, optimizer, &gradients, &settings, |own| exchange.common(own))?;
+        learnt.by_sigma.extend(losses.iter().filter_map(|part| part.by_sigma));
+        let samples: usize = parts.iter().map(|part| part.samples).sum();
         learnt.loss += loss * (samples as f64 / all as f64);
         learnt.grad_norm = learnt.grad_norm.hypot(grad_norm);
         if let Some(expert) = expert.filter(|_| is_pair) {
-            learnt.experts.insert(expert, ExpertRow { loss, grad_norm, micro_batches: own.len(), updates });
+            let micro_batches = parts.len();
+            learnt.experts.insert(expert, ExpertRow { loss, grad_norm, micro_batches, updates });
         }
+        exchange.note(&mut learnt.replicas);
     }
     Ok(learnt)
 }
 
-/// The mean sigma of a micro-batch and its mean squared error, from a loss that holds the micro-batch's weights; nothing
-/// where the weights leave nothing of it.
-fn unweighted(batch: &MicroBatch, loss: f64) -> Result<Option<(f64, f64)>> {
-    let weight = batch.weights.iter().copied().map(f64::from).sum::<f64>() / batch.weights.len() as f64;
-    // Where there is a timestep for each token, those of a given frame are 0.
-    let timestep = batch.input.cond.require(Role::TIMESTEP)?;
-    let times: Vec<f32> = match timestep.dims() {
-        [_, _] => timestep.max(1)?.to_vec1()?,
-        _ => timestep.to_vec1()?,
-    };
-    let sigma = times.iter().copied().map(f64::from).sum::<f64>() / times.len() as f64 / 1000.0;
-    Ok((weight > 0.0).then_some((sigma, loss / weight)))
+/// The order in which the networks are trained, which is rank 0's: other ranks may have others on their devices.
+fn common_order(networks: &TrainedNetworks, replicas: &mut Replicas) -> Result<Vec<usize>> {
+    let own = networks.order();
+    if own.len() < 2 || replicas.world() == 1 {
+        return Ok(own);
+    }
+    let first = replicas.broadcast(own.iter().map(|index| *index as u8).collect())?;
+    Ok(first.into_iter().map(usize::from).collect())
+}
+
+/// What a replica adds to a step of which no micro-batch is its own.
+fn nothing(optimizer: &Optimizer) -> Result<StepOutcome> {
+    let mut gradients = Gradients::default();
+    for (name, state) in optimizer.states() {
+        gradients.add(name.clone(), state.parameter.zeros_like()?)?;
+    }
+    Ok(StepOutcome { losses: Vec::new(), gradients })
 }
 
 /// How an update is made.
@@ -134,17 +163,6 @@ pub(crate) struct UpdateSettings {
     pub step: u64,
 }
 
-/// What a step came to.
-#[derive(Debug, Clone)]
-pub(crate) struct Updated {
-    /// The loss before the update.
-    pub loss: f64,
-    /// The part of it that each micro-batch has.
-    pub losses: Vec<f64>,
-    /// Norm of all gradients together, before they were clipped.
-    pub grad_norm: f64,
-}
-
 /// The second half of a step: one look at losses and gradients, clipping, the optimiser, and the new adapters to their stages.
 ///
 /// # Errors
@@ -154,22 +172,42 @@ pub(crate) fn update(
     optimizer: &mut Optimizer,
     outcome: &StepOutcome,
     settings: &UpdateSettings,
-) -> Result<Updated> {
-    let UpdateSettings { lr, clip_norm, step } = *settings;
-    let losses = read_back(&outcome.losses)?;
-    let loss: f64 = losses.iter().sum();
-    if !loss.is_finite() {
-        return Err(Error::NonFiniteLoss { step, items: Vec::new() });
+) -> Result<()> {
+    sum_of_losses(read_back(&outcome.losses)?.into_iter(), settings.step)?;
+    apply(pipeline, optimizer, &outcome.gradients, settings, Ok).map(drop)
+}
+
+/// The loss of a step, of which each of `losses` holds its part.
+///
+/// # Errors
+/// One that is not finite.
+fn sum_of_losses(losses: impl Iterator<Item = f64>, step: u64) -> Result<f64> {
+    let loss: f64 = losses.sum();
+    match loss.is_finite() {
+        true => Ok(loss),
+        false => Err(Error::NonFiniteLoss { step, items: Vec::new() }),
     }
-    let grad_norm = checked_norm(&outcome.gradients, optimizer.states().keys())?;
+}
+
+/// Clips `gradients`, updates the adapters by them and gives them to their stages. Their norm before that, which `common` may
+/// replace: the same gradients may have other norms on other cards, by rounding.
+fn apply(
+    pipeline: &mut Pipeline,
+    optimizer: &mut Optimizer,
+    gradients: &Gradients,
+    settings: &UpdateSettings,
+    common: impl FnOnce(f64) -> Result<f64>,
+) -> Result<f64> {
+    let UpdateSettings { lr, clip_norm, step } = *settings;
+    let grad_norm = common(checked_norm(gradients, optimizer.states().keys())?)?;
     let factor = clip_factor(grad_norm, clip_norm);
-    optimizer.update(&outcome.gradients, &Step { lr, factor, number: step })?;
+    optimizer.update(gradients, &Step { lr, factor, number: step })?;
     optimizer.publish(pipeline);
-    Ok(Updated { loss, losses, grad_norm })
+    Ok(grad_norm)
 }
 
 /// The losses of a step's micro-batches, each of which holds its share of the step already; all are read back at once.
-fn read_back(losses: &[Tensor]) -> Result<Vec<f64>> {
+pub(super) fn read_back(losses: &[Tensor]) -> Result<Vec<f64>> {
     let losses: Vec<f32> = Tensor::stack(losses, 0)?.to_vec1()?;
     Ok(losses.into_iter().map(f64::from).collect())
 }

@@ -1,4 +1,5 @@
-//! Ctrl-C and the system's request to end: the first asks the command to stop, the second ends the process at once.
+//! Ctrl-C and the system's request to end: the first asks the command to stop, the second ends the process at once. A command
+//! that saves its state also stops at SIGUSR1, by which job schedulers announce the end of a job.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -68,6 +69,12 @@ impl Interrupt {
     /// As [`Self::listen`].
     pub fn listen_to(on_stop: OnStop) -> std::result::Result<Self, ctrlc::Error> {
         let interrupt = Self::default();
+        // Job schedulers announce the end of a job with it.
+        #[cfg(unix)]
+        if on_stop == OnStop::Save {
+            signal_hook::flag::register(signal_hook::consts::SIGUSR1, Arc::clone(&interrupt.asked))
+                .map_err(ctrlc::Error::System)?;
+        }
         let asked = Arc::clone(&interrupt.asked);
         ctrlc::set_handler(move || {
             if asked.swap(true, Ordering::SeqCst) {
@@ -84,6 +91,11 @@ impl Interrupt {
             }
         })?;
         Ok(interrupt)
+    }
+
+    /// Asks the command to stop, as a signal would.
+    pub fn ask(&self) {
+        self.asked.store(true, Ordering::SeqCst);
     }
 
     /// Whether a loop that can be interrupted continues.

@@ -32,10 +32,22 @@ pub struct StepRow {
     /// In a run that trains both experts, the results of those that had a micro-batch.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub experts: BTreeMap<Expert, ExpertRow>,
+    /// In a run on several replicas, what each spent its time on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<ReplicasRow>,
     /// Sigma and mean squared error of each micro-batch, for a curve per range of noise levels in TensorBoard; not a field of the
     /// row.
     #[serde(skip)]
     pub by_sigma: Vec<(f64, f64)>,
+}
+
+/// What the replicas of a run spent the time of a step on.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ReplicasRow {
+    /// Seconds that each took for its micro-batches, in the order of the ranks.
+    pub compute_seconds: Vec<f64>,
+    /// Seconds from when this one had made its own until it had the sums of all gradients: waiting for the slowest included.
+    pub exchange_seconds: f64,
 }
 
 /// The result of a step for one of two experts.

@@ -17,6 +17,8 @@ pub enum Voice {
     Human,
     /// One JSON object a line on standard output, nothing else there; notes on standard error.
     Json,
+    /// Nothing but notes on standard error, for replicas other than rank 0.
+    Silent,
 }
 
 /// The output of a command.
@@ -62,6 +64,20 @@ impl Ui {
         }
     }
 
+    /// The same, which says nothing but notes.
+    pub fn silent(&self) -> Self {
+        Self {
+            voice: Voice::Silent,
+            bars: MultiProgress::with_draw_target(ProgressDrawTarget::hidden()),
+            ..self.clone()
+        }
+    }
+
+    /// The format of results.
+    pub fn voice(&self) -> Voice {
+        self.voice
+    }
+
     /// The same, which also reports phases to machines: for commands that take long.
     pub fn with_phases(&self) -> Self {
         Self { events: Events::Phases, ..self.clone() }
@@ -84,13 +100,14 @@ impl Ui {
         match self.voice {
             Voice::Human => self.say(line),
             Voice::Json => print(&mut std::io::stdout().lock(), &object.to_string()),
+            Voice::Silent => {}
         }
     }
 
     /// Asks a yes-no question; the default is no. Without a terminal, or with `--json`, nothing is asked and the answer is yes.
     pub fn confirm(&self, question: &str) -> bool {
         let is_attended = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
-        if self.voice == Voice::Json || !is_attended {
+        if self.voice != Voice::Human || !is_attended {
             return true;
         }
         self.note(&format!("{question} [y/N]"));
@@ -140,7 +157,7 @@ impl Ui {
 
     /// Announces a phase to people without a progress bar, unless it ends (the result is dropped) within a second.
     fn announce(&self, label: String) -> Option<mpsc::Sender<()>> {
-        if self.voice == Voice::Json || !self.bars.is_hidden() {
+        if self.voice != Voice::Human || !self.bars.is_hidden() {
             return None;
         }
         let (alive, over) = mpsc::channel();
@@ -305,6 +322,11 @@ pub fn fail(voice: Voice, message: &str, code: u8) {
         print(&mut std::io::stdout().lock(), &object.to_string());
     }
     complain(&format!("error: {message}"));
+}
+
+/// A line of another program on standard output.
+pub fn pass_on(line: &str) {
+    print(&mut std::io::stdout().lock(), line);
 }
 
 /// A line on standard error where there is no [`Ui`]: at the end of the program, and in the handler of Ctrl-C.

@@ -63,7 +63,7 @@ pub fn step(bench: &DitBench, step: StepBench) -> Result<Value> {
         }
         let outcome = ready.pipeline.train(&batches, &plans)?;
         let settings = UpdateSettings { lr: config.lr, clip_norm: config.clip_norm, step: made };
-        update(&mut ready.pipeline, &mut optimizer, &outcome, &settings).map(drop)
+        update(&mut ready.pipeline, &mut optimizer, &outcome, &settings)
     })?;
     // Forward and input gradients; recomputation is not useful work.
     let (linear, attention) = flops(&ready.config, ready.tokens);

@@ -71,7 +71,7 @@ fn gpus() -> Vec<Finding> {
 }
 
 fn told_gpu(gpu: &Gpu, count: usize) -> Finding {
-    let Gpu { index, name, capability: (major, minor), memory, peers } = gpu;
+    let Gpu { index, name, capability: (major, minor), memory, peers, .. } = gpu;
     let reach = match (count, peers.as_slice()) {
         (1, _) => String::new(),
         (_, []) => "; reaches no other GPU directly, so tensors are copied through host memory".to_owned(),
