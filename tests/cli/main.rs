@@ -19,6 +19,7 @@ mod models;
 mod outputs;
 mod phases;
 mod pictures;
+mod quality;
 mod recipes;
 mod runs;
 mod sampling;
