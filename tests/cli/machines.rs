@@ -266,7 +266,7 @@ fn bench_tells_figures_under_common_names() {
     assert!(any["s"].is_number(), "{any}");
     desk.refuse(
         &["bench", "step", "--random-weights", "--model", "t2v-2b"],
-        &["t2v-2b", "t2v-1.3b, t2v-14b, t2v-a14b, i2v-14b, i2v-a14b, flf2v-14b, ti2v-5b, fun-inp-1.3b, tiny"],
+        &["t2v-2b", "t2v-1.3b, t2v-14b, t2v-a14b, i2v-14b, i2v-a14b, flf2v-14b, ti2v-5b, fun-inp-1.3b, fun-control-1.3b"],
     );
     desk.refuse(&["bench", "step"], &["--model", "tiny", "--random-weights"]);
 }

@@ -317,11 +317,33 @@ fn rules_for_masks_cover_a_part_of_the_picture() {
 #[test]
 fn vace_makes_clips_without_its_references() {
     let prompt = "a ball --cv control/clip00.webp --ref references/clip00.png --ref references/clip01.png";
-    let rest = format!("[train]\nsteps = 1\n[sample]\nprompts = [\"{prompt}\"]\nevery = 1\nsteps = 2");
+    let rest = format!(
+        "[train]\nsteps = 1\n[sample]\nprompts = [\"{prompt}\"]\nevery = 1\nsteps = 2\n\
+         [export]\nformats = [\"comfy\", \"diffusers\", \"kohya\"]"
+    );
     let desk = Desk::new("vace", "mask_rules = [\"boxes\"]\nreferences = \"references\"", &rest);
     let mut planned = desk.plan().unwrap();
     let run = train::RunFolder::begin(&mut planned.plan).unwrap();
     train::train(&planned, &run, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
+    // The adapter is on the side chain, under the names that each program loads, and is read back from each.
+    let adapters = desk.project.run().join("adapters").read_dir().unwrap();
+    let files: Vec<PathBuf> = adapters.map(|entry| entry.unwrap().path()).collect();
+    let keys: Vec<String> = files
+        .iter()
+        .filter(|path| path.extension() == Some("safetensors".as_ref()))
+        .flat_map(|path| {
+            let file = models::weights::Checkpoint::open(path).unwrap();
+            file.names().map(str::to_owned).collect::<Vec<_>>()
+        })
+        .collect();
+    for key in [
+        "diffusion_model.vace_blocks.0.self_attn.q.lora_A.weight",
+        "transformer.vace_blocks.1.attn1.to_out.0.lora_B.weight",
+        "lora_unet_vace_blocks_1_ffn_2.lora_down.weight",
+    ] {
+        assert!(keys.iter().any(|own| own == key), "{key}: {keys:?}");
+    }
+    assert!(keys.iter().all(|key| key.contains("vace_blocks")), "the main blocks are trained too");
     let samples = desk.project.run().join("samples");
     let folders: Vec<PathBuf> = samples.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
     let mut clips = folders.iter().filter(|path| path.is_dir()).flat_map(|path| path.read_dir().unwrap());

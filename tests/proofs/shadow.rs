@@ -9,16 +9,12 @@ use kernels::weight::Format;
 use kernels::{DType, Device, Tensor};
 use models::adapter::{AdapterKind, LoraConfig, Target};
 use models::clip::{Clip, ClipSizes};
-use models::dit::{
-    Architecture, Base, BlockPlan, CameraSizes, Conditioning, Control, DitConfig, ImageBranch, Keep,
-    KeepPlace, Role, SideChain,
-};
-use models::published;
+use models::dit::{Architecture, Base, BlockPlan, Conditioning, DitConfig, Keep, KeepPlace, Role};
 use models::umt5::{Umt5, Umt5Sizes};
 use models::vae::{Generation, Sizes, Tiles, Tiling, Vae};
 use models::weights::{Frozen, Storage, Weights};
 use proofs::control::ControlModel;
-use proofs::small::{adapters, config, micro_batch, uniform, weights};
+use proofs::small::{adapters, config, each_kind, micro_batch, uniform, weights};
 use trainer::encode::PictureInputs;
 use trainer::encode::prompt::ClipRequest;
 use trainer::learning::NoiseRange;
@@ -41,42 +37,6 @@ const PLANS: [BlockPlan; 5] = [
     BlockPlan { keep: Keep::Input, place: KeepPlace::Host },
     BlockPlan { keep: Keep::All, place: KeepPlace::HostUntilUsed },
 ];
-
-/// A tiny model of each kind.
-fn models() -> Vec<DitConfig> {
-    let text = config(LAYERS, 24);
-    let image = |positions| Some(ImageBranch { dim: 20, positions });
-    vec![
-        DitConfig { kind: published::Kind::Picture, in_channels: 36, image: image(None), ..text.clone() },
-        DitConfig {
-            kind: published::Kind::TwoPictures,
-            in_channels: 36,
-            image: image(Some(9)),
-            ..text.clone()
-        },
-        DitConfig { kind: published::Kind::PictureWithoutClip, in_channels: 36, ..text.clone() },
-        DitConfig { kind: published::Kind::TextOrPicture, in_channels: 48, out_channels: 48, ..text.clone() },
-        DitConfig {
-            kind: published::Kind::FunControl,
-            in_channels: 48,
-            image: image(None),
-            control: Control { reference: Some(16), ..Control::default() },
-            ..text.clone()
-        },
-        DitConfig {
-            kind: published::Kind::FunCameraExpert,
-            in_channels: 36,
-            control: Control { camera: Some(CameraSizes { stride: 8 }), ..Control::default() },
-            ..text.clone()
-        },
-        DitConfig {
-            kind: published::Kind::Vace,
-            control: Control { side_chain: SideChain::new(96, 2, LAYERS, None).ok(), ..Control::default() },
-            ..text.clone()
-        },
-        text,
-    ]
-}
 
 /// What a stage took: at its peak, by what, and at the end.
 #[derive(Debug, PartialEq)]
@@ -163,7 +123,7 @@ fn task(dit: impl Into<Arc<dyn Architecture>>, targets: &[Target]) -> Task<'_> {
 
 #[test]
 fn a_shadow_of_a_step_takes_what_the_step_takes() {
-    for dit in models() {
+    for dit in each_kind(LAYERS) {
         let targets = LoraConfig::default().select(&dit.adaptable_modules()).unwrap();
         let task = task(&dit, &targets);
         let what = format!("{:?}", dit.kind);
@@ -282,7 +242,7 @@ fn in_flight(solver: SolverKind, residuals: Residuals) -> Calls {
 /// Of the held-out loss and of clips, on one stage and on each of two.
 #[test]
 fn a_shadow_of_calls_takes_what_the_calls_take() {
-    for dit in models() {
+    for dit in each_kind(LAYERS) {
         let targets = LoraConfig::default().select(&dit.adaptable_modules()).unwrap();
         let task = Task { accumulate: 1, ..task(&dit, &targets) };
         let mut all = vec![Calls::HeldOut];

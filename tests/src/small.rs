@@ -6,7 +6,7 @@ use kernels::low_rank::Factors;
 use kernels::random::Key;
 use kernels::{Device, Tensor};
 use models::adapter::{Adapter, Adapters};
-use models::dit::{Base, BlockPlan, Control, DitConfig, Dropout, Plans};
+use models::dit::{Base, BlockPlan, CameraSizes, Control, DitConfig, Dropout, ImageBranch, Plans, SideChain};
 use models::published::Kind;
 use models::weights::{TensorSpec, Weights};
 use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline};
@@ -30,6 +30,37 @@ pub fn config(layers: usize, dim: usize) -> DitConfig {
         image: None,
         control: Control::default(),
     }
+}
+
+/// A tiny model of each kind, of `layers` blocks.
+pub fn each_kind(layers: usize) -> Vec<DitConfig> {
+    let text = config(layers, 24);
+    let image = |positions| Some(ImageBranch { dim: 20, positions });
+    vec![
+        DitConfig { kind: Kind::Picture, in_channels: 36, image: image(None), ..text.clone() },
+        DitConfig { kind: Kind::TwoPictures, in_channels: 36, image: image(Some(9)), ..text.clone() },
+        DitConfig { kind: Kind::PictureWithoutClip, in_channels: 36, ..text.clone() },
+        DitConfig { kind: Kind::TextOrPicture, in_channels: 48, out_channels: 48, ..text.clone() },
+        DitConfig {
+            kind: Kind::FunControl,
+            in_channels: 48,
+            image: image(None),
+            control: Control { reference: Some(16), ..Control::default() },
+            ..text.clone()
+        },
+        DitConfig {
+            kind: Kind::FunCameraExpert,
+            in_channels: 36,
+            control: Control { camera: Some(CameraSizes { stride: 8 }), ..Control::default() },
+            ..text.clone()
+        },
+        DitConfig {
+            kind: Kind::Vace,
+            control: Control { side_chain: SideChain::new(96, 2, layers, None).ok(), ..Control::default() },
+            ..text.clone()
+        },
+        text,
+    ]
 }
 
 /// Random weights for `config`: matrices that preserve the scale of activations, norms around 1, and biases and

@@ -6,7 +6,7 @@ use std::path::Path;
 use kernels::Device;
 use models::adapter::files::AdapterSummary;
 use models::adapter::{Adapters, Applied, ApplyMode, LoraConfig, Source, Target, apply, files};
-use models::dit::DitConfig;
+use models::dit::{DitConfig, LayerId};
 use models::expert::Expert;
 use models::names::split_layer;
 use models::weights::{Checkpoint, Weights};
@@ -265,18 +265,34 @@ pub fn put(
         }
     }
     for source in sources {
-        gaps(source, config).iter().for_each(|note| ui.note(note));
+        let notes = gaps(source, config).into_iter().chain(untouched_chain(source, config));
+        notes.for_each(|note| ui.note(&note));
     }
     Ok((adapters, weights.patched(patches)))
 }
 
-/// The modules that an adapter changes in some blocks but not in others: a sign of an incomplete file, or done on purpose.
+/// What an adapter of the plain model leaves unchanged in a model with a side chain.
+fn untouched_chain(source: &Source, config: &DitConfig) -> Option<String> {
+    let is_side =
+        |module: &String| split_layer(module).is_some_and(|(layer, _)| layer.chain() == LayerId::SIDE_BLOCKS);
+    let is_untouched = config.control.side_chain.is_some() && !source.file.modules.keys().any(is_side);
+    is_untouched.then(|| {
+        format!(
+            "{}: it changes the main blocks alone; the side chain (vace_blocks) is unchanged",
+            source.name
+        )
+    })
+}
+
+/// The modules that an adapter changes in some blocks of a chain but not in others: a sign of an incomplete file, or done on
+/// purpose.
 fn gaps(source: &Source, config: &DitConfig) -> Option<String> {
     let changed = &source.file.modules;
-    let kinds: BTreeSet<&str> = changed.keys().filter_map(|module| Some(split_layer(module)?.1)).collect();
+    let kind = |module: &str| split_layer(module).map(|(layer, kind)| (layer.chain(), kind.to_owned()));
+    let kinds: BTreeSet<(&str, String)> = changed.keys().filter_map(|module| kind(module)).collect();
     let modules = config.adaptable_modules().into_iter().map(|(module, ..)| module);
     let is_gap = |module: &String| {
-        split_layer(module).is_some_and(|(_, kind)| kinds.contains(kind)) && !changed.contains_key(module)
+        kind(module).is_some_and(|kind| kinds.contains(&kind)) && !changed.contains_key(module)
     };
     let gaps: Vec<String> = modules.filter(is_gap).collect();
     (!gaps.is_empty()).then(|| {

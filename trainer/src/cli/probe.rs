@@ -43,7 +43,14 @@ enum ProbePart {
     /// `clip_fea` [b,257,1280], of control models `ref_latent` [b,c,h,w], `camera` [b,24,t,8h,8w] or `vace_context` [b,96,t,h,w]
     /// -> `output`.
     Dit(DitProbe),
-    /// The conditioning of control models, from pixels in -1..1, masks and camera poses, with the VAE: see `--help`.
+    /// The conditioning of control models from pixels in -1..1, masks and camera poses, with the VAE.
+    ///
+    /// Of all that the input names, each condition is made that can be: `video` [1,3,f,h,w] with `mask` [1,1,f,h,w] (1 = generate)
+    /// gives `mask_latents` (4 channels, 1 = given), `masked_latents`, `y_inp` and `vace_context`; `control_video` gives
+    /// `control_latents` and `y_control11`; `start_image` [1,3,1,h,w] gives `y_camera11` and, with `control_video`,
+    /// `y_control11_start`; `control_video`, `video` and a mask give `y_control22`; `ref_image` gives `ref_latent`; `poses` [f,19] with any
+    /// of the clips for the size give `pluecker` and `camera`; the pictures that --reference names are put in
+    /// front of `vace_context`. What ends a mask's or poses' name, as in `mask_first_frame`, ends the names of what is made of it.
     Condition(ConditionProbe),
     /// The VAE's encoder: `video` [b,3,t,h,w] in -1..1 -> `latents`, scaled.
     VaeEncode(VaeProbe),
@@ -62,7 +69,8 @@ enum ProbePart {
     /// A solver: its sigmas and timesteps as JSON; with --input it integrates v(x,s) = 0.5x + (0.2+s)sin(2x) - c.
     Solver(SolverProbe),
     /// Training steps: `x0`, `noise`, `sigmas` or `timesteps` (per step, sample or token), `context`, `init.*`, and where the
-    /// model takes them `cond` (or `y`), `clip_fea`, `ref_latent`, `camera`, `vace_context`, `loss_weight_mask` -> `losses`, `grad_norms`, `grad0.*`, `final.*`.
+    /// model takes them `cond` (or `y`), `clip_fea`, `ref_latent`, `camera`, `vace_context`, `loss_weight_mask` -> `losses`,
+    /// `grad_norms`, `grad0.*`, `final.*`.
     Train(TrainingProbe),
 }
 
@@ -107,12 +115,7 @@ struct DitProbe {
     files: Files,
 }
 
-/// Of all that the input names, each condition is made that can be: `video` [1,3,f,h,w] with `mask` [1,1,f,h,w] (1 = generate)
-/// gives `mask_latents` (4 channels, 1 = given), `masked_latents`, `y_inp` and `vace_context`; `control_video` gives
-/// `control_latents` and `y_control11`; `start_image` [1,3,1,h,w] gives `y_camera11` and, with `control_video`,
-/// `y_control11_start`; `control_video` and a mask give `y_control22`; `ref_image` gives `ref_latent`; `poses` [f,19] with any
-/// of the clips for the size give `pluecker` and `camera`; the `ref_X` [1,3,1,h,w] that --reference names give
-/// `vace_context_refs`. What ends a mask's or poses' name, as in `mask_first_frame`, ends the names of what is made of it.
+/// The VAE, the input and what VACE is shown.
 #[derive(Debug, Args)]
 struct ConditionProbe {
     /// The VAE: a checkpoint folder or a file of weights.

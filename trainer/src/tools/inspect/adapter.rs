@@ -5,6 +5,7 @@ use std::path::Path;
 
 use models::adapter::AdapterKind;
 use models::adapter::files::{self, ModuleSummary};
+use models::dit::LayerId;
 use models::names::split_layer;
 use models::weights::Checkpoint;
 use serde_json::json;
@@ -48,9 +49,11 @@ fn fits(modules: &std::collections::BTreeMap<String, ModuleSummary>) -> String {
     let blocks =
         modules.keys().filter_map(|name| split_layer(name)).map(|(id, _)| id.index() + 1).max().unwrap_or(0);
     let has_image_branch = modules.keys().any(|name| name.ends_with("_img"));
+    let has_side_chain = modules.keys().any(|name| name.starts_with(LayerId::SIDE_BLOCKS));
     let Some(width) = width.or(modules.values().next().map(|module| module.input)) else {
         return "nothing: it has no modules".into();
     };
-    let model = dit::model_of_width(width, has_image_branch).unwrap_or("no published Wan model");
+    let model =
+        dit::model_of_width(width, has_image_branch, has_side_chain).unwrap_or("no published Wan model");
     format!("{model} (width {width}, blocks 0..{blocks})")
 }

@@ -14,9 +14,15 @@ use crate::base::DitFiles;
 /// Of every published model.
 const HEAD_SIZE: usize = 128;
 
-/// The models of a width, for adapters, which do not show the input's channels.
-pub(super) fn model_of_width(width: usize, has_image_branch: bool) -> Option<&'static str> {
+/// The models of a width, for adapters, which do not show the input's channels; `has_side_chain` where one changes a side chain.
+pub(super) fn model_of_width(
+    width: usize,
+    has_image_branch: bool,
+    has_side_chain: bool,
+) -> Option<&'static str> {
     match (width, has_image_branch) {
+        (1536, false) if has_side_chain => Some("Wan 2.1 VACE-1.3B"),
+        (5120, false) if has_side_chain => Some("Wan 2.1 VACE-14B and the experts of Wan 2.2 VACE-Fun-A14B"),
         (1536, false) => Some("Wan 2.1 T2V-1.3B"),
         (5120, false) => Some("Wan 2.1 14B and the experts of Wan 2.2 A14B"),
         (5120, true) => Some("Wan 2.1 I2V-14B"),
