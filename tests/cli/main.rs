@@ -20,6 +20,7 @@ mod outputs;
 mod phases;
 mod pictures;
 mod recipes;
+mod replicas;
 mod runs;
 mod sampling;
 mod stops;
