@@ -24,6 +24,7 @@ pub mod arena;
 pub mod attention;
 pub mod channel_norm;
 pub mod clock;
+pub mod collective;
 pub mod conv3d;
 pub mod device;
 pub mod dora;

@@ -21,6 +21,7 @@ mod phases;
 mod pictures;
 mod quality;
 mod recipes;
+mod replicas;
 mod runs;
 mod sampling;
 mod stops;

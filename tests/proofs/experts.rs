@@ -273,6 +273,7 @@ fn forecast_in_turn(config: &DitConfig) -> Vec<u64> {
         dropout: false,
         batch: 1,
         accumulate: 1,
+        replicas: 1,
         latents: (2, 6, 8),
         networks: Networks::InTurn,
         decoding: Decoding::Beside,

@@ -55,6 +55,7 @@ impl Model {
             dropout: false,
             batch: 1,
             accumulate,
+            replicas: 1,
             latents,
             networks: Networks::One,
             decoding: Decoding::Beside,

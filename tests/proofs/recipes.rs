@@ -229,6 +229,7 @@ fn forecast(name: &str, recipe: &Recipe, host: u64) -> Forecast {
         dropout: recipe.adapter.dropout > 0.0,
         batch: recipe.train.batch,
         accumulate: recipe.train.accumulate,
+        replicas: 1,
         latents,
         networks: match recipe.model.expert {
             Some(Trained::Both) => Networks::SideBySide,

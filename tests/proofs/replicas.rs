@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use kernels::{Device, Tensor};
 use proofs::{assert_same_bits, randn};
+use trainer::replicas::nccl::{Mover, sum_on_device};
 use trainer::replicas::{Introduction, Job, Meeting, Member, ReplicaError, Replicas, Timing};
 
 type Outcome<T> = Result<T, ReplicaError>;
@@ -100,6 +102,74 @@ fn sums_have_the_order_of_the_ranks_on_every_rank() {
             assert_eq!(all, (0..world).map(|rank| format!("rank {rank}")).collect::<Vec<_>>());
             assert!(said.len() == 100_000 && said.iter().all(|byte| *byte == 1), "what rank 0 has said");
             assert_eq!(any, [true, false]);
+        }
+    }
+}
+
+/// What NCCL does for a rank, by channels between threads.
+struct Channels {
+    rank: usize,
+    to: Vec<Sender<(usize, Tensor)>>,
+    from: Receiver<(usize, Tensor)>,
+    barrier: Arc<Barrier>,
+}
+
+impl Channels {
+    fn group(world: usize) -> Vec<Self> {
+        let (to, from): (Vec<_>, Vec<_>) = (0..world).map(|_| channel()).unzip();
+        let barrier = Arc::new(Barrier::new(world));
+        let own = |(rank, from)| Self { rank, to: to.clone(), from, barrier: barrier.clone() };
+        from.into_iter().enumerate().map(own).collect()
+    }
+
+    /// What all ranks send to this one, which sends each of `parts` to its rank.
+    fn exchanged(&self, parts: Vec<Tensor>) -> kernels::Result<Tensor> {
+        for (to, part) in self.to.iter().zip(parts) {
+            to.send((self.rank, part)).unwrap();
+        }
+        let mut got: Vec<_> = self.to.iter().map(|_| self.from.recv().unwrap()).collect();
+        got.sort_by_key(|(rank, _)| *rank);
+        // Nothing of the next exchange comes before all have this one.
+        self.barrier.wait();
+        Tensor::stack(&got.into_iter().map(|(_, part)| part).collect::<Vec<_>>(), 0)
+    }
+}
+
+impl Mover for Channels {
+    fn all_to_all(&self, x: &Tensor) -> kernels::Result<Tensor> {
+        self.exchanged((0..self.to.len()).map(|rank| x.get(rank)).collect::<kernels::Result<_>>()?)
+    }
+
+    fn all_gather(&self, x: &Tensor) -> kernels::Result<Tensor> {
+        self.exchanged(vec![x.clone(); self.to.len()])
+    }
+}
+
+/// The sums over NCCL, with other movers: numbers that no number of ranks divides, in more than one bucket.
+#[test]
+fn sums_in_parts_have_the_bits_of_sums_over_tcp() {
+    for world in [2, 3, 5] {
+        let own = |rank: usize| -> Vec<Tensor> {
+            let of = |(i, count)| {
+                randn(&format!("parts.{rank}.{i}"), count).affine(10_f64.powi(3 * rank as i32), 0.0)
+            };
+            [7, 1, (4 << 20) - 5, 13].into_iter().enumerate().map(|one| of(one).unwrap()).collect()
+        };
+        let over_tcp = group(world, |mut replicas| {
+            let sums = replicas.sum(own(replicas.rank())).unwrap();
+            replicas.leave().unwrap();
+            sums
+        });
+        let channels: Vec<Mutex<Option<Channels>>> =
+            Channels::group(world).into_iter().map(|channels| Mutex::new(Some(channels))).collect();
+        let in_parts = each(world, |rank| {
+            let channels = channels[rank].lock().unwrap().take().unwrap();
+            sum_on_device(own(rank), world, &channels).unwrap()
+        });
+        for (rank, (sums, expected)) in in_parts.iter().zip(&over_tcp).enumerate() {
+            for (i, (sum, expected)) in sums.iter().zip(expected).enumerate() {
+                assert_same_bits(&format!("tensor {i} on rank {rank} of {world}"), sum, expected);
+            }
         }
     }
 }

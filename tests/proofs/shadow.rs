@@ -114,6 +114,7 @@ fn task(dit: impl Into<Arc<dyn Architecture>>, targets: &[Target]) -> Task<'_> {
         dropout: false,
         batch: 1,
         accumulate: 3,
+        replicas: 1,
         latents: (2, 4, 6),
         networks: Networks::One,
         decoding: Decoding::Beside,

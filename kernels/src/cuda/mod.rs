@@ -8,6 +8,7 @@ pub(crate) mod clock;
 pub(crate) mod copies;
 pub(crate) mod gemm;
 pub(crate) mod launch;
+pub(crate) mod nccl;
 mod pinned;
 pub(crate) mod pool;
 pub(crate) mod reading;

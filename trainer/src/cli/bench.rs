@@ -22,7 +22,7 @@ use crate::machine::memory::{KeepConfig, MemoryConfig, Offload, WeightPlace};
 use crate::machine::precision::{Arithmetic, WeightFormat};
 use crate::sample::magcache::CacheConfig;
 use crate::tools::bench::{
-    self, ClipSize, DitBench, DitSource, LoadBench, LoadSource, Repeats, RunBench, StepBench,
+    self, ClipSize, DitBench, DitSource, LoadBench, LoadSource, Repeats, ReplicasBench, RunBench, StepBench,
 };
 use crate::watch::interrupt::Interrupt;
 use crate::watch::ui::{Ui, Voice};
@@ -43,7 +43,8 @@ Examples:
   tandem bench step --random-weights --model t2v-14b --stages cuda:0,cuda:1 --accumulate 4
   tandem bench load --model Wan2.1-T2V-14B --base fp8
   tandem bench load --model t2v-14b --random-weights --write bench-14b
-  tandem bench quality my.toml --seeds 3 --output quality.json";
+  tandem bench quality my.toml --seeds 3 --output quality.json
+  tandem bench replicas --model t2v-14b --stages cuda:0 --replicas 2 --gbits 10";
 
 #[derive(Debug, Subcommand)]
 enum BenchPart {
@@ -67,6 +68,9 @@ enum BenchPart {
     Run(RunArguments),
     /// What int8 arithmetic changes on a recipe's own model and clips: each layer, the network, the gradients of a step, whole runs.
     Quality(QualityArguments),
+    /// What several replicas gain: such a run by one, by several that `launch` starts, and by several that are started as torchrun does,
+    /// with the same work a replica. On GPUs name --deterministic to compare bits.
+    Replicas(ReplicasArguments),
 }
 
 /// Both sides of a clip must be a multiple of this for every model; some need more.
@@ -235,6 +239,18 @@ struct LoadArguments {
 }
 
 #[derive(Debug, Args)]
+struct ReplicasArguments {
+    #[command(flatten)]
+    run: RunArguments,
+    /// Replicas, each on as many GPUs as --stages names.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..=64))]
+    replicas: u16,
+    /// Measure one more run, whose exchange is slowed down to so many Gb/s.
+    #[arg(long)]
+    gbits: Option<f64>,
+}
+
+#[derive(Debug, Args)]
 struct RunArguments {
     /// The name of sizes.
     #[arg(long, default_value = "tiny", value_parser = PossibleValuesParser::new(bench::run_presets()))]
@@ -320,6 +336,7 @@ impl Bench {
                 ui.tell(&quality::table(&figures), &figures);
                 return Ok(0);
             }
+            BenchPart::Replicas(replicas) => replicas.measure()?,
         };
         ui.tell(&row.to_string(), &row);
         Ok(0)
@@ -375,13 +392,31 @@ impl LoadArguments {
     }
 }
 
+impl ReplicasArguments {
+    fn measure(&self) -> Result<serde_json::Value> {
+        let scratch = self.run.scratch();
+        let run = self.run.bench(&scratch)?;
+        let bench = ReplicasBench { run, replicas: usize::from(self.replicas), gigabits: self.gbits };
+        Ok(bench::replicas(&bench, &Ui::new(Voice::Json).with_phases())?)
+    }
+}
+
 impl RunArguments {
     fn measure(&self) -> Result<serde_json::Value> {
         let interrupt = Interrupt::listen().context("cannot listen for Ctrl-C")?;
-        let scratch = self.scratch.clone().unwrap_or_else(std::env::temp_dir);
-        let run = RunBench {
+        let scratch = self.scratch();
+        // JSON rows in every format: they are the figures.
+        Ok(bench::whole(&self.bench(&scratch)?, &interrupt, &Ui::new(Voice::Json).with_phases())?)
+    }
+
+    fn scratch(&self) -> PathBuf {
+        self.scratch.clone().unwrap_or_else(std::env::temp_dir)
+    }
+
+    fn bench<'a>(&'a self, scratch: &'a Path) -> Result<RunBench<'a>> {
+        Ok(RunBench {
             model: &self.model,
-            scratch: &scratch,
+            scratch,
             devices: self.devices.config(),
             base: self.base,
             arithmetic: self.arithmetic,
@@ -391,9 +426,7 @@ impl RunArguments {
             rank: self.rank,
             solver_steps: self.solver_steps,
             cache: self.cache_preset.as_ref(),
-        };
-        // JSON rows in every format: they are the figures.
-        Ok(bench::whole(&run, &interrupt, &Ui::new(Voice::Json).with_phases())?)
+        })
     }
 }
 

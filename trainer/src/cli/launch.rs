@@ -36,8 +36,17 @@ pub struct Launch {
     /// How often to start all again, resuming the run, when a replica fails.
     #[arg(long, default_value_t = 0)]
     max_restarts: u32,
+    /// Do not train: report what every replica runs on, what does not match, and how fast they exchange (`tandem doctor --cluster`, whose
+    /// options may follow).
+    #[arg(long, requires = "replicas")]
+    doctor: bool,
     /// The recipe, and options of `tandem train` behind it.
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "RECIPE")]
+    #[arg(
+        required_unless_present = "doctor",
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "RECIPE"
+    )]
     train: Vec<OsString>,
 }
 
@@ -61,7 +70,10 @@ impl Launch {
             true => Place::Here,
             false => Place::Hosts(self.hosts()?),
         };
-        let mut arguments: Vec<OsString> = vec!["train".into()];
+        let mut arguments: Vec<OsString> = match self.doctor {
+            true => vec!["doctor".into(), "--cluster".into()],
+            false => vec!["train".into()],
+        };
         if ui.voice() == Voice::Json {
             arguments.insert(0, "--json".into());
         }

@@ -11,6 +11,7 @@ use models::published::Published;
 
 use super::devices::RecipeDevices;
 use super::fetch::{Missing, resolved};
+use super::replica::BYTES_OF_GIGABIT;
 use crate::machine::memory::Cards;
 use crate::plan::{self, Overrides, Planned};
 use crate::watch::ui::Ui;
@@ -28,6 +29,9 @@ pub struct Plan {
     /// Plan for a published model without its files. Models of the hub in a recipe are assumed without this option.
     #[arg(long, value_parser = published(), value_name = "MODEL")]
     assume: Option<&'static Published>,
+    /// What a link between replicas moves each way, in Gb/s, for the estimate of devices.replicas: 10 Gb/s Ethernet unless given.
+    #[arg(long, value_name = "GB_S", value_parser = link)]
+    link: Option<f64>,
     #[command(flatten)]
     devices: RecipeDevices,
 }
@@ -37,6 +41,7 @@ Examples:
   tandem plan my.toml
   tandem plan my.toml --memory-limit 22GiB   # what a smaller card would do
   tandem plan my.toml --on 2x4090            # on cards that are not here
+  tandem plan my.toml --on 2x4090 --set devices.replicas=8 --link 25   # eight replicas over 25 Gb/s
   tandem plan my.toml --on 24GiB --assume t2v-14b --set train.accumulate=2
 
 Every key of a recipe is explained in recipes/README.md.";
@@ -45,7 +50,8 @@ impl Plan {
     /// Prints the plan.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
         let (cards, assume) = (self.on.clone(), self.assume);
-        let overrides = Overrides { cards, assume, ..self.devices.overrides() };
+        let link = self.link.map(|gigabits| gigabits * BYTES_OF_GIGABIT);
+        let overrides = Overrides { cards, assume, link, ..self.devices.overrides() };
         let overrides = resolved(&self.recipe, overrides, Missing::Tell, ui)?;
         let planned = make(&self.recipe, &overrides, ui)?;
         let forecast = &planned.forecast;
@@ -74,6 +80,12 @@ pub fn published() -> impl TypedValueParser<Value = &'static Published> {
     let values = Published::ALL.iter().map(|model| PossibleValue::new(model.key).help(model.title));
     PossibleValuesParser::new(values)
         .try_map(|key| Published::named(&key).ok_or_else(|| format!("no published model is called {key}")))
+}
+
+/// Reads a positive number of Gb/s.
+fn link(text: &str) -> std::result::Result<f64, String> {
+    let link: Option<f64> = text.parse().ok().filter(|link: &f64| (1e-3..=1e6).contains(link));
+    link.ok_or_else(|| format!("\"{text}\" is no link; write its rate in Gb/s, such as 25"))
 }
 
 /// Captions that a plan shows.

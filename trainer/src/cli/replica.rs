@@ -1,5 +1,6 @@
 //! Options and steps of a command that is one of several replicas.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,10 +48,16 @@ pub struct ReplicaOptions {
     /// How often the launcher has started the job again; from 1 on a run is resumed without --resume.
     #[arg(long, requires = "rank", default_value_t = 0)]
     restarts: u32,
+    /// Slow the exchange of gradients down to so many Gb/s, to measure what a slower link would do.
+    #[arg(long, value_name = "GB_S")]
+    exchange_gbits: Option<f64>,
     /// Save and stop when standard input ends: the launcher is gone, or asks for it.
     #[arg(long, requires = "rank")]
     until_stdin_ends: bool,
 }
+
+/// Bytes of a gigabit, less the headers of Ethernet.
+pub const BYTES_OF_GIGABIT: f64 = 1.17e8;
 
 /// Who these options are of.
 const OPTIONS: &str = "options --rank and --world";
@@ -96,6 +103,20 @@ impl ReplicaOptions {
         Ok(Some(Meeting::Port(host, port.parse().map_err(|_| refuse())?)))
     }
 
+    /// The rate that the exchange is slowed down to, in bytes a second.
+    ///
+    /// # Errors
+    /// A rate that is none.
+    pub fn exchange_rate(&self) -> Result<Option<f64>> {
+        match self.exchange_gbits {
+            Some(gigabits) if !(gigabits.is_finite() && gigabits > 0.0) => {
+                let why = format!("{gigabits} is no rate in Gb/s");
+                Err(Error::Setting { key: "--exchange-gbits".into(), why })
+            }
+            given => Ok(given.map(|gigabits| gigabits * BYTES_OF_GIGABIT)),
+        }
+    }
+
     /// Lets `interrupt` be asked when standard input ends, where the options say so.
     pub fn follow_stdin(&self, interrupt: &Interrupt) {
         if self.until_stdin_ends {
@@ -123,13 +144,25 @@ pub fn devices_of(member: &Member, recipe: &Recipe) -> Result<DevicesConfig> {
 /// # Errors
 /// Replicas that do not come or do not match.
 pub fn join(member: &Member, recipe: &Recipe, devices: &DevicesConfig, ui: &Ui) -> Result<Replicas> {
+    meet(member, common::of_recipe(recipe)?, devices, ui)
+}
+
+/// Joins the other replicas of `member`'s job, which have the same `settings`, with `devices`.
+///
+/// # Errors
+/// Replicas that do not come or do not match.
+pub fn meet(
+    member: &Member,
+    settings: BTreeMap<String, String>,
+    devices: &DevicesConfig,
+    ui: &Ui,
+) -> Result<Replicas> {
     let introduction = Introduction {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        settings: common::of_recipe(recipe)?,
+        settings,
         devices: devices.identities(),
     };
-    let timing =
-        Timing { exchange: Duration::from_secs(recipe.devices.exchange_timeout), ..Timing::default() };
+    let timing = Timing { exchange: Duration::from_secs(devices.exchange_timeout), ..Timing::default() };
     let voice = ui.voice();
     let last = move |error: &ReplicaError| {
         let code = super::exit_code(&anyhow::Error::from(Error::from(error.clone())));

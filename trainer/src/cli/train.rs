@@ -83,7 +83,9 @@ impl Train {
         let silent = ui.silent();
         let ui = if member.rank == 0 { ui } else { &silent };
         let devices = replica::devices_of(member, recipe)?;
+        let rate = self.replica.exchange_rate()?;
         let mut replicas = replica::join(member, recipe, &devices, ui)?;
+        rate.into_iter().for_each(|rate| replicas.slow_down(rate));
         let overrides =
             Overrides { devices: Some(devices), world: Some(member.world), ..Overrides::default() };
         match self.train(overrides, &mut replicas, ui) {

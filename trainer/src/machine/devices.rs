@@ -33,6 +33,8 @@ pub struct DevicesConfig {
     /// each. The first has the GPUs of `stages`, the next those behind them. Under a launcher that starts a process for each
     /// (torchrun, srun, mpirun), the launcher's number counts. Default 1, at most 1024.
     pub replicas: ReplicasConfig,
+    /// What carries gradients from replica to replica. Default `auto`.
+    pub exchange: ExchangeConfig,
     /// How long a replica waits for another one that works on the same step, in seconds, at least 1: then all stop. Default 600.
     pub exchange_timeout: u64,
     /// How tensors are copied from one GPU to the next. Default `auto`.
@@ -48,11 +50,25 @@ impl Default for DevicesConfig {
             split: Vec::new(),
             memory_limit: None,
             replicas: ReplicasConfig::default(),
+            exchange: ExchangeConfig::default(),
             exchange_timeout: 600,
             transfer: Transfer::default(),
             deterministic: false,
         }
     }
+}
+
+/// What carries gradients from replica to replica.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ExchangeConfig {
+    /// NCCL between GPUs, TCP between CPUs.
+    #[default]
+    Auto,
+    /// NCCL.
+    Nccl,
+    /// TCP, through host memory and rank 0.
+    Tcp,
 }
 
 /// Blocks of each stage, or the word `auto` for none given.
@@ -228,6 +244,15 @@ impl DevicesConfig {
             false => self.stages.iter().any(|name| is_cpu(name)),
         };
         if any { Processor::Cpu } else { Processor::Gpu }
+    }
+
+    /// Whether replicas exchange gradients over NCCL.
+    pub fn wants_nccl(&self) -> bool {
+        match self.exchange {
+            ExchangeConfig::Auto => self.processor() == Processor::Gpu,
+            ExchangeConfig::Nccl => true,
+            ExchangeConfig::Tcp => false,
+        }
     }
 
     /// How the GPUs of this config are set up.

@@ -297,7 +297,7 @@ impl Plan {
         let devices = overrides.devices(&recipe.devices, dit.layers)?;
         let share = share_of_replica(&train, devices.replicas.named())?;
         let (shapes, in_front) = shapes::settled((&data, &dataset), (&dit, &defaults), share.batch)?;
-        let networks = networks(&ranges, &model, &sample);
+        let networks = (networks(&ranges, &model, &sample), devices.replicas.named());
         let task = task((&model, &dit), (&adapter, &targets), (&share, &recipe.optimizer), &shapes, networks);
         let host = recipe.memory.host_memory.map(|host| host.0);
         let (limits, machine) = overrides.machine(&devices, &task, host);
@@ -312,7 +312,7 @@ impl Plan {
         model.precision.streamed = settled.streamed;
         let of_model = (&dit, &defaults, task.base.frozen);
         let settled = with_clip_share(settled, (&share, &sample), of_model, &machine)?;
-        notes.extend(time::of_steps(&settled.choice, &task, &machine));
+        notes.extend(time::of_steps(&settled.choice, &task, &machine, overrides.link));
         let plan = Plan {
             tandem: env!("CARGO_PKG_VERSION").to_owned(),
             run,

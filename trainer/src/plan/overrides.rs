@@ -28,6 +28,8 @@ pub struct Overrides {
     pub devices: Option<DevicesConfig>,
     /// How many replicas there are on all hosts, where a launcher says so.
     pub world: Option<usize>,
+    /// The link between replicas, in bytes a second each way, for which the time of a step is estimated.
+    pub link: Option<f64>,
     /// Cards that are planned for in place of those that are here.
     pub cards: Option<Cards>,
     /// The published model that is planned for in place of files.

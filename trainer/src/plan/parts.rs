@@ -193,7 +193,7 @@ pub(super) fn task<'a>(
     (adapter, targets): (&LoraConfig, &'a [Target]),
     (train, optimizer): (&TrainConfig, &OptimizerConfig),
     shapes: &Shapes,
-    networks: Networks,
+    (networks, replicas): (Networks, usize),
 ) -> Task<'a> {
     Task {
         dit: dit.into(),
@@ -205,6 +205,7 @@ pub(super) fn task<'a>(
         dropout: adapter.dropout > 0.0,
         batch: train.batch,
         accumulate: train.accumulate,
+        replicas,
         latents: shapes.there.first().or(shapes.possible.first()).map_or((1, 1, 1), |shape| shape.1),
         networks,
         decoding: Decoding::Beside,

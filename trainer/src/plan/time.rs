@@ -8,6 +8,7 @@ use models::weights::{Frozen, Storage};
 use crate::machine::forecast::Task;
 use crate::machine::memory::{Choice, Machine};
 use crate::machine::precision::Arithmetic;
+use crate::replicas::exchange_seconds;
 use crate::sample::estimate::in_words;
 
 /// What a step takes less than estimated where a card reaches 0.8 of its peak instead of half of it, as GeForce cards do, whose peak is
@@ -16,8 +17,9 @@ const BEST: f64 = 0.5 / 0.8;
 /// What another arithmetic must gain to be mentioned.
 const WORTH: f64 = 1.1;
 
-/// A line about the time of the steps of `task` on GPUs; `None` for CPUs, whose speed is not known.
-pub(super) fn of_steps(choice: &Choice, task: &Task, machine: &Machine) -> Option<String> {
+/// A line about the time of the steps of `task` on GPUs, with what replicas exchange over a `link` of so many bytes a second;
+/// `None` for CPUs, whose speed is not known.
+pub(super) fn of_steps(choice: &Choice, task: &Task, machine: &Machine, link: Option<f64>) -> Option<String> {
     if machine.stages.iter().any(|card| card.name == "cpu") {
         return None;
     }
@@ -36,7 +38,32 @@ pub(super) fn of_steps(choice: &Choice, task: &Task, machine: &Machine) -> Optio
         true => format!("; with model.arithmetic = \"{}\" {}", name.name(), range(others)),
         false => String::new(),
     };
-    Some(format!("a step takes about {}{beside} (estimates from the peak rates of the cards)", range(own)))
+    let between = replicas(task, link.unwrap_or(TEN_GIGABITS), own * BEST);
+    Some(format!(
+        "a step takes about {}{beside} (estimates from the peak rates of the cards){between}",
+        range(own)
+    ))
+}
+
+/// Bytes a second that Ethernet of 10 Gb/s moves, less its headers.
+pub const TEN_GIGABITS: f64 = 1.17e9;
+
+/// What replicas add to a step of `own` seconds, where there are several.
+fn replicas(task: &Task, link: f64, own: f64) -> String {
+    if task.replicas == 1 {
+        return String::new();
+    }
+    let numbers: usize = task.targets.iter().map(|target| task.rank * (target.out + target.input)).sum();
+    let bytes = 4.0 * numbers as f64 * task.networks.count() as f64;
+    let seconds = exchange_seconds(bytes, task.replicas, link);
+    format!(
+        ";\n{} replicas exchange {:.2} GB of gradients a step, computed for {:.2} GB/s each way: {seconds:.2} s, which leaves {:.3} of \
+         their speed",
+        task.replicas,
+        bytes / 1e9,
+        link / 1e9,
+        own / (own + seconds)
+    )
 }
 
 fn range(seconds: f64) -> String {

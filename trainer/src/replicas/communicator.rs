@@ -62,6 +62,13 @@ impl Communicator for Alone {
     }
 }
 
+/// Seconds in which `world` replicas sum `bytes` over links of `rate` bytes a second each way: each sends its parts to the
+/// others, and then its part of the sum to all.
+pub fn exchange_seconds(bytes: f64, world: usize, rate: f64) -> f64 {
+    let others = (world - 1) as f64 / world as f64;
+    2.0 * others * bytes / rate
+}
+
 /// Numbers of consecutive tensors that are exchanged together.
 pub(super) const BUCKET: usize = 4 << 20;
 

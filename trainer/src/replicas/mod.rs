@@ -11,6 +11,7 @@ mod health;
 mod hello;
 pub mod launcher;
 mod meet;
+pub mod nccl;
 pub mod node_list;
 mod share;
 mod tcp;
@@ -18,10 +19,11 @@ mod wire;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use kernels::Tensor;
+use kernels::{Device, Tensor};
 
-pub use communicator::{Alone, Communicator};
+pub use communicator::{Alone, Communicator, exchange_seconds};
 pub use error::{ReplicaError, Result};
 pub use health::{Doing, Last, Timing};
 pub use hello::Introduction;
@@ -44,6 +46,8 @@ pub struct Replicas {
     names: Vec<String>,
     restarts: u32,
     communicator: Box<dyn Communicator>,
+    /// What sums are slowed down to, in bytes a second each way.
+    rate: Option<f64>,
     watch: Option<(Control, Arc<Health>)>,
     /// Rank 0 listens as long as the run lasts.
     _door: Option<Door>,
@@ -65,7 +69,16 @@ impl Replicas {
     /// The one replica of a run without others.
     pub fn alone() -> Self {
         let (communicator, names) = (Box::new(Alone), vec!["rank 0".to_owned()]);
-        Self { rank: 0, local: Share::WHOLE, names, restarts: 0, communicator, watch: None, _door: None }
+        Self {
+            rank: 0,
+            local: Share::WHOLE,
+            names,
+            restarts: 0,
+            communicator,
+            rate: None,
+            watch: None,
+            _door: None,
+        }
     }
 
     /// Meets the other ranks of `member`'s job, compares with them what `introduction` says, and connects to them over TCP.
@@ -82,7 +95,7 @@ impl Replicas {
         let (rank, restarts) = (own.rank, member.job.restarts);
         let watch = Some((control, health));
         let local = Share { rank: member.local_rank, world: member.local_world };
-        Ok(Self { rank, local, names: met.names, restarts, communicator, watch, _door: met.door })
+        Ok(Self { rank, local, names: met.names, restarts, communicator, rate: None, watch, _door: met.door })
     }
 
     /// The number of this replica, from 0.
@@ -125,17 +138,22 @@ impl Replicas {
         self.communicator.name()
     }
 
-    /// Lets a communicator made of the present one carry what is exchanged from now on.
+    /// Lets NCCL carry sums from now on, between the n-th of `devices` of each rank. They are GPUs, and the same layers are on the
+    /// n-th of each rank.
     ///
     /// # Errors
-    /// Those of `make`.
-    pub fn carry_by<E>(
-        &mut self,
-        make: impl FnOnce(Box<dyn Communicator>) -> std::result::Result<Box<dyn Communicator>, E>,
-    ) -> std::result::Result<(), E> {
-        let present = std::mem::replace(&mut self.communicator, Box::new(Alone));
-        self.communicator = make(present)?;
+    /// NCCL that is missing or does not take a GPU, and ranks that fail.
+    pub fn use_nccl(&mut self, devices: &[Device]) -> Result<()> {
+        let Some((_, health)) = &self.watch else { return Ok(()) };
+        let place = (self.rank, self.names.len());
+        let small = std::mem::replace(&mut self.communicator, Box::new(Alone));
+        self.communicator = Box::new(nccl::Nccl::join(small, devices, place, Arc::clone(health))?);
         Ok(())
+    }
+
+    /// Lets sums take at least as long as over links of `rate` bytes a second each way, to measure what a slower link would do.
+    pub fn slow_down(&mut self, rate: f64) {
+        self.rate = Some(rate);
     }
 
     /// Runs `work`, which is this rank's part of a step: the others wait for it for [`Timing::exchange`] at most.
@@ -156,7 +174,14 @@ impl Replicas {
     /// # Errors
     /// As there.
     pub fn sum(&mut self, tensors: Vec<Tensor>) -> crate::Result<Vec<Tensor>> {
-        self.communicator.sum(tensors)
+        let bytes = 4.0 * tensors.iter().map(Tensor::elem_count).sum::<usize>() as f64;
+        let begun = Instant::now();
+        let sums = self.communicator.sum(tensors)?;
+        if let Some(rate) = self.rate {
+            let least = Duration::from_secs_f64(exchange_seconds(bytes, self.world(), rate));
+            std::thread::sleep(least.saturating_sub(begun.elapsed()));
+        }
+        Ok(sums)
     }
 
     /// The message of each rank: see [`Communicator::gather`].

@@ -182,6 +182,14 @@ pub fn load(path: &Path) -> Result<(Progress, Saved)> {
     Ok((progress, Saved { rule: optimiser.rule, globals: optimiser.globals, tensors }))
 }
 
+/// A digest of all numbers of `saved` with their names.
+///
+/// # Errors
+/// A device that fails.
+pub fn digest(saved: &Saved) -> Result<Vec<u8>> {
+    super::start::digest(saved, super::start::Digested::Everything)
+}
+
 /// What the rule called `rule` keeps of each tensor.
 ///
 /// # Errors

@@ -18,7 +18,7 @@ mod start;
 mod step;
 mod summary;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -174,6 +174,7 @@ pub fn train_together(
     let split = plan.devices.open_within(&planned.limits)?;
     tell_engines(&split, planned, ui);
     Products::keep(&folder.products(), split.iter().map(|(device, _)| device))?;
+    connect(planned, &split, replicas, ui)?;
     let pinning = Pinning::start(planned, &split, ui)?;
     let mut residents = residents(planned, split, ui);
     let encoded = cache_together(&mut residents, planned, replicas, interrupt)?;
@@ -206,6 +207,28 @@ pub fn train_together(
         replicas,
     };
     run.finish(interrupt)
+}
+
+/// Connects the GPUs of all replicas, where the plan wants NCCL for them.
+fn connect(
+    planned: &Planned,
+    split: &[(Device, Range<usize>)],
+    replicas: &mut Replicas,
+    ui: &Ui,
+) -> Result<()> {
+    let devices = &planned.plan.devices;
+    if replicas.world() == 1 || !devices.wants_nccl() {
+        return Ok(());
+    }
+    let key = "devices.split (set it in the recipe: NCCL sums stage by stage)".to_owned();
+    replicas.compare(&BTreeMap::from([(key, format!("{:?}", devices.split))]))?;
+    let mut cards: Vec<Device> = Vec::new();
+    for (device, _) in split {
+        if !cards.iter().any(|card| card.same_device(device)) {
+            cards.push(device.clone());
+        }
+    }
+    Ok(ui.phase("connecting GPUs", || replicas.use_nccl(&cards))?)
 }
 
 /// What attention and memory run on, and why: without cuDNN a run takes several times as long, without the allocator of
@@ -299,6 +322,9 @@ impl Run<'_> {
 
     fn stopped(&self) -> Result<Ending> {
         let step = self.progress.step;
+        if !self.replicas.is_first() {
+            return Ok(Ending::Interrupted);
+        }
         self.ui.note(&format!(
             "stopped after step {step} and saved; go on with --resume, or make an adapter file of it:\n  {}",
             export::commands(self.plan, self.folder, step).join("\n  ")

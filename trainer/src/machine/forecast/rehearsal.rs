@@ -13,7 +13,7 @@ use kernels::random::Key;
 use kernels::transfer::{HostStore, Route};
 use kernels::{DType, Device, Tensor};
 use models::adapter::{Adapters, LoraConfig, Target};
-use models::dit::{BlockPlan, Boundary, Dropout, LayerId, NetworkInput, Plans, Role};
+use models::dit::{BlockPlan, Boundary, Dropout, Gradients, LayerId, NetworkInput, Plans, Role};
 use models::weights::Weights;
 
 use super::calls::{Calls, ClipShape, Residuals, Sink, Source};
@@ -24,6 +24,7 @@ use crate::learning::optim::{Optimizer, Step};
 use crate::pipeline::alone::{self, Neighbours};
 use crate::pipeline::schedule::one_f_one_b;
 use crate::pipeline::{Blocks, MicroBatch, ParkedStage, Stage, StepOutcome, with_entry};
+use crate::replicas::nccl::{Pretended, sum_on_device};
 
 /// Micro-batches that are played beyond those in flight: from then on a stage does the same again and again.
 const BEYOND: usize = 1;
@@ -61,6 +62,8 @@ pub struct Rehearsal {
     update: Option<Trace>,
     batches: Vec<MicroBatch>,
     boundary: Boundary,
+    /// Replicas that exchange gradients.
+    replicas: usize,
 }
 
 impl Rehearsal {
@@ -81,7 +84,8 @@ impl Rehearsal {
         let batches: Vec<MicroBatch> =
             (0..task.accumulate).map(|m| micro_batch(task, m, &scene.host)).collect::<Result<_>>()?;
         let boundary = boundary(task, weights, &scene)?;
-        Ok(Self { scene, stage, optimizer, update: None, batches, boundary })
+        let replicas = task.replicas;
+        Ok(Self { scene, stage, optimizer, update: None, batches, boundary, replicas })
     }
 
     /// Consecutive stages as one at `scene`, on the device of `parts[own]`, for calls without a backward.
@@ -102,7 +106,7 @@ impl Rehearsal {
         let optimizer = Optimizer::of(&[], task.rule)?;
         let batches = parts[own].batches.clone(); // `Stage::joined` refuses an index beyond them
         let boundary = boundary(task, weights, &scene)?;
-        Ok(Self { scene, stage, optimizer, update: None, batches, boundary })
+        Ok(Self { scene, stage, optimizer, update: None, batches, boundary, replicas: 1 })
     }
 
     /// The device of the stage.
@@ -204,14 +208,33 @@ impl Rehearsal {
 
     /// The second half of a step: a look at the gradients, the optimiser, and the new parameters to the adapters.
     fn updated(&mut self, outcome: &StepOutcome) -> Result<()> {
+        let sums = self.summed(&outcome.gradients)?;
+        let all = sums.as_ref().unwrap_or(&outcome.gradients);
         let names = self.optimizer.states().keys();
-        let gradients: Vec<&Tensor> = names.filter_map(|name| outcome.gradients.get(name)).collect();
+        let gradients: Vec<&Tensor> = names.filter_map(|name| all.get(name)).collect();
         if !gradients.is_empty() {
             square_sums(&gradients)?;
         }
-        self.optimizer.update(&outcome.gradients, &UPDATE)?;
+        self.optimizer.update(all, &UPDATE)?;
         self.optimizer.publish_to(std::slice::from_mut(&mut self.stage));
         Ok(())
+    }
+
+    /// The sums of the stage's `gradients` over all replicas, where there are several. The gradients themselves stay meanwhile,
+    /// which a run frees a bucket at a time.
+    fn summed(&self, gradients: &Gradients) -> Result<Option<Gradients>> {
+        if self.replicas == 1 {
+            return Ok(None);
+        }
+        let names: Vec<&String> =
+            self.optimizer.states().keys().filter(|name| gradients.get(name).is_some()).collect();
+        let own = names.iter().filter_map(|name| gradients.get(name).cloned()).collect();
+        let mut sums = Gradients::default();
+        let mover = Pretended { world: self.replicas };
+        for (name, sum) in names.iter().zip(sum_on_device(own, self.replicas, &mover)?) {
+            sums.add((*name).clone(), sum)?;
+        }
+        Ok(Some(sums))
     }
 
     /// Plays the stage's part of `calls`, as far as anything in it is new, with at most `ffn_tokens` tokens in a feed-forward

@@ -30,6 +30,8 @@ pub struct Task<'a> {
     pub batch: usize,
     /// Micro-batches of a step.
     pub accumulate: usize,
+    /// Replicas that exchange gradients.
+    pub replicas: usize,
     /// (frames, height, width) of the latents of a sample.
     pub latents: (usize, usize, usize),
     /// The networks that are trained.
@@ -120,6 +122,7 @@ impl<'a> Task<'a> {
             dropout: false,
             batch: 1,
             accumulate: 1,
+            replicas: 1,
             latents,
             networks: Networks::One,
             decoding: Decoding::Beside,

@@ -130,6 +130,7 @@ impl DitBench<'_> {
             dropout: false,
             batch: step.batch,
             accumulate: step.accumulate,
+            replicas: 1,
             latents: (frames, height, width),
             networks: step.networks,
             decoding: Decoding::Beside,

@@ -1,7 +1,7 @@
 //! A whole short run at real size, from files that are made for it: every phase with the time that it took.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use data::Film;
 use models::dit::{DitConfig, Pictures};
@@ -73,6 +73,29 @@ const CLIPS: usize = 2;
 /// An unknown model, what the plan refuses, what stops the run, and files that cannot be written.
 pub fn whole(bench: &RunBench, interrupt: &Interrupt, ui: &Ui) -> Result<Value> {
     let begun = std::time::Instant::now();
+    let (_made, recipe) = prepared(bench, ui)?;
+    let mut planned = ui.phase("planning", || Plan::make(&recipe, &mut |_, _| {}))?;
+    let folder = RunFolder::begin(&mut planned.plan)?;
+    match train::train(&planned, &folder, interrupt, ui)? {
+        Ending::Finished => {}
+        Ending::Interrupted => return Err(Error::Interrupted),
+    }
+    let seconds = steps(&folder.metrics())?;
+    let (first, mut later) = (seconds.first().copied(), seconds.get(1..).unwrap_or_default().to_vec());
+    later.sort_by(f64::total_cmp);
+    Ok(json!({
+        "what": "run", "model": bench.model, "stages": planned.plan.devices.stages,
+        "weights": planned.plan.model.precision.base.name(),
+        "arithmetic": planned.plan.model.precision.arithmetic.name(), "size": bench.size.label(),
+        "frames": bench.size.frames, "rank": bench.rank, "accumulate": bench.accumulate, "steps": bench.steps,
+        "first_step_s": first.map(|s| rounded(s, 3)),
+        "s_per_step": later.get(later.len() / 2).map(|s| rounded(*s, 3)),
+        "phases": phases(ui), "s": rounded(begun.elapsed().as_secs_f64(), 2),
+    }))
+}
+
+/// Writes the files of a run, and its recipe beside them; they are gone with the first of the two.
+pub(super) fn prepared(bench: &RunBench, ui: &Ui) -> Result<(Made, PathBuf)> {
     let parts = Parts::of(bench.model)?;
     let made = ui.phase("writing random weights", || {
         let made = Made::new(&parts.dit, bench.scratch)?;
@@ -86,24 +109,7 @@ pub fn whole(bench: &RunBench, interrupt: &Interrupt, ui: &Ui) -> Result<Value> 
     };
     write_clips(bench.size, made.folder())?;
     fs::write(&recipe, self::recipe(bench)?).map_err(io(&recipe))?;
-    let mut planned = ui.phase("planning", || Plan::make(&recipe, &mut |_, _| {}))?;
-    let folder = RunFolder::begin(&mut planned.plan)?;
-    match train::train(&planned, &folder, interrupt, ui)? {
-        Ending::Finished => {}
-        Ending::Interrupted => return Err(Error::Interrupted),
-    }
-    let seconds = steps(&folder)?;
-    let (first, mut later) = (seconds.first().copied(), seconds.get(1..).unwrap_or_default().to_vec());
-    later.sort_by(f64::total_cmp);
-    Ok(json!({
-        "what": "run", "model": bench.model, "stages": planned.plan.devices.stages,
-        "weights": planned.plan.model.precision.base.name(),
-        "arithmetic": planned.plan.model.precision.arithmetic.name(), "size": bench.size.label(),
-        "frames": bench.size.frames, "rank": bench.rank, "accumulate": bench.accumulate, "steps": bench.steps,
-        "first_step_s": first.map(|s| rounded(s, 3)),
-        "s_per_step": later.get(later.len() / 2).map(|s| rounded(*s, 3)),
-        "phases": phases(ui), "s": rounded(begun.elapsed().as_secs_f64(), 2),
-    }))
+    Ok((made, recipe))
 }
 
 /// The presets that a model consists of.
@@ -199,10 +205,10 @@ fn write_clips(ClipSize { width, height, frames }: ClipSize, below: &Path) -> Re
     Ok(())
 }
 
-/// Seconds of each step, from the log.
-fn steps(folder: &RunFolder) -> Result<Vec<f64>> {
-    let path = folder.metrics();
-    let text = fs::read_to_string(&path).map_err(|source| Error::Io { action: "read", path, source })?;
+/// Seconds of each step, from the log at `path`.
+pub(super) fn steps(path: &Path) -> Result<Vec<f64>> {
+    let io = |source| Error::Io { action: "read", path: path.to_owned(), source };
+    let text = fs::read_to_string(path).map_err(io)?;
     let rows = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     Ok(rows.filter_map(|row| row["seconds"].as_f64()).collect())
 }

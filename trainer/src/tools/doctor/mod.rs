@@ -1,5 +1,6 @@
 //! What this machine offers: devices, programs, folders, engines; what is missing and how to get it.
 
+pub mod cluster;
 mod cuda;
 
 use std::path::Path;
