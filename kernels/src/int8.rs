@@ -17,7 +17,6 @@ use crate::cpu::{codes_of, numbers_of};
 use crate::gpu::{File, Gpu, Launch, fits, suffix};
 use crate::product::{End, Then};
 use crate::profile::{self, Class};
-use crate::weight::Quantised;
 
 /// The longest run of numbers that is rotated together.
 const LARGEST_GROUP: usize = 256;
@@ -29,6 +28,15 @@ const LONGEST_ROW: usize = 16384;
 const LARGEST: f32 = 127.0;
 /// The least magnitude that a row's scale is derived from, so that its inverse is finite.
 const LEAST: f32 = 1.175_494_35e-36;
+
+/// A frozen matrix as codes of its rotated rows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    /// [out, in] u8.
+    pub codes: &'a Tensor,
+    /// `[out]` f32.
+    pub scale: &'a Tensor,
+}
 
 /// Rows of activations as codes.
 #[derive(Debug, Clone)]
@@ -133,9 +141,9 @@ impl Rows {
 }
 
 /// y = (q_x q_W^T) s_x s_W, plus what `end` adds, in its dtype: `x` [m, k] -> [m, n].
-pub(crate) fn forward(x: &Rows, weight: &Quantised, end: End) -> Result<Tensor> {
+pub(crate) fn forward(x: &Rows, weight: Matrix, end: End) -> Result<Tensor> {
     let ((m, k), (n, _)) = (x.codes.dims2()?, weight.codes.dims2()?);
-    let operands = [&x.codes, &x.scale, &weight.codes, &weight.scale];
+    let operands = [&x.codes, &x.scale, weight.codes, weight.scale];
     on_gpu!(&x.codes, |gpu| gpu.int8_forward(x, weight, end)?);
     let sums = |a: &[u8], b: &[u8], y: &mut [f32]| {
         for (y, b) in y.iter_mut().zip(b.chunks_exact(k)) {
@@ -157,16 +165,11 @@ pub(crate) fn forward(x: &Rows, weight: &Quantised, end: End) -> Result<Tensor> 
 }
 
 /// dx = dy W plus `onto`, in `dtype`: `dy` [m, n] -> [m, k].
-pub(crate) fn backward(
-    dy: &Tensor,
-    weight: &Quantised,
-    onto: Option<&Tensor>,
-    dtype: DType,
-) -> Result<Tensor> {
+pub(crate) fn backward(dy: &Tensor, weight: Matrix, onto: Option<&Tensor>, dtype: DType) -> Result<Tensor> {
     on_gpu!(dy, |gpu| gpu.int8_backward(dy, weight, onto, dtype)?);
     let k = weight.codes.dim(1)?;
-    let dy = &Rows::scaled(dy, &weight.scale)?;
-    let operands = [&dy.codes, &dy.scale, &weight.codes, &weight.scale];
+    let dy = &Rows::scaled(dy, weight.scale)?;
+    let operands = [&dy.codes, &dy.scale, weight.codes, weight.scale];
     let sums = |a: &[u8], b: &[u8], y: &mut [f32]| {
         let mut sums = vec![0_i32; k];
         for (&a, b) in a.iter().zip(b.chunks_exact(k)) {
@@ -215,8 +218,8 @@ fn numbers(x: Option<&Tensor>) -> Result<Option<Vec<f32>>> {
 }
 
 /// W [n, k] in `dtype`: codes times scales in f32, rotated back, rounded once.
-pub(crate) fn dequantised(weight: &Quantised, dtype: DType) -> Result<Tensor> {
-    let (codes, scale) = (&weight.codes, &weight.scale);
+pub(crate) fn dequantised(weight: Matrix, dtype: DType) -> Result<Tensor> {
+    let (codes, scale) = (weight.codes, weight.scale);
     let ((rows, width), device) = (codes.dims2()?, codes.device());
     on_gpu!(codes, |gpu| gpu.turned_back(weight, dtype)?);
     if device.is_shadow() {
@@ -264,18 +267,18 @@ impl Gpu {
         Ok(Some((rows, Launch::new(self, File::Int8, &format!("{name}_{lines}_{suffix}"))?)))
     }
 
-    fn turned_back(&self, weight: &Quantised, dtype: DType) -> Result<Option<Tensor>> {
+    fn turned_back(&self, weight: Matrix, dtype: DType) -> Result<Option<Tensor>> {
         let (rows, width) = weight.codes.dims2()?;
         let Some(suffix) = suffix(dtype).filter(|_| is_for_gpu(16, width)) else { return Ok(None) };
         let ((threads, lines), y) = (line_threads(width), self.empty((rows, width), dtype)?);
         let launch = Launch::new(self, File::Int8, &format!("decode_rotated_{lines}_{suffix}"))?;
-        let launch = launch.tensor(&weight.codes)?.tensor(&weight.scale)?.tensor(&y)?;
+        let launch = launch.tensor(weight.codes)?.tensor(weight.scale)?.tensor(&y)?;
         let launch = launch.int(width).int(group(width)).shared(threads * 17 * size_of::<f32>());
         launch.rows(rows, threads)?;
         Ok(Some(y))
     }
 
-    fn int8_forward(&self, x: &Rows, weight: &Quantised, end: End) -> Result<Option<Tensor>> {
+    fn int8_forward(&self, x: &Rows, weight: Matrix, end: End) -> Result<Option<Tensor>> {
         let ((m, k), n) = (x.codes.dims2()?, weight.codes.dim(0)?);
         let Some(suffix) = product_suffix(end.dtype).filter(|_| is_for_gpu(n, k)) else { return Ok(None) };
         let y = self.empty((m, n), end.dtype)?;
@@ -284,8 +287,7 @@ impl Gpu {
             Then::Gelu => "int8_forward_gelu",
         };
         let launch = Launch::new(self, File::Int8, &format!("{name}_{suffix}"))?;
-        let launch =
-            launch.tensor(&x.codes)?.tensor(&weight.codes)?.tensor(&x.scale)?.tensor(&weight.scale)?;
+        let launch = launch.tensor(&x.codes)?.tensor(weight.codes)?.tensor(&x.scale)?.tensor(weight.scale)?;
         let launch = launch.maybe(end.bias)?.maybe(end.onto)?.tensor(&y)?.int(m).int(n).int(k);
         let tiles = m.div_ceil(TILE.0) * n.div_ceil(TILE.1);
         launch.int(tiles).shared(TILE_BYTES).resident(tiles, THREADS)?;
@@ -295,7 +297,7 @@ impl Gpu {
     fn int8_backward(
         &self,
         dy: &Tensor,
-        weight: &Quantised,
+        weight: Matrix,
         onto: Option<&Tensor>,
         dtype: DType,
     ) -> Result<Option<Tensor>> {
@@ -303,12 +305,12 @@ impl Gpu {
         let Some(suffix) = product_suffix(dtype).filter(|_| is_for_gpu(n, k)) else { return Ok(None) };
         let Some((rows, launch)) = self.rows("code_scaled", dy)? else { return Ok(None) };
         let noted = profile::scope(Class::Elementwise, dy.device());
-        let launch = launch.tensor(dy)?.tensor(&weight.scale)?.tensor(&rows.codes)?.tensor(&rows.scale)?;
+        let launch = launch.tensor(dy)?.tensor(weight.scale)?.tensor(&rows.codes)?.tensor(&rows.scale)?;
         launch.int(n).rows(m, line_threads(n).0)?;
         drop(noted);
         let dx = self.empty((m, k), dtype)?;
         let launch = Launch::new(self, File::Int8, &format!("int8_backward_{suffix}"))?;
-        let launch = launch.tensor(&rows.codes)?.tensor(&weight.codes)?.tensor(&rows.scale)?;
+        let launch = launch.tensor(&rows.codes)?.tensor(weight.codes)?.tensor(&rows.scale)?;
         let launch = launch.maybe(onto)?.tensor(&dx)?.int(m).int(k).int(n).int(group(k));
         let tiles = m.div_ceil(TILE.0) * k.div_ceil(TILE.1);
         launch.int(tiles).shared(TILE_BYTES).resident(tiles, THREADS)?;

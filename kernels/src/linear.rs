@@ -87,7 +87,7 @@ fn forward_then(
     let y = match integers(weight, &x)? {
         Some(quantised) => {
             let rows = rows.map_or_else(|| Rows::rotated(&flat(&x)?.to_dtype(dtype)?), Ok)?;
-            int8::forward(&rows, quantised, end)?
+            int8::forward(&rows, quantised.matrix(), end)?
         }
         None => product(&flat(&x)?.to_dtype(dtype)?, &weight.dequantised(dtype)?.t()?, end)?,
     };
@@ -102,7 +102,7 @@ pub fn backward_input(dy: &Tensor, weight: &Weight, onto: Option<&Tensor>) -> Re
     let (dtype, (_, input)) = (weight.dtype(), weight.dims()?);
     let (dy_flat, onto) = (flat(dy)?.to_dtype(dtype)?, flat_like(onto, dtype)?);
     let dx = match integers(weight, dy)? {
-        Some(quantised) => int8::backward(&dy_flat, quantised, onto.as_ref(), dtype)?,
+        Some(quantised) => int8::backward(&dy_flat, quantised.matrix(), onto.as_ref(), dtype)?,
         None => {
             let end = End { onto: onto.as_ref(), ..End::plain(dtype) };
             product(&dy_flat, &weight.dequantised(dtype)?, end)?

@@ -186,10 +186,15 @@ impl Weight {
 }
 
 impl Quantised {
+    /// Codes and scales of rotated rows.
+    pub(crate) fn matrix(&self) -> int8::Matrix<'_> {
+        int8::Matrix { codes: &self.codes, scale: &self.scale }
+    }
+
     fn dequantised(&self, dtype: DType) -> Result<Tensor> {
         let Self { format, codes, scale, .. } = self;
         if *format == Format::RotatedInt8 {
-            return int8::dequantised(self, dtype);
+            return int8::dequantised(self.matrix(), dtype);
         }
         on_gpu!(codes, |gpu| gpu.dequantised(self, dtype)?);
         let values: Vec<f32> = (0..=u8::MAX).map(|code| format.value(code)).collect();

@@ -10,7 +10,8 @@ use crate::desk::{Desk, objects};
 #[test]
 fn quality_is_measured_on_a_projects_own_model_and_clips() {
     let desk = Desk::new();
-    let words = ["--json", "bench", "quality", "recipe.toml", "--items", "1", "--seeds", "2", "--scratch", "."];
+    let words =
+        ["--json", "bench", "quality", "recipe.toml", "--items", "1", "--seeds", "2", "--scratch", "."];
     // Enough tokens that layers multiply integers.
     desk.change("[[16, 16]]", "[[64, 64]]");
     let told = desk.succeed(&[&words[..], &["--output", "figures.json"]].concat());
@@ -29,7 +30,10 @@ fn quality_is_measured_on_a_projects_own_model_and_clips() {
     assert!((0.99..1.0).contains(&cosine), "{network}");
     assert!(network["gradients"]["worst"].as_str().unwrap().contains("lora_"), "{network}");
     let runs = figures["training"]["runs"].as_array().unwrap();
-    assert!(runs.len() == 2 && runs.iter().all(|run| run["losses"].as_array().unwrap().len() == 3), "{runs:?}");
+    assert!(
+        runs.len() == 2 && runs.iter().all(|run| run["losses"].as_array().unwrap().len() == 3),
+        "{runs:?}"
+    );
 }
 
 #[test]
@@ -38,5 +42,8 @@ fn arithmetic_and_storage_that_do_not_go_together_are_refused() {
     let both = ["--set", "model.arithmetic=int8", "--set", "model.base=fp8"];
     desk.refuse(&[&["plan", "recipe.toml"][..], &both].concat(), &["model.arithmetic", "\"int8\""]);
     let told = desk.succeed(&["plan", "recipe.toml", "--set", "model.arithmetic=int8"]);
-    assert!(told.stdout.contains("base = \"int8\"") && told.stdout.contains("arithmetic = \"int8\""), "{told:?}");
+    assert!(
+        told.stdout.contains("base = \"int8\"") && told.stdout.contains("arithmetic = \"int8\""),
+        "{told:?}"
+    );
 }
