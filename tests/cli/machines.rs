@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::desk::{Desk, fixtures};
 
 /// Every line of standard output is one JSON object.
-fn objects(stdout: &str) -> Vec<Value> {
+pub fn objects(stdout: &str) -> Vec<Value> {
     let parse = |line: &str| -> Value {
         let value = serde_json::from_str(line).unwrap_or_else(|e| panic!("not JSON ({e}): {line}"));
         assert!(matches!(value, Value::Object(_)), "not an object: {line}");

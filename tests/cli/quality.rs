@@ -4,7 +4,8 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::desk::{Desk, objects};
+use crate::desk::Desk;
+use crate::machines::objects;
 
 /// Layers, velocities, gradients and whole runs, on the project's own model and clips; the file has what was printed.
 #[test]
