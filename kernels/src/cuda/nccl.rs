@@ -128,13 +128,12 @@ impl Group {
         self.check("ncclGroupStart", unsafe { (self.nccl.group_start)() })?;
         for peer in 0..self.world {
             let (from, to) = (from + peer as u64 * bytes, to + peer as u64 * bytes);
-            let other = peer as c_int;
+            let (other, comm) = (peer as c_int, self.comm);
+            let (from, to) = (from as *const c_void, to as *mut c_void);
             // SAFETY: both tensors have `world` rows of `row` numbers, and are freed in the order of the stream.
-            let sent =
-                unsafe { (self.nccl.send)(from as *const c_void, row, FLOAT32, other, self.comm, stream) };
+            let sent = unsafe { (self.nccl.send)(from, row, FLOAT32, other, comm, stream) };
             // SAFETY: as above.
-            let received =
-                unsafe { (self.nccl.receive)(to as *mut c_void, row, FLOAT32, other, self.comm, stream) };
+            let received = unsafe { (self.nccl.receive)(to, row, FLOAT32, other, comm, stream) };
             self.check("ncclSend", sent)?;
             self.check("ncclRecv", received)?;
         }
