@@ -17,9 +17,8 @@ use models::weights::Frozen;
 use super::SamplePlan;
 use crate::adapters::look_at;
 use crate::base::{BaseModel, EncoderSizes};
-use crate::encode::condition_there;
-use crate::encode::conditions::latents_there;
 use crate::encode::prompt::ClipRequest;
+use crate::encode::{condition_there, conditions::latents_there};
 use crate::error::{Error, Result};
 use crate::machine::forecast::{
     Calls, ClipShape, Decoding, DeviceMemory, Engine, Forecaster, Held, Residuals, ShadowDevice, StageMemory,

@@ -14,11 +14,13 @@ use crate::sample::estimate::in_words;
 /// What a step takes less than estimated where a card reaches 0.8 of its peak instead of half of it, as GeForce cards do, whose peak is
 /// lower against their memory.
 const BEST: f64 = 0.5 / 0.8;
+/// Seconds of a step that are worth a line.
+const LEAST: f64 = 1.0;
 /// What another arithmetic must gain to be mentioned.
 const WORTH: f64 = 1.1;
 
 /// A line about the time of the steps of `task` on GPUs, with what replicas exchange over a `link` of so many bytes a second;
-/// `None` for CPUs, whose speed is not known.
+/// `None` for CPUs, whose speed is not known, and for steps of no length if no link is asked about.
 pub(super) fn of_steps(choice: &Choice, task: &Task, machine: &Machine, link: Option<f64>) -> Option<String> {
     if machine.stages.iter().any(|card| card.name == "cpu") {
         return None;
@@ -28,6 +30,9 @@ pub(super) fn of_steps(choice: &Choice, task: &Task, machine: &Machine, link: Op
     let rounds = (task.accumulate + machine.stages.len() - 1) as f64;
     let seconds = |frozen: Frozen| rounds * choice.seconds_as(task, machine, frozen);
     let own = seconds(frozen);
+    if own < LEAST && link.is_none() {
+        return None;
+    }
     let integers = Storage::Quantised(Format::RotatedInt8);
     let (other, name) = match frozen.storage == integers {
         true => (Storage::Dense, Arithmetic::Bf16),
