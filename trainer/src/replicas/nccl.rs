@@ -21,7 +21,7 @@ pub trait Mover {
     /// A device or a connection that fails.
     fn all_to_all(&self, x: &Tensor) -> kernels::Result<Tensor>;
 
-    /// The `x` [n] of all ranks, [world, n].
+    /// The `x` `[n]` of all ranks, [world, n].
     ///
     /// # Errors
     /// A device or a connection that fails.
@@ -73,7 +73,7 @@ pub fn sum_on_device(tensors: Vec<Tensor>, world: usize, mover: &impl Mover) -> 
     })
 }
 
-/// The sum of `x` [n] over all ranks.
+/// The sum of `x` `[n]` over all ranks.
 fn sum_of_numbers(x: &Tensor, world: usize, mover: &impl Mover) -> kernels::Result<Tensor> {
     let count = x.elem_count();
     let part = count.div_ceil(world).max(1);
