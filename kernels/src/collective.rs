@@ -68,7 +68,7 @@ impl Collective {
         Err(candle_core::Error::NotCompiledWithCudaSupport)
     }
 
-    /// The `x` [n] (f32, contiguous) of all ranks, [world, n]. Queued on the device's stream.
+    /// The `x` `[n]` (f32, contiguous) of all ranks, [world, n]. Queued on the device's stream.
     ///
     /// # Errors
     /// A tensor of another shape, and what NCCL says.

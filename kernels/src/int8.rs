@@ -6,7 +6,7 @@
 //! rotated x with a rotated W is the product itself (Xu et al. 2025, ConvRot, arXiv 2512.03673; comfy-kitchen).
 //!
 //! The scales of W belong to its output rows. In the backward these are what the sum runs over, so they are multiplied into dy before it
-//! is quantised: dx = sum over n of (dy s_W)[n] q_W[n], with a scale for each row of dy, rotated back. So the matrix is
+//! is quantised: `dx = sum over n of (dy s_W)[n] q_W[n]`, with a scale for each row of dy, rotated back. So the matrix is
 //! neither transposed nor quantised a second time.
 
 use candle_core::{DType, Result};
@@ -63,7 +63,7 @@ pub fn is_for_gpu(out: usize, input: usize) -> bool {
 
 /// Rotates each group of `row`, in place: at strides 1, 4, 16 and 64, as far as the group reaches.
 ///
-/// The regular Hadamard matrix of order 4 takes x to y[p] = (x0 + x1 + x2 + x3) - 2 x[3 - p]; that of a group is its Kronecker power over
+/// The regular Hadamard matrix of order 4 takes x to `y[p] = (x0 + x1 + x2 + x3) - 2 x[3 - p]`; that of a group is its Kronecker power over
 /// the root of the group's size. It is symmetric, so the same rotation turns back.
 pub(crate) fn rotate(row: &mut [f32], group: usize) {
     let factor = 1.0 / (group as f32).sqrt();
