@@ -2,23 +2,9 @@
 //
 // Sums are 32-bit integers and exact, so they are the same on every card, in every tiling, and on the CPU. The tiles take 96 KiB of
 // shared memory and use the instructions of compute capability 8.0, so that the same kernel runs on a 3090, a 4090 and a 5090.
-#include "common.cuh"
-
-// ---- rotation ----
-//
-// The regular Hadamard matrix of order 4 times a vector: y[p] = (x0 + x1 + x2 + x3) - 2 x[3 - p]; symmetric, and its own inverse up to
-// a factor of 4. Of a group of 4^n numbers it is applied at strides 1, 4, 16, 64, in this order, here and on the CPU.
-__device__ __forceinline__ void turn4(float &a, float &b, float &c, float &d) {
-    const float sum = (a + b) + (c + d);
-    const float p = sum - 2.f * d, q = sum - 2.f * c, r = sum - 2.f * b, s = sum - 2.f * a;
-    a = p, b = q, c = r, d = s;
-}
-// 1 / sqrt(group), which is exact.
-__device__ __forceinline__ float turn_scale(int group) { return group == 256 ? 0.0625f : group == 64 ? 0.125f : group == 16 ? 0.25f : group == 4 ? 0.5f : 1.f; }
+#include "rotation.cuh"
 
 // ---- rows to codes ----
-
-#define LINE 16  // consecutive numbers of a thread; sixteen threads share a group of 256
 
 // The larger of two, or NaN: a number that is not one makes its row's scale, and what is multiplied by it, NaN.
 __device__ __forceinline__ float larger(float a, float b) {
@@ -55,40 +41,12 @@ template <class X> __device__ __forceinline__ void load_line(float (&v)[LINE], c
     }
 }
 
-// Rotates the groups that sixteen threads have a line each of. Afterwards a thread has every sixteenth number of the group instead of
-// sixteen consecutive ones.
-__device__ __forceinline__ void turn_line(float (&v)[LINE], float *exchange, int group) {
-    const int lane = threadIdx.x & 15;
-    if (group >= 4) {
-#pragma unroll
-        for (int i = 0; i < LINE; i += 4) turn4(v[i], v[i + 1], v[i + 2], v[i + 3]);
-    }
-    if (group >= 16) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) turn4(v[i], v[i + 4], v[i + 8], v[i + 12]);
-    }
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < LINE; i++) exchange[lane * 17 + i] = v[i];
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < LINE; i++) v[i] = exchange[i * 17 + lane];
-    if (group >= 64) {
-#pragma unroll
-        for (int i = 0; i < LINE; i += 4) turn4(v[i], v[i + 1], v[i + 2], v[i + 3]);
-    }
-    if (group >= 256) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) turn4(v[i], v[i + 4], v[i + 8], v[i + 12]);
-    }
-    const float factor = turn_scale(group);
-#pragma unroll
-    for (int i = 0; i < LINE; i++) v[i] *= factor;
-}
+// Where a code of sixteen is stored: in order, or as the backward product reads them, 0 1 8 9 2 3 10 11 4 5 12 13 6 7 14 15.
+template <bool BACKWARD> __device__ __forceinline__ int place_of(int i) { return BACKWARD ? (i & 6) * 2 + (i & 8) / 4 + (i & 1) : i; }
 
-// codes, scale = rows of x, rotated in groups. One block a row, of width / (16 LINES) threads in whole warps; widths are multiples of sixteen.
-// `exchange` has 272 floats for each sixteen threads.
-template <int LINES, class X> __device__ void code_rotated(const X *x, int8_t *codes, float *scale, int width, int group) {
+// codes, scale = rows of x, rotated in groups; for the backward each number then times its column's `factor`. One block a row, of
+// width / (16 LINES) threads in whole warps; widths are multiples of sixteen. `exchange` has 272 floats for each sixteen threads.
+template <int LINES, bool BACKWARD, class X> __device__ void code_rotated(const X *x, const float *factor, int8_t *codes, float *scale, int width, int group) {
     extern __shared__ float exchange[];
     __shared__ float scratch[32];
     const int lane = threadIdx.x & 15;
@@ -101,7 +59,13 @@ template <int LINES, class X> __device__ void code_rotated(const X *x, int8_t *c
     for (int n = 0; n < LINES; n++) {
         turn_line(all[n], mine, group);
 #pragma unroll
-        for (int i = 0; i < LINE; i++) top = larger(top, fabsf(all[n][i]));
+        for (int i = 0; i < LINE; i++) {
+            if (BACKWARD) {
+                const int column = LINE * (threadIdx.x - lane + n * blockDim.x + i) + lane;
+                all[n][i] *= column < width ? __ldg(factor + column) : 0.f;
+            }
+            top = larger(top, fabsf(all[n][i]));
+        }
     }
     const Scale s = scale_of(block_largest(top, scratch));
     if (threadIdx.x == 0) scale[blockIdx.x] = s.step;
@@ -111,14 +75,14 @@ template <int LINES, class X> __device__ void code_rotated(const X *x, int8_t *c
         const int at = LINE * (threadIdx.x + n * blockDim.x);
         __syncwarp();
 #pragma unroll
-        for (int i = 0; i < LINE; i++) bytes[i * 16 + lane] = int8_t(code_of(all[n][i], s));
+        for (int i = 0; i < LINE; i++) bytes[i * 16 + place_of<BACKWARD>(lane)] = int8_t(code_of(all[n][i], s));
         __syncwarp();
         if (at < width) *reinterpret_cast<int4 *>(codes + start + at) = *reinterpret_cast<const int4 *>(bytes + lane * 16);
     }
 }
 
 // y = rows of codes times scales, rotated back. Blocks as above.
-template <int LINES, class Y> __device__ void decode_rotated(const int8_t *codes, const float *scale, Y *y, int width, int group) {
+template <int LINES> __device__ void decode_rotated(const int8_t *codes, const float *scale, float *y, int width, int group) {
     extern __shared__ float exchange[];
     const int lane = threadIdx.x & 15;
     float *mine = exchange + (threadIdx.x >> 4) * 16 * 17;
@@ -136,50 +100,17 @@ template <int LINES, class Y> __device__ void decode_rotated(const int8_t *codes
         __syncwarp();
         if (at < width) {
 #pragma unroll
-            for (int i = 0; i < LINE; i++) y[start + at + i] = narrow<Y>(mine[lane * 17 + i]);
+            for (int i = 0; i < LINE; i++) y[start + at + i] = mine[lane * 17 + i];
         }
-    }
-}
-
-// codes, scale = rows of dy with each number times its column's `factor`. Every sixteen codes are stored in the order in which the backward
-// product reads them: 0 1 8 9 2 3 10 11 4 5 12 13 6 7 14 15. Blocks as above.
-template <int LINES, class X> __device__ void code_scaled(const X *dy, const float *factor, int8_t *codes, float *scale, int width) {
-    __shared__ float scratch[32];
-    const size_t start = size_t(blockIdx.x) * width;
-    float v[LINES][LINE], top = 0.f;
-#pragma unroll
-    for (int n = 0; n < LINES; n++) load_line(v[n], dy + start, LINE * (threadIdx.x + n * blockDim.x), width);
-#pragma unroll
-    for (int n = 0; n < LINES; n++) {
-        float by[LINE];
-        load_line(by, factor, LINE * (threadIdx.x + n * blockDim.x), width);
-#pragma unroll
-        for (int i = 0; i < LINE; i++) v[n][i] *= by[i], top = larger(top, fabsf(v[n][i]));
-    }
-    const Scale s = scale_of(block_largest(top, scratch));
-    if (threadIdx.x == 0) scale[blockIdx.x] = s.step;
-#pragma unroll
-    for (int n = 0; n < LINES; n++) {
-        const int at = LINE * (threadIdx.x + n * blockDim.x);
-        uint32_t words[4];
-#pragma unroll
-        for (int t = 0; t < 4; t++) {
-            const int i = 2 * t;
-            words[t] = (code_of(v[n][i], s) & 0xff) | (code_of(v[n][i + 1], s) & 0xff) << 8 | (code_of(v[n][i + 8], s) & 0xff) << 16 | (code_of(v[n][i + 9], s) & 0xff) << 24;
-        }
-        if (at < width) *reinterpret_cast<uint4 *>(codes + start + at) = make_uint4(words[0], words[1], words[2], words[3]);
     }
 }
 
 #define CODE(LINES, X, XN)                                                                                                        \
-    extern "C" __global__ void __launch_bounds__(512) code_rotated_##LINES##_##XN(const X *x, int8_t *codes, float *scale, int width, int group) { \
-        code_rotated<LINES>(x, codes, scale, width, group);                                                                       \
+    extern "C" __global__ void __launch_bounds__(512) code_forward_##LINES##_##XN(const X *x, int8_t *codes, float *scale, int width, int group) { \
+        code_rotated<LINES, false>(x, (const float *)0, codes, scale, width, group);                                              \
     }                                                                                                                             \
-    extern "C" __global__ void __launch_bounds__(512) code_scaled_##LINES##_##XN(const X *dy, const float *factor, int8_t *codes, float *scale, int width) { \
-        code_scaled<LINES>(dy, factor, codes, scale, width);                                                                      \
-    }                                                                                                                             \
-    extern "C" __global__ void __launch_bounds__(512) decode_rotated_##LINES##_##XN(const int8_t *codes, const float *scale, X *y, int width, int group) { \
-        decode_rotated<LINES>(codes, scale, y, width, group);                                                                     \
+    extern "C" __global__ void __launch_bounds__(512) code_backward_##LINES##_##XN(const X *dy, const float *factor, int8_t *codes, float *scale, int width, int group) { \
+        code_rotated<LINES, true>(dy, factor, codes, scale, width, group);                                                        \
     }
 CODE(1, float, f32)
 CODE(2, float, f32)
@@ -187,6 +118,25 @@ CODE(1, __nv_bfloat16, bf16)
 CODE(2, __nv_bfloat16, bf16)
 CODE(1, __half, f16)
 CODE(2, __half, f16)
+
+#define DECODE(LINES)                                                                                                             \
+    extern "C" __global__ void __launch_bounds__(512) decode_rotated_##LINES(const int8_t *codes, const float *scale, float *y, int width, int group) { \
+        decode_rotated<LINES>(codes, scale, y, width, group);                                                                     \
+    }
+DECODE(1)
+DECODE(2)
+
+// Columns of any float matrix to f32 ("from"), and of f32 to any ("to").
+#define TURN(X, XN)                                                                                                               \
+    extern "C" __global__ void __launch_bounds__(512) turn_columns_from_##XN(const X *x, float *y, int rows, int width, int group) { \
+        turn_columns(x, y, rows, width, group);                                                                                   \
+    }                                                                                                                             \
+    extern "C" __global__ void __launch_bounds__(512) turn_columns_to_##XN(const float *x, X *y, int rows, int width, int group) { \
+        turn_columns(x, y, rows, width, group);                                                                                   \
+    }
+TURN(float, f32)
+TURN(__nv_bfloat16, bf16)
+TURN(__half, f16)
 
 // ---- products ----
 
@@ -283,37 +233,11 @@ __device__ __forceinline__ float gelu(float x) {
 // columns of rows `quad` and `quad` + 8.
 typedef int Sums[4][8][4];
 
-template <bool GELU, class Y> __device__ __forceinline__ void write_forward(const Product<Y> &p, const Sums &sums, int m0, int n0) {
-    const int quad = (threadIdx.x & 31) >> 2, column = (threadIdx.x & 3) * 4;
-    float a_scale[8];
-#pragma unroll
-    for (int part = 0; part < 8; part++) a_scale[part] = m0 + part * 8 + quad < p.m ? __ldg(p.a_scale + m0 + part * 8 + quad) : 0.f;
-#pragma unroll
-    for (int unit = 0; unit < 4; unit++) {
-        const int n = n0 + unit * 16 + column;
-        if (n >= p.n) continue;
-        const float4 b_scale = load4(p.b_scale + n);
-        const float4 bias = p.bias ? load4(p.bias + n) : make_float4(0.f, 0.f, 0.f, 0.f);
-#pragma unroll
-        for (int part = 0; part < 8; part++) {
-            const int i = part >> 1, low = 2 * (part & 1), m = m0 + part * 8 + quad;
-            if (m >= p.m) continue;
-            const int(&even)[4] = sums[i][2 * unit], (&odd)[4] = sums[i][2 * unit + 1];
-            // Product and sum are rounded one after the other, as on the CPU.
-            const float4 scaled = make_float4(float(even[low]), float(odd[low]), float(even[low + 1]), float(odd[low + 1])) * a_scale[part];
-            float4 v = make_float4(__fadd_rn(__fmul_rn(scaled.x, b_scale.x), bias.x), __fadd_rn(__fmul_rn(scaled.y, b_scale.y), bias.y),
-                                   __fadd_rn(__fmul_rn(scaled.z, b_scale.z), bias.z), __fadd_rn(__fmul_rn(scaled.w, b_scale.w), bias.w));
-            if (p.onto) v = v + load4(p.onto + size_t(m) * p.n + n);
-            if (GELU) v = make_float4(gelu(v.x), gelu(v.y), gelu(v.z), gelu(v.w));
-            store4(p.y + size_t(m) * p.n + n, v);
-        }
-    }
-}
-
 // Rotated back: strides 1 and 16 are within a thread, 4 among the four threads of a row, 64 among the four warps of a row of warps, which
 // exchange sixteen rows at a time through shared memory.
-template <class Y> __device__ __forceinline__ void write_backward(const Product<Y> &p, const Sums &sums, float *exchange, int m0, int n0, int group) {
+template <bool BACKWARD, bool GELU, class Y> __device__ __forceinline__ void write(const Product<Y> &p, const Sums &sums, float *exchange, int m0, int n0, int group) {
     const int lane = threadIdx.x & 31, quad = lane >> 2, four = lane & 3, warp = threadIdx.x >> 5;
+    const int own = n0 + (warp & 3) * 64 + four * 4;
     const float factor = turn_scale(group);
     float *rows = exchange + (warp >> 2) * 16 * TILE_N;
     float a_scale[8];
@@ -332,6 +256,10 @@ template <class Y> __device__ __forceinline__ void write_backward(const Product<
                 const int(&even)[4] = sums[i][2 * unit], (&odd)[4] = sums[i][2 * unit + 1];
                 v[unit][0] = float(even[low]) * scale, v[unit][1] = float(odd[low]) * scale;
                 v[unit][2] = float(even[low + 1]) * scale, v[unit][3] = float(odd[low + 1]) * scale;
+                if (!BACKWARD) {
+                    const float4 by = own + unit * 16 < p.n ? load4(p.b_scale + own + unit * 16) : make_float4(0.f, 0.f, 0.f, 0.f);
+                    v[unit][0] *= by.x, v[unit][1] *= by.y, v[unit][2] *= by.z, v[unit][3] *= by.w;
+                }
                 if (group >= 4) turn4(v[unit][0], v[unit][1], v[unit][2], v[unit][3]);
                 if (group >= 16) {
 #pragma unroll
@@ -367,7 +295,9 @@ template <class Y> __device__ __forceinline__ void write_backward(const Product<
                 const int n = n0 + w * 64 + column;
                 if (m >= p.m || n >= p.n) continue;
                 float4 sum = v[w] * factor;
+                if (!BACKWARD && p.bias) sum = sum + load4(p.bias + n);
                 if (p.onto) sum = sum + load4(p.onto + size_t(m) * p.n + n);
+                if (GELU) sum = make_float4(gelu(sum.x), gelu(sum.y), gelu(sum.z), gelu(sum.w));
                 store4(p.y + size_t(m) * p.n + n, sum);
             }
         }
@@ -427,8 +357,8 @@ template <class Y> __device__ __forceinline__ int2 tile_start(const Product<Y> &
 // read from shared memory; while a tile is written, the first stages of the block's next one are copied.
 template <bool BACKWARD, bool GELU, class Y> __device__ __forceinline__ void product(const Product<Y> &p, int group, int tiles) {
     extern __shared__ __align__(1024) uint8_t shared[];
-    // The backward's exchange is where the last two stages are.
-    constexpr int AHEAD = BACKWARD ? STAGES - 2 : STAGES - 1;
+    // The epilogue's exchange is where the last two stages are.
+    constexpr int AHEAD = STAGES - 2;
     const int warp = threadIdx.x >> 5, warp_m = (warp >> 2) * 64, warp_n = (warp & 3) * 64;
     const int steps = (p.k + TILE_K - 1) / TILE_K;
     const uint32_t base = shared_address(shared);
@@ -473,20 +403,19 @@ template <bool BACKWARD, bool GELU, class Y> __device__ __forceinline__ void pro
 #pragma unroll
             for (int s = 0; s < AHEAD; s++) copies.next(s), commit();
         }
-        if (BACKWARD) write_backward(p, sums, reinterpret_cast<float *>(shared + AHEAD * STAGE_BYTES), now.x + warp_m, now.y, group);
-        else write_forward<GELU>(p, sums, now.x + warp_m, now.y + warp_n);
-        if (BACKWARD) __syncthreads();
+        write<BACKWARD, GELU>(p, sums, reinterpret_cast<float *>(shared + AHEAD * STAGE_BYTES), now.x + warp_m, now.y, group);
+        __syncthreads();
     }
 }
 
 #define PRODUCT(Y, YN)                                                                                                            \
     extern "C" __global__ void __launch_bounds__(256, 1) int8_forward_##YN(const int8_t *a, const int8_t *b, const float *a_scale, const float *b_scale, \
-                                                                           const Y *bias, const Y *onto, Y *y, int m, int n, int k, int tiles) { \
-        product<false, false>(Product<Y>{a, b, a_scale, b_scale, bias, onto, y, m, n, k}, 1, tiles);                                     \
+                                                                           const Y *bias, const Y *onto, Y *y, int m, int n, int k, int group, int tiles) { \
+        product<false, false>(Product<Y>{a, b, a_scale, b_scale, bias, onto, y, m, n, k}, group, tiles);                                     \
     }                                                                                                                             \
     extern "C" __global__ void __launch_bounds__(256, 1) int8_forward_gelu_##YN(const int8_t *a, const int8_t *b, const float *a_scale, const float *b_scale, \
-                                                                                const Y *bias, const Y *onto, Y *y, int m, int n, int k, int tiles) { \
-        product<false, true>(Product<Y>{a, b, a_scale, b_scale, bias, onto, y, m, n, k}, 1, tiles);                                      \
+                                                                                const Y *bias, const Y *onto, Y *y, int m, int n, int k, int group, int tiles) { \
+        product<false, true>(Product<Y>{a, b, a_scale, b_scale, bias, onto, y, m, n, k}, group, tiles);                                      \
     }                                                                                                                             \
     extern "C" __global__ void __launch_bounds__(256, 1) int8_backward_##YN(const int8_t *a, const int8_t *b, const float *a_scale, const Y *onto, Y *y, \
                                                                             int m, int n, int k, int group, int tiles) {          \

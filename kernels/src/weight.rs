@@ -20,7 +20,7 @@ pub enum Format {
     E4m3,
     /// A two's complement integer from -127 to 127.
     Int8,
-    /// The same, of rows that were rotated before they were quantised: for products in integers.
+    /// The same, of a matrix that was rotated along rows and columns before it was quantised: for products in integers.
     RotatedInt8,
 }
 
@@ -80,10 +80,10 @@ impl Weight {
     /// gives a row of zeros a scale to divide by; code = [`Format::code`] of number / scale. The numbers must be finite, which
     /// readers of files check.
     ///
-    /// Rows of [`Format::RotatedInt8`] are rotated first, and their numbers are multiplied by the scale's inverse.
+    /// A matrix in [`Format::RotatedInt8`] is rotated along both sides first, and its numbers are multiplied by the scale's inverse.
     pub fn quantise(dense: &Tensor, format: Format, compute: DType) -> Result<Self> {
         if format == Format::RotatedInt8 {
-            let (codes, scale) = int8::Rows::rotated(&dense.contiguous()?)?.into_parts();
+            let (codes, scale) = int8::quantised(dense)?;
             return Ok(Self::Quantised(Quantised { format, codes, scale, compute }));
         }
         on_gpu!(dense, |gpu| gpu.quantise(dense, format, compute)?.map(Self::Quantised));
@@ -276,7 +276,7 @@ impl Format {
         match self {
             Self::E4m3 => "e4m3",
             Self::Int8 => "int8",
-            Self::RotatedInt8 => "rotated_int8",
+            Self::RotatedInt8 => "int8_rotated",
         }
     }
 }

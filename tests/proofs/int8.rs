@@ -3,7 +3,7 @@
 
 use kernels::random::Key;
 use kernels::weight::{Format, Quantised, Weight};
-use kernels::{DType, Device, Tensor, linear};
+use kernels::{DType, Device, Tensor, int8, linear};
 use models::dit::{Base, BlockPlan, Keep, KeepPlace};
 use models::weights::{Frozen, Storage};
 use proofs::small::{adapters, config, micro_batch, trained, velocities, weights};
@@ -22,11 +22,6 @@ fn integers(name: &str, rows: usize, width: usize) -> Vec<i64> {
     normals.into_iter().enumerate().map(of).collect()
 }
 
-fn on_device(numbers: &[i64], shape: (usize, usize)) -> Tensor {
-    let numbers: Vec<f32> = numbers.iter().map(|&number| number as f32).collect();
-    Tensor::from_vec(numbers, shape, &device()).unwrap()
-}
-
 /// The matrix whose codes are `codes` and whose scales are 1.
 fn coded(codes: &[i64], (rows, width): (usize, usize)) -> Weight {
     let bytes: Vec<u8> = codes.iter().map(|&code| code as i8 as u8).collect();
@@ -38,14 +33,33 @@ fn coded(codes: &[i64], (rows, width): (usize, usize)) -> Weight {
     })
 }
 
-/// `x` [rows, width] with each row rotated, which is its own inverse: the columns of a matrix of scaled unit rows, dequantised.
-fn rotated(x: &Tensor) -> Tensor {
-    let (rows, width) = x.dims2().unwrap();
-    let ones = |row: usize| (0..width).map(move |column| i64::from(row == column));
-    let unit = coded(&(0..width).flat_map(ones).collect::<Vec<_>>(), (width, width));
-    let rotation = unit.dequantised(DType::F32).unwrap();
-    assert_eq!(rotation.dims(), [width, width], "{rows} rows");
-    x.matmul(&rotation).unwrap()
+/// An entry of the rotation of `group` numbers: of a Kronecker power of the regular Hadamard matrix of order 4, whose entry at (i, j) is -1/2
+/// where i + j = 3 and 1/2 elsewhere. It is its own inverse.
+fn entry(group: usize, i: usize, j: usize) -> f64 {
+    let digits = group.ilog2() / 2;
+    let opposite = |digit: &u32| (i >> (2 * digit) & 3) + (j >> (2 * digit) & 3) == 3;
+    let negative = (0..digits).filter(opposite).count();
+    (-1f64).powi(negative as i32) / f64::from(1 << digits)
+}
+
+/// The rows of `x`, of `width` numbers each, rotated.
+fn rotated(x: impl IntoIterator<Item = f64>, width: usize) -> Vec<f64> {
+    let (x, group) = (x.into_iter().collect::<Vec<_>>(), int8::group(width));
+    let of = |numbers: &[f64], j: usize| (0..group).map(|i| numbers[i] * entry(group, i, j)).sum();
+    x.chunks(group).flat_map(|numbers| (0..group).map(move |j| of(numbers, j))).collect()
+}
+
+/// Integers as rows that rotate to them.
+fn turned(integers: &[i64], (rows, width): (usize, usize)) -> Tensor {
+    let numbers: Vec<f32> =
+        rotated(integers.iter().map(|&x| x as f64), width).iter().map(|&x| x as f32).collect();
+    Tensor::from_vec(numbers, (rows, width), &device()).unwrap()
+}
+
+/// The integers that rows rotate to: rotating them back rounded sums of 10^6 at their 24th bit.
+fn integers_of(x: &Tensor) -> Vec<i64> {
+    let numbers = rotated(values(x).into_iter().map(f64::from), x.dim(1).unwrap());
+    numbers.into_iter().map(|number| number.round() as i64).collect()
 }
 
 fn values(x: &Tensor) -> Vec<f32> {
@@ -60,20 +74,19 @@ fn integer_products_are_exact() {
         let [out, input] = [[16, 256], [48, 64], [272, 80], [256, 512], [528, 48]][index % 5];
         let (x, w) = (integers("x", rows, input), integers("w", out, input));
         let weight = coded(&w, (out, input));
-        let y = linear::forward(&rotated(&on_device(&x, (rows, input))), &weight, None, None).unwrap();
-        let expected = x.chunks(input).flat_map(|x| {
-            w.chunks(input).map(move |w| x.iter().zip(w).map(|(x, w)| x * w).sum::<i64>() as f32)
-        });
-        assert_eq!(values(&y), expected.collect::<Vec<_>>(), "{rows} x {out} x {input}");
+        let y = linear::forward(&turned(&x, (rows, input)), &weight, None, None).unwrap();
+        let expected = x
+            .chunks(input)
+            .flat_map(|x| w.chunks(input).map(move |w| x.iter().zip(w).map(|(x, w)| x * w).sum::<i64>()));
+        assert!(integers_of(&y).into_iter().eq(expected), "y of {rows} x {out} x {input}");
 
         let dy = integers("dy", rows, out);
-        let dx = linear::backward_input(&on_device(&dy, (rows, out)), &weight, None).unwrap();
-        // Rotating back rounds sums of 10^6 at their 24th bit; the integers come out of it by rounding.
-        let sums = values(&rotated(&dx));
+        let dx = linear::backward_input(&turned(&dy, (rows, out)), &weight, None).unwrap();
+        let sums = integers_of(&dx);
         for (row, (dy, sums)) in dy.chunks(out).zip(sums.chunks(input)).enumerate() {
             for (column, sum) in sums.iter().enumerate() {
                 let expected: i64 = dy.iter().zip(w.chunks(input)).map(|(dy, w)| dy * w[column]).sum();
-                assert_eq!(sum.round() as i64, expected, "dx[{row}, {column}] of {rows} x {out} x {input}");
+                assert_eq!(*sum, expected, "dx[{row}, {column}] of {rows} x {out} x {input}");
             }
         }
     }
@@ -110,7 +123,7 @@ fn relative(got: &Tensor, expected: &Tensor) -> f64 {
 }
 
 /// The bounds for a layer: 2 % of y and 3 % of dx, also where four channels of the input are 60 times the others and the rows of the
-/// gradient's columns differ by an order of magnitude. The same codes without rotation are off by 8 % and more.
+/// gradient's columns differ by an order of magnitude, two of them by 60 times: rotated along the input alone, dx is off by 3.6 %. The same codes without rotation are off by 8 % and more.
 #[test]
 fn a_layer_is_within_two_percent_with_outliers_too() {
     let (rows, out, input) = (160, 320, 1280);
@@ -122,6 +135,7 @@ fn a_layer_is_within_two_percent_with_outliers_too() {
     let x = randn("x", (rows, input)).broadcast_mul(&spikes(input)).unwrap();
     let w = randn("w", (out, input)).broadcast_mul(&sizes("rows", out).unsqueeze(1).unwrap()).unwrap();
     let dy = randn("dy", (rows, out)).broadcast_mul(&sizes("columns", out)).unwrap();
+    let dy = dy.broadcast_mul(&spikes(out)).unwrap();
     let (dense, int8) =
         (Weight::Dense(w.clone()), Weight::quantise(&w, Format::RotatedInt8, DType::F32).unwrap());
     let forward = |weight: &Weight| linear::forward(&x, weight, None, None).unwrap();
