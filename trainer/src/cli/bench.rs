@@ -242,10 +242,13 @@ struct LoadArguments {
 struct ReplicasArguments {
     #[command(flatten)]
     run: RunArguments,
-    /// Replicas, each on as many GPUs as --stages names.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..=64))]
-    replicas: u16,
-    /// Measure one more run, whose exchange is slowed down to so many Gb/s.
+    /// Replicas, each on as many GPUs as --stages names. Several numbers, such as 2,4, are measured one after the other.
+    #[arg(long, value_delimiter = ',', default_value = "2", value_parser = clap::value_parser!(u16).range(2..=64))]
+    replicas: Vec<u16>,
+    /// Who starts them.
+    #[arg(long, value_delimiter = ',', default_value = "launch,torchrun")]
+    starts: Vec<bench::Start>,
+    /// Measure one more run of each number, whose exchange is slowed down to so many Gb/s.
     #[arg(long)]
     gbits: Option<f64>,
 }
@@ -396,7 +399,8 @@ impl ReplicasArguments {
     fn measure(&self) -> Result<serde_json::Value> {
         let scratch = self.run.scratch();
         let run = self.run.bench(&scratch)?;
-        let bench = ReplicasBench { run, replicas: usize::from(self.replicas), gigabits: self.gbits };
+        let worlds: Vec<usize> = self.replicas.iter().copied().map(usize::from).collect();
+        let bench = ReplicasBench { run, worlds: &worlds, starts: &self.starts, gigabits: self.gbits };
         Ok(bench::replicas(&bench, &Ui::new(Voice::Json).with_phases())?)
     }
 }

@@ -23,7 +23,7 @@ pub use dit::{DitBench, forward};
 pub use load::{LoadBench, LoadSource, load};
 pub use model::{DitSource, dit_preset, dit_presets, umt5_preset, vae_preset};
 pub use parts::{AttentionBench, VaeBench, attention, text, usual_tiles, vae};
-pub use replicas::{ReplicasBench, replicas};
+pub use replicas::{ReplicasBench, Start, replicas};
 pub use run::{RunBench, run_presets, whole};
 pub use step::{StepBench, step};
 

@@ -20,18 +20,28 @@ use crate::watch::ui::Ui;
 pub struct ReplicasBench<'a> {
     /// The run of each: `accumulate` micro-batches of its own.
     pub run: RunBench<'a>,
-    /// How many, at least two.
-    pub replicas: usize,
-    /// What the exchange is slowed down to in one more run, in Gb/s.
+    /// How many, at least two; each number is measured by itself.
+    pub worlds: &'a [usize],
+    /// How they are started.
+    pub starts: &'a [Start],
+    /// What the exchange is slowed down to in one more run of each, in Gb/s.
     pub gigabits: Option<f64>,
+}
+
+/// Who starts the replicas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Start {
+    /// `tandem launch`.
+    Launch,
+    /// A process each, with the variables that torchrun gives it.
+    Torchrun,
 }
 
 /// How replicas are started.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Way {
     One,
-    Launch,
-    Torchrun,
+    By(Start),
     /// By `tandem launch`, with an exchange of so many Gb/s.
     Slowed(f64),
 }
@@ -40,8 +50,8 @@ impl Way {
     fn name(self) -> &'static str {
         match self {
             Self::One => "one",
-            Self::Launch => "launch",
-            Self::Torchrun => "torchrun",
+            Self::By(Start::Launch) => "launch",
+            Self::By(Start::Torchrun) => "torchrun",
             Self::Slowed(_) => "slowed",
         }
     }
@@ -49,6 +59,7 @@ impl Way {
 
 /// A run that was measured.
 struct Measured {
+    way: Way,
     folder: PathBuf,
     /// The middle one of all steps but the first.
     seconds: f64,
@@ -63,31 +74,41 @@ struct Measured {
 /// Files that cannot be written, and runs that fail.
 pub fn replicas(bench: &ReplicasBench, ui: &Ui) -> Result<Value> {
     let (_made, recipe) = prepared(&bench.run, ui)?;
-    let measure = |way: Way| ui.phase(way.name(), || measured(bench, &recipe, way));
+    let measure = |way: Way, world: usize| ui.phase(way.name(), || measured(bench, &recipe, way, world));
     // What is encoded or quantised once does not count for the start of the first.
-    measure(Way::One)?;
-    let one = measure(Way::One)?;
-    let launch = measure(Way::Launch)?;
-    let torchrun = measure(Way::Torchrun)?;
-    let slowed = bench.gigabits.map(|gigabits| measure(Way::Slowed(gigabits))).transpose()?;
-    let efficiency = |run: &Measured| rounded(one.seconds / run.seconds, 4);
-    let row = |run: &Measured| {
-        let mut row = run.row.clone();
-        row["efficiency"] = efficiency(run).into();
-        row["start_beyond_one_s"] = rounded(run.start - one.start, 2).into();
-        row
-    };
+    measure(Way::One, 1)?;
+    let one = measure(Way::One, 1)?;
+    let mut worlds = Vec::new();
+    for &world in bench.worlds {
+        let ways = bench.starts.iter().map(|start| Way::By(*start)).chain(bench.gigabits.map(Way::Slowed));
+        let runs = ways.map(|way| measure(way, world)).collect::<Result<Vec<_>>>()?;
+        let mut row = json!({ "replicas": world });
+        for run in &runs {
+            row[run.way.name()] = run.beside(&one);
+        }
+        let bits = runs.iter().map(|run| last_bits(&run.folder)).collect::<Result<Vec<_>>>()?;
+        row["same_bits"] = bits.windows(2).all(|pair| pair[0] == pair[1]).into();
+        worlds.push(row);
+    }
     Ok(json!({
-        "what": "replicas", "model": bench.run.model, "replicas": bench.replicas, "stages": bench.run.devices.stages,
-        "size": bench.run.size.label(), "frames": bench.run.size.frames, "accumulate_each": bench.run.accumulate,
-        "one": one.row, "launch": row(&launch), "torchrun": row(&torchrun),
-        "slowed": slowed.as_ref().map(row), "slowed_to_gbit_s": bench.gigabits,
-        "same_bits": same_bits(&launch.folder, &torchrun.folder)?,
+        "what": "replicas", "model": bench.run.model, "stages": bench.run.devices.stages, "size": bench.run.size.label(),
+        "frames": bench.run.size.frames, "accumulate_each": bench.run.accumulate, "one": one.row, "worlds": worlds,
+        "slowed_to_gbit_s": bench.gigabits,
     }))
 }
 
-fn measured(bench: &ReplicasBench, recipe: &Path, way: Way) -> Result<Measured> {
-    let folder = recipe.with_file_name(way.name());
+impl Measured {
+    /// Its figures, and what they are of those of `one` replica.
+    fn beside(&self, one: &Self) -> Value {
+        let mut row = self.row.clone();
+        row["efficiency"] = rounded(one.seconds / self.seconds, 4).into();
+        row["start_beyond_one_s"] = rounded(self.start - one.start, 2).into();
+        row
+    }
+}
+
+fn measured(bench: &ReplicasBench, recipe: &Path, way: Way, world: usize) -> Result<Measured> {
+    let folder = recipe.with_file_name(format!("{}-{world}", way.name()));
     let io = |action, path: &Path| {
         let path = path.to_owned();
         move |source| Error::Io { action, path, source }
@@ -95,10 +116,9 @@ fn measured(bench: &ReplicasBench, recipe: &Path, way: Way) -> Result<Measured> 
     if folder.exists() {
         fs::remove_dir_all(&folder).map_err(io("remove", &folder))?;
     }
-    let world = if way == Way::One { 1 } else { bench.replicas };
     let words = |words: &[&str]| -> Vec<String> {
         let settings = [
-            format!("run.folder={}", way.name()),
+            format!("run.folder={}-{world}", way.name()),
             "sample.prompts=[]".to_owned(),
             format!("train.accumulate={}", world * bench.run.accumulate),
         ];
@@ -111,13 +131,13 @@ fn measured(bench: &ReplicasBench, recipe: &Path, way: Way) -> Result<Measured> 
     let begun = Instant::now();
     let processes = match way {
         Way::One => vec![start(&words(&["train"]), &[])?],
-        Way::Launch => vec![start(&words(&["launch", "--replicas", &count]), &[])?],
+        Way::By(Start::Launch) => vec![start(&words(&["launch", "--replicas", &count]), &[])?],
+        Way::By(Start::Torchrun) => torchrun(&words(&["train"]), world)?,
         Way::Slowed(gigabits) => {
             let mut words = words(&["launch", "--replicas", &count]);
             words.extend(["--exchange-gbits".to_owned(), gigabits.to_string()]);
             vec![start(&words, &[])?]
         }
-        Way::Torchrun => torchrun(&words(&["train"]), world)?,
     };
     let metrics = folder.join("metrics.jsonl");
     let first = finished(processes, &metrics)?.saturating_duration_since(begun);
@@ -131,7 +151,7 @@ fn measured(bench: &ReplicasBench, recipe: &Path, way: Way) -> Result<Measured> 
         "s_per_step": rounded(middle, 3), "first_step_s": rounded(first_step, 3), "start_s": rounded(start, 2),
         "exchange_s": exchange(&metrics)?.map(|seconds| rounded(seconds, 4)),
     });
-    Ok(Measured { folder, seconds: middle, start, row })
+    Ok(Measured { way, folder, seconds: middle, start, row })
 }
 
 fn start(words: &[String], variables: &[(&str, String)]) -> Result<Child> {
@@ -203,12 +223,9 @@ fn exchange(path: &Path) -> Result<Option<f64>> {
     Ok(seconds.get(seconds.len() / 2).copied())
 }
 
-/// Whether the last checkpoints of two runs have the same bits.
-fn same_bits(one: &Path, other: &Path) -> Result<bool> {
-    let last = |folder: &Path| -> Result<_> {
-        let path = checkpoint::newest(&folder.join("checkpoints"))?;
-        let missing = || Error::NothingToResume { folder: folder.to_owned() };
-        checkpoint::digest(&checkpoint::load(&path.ok_or_else(missing)?)?.1)
-    };
-    Ok(last(one)? == last(other)?)
+/// A digest of the last checkpoint of the run in `folder`: equal for equal bits.
+fn last_bits(folder: &Path) -> Result<Vec<u8>> {
+    let path = checkpoint::newest(&folder.join("checkpoints"))?;
+    let missing = || Error::NothingToResume { folder: folder.to_owned() };
+    checkpoint::digest(&checkpoint::load(&path.ok_or_else(missing)?)?.1)
 }
