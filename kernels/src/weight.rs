@@ -186,7 +186,7 @@ impl Weight {
 }
 
 impl Quantised {
-    /// Codes and scales of rotated rows.
+    /// Codes and scales of the rotated matrix.
     pub(crate) fn matrix(&self) -> int8::Matrix<'_> {
         int8::Matrix { codes: &self.codes, scale: &self.scale }
     }

@@ -32,7 +32,7 @@ pub enum Arithmetic {
     /// bf16 with f32 sums, from matrices that are dequantised before each product if they are quantised; on the CPU f32.
     #[default]
     Bf16,
-    /// 8-bit integers with exact sums, forward and backward, from matrices in int8 whose rows are rotated: four times as many operations a
+    /// 8-bit integers with exact sums, forward and backward, from rotated matrices in int8: four times as many operations a
     /// second as bf16 on GeForce cards from the 3090 on, and an error of 1 to 3 % in each product.
     Int8,
 }
