@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::rounded;
-use super::run::{RunBench, prepared, steps};
+use super::run::{RunBench, prepared, step_seconds};
 use crate::error::{Error, Result};
 use crate::train::checkpoint;
 use crate::watch::ui::Ui;
@@ -74,14 +74,21 @@ struct Measured {
 /// Files that cannot be written, and runs that fail.
 pub fn replicas(bench: &ReplicasBench, ui: &Ui) -> Result<Value> {
     let (_made, recipe) = prepared(&bench.run, ui)?;
-    let measure = |way: Way, world: usize| ui.phase(way.name(), || measured(bench, &recipe, way, world));
+    let measure = |way: Way, world: usize, steps: u64| -> Result<Measured> {
+        let run = ui.phase(way.name(), || measured(bench, &recipe, way, world, steps))?;
+        // A later run may fail, or not be waited for.
+        let row = json!({ "start": way.name(), "replicas": world, "run": run.row });
+        ui.tell(&format!("{} x {world}: {}", way.name(), run.row), &row);
+        Ok(run)
+    };
     // What is encoded or quantised once does not count for the start of the first.
-    measure(Way::One, 1)?;
-    let one = measure(Way::One, 1)?;
+    measure(Way::One, 1, 1)?;
+    let steps = bench.run.steps;
+    let one = measure(Way::One, 1, steps)?;
     let mut worlds = Vec::new();
     for &world in bench.worlds {
         let ways = bench.starts.iter().map(|start| Way::By(*start)).chain(bench.gigabits.map(Way::Slowed));
-        let runs = ways.map(|way| measure(way, world)).collect::<Result<Vec<_>>>()?;
+        let runs = ways.map(|way| measure(way, world, steps)).collect::<Result<Vec<_>>>()?;
         let mut row = json!({ "replicas": world });
         for run in &runs {
             row[run.way.name()] = run.beside(&one);
@@ -107,7 +114,7 @@ impl Measured {
     }
 }
 
-fn measured(bench: &ReplicasBench, recipe: &Path, way: Way, world: usize) -> Result<Measured> {
+fn measured(bench: &ReplicasBench, recipe: &Path, way: Way, world: usize, steps: u64) -> Result<Measured> {
     let folder = recipe.with_file_name(format!("{}-{world}", way.name()));
     let io = |action, path: &Path| {
         let path = path.to_owned();
@@ -120,6 +127,7 @@ fn measured(bench: &ReplicasBench, recipe: &Path, way: Way, world: usize) -> Res
         let settings = [
             format!("run.folder={}-{world}", way.name()),
             "sample.prompts=[]".to_owned(),
+            format!("train.steps={steps}"),
             format!("train.accumulate={}", world * bench.run.accumulate),
         ];
         let mut all: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
@@ -141,7 +149,7 @@ fn measured(bench: &ReplicasBench, recipe: &Path, way: Way, world: usize) -> Res
     };
     let metrics = folder.join("metrics.jsonl");
     let first = finished(processes, &metrics)?.saturating_duration_since(begun);
-    let seconds = steps(&metrics)?;
+    let seconds = step_seconds(&metrics)?;
     let (first_step, mut later) =
         (seconds.first().copied().unwrap_or(0.0), seconds[1.min(seconds.len())..].to_vec());
     later.sort_by(f64::total_cmp);

@@ -80,7 +80,7 @@ pub fn whole(bench: &RunBench, interrupt: &Interrupt, ui: &Ui) -> Result<Value> 
         Ending::Finished => {}
         Ending::Interrupted => return Err(Error::Interrupted),
     }
-    let seconds = steps(&folder.metrics())?;
+    let seconds = step_seconds(&folder.metrics())?;
     let (first, mut later) = (seconds.first().copied(), seconds.get(1..).unwrap_or_default().to_vec());
     later.sort_by(f64::total_cmp);
     Ok(json!({
@@ -206,7 +206,7 @@ fn write_clips(ClipSize { width, height, frames }: ClipSize, below: &Path) -> Re
 }
 
 /// Seconds of each step, from the log at `path`.
-pub(super) fn steps(path: &Path) -> Result<Vec<f64>> {
+pub(super) fn step_seconds(path: &Path) -> Result<Vec<f64>> {
     let io = |source| Error::Io { action: "read", path: path.to_owned(), source };
     let text = fs::read_to_string(path).map_err(io)?;
     let rows = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
