@@ -243,6 +243,9 @@ template <bool BACKWARD, bool GELU, class Y> __device__ __forceinline__ void wri
     float a_scale[8];
 #pragma unroll
     for (int part = 0; part < 8; part++) a_scale[part] = m0 + part * 8 + quad < p.m ? __ldg(p.a_scale + m0 + part * 8 + quad) : 0.f;
+    float4 by[4];
+#pragma unroll
+    for (int unit = 0; unit < 4; unit++) by[unit] = !BACKWARD && own + unit * 16 < p.n ? load4(p.b_scale + own + unit * 16) : make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         __syncthreads();
@@ -256,10 +259,7 @@ template <bool BACKWARD, bool GELU, class Y> __device__ __forceinline__ void wri
                 const int(&even)[4] = sums[i][2 * unit], (&odd)[4] = sums[i][2 * unit + 1];
                 v[unit][0] = float(even[low]) * scale, v[unit][1] = float(odd[low]) * scale;
                 v[unit][2] = float(even[low + 1]) * scale, v[unit][3] = float(odd[low + 1]) * scale;
-                if (!BACKWARD) {
-                    const float4 by = own + unit * 16 < p.n ? load4(p.b_scale + own + unit * 16) : make_float4(0.f, 0.f, 0.f, 0.f);
-                    v[unit][0] *= by.x, v[unit][1] *= by.y, v[unit][2] *= by.z, v[unit][3] *= by.w;
-                }
+                if (!BACKWARD) v[unit][0] *= by[unit].x, v[unit][1] *= by[unit].y, v[unit][2] *= by[unit].z, v[unit][3] *= by[unit].w;
                 if (group >= 4) turn4(v[unit][0], v[unit][1], v[unit][2], v[unit][3]);
                 if (group >= 16) {
 #pragma unroll

@@ -10,6 +10,8 @@ use std::path::PathBuf;
 
 use libloading::Library as Handle;
 
+use crate::library::{in_words, open};
+
 /// A library of CUDA.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Library {
@@ -143,19 +145,6 @@ pub fn gpus() -> Result<Vec<Gpu>, String> {
 
 /// File of the driver's library.
 const DRIVER: &str = "libcuda.so.1";
-
-/// Loads `file`, or returns the loader's error.
-fn open(file: &str) -> Result<&'static Handle, String> {
-    // SAFETY: NVIDIA's libraries promise that loading them runs nothing but their own set-up.
-    let opened = unsafe { Handle::new(file) };
-    // Never unloaded: some keep threads of their own.
-    opened.map(|handle| &*Box::leak(Box::new(handle))).map_err(in_words)
-}
-
-/// An error with its causes.
-fn in_words(error: libloading::Error) -> String {
-    std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string)
-}
 
 fn version(handle: &Handle, ask: &Ask) -> Result<String, String> {
     let three = |n: u32| format!("{}.{}.{}", n / 10_000, n / 100 % 100, n % 100);

@@ -64,6 +64,7 @@ mod cpu_gemm;
 )]
 mod cuda;
 mod gpu;
+mod library;
 mod product;
 mod settings;
 pub mod softmax;

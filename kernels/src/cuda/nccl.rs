@@ -12,6 +12,7 @@ use super::Card;
 use super::tensor::pointer;
 use crate::Tensor;
 use crate::collective::ID_BYTES;
+use crate::library;
 
 /// The library's file.
 const FILE: &str = "libnccl.so.2";
@@ -54,10 +55,7 @@ struct Nccl {
 impl Nccl {
     /// The functions of the library, which is never unloaded: it keeps threads of its own.
     fn load() -> Told<Self> {
-        // SAFETY: NVIDIA's library promises that loading it runs nothing but its own set-up.
-        let library = unsafe { Library::new(FILE) };
-        let library = library.map_err(|why| format!("{FILE} cannot be loaded ({why})"))?;
-        let library: &'static Library = Box::leak(Box::new(library));
+        let library = library::open(FILE).map_err(|why| format!("{FILE} cannot be loaded ({why})"))?;
         fn named<T: Copy>(library: &'static Library, name: &str) -> Told<T> {
             // SAFETY: every use below has the type that nccl.h declares for the name.
             let symbol: std::result::Result<Symbol<T>, _> = unsafe { library.get(name.as_bytes()) };

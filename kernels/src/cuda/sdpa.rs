@@ -175,6 +175,7 @@ impl Sdpa {
                 return Err(format!("compute capability {} is below 8.0", self.architecture));
             }
             crate::attention::cudnn::cudnn()?;
+            // That opened the library, wherever it was found; the shim gets it by its name.
             let mut handle = std::ptr::null_mut();
             // SAFETY: the name ends with nul; the handle is written before it returns 0.
             call(|text, n| unsafe { sdpa_open(LIBRARY.as_ptr(), &mut handle, text, n) })?;
