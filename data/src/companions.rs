@@ -1,4 +1,4 @@
-//! Files that belong to a clip: a control clip, a mask, reference pictures, a camera path.
+//! Files that belong to a clip: a control clip, a mask, a face clip, reference pictures, a camera path.
 //!
 //! Each kind has a folder of its own, in which a file has the path of its clip in the data folder, with an extension of its own.
 
@@ -25,6 +25,8 @@ pub struct Companions {
     pub control: Option<Companion>,
     /// The mask, a clip or a picture: white is to be generated.
     pub mask: Option<Companion>,
+    /// The face clip, as long as the clip and square.
+    pub faces: Option<Companion>,
     /// Reference pictures, in their order.
     pub references: Vec<PathBuf>,
     /// The file of camera poses.
@@ -47,6 +49,19 @@ pub enum Accompanying {
     Control,
     /// The mask.
     Mask,
+    /// The face clip.
+    Faces,
+}
+
+/// The key of face clips.
+const FACES: &str = "faces";
+
+/// What a companion must be shaped like.
+#[derive(Debug, Clone, Copy)]
+enum Shape {
+    /// A clip of this displayed size.
+    Of((u32, u32)),
+    Square,
 }
 
 impl Companions {
@@ -64,12 +79,14 @@ impl Companions {
         let clip = |key: &'static str, folder: &Option<PathBuf>| -> Result<Option<Companion>> {
             let Some(folder) = folder else { return Ok(None) };
             let companion = Companion::open(&folder.join(&stem), (key, &item.id), config, fps)?;
-            companion.check((&item.id, frames, size), key, fps)?;
+            let shape = if key == FACES { Shape::Square } else { Shape::Of(size) };
+            companion.check((&item.id, frames, shape), key, fps)?;
             Ok(Some(companion))
         };
         Ok(Self {
             control: clip("control", &config.control)?,
             mask: clip("masks", &config.masks)?,
+            faces: clip(FACES, &config.faces)?,
             references: match &config.references {
                 Some(folder) => references(&folder.join(&stem), &item.id)?,
                 None => Vec::new(),
@@ -82,11 +99,12 @@ impl Companions {
         })
     }
 
-    /// The control clip or the mask.
+    /// The control clip, the mask or the face clip.
     pub fn get(&self, which: Accompanying) -> Option<&Companion> {
         match which {
             Accompanying::Control => self.control.as_ref(),
             Accompanying::Mask => self.mask.as_ref(),
+            Accompanying::Faces => self.faces.as_ref(),
         }
     }
 }
@@ -110,8 +128,8 @@ impl Companion {
         Err(DataError::unreadable(stem, reason))
     }
 
-    /// Checks that it is as long as its clip, or a picture, and of its aspect.
-    fn check(&self, (clip, length, size): (&str, usize, (u32, u32)), key: &str, fps: f64) -> Result<()> {
+    /// Checks that it is as long as its clip, or a picture, and of this shape.
+    fn check(&self, (clip, length, shape): (&str, usize, Shape), key: &str, fps: f64) -> Result<()> {
         let refuse = |reason: String| Err(DataError::unreadable(self.media.path(), reason));
         let frames = match self.media {
             Media::Still(_) => length,
@@ -123,14 +141,18 @@ impl Companion {
             ));
         }
         let aspect = |(width, height): (u32, u32)| f64::from(width) / f64::from(height);
-        let (own, other) = (self.probe.displayed(), size);
-        if (aspect(own) / aspect(other) - 1.0).abs() > SAME_ASPECT {
-            return refuse(format!(
+        let own = self.probe.displayed();
+        let is_like = |other| (aspect(own) / aspect(other) - 1.0).abs() <= SAME_ASPECT;
+        match shape {
+            Shape::Of(other) if !is_like(other) => refuse(format!(
                 "it is {}x{} and its clip {clip} is {}x{}: data.{key} must have the clips' aspect",
                 own.0, own.1, other.0, other.1
-            ));
+            )),
+            Shape::Square if !is_like((1, 1)) => {
+                refuse(format!("it is {}x{}: data.{key} must be square, the face alone", own.0, own.1))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -195,6 +217,7 @@ impl DataConfig {
         let all = [
             ("control", &self.control),
             ("masks", &self.masks),
+            (FACES, &self.faces),
             ("references", &self.references),
             ("cameras", &self.cameras),
         ];

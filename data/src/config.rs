@@ -78,22 +78,27 @@ pub struct DataConfig {
     /// Clips kept out of training to measure the held-out loss, by pattern over their paths. Default: none.
     #[serde(default)]
     pub held_out: Vec<String>,
-    /// Folder of control clips (pose, depth, edges, ...) for Fun-Control and VACE: for each clip one of the same path below it,
-    /// with any extension, as long as the clip and of its aspect. Default: none.
+    /// Folder of control clips (pose, depth, edges, ...) for Fun-Control and VACE, and of pose clips for Animate: for each clip
+    /// one of the same path below it, with any extension, as long as the clip and of its aspect. Default: none.
     #[serde(default)]
     pub control: Option<PathBuf>,
-    /// Folder of masks for VACE, found as control clips are; clips or pictures, white where the clip is to be generated.
-    /// Default: none, `mask_rules` make them.
+    /// Folder of masks for VACE, found as control clips are; clips or pictures, white where the clip is to be generated. For
+    /// Animate they are white where the character is, and the rest of the clip is given (its replace mode). Default: none;
+    /// of VACE `mask_rules` make them.
     #[serde(default)]
     pub masks: Option<PathBuf>,
     /// Rules that make masks for VACE from the clips themselves, of which each window gets one: `boxes`, `brush`, `outpaint`,
     /// `first`, `last`, `first-last` (all but these frames are generated), `every-4` (all but every fourth). Default: none.
     #[serde(default)]
     pub mask_rules: Vec<MaskRule>,
-    /// Folder of reference pictures for Fun-Control V1.1 and A14B, and VACE: `NAME.png` for the clip `NAME`, or several that end
+    /// Folder of reference pictures for Fun-Control V1.1 and A14B, VACE and Animate: `NAME.png` for the clip `NAME`, or several that end
     /// in `_1`, `_2`, ... Default: none.
     #[serde(default)]
     pub references: Option<PathBuf>,
+    /// Folder of face clips for Animate: for each clip a square one of the same path below it, as long as the clip, with the face of
+    /// each frame. Default: none.
+    #[serde(default)]
+    pub faces: Option<PathBuf>,
     /// Folder of camera paths for Fun-Control-Camera: `NAME.txt` with a line of 19 numbers for each frame of the clip `NAME`.
     /// Default: none.
     #[serde(default)]

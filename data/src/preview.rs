@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::bucket::Bucket;
+use crate::bucket::{Bucket, Window};
 use crate::clip::Clip;
 use crate::companions::Accompanying;
 use crate::dataset::Dataset;
@@ -11,7 +11,7 @@ use crate::key::Key;
 use crate::out::{Film, SheetStyle, contact_sheet, save, write_mp4};
 
 /// Writes every training item of `data` to `folder`: an MP4 (a PNG for a still) and a text file with its caption, as trained. A
-/// control clip and a mask are shown to the right of their clip.
+/// control clip, a mask and a face clip are shown to the right of their clip.
 /// `progress(done, total)` is called before each item and once at the end. Gives the files, in training-item order.
 ///
 /// # Errors
@@ -27,7 +27,14 @@ pub fn write_preview(
     for source in 0..data.sources.len() {
         let control = data.companion_clips(source, Accompanying::Control, &data.windows)?;
         let mask = data.companion_clips(source, Accompanying::Mask, &data.windows)?;
-        let mut companions = [control, mask];
+        // As tall as the clip that they stand beside.
+        let square = |window: &Window| Window {
+            bucket: Bucket { width: window.bucket.height, ..window.bucket },
+            ..*window
+        };
+        let squares: Vec<Window> = data.windows.iter().map(square).collect();
+        let faces = data.companion_clips(source, Accompanying::Faces, &squares)?;
+        let mut companions = [control, mask, faces];
         for clip in data.clips(source, &data.windows)? {
             progress(written.len(), total);
             let (mut shown, clip) = (Vec::new(), clip?);
@@ -53,16 +60,16 @@ fn shortened(name: &str) -> String {
     format!("{}-{}", &name[..name.floor_char_boundary(NAME_BYTES)], &digest[..8])
 }
 
-/// `clip` with `others` of the same size to its right.
+/// `clip` with `others` of the same height to its right.
 fn side_by_side(clip: Clip, others: &[Clip]) -> Clip {
     if others.is_empty() {
         return clip;
     }
-    let stride = clip.bucket.width as usize * 3;
+    let stride = |one: &Clip| one.bucket.width as usize * 3;
     let all = || std::iter::once(&clip).chain(others);
-    let row = |row: usize| all().flat_map(move |one| &one.pixels[row * stride..(row + 1) * stride]);
-    let pixels = (0..clip.pixels.len() / stride).flat_map(row).copied().collect();
-    let width = clip.bucket.width * (others.len() as u32 + 1);
+    let row = |row: usize| all().flat_map(move |one| &one.pixels[row * stride(one)..(row + 1) * stride(one)]);
+    let pixels = (0..clip.pixels.len() / stride(&clip)).flat_map(row).copied().collect();
+    let width = all().map(|one| one.bucket.width).sum();
     Clip { pixels, bucket: Bucket { width, ..clip.bucket }, ..clip.clone() }
 }
 

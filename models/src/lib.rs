@@ -16,6 +16,7 @@ pub mod names;
 mod open;
 pub mod picture;
 pub mod published;
+mod taps;
 pub mod text;
 pub mod umt5;
 pub mod vae;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::dit::DitConfig;
+use crate::dit::animate::is_blur;
 use crate::kind::Facts;
 use crate::weights::{Checkpoint, Weights};
 use crate::{Contents, Error, Result, names, published};
@@ -16,6 +17,11 @@ use crate::{Contents, Error, Result, names, published};
 pub fn open_dit(path: &Path, config_json: Option<&str>) -> Result<(DitConfig, Weights)> {
     let checkpoint = Checkpoint::open(path)?.without_model_prefix()?;
     let is_diffusers = checkpoint.contains("condition_embedder.time_proj.weight");
+    // One layer of Animate is two in diffusers.
+    let checkpoint = match is_diffusers {
+        true => with_joined_rows(checkpoint)?,
+        false => checkpoint,
+    };
     let to_file = |official: &str| if is_diffusers { names::tensor_to_diffusers(official) } else { None };
     let shape_of = |official: &str| {
         let name = to_file(official).unwrap_or_else(|| official.to_owned());
@@ -40,10 +46,18 @@ pub fn open_dit(path: &Path, config_json: Option<&str>) -> Result<(DitConfig, We
         Error::Mismatch(why) => Error::Mismatch(format!("{}: {why}", path.display())),
         other => other,
     })?;
-    // Some files of diffusers have a norm of queries that is not used.
-    let ignored = |name: &str| name.ends_with(".attn2.norm_added_q.weight");
+    // Some files of diffusers have a norm of queries that is not used; the official Animate has constants of its network.
+    let ignored = |name: &str| name.ends_with(".attn2.norm_added_q.weight") || is_blur(name);
     let weights = Weights::from_checkpoint(checkpoint, &config.tensors(), to_file, ignored)?;
     Ok((config, weights))
+}
+
+/// A checkpoint of diffusers with the official tensors that it has in parts.
+fn with_joined_rows(checkpoint: Checkpoint) -> Result<Checkpoint> {
+    let is_there = |n: usize| checkpoint.contains(&format!("face_adapter.{n}.to_k.weight"));
+    let blocks = (0..).take_while(|n| is_there(*n)).count();
+    names::joined_from_diffusers(blocks)
+        .try_fold(checkpoint, |checkpoint, (name, parts)| Ok(checkpoint.joining(name, &parts)?))
 }
 
 /// Width of a head in every published model.

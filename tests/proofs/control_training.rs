@@ -22,17 +22,17 @@ use trainer::train::batch::{Batches, StepData};
 use trainer::watch::interrupt::Interrupt;
 use trainer::watch::ui::{Ui, Voice};
 
-const SIZE: [u32; 2] = [64, 48];
+pub(crate) const SIZE: [u32; 2] = [64, 48];
 const CAPTIONS: [&str; 2] = ["a ball", "two birds fly"];
 
 /// A project of clips and of what accompanies them, for a tiny control model with the other parts of the fixtures.
-struct Desk {
-    project: Project,
+pub(crate) struct Desk {
+    pub project: Project,
 }
 
 impl Desk {
     /// For the model in `folder` of the fixtures; `data` are lines of `[data]`, `rest` what is behind it.
-    fn new(folder: &str, data: &str, rest: &str) -> Self {
+    pub fn new(folder: &str, data: &str, rest: &str) -> Self {
         let parts = fixture("repo_diffusers_i2v21");
         let part = |name: &str| parts.join(name).display().to_string();
         let model = format!(
@@ -48,6 +48,8 @@ impl Desk {
         let desk = Self { project };
         for (index, _) in CAPTIONS.iter().enumerate() {
             desk.write("control", index, 7);
+            let faces = desk.place("faces").join(format!("clip{index:02}.webp"));
+            write_webp(&faces, &drifting(40, 40, 7), 16.0).unwrap();
             let still = drifting(80 + index as u32, 60, 1);
             let path = desk.place("references").join(format!("clip{index:02}.png"));
             save(&still, &path);
@@ -59,31 +61,31 @@ impl Desk {
         desk
     }
 
-    fn place(&self, name: &str) -> PathBuf {
+    pub fn place(&self, name: &str) -> PathBuf {
         let place = self.project.root().join(name);
         std::fs::create_dir_all(&place).unwrap();
         place
     }
 
     /// Writes the control clip of a clip: of its size in the project, `frames` frames.
-    fn write(&self, folder: &str, index: usize, frames: usize) {
+    pub fn write(&self, folder: &str, index: usize, frames: usize) {
         let (width, height) = (48 + 8 * index as u32, 32 + 8 * index as u32);
         let film = drifting(width * 2, height * 2, frames);
         write_webp(&self.place(folder).join(format!("clip{index:02}.webp")), &film, 16.0).unwrap();
     }
 
-    fn plan(&self) -> trainer::Result<Planned> {
+    pub fn plan(&self) -> trainer::Result<Planned> {
         Plan::make(&self.project.recipe(), &mut |_, _| {})
     }
 
-    fn cached(&self) -> (Planned, LatentStore) {
+    pub fn cached(&self) -> (Planned, LatentStore) {
         let planned = self.plan().unwrap();
         let encoded = train::cache(&planned, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
         (planned, encoded)
     }
 }
 
-fn save(film: &Film, path: &Path) {
+pub(crate) fn save(film: &Film, path: &Path) {
     let (width, height) = (film.width(), film.height());
     let whole = data::SheetStyle { columns: 1, cell_width: width, gap: 0 };
     data::contact_sheet(path, std::slice::from_ref(film), whole).unwrap();
@@ -107,7 +109,7 @@ fn request(planned: &Planned, desk: &Desk, first: &Path) -> ClipRequest {
 }
 
 /// What the network is shown of the conditions of `request`.
-fn sampled(planned: &Planned, encoded: &mut LatentStore, request: &ClipRequest) -> PictureInputs {
+pub(crate) fn sampled(planned: &Planned, encoded: &mut LatentStore, request: &ClipRequest) -> PictureInputs {
     let (ui, interrupt) = (Ui::new(Voice::Json), Interrupt::default());
     let mut residents = residents(&planned.plan.model, &planned.dit, device(), &ui);
     let mut with = Encoding { residents: &mut residents, interrupt: &interrupt };
@@ -152,7 +154,7 @@ fn training_shows_the_conditions_as_sampling_does() {
             }
         }
         assert_eq!(trained.cond.get(REFERENCE).is_some(), folder != "fun/camera11");
-        let left_out = LeftOut { control: true, start: true, reference: true, clip: true };
+        let left_out = LeftOut { control: true, start: true, reference: true, clip: true, faces: true };
         let nothing = encoded.shown_of_window(0, left_out).unwrap();
         let is_empty = |x: &Tensor| difference(x, &x.zeros_like().unwrap()).0 == 0.0;
         assert!(is_empty(&one(&nothing.beside_bcthw)), "{folder}: what is left out is still shown");

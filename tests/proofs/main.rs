@@ -7,6 +7,8 @@ mod adapter_files;
 mod adapter_kinds;
 mod adapter_reading;
 mod adapter_tools;
+mod animate;
+mod animate_training;
 mod arena;
 mod base;
 mod bench;

@@ -240,7 +240,7 @@ fn networks_with_parts_that_are_not_here_are_refused_by_name() {
     let one = Tensor::new(&[1f32], &Device::Cpu).unwrap();
     for (tensor, kind) in [
         ("casual_audio_encoder.encoder.final_linear.weight", "S2V"),
-        ("face_adapter.fuser_blocks.0.k_norm.weight", "Animate"),
+        ("music_injector.injector.0.q.weight", "WanToDance"),
     ] {
         let plain = fixture("dit/t2v/weights_official.safetensors");
         repack(&plain, &path, DType::F32, "", &[(tensor, &one)]);

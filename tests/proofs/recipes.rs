@@ -119,7 +119,9 @@ fn a_recipe_with_every_key_is_read_and_one_with_another_is_refused() {
     for section in sections.as_object_mut().unwrap().values_mut() {
         section.as_object_mut().unwrap().retain(|_, value| !value.is_null());
     }
-    sections["train"]["timesteps"].as_object_mut().unwrap().retain(|_, value| !value.is_null());
+    for inner in ["timesteps", "drop"] {
+        sections["train"][inner].as_object_mut().unwrap().retain(|_, value| !value.is_null());
+    }
     let text = |value: &Value| toml::to_string(value).unwrap();
     std::fs::write(&path, text(&sections)).unwrap();
     Recipe::read(&path).unwrap();
@@ -216,7 +218,9 @@ fn forecast(name: &str, recipe: &Recipe, host: u64) -> Forecast {
     let shape = |&[width, height]: &[u32; 2]| {
         let fits = |side: u32| side.is_multiple_of(defaults.multiple());
         assert!(fits(width) && fits(height) && frames % 4 == 1, "{name}: {width}x{height}, {frames} frames");
-        defaults.latents(frames, height, width)
+        let (frames, height, width) = defaults.latents(frames, height, width);
+        // Animate always has a reference picture.
+        (frames + dit.control.frames_of_references(0), height, width)
     };
     let latents = recipe.data.sizes.iter().map(shape).max_by_key(|(t, h, w)| t * h * w).unwrap();
     let task = Task {

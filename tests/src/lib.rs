@@ -15,6 +15,7 @@ use std::sync::OnceLock;
 
 use kernels::random::Key;
 use kernels::{DType, Device, Tensor};
+use models::dit::animate::{FACES, MotionEncoder, POSE};
 use models::dit::control::{CAMERA, CONTEXT, REFERENCE};
 use models::dit::{Base, Boundary, Context, Dit, DitConfig, NetworkInput, Role, Streams};
 use models::weights::Weights;
@@ -166,9 +167,23 @@ pub fn golden_input(io: &HashMap<String, Tensor>) -> NetworkInput {
         ("ref_latent", REFERENCE),
         ("camera", CAMERA),
         ("vace_context", CONTEXT),
+        ("pose_latents", POSE),
+        ("motion_vec", FACES),
     ];
     let more = more.into_iter().filter_map(|(name, role)| Some((role, io.get(name)?.clone())));
     more.fold(NetworkInput::new(x, timestep, text), |input, (role, tensor)| input.with(role, tensor))
+}
+
+/// The tensors of a model's golden inputs and outputs; those of faces are also there as the motion that the network reads.
+pub fn golden_io(folder: &str) -> HashMap<String, Tensor> {
+    let mut io = fixture_tensors(&format!("{folder}/io.safetensors"));
+    if let Some(faces) = io.get("face_pixel_values") {
+        let (config, weights) = weights_in(folder, "official");
+        let sizes = &config.control.animate.unwrap().motion;
+        let encoder = MotionEncoder::load(&weights, sizes, &device()).unwrap();
+        io.insert("motion_vec".into(), encoder.forward(faces).unwrap());
+    }
+    io
 }
 
 /// The streams at the first layer of `dit`, and the context of its layers.

@@ -6,6 +6,7 @@ use kernels::low_rank::Factors;
 use kernels::random::Key;
 use kernels::{Device, Tensor};
 use models::adapter::{Adapter, Adapters};
+use models::dit::animate::{Animate, MotionSizes};
 use models::dit::{Base, BlockPlan, CameraSizes, Control, DitConfig, Dropout, ImageBranch, Plans, SideChain};
 use models::published::Kind;
 use models::weights::{TensorSpec, Weights};
@@ -59,8 +60,21 @@ pub fn each_kind(layers: usize) -> Vec<DitConfig> {
             control: Control { side_chain: SideChain::new(96, 2, layers, None).ok(), ..Control::default() },
             ..text.clone()
         },
+        DitConfig {
+            kind: Kind::Animate,
+            in_channels: 36,
+            image: image(None),
+            control: Control { animate: Some(animate()), ..Control::default() },
+            ..text.clone()
+        },
         text,
     ]
+}
+
+/// Parts of Animate with one face block, for pictures of faces of 16 pixels.
+pub fn animate() -> Animate {
+    let motion = MotionSizes { channels: vec![6, 8, 8], style: 16, directions: 5, width: 12 };
+    Animate { motion, face_width: 16, face_blocks: 1 }
 }
 
 /// Random weights for `config`: matrices that preserve the scale of activations, norms around 1, and biases and

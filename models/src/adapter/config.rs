@@ -37,8 +37,9 @@ pub struct LoraConfig {
     /// The same for the adapter of the expert for low noise alone. Default: none.
     pub init_from_low: Option<PathBuf>,
     /// Official module names inside a block, `*` and `?` as wildcards; of a model with a side chain (VACE), inside its blocks.
-    /// Default: q, k, v, o of both attentions and both layers of the feed-forward. A name with `blocks.` or `vace_blocks.` in
-    /// front is matched whole (`blocks.1?.ffn.*`).
+    /// Default: q, k, v, o of both attentions and both layers of the feed-forward. A name with `blocks.`, `vace_blocks.` or
+    /// `face_adapter.fuser_blocks.` (Animate) in front is matched whole (`blocks.1?.ffn.*`), and face blocks are matched by
+    /// such a name alone.
     pub targets: Vec<String>,
 }
 
@@ -145,12 +146,17 @@ impl LoraConfig {
         let in_side_chain = |module: &str| {
             crate::names::split_layer(module).is_some_and(|(layer, _)| layer.chain() == LayerId::SIDE_BLOCKS)
         };
+        // Parts between the blocks are only meant by their whole names.
+        let in_main = |module: &str| {
+            crate::names::split_layer(module).is_some_and(|(layer, _)| layer.chain() == LayerId::BLOCKS)
+        };
         let has_side_chain = modules.iter().any(|(module, ..)| in_side_chain(module));
         let hit = |pattern: &str, module: &str| {
             let local = crate::names::split_layer(module).map_or(module, |(_, local)| local);
             match names_chain(pattern) {
                 true => glob(pattern, module),
-                false => in_side_chain(module) == has_side_chain && glob(pattern, local),
+                false if has_side_chain => in_side_chain(module) && glob(pattern, local),
+                false => in_main(module) && glob(pattern, local),
             }
         };
         for pattern in &self.targets {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use kernels::Device;
 
+use super::animate::{FACES, FaceBlock, POSE, face_frames};
 use super::base::Base;
 use super::block::Block;
 use super::conditioning::{Conditioning, Raw};
@@ -94,8 +95,9 @@ impl Architecture for DitConfig {
     }
 
     fn layers(&self, n: usize) -> Vec<LayerId> {
-        let following = self.control.side_chain.as_ref().and_then(|chain| chain.following(n));
-        [LayerId::block(n)].into_iter().chain(following).collect()
+        let side = self.control.side_chain.as_ref().and_then(|chain| chain.following(n));
+        let face = self.control.animate.as_ref().and_then(|animate| animate.following(n));
+        [LayerId::block(n)].into_iter().chain(side).chain(face).collect()
     }
 
     fn outside_tensors(&self) -> Vec<TensorSpec> {
@@ -105,6 +107,7 @@ impl Architecture for DitConfig {
     fn layer_tensors(&self, id: LayerId) -> Vec<TensorSpec> {
         match id.chain() {
             LayerId::SIDE_BLOCKS => self.side_block_tensors(id),
+            LayerId::FACE_BLOCKS => self.face_block_tensors(id),
             _ => self.block_tensors(id),
         }
     }
@@ -121,6 +124,7 @@ impl Architecture for DitConfig {
             (LayerId::SIDE_BLOCKS, Some(chain)) => {
                 Ok(Box::new(SideBlock::load(weights, (self, chain), id, base, device)?))
             }
+            (LayerId::FACE_BLOCKS, _) => Ok(Box::new(FaceBlock::load(weights, self, id, base, device)?)),
             _ => Err(Error::Mismatch(format!("the model has no layer {id}"))),
         }
     }
@@ -141,13 +145,16 @@ impl Architecture for DitConfig {
 
     fn conditioning(&self, latents: (usize, usize, usize)) -> Conditioning<Raw, Vec<usize>> {
         let (frames, height, width) = latents;
-        let Control { reference, camera, side_chain } = &self.control;
+        let Control { reference, camera, side_chain, animate } = &self.control;
+        let poses = || vec![self.out_channels, frames.saturating_sub(1), height, width];
         let rays =
             |sizes: &CameraSizes| vec![CAMERA_CHANNELS, frames, height * sizes.stride, width * sizes.stride];
         self.conditioning_shapes()
             .map(|shape| shape.to_vec())
             .with_optional(REFERENCE, reference.map(|channels| vec![channels, height, width]))
             .with_optional(CAMERA, camera.as_ref().map(rays))
+            .with_optional(POSE, animate.as_ref().map(|_| poses()))
+            .with_optional(FACES, animate.as_ref().map(|own| vec![face_frames(frames), own.motion.width]))
             .with_optional(
                 CONTEXT,
                 side_chain.as_ref().map(|chain| vec![chain.channels, frames, height, width]),

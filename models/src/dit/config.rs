@@ -194,7 +194,7 @@ fn unknown(facts: Facts, model_type: Option<&str>) -> Error {
     Error::Mismatch(format!(
         "this DiT ({}) takes {channels_in} channels and predicts {channels_out}: text-to-video models take as many as they \
          predict, image-to-video models {MASK_CHANNELS} and the picture's besides, Fun's control models 48 or 52; others \
-         (Animate, S2V) are not supported",
+         (S2V) are not supported",
         model_type.unwrap_or("no model_type"),
     ))
 }

@@ -1,8 +1,10 @@
-//! The parts of control models besides those of the plain DiT: a reference picture's tokens, a camera adapter, a side chain.
+//! The parts of control models besides those of the plain DiT: a reference picture's tokens, a camera adapter, a side chain,
+//! Animate's poses and faces.
 //!
 //! Sources: aigc-apps/VideoX-Fun videox_fun/models/wan_transformer3d.py (`ref_conv`, `control_adapter`); Wan-Video/Wan2.1
 //! wan/modules/vace_model.py.
 
+use super::animate::Animate;
 use super::config::PATCH;
 use super::layer_id::LayerId;
 use super::role::Role;
@@ -27,6 +29,8 @@ pub struct Control {
     pub camera: Option<CameraSizes>,
     /// VACE's side chain.
     pub side_chain: Option<SideChain>,
+    /// Animate's pose patches, motion encoder and face blocks.
+    pub animate: Option<Animate>,
 }
 
 /// The sizes of a camera adapter.
@@ -79,11 +83,22 @@ impl Control {
         let blocks = (0..).take_while(|n| shape_of(&format!("{}.modulation", LayerId::side(*n))).is_some());
         let side_chain = channels("vace_patch_embedding.weight")
             .map(|channels| SideChain::new(channels, blocks.count(), layers, after));
+        let animate = Animate::read(&shape_of, layers)?;
         Ok(Self {
+            animate,
             reference: channels("ref_conv.weight"),
             camera: camera.transpose()?,
             side_chain: side_chain.transpose()?,
         })
+    }
+
+    /// Latent frames before those of the clip, of a clip with `count` reference pictures: VACE has one for each, Animate one.
+    pub fn frames_of_references(&self, count: usize) -> usize {
+        match (&self.side_chain, &self.animate) {
+            (Some(_), _) => count,
+            (None, Some(_)) => 1,
+            (None, None) => 0,
+        }
     }
 
     /// Blocks of the side chain.

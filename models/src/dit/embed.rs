@@ -5,6 +5,7 @@ use std::fmt;
 use kernels::weight::Weight;
 use kernels::{DType, Device, Tensor};
 
+use super::animate::{FACES, FaceEncoder, POSE, face_frames};
 use super::base::Base;
 use super::camera::CameraAdapter;
 use super::conditioning::{Conditioning, Embedded, Raw};
@@ -48,6 +49,8 @@ pub struct Embedder {
     camera: Option<CameraAdapter>,
     /// The patches of the side chain's context, and what they go through before the first side block.
     side: Option<[(Weight, Tensor); 2]>,
+    /// The patches of Animate's pose clip, and its face encoder.
+    animate: Option<((Weight, Tensor), FaceEncoder)>,
 }
 
 /// The embedding of CLIP's states: norm, linear, GELU (the exact one), linear, norm; preceded by learned positions in models
@@ -79,6 +82,10 @@ impl Embedder {
             camera: config.control.camera.map(|sizes| CameraAdapter::load(&read, sizes)).transpose()?,
             side: match config.control.side_chain {
                 Some(_) => Some([read.dense("vace_patch_embedding")?, read.before_side_chain()?]),
+                None => None,
+            },
+            animate: match config.control.animate {
+                Some(_) => Some((read.dense("pose_patch_embedding")?, FaceEncoder::load(&read)?)),
                 None => None,
             },
         })
@@ -114,6 +121,15 @@ impl Embedder {
             self.check_shape(REFERENCE, &latents, self.config.control.reference, (1, grid.1, grid.2))?;
             let tokens = through(&patches(&latents.to_device(device)?)?, reference)?;
             main = Tensor::cat(&[tokens.to_dtype(self.stream)?, main], 1)?;
+        }
+        if let Some((patch, _)) = &self.animate {
+            let poses = cond.require(POSE)?;
+            let channels = Some(self.config.out_channels);
+            self.check_shape(POSE, poses, channels, (grid.0.saturating_sub(1), grid.1, grid.2))?;
+            let added = through(&patches(&poses.to_device(device)?)?, patch)?.to_dtype(self.stream)?;
+            // The reference picture's frame has no pose.
+            let of_reference = main.dim(1)? - added.dim(1)?;
+            main = (main + added.pad_with_zeros(1, of_reference, 0)?)?;
         }
         let Some([patch, before]) = &self.side else { return Ok(Streams::new(main)) };
         let context = cond.require(CONTEXT)?;
@@ -163,6 +179,8 @@ impl Embedder {
             self.reference.as_ref().map(|_| REFERENCE),
             self.camera.as_ref().map(|_| CAMERA),
             self.side.as_ref().map(|_| CONTEXT),
+            self.animate.as_ref().map(|_| POSE),
+            self.animate.as_ref().map(|_| FACES),
         ];
         raw.check_known(&known.into_iter().flatten().collect::<Vec<_>>())?;
         let (time_bgd, time_bg6d) = self.time(raw.require(Role::TIMESTEP)?, grid)?;
@@ -172,7 +190,30 @@ impl Embedder {
             .with(Role::TIME, time_bgd)
             .with(Role::MODULATION, time_bg6d)
             .with(Role::TEXT, text_bsd)
-            .with_optional(Role::PICTURE, picture.transpose()?))
+            .with_optional(Role::PICTURE, picture.transpose()?)
+            .with_optional(FACES, self.faces(raw, grid)?))
+    }
+
+    /// The face tokens [b, t, 5, d] of the motion vectors in `raw`, of a model that reads faces.
+    fn faces(
+        &self,
+        raw: &Conditioning<Raw>,
+        (frames, _, _): (usize, usize, usize),
+    ) -> Result<Option<Tensor>> {
+        let (Some((_, encoder)), Some(sizes)) = (&self.animate, &self.config.control.animate) else {
+            return Ok(None);
+        };
+        let vectors = raw.require(FACES)?;
+        let expected = (face_frames(frames), sizes.motion.width);
+        let (_, count, width) = vectors.dims3()?;
+        if (count, width) != expected {
+            return Err(Error::Mismatch(format!(
+                "{} has {count} frames of width {width}: {expected:?} are expected for {frames} latent frames, the first of \
+                 which is the reference picture",
+                FACES.what()
+            )));
+        }
+        Ok(Some(encoder.forward(vectors)?))
     }
 
     /// The time embedding [b, g, d] f32 and its projection [b, g, 6, d] f32 of timesteps `[b]` or `[b, tokens]`.
@@ -222,12 +263,16 @@ impl Embed for Embedder {
     }
 
     fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
-        let Self { patch, text, time, time_projection, picture, reference, camera, side, .. } = self;
+        let Self { patch, text, time, time_projection, picture, reference, camera, side, animate, .. } = self;
         let linears = [patch, time_projection].into_iter().chain(text).chain(time);
         let of_control = reference.iter_mut().chain(side.iter_mut().flatten());
         let of_picture = picture.iter_mut().flat_map(PictureEmbedding::tensors_mut);
         let of_camera = camera.iter_mut().flat_map(CameraAdapter::tensors_mut);
-        linears.chain(of_control).flat_map(of_linear).chain(of_picture).chain(of_camera).collect()
+        let (poses, faces): (Option<_>, Option<_>) =
+            animate.as_mut().map(|(poses, faces)| (poses, faces)).unzip();
+        let linears = linears.chain(of_control).chain(poses).flat_map(of_linear);
+        let of_faces = faces.into_iter().flat_map(FaceEncoder::tensors_mut);
+        linears.chain(of_picture).chain(of_camera).chain(of_faces).collect()
     }
 
     fn share(&self) -> Box<dyn Embed> {

@@ -19,6 +19,9 @@ impl LayerId {
     /// The chain of VACE's side blocks.
     pub const SIDE_BLOCKS: &'static str = "vace_blocks";
 
+    /// The chain of Animate's face blocks.
+    pub const FACE_BLOCKS: &'static str = "face_adapter.fuser_blocks";
+
     /// Layer `index` of `chain`, the prefix of its tensors' names before the number (`vace_blocks`).
     pub const fn new(chain: &'static str, index: usize) -> Self {
         Self { chain, index }
@@ -32,6 +35,11 @@ impl LayerId {
     /// Side block `index`.
     pub const fn side(index: usize) -> Self {
         Self::new(Self::SIDE_BLOCKS, index)
+    }
+
+    /// Face block `index`.
+    pub const fn face(index: usize) -> Self {
+        Self::new(Self::FACE_BLOCKS, index)
     }
 
     /// The prefix of its tensors' names before the number.

@@ -3,12 +3,14 @@
 //! A [`Dit`] is the whole model or the part of it on one device. There is no autograd: the backward goes through the layers
 //! in reverse and recomputes what was not kept. An [`Architecture`] defines the layers.
 
+pub mod animate;
 pub mod architecture;
 pub mod attention;
 pub mod base;
 pub mod block;
 mod bytes;
 mod camera;
+mod causal;
 pub mod conditioning;
 pub mod config;
 pub mod control;
@@ -37,6 +39,7 @@ use std::sync::Arc;
 
 use kernels::{Device, Tensor};
 
+pub use animate::Animate;
 pub use architecture::Architecture;
 pub use base::Base;
 pub use block::Block;

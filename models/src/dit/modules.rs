@@ -3,6 +3,8 @@
 //! Listing, checking, loading, sizing and renaming all read these tables. Source: the key names of Wan-Video/Wan2.1
 //! `wan/modules/model.py` and of diffusers `transformer_wan.py` with its checkpoint converter.
 
+use super::animate::FACE_HEADS;
+use super::causal::TAPS;
 use super::config::{DitConfig, PATCH};
 use super::control::CameraSizes;
 use super::layer_id::LayerId;
@@ -30,12 +32,16 @@ enum Shape {
     Patches(Width),
     /// `weight` [d, channels, side, side] and `bias` `[d]`.
     Kernel(Width, usize),
+    /// `weight` [out, in, taps] and `bias` `[out]` of a convolution over frames.
+    Frames(Width, Width),
     /// `weight` `[width]`.
     Gain(Width),
     /// `weight` and `bias` `[width]`.
     Norm(Width),
     /// The module is a tensor itself: [1, rows, width].
     Rows(Rows, Width),
+    /// The module is a tensor itself: [1, 1, 1, width].
+    Token(Width),
 }
 
 /// A width of the model.
@@ -59,6 +65,17 @@ enum Width {
     Camera,
     /// The channels that the side chain reads.
     Hints,
+    /// The channels of latents.
+    Latents,
+    /// Twice the model's: keys and values.
+    KeysAndValues,
+    /// One head's.
+    Head,
+    /// A motion vector's.
+    Motion,
+    /// The face encoder's, of one head and of all four.
+    Face,
+    FaceHeads,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -77,22 +94,47 @@ enum When {
     Reference,
     Camera,
     SideChain,
+    Animate,
 }
 
 /// The layers of a chain, and the modules that each has.
 #[derive(Debug, Clone, Copy)]
 pub struct Chain {
-    /// The prefix of the names of their tensors, before the number, in the official layout and in diffusers.
+    /// The prefix of the names of their tensors, before the number, in the official layout.
     pub name: &'static str,
-    /// The modules of a layer besides those of a transformer block.
-    own: &'static [Module],
+    /// The same in diffusers.
+    pub diffusers: &'static str,
+    /// The modules of a transformer block, where it has one, and those of its own.
+    modules: [&'static [Module]; 2],
 }
 
 /// Every chain of layers in the names of files.
 pub const CHAINS: &[Chain] = &[
-    Chain { name: LayerId::BLOCKS, own: &[] },
-    Chain { name: LayerId::SIDE_BLOCKS, own: &[BEFORE_HINTS, AFTER_HINTS] },
+    Chain { name: LayerId::BLOCKS, diffusers: LayerId::BLOCKS, modules: [BLOCK, &[]] },
+    Chain {
+        name: LayerId::SIDE_BLOCKS,
+        diffusers: LayerId::SIDE_BLOCKS,
+        modules: [BLOCK, &[BEFORE_HINTS, AFTER_HINTS]],
+    },
+    Chain { name: LayerId::FACE_BLOCKS, diffusers: "face_adapter", modules: [&[], FACE_BLOCK] },
 ];
+
+/// The modules of a face block (Animate). In diffusers keys and values are two modules: see [`JOINED`].
+const FACE_BLOCK: &[Module] = &[
+    matrix("linear1_q", "to_q", Width::Model, Width::Model),
+    module(
+        "linear1_kv",
+        "linear1_kv",
+        Shape::Linear(Width::KeysAndValues, Width::Model),
+        TensorClass::ConditionMatrix,
+    ),
+    matrix("linear2", "to_out", Width::Model, Width::Model),
+    full("q_norm", "norm_q", Shape::Gain(Width::Head)),
+    full("k_norm", "norm_k", Shape::Gain(Width::Head)),
+];
+
+/// An official module whose rows diffusers has as two modules: (its name in a face block, theirs).
+pub const JOINED: (&str, [&str; 2]) = ("linear1_kv", ["to_k", "to_v"]);
 
 /// What the side chain begins with; the official name is that of its first block, which has it alone.
 pub(super) const BEFORE_HINTS: Module =
@@ -105,7 +147,7 @@ const AFTER_HINTS: Module =
 impl Chain {
     /// The modules of a layer.
     pub fn modules(&self) -> impl Iterator<Item = &'static Module> + use<> {
-        BLOCK.iter().chain(self.own)
+        self.modules.into_iter().flatten()
     }
 }
 
@@ -187,6 +229,19 @@ pub const OUTSIDE: &[Module] = &[
     same("control_adapter.residual_blocks.0.conv1", Shape::Kernel(Width::Model, 3), When::Camera),
     same("control_adapter.residual_blocks.0.conv2", Shape::Kernel(Width::Model, 3), When::Camera),
     same("vace_patch_embedding", Shape::Patches(Width::Hints), When::SideChain),
+    same("pose_patch_embedding", Shape::Patches(Width::Latents), When::Animate),
+    compute(
+        "face_encoder.conv1_local.conv",
+        "face_encoder.conv1_local",
+        Shape::Frames(Width::FaceHeads, Width::Motion),
+    )
+    .when(When::Animate),
+    compute("face_encoder.conv2.conv", "face_encoder.conv2", Shape::Frames(Width::Face, Width::Face))
+        .when(When::Animate),
+    compute("face_encoder.conv3.conv", "face_encoder.conv3", Shape::Frames(Width::Face, Width::Face))
+        .when(When::Animate),
+    same("face_encoder.out_proj", Shape::Linear(Width::Model, Width::Face), When::Animate),
+    same("face_encoder.padding_tokens", Shape::Token(Width::Model), When::Animate),
 ];
 
 const fn module(official: &'static str, diffusers: &'static str, shape: Shape, class: TensorClass) -> Module {
@@ -235,6 +290,12 @@ impl Width {
             Self::Reference => config.control.reference.unwrap_or(0),
             Self::Camera => config.control.camera.map_or(0, CameraSizes::width),
             Self::Hints => config.control.side_chain.as_ref().map_or(0, |chain| chain.channels),
+            Self::Latents => config.out_channels,
+            Self::KeysAndValues => 2 * config.dim,
+            Self::Head => config.head_size(),
+            Self::Motion => config.control.animate.as_ref().map_or(0, |animate| animate.motion.width),
+            Self::Face => config.control.animate.as_ref().map_or(0, |animate| animate.face_width),
+            Self::FaceHeads => FACE_HEADS * Self::Face.of(config),
         }
     }
 }
@@ -254,6 +315,7 @@ impl Module {
             When::Reference => config.control.reference.is_some(),
             When::Camera => config.control.camera.is_some(),
             When::SideChain => config.control.side_chain.is_some(),
+            When::Animate => config.control.animate.is_some(),
         };
         if !is_there {
             return Vec::new();
@@ -278,6 +340,10 @@ impl Module {
                 let kernel = vec![config.dim, channels.of(config), side, side];
                 vec![spec(".weight", kernel, self.class), spec(".bias", vec![config.dim], beside)]
             }
+            Shape::Frames(out, input) => {
+                let kernel = vec![out.of(config), input.of(config), TAPS];
+                vec![spec(".weight", kernel, self.class), spec(".bias", vec![out.of(config)], beside)]
+            }
             Shape::Gain(width) => vec![spec(".weight", vec![width.of(config)], self.class)],
             Shape::Norm(width) => {
                 [".weight", ".bias"].map(|end| spec(end, vec![width.of(config)], self.class)).to_vec()
@@ -289,6 +355,7 @@ impl Module {
                 };
                 vec![spec("", vec![1, rows, width.of(config)], self.class)]
             }
+            Shape::Token(width) => vec![spec("", vec![1, 1, 1, width.of(config)], self.class)],
         }
     }
 }
@@ -299,7 +366,14 @@ impl DitConfig {
     pub fn outside_tensors(&self) -> Vec<TensorSpec> {
         let first = format!("{}.", LayerId::side(0));
         let before = BEFORE_HINTS.tensors(self, &first);
-        OUTSIDE.iter().flat_map(|module| module.tensors(self, "")).chain(before).collect()
+        let motion = self.control.animate.iter().flat_map(|animate| animate.motion.tensors());
+        OUTSIDE.iter().flat_map(|module| module.tensors(self, "")).chain(before).chain(motion).collect()
+    }
+
+    /// The tensors of the face block in the layer `id`.
+    pub fn face_block_tensors(&self, id: LayerId) -> Vec<TensorSpec> {
+        let prefix = format!("{id}.");
+        FACE_BLOCK.iter().flat_map(|module| module.tensors(self, &prefix)).collect()
     }
 
     /// The tensors of the side block in the layer `id`.

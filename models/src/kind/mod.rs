@@ -35,6 +35,9 @@ pub enum Kind {
     FunCameraExpert,
     /// A side chain of blocks over a control clip, its mask and reference pictures: VACE.
     Vace,
+    /// A reference picture as the first latent frame, a pose clip, a face clip, and CLIP's states of the reference: Animate of
+    /// Wan 2.2.
+    Animate,
 }
 
 /// The properties of a [`Kind`].
@@ -56,6 +59,8 @@ pub struct KindFacts {
     pub camera: bool,
     /// Whether it has a side chain of blocks that reads a control clip.
     pub side_chain: bool,
+    /// Whether it reads a pose clip and the motion of a face.
+    pub faces: bool,
     /// The VAE whose latents it works on.
     pub vae: Generation,
     /// Settings of one network for all noise levels, or of an expert without the other.
@@ -105,6 +110,8 @@ pub struct Facts {
     pub camera: bool,
     /// Whether it has a side chain of blocks (VACE).
     pub side_chain: bool,
+    /// Whether it has pose patches and face blocks (Animate).
+    pub faces: bool,
     /// Whether it takes a reference picture as tokens in front (`ref_conv`).
     pub reference: bool,
 }
@@ -120,7 +127,7 @@ impl Kind {
         let row = table::KINDS.iter().find(|row| {
             (row.channels_in, row.channels_out) == (facts.channels_in, facts.channels_out)
                 && row.clip_pictures == facts.clip_pictures
-                && (row.camera, row.side_chain) == (facts.camera, facts.side_chain)
+                && (row.camera, row.side_chain, row.faces) == (facts.camera, facts.side_chain, facts.faces)
                 && (!facts.reference || row.beside.contains(&Beside::Control))
         });
         row.map(|row| row.kind)
@@ -148,6 +155,7 @@ impl Facts {
             clip_pictures: branch * if shape_of("img_emb.emb_pos").is_some() { 2 } else { 1 },
             camera: shape_of("control_adapter.conv.weight").is_some(),
             side_chain: shape_of("vace_patch_embedding.weight").is_some(),
+            faces: shape_of("pose_patch_embedding.weight").is_some(),
             reference: shape_of("ref_conv.weight").is_some(),
         }
     }

@@ -40,11 +40,22 @@ const FUN_EXPERTS: Defaults = Defaults { shift: 5.0, boundary: 0.9, ..FUN };
 /// Those of VACE.
 const VACE: Defaults = Defaults { shift: 16.0, ..WAN };
 
+/// Those of Wan 2.2 Animate.
+const ANIMATE: Defaults = Defaults {
+    fps: 30.0,
+    frames: 77,
+    size: [1280, 720],
+    steps: 20,
+    guidance: 1.0,
+    guidance_high: 1.0,
+    ..WAN
+};
+
 /// The channels after the noisy ones of image-to-video models.
 const IMAGE: &[Beside] = &[Beside::Mask, Beside::Given];
 
 /// A row for each [`Kind`], in its order.
-pub(super) const KINDS: [KindFacts; 10] = [
+pub(super) const KINDS: [KindFacts; 11] = [
     KindFacts {
         kind: Kind::Text,
         channels_in: 16,
@@ -54,6 +65,7 @@ pub(super) const KINDS: [KindFacts; 10] = [
         beside: &[],
         camera: false,
         side_chain: false,
+        faces: false,
         vae: Generation::Wan21,
         whole: WAN,
         pair: T2V_EXPERTS,
@@ -67,6 +79,7 @@ pub(super) const KINDS: [KindFacts; 10] = [
         beside: IMAGE,
         camera: false,
         side_chain: false,
+        faces: false,
         vae: Generation::Wan21,
         whole: I2V,
         pair: I2V_EXPERTS,
@@ -80,6 +93,7 @@ pub(super) const KINDS: [KindFacts; 10] = [
         beside: IMAGE,
         camera: false,
         side_chain: false,
+        faces: false,
         vae: Generation::Wan21,
         whole: I2V,
         pair: I2V_EXPERTS,
@@ -93,6 +107,7 @@ pub(super) const KINDS: [KindFacts; 10] = [
         beside: IMAGE,
         camera: false,
         side_chain: false,
+        faces: false,
         vae: Generation::Wan21,
         // An expert of Wan 2.2, with or without the other.
         whole: I2V_EXPERTS,
@@ -107,6 +122,7 @@ pub(super) const KINDS: [KindFacts; 10] = [
         beside: &[],
         camera: false,
         side_chain: false,
+        faces: false,
         vae: Generation::Wan22,
         whole: TI2V,
         pair: TI2V,
@@ -120,6 +136,7 @@ pub(super) const KINDS: [KindFacts; 10] = [
         beside: &[Beside::Control, Beside::Start],
         camera: false,
         side_chain: false,
+        faces: false,
         vae: Generation::Wan21,
         whole: FUN,
         pair: FUN_EXPERTS,
@@ -133,6 +150,7 @@ pub(super) const KINDS: [KindFacts; 10] = [
         beside: &[Beside::Control, Beside::Mask, Beside::Given],
         camera: false,
         side_chain: false,
+        faces: false,
         vae: Generation::Wan21,
         whole: FUN_EXPERTS,
         pair: FUN_EXPERTS,
@@ -146,6 +164,7 @@ pub(super) const KINDS: [KindFacts; 10] = [
         beside: &[Beside::Start],
         camera: true,
         side_chain: false,
+        faces: false,
         vae: Generation::Wan21,
         whole: FUN,
         pair: FUN_EXPERTS,
@@ -159,6 +178,7 @@ pub(super) const KINDS: [KindFacts; 10] = [
         beside: IMAGE,
         camera: true,
         side_chain: false,
+        faces: false,
         vae: Generation::Wan21,
         whole: FUN_EXPERTS,
         pair: FUN_EXPERTS,
@@ -172,9 +192,24 @@ pub(super) const KINDS: [KindFacts; 10] = [
         beside: &[],
         camera: false,
         side_chain: true,
+        faces: false,
         vae: Generation::Wan21,
         whole: VACE,
         pair: VACE,
+    },
+    KindFacts {
+        kind: Kind::Animate,
+        channels_in: 36,
+        channels_out: 16,
+        clip_pictures: 1,
+        pictures: Pictures::Condition,
+        beside: IMAGE,
+        camera: false,
+        side_chain: false,
+        faces: true,
+        vae: Generation::Wan21,
+        whole: ANIMATE,
+        pair: ANIMATE,
     },
 ];
 

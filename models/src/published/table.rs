@@ -11,7 +11,7 @@ const SIZE_5B: [usize; 4] = [3072, 14336, 24, 30];
 pub(super) const SIZE_14B: [usize; 4] = [5120, 13824, 40, 40];
 
 /// The models that can be trained.
-pub(super) const MODELS: [Published; 19] = [
+pub(super) const MODELS: [Published; 20] = [
     Published {
         key: "t2v-1.3b",
         title: "Wan 2.1 T2V-1.3B",
@@ -202,6 +202,16 @@ pub(super) const MODELS: [Published; 19] = [
         bytes_a_number: 2,
         reference: false,
     },
+    Published {
+        key: "animate-14b",
+        title: "Wan 2.2 Animate-14B",
+        kind: Kind::Animate,
+        networks: Networks::Whole,
+        size: SIZE_14B,
+        repositories: &["Wan-AI/Wan2.2-Animate-14B"],
+        bytes_a_number: 2,
+        reference: false,
+    },
 ];
 
 /// Unsupported Wan variants, recognised by part of a tensor's name or by channels in and out.
@@ -211,7 +221,17 @@ pub(super) const REFUSED: [Refused; 4] = [
         marks: &["casual_audio_encoder.", "audio_injector."],
         channels: &[],
     },
-    Refused { title: "Wan 2.2 Animate-14B", marks: &["face_adapter.", "motion_encoder."], channels: &[] },
+    Refused {
+        title: "WanToDance/Wan-Dancer (music to dance)",
+        marks: &[
+            "music_projection.",
+            "music_encoder.",
+            "music_injector.",
+            "img_emb_refimage.",
+            "head_global.",
+        ],
+        channels: &[],
+    },
     Refused { title: "a Wan model that listens to audio", marks: &["audio_proj."], channels: &[] },
     Refused { title: "a Wan Fun model of 5B", marks: &[], channels: &[(100, 48), (148, 48)] },
 ];

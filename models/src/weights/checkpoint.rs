@@ -26,6 +26,15 @@ pub struct Checkpoint {
     entries: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
     stored_scales: StoredScales,
+    /// Tensors whose rows the files have as several tensors.
+    joined: BTreeMap<String, Joined>,
+}
+
+/// A tensor whose rows are those of several, in their order.
+#[derive(Debug)]
+struct Joined {
+    parts: Vec<String>,
+    shape: Vec<usize>,
 }
 
 /// A quantised weight as a file stores it.
@@ -75,7 +84,27 @@ impl Checkpoint {
     ) -> Result<Self> {
         let bytes = |name: &str| read::bytes(&files[entries[name].file], &entries[name]);
         let stored_scales = StoredScales::find(&entries, &metadata, bytes)?;
-        Ok(Self { path: path.to_owned(), files, entries, metadata, stored_scales })
+        let joined = BTreeMap::new();
+        Ok(Self { path: path.to_owned(), files, entries, metadata, stored_scales, joined })
+    }
+
+    /// Adds the tensor `name`, whose rows are those of `parts` in their order; nothing where a part is missing.
+    ///
+    /// # Errors
+    /// Parts whose rows are of different shapes.
+    pub fn joining(mut self, name: String, parts: &[String]) -> Result<Self> {
+        let shapes: Option<Vec<&[usize]>> = parts.iter().map(|part| self.shape(part)).collect();
+        let Some(shapes) = shapes.filter(|shapes| shapes.iter().all(|shape| !shape.is_empty())) else {
+            return Ok(self);
+        };
+        let rows = shapes.iter().map(|shape| shape[0]).sum();
+        if shapes.windows(2).any(|pair| pair[0][1..] != pair[1][1..]) {
+            let why = format!("{} have rows of different shapes", parts.join(" and "));
+            return Err(WeightsError::file(&self.path, why));
+        }
+        let shape = shapes.first().map_or_else(Vec::new, |first| [&[rows], &first[1..]].concat());
+        self.joined.insert(name, Joined { parts: parts.to_vec(), shape });
+        Ok(self)
     }
 
     /// Opens several safetensors files as one checkpoint found at `path`.
@@ -144,11 +173,13 @@ impl Checkpoint {
 
     /// The shape of a tensor.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.entries.get(name).map(|e| e.shape.as_slice())
+        let joined = self.joined.get(name).map(|joined| joined.shape.as_slice());
+        joined.or_else(|| self.entries.get(name).map(|e| e.shape.as_slice()))
     }
 
     /// The element type of a tensor in the file.
     pub fn dtype(&self, name: &str) -> Option<StoredDType> {
+        let name = self.joined.get(name).and_then(|joined| joined.parts.first()).map_or(name, String::as_str);
         self.entries.get(name).map(|e| e.dtype)
     }
 
@@ -169,6 +200,10 @@ impl Checkpoint {
     /// An unknown name, a value that is NaN or infinite (in the file or after conversion), a stored type that cannot
     /// become `dtype`, or a file that changed since it was opened.
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> crate::Result<Tensor> {
+        if let Some(joined) = self.joined.get(name) {
+            let parts = joined.parts.iter().map(|part| self.tensor(part, dtype, device));
+            return Ok(Tensor::cat(&parts.collect::<crate::Result<Vec<_>>>()?, 0)?);
+        }
         let entry = self.entry(name)?;
         let scales = self.scales(name, entry)?;
         read::tensor(&self.files[entry.file], name, entry, dtype, scales.as_ref(), device)
@@ -180,6 +215,17 @@ impl Checkpoint {
     /// # Errors
     /// Those of [`Self::tensor`].
     pub fn codes(&self, name: &str, device: &Device) -> crate::Result<Option<StoredCodes>> {
+        if let Some(joined) = self.joined.get(name) {
+            let parts = joined.parts.iter().map(|part| self.codes(part, device));
+            let parts: Option<Vec<_>> = parts.collect::<crate::Result<Option<Vec<_>>>>()?;
+            let Some(parts) = parts else { return Ok(None) };
+            let codes = parts.iter().map(|part| &part.codes).collect::<Vec<_>>();
+            let codes = Tensor::cat(&codes, 0)?;
+            return Ok(Some(StoredCodes {
+                codes,
+                scales: parts.into_iter().flat_map(|p| p.scales).collect(),
+            }));
+        }
         let entry = self.entry(name)?;
         let &[rows, columns] = entry.shape.as_slice() else { return Ok(None) };
         if entry.dtype != StoredDType::F8E4M3 || entry.strides.is_some() {
@@ -209,6 +255,11 @@ impl Checkpoint {
     /// Whether a tensor only describes how another one is stored.
     pub fn is_side(&self, name: &str) -> bool {
         self.stored_scales.side.contains(name)
+    }
+
+    /// Whether another tensor says what it is for: it describes how that one is stored, or is a part of its rows.
+    pub fn is_described(&self, name: &str) -> bool {
+        self.is_side(name) || self.joined.values().any(|joined| joined.parts.iter().any(|part| part == name))
     }
 
     /// How 8-bit weights are scaled, with the number of weights of each kind of scale; `None` for weights without a scale.

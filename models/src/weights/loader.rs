@@ -23,6 +23,16 @@ pub struct TensorSpec {
     pub shape: Vec<usize>,
     /// How it is stored.
     pub class: TensorClass,
+    /// How exactly a file must have the shape.
+    axes: Axes,
+}
+
+/// How exactly a file must have a shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Axes {
+    All,
+    /// Axes of length one count for nothing.
+    LongerThanOne,
 }
 
 /// How a frozen tensor is stored.
@@ -57,7 +67,21 @@ impl TensorClass {
 impl TensorSpec {
     /// A tensor named `name` of shape `shape`, in the dtype that the network computes in.
     pub fn new(name: impl Into<String>, shape: impl Into<Vec<usize>>) -> Self {
-        Self { name: name.into(), shape: shape.into(), class: TensorClass::Compute }
+        Self { name: name.into(), shape: shape.into(), class: TensorClass::Compute, axes: Axes::All }
+    }
+
+    /// The same, also of a file that has more or fewer axes of length one.
+    pub fn with_any_ones(self) -> Self {
+        Self { axes: Axes::LongerThanOne, ..self }
+    }
+
+    /// Whether a tensor of the shape `found` is it.
+    fn is_fit(&self, found: &[usize]) -> bool {
+        let long = |shape: &[usize]| shape.iter().copied().filter(|axis| *axis != 1).collect::<Vec<_>>();
+        match self.axes {
+            Axes::All => found == self.shape,
+            Axes::LongerThanOne => long(found) == long(&self.shape),
+        }
     }
 
     /// The linear layer that this is the matrix of, and that adapters may attach to: (official module name, out, in).
@@ -137,7 +161,7 @@ impl Weights {
             let name = to_file_name(&spec.name).unwrap_or_else(|| spec.name.clone());
             match checkpoint.shape(&name) {
                 None => report.missing.push(name.clone()),
-                Some(found) if found != spec.shape => {
+                Some(found) if !spec.is_fit(found) => {
                     report.misshapen.push((name.clone(), spec.shape.clone(), found.to_vec()));
                 }
                 Some(_) => {}
@@ -145,7 +169,7 @@ impl Weights {
             used.insert(name.clone());
             names.insert(spec.name.clone(), name);
         }
-        let is_left = |name: &&str| !used.contains(*name) && !ignored(name) && !checkpoint.is_side(name);
+        let is_left = |name: &&str| !used.contains(*name) && !ignored(name) && !checkpoint.is_described(name);
         let unexpected = checkpoint.names().filter(is_left);
         report.unexpected.extend(unexpected.map(str::to_owned));
         match report.is_empty() {

@@ -40,8 +40,8 @@ Examples:
 #[derive(Debug, Subcommand)]
 enum ProbePart {
     /// The network: `input` [b,c,t,h,w], `timestep` [b] or [b,l], `context` [b,512,text_dim], of models with an image branch
-    /// `clip_fea` [b,257,1280], of control models `ref_latent` [b,c,h,w], `camera` [b,24,t,8h,8w] or `vace_context` [b,96,t,h,w]
-    /// -> `output`.
+    /// `clip_fea` [b,257,1280], of control models `ref_latent` [b,c,h,w], `camera` [b,24,t,8h,8w], `vace_context` [b,96,t,h,w], or
+    /// `pose_latents` [b,c,t-1,h,w] with `face_pixel_values` [b,3,4(t-2)+1,512,512] in -1..1 -> `output`.
     Dit(DitProbe),
     /// The conditioning of control models from pixels in -1..1, masks and camera poses, with the VAE.
     ///
@@ -51,6 +51,10 @@ enum ProbePart {
     /// `y_control11_start`; `control_video`, `video` and a mask give `y_control22`; `ref_image` gives `ref_latent`; `poses` [f,19] with any
     /// of the clips for the size give `pluecker` and `camera`; the pictures that --reference names are put in
     /// front of `vace_context`. What ends a mask's or poses' name, as in `mask_first_frame`, ends the names of what is made of it.
+    ///
+    /// Of Animate, `pose_video` [1,3,f,h,w] gives `pose_latents` and, with the reference `ref` [1,3,1,h,w], `y_move_first`; `bg_video`
+    /// and `mask` (1 = character) give `y_replace_first`; `prev_frames` [1,3,k,h,w], the last of the clip before, give `y_move_next` and
+    /// `y_replace_next`.
     Condition(ConditionProbe),
     /// The VAE's encoder: `video` [b,3,t,h,w] in -1..1 -> `latents`, scaled.
     VaeEncode(VaeProbe),
@@ -69,8 +73,8 @@ enum ProbePart {
     /// A solver: its sigmas and timesteps as JSON; with --input it integrates v(x,s) = 0.5x + (0.2+s)sin(2x) - c.
     Solver(SolverProbe),
     /// Training steps: `x0`, `noise`, `sigmas` or `timesteps` (per step, sample or token), `context`, `init.*`, and where the
-    /// model takes them `cond` (or `y`), `clip_fea`, `ref_latent`, `camera`, `vace_context`, `loss_weight_mask` -> `losses`,
-    /// `grad_norms`, `grad0.*`, `final.*`.
+    /// model takes them `cond` (or `y`), `clip_fea`, `ref_latent`, `camera`, `vace_context`, `pose_latents`, `face_pixel_values`,
+    /// `loss_weight_mask` -> `losses`, `grad_norms`, `grad0.*`, `final.*`.
     Train(TrainingProbe),
 }
 
@@ -281,6 +285,7 @@ impl Probe {
                 if let Some(chain) = &mut config.control.side_chain {
                     chain.scale = probe.hint_scale;
                 }
+                let inputs = inputs.with_faces(&config, &weights)?;
                 let pipeline = probe.model.pipeline(&config, &weights, &Adapters::default())?;
                 finish(&probe.files.output, &probe::dit(&pipeline, &inputs)?, ui)
             }
@@ -325,6 +330,7 @@ impl Probe {
                     ui.note(&format!("{}: `{key}` is not used", probe.train_config.display()));
                 }
                 let (config, weights) = probe.model.open()?;
+                let inputs = inputs.with_faces(&config, &weights)?;
                 let adapters = probe::train::starting_adapters(&inputs, &config, &settings)?;
                 let mut pipeline = probe.model.pipeline(&config, &weights, &adapters)?;
                 finish(&probe.files.output, &probe::train::train(&mut pipeline, &inputs, &settings)?, ui)

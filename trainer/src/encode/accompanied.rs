@@ -11,6 +11,7 @@ use models::dit::{Conditioning, DitConfig, Pictures, Raw, Role};
 use models::published::Beside;
 use models::vae::Vae;
 
+use super::animated::{AnimateKeys, on_black};
 use super::conditions::camera::{self, Pose};
 use super::conditions::fun::FunLatents;
 use super::conditions::{latents, vace};
@@ -23,15 +24,17 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, Default)]
 pub(super) struct Accompanied {
     /// The latents of the control clip.
-    control: Option<Key>,
+    pub(super) control: Option<Key>,
     /// Of VACE: what is kept and what is generated, and the mask.
     edited: Option<Key>,
     /// The latents of the reference pictures.
-    references: Vec<Key>,
+    pub(super) references: Vec<Key>,
     /// CLIP's states of the reference picture.
     seen: Option<Key>,
     /// The camera's poses, one for each frame.
     poses: Vec<Pose>,
+    /// What Animate has besides.
+    pub(super) animate: AnimateKeys,
 }
 
 /// Which conditions of a sample are left out, so that the model still knows what to do without them.
@@ -45,6 +48,8 @@ pub struct LeftOut {
     pub reference: bool,
     /// CLIP's states.
     pub clip: bool,
+    /// The motion of faces.
+    pub faces: bool,
 }
 
 impl LatentStore {
@@ -62,7 +67,7 @@ impl LatentStore {
         let missing = |key: &Key| -> Result<bool> { Ok(self.missing(key)?.is_some()) };
         let (mut by_vae, mut by_clip) = (Vec::new(), Vec::new());
         for (index, own) in self.accompanied.iter().enumerate() {
-            let keys = own.references.iter().chain(&own.control).chain(&own.edited);
+            let keys = own.references.iter().chain(&own.control).chain(&own.edited).chain(&own.animate.given);
             if keys.map(missing).collect::<Result<Vec<_>>>()?.contains(&true) {
                 by_vae.push(index);
             }
@@ -71,7 +76,7 @@ impl LatentStore {
             }
         }
         if by_vae.is_empty() && by_clip.is_empty() {
-            return Ok(());
+            return self.encode_faces(dataset, with);
         }
         self.cache.check_writable()?;
         hashes.save()?;
@@ -100,7 +105,7 @@ impl LatentStore {
                 with.interrupt.check()?;
             }
         }
-        Ok(())
+        self.encode_faces(dataset, with)
     }
 
     fn name_accompanied(
@@ -111,12 +116,14 @@ impl LatentStore {
     ) -> Result<()> {
         let (dit, vae) = (with.residents.dit(), with.vae_identity()?);
         let clip = dit.image.map(|_| with.clip_identity()).transpose()?;
-        let reads = |beside: Beside| dit.kind.facts().beside.contains(&beside);
+        let facts = dit.kind.facts();
+        let identity = facts.faces.then(|| with.dit_identity()).transpose()?;
+        let reads_control = facts.faces || facts.beside.contains(&Beside::Control);
         let mut all = Vec::new();
         for window in &dataset.windows {
             let source = &dataset.sources[window.source];
             let mut own = Accompanied::default();
-            if let (true, Some(control)) = (reads(Beside::Control), &source.companions.control) {
+            if let (true, Some(control)) = (reads_control, &source.companions.control) {
                 let content = hashes.of(&control.media)?;
                 let frames = dataset.companion_frames(window, Accompanying::Control);
                 own.control = Some(Key::clip(&content, &frames, window.bucket, &vae));
@@ -125,20 +132,27 @@ impl LatentStore {
             if is_side_chain {
                 own.edited = Some(edited_key(dataset, window, (&self.rules, &vae), hashes)?);
             }
-            let read = match (is_side_chain, dit.control.reference) {
+            let read = match (is_side_chain, facts.faces || dit.control.reference.is_some()) {
                 (true, _) => source.companions.references.as_slice(),
-                (false, Some(_)) => source.companions.references.get(..1).unwrap_or_default(),
-                (false, None) => &[],
+                (false, true) => source.companions.references.get(..1).unwrap_or_default(),
+                (false, false) => &[],
             };
             for path in read {
                 let content = hashes.of(&data::Media::Still(path.to_owned()))?;
-                let name = if is_side_chain { "canvas" } else { "reference" };
+                let name = match (is_side_chain, facts.faces) {
+                    (true, _) => "canvas",
+                    (false, true) => "black canvas",
+                    (false, false) => "reference",
+                };
                 own.references.push(Key::of(&[name, &content, &window.bucket.to_string(), &vae]));
                 let states = clip.as_ref().map(|clip| Key::of(&["picture", &content, "Official", clip]));
                 own.seen = own.seen.or(states);
             }
             if let Some(path) = source.companions.camera.as_deref().filter(|_| dit.control.camera.is_some()) {
                 own.poses = poses(dataset, window, path)?;
+            }
+            if let Some(dit) = &identity {
+                own.animate = self.name_animated(dataset, window, (&vae, dit), hashes)?;
             }
             all.push(own);
         }
@@ -163,11 +177,15 @@ impl LatentStore {
         let size = (window.bucket.width, window.bucket.height);
         let paths = &dataset.sources[window.source].companions.references;
         for (key, path) in own.references.iter().zip(paths) {
-            let pixels = if own.edited.is_some() { on_canvas(path, size)? } else { picture(path, size)? };
+            let pixels = match (&own.edited, &own.animate.given) {
+                (Some(_), _) => on_canvas(path, size)?,
+                (None, Some(_)) => on_black(path, size)?,
+                (None, None) => picture(path, size)?,
+            };
             let tensor = latents(vae, &pixels)?.squeeze(0)?;
             self.cache.put(key, &[(LATENTS, &to_host(&tensor)?, storage(&tensor))], &BTreeMap::new())?;
         }
-        Ok(())
+        self.put_given(dataset, (window, &own.animate), vae)
     }
 
     /// The clip of the window `index` as VACE's context has it, [1, 3, f, h, w], and its mask [1, 1, f, h, w].
@@ -207,6 +225,11 @@ impl LatentStore {
         let [channels, frames, height, width] = latents.dims()[..] else {
             return Err(Error::Tensor(kernels::Error::msg("latents of a clip have four axes")));
         };
+        if dit.kind.facts().faces {
+            let continued = self.clips[index].condition.as_ref();
+            let cond = Conditioning::new().with_optional(Role::PICTURE, self.seen(index, dit, left_out)?);
+            return self.animated(own, (&latents, continued), left_out, cond);
+        }
         let read = |key: &Option<Key>, is_left_out: bool| -> Result<Option<Tensor>> {
             let key = key.as_ref().filter(|_| !is_left_out);
             key.map(|key| Ok(self.tensor(key, LATENTS)?.unsqueeze(0)?)).transpose()
@@ -242,15 +265,22 @@ impl LatentStore {
             let size = (height * sizes.stride, width * sizes.stride);
             cond.insert(CAMERA, camera::packed(&own.poses, size)?.squeeze(0)?);
         }
-        if let Some(image) = dit.image {
-            let key = own.seen.as_ref().or(self.clips[index].states.as_ref()).filter(|_| !left_out.clip);
-            let shape = (image.rows(), image.dim);
-            let nothing = || Ok::<_, Error>(Tensor::zeros(shape, DType::F32, &Device::Cpu)?);
-            let states = key.map(|key| self.tensor(key, STATES));
-            cond.insert(Role::PICTURE, states.unwrap_or_else(nothing)?);
-        }
+        let cond = cond.with_optional(Role::PICTURE, self.seen(index, dit, left_out)?);
         let beside_bcthw = beside.map(|beside| beside.squeeze(0)).transpose()?;
         Ok(PictureInputs { beside_bcthw, cond, ..PictureInputs::default() })
+    }
+}
+
+impl LatentStore {
+    /// CLIP's states [rows, width] of the reference of the window `index`, else of its first frame; zeros where they are left out,
+    /// nothing for a model without them.
+    fn seen(&self, index: usize, dit: &DitConfig, left_out: LeftOut) -> Result<Option<Tensor>> {
+        let Some(image) = dit.image else { return Ok(None) };
+        let own = self.accompanied[index].seen.as_ref().or(self.clips[index].states.as_ref());
+        match own.filter(|_| !left_out.clip) {
+            Some(key) => Ok(Some(self.tensor(key, STATES)?)),
+            None => Ok(Some(Tensor::zeros((image.rows(), image.dim), DType::F32, &Device::Cpu)?)),
+        }
     }
 }
 
@@ -260,13 +290,13 @@ fn reference_of<'a>(dataset: &'a Dataset, window: &Window) -> Option<&'a Path> {
 }
 
 /// The stretch of `window` of a companion of its clip.
-fn companion(dataset: &Dataset, window: &Window, which: Accompanying) -> Result<Clip> {
+pub(super) fn companion(dataset: &Dataset, window: &Window, which: Accompanying) -> Result<Clip> {
     let clips = dataset.companion_clips(window.source, which, std::slice::from_ref(window))?;
     let clip = clips.and_then(|mut clips| clips.next());
     clip.transpose()?.ok_or_else(|| gone(dataset, window, &format!("{which:?}")))
 }
 
-fn gone(dataset: &Dataset, window: &Window, what: &str) -> Error {
+pub(super) fn gone(dataset: &Dataset, window: &Window, what: &str) -> Error {
     let id = &dataset.sources[window.source].item.id;
     Error::CacheEntryGone { why: format!("{id} has no {what} any more") }
 }

@@ -4,6 +4,7 @@
 //! An entry that exists and is whole is not encoded again, so a run that is killed while caching loses nothing.
 
 mod accompanied;
+mod animated;
 mod clips;
 pub mod conditions;
 mod picture_inputs;
@@ -245,6 +246,11 @@ impl Encoding<'_> {
         let model = self.residents.model();
         let fingerprint = Vae::fingerprint_at(&model.vae, None)?;
         Ok(format!("{fingerprint} {}", model.precision.vae().as_str()))
+    }
+
+    /// What identifies the DiT in the keys of what a part of it makes; nothing is loaded.
+    fn dit_identity(&self) -> Result<String> {
+        Ok(self.residents.model().trained_dit()?.open()?.1.fingerprint()?)
     }
 
     /// What identifies CLIP in the keys of its entries; nothing is loaded.

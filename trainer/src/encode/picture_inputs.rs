@@ -19,6 +19,8 @@ pub struct PictureInputs {
     pub in_front_bcthw: Option<Tensor>,
     /// What encoders made of it besides, such as CLIP's states.
     pub cond: Conditioning<Raw>,
+    /// What takes the place of some of [`Self::cond`] beside the negative prompt.
+    pub negative: Conditioning<Raw>,
 }
 
 impl PictureInputs {
@@ -33,6 +35,7 @@ impl PictureInputs {
             first_bcthw: there(&self.first_bcthw)?,
             in_front_bcthw: there(&self.in_front_bcthw)?,
             cond: self.cond.to_device(device)?,
+            negative: self.negative.to_device(device)?,
         })
     }
 }

@@ -91,9 +91,9 @@ impl ClipRequest {
         self.image.is_some() || !self.conditions.is_empty()
     }
 
-    /// Latent frames before the clip's own: VACE's reference pictures.
+    /// Latent frames before the clip's own: reference pictures of VACE and Animate.
     pub fn frames_in_front(&self, dit: &DitConfig) -> usize {
-        dit.control.side_chain.as_ref().map_or(0, |_| self.conditions.references.len())
+        dit.control.frames_of_references(self.conditions.references.len())
     }
 
     /// (frames, height, width) of its latents on their way through `dit`, with those before the clip's own.
@@ -148,7 +148,7 @@ impl ClipRequest {
     /// This request with the prompt and options of `line` in place of its own:
     /// `--w` width, `--h` height, `--f` frames, `--d` seed, `--s` steps, `--l` guidance, `--lh` guidance of the expert for
     /// high noise where it differs, `--fs` shift, `--i` first picture, `--ei` last picture, `--cv` control clip, `--mk` mask,
-    /// `--ref` reference picture (any number), `--cam` camera move or file of poses, `--n` negative prompt. Files are looked for
+    /// `--fc` face clip, `--bg` background, `--ref` reference picture (any number), `--cam` camera move or file of poses, `--n` negative prompt. Files are looked for
     /// from the folder `from`.
     ///
     /// # Errors
@@ -177,6 +177,8 @@ impl ClipRequest {
                 "ei" if !value.is_empty() => request.last_image = Some(from.join(value)),
                 "cv" if !value.is_empty() => request.conditions.control = Some(from.join(value)),
                 "mk" if !value.is_empty() => request.conditions.mask = Some(from.join(value)),
+                "fc" if !value.is_empty() => request.conditions.faces = Some(from.join(value)),
+                "bg" if !value.is_empty() => request.conditions.background = Some(from.join(value)),
                 "ref" if !value.is_empty() => references.push(from.join(value)),
                 "cam" if !value.is_empty() => {
                     request.conditions.camera = Some(CameraPath::parse(value, from));

@@ -5,14 +5,16 @@ use std::path::Path;
 
 use data::{Bucket, Clip, ContentHashes, DataError, Key, Media, Picture, Storage, media_at, read_clip};
 use kernels::{DType, Device, Tensor};
+use models::dit::animate::FACES;
 use models::dit::control::{CAMERA, CONTEXT, REFERENCE};
 use models::dit::{Conditioning, DitConfig, Pictures, Raw, Role};
 use models::published::Beside;
 
+use super::animated::{AnimateKeys, GivenParts, Shown, motion, on_black};
 use super::conditions::camera::{self, Pose};
 use super::conditions::fun::FunLatents;
 use super::conditions::given::CameraPath;
-use super::conditions::{latents, vace};
+use super::conditions::{animate, latents, vace};
 use super::pictures::planes;
 use super::prompt::ClipRequest;
 use super::{
@@ -30,6 +32,8 @@ pub(super) struct RequestKeys {
     kept_and_made: Option<Key>,
     references: Vec<Key>,
     states: Option<Key>,
+    /// What Animate has besides.
+    animate: AnimateKeys,
 }
 
 /// What a key's tensor is made of.
@@ -44,6 +48,13 @@ enum Part<'a> {
     Reference(&'a Path),
     /// A reference on VACE's white canvas.
     OnCanvas(&'a Path),
+    /// A reference on Animate's black canvas.
+    OnBlack(&'a Path),
+    /// What Animate is given of a clip: the last frame of the clip before, and all around a character.
+    Scene {
+        image: Option<&'a Path>,
+        background: Option<(&'a Path, &'a Path)>,
+    },
 }
 
 /// The name of VACE's mask in the entry of what is kept and what is generated.
@@ -78,6 +89,7 @@ impl LatentStore {
             self.requested.insert(named(request), keys);
         }
         with.residents.rest_encoders()?;
+        self.encode_faces_of(requests, &mut hashes, with)?;
         if dit.image.is_some() {
             let identity = with.clip_identity()?;
             for request in requests {
@@ -123,6 +135,9 @@ impl LatentStore {
         let (frames, height, width) =
             dit.kind.facts().whole.latents(request.frames, request.height, request.width);
         let channels = dit.out_channels;
+        if dit.kind.facts().faces {
+            return self.animated_of(request, &keys, dit);
+        }
         let given = read(&keys.given)?.map(|latents| {
             Ok::<_, Error>((mask(GivenFrames::First, (frames, height, width))?.unsqueeze(0)?, latents))
         });
@@ -154,16 +169,94 @@ impl LatentStore {
             let poses = poses(path, request.frames as usize)?;
             cond.insert(CAMERA, camera::packed(&poses, (request.height as usize, request.width as usize))?);
         }
-        if let Some(image) = dit.image {
-            let shape = (1, image.rows(), image.dim);
-            let nothing = || Ok::<_, Error>(Tensor::zeros(shape, DType::F32, &Device::Cpu)?);
-            let states = keys.states.as_ref().map(|key| Ok(self.tensor(key, STATES)?.unsqueeze(0)?));
-            cond.insert(Role::PICTURE, states.unwrap_or_else(nothing)?);
-        }
+        let cond = cond.with_optional(Role::PICTURE, self.states_of(&keys, dit)?);
         let is_in_front = dit.control.side_chain.is_some() && !references.is_empty();
         let in_front_bcthw = is_in_front.then(|| Tensor::cat(&references, 2)).transpose()?;
-        Ok(PictureInputs { beside_bcthw, cond, in_front_bcthw, first_bcthw: None })
+        Ok(PictureInputs { beside_bcthw, cond, in_front_bcthw, ..PictureInputs::default() })
     }
+
+    /// CLIP's states [1, rows, width] of a request's picture, zeros without one; nothing for a model without them.
+    fn states_of(&self, keys: &RequestKeys, dit: &DitConfig) -> Result<Option<Tensor>> {
+        let Some(image) = dit.image else { return Ok(None) };
+        match &keys.states {
+            Some(key) => Ok(Some(self.tensor(key, STATES)?.unsqueeze(0)?)),
+            None => Ok(Some(Tensor::zeros((1, image.rows(), image.dim), DType::F32, &Device::Cpu)?)),
+        }
+    }
+
+    /// What Animate is shown of the conditions of `request`, which were encoded, as a batch of one.
+    fn animated_of(
+        &self,
+        request: &ClipRequest,
+        keys: &RequestKeys,
+        dit: &DitConfig,
+    ) -> Result<PictureInputs> {
+        let gone = || Error::CacheEntryGone { why: "a condition of the clip was not encoded".into() };
+        let read = |key: Option<&Key>, name: &str| self.tensor(key.ok_or_else(gone)?, name);
+        let one = self.states_of(keys, dit)?.map(|states| states.squeeze(0)).transpose()?;
+        let shown = Shown {
+            reference: read(keys.references.first(), LATENTS)?,
+            poses: read(keys.control.as_ref(), LATENTS)?,
+            faces: read(keys.animate.faces.as_ref(), LATENTS)?,
+            mask: read(keys.animate.given.as_ref(), MASK)?,
+            given: read(keys.animate.given.as_ref(), LATENTS)?,
+            cond: Conditioning::new().with_optional(Role::PICTURE, one),
+        };
+        let own = shown.inputs()?;
+        let batched = |x: Option<Tensor>| x.map(|x| x.unsqueeze(0)).transpose();
+        let faces = self.without_faces(&keys.animate, request.frames as usize)?.unsqueeze(0)?;
+        Ok(PictureInputs {
+            beside_bcthw: batched(own.beside_bcthw)?,
+            in_front_bcthw: batched(own.in_front_bcthw)?,
+            cond: own.cond.try_map(|_, x| x.unsqueeze(0))?,
+            negative: Conditioning::new().with(FACES, faces),
+            first_bcthw: None,
+        })
+    }
+
+    /// Encodes the motion of the face clips of `requests` that is not cached, for Animate.
+    fn encode_faces_of(
+        &mut self,
+        requests: &[ClipRequest],
+        hashes: &mut ContentHashes,
+        with: &mut Encoding,
+    ) -> Result<()> {
+        let facts = with.residents.dit().kind.facts();
+        if !facts.faces {
+            return Ok(());
+        }
+        let identity = with.dit_identity()?;
+        let mut encoder = None;
+        for request in requests {
+            let Some(path) = &request.conditions.faces else { continue };
+            let content = content_of(path, hashes)?;
+            let key = Key::of(&["asked faces", &content, &request.frames.to_string(), &identity]);
+            let no_face = Key::of(&["no face", &identity]);
+            let own = AnimateKeys { faces: Some(key), no_face: Some(no_face), ..AnimateKeys::default() };
+            if self.missing(&key)?.is_some() || self.missing(&no_face)?.is_some() {
+                if encoder.is_none() {
+                    encoder = with.residents.motion_encoder()?;
+                }
+                let Some(encoder) = &encoder else { continue };
+                let side = encoder.side() as u32;
+                let bucket = Bucket { width: side, height: side, frames: request.frames };
+                let clip = read_clip(path, facts.whole.fps, bucket)?;
+                self.put(&key, (LATENTS, &motion(encoder, &clip, path)?), &clip)?;
+                self.put_no_face(&own, encoder)?;
+            }
+            if let Some(keys) = self.requested.get_mut(&named(request)) {
+                keys.animate = AnimateKeys { given: keys.animate.given, ..own };
+            }
+            with.interrupt.check()?;
+        }
+        Ok(())
+    }
+}
+
+/// The hash of the clip or picture at `path`.
+fn content_of(path: &Path, hashes: &mut ContentHashes) -> Result<String> {
+    let media = media_at(path)?.ok_or_else(|| DataError::unreadable(path, "there is no clip or picture"))?;
+    Ok(hashes.of(&media)?)
 }
 
 impl RequestKeys {
@@ -173,7 +266,8 @@ impl RequestKeys {
             Part::Start(_) => self.start = Some(key),
             Part::Given(_) => self.given = Some(key),
             Part::Edited { .. } => self.kept_and_made = Some(key),
-            Part::Reference(_) | Part::OnCanvas(_) => self.references.push(key),
+            Part::Scene { .. } => self.animate.given = Some(key),
+            Part::Reference(_) | Part::OnCanvas(_) | Part::OnBlack(_) => self.references.push(key),
         }
     }
 }
@@ -185,13 +279,19 @@ fn parts<'a>(request: &'a ClipRequest, dit: &DitConfig) -> Vec<Part<'a>> {
     let control = given.control.as_deref();
     let image = request.image.as_deref();
     let edited = Part::Edited { control, mask: given.mask.as_deref() };
+    let background = given.background.as_deref().zip(given.mask.as_deref());
     let parts = [
-        control.filter(|_| reads(Beside::Control)).map(Part::Control),
+        control.filter(|_| facts.faces || reads(Beside::Control)).map(Part::Control),
         image.filter(|_| reads(Beside::Start)).map(Part::Start),
-        image.filter(|_| reads(Beside::Given)).map(Part::Given),
+        image.filter(|_| !facts.faces && reads(Beside::Given)).map(Part::Given),
         facts.side_chain.then_some(edited),
+        facts.faces.then_some(Part::Scene { image, background }),
     ];
-    let reference = if facts.side_chain { Part::OnCanvas } else { Part::Reference };
+    let reference = match (facts.side_chain, facts.faces) {
+        (true, _) => Part::OnCanvas,
+        (false, true) => Part::OnBlack,
+        (false, false) => Part::Reference,
+    };
     let references = given.references.iter().map(|path| reference(path));
     parts.into_iter().flatten().chain(references).collect()
 }
@@ -210,11 +310,7 @@ fn named(request: &ClipRequest) -> String {
 impl Part<'_> {
     fn key(&self, request: &ClipRequest, identity: &str, hashes: &mut ContentHashes) -> Result<Key> {
         let size = format!("{}x{}x{}", request.width, request.height, request.frames);
-        let mut content = |path: &Path| -> Result<String> {
-            let media =
-                media_at(path)?.ok_or_else(|| DataError::unreadable(path, "there is no clip or picture"))?;
-            Ok(hashes.of(&media)?)
-        };
+        let mut content = |path: &Path| content_of(path, hashes);
         let mut optional = |path: &Option<&Path>| path.map(&mut content).transpose();
         let (name, content) = match self {
             Self::Control(path) => ("asked control", content(path)?),
@@ -222,6 +318,12 @@ impl Part<'_> {
             Self::Given(path) => ("asked given", content(path)?),
             Self::Reference(path) => ("asked reference", content(path)?),
             Self::OnCanvas(path) => ("asked canvas", content(path)?),
+            Self::OnBlack(path) => ("asked black canvas", content(path)?),
+            Self::Scene { image, background } => {
+                let (around, mask) = background.unzip();
+                let around = format!("{:?} {:?}", optional(&around)?, optional(&mask)?);
+                ("asked scene", format!("{:?} {around}", optional(image)?))
+            }
             Self::Edited { control, mask } => {
                 ("asked edit", format!("{:?} {:?}", optional(control)?, optional(mask)?))
             }
@@ -247,6 +349,23 @@ impl Part<'_> {
                 Ok(vec![(LATENTS, condition(vae, &first, None, frames as usize)?)])
             }
             Self::OnCanvas(path) => one(latents(vae, &on_canvas(path, (width, height))?)?),
+            Self::OnBlack(path) => one(latents(vae, &on_black(path, (width, height))?)?),
+            Self::Scene { image, background } => {
+                let known = image.map(|path| picture(path, (width, height))).transpose()?;
+                let scene = background.map(|(around, mask)| -> Result<(Tensor, Tensor)> {
+                    let mask = animate::hard(&mask_of(&read_clip(mask, fps, bucket)?)?)?;
+                    Ok((video(&read_clip(around, fps, bucket)?)?, mask))
+                });
+                let scene = scene.transpose()?;
+                let scene = match &scene {
+                    // Black where the character is, whatever the clip shows there.
+                    Some((around, mask)) => Some((animate::background(around, mask)?, mask)),
+                    None => None,
+                };
+                let scene = scene.as_ref().map(|(around, mask)| (around, *mask));
+                let parts = GivenParts::made(vae, bucket, scene, known.as_ref())?;
+                Ok(vec![(LATENTS, parts.latents), (MASK, parts.mask)])
+            }
             Self::Edited { control, mask } => {
                 let shape = (1, 3, frames as usize, height as usize, width as usize);
                 let nothing = || Tensor::zeros(shape, DType::F32, &Device::Cpu);
@@ -294,5 +413,5 @@ pub(super) fn picture(path: &Path, (width, height): (u32, u32)) -> Result<Tensor
 /// A picture in the middle of a white canvas of `size` = (width, height), [1, 3, 1, h, w], as VACE takes references.
 pub(super) fn on_canvas(path: &Path, (width, height): (u32, u32)) -> Result<Tensor> {
     let pixels = planes(&Picture::open(path)?)?.unsqueeze(0)?;
-    vace::on_canvas(&pixels, (height as usize, width as usize))
+    vace::on_canvas(&pixels, (height as usize, width as usize), vace::Canvas::White)
 }

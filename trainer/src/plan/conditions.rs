@@ -1,5 +1,6 @@
 //! Whether the data of a recipe has what its model is conditioned on.
 
+use std::fs;
 use std::path::Path;
 
 use data::{DataConfig, Dataset};
@@ -16,26 +17,28 @@ pub(super) fn checked(data: DataConfig, dit: &DitConfig) -> Result<DataConfig> {
     let refuse = |key: &str, why: &str| Err(Error::Setting { key: format!("data.{key}"), why: why.into() });
     let facts = dit.kind.facts();
     let is_read = |key: &str| match key {
-        "control" => facts.side_chain || facts.beside.contains(&Beside::Control),
-        "masks" => facts.side_chain,
-        "references" => facts.side_chain || dit.control.reference.is_some(),
+        "control" => facts.side_chain || facts.faces || facts.beside.contains(&Beside::Control),
+        "masks" => facts.side_chain || facts.faces,
+        "faces" => facts.faces,
+        "references" => facts.side_chain || facts.faces || dit.control.reference.is_some(),
         _ => facts.camera,
     };
     if let Some((key, _)) = data.companions().find(|(key, _)| !is_read(key)) {
         let why = match key {
             "control" => {
-                "this model reads no control clips: leave it out, or take a Fun-Control or VACE model"
+                "this model reads no control clips: leave it out, or take a Fun-Control, VACE or Animate model"
             }
-            "masks" => "this model reads no masks: leave it out, or take a VACE model",
+            "masks" => "this model reads no masks: leave it out, or take a VACE or Animate model",
+            "faces" => "this model reads no face clips: leave it out, or take an Animate model",
             "references" => {
-                "this model reads no reference pictures: leave it out, or take Fun-Control V1.1 or A14B, or VACE"
+                "this model reads no reference pictures: leave it out, or take Fun-Control V1.1 or A14B, VACE or Animate"
             }
             _ => "this model reads no camera paths: leave it out, or take a Fun-Control-Camera model",
         };
         return refuse(key, why);
     }
     if !data.mask_rules.is_empty() && !facts.side_chain {
-        return refuse("mask_rules", "this model reads no masks: leave it out, or take a VACE model");
+        return refuse("mask_rules", "this model takes no masks by rule: leave it out, or take a VACE model");
     }
     if dit.pictures() != Pictures::Condition {
         return Ok(data);
@@ -46,6 +49,20 @@ pub(super) fn checked(data: DataConfig, dit: &DitConfig) -> Result<DataConfig> {
             "VACE learns from control clips, masks or reference pictures: name data.control, data.masks, data.mask_rules or \
              data.references, any of them",
         );
+    }
+    if facts.faces {
+        for (key, folder, what) in [
+            ("control", &data.control, "pose clips"),
+            ("faces", &data.faces, "face clips"),
+            ("references", &data.references, "a picture of each clip's character"),
+        ] {
+            if folder.is_none() {
+                return refuse(
+                    key,
+                    &format!("Animate learns from {what}: name the folder that has one for each clip"),
+                );
+            }
+        }
     }
     if facts.camera && data.cameras.is_none() {
         return refuse("cameras", "this model learns from camera paths: name the folder of the clips' poses");
@@ -61,21 +78,53 @@ pub(super) fn checked(data: DataConfig, dit: &DitConfig) -> Result<DataConfig> {
 
 /// Lets the folders of `data` begin in `from`.
 pub(super) fn settle_places(data: &mut DataConfig, from: &Path) {
-    let companions = [&mut data.control, &mut data.masks, &mut data.references, &mut data.cameras];
+    let companions =
+        [&mut data.control, &mut data.masks, &mut data.faces, &mut data.references, &mut data.cameras];
     let places = data.folder.iter_mut().chain(companions.into_iter().flatten());
     places.for_each(|place| *place = from.join(&*place));
 }
 
-/// The most reference pictures of a clip that are frames of its latents: those of VACE.
+/// Checks that no clip is driven by itself: a model that reads poses (Animate) would learn to copy.
+///
+/// # Errors
+/// A pose clip that is the clip itself, and one that cannot be read.
+pub(super) fn check_driving(dataset: &Dataset, dit: &DitConfig) -> Result<()> {
+    if !dit.kind.facts().faces {
+        return Ok(());
+    }
+    for source in &dataset.sources {
+        let Some(control) = &source.companions.control else { continue };
+        let (own, driving) = (source.item.media.path(), control.media.path());
+        if own.is_file() && driving.is_file() && are_same(own, driving)? {
+            let why = format!(
+                "{} is the clip {} itself: a driving clip that equals its target teaches nothing; draw the poses of the clip",
+                driving.display(),
+                source.item.id
+            );
+            return Err(Error::Setting { key: "data.control".into(), why });
+        }
+    }
+    Ok(())
+}
+
+/// Whether two files have the same bytes.
+fn are_same(a: &Path, b: &Path) -> Result<bool> {
+    let read = |path: &Path, source| Error::Io { action: "read", path: path.to_owned(), source };
+    let length = |path: &Path| Ok::<_, Error>(fs::metadata(path).map_err(|error| read(path, error))?.len());
+    if length(a)? != length(b)? {
+        return Ok(false);
+    }
+    Ok(fs::read(a).map_err(|error| read(a, error))? == fs::read(b).map_err(|error| read(b, error))?)
+}
+
+/// The most reference pictures of a clip that are frames of its latents: those of VACE, and the one of Animate.
 ///
 /// # Errors
 /// Clips with different numbers of them that are to be in one batch.
 pub(super) fn frames_in_front(dataset: &Dataset, dit: &DitConfig, batch: usize) -> Result<usize> {
-    if dit.control.side_chain.is_none() {
-        return Ok(0);
-    }
-    let counts = || dataset.sources.iter().map(|source| source.companions.references.len());
-    let (least, most) = (counts().min().unwrap_or(0), counts().max().unwrap_or(0));
+    let count = |given: usize| dit.control.frames_of_references(given);
+    let counts = || dataset.sources.iter().map(|source| count(source.companions.references.len()));
+    let (least, most) = (counts().min().unwrap_or(count(0)), counts().max().unwrap_or(count(0)));
     if least != most && batch > 1 {
         let why = format!(
             "clips have {least} to {most} reference pictures, and a batch needs as many for each: set train.batch = 1 (and \

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::num::NonZeroUsize;
 
-use models::dit::DitConfig;
+use models::dit::{Control, DitConfig};
 use models::published::Defaults;
 use models::weights::Frozen;
 
@@ -71,9 +71,11 @@ impl Shape {
     }
 }
 
-/// Whether the tokens of the model `dit` may be shared by devices: not those of side streams, nor any in front of the latents'.
+/// Whether the tokens of the model `dit` may be shared by devices: not those of side streams, nor any in front of the latents', nor
+/// those that attend to faces frame by frame.
 fn shares_tokens(dit: &DitConfig) -> bool {
-    dit.control.side_chain.is_none() && dit.control.reference.is_none()
+    let Control { side_chain, reference, animate, .. } = &dit.control;
+    side_chain.is_none() && reference.is_none() && animate.is_none()
 }
 
 /// What may be tried of `asked` on `stages` devices, the fastest first; of those alike, what takes the least memory.

@@ -2,6 +2,7 @@
 //! that nothing reads the recipe, the environment or the clock to decide behaviour.
 
 mod assumed;
+mod attached;
 pub mod common;
 mod conditions;
 mod difference;
@@ -402,7 +403,8 @@ fn check_numbers(recipe: &Recipe) -> Result<()> {
     if !(0.0..=1.0).contains(&train.caption_dropout) {
         return refuse("train.caption_dropout", "must lie between 0 and 1");
     }
-    if let Some((key, _)) = train.drop.each().into_iter().find(|(_, share)| !(0.0..=1.0).contains(share)) {
+    let is_wrong = |share: Option<f64>| share.is_some_and(|share| !(0.0..=1.0).contains(&share));
+    if let Some((key, _)) = train.drop.each().into_iter().find(|(_, share)| is_wrong(*share)) {
         return refuse(key, "must lie between 0 and 1");
     }
     if recipe.checkpoint.keep_last == 0 {

@@ -176,6 +176,7 @@ pub(super) fn settle_ranges(
 ) -> Result<Vec<NoiseRange>> {
     train.timesteps.shift = Some(train.timesteps.shift());
     train.picture_share = picture_share(train.picture_share, dit)?;
+    train.drop = train.drop.settled(dit.kind.facts().faces)?;
     train.high_share = high_share(train, model)?;
     let ranges = trained_ranges(model, train.high_share);
     for range in &ranges {

@@ -4,18 +4,19 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use kernels::{DType, Device, Tensor};
-use models::adapter::{Adapter, Adapters, LoraConfig, Target};
+use models::adapter::Adapters;
 use models::clip::Clip;
-use models::dit::{DitConfig, Pictures};
+use models::dit::animate::MotionEncoder;
+use models::dit::{Control, DitConfig, Pictures};
 use models::expert::{Expert, Networks};
 use models::published::{Beside, Defaults, Published};
 use models::text::MAX_TOKENS;
 use models::umt5::Umt5;
 use models::vae::{TEMPORAL_RATIO, Tiling, TinyDecoder, TinySizes, Vae};
-use models::weights::Frozen;
+use models::weights::{Frozen, Weights};
 
 use super::SamplePlan;
-use crate::adapters::look_at;
+use super::attached::attached;
 use crate::base::{BaseModel, EncoderSizes};
 use crate::encode::prompt::ClipRequest;
 use crate::encode::{condition_there, conditions::latents_there};
@@ -43,10 +44,10 @@ pub struct Rest {
     pub defaults: Defaults,
     /// The largest bucket; nothing where no clips are encoded.
     pub bucket: Option<Latents>,
-    /// Frames of it that are reference pictures, encoded one by one (VACE).
+    /// Frames of it that are reference pictures, encoded one by one (VACE, Animate).
     pub in_front: usize,
-    /// Whether reference pictures of a clip are frames of its latents (VACE).
-    pub references_are_frames: bool,
+    /// What the DiT has for conditions, of which some are frames of a clip's latents.
+    pub control: Control,
     /// Whether clips are held out.
     pub holds_out: bool,
     /// Clips that are made.
@@ -118,7 +119,7 @@ impl Rest {
             defaults: *dit.defaults(model.dits.networks()),
             bucket: shapes.there.first().or(shapes.possible.first()).map(|shape| shape.1),
             in_front,
-            references_are_frames: dit.control.side_chain.is_some(),
+            control: dit.control.clone(),
             holds_out: held_out > 0,
             // Full clips take more than those of a preset, and are never in flight with them.
             clips: if sample.full_clips.is_empty() { &sample.clips } else { &sample.full_clips }.clone(),
@@ -199,6 +200,7 @@ impl Rest {
         }
         drop(video);
         look(clip.as_ref(), device)?;
+        self.look_at_faces(device)?;
         Ok(alone.memory())
     }
 
@@ -224,6 +226,7 @@ impl Rest {
                 drop(condition_there(&vae, &picture, last, frames)?);
             }
         }
+        self.look_at_faces(device)?;
         drop(vae);
         look(self.clip(device)?.as_ref(), device)?;
         Ok(PhaseForecast::new(Phase::EncodingPictures, dit.machine, [(0, alone.memory())]))
@@ -333,6 +336,16 @@ impl Rest {
         Ok(self.encoders.clip.map(load).transpose()?)
     }
 
+    /// A few faces through Animate's motion encoder, which takes so many at once.
+    fn look_at_faces(&self, device: &Device) -> Result<()> {
+        let Some(animate) = &self.control.animate else { return Ok(()) };
+        let (weights, side) = (Weights::seeded(animate.motion.tensors(), 0), animate.motion.side());
+        let encoder = MotionEncoder::load(&weights, &animate.motion, device)?;
+        let shape = (1, 3, MotionEncoder::AT_ONCE, side, side);
+        drop(encoder.forward(&Tensor::zeros(shape, DType::F32, &Device::shadow_cpu(None))?)?);
+        Ok(())
+    }
+
     /// (frames, height, width) of the pixels behind latents.
     fn pixels(&self, (frames, height, width): Latents) -> Latents {
         let ratio = self.encoders.vae.spatial_ratio();
@@ -342,8 +355,7 @@ impl Rest {
     /// The latents of a clip, with those of its reference pictures where they are frames.
     fn latents(&self, clip: &ClipRequest) -> Latents {
         let (frames, height, width) = self.defaults.latents(clip.frames, clip.height, clip.width);
-        let in_front = if self.references_are_frames { clip.conditions.references.len() } else { 0 };
-        (frames + in_front, height, width)
+        (frames + self.control.frames_of_references(clip.conditions.references.len()), height, width)
     }
 
     /// `clips` as they take memory, the largest first.
@@ -466,35 +478,4 @@ fn look(clip: Option<&Clip>, device: &Device) -> Result<()> {
 /// Whether a model looks at a first and a last picture.
 fn sees_two(dit: &DitConfig) -> bool {
     dit.image.is_some_and(|image| image.positions.is_some())
-}
-
-/// For each network that clips go through, shadows of the adapters that `sample` puts to it, by the headers of their files.
-///
-/// # Errors
-/// A file that is no adapter.
-pub(super) fn attached(sample: &SamplePlan, experts: &[Expert], dit: &DitConfig) -> Result<Vec<Adapters>> {
-    let networks = match experts {
-        [] => vec![None],
-        experts => experts.iter().copied().map(Some).collect(),
-    };
-    let adaptable: Vec<String> = dit.adaptable_modules().into_iter().map(|(module, ..)| module).collect();
-    let mut all = Vec::new();
-    for expert in networks {
-        let mut adapters = Adapters::default();
-        for plan in sample.adapters_of(expert) {
-            for (module, held) in look_at(&plan.path)?.modules {
-                let (Some(kind), true) = (held.kind, adaptable.contains(&module)) else { continue };
-                let target = Target { module, out: held.output, input: held.input };
-                let config = LoraConfig { kind, rank: Some(held.rank.max(1)), ..LoraConfig::default() };
-                let fresh = Adapters::fresh(&[target], &config, 0, &Device::shadow_cpu(None))?;
-                for (module, fresh) in fresh.iter() {
-                    let frozen = fresh.iter().map(|adapter| Adapter::frozen(adapter.delta().clone()));
-                    frozen.for_each(|adapter| adapters.attach(module.to_owned(), adapter));
-                }
-            }
-        }
-        all.push(adapters);
-    }
-    all.dedup_by(|a, b| a.iter().next().is_none() && b.iter().next().is_none());
-    Ok(all)
 }

@@ -4,7 +4,7 @@ use data::{DataConfig, Dataset};
 use models::dit::DitConfig;
 use models::published::Defaults;
 
-use super::conditions::frames_in_front;
+use super::conditions::{check_driving, frames_in_front};
 use crate::error::Result;
 use crate::machine::memory;
 
@@ -12,12 +12,13 @@ use crate::machine::memory;
 /// and how many these are.
 ///
 /// # Errors
-/// Clips with different numbers of such frames that are to be in one batch.
+/// Clips with different numbers of such frames that are to be in one batch, and clips that are driven by themselves.
 pub(super) fn settled(
     (data, dataset): (&DataConfig, &Dataset),
     (dit, defaults): (&DitConfig, &Defaults),
     batch: usize,
 ) -> Result<(memory::Shapes, usize)> {
+    check_driving(dataset, dit)?;
     let in_front = frames_in_front(dataset, dit, batch)?;
     let buckets = dataset.windows.iter().map(|window| window.bucket);
     let there = buckets.map(|bucket| (bucket.width, bucket.height, bucket.frames));

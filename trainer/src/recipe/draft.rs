@@ -178,6 +178,20 @@ impl Draft {
                 "mask_rules = [\"boxes\", \"brush\"]  # what is to be generated of each clip; or masks = \"masks\"".to_owned(),
             );
         }
+        if facts.faces {
+            lines.push(
+                "control = \"control\"              # a pose clip of the same name for each clip".to_owned(),
+            );
+            lines.push(
+                "faces = \"faces\"                  # a square clip of the face of each, as long".to_owned(),
+            );
+            lines.push(
+                "references = \"references\"        # NAME.png: the character of the clip NAME".to_owned(),
+            );
+            lines.push(
+                "# masks = \"masks\"                # white where the character is, to learn the replace mode".to_owned(),
+            );
+        }
         if self.dit.control.reference.is_some() || facts.side_chain {
             lines.push(
                 "# references = \"references\"      # a picture of the same name for each clip".to_owned(),
@@ -219,6 +233,7 @@ impl Draft {
             Pictures::Condition => {
                 let facts = self.dit.kind.facts();
                 let with = match (facts.camera, facts.side_chain) {
+                    _ if facts.faces => "--cv pose.mp4 --fc face.mp4 --ref character.png",
                     (true, _) => "--i first.png --cam left",
                     (false, true) => "--cv clip.mp4 --mk mask.png",
                     (false, false) => "--cv pose.mp4",

@@ -132,36 +132,64 @@ impl Default for TrainConfig {
 }
 
 /// Which fraction of the samples of a control model is shown without a condition, 0 to 1; each is drawn by itself. Default: what
-/// VideoX-Fun trains with.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// VideoX-Fun trains with; for Animate, of which no trainer is published, as it is sampled.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ConditionDropout {
-    /// The control clip. Default 0.1.
-    pub control: f64,
-    /// The start picture. Default 0.1.
-    pub start: f64,
-    /// The reference picture. Default 0.1.
-    pub reference: f64,
-    /// CLIP's view of a picture. Default 0.1.
-    pub clip: f64,
+    /// The control clip. Default 0.1; the pose clip of Animate: 0.
+    pub control: Option<f64>,
+    /// The start picture. Default 0.1; of Animate, the last frame of the clip before, which is the clip's own first frame in training: 0.5.
+    pub start: Option<f64>,
+    /// The reference picture. Default 0.1; Animate always has one.
+    pub reference: Option<f64>,
+    /// CLIP's view of a picture. Default 0.1; of Animate 0.
+    pub clip: Option<f64>,
+    /// The face clip of Animate: its frames are without a face. Default 0.1.
+    pub faces: Option<f64>,
 }
 
-impl Default for ConditionDropout {
-    fn default() -> Self {
-        Self { control: 0.1, start: 0.1, reference: 0.1, clip: 0.1 }
-    }
-}
+/// The published fraction of Fun's conditions, and that of Animate's faces.
+const DROP: f64 = 0.1;
+/// Every second sample of Animate begins a clip, the others continue one.
+const DROP_CONTINUED: f64 = 0.5;
 
 impl ConditionDropout {
     /// Each with its key.
-    pub fn each(&self) -> [(&'static str, f64); 4] {
-        let Self { control, start, reference, clip } = *self;
+    pub fn each(&self) -> [(&'static str, Option<f64>); 5] {
+        let Self { control, start, reference, clip, faces } = *self;
         [
             ("train.drop.control", control),
             ("train.drop.start", start),
             ("train.drop.reference", reference),
             ("train.drop.clip", clip),
+            ("train.drop.faces", faces),
         ]
+    }
+
+    /// Each fraction, settled for a model that reads faces (Animate) or one that does not.
+    ///
+    /// # Errors
+    /// One of a condition that the model does not have, or always has.
+    pub fn settled(&self, reads_faces: bool) -> Result<Self> {
+        let refuse = |key: &str, why: &str| Err(Error::Setting { key: key.into(), why: why.into() });
+        let Self { control, start, reference, clip, faces } = *self;
+        if reads_faces && reference.is_some_and(|share| share > 0.0) {
+            let why = "Animate always has a reference picture, as its first latent frame; leave it out";
+            return refuse("train.drop.reference", why);
+        }
+        if !reads_faces && faces.is_some_and(|share| share > 0.0) {
+            return refuse("train.drop.faces", "this model reads no faces; leave it out");
+        }
+        let or = |asked: Option<f64>, of_animate: f64, of_others: f64| {
+            Some(asked.unwrap_or(if reads_faces { of_animate } else { of_others }))
+        };
+        Ok(Self {
+            control: or(control, 0.0, DROP),
+            start: or(start, DROP_CONTINUED, DROP),
+            reference: or(reference, 0.0, DROP),
+            clip: or(clip, 0.0, DROP),
+            faces: or(faces, DROP, 0.0),
+        })
     }
 }
 

@@ -21,6 +21,7 @@ use kernels::transfer::{HostStore, Route};
 use models::adapter::{Adapters, Source};
 use models::clip::Clip;
 use models::dit::DitConfig;
+use models::dit::animate::MotionEncoder;
 use models::text::TextEncoder;
 use models::vae::{TinyDecoder, TinyLatents, Vae};
 
@@ -277,6 +278,21 @@ impl Residents {
             let (path, dtype) = (model.clip()?, model.precision.compute.dtype());
             Ok(ui.phase("loading CLIP", || Clip::load(path, None, dtype, device))?)
         })
+    }
+
+    /// Animate's motion encoder on the first device, without a network; the VAE stays if it is there. It is a part of the DiT's files, and
+    /// gone when it is dropped; `None` for other models.
+    ///
+    /// # Errors
+    /// Files that do not open, and memory that runs out.
+    pub fn motion_encoder(&mut self) -> Result<Option<MotionEncoder>> {
+        let Some(animate) = self.dit.control.animate.clone() else { return Ok(None) };
+        self.clear_networks()?;
+        self.text_encoder.leave(WhenIdle::Drop)?;
+        let (_, weights) = self.model.trained_dit()?.open()?;
+        let device = &self.split[0].0; // a settled config has a stage
+        let load = || MotionEncoder::load(&weights, &animate.motion, device);
+        Ok(Some(self.ui.phase("loading the motion encoder", load)?))
     }
 
     /// The tiny decoder at `path`, which takes `latents`, on the last device, beside everything else.

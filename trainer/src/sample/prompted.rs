@@ -17,7 +17,7 @@ pub struct Prompted {
     pub request: ClipRequest,
     /// What the network is conditioned on for the prompt alone: text states [1, s, text_dim].
     pub positive: Conditioning<Raw>,
-    /// The same for the negative prompt; not read when the guidance is 1.
+    /// The same for the negative prompt, and what a model is shown otherwise beside it; not read when the guidance is 1.
     pub negative: Conditioning<Raw>,
     /// Latents at sigma 1, [1, c, t, h, w] f32.
     pub noise_bcthw: Tensor,
@@ -39,11 +39,12 @@ impl Prompted {
         let states = |prompt: &str| -> Result<Conditioning<Raw>> {
             Ok(Conditioning::new().with(Role::TEXT, encoded.text(prompt)?.unsqueeze(0)?))
         };
+        let shown = encoded.shown_of(request, dit)?.to_device(noise_bcthw.device())?;
         Ok(Self {
             request: request.clone(),
             positive: states(&request.prompt)?,
-            negative: states(&request.negative)?,
-            shown: encoded.shown_of(request, dit)?.to_device(noise_bcthw.device())?,
+            negative: states(&request.negative)?.merged(shown.negative.clone()),
+            shown,
             noise_bcthw,
         })
     }

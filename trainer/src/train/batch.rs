@@ -279,12 +279,13 @@ impl<'a> Batches<'a> {
             false => Given::Nothing,
         };
         let drawn = self.streams.conditions(step, slot);
-        let is_left_out = |index: u64, share: f64| drawn.uniform(index) < share;
+        let is_left_out = |index: u64, share: Option<f64>| drawn.uniform(index) < share.unwrap_or(0.0);
         let left_out = LeftOut {
             control: is_left_out(0, self.drop.control),
             start: is_left_out(1, self.drop.start),
             reference: is_left_out(2, self.drop.reference),
             clip: is_left_out(3, self.drop.clip),
+            faces: is_left_out(4, self.drop.faces),
         };
         self.noised(window, (sigma, self.streams.noise(step, slot)), caption, given, left_out)
     }

@@ -1,6 +1,7 @@
 //! The keys of the styles that are written.
 
 use super::Style;
+use crate::dit::modules::JOINED;
 use crate::names;
 
 /// The keys of one module in a style.
@@ -17,6 +18,10 @@ pub(super) struct Spelling {
 pub(super) fn spell(style: Style, module: &str) -> Option<Spelling> {
     // A name outside the table would not be read back, also in styles that keep the official name.
     let diffusers = names::module_to_diffusers(module)?;
+    // There it is two modules.
+    if style.is_peft() && module.ends_with(JOINED.0) {
+        return None;
+    }
     let stem = match style {
         Style::Comfy | Style::ComfyAlpha => format!("diffusion_model.{module}"),
         Style::Diffusers => format!("transformer.{diffusers}"),

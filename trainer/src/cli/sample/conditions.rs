@@ -6,16 +6,24 @@ use clap::Args;
 
 use crate::encode::conditions::given::{CameraPath, GivenConditions};
 
-/// What control models (Fun, VACE) make clips from, besides prompt and picture.
+/// What control models (Fun, VACE, Animate) make clips from, besides prompt and picture.
 #[derive(Debug, Default, Args)]
 pub(super) struct ConditionOptions {
-    /// The control clip of Fun-Control or VACE: pose, depth, edges, or a clip to edit; at least as long as the clip that is made.
+    /// The control clip of Fun-Control or VACE: pose, depth, edges, or a clip to edit; of Animate the pose clip. At least as long as the
+    /// clip that is made.
     #[arg(long, value_name = "FILE")]
     control: Option<PathBuf>,
-    /// VACE's mask over the control clip, a clip or a picture: white is generated, black is kept.
+    /// VACE's mask over the control clip, a clip or a picture: white is generated, black is kept. Of Animate: white is where the
+    /// character is in the background.
     #[arg(long, value_name = "FILE", requires = "control")]
     mask: Option<PathBuf>,
-    /// A reference picture, of Fun-Control V1.1 and A14B one, of VACE any number; may be given more than once.
+    /// The face clip of Animate: square, the face alone in each frame.
+    #[arg(long, value_name = "FILE", requires = "control")]
+    faces: Option<PathBuf>,
+    /// The clip that Animate puts the character into, with --mask; without both it moves the character in its own picture.
+    #[arg(long, value_name = "FILE", requires = "mask")]
+    background: Option<PathBuf>,
+    /// A reference picture, of Fun-Control V1.1 and A14B and of Animate one, of VACE any number; may be given more than once.
     #[arg(long, value_name = "FILE")]
     reference: Vec<PathBuf>,
     /// The camera path of Fun-Control-Camera: left, right, up, down, left-up, left-down, right-up, right-down, in, out, or a
@@ -30,6 +38,8 @@ impl ConditionOptions {
         GivenConditions {
             control: self.control.clone(),
             mask: self.mask.clone(),
+            faces: self.faces.clone(),
+            background: self.background.clone(),
             references: self.reference.clone(),
             camera: self.camera.as_deref().map(|text| CameraPath::parse(text, Path::new(""))),
         }

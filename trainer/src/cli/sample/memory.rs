@@ -52,7 +52,7 @@ pub(super) fn check(
         defaults: basis.defaults,
         bucket: None,
         in_front: 0,
-        references_are_frames: basis.dit.control.side_chain.is_some(),
+        control: basis.dit.control.clone(),
         holds_out: false,
         clips: requests.clone(),
         residuals,

@@ -16,9 +16,15 @@ pub struct GivenConditions {
     /// The control clip.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub control: Option<PathBuf>,
-    /// The mask, a clip or a picture: white is to be generated. VACE alone.
+    /// The mask, a clip or a picture: white is to be generated; of Animate it is where the character is. VACE and Animate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mask: Option<PathBuf>,
+    /// The face clip of Animate, square.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub faces: Option<PathBuf>,
+    /// The clip that Animate puts its character into, where `mask` is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub background: Option<PathBuf>,
     /// Reference pictures, in their order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub references: Vec<PathBuf>,
@@ -59,6 +65,8 @@ impl GivenConditions {
         Self {
             control: self.control.clone().or(other.control),
             mask: self.mask.clone().or(other.mask),
+            faces: self.faces.clone().or(other.faces),
+            background: self.background.clone().or(other.background),
             references: if self.references.is_empty() { other.references } else { self.references.clone() },
             camera: self.camera.clone().or(other.camera),
         }
@@ -71,14 +79,19 @@ impl GivenConditions {
     pub fn check(&self, dit: &DitConfig, has_picture: bool) -> Result<()> {
         let refuse = |why: &str| Err(Error::Setting { key: "conditions of a clip".into(), why: why.into() });
         let facts = dit.kind.facts();
-        let reads_control = facts.side_chain || facts.beside.contains(&Beside::Control);
+        let reads_control = facts.side_chain || facts.faces || facts.beside.contains(&Beside::Control);
         if self.control.is_some() && !reads_control {
             return refuse(
-                "this model reads no control clip; leave it out, or take a Fun-Control or VACE model",
+                "this model reads no control clip; leave it out, or take a Fun-Control, VACE or Animate model",
             );
         }
-        if self.mask.is_some() && !facts.side_chain {
-            return refuse("this model reads no mask; leave it out, or take a VACE model");
+        if self.mask.is_some() && !facts.side_chain && !facts.faces {
+            return refuse("this model reads no mask; leave it out, or take a VACE or Animate model");
+        }
+        if (self.faces.is_some() || self.background.is_some()) && !facts.faces {
+            return refuse(
+                "this model reads no face clip and no background; leave them out, or take an Animate model",
+            );
         }
         if self.camera.is_some() && !facts.camera {
             return refuse(
@@ -87,6 +100,7 @@ impl GivenConditions {
         }
         let most = match (facts.side_chain, dit.control.reference) {
             (true, _) => MAX_REFERENCES,
+            (false, _) if facts.faces => 1,
             (false, Some(_)) => 1,
             (false, None) => 0,
         };
@@ -109,6 +123,19 @@ impl GivenConditions {
             Kind::FunCamera | Kind::FunCameraExpert if !has_picture => {
                 refuse("this model moves the camera in a picture: name one (--image, or --i behind a prompt)")
             }
+            Kind::Animate if self.control.is_none() => refuse(
+                "this model moves a character as a pose clip says: name one (--control, or --cv behind a prompt)",
+            ),
+            Kind::Animate if self.faces.is_none() => refuse(
+                "this model reads the faces of a face clip: name one (--faces, or --fc behind a prompt)",
+            ),
+            Kind::Animate if self.references.is_empty() => refuse(
+                "this model needs a picture of its character: name one (--reference, or --ref behind a prompt)",
+            ),
+            Kind::Animate if self.mask.is_some() != self.background.is_some() => refuse(
+                "a character is put into a clip with both the clip and a mask of its place: name --background and --mask (--bg and \
+                 --mk behind a prompt), or neither",
+            ),
             Kind::Vace if has_picture => refuse(
                 "VACE takes pictures as references (--reference, or --ref behind a prompt), or as a control clip with a mask",
             ),

@@ -3,8 +3,9 @@
 //!
 //! Videos and pictures are [1, 3, f, h, w] in -1..1, masks [1, 1, f, h, w] in 0..1, where 1 is to be generated. Sources:
 //! aigc-apps/VideoX-Fun videox_fun/pipeline/pipeline_wan_fun_control.py and pipeline_wan_fun_inpaint.py; Wan-Video/Wan2.1
-//! wan/vace.py.
+//! wan/vace.py; Wan-Video/Wan2.2 wan/animate.py.
 
+pub mod animate;
 pub mod camera;
 pub mod fun;
 pub mod given;

@@ -80,19 +80,29 @@ pub fn mask_channels(mask: &Tensor) -> Result<Tensor> {
     Ok(Tensor::cat(&frames, 2)?)
 }
 
+/// The colour around a picture that is scaled to fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Canvas {
+    /// As VACE has it.
+    White,
+    /// As Animate has it.
+    Black,
+}
+
 /// A reference picture [1, 3, h, w] scaled to fit into `size` = (height, width), bilinearly without antialiasing, in the middle
-/// of a white canvas: [1, 3, 1, height, width].
+/// of a canvas: [1, 3, 1, height, width].
 ///
 /// # Errors
 /// When the tensor library fails.
-pub fn on_canvas(picture: &Tensor, (height, width): (usize, usize)) -> Result<Tensor> {
+pub fn on_canvas(picture: &Tensor, (height, width): (usize, usize), colour: Canvas) -> Result<Tensor> {
     let (_, channels, own_height, own_width) = picture.dims4()?;
     let scale = (height as f64 / own_height as f64).min(width as f64 / own_width as f64);
     let fit = |own: usize, most: usize| ((own as f64 * scale) as usize).clamp(1, most);
     let (tall, wide) = (fit(own_height, height), fit(own_width, width));
     let values: Vec<f32> = picture.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
     let (top, left) = ((height - tall) / 2, (width - wide) / 2);
-    let mut canvas = vec![1f32; channels * height * width];
+    let around = if colour == Canvas::White { 1f32 } else { -1f32 };
+    let mut canvas = vec![around; channels * height * width];
     let (rows, columns) = (taps(own_height, tall), taps(own_width, wide));
     for channel in 0..channels {
         let plane = &values[channel * own_height * own_width..][..own_height * own_width];

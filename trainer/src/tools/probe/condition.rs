@@ -7,7 +7,7 @@ use models::vae::{Vae, latent_frames};
 use super::{Inputs, Outputs};
 use crate::encode::conditions::camera::{NUMBERS, Pose, packed, pluecker};
 use crate::encode::conditions::fun::{FunLatents, given_latents, mask_latents};
-use crate::encode::conditions::{latents, vace};
+use crate::encode::conditions::{animate, latents, vace};
 use crate::error::{Error, Result};
 
 /// Every condition that `inputs` has the parts of; `references` names pictures of VACE, in their order. The names are those of the
@@ -33,6 +33,7 @@ pub fn make(vae: &Vae, inputs: &Inputs, references: &[String], no_video: bool) -
         of_poses(inputs, name, &mut outputs)?;
     }
     of_vace(vae, inputs, (clip, no_video), references, &mut outputs)?;
+    of_animate(vae, inputs, &mut outputs)?;
     match outputs.is_empty() {
         false => Ok(outputs),
         true => Err(inputs.refuse("nothing can be made of what it holds; see --help".into())),
@@ -130,7 +131,7 @@ fn of_vace(
             pictures.push(picture.unsqueeze(2)?);
             continue;
         }
-        let canvas = vace::on_canvas(&picture, (height, width))?;
+        let canvas = vace::on_canvas(&picture, (height, width), vace::Canvas::White)?;
         outputs.insert(format!("{name}_canvas"), canvas.clone());
         pictures.push(canvas);
     }
@@ -139,6 +140,35 @@ fn of_vace(
     let mask = mask.map_or_else(everything, Ok)?;
     let clip = if no_video { clip.zeros_like()? } else { clip };
     outputs.insert("vace_context".into(), vace::context(vae, (&clip, &mask), &pictures)?);
+    Ok(())
+}
+
+/// Of Animate's pose clip, reference picture, background and character mask, and the frames of the clip before.
+fn of_animate(vae: &Vae, inputs: &Inputs, outputs: &mut Outputs) -> Result<()> {
+    let Some(poses) = inputs.optional("pose_video")? else { return Ok(()) };
+    let pose_latents = latents(vae, &poses)?;
+    let [_, _, height, width] = shape(&pose_latents)?;
+    outputs.insert("pose_latents".into(), pose_latents);
+    let Some(reference) = inputs.optional("ref")?.map(|pixels| latents(vae, &pixels)).transpose()? else {
+        return Ok(());
+    };
+    let size = (poses.dim(2)?, height, width);
+    let known = inputs.optional("prev_frames")?;
+    let mut add = |mode: &str, video: &Tensor, character: Option<&Tensor>| -> Result<()> {
+        let first = animate::mask(character, size, 0)?;
+        let y = animate::beside(&reference, &first, &latents(vae, video)?)?;
+        outputs.insert(format!("y_{mode}_first"), y);
+        if let Some(known) = &known {
+            let mask = animate::mask(character, size, known.dim(2)?)?;
+            let video = latents(vae, &animate::continued(known, video)?)?;
+            outputs.insert(format!("y_{mode}_next"), animate::beside(&reference, &mask, &video)?);
+        }
+        Ok(())
+    };
+    add("move", &poses.zeros_like()?, None)?;
+    if let Some(background) = inputs.optional("bg_video")? {
+        add("replace", &background, Some(&inputs.ranked("mask", 5)?))?;
+    }
     Ok(())
 }
 

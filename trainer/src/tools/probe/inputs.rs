@@ -3,15 +3,20 @@
 use std::path::Path;
 
 use kernels::{DType, Device, Tensor};
+use models::dit::animate::{FACES, MotionEncoder, POSE};
 use models::dit::control::{CAMERA, CONTEXT, REFERENCE};
-use models::dit::{Conditioning, Raw, Role};
-use models::weights::Checkpoint;
+use models::dit::{Conditioning, DitConfig, Raw, Role};
+use models::weights::{Checkpoint, Weights};
 
 use crate::error::{Error, Result};
 
 /// A file of tensors by name.
 #[derive(Debug)]
-pub struct Inputs(Checkpoint);
+pub struct Inputs {
+    file: Checkpoint,
+    /// The motion of `face_pixel_values`.
+    faces: Option<Tensor>,
+}
 
 impl Inputs {
     /// Opens a safetensors file.
@@ -19,12 +24,23 @@ impl Inputs {
     /// # Errors
     /// When it is damaged.
     pub fn open(path: &Path) -> Result<Self> {
-        Ok(Self(Checkpoint::open(path).map_err(models::Error::from)?))
+        Ok(Self { file: Checkpoint::open(path).map_err(models::Error::from)?, faces: None })
+    }
+
+    /// The same, with `face_pixel_values` [b, 3, f, side, side] in -1..1 through the motion encoder of `dit`, where it has one.
+    ///
+    /// # Errors
+    /// Pictures of another size than the encoder's, and weights that cannot be read.
+    pub fn with_faces(self, dit: &DitConfig, weights: &Weights) -> Result<Self> {
+        let Some(animate) = &dit.control.animate else { return Ok(self) };
+        let encoder = MotionEncoder::load(weights, &animate.motion, &Device::Cpu)?;
+        let faces = encoder.forward(&self.ranked("face_pixel_values", 5)?)?;
+        Ok(Self { faces: Some(faces), ..self })
     }
 
     /// The names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.names()
+        self.file.names()
     }
 
     /// The tensor `name` in f32 on the CPU, converted from its stored type.
@@ -32,14 +48,14 @@ impl Inputs {
     /// # Errors
     /// If it is missing (the message lists the tensors of the file), or has values that are not finite.
     pub fn float(&self, name: &str) -> Result<Tensor> {
-        let Some(stored) = self.0.dtype(name) else {
+        let Some(stored) = self.file.dtype(name) else {
             let known: Vec<&str> = self.names().take(20).collect();
             return Err(
                 self.refuse(format!("there is no tensor `{name}`; the file has {}", known.join(", ")))
             );
         };
         let whole_number = stored.to_candle().filter(|_| !stored.is_float());
-        Ok(self.0.tensor(name, whole_number.unwrap_or(DType::F32), &Device::Cpu)?.to_dtype(DType::F32)?)
+        Ok(self.file.tensor(name, whole_number.unwrap_or(DType::F32), &Device::Cpu)?.to_dtype(DType::F32)?)
     }
 
     /// The rows of the tensor `name` of two axes in f64; `None` if it is missing.
@@ -47,10 +63,10 @@ impl Inputs {
     /// # Errors
     /// As [`Inputs::float`].
     pub fn rows(&self, name: &str) -> Result<Option<Vec<Vec<f64>>>> {
-        if !self.0.contains(name) {
+        if !self.file.contains(name) {
             return Ok(None);
         }
-        let tensor = self.0.tensor(name, DType::F64, &Device::Cpu)?;
+        let tensor = self.file.tensor(name, DType::F64, &Device::Cpu)?;
         match tensor.rank() {
             2 => Ok(Some(tensor.to_vec2()?)),
             _ => Err(self.refuse(format!("`{name}` has shape {:?}: 2 axes are expected", tensor.dims()))),
@@ -59,7 +75,7 @@ impl Inputs {
 
     /// [`Inputs::float`] of an optional tensor.
     pub fn optional(&self, name: &str) -> Result<Option<Tensor>> {
-        self.0.contains(name).then(|| self.float(name)).transpose()
+        self.file.contains(name).then(|| self.float(name)).transpose()
     }
 
     /// [`Inputs::float`] of a tensor that must have `rank` axes.
@@ -74,7 +90,8 @@ impl Inputs {
     }
 
     /// The conditioning of the network besides its timestep: `context` [b, s, text_dim], and if given `clip_fea` [b, s, width],
-    /// `ref_latent` [b, c, h, w], `camera` [b, 24, t, 8h, 8w], `vace_context` [b, 96, t, h, w].
+    /// `ref_latent` [b, c, h, w], `camera` [b, 24, t, 8h, 8w], `vace_context` [b, 96, t, h, w], `pose_latents` [b, c, t-1, h, w] and
+    /// `face_pixel_values` by [`Self::with_faces`].
     ///
     /// # Errors
     /// As [`Inputs::ranked`].
@@ -85,11 +102,13 @@ impl Inputs {
             .with_optional(Role::PICTURE, self.optional("clip_fea")?)
             .with_optional(REFERENCE, self.optional("ref_latent")?)
             .with_optional(CAMERA, self.optional("camera")?)
-            .with_optional(CONTEXT, self.optional("vace_context")?))
+            .with_optional(CONTEXT, self.optional("vace_context")?)
+            .with_optional(POSE, self.optional("pose_latents")?)
+            .with_optional(FACES, self.faces.clone()))
     }
 
     /// An error that names the file.
     pub fn refuse(&self, why: String) -> Error {
-        Error::ProbeInput { path: self.0.path().to_owned(), why }
+        Error::ProbeInput { path: self.file.path().to_owned(), why }
     }
 }

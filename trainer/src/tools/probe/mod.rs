@@ -26,7 +26,7 @@ pub type Outputs = BTreeMap<String, Tensor>;
 
 /// The network's answer: `output` [b, c, t, h, w] for `input` [b, c, t, h, w], `timestep` `[b]` or [b, l], `context`
 /// [b, s, text_dim], and where the model reads them `clip_fea` [b, s, image_dim], `ref_latent` [b, c, h, w], `camera`
-/// [b, 24, t, 8h, 8w], `vace_context` [b, 96, t, h, w].
+/// [b, 24, t, 8h, 8w], `vace_context` [b, 96, t, h, w], `pose_latents` [b, c, t-1, h, w] and `face_pixel_values`.
 ///
 /// # Errors
 /// Missing tensors, and shapes that the network does not take.
