@@ -37,7 +37,7 @@ use crate::watch::ui::{Ui, Voice, fail};
 
 /// Trains LoRA adapters for the Wan video models on few cards, and makes clips with them.
 #[derive(Debug, Parser)]
-#[command(version, after_help = EXIT_CODES, max_term_width = 120)]
+#[command(version = env!("TANDEM_VERSION"), after_help = EXIT_CODES, max_term_width = 120)]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -52,7 +52,7 @@ fn told_driver(driver: &Result<Driver, String>, built: Option<(u32, u32)>) -> Fi
         Some(built) if built > driver.cuda => bad(
             "driver",
             format!("{found}, but this program was built with CUDA {}.{}", built.0, built.1),
-            "install a newer driver, or build Tandem with a CUDA toolkit that the driver runs",
+            "install driver 580 or newer, or build Tandem with a CUDA toolkit that the driver runs",
         ),
         _ => good("driver", found),
     }
@@ -106,13 +106,19 @@ fn library(library: Library) -> Finding {
 fn how_to_get(library: &str) -> &'static str {
     match library {
         "cuDNN" => {
-            "attention is several times slower without it: apt install libcudnn9-cuda-13, or pip install \
-             nvidia-cudnn-cu13 and put its lib folder on LD_LIBRARY_PATH"
+            "attention is several times slower without it: pip install nvidia-cudnn-cu13 into the environment of this program or \
+             the active one, or apt install libcudnn9-cuda-13"
         }
-        "NVRTC" | "NCCL" => "Tandem does not need it",
+        "NVRTC" => {
+            "cuDNN compiles its kernels with it: pip install nvidia-cuda-nvrtc into the environment of this program or the active one"
+        }
+        "NCCL" => {
+            "only several replicas on GPUs need it: pip install nvidia-nccl-cu13 into the environment of this program or the \
+             active one"
+        }
         _ => {
-            "apt install cuda-libraries-13-0, or pip install nvidia-cublas nvidia-curand nvidia-cuda-runtime and put \
-             their lib folders on LD_LIBRARY_PATH"
+            "pip install nvidia-cublas nvidia-curand nvidia-cuda-runtime into the environment of this program or the active one, \
+             or apt install cuda-libraries-13-0"
         }
     }
 }

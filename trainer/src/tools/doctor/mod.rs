@@ -50,7 +50,7 @@ fn good(what: &'static str, found: impl Into<String>) -> Finding {
 
 fn version() -> Finding {
     let system = format!("{} {}", std::env::consts::OS, std::env::consts::ARCH);
-    good("tandem", format!("{} on {system}", env!("CARGO_PKG_VERSION")))
+    good("tandem", format!("{} on {system}", env!("TANDEM_VERSION")))
 }
 
 fn processor() -> Finding {
