@@ -33,4 +33,4 @@ export PATH=$tools/linker:$PATH
 
 TANDEM_COMMIT=$(git rev-parse --short=10 HEAD 2>/dev/null || true)
 export TANDEM_COMMIT
-"$tools/bin/maturin" build --release --manifest-path trainer/Cargo.toml --out target/wheels "$@"
+"$tools/bin/maturin" build --release --manifest-path trainer/Cargo.toml "${@:---out=target/wheels}"

@@ -81,14 +81,14 @@ pub fn table(figures: &Value) -> String {
         }
         let worst = &layers["worst"][0];
         lines.push(format!(
-            "  {} layers: {}; y is off by {} and dx by {} on average, at most by {} and {} ({})",
+            "  {} layers: {}; y is off by {} and dx by {} on average; furthest off is {} with {} and {}",
             layers["layers"],
             verdict(layers),
             percent(&layers["mean"]["y"]),
             percent(&layers["mean"]["dx"]),
+            worst["layer"].as_str().unwrap_or_default(),
             percent(&worst["deviation"]["y"]),
-            percent(&worst["deviation"]["dx"]),
-            worst["layer"].as_str().unwrap_or_default()
+            percent(&worst["deviation"]["dx"])
         ));
         lines.extend(
             layers["beyond"]
