@@ -2,6 +2,7 @@
 //! that nothing reads the recipe, the environment or the clock to decide behaviour.
 
 mod assumed;
+mod clips;
 pub mod common;
 mod conditions;
 mod difference;
@@ -38,6 +39,7 @@ use crate::recipe::like::Taken;
 use crate::recipe::{CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig, check_bounds};
 use crate::sample::magcache::CacheConfig;
 use crate::sample::{ClipFormat, ClipLayout, PreviewPlan};
+pub use clips::{ClipsFit, ClipsOf, clips_fit};
 pub use difference::Difference;
 use layout::with_clip_share;
 pub use layout::{Laid, laid};
