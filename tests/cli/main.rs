@@ -24,4 +24,6 @@ mod recipes;
 mod replicas;
 mod runs;
 mod sampling;
+mod serve;
+mod server;
 mod stops;

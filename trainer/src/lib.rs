@@ -33,6 +33,8 @@ pub mod train;
 
 pub mod tools;
 
+pub mod serve;
+
 pub mod cli;
 
 // These belong to all.

@@ -22,6 +22,7 @@ mod probe;
 mod reduce;
 mod replica;
 mod sample;
+mod serve;
 mod train;
 
 use std::io::ErrorKind;
@@ -77,6 +78,8 @@ enum Command {
     Launch(launch::Launch),
     /// Make clips from prompts, many from one load of the model.
     Sample(Box<sample::Sample>),
+    /// Start, watch and try runs in a browser; an API for clips.
+    Serve(serve::Serve),
     /// Measure a MagCache table for a model with its adapters.
     Calibrate(Box<calibrate::Calibrate>),
     /// Write an adapter file, or the adapter of a checkpoint, in any format.
@@ -116,6 +119,7 @@ impl Arguments {
             Command::Train(command) => command.run(&ui),
             Command::Launch(command) => command.run(&ui),
             Command::Sample(command) => command.run(&ui),
+            Command::Serve(command) => command.run(&ui),
             Command::Calibrate(command) => command.run(&ui),
             Command::Export(command) => command.run(&ui),
             Command::Merge(command) => command.run(&ui),

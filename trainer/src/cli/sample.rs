@@ -4,7 +4,6 @@ mod basis;
 mod clips;
 mod compare;
 mod conditions;
-mod memory;
 mod skips;
 
 use std::num::NonZeroUsize;
@@ -15,6 +14,7 @@ use anyhow::{Context, Result};
 use clap::{ArgGroup, Args};
 use kernels::Tensor;
 use kernels::attention::Heads;
+use models::adapter::{ApplyMode, apply};
 use models::published::Published;
 use models::vae::{Tiles, Tiling};
 
@@ -32,6 +32,7 @@ use crate::machine::devices::{DevicesConfig, Limits};
 use crate::machine::forecast::{Decoding, Networks, Residuals};
 use crate::machine::memory::{Machine, WeightPlace};
 use crate::machine::products::KnownProducts;
+use crate::plan::{ClipsFit, ClipsOf, clips_fit};
 use crate::recipe::Assignment;
 use crate::residents::{FromFiles, Residency, Residents, Setup, WhenIdle};
 use crate::sample::magcache::Skips;
@@ -304,8 +305,19 @@ impl Sample {
         ui: &Ui,
     ) -> crate::Result<()> {
         let asked = self.layout.unwrap_or(job.basis.layout);
-        let fit = memory::check(job, clips, self.cache.as_deref(), (asked, self.weights))?;
-        let memory::Fit { laid, streamed, bands } = fit;
+        let Job { basis, model, devices, requests, networks, .. } = &*job;
+        let adapters =
+            |network: &FromFiles| Ok(apply(&network.adapters, &basis.dit, ApplyMode::Unmerged)?.adapters);
+        let of = ClipsOf {
+            model,
+            dit: &basis.dit,
+            defaults: &basis.defaults,
+            devices,
+            requests,
+            attached: networks.iter().map(adapters).collect::<crate::Result<_>>()?,
+            cache: self.cache.as_deref().unwrap_or(&basis.cache),
+        };
+        let ClipsFit { laid, streamed, bands, .. } = clips_fit(of, clips, (asked, self.weights))?;
         if job.devices.stages.len() > 1 {
             ui.note(&format!("clips: {laid}"));
         }

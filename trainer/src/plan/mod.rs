@@ -3,6 +3,7 @@
 
 mod assumed;
 mod attached;
+mod clips;
 pub mod common;
 mod conditions;
 mod difference;
@@ -39,6 +40,7 @@ use crate::recipe::like::Taken;
 use crate::recipe::{CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig, check_bounds};
 use crate::sample::magcache::CacheConfig;
 use crate::sample::{ClipFormat, ClipLayout, PreviewPlan};
+pub use clips::{ClipsFit, ClipsOf, clips_fit};
 pub use difference::Difference;
 use layout::with_clip_share;
 pub use layout::{Laid, laid};

@@ -59,6 +59,18 @@ pub struct Residency {
     pub clip_groups: NonZeroUsize,
 }
 
+/// What stays loaded from one set of clips to the next.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Between {
+    /// Nothing: what has to make room is dropped, except as the [`Residency`] says.
+    #[default]
+    Nothing,
+    /// Networks: they wait in host memory while something else needs their devices.
+    Networks,
+    /// Everything: all models are on the devices beside each other, once they are loaded.
+    Everything,
+}
+
 /// How networks are set up on the devices.
 #[derive(Debug, Clone, Default)]
 pub struct Setup {
@@ -96,6 +108,7 @@ pub struct Residents {
     dit: DitConfig,
     split: Vec<(Device, Range<usize>)>,
     residency: Residency,
+    between: Between,
     setup: Setup,
     networks: Vec<Network>,
     /// Host memory of networks that are parked; there as long as one is.
@@ -127,6 +140,7 @@ impl Residents {
             dit,
             split,
             residency,
+            between: Between::Nothing,
             setup,
             networks,
             parking,
@@ -137,6 +151,11 @@ impl Residents {
             writing: Vec::new(),
             ui,
         }
+    }
+
+    /// The same, for several sets of clips one after the other. To be said before networks are added.
+    pub fn keeping(self, between: Between) -> Self {
+        Self { between, ..self }
     }
 
     /// The base model.
@@ -177,7 +196,8 @@ impl Residents {
     /// Adds a network that is read when it is first used, and again after others needed its place.
     pub fn add(&mut self, network: FromFiles) {
         let FromFiles { range, files, adapters, for_clips } = network;
-        let (state, when_idle) = (NetworkState::Files, WhenIdle::Drop);
+        let when_idle = if self.between == Between::Nothing { WhenIdle::Drop } else { WhenIdle::Park };
+        let state = NetworkState::Files;
         self.networks.push(Network { range, files, state, adapters, for_clips, when_idle });
     }
 
@@ -210,7 +230,9 @@ impl Residents {
     /// # Errors
     /// Files that do not open, the VAE of another model, and memory that runs out.
     pub fn vae(&mut self) -> Result<Arc<Vae>> {
-        self.text_encoder.leave(WhenIdle::Drop)?;
+        if self.between != Between::Everything {
+            self.text_encoder.leave(WhenIdle::Drop)?;
+        }
         if self.residency.decoding == Decoding::Alone {
             self.clear_networks()?;
         }
@@ -256,9 +278,11 @@ impl Residents {
     /// # Errors
     /// Files that do not open, and memory that runs out.
     pub fn text_encoder(&mut self) -> Result<Arc<TextEncoder>> {
-        self.clear_networks()?;
-        self.clip.leave(WhenIdle::Drop)?;
-        self.vae.leave(self.residency.vae)?;
+        if self.between != Between::Everything {
+            self.clear_networks()?;
+            self.clip.leave(WhenIdle::Drop)?;
+            self.vae.leave(self.residency.vae)?;
+        }
         let Self { model, split, ui, .. } = self;
         let device = &split[0].0; // a settled config has a stage
         self.text_encoder
@@ -270,8 +294,10 @@ impl Residents {
     /// # Errors
     /// Files that do not open, and memory that runs out.
     pub fn clip(&mut self) -> Result<Arc<Clip>> {
-        self.clear_networks()?;
-        self.text_encoder.leave(WhenIdle::Drop)?;
+        if self.between != Between::Everything {
+            self.clear_networks()?;
+            self.text_encoder.leave(WhenIdle::Drop)?;
+        }
         let Self { model, split, ui, .. } = self;
         let device = &split[0].0; // a settled config has a stage
         self.clip.on(device, || {
@@ -313,6 +339,9 @@ impl Residents {
     /// # Errors
     /// When the host's memory runs out.
     pub fn rest_encoders(&mut self) -> Result<()> {
+        if self.between == Between::Everything {
+            return Ok(());
+        }
         self.text_encoder.leave(WhenIdle::Drop)?;
         self.clip.leave(WhenIdle::Drop)?;
         self.tiny_decoder.leave(WhenIdle::Drop)?;

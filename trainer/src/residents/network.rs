@@ -116,6 +116,17 @@ impl Residents {
         Ok(done)
     }
 
+    /// Has `adapters`, each a file or PEFT folder with its strength, applied to the network of `range` for the next clips in
+    /// place of those that it had for clips.
+    ///
+    /// # Errors
+    /// If no such network was added.
+    pub fn set_clip_adapters(&mut self, range: NoiseRange, adapters: Vec<(PathBuf, f64)>) -> Result<()> {
+        let index = self.index_of(range)?;
+        self.networks[index].for_clips = adapters;
+        Ok(())
+    }
+
     /// Takes all networks off the devices.
     ///
     /// # Errors

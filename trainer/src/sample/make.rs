@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kernels::Tensor;
 use models::vae::Bands;
@@ -26,6 +27,8 @@ pub struct Course<'a> {
     pub clip_adapters: ClipAdapters,
     /// Where previews go, if there are any.
     pub previews: Option<Previews<'a>>,
+    /// Counts the solver steps of all clips as they are made, for whoever shows progress elsewhere.
+    pub made: Option<&'a AtomicUsize>,
 }
 
 /// What came of the steps of a set of clips.
@@ -66,6 +69,9 @@ pub fn latents(
         }
         let progress = |done: StepDone| {
             bar.inc(1);
+            if let Some(made) = course.made {
+                made.fetch_add(1, Ordering::Relaxed);
+            }
             failed = previewing.as_ref().and_then(|previewing| previewing.show(&done).err());
             if failed.is_some() { ControlFlow::Break(()) } else { interrupt.flow() }
         };

@@ -1,5 +1,6 @@
 //! A training run: its parts are built from the plan in order, then it loops.
 
+mod asked;
 pub mod background;
 pub mod batch;
 pub mod checkpoint;
@@ -7,6 +8,7 @@ mod evaluate;
 mod exchange;
 pub mod export;
 mod folder;
+pub mod kept;
 mod lock;
 mod log;
 mod networks;
@@ -26,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use kernels::Device;
 
+pub use asked::Asked;
 pub use folder::{RunFolder, changed_settings, newest};
 pub(crate) use step::{UpdateSettings, update};
 pub(crate) use summary::{held_out_losses, losses};
@@ -289,6 +292,7 @@ impl Run<'_> {
                 self.evaluate()?;
             }
             self.sample_if_due(interrupt)?;
+            self.meet_requests(interrupt)?;
             let minutes = self.plan.checkpoint.every_minutes;
             let is_late = minutes > 0 && saved_at.elapsed() >= Duration::from_secs(60 * minutes);
             let is_by_step = is_due(self.plan.checkpoint.every_steps, self.progress.step);

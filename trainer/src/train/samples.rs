@@ -30,7 +30,7 @@ impl Run<'_> {
     }
 
     /// Makes the plan's clips and writes them to `samples/step-<n>`.
-    fn sample(&mut self, interrupt: &Interrupt) -> Result<()> {
+    pub(super) fn sample(&mut self, interrupt: &Interrupt) -> Result<()> {
         let (plan, ui, step) = (self.plan, self.ui, self.progress.step);
         let residents = self.networks.residents();
         let (device, dit) = (residents.first_device(), residents.dit());
@@ -51,7 +51,7 @@ impl Run<'_> {
         let folder = self.folder.samples(step);
         plan.sample.preview.iter().for_each(|preview| preview.tell(ui));
         let previews = plan.sample.preview.as_ref().map(|plan| Previews { plan, folder: &folder, fps });
-        let course = Course { skipped: &skipped, measured, clip_adapters, previews };
+        let course = Course { skipped: &skipped, measured, clip_adapters, previews, made: None };
         let residents = self.networks.residents_mut();
         let Some(Stepped { latents, changes }) = sample::latents(&clips, residents, course, interrupt)?
         else {

@@ -23,8 +23,7 @@ use crate::recipe::Recipe;
 use crate::sample::magcache::CacheConfig;
 use crate::sample::{ClipFormat, ClipLayout, SampleConfig};
 use crate::train;
-use crate::train::checkpoint;
-use crate::train::export::{self, Part};
+use crate::train::{checkpoint, export, kept};
 use crate::watch::ui::Ui;
 
 /// What clips are made with, before the options of the command line replace parts of it.
@@ -272,9 +271,9 @@ fn own_adapters(plan: &Plan, folder: &Path, step: Option<u64>, loras: &mut Loras
     for expert in ranges.iter().map(|range| range.expert()) {
         let (name, file) = match step {
             Some(step) => after(plan, folder, step, expert)?,
-            None => match written(plan, folder, None, expert) {
+            None => match kept::written(plan, folder, None, expert) {
                 Some(path) => (path.display().to_string(), files::read(&path)?),
-                None => match steps(plan, folder, expert)?.last() {
+                None => match kept::steps(plan, folder, expert)?.last() {
                     Some(step) => after(plan, folder, *step, expert)?,
                     None => {
                         let why = format!("{} has no adapter yet; train it first", folder.display());
@@ -297,7 +296,7 @@ fn after(
     step: u64,
     expert: Option<Expert>,
 ) -> Result<(String, files::AdapterFile)> {
-    if let Some(path) = written(plan, folder, Some(step), expert) {
+    if let Some(path) = kept::written(plan, folder, Some(step), expert) {
         return Ok((path.display().to_string(), files::read(&path)?));
     }
     let path = checkpoint::path(&folder.join("checkpoints"), step);
@@ -305,40 +304,12 @@ fn after(
         let style = files::Style::Comfy;
         return Ok((path.display().to_string(), export::of_checkpoint(&path, expert, style)?));
     }
-    let steps: Vec<String> = steps(plan, folder, expert)?.iter().map(u64::to_string).collect();
+    let steps: Vec<String> = kept::steps(plan, folder, expert)?.iter().map(u64::to_string).collect();
     let why = match steps.is_empty() {
         true => format!("{} has no checkpoint", folder.display()),
         false => format!("{} has none after {step} steps; there are {}", folder.display(), steps.join(", ")),
     };
     Err(Error::Setting { key: "--checkpoint".into(), why })
-}
-
-/// The adapter file of the run, at the end or after some steps, in the first of its formats that is there.
-fn written(plan: &Plan, folder: &Path, step: Option<u64>, expert: Option<Expert>) -> Option<PathBuf> {
-    let label = step.map(label);
-    let part = Part { label: label.as_deref(), expert };
-    let path =
-        |style: &files::Style| folder.join("adapters").join(export::file_name(&plan.run.name, *style, part));
-    plan.export.formats.iter().map(path).find(|path| path.exists())
-}
-
-/// The steps after which there is an adapter file or a checkpoint, ascending.
-fn steps(plan: &Plan, folder: &Path, expert: Option<Expert>) -> Result<Vec<u64>> {
-    let mut steps = checkpoint::steps(&folder.join("checkpoints"))?;
-    let adapters = folder.join("adapters");
-    let io = |source| Error::Io { action: "list", path: adapters.clone(), source };
-    for entry in std::fs::read_dir(&adapters).map_err(io)? {
-        let name = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
-        let step = name.split("step-").nth(1).and_then(|rest| rest.get(..6)?.parse::<u64>().ok());
-        steps.extend(step.filter(|step| written(plan, folder, Some(*step), expert).is_some()));
-    }
-    steps.sort_unstable();
-    steps.dedup();
-    Ok(steps)
-}
-
-fn label(step: u64) -> String {
-    format!("step-{step:06}")
 }
 
 /// The size and the frames that the adapter at `path` was trained at, where its header tells.
