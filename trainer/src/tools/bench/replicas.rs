@@ -94,7 +94,8 @@ pub fn replicas(bench: &ReplicasBench, ui: &Ui) -> Result<Value> {
             row[run.way.name()] = run.beside(&one);
         }
         let bits = runs.iter().map(|run| last_bits(&run.folder)).collect::<Result<Vec<_>>>()?;
-        row["same_bits"] = bits.windows(2).all(|pair| pair[0] == pair[1]).into();
+        // One run has nothing to be compared with.
+        row["same_bits"] = (bits.len() > 1).then(|| bits.windows(2).all(|pair| pair[0] == pair[1])).into();
         worlds.push(row);
     }
     Ok(json!({
