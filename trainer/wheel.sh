@@ -16,6 +16,8 @@ fi
 
 # rustc links with the first `cc` on PATH. What crates compile from C is left to the system's: only the link binds to a glibc.
 mkdir -p "$tools/linker"
+# What GCC's C++ library asks of glibc 2.32 and newer; 0 is "there may be several threads".
+echo 'char __libc_single_threaded;' | cc -c -fPIC -x c - -o "$tools/linker/glibc.o"
 cat > "$tools/linker/cc" <<LINKER
 #!/usr/bin/env bash
 arguments=()
@@ -23,10 +25,12 @@ for argument in "\$@"; do
     case \$argument in
         -c | -E | -S) exec "$(command -v cc)" "\$@" ;;
         -lstdc++) arguments+=("$(g++ -print-file-name=libstdc++.a)") ;;
+        # zig does not look for an archive behind these, as GNU's linker does.
+        -Wl,-Bdynamic | -Wl,-Bstatic) ;;
         *) arguments+=("\$argument") ;;
     esac
 done
-exec "$tools/bin/python" -m ziglang cc -target x86_64-linux-gnu.2.28 "\${arguments[@]}"
+exec "$tools/bin/python" -m ziglang cc -s -target x86_64-linux-gnu.2.28 "\${arguments[@]}" "$tools/linker/glibc.o"
 LINKER
 chmod +x "$tools/linker/cc"
 export PATH=$tools/linker:$PATH
