@@ -194,8 +194,9 @@ impl Server {
         }
         let videos = self.videos.all();
         let recent = &videos[videos.len().saturating_sub(RECENT)..];
-        let value =
-            Arc::new(json!({ "runs": self.runs.list(), "videos": recent, "videos_in_all": videos.len() }));
+        let value = Arc::new(
+            json!({ "runs": self.runs.list(), "videos": recent, "videos_in_all": videos.len(), "previews": self.tiny_decoder.is_some() }),
+        );
         *last = Some((Instant::now(), Arc::clone(&value)));
         value
     }

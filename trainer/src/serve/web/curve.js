@@ -44,7 +44,8 @@ export function draw(canvas, series) {
   // A single wild step does not flatten the rest.
   const sorted = points.map((point) => point[1]).sort((a, b) => a - b);
   const low = sorted[0];
-  const high = Math.max(sorted[Math.floor((sorted.length - 1) * 0.995)], low + 1e-9);
+  const most = sorted.length > 400 ? Math.floor((sorted.length - 1) * 0.995) : sorted.length - 1;
+  const high = Math.max(sorted[most], low + 1e-9);
   const margin = (high - low) * 0.06;
   const x = (value) => PADDING.left + ((value - x0) / (x1 - x0 || 1)) * (width - PADDING.left - PADDING.right);
   const y = (value) =>
@@ -60,7 +61,7 @@ export function draw(canvas, series) {
     pen.fillText(Number(value.toPrecision(3)), PADDING.left - 6, y(value) + 4);
   }
   pen.textAlign = "center";
-  for (const value of ticks(x0, x1, Math.max(2, width / 140))) pen.fillText(Math.round(value), x(value), height - 8);
+  for (const value of ticks(x0, x1, Math.max(4, width / 110))) pen.fillText(Math.round(value), x(value), height - 8);
   pen.save();
   pen.beginPath();
   pen.rect(PADDING.left, PADDING.top - 6, width - PADDING.left - PADDING.right + 6, height - PADDING.top - PADDING.bottom + 12);

@@ -46,7 +46,10 @@ export function show(page) {
   const result = h("div", { role: "status" });
   const body = () => ({ name: name.value.trim(), recipe: recipe.value });
 
-  const read = () => FIELDS.forEach(([section, key], index) => (inputs[index].value = valueOf(recipe.value, section, key) ?? ""));
+  const read = () => {
+    FIELDS.forEach(([section, key], index) => (inputs[index].value = valueOf(recipe.value, section, key) ?? ""));
+    prompts.value = promptsOf(recipe.value).join("\n");
+  };
   inputs.forEach((input, index) => {
     const [section, key] = FIELDS[index];
     input.onchange = () => input.value && (recipe.value = withSetting(recipe.value, section, key, input.value.trim()));
@@ -130,6 +133,12 @@ async function choices(from, model, clips) {
 function valueOf(recipe, section, key) {
   const part = recipe.split(/^\s*\[(?=\w)/m).find((text) => text.startsWith(`${section}]`));
   return part?.match(new RegExp(`^\\s*${key}\\s*=\\s*([^#\\n]+)`, "m"))?.[1].trim();
+}
+
+/** The prompts of a recipe that lists them. */
+function promptsOf(recipe) {
+  const list = recipe.match(/^\s*prompts\s*=\s*\[([^\]]*)\]/m)?.[1] ?? "";
+  return [...list.matchAll(/"((?:[^"\\]|\\.)*)"/g)].map((match) => JSON.parse(`"${match[1]}"`));
 }
 
 function report({ plan, memory: planned, notes }) {

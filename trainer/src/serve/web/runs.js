@@ -100,7 +100,7 @@ export function showOne(page, name) {
     const sets = JSON.stringify([run.samples, run.checkpoints]);
     if (sets !== shown) {
       shown = sets;
-      fill(sheet, clipTable(run));
+      fill(sheet, clipStrips(run));
       fill(kept, checkpoints(run, rows));
     }
   });
@@ -151,34 +151,23 @@ function drawRows(canvas, legend, rows, weight) {
 
 const urlOf = (run, set, file) => `/api/runs/${run.name}/files/samples/step-${String(set.step).padStart(6, "0")}/${encodeURIComponent(file)}`;
 
-/** A row for each prompt, a column for each step; all play in step. */
-function clipTable(run) {
+/** A strip for each prompt, with a clip of each step; all play in step. */
+function clipStrips(run) {
   const sets = run.samples.map((set) => ({ ...set, files: oneFormat(set.files) }));
   if (!sets.length) return h("p.quiet", {}, "No clips yet. They come at the steps that the recipe names, and with Sample now.");
   const names = [...new Set(sets.flatMap((set) => set.files.map(bare)))].sort();
-  const table = h("table", {}, h("thead", {}, h("tr", {}, h("th", {}, "Step"), sets.map((set) => h("th", { scope: "col" }, set.step)), h("th"))));
-  const body = h("tbody");
-  for (const name of names) {
-    const items = [];
-    const cells = sets.map((set) => {
-      const file = set.files.find((one) => bare(one) === name);
-      if (!file) return h("td");
-      items.push({ url: urlOf(run, set, file), title: `${title(name)}, step ${set.step}` });
-      const index = items.length - 1;
-      return h("td", {}, thumbnail(items, index));
-    });
-    const both = items.length > 1 && h("button", { type: "button", onclick: () => compare(items[0], items.at(-1)) }, "Before / after");
-    body.append(h("tr", {}, h("th", { scope: "row" }, title(name)), cells, h("td", {}, both)));
-  }
-  table.append(body);
-  return table;
+  return names.map((name) => {
+    const own = sets.filter((set) => set.files.some((file) => bare(file) === name));
+    const items = own.map((set) => ({ url: urlOf(run, set, set.files.find((file) => bare(file) === name)), title: `${title(name)}, step ${set.step}` }));
+    const both = items.length > 1 && h("button.plain", { type: "button", onclick: () => compare(items[0], items.at(-1)) }, "Before / after");
+    return h("div", {},
+      h("div.bar", { style: "margin:0" }, h("h3", { style: "margin-right:auto" }, title(name)), both),
+      h("div.strip", {}, own.map((set, index) => h("figure", {}, thumbnail(items, index), h("figcaption.quiet.small", {}, `step ${set.step}`)))));
+  });
 }
 
 const bare = (file) => file.replace(/\.\w+$/, "");
-const title = (name) => {
-  const words = name.replace(/^\d+-?/, "").replaceAll("-", " ");
-  return words.length > 28 ? `${words.slice(0, 27)}…` : words || name;
-};
+const title = (name) => name.replace(/^\d+-?/, "").replaceAll("-", " ") || name;
 
 /** Of a clip in several formats the one that plays best. */
 function oneFormat(files) {
@@ -192,11 +181,10 @@ function checkpoints(run, rows) {
   const held = (step) => rows.findLast((row) => row.step === step && typeof row.eval_loss === "number")?.eval_loss;
   return h("ul.list", {}, run.checkpoints.map(({ step, files }) => {
     const score = step !== null && held(step);
-    return h("li.bar", { style: "margin:0" },
-      h("b", { style: "min-width:6rem" }, step === null ? "final" : `step ${step}`),
-      score ? h("span.quiet", {}, `held-out loss ${number(score)}`) : null,
-      files.length ? files.map((file) => h("a", { href: `/api/runs/${run.name}/files/adapters/${encodeURIComponent(file)}`, download: file }, file))
-        : h("span.quiet", {}, "state only"),
+    return h("li.kept", {},
+      h("b", {}, step === null ? "final" : `step ${step}`),
+      h("div", {}, score ? h("div.quiet.small", {}, `held-out loss ${number(score)}`) : null, files.length ? files.map((file) => h("a", { href: `/api/runs/${run.name}/files/adapters/${encodeURIComponent(file)}`, download: file }, file))
+        : h("span.quiet", {}, "state only")),
       h("a.button", { href: `#/try?model=${encodeURIComponent(step === null ? run.name : `${run.name}@${step}`)}` }, "Try"));
   }));
 }

@@ -94,16 +94,12 @@ function waits(job) {
     action("Cancel", () => ask(`/v1/videos/${job.id}`, { method: "DELETE" })));
 }
 
-const noPreview = new Set();
 /** What the clip looks like so far; nothing where the server has no tiny decoder. */
 function previewOf(job) {
-  if (noPreview.has(job.id)) return null;
+  if (!state.previews) return null;
   const player = film(`/v1/videos/${job.id}/preview?at=${job.progress}`);
   player.style.width = "96px";
-  player.onerror = () => {
-    noPreview.add(job.id);
-    player.remove();
-  };
+  player.onerror = () => player.remove();
   return player;
 }
 
