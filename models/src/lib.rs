@@ -20,6 +20,7 @@ mod taps;
 pub mod text;
 pub mod umt5;
 pub mod vae;
+pub mod wav2vec;
 pub mod weights;
 
 pub use contents::Contents;

@@ -29,8 +29,9 @@ const GRADIENT: Tolerance = Tolerance { absolute: 1e-12, relative: 1e-3 };
 const TRAINED: Tolerance = Tolerance::absolute(2e-3);
 const LATENTS: Tolerance = Tolerance::absolute(2e-5);
 
-/// A model of each kind: Fun-Control with CLIP and a reference, of an expert without CLIP, Fun-Control-Camera, VACE, Animate.
-const MODELS: [&str; 5] = ["fun/control11", "fun/control22", "fun/camera11", "vace", "animate"];
+/// A model of each kind: Fun-Control with CLIP and a reference, of an expert without CLIP, Fun-Control-Camera, VACE, Animate,
+/// S2V.
+const MODELS: [&str; 6] = ["fun/control11", "fun/control22", "fun/camera11", "vace", "animate", "s2v"];
 
 fn whole(folder: &str) -> (Dit, HashMap<String, Tensor>) {
     let (config, weights) = weights_in(folder, "official");
@@ -72,6 +73,11 @@ fn outputs_and_insides_equal_golden_values() {
             let behind = &traces[ends.unwrap() + 1].main;
             match io.get(&name) {
                 Some(expected) => assert_close(&format!("{folder}, {name}"), behind, expected, OUTPUT),
+                None if folder == "s2v" => {
+                    let expected = &io[&format!("{name}.video_tokens")];
+                    let clip = behind.narrow(1, 0, expected.dim(1).unwrap()).unwrap();
+                    assert_close(&format!("{folder}, {name}"), &clip, expected, OUTPUT);
+                }
                 // Of Animate only those around face blocks are stored.
                 None => assert!(folder == "animate" && ![0, 4, 5, 8, 9].contains(&block), "{name}"),
             }
@@ -160,14 +166,26 @@ fn gradients_of_inputs_equal_golden_values() {
         }
         let (_, channels, frames, height, width) = io["input"].dims5().unwrap();
         let mut d_tokens = d.main;
-        if let Some(expected) = io.get("grad.ref_latent") {
+        if folder == "s2v" {
+            // The clip's tokens are in front, the reference's behind them.
+            let (clip, of_frame) = (frames * height / 2 * (width / 2), height / 2 * (width / 2));
+            let patch = |name: &str, start: usize, count: usize, frames: usize| {
+                let d = d_tokens.narrow(1, start, count).unwrap();
+                patches_backward(&d, &read(name), [16, frames, height, width])
+            };
+            let poses = patch("cond_encoder.weight", 0, clip, frames);
+            assert_close(folder, &poses, &io["grad.pose_latents"], GRADIENT);
+            let reference = patch("patch_embedding.weight", clip, of_frame, 1);
+            assert_close(folder, &reference, &io["grad.ref_latent"], GRADIENT);
+            d_tokens = d_tokens.narrow(1, 0, clip).unwrap();
+        } else if let Some(expected) = io.get("grad.ref_latent") {
             let in_front = height / 2 * (width / 2);
             let d_reference = d_tokens.narrow(1, 0, in_front).unwrap();
             d_tokens = d_tokens.narrow(1, in_front, frames * in_front).unwrap();
             let got = patches_backward(&d_reference, &read("ref_conv.weight"), [16, 1, height, width]);
             assert_close(folder, &got.squeeze(2).unwrap(), expected, GRADIENT);
         }
-        if let Some(expected) = io.get("grad.pose_latents") {
+        if let (Some(expected), true) = (io.get("grad.pose_latents"), folder == "animate") {
             let of_frame = height / 2 * (width / 2);
             let d_poses = d_tokens.narrow(1, of_frame, (frames - 1) * of_frame).unwrap();
             let shape = [16, frames - 1, height, width];
@@ -310,6 +328,16 @@ fn conditions_from_pixels_equal_golden_values() {
             let mask = |x: &Tensor| x.narrow(1, 0, 4).unwrap().contiguous().unwrap();
             assert_same_bits(name, &mask(&got[name]), &mask(&golden[name]));
         }
+    }
+
+    let golden = fixture_tensors("s2v/cond.safetensors");
+    let desk = Desk::with(golden.iter().map(|(name, tensor)| (name.as_str(), tensor)));
+    let got = desk.probe(&[&words[..], &["--clip-frames", "12"]].concat());
+    for name in ["ref_latent", "pose_latents", "motion_latents"] {
+        assert_close(name, &got[name], &golden[name], LATENTS);
+    }
+    for name in ["audio_hidden_30hz", "audio_clips"] {
+        assert_close(name, &got[name], &golden[name], Tolerance::absolute(1e-6));
     }
 
     let golden = fixture_tensors("vace/cond.safetensors");

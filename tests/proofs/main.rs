@@ -54,6 +54,7 @@ mod sampling;
 mod saving;
 mod shadow;
 mod solver;
+mod speech;
 mod stream;
 mod streaming;
 mod tensorboard;

@@ -238,10 +238,9 @@ fn networks_with_parts_that_are_not_here_are_refused_by_name() {
     let path = desk.path().join("dit.safetensors");
     let config = fs::read_to_string(fixture("dit/t2v/config_official.json")).unwrap();
     let one = Tensor::new(&[1f32], &Device::Cpu).unwrap();
-    for (tensor, kind) in [
-        ("casual_audio_encoder.encoder.final_linear.weight", "S2V"),
-        ("music_injector.injector.0.q.weight", "WanToDance"),
-    ] {
+    for (tensor, kind) in
+        [("audio_proj.norm.weight", "listens to audio"), ("music_injector.injector.0.q.weight", "WanToDance")]
+    {
         let plain = fixture("dit/t2v/weights_official.safetensors");
         repack(&plain, &path, DType::F32, "", &[(tensor, &one)]);
         let error = models::open_dit(&path, Some(&config)).unwrap_err().to_string();

@@ -17,6 +17,7 @@ use kernels::random::Key;
 use kernels::{DType, Device, Tensor};
 use models::dit::animate::{FACES, MotionEncoder, POSE};
 use models::dit::control::{CAMERA, CONTEXT, REFERENCE};
+use models::dit::speech::{AUDIO, PAST};
 use models::dit::{Base, Boundary, Context, Dit, DitConfig, NetworkInput, Role, Streams};
 use models::weights::Weights;
 use trainer::base::BaseModel;
@@ -169,6 +170,8 @@ pub fn golden_input(io: &HashMap<String, Tensor>) -> NetworkInput {
         ("vace_context", CONTEXT),
         ("pose_latents", POSE),
         ("motion_vec", FACES),
+        ("audio_embeds", AUDIO),
+        ("motion_latents", PAST),
     ];
     let more = more.into_iter().filter_map(|(name, role)| Some((role, io.get(name)?.clone())));
     more.fold(NetworkInput::new(x, timestep, text), |input, (role, tensor)| input.with(role, tensor))
@@ -177,6 +180,9 @@ pub fn golden_input(io: &HashMap<String, Tensor>) -> NetworkInput {
 /// The tensors of a model's golden inputs and outputs; those of faces are also there as the motion that the network reads.
 pub fn golden_io(folder: &str) -> HashMap<String, Tensor> {
     let mut io = fixture_tensors(&format!("{folder}/io.safetensors"));
+    if let Some(latent) = io.get("ref_latent").filter(|latent| latent.rank() == 5) {
+        io.insert("ref_latent".into(), latent.squeeze(2).unwrap());
+    }
     if let Some(faces) = io.get("face_pixel_values") {
         let (config, weights) = weights_in(folder, "official");
         let sizes = &config.control.animate.unwrap().motion;

@@ -7,7 +7,9 @@ use kernels::random::Key;
 use kernels::{Device, Tensor};
 use models::adapter::{Adapter, Adapters};
 use models::dit::animate::{Animate, MotionSizes};
-use models::dit::{Base, BlockPlan, CameraSizes, Control, DitConfig, Dropout, ImageBranch, Plans, SideChain};
+use models::dit::{
+    Base, BlockPlan, CameraSizes, Control, DitConfig, Dropout, ImageBranch, Plans, SideChain, Speech,
+};
 use models::published::Kind;
 use models::weights::{TensorSpec, Weights};
 use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline};
@@ -65,6 +67,14 @@ pub fn each_kind(layers: usize) -> Vec<DitConfig> {
             in_channels: 36,
             image: image(None),
             control: Control { animate: Some(animate()), ..Control::default() },
+            ..text.clone()
+        },
+        DitConfig {
+            kind: Kind::Speech,
+            control: Control {
+                speech: Some(Speech { audio_width: 6, states: 4, after: vec![0] }),
+                ..Control::default()
+            },
             ..text.clone()
         },
         text,

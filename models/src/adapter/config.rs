@@ -38,8 +38,8 @@ pub struct LoraConfig {
     pub init_from_low: Option<PathBuf>,
     /// Official module names inside a block, `*` and `?` as wildcards; of a model with a side chain (VACE), inside its blocks.
     /// Default: q, k, v, o of both attentions and both layers of the feed-forward. A name with `blocks.`, `vace_blocks.` or
-    /// `face_adapter.fuser_blocks.` (Animate) in front is matched whole (`blocks.1?.ffn.*`), and face blocks are matched by
-    /// such a name alone.
+    /// `face_adapter.fuser_blocks.` (Animate) or `audio_injector.injector.` (S2V) in front is matched whole (`blocks.1?.ffn.*`), and
+    /// face blocks and injectors are matched by such a name alone.
     pub targets: Vec<String>,
 }
 

@@ -17,6 +17,7 @@ use super::layer::Layer;
 use super::layer_id::LayerId;
 use super::rope;
 use super::side_chain::SideBlock;
+use super::speech::{self, AUDIO, COLUMNS_PER_LATENT, Injector, PAST, Speech};
 use crate::weights::{TensorSpec, Weights};
 use crate::{Error, Result};
 
@@ -97,7 +98,8 @@ impl Architecture for DitConfig {
     fn layers(&self, n: usize) -> Vec<LayerId> {
         let side = self.control.side_chain.as_ref().and_then(|chain| chain.following(n));
         let face = self.control.animate.as_ref().and_then(|animate| animate.following(n));
-        [LayerId::block(n)].into_iter().chain(side).chain(face).collect()
+        let injection = self.control.speech.as_ref().and_then(|speech| speech.following(n));
+        [LayerId::block(n)].into_iter().chain(side).chain(face).chain(injection).collect()
     }
 
     fn outside_tensors(&self) -> Vec<TensorSpec> {
@@ -108,6 +110,7 @@ impl Architecture for DitConfig {
         match id.chain() {
             LayerId::SIDE_BLOCKS => self.side_block_tensors(id),
             LayerId::FACE_BLOCKS => self.face_block_tensors(id),
+            LayerId::INJECTIONS => self.injection_tensors(id),
             _ => self.block_tensors(id),
         }
     }
@@ -125,6 +128,7 @@ impl Architecture for DitConfig {
                 Ok(Box::new(SideBlock::load(weights, (self, chain), id, base, device)?))
             }
             (LayerId::FACE_BLOCKS, _) => Ok(Box::new(FaceBlock::load(weights, self, id, base, device)?)),
+            (LayerId::INJECTIONS, _) => Ok(Box::new(Injector::load(weights, self, id, base, device)?)),
             _ => Err(Error::Mismatch(format!("the model has no layer {id}"))),
         }
     }
@@ -135,6 +139,11 @@ impl Architecture for DitConfig {
 
     fn positions(&self, input: &NetworkInput, device: &Device) -> Result<Positions> {
         let grid = input.grid()?;
+        if self.control.speech.is_some() {
+            let has_past = input.cond.get(PAST).is_some();
+            let (cos_lp, sin_lp) = speech::table(self.head_size(), grid, has_past, device)?;
+            return Ok(Positions { grid, in_front: 0, cos_lp, sin_lp });
+        }
         // The tokens of a reference picture are those of a frame before the first.
         let in_front = self.control.tokens_in_front(grid.1, grid.2);
         let frames = grid.0 + usize::from(in_front > 0);
@@ -145,15 +154,19 @@ impl Architecture for DitConfig {
 
     fn conditioning(&self, latents: (usize, usize, usize)) -> Conditioning<Raw, Vec<usize>> {
         let (frames, height, width) = latents;
-        let Control { reference, camera, side_chain, animate } = &self.control;
-        let poses = || vec![self.out_channels, frames.saturating_sub(1), height, width];
+        let Control { reference, camera, side_chain, animate, speech } = &self.control;
+        let poses = |frames: usize| vec![self.out_channels, frames, height, width];
+        let audio = |own: &Speech| vec![own.states, own.audio_width, COLUMNS_PER_LATENT * frames];
+        let reference = reference.or(speech.as_ref().map(|_| self.out_channels));
         let rays =
             |sizes: &CameraSizes| vec![CAMERA_CHANNELS, frames, height * sizes.stride, width * sizes.stride];
         self.conditioning_shapes()
             .map(|shape| shape.to_vec())
             .with_optional(REFERENCE, reference.map(|channels| vec![channels, height, width]))
             .with_optional(CAMERA, camera.as_ref().map(rays))
-            .with_optional(POSE, animate.as_ref().map(|_| poses()))
+            .with_optional(POSE, animate.as_ref().map(|_| poses(frames.saturating_sub(1))))
+            .with_optional(POSE, speech.as_ref().map(|_| poses(frames)))
+            .with_optional(AUDIO, speech.as_ref().map(audio))
             .with_optional(FACES, animate.as_ref().map(|own| vec![face_frames(frames), own.motion.width]))
             .with_optional(
                 CONTEXT,

@@ -80,6 +80,8 @@ struct ConfigFile {
     model_type: Option<String>,
     #[serde(default)]
     vace_layers: Option<Vec<usize>>,
+    #[serde(default)]
+    audio_inject_layers: Option<Vec<usize>>,
 }
 
 fn default_eps() -> f64 {
@@ -132,7 +134,7 @@ impl DitConfig {
             freq_dim: shape("time_embedding.0.weight", 2)?[1],
             eps: file.eps,
             image,
-            control: Control::read(&shape_of, layers, file.vace_layers)?,
+            control: Control::read(&shape_of, layers, (file.vace_layers, file.audio_inject_layers))?,
         };
         config.check_heads()?;
         Ok(config)
@@ -143,9 +145,13 @@ impl DitConfig {
         self.dim / self.heads
     }
 
-    /// Tokens of a latent clip of `frames` x `height` x `width`, with those in front.
+    /// Tokens of a latent clip of `frames` x `height` x `width`, with those in front and behind; of the frames before a clip there are
+    /// none.
     pub fn tokens(&self, frames: usize, height: usize, width: usize) -> usize {
-        frames * (height / PATCH) * (width / PATCH) + self.control.tokens_in_front(height, width)
+        let besides = self.control.tokens_in_front(height, width);
+        frames * (height / PATCH) * (width / PATCH)
+            + besides
+            + self.control.tokens_behind(height, width, false)
     }
 
     /// The attentions of a block over `batch` samples of `tokens` tokens: over themselves, over the text, and over a picture.
@@ -194,7 +200,7 @@ fn unknown(facts: Facts, model_type: Option<&str>) -> Error {
     Error::Mismatch(format!(
         "this DiT ({}) takes {channels_in} channels and predicts {channels_out}: text-to-video models take as many as they \
          predict, image-to-video models {MASK_CHANNELS} and the picture's besides, Fun's control models 48 or 52; others \
-         (S2V) are not supported",
+         are not supported",
         model_type.unwrap_or("no model_type"),
     ))
 }

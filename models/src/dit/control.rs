@@ -1,5 +1,5 @@
 //! The parts of control models besides those of the plain DiT: a reference picture's tokens, a camera adapter, a side chain,
-//! Animate's poses and faces.
+//! Animate's poses and faces, S2V's audio.
 //!
 //! Sources: aigc-apps/VideoX-Fun videox_fun/models/wan_transformer3d.py (`ref_conv`, `control_adapter`); Wan-Video/Wan2.1
 //! wan/modules/vace_model.py.
@@ -8,9 +8,10 @@ use super::animate::Animate;
 use super::config::PATCH;
 use super::layer_id::LayerId;
 use super::role::Role;
+use super::speech::{self, Speech};
 use crate::{Error, Result};
 
-/// Latents [b, c, h, w] of a reference picture, which Fun takes as tokens in front; zeros where there is none.
+/// Latents [b, c, h, w] of a reference picture, which Fun takes as tokens in front, zeros where there is none, and S2V as tokens behind.
 pub const REFERENCE: Role = Role::new("reference", "the latents of a reference picture (ref_latent)");
 /// The camera's rays [b, 24, t, 8h, 8w] of every pixel, as Fun's camera adapter reads them, a latent frame at a time.
 pub const CAMERA: Role = Role::new("camera", "the rays of a camera path (camera)").on_host();
@@ -31,6 +32,8 @@ pub struct Control {
     pub side_chain: Option<SideChain>,
     /// Animate's pose patches, motion encoder and face blocks.
     pub animate: Option<Animate>,
+    /// S2V's audio, reference and past.
+    pub speech: Option<Speech>,
 }
 
 /// The sizes of a camera adapter.
@@ -60,14 +63,15 @@ impl CameraSizes {
 
 impl Control {
     /// The control parts of the weights whose shapes `shape_of` gives by official name, of a model of `layers` main blocks;
-    /// `after` are the main blocks that side blocks follow, where the config names them.
+    /// `after` are the main blocks that side blocks follow and `injected` those that audio injections follow, where the config names
+    /// them.
     ///
     /// # Errors
     /// A camera adapter of another kind, and a list of main blocks that does not fit the side blocks.
     pub fn read(
         shape_of: impl Fn(&str) -> Option<Vec<usize>>,
         layers: usize,
-        after: Option<Vec<usize>>,
+        (after, injected): (Option<Vec<usize>>, Option<Vec<usize>>),
     ) -> Result<Self> {
         let channels = |name: &str| shape_of(name).and_then(|shape| shape.get(1).copied());
         let camera = channels("control_adapter.conv.weight").map(|width| {
@@ -84,8 +88,10 @@ impl Control {
         let side_chain = channels("vace_patch_embedding.weight")
             .map(|channels| SideChain::new(channels, blocks.count(), layers, after));
         let animate = Animate::read(&shape_of, layers)?;
+        let speech = Speech::read(&shape_of, layers, injected)?;
         Ok(Self {
             animate,
+            speech,
             reference: channels("ref_conv.weight"),
             camera: camera.transpose()?,
             side_chain: side_chain.transpose()?,
@@ -104,6 +110,11 @@ impl Control {
     /// Blocks of the side chain.
     pub fn side_blocks(&self) -> usize {
         self.side_chain.as_ref().map_or(0, |chain| chain.after.len())
+    }
+
+    /// Tokens behind those of latents of this height and width; `has_past` says whether frames before the clip are among them.
+    pub fn tokens_behind(&self, height: usize, width: usize, has_past: bool) -> usize {
+        self.speech.as_ref().map_or(0, |_| speech::tokens_behind(height, width, has_past))
     }
 
     /// Tokens in front of those of latents of this height and width.

@@ -12,9 +12,11 @@ use super::conditioning::{Conditioning, Embedded, Raw};
 use super::config::{DitConfig, ImageBranch, PATCH};
 use super::control::{CAMERA, CONTEXT, REFERENCE};
 use super::input::{Boundary, NetworkInput};
+use super::patches::patches_of;
 use super::reader::Reader;
 use super::role::Role;
 use super::side_chain;
+use super::speech::{AUDIO, PAST, PAST_FRAMES, SpeechEmbedding};
 use super::streams::Streams;
 use crate::weights::Weights;
 use crate::{Error, Result};
@@ -51,6 +53,7 @@ pub struct Embedder {
     side: Option<[(Weight, Tensor); 2]>,
     /// The patches of Animate's pose clip, and its face encoder.
     animate: Option<((Weight, Tensor), FaceEncoder)>,
+    speech: Option<SpeechEmbedding>,
 }
 
 /// The embedding of CLIP's states: norm, linear, GELU (the exact one), linear, norm; preceded by learned positions in models
@@ -88,6 +91,12 @@ impl Embedder {
                 Some(_) => Some((read.dense("pose_patch_embedding")?, FaceEncoder::load(&read)?)),
                 None => None,
             },
+            speech: config
+                .control
+                .speech
+                .as_ref()
+                .map(|sizes| SpeechEmbedding::load(&read, sizes))
+                .transpose()?,
         })
     }
 
@@ -104,7 +113,7 @@ impl Embedder {
                 self.config.in_channels
             )));
         }
-        Ok(through(&patches(x)?, &self.patch)?.to_dtype(self.stream)?)
+        Ok(through(&patches_of(x, 1)?, &self.patch)?.to_dtype(self.stream)?)
     }
 
     /// The main stream with the camera's share of the tokens and a reference picture's tokens in front; and the side stream.
@@ -119,25 +128,44 @@ impl Embedder {
         if let Some(reference) = &self.reference {
             let latents = cond.require(REFERENCE)?.unsqueeze(2)?;
             self.check_shape(REFERENCE, &latents, self.config.control.reference, (1, grid.1, grid.2))?;
-            let tokens = through(&patches(&latents.to_device(device)?)?, reference)?;
+            let tokens = through(&patches_of(&latents.to_device(device)?, 1)?, reference)?;
             main = Tensor::cat(&[tokens.to_dtype(self.stream)?, main], 1)?;
         }
         if let Some((patch, _)) = &self.animate {
             let poses = cond.require(POSE)?;
             let channels = Some(self.config.out_channels);
             self.check_shape(POSE, poses, channels, (grid.0.saturating_sub(1), grid.1, grid.2))?;
-            let added = through(&patches(&poses.to_device(device)?)?, patch)?.to_dtype(self.stream)?;
+            let added = through(&patches_of(&poses.to_device(device)?, 1)?, patch)?.to_dtype(self.stream)?;
             // The reference picture's frame has no pose.
             let of_reference = main.dim(1)? - added.dim(1)?;
             main = (main + added.pad_with_zeros(1, of_reference, 0)?)?;
+        }
+        if let Some(speech) = &self.speech {
+            main = self.with_speech(speech, main, input)?;
         }
         let Some([patch, before]) = &self.side else { return Ok(Streams::new(main)) };
         let context = cond.require(CONTEXT)?;
         let channels = self.config.control.side_chain.as_ref().map(|chain| chain.channels);
         self.check_shape(CONTEXT, context, channels, grid)?;
-        let side = through(&through(&patches(&context.to_device(device)?)?, patch)?, before)?;
+        let side = through(&through(&patches_of(&context.to_device(device)?, 1)?, patch)?, before)?;
         let side = (side.to_dtype(self.stream)? + &main)?;
         Ok(Streams::new(main).with(side_chain::STREAM, side))
+    }
+
+    /// The tokens `main` of the latents with the poses added, and those of the reference and of the frames before behind them.
+    fn with_speech(&self, speech: &SpeechEmbedding, main: Tensor, input: &NetworkInput) -> Result<Tensor> {
+        let (grid, cond, device) = (input.grid()?, &input.cond, self.patch.0.device());
+        let channels = Some(self.config.out_channels);
+        let (poses, reference) = (cond.require(POSE)?, cond.require(REFERENCE)?.unsqueeze(2)?);
+        self.check_shape(POSE, poses, channels, grid)?;
+        self.check_shape(REFERENCE, &reference, channels, (1, grid.1, grid.2))?;
+        let past = cond.get(PAST).map(|past| past.to_device(device)).transpose()?;
+        if let Some(past) = &past {
+            self.check_shape(PAST, past, channels, (PAST_FRAMES, grid.1, grid.2))?;
+        }
+        let reference = through(&patches_of(&reference.to_device(device)?, 1)?, &self.patch)?;
+        let reference = reference.to_dtype(self.stream)?;
+        speech.tokens(main, &poses.to_device(device)?, &reference, past.as_ref())
     }
 
     /// Checks that `x` [b, c, t, h, w], which is `role`, has as many channels as the model reads, and the size of the latents.
@@ -181,9 +209,26 @@ impl Embedder {
             self.side.as_ref().map(|_| CONTEXT),
             self.animate.as_ref().map(|_| POSE),
             self.animate.as_ref().map(|_| FACES),
+            self.speech.as_ref().map(|_| POSE),
+            self.speech.as_ref().map(|_| REFERENCE),
+            self.speech.as_ref().map(|_| PAST),
+            self.speech.as_ref().map(|_| AUDIO),
         ];
         raw.check_known(&known.into_iter().flatten().collect::<Vec<_>>())?;
-        let (time_bgd, time_bg6d) = self.time(raw.require(Role::TIMESTEP)?, grid)?;
+        let timestep = raw.require(Role::TIMESTEP)?;
+        let (time_bgd, mut time_bg6d) = self.time(timestep, grid)?;
+        let mut audio = Conditioning::new();
+        if let Some(speech) = &self.speech {
+            if timestep.rank() != 1 {
+                let shape = timestep.dims();
+                let why = format!("timestep has shape {shape:?}: S2V takes one for each sample, [batch]");
+                return Err(Error::Mismatch(why));
+            }
+            // What is not of the clip is clean.
+            let (_, still) = self.time(&timestep.zeros_like()?, grid)?;
+            time_bg6d = speech.modulation((&time_bg6d, &still), grid, raw.get(PAST).is_some())?;
+            audio = speech.audio(raw, grid.0)?;
+        }
         let text_bsd = self.text(raw.require(Role::TEXT)?, self.patch.0.device())?;
         let picture = self.picture.as_ref().map(|picture| picture.forward(raw.require(Role::PICTURE)?));
         Ok(Conditioning::new()
@@ -191,7 +236,8 @@ impl Embedder {
             .with(Role::MODULATION, time_bg6d)
             .with(Role::TEXT, text_bsd)
             .with_optional(Role::PICTURE, picture.transpose()?)
-            .with_optional(FACES, self.faces(raw, grid)?))
+            .with_optional(FACES, self.faces(raw, grid)?)
+            .merged(audio))
     }
 
     /// The face tokens [b, t, 5, d] of the motion vectors in `raw`, of a model that reads faces.
@@ -263,7 +309,19 @@ impl Embed for Embedder {
     }
 
     fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
-        let Self { patch, text, time, time_projection, picture, reference, camera, side, animate, .. } = self;
+        let Self {
+            patch,
+            text,
+            time,
+            time_projection,
+            picture,
+            reference,
+            camera,
+            side,
+            animate,
+            speech,
+            ..
+        } = self;
         let linears = [patch, time_projection].into_iter().chain(text).chain(time);
         let of_control = reference.iter_mut().chain(side.iter_mut().flatten());
         let of_picture = picture.iter_mut().flat_map(PictureEmbedding::tensors_mut);
@@ -272,23 +330,13 @@ impl Embed for Embedder {
             animate.as_mut().map(|(poses, faces)| (poses, faces)).unzip();
         let linears = linears.chain(of_control).chain(poses).flat_map(of_linear);
         let of_faces = faces.into_iter().flat_map(FaceEncoder::tensors_mut);
-        linears.chain(of_picture).chain(of_camera).chain(of_faces).collect()
+        let of_speech = speech.iter_mut().flat_map(SpeechEmbedding::tensors_mut);
+        linears.chain(of_picture).chain(of_camera).chain(of_faces).chain(of_speech).collect()
     }
 
     fn share(&self) -> Box<dyn Embed> {
         Box::new(self.clone())
     }
-}
-
-/// Latents [b, c, t, h, w] as tokens [b, l, 4c], ordered (frame, row, column), each the values of a patch ordered
-/// (channel, dy, dx).
-fn patches(x: &Tensor) -> Result<Tensor> {
-    let (batch, channels, frames, height, width) = x.dims5()?;
-    let (rows, columns) = (height / PATCH, width / PATCH);
-    Ok(x.reshape(&[batch, channels, frames, rows, PATCH, columns, PATCH][..])?
-        .permute([0, 2, 3, 5, 1, 4, 6])?
-        .contiguous()?
-        .reshape((batch, frames * rows * columns, channels * PATCH * PATCH))?)
 }
 
 /// `x` [b, l, in] through a linear layer of the embeddings.

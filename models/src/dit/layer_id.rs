@@ -21,6 +21,8 @@ impl LayerId {
 
     /// The chain of Animate's face blocks.
     pub const FACE_BLOCKS: &'static str = "face_adapter.fuser_blocks";
+    /// The chain of S2V's audio injections.
+    pub const INJECTIONS: &'static str = "audio_injector.injector";
 
     /// Layer `index` of `chain`, the prefix of its tensors' names before the number (`vace_blocks`).
     pub const fn new(chain: &'static str, index: usize) -> Self {
@@ -40,6 +42,11 @@ impl LayerId {
     /// Face block `index`.
     pub const fn face(index: usize) -> Self {
         Self::new(Self::FACE_BLOCKS, index)
+    }
+
+    /// Audio injection `index`.
+    pub const fn injection(index: usize) -> Self {
+        Self::new(Self::INJECTIONS, index)
     }
 
     /// The prefix of its tensors' names before the number.

@@ -25,12 +25,14 @@ pub mod layer_id;
 pub mod linear;
 pub mod modules;
 pub mod pass;
+mod patches;
 pub mod plan;
 pub mod reader;
 pub mod role;
 pub mod rope;
 pub mod sequence;
 mod side_chain;
+pub mod speech;
 mod streaming;
 pub mod streams;
 
@@ -56,6 +58,7 @@ pub use linear::Linear;
 pub use pass::{Dropout, Gradients, LayerWatch, Pass};
 pub use plan::{BlockPlan, Keep, KeepPlace, Plans};
 pub use role::Role;
+pub use speech::Speech;
 pub use streaming::Streamed;
 pub use streams::Streams;
 

@@ -8,6 +8,7 @@ use super::causal::TAPS;
 use super::config::{DitConfig, PATCH};
 use super::control::CameraSizes;
 use super::layer_id::LayerId;
+use super::speech::KINDS;
 use crate::weights::{TensorClass, TensorSpec};
 
 /// A module: a linear layer, a norm, or a single tensor.
@@ -42,6 +43,10 @@ enum Shape {
     Rows(Rows, Width),
     /// The module is a tensor itself: [1, 1, 1, width].
     Token(Width),
+    /// `weight` [rows, width] without a bias.
+    Table(usize, Width),
+    /// `weight` [d, channels, scale, 2 scale, 2 scale] and `bias` `[d]`.
+    Pack(Width, usize),
 }
 
 /// A width of the model.
@@ -76,6 +81,11 @@ enum Width {
     /// The face encoder's, of one head and of all four.
     Face,
     FaceHeads,
+    /// Of the speech encoder's states.
+    Audio,
+    /// A quarter and half of the model's, of the audio encoder.
+    Quarter,
+    Half,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +105,7 @@ enum When {
     Camera,
     SideChain,
     Animate,
+    Speech,
 }
 
 /// The layers of a chain, and the modules that each has.
@@ -117,6 +128,17 @@ pub const CHAINS: &[Chain] = &[
         modules: [BLOCK, &[BEFORE_HINTS, AFTER_HINTS]],
     },
     Chain { name: LayerId::FACE_BLOCKS, diffusers: "face_adapter", modules: [&[], FACE_BLOCK] },
+    Chain { name: LayerId::INJECTIONS, diffusers: LayerId::INJECTIONS, modules: [&[], INJECTION] },
+];
+
+/// The modules of an audio injection (S2V), which diffusers does not have.
+const INJECTION: &[Module] = &[
+    matrix("q", "q", Width::Model, Width::Model),
+    condition("k", "k"),
+    condition("v", "v"),
+    matrix("o", "o", Width::Model, Width::Model),
+    full("norm_q", "norm_q", Shape::Gain(Width::Model)),
+    full("norm_k", "norm_k", Shape::Gain(Width::Model)),
 ];
 
 /// The modules of a face block (Animate). In diffusers keys and values are two modules: see [`JOINED`].
@@ -242,6 +264,29 @@ pub const OUTSIDE: &[Module] = &[
         .when(When::Animate),
     same("face_encoder.out_proj", Shape::Linear(Width::Model, Width::Face), When::Animate),
     same("face_encoder.padding_tokens", Shape::Token(Width::Model), When::Animate),
+    same("cond_encoder", Shape::Patches(Width::Latents), When::Speech),
+    full("trainable_cond_mask", "trainable_cond_mask", Shape::Table(KINDS, Width::Model)).when(When::Speech),
+    same("frame_packer.proj", Shape::Pack(Width::Latents, 1), When::Speech),
+    same("frame_packer.proj_2x", Shape::Pack(Width::Latents, 2), When::Speech),
+    same("frame_packer.proj_4x", Shape::Pack(Width::Latents, 4), When::Speech),
+    same(
+        "casual_audio_encoder.encoder.conv1_local.conv",
+        Shape::Frames(Width::Model, Width::Audio),
+        When::Speech,
+    ),
+    same(
+        "casual_audio_encoder.encoder.conv1_global.conv",
+        Shape::Frames(Width::Quarter, Width::Audio),
+        When::Speech,
+    ),
+    same("casual_audio_encoder.encoder.conv2.conv", Shape::Frames(Width::Half, Width::Quarter), When::Speech),
+    same("casual_audio_encoder.encoder.conv3.conv", Shape::Frames(Width::Model, Width::Half), When::Speech),
+    same(
+        "casual_audio_encoder.encoder.final_linear",
+        Shape::Linear(Width::Model, Width::Model),
+        When::Speech,
+    ),
+    same("casual_audio_encoder.encoder.padding_tokens", Shape::Token(Width::Model), When::Speech),
 ];
 
 const fn module(official: &'static str, diffusers: &'static str, shape: Shape, class: TensorClass) -> Module {
@@ -296,6 +341,9 @@ impl Width {
             Self::Motion => config.control.animate.as_ref().map_or(0, |animate| animate.motion.width),
             Self::Face => config.control.animate.as_ref().map_or(0, |animate| animate.face_width),
             Self::FaceHeads => FACE_HEADS * Self::Face.of(config),
+            Self::Audio => config.control.speech.as_ref().map_or(0, |speech| speech.audio_width),
+            Self::Quarter => config.dim / 4,
+            Self::Half => config.dim / 2,
         }
     }
 }
@@ -316,6 +364,7 @@ impl Module {
             When::Camera => config.control.camera.is_some(),
             When::SideChain => config.control.side_chain.is_some(),
             When::Animate => config.control.animate.is_some(),
+            When::Speech => config.control.speech.is_some(),
         };
         if !is_there {
             return Vec::new();
@@ -355,6 +404,12 @@ impl Module {
                 };
                 vec![spec("", vec![1, rows, width.of(config)], self.class)]
             }
+            Shape::Table(rows, width) => vec![spec(".weight", vec![rows, width.of(config)], self.class)],
+            Shape::Pack(channels, scale) => {
+                let side = PATCH * scale;
+                let kernel = vec![config.dim, channels.of(config), scale, side, side];
+                vec![spec(".weight", kernel, self.class), spec(".bias", vec![config.dim], beside)]
+            }
             Shape::Token(width) => vec![spec("", vec![1, 1, 1, width.of(config)], self.class)],
         }
     }
@@ -367,7 +422,15 @@ impl DitConfig {
         let first = format!("{}.", LayerId::side(0));
         let before = BEFORE_HINTS.tensors(self, &first);
         let motion = self.control.animate.iter().flat_map(|animate| animate.motion.tensors());
-        OUTSIDE.iter().flat_map(|module| module.tensors(self, "")).chain(before).chain(motion).collect()
+        let speech = self.control.speech.iter().flat_map(|speech| speech.tensors(self.dim));
+        let described = OUTSIDE.iter().flat_map(|module| module.tensors(self, ""));
+        described.chain(before).chain(motion).chain(speech).collect()
+    }
+
+    /// The tensors of the audio injection in the layer `id`.
+    pub fn injection_tensors(&self, id: LayerId) -> Vec<TensorSpec> {
+        let prefix = format!("{id}.");
+        INJECTION.iter().flat_map(|module| module.tensors(self, &prefix)).collect()
     }
 
     /// The tensors of the face block in the layer `id`.

@@ -42,6 +42,23 @@ impl<'a> Reader<'a> {
         Ok((Weight::Dense(tensor("weight")?), tensor("bias")?))
     }
 
+    /// The tensor `name`, of which there is no description since how many there are depends on sizes.
+    ///
+    /// # Errors
+    /// If the weights cannot be read.
+    pub fn undescribed(&self, name: &str, dtype: DType) -> Result<Tensor> {
+        self.weights.tensor(name, dtype, self.device)
+    }
+
+    /// Weight and bias of a linear layer `name` that is not described.
+    ///
+    /// # Errors
+    /// If the weights cannot be read.
+    pub fn undescribed_linear(&self, name: &str) -> Result<(Weight, Tensor)> {
+        let tensor = |end: &str| self.undescribed(&format!("{name}.{end}"), self.frozen.compute);
+        Ok((Weight::Dense(tensor("weight")?), tensor("bias")?))
+    }
+
     /// The linear layer `module` of a block.
     ///
     /// # Errors

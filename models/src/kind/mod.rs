@@ -38,6 +38,8 @@ pub enum Kind {
     /// A reference picture as the first latent frame, a pose clip, a face clip, and CLIP's states of the reference: Animate of
     /// Wan 2.2.
     Animate,
+    /// Speech, a reference picture as tokens behind, and a pose clip: S2V of Wan 2.2.
+    Speech,
 }
 
 /// The properties of a [`Kind`].
@@ -61,6 +63,8 @@ pub struct KindFacts {
     pub side_chain: bool,
     /// Whether it reads a pose clip and the motion of a face.
     pub faces: bool,
+    /// Whether it hears speech, and takes a reference picture as tokens behind.
+    pub speech: bool,
     /// The VAE whose latents it works on.
     pub vae: Generation,
     /// Settings of one network for all noise levels, or of an expert without the other.
@@ -112,6 +116,8 @@ pub struct Facts {
     pub side_chain: bool,
     /// Whether it has pose patches and face blocks (Animate).
     pub faces: bool,
+    /// Whether it has an encoder of audio (S2V).
+    pub speech: bool,
     /// Whether it takes a reference picture as tokens in front (`ref_conv`).
     pub reference: bool,
 }
@@ -127,7 +133,8 @@ impl Kind {
         let row = table::KINDS.iter().find(|row| {
             (row.channels_in, row.channels_out) == (facts.channels_in, facts.channels_out)
                 && row.clip_pictures == facts.clip_pictures
-                && (row.camera, row.side_chain, row.faces) == (facts.camera, facts.side_chain, facts.faces)
+                && (row.camera, row.side_chain) == (facts.camera, facts.side_chain)
+                && (row.faces, row.speech) == (facts.faces, facts.speech)
                 && (!facts.reference || row.beside.contains(&Beside::Control))
         });
         row.map(|row| row.kind)
@@ -156,6 +163,7 @@ impl Facts {
             camera: shape_of("control_adapter.conv.weight").is_some(),
             side_chain: shape_of("vace_patch_embedding.weight").is_some(),
             faces: shape_of("pose_patch_embedding.weight").is_some(),
+            speech: shape_of("casual_audio_encoder.weights").is_some(),
             reference: shape_of("ref_conv.weight").is_some(),
         }
     }

@@ -51,11 +51,15 @@ const ANIMATE: Defaults = Defaults {
     ..WAN
 };
 
+/// Those of Wan 2.2 S2V.
+const SPEECH: Defaults =
+    Defaults { frames: 77, steps: 40, shift: 3.0, guidance: 4.5, guidance_high: 4.5, ..WAN };
+
 /// The channels after the noisy ones of image-to-video models.
 const IMAGE: &[Beside] = &[Beside::Mask, Beside::Given];
 
 /// A row for each [`Kind`], in its order.
-pub(super) const KINDS: [KindFacts; 11] = [
+pub(super) const KINDS: [KindFacts; 12] = [
     KindFacts {
         kind: Kind::Text,
         channels_in: 16,
@@ -66,6 +70,7 @@ pub(super) const KINDS: [KindFacts; 11] = [
         camera: false,
         side_chain: false,
         faces: false,
+        speech: false,
         vae: Generation::Wan21,
         whole: WAN,
         pair: T2V_EXPERTS,
@@ -80,6 +85,7 @@ pub(super) const KINDS: [KindFacts; 11] = [
         camera: false,
         side_chain: false,
         faces: false,
+        speech: false,
         vae: Generation::Wan21,
         whole: I2V,
         pair: I2V_EXPERTS,
@@ -94,6 +100,7 @@ pub(super) const KINDS: [KindFacts; 11] = [
         camera: false,
         side_chain: false,
         faces: false,
+        speech: false,
         vae: Generation::Wan21,
         whole: I2V,
         pair: I2V_EXPERTS,
@@ -108,6 +115,7 @@ pub(super) const KINDS: [KindFacts; 11] = [
         camera: false,
         side_chain: false,
         faces: false,
+        speech: false,
         vae: Generation::Wan21,
         // An expert of Wan 2.2, with or without the other.
         whole: I2V_EXPERTS,
@@ -123,6 +131,7 @@ pub(super) const KINDS: [KindFacts; 11] = [
         camera: false,
         side_chain: false,
         faces: false,
+        speech: false,
         vae: Generation::Wan22,
         whole: TI2V,
         pair: TI2V,
@@ -137,6 +146,7 @@ pub(super) const KINDS: [KindFacts; 11] = [
         camera: false,
         side_chain: false,
         faces: false,
+        speech: false,
         vae: Generation::Wan21,
         whole: FUN,
         pair: FUN_EXPERTS,
@@ -151,6 +161,7 @@ pub(super) const KINDS: [KindFacts; 11] = [
         camera: false,
         side_chain: false,
         faces: false,
+        speech: false,
         vae: Generation::Wan21,
         whole: FUN_EXPERTS,
         pair: FUN_EXPERTS,
@@ -165,6 +176,7 @@ pub(super) const KINDS: [KindFacts; 11] = [
         camera: true,
         side_chain: false,
         faces: false,
+        speech: false,
         vae: Generation::Wan21,
         whole: FUN,
         pair: FUN_EXPERTS,
@@ -179,6 +191,7 @@ pub(super) const KINDS: [KindFacts; 11] = [
         camera: true,
         side_chain: false,
         faces: false,
+        speech: false,
         vae: Generation::Wan21,
         whole: FUN_EXPERTS,
         pair: FUN_EXPERTS,
@@ -193,6 +206,7 @@ pub(super) const KINDS: [KindFacts; 11] = [
         camera: false,
         side_chain: true,
         faces: false,
+        speech: false,
         vae: Generation::Wan21,
         whole: VACE,
         pair: VACE,
@@ -207,9 +221,25 @@ pub(super) const KINDS: [KindFacts; 11] = [
         camera: false,
         side_chain: false,
         faces: true,
+        speech: false,
         vae: Generation::Wan21,
         whole: ANIMATE,
         pair: ANIMATE,
+    },
+    KindFacts {
+        kind: Kind::Speech,
+        channels_in: 16,
+        channels_out: 16,
+        clip_pictures: 0,
+        pictures: Pictures::Condition,
+        beside: &[],
+        camera: false,
+        side_chain: false,
+        faces: false,
+        speech: true,
+        vae: Generation::Wan21,
+        whole: SPEECH,
+        pair: SPEECH,
     },
 ];
 

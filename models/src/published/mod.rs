@@ -11,7 +11,7 @@ use std::path::Path;
 pub use crate::kind::{Beside, Defaults, Facts, Kind, KindFacts};
 pub use magnitudes::Magnitudes;
 
-use crate::dit::{Animate, CameraSizes, Control, DitConfig, ImageBranch, SideChain};
+use crate::dit::{Animate, CameraSizes, Control, DitConfig, ImageBranch, SideChain, Speech};
 use crate::expert::{Expert, Networks};
 use crate::weights::Checkpoint;
 
@@ -131,7 +131,7 @@ impl Published {
 
     /// Its control parts.
     fn control(&self, layers: usize) -> Control {
-        let KindFacts { channels_out, camera, side_chain, faces, vae, .. } = *self.kind.facts();
+        let KindFacts { channels_out, camera, side_chain, faces, speech, vae, .. } = *self.kind.facts();
         // A side block for every second main block of the small model, for every fifth of the large one.
         let step = if layers == table::SIZE_14B[3] { 5 } else { 2 };
         let chain = || SideChain {
@@ -144,6 +144,7 @@ impl Published {
             camera: camera.then(|| CameraSizes { stride: vae.spatial_ratio() }),
             side_chain: side_chain.then(chain),
             animate: faces.then(Animate::published),
+            speech: speech.then(Speech::published),
         }
     }
 

@@ -215,12 +215,7 @@ pub(super) const MODELS: [Published; 20] = [
 ];
 
 /// Unsupported Wan variants, recognised by part of a tensor's name or by channels in and out.
-pub(super) const REFUSED: [Refused; 4] = [
-    Refused {
-        title: "Wan 2.2 S2V-14B (speech to video)",
-        marks: &["casual_audio_encoder.", "audio_injector."],
-        channels: &[],
-    },
+pub(super) const REFUSED: [Refused; 3] = [
     Refused {
         title: "WanToDance/Wan-Dancer (music to dance)",
         marks: &[

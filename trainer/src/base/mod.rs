@@ -15,7 +15,7 @@ use kernels::Device;
 use models::Contents;
 use models::dit::DitConfig;
 use models::expert::{Expert, Networks};
-use models::published::{Facts, Published};
+use models::published::{Facts, Kind, Published};
 use models::text::{TextEncoder, Tokenizer};
 use models::umt5::SPIECE_TENSOR;
 use models::vae::{Sizes, Vae};
@@ -381,6 +381,11 @@ impl BaseModel {
     /// Those of [`Self::open_dit`], [`Self::check_expert`] and [`Self::check_encoders`].
     pub fn check(&self) -> Result<DitConfig> {
         let (dit, weights) = self.open_dit()?;
+        if dit.kind == Kind::Speech {
+            let why = "this is S2V (speech to video); `tandem probe` runs it, and nothing makes its conditions for training and \
+                       sampling yet: take another model";
+            return Err(Error::Setting { key: "model.dit".into(), why: why.into() });
+        }
         self.check_expert(&weights)?;
         self.check_experts()?;
         self.check_encoders(&dit)?;

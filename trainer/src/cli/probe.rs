@@ -1,5 +1,7 @@
 //! `tandem probe`.
 
+mod sample;
+
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -11,6 +13,7 @@ use models::clip::Clip;
 use models::dit::{Base, DitConfig};
 use models::text::TextEncoder;
 use models::vae::{Tiles, Tiling, TinyDecoder, TinyLatents, Vae};
+use models::wav2vec::SpeechEncoder;
 use models::weights::Weights;
 
 use super::fetch::on_this_machine;
@@ -21,8 +24,9 @@ use crate::machine::devices::{self, DevicesConfig};
 use crate::machine::precision::{Float, Processor};
 use crate::pipeline::Pipeline;
 use crate::solver::{Convention, Schedule, SolverKind};
-use crate::tools::probe::{self, Inputs, Outputs, train::TrainProbe};
+use crate::tools::probe::{self, Inputs, Outputs, Past, train::TrainProbe};
 use crate::watch::ui::Ui;
+use sample::SampleProbe;
 
 /// Run one part on given tensors, to compare it with another implementation.
 #[derive(Debug, Args)]
@@ -41,7 +45,8 @@ Examples:
 enum ProbePart {
     /// The network: `input` [b,c,t,h,w], `timestep` [b] or [b,l], `context` [b,512,text_dim], of models with an image branch
     /// `clip_fea` [b,257,1280], of control models `ref_latent` [b,c,h,w], `camera` [b,24,t,8h,8w], `vace_context` [b,96,t,h,w], or
-    /// `pose_latents` [b,c,t-1,h,w] with `face_pixel_values` [b,3,4(t-2)+1,512,512] in -1..1 -> `output`.
+    /// `pose_latents` [b,c,t-1,h,w] with `face_pixel_values` [b,3,4(t-2)+1,512,512] in -1..1, of S2V `ref_latent` [b,c,1,h,w],
+    /// `pose_latents` [b,c,t,h,w], `audio_embeds` [b,25,1024,4t] and `motion_latents` [b,c,19,h,w] -> `output`.
     Dit(DitProbe),
     /// The conditioning of control models from pixels in -1..1, masks and camera poses, with the VAE.
     ///
@@ -55,6 +60,9 @@ enum ProbePart {
     /// Of Animate, `pose_video` [1,3,f,h,w] gives `pose_latents` and, with the reference `ref` [1,3,1,h,w], `y_move_first`; `bg_video`
     /// and `mask` (1 = character) give `y_replace_first`; `prev_frames` [1,3,k,h,w], the last of the clip before, give `y_move_next` and
     /// `y_replace_next`.
+    ///
+    /// Of S2V, a `pose_video` of 4t frames gives `pose_latents` of t, `ref` `ref_latent`, `motion_video` [1,3,73,h,w] `motion_latents`;
+    /// `audio_hidden_50hz` [25,n,c] gives `audio_hidden_30hz` and `audio_clips` [r,25,c,f] of --clip-frames.
     Condition(ConditionProbe),
     /// The VAE's encoder: `video` [b,3,t,h,w] in -1..1 -> `latents`, scaled.
     VaeEncode(VaeProbe),
@@ -65,6 +73,9 @@ enum ProbePart {
     /// CLIP's picture tower: `image_u8_hwc` [h,w,3] in 0..255, or `pixels` [b,3,side,side] as the tower takes them ->
     /// `clip_fea` [b,257,1280], and the `pixels`.
     Clip(ClipProbe),
+    /// S2V's speech encoder (wav2vec 2.0): `waveform_16k` [n], mono at 16 kHz -> `input_values`, normalised, `hidden_states`
+    /// [layers+1,t,width] at 50 a second, the last behind the encoder's norm, and `audio_hidden_30hz`.
+    Audio(AudioProbe),
     /// Tokenizer and text encoder: prompts -> `ids.N`, `context.N`, without padding.
     Text(TextProbe),
     /// A whole sampling loop: `noise` [c,t,h,w], `context` and `context_null` [rows,text_dim], for MagCache `table` [steps,2],
@@ -115,6 +126,9 @@ struct DitProbe {
     /// What VACE's side chain adds to the main stream is multiplied by this.
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
     hint_scale: f64,
+    /// S2V without `motion_latents`, as in the first of several clips.
+    #[arg(long)]
+    drop_motion: bool,
     #[command(flatten)]
     files: Files,
 }
@@ -134,6 +148,9 @@ struct ConditionProbe {
     /// VACE without a video: everything is generated.
     #[arg(long)]
     no_video: bool,
+    /// Frames of a clip of S2V, for `audio_clips`.
+    #[arg(long, value_name = "N", default_value_t = 80)]
+    clip_frames: usize,
     #[command(flatten)]
     coding: Coding,
 }
@@ -198,6 +215,21 @@ struct ClipProbe {
 }
 
 #[derive(Debug, Args)]
+struct AudioProbe {
+    /// `model.safetensors` of wav2vec2-large-xlsr-53-english, or its folder.
+    #[arg(long, value_name = "DIR_OR_FILE", value_parser = on_this_machine)]
+    model: PathBuf,
+    /// Its `config.json`, for the number of heads. Default: the one beside the weights, else heads of 64.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    files: Files,
+    /// cpu, cuda:0, ...
+    #[arg(long, default_value = "cpu")]
+    device: String,
+}
+
+#[derive(Debug, Args)]
 struct TextProbe {
     /// Checkpoint folder (official or diffusers layout), or the text encoder's folder or file.
     #[arg(long, value_name = "DIR_OR_FILE", value_parser = on_this_machine)]
@@ -241,30 +273,6 @@ struct SolverProbe {
 }
 
 #[derive(Debug, Args)]
-struct SampleProbe {
-    /// The DiT, or the expert for low noise: its folder or file.
-    #[arg(long, value_name = "DIR_OR_FILE", value_parser = on_this_machine)]
-    dit: PathBuf,
-    /// The expert for high noise.
-    #[arg(long, value_name = "DIR_OR_FILE", value_parser = on_this_machine)]
-    dit_high: Option<PathBuf>,
-    /// JSON with steps, shift, solver (or rule), guidance, boundary or first_low_step, threshold, K, retention; or sigmas and
-    /// timesteps in place of steps and shift.
-    #[arg(long, value_name = "FILE")]
-    settings: PathBuf,
-    /// Use this object of the settings file.
-    #[arg(long, value_name = "NAME")]
-    case: Option<String>,
-    /// Devices of the stages, such as cpu,cpu.
-    #[arg(long, value_delimiter = ',')]
-    stages: Vec<String>,
-    #[command(flatten)]
-    files: Files,
-    #[command(flatten)]
-    precision: ProbePrecision,
-}
-
-#[derive(Debug, Args)]
 struct TrainingProbe {
     #[command(flatten)]
     model: DitModel,
@@ -287,11 +295,13 @@ impl Probe {
                 }
                 let inputs = inputs.with_faces(&config, &weights)?;
                 let pipeline = probe.model.pipeline(&config, &weights, &Adapters::default())?;
-                finish(&probe.files.output, &probe::dit(&pipeline, &inputs)?, ui)
+                let past = if probe.drop_motion { Past::LeftOut } else { Past::Shown };
+                finish(&probe.files.output, &probe::dit(&pipeline, &inputs, past)?, ui)
             }
             ProbePart::Condition(probe) => {
                 let inputs = Inputs::open(&probe.coding.files.input)?;
-                let made = probe::condition::make(&probe.vae()?, &inputs, &probe.reference, probe.no_video)?;
+                let asked = (probe.reference.as_slice(), probe.no_video, probe.clip_frames);
+                let made = probe::condition::make(&probe.vae()?, &inputs, asked)?;
                 finish(&probe.coding.files.output, &made, ui)
             }
             ProbePart::VaeEncode(probe) => {
@@ -316,6 +326,10 @@ impl Probe {
             ProbePart::Clip(probe) => {
                 let inputs = Inputs::open(&probe.coding.files.input)?;
                 finish(&probe.coding.files.output, &probe::clip::encode(&probe.tower()?, &inputs)?, ui)
+            }
+            ProbePart::Audio(probe) => {
+                let inputs = Inputs::open(&probe.files.input)?;
+                finish(&probe.files.output, &probe::audio::encode(&probe.encoder()?, &inputs)?, ui)
             }
             ProbePart::Text(probe) => {
                 let prompts = probe::text::read_prompts(&probe.prompts)?;
@@ -404,6 +418,13 @@ impl ClipProbe {
     }
 }
 
+impl AudioProbe {
+    fn encoder(&self) -> crate::Result<SpeechEncoder> {
+        let device = devices::open(&self.device, &Settings::default())?;
+        Ok(SpeechEncoder::load(&self.model, self.config.as_deref(), &device)?)
+    }
+}
+
 impl TextProbe {
     fn encoder(&self) -> crate::Result<TextEncoder> {
         let weights = base::locate(&self.model, Part::TextEncoder)?;
@@ -418,31 +439,6 @@ impl TextProbe {
         let device: Device = devices::open(&self.device, &Settings::default())?;
         let frozen = self.precision.frozen(Processor::of(&device));
         Ok(TextEncoder::load(&weights, &tokenizer, frozen, &device)?)
-    }
-}
-
-impl SampleProbe {
-    fn run(&self, ui: &Ui) -> Result<u8> {
-        let inputs = Inputs::open(&self.files.input)?;
-        let settings = probe::sample::Settings::read(&self.settings, self.case.as_deref())?;
-        let network = |path: &PathBuf| {
-            let model = DitModel {
-                model: path.clone(),
-                config: None,
-                device: None,
-                stages: self.stages.clone(),
-                precision: self.precision.clone(),
-            };
-            let (config, weights) = model.open()?;
-            model.pipeline(&config, &weights, &Adapters::default())
-        };
-        let paths = self.dit_high.iter().chain([&self.dit]);
-        let networks = paths.map(network).collect::<crate::Result<Vec<_>>>()?;
-        let (outputs, skipped) = probe::sample::run(&networks, &inputs, &settings)?;
-        probe::write(&self.files.output, &outputs)?;
-        let text = format!("{}: {} steps skipped: {skipped:?}", self.files.output.display(), skipped.len());
-        ui.tell(&text, &serde_json::json!({ "output": self.files.output, "skipped": skipped }));
-        Ok(0)
     }
 }
 

@@ -9,6 +9,7 @@ pub mod animate;
 pub mod camera;
 pub mod fun;
 pub mod given;
+pub mod speech;
 pub mod vace;
 
 use kernels::{DType, Device, Tensor};

@@ -2,20 +2,24 @@
 
 use kernels::{Device, Tensor};
 use models::published::Kind;
-use models::vae::{Vae, latent_frames};
+use models::vae::{TEMPORAL_RATIO, Vae, latent_frames};
 
 use super::{Inputs, Outputs};
 use crate::encode::conditions::camera::{NUMBERS, Pose, packed, pluecker};
 use crate::encode::conditions::fun::{FunLatents, given_latents, mask_latents};
-use crate::encode::conditions::{animate, latents, vace};
+use crate::encode::conditions::{animate, latents, speech, vace};
 use crate::error::{Error, Result};
 
-/// Every condition that `inputs` has the parts of; `references` names pictures of VACE, in their order. The names are those of the
-/// command's help.
+/// Every condition that `inputs` has the parts of; `references` names pictures of VACE, in their order, `clip_frames` how many frames
+/// a clip of S2V has. The names are those of the command's help.
 ///
 /// # Errors
 /// A reference that is not there, tensors of other shapes, and an input of which nothing can be made.
-pub fn make(vae: &Vae, inputs: &Inputs, references: &[String], no_video: bool) -> Result<Outputs> {
+pub fn make(
+    vae: &Vae,
+    inputs: &Inputs,
+    (references, no_video, clip_frames): (&[String], bool, usize),
+) -> Result<Outputs> {
     let mut outputs = Outputs::new();
     let clip = inputs.optional("video")?;
     let of = |name: &str| inputs.optional(name)?.map(|pixels| latents(vae, &pixels)).transpose();
@@ -33,7 +37,15 @@ pub fn make(vae: &Vae, inputs: &Inputs, references: &[String], no_video: bool) -
         of_poses(inputs, name, &mut outputs)?;
     }
     of_vace(vae, inputs, (clip, no_video), references, &mut outputs)?;
-    of_animate(vae, inputs, &mut outputs)?;
+    let poses = inputs.optional("pose_video")?;
+    match poses {
+        Some(poses) if poses.dim(2)?.is_multiple_of(TEMPORAL_RATIO) => {
+            of_speech(vae, inputs, &poses, &mut outputs)?;
+        }
+        Some(poses) => of_animate(vae, inputs, &poses, &mut outputs)?,
+        None => {}
+    }
+    of_audio(inputs, clip_frames, &mut outputs)?;
     match outputs.is_empty() {
         false => Ok(outputs),
         true => Err(inputs.refuse("nothing can be made of what it holds; see --help".into())),
@@ -144,9 +156,8 @@ fn of_vace(
 }
 
 /// Of Animate's pose clip, reference picture, background and character mask, and the frames of the clip before.
-fn of_animate(vae: &Vae, inputs: &Inputs, outputs: &mut Outputs) -> Result<()> {
-    let Some(poses) = inputs.optional("pose_video")? else { return Ok(()) };
-    let pose_latents = latents(vae, &poses)?;
+fn of_animate(vae: &Vae, inputs: &Inputs, poses: &Tensor, outputs: &mut Outputs) -> Result<()> {
+    let pose_latents = latents(vae, poses)?;
     let [_, _, height, width] = shape(&pose_latents)?;
     outputs.insert("pose_latents".into(), pose_latents);
     let Some(reference) = inputs.optional("ref")?.map(|pixels| latents(vae, &pixels)).transpose()? else {
@@ -169,6 +180,28 @@ fn of_animate(vae: &Vae, inputs: &Inputs, outputs: &mut Outputs) -> Result<()> {
     if let Some(background) = inputs.optional("bg_video")? {
         add("replace", &background, Some(&inputs.ranked("mask", 5)?))?;
     }
+    Ok(())
+}
+
+/// Of S2V's pose clip of 4t frames, its reference picture and the frames before.
+fn of_speech(vae: &Vae, inputs: &Inputs, poses: &Tensor, outputs: &mut Outputs) -> Result<()> {
+    outputs.insert("pose_latents".into(), speech::pose_latents(vae, poses)?);
+    for (input, output) in [("ref", "ref_latent"), ("motion_video", "motion_latents")] {
+        let made = inputs.optional(input)?.map(|pixels| latents(vae, &pixels)).transpose()?;
+        outputs.extend(made.map(|made| (output.to_owned(), made)));
+    }
+    Ok(())
+}
+
+/// Of the speech encoder's states.
+fn of_audio(inputs: &Inputs, clip_frames: usize, outputs: &mut Outputs) -> Result<()> {
+    let Some(states) = inputs.optional("audio_hidden_50hz")? else { return Ok(()) };
+    let (states, fps) = (speech::at_middle_rate(&states)?, Kind::Speech.facts().whole.fps);
+    let count = speech::clips(states.dim(1)?, clip_frames, fps);
+    let clip = |n: usize| speech::of_frames(&states, (n * clip_frames, clip_frames), fps);
+    let clips = (0..count).map(clip).collect::<Result<Vec<_>>>()?;
+    outputs.insert("audio_clips".into(), Tensor::stack(&clips, 0)?);
+    outputs.insert("audio_hidden_30hz".into(), states);
     Ok(())
 }
 

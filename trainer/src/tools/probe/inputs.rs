@@ -5,6 +5,7 @@ use std::path::Path;
 use kernels::{DType, Device, Tensor};
 use models::dit::animate::{FACES, MotionEncoder, POSE};
 use models::dit::control::{CAMERA, CONTEXT, REFERENCE};
+use models::dit::speech::{AUDIO, PAST};
 use models::dit::{Conditioning, DitConfig, Raw, Role};
 use models::weights::{Checkpoint, Weights};
 
@@ -91,7 +92,8 @@ impl Inputs {
 
     /// The conditioning of the network besides its timestep: `context` [b, s, text_dim], and if given `clip_fea` [b, s, width],
     /// `ref_latent` [b, c, h, w], `camera` [b, 24, t, 8h, 8w], `vace_context` [b, 96, t, h, w], `pose_latents` [b, c, t-1, h, w] and
-    /// `face_pixel_values` by [`Self::with_faces`].
+    /// `face_pixel_values` by [`Self::with_faces`], of S2V `pose_latents` [b, c, t, h, w], `audio_embeds` [b, 25, width, 4t] and
+    /// `motion_latents` [b, c, 19, h, w].
     ///
     /// # Errors
     /// As [`Inputs::ranked`].
@@ -100,11 +102,20 @@ impl Inputs {
         Ok(Conditioning::new()
             .with(Role::TEXT, text)
             .with_optional(Role::PICTURE, self.optional("clip_fea")?)
-            .with_optional(REFERENCE, self.optional("ref_latent")?)
+            .with_optional(REFERENCE, self.reference()?)
             .with_optional(CAMERA, self.optional("camera")?)
             .with_optional(CONTEXT, self.optional("vace_context")?)
             .with_optional(POSE, self.optional("pose_latents")?)
-            .with_optional(FACES, self.faces.clone()))
+            .with_optional(FACES, self.faces.clone())
+            .with_optional(AUDIO, self.optional("audio_embeds")?)
+            .with_optional(PAST, self.optional("motion_latents")?))
+    }
+
+    /// `ref_latent` [b, c, h, w], also where it has an axis of one frame.
+    fn reference(&self) -> Result<Option<Tensor>> {
+        let latent = self.optional("ref_latent")?;
+        let still = |latent: Tensor| if latent.rank() == 5 { latent.squeeze(2) } else { Ok(latent) };
+        Ok(latent.map(still).transpose()?)
     }
 
     /// An error that names the file.

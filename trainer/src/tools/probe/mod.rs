@@ -2,6 +2,7 @@
 //!
 //! Every probe runs the code that trains and samples. Tensors are read and written as safetensors.
 
+pub mod audio;
 pub mod clip;
 pub mod condition;
 mod inputs;
@@ -15,24 +16,38 @@ use std::path::Path;
 
 use kernels::{DType, Tensor};
 use models::dit::Role;
+use models::dit::speech::PAST;
 
 pub use inputs::Inputs;
 
 use crate::error::Result;
 use crate::pipeline::{NetworkInput, Pipeline};
 
+/// Whether S2V is shown the frames before the clip.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Past {
+    /// `motion_latents`, where there are some.
+    Shown,
+    /// As in the first of several clips.
+    LeftOut,
+}
+
 /// Tensors by name.
 pub type Outputs = BTreeMap<String, Tensor>;
 
 /// The network's answer: `output` [b, c, t, h, w] for `input` [b, c, t, h, w], `timestep` `[b]` or [b, l], `context`
 /// [b, s, text_dim], and where the model reads them `clip_fea` [b, s, image_dim], `ref_latent` [b, c, h, w], `camera`
-/// [b, 24, t, 8h, 8w], `vace_context` [b, 96, t, h, w], `pose_latents` [b, c, t-1, h, w] and `face_pixel_values`.
+/// [b, 24, t, 8h, 8w], `vace_context` [b, 96, t, h, w], `pose_latents` [b, c, t-1, h, w] (S2V: t frames) and `face_pixel_values`,
+/// `audio_embeds` [b, 25, width, 4t], `motion_latents` [b, c, 19, h, w].
 ///
 /// # Errors
 /// Missing tensors, and shapes that the network does not take.
-pub fn dit(pipeline: &Pipeline, inputs: &Inputs) -> Result<Outputs> {
+pub fn dit(pipeline: &Pipeline, inputs: &Inputs, past: Past) -> Result<Outputs> {
     let (x_bcthw, timestep) = (inputs.ranked("input", 5)?, inputs.float("timestep")?);
-    let input = NetworkInput { x_bcthw, cond: inputs.conditioning()?.with(Role::TIMESTEP, timestep) };
+    let mut input = NetworkInput { x_bcthw, cond: inputs.conditioning()?.with(Role::TIMESTEP, timestep) };
+    if past == Past::LeftOut {
+        input.cond.take(PAST);
+    }
     let velocity = pipeline.predict(&[input])?.remove(0);
     Ok(Outputs::from([("output".to_owned(), velocity.to_dtype(DType::F32)?)]))
 }
