@@ -321,6 +321,9 @@ fn broken_requests_leave_nothing_behind() {
     let desk = Desk::new();
     let server = Server::on(&desk);
     let auth = server.bearer();
+    // It sends half of a request and waits.
+    let mut silent = TcpStream::connect(("localhost", server.port)).unwrap();
+    silent.write_all(b"GET / HTTP/1.1\r\nHost: local").unwrap();
     let mut number = 1_u64;
     let mut random = || {
         number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -374,6 +377,8 @@ fn broken_requests_leave_nothing_behind() {
     assert!([413, HUNG_UP].contains(&server.post("/api/runs", &large).status));
     assert_eq!(server.get("/v1/videos?limit=0").status, 400);
     assert_eq!(server.send("PUT", "/v1/videos", &Value::Null).status, 405);
+    silent.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    assert_eq!(silent.read(&mut [0; 16]).ok(), Some(0), "a silent client was not hung up on");
     assert_eq!(server.get("/healthz").status, 200);
     assert_eq!(server.get("/v1/videos").ok()["data"], json!([]));
     let left = until(
@@ -412,4 +417,55 @@ fn captions_are_edited_and_clips_left_out() {
     assert_eq!(clips(), json!(1));
     assert_eq!(exclude(false), (json!(false), json!("a cloud that stays")));
     assert_eq!(clips(), json!(2));
+}
+
+/// Many pages that watch, and many clips that wait, cost neither answers nor memory.
+#[test]
+fn many_watch_and_many_clips_wait() {
+    let desk = Desk::new();
+    let server = Server::on(&desk);
+    let auth = server.bearer();
+    server.post("/api/runs", &json!({ "name": "cloud", "recipe": recipe(&desk, 3000, 0) })).ok();
+    server.run_that("cloud", |run| run["step"].as_u64() > Some(5));
+    let watch = |path: &str| {
+        let mut stream = TcpStream::connect(("localhost", server.port)).unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {auth}\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        stream
+    };
+    // Half of them never read what they are sent.
+    let mut watchers: Vec<TcpStream> =
+        (0..100).flat_map(|_| [watch("/api/events"), watch("/api/runs/cloud/events")]).collect();
+    for number in 0..50 {
+        server.post("/v1/videos", &json!({ "prompt": format!("cloud {number}"), "model": "model", "size": "16x16", "num_inference_steps": 2 })).ok();
+    }
+    let memory = || server.memory();
+    let poll = |rounds: usize| {
+        for _ in 0..rounds {
+            assert_eq!(server.get("/v1/videos?limit=100").ok()["data"].as_array().map(Vec::len), Some(50));
+            assert_eq!(server.get("/api/runs").ok()["runs"][0]["status"], "running");
+        }
+    };
+    poll(50);
+    let before = memory();
+    poll(400);
+    let grown = memory().saturating_sub(before);
+    assert!(grown < 16 << 20, "{grown} bytes more after 800 requests");
+    let mut piece = [0; 4096];
+    for watcher in watchers.iter_mut().step_by(2) {
+        watcher.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        assert!(watcher.read(&mut piece).unwrap() > 0, "a page that watches was told nothing");
+    }
+    server.post("/api/runs/cloud/pause", &Value::Null).ok();
+    let done = || {
+        json!(
+            server.get("/v1/videos?limit=100").ok()["data"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter(|job| job["status"] == "completed")
+                .count()
+        )
+    };
+    until(done, |count| *count == json!(50));
 }

@@ -123,6 +123,13 @@ impl Server {
         answer.body
     }
 
+    /// Bytes of memory that it has.
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.split_whitespace().next().unwrap().parse::<u64>().unwrap() << 10
+    }
+
     /// Kills it at once, as the system would.
     pub fn kill(mut self) {
         self.child.kill().unwrap();

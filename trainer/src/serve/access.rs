@@ -3,13 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 
 use super::Server;
+use super::listener::Work;
 use super::reply::Refusal;
 use crate::bytes::hex;
 use crate::error::{Error, Result};
@@ -78,7 +79,12 @@ fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
 pub(super) async fn guard(State(server): State<Arc<Server>>, request: Request, next: Next) -> Response {
     let mut response = match refused(&server, &request) {
         Some(refusal) => refusal.into_response(),
-        None => next.run(request).await,
+        None => {
+            let work = request.extensions().get::<ConnectInfo<Work>>().map(|work| work.0.begin());
+            let response = next.run(request).await;
+            drop(work);
+            response
+        }
     };
     const POLICY: &str =
         "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; base-uri 'none'";

@@ -8,6 +8,7 @@ mod access;
 mod cards;
 mod datasets;
 mod files;
+mod listener;
 mod metrics;
 mod pages;
 mod places;
@@ -37,6 +38,7 @@ use crate::error::{Error, Result};
 use crate::machine::devices::DevicesConfig;
 use crate::watch::ui::Ui;
 use cards::Cards;
+use listener::{Door, Work};
 use places::Places;
 use reply::{Refusal, in_full};
 use runs::Runs;
@@ -110,10 +112,10 @@ pub fn serve(settings: Settings, ui: &Ui) -> Result<()> {
     std::thread::spawn(move || keeper.keep(&complains));
     let (engine, quiet) = (Arc::clone(&server), ui.silent());
     std::thread::spawn(move || videos::run_engine(&engine, &quiet));
-    let app = router(Arc::clone(&server));
+    let app = router(Arc::clone(&server)).into_make_service_with_connect_info::<Work>();
     let served = runtime.block_on(async {
         tokio::select! {
-            served = axum::serve(listener, app) => served,
+            served = axum::serve(Door::new(listener), app) => served,
             _ = tokio::signal::ctrl_c() => Ok(()),
         }
     });
