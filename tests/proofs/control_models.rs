@@ -7,7 +7,7 @@ use kernels::transfer::HostStore;
 use kernels::weight::Weight;
 use kernels::{DType, Device, Tensor};
 use models::adapter::{Adapters, LoraConfig, Target};
-use models::dit::control::{CAMERA, REFERENCE};
+use models::dit::control::{CAMERA, HINT_SCALE, REFERENCE};
 use models::dit::{
     Base, BlockPlan, Dit, Gradients, Keep, KeepPlace, Keeping, LayerId, Pass, SideChain, Streams,
 };
@@ -104,6 +104,13 @@ fn hints_of_the_side_chain_are_scaled() {
     config.control.side_chain = config.control.side_chain.map(|chain| SideChain { scale: 0.7, ..chain });
     let dit = Dit::load(&weights, &config, 0..3, Base::F32, &device()).unwrap();
     assert_close("output", &forward(&dit, &io).0, &io["output_scale0.7"], OUTPUT);
+    // By a factor of each sample's own, which crosses the boundary between stages.
+    let (config, weights) = weights_in("vace", "official");
+    let none = Adapters::default();
+    let scale = Tensor::new(&[0.7f32], &device()).unwrap();
+    let input = [golden_input(&io).with(HINT_SCALE, scale)];
+    let split = pipeline(&config, &weights, &none, &[1, config.layers - 1]);
+    assert_close("own", &velocities(&split, &input)[0], &io["output_scale0.7"], OUTPUT);
 }
 
 /// The gradient of patches [b, c, t, h, w] from that of their tokens [b, l, d].

@@ -212,6 +212,10 @@ fn a_control_model_trains_on_its_data() {
     ] {
         let desk = Desk::new(folder, data, rest);
         let mut planned = desk.plan().unwrap();
+        // 24 numbers of f32 for each pixel of two latent frames; a step of one clip, and the next.
+        let rays = planned.notes.iter().find(|note| note.contains("rays of a camera path"));
+        assert_eq!(rays.is_some(), folder == "fun/camera11", "{:?}", planned.notes);
+        assert!(rays.is_none_or(|note| note.contains("0.6 MiB") && note.contains("1.1 MiB")), "{rays:?}");
         let run = train::RunFolder::begin(&mut planned.plan).unwrap();
         train::train(&planned, &run, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
         assert!(desk.project.run().join("adapters").read_dir().unwrap().count() > 0, "{folder}");
@@ -241,6 +245,10 @@ fn vace_is_trained_on_the_context_that_it_samples_from() {
         ["clip00_1.png", "clip00_2.png"].map(|name| references.join(name)).to_vec();
     request.check_pictures(&planned.dit).unwrap();
     assert_eq!(request.latents(&planned.dit), (4, 6, 8), "two frames in front of two");
+    let scaled = request.with_line("a ball --hs 0.7", Path::new("")).unwrap();
+    assert_eq!(scaled.conditions.hint_scale, Some(0.7));
+    let error = request.with_line("a ball --hs -1", Path::new("")).unwrap().check_pictures(&planned.dit);
+    assert!(error.unwrap_err().to_string().contains("between 0 and 10"));
     let sampled = sampled(&planned, &mut encoded, &request);
     for (name, trained, sampled) in [
         ("references", trained.in_front_bcthw.unwrap(), sampled.in_front_bcthw.unwrap()),

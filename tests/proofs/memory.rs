@@ -5,7 +5,7 @@ use kernels::DType;
 use kernels::device::Repeatability;
 use kernels::weight::Format;
 use models::adapter::{AdapterKind, LoraConfig, Target};
-use models::dit::{Base, BlockPlan, DitConfig, Keep, KeepPlace, Streamed};
+use models::dit::{Base, BlockPlan, DitConfig, Keep, KeepPlace, SideChain, Streamed};
 use models::weights::{Frozen, Storage};
 use proofs::project::Project;
 use trainer::bytes::Bytes;
@@ -216,6 +216,20 @@ fn a_split_follows_memory_and_speed() {
     faster.stages[0].flops *= 2.0;
     let by_speed = split(&faster);
     assert!((25..29).contains(&by_speed[0]), "{by_speed:?}");
+}
+
+/// Layers that follow main blocks are work too: a stage with side blocks has fewer main ones.
+#[test]
+fn a_split_counts_the_layers_between_blocks() {
+    let mut dit = dit_preset("vace-14b").unwrap();
+    let chain = SideChain::new(96, 20, 40, Some((0..20).collect())).unwrap();
+    dit.control.side_chain = Some(chain);
+    let targets = LoraConfig::default().select(&dit.adaptable_modules()).unwrap();
+    let model = Model { dit, targets };
+    let task = model.task(FP8, clip(33), 4);
+    let choice = choose(&task, &cards(&[79.0, 79.0]), &MemoryConfig::default(), None).unwrap();
+    // 40 blocks and 20 side blocks of about one: 15 with theirs are half of it.
+    assert!((14..=16).contains(&choice.split[0]), "{:?}", choice.split);
 }
 
 /// What the recipe asks for is done, or refused: it is never quietly something else.

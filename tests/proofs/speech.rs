@@ -3,7 +3,7 @@
 use kernels::{DType, Device, Tensor};
 use models::adapter::LoraConfig;
 use models::dit::speech::{AUDIO, PAST};
-use models::dit::{Base, Dit, LayerId};
+use models::dit::{Architecture, Base, Dit, LayerId, Speech};
 use proofs::{
     Tolerance, assert_close, device, entered, fixture, fixture_tensors, golden_input, golden_io, weights_in,
 };
@@ -49,6 +49,18 @@ fn speech_encoders_of_other_files_are_the_same_or_refused() {
     let other = fixture("s2v/weights_official.safetensors");
     let error = models::wav2vec::SpeechEncoder::load(&other, None, &device()).unwrap_err().to_string();
     assert!(error.contains("no wav2vec 2.0") && error.contains("weights_official"), "{error}");
+}
+
+/// As many tensors and numbers as the published checkpoint has.
+#[test]
+fn s2v_has_the_published_tensors() {
+    let mut config = trainer::tools::bench::dit_preset("t2v-14b").unwrap();
+    config.control.speech = Some(Speech::published());
+    let tensors = config.tensors();
+    let numbers: usize = tensors.iter().map(|spec| spec.shape.iter().product::<usize>()).sum();
+    assert_eq!((tensors.len(), numbers), (1260, 16_295_755_609));
+    let after: Vec<usize> = (0..40).filter(|n| config.layers(*n).len() == 2).collect();
+    assert_eq!(after, [0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39]);
 }
 
 /// Rotary angles of the clip, the reference at time 30 and the past at negative times; audio in five tokens of each latent frame.

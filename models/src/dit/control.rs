@@ -17,6 +17,8 @@ pub const REFERENCE: Role = Role::new("reference", "the latents of a reference p
 pub const CAMERA: Role = Role::new("camera", "the rays of a camera path (camera)").on_host();
 /// What VACE's side chain reads, [b, 96, t, h, w]: inactive and reactive latents, and the mask.
 pub const CONTEXT: Role = Role::new("vace-context", "the context of VACE's side chain (vace_context)");
+/// What each sample's hints are multiplied by, `[b]`, of VACE's side chain; 1 where there is none. Embedded: [b, 1, 1].
+pub const HINT_SCALE: Role = Role::new("hint-scale", "the factor of VACE's hints (hint scale)").on_host();
 
 /// Channels of a camera's rays in a latent frame: six Pluecker coordinates of four frames.
 pub const CAMERA_CHANNELS: usize = 24;

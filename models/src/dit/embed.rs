@@ -10,7 +10,7 @@ use super::base::Base;
 use super::camera::CameraAdapter;
 use super::conditioning::{Conditioning, Embedded, Raw};
 use super::config::{DitConfig, ImageBranch, PATCH};
-use super::control::{CAMERA, CONTEXT, REFERENCE};
+use super::control::{CAMERA, CONTEXT, HINT_SCALE, REFERENCE};
 use super::input::{Boundary, NetworkInput};
 use super::patches::patches_of;
 use super::reader::Reader;
@@ -207,6 +207,7 @@ impl Embedder {
             self.reference.as_ref().map(|_| REFERENCE),
             self.camera.as_ref().map(|_| CAMERA),
             self.side.as_ref().map(|_| CONTEXT),
+            self.side.as_ref().map(|_| HINT_SCALE),
             self.animate.as_ref().map(|_| POSE),
             self.animate.as_ref().map(|_| FACES),
             self.speech.as_ref().map(|_| POSE),
@@ -237,7 +238,16 @@ impl Embedder {
             .with(Role::TEXT, text_bsd)
             .with_optional(Role::PICTURE, picture.transpose()?)
             .with_optional(FACES, self.faces(raw, grid)?)
+            .with_optional(HINT_SCALE, self.hint_scale(raw)?)
             .merged(audio))
+    }
+
+    /// What the hints of each sample are multiplied by, [b, 1, 1] f32, where that is given.
+    fn hint_scale(&self, raw: &Conditioning<Raw>) -> Result<Option<Tensor>> {
+        let Some(scale) = raw.get(HINT_SCALE) else { return Ok(None) };
+        let batch = scale.dim(0)?;
+        let scale = scale.to_dtype(DType::F32)?.reshape((batch, 1, 1))?;
+        Ok(Some(scale.to_device(self.patch.0.device())?))
     }
 
     /// The face tokens [b, t, 5, d] of the motion vectors in `raw`, of a model that reads faces.

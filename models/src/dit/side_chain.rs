@@ -9,7 +9,7 @@ use kernels::{DType, Device, Tensor};
 use super::base::Base;
 use super::block::Block;
 use super::config::DitConfig;
-use super::control::SideChain;
+use super::control::{HINT_SCALE, SideChain};
 use super::input::Context;
 use super::layer::{Layer, Saved};
 use super::layer_id::LayerId;
@@ -23,7 +23,7 @@ use crate::{Error, Result};
 /// The name of the side stream.
 pub(super) const STREAM: &str = LayerId::SIDE_BLOCKS;
 
-/// C = Block(C); X += scale * after(C).
+/// C = Block(C); X += scale * after(C), with a factor of the model and one of each sample.
 #[derive(Debug, Clone)]
 pub(super) struct SideBlock {
     block: Block,
@@ -49,8 +49,13 @@ impl SideBlock {
         })
     }
 
-    fn scaled(&self, x: Tensor) -> Result<Tensor> {
-        Ok(if self.scale == 1.0 { x } else { (x * self.scale)? })
+    /// A hint, or its gradient, by the model's factor and by each sample's own, where it has one.
+    fn scaled(&self, x: Tensor, context: &Context) -> Result<Tensor> {
+        let x = if self.scale == 1.0 { x } else { (x * self.scale)? };
+        match context.cond.get(HINT_SCALE) {
+            Some(own) => Ok(x.broadcast_mul(&own.to_dtype(x.dtype())?)?),
+            None => Ok(x),
+        }
     }
 }
 
@@ -69,7 +74,7 @@ impl Layer for SideBlock {
         let side = streams.take(STREAM).ok_or_else(|| missing(self.id()))?;
         let (side, saved) = self.block.forward(side, context, pass, keep)?;
         let hint = self.after.forward(&side, pass)?.to_dtype(streams.main.dtype())?;
-        streams.main = (&streams.main + self.scaled(hint)?)?;
+        streams.main = (&streams.main + self.scaled(hint, context)?)?;
         if !self.is_last {
             streams.put(STREAM, side.clone());
         }
@@ -85,7 +90,7 @@ impl Layer for SideBlock {
         gradients: &mut Gradients,
     ) -> Result<Streams> {
         let side = saved.tensors.pop().ok_or_else(|| missing(self.id()))?;
-        let d_hint = self.scaled(d_streams.main.to_dtype(self.after.weight().dtype())?)?;
+        let d_hint = self.scaled(d_streams.main.to_dtype(self.after.weight().dtype())?, context)?;
         let d_side = self.after.backward(&side, &d_hint, pass, gradients)?;
         drop((side, d_hint));
         let d_side = match (d_streams.take(STREAM), d_side.to_dtype(DType::F32)?) {

@@ -148,7 +148,7 @@ impl ClipRequest {
     /// This request with the prompt and options of `line` in place of its own:
     /// `--w` width, `--h` height, `--f` frames, `--d` seed, `--s` steps, `--l` guidance, `--lh` guidance of the expert for
     /// high noise where it differs, `--fs` shift, `--i` first picture, `--ei` last picture, `--cv` control clip, `--mk` mask,
-    /// `--fc` face clip, `--bg` background, `--ref` reference picture (any number), `--cam` camera move or file of poses, `--n` negative prompt. Files are looked for
+    /// `--hs` factor of VACE's hints, `--fc` face clip, `--bg` background, `--ref` reference picture (any number), `--cam` camera move or file of poses, `--n` negative prompt. Files are looked for
     /// from the folder `from`.
     ///
     /// # Errors
@@ -177,6 +177,7 @@ impl ClipRequest {
                 "ei" if !value.is_empty() => request.last_image = Some(from.join(value)),
                 "cv" if !value.is_empty() => request.conditions.control = Some(from.join(value)),
                 "mk" if !value.is_empty() => request.conditions.mask = Some(from.join(value)),
+                "hs" => request.conditions.hint_scale = Some(value.parse().map_err(|_| refuse())?),
                 "fc" if !value.is_empty() => request.conditions.faces = Some(from.join(value)),
                 "bg" if !value.is_empty() => request.conditions.background = Some(from.join(value)),
                 "ref" if !value.is_empty() => references.push(from.join(value)),

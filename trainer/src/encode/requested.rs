@@ -6,7 +6,7 @@ use std::path::Path;
 use data::{Bucket, Clip, ContentHashes, DataError, Key, Media, Picture, Storage, media_at, read_clip};
 use kernels::{DType, Device, Tensor};
 use models::dit::animate::FACES;
-use models::dit::control::{CAMERA, CONTEXT, REFERENCE};
+use models::dit::control::{CAMERA, CONTEXT, HINT_SCALE, REFERENCE};
 use models::dit::{Conditioning, DitConfig, Pictures, Raw, Role};
 use models::published::Beside;
 
@@ -162,6 +162,9 @@ impl LatentStore {
             let (edited, mask) =
                 (self.tensor(key, LATENTS)?.unsqueeze(0)?, self.tensor(key, MASK)?.unsqueeze(0)?);
             cond.insert(CONTEXT, vace::assembled(&edited, &mask, &references)?);
+            if let Some(scale) = request.conditions.hint_scale {
+                cond.insert(HINT_SCALE, Tensor::new(&[scale as f32], &Device::Cpu)?);
+            }
         }
         if dit.control.camera.is_some()
             && let Some(path) = &request.conditions.camera

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use data::{DataConfig, Dataset};
-use models::dit::{DitConfig, Pictures};
+use models::dit::{Architecture, DitConfig, Pictures};
 use models::published::Beside;
 
+use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 
 /// `data`, if it names the companions that `dit` reads, and no others.
@@ -115,6 +116,23 @@ fn are_same(a: &Path, b: &Path) -> Result<bool> {
         return Ok(false);
     }
     Ok(fs::read(a).map_err(|error| read(a, error))? == fs::read(b).map_err(|error| read(b, error))?)
+}
+
+/// What the conditions that stay on the host take of its memory, in a step of `samples` clips with these latents and in the next, which
+/// is prepared meanwhile; nothing for models without such conditions.
+pub(super) fn on_host(dit: &DitConfig, latents: (usize, usize, usize), samples: usize) -> Option<String> {
+    let conditioning = Architecture::conditioning(dit, latents);
+    let numbers = |shape: &Vec<usize>| shape.iter().product::<usize>() as u64;
+    let of_clip: u64 =
+        conditioning.iter().filter(|(role, _)| role.is_on_host()).map(|(_, shape)| 4 * numbers(shape)).sum();
+    (of_clip > 0).then(|| {
+        let of_steps = 2 * samples as u64 * of_clip;
+        format!(
+            "the rays of a camera path take {} of host memory a clip, and {} for the clips of a step and of the next",
+            Bytes(of_clip),
+            Bytes(of_steps)
+        )
+    })
 }
 
 /// The most reference pictures of a clip that are frames of its latents: those of VACE, and the one of Animate.

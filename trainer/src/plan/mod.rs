@@ -315,6 +315,7 @@ impl Plan {
         model.precision.streamed = settled.streamed;
         let of_model = (&dit, &defaults, task.base.frozen);
         let settled = with_clip_share(settled, (&share, &sample), of_model, &machine)?;
+        notes.extend(conditions::on_host(&dit, task.latents, share.batch * share.accumulate));
         notes.extend(time::of_steps(&settled.choice, &task, &machine, overrides.link));
         let plan = Plan {
             tandem: env!("CARGO_PKG_VERSION").to_owned(),

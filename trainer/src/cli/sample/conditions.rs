@@ -17,6 +17,9 @@ pub(super) struct ConditionOptions {
     /// character is in the background.
     #[arg(long, value_name = "FILE", requires = "control")]
     mask: Option<PathBuf>,
+    /// What VACE's hints are multiplied by, 0 to 10: below 1 the clip follows its control less.
+    #[arg(long, value_name = "FACTOR")]
+    hint_scale: Option<f64>,
     /// The face clip of Animate: square, the face alone in each frame.
     #[arg(long, value_name = "FILE", requires = "control")]
     faces: Option<PathBuf>,
@@ -38,6 +41,7 @@ impl ConditionOptions {
         GivenConditions {
             control: self.control.clone(),
             mask: self.mask.clone(),
+            hint_scale: self.hint_scale,
             faces: self.faces.clone(),
             background: self.background.clone(),
             references: self.reference.clone(),

@@ -25,6 +25,9 @@ pub struct GivenConditions {
     /// The clip that Animate puts its character into, where `mask` is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub background: Option<PathBuf>,
+    /// What VACE's hints are multiplied by: below 1 the clip follows its control less. Default 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint_scale: Option<f64>,
     /// Reference pictures, in their order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub references: Vec<PathBuf>,
@@ -66,6 +69,7 @@ impl GivenConditions {
             control: self.control.clone().or(other.control),
             mask: self.mask.clone().or(other.mask),
             faces: self.faces.clone().or(other.faces),
+            hint_scale: self.hint_scale.or(other.hint_scale),
             background: self.background.clone().or(other.background),
             references: if self.references.is_empty() { other.references } else { self.references.clone() },
             camera: self.camera.clone().or(other.camera),
@@ -87,6 +91,12 @@ impl GivenConditions {
         }
         if self.mask.is_some() && !facts.side_chain && !facts.faces {
             return refuse("this model reads no mask; leave it out, or take a VACE or Animate model");
+        }
+        if self.hint_scale.is_some() && !facts.side_chain {
+            return refuse("this model has no hints to scale; leave the scale out, or take a VACE model");
+        }
+        if self.hint_scale.is_some_and(|scale| !(0.0..=MAX_HINT_SCALE).contains(&scale)) {
+            return refuse(&format!("the scale of its hints must lie between 0 and {MAX_HINT_SCALE}"));
         }
         if (self.faces.is_some() || self.background.is_some()) && !facts.faces {
             return refuse(
@@ -147,5 +157,7 @@ impl GivenConditions {
     }
 }
 
+/// The largest factor of hints: beyond it nothing is left of the clip.
+const MAX_HINT_SCALE: f64 = 10.0;
 /// Reference pictures of a clip at most.
 const MAX_REFERENCES: usize = 8;

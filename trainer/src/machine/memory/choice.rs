@@ -53,7 +53,7 @@ impl Choice {
     pub fn seconds_as(&self, task: &Task, machine: &Machine, frozen: Frozen) -> f64 {
         let cost = Cost::new(task).with_frozen(frozen);
         let of_stage = |(blocks, card): (Range<usize>, &Card)| -> f64 {
-            self.blocks[blocks].iter().map(|&plan| cost.seconds(plan, self.ffn_tokens, card)).sum()
+            cost.of_blocks(blocks.start, &self.blocks[blocks], self.ffn_tokens, card)
         };
         self.stage_ranges().zip(&machine.stages).map(of_stage).fold(0.0, f64::max)
     }
@@ -254,8 +254,12 @@ impl Search<'_> {
     /// Seconds of the slowest stage of `split` if memory were no matter.
     fn ideal(&self, split: &[usize]) -> f64 {
         let whole = BlockPlan { keep: Keep::All, place: KeepPlace::Device };
-        let of_stage =
-            |(card, count): (&Card, &usize)| *count as f64 * self.cost.seconds(whole, usize::MAX, card);
+        let mut first = 0;
+        let of_stage = |(card, count): (&Card, &usize)| {
+            let range = first..first + count;
+            first = range.end;
+            self.cost.blocks(&range) * self.cost.seconds(whole, usize::MAX, card)
+        };
         self.machine.stages.iter().zip(split).map(of_stage).fold(0.0, f64::max)
     }
 
@@ -279,7 +283,7 @@ impl Search<'_> {
         // What does not fit at its leanest does not fit.
         let pairs = if best.beyond.0 > 0 { Vec::new() } else { pairs };
         for (head, tail) in pairs {
-            let bound = seconds(tail) * range.len() as f64;
+            let bound = seconds(tail) * self.cost.blocks(&range);
             if best.all_beyond() == 0 && best.seconds <= bound {
                 break;
             }
@@ -334,7 +338,7 @@ impl Search<'_> {
         let memory = self.forecaster.stage(card.engine, &plan, self.machine.place_of(index))?;
         let beyond_room = card.room.bytes().map_or(0, |room| memory.needed.saturating_sub(room));
         let beyond = (beyond_room, memory.host.saturating_sub(self.host_share(index, range)));
-        let seconds = plan.keep.iter().map(|&block| self.cost.seconds(block, ffn_tokens, card)).sum();
+        let seconds = self.cost.of_blocks(range.start, &plan.keep, ffn_tokens, card);
         Ok(StageChoice { blocks: plan.keep, memory, beyond, seconds })
     }
 

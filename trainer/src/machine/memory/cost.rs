@@ -1,7 +1,9 @@
 //! About how long a block takes, by what is kept of it: enough to tell which plan is the faster one.
 
-use models::dit::{BlockPlan, Keep, KeepPlace};
-use models::weights::Frozen;
+use std::ops::Range;
+
+use models::dit::{Architecture, BlockPlan, Keep, KeepPlace, LayerId};
+use models::weights::{Frozen, TensorClass};
 
 use super::machine::Card;
 use crate::machine::forecast::Task;
@@ -50,6 +52,20 @@ pub(super) struct Cost {
     streamed: (f64, f64),
     /// Bytes of the input, of the attention's output, and of all else that is kept.
     bytes: [f64; 3],
+    /// For each main block, how many times the work of one it takes with the layers that follow it.
+    shares: Vec<f64>,
+}
+
+/// For each main block, how many times the work of one it takes with the layers that follow it: by the numbers of the matrices
+/// that all tokens go through.
+fn shares(model: &dyn Architecture) -> Vec<f64> {
+    let of = |id: LayerId| -> f64 {
+        let specs = model.layer_tensors(id).into_iter().filter(|spec| spec.class == TensorClass::Matrix);
+        specs.map(|spec| spec.shape.iter().product::<usize>() as f64).sum()
+    };
+    let block = of(LayerId::block(0));
+    let with_following = |n| model.layers(n).into_iter().map(of).sum::<f64>() / block;
+    (0..model.config().layers).map(with_following).collect()
 }
 
 impl Cost {
@@ -74,7 +90,19 @@ impl Cost {
         let streamed =
             (task.base.streamed.fraction(), task.base.matrix_bytes(task.dit.as_ref(), &(0..1)) as f64);
         let frozen = task.base.frozen;
-        Self { forward, gradients, projections, attention, frozen, tokens, streamed, bytes }
+        let shares = shares(task.dit.as_ref());
+        Self { forward, gradients, projections, attention, frozen, tokens, streamed, bytes, shares }
+    }
+
+    /// How many blocks' work the main blocks `range` and the layers that follow them are.
+    pub fn blocks(&self, range: &Range<usize>) -> f64 {
+        self.shares[range.clone()].iter().sum()
+    }
+
+    /// Seconds of the main blocks from number `first` on, each with its plan, and of the layers that follow them.
+    pub fn of_blocks(&self, first: usize, plans: &[BlockPlan], ffn_tokens: usize, card: &Card) -> f64 {
+        let of = |(plan, share): (&BlockPlan, &f64)| share * self.seconds(*plan, ffn_tokens, card);
+        plans.iter().zip(&self.shares[first..]).map(of).sum()
     }
 
     /// The same with matrices stored as `frozen` says.
