@@ -38,6 +38,7 @@ mod magcache;
 mod memory;
 mod model_files;
 mod noise;
+mod optimisers;
 mod optimizer;
 mod overfit;
 mod pictures;

@@ -74,7 +74,7 @@ fn every_changed_setting_is_named() {
                 ..p.model.trained_dit().unwrap().clone()
             });
         }),
-        ("optimizer.betas", |p| p.optimizer.betas[1] = 0.99),
+        ("optimizer.betas", |p| p.optimizer.betas = Some([0.9, 0.99])),
         ("optimizer.schedule", |p| p.optimizer.schedule = LrSchedule::Cosine),
         ("run.seed", |p| p.run.seed = 43),
         ("sample.clips.1.guidance", |p| p.sample.clips[1].guidance = 4.999),

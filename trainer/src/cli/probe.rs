@@ -83,6 +83,8 @@ enum ProbePart {
     Sample(SampleProbe),
     /// A solver: its sigmas and timesteps as JSON; with --input it integrates v(x,s) = 0.5x + (0.2+s)sin(2x) - c.
     Solver(SolverProbe),
+    /// An optimiser: `p0.N` and `grad.N` [steps,...] -> `p.N` [steps,...] after each step.
+    Optimizer(OptimizerProbe),
     /// Training steps: `x0`, `noise`, `sigmas` or `timesteps` (per step, sample or token), `context`, `init.*`, and where the
     /// model takes them `cond` (or `y`), `clip_fea`, `ref_latent`, `camera`, `vace_context`, `pose_latents`, `face_pixel_values`,
     /// `loss_weight_mask` -> `losses`, `grad_norms`, `grad0.*`, `final.*`.
@@ -250,6 +252,21 @@ struct TextProbe {
     device: String,
 }
 
+/// A case of a file of cases, and the tensors.
+#[derive(Debug, Args)]
+struct OptimizerProbe {
+    /// JSON: `{"cases": {"NAME": {"kind": "lion", "lr": 1e-4, ...}}}`, with kind `adamw`, `adamw8bit`, `lion`, `adafactor`,
+    /// `schedulefree`, `prodigy`, `came` or `muon` and the settings of the optimiser's own package. Moments in 8 bits read
+    /// `p0_8bit.N` and `grad_8bit.N`.
+    #[arg(long, value_name = "FILE")]
+    cases: PathBuf,
+    /// The case.
+    #[arg(long, value_name = "NAME")]
+    case: String,
+    #[command(flatten)]
+    files: Files,
+}
+
 #[derive(Debug, Args)]
 struct SolverProbe {
     /// Solver.
@@ -336,6 +353,10 @@ impl Probe {
                 finish(&probe.output, &probe::text::encode(&probe.encoder()?, &prompts)?, ui)
             }
             ProbePart::Solver(probe) => probe.run(ui),
+            ProbePart::Optimizer(probe) => {
+                let case = probe::optimizer::Case::read(&probe.cases, &probe.case)?;
+                finish(&probe.files.output, &case.run(&Inputs::open(&probe.files.input)?)?, ui)
+            }
             ProbePart::Sample(probe) => probe.run(ui),
             ProbePart::Train(probe) => {
                 let inputs = Inputs::open(&probe.files.input)?;

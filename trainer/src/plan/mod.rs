@@ -326,7 +326,7 @@ impl Plan {
             dataset: found,
             adapter,
             train,
-            optimizer: recipe.optimizer,
+            optimizer: recipe.optimizer.settled(),
             memory: MemoryPlan::new(&recipe.memory, &settled),
             checkpoint: recipe.checkpoint,
             sample,

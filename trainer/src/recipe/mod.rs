@@ -44,7 +44,7 @@ pub struct Recipe {
     /// How long and on what noise.
     #[serde(default)]
     pub train: TrainConfig,
-    /// AdamW and its learning rate.
+    /// The optimiser and its learning rate.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
     /// Stages of the pipeline.

@@ -21,7 +21,7 @@ type Row = (&'static str, &'static str, &'static str);
 
 /// Keys of musubi-tuner, diffusion-pipe, ai-toolkit, DiffSynth-Studio and finetrainers; none of them is a key of ours in the
 /// same section.
-pub const WORDS: [Row; 117] = [
+pub const WORDS: [Row; 118] = [
     // The model.
     ("ckpt_path", "model.folder", ""),
     ("ckpt_dir", "model.folder", ""),
@@ -127,6 +127,7 @@ pub const WORDS: [Row; 117] = [
     ("caption_dropout_rate", "train.caption_dropout", ""),
     ("uncond_fraction", "train.caption_dropout", ""),
     // The optimiser.
+    ("optimizer_type", "optimizer.kind", ""),
     ("learning_rate", "optimizer.lr", ""),
     ("lr_scheduler", "optimizer.schedule", "constant, linear or cosine"),
     ("lr_warmup_steps", "optimizer.warmup", ""),

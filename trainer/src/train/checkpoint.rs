@@ -113,9 +113,9 @@ pub fn path(folder: &Path, step: u64) -> PathBuf {
 /// # Errors
 /// When the file cannot be written: a full disk leaves no half-written file.
 pub fn save(folder: &Path, progress: Progress, saved: &Saved, keep_last: usize) -> Result<PathBuf> {
-    let slots = slots(&saved.rule)?;
     let mut tensors = Vec::new();
     for (name, state) in &saved.tensors {
+        let slots = slots(&saved.rule, &state.parameter)?;
         tensors.push((format!("{name}.{PARAMETER}"), &state.parameter));
         tensors
             .extend(slots.iter().zip(&state.slots).map(|(slot, tensor)| (format!("{name}.{slot}"), tensor)));
@@ -164,7 +164,11 @@ pub fn load(path: &Path) -> Result<(Progress, Saved)> {
         None => Header { rule: FORMER_RULE.to_owned(), globals: Globals::new() },
     };
     let read = |name: String| -> Result<Tensor> {
-        let tensor = file.tensor(&name, DType::F32, &Device::Cpu).map_err(|error| unreadable(path, error))?;
+        // Codes of moments in 8 bits stay what they are.
+        let whole =
+            file.dtype(&name).filter(|stored| !stored.is_float()).and_then(|stored| stored.to_candle());
+        let dtype = whole.unwrap_or(DType::F32);
+        let tensor = file.tensor(&name, dtype, &Device::Cpu).map_err(|error| unreadable(path, error))?;
         match checksums.get(&name) {
             Some(expected) if *expected != checksum(&name, &tensor)? => {
                 Err(damaged(format!("the tensor `{name}` does not match its checksum")))
@@ -172,11 +176,14 @@ pub fn load(path: &Path) -> Result<(Progress, Saved)> {
             _ => Ok(tensor),
         }
     };
-    let slots = slots(&optimiser.rule)?;
+    if Rule::slots_of(&optimiser.rule, 0).is_none() {
+        return Err(Error::ForeignCheckpoint);
+    }
     let mut tensors = BTreeMap::new();
     for name in file.names().filter_map(|name| name.strip_suffix(PARAMETER)?.strip_suffix('.')) {
         let parameter = read(format!("{name}.{PARAMETER}"))?;
-        let slots = slots.iter().map(|slot| read(format!("{name}.{slot}"))).collect::<Result<_>>()?;
+        let slots = slots(&optimiser.rule, &parameter)?.iter().map(|slot| format!("{name}.{slot}"));
+        let slots = slots.filter(|slot| file.contains(slot)).map(read).collect::<Result<_>>()?;
         tensors.insert(name.to_owned(), State { parameter, slots });
     }
     Ok((progress, Saved { rule: optimiser.rule, globals: optimiser.globals, tensors }))
@@ -190,12 +197,12 @@ pub fn digest(saved: &Saved) -> Result<Vec<u8>> {
     super::start::digest(saved, super::start::Digested::Everything)
 }
 
-/// What the rule called `rule` keeps of each tensor.
+/// What the rule called `rule` can keep of `parameter`.
 ///
 /// # Errors
 /// [`Error::ForeignCheckpoint`] for a rule that is not here.
-fn slots(rule: &str) -> Result<&'static [&'static str]> {
-    Rule::slots_of(rule).ok_or(Error::ForeignCheckpoint)
+fn slots(rule: &str, parameter: &Tensor) -> Result<&'static [&'static str]> {
+    Rule::slots_of(rule, parameter.rank()).ok_or(Error::ForeignCheckpoint)
 }
 
 fn json(value: &impl Serialize) -> Result<String> {

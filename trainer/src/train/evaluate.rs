@@ -24,6 +24,13 @@ impl Run<'_> {
         if items == 0 {
             return Ok(());
         }
+        self.networks.show_exported()?;
+        let done = self.evaluate_each();
+        self.networks.show_trained()?;
+        done
+    }
+
+    fn evaluate_each(&mut self) -> Result<()> {
         // Always in one order: the log of a run that was interrupted is that of one that was not.
         for index in 0..self.networks.len() {
             let range = self.networks.range(index);

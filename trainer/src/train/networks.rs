@@ -102,6 +102,32 @@ impl TrainedNetworks {
         Ok((self.residents.network(*range)?, optimizer))
     }
 
+    /// Gives the networks the adapters that are exported, for clips and held-out losses, where the rule trains others.
+    ///
+    /// # Errors
+    /// When a device or the host runs out of memory.
+    pub fn show_exported(&mut self) -> Result<()> {
+        self.publish(|optimizer, pipeline| optimizer.publish_exported(pipeline))
+    }
+
+    /// Gives the networks the adapters that are trained, after [`Self::show_exported`].
+    ///
+    /// # Errors
+    /// When a device or the host runs out of memory.
+    pub fn show_trained(&mut self) -> Result<()> {
+        self.publish(|optimizer, pipeline| optimizer.publish(pipeline))
+    }
+
+    /// Publishes where the exported tensors are others than those that are trained.
+    fn publish(&mut self, publish: impl Fn(&Optimizer, &mut Pipeline)) -> Result<()> {
+        for Trained { range, optimizer } in &self.trained {
+            if optimizer.rule().exports_another() {
+                publish(optimizer, self.residents.network(*range)?);
+            }
+        }
+        Ok(())
+    }
+
     /// One of them, to write its adapter: on the devices where that needs the weights that it changes.
     ///
     /// # Errors

@@ -29,8 +29,15 @@ impl Run<'_> {
         self.sample(interrupt)
     }
 
-    /// Makes the plan's clips and writes them to `samples/step-<n>`.
+    /// Makes the plan's clips, by the adapters that are exported, and writes them to `samples/step-<n>`.
     pub(super) fn sample(&mut self, interrupt: &Interrupt) -> Result<()> {
+        self.networks.show_exported()?;
+        let done = self.make_clips(interrupt);
+        self.networks.show_trained()?;
+        done
+    }
+
+    fn make_clips(&mut self, interrupt: &Interrupt) -> Result<()> {
         let (plan, ui, step) = (self.plan, self.ui, self.progress.step);
         let residents = self.networks.residents();
         let (device, dit) = (residents.first_device(), residents.dit());

@@ -1,83 +1,22 @@
 //! The optimiser: a rule, and its state of each trainable tensor, by name, on the device of its stage.
 
+mod config;
 mod host;
 mod rule;
+pub mod rules;
 
 use std::collections::BTreeMap;
 
 use kernels::optimiser::{State, square_sums};
 use kernels::{DeviceLocation, Tensor};
 use models::dit::Gradients;
-use serde::{Deserialize, Serialize};
 
+pub use config::{OptimizerConfig, OptimizerKind};
 pub use host::{adapter_file, on_host};
 pub use rule::{AdamW, Globals, Rule, Saved, Step};
 
 use crate::error::{Error, Result};
-use crate::learning::lr::LrSchedule;
 use crate::pipeline::{Pipeline, Stage};
-
-/// AdamW and its learning rate.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct OptimizerConfig {
-    /// Peak learning rate. Default 1e-4.
-    pub lr: f64,
-    /// `constant`, `linear` or `cosine`. Default `constant`.
-    pub schedule: LrSchedule,
-    /// Steps over which the learning rate rises to its peak. Default 10.
-    pub warmup: u64,
-    /// Decay of the two moments. Default [0.9, 0.999].
-    pub betas: [f64; 2],
-    /// Added to the root of the second moment. Default 1e-8.
-    pub eps: f64,
-    /// Decoupled weight decay. Default 0.01.
-    pub weight_decay: f64,
-    /// Largest norm of all gradients together; larger ones are scaled down to it (gradient clipping). 0 for none. Default 1.
-    pub clip_norm: f64,
-}
-
-impl Default for OptimizerConfig {
-    fn default() -> Self {
-        Self {
-            lr: 1e-4,
-            schedule: LrSchedule::Constant,
-            warmup: 10,
-            betas: [0.9, 0.999],
-            eps: 1e-8,
-            weight_decay: 0.01,
-            clip_norm: 1.0,
-        }
-    }
-}
-
-impl OptimizerConfig {
-    /// The rule with its settings.
-    pub fn rule(&self) -> Rule {
-        let Self { betas, eps, weight_decay, .. } = *self;
-        Rule::AdamW(AdamW { betas, eps, weight_decay })
-    }
-
-    /// Checks the values.
-    ///
-    /// # Errors
-    /// Naming the key and what it must be.
-    pub fn check(&self) -> Result<()> {
-        let refuse = |key: &str, why: String| Err(Error::Setting { key: format!("optimizer.{key}"), why });
-        let at_least_zero =
-            [("weight_decay", self.weight_decay), ("eps", self.eps), ("clip_norm", self.clip_norm)];
-        match at_least_zero.into_iter().find(|(_, v)| !v.is_finite() || *v < 0.0) {
-            Some((key, value)) => refuse(key, format!("{value} is negative or not a number")),
-            None if !self.lr.is_finite() || self.lr <= 0.0 => {
-                refuse("lr", format!("{} is not a positive number", self.lr))
-            }
-            None if self.betas.iter().any(|b| !(0.0..1.0).contains(b)) => {
-                refuse("betas", format!("{:?}: both must be at least 0 and below 1", self.betas))
-            }
-            None => Ok(()),
-        }
-    }
-}
 
 /// A rule with its state of all trainable tensors of a network.
 #[derive(Debug)]
@@ -145,7 +84,8 @@ impl Optimizer {
         }
         for (state, saved) in self.states.values_mut().zip(saved.tensors.into_values()) {
             let device = state.parameter.device().clone();
-            let slots = saved.slots.iter().map(|slot| slot.to_device(&device));
+            let slots = saved.slots.iter().zip(&state.slots);
+            let slots = slots.map(|(slot, own)| slot.to_device(&device)?.to_dtype(own.dtype()));
             *state = State {
                 parameter: saved.parameter.to_device(&device)?,
                 slots: slots.collect::<kernels::Result<_>>()?,
@@ -182,6 +122,17 @@ impl Optimizer {
     pub fn publish_to(&self, stages: &mut [Stage]) {
         let parameters = self.parameters();
         stages.iter_mut().for_each(|stage| stage.adapters.set_parameters(&parameters));
+    }
+
+    /// Gives the stages' adapters what is exported, for clips and held-out losses, where that is another tensor than the one
+    /// that is trained.
+    pub fn publish_exported(&self, pipeline: &mut Pipeline) {
+        if self.rule.exports_another() {
+            let exported =
+                |(name, state): (&String, &State)| (name.clone(), self.rule.exported(state).clone());
+            let exported: BTreeMap<String, Tensor> = self.states.iter().map(exported).collect();
+            pipeline.stages_mut().iter_mut().for_each(|stage| stage.adapters.set_parameters(&exported));
+        }
     }
 
     /// The parameters, by name.

@@ -1,12 +1,19 @@
 //! Rules of optimisers: the state of each tensor and of the run, the update, and which tensor is exported.
 //!
-//! Checkpoints, exports, forecasts and probes ask the rule, so a new one is a variant of [`Rule`] and its op in `kernels`.
+//! Checkpoints, exports, forecasts and probes ask the rule, so a new one is a variant of [`Rule`] and its update in `rules`.
 
 use std::collections::BTreeMap;
 
 use kernels::optimiser::State;
 use kernels::{Tensor, adamw};
 
+use super::rules::adafactor::{self, Adafactor};
+use super::rules::adamw8bit::{self, Tables};
+use super::rules::came::{self, Came};
+use super::rules::lion::{self, Lion};
+use super::rules::muon::{self, Muon};
+use super::rules::prodigy::{self, Prodigy};
+use super::rules::schedule_free::{self, ScheduleFree};
 use crate::error::Result;
 
 /// An optimiser's rule with its settings.
@@ -14,6 +21,20 @@ use crate::error::Result;
 pub enum Rule {
     /// Adam with decoupled weight decay.
     AdamW(AdamW),
+    /// The same with its moments in 8 bits.
+    AdamW8bit(AdamW),
+    /// The sign of a momentum.
+    Lion(Lion),
+    /// A second moment of rows and columns.
+    Adafactor(Adafactor),
+    /// AdamW with an average in place of a schedule.
+    ScheduleFree(ScheduleFree),
+    /// AdamW that finds its learning rate.
+    Prodigy(Prodigy),
+    /// Adafactor with a first moment and its confidence.
+    Came(Came),
+    /// A momentum made orthogonal.
+    Muon(Muon),
 }
 
 /// The settings of [`Rule::AdamW`].
@@ -60,21 +81,42 @@ impl Rule {
     pub fn name(self) -> &'static str {
         match self {
             Self::AdamW(_) => "adamw",
+            Self::AdamW8bit(_) => "adamw-8bit",
+            Self::Lion(_) => "lion",
+            Self::Adafactor(_) => "adafactor",
+            Self::ScheduleFree(_) => "schedule-free",
+            Self::Prodigy(_) => "prodigy",
+            Self::Came(_) => "came",
+            Self::Muon(_) => "muon",
         }
     }
 
-    /// The names of the state slots of the rule `name`, in the order of [`State::slots`]; `None` for an unknown rule.
-    pub fn slots_of(name: &str) -> Option<&'static [&'static str]> {
-        match name {
-            "adamw" => Some(&adamw::SLOTS),
-            _ => None,
-        }
+    /// The names of what the rule `name` can keep of a tensor with `rank` dimensions, in the order of [`State::slots`], of
+    /// which the last may be missing; `None` for an unknown rule.
+    pub fn slots_of(name: &str, rank: usize) -> Option<&'static [&'static str]> {
+        let is_matrix = rank >= 2;
+        Some(match name {
+            "adamw" => &adamw::SLOTS,
+            "adamw-8bit" => &["first", "first_max", "second", "second_max"],
+            "lion" => &["momentum"],
+            "adafactor" if is_matrix => &["rows", "columns", "first"],
+            "adafactor" => &["second", "first"],
+            "schedule-free" => &["second", "z", "x"],
+            "prodigy" => &["first", "second", "sum", "start"],
+            "came" if is_matrix => &["first", "rows", "columns", "confidence_rows", "confidence_columns"],
+            "came" => &["first", "second"],
+            "muon" if rank == 2 => &["momentum"],
+            "muon" => &adamw::SLOTS,
+            _ => return None,
+        })
     }
 
     /// The global state before the first step.
     pub fn globals(self) -> Globals {
         match self {
-            Self::AdamW(_) => Globals::new(),
+            Self::ScheduleFree(_) => schedule_free::globals(),
+            Self::Prodigy(settings) => prodigy::globals(&settings),
+            _ => Globals::new(),
         }
     }
 
@@ -83,25 +125,59 @@ impl Rule {
     /// # Errors
     /// When the device has no memory left.
     pub fn begin(self, parameter: &Tensor) -> Result<State> {
-        match self {
-            Self::AdamW(_) => {
-                let zeros = adamw::SLOTS.iter().map(|_| parameter.zeros_like());
-                let slots = zeros.collect::<kernels::Result<_>>()?;
-                Ok(State { parameter: parameter.copy()?, slots })
-            }
-        }
+        let slots = match self {
+            Self::AdamW8bit(_) => adamw8bit::begin(parameter)?,
+            Self::Lion(_) => vec![parameter.zeros_like()?],
+            Self::Muon(_) if parameter.rank() == 2 => vec![parameter.zeros_like()?],
+            Self::AdamW(_) | Self::Muon(_) => vec![parameter.zeros_like()?, parameter.zeros_like()?],
+            Self::Adafactor(settings) => adafactor::begin(parameter, &settings)?,
+            Self::ScheduleFree(_) => schedule_free::begin(parameter)?,
+            Self::Prodigy(_) => prodigy::begin(parameter)?,
+            Self::Came(_) => came::begin(parameter)?,
+        };
+        Ok(State { parameter: parameter.copy()?, slots })
     }
 
     /// Updates all tensors of a network, those of each device together.
     ///
     /// # Errors
     /// A device that fails.
-    pub fn update(self, devices: &mut [Items], _globals: &mut Globals, step: &Step) -> Result<()> {
-        let Step { lr, factor, number } = *step;
+    pub fn update(self, devices: &mut [Items], globals: &mut Globals, step: &Step) -> Result<()> {
+        let Step { lr, factor, .. } = *step;
         match self {
-            Self::AdamW(AdamW { betas: [beta1, beta2], eps, weight_decay }) => {
-                let update = adamw::Update { lr, beta1, beta2, eps, weight_decay, step: number };
+            Self::AdamW(settings) => {
+                let update = settings.update(step);
                 devices.iter_mut().try_for_each(|items| Ok(adamw::step_all(items, factor, &update)?))
+            }
+            Self::AdamW8bit(settings) => devices.iter_mut().try_for_each(|items| {
+                let Some((first, _)) = items.first() else { return Ok(()) };
+                let tables = Tables::on(first.parameter.device())?;
+                each(items, factor, |state, g| adamw8bit::step(state, g, &settings, step, &tables))
+            }),
+            Self::Lion(settings) => of_each(devices, factor, |state, g| lion::step(state, g, &settings, lr)),
+            Self::Adafactor(settings) => {
+                of_each(devices, factor, |state, g| adafactor::step(state, g, &settings, step))
+            }
+            Self::ScheduleFree(settings) => {
+                let weight = schedule_free::weight(globals, &settings, step);
+                of_each(devices, factor, |state, g| schedule_free::step(state, g, &settings, step, weight))
+            }
+            Self::Prodigy(settings) => {
+                let mut scaled = Vec::new();
+                for items in devices {
+                    let own = items.iter_mut().map(|(state, g)| Ok((&mut **state, (*g * factor)?)));
+                    scaled.push(own.collect::<kernels::Result<Vec<_>>>()?);
+                }
+                Ok(prodigy::step_all(&mut scaled, globals, &settings, step)?)
+            }
+            Self::Came(settings) => of_each(devices, factor, |state, g| came::step(state, g, &settings, lr)),
+            Self::Muon(settings) => {
+                let Muon { betas, eps, weight_decay, .. } = settings;
+                let update = AdamW { betas, eps, weight_decay }.update(step);
+                of_each(devices, factor, |state, g| match g.rank() {
+                    2 => muon::step(state, g, &settings, lr),
+                    _ => adamw::step(state, g, &update),
+                })
             }
         }
     }
@@ -109,7 +185,41 @@ impl Rule {
     /// The tensor of a state that is used in adapter files, samples and held-out losses.
     pub fn exported(self, state: &State) -> &Tensor {
         match self {
-            Self::AdamW(_) => &state.parameter,
+            Self::ScheduleFree(_) => &state.slots[schedule_free::AVERAGED], // `begin` makes it
+            _ => &state.parameter,
         }
     }
+
+    /// Whether what is exported is another tensor than the one that is trained.
+    pub fn exports_another(self) -> bool {
+        matches!(self, Self::ScheduleFree(_))
+    }
+}
+
+impl AdamW {
+    fn update(self, step: &Step) -> adamw::Update {
+        let Self { betas: [beta1, beta2], eps, weight_decay } = self;
+        adamw::Update { lr: step.lr, beta1, beta2, eps, weight_decay, step: step.number }
+    }
+}
+
+/// Replaces every state of all devices by `update` of it and its gradient times `factor`.
+fn of_each(
+    devices: &mut [Items],
+    factor: f64,
+    update: impl Fn(&State, &Tensor) -> kernels::Result<State>,
+) -> Result<()> {
+    devices.iter_mut().try_for_each(|items| each(items, factor, &update))
+}
+
+/// The same for those of one device.
+fn each(
+    items: &mut Items,
+    factor: f64,
+    update: impl Fn(&State, &Tensor) -> kernels::Result<State>,
+) -> Result<()> {
+    for (state, gradient) in items {
+        **state = update(state, &(*gradient * factor)?)?;
+    }
+    Ok(())
 }

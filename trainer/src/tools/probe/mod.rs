@@ -6,6 +6,7 @@ pub mod audio;
 pub mod clip;
 pub mod condition;
 mod inputs;
+pub mod optimizer;
 pub mod sample;
 pub mod solver;
 pub mod text;

@@ -40,7 +40,7 @@ pub struct TrainProbe {
 }
 
 fn default_betas() -> [f64; 2] {
-    OptimizerConfig::default().betas
+    OptimizerConfig::default().betas()
 }
 
 fn default_eps() -> f64 {
@@ -68,12 +68,14 @@ impl TrainProbe {
             return Err(refuse("rank must be at least 1 and alpha a number".into()));
         }
         let Self { lr, betas, eps, weight_decay, .. } = settings;
+        let betas = Some(betas);
         OptimizerConfig { lr, betas, eps, weight_decay, ..OptimizerConfig::default() }.check()?;
         Ok(settings)
     }
 
     fn rule(&self) -> Rule {
         let Self { betas, eps, weight_decay, .. } = *self;
+        let betas = Some(betas);
         OptimizerConfig { betas, eps, weight_decay, ..OptimizerConfig::default() }.rule()
     }
 }
