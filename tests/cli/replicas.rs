@@ -60,10 +60,11 @@ fn replicas_by_launch_and_by_the_variables_of_torchrun_have_the_same_bits() {
     ];
     let told = desk.succeed(&bench).stdout;
     let row: Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
-    assert_eq!(row["same_bits"], true, "{row}");
+    let two = &row["worlds"][0];
+    assert_eq!((&two["replicas"], &two["same_bits"]), (&Value::from(2), &Value::from(true)), "{row}");
     for way in ["launch", "torchrun", "slowed"] {
         assert!(
-            row[way]["efficiency"].as_f64().unwrap() > 0.0 && row[way]["exchange_s"].is_number(),
+            two[way]["efficiency"].as_f64().unwrap() > 0.0 && two[way]["exchange_s"].is_number(),
             "{way}: {row}"
         );
     }
