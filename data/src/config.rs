@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 
+use crate::captions::{self, CaptionRules};
 use crate::error::{DataError, Result};
 use crate::mask::MaskRule;
 
@@ -25,9 +26,14 @@ pub struct DataConfig {
     /// keys here. Default: none.
     #[serde(default)]
     pub import: Option<PathBuf>,
-    /// Where captions are read from. Default `auto`: the folder's metadata file if there is one, else text files.
-    #[serde(default)]
-    pub captions: CaptionSource,
+    /// Where captions are read from, and what is made of them. Default: the folder's metadata file if there is one, else text
+    /// files, as they are.
+    #[serde(
+        default,
+        deserialize_with = "captions::name_or_table",
+        serialize_with = "captions::as_name_or_table"
+    )]
+    pub captions: CaptionRules,
     /// What happens to clips that cannot be used: damaged ones, those that need an ffmpeg that is not there, those without a
     /// caption, those shorter than every length. Default `refuse`: one error that lists them all.
     #[serde(default)]
@@ -103,19 +109,6 @@ pub struct DataConfig {
     /// Default: none.
     #[serde(default)]
     pub cameras: Option<PathBuf>,
-}
-
-/// Where the caption of a clip is looked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CaptionSource {
-    /// The metadata file of the clip's folder if there is one, else a text file next to the clip.
-    #[default]
-    Auto,
-    /// A `.txt` file of the same stem next to each clip; metadata files are ignored.
-    Txt,
-    /// Only `metadata.jsonl` or `metadata.csv`; text files are ignored.
-    Metadata,
 }
 
 /// What happens to clips that cannot be used.
@@ -237,6 +230,7 @@ impl DataConfig {
             }
         }
         self.check_extraction()?;
+        self.captions.check(self.trigger.as_deref())?;
         self.check_companions()?;
         if let Some((pattern, times)) = self.repeats.iter().find(|&(_, &times)| times > MAX_REPEATS) {
             return refuse(
@@ -312,18 +306,6 @@ impl DataConfig {
     /// Whether the clip `id` is kept out of training.
     pub fn is_held_out(&self, id: &str) -> bool {
         self.held_out.iter().any(|pattern| crate::glob::matches(pattern, id))
-    }
-
-    /// The caption as it is trained: prefix, trigger where it is missing, caption.
-    pub fn full_caption(&self, caption: &str) -> String {
-        let triggered = match &self.trigger {
-            Some(word) if caption.is_empty() => word.clone(),
-            Some(word) if !caption.to_lowercase().contains(&word.to_lowercase()) => {
-                format!("{word}, {caption}")
-            }
-            _ => caption.to_string(),
-        };
-        format!("{}{triggered}", self.caption_prefix)
     }
 }
 

@@ -127,7 +127,7 @@ impl Dataset {
                 done += 1;
             })?;
         }
-        data.skipped = unusable::settle(unusable, config.bad, way_out(config.captions), fps)?;
+        data.skipped = unusable::settle(unusable, config.bad, way_out(config.captions.source), fps)?;
         if data.windows.is_empty() && !data.skipped.is_empty() {
             return Err(DataError::Unusable { clips: data.skipped });
         }

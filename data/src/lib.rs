@@ -9,6 +9,7 @@
 pub mod atomic;
 pub mod bucket;
 pub mod cache;
+pub mod captions;
 pub mod clip;
 mod colour;
 pub mod companions;
@@ -35,9 +36,10 @@ mod unusable;
 
 pub use bucket::{Bucket, BucketRow, BucketTable, Buckets, Window};
 pub use cache::{Cache, Entry, Lookup, MissReason};
+pub use captions::{CaptionRules, CaptionSource, PerFile, has_trigger};
 pub use clip::Clip;
 pub use companions::{Accompanying, Companion, Companions};
-pub use config::{CaptionSource, DataConfig, EmptyCaptions, Extract, SizeMultiple, Stills, Unfit};
+pub use config::{DataConfig, EmptyCaptions, Extract, SizeMultiple, Stills, Unfit};
 pub use dataset::{Dataset, Footage, Source, Watch, read_clip};
 pub use error::{DataError, Result};
 pub use hashes::ContentHashes;

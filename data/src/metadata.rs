@@ -20,8 +20,8 @@ pub struct Row {
     pub line: usize,
     /// Path as written, with forward slashes and no leading `./`.
     pub file: String,
-    /// The caption, trimmed.
-    pub caption: String,
+    /// The captions, trimmed: one, or those of a list.
+    pub captions: Vec<String>,
 }
 
 /// Reads `metadata.jsonl` or `metadata.csv`, by the extension of `path`.
@@ -76,13 +76,18 @@ pub fn parse_jsonl(text: &str) -> std::result::Result<Vec<Row>, Fault> {
         let line_number = index + 1;
         let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line)
             .map_err(|error| (line_number, format!("is not a JSON object: {error}")))?;
-        let field = |names: &[&'static str]| -> std::result::Result<&str, Fault> {
+        let field = |names: &[&'static str]| {
             let name = names.iter().find(|&&name| object.contains_key(name));
             let name =
                 name.ok_or_else(|| (line_number, format!("has none of the keys {}", names.join(", "))))?;
-            object[*name].as_str().ok_or_else(|| (line_number, format!("\"{name}\" is not a text")))
+            Ok((*name, &object[*name]))
         };
-        rows.push(row(line_number, field(&FILE_COLUMNS)?, field(&CAPTION_COLUMNS)?)?);
+        let (name, file) = field(&FILE_COLUMNS)?;
+        let file = file.as_str().ok_or_else(|| (line_number, format!("\"{name}\" is not a text")))?;
+        let (name, captions) = field(&CAPTION_COLUMNS)?;
+        let captions = one_or_several(captions);
+        let why = || (line_number, format!("\"{name}\" is neither a text nor a list of texts"));
+        rows.push(row(line_number, file, captions.ok_or_else(why)?)?);
     }
     Ok(rows)
 }
@@ -110,18 +115,29 @@ pub fn parse_csv(text: &str) -> std::result::Result<Vec<Row>, Fault> {
                 ),
             ));
         }
-        rows.push(row(line, &fields[file], &fields[caption])?);
+        rows.push(row(line, &fields[file], vec![fields[caption].clone()])?);
     }
     Ok(rows)
 }
 
-fn row(line: usize, file: &str, caption: &str) -> std::result::Result<Row, Fault> {
+/// A text, or a list of at least one.
+pub(crate) fn one_or_several(value: &serde_json::Value) -> Option<Vec<String>> {
+    match value {
+        serde_json::Value::String(text) => Some(vec![text.clone()]),
+        serde_json::Value::Array(list) if !list.is_empty() => {
+            list.iter().map(|text| text.as_str().map(str::to_owned)).collect()
+        }
+        _ => None,
+    }
+}
+
+fn row(line: usize, file: &str, captions: Vec<String>) -> std::result::Result<Row, Fault> {
     let file = file.trim().replace('\\', "/");
     let file = file.trim_start_matches("./").trim_end_matches('/').to_string();
     if file.is_empty() {
         return Err((line, "names no file".into()));
     }
-    Ok(Row { line, file, caption: caption.trim().to_string() })
+    Ok(Row { line, file, captions: captions.into_iter().map(|caption| caption.trim().to_owned()).collect() })
 }
 
 /// Records of a CSV text with the line on which each starts; blank lines are skipped.
@@ -188,7 +204,10 @@ mod tests {
     fn csv_quotes_hold_commas_quotes_and_line_breaks() {
         let text = "id,video,prompt\r\n1,a.mp4,\"a cat, \"\"big\"\"\nand red\"\r\n\r\n2,./b\\c.mp4,plain\n";
         let rows = parse_csv(text).unwrap();
-        assert_eq!(rows[0], Row { line: 2, file: "a.mp4".into(), caption: "a cat, \"big\"\nand red".into() });
+        assert_eq!(
+            rows[0],
+            Row { line: 2, file: "a.mp4".into(), captions: vec!["a cat, \"big\"\nand red".into()] }
+        );
         assert_eq!(rows[1], Row { line: 5, file: "b/c.mp4".into(), caption: "plain".into() });
         assert_eq!(parse_csv("video,prompt\na.mp4,one, two\n").unwrap_err().0, 2);
         assert!(parse_csv("video,prompt\na.mp4,\"open").unwrap_err().1.contains("never closed"));

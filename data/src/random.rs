@@ -1,4 +1,4 @@
-//! Random numbers of orders and masks, the same on every machine.
+//! Random numbers of orders, masks and captions, the same on every machine.
 
 /// SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014): small, well mixed, and the same
 /// on every machine.
@@ -24,6 +24,11 @@ impl Random {
     /// disk.
     pub fn below(&mut self, count: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(count)) >> 64) as u64
+    }
+
+    /// A number from 0 to below 1.
+    pub fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// Fisher and Yates.

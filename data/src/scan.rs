@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use crate::config::{CaptionSource, DataConfig, EmptyCaptions, Stills};
+use crate::captions::{CaptionRules, CaptionSource, Front, PerFile, Texts};
+use crate::config::{DataConfig, EmptyCaptions, Stills};
 use crate::error::{DataError, Result};
 use crate::media::{Media, PICTURE_EXTENSIONS, VIDEO_EXTENSIONS};
 use crate::metadata;
@@ -19,12 +20,29 @@ pub struct Item {
     pub id: String,
     /// Where the pixels are.
     pub media: Media,
-    /// The caption as it is trained, with prefix and trigger.
+    /// The captions as they were found.
+    pub found: Vec<String>,
+    /// The first caption as it is trained, with prefix and trigger.
     pub caption: String,
+    /// The texts of which one is drawn for each sample, where there are several; empty where that is always the caption.
+    pub variants: Vec<String>,
     /// How often the clip is shown per epoch.
     pub repeats: u32,
     /// Whether the clip only serves to measure the held-out loss.
     pub held_out: bool,
+}
+
+impl Item {
+    /// Every text that the clip is trained or measured with.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(&self.caption).chain(&self.variants).map(String::as_str)
+    }
+
+    /// The text of a sample: `drawn`, from 0 to below 1, says which.
+    pub fn drawn(&self, drawn: f64) -> &str {
+        let count = self.variants.len();
+        self.variants.get((drawn * count as f64) as usize).unwrap_or(&self.caption)
+    }
 }
 
 /// Finds every clip of the configured folders, sorted by relative path.
@@ -34,7 +52,7 @@ pub struct Item {
 /// a metadata file that cannot be used, a held-out pattern that matches nothing, or everything held out.
 pub fn scan(config: &DataConfig) -> Result<Vec<Item>> {
     let (items, unusable) = find(config)?;
-    unusable::settle(unusable, config.bad, way_out(config.captions), 0.0)?;
+    unusable::settle(unusable, config.bad, way_out(config.captions.source), 0.0)?;
     Ok(items)
 }
 
@@ -44,25 +62,18 @@ pub(crate) fn find(config: &DataConfig) -> Result<(Vec<Item>, Vec<Unusable>)> {
     for folder in &config.folder {
         let label = (config.folder.len() > 1).then(|| slashed(folder));
         let listing = Listing::of(folder)?;
-        let captions = Captions::read(folder, &listing, config.captions)?;
+        let captions = Captions::read(folder, &listing, &config.captions)?;
         let before = items.len() + unusable.len();
         for (relative, media) in listing.clips {
             if config.stills == Stills::Skip && matches!(media, Media::Still(_)) {
                 continue;
             }
             let id = label.as_ref().map_or(relative.clone(), |label| format!("{label}/{relative}"));
-            let why = match captions.of(&relative, &media) {
-                Ok(Some(caption)) if !caption.is_empty() || config.empty_captions == EmptyCaptions::Allow => {
-                    let (repeats, held_out) = (config.repeats_of(&id), config.is_held_out(&id));
-                    let caption = config.full_caption(&caption);
-                    items.push(Item { caption, media, repeats, held_out, id });
-                    continue;
-                }
-                Ok(Some(_)) => Why::EmptyCaption,
-                Ok(None) => Why::NoCaption,
-                Err(error) => Why::Fault(error),
-            };
-            unusable.push(Unusable { id, why });
+            let found = captions.of(&relative, &media);
+            match found.map_err(Why::Fault).and_then(|found| item(config, &id, &media, found)) {
+                Ok(item) => items.push(item),
+                Err(why) => unusable.push(Unusable { id, why }),
+            }
         }
         if items.len() + unusable.len() == before {
             return Err(DataError::Empty { folder: folder.clone() });
@@ -73,6 +84,36 @@ pub(crate) fn find(config: &DataConfig) -> Result<(Vec<Item>, Vec<Unusable>)> {
         check_held_out(config, &items)?;
     }
     Ok((items, unusable))
+}
+
+/// The clip `id` with the captions that were `found`.
+fn item(
+    config: &DataConfig,
+    id: &str,
+    media: &Media,
+    found: Option<Vec<String>>,
+) -> std::result::Result<Item, Why> {
+    let found = found.ok_or(Why::NoCaption)?;
+    if config.empty_captions == EmptyCaptions::Refuse && found.iter().any(String::is_empty) {
+        return Err(Why::EmptyCaption);
+    }
+    let repeats = config.repeats_of(id);
+    let item = item_of(config, (id, media.clone()), &found, repeats);
+    item.map_err(|reason| Why::Fault(DataError::unreadable(media.path(), reason)))
+}
+
+/// The clip `id` with `captions` as they were found; why not.
+pub(crate) fn item_of(
+    config: &DataConfig,
+    (id, media): (&str, Media),
+    captions: &[String],
+    repeats: u32,
+) -> std::result::Result<Item, String> {
+    let front = Front { trigger: config.trigger.as_deref(), prefix: &config.caption_prefix };
+    let Texts { plain: caption, drawn } = config.captions.texts(front, id, captions)?;
+    let variants = if drawn.iter().all(|text| *text == caption) { Vec::new() } else { drawn };
+    let (id, found, held_out) = (id.to_owned(), captions.to_vec(), config.is_held_out(id));
+    Ok(Item { id, media, found, caption, variants, repeats, held_out })
 }
 
 pub(crate) fn way_out(source: CaptionSource) -> &'static str {
@@ -255,14 +296,16 @@ fn numbered_pictures(entries: &[(String, PathBuf)]) -> Option<Vec<PathBuf>> {
 /// Captions of one data folder.
 struct Captions {
     source: CaptionSource,
-    by_clip: BTreeMap<String, String>,
+    per_file: PerFile,
+    by_clip: BTreeMap<String, Vec<String>>,
 }
 
 impl Captions {
-    fn read(folder: &Path, listing: &Listing, source: CaptionSource) -> Result<Self> {
+    fn read(folder: &Path, listing: &Listing, rules: &CaptionRules) -> Result<Self> {
+        let (source, per_file) = (rules.source, rules.per_file);
         let mut by_clip = BTreeMap::new();
         if source == CaptionSource::Txt {
-            return Ok(Self { source, by_clip });
+            return Ok(Self { source, per_file, by_clip });
         }
         for (below, path) in &listing.metadata {
             for row in metadata::read(path)? {
@@ -271,32 +314,54 @@ impl Captions {
                     let reason = format!("names {relative}, which is not a clip in {}", folder.display());
                     return Err(DataError::Metadata { path: path.clone(), line: row.line, reason });
                 }
-                if by_clip.insert(relative.clone(), row.caption).is_some() {
+                if by_clip.insert(relative.clone(), row.captions).is_some() {
                     let reason = format!("names {relative}, which already has a caption");
                     return Err(DataError::Metadata { path: path.clone(), line: row.line, reason });
                 }
             }
         }
-        Ok(Self { source, by_clip })
+        Ok(Self { source, per_file, by_clip })
     }
 
-    fn of(&self, relative: &str, media: &Media) -> Result<Option<String>> {
-        if let Some(caption) = self.by_clip.get(relative) {
-            return Ok(Some(caption.clone()));
+    fn of(&self, relative: &str, media: &Media) -> Result<Option<Vec<String>>> {
+        if let Some(captions) = self.by_clip.get(relative) {
+            return Ok(Some(captions.clone()));
         }
         if self.source == CaptionSource::Metadata {
             return Ok(None);
         }
-        let beside = match media {
-            Media::Pictures { folder, .. } => {
-                let mut name = folder.as_os_str().to_os_string();
-                name.push(".txt");
-                PathBuf::from(name)
+        match caption_of(&beside(media, "txt"))? {
+            Some(text) if self.per_file == PerFile::Lines && !text.is_empty() => {
+                let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+                Ok(Some(lines.map(str::to_owned).collect()))
             }
-            _ => media.path().with_extension("txt"),
-        };
-        caption_of(&beside)
+            Some(text) => Ok(Some(vec![text])),
+            None => listed_captions(&beside(media, "json")),
+        }
     }
+}
+
+/// The file of a clip's caption, next to it: of a folder of pictures next to the folder.
+pub(crate) fn beside(media: &Media, extension: &str) -> PathBuf {
+    match media {
+        Media::Pictures { folder, .. } => {
+            let mut name = folder.as_os_str().to_os_string();
+            name.push(".");
+            name.push(extension);
+            PathBuf::from(name)
+        }
+        _ => media.path().with_extension(extension),
+    }
+}
+
+/// The captions in a JSON file: a list of texts; `None` if there is no such file.
+fn listed_captions(path: &Path) -> Result<Option<Vec<String>>> {
+    let Some(text) = caption_of(path)? else { return Ok(None) };
+    let value = serde_json::from_str(&text).ok();
+    let captions = value.as_ref().and_then(metadata::one_or_several);
+    let trimmed = captions.map(|all| all.iter().map(|caption| caption.trim().to_owned()).collect());
+    let reason = "a JSON file of captions must hold a list of texts, such as [\"one\", \"another\"]";
+    trimmed.map(Some).ok_or_else(|| DataError::unreadable(path, reason))
 }
 
 /// The most bytes of a caption file: far more than the 512 tokens that the models read.

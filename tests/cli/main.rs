@@ -5,6 +5,7 @@
 
 mod adapters;
 mod assumed;
+mod captions;
 mod clips;
 mod comfy;
 mod concurrent;

@@ -293,7 +293,7 @@ proptest! {
     fn csv_gives_back_any_quoted_caption(caption in "[a-z\",\\n;é]{1,40}") {
         let text = format!("file_name,caption\na.mp4,\"{}\"\n", caption.replace('"', "\"\""));
         let rows = data::metadata::parse_csv(&text).unwrap();
-        prop_assert_eq!(&rows[0].caption, caption.trim());
+        prop_assert_eq!(&rows[0].captions, &[caption.trim()]);
     }
 }
 

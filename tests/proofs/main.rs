@@ -14,6 +14,7 @@ mod base;
 mod bench;
 mod bounds;
 mod caching;
+mod captions;
 mod checkpoints;
 mod clip;
 mod control;

@@ -18,10 +18,11 @@ mod replicas;
 const CAPTIONS: [&str; 5] =
     ["a red ball", "two birds fly over the sea", "a fox", "a drifting wave of light", "rain on a window"];
 const STEPS: u64 = 20;
-/// Everything that could tell two runs apart takes part: both dropouts, accumulation over the ends of epochs, a
+/// Everything that could tell two runs apart takes part: both dropouts, texts that are drawn, accumulation over the ends of epochs, a
 /// learning rate that depends on the run's length, the held-out loss, clips, all three formats.
 const SETTINGS: &str = r#"
 held_out = ["clip03*"]
+captions = { templates = ["{caption}", "a film of {caption}", "{caption}, again"] }
 
 [devices]
 stages = ["cpu", "cpu"]

@@ -195,7 +195,7 @@ fn items(reader: &mut Reader, place: &str, set: &str, section: &Section) -> Resu
         for (i, caption) in captions.iter().enumerate() {
             let id = if captions.len() > 1 { format!("{name}#{i}") } else { name.clone() };
             let caption = format!("{}{caption}", section.caption_prefix);
-            items.push(reader.item(&file, set, &id, &caption, repeats)?);
+            items.push(reader.item(&file, set, &id, &[caption], repeats)?);
         }
     }
     if !empty.is_empty() {

@@ -14,7 +14,7 @@ use toml::{Table, Value};
 
 use crate::config::{DataConfig, MAX_REPEATS, SizeMultiple};
 use crate::error::{DataError, Result};
-use crate::scan::{Item, caption_of, media_at};
+use crate::scan::{Item, caption_of, item_of, media_at};
 
 /// Clips with settings in common.
 #[derive(Debug, Clone)]
@@ -117,13 +117,13 @@ impl Reader<'_> {
     }
 
     /// A clip, its caption prefixed with `prefix`. Several sets may have the same file, so its name is prefixed with `set`.
-    fn item(&self, file: &Path, set: &str, name: &str, caption: &str, repeats: u32) -> Result<Item> {
+    fn item(&self, file: &Path, set: &str, name: &str, captions: &[String], repeats: u32) -> Result<Item> {
         let media = media_at(file)?.ok_or_else(|| {
             self.fault(format!("names {}, which is not a clip or does not exist", file.display()))
         })?;
         let id = if set.is_empty() { name.to_owned() } else { format!("{set}/{name}") };
-        let held_out = self.recipe.is_held_out(&id);
-        Ok(Item { caption: self.recipe.full_caption(caption), media, repeats, held_out, id })
+        let item = item_of(self.recipe, (&id, media), captions, repeats);
+        item.map_err(|reason| self.fault(format!("{}: {reason}", file.display())))
     }
 
     /// Repeats as a whole number of at least one.

@@ -207,7 +207,7 @@ fn items(reader: &Reader, place: &str, set: &str, section: &Section, is_video: b
             let rows = metadata::read(&list)?;
             rows.iter()
                 .map(|row| {
-                    reader.item(&beside(reader, &list, &row.file), set, &row.file, &row.caption, repeats)
+                    reader.item(&beside(reader, &list, &row.file), set, &row.file, &row.captions, repeats)
                 })
                 .collect()
         }
@@ -245,7 +245,7 @@ fn in_folder(
             continue;
         }
         match caption_of(&file.with_extension(&extension))? {
-            Some(caption) => items.push(reader.item(&file, set, &name_of(&file), &caption, repeats)?),
+            Some(caption) => items.push(reader.item(&file, set, &name_of(&file), &[caption], repeats)?),
             None => uncaptioned.push(file.display().to_string()),
         }
     }

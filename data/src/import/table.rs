@@ -14,7 +14,7 @@ pub(super) fn read(reader: &mut Reader) -> Result<Set> {
     }
     let item = |row: &metadata::Row| {
         let repeats = reader.recipe.repeats_of(&row.file);
-        reader.item(&reader.locate(&row.file), "", &row.file, &row.caption, repeats)
+        reader.item(&reader.locate(&row.file), "", &row.file, &row.captions, repeats)
     };
     let items = rows.iter().map(item).collect::<Result<Vec<_>>>()?;
     let mut config = reader.config();

@@ -5,6 +5,7 @@ mod base_dit;
 mod bench;
 mod cache;
 mod calibrate;
+mod captions;
 mod completions;
 mod devices;
 mod doctor;
@@ -72,6 +73,8 @@ enum Command {
     Plan(plan::Plan),
     /// Encode clips and captions, so that training can start at once.
     Cache(cache::Cache),
+    /// List the texts that each clip is trained with, and what is odd about them.
+    Captions(captions::Captions),
     /// Train an adapter; clips that are not cached are encoded first.
     Train(train::Train),
     /// Train on several replicas: groups of cards, each with the whole model, on this host or others.
@@ -116,6 +119,7 @@ impl Arguments {
             Command::New(command) => command.run(&ui),
             Command::Plan(command) => command.run(&ui),
             Command::Cache(command) => command.run(&ui),
+            Command::Captions(command) => command.run(&ui),
             Command::Train(command) => command.run(&ui),
             Command::Launch(command) => command.run(&ui),
             Command::Sample(command) => command.run(&ui),

@@ -12,8 +12,9 @@ use models::published::Published;
 use super::devices::RecipeDevices;
 use super::fetch::{Missing, resolved};
 use super::replica::BYTES_OF_GIGABIT;
+use crate::bytes::Bytes;
 use crate::machine::memory::Cards;
-use crate::plan::{self, Overrides, Planned};
+use crate::plan::{self, Overrides, Planned, TextsToEncode};
 use crate::watch::ui::Ui;
 
 /// Resolve a recipe and print every setting, the memory that it needs and the buckets of the clips. Nothing is written.
@@ -60,6 +61,7 @@ impl Plan {
             "plan": planned.plan,
             "memory": forecast,
             "notes": planned.notes,
+            "texts": texts(&planned),
             "footage": { "seconds_found": footage.found, "seconds_trained": footage.trained },
         });
         let text = format!(
@@ -168,11 +170,31 @@ fn captions(planned: &Planned) -> String {
     let sources = &planned.dataset.sources;
     let line = |source: &data::Source| format!("  {}: {}\n", source.item.id, source.item.caption);
     let lines: String = sources.iter().take(CAPTIONS).map(line).collect();
-    match sources.len() {
+    let of = match sources.len() {
+        0..=CAPTIONS => String::new(),
+        more => format!(", {CAPTIONS} of {more}"),
+    };
+    let texts = texts(planned);
+    let most = sources.iter().map(|source| source.item.variants.len()).max().unwrap_or(0);
+    let several = match most {
         0 => String::new(),
-        1..=CAPTIONS => format!("captions as they are trained:\n{lines}"),
-        more => format!("captions as they are trained, {CAPTIONS} of {more}:\n{lines}"),
+        most => format!(
+            "  one of up to {most} texts of a clip is drawn for each sample: {} texts are encoded, at most {}\n",
+            texts.count,
+            Bytes(texts.bytes)
+        ),
+    };
+    if sources.is_empty() {
+        String::new()
+    } else {
+        format!("captions as they are trained{of}:\n{lines}{several}")
     }
+}
+
+/// The texts that are encoded for the clips.
+pub fn texts(planned: &Planned) -> TextsToEncode {
+    let size = planned.plan.model.precision.text().compute.size_in_bytes();
+    plan::texts_to_encode(&planned.dataset, (planned.dit.text_dim, size))
 }
 
 /// The buckets as a table.

@@ -228,7 +228,7 @@ impl Streams {
         if is_high { Expert::High } else { Expert::Low }
     }
 
-    /// For whether a sample's caption is dropped.
+    /// For whether a sample's caption is dropped, and for which of its texts it gets.
     pub fn caption(self, step: u64, slot: u64) -> Key {
         Key::new(self.seed, "caption", &[step, slot])
     }

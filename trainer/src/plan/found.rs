@@ -1,9 +1,11 @@
 //! What the data came to, and an identity of it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use data::Dataset;
 use models::text::{MAX_TOKENS, Tokenizer, clean};
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::DatasetPlan;
@@ -42,9 +44,10 @@ fn digest(dataset: &Dataset) -> String {
     for window in &dataset.windows {
         let source = &dataset.sources[window.source];
         for text in [&source.item.id, &source.item.caption] {
-            hash.update((text.len() as u64).to_le_bytes());
-            hash.update(text);
+            hash_text(&mut hash, text);
         }
+        // Clips of a single text have the digest that they always had.
+        source.item.variants.iter().for_each(|text| hash_text(&mut hash, text));
         let (bucket, aspect) = (window.bucket, source.probe.pixel_aspect);
         let shape = [bucket.width, bucket.height, bucket.frames, aspect.width, aspect.height];
         let frames = dataset.source_frames(window);
@@ -59,6 +62,11 @@ fn digest(dataset: &Dataset) -> String {
         }
     }
     hex(&hash.finalize())
+}
+
+fn hash_text(hash: &mut Sha256, text: &str) {
+    hash.update((text.len() as u64).to_le_bytes());
+    hash.update(text);
 }
 
 /// The digest of versions that hashed Rust's debug text, so that their runs can be resumed. `None` where a clip has pixels
@@ -78,28 +86,69 @@ pub(super) fn former_digest(dataset: &Dataset) -> Option<String> {
     Some(hex(&hash.finalize()))
 }
 
+/// The texts that clips are trained with, as the cache holds them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct TextsToEncode {
+    /// How many there are, equal ones once.
+    pub count: usize,
+    /// Bytes of their entries at most: a token is taken to be one letter, of `text_dim` numbers.
+    pub bytes: u64,
+}
+
+/// The texts of `dataset`, for a network that reads `text_dim` numbers of each token, of `size` bytes each.
+pub fn texts_to_encode(dataset: &Dataset, (text_dim, size): (usize, usize)) -> TextsToEncode {
+    let texts: BTreeSet<&str> = dataset.sources.iter().flat_map(|source| source.item.texts()).collect();
+    let tokens = |text: &str| (text.chars().count() + 2).min(MAX_TOKENS);
+    let all: usize = texts.iter().map(|text| tokens(text)).sum();
+    TextsToEncode { count: texts.len(), bytes: (all * text_dim * size) as u64 }
+}
+
+/// A text that clips are trained with, of which the model sees the beginning alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LongText {
+    /// The clip.
+    pub id: String,
+    /// How many tokens it has.
+    pub tokens: usize,
+}
+
+/// The clips with texts of more tokens than the model sees, each with its longest.
+///
+/// # Errors
+/// A tokenizer that cannot be read.
+pub fn long_texts(dataset: &Dataset, model: &BaseModel) -> Result<Vec<LongText>> {
+    let items = || dataset.sources.iter().map(|source| &source.item);
+    // A token is at least a letter, but for the two at the ends.
+    let may_be_long = |text: &str| text.chars().count() + 2 > MAX_TOKENS;
+    if !items().any(|item| item.texts().any(may_be_long)) {
+        return Ok(Vec::new());
+    }
+    let tokenizer = Tokenizer::load(&model.tokenizer)?;
+    let mut long = Vec::new();
+    for item in items() {
+        let mut tokens = 0;
+        for text in item.texts().filter(|text| may_be_long(text)) {
+            tokens = tokenizer.count(&clean(text))?.max(tokens);
+        }
+        if tokens > MAX_TOKENS {
+            long.push(LongText { id: item.id.clone(), tokens });
+        }
+    }
+    Ok(long)
+}
+
 /// A line about captions of which the model sees the beginning alone, if there are any.
 ///
 /// # Errors
 /// A tokenizer that cannot be read.
 pub(super) fn long_captions(dataset: &Dataset, model: &BaseModel) -> Result<Option<String>> {
-    let items = || dataset.sources.iter().map(|source| &source.item);
-    // A token is at least a letter, but for the two at the ends.
-    if !items().any(|item| item.caption.chars().count() + 2 > MAX_TOKENS) {
-        return Ok(None);
-    }
-    let tokenizer = Tokenizer::load(&model.tokenizer)?;
-    let mut long = Vec::new();
-    for item in items() {
-        let tokens = tokenizer.count(&clean(&item.caption))?;
-        if tokens > MAX_TOKENS {
-            long.push(format!("{} ({tokens} tokens)", item.id));
-        }
-    }
+    let long = long_texts(dataset, model)?;
+    let names: Vec<String> =
+        long.iter().map(|text| format!("{} ({} tokens)", text.id, text.tokens)).collect();
     Ok((!long.is_empty()).then(|| {
         format!(
             "captions longer than the {MAX_TOKENS} tokens that the model sees, of which the rest is cut off: {}",
-            long.join(", ")
+            names.join(", ")
         )
     }))
 }
@@ -118,7 +167,7 @@ pub(super) fn has_texts(
     if !folder.is_dir() || !model.text_encoder.exists() {
         return Ok(false);
     }
-    let captions = dataset.sources.iter().map(|source| source.item.caption.as_str());
+    let captions = dataset.sources.iter().flat_map(|source| source.item.texts());
     LatentStore::open(folder, model)?.has_prompts(captions.chain(clip_texts(clips)).chain([""]))
 }
 

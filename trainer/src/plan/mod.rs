@@ -42,6 +42,7 @@ use crate::sample::magcache::CacheConfig;
 use crate::sample::{ClipFormat, ClipLayout, PreviewPlan};
 pub use clips::{ClipsFit, ClipsOf, clips_fit};
 pub use difference::Difference;
+pub use found::{LongText, TextsToEncode, long_texts, texts_to_encode};
 use layout::with_clip_share;
 pub use layout::{Laid, laid};
 pub use overrides::Overrides;

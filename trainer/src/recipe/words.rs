@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use data::DataConfig;
+use data::{CaptionRules, DataConfig};
 use serde_json::{Value, json};
 use toml::Table;
 
@@ -21,7 +21,7 @@ type Row = (&'static str, &'static str, &'static str);
 
 /// Keys of musubi-tuner, diffusion-pipe, ai-toolkit, DiffSynth-Studio and finetrainers; none of them is a key of ours in the
 /// same section.
-pub const WORDS: [Row; 118] = [
+pub const WORDS: [Row; 121] = [
     // The model.
     ("ckpt_path", "model.folder", ""),
     ("ckpt_dir", "model.folder", ""),
@@ -68,15 +68,18 @@ pub const WORDS: [Row; 118] = [
     ("dataset_metadata_path", "data.import", "the CSV or JSONL file, as it is"),
     (
         "caption_extension",
-        "data.captions",
+        "data.captions.source",
         "captions are .txt files beside the clips, or metadata.jsonl or metadata.csv",
     ),
     (
         "caption_ext",
-        "data.captions",
+        "data.captions.source",
         "captions are .txt files beside the clips, or metadata.jsonl or metadata.csv",
     ),
     ("trigger_word", "data.trigger", ""),
+    ("shuffle_caption", "data.captions.shuffle_tags", ""),
+    ("shuffle_tokens", "data.captions.shuffle_tags", ""),
+    ("keep_tokens", "data.captions.keep_tags", ""),
     ("frame_extraction", "data.extract", "head, middle, uniform or sliding"),
     ("video_clip_mode", "data.extract", "head, middle, uniform or sliding"),
     ("frame_stride", "data.stride", "with extract = \"sliding\""),
@@ -187,6 +190,9 @@ pub(super) fn meant(message: &str) -> Option<String> {
 pub fn defaults() -> Value {
     // The folder of the clips has no default.
     let data = serde_json::from_value::<DataConfig>(json!({ "folder": [] })).ok();
+    let mut data = json!(data);
+    // The name of a source alone stands for a table.
+    data["captions"] = json!(CaptionRules::default());
     json!({
         "run": RunConfig::default(),
         "model": ModelConfig::default(),

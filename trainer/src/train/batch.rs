@@ -1,6 +1,6 @@
 //! From cached items to micro-batches: which items a step sees, and what noise they get.
 
-use data::{Batch, Cursor, Dataset, Order};
+use data::{Batch, Cursor, Dataset, Item, Order};
 use kernels::{Device, Tensor};
 use models::dit::config::PATCH;
 use models::dit::{Conditioning, Dropout, Raw, Role};
@@ -259,8 +259,13 @@ impl<'a> Batches<'a> {
         let own = all.enumerate().filter(move |(index, _)| share.has(*index));
         own.map(|(_, (item, window, level, sigma))| {
             let key = self.streams.eval(item as u64, level as u64);
-            let sample =
-                self.noised(window, (sigma, key), self.caption(window), Given::Nothing, LeftOut::default())?;
+            let sample = self.noised(
+                window,
+                (sigma, key),
+                &self.item(window).caption,
+                Given::Nothing,
+                LeftOut::default(),
+            )?;
             Ok(HeldOut { item: self.name(window), level, sigma, batch: stack(&[sample], |_| 1.0)? })
         })
     }
@@ -272,8 +277,9 @@ impl<'a> Batches<'a> {
 
     fn sample(&self, window: usize, step: u64, slot: u64, timesteps: &TimestepConfig) -> Result<Sample> {
         let sigma = timesteps.sigma(self.streams.sigma(step, slot))?;
-        let is_dropped = self.streams.caption(step, slot).uniform(0) < self.caption_dropout;
-        let caption = if is_dropped { "" } else { self.caption(window) };
+        let drawn = self.streams.caption(step, slot);
+        let is_dropped = drawn.uniform(0) < self.caption_dropout;
+        let caption = if is_dropped { "" } else { self.item(window).drawn(drawn.uniform(1)) };
         let given = match self.streams.picture(step, slot).uniform(0) < self.picture_share {
             true => Given::FirstFrame,
             false => Given::Nothing,
@@ -321,12 +327,12 @@ impl<'a> Batches<'a> {
         Ok(Sample { noisy, target: (noise - x0)?, sigma, cond, given })
     }
 
-    fn caption(&self, window: usize) -> &str {
-        &self.dataset.sources[self.dataset.windows[window].source].item.caption
+    fn item(&self, window: usize) -> &Item {
+        &self.dataset.sources[self.dataset.windows[window].source].item
     }
 
     fn name(&self, window: usize) -> &str {
-        &self.dataset.sources[self.dataset.windows[window].source].item.id
+        &self.item(window).id
     }
 }
 
