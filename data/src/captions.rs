@@ -306,6 +306,24 @@ pub(crate) fn as_name_or_table<S: Serializer>(
     }
 }
 
+/// [`name_or_table`] of what may be absent.
+pub(crate) fn some_name_or_table<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<CaptionRules>, D::Error> {
+    name_or_table(deserializer).map(Some)
+}
+
+/// [`as_name_or_table`] of what may be absent.
+pub(crate) fn as_some_name_or_table<S: Serializer>(
+    rules: &Option<CaptionRules>,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    match rules {
+        Some(rules) => as_name_or_table(rules, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::replace_words;

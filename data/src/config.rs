@@ -1,5 +1,7 @@
 //! The `[data]` section of a recipe: what to train on, and in which sizes and lengths.
 
+mod sets;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -8,6 +10,8 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use crate::captions::{self, CaptionRules};
 use crate::error::{DataError, Result};
 use crate::mask::MaskRule;
+
+pub use sets::{ForExpert, SetConfig, SetFacts};
 
 /// What to train on. `[data]` with `folder = "clips"` is enough; every other key has a default.
 ///
@@ -109,6 +113,10 @@ pub struct DataConfig {
     /// Default: none.
     #[serde(default)]
     pub cameras: Option<PathBuf>,
+    /// Several folders or dataset files in place of `folder` and `import`, each with settings of its own; what a set leaves out
+    /// it takes from here. Default: none.
+    #[serde(default)]
+    pub sets: Vec<SetConfig>,
 }
 
 /// What happens to clips that cannot be used.
@@ -203,10 +211,10 @@ const MAX_STRIDE: u32 = 1_000_000;
 pub(crate) const MAX_REPEATS: u32 = 10_000;
 
 impl DataConfig {
-    /// Checks that the clips are named once.
+    /// Checks that the clips are named once; sets are checked where they are expanded.
     pub(crate) fn check_source(&self) -> Result<()> {
         match (self.folder.is_empty(), &self.import) {
-            (true, None) => refuse("folder", "names no folder".into()),
+            (true, None) if self.sets.is_empty() => refuse("folder", "names no folder".into()),
             (false, Some(_)) => refuse("import", "replaces data.folder; keep one of the two".into()),
             _ => Ok(()),
         }

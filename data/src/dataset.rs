@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::bucket::{Bucket, BucketTable, Buckets, Window};
 use crate::clip::{Clip, Cutter, Unfinished};
 use crate::companions::{Accompanying, Companions};
-use crate::config::{DataConfig, SizeMultiple};
+use crate::config::{DataConfig, SetFacts, SizeMultiple};
 use crate::decode::{self, Probe};
 use crate::error::{DataError, Result};
 use crate::import::{self, Imported, Set, Short};
@@ -38,6 +38,8 @@ pub struct Dataset {
     pub sources: Vec<Source>,
     /// Training items, in the order of their clips and then of time.
     pub windows: Vec<Window>,
+    /// The sets of the clips, at least one.
+    pub sets: Vec<SetFacts>,
     /// Frames a second that everything is resampled to.
     pub fps: f64,
     /// Sizes that clips may have, [width, height] in pixels: the recipe's, or those of an imported dataset file.
@@ -69,6 +71,41 @@ pub struct Footage {
     pub cut: Vec<(String, f64, f64)>,
 }
 
+/// The clips of all sets, before they are opened.
+struct Gathered {
+    sets: Vec<Set>,
+    facts: Vec<SetFacts>,
+    /// Those without a caption.
+    unusable: Vec<Unusable>,
+    notes: Vec<String>,
+}
+
+impl Gathered {
+    fn of(config: &DataConfig, multiple: SizeMultiple, fps: f64) -> Result<Self> {
+        let mut all = Self { sets: Vec::new(), facts: Vec::new(), unusable: Vec::new(), notes: Vec::new() };
+        for (number, (own, facts)) in config.expanded()?.into_iter().enumerate() {
+            match &own.import {
+                Some(path) => {
+                    let Imported { sets, notes } = import::read(path, &own, multiple, (fps, &facts.name))?;
+                    all.sets.extend(sets.into_iter().map(|set| Set { set: number, ..set }));
+                    all.notes.extend(notes);
+                }
+                None => {
+                    let (items, without_caption) = find(&own, &facts.name)?;
+                    all.unusable.extend(without_caption);
+                    all.sets.push(Set { config: own, items, short: Short::Refuse, set: number });
+                }
+            }
+            all.facts.push(facts);
+        }
+        let items: Vec<Item> = all.sets.iter().flat_map(|set| set.items.iter().cloned()).collect();
+        if !items.is_empty() {
+            check_held_out(config, &items)?;
+        }
+        Ok(all)
+    }
+}
+
 impl Dataset {
     /// Scans, probes and buckets. `model_fps` is the model's own rate, used where the recipe names none;
     /// `progress(done, total)` is called before each clip and once at the end.
@@ -96,24 +133,12 @@ impl Dataset {
     ) -> Result<Self> {
         config.check_source()?;
         let fps = config.fps.unwrap_or(model_fps);
-        let mut unusable = Vec::new();
-        let Imported { sets, notes } = match &config.import {
-            Some(path) => import::read(path, config, multiple, fps)?,
-            None => {
-                let (items, without_caption) = find(config)?;
-                unusable = without_caption;
-                let whole = Set { config: config.clone(), items, short: Short::Refuse };
-                Imported { sets: vec![whole], notes: Vec::new() }
-            }
-        };
-        if config.import.is_some() {
-            let items: Vec<Item> = sets.iter().flat_map(|set| set.items.iter().cloned()).collect();
-            check_held_out(config, &items)?;
-        }
+        let Gathered { sets, facts, mut unusable, notes } = Gathered::of(config, multiple, fps)?;
         let total = sets.iter().map(|set| set.items.len()).sum();
         let mut data = Self {
             sources: Vec::with_capacity(total),
             windows: Vec::new(),
+            sets: facts,
             fps,
             sizes: Vec::new(),
             frames: Vec::new(),
@@ -144,7 +169,7 @@ impl Dataset {
         is_stopped: &dyn Fn() -> bool,
         begin: &mut dyn FnMut(),
     ) -> Result<()> {
-        let Set { config, items, short } = set;
+        let Set { config, items, short, set } = set;
         let buckets = Buckets::new(&config, multiple)?;
         let shortest = buckets.shortest();
         let (sizes, frames) = (&mut self.sizes, &mut self.frames);
@@ -153,7 +178,8 @@ impl Dataset {
             config.frames.iter().filter(|length| !frames.contains(length)).copied().collect::<Vec<_>>(),
         );
         let mut too_short = Vec::new();
-        for item in items {
+        for mut item in items {
+            item.set = set;
             begin();
             let id = item.id.clone();
             let source = Source::open(item, &config, self.fps);
@@ -267,7 +293,11 @@ impl Dataset {
     pub fn order_items(&self, indices: &[usize]) -> Vec<OrderItem> {
         let item = |&index: &usize| {
             let Window { source, bucket, .. } = self.windows[index];
-            OrderItem { bucket, repeats: self.sources[source].item.repeats }
+            let Item { repeats, set, .. } = self.sources[source].item;
+            // Sets without a share or an expert of their own are trained as one.
+            let SetFacts { share, expert, .. } = self.sets[set];
+            let pool = if share.is_none() && expert.is_none() { 0 } else { set + 1 };
+            OrderItem { bucket, repeats, pool, share }
         };
         indices.iter().map(item).collect()
     }

@@ -39,7 +39,9 @@ pub use cache::{Cache, Entry, Lookup, MissReason};
 pub use captions::{CaptionRules, CaptionSource, PerFile, has_trigger};
 pub use clip::Clip;
 pub use companions::{Accompanying, Companion, Companions};
-pub use config::{DataConfig, EmptyCaptions, Extract, SizeMultiple, Stills, Unfit};
+pub use config::{
+    DataConfig, EmptyCaptions, Extract, ForExpert, SetConfig, SetFacts, SizeMultiple, Stills, Unfit,
+};
 pub use dataset::{Dataset, Footage, Source, Watch, read_clip};
 pub use error::{DataError, Result};
 pub use hashes::ContentHashes;

@@ -208,7 +208,7 @@ mod tests {
             rows[0],
             Row { line: 2, file: "a.mp4".into(), captions: vec!["a cat, \"big\"\nand red".into()] }
         );
-        assert_eq!(rows[1], Row { line: 5, file: "b/c.mp4".into(), caption: "plain".into() });
+        assert_eq!(rows[1], Row { line: 5, file: "b/c.mp4".into(), captions: vec!["plain".into()] });
         assert_eq!(parse_csv("video,prompt\na.mp4,one, two\n").unwrap_err().0, 2);
         assert!(parse_csv("video,prompt\na.mp4,\"open").unwrap_err().1.contains("never closed"));
     }

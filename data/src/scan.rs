@@ -28,6 +28,8 @@ pub struct Item {
     pub variants: Vec<String>,
     /// How often the clip is shown per epoch.
     pub repeats: u32,
+    /// The set that it belongs to; 0 where there are no sets.
+    pub set: usize,
     /// Whether the clip only serves to measure the held-out loss.
     pub held_out: bool,
 }
@@ -51,13 +53,16 @@ impl Item {
 /// An empty folder, clips whose captions are missing or cannot be read (all named at once, unless they are to be left out),
 /// a metadata file that cannot be used, a held-out pattern that matches nothing, or everything held out.
 pub fn scan(config: &DataConfig) -> Result<Vec<Item>> {
-    let (items, unusable) = find(config)?;
+    let (items, unusable) = find(config, "")?;
+    if !items.is_empty() {
+        check_held_out(config, &items)?;
+    }
     unusable::settle(unusable, config.bad, way_out(config.captions.source), 0.0)?;
     Ok(items)
 }
 
-/// [`scan`], which also returns the clips whose captions are missing or cannot be read.
-pub(crate) fn find(config: &DataConfig) -> Result<(Vec<Item>, Vec<Unusable>)> {
+/// The clips of a set's folders, with the `set` in front of their names, and those whose captions are missing or cannot be read.
+pub(crate) fn find(config: &DataConfig, set: &str) -> Result<(Vec<Item>, Vec<Unusable>)> {
     let (mut items, mut unusable) = (Vec::new(), Vec::new());
     for folder in &config.folder {
         let label = (config.folder.len() > 1).then(|| slashed(folder));
@@ -68,7 +73,8 @@ pub(crate) fn find(config: &DataConfig) -> Result<(Vec<Item>, Vec<Unusable>)> {
             if config.stills == Stills::Skip && matches!(media, Media::Still(_)) {
                 continue;
             }
-            let id = label.as_ref().map_or(relative.clone(), |label| format!("{label}/{relative}"));
+            let places = [(!set.is_empty()).then_some(set), label.as_deref(), Some(&relative)];
+            let id = places.into_iter().flatten().collect::<Vec<_>>().join("/");
             let found = captions.of(&relative, &media);
             match found.map_err(Why::Fault).and_then(|found| item(config, &id, &media, found)) {
                 Ok(item) => items.push(item),
@@ -80,9 +86,6 @@ pub(crate) fn find(config: &DataConfig) -> Result<(Vec<Item>, Vec<Unusable>)> {
         }
     }
     items.sort_by(|a, b| a.id.cmp(&b.id));
-    if !items.is_empty() {
-        check_held_out(config, &items)?;
-    }
     Ok((items, unusable))
 }
 
@@ -113,7 +116,7 @@ pub(crate) fn item_of(
     let Texts { plain: caption, drawn } = config.captions.texts(front, id, captions)?;
     let variants = if drawn.iter().all(|text| *text == caption) { Vec::new() } else { drawn };
     let (id, found, held_out) = (id.to_owned(), captions.to_vec(), config.is_held_out(id));
-    Ok(Item { id, media, found, caption, variants, repeats, held_out })
+    Ok(Item { id, media, found, caption, variants, repeats, set: 0, held_out })
 }
 
 pub(crate) fn way_out(source: CaptionSource) -> &'static str {

@@ -250,11 +250,11 @@ proptest! {
         items in prop::collection::vec((0_u32..4, 1_u32..4), 1..40), seed: u64, epoch in 0_u64..5, size in 1_usize..7,
     ) {
         let items: Vec<OrderItem> = items.into_iter().map(|(kind, repeats)| OrderItem {
-            bucket: Bucket { width: 32, height: 32, frames: 4 * kind + 1 }, repeats }).collect();
+            bucket: Bucket { width: 32, height: 32, frames: 4 * kind + 1 }, repeats, pool: 0, share: None }).collect();
         let order = Order::new(items.clone(), seed, size);
         let batches = order.batches(epoch);
         prop_assert_eq!(&batches, &Order::new(items.clone(), seed, size).batches(epoch));
-        prop_assert_eq!(batches.len() as u64, order.batches_per_epoch());
+        prop_assert_eq!(batches.len() as u64, order.batches_of(1).unwrap());
         let mut seen: BTreeMap<usize, u32> = BTreeMap::new();
         for batch in &batches {
             prop_assert!(!batch.items.is_empty() && batch.items.len() <= size);
@@ -272,7 +272,7 @@ proptest! {
 
     #[test]
     fn a_cursor_continues_the_same_order(seed: u64, stop in 0_usize..30) {
-        let items = (0..7).map(|index| OrderItem { bucket: Bucket { width: 16, height: 16, frames: 1 + 4 * (index % 2) }, repeats: 1 });
+        let items = (0..7).map(|index| OrderItem { bucket: Bucket { width: 16, height: 16, frames: 1 + 4 * (index % 2) }, repeats: 1, pool: 0, share: None });
         let order = Order::new(items.collect(), seed, 2);
         let straight: Vec<_> = order.from(Cursor::default()).take(stop + 12).collect();
         let cursor = if stop == 0 { Cursor::default() } else { straight[stop - 1].1 };

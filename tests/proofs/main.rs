@@ -25,6 +25,7 @@ mod data_decode;
 mod data_import;
 mod data_limits;
 mod data_pipeline;
+mod data_sets;
 mod dit;
 mod estimate;
 mod experts;

@@ -25,6 +25,8 @@ pub(crate) struct Set {
     pub items: Vec<Item>,
     /// What happens to clips that are shorter than every length.
     pub short: Short,
+    /// Which of the recipe's sets they belong to.
+    pub set: usize,
 }
 
 /// What happens to clips that are shorter than every length of their set.
@@ -54,14 +56,21 @@ struct Reader<'a> {
     /// Target frames a second.
     fps: f64,
     notes: Vec<String>,
+    /// The name of the recipe's set, in front of the names of its clips; empty where there are no sets.
+    set: &'a str,
 }
 
-/// Reads the dataset file at `path`; its kind is recognised by its extension and its tables.
+/// Reads the dataset file at `path`, as the recipe's set `set`; its kind is recognised by its extension and its tables.
 ///
 /// # Errors
 /// If the file is none of these, names clips that do not exist, or has invalid values.
-pub(crate) fn read(path: &Path, recipe: &DataConfig, multiple: SizeMultiple, fps: f64) -> Result<Imported> {
-    let mut reader = Reader { path, recipe, multiple, fps, notes: Vec::new() };
+pub(crate) fn read(
+    path: &Path,
+    recipe: &DataConfig,
+    multiple: SizeMultiple,
+    (fps, set): (f64, &str),
+) -> Result<Imported> {
+    let mut reader = Reader { path, recipe, multiple, fps, notes: Vec::new(), set };
     let sets = match path.extension().and_then(|extension| extension.to_str()) {
         Some("toml") => {
             let text = std::fs::read_to_string(path).map_err(DataError::io("read", path))?;
@@ -121,7 +130,8 @@ impl Reader<'_> {
         let media = media_at(file)?.ok_or_else(|| {
             self.fault(format!("names {}, which is not a clip or does not exist", file.display()))
         })?;
-        let id = if set.is_empty() { name.to_owned() } else { format!("{set}/{name}") };
+        let places = [self.set, set, name];
+        let id = places.into_iter().filter(|place| !place.is_empty()).collect::<Vec<_>>().join("/");
         let item = item_of(self.recipe, (&id, media), captions, repeats);
         item.map_err(|reason| self.fault(format!("{}: {reason}", file.display())))
     }

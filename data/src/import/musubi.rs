@@ -106,7 +106,7 @@ fn sets_of(reader: &mut Reader, place: &str, index: usize, section: &Section) ->
         let config = DataConfig { frames: vec![1], ..base };
         let items = items(reader, &index.to_string())?;
         reader.note(format!("{place}: {} pictures at {} sizes", items.len(), config.sizes.len()));
-        return Ok(vec![Set { config, items, short: Short::Refuse }]);
+        return Ok(vec![Set { config, items, short: Short::Refuse, set: 0 }]);
     }
     let config = extraction(reader, place, section, base)?;
     let lengths = match section.frame_extraction.as_str() {
@@ -130,7 +130,12 @@ fn sets_of(reader: &mut Reader, place: &str, index: usize, section: &Section) ->
             section.frame_extraction,
             config.sizes.len()
         ));
-        sets.push(Set { config: DataConfig { frames, ..config.clone() }, items, short: Short::LeaveOut });
+        sets.push(Set {
+            config: DataConfig { frames, ..config.clone() },
+            items,
+            short: Short::LeaveOut,
+            set: 0,
+        });
     }
     Ok(sets)
 }

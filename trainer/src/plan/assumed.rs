@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use data::{DataConfig, Dataset};
+use data::{DataConfig, Dataset, SetFacts};
 use models::dit::DitConfig;
 use models::published::Defaults;
 
@@ -56,9 +56,11 @@ pub(super) fn settled_model(
 /// or where they are needed.
 pub(super) fn missing_clips(data: &DataConfig, from: &Path, overrides: &Overrides) -> Option<String> {
     let is_assuming = overrides.assume.is_some() || overrides.cards.is_some();
-    let are_missing = data.import.is_none() && data.folder.iter().all(|folder| !from.join(folder).exists());
+    let imports = data.sets.iter().filter_map(|set| set.import.as_ref()).chain(&data.import);
+    let folders = || data.sets.iter().flat_map(|set| &set.folder).chain(&data.folder);
+    let are_missing = imports.count() == 0 && folders().all(|folder| !from.join(folder).exists());
     (is_assuming && are_missing).then(|| {
-        let names: Vec<String> = data.folder.iter().map(|folder| folder.display().to_string()).collect();
+        let names: Vec<String> = folders().map(|folder| folder.display().to_string()).collect();
         format!(
             "there is no folder {} yet: memory is that of the largest clip that data.sizes and data.frames allow",
             names.join(", ")
@@ -72,6 +74,7 @@ pub(super) fn no_data(data: &mut DataConfig, defaults: &Defaults) -> (Dataset, D
     let dataset = Dataset {
         sources: Vec::new(),
         windows: Vec::new(),
+        sets: vec![SetFacts::default()],
         fps,
         sizes: data.sizes.clone(),
         frames: data.frames.clone(),

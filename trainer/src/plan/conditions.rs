@@ -3,18 +3,28 @@
 use std::fs;
 use std::path::Path;
 
-use data::{DataConfig, Dataset};
+use data::{DataConfig, Dataset, ForExpert, SetConfig};
 use models::dit::{Architecture, DitConfig, Pictures};
+use models::expert::Expert;
 use models::published::Beside;
 
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
+use crate::learning::NoiseRange;
 
 /// `data`, if it names the companions that `dit` reads, and no others.
 ///
 /// # Errors
 /// A folder that is missing, or one that the model has no use for.
 pub(super) fn checked(data: DataConfig, dit: &DitConfig) -> Result<DataConfig> {
+    for (set, _) in data.expanded()? {
+        check_set(&set, dit)?;
+    }
+    Ok(data)
+}
+
+/// [`checked`] of one set.
+fn check_set(data: &DataConfig, dit: &DitConfig) -> Result<()> {
     let refuse = |key: &str, why: &str| Err(Error::Setting { key: format!("data.{key}"), why: why.into() });
     let facts = dit.kind.facts();
     let is_read = |key: &str| match key {
@@ -42,7 +52,7 @@ pub(super) fn checked(data: DataConfig, dit: &DitConfig) -> Result<DataConfig> {
         return refuse("mask_rules", "this model takes no masks by rule: leave it out, or take a VACE model");
     }
     if dit.pictures() != Pictures::Condition {
-        return Ok(data);
+        return Ok(());
     }
     if facts.side_chain && data.companions().next().is_none() && data.mask_rules.is_empty() {
         return refuse(
@@ -74,14 +84,40 @@ pub(super) fn checked(data: DataConfig, dit: &DitConfig) -> Result<DataConfig> {
             "this model learns from control clips: name the folder that has one for each clip",
         );
     }
-    Ok(data)
+    Ok(())
+}
+
+/// Checks that each set of `dataset` that is for one expert can be trained: `ranges` are those of the networks that are.
+///
+/// # Errors
+/// A set that no network would learn from.
+pub(super) fn check_experts(dataset: &Dataset, ranges: &[NoiseRange]) -> Result<()> {
+    let experts: Vec<Expert> = ranges.iter().filter_map(|range| range.expert()).collect();
+    for set in &dataset.sets {
+        let wanted = match set.expert {
+            Some(ForExpert::High) => Expert::High,
+            Some(ForExpert::Low) => Expert::Low,
+            None => continue,
+        };
+        if !experts.contains(&wanted) {
+            let trained: Vec<String> = experts.iter().map(ToString::to_string).collect();
+            let which = match trained.as_slice() {
+                [] => "the model has no experts".to_owned(),
+                some => format!("the expert for {} noise is trained", some.join(" and ")),
+            };
+            let why = format!("\"{}\" is for the expert for {wanted} noise alone, and {which}", set.name);
+            return Err(Error::Setting { key: "data.sets".into(), why });
+        }
+    }
+    Ok(())
 }
 
 /// Lets the folders of `data` begin in `from`.
 pub(super) fn settle_places(data: &mut DataConfig, from: &Path) {
     let companions =
         [&mut data.control, &mut data.masks, &mut data.faces, &mut data.references, &mut data.cameras];
-    let places = data.folder.iter_mut().chain(companions.into_iter().flatten());
+    let own = data.folder.iter_mut().chain(companions.into_iter().flatten());
+    let places = own.chain(data.sets.iter_mut().flat_map(SetConfig::places_mut));
     places.for_each(|place| *place = from.join(&*place));
 }
 

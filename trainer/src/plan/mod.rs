@@ -280,13 +280,12 @@ impl Plan {
         let defaults = *dit.defaults(model.dits.networks());
         let mut data = conditions::checked(recipe.data, &dit)?;
         let watch = Watch { progress, is_stopped: &|| overrides.interrupt.is_asked() };
-        let (dataset, found) = match missing_clips(&data, from, overrides) {
-            Some(note) => {
-                notes.push(note);
-                no_data(&mut data, &defaults)
-            }
-            None => read_data(&mut data, from, &defaults, watch)?,
+        let missing = missing_clips(&data, from, overrides);
+        let (dataset, found) = match missing.is_some() {
+            true => no_data(&mut data, &defaults),
+            false => read_data(&mut data, from, &defaults, watch)?,
         };
+        notes.extend(missing);
         notes.extend(long_captions(&dataset, &model)?);
 
         let adapter = adapters::settled(recipe.adapter, from)?;
@@ -295,6 +294,7 @@ impl Plan {
         let mut train = recipe.train;
         settle_steps(&mut train, &dataset, seed)?;
         let ranges = settle_ranges(&mut train, &adapter, &targets, (&model, &dit))?;
+        conditions::check_experts(&dataset, &ranges)?;
         let frames = data.frames.iter().copied().max().unwrap_or(1);
         let clips = requests(&recipe.sample, from, (&dit, &defaults), (data.sizes[0], frames, seed))?;
         let sample = sample_plan(recipe.sample, clips, (&model, &dit), from)?;
@@ -427,7 +427,7 @@ fn read_data(
     mut watch: Watch,
 ) -> Result<(Dataset, DatasetPlan)> {
     conditions::settle_places(data, from);
-    if let Some(import) = &mut data.import {
+    for import in data.sets.iter_mut().filter_map(|set| set.import.as_mut()).chain(&mut data.import) {
         *import = existing("data.import", from, import)?;
     }
     data.fps.get_or_insert(defaults.fps);

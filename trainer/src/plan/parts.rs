@@ -154,8 +154,7 @@ pub(super) fn settle_steps(train: &mut TrainConfig, dataset: &Dataset, seed: u64
     let refuse = |why: &str| Err(Error::Setting { key: "train.epochs".into(), why: why.into() });
     let Some(epochs) = train.epochs.take() else { return Ok(()) };
     let items = dataset.order_items(&dataset.split().0);
-    let batches = Order::new(items, seed, train.batch).batches_per_epoch();
-    match epochs.checked_mul(batches) {
+    match Order::new(items, seed, train.batch).batches_of(epochs) {
         Some(0) if epochs == 0 => refuse("must be at least 1"),
         Some(0) => refuse("how many steps an epoch has depends on the clips: give train.steps, or the clips"),
         Some(micro_batches) => {

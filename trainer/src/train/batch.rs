@@ -1,6 +1,6 @@
 //! From cached items to micro-batches: which items a step sees, and what noise they get.
 
-use data::{Batch, Cursor, Dataset, Item, Order};
+use data::{Batch, Cursor, Dataset, ForExpert, Item, Order, SetFacts};
 use kernels::{Device, Tensor};
 use models::dit::config::PATCH;
 use models::dit::{Conditioning, Dropout, Raw, Role};
@@ -102,6 +102,8 @@ struct Sample {
     noisy: Tensor,
     target: Tensor,
     sigma: f64,
+    /// What its loss is multiplied by: its set's weight.
+    weight: f64,
     /// All that it is conditioned on but its timestep, without a batch axis.
     cond: Conditioning<Raw>,
     given: Given,
@@ -139,11 +141,18 @@ impl<'a> Batches<'a> {
         })
     }
 
-    /// The network of the micro-batch `index` of step `step`.
-    fn network(&self, step: u64, index: usize) -> &(NoiseRange, TimestepConfig) {
+    /// The network of the micro-batch `index` of step `step`, which has the samples of `batch`.
+    fn network(&self, step: u64, index: usize, batch: &Batch) -> &(NoiseRange, TimestepConfig) {
         let first = &self.networks[0]; // a plan trains something
+        // Batches do not mix sets that differ in it.
+        let of_set = batch.items.first().and_then(|item| self.set(self.trained[*item]).expert);
+        let drawn = || self.streams.expert(step, index as u64, self.high_share);
+        let expert = of_set.map_or_else(drawn, |expert| match expert {
+            ForExpert::High => Expert::High,
+            ForExpert::Low => Expert::Low,
+        });
         match &self.networks[..] {
-            [_, second] if self.streams.expert(step, index as u64, self.high_share) == Expert::Low => second,
+            [_, second] if expert == Expert::Low => second,
             _ => first,
         }
     }
@@ -167,7 +176,7 @@ impl<'a> Batches<'a> {
         let mut data = StepData::from(cursor);
         data.parts = self.dealt(step, &batches, share);
         for (index, (batch, after)) in batches.iter().enumerate() {
-            let (part, timesteps) = (data.parts[index], &self.network(step, index).1);
+            let (part, timesteps) = (data.parts[index], &self.network(step, index, batch).1);
             let first_slot = data.sigmas.len() as u64;
             for (slot, &item) in (first_slot..).zip(&batch.items) {
                 data.sigmas.push(timesteps.sigma(self.streams.sigma(step, slot))?);
@@ -186,7 +195,7 @@ impl<'a> Batches<'a> {
     /// Who makes which of `batches`.
     fn dealt(&self, step: u64, batches: &[(Batch, Cursor)], share: Share) -> Vec<Part> {
         let part = |(index, (batch, _)): (usize, &(Batch, Cursor))| Part {
-            expert: self.network(step, index).0.expert(),
+            expert: self.network(step, index, batch).0.expert(),
             samples: batch.items.len(),
             rank: 0,
         };
@@ -208,12 +217,13 @@ impl<'a> Batches<'a> {
         batch: &Batch,
         total: usize,
     ) -> Result<MicroBatch> {
-        let timesteps = &self.network(step, index).1;
+        let timesteps = &self.network(step, index, batch).1;
         let sample = |(slot, &item): (u64, &usize)| self.sample(self.trained[item], step, slot, timesteps);
         let samples: Vec<Sample> = (first_slot..).zip(&batch.items).map(sample).collect::<Result<_>>()?;
         // The loss of a micro-batch is a mean over its samples; its share of the step makes that one of the step's.
         let part = samples.len() as f64 / total as f64;
-        let mut micro_batch = stack(&samples, |sigma| timesteps.weight(sigma) * part)?;
+        let mut micro_batch =
+            stack(&samples, |sample| timesteps.weight(sample.sigma) * sample.weight * part)?;
         if self.adapter_dropout > 0.0 {
             let keys =
                 (0..samples.len() as u64).map(|i| self.streams.dropout(step, first_slot + i)).collect();
@@ -324,7 +334,12 @@ impl<'a> Batches<'a> {
             noisy = Tensor::cat(&[noisy, beside], 0)?;
         }
         let cond = cond.with(Role::TEXT, self.encoded.text(caption)?);
-        Ok(Sample { noisy, target: (noise - x0)?, sigma, cond, given })
+        let weight = self.set(window).weight;
+        Ok(Sample { noisy, target: (noise - x0)?, sigma, weight, cond, given })
+    }
+
+    fn set(&self, window: usize) -> &SetFacts {
+        &self.dataset.sets[self.item(window).set]
     }
 
     fn item(&self, window: usize) -> &Item {
@@ -336,8 +351,8 @@ impl<'a> Batches<'a> {
     }
 }
 
-/// Samples of one size as a micro-batch; `weight` says what a sample at a sigma counts for.
-fn stack(samples: &[Sample], weight: impl Fn(f64) -> f64) -> Result<MicroBatch> {
+/// Samples of one size as a micro-batch; `weight` says what a sample counts for.
+fn stack(samples: &[Sample], weight: impl Fn(&Sample) -> f64) -> Result<MicroBatch> {
     let of = |part: fn(&Sample) -> &Tensor| samples.iter().map(part).collect::<Vec<_>>();
     let cond = Conditioning::stacked(&samples.iter().map(|sample| &sample.cond).collect::<Vec<_>>())?;
     let Counted { mask, shares } = counted(samples)?;
@@ -348,7 +363,7 @@ fn stack(samples: &[Sample], weight: impl Fn(f64) -> f64) -> Result<MicroBatch> 
     Ok(MicroBatch {
         input,
         target: Tensor::stack(&of(|s| &s.target), 0)?,
-        weights: samples.iter().zip(shares).map(|(s, share)| (weight(s.sigma) * share) as f32).collect(),
+        weights: samples.iter().zip(shares).map(|(s, share)| (weight(s) * share) as f32).collect(),
         mask,
         dropout: None,
     })
