@@ -7,6 +7,7 @@
 //! This crate depends on neither models nor a tensor library: it builds and tests without a GPU.
 
 pub mod atomic;
+pub mod audio;
 pub mod bucket;
 pub mod cache;
 pub mod clip;
@@ -33,11 +34,14 @@ pub mod scan;
 pub mod tensor;
 mod unusable;
 
+pub use audio::{SPEECH_RATE, SpeechTrack, read_speech, speech_seconds};
 pub use bucket::{Bucket, BucketRow, BucketTable, Buckets, Window};
 pub use cache::{Cache, Entry, Lookup, MissReason};
 pub use clip::Clip;
 pub use companions::{Accompanying, Companion, Companions};
-pub use config::{CaptionSource, DataConfig, EmptyCaptions, Extract, SizeMultiple, Stills, Unfit};
+pub use config::{
+    AudioSource, CaptionSource, DataConfig, EmptyCaptions, Extract, SizeMultiple, Stills, Unfit,
+};
 pub use dataset::{Dataset, Footage, Source, Watch, read_clip};
 pub use error::{DataError, Result};
 pub use hashes::ContentHashes;

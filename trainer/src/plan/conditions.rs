@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use data::{DataConfig, Dataset};
+use data::{AudioSource, DataConfig, Dataset};
 use models::dit::{Architecture, DitConfig, Pictures};
 use models::published::Beside;
 
@@ -14,20 +14,26 @@ use crate::error::{Error, Result};
 ///
 /// # Errors
 /// A folder that is missing, or one that the model has no use for.
-pub(super) fn checked(data: DataConfig, dit: &DitConfig) -> Result<DataConfig> {
+pub(super) fn checked(mut data: DataConfig, dit: &DitConfig) -> Result<DataConfig> {
     let refuse = |key: &str, why: &str| Err(Error::Setting { key: format!("data.{key}"), why: why.into() });
     let facts = dit.kind.facts();
     let is_read = |key: &str| match key {
-        "control" => facts.side_chain || facts.faces || facts.beside.contains(&Beside::Control),
+        "control" => {
+            facts.side_chain || facts.faces || facts.speech || facts.beside.contains(&Beside::Control)
+        }
         "masks" => facts.side_chain || facts.faces,
         "faces" => facts.faces,
         "references" => facts.side_chain || facts.faces || dit.control.reference.is_some(),
+        "audio" => facts.speech,
         _ => facts.camera,
     };
+    if data.audio.is_some() && !is_read("audio") {
+        return refuse("audio", "this model hears no speech: leave it out, or take an S2V model");
+    }
     if let Some((key, _)) = data.companions().find(|(key, _)| !is_read(key)) {
         let why = match key {
             "control" => {
-                "this model reads no control clips: leave it out, or take a Fun-Control, VACE or Animate model"
+                "this model reads no control clips: leave it out, or take a Fun-Control, VACE, Animate or S2V model"
             }
             "masks" => "this model reads no masks: leave it out, or take a VACE or Animate model",
             "faces" => "this model reads no face clips: leave it out, or take an Animate model",
@@ -50,6 +56,9 @@ pub(super) fn checked(data: DataConfig, dit: &DitConfig) -> Result<DataConfig> {
             "VACE learns from control clips, masks or reference pictures: name data.control, data.masks, data.mask_rules or \
              data.references, any of them",
         );
+    }
+    if facts.speech {
+        data.audio.get_or_insert(AudioSource::Own);
     }
     if facts.faces {
         for (key, folder, what) in [
@@ -81,7 +90,11 @@ pub(super) fn checked(data: DataConfig, dit: &DitConfig) -> Result<DataConfig> {
 pub(super) fn settle_places(data: &mut DataConfig, from: &Path) {
     let companions =
         [&mut data.control, &mut data.masks, &mut data.faces, &mut data.references, &mut data.cameras];
-    let places = data.folder.iter_mut().chain(companions.into_iter().flatten());
+    let audio = match &mut data.audio {
+        Some(AudioSource::Folder(folder)) => Some(folder),
+        Some(AudioSource::Own) | None => None,
+    };
+    let places = data.folder.iter_mut().chain(companions.into_iter().flatten()).chain(audio);
     places.for_each(|place| *place = from.join(&*place));
 }
 
