@@ -1,4 +1,4 @@
-//! Files that belong to a clip: a control clip, a mask, a face clip, reference pictures, a camera path.
+//! Files that belong to a clip: a control clip, a mask, a face clip, reference pictures, a camera path, speech.
 //!
 //! Each kind has a folder of its own, in which a file has the path of its clip in the data folder, with an extension of its own.
 
@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{DataConfig, Stills};
+use crate::audio::SpeechTrack;
+use crate::config::{AudioSource, DataConfig, Stills};
 use crate::decode::{self, Probe};
 use crate::error::{DataError, Result};
 use crate::media::{Media, PICTURE_EXTENSIONS, VIDEO_EXTENSIONS};
@@ -31,6 +32,8 @@ pub struct Companions {
     pub references: Vec<PathBuf>,
     /// The file of camera poses.
     pub camera: Option<PathBuf>,
+    /// The speech, as long as the clip.
+    pub speech: Option<SpeechTrack>,
 }
 
 /// A clip or a picture that goes along with another clip.
@@ -53,6 +56,8 @@ pub enum Accompanying {
     Faces,
 }
 
+/// The key of speech.
+const AUDIO: &str = "audio";
 /// The key of face clips.
 const FACES: &str = "faces";
 
@@ -95,6 +100,11 @@ impl Companions {
                 .cameras
                 .as_ref()
                 .map(|folder| camera(&folder.join(&stem), &item.id))
+                .transpose()?,
+            speech: config
+                .audio
+                .as_ref()
+                .map(|source| SpeechTrack::of(item, &stem, source, (frames, fps)))
                 .transpose()?,
         })
     }
@@ -221,7 +231,11 @@ impl DataConfig {
             ("references", &self.references),
             ("cameras", &self.cameras),
         ];
-        all.into_iter().filter_map(|(key, folder)| Some((key, folder.as_ref()?)))
+        let audio = match &self.audio {
+            Some(AudioSource::Folder(folder)) => Some((AUDIO, folder)),
+            Some(AudioSource::Own) | None => None,
+        };
+        all.into_iter().filter_map(|(key, folder)| Some((key, folder.as_ref()?))).chain(audio)
     }
 
     /// Checks that the folders of companions are there, and that stills are not to be trained with them.
@@ -229,6 +243,10 @@ impl DataConfig {
         if self.masks.is_some() && !self.mask_rules.is_empty() {
             let reason = "makes what data.masks has; keep one of the two".into();
             return Err(DataError::Config { key: "mask_rules", reason });
+        }
+        if self.audio.is_some() && self.stills == Stills::Train {
+            let reason = "a picture has no speech: set data.stills = \"skip\"".into();
+            return Err(DataError::Config { key: AUDIO, reason });
         }
         for (key, folder) in self.companions() {
             if !folder.is_dir() {

@@ -109,6 +109,11 @@ pub struct DataConfig {
     /// each frame. Default: none.
     #[serde(default)]
     pub faces: Option<PathBuf>,
+    /// The speech of clips for S2V, from each clip's first frame on: a folder with an audio file (WAV, FLAC, MP3, M4A, OGG, ...) of the same
+    /// path below it for each clip, or `"own"`: an audio file of the clip's name beside it, else the clip's own track. It must be as
+    /// long as the clip. Default: `"own"` for S2V, none for other models.
+    #[serde(default)]
+    pub audio: Option<AudioSource>,
     /// Folder of camera paths for Fun-Control-Camera: `NAME.txt` with a line of 19 numbers for each frame of the clip `NAME`.
     /// Default: none.
     #[serde(default)]
@@ -117,6 +122,34 @@ pub struct DataConfig {
     /// it takes from here. Default: none.
     #[serde(default)]
     pub sets: Vec<SetConfig>,
+}
+
+/// Where the speech of clips is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "PathBuf", into = "PathBuf")]
+pub enum AudioSource {
+    /// `"own"`: an audio file of the clip's name beside it, or else the clip's own track.
+    Own,
+    /// A folder with an audio file of the clip's name for each clip.
+    Folder(PathBuf),
+}
+
+/// How [`AudioSource::Own`] is written.
+const OWN: &str = "own";
+
+impl From<PathBuf> for AudioSource {
+    fn from(path: PathBuf) -> Self {
+        if path.as_os_str() == OWN { Self::Own } else { Self::Folder(path) }
+    }
+}
+
+impl From<AudioSource> for PathBuf {
+    fn from(source: AudioSource) -> Self {
+        match source {
+            AudioSource::Own => Self::from(OWN),
+            AudioSource::Folder(folder) => folder,
+        }
+    }
 }
 
 /// What happens to clips that cannot be used.

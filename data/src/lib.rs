@@ -7,6 +7,7 @@
 //! This crate depends on neither models nor a tensor library: it builds and tests without a GPU.
 
 pub mod atomic;
+pub mod audio;
 pub mod bucket;
 pub mod cache;
 pub mod captions;
@@ -34,13 +35,15 @@ pub mod scan;
 pub mod tensor;
 mod unusable;
 
+pub use audio::{SPEECH_RATE, SpeechTrack, read_speech, speech_seconds};
 pub use bucket::{Bucket, BucketRow, BucketTable, Buckets, Window};
 pub use cache::{Cache, Entry, Lookup, MissReason};
 pub use captions::{CaptionRules, CaptionSource, PerFile, has_trigger};
 pub use clip::Clip;
 pub use companions::{Accompanying, Companion, Companions};
 pub use config::{
-    DataConfig, EmptyCaptions, Extract, ForExpert, SetConfig, SetFacts, SizeMultiple, Stills, Unfit,
+    AudioSource, DataConfig, EmptyCaptions, Extract, ForExpert, SetConfig, SetFacts, SizeMultiple, Stills,
+    Unfit,
 };
 pub use dataset::{Dataset, Footage, Source, Watch, read_clip};
 pub use error::{DataError, Result};

@@ -20,6 +20,7 @@ mod clip;
 mod control;
 mod control_models;
 mod control_training;
+mod data_audio;
 mod data_cache;
 mod data_decode;
 mod data_import;

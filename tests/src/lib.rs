@@ -7,6 +7,7 @@ pub mod film;
 pub mod hub;
 pub mod project;
 pub mod small;
+pub mod sound;
 pub mod source;
 
 use std::collections::HashMap;

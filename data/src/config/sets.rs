@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DataConfig, Extract, MAX_REPEATS, Stills, one_or_many, refuse};
+use super::{AudioSource, DataConfig, Extract, MAX_REPEATS, Stills, one_or_many, refuse};
 use crate::captions::{self, CaptionRules};
 use crate::error::Result;
 
@@ -91,6 +91,9 @@ pub struct SetConfig {
     /// Folder of its reference pictures.
     #[serde(default)]
     pub references: Option<PathBuf>,
+    /// Folder of its speech, or `"own"`.
+    #[serde(default)]
+    pub audio: Option<AudioSource>,
     /// Folder of its camera paths.
     #[serde(default)]
     pub cameras: Option<PathBuf>,
@@ -139,9 +142,13 @@ impl SetConfig {
 
     /// Every folder and file that it names.
     pub fn places_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
-        let Self { folder, control, masks, faces, references, cameras, .. } = self;
+        let Self { folder, control, masks, faces, references, cameras, audio, .. } = self;
         let companions = [control, masks, faces, references, cameras];
-        folder.iter_mut().chain(companions.into_iter().flatten())
+        let audio = match audio {
+            Some(AudioSource::Folder(folder)) => Some(folder),
+            Some(AudioSource::Own) | None => None,
+        };
+        folder.iter_mut().chain(companions.into_iter().flatten()).chain(audio)
     }
 
     /// `base` with what this set says.
@@ -168,6 +175,7 @@ impl SetConfig {
             masks: own.masks.or(base.masks),
             faces: own.faces.or(base.faces),
             references: own.references.or(base.references),
+            audio: own.audio.or(base.audio),
             cameras: own.cameras.or(base.cameras),
             sets: Vec::new(),
             trigger,

@@ -10,9 +10,11 @@ mod mp4;
 mod mp4_tables;
 mod pictures;
 mod pixel_aspect;
+mod sound_offset;
 mod sps;
 
 pub use pixel_aspect::PixelAspect;
+pub(crate) use sound_offset::sound_offset;
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};

@@ -64,6 +64,19 @@ pub(super) fn read(path: &Path) -> Result<Contents> {
     }
 }
 
+/// The `moov` box of the file at `path`; nothing where it is no MP4 or has none that can be read.
+///
+/// # Errors
+/// A file that cannot be read.
+pub(super) fn index_of(path: &Path) -> Result<Option<Vec<u8>>> {
+    let mut file = File::open(path).map_err(DataError::io("read", path))?;
+    let length = file.metadata().map_err(DataError::io("read", path))?.len();
+    match find_moov(&mut file, length).map_err(DataError::io("read", path))? {
+        TopLevel::Moov(moov) => Ok(Some(moov)),
+        TopLevel::NotMp4 | TopLevel::Fragmented | TopLevel::Broken(_) => Ok(None),
+    }
+}
+
 fn extension(path: &Path) -> String {
     path.extension().map(|extension| extension.to_string_lossy().to_uppercase()).unwrap_or_default()
 }

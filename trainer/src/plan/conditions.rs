@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use data::{DataConfig, Dataset, ForExpert, SetConfig};
+use data::{AudioSource, DataConfig, Dataset, ForExpert, SetConfig};
 use models::dit::{Architecture, DitConfig, Pictures};
 use models::expert::Expert;
 use models::published::Beside;
@@ -16,7 +16,10 @@ use crate::learning::NoiseRange;
 ///
 /// # Errors
 /// A folder that is missing, or one that the model has no use for.
-pub(super) fn checked(data: DataConfig, dit: &DitConfig) -> Result<DataConfig> {
+pub(super) fn checked(mut data: DataConfig, dit: &DitConfig) -> Result<DataConfig> {
+    if dit.kind.facts().speech {
+        data.audio.get_or_insert(AudioSource::Own);
+    }
     for (set, _) in data.expanded()? {
         check_set(&set, dit)?;
     }
@@ -28,16 +31,22 @@ fn check_set(data: &DataConfig, dit: &DitConfig) -> Result<()> {
     let refuse = |key: &str, why: &str| Err(Error::Setting { key: format!("data.{key}"), why: why.into() });
     let facts = dit.kind.facts();
     let is_read = |key: &str| match key {
-        "control" => facts.side_chain || facts.faces || facts.beside.contains(&Beside::Control),
+        "control" => {
+            facts.side_chain || facts.faces || facts.speech || facts.beside.contains(&Beside::Control)
+        }
         "masks" => facts.side_chain || facts.faces,
         "faces" => facts.faces,
         "references" => facts.side_chain || facts.faces || dit.control.reference.is_some(),
+        "audio" => facts.speech,
         _ => facts.camera,
     };
+    if data.audio.is_some() && !is_read("audio") {
+        return refuse("audio", "this model hears no speech: leave it out, or take an S2V model");
+    }
     if let Some((key, _)) = data.companions().find(|(key, _)| !is_read(key)) {
         let why = match key {
             "control" => {
-                "this model reads no control clips: leave it out, or take a Fun-Control, VACE or Animate model"
+                "this model reads no control clips: leave it out, or take a Fun-Control, VACE, Animate or S2V model"
             }
             "masks" => "this model reads no masks: leave it out, or take a VACE or Animate model",
             "faces" => "this model reads no face clips: leave it out, or take an Animate model",
@@ -116,7 +125,11 @@ pub(super) fn check_experts(dataset: &Dataset, ranges: &[NoiseRange]) -> Result<
 pub(super) fn settle_places(data: &mut DataConfig, from: &Path) {
     let companions =
         [&mut data.control, &mut data.masks, &mut data.faces, &mut data.references, &mut data.cameras];
-    let own = data.folder.iter_mut().chain(companions.into_iter().flatten());
+    let audio = match &mut data.audio {
+        Some(AudioSource::Folder(folder)) => Some(folder),
+        Some(AudioSource::Own) | None => None,
+    };
+    let own = data.folder.iter_mut().chain(companions.into_iter().flatten()).chain(audio);
     let places = own.chain(data.sets.iter_mut().flat_map(SetConfig::places_mut));
     places.for_each(|place| *place = from.join(&*place));
 }
