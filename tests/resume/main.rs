@@ -14,6 +14,7 @@ use proofs::project::Project;
 use proofs::{assert_same_bits, events};
 
 mod replicas;
+mod told;
 
 const CAPTIONS: [&str; 5] =
     ["a red ball", "two birds fly over the sea", "a fox", "a drifting wave of light", "rain on a window"];

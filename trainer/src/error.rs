@@ -395,6 +395,18 @@ pub enum Error {
         /// Where it was looked for.
         folder: PathBuf,
     },
+    /// The report of a run cannot be drawn.
+    #[error("the charts of the run's report cannot be drawn: {why}")]
+    Report {
+        /// What plotters says.
+        why: String,
+    },
+    /// A run was told something, and nobody trains it.
+    #[error("no process trains a run in {}: name the folder of a run that is going on", folder.display())]
+    NotTraining {
+        /// The folder of the run.
+        folder: PathBuf,
+    },
     /// Another process writes into the run folder.
     #[error(
         "the run in {} is in use by {holder}: wait until it ends or stop it, then resume, or start a new run without --resume",

@@ -29,6 +29,8 @@ pub mod recipe;
 
 pub mod plan;
 
+pub mod report;
+
 pub mod train;
 
 pub mod tools;

@@ -3,6 +3,7 @@
 mod adapter_output;
 mod base_dit;
 mod bench;
+mod best;
 mod cache;
 mod calibrate;
 mod captions;
@@ -24,6 +25,7 @@ mod reduce;
 mod replica;
 mod sample;
 mod serve;
+mod tell;
 mod train;
 
 use std::io::ErrorKind;
@@ -81,6 +83,10 @@ enum Command {
     Launch(launch::Launch),
     /// Make clips from prompts, many from one load of the model.
     Sample(Box<sample::Sample>),
+    /// Tell a run that is training to make clips, save, stop, pause or take another learning rate.
+    Tell(tell::Tell),
+    /// Rank the checkpoints of a run by their held-out loss.
+    Best(best::Best),
     /// Start, watch and try runs in a browser; an API for clips.
     Serve(serve::Serve),
     /// Measure a MagCache table for a model with its adapters.
@@ -123,6 +129,8 @@ impl Arguments {
             Command::Train(command) => command.run(&ui),
             Command::Launch(command) => command.run(&ui),
             Command::Sample(command) => command.run(&ui),
+            Command::Tell(command) => command.run(&ui),
+            Command::Best(command) => command.run(&ui),
             Command::Serve(command) => command.run(&ui),
             Command::Calibrate(command) => command.run(&ui),
             Command::Export(command) => command.run(&ui),
@@ -227,7 +235,9 @@ fn is_users(error: &Error) -> bool {
         }
         // The run.
         Error::NothingToResume { .. } | Error::PlanChanged { .. } | Error::PlanText { .. } => true,
-        Error::RunInUse { .. } | Error::LogCut { .. } | Error::Tensorboard(_) => true,
+        Error::RunInUse { .. } | Error::NotTraining { .. } | Error::LogCut { .. } | Error::Tensorboard(_) => {
+            true
+        }
         Error::DamagedCheckpoint { .. } | Error::NotACheckpoint { .. } | Error::ForeignCheckpoint => true,
         Error::CacheEntryGone { .. } | Error::NonFiniteLatents { .. } => true,
         Error::NonFiniteLoss { .. } | Error::NonFiniteGradient { .. } | Error::NonFiniteHeldOut { .. } => {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::learning::lr::LrSchedule;
 use crate::plan::{Difference, Plan, Planned};
+use crate::report;
 use crate::train::checkpoint::{self, Progress};
 
 use super::lock::{self, LOCK_FILE, RunLock};
@@ -157,7 +158,7 @@ impl RunFolder {
         };
         // Of a set of clips that was not finished.
         accept(&self.samples(0), fs::remove_dir_all(self.samples(0)))?;
-        for file in [self.plan(), self.metrics(), self.events(), self.root.join(LOCK_FILE)] {
+        for file in [self.plan(), self.metrics(), self.events(), self.root.join(LOCK_FILE), self.report()] {
             accept(&file, fs::remove_file(&file))?;
         }
         let samples = self.root.join("samples");
@@ -217,6 +218,11 @@ impl RunFolder {
     /// One JSON object a step.
     pub fn metrics(&self) -> PathBuf {
         self.root.join("metrics.jsonl")
+    }
+
+    /// The page that shows how it learns.
+    pub fn report(&self) -> PathBuf {
+        self.root.join(report::NAME)
     }
 
     /// The MagCache table that the run's first clip has measured.

@@ -63,6 +63,19 @@ impl RunLock {
     }
 }
 
+/// Whether a process holds the lock on the run folder `folder`. Where the file system has no locks, one may.
+///
+/// # Errors
+/// A lock file that cannot be opened.
+pub(super) fn is_held(folder: &Path) -> Result<bool> {
+    let path = folder.join(LOCK_FILE);
+    match File::open(&path) {
+        Ok(file) => Ok(file.try_lock().is_err()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(Error::Io { action: "open", path, source }),
+    }
+}
+
 /// Who holds the lock, as it wrote it; it may not have come to that yet.
 fn holder(file: &mut File) -> String {
     let mut text = String::new();

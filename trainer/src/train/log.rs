@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::RunFolder;
 use crate::error::{Error, Result};
 use crate::train::checkpoint::Progress;
-use crate::watch::metrics::{EvalRow, Metrics, ReplicasRow, StepRow};
+use crate::watch::metrics::{EvalRow, Metrics, ReplicasRow, StepRow, ToldRow};
 use crate::watch::tensorboard::{EventWriter, Picture};
 
 /// The log of a replica.
@@ -59,6 +59,13 @@ impl RunLog {
         match self {
             Self::Run(log) => log.eval(row),
             Self::Replica(_) => Ok(()),
+        }
+    }
+
+    pub fn told(&mut self, row: &ToldRow) -> Result<()> {
+        match self {
+            Self::Run(log) => log.metrics.write(row),
+            Self::Replica(log) => log.write(row),
         }
     }
 

@@ -14,11 +14,13 @@ mod log;
 mod networks;
 mod overview;
 mod pinning;
+mod reporting;
 mod samples;
 mod saving;
 mod start;
 mod step;
 mod summary;
+mod told;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -50,7 +52,9 @@ use checkpoint::Progress;
 use log::RunLog;
 use networks::TrainedNetworks;
 use pinning::Pinning;
+use reporting::Reporting;
 use saving::Keep;
+use told::Told;
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +81,9 @@ struct Run<'a> {
     /// The data of the next step, where it was made during the last one.
     ahead: Option<Result<StepData>>,
     log: RunLog,
+    /// Learning rates that it was told.
+    told: Told,
+    reporting: Reporting,
     /// The plan for the writer, which outlives no borrow.
     settings: Arc<Plan>,
     /// Writes checkpoints and adapter files. Gives the files.
@@ -185,9 +192,11 @@ pub fn train_together(
         start::load(planned, folder, residents, pinning.stores(), replicas, ui)?;
     let is_first = replicas.is_first();
     if is_first {
+        asked::forget(folder)?;
         folder.cut_samples(&progress)?;
     }
     let log = RunLog::open(folder, &progress, replicas.rank())?;
+    let told = Told::open(folder, replicas)?;
     let losses = if is_first { summary::losses(folder)? } else { Vec::new() };
     let recent = losses[losses.len().saturating_sub(SMOOTHED_OVER)..].to_vec().into();
     let batches = Batches::new(plan, &planned.dataset, &encoded)?;
@@ -202,6 +211,8 @@ pub fn train_together(
         pinning: Some(pinning),
         ahead: None,
         log,
+        told,
+        reporting: Reporting::new(planned),
         settings: Arc::new(plan.clone()),
         writer: Background::default(),
         saved_step: is_resumed.then_some(progress.step),
@@ -303,6 +314,7 @@ impl Run<'_> {
                     self.tell_checkpoint();
                 }
             }
+            self.report_if_old();
         }
         let has_checkpoint = self.saved_step == Some(self.progress.step);
         bar.finish();
@@ -314,6 +326,7 @@ impl Run<'_> {
         if interrupt.is_asked() {
             return self.stopped();
         }
+        self.report("ended");
         if !self.replicas.is_first() {
             return Ok(Ending::Finished);
         }
@@ -324,7 +337,8 @@ impl Run<'_> {
         Ok(Ending::Finished)
     }
 
-    fn stopped(&self) -> Result<Ending> {
+    fn stopped(&mut self) -> Result<Ending> {
+        self.report("stopped");
         let step = self.progress.step;
         if !self.replicas.is_first() {
             return Ok(Ending::Interrupted);

@@ -37,6 +37,7 @@ impl Run<'_> {
         };
         // The next step's noise and files are made ready while the devices work on this one.
         let (networks, batches, progress) = (&mut self.networks, &self.batches, self.progress);
+        let factor = self.told.factor(step, plan.optimizer.lr);
         let share = self.replicas.share();
         let replicas = &mut *self.replicas;
         let (learnt, ahead) = thread::scope(|scope| {
@@ -44,7 +45,8 @@ impl Run<'_> {
             let is_last = step + 1 == plan.train.steps;
             let make = move || batches.share_of_step(step + 1, next, count, share);
             let ahead = (!is_last).then(|| scope.spawn(make));
-            let learnt = replicas.in_step(|replicas| learn(networks, plan, &data, progress, replicas));
+            let learnt =
+                replicas.in_step(|replicas| learn(networks, (plan, factor), &data, progress, replicas));
             (learnt, ahead.map(|ahead| ahead.join().unwrap_or_else(|p| std::panic::resume_unwind(p))))
         });
         let Learnt { loss, grad_norm, lr, experts, by_sigma, replicas } = learnt?;
@@ -83,16 +85,17 @@ struct Learnt {
     replicas: Option<ReplicasRow>,
 }
 
-/// Trains each network on its micro-batches and updates it. One that has none is left as it is, moments and all.
+/// Trains each network on its micro-batches and updates it, with the plan's learning rate times `factor`. One that has none is left
+/// as it is, moments and all.
 fn learn(
     networks: &mut TrainedNetworks,
-    plan: &Plan,
+    (plan, factor): (&Plan, f64),
     data: &StepData,
     progress: Progress,
     replicas: &mut Replicas,
 ) -> Result<Learnt> {
     let (config, step) = (&plan.optimizer, progress.step);
-    let lr = learning_rate(config.lr, config.schedule, config.warmup, plan.train.steps, step);
+    let lr = factor * learning_rate(config.lr, config.schedule, config.warmup, plan.train.steps, step);
     let keeping = plan.memory.keeping();
     let mut learnt = Learnt { lr, ..Learnt::default() };
     let is_pair = networks.len() > 1;

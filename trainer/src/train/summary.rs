@@ -35,7 +35,7 @@ pub(super) fn tell(plan: &Plan, folder: &RunFolder, end: End, ui: &Ui) -> Result
     let object = serde_json::json!({
         "finished": steps, "loss_first_tenth": first, "loss_last_tenth": last, "run": folder.root(),
         "adapters": adapters, "samples": samples, "contact_sheet": sheet, "overview": overview,
-        "another_clip": command,
+        "another_clip": command, "report": folder.report(),
     });
     let shown = |path: &Path| path.display().to_string();
     let mut lines = vec![format!(
@@ -57,6 +57,7 @@ pub(super) fn tell(plan: &Plan, folder: &RunFolder, end: End, ui: &Ui) -> Result
         shown(&folder.metrics()),
         shown(folder.root())
     ));
+    lines.push(format!("  report    {}", shown(&folder.report())));
     lines.push(format!("  plan      {}", shown(&folder.plan())));
     lines.push(format!("another clip, with this adapter and the settings of the run:\n  {command}"));
     ui.tell(&lines.join("\n"), &object);

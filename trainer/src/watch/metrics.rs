@@ -77,6 +77,15 @@ pub struct EvalRow {
     pub by_sigma: Vec<f64>,
 }
 
+/// What a run was told while it trained.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ToldRow {
+    /// Optimiser steps made before it.
+    pub step: u64,
+    /// As it was told, such as `lr=0.00005`.
+    pub told: String,
+}
+
 /// The open log of a run.
 #[derive(Debug)]
 pub struct Metrics {
