@@ -16,6 +16,7 @@ mod launch;
 mod merge;
 mod named;
 mod new;
+mod noise_levels;
 mod plan;
 mod precision;
 mod probe;

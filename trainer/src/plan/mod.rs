@@ -9,6 +9,7 @@ mod conditions;
 mod difference;
 mod found;
 mod layout;
+mod noise_levels;
 mod overrides;
 mod parts;
 mod rest;
@@ -44,6 +45,7 @@ pub use clips::{ClipsFit, ClipsOf, clips_fit};
 pub use difference::Difference;
 use layout::with_clip_share;
 pub use layout::{Laid, laid};
+pub use noise_levels::{NoiseLevels, noise_levels};
 pub use overrides::Overrides;
 pub(crate) use rest::in_group;
 pub use rest::{BehindSampling, Rest, Split};
@@ -292,7 +294,7 @@ impl Plan {
         let targets = adapter.select(&dit.adaptable_modules())?;
         let seed = recipe.run.seed.unwrap_or(42);
         let mut train = recipe.train;
-        settle_steps(&mut train, &dataset, seed)?;
+        settle_steps(&mut train, &recipe.optimizer, &dataset, seed)?;
         let ranges = settle_ranges(&mut train, &adapter, &targets, (&model, &dit))?;
         let frames = data.frames.iter().copied().max().unwrap_or(1);
         let clips = requests(&recipe.sample, from, (&dit, &defaults), (data.sizes[0], frames, seed))?;
@@ -414,6 +416,7 @@ fn check_numbers(recipe: &Recipe) -> Result<()> {
         return refuse("checkpoint.keep_last", "must be at least 1");
     }
     train.timesteps.check()?;
+    train.loss.check()?;
     recipe.memory.check()?;
     recipe.optimizer.check()
 }
