@@ -14,6 +14,7 @@ mod experts;
 mod few_steps;
 mod ffmpeg;
 mod hostile;
+mod learning;
 mod machines;
 mod magcache;
 mod models;

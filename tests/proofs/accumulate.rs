@@ -82,10 +82,13 @@ fn rows_of_text(batch: &MicroBatch) -> usize {
 
 #[test]
 fn micro_batches_equal_one_batch() {
-    for weighting in ["none", "bsmntw"] {
-        let settings = format!(
-            "[adapter]\ndropout = 0.2\n[train]\ncaption_dropout = 0.0\ntimesteps.weighting = \"{weighting}\"\n"
-        );
+    for weighting in [
+        "timesteps.weighting = \"none\"",
+        "timesteps.weighting = \"bsmntw\"",
+        "timesteps.stratified = true\nloss.kind = \"huber\"\nloss.c = 0.5",
+        "timesteps.distribution = \"flux-shift\"\nloss = { kind = \"pseudo-huber\", c = 0.1, c_schedule = \"snr\", scale = \"2c\" }",
+    ] {
+        let settings = format!("[adapter]\ndropout = 0.2\n[train]\ncaption_dropout = 0.0\n{weighting}\n");
         let ready = ready(&CAPTIONS, &settings);
         let seed = ready.agreeing_seed();
         let whole = ready.step(seed, 0, 4, 1);
@@ -120,6 +123,38 @@ fn the_loss_of_a_step_is_the_mean_of_its_samples() {
         let expected = weighted.sum::<f64>() / errors.len() as f64;
         let (loss, _) = ready.trained(&data);
         assert!((loss / expected - 1.0).abs() < 1e-5, "{batch} x {accumulate}: {loss}, expected {expected}");
+    }
+}
+
+/// A loss of the recipe, in plain numbers of the network's own errors: c and its factor follow the sigma of each sample.
+#[test]
+fn the_loss_is_the_one_that_the_recipe_names() {
+    let ready = ready(&CAPTIONS, "");
+    for (settings, of) in [
+        ("kind = \"l1\"", (|e, _| e.abs()) as fn(f64, f64) -> f64),
+        ("kind = \"smooth-l1\"\nc = 0.5", |e, _| if e.abs() < 0.5 { e * e } else { e.abs() - 0.25 }),
+        ("kind = \"pseudo-huber\"\nc = 0.1\nc_schedule = \"snr\"\nscale = \"2c\"", |e, sigma| {
+            let c = 0.9 * (1.0 - sigma) * (1.0 - sigma) + 0.1;
+            2.0 * c * ((e * e + c * c).sqrt() - c)
+        }),
+    ] {
+        let mut plan = ready.planned.plan.clone();
+        (plan.train.loss, plan.train.batch) = (toml::from_str(settings).unwrap(), 2);
+        let batches = Batches::new(&plan, &ready.planned.dataset, &ready.encoded).unwrap();
+        let data = batches.step(0, Cursor::default(), 2).unwrap();
+        let (mut expected, mut sigmas) = (0.0, data.sigmas.iter());
+        for batch in &data.micro_batches {
+            let velocity = ready.pipeline.predict(std::slice::from_ref(&batch.input)).unwrap().remove(0);
+            let errors = (velocity - batch.target.to_device(&proofs::device()).unwrap()).unwrap();
+            for i in 0..errors.dim(0).unwrap() {
+                let (sigma, errors) = (sigmas.next().unwrap(), errors.get(i).unwrap().flatten_all().unwrap());
+                let errors: Vec<f32> = errors.to_vec1().unwrap();
+                let sum: f64 = errors.iter().map(|e| of(f64::from(*e), *sigma)).sum();
+                expected += sum / errors.len() as f64 / data.sigmas.len() as f64;
+            }
+        }
+        let (loss, _) = ready.trained(&data);
+        assert!((loss / expected - 1.0).abs() < 1e-5, "{settings}: {loss}, expected {expected}");
     }
 }
 

@@ -13,9 +13,9 @@ use proofs::small::{self, config, micro_batch, open_weights, tensors, velocities
 use proofs::{
     DIT_KINDS, assert_same_bits, device, entered, fixture_tensors, golden_input, golden_weights, randn,
 };
-use trainer::learning::lr::{LrSchedule, learning_rate};
+use trainer::learning::lr::{Curve, Rates, WarmUp};
 use trainer::learning::optim::{AdamW, Optimizer, Rule, Step, checked_norm, clip_factor};
-use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline};
+use trainer::pipeline::{MicroBatch, NetworkInput, Objective, Pipeline};
 use trainer::tools::bench::dit_preset;
 
 const FP8: Frozen = Frozen { compute: DType::F32, storage: Storage::Quantised(Format::E4m3) };
@@ -228,11 +228,13 @@ fn curve(frozen: Frozen) -> Vec<f64> {
     let fresh = Adapters::fresh(&targets, &lora, 1, &device()).unwrap();
     let mut pipeline = whole(&open_weights(&config), &config, Base::new(frozen), &fresh);
     let mut optimizer = Optimizer::new(&pipeline, RULE).unwrap();
+    let cosine = Curve::Cosine { floor: 0.0, cycles: 1 };
+    let rates = Rates { peak: 3e-3, steps: STEPS, warmup: WarmUp::above_zero(10), curve: cosine };
     let step = |step: u64| {
         let outcome =
             pipeline.train(&[noisy(step)], &small::uniform(&pipeline, BlockPlan::default())).unwrap();
         let norm = checked_norm(&outcome.gradients, optimizer.states().keys()).unwrap();
-        let lr = learning_rate(3e-3, LrSchedule::Cosine, 10, STEPS, step);
+        let lr = rates.at(step);
         let step = Step { lr, factor: clip_factor(norm, 1.0), number: step + 1 };
         optimizer.update(&outcome.gradients, &step).unwrap();
         optimizer.publish(&mut pipeline);
@@ -262,6 +264,7 @@ fn noisy(step: u64) -> MicroBatch {
         target: (noise - clip).unwrap(),
         weights: vec![1.0; 8],
         mask: None,
+        objective: Objective::default(),
         dropout: None,
     }
 }

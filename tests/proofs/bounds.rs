@@ -4,7 +4,7 @@ use proofs::project::Project;
 use trainer::plan::Plan;
 
 /// Every key of a recipe that takes a number, as `section.key`, or as a list or table that holds it.
-const WHOLE: [&str; 25] = [
+const WHOLE: [&str; 28] = [
     "run.seed",
     "data.windows",
     "data.stride",
@@ -19,6 +19,9 @@ const WHOLE: [&str; 25] = [
     "train.accumulate",
     "train.eval_every",
     "optimizer.warmup",
+    "optimizer.rate.cycles",
+    "optimizer.rate.timescale",
+    "optimizer.rate.phases",
     "devices.split = [#]",
     "devices.split = [#, 2]",
     "memory.ffn_tokens",
@@ -31,7 +34,7 @@ const WHOLE: [&str; 25] = [
     "sample.size = [#, 32]",
     "sample.seed",
 ];
-const REAL: [&str; 19] = [
+const REAL: [&str; 25] = [
     "data.fps",
     "data.source_fps",
     "data.picture_folder_fps",
@@ -44,6 +47,12 @@ const REAL: [&str; 19] = [
     "train.timesteps.std",
     "train.timesteps.min",
     "train.timesteps.max",
+    "train.timesteps.alpha",
+    "train.timesteps.gamma",
+    "train.loss.c",
+    "optimizer.rate.floor",
+    "optimizer.rate.power",
+    "optimizer.rate.warmup_start",
     "optimizer.lr",
     "optimizer.eps",
     "optimizer.weight_decay",

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use kernels::loss::{Terms, loss};
 use kernels::transfer::HostStore;
 use kernels::weight::Weight;
 use kernels::{DType, Device, Tensor};
@@ -17,7 +18,7 @@ use proofs::{
     golden_input, golden_io, weights_in,
 };
 use trainer::encode::conditions::camera::Move;
-use trainer::pipeline::MicroBatch;
+use trainer::pipeline::{MicroBatch, Objective};
 
 use crate::probe::Desk;
 
@@ -141,13 +142,10 @@ fn backward(dit: &Dit, io: &HashMap<String, Tensor>) -> Streams {
     let (streams, kept) = dit.through_keeping(streams, &context, &pass, &keeping).unwrap();
     let head = dit.head.as_ref().unwrap();
     let prediction = head.forward(&streams.main, &context).unwrap();
-    let loss = kernels::loss::mse(
-        &prediction,
-        &io["target"],
-        &Tensor::ones(1, DType::F32, &device()).unwrap(),
-        None,
-    )
-    .unwrap();
+    let loss = {
+        let ones = Tensor::ones(1, DType::F32, &device()).unwrap();
+        loss(&prediction, &io["target"], &Terms::squares(&ones, None)).unwrap()
+    };
     let dy = head.backward(&streams.main, &loss.d_prediction, &context).unwrap();
     dit.backward(kept, Streams::new(dy), &context, &pass, &mut Gradients::default()).unwrap()
 }
@@ -214,6 +212,7 @@ fn batch(io: &HashMap<String, Tensor>) -> MicroBatch {
         target: io["target"].clone(),
         weights: vec![1.0],
         mask: None,
+        objective: Objective::default(),
         dropout: None,
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use kernels::loss::Terms;
 use kernels::optimiser::State;
 use kernels::transfer::HostStore;
 use kernels::{DType, Device, Tensor, adamw};
@@ -255,7 +256,7 @@ fn loss_and_gradients(
     let head = dit.head.as_ref().unwrap();
     let weights = Tensor::ones(x.dim(0).unwrap(), DType::F32, &device()).unwrap();
     let prediction = head.forward(&streams.main, &context).unwrap();
-    let loss = kernels::loss::mse(&prediction, target, &weights, mask).unwrap();
+    let loss = kernels::loss::loss(&prediction, target, &Terms::squares(&weights, mask)).unwrap();
     let mut gradients = Gradients::default();
     let dy = head.backward(&streams.main, &loss.d_prediction, &context).unwrap();
     dit.backward(kept, Streams::new(dy), &context, pass, &mut gradients).unwrap();

@@ -17,10 +17,11 @@ use proofs::{assert_same_bits, device, fixture, randn};
 use trainer::adapters::beginning;
 use trainer::encode::LatentStore;
 use trainer::learning::NoiseRange;
-use trainer::learning::lr::learning_rate;
 use trainer::learning::noise::{Streams, TimestepConfig};
 use trainer::learning::optim::{Optimizer, OptimizerConfig, Saved, Step, checked_norm, clip_factor};
-use trainer::machine::forecast::{Decoding, Engine, Forecaster, Neighbours, Networks, StagePlan, Task, Way};
+use trainer::machine::forecast::{
+    Decoding, Engine, Forecaster, LossTask, Neighbours, Networks, StagePlan, Task, Way,
+};
 use trainer::pipeline::{NetworkInput, Pipeline, WeightParking};
 use trainer::plan::{Plan, Planned};
 use trainer::train::batch::Batches;
@@ -127,7 +128,7 @@ fn alone(planned: &Planned, encoded: &LatentStore, expert: Expert) -> (BTreeMap<
         let outcome = pipeline.train(&own, &pipeline.plans(&plan.memory.keeping()).unwrap()).unwrap();
         let norm = checked_norm(&outcome.gradients, optimizer.states().keys()).unwrap();
         let o = &plan.optimizer;
-        let lr = learning_rate(o.lr, o.schedule, o.warmup, STEPS, step);
+        let lr = o.rates(STEPS).at(step);
         let step = Step { lr, factor: clip_factor(norm, o.clip_norm), number: updates };
         optimizer.update(&outcome.gradients, &step).unwrap();
         optimizer.publish(&mut pipeline);
@@ -278,6 +279,7 @@ fn forecast_in_turn(config: &DitConfig) -> Vec<u64> {
         networks: Networks::InTurn,
         decoding: Decoding::Beside,
         rule: OptimizerConfig::default().rule(),
+        objective: LossTask::default(),
     };
     let engine = if device().is_cpu() { Engine::Cpu } else { Engine::Chunked };
     let of_stage = |(index, blocks): (usize, Range<usize>)| {

@@ -1,5 +1,6 @@
 //! Every op's hand-written backward against finite differences and against candle's autograd.
 
+use kernels::loss::Terms;
 use kernels::tokens::Destination;
 use kernels::weight::Weight;
 use kernels::{
@@ -349,18 +350,18 @@ fn loss_backward() {
     let mask = Tensor::new(&[0f32, 1.0], p.device()).unwrap().reshape((1, 1, 2, 1, 1)).unwrap();
     let one = Tensor::new(1f32, p.device()).unwrap();
     let wide = weights.reshape((2, 1, 1, 1, 1)).unwrap();
-    let got = loss::mse(&p, &y, &weights, None).unwrap();
+    let got = loss::loss(&p, &y, &Terms::squares(&weights, None)).unwrap();
     let twin = |p: &Tensor| (p - &y)?.sqr()?.broadcast_mul(&wide)?.mean_all();
     assert_gradient(
         "loss",
-        &|p| Ok(loss::mse(p, &y, &weights, None)?.value),
+        &|p| Ok(loss::loss(p, &y, &Terms::squares(&weights, None))?.value),
         &twin,
         &p,
         &one,
         &got.d_prediction,
     );
-    let got = loss::mse(&p, &y, &weights, Some(&mask)).unwrap();
+    let got = loss::loss(&p, &y, &Terms::squares(&weights, Some(&mask))).unwrap();
     let twin = |p: &Tensor| (p - &y)?.sqr()?.broadcast_mul(&wide)?.narrow(2, 1, 1)?.mean_all();
-    let f = |p: &Tensor| Ok(loss::mse(p, &y, &weights, Some(&mask))?.value);
+    let f = |p: &Tensor| Ok(loss::loss(p, &y, &Terms::squares(&weights, Some(&mask)))?.value);
     assert_gradient("masked loss", &f, &twin, &p, &one, &got.d_prediction);
 }

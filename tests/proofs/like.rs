@@ -86,7 +86,10 @@ fn a_change_counts_and_is_clipped_as_in_each_trainer() {
     }
     let optimizer = |name: &str| like(name).optimizer;
     assert_eq!(optimizer("diffsynth-studio").clip_norm, 0.0, "it clips nothing");
-    assert_eq!((optimizer("diffusion-pipe").betas(), optimizer("diffusion-pipe").warmup), ([0.9, 0.99], 100));
+    assert_eq!(
+        (optimizer("diffusion-pipe").betas(), optimizer("diffusion-pipe").warmup()),
+        ([0.9, 0.99], 100)
+    );
     assert_eq!((optimizer("musubi-tuner").lr, optimizer("ai-toolkit").weight_decay), (2e-4, 1e-4));
     assert_eq!(optimizer("ai-toolkit").eps, 1e-6, "it sets its own");
 }

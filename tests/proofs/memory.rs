@@ -11,7 +11,7 @@ use proofs::project::Project;
 use trainer::bytes::Bytes;
 use trainer::learning::optim::OptimizerConfig;
 use trainer::machine::forecast::{
-    Decoding, Engine, Forecaster, Neighbours, Networks, StageMemory, StagePlan, Task, Way,
+    Decoding, Engine, Forecaster, LossTask, Neighbours, Networks, StageMemory, StagePlan, Task, Way,
 };
 use trainer::machine::memory::{
     Card, Choice, KeepConfig, Machine, MemoryConfig, Offload, Room, Shape, Shapes, WeightPlace, choose,
@@ -60,6 +60,7 @@ impl Model {
             networks: Networks::One,
             decoding: Decoding::Beside,
             rule: OptimizerConfig::default().rule(),
+            objective: LossTask::default(),
         }
     }
 }

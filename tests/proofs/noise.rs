@@ -4,8 +4,11 @@
 use std::collections::HashSet;
 
 use kernels::random::Key;
-use proofs::fixture_tensors;
-use trainer::learning::noise::{Distribution, Streams, TimestepConfig, Weighting, bsmntw};
+use proofs::{fixture, fixture_json, fixture_tensors};
+use trainer::learning::noise::{
+    Distribution, EVAL_SIGMAS, Grid, Place, Streams, TimestepConfig, Weighting, bsmntw,
+};
+use trainer::tools::probe::timesteps;
 
 const DRAWS: u64 = 20_000;
 /// Kolmogorov and Smirnov's distance of 20 000 right draws is beyond this once in a thousand times: 1.95 / sqrt(n).
@@ -29,6 +32,18 @@ fn cdf(config: &TimestepConfig, sigma: f64) -> f64 {
         Distribution::Uniform => unshifted,
         Distribution::Shift | Distribution::Sigmoid => normal_cdf(logit / config.scale),
         Distribution::LogitNormal => normal_cdf((logit - config.mean) / config.std),
+        Distribution::Logsnr => normal_cdf((2.0 * logit + config.mean) / config.std),
+        Distribution::Style => unshifted.cbrt(),
+        Distribution::Content => 1.0 - (1.0 - unshifted).cbrt(),
+        // Beta(2, 2).
+        Distribution::Beta => unshifted * unshifted * (3.0 - 2.0 * unshifted),
+        Distribution::Mode => {
+            // Counted over a grid of u.
+            let mode =
+                |u: f64| 1.0 - u - config.scale * ((std::f64::consts::FRAC_PI_2 * u).cos().powi(2) - 1.0 + u);
+            (0..10_000).filter(|i| mode((f64::from(*i) + 0.5) / 1e4) < unshifted).count() as f64 / 1e4
+        }
+        other => panic!("{other:?} depends on the size of a clip"),
     }
 }
 
@@ -55,6 +70,12 @@ fn configs() -> Vec<TimestepConfig> {
         TimestepConfig { shift: Some(5.0), ..of(Distribution::Uniform) },
         TimestepConfig { scale: 1.7, ..of(Distribution::Sigmoid) },
         TimestepConfig { mean: -0.6, std: 0.7, ..of(Distribution::LogitNormal) },
+        TimestepConfig { mean: 1.0, std: 2.0, ..of(Distribution::Logsnr) },
+        TimestepConfig { scale: 1.29, shift: Some(3.0), ..of(Distribution::Mode) },
+        TimestepConfig { scale: -0.5, ..of(Distribution::Mode) },
+        of(Distribution::Beta),
+        of(Distribution::Content),
+        of(Distribution::Style),
     ]
 }
 
@@ -152,4 +173,169 @@ fn a_draw_is_a_function_of_seed_purpose_step_and_slot_alone() {
             );
         }
     }
+}
+
+/// Every map of the golden values. A grid may put a number that is at one of its points on either side of it.
+#[test]
+fn noise_levels_equal_their_golden_values() {
+    let golden = fixture_json("learning/timesteps.json");
+    let got = timesteps::sigmas(&fixture("learning/timesteps.json")).unwrap();
+    let (golden, got) = (golden["cases"].as_array().unwrap(), got["cases"].as_array().unwrap());
+    assert_eq!(golden.len(), 40);
+    let number = |value: &serde_json::Value| value.as_f64().unwrap();
+    for (expected, got) in golden.iter().zip(got) {
+        let name = expected["name"].as_str().unwrap();
+        assert_eq!((&expected["name"], &expected["input"]), (&got["name"], &got["input"]));
+        for (key, value) in expected["params"].as_object().unwrap() {
+            let (value, got) = (number(value), number(&got["params"][key]));
+            assert!((value - got).abs() <= 1e-12 * value.abs(), "{name} {key}: {got}, not {value}");
+        }
+        let (rows, mut moved) = (expected["sigma"].as_array().unwrap(), 0);
+        for (i, (expected, got)) in rows.iter().zip(got["sigma"].as_array().unwrap()).enumerate() {
+            let gap = (number(expected) - number(got)).abs();
+            // One timestep of 1000, or the widest gap between two rows of the table; at most one draw in fifty is so near to one.
+            let step = if name.ends_with("_grid") { 1.000_001e-3 } else { 1e-4 };
+            let is_grid = name.ends_with("_grid") || name.starts_with("quantile");
+            moved += usize::from(gap > 1e-6);
+            assert!(gap <= if is_grid { step } else { 1e-6 }, "{name} {i}: {got}, not {expected}");
+        }
+        assert!(moved <= 1, "{name}: {moved} draws fell on another point of the grid");
+    }
+}
+
+/// The histogram that a plan shows is that of the draws, and stratified draws fall into every part of it alike.
+#[test]
+fn the_histogram_is_that_of_the_draws() {
+    const PARTS: usize = 10;
+    for config in configs() {
+        let config = TimestepConfig { min: 0.15, max: 0.93, ..config };
+        for stratified in [false, true] {
+            let config = TimestepConfig { stratified, ..config.clone() };
+            config.check().unwrap();
+            let (histogram, mut counted) = (config.histogram(PARTS), [0u32; PARTS]);
+            assert!((histogram.iter().sum::<f64>() - 1.0).abs() < 1e-12, "{config:?}");
+            for i in 0..DRAWS {
+                let place = Place { index: (i % 4) as usize, count: 4 };
+                let sigma = config.sigma_at(Streams::new(3).sigma(i / 4, i % 4), place).unwrap();
+                counted[((sigma * PARTS as f64) as usize).min(PARTS - 1)] += 1;
+            }
+            for (part, (share, count)) in histogram.iter().zip(counted).enumerate() {
+                let got = f64::from(count) / DRAWS as f64;
+                // Five deviations of a share of that many draws.
+                assert!(
+                    (got - share).abs() < 5.0 * 0.5 / (DRAWS as f64).sqrt(),
+                    "{config:?} {part}: {got}, {share}"
+                );
+            }
+        }
+    }
+}
+
+/// Each of the samples of a step has a draw in its own part of the distribution; alone it has all of it, and a draw is a function
+/// of its place.
+#[test]
+fn stratified_draws_share_the_distribution_out() {
+    let config = TimestepConfig { stratified: true, ..TimestepConfig::default() };
+    let whole = TimestepConfig { stratified: false, ..config.clone() };
+    let count = 8;
+    for step in 0..50 {
+        for index in 0..count {
+            let key = Streams::new(9).sigma(step, index as u64);
+            let sigma = config.sigma_at(key, Place { index, count }).unwrap();
+            let below = 1.0 - whole.share_from(sigma);
+            let part = index as f64 / count as f64;
+            assert!(below > part - 1e-6 && below < part + 1.0 / count as f64 + 1e-6, "{index}: {below}");
+            assert_eq!(sigma, config.sigma_at(key, Place { index, count }).unwrap());
+        }
+    }
+}
+
+#[test]
+fn a_shift_by_size_is_that_of_the_clip() {
+    let flux = TimestepConfig { distribution: Distribution::FluxShift, ..TimestepConfig::default() };
+    let key = Streams::new(1).sigma(0, 0);
+    assert!(flux.sigma(key).unwrap_err().to_string().contains("flux-shift"), "it needs a size");
+    let small = flux.for_tokens(256);
+    let fixed = TimestepConfig { shift: Some(0.5f64.exp()), ..TimestepConfig::default() };
+    assert_eq!(small.sigma(key).unwrap(), fixed.sigma(key).unwrap());
+    assert!(flux.for_tokens(4096).sigma(key).unwrap() > small.sigma(key).unwrap());
+    assert!(
+        EVAL_SIGMAS.iter().all(|sigma| flux.for_tokens(4096).share_from(*sigma) > small.share_from(*sigma))
+    );
+}
+
+/// A grid gives its points and no other number.
+#[test]
+fn a_grid_is_drawn_from() {
+    let of = |grid| TimestepConfig { grid, ..TimestepConfig::default() };
+    let (descending, quantiles) = (of(Grid::Descending), of(Grid::Quantiles));
+    let descending = TimestepConfig { distribution: Distribution::LogitNormal, mean: 1.0, ..descending };
+    let mut mean = 0.0;
+    for i in 0..2000 {
+        let key = Streams::new(4).sigma(i, 0);
+        let sigma = descending.sigma(key).unwrap();
+        assert!((sigma * 1000.0 - (sigma * 1000.0).round()).abs() < 1e-9, "{sigma}");
+        mean += sigma / 2000.0;
+        // Shift 3 of the table's first and last row.
+        let sigma = quantiles.sigma(key).unwrap();
+        assert!((0.06..0.993).contains(&sigma), "{sigma}");
+    }
+    assert!(mean < 0.35, "a large index is little noise: {mean}");
+    assert!((1.0 - descending.share_from(0.5) - 0.841).abs() < 1e-3);
+}
+
+/// Weights by sigma, and their golden values.
+#[test]
+fn weights_equal_their_golden_values() {
+    let golden = fixture_json("learning/losses.json");
+    let rows = |value: &serde_json::Value| -> Vec<f64> {
+        value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
+    };
+    let sigmas = rows(&golden["sigmas"]);
+    for (name, weighting) in [
+        ("sigma_sqrt", Weighting::SigmaSqrt),
+        ("cosmap", Weighting::Cosmap),
+        ("bell", Weighting::Bell),
+        ("sigma", Weighting::Sigma),
+        ("min_snr_velocity", Weighting::MinSnrVelocity),
+        ("min_snr_vpred", Weighting::MinSnrVpred),
+    ] {
+        for (sigma, expected) in sigmas.iter().zip(rows(&golden["weights"][name])) {
+            let got = weighting.at(*sigma, 5.0);
+            // The bell is a difference that is 0 at its ends.
+            assert!(
+                (got - expected).abs() <= 1e-5 * expected.abs() + 1e-12,
+                "{name} at {sigma}: {got}, not {expected}"
+            );
+        }
+    }
+    let table = &golden["bell_index_table"];
+    for (index, (bell, half)) in
+        rows(&table["index"]).iter().zip(rows(&table["bell"]).into_iter().zip(rows(&table["half_bell"])))
+    {
+        let sigma = 1.0 - index / 1000.0;
+        let close = |got: f64, expected: f64| (got - expected).abs() <= 1e-5 * expected + 1e-12;
+        assert!(close(Weighting::Bell.at(sigma, 5.0), bell), "bell at {index}");
+        assert!(close(Weighting::HalfBell.at(sigma, 5.0), half), "half bell at {index}");
+    }
+    assert!(Weighting::SigmaSqrt.at(0.0, 5.0) <= 1e6 && Weighting::MinSnrVpred.at(0.0, 5.0) == 0.0);
+}
+
+#[test]
+fn settings_that_do_not_fit_the_distribution_are_refused() {
+    for (settings, told) in [
+        ("distribution = \"mode\"\nscale = 1.8", "train.timesteps.scale"),
+        ("distribution = \"uniform\"\nalpha = 2.0", "train.timesteps.alpha"),
+        ("distribution = \"beta\"\nbeta = 0.0", "train.timesteps.beta"),
+        ("distribution = \"qwen-shift\"\nshift = 3.0", "train.timesteps.shift"),
+        ("gamma = 5.0", "train.timesteps.gamma"),
+        ("weighting = \"min-snr-velocity\"\ngamma = -1.0", "train.timesteps.gamma"),
+        ("stratified = true\ngrid = \"quantiles\"", "train.timesteps.grid"),
+    ] {
+        let config: TimestepConfig = toml::from_str(settings).unwrap();
+        let why = config.check().unwrap_err().to_string();
+        assert!(why.contains(told), "{settings}: {why}");
+    }
+    let unknown = toml::from_str::<TimestepConfig>("distribution = \"cosine\"").unwrap_err().to_string();
+    assert!(unknown.contains("cosine") && unknown.contains("logsnr"), "{unknown}");
 }

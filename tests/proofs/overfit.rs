@@ -7,7 +7,7 @@ use models::dit::BlockPlan;
 use proofs::project::Project;
 use proofs::small::{config, open_weights, pipeline, uniform};
 use trainer::learning::NoiseRange;
-use trainer::learning::lr::{LrSchedule, learning_rate};
+use trainer::learning::lr::{Curve, Rates, WarmUp};
 use trainer::learning::optim::{AdamW, Optimizer, Rule, Step, checked_norm, clip_factor};
 use trainer::pipeline::Pipeline;
 use trainer::plan::Plan;
@@ -55,12 +55,14 @@ fn a_few_hundred_steps_learn_a_clip() {
     let mut optimizer = Optimizer::new(&pipeline, RULE).unwrap();
     let (before, of_zero) = held_out_loss(&batches, &pipeline);
     let (mut cursor, plans) = (Cursor::default(), uniform(&pipeline, BlockPlan::default()));
+    let cosine = Curve::Cosine { floor: 0.0, cycles: 1 };
+    let rates = Rates { peak: 1e-2, steps: STEPS, warmup: WarmUp::above_zero(10), curve: cosine };
     for step in 0..STEPS {
         let data = batches.step(step, cursor, 1).unwrap();
         cursor = data.cursor;
         let gradients = pipeline.train(&data.micro_batches, &plans).unwrap().gradients;
         let norm = checked_norm(&gradients, optimizer.states().keys()).unwrap();
-        let lr = learning_rate(1e-2, LrSchedule::Cosine, 10, STEPS, step);
+        let lr = rates.at(step);
         let step = Step { lr, factor: clip_factor(norm, 1.0), number: step + 1 };
         optimizer.update(&gradients, &step).unwrap();
         optimizer.publish(&mut pipeline);

@@ -10,7 +10,7 @@ use proofs::source::{File, files, root};
 use serde_json::{Value, json};
 use trainer::base::Trained;
 use trainer::cli::Arguments;
-use trainer::machine::forecast::{Decoding, Engine, Networks, StageMemory, Task, Way};
+use trainer::machine::forecast::{Decoding, Engine, LossTask, Networks, StageMemory, Task, Way};
 use trainer::machine::memory::{Card, Forecast, Machine, Room, Shapes, StageForecast, settle};
 use trainer::machine::precision::{PrecisionRequest, Processor};
 use trainer::recipe::{Recipe, WORDS, defaults};
@@ -119,8 +119,10 @@ fn a_recipe_with_every_key_is_read_and_one_with_another_is_refused() {
     for section in sections.as_object_mut().unwrap().values_mut() {
         section.as_object_mut().unwrap().retain(|_, value| !value.is_null());
     }
-    for inner in ["timesteps", "drop"] {
-        sections["train"][inner].as_object_mut().unwrap().retain(|_, value| !value.is_null());
+    for (outer, inner) in
+        [("train", "timesteps"), ("train", "drop"), ("train", "loss"), ("optimizer", "rate")]
+    {
+        sections[outer][inner].as_object_mut().unwrap().retain(|_, value| !value.is_null());
     }
     let text = |value: &Value| toml::to_string(value).unwrap();
     std::fs::write(&path, text(&sections)).unwrap();
@@ -242,6 +244,7 @@ fn forecast(name: &str, recipe: &Recipe, host: u64) -> Forecast {
         },
         decoding: Decoding::Beside,
         rule: recipe.optimizer.rule(),
+        objective: LossTask::default(),
     };
     let settled =
         settle(&task, &machine(recipe.devices.stages.len(), host), &recipe.memory, None, &Shapes::default());

@@ -20,8 +20,8 @@ use trainer::encode::prompt::ClipRequest;
 use trainer::learning::NoiseRange;
 use trainer::learning::optim::{Optimizer, OptimizerConfig, Step, checked_norm};
 use trainer::machine::forecast::{
-    Calls, ClipShape, Decoding, Engine, Forecaster, Held, Neighbours, Networks, Rehearsal, Residuals, Scene,
-    StagePlan, Task, Way,
+    Calls, ClipShape, Decoding, Engine, Forecaster, Held, LossTask, Neighbours, Networks, Rehearsal,
+    Residuals, Scene, StagePlan, Task, Way,
 };
 use trainer::pipeline::{Pipeline, StepOutcome};
 use trainer::sample::{Prompted, Session};
@@ -30,7 +30,7 @@ use trainer::solver::{Convention, SolverKind};
 /// Blocks of the models here.
 const LAYERS: usize = 3;
 /// Every way to keep a block, and every place for it.
-const PLANS: [BlockPlan; 5] = [
+pub(crate) const PLANS: [BlockPlan; 5] = [
     BlockPlan { keep: Keep::Input, place: KeepPlace::Device },
     BlockPlan { keep: Keep::Attention, place: KeepPlace::Device },
     BlockPlan { keep: Keep::All, place: KeepPlace::Device },
@@ -82,7 +82,7 @@ fn taken_by(
 
 /// Checks that both take the same, on one stage and on each of two, with blocks treated as `plan` and those behind the first
 /// as `behind`.
-fn assert_shadow(what: &str, task: &Task, [plan, behind]: [BlockPlan; 2], ffn_tokens: usize) {
+pub(crate) fn assert_shadow(what: &str, task: &Task, [plan, behind]: [BlockPlan; 2], ffn_tokens: usize) {
     let layers = task.config().layers;
     for (index, count, blocks) in [(0, 1, 0..layers), (0, 2, 0..1), (1, 2, 1..layers)] {
         let keep = blocks.clone().map(|n| if n == 0 { plan } else { behind }).collect();
@@ -103,7 +103,7 @@ fn neighbours(index: usize, count: usize) -> Neighbours {
     Neighbours { index, count, previous: way(index > 0), next: way(index + 1 < count) }
 }
 
-fn task(dit: impl Into<Arc<dyn Architecture>>, targets: &[Target]) -> Task<'_> {
+pub(crate) fn task(dit: impl Into<Arc<dyn Architecture>>, targets: &[Target]) -> Task<'_> {
     Task {
         dit: dit.into(),
         base: Base::F32,
@@ -119,6 +119,7 @@ fn task(dit: impl Into<Arc<dyn Architecture>>, targets: &[Target]) -> Task<'_> {
         networks: Networks::One,
         decoding: Decoding::Beside,
         rule: OptimizerConfig::default().rule(),
+        objective: LossTask::default(),
     }
 }
 

@@ -12,7 +12,7 @@ use models::dit::{
 };
 use models::published::Kind;
 use models::weights::{TensorSpec, Weights};
-use trainer::pipeline::{MicroBatch, NetworkInput, Pipeline};
+use trainer::pipeline::{MicroBatch, NetworkInput, Objective, Pipeline};
 
 use crate::{device, randn};
 
@@ -194,6 +194,7 @@ pub fn micro_batch(name: &str, batch: usize, rows: usize, dropout: Option<f64>) 
         target: randn(&format!("{name}.target"), shape),
         weights: (0..batch).map(|i| 0.25 + 0.5 * i as f32).collect(),
         mask: None,
+        objective: Objective::default(),
         dropout: dropout
             .map(|p| Dropout { p, keys: (0..batch as u64).map(|i| key.child("dropout", i)).collect() }),
     }

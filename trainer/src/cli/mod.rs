@@ -18,6 +18,7 @@ mod launch;
 mod merge;
 mod named;
 mod new;
+mod noise_levels;
 mod plan;
 mod precision;
 mod probe;

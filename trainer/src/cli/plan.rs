@@ -11,6 +11,7 @@ use models::published::Published;
 
 use super::devices::RecipeDevices;
 use super::fetch::{Missing, resolved};
+use super::noise_levels;
 use super::replica::BYTES_OF_GIGABIT;
 use crate::bytes::Bytes;
 use crate::machine::memory::Cards;
@@ -57,20 +58,23 @@ impl Plan {
         let planned = make(&self.recipe, &overrides, ui)?;
         let forecast = &planned.forecast;
         let footage = planned.dataset.footage();
+        let levels = plan::noise_levels(&planned)?;
         let object = serde_json::json!({
             "plan": planned.plan,
             "memory": forecast,
             "notes": planned.notes,
             "texts": texts(&planned),
+            "noise_levels": levels,
             "footage": { "seconds_found": footage.found, "seconds_trained": footage.trained },
         });
         let text = format!(
-            "{}\n{}\n{}{}{}{forecast}",
+            "{}\n{}\n{}{}{}{}{forecast}",
             planned.plan.to_toml()?,
             buckets(&planned),
             in_words(&footage),
             captions(&planned),
-            experts(&planned.plan)?
+            experts(&planned.plan)?,
+            noise_levels::in_bars(&levels)
         );
         ui.tell(&text, &object);
         Ok(0)

@@ -1,5 +1,6 @@
 //! `tandem probe`.
 
+mod learning;
 mod sample;
 
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ use crate::pipeline::Pipeline;
 use crate::solver::{Convention, Schedule, SolverKind};
 use crate::tools::probe::{self, Inputs, Outputs, Past, train::TrainProbe};
 use crate::watch::ui::Ui;
+use learning::{CasesProbe, LossProbe, OptimizerProbe};
 use sample::SampleProbe;
 
 /// Run one part on given tensors, to compare it with another implementation.
@@ -85,6 +87,13 @@ enum ProbePart {
     Solver(SolverProbe),
     /// An optimiser: `p0.N` and `grad.N` [steps,...] -> `p.N` [steps,...] after each step.
     Optimizer(OptimizerProbe),
+    /// Losses with masks and weights by sigma: `pred`, `target` [b,c,t,h,w], `sigma` [b], `maskN.pixels` [b,f,h,w] in 0..255 ->
+    /// `maskN.latent`, `weight_clamp`, `weight_lerp`, `grad.LOSS.WEIGHTS.REDUCTION`, and the losses as JSON.
+    Loss(LossProbe),
+    /// Learning rates of every step by every schedule, as JSON; a warm-up begins with the rate 0, as in transformers.
+    Schedule(CasesProbe),
+    /// Noise levels by every distribution on given random numbers, as JSON.
+    Timesteps(CasesProbe),
     /// Training steps: `x0`, `noise`, `sigmas` or `timesteps` (per step, sample or token), `context`, `init.*`, and where the
     /// model takes them `cond` (or `y`), `clip_fea`, `ref_latent`, `camera`, `vace_context`, `pose_latents`, `face_pixel_values`,
     /// `loss_weight_mask` -> `losses`, `grad_norms`, `grad0.*`, `final.*`.
@@ -252,21 +261,6 @@ struct TextProbe {
     device: String,
 }
 
-/// A case of a file of cases, and the tensors.
-#[derive(Debug, Args)]
-struct OptimizerProbe {
-    /// JSON: `{"cases": {"NAME": {"kind": "lion", "lr": 1e-4, ...}}}`, with kind `adamw`, `adamw8bit`, `lion`, `adafactor`,
-    /// `schedulefree`, `prodigy`, `came` or `muon` and the settings of the optimiser's own package. Moments in 8 bits read
-    /// `p0_8bit.N` and `grad_8bit.N`.
-    #[arg(long, value_name = "FILE")]
-    cases: PathBuf,
-    /// The case.
-    #[arg(long, value_name = "NAME")]
-    case: String,
-    #[command(flatten)]
-    files: Files,
-}
-
 #[derive(Debug, Args)]
 struct SolverProbe {
     /// Solver.
@@ -353,10 +347,10 @@ impl Probe {
                 finish(&probe.output, &probe::text::encode(&probe.encoder()?, &prompts)?, ui)
             }
             ProbePart::Solver(probe) => probe.run(ui),
-            ProbePart::Optimizer(probe) => {
-                let case = probe::optimizer::Case::read(&probe.cases, &probe.case)?;
-                finish(&probe.files.output, &case.run(&Inputs::open(&probe.files.input)?)?, ui)
-            }
+            ProbePart::Optimizer(probe) => probe.run(ui),
+            ProbePart::Loss(probe) => probe.run(ui),
+            ProbePart::Schedule(probe) => learning::print(&probe::schedule::rates(&probe.cases)?, ui),
+            ProbePart::Timesteps(probe) => learning::print(&probe::timesteps::sigmas(&probe.cases)?, ui),
             ProbePart::Sample(probe) => probe.run(ui),
             ProbePart::Train(probe) => {
                 let inputs = Inputs::open(&probe.files.input)?;

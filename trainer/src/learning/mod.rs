@@ -1,6 +1,8 @@
-//! Rules of learning that do not depend on a run: optimisers, learning rates, noise levels.
+//! Rules of learning that do not depend on a run: optimisers, learning rates, losses, noise levels.
 
+pub mod loss;
 pub mod lr;
+pub mod mask;
 pub mod noise;
 mod noise_range;
 pub mod optim;

@@ -1,6 +1,7 @@
 //! What goes into the pipeline when it trains.
 
 use kernels::Tensor;
+use kernels::loss::{Penalty, Reduction};
 use models::dit::{Dropout, NetworkInput};
 
 /// A micro-batch to train on.
@@ -15,6 +16,21 @@ pub struct MicroBatch {
     pub weights: Vec<f32>,
     /// What counts in the mean, broadcast over the latents; `None` for all.
     pub mask: Option<Tensor>,
+    /// What the error of an element counts for.
+    pub objective: Objective,
     /// Dropout of the adapters' input.
     pub dropout: Option<Dropout>,
+}
+
+/// What the error of an element counts for. The default is the mean square error.
+#[derive(Debug, Clone, Default)]
+pub struct Objective {
+    /// What an error counts for, without weights. Its factor is in the weights of the samples.
+    pub penalty: Penalty,
+    /// The scale of the errors of each sample, `[b]`, where the penalty has one; else empty.
+    pub scale: Vec<f32>,
+    /// Weights of elements (a mask of the clip), [b, 1, t, h, w] f32 at least 0; `None` for ones.
+    pub weights: Option<Tensor>,
+    /// How the weighted errors become one number.
+    pub reduction: Reduction,
 }

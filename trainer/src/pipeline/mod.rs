@@ -28,7 +28,7 @@ use models::weights::Weights;
 
 pub use calls::{Called, Calls, Returns, run_all};
 pub use groups::held_by;
-pub use micro_batch::MicroBatch;
+pub use micro_batch::{MicroBatch, Objective};
 pub use models::dit::NetworkInput;
 pub use parking::{ParkedStage, ParkedWeights, WeightParking};
 pub(crate) use residuals::with_entry;

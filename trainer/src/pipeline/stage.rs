@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use kernels::loss::Terms;
 use kernels::transfer::HostStore;
 use kernels::weight::Weight;
 use kernels::{DType, Device, Tensor};
@@ -44,8 +45,10 @@ pub(super) struct Placed {
 /// What the last stage holds the prediction against.
 struct Expected {
     target: Tensor,
-    weights: Tensor,
-    mask: Option<Tensor>,
+    samples: Tensor,
+    counted: Option<Tensor>,
+    scale: Option<Tensor>,
+    weights: Option<Tensor>,
 }
 
 /// What a stage holds of a micro-batch between its forward and its backward.
@@ -122,12 +125,17 @@ impl Stage {
     /// Puts what this stage uses of `batch` onto its device. Copies from the host wait for the device, so all of them
     /// are made before its first operation.
     pub(super) fn place(&self, batch: &MicroBatch) -> Result<Placed> {
+        let here = |x: &Option<Tensor>| x.as_ref().map(|x| x.to_device(&self.device)).transpose();
+        let (objective, has_scale) = (&batch.objective, batch.objective.penalty.has_scale());
+        let scale = || Tensor::new(objective.scale.as_slice(), &self.device);
         let expected = match &self.dit.head {
             None => None,
             Some(_) => Some(Expected {
                 target: batch.target.to_device(&self.device)?,
-                weights: Tensor::new(batch.weights.as_slice(), &self.device)?,
-                mask: batch.mask.as_ref().map(|mask| mask.to_device(&self.device)).transpose()?,
+                samples: Tensor::new(batch.weights.as_slice(), &self.device)?,
+                counted: here(&batch.mask)?,
+                scale: has_scale.then(scale).transpose()?,
+                weights: here(&objective.weights)?,
             }),
         };
         let input = self.dit.embedder.as_ref().map(|_| batch.input.to_device(&self.device)).transpose()?;
@@ -195,8 +203,16 @@ impl Stage {
         };
         let x_bld = streams.main;
         let velocity = head.forward(&x_bld, &context)?;
-        let Expected { target, weights, mask } = expected;
-        let loss = kernels::loss::mse(&velocity, &target, &weights, mask.as_ref())?;
+        let Expected { target, samples, counted, scale, weights } = expected;
+        let terms = Terms {
+            penalty: batch.objective.penalty,
+            scale: scale.as_ref(),
+            samples: &samples,
+            counted: counted.as_ref(),
+            weights: weights.as_ref(),
+            reduction: batch.objective.reduction,
+        };
+        let loss = kernels::loss::loss(&velocity, &target, &terms)?;
         let end = Some(End { x_bld, d_velocity: loss.d_prediction });
         Ok((Passed::Loss(loss.value), InFlight { context, kept, end }))
     }

@@ -9,6 +9,7 @@ mod conditions;
 mod difference;
 mod found;
 mod layout;
+mod noise_levels;
 mod overrides;
 mod parts;
 mod rest;
@@ -45,6 +46,7 @@ pub use difference::Difference;
 pub use found::{LongText, TextsToEncode, long_texts, texts_to_encode};
 use layout::with_clip_share;
 pub use layout::{Laid, laid};
+pub use noise_levels::{NoiseLevels, noise_levels};
 pub use overrides::Overrides;
 pub(crate) use rest::in_group;
 pub use rest::{BehindSampling, Rest, Split};
@@ -292,7 +294,7 @@ impl Plan {
         let targets = adapter.select(&dit.adaptable_modules())?;
         let seed = recipe.run.seed.unwrap_or(42);
         let mut train = recipe.train;
-        settle_steps(&mut train, &dataset, seed)?;
+        settle_steps(&mut train, &recipe.optimizer, &dataset, seed)?;
         let ranges = settle_ranges(&mut train, &adapter, &targets, (&model, &dit))?;
         conditions::check_experts(&dataset, &ranges)?;
         let frames = data.frames.iter().copied().max().unwrap_or(1);
@@ -415,6 +417,7 @@ fn check_numbers(recipe: &Recipe) -> Result<()> {
         return refuse("checkpoint.keep_last", "must be at least 1");
     }
     train.timesteps.check()?;
+    train.loss.check()?;
     recipe.memory.check()?;
     recipe.optimizer.check()
 }

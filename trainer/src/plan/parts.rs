@@ -15,7 +15,7 @@ use crate::encode::prompt::ClipRequest;
 use crate::error::{Error, Result};
 use crate::learning::NoiseRange;
 use crate::learning::optim::OptimizerConfig;
-use crate::machine::forecast::{Decoding, Networks, Task};
+use crate::machine::forecast::{Decoding, LossTask, Networks, Task};
 use crate::machine::memory::Shapes;
 use crate::paths::existing;
 use crate::recipe::TrainConfig;
@@ -149,18 +149,27 @@ fn check_cache(
 /// Puts steps in place of `train.epochs`: as many as show every clip of `dataset` that often.
 ///
 /// # Errors
-/// No epochs at all, and more steps than can be counted.
-pub(super) fn settle_steps(train: &mut TrainConfig, dataset: &Dataset, seed: u64) -> Result<()> {
+/// No epochs at all, more steps than can be counted, and fewer than the learning rate's schedule takes.
+pub(super) fn settle_steps(
+    train: &mut TrainConfig,
+    optimizer: &OptimizerConfig,
+    dataset: &Dataset,
+    seed: u64,
+) -> Result<()> {
+    if let Some(epochs) = train.epochs.take() {
+        train.steps = steps_of(epochs, train, dataset, seed)?;
+    }
+    optimizer.check_length(train.steps)
+}
+
+/// The steps that show every clip of `dataset` `epochs` times.
+fn steps_of(epochs: u64, train: &TrainConfig, dataset: &Dataset, seed: u64) -> Result<u64> {
     let refuse = |why: &str| Err(Error::Setting { key: "train.epochs".into(), why: why.into() });
-    let Some(epochs) = train.epochs.take() else { return Ok(()) };
     let items = dataset.order_items(&dataset.split().0);
     match Order::new(items, seed, train.batch).batches_of(epochs) {
         Some(0) if epochs == 0 => refuse("must be at least 1"),
         Some(0) => refuse("how many steps an epoch has depends on the clips: give train.steps, or the clips"),
-        Some(micro_batches) => {
-            train.steps = micro_batches.div_ceil(train.accumulate as u64);
-            Ok(())
-        }
+        Some(micro_batches) => Ok(micro_batches.div_ceil(train.accumulate as u64)),
         None => refuse("is more than can be counted"),
     }
 }
@@ -173,7 +182,9 @@ pub(super) fn settle_ranges(
     targets: &[Target],
     (model, dit): (&BaseModel, &DitConfig),
 ) -> Result<Vec<NoiseRange>> {
-    train.timesteps.shift = Some(train.timesteps.shift());
+    if !train.timesteps.is_by_size() {
+        train.timesteps.shift = Some(train.timesteps.shift());
+    }
     train.picture_share = picture_share(train.picture_share, dit)?;
     train.drop = train.drop.settled(dit.kind.facts().faces)?;
     train.high_share = high_share(train, model)?;
@@ -210,6 +221,7 @@ pub(super) fn task<'a>(
         networks,
         decoding: Decoding::Beside,
         rule: optimizer.rule(),
+        objective: LossTask { penalty: train.loss.penalty(), ..LossTask::default() },
     }
 }
 
@@ -289,6 +301,10 @@ fn high_share(train: &TrainConfig, model: &BaseModel) -> Result<Option<f64>> {
     match (model.expert, train.high_share) {
         (Some(Trained::Both), Some(share)) if !(0.0..=1.0).contains(&share) => {
             refuse("must lie between 0 and 1")
+        }
+        (Some(Trained::Both), None) if train.timesteps.is_by_size() => {
+            let name = train.timesteps.distribution.name();
+            refuse(&format!("with {name} it depends on the size of each clip: set it"))
         }
         (Some(Trained::Both), asked) => {
             Ok(Some(asked.unwrap_or_else(|| train.timesteps.share_from(model.boundary.unwrap_or(0.0)))))

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::ModelConfig;
 use crate::error::{Error, Result};
+use crate::learning::loss::LossConfig;
 use crate::learning::noise::TimestepConfig;
 use crate::learning::optim::OptimizerConfig;
 use crate::machine::devices::DevicesConfig;
@@ -109,6 +110,8 @@ pub struct TrainConfig {
     pub high_share: Option<f64>,
     /// How noise levels are drawn and weighted.
     pub timesteps: TimestepConfig,
+    /// What an error counts for.
+    pub loss: LossConfig,
     /// Steps between two measurements of the held-out loss; 0 for none but the first and last. Default 0.
     pub eval_every: u64,
 }
@@ -126,6 +129,7 @@ impl Default for TrainConfig {
             drop: ConditionDropout::default(),
             high_share: None,
             timesteps: TimestepConfig::default(),
+            loss: LossConfig::default(),
             eval_every: 0,
         }
     }

@@ -21,7 +21,7 @@ type Row = (&'static str, &'static str, &'static str);
 
 /// Keys of musubi-tuner, diffusion-pipe, ai-toolkit, DiffSynth-Studio and finetrainers; none of them is a key of ours in the
 /// same section.
-pub const WORDS: [Row; 121] = [
+pub const WORDS: [Row; 134] = [
     // The model.
     ("ckpt_path", "model.folder", ""),
     ("ckpt_dir", "model.folder", ""),
@@ -119,20 +119,53 @@ pub const WORDS: [Row; 121] = [
     ("train_batch_size", "train.batch", ""),
     ("batch_size", "train.batch", ""),
     ("micro_batch_size_per_gpu", "train.batch", ""),
-    ("timestep_sampling", "train.timesteps.distribution", "shift, uniform, sigmoid or logit-normal"),
-    ("timestep_type", "train.timesteps.distribution", "shift, uniform, sigmoid or logit-normal"),
-    ("timestep_sample_method", "train.timesteps.distribution", "shift, uniform, sigmoid or logit-normal"),
+    (
+        "timestep_sampling",
+        "train.timesteps.distribution",
+        "shift, uniform, sigmoid, logit-normal, mode, logsnr, beta, content, style, flux-shift or qwen-shift",
+    ),
+    (
+        "timestep_type",
+        "train.timesteps.distribution",
+        "shift, uniform, sigmoid, logit-normal, mode, logsnr, beta, content, style, flux-shift or qwen-shift",
+    ),
+    (
+        "timestep_sample_method",
+        "train.timesteps.distribution",
+        "shift, uniform, sigmoid, logit-normal, mode, logsnr, beta, content, style, flux-shift or qwen-shift",
+    ),
     ("discrete_flow_shift", "train.timesteps.shift", ""),
     ("flow_shift", "train.timesteps.shift", ""),
     ("sigmoid_scale", "train.timesteps.scale", ""),
+    (
+        "weighting_scheme",
+        "train.timesteps.weighting",
+        "of the error; the draw is train.timesteps.distribution",
+    ),
+    ("logit_mean", "train.timesteps.mean", ""),
+    ("logit_std", "train.timesteps.std", ""),
+    ("mode_scale", "train.timesteps.scale", "with distribution = \"mode\""),
+    ("min_snr_gamma", "train.timesteps.gamma", "with weighting = \"min-snr-velocity\""),
     ("min_timestep", "train.timesteps.min", "a sigma, 0 to 1"),
     ("max_timestep", "train.timesteps.max", "a sigma, 0 to 1"),
+    ("loss_type", "train.loss.kind", "mse, l1, huber, smooth-l1 or pseudo-huber"),
+    ("huber_c", "train.loss.c", ""),
+    ("pseudo_huber_c", "train.loss.c", "with kind = \"pseudo-huber\""),
+    ("huber_schedule", "train.loss.c_schedule", ""),
     ("caption_dropout_rate", "train.caption_dropout", ""),
     ("uncond_fraction", "train.caption_dropout", ""),
     // The optimiser.
     ("optimizer_type", "optimizer.kind", ""),
     ("learning_rate", "optimizer.lr", ""),
-    ("lr_scheduler", "optimizer.schedule", "constant, linear or cosine"),
+    (
+        "lr_scheduler",
+        "optimizer.schedule",
+        "constant, linear, cosine, polynomial, inverse-sqrt, rex or one-cycle",
+    ),
+    ("lr_scheduler_num_cycles", "optimizer.rate.cycles", ""),
+    ("lr_scheduler_power", "optimizer.rate.power", ""),
+    ("lr_scheduler_min_lr_ratio", "optimizer.rate.floor", "a fraction of optimizer.lr"),
+    ("lr_scheduler_timescale", "optimizer.rate.timescale", ""),
     ("lr_warmup_steps", "optimizer.warmup", ""),
     ("warmup_steps", "optimizer.warmup", ""),
     ("max_grad_norm", "optimizer.clip_norm", ""),

@@ -1,6 +1,10 @@
 //! From cached items to micro-batches: which items a step sees, and what noise they get.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
 use data::{Batch, Cursor, Dataset, ForExpert, Item, Order, SetFacts};
+use kernels::random::Key;
 use kernels::{Device, Tensor};
 use models::dit::config::PATCH;
 use models::dit::{Conditioning, Dropout, Raw, Role};
@@ -9,8 +13,9 @@ use models::expert::Expert;
 use crate::encode::{LatentStore, LeftOut, PictureInputs};
 use crate::error::Result;
 use crate::learning::NoiseRange;
-use crate::learning::noise::{Streams, TimestepConfig};
-use crate::pipeline::{MicroBatch, NetworkInput};
+use crate::learning::loss::LossConfig;
+use crate::learning::noise::{Place, Streams, TimestepConfig};
+use crate::pipeline::{MicroBatch, NetworkInput, Objective};
 use crate::plan::Plan;
 use crate::recipe::ConditionDropout;
 use crate::replicas::Share;
@@ -27,8 +32,11 @@ pub struct Batches<'a> {
     streams: Streams,
     /// The networks that are trained, each with the distribution of its noise levels.
     networks: Vec<(NoiseRange, TimestepConfig)>,
+    /// Tokens of a frame of each size in pixels, where noise levels depend on them.
+    tokens: BTreeMap<(u32, u32), usize>,
     /// Of two experts, the share of the micro-batches that goes to the one for high noise.
     high_share: f64,
+    loss: LossConfig,
     caption_dropout: f64,
     adapter_dropout: f64,
     /// Share of the samples that are shown their first frame in place of a noisy one.
@@ -133,7 +141,12 @@ impl<'a> Batches<'a> {
             order,
             streams: Streams::new(plan.run.seed),
             networks: plan.trained_ranges().into_iter().map(cut).collect::<Result<_>>()?,
+            tokens: match plan.train.timesteps.is_by_size() {
+                true => tokens_by_size(dataset, encoded)?,
+                false => BTreeMap::new(),
+            },
             high_share: plan.train.high_share.unwrap_or(0.0),
+            loss: plan.train.loss.clone(),
             caption_dropout: plan.train.caption_dropout,
             adapter_dropout: plan.adapter.dropout,
             picture_share: plan.train.picture_share.unwrap_or(0.0),
@@ -176,20 +189,42 @@ impl<'a> Batches<'a> {
         let mut data = StepData::from(cursor);
         data.parts = self.dealt(step, &batches, share);
         for (index, (batch, after)) in batches.iter().enumerate() {
-            let (part, timesteps) = (data.parts[index], &self.network(step, index, batch).1);
+            let part = data.parts[index];
+            let total: usize = data.parts_of(part.expert).iter().map(|part| part.samples).sum();
+            let before = data.parts[..index].iter().filter(|other| other.expert == part.expert);
+            let before: usize = before.map(|part| part.samples).sum();
             let first_slot = data.sigmas.len() as u64;
-            for (slot, &item) in (first_slot..).zip(&batch.items) {
-                data.sigmas.push(timesteps.sigma(self.streams.sigma(step, slot))?);
+            for (i, &item) in batch.items.iter().enumerate() {
+                // Of all samples of the network in this step, so that strata go round.
+                let place =
+                    Place { index: (before + i + (step % total as u64) as usize) % total, count: total };
+                let timesteps = &self.network(step, index, batch).1;
+                let key = self.streams.sigma(step, first_slot + i as u64);
+                data.sigmas.push(self.sigma(self.trained[item], timesteps, key, place)?);
                 data.items.push(self.name(self.trained[item]).to_owned());
             }
             if part.rank == share.rank {
-                let total: usize = data.parts_of(part.expert).iter().map(|part| part.samples).sum();
-                data.micro_batches.push(self.micro_batch(step, (index, first_slot), batch, total)?);
+                let sigmas = &data.sigmas[first_slot as usize..];
+                data.micro_batches.push(self.micro_batch(
+                    step,
+                    (index, first_slot),
+                    (batch, sigmas),
+                    total,
+                )?);
                 data.experts.push(part.expert);
             }
             data.cursor = *after;
         }
         Ok(data)
+    }
+
+    /// The sigma that `key` draws of `timesteps` for a sample of `window`, which has `place` among those of its network.
+    fn sigma(&self, window: usize, timesteps: &TimestepConfig, key: Key, place: Place) -> Result<f64> {
+        let bucket = self.dataset.windows[window].bucket;
+        match self.tokens.get(&(bucket.width, bucket.height)) {
+            Some(&tokens) => timesteps.for_tokens(tokens).sigma_at(key, place),
+            None => timesteps.sigma_at(key, place),
+        }
     }
 
     /// Who makes which of `batches`.
@@ -208,22 +243,29 @@ impl<'a> Batches<'a> {
         parts
     }
 
-    /// Micro-batch `index` of step `step`, whose first sample is number `first_slot` of the step; its network has `total` samples
-    /// in this step.
+    /// Micro-batch `index` of step `step`, whose first sample is number `first_slot` of the step, at `sigmas`; its network has
+    /// `total` samples in this step.
     fn micro_batch(
         &self,
         step: u64,
         (index, first_slot): (usize, u64),
-        batch: &Batch,
+        (batch, sigmas): (&Batch, &[f64]),
         total: usize,
     ) -> Result<MicroBatch> {
         let timesteps = &self.network(step, index, batch).1;
-        let sample = |(slot, &item): (u64, &usize)| self.sample(self.trained[item], step, slot, timesteps);
-        let samples: Vec<Sample> = (first_slot..).zip(&batch.items).map(sample).collect::<Result<_>>()?;
+        let slots = (first_slot..).zip(sigmas).zip(&batch.items);
+        let sample = |((slot, &sigma), &item)| self.sample(self.trained[item], sigma, step, slot);
+        let samples: Vec<Sample> = slots.map(sample).collect::<Result<_>>()?;
         // The loss of a micro-batch is a mean over its samples; its share of the step makes that one of the step's.
         let part = samples.len() as f64 / total as f64;
-        let mut micro_batch =
-            stack(&samples, |sample| timesteps.weight(sample.sigma) * sample.weight * part)?;
+        let weight = |sample: &Sample| {
+            timesteps.weight(sample.sigma) * self.loss.factor_at(sample.sigma) * sample.weight * part
+        };
+        let mut micro_batch = stack(&samples, weight)?;
+        let (penalty, scales) =
+            (self.loss.penalty(), samples.iter().map(|s| self.loss.scale_at(s.sigma) as f32));
+        let scale = if penalty.has_scale() { scales.collect() } else { Vec::new() };
+        micro_batch.objective = Objective { penalty, scale, ..Objective::default() };
         if self.adapter_dropout > 0.0 {
             let keys =
                 (0..samples.len() as u64).map(|i| self.streams.dropout(step, first_slot + i)).collect();
@@ -285,8 +327,7 @@ impl<'a> Batches<'a> {
         self.held_out.len()
     }
 
-    fn sample(&self, window: usize, step: u64, slot: u64, timesteps: &TimestepConfig) -> Result<Sample> {
-        let sigma = timesteps.sigma(self.streams.sigma(step, slot))?;
+    fn sample(&self, window: usize, sigma: f64, step: u64, slot: u64) -> Result<Sample> {
         let drawn = self.streams.caption(step, slot);
         let is_dropped = drawn.uniform(0) < self.caption_dropout;
         let caption = if is_dropped { "" } else { self.item(window).drawn(drawn.uniform(1)) };
@@ -311,7 +352,7 @@ impl<'a> Batches<'a> {
     fn noised(
         &self,
         window: usize,
-        (sigma, noise): (f64, kernels::random::Key),
+        (sigma, noise): (f64, Key),
         caption: &str,
         given: Given,
         left_out: LeftOut,
@@ -351,6 +392,19 @@ impl<'a> Batches<'a> {
     }
 }
 
+/// Tokens of a frame of each size of the windows of `dataset`, counted as FLUX does: latents of two by two each.
+fn tokens_by_size(dataset: &Dataset, encoded: &LatentStore) -> Result<BTreeMap<(u32, u32), usize>> {
+    let mut tokens = BTreeMap::new();
+    for (index, window) in dataset.windows.iter().enumerate() {
+        let size = (window.bucket.width, window.bucket.height);
+        if let Entry::Vacant(entry) = tokens.entry(size) {
+            let (_, _, height, width) = encoded.latents(index)?.dims4()?;
+            entry.insert((height / PATCH) * (width / PATCH));
+        }
+    }
+    Ok(tokens)
+}
+
 /// Samples of one size as a micro-batch; `weight` says what a sample counts for.
 fn stack(samples: &[Sample], weight: impl Fn(&Sample) -> f64) -> Result<MicroBatch> {
     let of = |part: fn(&Sample) -> &Tensor| samples.iter().map(part).collect::<Vec<_>>();
@@ -365,6 +419,7 @@ fn stack(samples: &[Sample], weight: impl Fn(&Sample) -> f64) -> Result<MicroBat
         target: Tensor::stack(&of(|s| &s.target), 0)?,
         weights: samples.iter().zip(shares).map(|(s, share)| (weight(s) * share) as f32).collect(),
         mask,
+        objective: Objective::default(),
         dropout: None,
     })
 }

@@ -28,7 +28,7 @@ pub(super) struct Exchange<'a> {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct PartLoss {
     pub loss: f64,
-    /// Mean sigma, and the mean squared error without weights.
+    /// Mean sigma, and the mean error without weights, as the penalty counts it.
     pub by_sigma: Option<(f64, f64)>,
 }
 
@@ -125,7 +125,7 @@ impl<'a> Exchange<'a> {
     }
 }
 
-/// The mean sigma of a micro-batch and its mean squared error, from a loss that holds the micro-batch's weights; nothing
+/// The mean sigma of a micro-batch and its mean error (as the penalty counts it), from a loss that holds the micro-batch's weights; nothing
 /// where the weights leave nothing of it.
 fn unweighted(batch: &MicroBatch, loss: f64) -> Result<Option<(f64, f64)>> {
     let weight = batch.weights.iter().copied().map(f64::from).sum::<f64>() / batch.weights.len() as f64;

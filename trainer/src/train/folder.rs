@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::learning::lr::LrSchedule;
 use crate::plan::{Difference, Plan, Planned};
 use crate::report;
 use crate::train::checkpoint::{self, Progress};
@@ -293,7 +292,7 @@ fn may_change(stored: &Plan, plan: &Plan, key: &str) -> bool {
     if key == "memory.ffn_tokens" {
         return stored.devices != plan.devices;
     }
-    let is_length = key == "train.steps" && plan.optimizer.schedule == LrSchedule::Constant;
+    let is_length = key == "train.steps" && !plan.optimizer.schedule.depends_on_length();
     is_length || (key != "run.seed" && MAY_CHANGE.iter().any(|prefix| key.starts_with(prefix)))
 }
 

@@ -13,7 +13,6 @@ use super::Run;
 use super::exchange::Exchange;
 use super::networks::TrainedNetworks;
 use crate::error::{Error, Result};
-use crate::learning::lr::learning_rate;
 use crate::learning::optim::{Optimizer, Step, checked_norm, clip_factor};
 use crate::pipeline::{Pipeline, StepOutcome};
 use crate::plan::Plan;
@@ -79,7 +78,7 @@ struct Learnt {
     grad_norm: f64,
     lr: f64,
     experts: BTreeMap<Expert, ExpertRow>,
-    /// Sigma and mean squared error of each micro-batch.
+    /// Sigma and mean error of each micro-batch.
     by_sigma: Vec<(f64, f64)>,
     /// What each replica spent its time on, where there are several.
     replicas: Option<ReplicasRow>,
@@ -95,7 +94,7 @@ fn learn(
     replicas: &mut Replicas,
 ) -> Result<Learnt> {
     let (config, step) = (&plan.optimizer, progress.step);
-    let lr = factor * learning_rate(config.lr, config.schedule, config.warmup, plan.train.steps, step);
+    let lr = factor * config.rates(plan.train.steps).at(step);
     let keeping = plan.memory.keeping();
     let mut learnt = Learnt { lr, ..Learnt::default() };
     let is_pair = networks.len() > 1;

@@ -12,7 +12,7 @@ use super::rules::muon::{Muon, MuonScale};
 use super::rules::prodigy::{Decay, Prodigy};
 use super::rules::schedule_free::ScheduleFree;
 use crate::error::{Error, Result};
-use crate::learning::lr::LrSchedule;
+use crate::learning::lr::{LrSchedule, RateConfig, Rates};
 
 /// The optimiser and its learning rate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,10 +22,12 @@ pub struct OptimizerConfig {
     pub kind: OptimizerKind,
     /// Peak learning rate; with `prodigy` the factor of the rate that it finds, usually 1. Default 1e-4.
     pub lr: f64,
-    /// `constant`, `linear` or `cosine`. Default `constant`.
+    /// `constant`, `linear`, `cosine`, `polynomial`, `inverse-sqrt`, `rex` or `one-cycle`. Default `constant`.
     pub schedule: LrSchedule,
-    /// Steps over which the learning rate rises to its peak. Default 10.
-    pub warmup: u64,
+    /// Steps over which the learning rate rises to its peak, at most those of the run. Default 10; `one-cycle` has none.
+    pub warmup: Option<u64>,
+    /// The numbers of the schedule.
+    pub rate: RateConfig,
     /// Decay of the two moments, each at least 0 and below 1; not with `adafactor`. Default [0.9, 0.999], with `lion`
     /// [0.9, 0.99].
     pub betas: Option<[f64; 2]>,
@@ -110,7 +112,8 @@ impl Default for OptimizerConfig {
             kind: OptimizerKind::AdamW,
             lr: 1e-4,
             schedule: LrSchedule::Constant,
-            warmup: 10,
+            warmup: None,
+            rate: RateConfig::default(),
             betas: None,
             eps: 1e-8,
             weight_decay: 0.01,
@@ -130,6 +133,8 @@ impl Default for OptimizerConfig {
     }
 }
 
+/// Steps of the warm-up where nothing else is said.
+const WARMUP: u64 = 10;
 /// Prodigy multiplies the rate that it finds by `lr`: one below this was meant for another optimiser.
 const LEAST_PRODIGY_LR: f64 = 1e-2;
 
@@ -142,10 +147,30 @@ impl OptimizerConfig {
         })
     }
 
-    /// The same with its betas written out.
+    /// Steps of the warm-up, settled.
+    pub fn warmup(&self) -> u64 {
+        self.warmup.unwrap_or(if self.schedule == LrSchedule::OneCycle { 0 } else { WARMUP })
+    }
+
+    /// The learning rates of a run of `steps` updates.
+    pub fn rates(&self, steps: u64) -> Rates {
+        let warmup = self.warmup();
+        let curve = self.rate.curve(self.schedule, warmup);
+        Rates { peak: self.lr, steps, warmup: self.rate.warmup(warmup), curve }
+    }
+
+    /// The same with its betas and its warm-up written out.
     #[must_use]
     pub fn settled(self) -> Self {
-        Self { betas: Some(self.betas()), ..self }
+        Self { betas: Some(self.betas()), warmup: Some(self.warmup()), ..self }
+    }
+
+    /// Checks that a run of `steps` updates is long enough.
+    ///
+    /// # Errors
+    /// Naming the key and what it must be.
+    pub fn check_length(&self, steps: u64) -> Result<()> {
+        self.rates(steps).check(self.warmup)
     }
 
     /// The rule with its settings.
@@ -226,6 +251,7 @@ impl OptimizerConfig {
                 return refuse(key, format!("{value} must be above {least}"));
             }
         }
+        self.rate.check(self.schedule, self.warmup)?;
         self.check_kind()
     }
 
@@ -258,6 +284,12 @@ impl OptimizerConfig {
                 "schedule",
                 "adafactor sets the rate itself with relative_step: leave out one of the two".into(),
             ),
+            Adafactor if self.relative_step == Some(true) && self.warmup.is_some_and(|warmup| warmup > 0) => {
+                refuse(
+                    "warmup",
+                    "adafactor sets the rate itself with relative_step: leave out one of the two".into(),
+                )
+            }
             Prodigy if self.lr < LEAST_PRODIGY_LR => refuse(
                 "lr",
                 format!(

@@ -18,12 +18,12 @@ use models::weights::Weights;
 
 use super::calls::{Calls, ClipShape, Residuals, Sink, Source};
 use super::memo::Memo;
-use super::task::Task;
+use super::task::{Masks, Task};
 use crate::error::Result;
 use crate::learning::optim::{Optimizer, Step};
 use crate::pipeline::alone::{self, Neighbours};
 use crate::pipeline::schedule::one_f_one_b;
-use crate::pipeline::{Blocks, MicroBatch, ParkedStage, Stage, StepOutcome, with_entry};
+use crate::pipeline::{Blocks, MicroBatch, Objective, ParkedStage, Stage, StepOutcome, with_entry};
 use crate::replicas::nccl::{Pretended, sum_on_device};
 
 /// Micro-batches that are played beyond those in flight: from then on a stage does the same again and again.
@@ -346,6 +346,17 @@ fn micro_batch(task: &Task, m: usize, host: &Device) -> Result<MicroBatch> {
         target: video(task.config().out_channels)?,
         weights: vec![1.0; task.batch],
         mask: None,
+        objective: Objective {
+            penalty: task.objective.penalty,
+            scale: if task.objective.penalty.has_scale() { vec![1.0; task.batch] } else { Vec::new() },
+            weights: match task.objective.masks {
+                Masks::None => None,
+                Masks::Given => {
+                    Some(Tensor::zeros((task.batch, 1, frames, height, width), DType::F32, host)?)
+                }
+            },
+            reduction: task.objective.reduction,
+        },
         dropout: task.dropout.then(dropout),
     })
 }

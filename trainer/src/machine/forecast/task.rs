@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use kernels::device::Repeatability;
+use kernels::loss::{Penalty, Reduction};
 use models::adapter::{AdapterKind, Target};
 use models::dit::{Architecture, Base, DitConfig};
 use serde::{Deserialize, Serialize};
@@ -40,6 +41,29 @@ pub struct Task<'a> {
     pub decoding: Decoding,
     /// The optimiser.
     pub rule: Rule,
+    /// What errors count for.
+    pub objective: LossTask,
+}
+
+/// The loss of a step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LossTask {
+    /// What an error counts for.
+    pub penalty: Penalty,
+    /// How errors become one number.
+    pub reduction: Reduction,
+    /// Whether elements have weights.
+    pub masks: Masks,
+}
+
+/// Whether the clips of a run have masks of the loss.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Masks {
+    /// They have none.
+    #[default]
+    None,
+    /// They have some.
+    Given,
 }
 
 /// The networks that a run trains, and where they are.
@@ -127,6 +151,7 @@ impl<'a> Task<'a> {
             networks: Networks::One,
             decoding: Decoding::Beside,
             rule: OptimizerConfig::default().rule(),
+            objective: LossTask::default(),
         }
     }
 }

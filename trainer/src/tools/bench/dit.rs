@@ -16,10 +16,10 @@ use super::{ClipSize, Repeats, device_name, random, rounded};
 use crate::error::{Error, Result};
 use crate::learning::optim::OptimizerConfig;
 use crate::machine::devices::{DevicesConfig, Limits};
-use crate::machine::forecast::{Decoding, Networks, Task};
+use crate::machine::forecast::{Decoding, LossTask, Networks, Task};
 use crate::machine::memory::{self, Forecast, Machine, MemoryConfig, WeightPlace};
 use crate::machine::precision::Precision;
-use crate::pipeline::{MicroBatch, NetworkInput, ParkedWeights, Pipeline, WeightParking};
+use crate::pipeline::{MicroBatch, NetworkInput, Objective, ParkedWeights, Pipeline, WeightParking};
 
 /// A measurement of the DiT.
 #[derive(Debug, Clone)]
@@ -135,6 +135,7 @@ impl DitBench<'_> {
             networks: step.networks,
             decoding: Decoding::Beside,
             rule: OptimizerConfig::default().rule(),
+            objective: LossTask::default(),
         };
         let host = self.memory.host_memory.map(|host| host.0);
         let machine = Machine::here(devices, &Limits::measure(devices), task.base, config, host);
@@ -195,7 +196,7 @@ impl DitBench<'_> {
         let mut shape = input.x_bcthw.dims().to_vec();
         shape[1] = ready.config.out_channels;
         let target = random("target", &shape, DType::F32, &Device::Cpu)?;
-        Ok(MicroBatch { input, target, weights, mask: None, dropout: None })
+        Ok(MicroBatch { input, target, weights, mask: None, objective: Objective::default(), dropout: None })
     }
 
     /// What the attention of the first stage runs on.

@@ -6,10 +6,13 @@ pub mod audio;
 pub mod clip;
 pub mod condition;
 mod inputs;
+pub mod loss;
 pub mod optimizer;
 pub mod sample;
+pub mod schedule;
 pub mod solver;
 pub mod text;
+pub mod timesteps;
 pub mod train;
 
 use std::collections::BTreeMap;
@@ -21,7 +24,7 @@ use models::dit::speech::PAST;
 
 pub use inputs::Inputs;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pipeline::{NetworkInput, Pipeline};
 
 /// Whether S2V is shown the frames before the clip.
@@ -51,6 +54,14 @@ pub fn dit(pipeline: &Pipeline, inputs: &Inputs, past: Past) -> Result<Outputs> 
     }
     let velocity = pipeline.predict(&[input])?.remove(0);
     Ok(Outputs::from([("output".to_owned(), velocity.to_dtype(DType::F32)?)]))
+}
+
+/// The JSON file at `path`, which holds `what`.
+fn cases<T: serde::de::DeserializeOwned>(path: &Path, what: &str) -> Result<T> {
+    let io = |source| Error::Io { action: "read the cases", path: path.to_owned(), source };
+    let text = std::fs::read(path).map_err(io)?;
+    let refuse = |error| Error::ProbeInput { path: path.to_owned(), why: format!("not {what}: {error}") };
+    serde_json::from_slice(&text).map_err(refuse)
 }
 
 /// Writes the outputs of a probe as a safetensors file.

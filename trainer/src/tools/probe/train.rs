@@ -14,7 +14,7 @@ use serde::Deserialize;
 use super::{Inputs, Outputs};
 use crate::error::{Error, Result};
 use crate::learning::optim::{Optimizer, OptimizerConfig, Rule, Step, checked_norm};
-use crate::pipeline::{MicroBatch, NetworkInput, Pipeline};
+use crate::pipeline::{MicroBatch, NetworkInput, Objective, Pipeline};
 
 /// The contents of `--train-config`, as JSON. Other programs' files have more keys; those that are not used are reported.
 #[derive(Debug, Clone, Deserialize)]
@@ -256,7 +256,14 @@ impl Given {
             cond: self.conditioning.clone().with(Role::TIMESTEP, timestep),
         };
         let target = (&noise - &self.x0)?;
-        Ok(MicroBatch { input, target, weights: vec![1.0; batch], mask: self.mask.clone(), dropout: None })
+        Ok(MicroBatch {
+            input,
+            target,
+            weights: vec![1.0; batch],
+            mask: self.mask.clone(),
+            objective: Objective::default(),
+            dropout: None,
+        })
     }
 
     /// Sigmas [b, l] of tokens over the pixels of their patches: [b, 1, t, h, w].
