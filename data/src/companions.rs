@@ -2,17 +2,18 @@
 //!
 //! Each kind has a folder of its own, in which a file has the path of its clip in the data folder, with an extension of its own.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::audio::SpeechTrack;
-use crate::config::{AudioSource, DataConfig, Stills};
+use crate::config::{AudioSource, DataConfig, LossMasks, MaskPlace, Stills};
 use crate::decode::{self, Probe};
 use crate::error::{DataError, Result};
 use crate::media::{Media, PICTURE_EXTENSIONS, VIDEO_EXTENSIONS};
 use crate::resample::frame_count;
-use crate::scan::{Item, media_at};
+use crate::scan::{Item, Listing, beside, media_at};
 
 /// Aspects that differ by less are the same: sides are whole pixels.
 const SAME_ASPECT: f64 = 0.01;
@@ -26,6 +27,8 @@ pub struct Companions {
     pub control: Option<Companion>,
     /// The mask, a clip or a picture: white is to be generated.
     pub mask: Option<Companion>,
+    /// The mask by which its loss is weighted, a clip as long as the clip or a picture.
+    pub loss_mask: Option<Companion>,
     /// The face clip, as long as the clip and square.
     pub faces: Option<Companion>,
     /// Reference pictures, in their order.
@@ -54,10 +57,14 @@ pub enum Accompanying {
     Mask,
     /// The face clip.
     Faces,
+    /// The mask of the loss.
+    LossMask,
 }
 
 /// The key of speech.
 const AUDIO: &str = "audio";
+/// The key of masks of the loss.
+const LOSS_MASKS: &str = "loss_masks";
 /// The key of face clips.
 const FACES: &str = "faces";
 
@@ -88,7 +95,18 @@ impl Companions {
             companion.check((&item.id, frames, shape), key, fps)?;
             Ok(Some(companion))
         };
+        let loss_mask = match &config.loss_masks {
+            Some(masks) => {
+                let found = Companion::find(&mask_stem(masks, item, &stem), config, fps)?;
+                found
+                    .iter()
+                    .try_for_each(|mask| mask.check((&item.id, frames, Shape::Of(size)), LOSS_MASKS, fps))?;
+                found
+            }
+            None => None,
+        };
         Ok(Self {
+            loss_mask,
             control: clip("control", &config.control)?,
             mask: clip("masks", &config.masks)?,
             faces: clip(FACES, &config.faces)?,
@@ -115,12 +133,20 @@ impl Companions {
             Accompanying::Control => self.control.as_ref(),
             Accompanying::Mask => self.mask.as_ref(),
             Accompanying::Faces => self.faces.as_ref(),
+            Accompanying::LossMask => self.loss_mask.as_ref(),
         }
     }
 }
 
 impl Companion {
     fn open(stem: &Path, (key, clip): (&str, &str), config: &DataConfig, fps: f64) -> Result<Self> {
+        let reason =
+            || format!("there is none for {clip}: data.{key} needs a clip of this name with any extension");
+        Self::find(stem, config, fps)?.ok_or_else(|| DataError::unreadable(stem, reason()))
+    }
+
+    /// The clip or picture called `stem`, with any extension; nothing where there is none.
+    fn find(stem: &Path, config: &DataConfig, fps: f64) -> Result<Option<Self>> {
         let extensions = VIDEO_EXTENSIONS.iter().chain(&PICTURE_EXTENSIONS);
         let files = extensions.map(|extension| with_extension(stem, extension));
         for place in files.chain([stem.to_path_buf()]) {
@@ -130,12 +156,10 @@ impl Companion {
                     probe.times = (0..probe.times.len()).map(|index| index as f64 / rate).collect();
                     probe.end = probe.times.len() as f64 / rate;
                 }
-                return Ok(Self { media, probe });
+                return Ok(Some(Self { media, probe }));
             }
         }
-        let reason =
-            format!("there is none for {clip}: data.{key} needs a clip of this name with any extension");
-        Err(DataError::unreadable(stem, reason))
+        Ok(None)
     }
 
     /// Checks that it is as long as its clip, or a picture, and of this shape.
@@ -163,6 +187,33 @@ impl Companion {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Checks that each mask in the folder of `config` is that of one of `items`.
+pub(crate) fn check_loss_masks(config: &DataConfig, items: &[Item]) -> Result<()> {
+    let Some(MaskPlace::Folder(folder)) = config.loss_masks.as_ref().map(|masks| &masks.from) else {
+        return Ok(());
+    };
+    let stems: BTreeSet<PathBuf> = items.iter().map(|item| stem(&item.media, config)).collect();
+    let listing = Listing::of(folder)?;
+    let strays = listing.stems().filter(|stem| !stems.contains(stem));
+    let strays: Vec<String> = strays.map(|stem| stem.display().to_string()).collect();
+    match strays.is_empty() {
+        true => Ok(()),
+        false => {
+            let names = strays.join(", ");
+            let reason = format!("{}: there is no clip of this name for {names}", folder.display());
+            Err(DataError::Config { key: LOSS_MASKS, reason })
+        }
+    }
+}
+
+/// Where the mask of the loss of `item`, whose path below its data folder is `stem`, would be.
+fn mask_stem(masks: &LossMasks, item: &Item, stem: &Path) -> PathBuf {
+    match &masks.from {
+        MaskPlace::Folder(folder) => folder.join(stem),
+        MaskPlace::Beside => beside(&item.media, "mask"),
     }
 }
 

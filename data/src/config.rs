@@ -1,5 +1,6 @@
 //! The `[data]` section of a recipe: what to train on, and in which sizes and lengths.
 
+mod loss_masks;
 mod sets;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,8 @@ use crate::captions::{self, CaptionRules};
 use crate::error::{DataError, Result};
 use crate::mask::MaskRule;
 
+pub(crate) use loss_masks::masked_clip;
+pub use loss_masks::{LossMasks, MaskPlace, MaskReduction};
 pub use sets::{ForExpert, SetConfig, SetFacts};
 
 /// What to train on. `[data]` with `folder = "clips"` is enough; every other key has a default.
@@ -97,6 +100,9 @@ pub struct DataConfig {
     /// of VACE `mask_rules` make them.
     #[serde(default)]
     pub masks: Option<PathBuf>,
+    /// Masks by which the loss of clips is weighted, for every model. Default: none.
+    #[serde(default)]
+    pub loss_masks: Option<LossMasks>,
     /// Rules that make masks for VACE from the clips themselves, of which each window gets one: `boxes`, `brush`, `outpaint`,
     /// `first`, `last`, `first-last` (all but these frames are generated), `every-4` (all but every fourth). Default: none.
     #[serde(default)]
@@ -272,6 +278,7 @@ impl DataConfig {
         }
         self.check_extraction()?;
         self.captions.check(self.trigger.as_deref())?;
+        self.loss_masks.iter().try_for_each(LossMasks::check)?;
         self.check_companions()?;
         if let Some((pattern, times)) = self.repeats.iter().find(|&(_, &times)| times > MAX_REPEATS) {
             return refuse(

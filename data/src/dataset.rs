@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::bucket::{Bucket, BucketTable, Buckets, Window};
 use crate::clip::{Clip, Cutter, Unfinished};
-use crate::companions::{Accompanying, Companions};
+use crate::companions::{Accompanying, Companions, check_loss_masks};
 use crate::config::{DataConfig, SetFacts, SizeMultiple};
 use crate::decode::{self, Probe};
 use crate::error::{DataError, Result};
@@ -156,6 +156,11 @@ impl Dataset {
         if data.windows.is_empty() && !data.skipped.is_empty() {
             return Err(DataError::Unusable { clips: data.skipped });
         }
+        let has_masks = data.sources.iter().any(|source| source.companions.loss_mask.is_some());
+        if config.loss_masks.is_some() && !has_masks {
+            let reason = "finds no mask of any clip; beside a clip NAME it is called NAME.mask.png";
+            return Err(DataError::Config { key: "loss_masks", reason: reason.into() });
+        }
         (watch.progress)(total, total);
         Ok(data)
     }
@@ -171,6 +176,7 @@ impl Dataset {
     ) -> Result<()> {
         let Set { config, items, short, set } = set;
         let buckets = Buckets::new(&config, multiple)?;
+        check_loss_masks(&config, &items)?;
         let shortest = buckets.shortest();
         let (sizes, frames) = (&mut self.sizes, &mut self.frames);
         sizes.extend(config.sizes.iter().filter(|size| !sizes.contains(size)).copied().collect::<Vec<_>>());

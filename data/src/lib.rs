@@ -42,8 +42,8 @@ pub use captions::{CaptionRules, CaptionSource, PerFile, has_trigger};
 pub use clip::Clip;
 pub use companions::{Accompanying, Companion, Companions};
 pub use config::{
-    AudioSource, DataConfig, EmptyCaptions, Extract, ForExpert, SetConfig, SetFacts, SizeMultiple, Stills,
-    Unfit,
+    AudioSource, DataConfig, EmptyCaptions, Extract, ForExpert, LossMasks, MaskPlace, MaskReduction,
+    SetConfig, SetFacts, SizeMultiple, Stills, Unfit,
 };
 pub use dataset::{Dataset, Footage, Source, Watch, read_clip};
 pub use error::{DataError, Result};

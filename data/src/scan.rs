@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::captions::{CaptionRules, CaptionSource, Front, PerFile, Texts};
-use crate::config::{DataConfig, EmptyCaptions, Stills};
+use crate::config::{DataConfig, EmptyCaptions, MaskPlace, Stills, masked_clip};
 use crate::error::{DataError, Result};
 use crate::media::{Media, PICTURE_EXTENSIONS, VIDEO_EXTENSIONS};
 use crate::metadata;
@@ -66,7 +66,10 @@ pub(crate) fn find(config: &DataConfig, set: &str) -> Result<(Vec<Item>, Vec<Unu
     let (mut items, mut unusable) = (Vec::new(), Vec::new());
     for folder in &config.folder {
         let label = (config.folder.len() > 1).then(|| slashed(folder));
-        let listing = Listing::of(folder)?;
+        let mut listing = Listing::of(folder)?;
+        if config.loss_masks.as_ref().is_some_and(|masks| masks.from == MaskPlace::Beside) {
+            listing.leave_out_masks(folder)?;
+        }
         let captions = Captions::read(folder, &listing, &config.captions)?;
         let before = items.len() + unusable.len();
         for (relative, media) in listing.clips {
@@ -151,7 +154,7 @@ pub(crate) fn check_held_out(config: &DataConfig, items: &[Item]) -> Result<()> 
 
 /// The contents of a data folder.
 #[derive(Default)]
-struct Listing {
+pub(crate) struct Listing {
     /// Clips by relative path.
     clips: BTreeMap<String, Media>,
     /// Metadata files by relative folder ("" for the top).
@@ -159,7 +162,7 @@ struct Listing {
 }
 
 impl Listing {
-    fn of(folder: &Path) -> Result<Self> {
+    pub(crate) fn of(folder: &Path) -> Result<Self> {
         if !folder.is_dir() {
             let reason = format!(
                 "there is no folder {}; the path is relative to the recipe's folder",
@@ -198,6 +201,34 @@ impl Listing {
             }
         }
         Ok(())
+    }
+
+    /// Leaves out what is the mask of another clip.
+    fn leave_out_masks(&mut self, folder: &Path) -> Result<()> {
+        let is_folder = |media: &Media| matches!(media, Media::Pictures { .. });
+        let masked: BTreeMap<String, String> = self
+            .clips
+            .iter()
+            .filter_map(|(name, media)| Some((name.clone(), masked_clip(name, is_folder(media))?)))
+            .collect();
+        let stems: BTreeSet<PathBuf> = self.stems().collect();
+        for (mask, clip) in &masked {
+            if !stems.contains(Path::new(clip)) {
+                let reason =
+                    format!("there is no clip {clip} in {} that it could be the mask of", folder.display());
+                return Err(DataError::unreadable(folder.join(mask), reason));
+            }
+            self.clips.remove(mask);
+        }
+        Ok(())
+    }
+
+    /// The clips of a folder by their names without extension.
+    pub(crate) fn stems(&self) -> impl Iterator<Item = PathBuf> {
+        self.clips.iter().map(|(name, media)| match media {
+            Media::Pictures { .. } => PathBuf::from(name),
+            _ => Path::new(name).with_extension(""),
+        })
     }
 
     /// Adds a clip; names that are not UTF-8 may look the same.

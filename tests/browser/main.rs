@@ -118,6 +118,7 @@ fn journey(browser: &Browser, width: u32, theme: Theme) {
     browser.key("1");
     browser.wait("location.hash === '#/runs' && document.querySelector('[data-run]')");
     page("runs");
+    report(browser, &server, &page);
     let foreign = "return performance.getEntriesByType('resource').map((one) => new URL(one.name).origin)\
                    .filter((origin) => origin !== location.origin && origin !== 'null')";
     assert_eq!(browser.run(foreign), serde_json::json!([]), "the page asks other hosts");
@@ -226,6 +227,29 @@ fn try_it(browser: &Browser, page: &dyn Fn(&str)) {
     browser.reads("Nothing waits");
     browser.reload();
     browser.wait("document.querySelectorAll('.gallery video').length === 3");
+}
+
+/// The report of the run, as a file: charts, clips that play together, the plan.
+fn report(browser: &Browser, server: &Server, page: &dyn Fn(&str)) {
+    let path = server.home.path().join("runs/fox/report.html");
+    browser.open(&format!("file://{}", path.display()));
+    browser.reads("ended: step 30 of 30");
+    browser.wait("document.querySelectorAll('.chart svg').length >= 5");
+    browser.wait("document.querySelectorAll('video').length >= 4");
+    browser.wait(
+        "[...document.querySelectorAll('video')].every((one) => one.readyState >= 2 && one.currentTime > 0)",
+    );
+    browser.reads("least");
+    let links = "return [...document.querySelectorAll('a')].map((one) => one.href)";
+    let links = browser.run(links);
+    let links = links.as_array().unwrap();
+    assert!(
+        !links.is_empty() && links.iter().all(|link| link.as_str().unwrap().starts_with("file:///")),
+        "{links:?}"
+    );
+    page("report");
+    browser.open(&server.url);
+    browser.wait("document.querySelector('[data-run]')");
 }
 
 /// A caption, edited in place, and a clip that is left out.

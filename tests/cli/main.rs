@@ -5,6 +5,7 @@
 
 mod adapters;
 mod assumed;
+mod best;
 mod captions;
 mod clips;
 mod comfy;

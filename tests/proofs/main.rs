@@ -36,6 +36,7 @@ mod gradients;
 mod hub;
 mod int8;
 mod like;
+mod loss_masks;
 mod losses;
 mod machine;
 mod magcache;

@@ -23,7 +23,7 @@ pub struct Best {
 const EXAMPLES: &str = "\
 Examples:
   tandem best runs/my
-  tandem best runs/my --json | jq -r 'select(.steps) | .steps[0].adapters[]'   # the files of the first
+  tandem best runs/my --json          # with the files of each step
 
 The band is two standard errors of the change of the held-out loss since the first measurement. Of checkpoints that differ by less
 than it the held-out loss does not tell which is better: look at their clips.";

@@ -35,6 +35,7 @@ impl LatentStore {
     /// Clips that cannot be decoded, latents that are not finite, a cache that takes no files.
     pub fn encode_clips(&mut self, dataset: &Dataset, with: &mut Encoding) -> Result<()> {
         self.encode_sources(dataset, with)?;
+        self.encode_loss_masks(dataset, with)?;
         self.encode_accompanied(dataset, with)
     }
 

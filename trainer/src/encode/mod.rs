@@ -7,6 +7,7 @@ mod accompanied;
 mod animated;
 mod clips;
 pub mod conditions;
+mod loss_masks;
 mod picture_inputs;
 mod pictures;
 pub mod preset;
@@ -54,6 +55,8 @@ pub struct LatentStore {
     rules: Vec<MaskRule>,
     /// What accompanies each window, for control models.
     accompanied: Vec<accompanied::Accompanied>,
+    /// The entries of the masks of the loss of each window; empty where no clip has one.
+    loss_masks: Vec<Option<Key>>,
     /// Which frames an image-to-video model is given.
     ends: GivenFrames,
     check: Check,
@@ -104,6 +107,7 @@ impl LatentStore {
             control_model: None,
             rules: Vec::new(),
             accompanied: Vec::new(),
+            loss_masks: Vec::new(),
             ends: GivenFrames::First,
             check: Check::Head,
             share: Share::WHOLE,

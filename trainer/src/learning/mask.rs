@@ -1,6 +1,8 @@
 //! Masks of a clip as weights of its latents.
 
+use data::{LossMasks, MaskReduction};
 use kernels::Tensor;
+use kernels::loss::Reduction;
 
 use crate::error::Result;
 
@@ -38,4 +40,13 @@ pub fn of_latents(pixels_bfhw: &Tensor, cell: usize) -> Result<Tensor> {
 /// A device that fails.
 pub fn weights(mask_bthw: &Tensor, outside: f64) -> Result<Tensor> {
     Ok(mask_bthw.maximum(outside)?.unsqueeze(1)?)
+}
+
+/// How the weighted errors of masked clips become one number.
+pub fn reduction(masks: &LossMasks) -> Reduction {
+    match masks.reduction {
+        MaskReduction::None => Reduction::Elements,
+        MaskReduction::Sample => Reduction::Samples,
+        MaskReduction::Batch => Reduction::Batch,
+    }
 }

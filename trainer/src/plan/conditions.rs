@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use data::{AudioSource, DataConfig, Dataset, ForExpert, SetConfig};
+use data::{AudioSource, DataConfig, Dataset, ForExpert, LossMasks, SetConfig};
 use models::dit::{Architecture, DitConfig, Pictures};
 use models::expert::Expert;
 use models::published::Beside;
@@ -125,11 +125,12 @@ pub(super) fn check_experts(dataset: &Dataset, ranges: &[NoiseRange]) -> Result<
 pub(super) fn settle_places(data: &mut DataConfig, from: &Path) {
     let companions =
         [&mut data.control, &mut data.masks, &mut data.faces, &mut data.references, &mut data.cameras];
+    let loss_masks = data.loss_masks.as_mut().and_then(LossMasks::folder_mut);
     let audio = match &mut data.audio {
         Some(AudioSource::Folder(folder)) => Some(folder),
         Some(AudioSource::Own) | None => None,
     };
-    let own = data.folder.iter_mut().chain(companions.into_iter().flatten()).chain(audio);
+    let own = data.folder.iter_mut().chain(companions.into_iter().flatten()).chain(audio).chain(loss_masks);
     let places = own.chain(data.sets.iter_mut().flat_map(SetConfig::places_mut));
     places.for_each(|place| *place = from.join(&*place));
 }

@@ -304,7 +304,13 @@ impl Plan {
         let share = share_of_replica(&train, devices.replicas.named())?;
         let (shapes, in_front) = shapes::settled((&data, &dataset), (&dit, &defaults), share.batch)?;
         let networks = (networks(&ranges, &model, &sample), devices.replicas.named());
-        let task = task((&model, &dit), (&adapter, &targets), (&share, &recipe.optimizer), &shapes, networks);
+        let task = task(
+            (&model, &dit),
+            (&adapter, &targets),
+            (&share, &recipe.optimizer),
+            (&shapes, data.loss_masks.as_ref()),
+            networks,
+        );
         let host = recipe.memory.host_memory.map(|host| host.0);
         let (limits, machine) = overrides.machine(&devices, &task, host);
         let open = Open::of(&recipe.devices, &recipe.memory);

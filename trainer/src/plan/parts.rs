@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use data::{Dataset, Order};
+use data::{Dataset, LossMasks, Order};
+use kernels::loss::Reduction;
 use models::adapter::{LoraConfig, Target};
 use models::dit::{DitConfig, Pictures};
 use models::expert::Expert;
@@ -13,9 +14,9 @@ use crate::adapters::{self, INIT_FROM, INIT_FROM_HIGH, INIT_FROM_LOW};
 use crate::base::{BaseModel, Trained};
 use crate::encode::prompt::ClipRequest;
 use crate::error::{Error, Result};
-use crate::learning::NoiseRange;
 use crate::learning::optim::OptimizerConfig;
-use crate::machine::forecast::{Decoding, LossTask, Networks, Task};
+use crate::learning::{NoiseRange, mask};
+use crate::machine::forecast::{Decoding, LossTask, Masks, Networks, Task};
 use crate::machine::memory::Shapes;
 use crate::paths::existing;
 use crate::recipe::TrainConfig;
@@ -203,9 +204,14 @@ pub(super) fn task<'a>(
     (model, dit): (&BaseModel, &DitConfig),
     (adapter, targets): (&LoraConfig, &'a [Target]),
     (train, optimizer): (&TrainConfig, &OptimizerConfig),
-    shapes: &Shapes,
+    (shapes, masks): (&Shapes, Option<&LossMasks>),
     (networks, replicas): (Networks, usize),
 ) -> Task<'a> {
+    let objective = LossTask {
+        penalty: train.loss.penalty(),
+        reduction: masks.map_or_else(Reduction::default, mask::reduction),
+        masks: masks.map_or(Masks::None, |_| Masks::Given),
+    };
     Task {
         dit: dit.into(),
         base: model.precision.dit(),
@@ -221,7 +227,7 @@ pub(super) fn task<'a>(
         networks,
         decoding: Decoding::Beside,
         rule: optimizer.rule(),
-        objective: LossTask { penalty: train.loss.penalty(), ..LossTask::default() },
+        objective,
     }
 }
 

@@ -1,24 +1,28 @@
 //! From cached items to micro-batches: which items a step sees, and what noise they get.
 
+mod stack;
+
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use data::{Batch, Cursor, Dataset, ForExpert, Item, Order, SetFacts};
+use data::{Batch, Cursor, Dataset, ForExpert, Item, LossMasks, Order, SetFacts};
+use kernels::loss::Reduction;
 use kernels::random::Key;
-use kernels::{Device, Tensor};
+use kernels::{DType, Device, Tensor};
 use models::dit::config::PATCH;
 use models::dit::{Conditioning, Dropout, Raw, Role};
 use models::expert::Expert;
 
 use crate::encode::{LatentStore, LeftOut, PictureInputs};
 use crate::error::Result;
-use crate::learning::NoiseRange;
 use crate::learning::loss::LossConfig;
 use crate::learning::noise::{Place, Streams, TimestepConfig};
-use crate::pipeline::{MicroBatch, NetworkInput, Objective};
+use crate::learning::{NoiseRange, mask};
+use crate::pipeline::{MicroBatch, Objective};
 use crate::plan::Plan;
 use crate::recipe::ConditionDropout;
 use crate::replicas::Share;
+use stack::{loss_weights, stack};
 
 /// What is trained on, in its order.
 pub struct Batches<'a> {
@@ -37,6 +41,8 @@ pub struct Batches<'a> {
     /// Of two experts, the share of the micro-batches that goes to the one for high noise.
     high_share: f64,
     loss: LossConfig,
+    /// Masks by which the loss is weighted.
+    loss_masks: Option<LossMasks>,
     caption_dropout: f64,
     adapter_dropout: f64,
     /// Share of the samples that are shown their first frame in place of a noisy one.
@@ -112,6 +118,8 @@ struct Sample {
     sigma: f64,
     /// What its loss is multiplied by: its set's weight.
     weight: f64,
+    /// Weights of its latents [1, t, h, w], where its clip has a mask.
+    loss_weights: Option<Tensor>,
     /// All that it is conditioned on but its timestep, without a batch axis.
     cond: Conditioning<Raw>,
     given: Given,
@@ -147,6 +155,7 @@ impl<'a> Batches<'a> {
             },
             high_share: plan.train.high_share.unwrap_or(0.0),
             loss: plan.train.loss.clone(),
+            loss_masks: plan.data.loss_masks.clone(),
             caption_dropout: plan.train.caption_dropout,
             adapter_dropout: plan.adapter.dropout,
             picture_share: plan.train.picture_share.unwrap_or(0.0),
@@ -265,7 +274,9 @@ impl<'a> Batches<'a> {
         let (penalty, scales) =
             (self.loss.penalty(), samples.iter().map(|s| self.loss.scale_at(s.sigma) as f32));
         let scale = if penalty.has_scale() { scales.collect() } else { Vec::new() };
-        micro_batch.objective = Objective { penalty, scale, ..Objective::default() };
+        let weights = loss_weights(&samples)?;
+        let reduction = self.loss_masks.as_ref().map_or_else(Reduction::default, mask::reduction);
+        micro_batch.objective = Objective { penalty, scale, weights, reduction };
         if self.adapter_dropout > 0.0 {
             let keys =
                 (0..samples.len() as u64).map(|i| self.streams.dropout(step, first_slot + i)).collect();
@@ -376,7 +387,20 @@ impl<'a> Batches<'a> {
         }
         let cond = cond.with(Role::TEXT, self.encoded.text(caption)?);
         let weight = self.set(window).weight;
-        Ok(Sample { noisy, target: (noise - x0)?, sigma, weight, cond, given })
+        let loss_weights = self.loss_weights(window, frames)?;
+        Ok(Sample { noisy, target: (noise - x0)?, sigma, weight, loss_weights, cond, given })
+    }
+
+    /// The weights [1, t, h, w] of the `frames` latent frames of a sample of `window`: those in front of the clip's own, of
+    /// references, count whole.
+    fn loss_weights(&self, window: usize, frames: usize) -> Result<Option<Tensor>> {
+        let (Some(masks), Some(mask_thw)) = (&self.loss_masks, self.encoded.loss_mask(window)?) else {
+            return Ok(None);
+        };
+        let weights = mask::weights(&mask_thw.unsqueeze(0)?, masks.outside)?.squeeze(0)?;
+        let (_, own, height, width) = weights.dims4()?;
+        let in_front = Tensor::ones((1, frames - own, height, width), DType::F32, &Device::Cpu)?;
+        Ok(Some(if frames > own { Tensor::cat(&[in_front, weights], 1)? } else { weights }))
     }
 
     fn set(&self, window: usize) -> &SetFacts {
@@ -403,69 +427,4 @@ fn tokens_by_size(dataset: &Dataset, encoded: &LatentStore) -> Result<BTreeMap<(
         }
     }
     Ok(tokens)
-}
-
-/// Samples of one size as a micro-batch; `weight` says what a sample counts for.
-fn stack(samples: &[Sample], weight: impl Fn(&Sample) -> f64) -> Result<MicroBatch> {
-    let of = |part: fn(&Sample) -> &Tensor| samples.iter().map(part).collect::<Vec<_>>();
-    let cond = Conditioning::stacked(&samples.iter().map(|sample| &sample.cond).collect::<Vec<_>>())?;
-    let Counted { mask, shares } = counted(samples)?;
-    let input = NetworkInput {
-        x_bcthw: Tensor::stack(&of(|s| &s.noisy), 0)?,
-        cond: cond.with(Role::TIMESTEP, timesteps(samples)?),
-    };
-    Ok(MicroBatch {
-        input,
-        target: Tensor::stack(&of(|s| &s.target), 0)?,
-        weights: samples.iter().zip(shares).map(|(s, share)| (weight(s) * share) as f32).collect(),
-        mask,
-        objective: Objective::default(),
-        dropout: None,
-    })
-}
-
-/// Timesteps `[b]`, or [b, l] where a sample has its first frame given: that one's tokens have timestep 0.
-fn timesteps(samples: &[Sample]) -> Result<Tensor> {
-    let time = |sample: &Sample| (sample.sigma * 1000.0) as f32;
-    if samples.iter().all(|sample| sample.given == Given::Nothing) {
-        let times: Vec<f32> = samples.iter().map(time).collect();
-        return Ok(Tensor::new(times.as_slice(), &Device::Cpu)?);
-    }
-    let (_, frames, height, width) = samples[0].target.dims4()?;
-    let of_frame = (height / PATCH) * (width / PATCH);
-    let of_token = |sample: &Sample, token: usize| match sample.given {
-        Given::FirstFrame if token < of_frame => 0.0,
-        _ => time(sample),
-    };
-    let times: Vec<f32> =
-        samples.iter().flat_map(|s| (0..frames * of_frame).map(|token| of_token(s, token))).collect();
-    Ok(Tensor::from_vec(times, (samples.len(), frames * of_frame), &Device::Cpu)?)
-}
-
-/// What counts in the loss of a micro-batch.
-struct Counted {
-    /// [b, 1, t, 1, 1], or all.
-    mask: Option<Tensor>,
-    /// What each sample's share is multiplied by, so that every sample counts alike however many of its frames do.
-    shares: Vec<f64>,
-}
-
-/// Leaves out the frames that are given.
-fn counted(samples: &[Sample]) -> Result<Counted> {
-    let frames = samples[0].target.dim(1)?;
-    let left_out = |sample: &Sample| usize::from(sample.given == Given::FirstFrame);
-    if samples.iter().all(|sample| left_out(sample) == 0) {
-        return Ok(Counted { mask: None, shares: vec![1.0; samples.len()] });
-    }
-    let count = |sample: &Sample| (frames - left_out(sample)) as f64;
-    let mean = samples.iter().map(count).sum::<f64>() / samples.len() as f64;
-    let counts = |sample: &Sample| {
-        let given = left_out(sample);
-        (0..frames).map(move |frame| if frame < given { 0f32 } else { 1.0 })
-    };
-    let mask: Vec<f32> = samples.iter().flat_map(counts).collect();
-    Ok(Counted {
-        mask: Some(Tensor::from_vec(mask, (samples.len(), 1, frames, 1, 1), &Device::Cpu)?),
-        shares: samples.iter().map(|sample| mean / count(sample)).collect(),
-    })
 }

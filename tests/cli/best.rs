@@ -1,0 +1,48 @@
+//! `tandem best` ranks what a run has saved, and the report comes with every run.
+
+use crate::desk::Desk;
+
+#[test]
+fn checkpoints_are_ranked_by_their_held_out_loss() {
+    let desk = Desk::new();
+    desk.change("[data]", "[data]\nheld_out = [\"b*\"]");
+    desk.change("steps = 2", "steps = 6\neval_every = 2\n[optimizer]\nlr = 0.02\nwarmup = 0");
+    desk.succeed(&["train", "recipe.toml"]);
+    let page = std::fs::read_to_string(desk.path("run/report.html")).unwrap();
+    assert!(page.contains("ended: step 6 of 6") && page.matches("<svg").count() >= 5, "{page}");
+    assert!(
+        !page.contains("http://")
+            || page.matches("http://").count() == page.matches("http://www.w3.org/2000/svg").count()
+    );
+
+    let told = desk.succeed(&["best", "run", "--json"]).stdout;
+    let object: serde_json::Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
+    let steps = object["steps"].as_array().unwrap();
+    let losses: Vec<f64> = steps.iter().map(|one| one["held_out"][0].as_f64().unwrap()).collect();
+    assert!(losses.len() == 3 && losses.is_sorted(), "{steps:?}");
+    assert_eq!(steps[0]["is_near_best"], true);
+    let log = std::fs::read_to_string(desk.path("run/metrics.jsonl")).unwrap();
+    let rows = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let measured =
+        rows.filter(|row| row["step"] == steps[0]["step"]).find_map(|row| row["eval_loss"].as_f64());
+    assert_eq!(measured, Some(losses[0]));
+    let files = |one: &serde_json::Value| one["adapters"].as_array().unwrap().len();
+    assert!(steps.iter().all(|one| files(one) == 1 && one["checkpoint"].is_string()), "{steps:?}");
+
+    let text = desk.succeed(&["best", "run"]).stdout;
+    assert!(text.contains("held-out loss") && text.contains("report.html"), "{text}");
+    desk.refuse(&["best", "clips"], &["plan.toml"]);
+}
+
+#[test]
+fn a_run_that_nobody_trains_is_told_nothing() {
+    let desk = Desk::new();
+    desk.refuse(&["tell", "run", "stop"], &["no process trains a run in run"]);
+    desk.succeed(&["train", "recipe.toml"]);
+    desk.refuse(&["tell", "run", "lr=1e-4"], &["no process trains a run in run"]);
+    desk.refuse(
+        &["tell", "run", "faster"],
+        &["a run can be told sample, save, stop, pause, continue or lr=5e-5"],
+    );
+    desk.refuse(&["tell", "run", "lr=-1"], &["\"-1\" is no learning rate"]);
+}
