@@ -4,7 +4,7 @@
 use proofs::{fixture, fixture_json};
 use serde_json::Value;
 use trainer::learning::lr::{LrSchedule, Rates, WarmUp};
-use trainer::learning::optim::OptimizerConfig;
+use trainer::learning::optim::{OptimizerConfig, Written};
 use trainer::tools::probe::schedule;
 
 fn numbers(values: &Value) -> Vec<f64> {
@@ -94,11 +94,16 @@ fn contradictions_of_a_schedule_are_refused_by_their_key() {
         ("kind = \"schedule-free\"\nschedule = \"rex\"", 100, "optimizer.schedule"),
     ] {
         let config = config(settings);
-        let why = config.check().and_then(|()| config.check_length(steps)).unwrap_err().to_string();
+        let why = config
+            .check()
+            .and_then(|()| config.check_length(steps, Written::InRecipe))
+            .unwrap_err()
+            .to_string();
         assert!(why.contains(told), "{settings}: {why}");
     }
     // What a recipe leaves out is never longer than the run.
-    config("").check_length(3).unwrap();
-    config("warmup = 100").check_length(100).unwrap();
+    config("").check_length(3, Written::InRecipe).unwrap();
+    config("warmup = 100").check_length(3, Written::Nowhere).unwrap();
+    config("warmup = 100").check_length(100, Written::InRecipe).unwrap();
     assert!(!LrSchedule::InverseSqrt.depends_on_length() && LrSchedule::Rex.depends_on_length());
 }

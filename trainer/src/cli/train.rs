@@ -44,7 +44,7 @@ Examples:
   tandem train my.toml
   tandem train my.toml --resume              # continue the newest run of this recipe
   tandem train my.toml --resume=runs/my-2    # continue this run
-  tandem train my.toml --set train.steps=20  # a quick trial
+  tandem train my.toml --set train.steps=20 --set optimizer.warmup=0  # a quick trial
   tandem --json train my.toml     # a JSON object for each step
 
 Every key of a recipe is explained in recipes/README.md.";

@@ -14,11 +14,12 @@ use crate::base::{BaseModel, Trained};
 use crate::encode::prompt::ClipRequest;
 use crate::error::{Error, Result};
 use crate::learning::NoiseRange;
-use crate::learning::optim::OptimizerConfig;
+use crate::learning::optim::{NormLimit, OptimizerConfig, Written};
 use crate::machine::forecast::{Decoding, LossTask, Networks, Task};
 use crate::machine::memory::Shapes;
 use crate::paths::existing;
 use crate::recipe::TrainConfig;
+use crate::recipe::like::Taken;
 use crate::sample::magcache::{CacheConfig, Skips, Table};
 use crate::sample::{PreviewPlan, SampleConfig};
 
@@ -152,14 +153,15 @@ fn check_cache(
 /// No epochs at all, more steps than can be counted, and fewer than the learning rate's schedule takes.
 pub(super) fn settle_steps(
     train: &mut TrainConfig,
-    optimizer: &OptimizerConfig,
+    (optimizer, taken): (&OptimizerConfig, &[Taken]),
     dataset: &Dataset,
     seed: u64,
 ) -> Result<()> {
     if let Some(epochs) = train.epochs.take() {
         train.steps = steps_of(epochs, train, dataset, seed)?;
     }
-    optimizer.check_length(train.steps)
+    let is_taken = taken.iter().any(|taken| taken.key == "optimizer.warmup");
+    optimizer.check_length(train.steps, if is_taken { Written::Nowhere } else { Written::InRecipe })
 }
 
 /// The steps that show every clip of `dataset` `epochs` times.
@@ -198,6 +200,21 @@ pub(super) fn settle_ranges(
     Ok(ranges)
 }
 
+/// The modules that get an adapter, of which every learning rate by module names some.
+///
+/// # Errors
+/// A pattern that names nothing, and learning rates that fit neither adapter nor model.
+pub(super) fn targets(
+    adapter: &LoraConfig,
+    optimizer: &OptimizerConfig,
+    (model, dit): (&BaseModel, &DitConfig),
+) -> Result<Vec<Target>> {
+    let targets = adapter.select(&dit.adaptable_modules())?;
+    let trained = if model.expert.is_some() { model.trained_experts() } else { &[] };
+    optimizer.check_groups(adapter.kind, &targets, trained)?;
+    Ok(targets)
+}
+
 /// A step of the largest bucket that there is, else of the largest that there could be.
 pub(super) fn task<'a>(
     (model, dit): (&BaseModel, &DitConfig),
@@ -221,6 +238,8 @@ pub(super) fn task<'a>(
         networks,
         decoding: Decoding::Beside,
         rule: optimizer.rule(),
+        ema: train.ema,
+        norm_limit: optimizer.norm_limit.map(|most| NormLimit { most, scale: adapter.scale() }),
         objective: LossTask { penalty: train.loss.penalty(), ..LossTask::default() },
     }
 }
