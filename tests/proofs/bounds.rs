@@ -34,7 +34,7 @@ const WHOLE: [&str; 28] = [
     "sample.size = [#, 32]",
     "sample.seed",
 ];
-const REAL: [&str; 25] = [
+const REAL: [&str; 29] = [
     "data.fps",
     "data.source_fps",
     "data.picture_folder_fps",
@@ -51,6 +51,10 @@ const REAL: [&str; 25] = [
     "train.timesteps.gamma",
     "train.loss.c",
     "optimizer.rate.floor",
+    "optimizer.lr_b_ratio",
+    "optimizer.lr_high",
+    "optimizer.norm_limit",
+    "train.ema.decay",
     "optimizer.rate.power",
     "optimizer.rate.warmup_start",
     "optimizer.lr",

@@ -10,7 +10,7 @@ use kernels::{Device, Tensor};
 use models::weights::{Checkpoint, write_safetensors};
 use proofs::{assert_same_bits, randn};
 use trainer::Error;
-use trainer::learning::optim::Saved;
+use trainer::learning::optim::{Average, Saved};
 use trainer::train::checkpoint::{self, Progress};
 
 fn progress(step: u64) -> Progress {
@@ -27,7 +27,8 @@ fn states(shape: (usize, usize)) -> Saved {
     };
     let names = ["blocks.0.self_attn.q.lora_A", "blocks.0.self_attn.q.lora_B"];
     let tensors = names.into_iter().map(|name| (name.to_owned(), state(name))).collect();
-    Saved { rule: "adamw".into(), globals: BTreeMap::from([("d".to_owned(), 0.1 + 0.2)]), tensors }
+    let globals = BTreeMap::from([("d".to_owned(), 0.1 + 0.2)]);
+    Saved { rule: "adamw".into(), globals, tensors, average: Average::None }
 }
 
 fn save(folder: &Path, step: u64, states: &Saved) -> std::path::PathBuf {

@@ -17,6 +17,7 @@ use proofs::{assert_same_bits, device, fixture, randn};
 use trainer::adapters::beginning;
 use trainer::encode::LatentStore;
 use trainer::learning::NoiseRange;
+use trainer::learning::ema::EmaConfig;
 use trainer::learning::noise::{Streams, TimestepConfig};
 use trainer::learning::optim::{Optimizer, OptimizerConfig, Saved, Step, checked_norm, clip_factor};
 use trainer::machine::forecast::{
@@ -279,6 +280,8 @@ fn forecast_in_turn(config: &DitConfig) -> Vec<u64> {
         networks: Networks::InTurn,
         decoding: Decoding::Beside,
         rule: OptimizerConfig::default().rule(),
+        ema: EmaConfig::default(),
+        norm_limit: None,
         objective: LossTask::default(),
     };
     let engine = if device().is_cpu() { Engine::Cpu } else { Engine::Chunked };

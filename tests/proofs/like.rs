@@ -1,7 +1,14 @@
 //! Presets named after other trainers: noise levels, weights and scales follow those trainers' formulas.
 
+use kernels::optimiser::State;
+use kernels::{Device, Tensor};
+use proofs::fixture_json;
+use serde_json::Value;
 use trainer::error::Error;
-use trainer::learning::noise::TimestepConfig;
+use trainer::learning::ema;
+use trainer::learning::noise::distribution::{ROWS, descending, row, row_of};
+use trainer::learning::noise::{Grid, Input, TimestepConfig};
+use trainer::learning::optim::{Items, OptimizerKind, Step, clip_factor};
 use trainer::recipe::Recipe;
 
 use crate::noise::{KS, distance, normal_cdf};
@@ -92,6 +99,92 @@ fn a_change_counts_and_is_clipped_as_in_each_trainer() {
     );
     assert_eq!((optimizer("musubi-tuner").lr, optimizer("ai-toolkit").weight_decay), (2e-4, 1e-4));
     assert_eq!(optimizer("ai-toolkit").eps, 1e-6, "it sets its own");
+    for of_8_bit in ["musubi-tuner", "ai-toolkit"] {
+        assert_eq!(optimizer(of_8_bit).kind, OptimizerKind::AdamW8bit, "{of_8_bit}");
+    }
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
+}
+
+fn assert_near(what: &str, got: &[f64], expected: &Value, bound: f64) {
+    for (i, (got, expected)) in got.iter().zip(numbers(expected)).enumerate() {
+        assert!((got - expected).abs() <= bound, "{what} {i}: {got}, not {expected}");
+    }
+}
+
+/// Ten steps of each trainer's own arithmetic, from the formulas that it publishes (tests/fixtures/presets/make_presets.py): the
+/// draws of noise levels, their weights, the rates, what becomes of a tensor, and of its average.
+#[test]
+fn ten_steps_are_those_of_each_trainer() {
+    let golden = fixture_json("presets/presets.json");
+    let (u, n) = (numbers(&golden["u"]), numbers(&golden["n"]));
+    for (name, expected) in golden["presets"].as_object().unwrap() {
+        let recipe = like(name);
+        let timesteps = &recipe.train.timesteps;
+        let draw = timesteps.draw();
+        let sigma = |step: usize| {
+            let x = if draw.input() == Input::Normal { n[step] } else { u[step] };
+            let drawn = match timesteps.grid {
+                Grid::None => draw.sigma(x),
+                Grid::Descending => descending(draw.sigma(x)),
+                Grid::Quantiles => row(draw, row_of(u[step], ROWS)),
+            };
+            trainer::solver::shifted(drawn, timesteps.shift())
+        };
+        let sigmas: Vec<f64> = (0..10).map(sigma).collect();
+        let weights: Vec<f64> = sigmas.iter().map(|sigma| timesteps.weight(*sigma)).collect();
+        assert_near(&format!("{name} sigma"), &sigmas, &expected["sigma"], 1e-9);
+        assert_near(&format!("{name} weight"), &weights, &expected["weight"], 1e-9);
+        let scale = recipe.adapter.scale();
+        assert_near(&format!("{name} scale"), &[scale], &serde_json::json!([expected["scale"]]), 1e-12);
+
+        let (rates, rule) = (recipe.optimizer.rates(1000), recipe.optimizer.rule());
+        let tensor = |value: &Value| {
+            let numbers: Vec<f32> = numbers(value).into_iter().map(|number| number as f32).collect();
+            Tensor::from_vec(numbers, (4, 6), &Device::Cpu).unwrap()
+        };
+        let read = |x: &Tensor| -> Vec<f64> {
+            x.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect()
+        };
+        let mut state: State = rule.begin(&tensor(&golden["p0"])).unwrap();
+        let (mut globals, mut average) = (rule.globals(), state.parameter.clone());
+        for step in 0..10 {
+            let lr = rates.at(step as u64);
+            assert_near(&format!("{name} rate"), &[lr], &serde_json::json!([expected["lr"][step]]), 1e-12);
+            let gradient = tensor(&golden["grad"][step]);
+            let norm = read(&gradient).iter().map(|g| g * g).sum::<f64>().sqrt();
+            let factor = clip_factor(norm, recipe.optimizer.clip_norm);
+            let mut items = [Items { rate: 1.0, tensors: vec![(&mut state, &gradient)] }];
+            rule.update(&mut items, &mut globals, &Step { lr, factor, number: step as u64 + 1 }).unwrap();
+            // f32 here, f64 there; PyTorch clips by the norm and a millionth.
+            let what = format!("{name} step {step}");
+            assert_near(&what, &read(&state.parameter), &expected["p"][step], 1e-7);
+            if recipe.train.ema.is_kept() {
+                average = ema::step(&average, &state.parameter, recipe.train.ema.decay).unwrap();
+                assert_near(&format!("{what}, average"), &read(&average), &expected["average"][step], 1e-7);
+            }
+        }
+        assert_eq!(recipe.train.ema.is_kept(), expected.get("average").is_some(), "{name}");
+    }
+}
+
+/// What a recipe sets in place of a default takes the defaults with it that would contradict it.
+#[test]
+fn a_preset_contradicts_no_key_of_the_recipe() {
+    for (trainer, train, optimizer) in [
+        ("diffsynth-studio", "", "warmup = 0"),
+        ("diffusion-pipe", "timesteps = { stratified = true }", "schedule = \"one-cycle\""),
+        ("musubi-tuner", "timesteps = { distribution = \"flux-shift\" }", ""),
+        ("ai-toolkit", "", "kind = \"schedule-free\""),
+    ] {
+        let text = format!("[train]\nlike = \"{trainer}\"\n{train}\n[optimizer]\n{optimizer}\n");
+        let recipe = read(&text).unwrap();
+        recipe.train.timesteps.check().unwrap();
+        recipe.optimizer.check().unwrap();
+        recipe.optimizer.check_average(&recipe.train.ema).unwrap();
+    }
 }
 
 /// The recipe's values take precedence; the values that the preset sets are reported, and no others.

@@ -33,6 +33,7 @@ mod experts;
 mod export;
 mod fp8_files;
 mod gradients;
+mod groups;
 mod hub;
 mod int8;
 mod like;

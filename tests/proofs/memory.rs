@@ -9,6 +9,7 @@ use models::dit::{Base, BlockPlan, DitConfig, Keep, KeepPlace, SideChain, Stream
 use models::weights::{Frozen, Storage};
 use proofs::project::Project;
 use trainer::bytes::Bytes;
+use trainer::learning::ema::EmaConfig;
 use trainer::learning::optim::OptimizerConfig;
 use trainer::machine::forecast::{
     Decoding, Engine, Forecaster, LossTask, Neighbours, Networks, StageMemory, StagePlan, Task, Way,
@@ -60,6 +61,8 @@ impl Model {
             networks: Networks::One,
             decoding: Decoding::Beside,
             rule: OptimizerConfig::default().rule(),
+            ema: EmaConfig::default(),
+            norm_limit: None,
             objective: LossTask::default(),
         }
     }

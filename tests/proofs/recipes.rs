@@ -10,6 +10,7 @@ use proofs::source::{File, files, root};
 use serde_json::{Value, json};
 use trainer::base::Trained;
 use trainer::cli::Arguments;
+use trainer::learning::ema::EmaConfig;
 use trainer::machine::forecast::{Decoding, Engine, LossTask, Networks, StageMemory, Task, Way};
 use trainer::machine::memory::{Card, Forecast, Machine, Room, Shapes, StageForecast, settle};
 use trainer::machine::precision::{PrecisionRequest, Processor};
@@ -119,9 +120,13 @@ fn a_recipe_with_every_key_is_read_and_one_with_another_is_refused() {
     for section in sections.as_object_mut().unwrap().values_mut() {
         section.as_object_mut().unwrap().retain(|_, value| !value.is_null());
     }
-    for (outer, inner) in
-        [("train", "timesteps"), ("train", "drop"), ("train", "loss"), ("optimizer", "rate")]
-    {
+    for (outer, inner) in [
+        ("train", "timesteps"),
+        ("train", "drop"),
+        ("train", "loss"),
+        ("train", "ema"),
+        ("optimizer", "rate"),
+    ] {
         sections[outer][inner].as_object_mut().unwrap().retain(|_, value| !value.is_null());
     }
     let text = |value: &Value| toml::to_string(value).unwrap();
@@ -244,6 +249,8 @@ fn forecast(name: &str, recipe: &Recipe, host: u64) -> Forecast {
         },
         decoding: Decoding::Beside,
         rule: recipe.optimizer.rule(),
+        ema: EmaConfig::default(),
+        norm_limit: None,
         objective: LossTask::default(),
     };
     let settled =

@@ -18,6 +18,7 @@ use proofs::small::{adapters, config, each_kind, micro_batch, uniform, weights};
 use trainer::encode::PictureInputs;
 use trainer::encode::prompt::ClipRequest;
 use trainer::learning::NoiseRange;
+use trainer::learning::ema::EmaConfig;
 use trainer::learning::optim::{Optimizer, OptimizerConfig, Step, checked_norm};
 use trainer::machine::forecast::{
     Calls, ClipShape, Decoding, Engine, Forecaster, Held, LossTask, Neighbours, Networks, Rehearsal,
@@ -40,14 +41,14 @@ pub(crate) const PLANS: [BlockPlan; 5] = [
 
 /// What a stage took: at its peak, by what, and at the end.
 #[derive(Debug, PartialEq)]
-struct Taken {
+pub(crate) struct Taken {
     peak: u64,
     by_label: Vec<(&'static str, u64)>,
-    left: u64,
+    pub(crate) left: u64,
 }
 
 /// What a step of `task` takes on stage `index` of `count`, of real tensors or of shadows.
-fn taken(task: &Task, plan: &StagePlan, at: [usize; 2], is_shadow: bool) -> Taken {
+pub(crate) fn taken(task: &Task, plan: &StagePlan, at: [usize; 2], is_shadow: bool) -> Taken {
     taken_by(task, &plan.blocks, at, is_shadow, |rehearsal| {
         rehearsal.step(&plan.keep, plan.ffn_tokens).unwrap();
     })
@@ -119,6 +120,8 @@ pub(crate) fn task(dit: impl Into<Arc<dyn Architecture>>, targets: &[Target]) ->
         networks: Networks::One,
         decoding: Decoding::Beside,
         rule: OptimizerConfig::default().rule(),
+        ema: EmaConfig::default(),
+        norm_limit: None,
         objective: LossTask::default(),
     }
 }

@@ -3,10 +3,11 @@
 use kernels::loss::{Penalty, Reduction};
 use models::adapter::LoraConfig;
 use proofs::small::config;
-use trainer::learning::optim::{OptimizerConfig, OptimizerKind};
-use trainer::machine::forecast::{LossTask, Masks, Task};
+use trainer::learning::ema::EmaConfig;
+use trainer::learning::optim::{NormLimit, OptimizerConfig, OptimizerKind};
+use trainer::machine::forecast::{LossTask, Masks, StagePlan, Task};
 
-use crate::shadow::{PLANS, assert_shadow, task};
+use crate::shadow::{PLANS, assert_shadow, taken, task};
 
 #[test]
 fn a_shadow_takes_the_same_of_every_loss() {
@@ -25,24 +26,39 @@ fn a_shadow_takes_the_same_of_every_loss() {
     }
 }
 
-/// Prodigy is not among them: it makes no step of gradients that are all zeros, as they are on a stage that is played alone in the
-/// middle.
 #[test]
 fn a_shadow_takes_the_same_of_every_optimiser() {
     let dit = config(2, 24);
     let targets = LoraConfig::default().select(&dit.adaptable_modules()).unwrap();
+    // The state and the update are most of it: many adapters on few tokens.
+    let task = Task { rank: 16, latents: (1, 2, 2), ..task(&dit, &targets) };
+    let stage = StagePlan { blocks: 0..2, keep: vec![PLANS[0]; 2], ffn_tokens: 5 };
+    let averaged = EmaConfig { decay: 0.99, ..EmaConfig::default() };
+    let limit = Some(NormLimit { most: 0.1, scale: 1.0 });
     for kind in [
         OptimizerKind::AdamW,
         OptimizerKind::AdamW8bit,
         OptimizerKind::Lion,
         OptimizerKind::Adafactor,
         OptimizerKind::ScheduleFree,
+        OptimizerKind::Prodigy,
         OptimizerKind::Came,
         OptimizerKind::Muon,
     ] {
         let rule = OptimizerConfig { kind, ..OptimizerConfig::default() }.rule();
-        // The state and the update are most of it: many adapters on few tokens.
-        let task = Task { rule, rank: 16, latents: (1, 2, 2), ..task(&dit, &targets) };
-        assert_shadow(&kind.to_string(), &task, [PLANS[0], PLANS[0]], 5);
+        for (ema, norm_limit) in
+            [(EmaConfig::default(), None), (averaged, None), (EmaConfig::default(), limit)]
+        {
+            let task = Task { rule, ema, norm_limit, ..task.clone() };
+            let [real, shadow] = [false, true].map(|is_shadow| taken(&task, &stage, [0, 1], is_shadow));
+            assert_eq!(shadow, real, "{kind}, {ema:?}, {norm_limit:?}");
+            // Prodigy makes no step of gradients that are all zeros, as those of a stage alone in the middle are.
+            if kind != OptimizerKind::Prodigy {
+                assert_shadow(&kind.to_string(), &task, [PLANS[0], PLANS[0]], 5);
+            }
+        }
+        let bytes = |ema: EmaConfig| taken(&Task { rule, ema, ..task.clone() }, &stage, [0, 1], true).left;
+        let parameters: usize = targets.iter().map(|target| 16 * (target.out + target.input)).sum();
+        assert_eq!(bytes(averaged) - bytes(EmaConfig::default()), 4 * parameters as u64, "{kind}");
     }
 }

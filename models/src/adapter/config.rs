@@ -177,6 +177,13 @@ impl LoraConfig {
     }
 }
 
+/// Whether `pattern` names `module`: by its name inside its layer, or by its whole name where the pattern begins as such a name does
+/// (`blocks.1?.ffn.*`).
+pub fn names_module(pattern: &str, module: &str) -> bool {
+    let local = crate::names::split_layer(module).map_or(module, |(_, local)| local);
+    glob(pattern, if names_chain(pattern) { module } else { local })
+}
+
 /// Whether a pattern is for whole module names, not for those inside a layer.
 fn names_chain(pattern: &str) -> bool {
     CHAINS.iter().any(|chain| pattern.strip_prefix(chain.name).is_some_and(|rest| rest.starts_with('.')))

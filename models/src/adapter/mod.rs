@@ -7,7 +7,7 @@ pub mod files;
 mod fresh;
 
 pub use apply::{Applied, ApplyMode, Source, apply, complete};
-pub use config::{LoraConfig, Scaling, Target};
+pub use config::{LoraConfig, Scaling, Target, names_module};
 pub use decompose::{Rank, Reduced, extract, resize};
 pub use fresh::check_beginning;
 

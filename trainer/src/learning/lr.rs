@@ -354,19 +354,25 @@ impl RateConfig {
 }
 
 impl Rates {
-    /// Checks that the run is long enough for its schedule. `named` is the warm-up where the recipe names one.
+    /// What there is to note of a warm-up that is longer than the run.
+    pub fn note(&self) -> Option<String> {
+        let Self { steps, warmup: WarmUp { steps: warmup, .. }, .. } = *self;
+        (warmup > steps).then(|| {
+            format!(
+                "optimizer.warmup = {warmup} is longer than the run of {steps} steps: the rate ends at {:.2e} and does not come to \
+                 {:.2e}",
+                self.at(steps.saturating_sub(1)),
+                self.peak
+            )
+        })
+    }
+
+    /// Checks that the run is long enough for every phase of its schedule.
     ///
     /// # Errors
-    /// A warm-up longer than the run, and phases that the run is too short for.
-    pub fn check(&self, named: Option<u64>) -> Result<()> {
+    /// A run that is too short.
+    pub fn check(&self) -> Result<()> {
         let steps = self.steps;
-        if let Some(warmup) = named.filter(|warmup| *warmup > steps) {
-            let why = format!(
-                "{warmup} steps of warm-up are more than the run's {steps}, so it would end before the rate is at its peak: set \
-                 it to at most {steps}, or to 0 for a trial"
-            );
-            return Err(Error::Setting { key: "optimizer.warmup".into(), why });
-        }
         let Curve::OneCycle(cycle) = self.curve else { return Ok(()) };
         let [(up, _), (down, _), (last, _)] = cycle.ends(steps);
         let is_short = match cycle.phases {

@@ -1,5 +1,6 @@
-//! Rules of learning that do not depend on a run: optimisers, learning rates, losses, noise levels.
+//! Rules of learning that do not depend on a run: optimisers, averages, learning rates, losses, noise levels.
 
+pub mod ema;
 pub mod loss;
 pub mod lr;
 pub mod mask;

@@ -55,7 +55,8 @@ pub use ways::{Wording, checked};
 use assumed::{missing_clips, no_data, settled_model};
 use found::{former_digest, has_texts, long_captions, summary};
 use parts::{
-    networks, requests, sample_plan, settle_ranges, settle_steps, share_of_replica, task, trained_ranges,
+    networks, requests, sample_plan, settle_ranges, settle_steps, share_of_replica, targets, task,
+    trained_ranges,
 };
 
 /// A settled run.
@@ -291,10 +292,10 @@ impl Plan {
         notes.extend(long_captions(&dataset, &model)?);
 
         let adapter = adapters::settled(recipe.adapter, from)?;
-        let targets = adapter.select(&dit.adaptable_modules())?;
+        let targets = targets(&adapter, &recipe.optimizer, (&model, &dit))?;
         let seed = recipe.run.seed.unwrap_or(42);
         let mut train = recipe.train;
-        settle_steps(&mut train, &recipe.optimizer, &dataset, seed)?;
+        notes.extend(settle_steps(&mut train, &recipe.optimizer, &dataset, seed)?);
         let ranges = settle_ranges(&mut train, &adapter, &targets, (&model, &dit))?;
         conditions::check_experts(&dataset, &ranges)?;
         let frames = data.frames.iter().copied().max().unwrap_or(1);
@@ -424,6 +425,8 @@ fn check_numbers(recipe: &Recipe) -> Result<()> {
     }
     train.timesteps.check()?;
     train.loss.check()?;
+    train.ema.check()?;
+    recipe.optimizer.check_average(&train.ema)?;
     recipe.memory.check()?;
     recipe.optimizer.check()
 }

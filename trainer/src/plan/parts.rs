@@ -14,7 +14,7 @@ use crate::adapters::{self, INIT_FROM, INIT_FROM_HIGH, INIT_FROM_LOW};
 use crate::base::{BaseModel, Trained};
 use crate::encode::prompt::ClipRequest;
 use crate::error::{Error, Result};
-use crate::learning::optim::OptimizerConfig;
+use crate::learning::optim::{NormLimit, OptimizerConfig};
 use crate::learning::{NoiseRange, mask};
 use crate::machine::forecast::{Decoding, LossTask, Masks, Networks, Task};
 use crate::machine::memory::Shapes;
@@ -147,7 +147,8 @@ fn check_cache(
     Ok(())
 }
 
-/// Puts steps in place of `train.epochs`: as many as show every clip of `dataset` that often.
+/// Puts steps in place of `train.epochs`: as many as show every clip of `dataset` that often. What there is to note of the rates of so
+/// many steps.
 ///
 /// # Errors
 /// No epochs at all, more steps than can be counted, and fewer than the learning rate's schedule takes.
@@ -156,11 +157,12 @@ pub(super) fn settle_steps(
     optimizer: &OptimizerConfig,
     dataset: &Dataset,
     seed: u64,
-) -> Result<()> {
+) -> Result<Option<String>> {
     if let Some(epochs) = train.epochs.take() {
         train.steps = steps_of(epochs, train, dataset, seed)?;
     }
-    optimizer.check_length(train.steps)
+    let rates = optimizer.rates(train.steps);
+    rates.check().map(|()| rates.note())
 }
 
 /// The steps that show every clip of `dataset` `epochs` times.
@@ -199,6 +201,21 @@ pub(super) fn settle_ranges(
     Ok(ranges)
 }
 
+/// The modules that get an adapter, of which every learning rate by module names some.
+///
+/// # Errors
+/// A pattern that names nothing, and learning rates that fit neither adapter nor model.
+pub(super) fn targets(
+    adapter: &LoraConfig,
+    optimizer: &OptimizerConfig,
+    (model, dit): (&BaseModel, &DitConfig),
+) -> Result<Vec<Target>> {
+    let targets = adapter.select(&dit.adaptable_modules())?;
+    let trained = if model.expert.is_some() { model.trained_experts() } else { &[] };
+    optimizer.check_groups(adapter.kind, &targets, trained)?;
+    Ok(targets)
+}
+
 /// A step of the largest bucket that there is, else of the largest that there could be.
 pub(super) fn task<'a>(
     (model, dit): (&BaseModel, &DitConfig),
@@ -227,6 +244,8 @@ pub(super) fn task<'a>(
         networks,
         decoding: Decoding::Beside,
         rule: optimizer.rule(),
+        ema: train.ema,
+        norm_limit: optimizer.norm_limit.map(|most| NormLimit { most, scale: adapter.scale() }),
         objective,
     }
 }

@@ -53,6 +53,10 @@ pub fn check(recipe: &Recipe) -> Result<()> {
         ("optimizer.d0", optimizer.d0.unwrap_or(0.0)),
         ("optimizer.d_coef", optimizer.d_coef.unwrap_or(0.0)),
         ("optimizer.growth_rate", optimizer.growth_rate.unwrap_or(0.0)),
+        ("optimizer.lr_b_ratio", optimizer.lr_b_ratio.unwrap_or(0.0)),
+        ("optimizer.lr_high", optimizer.lr_high.unwrap_or(0.0)),
+        ("optimizer.lr_low", optimizer.lr_low.unwrap_or(0.0)),
+        ("optimizer.norm_limit", optimizer.norm_limit.unwrap_or(0.0)),
         ("optimizer.rate.power", optimizer.rate.power.unwrap_or(0.0)),
         ("train.timesteps.shift", timesteps.shift.unwrap_or(0.0)),
         ("train.timesteps.scale", timesteps.scale),
@@ -67,5 +71,6 @@ pub fn check(recipe: &Recipe) -> Result<()> {
         ("sample.guidance_high", sample.guidance_high.unwrap_or(0.0)),
         ("sample.shift", sample.shift.unwrap_or(0.0)),
     ];
-    real.into_iter().try_for_each(|(key, value)| near(key, value))
+    let by_module = optimizer.lr_by_module.values().map(|lr| ("optimizer.lr_by_module", *lr));
+    real.into_iter().chain(by_module).try_for_each(|(key, value)| near(key, value))
 }

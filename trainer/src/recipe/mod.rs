@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::ModelConfig;
 use crate::error::{Error, Result};
+use crate::learning::ema::EmaConfig;
 use crate::learning::loss::LossConfig;
 use crate::learning::noise::TimestepConfig;
 use crate::learning::optim::OptimizerConfig;
@@ -112,6 +113,8 @@ pub struct TrainConfig {
     pub timesteps: TimestepConfig,
     /// What an error counts for.
     pub loss: LossConfig,
+    /// An average of the adapters.
+    pub ema: EmaConfig,
     /// Steps between two measurements of the held-out loss; 0 for none but the first and last. Default 0.
     pub eval_every: u64,
 }
@@ -130,6 +133,7 @@ impl Default for TrainConfig {
             high_share: None,
             timesteps: TimestepConfig::default(),
             loss: LossConfig::default(),
+            ema: EmaConfig::default(),
             eval_every: 0,
         }
     }

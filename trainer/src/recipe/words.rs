@@ -21,7 +21,7 @@ type Row = (&'static str, &'static str, &'static str);
 
 /// Keys of musubi-tuner, diffusion-pipe, ai-toolkit, DiffSynth-Studio and finetrainers; none of them is a key of ours in the
 /// same section.
-pub const WORDS: [Row; 134] = [
+pub const WORDS: [Row; 138] = [
     // The model.
     ("ckpt_path", "model.folder", ""),
     ("ckpt_dir", "model.folder", ""),
@@ -168,6 +168,10 @@ pub const WORDS: [Row; 134] = [
     ("lr_scheduler_timescale", "optimizer.rate.timescale", ""),
     ("lr_warmup_steps", "optimizer.warmup", ""),
     ("warmup_steps", "optimizer.warmup", ""),
+    ("loraplus_lr_ratio", "optimizer.lr_b_ratio", ""),
+    ("scale_weight_norms", "optimizer.norm_limit", ""),
+    ("ema_decay", "train.ema.decay", ""),
+    ("ema_config", "train.ema", "a table with decay"),
     ("max_grad_norm", "optimizer.clip_norm", ""),
     ("gradient_clipping", "optimizer.clip_norm", ""),
     // Memory and devices.

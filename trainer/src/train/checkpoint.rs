@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use crate::error::{Error, Result};
-use crate::learning::optim::{Globals, Rule, Saved};
+use crate::learning::optim::{Average, Globals, Rule, Saved};
 
 /// Where a run stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -65,8 +65,8 @@ fn state_name(expert: Option<Expert>, name: &str) -> String {
 /// What the optimisers of all networks of a run keep, as one: each name behind that of its expert where there are two.
 pub fn joined(networks: impl IntoIterator<Item = (Option<Expert>, Saved)>) -> Saved {
     let mut all = Saved::default();
-    for (expert, Saved { rule, globals, tensors }) in networks {
-        all.rule = rule;
+    for (expert, Saved { rule, globals, tensors, average }) in networks {
+        (all.rule, all.average) = (rule, average);
         all.globals.extend(globals.into_iter().map(|(name, value)| (state_name(expert, &name), value)));
         all.tensors.extend(tensors.into_iter().map(|(name, state)| (state_name(expert, &name), state)));
     }
@@ -81,7 +81,7 @@ pub fn part_of(saved: &Saved, expert: Option<Expert>) -> Saved {
     }
     let prefix = state_name(expert, "");
     let (globals, tensors) = (own(&saved.globals, &prefix), own(&saved.tensors, &prefix));
-    Saved { rule: saved.rule.clone(), globals, tensors }
+    Saved { rule: saved.rule.clone(), globals, tensors, average: saved.average }
 }
 
 /// Header key of [`Progress`].
@@ -92,6 +92,8 @@ const OPTIMISER: &str = "tandem.optimiser";
 const CHECKSUMS: &str = "tandem.checksums";
 /// What the parameter of a state is called behind its name; the others are called as the rule names them.
 const PARAMETER: &str = "parameter";
+/// What the average of a parameter is called behind its name.
+const AVERAGE: &str = "average";
 /// The rule of checkpoints that name none.
 const FORMER_RULE: &str = "adamw";
 
@@ -101,6 +103,12 @@ const FORMER_RULE: &str = "adamw";
 struct Header {
     rule: String,
     globals: Globals,
+    #[serde(default, skip_serializing_if = "is_none")]
+    average: Average,
+}
+
+fn is_none(average: &Average) -> bool {
+    *average == Average::None
 }
 
 /// The file of the checkpoint after `step` steps.
@@ -115,12 +123,16 @@ pub fn path(folder: &Path, step: u64) -> PathBuf {
 pub fn save(folder: &Path, progress: Progress, saved: &Saved, keep_last: usize) -> Result<PathBuf> {
     let mut tensors = Vec::new();
     for (name, state) in &saved.tensors {
-        let slots = slots(&saved.rule, &state.parameter)?;
+        let (names, mut slots) = (slots(&saved.rule, &state.parameter)?, state.slots.as_slice());
         tensors.push((format!("{name}.{PARAMETER}"), &state.parameter));
-        tensors
-            .extend(slots.iter().zip(&state.slots).map(|(slot, tensor)| (format!("{name}.{slot}"), tensor)));
+        if let (Average::Kept, Some((average, own))) = (saved.average, slots.split_last()) {
+            tensors.push((format!("{name}.{AVERAGE}"), average));
+            slots = own;
+        }
+        tensors.extend(names.iter().zip(slots).map(|(slot, tensor)| (format!("{name}.{slot}"), tensor)));
     }
-    let optimiser = Header { rule: saved.rule.clone(), globals: saved.globals.clone() };
+    let (rule, globals, average) = (saved.rule.clone(), saved.globals.clone(), saved.average);
+    let optimiser = Header { rule, globals, average };
     let mut header =
         BTreeMap::from([(PROGRESS.to_owned(), json(&progress)?), (OPTIMISER.to_owned(), json(&optimiser)?)]);
     let mut checksums: Checksums =
@@ -161,7 +173,10 @@ pub fn load(path: &Path) -> Result<(Progress, Saved)> {
     let progress = serde_json::from_str(text).map_err(|_| foreign())?;
     let optimiser = match header.get(OPTIMISER) {
         Some(text) => serde_json::from_str(text).map_err(|_| foreign())?,
-        None => Header { rule: FORMER_RULE.to_owned(), globals: Globals::new() },
+        None => {
+            let (rule, globals) = (FORMER_RULE.to_owned(), Globals::new());
+            Header { rule, globals, average: Average::None }
+        }
     };
     let read = |name: String| -> Result<Tensor> {
         // Codes of moments in 8 bits stay what they are.
@@ -182,11 +197,14 @@ pub fn load(path: &Path) -> Result<(Progress, Saved)> {
     let mut tensors = BTreeMap::new();
     for name in file.names().filter_map(|name| name.strip_suffix(PARAMETER)?.strip_suffix('.')) {
         let parameter = read(format!("{name}.{PARAMETER}"))?;
-        let slots = slots(&optimiser.rule, &parameter)?.iter().map(|slot| format!("{name}.{slot}"));
+        let average = (optimiser.average == Average::Kept).then_some(&AVERAGE);
+        let slots = slots(&optimiser.rule, &parameter)?.iter().chain(average);
+        let slots = slots.map(|slot| format!("{name}.{slot}"));
         let slots = slots.filter(|slot| file.contains(slot)).map(read).collect::<Result<_>>()?;
         tensors.insert(name.to_owned(), State { parameter, slots });
     }
-    Ok((progress, Saved { rule: optimiser.rule, globals: optimiser.globals, tensors }))
+    let Header { rule, globals, average } = optimiser;
+    Ok((progress, Saved { rule, globals, tensors, average }))
 }
 
 /// A digest of all numbers of `saved` with their names.

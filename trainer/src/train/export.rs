@@ -8,6 +8,7 @@ use models::expert::Expert;
 
 use crate::base::Trained;
 use crate::error::{Error, Result};
+use crate::learning::optim::Shown;
 use crate::plan::Plan;
 use crate::train::RunFolder;
 use crate::train::checkpoint;
@@ -111,7 +112,7 @@ pub fn of_checkpoint(checkpoint: &Path, expert: Option<Expert>, style: Style) ->
     let run = checkpoint.parent().and_then(Path::parent).unwrap_or(Path::new(""));
     let plan = Plan::read(&run.join("plan.toml"))?;
     let states = checkpoint::part_of(&saved, expert.filter(|_| plan.trained_ranges().len() > 1)).tensors;
-    let rule = plan.optimizer.rule();
+    let shown = Shown::in_files(plan.optimizer.rule(), &plan.train.ema);
     let provenance = Provenance { expert, ..provenance(&plan, progress.step, progress.cursor.epoch)? };
     let mut file = AdapterFile { metadata: provenance.metadata(style), ..AdapterFile::default() };
     let config = &plan.adapter;
@@ -119,8 +120,7 @@ pub fn of_checkpoint(checkpoint: &Path, expert: Option<Expert>, style: Style) ->
     let ends = [".lora_A.weight", ".hada_w1_a", ".lokr_w1"];
     let modules = states.keys().filter_map(|name| ends.iter().find_map(|end| name.strip_suffix(end)));
     for module in modules {
-        let find =
-            |name: &str| states.get(&format!("{module}.{name}")).map(|state| rule.exported(state).clone());
+        let find = |name: &str| states.get(&format!("{module}.{name}")).map(|state| shown.of(state).clone());
         let delta = Delta::from_tensors(config.kind, config.scale(), find).ok_or(Error::ForeignCheckpoint)?;
         file.modules.insert(module.to_owned(), delta.to_change(None)?);
     }

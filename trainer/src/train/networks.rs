@@ -5,7 +5,7 @@ use kernels::transfer::HostStore;
 use crate::adapters;
 use crate::error::{Error, Result};
 use crate::learning::NoiseRange;
-use crate::learning::optim::{Optimizer, Saved};
+use crate::learning::optim::{NormLimit, Optimizer, Saved};
 use crate::pipeline::Pipeline;
 use crate::plan::{Plan, Planned};
 use crate::residents::{FromFiles, Residents};
@@ -46,7 +46,12 @@ impl TrainedNetworks {
             let file = plan.adapter.begins_with(range.expert()).filter(|_| saved.is_none());
             let fresh = adapters::beginning(&plan.adapter, file, targets, plan.run.seed, ui)?;
             let pipeline = residents.add_trained(range, &fresh, for_clips(plan, range))?;
-            let mut optimizer = Optimizer::new(pipeline, plan.optimizer.rule())?;
+            let config = &plan.optimizer;
+            let scale = plan.adapter.scale();
+            let mut optimizer = Optimizer::new(pipeline, config.rule())?
+                .averaged(plan.train.ema)?
+                .at_rates(|name| config.factor(name, range.expert()))
+                .limited(config.norm_limit.map(|most| NormLimit { most, scale }));
             if let Some(saved) = saved {
                 let expert = range.expert().filter(|_| ranges.len() > 1);
                 optimizer.restore(checkpoint::part_of(saved, expert))?;
@@ -102,7 +107,7 @@ impl TrainedNetworks {
         Ok((self.residents.network(*range)?, optimizer))
     }
 
-    /// Gives the networks the adapters that are exported, for clips and held-out losses, where the rule trains others.
+    /// Gives the networks the adapters that are exported, for clips and held-out losses, where others are trained.
     ///
     /// # Errors
     /// When a device or the host runs out of memory.
@@ -121,7 +126,7 @@ impl TrainedNetworks {
     /// Publishes where the exported tensors are others than those that are trained.
     fn publish(&mut self, publish: impl Fn(&Optimizer, &mut Pipeline)) -> Result<()> {
         for Trained { range, optimizer } in &self.trained {
-            if optimizer.rule().exports_another() {
+            if optimizer.in_clips().is_another() {
                 publish(optimizer, self.residents.network(*range)?);
             }
         }

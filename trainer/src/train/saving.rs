@@ -99,7 +99,7 @@ impl Run<'_> {
                 let expert = self.networks.range(index).expert();
                 let (pipeline, optimizer) = self.networks.for_files(index)?;
                 let own = checkpoint::part_of(&saved, expert.filter(|_| is_pair));
-                adapters.push((expert, adapter_file(pipeline, optimizer.rule(), &own.tensors)?));
+                adapters.push((expert, adapter_file(pipeline, optimizer.in_files(), &own.tensors)?));
             }
         }
         Ok(Snapshot { keep, progress: self.progress, saved, adapters })

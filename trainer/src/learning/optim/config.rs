@@ -1,5 +1,6 @@
 //! The `[optimizer]` section of a recipe.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,7 @@ use super::rules::muon::{Muon, MuonScale};
 use super::rules::prodigy::{Decay, Prodigy};
 use super::rules::schedule_free::ScheduleFree;
 use crate::error::{Error, Result};
+use crate::learning::ema::EmaConfig;
 use crate::learning::lr::{LrSchedule, RateConfig, Rates};
 
 /// The optimiser and its learning rate.
@@ -60,6 +62,17 @@ pub struct OptimizerConfig {
     /// With `muon`: factor of the rate by the shape of a matrix: `original`, `match-adamw` (rates that fit AdamW) or `spectral`.
     /// Default `original`.
     pub muon_scale: Option<MuonScale>,
+    /// Learning rate of the matrices B of LoRA and DoRA over that of the matrices A (LoRA+, arXiv 2402.12354), above 0. Default 1.
+    pub lr_b_ratio: Option<f64>,
+    /// Learning rates of modules by pattern, as in `adapter.targets`, in place of `lr`: `{ "ffn.*" = 5e-5 }`. Default none.
+    pub lr_by_module: BTreeMap<String, f64>,
+    /// Learning rate of the expert for high noise, in place of `lr`, where it is trained. Default none.
+    pub lr_high: Option<f64>,
+    /// Learning rate of the expert for low noise. Default none.
+    pub lr_low: Option<f64>,
+    /// Largest Frobenius norm of the change of a module's weight: after each step, LoRAs whose change is larger are scaled down to
+    /// it (sd-scripts' `scale_weight_norms`), above 0. Default none.
+    pub norm_limit: Option<f64>,
 }
 
 /// An optimiser by the name that a recipe has for it.
@@ -129,6 +142,11 @@ impl Default for OptimizerConfig {
             beta3: None,
             nesterov: None,
             muon_scale: None,
+            lr_b_ratio: None,
+            lr_by_module: BTreeMap::new(),
+            lr_high: None,
+            lr_low: None,
+            norm_limit: None,
         }
     }
 }
@@ -163,14 +181,6 @@ impl OptimizerConfig {
     #[must_use]
     pub fn settled(self) -> Self {
         Self { betas: Some(self.betas()), warmup: Some(self.warmup()), ..self }
-    }
-
-    /// Checks that a run of `steps` updates is long enough.
-    ///
-    /// # Errors
-    /// Naming the key and what it must be.
-    pub fn check_length(&self, steps: u64) -> Result<()> {
-        self.rates(steps).check(self.warmup)
     }
 
     /// The rule with its settings.
@@ -251,8 +261,34 @@ impl OptimizerConfig {
                 return refuse(key, format!("{value} must be above {least}"));
             }
         }
+        let of_modules = self.lr_by_module.values().map(|lr| ("lr_by_module", Some(*lr)));
+        let of_others = [
+            ("lr_b_ratio", self.lr_b_ratio),
+            ("lr_high", self.lr_high),
+            ("lr_low", self.lr_low),
+            ("norm_limit", self.norm_limit),
+        ];
+        for (key, value) in of_others.into_iter().chain(of_modules) {
+            if let Some(value) = value.filter(|value| !value.is_finite() || *value <= 0.0) {
+                return refuse(key, format!("{value} must be a positive number"));
+            }
+        }
         self.rate.check(self.schedule, self.warmup)?;
         self.check_kind()
+    }
+
+    /// Checks that it may be averaged as `ema` asks.
+    ///
+    /// # Errors
+    /// An average of what is an average.
+    pub fn check_average(&self, ema: &EmaConfig) -> Result<()> {
+        match self.kind {
+            OptimizerKind::ScheduleFree if ema.is_kept() => Err(Error::Setting {
+                key: "train.ema.decay".into(),
+                why: "schedule-free keeps an average of its own: leave out one of the two".into(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Checks that every key belongs to the optimiser.
@@ -277,6 +313,18 @@ impl OptimizerConfig {
             return refuse(key, format!("{kind} has no such setting, it is one of {}", of.join(" and ")));
         }
         match kind {
+            Prodigy if self.has_groups() => refuse(
+                self.first_group(),
+                "prodigy finds one rate for all tensors: leave it out, or use another optimiser".into(),
+            ),
+            Adafactor if self.relative_step == Some(true) && self.has_groups() => refuse(
+                self.first_group(),
+                "adafactor sets the rate itself with relative_step: leave out one of the two".into(),
+            ),
+            ScheduleFree if self.norm_limit.is_some() => refuse(
+                "norm_limit",
+                "schedule-free exports an average, which this would not limit: leave it out".into(),
+            ),
             ScheduleFree if self.schedule != LrSchedule::Constant => {
                 refuse("schedule", "schedule-free needs `constant`: its average replaces a schedule".into())
             }

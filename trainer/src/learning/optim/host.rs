@@ -8,7 +8,7 @@ use kernels::{Device, DeviceLocation, Tensor};
 use models::adapter::files::AdapterFile;
 use models::dit::Linear;
 
-use super::{Rule, Saved};
+use super::{Saved, Shown};
 use crate::error::Result;
 use crate::pipeline::Pipeline;
 
@@ -43,32 +43,38 @@ fn host_copy(tensor: &Tensor) -> kernels::Result<Tensor> {
     }
 }
 
-/// The adapters that `pipeline` trains as the contents of a file. `states` are copies of their states on the host, whose
-/// memory the file shares.
+/// The adapters that `pipeline` trains as the contents of a file: what `shown` is of `states`, copies of their states on the host,
+/// whose memory the file shares.
 ///
 /// # Errors
 /// If the conversion of an adapter needs weights that are missing.
 pub fn adapter_file(
     pipeline: &Pipeline,
-    rule: Rule,
+    shown: Shown,
     states: &BTreeMap<String, State>,
 ) -> Result<AdapterFile> {
     let mut file = AdapterFile::default();
     for stage in pipeline.stages() {
         for (module, adapters) in stage.adapters.iter() {
             for adapter in adapters.iter().filter(|adapter| adapter.is_trainable()) {
-                let change = match adapter.delta().wants_product() {
+                let own =
+                    |name: &str| states.get(&format!("{module}.{name}")).map(|state| shown.of(state).clone());
+                let mut delta = adapter.delta().clone();
+                let change = match delta.wants_product() {
                     // What depends on the weight is computed here, on the weight's device.
                     true => {
-                        let change = stage.dit.with_linear(module, |linear| {
-                            adapter.delta().to_change(linear.map(Linear::weight))
-                        })?;
+                        if shown.is_another() {
+                            delta = delta.to_device(&Device::Cpu)?;
+                            delta.replace(own);
+                            delta = delta.to_device(&stage.device)?;
+                        }
+                        let change = stage
+                            .dit
+                            .with_linear(module, |linear| delta.to_change(linear.map(Linear::weight)))?;
                         change.map(&mut |tensor| Ok(host_copy(tensor)?))?
                     }
                     false => {
-                        let mut delta = adapter.delta().clone();
-                        let own = |name: &str| states.get(&format!("{module}.{name}"));
-                        delta.replace(|name| own(name).map(|state| rule.exported(state).clone()));
+                        delta.replace(own);
                         delta.to_change(None)?
                     }
                 };

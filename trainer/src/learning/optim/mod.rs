@@ -1,7 +1,9 @@
 //! The optimiser: a rule, and its state of each trainable tensor, by name, on the device of its stage.
 
 mod config;
+mod groups;
 mod host;
+mod norm_limit;
 mod rule;
 pub mod rules;
 
@@ -13,9 +15,11 @@ use models::dit::Gradients;
 
 pub use config::{OptimizerConfig, OptimizerKind};
 pub use host::{adapter_file, on_host};
-pub use rule::{AdamW, Globals, Rule, Saved, Step};
+pub use norm_limit::NormLimit;
+pub use rule::{AdamW, Average, Globals, Items, Rule, Saved, Step};
 
 use crate::error::{Error, Result};
+use crate::learning::ema::{self, EmaConfig};
 use crate::pipeline::{Pipeline, Stage};
 
 /// A rule with its state of all trainable tensors of a network.
@@ -24,6 +28,45 @@ pub struct Optimizer {
     rule: Rule,
     globals: Globals,
     states: BTreeMap<String, State>,
+    /// The average of the parameters, the last slot of each state, where one is kept.
+    ema: EmaConfig,
+    /// What the learning rate of a tensor is multiplied by, of those that have another one than the run.
+    rates: BTreeMap<String, f64>,
+    limit: Option<NormLimit>,
+}
+
+/// Which tensor of a state is used.
+#[derive(Debug, Clone, Copy)]
+pub struct Shown {
+    rule: Rule,
+    average: Average,
+}
+
+impl Shown {
+    /// The tensor of `state` that is used.
+    pub fn of(self, state: &State) -> &Tensor {
+        match (self.average, state.slots.last()) {
+            (Average::Kept, Some(average)) => average,
+            _ => self.rule.exported(state),
+        }
+    }
+
+    /// What files hold of an optimiser of `rule`.
+    pub fn in_files(rule: Rule, ema: &EmaConfig) -> Self {
+        let average = if ema.is_kept() && ema.files { Average::Kept } else { Average::None };
+        Self { rule, average }
+    }
+
+    /// What clips and held-out losses are made with.
+    pub fn in_clips(rule: Rule, ema: &EmaConfig) -> Self {
+        let average = if ema.is_kept() && ema.clips { Average::Kept } else { Average::None };
+        Self { rule, average }
+    }
+
+    /// Whether that is another tensor than the one that is trained.
+    pub fn is_another(self) -> bool {
+        self.average == Average::Kept || self.rule.exports_another()
+    }
 }
 
 impl Optimizer {
@@ -46,7 +89,44 @@ impl Optimizer {
                 states.insert(name, rule.begin(&parameter)?);
             }
         }
-        Ok(Self { rule, globals: rule.globals(), states })
+        let (globals, rates) = (rule.globals(), BTreeMap::new());
+        Ok(Self { rule, globals, states, ema: EmaConfig::default(), rates, limit: None })
+    }
+
+    /// The same with an average of the parameters, where `ema` asks for one.
+    ///
+    /// # Errors
+    /// When a device's memory runs out.
+    pub fn averaged(mut self, ema: EmaConfig) -> Result<Self> {
+        if ema.is_kept() {
+            for state in self.states.values_mut() {
+                state.slots.push(state.parameter.copy()?);
+            }
+        }
+        Ok(Self { ema, ..self })
+    }
+
+    /// The same with the learning rate of each tensor multiplied by `factor` of its name.
+    #[must_use]
+    pub fn at_rates(self, factor: impl Fn(&str) -> f64) -> Self {
+        let rates = self.states.keys().map(|name| (name.clone(), factor(name)));
+        Self { rates: rates.filter(|(_, factor)| *factor != 1.0).collect(), ..self }
+    }
+
+    /// The same with the norm of each change limited.
+    #[must_use]
+    pub fn limited(self, limit: Option<NormLimit>) -> Self {
+        Self { limit, ..self }
+    }
+
+    /// What adapter files hold.
+    pub fn in_files(&self) -> Shown {
+        Shown::in_files(self.rule, &self.ema)
+    }
+
+    /// What clips and held-out losses are made with.
+    pub fn in_clips(&self) -> Shown {
+        Shown::in_clips(self.rule, &self.ema)
     }
 
     /// The rule.
@@ -57,7 +137,7 @@ impl Optimizer {
     /// Its state for a checkpoint.
     pub fn saved(&self) -> Saved {
         let (rule, globals) = (self.rule.name().to_owned(), self.globals.clone());
-        Saved { rule, globals, tensors: self.states.clone() }
+        Saved { rule, globals, tensors: self.states.clone(), average: self.average() }
     }
 
     /// The states, ordered by name.
@@ -76,6 +156,7 @@ impl Optimizer {
                 && mine.map(Tensor::dims).eq(theirs.map(Tensor::dims))
         };
         let is_same = saved.rule == self.rule.name()
+            && saved.average == self.average()
             && saved.globals.keys().eq(self.globals.keys())
             && self.states.len() == saved.tensors.len()
             && self.states.iter().zip(&saved.tensors).all(|((a, x), (b, y))| a == b && is_like(x, y));
@@ -100,17 +181,37 @@ impl Optimizer {
     /// # Errors
     /// A missing gradient, or a device that fails.
     pub fn update(&mut self, gradients: &Gradients, step: &Step) -> Result<()> {
-        let mut by_device: Vec<(DeviceLocation, Vec<(&mut State, &Tensor)>)> = Vec::new();
+        // The rule does not know the average.
+        let mut averages = Vec::new();
+        if self.average() == Average::Kept {
+            averages.extend(self.states.values_mut().map(|state| state.slots.pop()));
+        }
+        let mut by_device: Vec<(DeviceLocation, Items)> = Vec::new();
         for (name, state) in &mut self.states {
             let gradient = found(gradients, name)?;
             let place = state.parameter.device().location();
-            match by_device.iter_mut().find(|(device, _)| *device == place) {
-                Some((_, items)) => items.push((state, gradient)),
-                None => by_device.push((place, vec![(state, gradient)])),
+            let rate = self.rates.get(name).copied().unwrap_or(1.0);
+            match by_device.iter_mut().find(|(device, items)| *device == place && items.rate == rate) {
+                Some((_, items)) => items.tensors.push((state, gradient)),
+                None => by_device.push((place, Items { rate, tensors: vec![(state, gradient)] })),
             }
         }
         let mut by_device: Vec<_> = by_device.into_iter().map(|(_, items)| items).collect();
-        self.rule.update(&mut by_device, &mut self.globals, step)
+        self.rule.update(&mut by_device, &mut self.globals, step)?;
+        if let Some(limit) = self.limit {
+            limit.apply(&mut self.states)?;
+        }
+        if self.ema.is_kept() {
+            for (state, average) in self.states.values_mut().zip(averages) {
+                let before = average.as_ref().unwrap_or(&state.parameter);
+                state.slots.push(ema::step(before, &state.parameter, self.ema.decay)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn average(&self) -> Average {
+        if self.ema.is_kept() { Average::Kept } else { Average::None }
     }
 
     /// Gives the parameters to the stages' adapters.
@@ -124,12 +225,12 @@ impl Optimizer {
         stages.iter_mut().for_each(|stage| stage.adapters.set_parameters(&parameters));
     }
 
-    /// Gives the stages' adapters what is exported, for clips and held-out losses, where that is another tensor than the one
-    /// that is trained.
+    /// Gives the stages' adapters what clips and held-out losses are made with, where that is another tensor than the one that is
+    /// trained.
     pub fn publish_exported(&self, pipeline: &mut Pipeline) {
-        if self.rule.exports_another() {
-            let exported =
-                |(name, state): (&String, &State)| (name.clone(), self.rule.exported(state).clone());
+        let shown = self.in_clips();
+        if shown.is_another() {
+            let exported = |(name, state): (&String, &State)| (name.clone(), shown.of(state).clone());
             let exported: BTreeMap<String, Tensor> = self.states.iter().map(exported).collect();
             pipeline.stages_mut().iter_mut().for_each(|stage| stage.adapters.set_parameters(&exported));
         }

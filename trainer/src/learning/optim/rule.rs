@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use kernels::optimiser::State;
 use kernels::{Tensor, adamw};
+use serde::{Deserialize, Serialize};
 
 use super::rules::adafactor::{self, Adafactor};
 use super::rules::adamw8bit::{self, Tables};
@@ -58,8 +59,21 @@ pub struct Saved {
     pub rule: String,
     /// The global state of a network.
     pub globals: Globals,
-    /// The state of each trainable tensor.
+    /// The state of each trainable tensor; with an average it is the last of the slots.
     pub tensors: BTreeMap<String, State>,
+    /// Whether there is an average of the parameters.
+    pub average: Average,
+}
+
+/// Whether an average of the parameters is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Average {
+    /// None is.
+    #[default]
+    None,
+    /// The last slot of each state is one.
+    Kept,
 }
 
 /// One optimiser step.
@@ -74,7 +88,20 @@ pub struct Step {
 }
 
 /// Parameters of one device with their gradients.
-pub type Items<'a> = Vec<(&'a mut State, &'a Tensor)>;
+#[derive(Debug)]
+pub struct Items<'a> {
+    /// What their learning rate is multiplied by.
+    pub rate: f64,
+    /// Each parameter with its state, and its gradient.
+    pub tensors: Vec<(&'a mut State, &'a Tensor)>,
+}
+
+impl Step {
+    /// The same at `rate` times its learning rate.
+    fn times(&self, rate: f64) -> Self {
+        Self { lr: self.lr * rate, ..*self }
+    }
+}
 
 impl Rule {
     /// Its name in checkpoints.
@@ -143,40 +170,46 @@ impl Rule {
     /// # Errors
     /// A device that fails.
     pub fn update(self, devices: &mut [Items], globals: &mut Globals, step: &Step) -> Result<()> {
-        let Step { lr, factor, .. } = *step;
         match self {
-            Self::AdamW(settings) => {
-                let update = settings.update(step);
-                devices.iter_mut().try_for_each(|items| Ok(adamw::step_all(items, factor, &update)?))
-            }
-            Self::AdamW8bit(settings) => devices.iter_mut().try_for_each(|items| {
-                let Some((first, _)) = items.first() else { return Ok(()) };
-                let tables = Tables::on(first.parameter.device())?;
-                each(items, factor, |state, g| adamw8bit::step(state, g, &settings, step, &tables))
+            Self::AdamW(settings) => devices.iter_mut().try_for_each(|items| {
+                let update = settings.update(&step.times(items.rate));
+                Ok(adamw::step_all(&mut items.tensors, step.factor, &update)?)
             }),
-            Self::Lion(settings) => of_each(devices, factor, |state, g| lion::step(state, g, &settings, lr)),
+            Self::AdamW8bit(settings) => devices.iter_mut().try_for_each(|items| {
+                let Some((first, _)) = items.tensors.first() else { return Ok(()) };
+                let tables = Tables::on(first.parameter.device())?;
+                each(items, step, |state, g, step| adamw8bit::step(state, g, &settings, step, &tables))
+            }),
+            Self::Lion(settings) => {
+                of_each(devices, step, |state, g, step| lion::step(state, g, &settings, step.lr))
+            }
             Self::Adafactor(settings) => {
-                of_each(devices, factor, |state, g| adafactor::step(state, g, &settings, step))
+                of_each(devices, step, |state, g, step| adafactor::step(state, g, &settings, step))
             }
             Self::ScheduleFree(settings) => {
+                // A constant factor of the rate changes no weight.
                 let weight = schedule_free::weight(globals, &settings, step);
-                of_each(devices, factor, |state, g| schedule_free::step(state, g, &settings, step, weight))
+                of_each(devices, step, |state, g, step| {
+                    schedule_free::step(state, g, &settings, step, weight)
+                })
             }
             Self::Prodigy(settings) => {
+                let factor = step.factor;
                 let mut scaled = Vec::new();
                 for items in devices {
-                    let own = items.iter_mut().map(|(state, g)| Ok((&mut **state, (*g * factor)?)));
+                    let own = items.tensors.iter_mut().map(|(state, g)| Ok((&mut **state, (*g * factor)?)));
                     scaled.push(own.collect::<kernels::Result<Vec<_>>>()?);
                 }
                 Ok(prodigy::step_all(&mut scaled, globals, &settings, step)?)
             }
-            Self::Came(settings) => of_each(devices, factor, |state, g| came::step(state, g, &settings, lr)),
+            Self::Came(settings) => {
+                of_each(devices, step, |state, g, step| came::step(state, g, &settings, step.lr))
+            }
             Self::Muon(settings) => {
                 let Muon { betas, eps, weight_decay, .. } = settings;
-                let update = AdamW { betas, eps, weight_decay }.update(step);
-                of_each(devices, factor, |state, g| match g.rank() {
-                    2 => muon::step(state, g, &settings, lr),
-                    _ => adamw::step(state, g, &update),
+                of_each(devices, step, |state, g, step| match g.rank() {
+                    2 => muon::step(state, g, &settings, step.lr),
+                    _ => adamw::step(state, g, &AdamW { betas, eps, weight_decay }.update(step)),
                 })
             }
         }
@@ -203,23 +236,24 @@ impl AdamW {
     }
 }
 
-/// Replaces every state of all devices by `update` of it and its gradient times `factor`.
+/// Replaces every state of all devices by `update` of it, of its gradient times the factor of `step`, and of `step` at its rate.
 fn of_each(
     devices: &mut [Items],
-    factor: f64,
-    update: impl Fn(&State, &Tensor) -> kernels::Result<State>,
+    step: &Step,
+    update: impl Fn(&State, &Tensor, &Step) -> kernels::Result<State>,
 ) -> Result<()> {
-    devices.iter_mut().try_for_each(|items| each(items, factor, &update))
+    devices.iter_mut().try_for_each(|items| each(items, step, &update))
 }
 
 /// The same for those of one device.
 fn each(
     items: &mut Items,
-    factor: f64,
-    update: impl Fn(&State, &Tensor) -> kernels::Result<State>,
+    step: &Step,
+    update: impl Fn(&State, &Tensor, &Step) -> kernels::Result<State>,
 ) -> Result<()> {
-    for (state, gradient) in items {
-        **state = update(state, &(*gradient * factor)?)?;
+    let step = step.times(items.rate);
+    for (state, gradient) in &mut items.tensors {
+        **state = update(state, &(*gradient * step.factor)?, &step)?;
     }
     Ok(())
 }

@@ -80,6 +80,7 @@ impl Rehearsal {
         label("adapters");
         drop(adapters);
         let optimizer = Optimizer::of(std::slice::from_ref(&stage), task.rule)?;
+        let optimizer = optimizer.averaged(task.ema)?.limited(task.norm_limit);
         optimizer.publish_to(std::slice::from_mut(&mut stage));
         let batches: Vec<MicroBatch> =
             (0..task.accumulate).map(|m| micro_batch(task, m, &scene.host)).collect::<Result<_>>()?;

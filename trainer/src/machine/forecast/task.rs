@@ -8,7 +8,8 @@ use models::adapter::{AdapterKind, Target};
 use models::dit::{Architecture, Base, DitConfig};
 use serde::{Deserialize, Serialize};
 
-use crate::learning::optim::{OptimizerConfig, Rule};
+use crate::learning::ema::EmaConfig;
+use crate::learning::optim::{NormLimit, OptimizerConfig, Rule};
 
 /// A training step whose memory is asked for.
 #[derive(Debug, Clone)]
@@ -41,6 +42,10 @@ pub struct Task<'a> {
     pub decoding: Decoding,
     /// The optimiser.
     pub rule: Rule,
+    /// The average of the adapters.
+    pub ema: EmaConfig,
+    /// The limit of the norm of each change.
+    pub norm_limit: Option<NormLimit>,
     /// What errors count for.
     pub objective: LossTask,
 }
@@ -151,6 +156,8 @@ impl<'a> Task<'a> {
             networks: Networks::One,
             decoding: Decoding::Beside,
             rule: OptimizerConfig::default().rule(),
+            ema: EmaConfig::default(),
+            norm_limit: None,
             objective: LossTask::default(),
         }
     }

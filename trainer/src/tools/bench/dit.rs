@@ -14,6 +14,7 @@ use super::profile::predicted;
 use super::step::StepBench;
 use super::{ClipSize, Repeats, device_name, random, rounded};
 use crate::error::{Error, Result};
+use crate::learning::ema::EmaConfig;
 use crate::learning::optim::OptimizerConfig;
 use crate::machine::devices::{DevicesConfig, Limits};
 use crate::machine::forecast::{Decoding, LossTask, Networks, Task};
@@ -135,6 +136,8 @@ impl DitBench<'_> {
             networks: step.networks,
             decoding: Decoding::Beside,
             rule: OptimizerConfig::default().rule(),
+            ema: EmaConfig::default(),
+            norm_limit: None,
             objective: LossTask::default(),
         };
         let host = self.memory.host_memory.map(|host| host.0);

@@ -15,7 +15,7 @@ use crate::learning::optim::rules::lion::Lion;
 use crate::learning::optim::rules::muon::{Muon, MuonScale};
 use crate::learning::optim::rules::prodigy::{Decay, Prodigy};
 use crate::learning::optim::rules::schedule_free::ScheduleFree;
-use crate::learning::optim::{AdamW, Rule, Step};
+use crate::learning::optim::{AdamW, Items, Rule, Step};
 
 /// A file of cases; other keys are for its reader.
 #[derive(Debug, Deserialize)]
@@ -255,7 +255,7 @@ impl Case {
         let (mut parameters, mut exported) = (vec![Vec::new(); names.len()], vec![Vec::new(); names.len()]);
         for step in 0..steps {
             let now: Vec<Tensor> = gradients.iter().map(|g| g.get(step)).collect::<kernels::Result<_>>()?;
-            let mut items = [states.iter_mut().zip(&now).collect()];
+            let mut items = [Items { rate: 1.0, tensors: states.iter_mut().zip(&now).collect() }];
             self.rule.update(&mut items, &mut globals, &self.step(step as u64 + 1))?;
             let keep = |state: &State| (state.parameter.clone(), self.rule.exported(state).clone());
             for (i, (parameter, eval)) in states.iter().map(keep).enumerate() {
