@@ -132,6 +132,7 @@ impl DitBench<'_> {
             accumulate: step.accumulate,
             replicas: 1,
             latents: (frames, height, width),
+            continues: false,
             networks: step.networks,
             decoding: Decoding::Beside,
             rule: OptimizerConfig::default().rule(),
