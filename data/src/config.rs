@@ -91,7 +91,7 @@ pub struct DataConfig {
     /// Clips kept out of training to measure the held-out loss, by pattern over their paths. Default: none.
     #[serde(default)]
     pub held_out: Vec<String>,
-    /// Folder of control clips (pose, depth, edges, ...) for Fun-Control and VACE, and of pose clips for Animate: for each clip
+    /// Folder of control clips (pose, depth, edges, ...) for Fun-Control and VACE, and of pose clips for Animate and S2V: for each clip
     /// one of the same path below it, with any extension, as long as the clip and of its aspect. Default: none.
     #[serde(default)]
     pub control: Option<PathBuf>,

@@ -406,6 +406,16 @@ pub fn read_clip(path: &Path, fps: f64, bucket: Bucket) -> Result<Clip> {
     cutter.next().ok_or_else(|| DataError::unreadable(path, "it holds no frame"))?
 }
 
+/// How many frames the file or folder of pictures `path` has at `fps` frames a second; nothing for a still.
+///
+/// # Errors
+/// As [`read_clip`].
+pub fn clip_frames(path: &Path, fps: f64) -> Result<Option<usize>> {
+    let media = media_at(path)?.ok_or_else(|| DataError::unreadable(path, "there is no clip or picture"))?;
+    let probe = decode::probe(&media, fps)?;
+    Ok((!matches!(media, Media::Still(_))).then(|| frame_count(probe.end, fps)))
+}
+
 impl Source {
     fn open(item: Item, config: &DataConfig, fps: f64) -> Result<Self> {
         let mut probe = decode::probe(&item.media, config.picture_folder_fps.unwrap_or(fps))?;

@@ -34,6 +34,7 @@ pub mod resample;
 pub mod scan;
 pub mod tensor;
 mod unusable;
+mod waveform;
 
 pub use audio::{SPEECH_RATE, SpeechTrack, read_speech, speech_seconds};
 pub use bucket::{Bucket, BucketRow, BucketTable, Buckets, Window};
@@ -45,7 +46,7 @@ pub use config::{
     AudioSource, DataConfig, EmptyCaptions, Extract, ForExpert, LossMasks, MaskPlace, MaskReduction,
     SetConfig, SetFacts, SizeMultiple, Stills, Unfit,
 };
-pub use dataset::{Dataset, Footage, Source, Watch, read_clip};
+pub use dataset::{Dataset, Footage, Source, Watch, clip_frames, read_clip};
 pub use error::{DataError, Result};
 pub use hashes::ContentHashes;
 pub use key::Key;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::audio::{SPEECH_RATE, read_speech};
 use crate::bucket::{Bucket, Window};
 use crate::clip::Clip;
 use crate::companions::Accompanying;
@@ -9,9 +10,10 @@ use crate::dataset::Dataset;
 use crate::error::{DataError, Result};
 use crate::key::Key;
 use crate::out::{Film, SheetStyle, contact_sheet, save, write_mp4};
+use crate::waveform::waveform;
 
 /// Writes every training item of `data` to `folder`: an MP4 (a PNG for a still) and a text file with its caption, as trained. A
-/// control clip, a mask and a face clip are shown to the right of their clip.
+/// control clip, a mask, a face clip and the waveform of speech are shown to the right of their clip.
 /// `progress(done, total)` is called before each item and once at the end. Gives the files, in training-item order.
 ///
 /// # Errors
@@ -34,12 +36,20 @@ pub fn write_preview(
         };
         let squares: Vec<Window> = data.windows.iter().map(square).collect();
         let faces = data.companion_clips(source, Accompanying::Faces, &squares)?;
+        let speech = data.sources[source].companions.speech.as_ref();
+        let sound = speech.map(|track| read_speech(&track.path)).transpose()?;
         let mut companions = [control, mask, faces];
         for clip in data.clips(source, &data.windows)? {
             progress(written.len(), total);
             let (mut shown, clip) = (Vec::new(), clip?);
             for companion in companions.iter_mut().flatten() {
                 shown.extend(companion.next().transpose()?);
+            }
+            if let Some(samples) = &sound {
+                let rate = f64::from(SPEECH_RATE);
+                let first = (clip.start as f64 / data.fps * rate) as usize;
+                let own = samples.get(first..).unwrap_or_default();
+                shown.push(waveform(own, rate, &clip, data.fps));
             }
             written.push(write_clip(folder, clip, &shown, data.fps)?);
         }

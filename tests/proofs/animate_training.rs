@@ -61,7 +61,8 @@ fn first_frame(desk: &Desk, planned: &Planned) -> PathBuf {
     path
 }
 
-const BEGINS: LeftOut = LeftOut { control: false, start: true, reference: false, clip: false, faces: false };
+const BEGINS: LeftOut =
+    LeftOut { control: false, start: true, reference: false, clip: false, faces: false, audio: false };
 
 /// Nothing of the clip is given where it begins, its first frame where it continues another.
 #[test]

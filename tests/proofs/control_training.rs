@@ -154,7 +154,8 @@ fn training_shows_the_conditions_as_sampling_does() {
             }
         }
         assert_eq!(trained.cond.get(REFERENCE).is_some(), folder != "fun/camera11");
-        let left_out = LeftOut { control: true, start: true, reference: true, clip: true, faces: true };
+        let left_out =
+            LeftOut { control: true, start: true, reference: true, clip: true, faces: true, audio: true };
         let nothing = encoded.shown_of_window(0, left_out).unwrap();
         let is_empty = |x: &Tensor| difference(x, &x.zeros_like().unwrap()).0 == 0.0;
         assert!(is_empty(&one(&nothing.beside_bcthw)), "{folder}: what is left out is still shown");

@@ -106,3 +106,33 @@ fn speech_is_found_and_must_be_as_long_as_its_clip() {
     let text = refused("own");
     assert!(text.contains("b.gif") && text.contains("put an audio file of its name beside it"), "{text}");
 }
+
+/// Beside the clip, where its sound is silent and where it is loud; of a window that begins later, its own sound.
+#[test]
+fn a_preview_shows_the_waveform_of_speech() {
+    let folder = tempfile::tempdir().unwrap();
+    let (root, clips) = (folder.path(), folder.path().join("clips"));
+    std::fs::create_dir(&clips).unwrap();
+    write_mp4(&clips.join("a.mp4"), &drifting(48, 32, 18), RATE).unwrap();
+    std::fs::write(clips.join("a.txt"), "a clip").unwrap();
+    // Silent for the first half of the first nine frames, and for the second half of the next.
+    let (quiet, loud) = (vec![0.0; 4500], tone(300.0, 16_000, 9000, 0.9));
+    write_wav(&clips.join("a.wav"), &[&[quiet.clone(), loud, quiet].concat()], 16_000);
+    let text = format!(
+        "{{\"folder\": {clips:?}, \"sizes\": [[48, 32]], \"frames\": [9], \"stills\": \"skip\", \"audio\": \"own\", \
+         \"extract\": \"sliding\"}}"
+    );
+    let config: DataConfig = serde_json::from_str(&text).unwrap();
+    let data = Dataset::build(&config, SizeMultiple::new(16), RATE, &mut |_, _| {}).unwrap();
+    let written = data::write_preview(&root.join("look"), &data, &mut |_, _| {}).unwrap();
+    assert_eq!(written.len(), 2);
+    for (path, is_first_quiet) in written.iter().zip([true, false]) {
+        let media = data::Media::Video(path.clone());
+        let probe = data::decode::probe(&media, RATE).unwrap();
+        assert_eq!((probe.width, probe.height, probe.times.len()), (96, 32, 9));
+        let last = data::decode::frames(&media, &probe).unwrap().last().unwrap().unwrap();
+        // The green of the third row from the top: white behind the waveform, dark in it.
+        let is_tall = |column: usize| last.rgb[(3 * 96 + 48 + column) * 3 + 1] < 160;
+        assert_eq!((is_tall(10), is_tall(34)), (!is_first_quiet, is_first_quiet), "{}", path.display());
+    }
+}

@@ -277,6 +277,7 @@ fn forecast_in_turn(config: &DitConfig) -> Vec<u64> {
         accumulate: 1,
         replicas: 1,
         latents: (2, 6, 8),
+        continues: false,
         networks: Networks::InTurn,
         decoding: Decoding::Beside,
         rule: OptimizerConfig::default().rule(),

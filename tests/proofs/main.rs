@@ -64,6 +64,7 @@ mod shadow;
 mod shadow_learning;
 mod solver;
 mod speech;
+mod speech_training;
 mod stream;
 mod streaming;
 mod tensorboard;

@@ -58,6 +58,7 @@ impl Model {
             accumulate,
             replicas: 1,
             latents,
+            continues: false,
             networks: Networks::One,
             decoding: Decoding::Beside,
             rule: OptimizerConfig::default().rule(),

@@ -227,7 +227,7 @@ fn forecast(name: &str, recipe: &Recipe, host: u64) -> Forecast {
         assert!(fits(width) && fits(height) && frames % 4 == 1, "{name}: {width}x{height}, {frames} frames");
         let (frames, height, width) = defaults.latents(frames, height, width);
         // Animate always has a reference picture.
-        (frames + dit.control.frames_of_references(0), height, width)
+        (frames.saturating_add_signed(dit.control.frames_beyond(0)), height, width)
     };
     let latents = recipe.data.sizes.iter().map(shape).max_by_key(|(t, h, w)| t * h * w).unwrap();
     let task = Task {
@@ -242,6 +242,7 @@ fn forecast(name: &str, recipe: &Recipe, host: u64) -> Forecast {
         accumulate: recipe.train.accumulate,
         replicas: 1,
         latents,
+        continues: false,
         networks: match recipe.model.expert {
             Some(Trained::Both) => Networks::SideBySide,
             Some(_) => Networks::MakesRoom,

@@ -17,7 +17,7 @@ use trainer::error::Error;
 use trainer::learning::NoiseRange;
 use trainer::pipeline::{NetworkInput, Pipeline};
 use trainer::sample::{
-    ClipFiles, ClipFormat, Prompted, SampleConfig, Sampled, Session, starting_noise, write_clips,
+    ClipFiles, ClipFormat, Piece, Prompted, SampleConfig, Sampled, Session, starting_noise, write_clips,
 };
 use trainer::solver::{Convention, Schedule, SolverKind};
 use trainer::watch::ui::{Ui, Voice};
@@ -317,7 +317,7 @@ fn a_video_that_is_not_finite_is_not_written() {
             name: "00-a-cloud".into(),
             title: "a cloud".into(),
             label: None,
-            latents: latents.clone(),
+            pieces: vec![Piece::whole(latents.clone())],
         };
         let files = ClipFiles { tiling: Tiling::Off, bands: 1, fps: 16.0, formats: &[ClipFormat::Gif] };
         write_clips(&clips, &Bands::one(Arc::new(vae)).unwrap(), &[clip], files, &Ui::new(Voice::Json))

@@ -117,6 +117,7 @@ pub(crate) fn task(dit: impl Into<Arc<dyn Architecture>>, targets: &[Target]) ->
         accumulate: 3,
         replicas: 1,
         latents: (2, 4, 6),
+        continues: false,
         networks: Networks::One,
         decoding: Decoding::Beside,
         rule: OptimizerConfig::default().rule(),
@@ -242,6 +243,32 @@ fn a_pipeline_takes_what_its_shadow_takes() {
 fn in_flight(solver: SolverKind, residuals: Residuals) -> Calls {
     let shape = |latents, halves| ClipShape { latents, halves, solver, has_picture: true, residuals };
     Calls::Clips(vec![shape((2, 4, 6), 2), shape((1, 4, 6), 1)])
+}
+
+/// Of a piece that continues another, which has the tokens of the frames before too.
+#[test]
+fn a_shadow_of_a_clip_that_continues_takes_what_it_takes() {
+    let dit = each_kind(LAYERS).into_iter().find(|dit| dit.control.speech.is_some()).unwrap();
+    let targets = LoraConfig::default().select(&dit.adaptable_modules()).unwrap();
+    let latents = (2, 8, 8);
+    let (solver, has_picture) = (SolverKind::UniPc, false);
+    for residuals in [Residuals::None, Residuals::Kept] {
+        let shape = |halves| ClipShape { latents, halves, solver, has_picture, residuals };
+        let calls = Calls::Clips(vec![shape(2), shape(1)]);
+        let peaks = [false, true].map(|continues| {
+            let task = Task { accumulate: 1, latents, continues, ..task(&dit, &targets) };
+            [(0, 1, 0..3), (0, 2, 0..1), (1, 2, 1..3)].map(|(index, count, blocks)| {
+                let [real, shadow] = [false, true].map(|is_shadow| {
+                    taken_by(&task, &blocks, [index, count], is_shadow, |rehearsal| {
+                        rehearsal.calls(&calls, 5).unwrap();
+                    })
+                });
+                assert_eq!(shadow, real, "{continues}, {residuals:?}, stage {index} of {count}");
+                real.peak
+            })
+        });
+        assert!(peaks[0].iter().zip(peaks[1]).all(|(alone, behind)| *alone < behind), "{peaks:?}");
+    }
 }
 
 /// Of the held-out loss and of clips, on one stage and on each of two.

@@ -17,7 +17,7 @@ use super::layer::Layer;
 use super::layer_id::LayerId;
 use super::rope;
 use super::side_chain::SideBlock;
-use super::speech::{self, AUDIO, COLUMNS_PER_LATENT, Injector, PAST, Speech};
+use super::speech::{self, AUDIO, COLUMNS_PER_LATENT, Injector, PAST, PAST_FRAMES, Speech};
 use crate::weights::{TensorSpec, Weights};
 use crate::{Error, Result};
 
@@ -69,6 +69,12 @@ pub trait Architecture: fmt::Debug + Send + Sync {
     fn conditioning(&self, latents: (usize, usize, usize)) -> Conditioning<Raw, Vec<usize>> {
         let _ = latents;
         self.config().conditioning_shapes().map(|shape| shape.to_vec())
+    }
+
+    /// What the embeddings read besides [`Self::conditioning`] of a clip that continues another.
+    fn continuing(&self, latents: (usize, usize, usize)) -> Conditioning<Raw, Vec<usize>> {
+        let _ = latents;
+        Conditioning::new()
     }
 
     /// All layers, in the order in which they run.
@@ -172,6 +178,11 @@ impl Architecture for DitConfig {
                 CONTEXT,
                 side_chain.as_ref().map(|chain| vec![chain.channels, frames, height, width]),
             )
+    }
+
+    fn continuing(&self, (_, height, width): (usize, usize, usize)) -> Conditioning<Raw, Vec<usize>> {
+        let past = |_: &Speech| vec![self.out_channels, PAST_FRAMES, height, width];
+        Conditioning::new().with_optional(PAST, self.control.speech.as_ref().map(past))
     }
 }
 

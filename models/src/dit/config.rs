@@ -154,6 +154,11 @@ impl DitConfig {
             + self.control.tokens_behind(height, width, false)
     }
 
+    /// Tokens besides of a clip that continues another, of a model that takes the frames before as tokens (S2V).
+    pub fn tokens_of_past(&self, height: usize, width: usize) -> usize {
+        self.control.tokens_behind(height, width, true) - self.control.tokens_behind(height, width, false)
+    }
+
     /// The attentions of a block over `batch` samples of `tokens` tokens: over themselves, over the text, and over a picture.
     pub fn attentions(&self, batch: usize, tokens: usize) -> Vec<Heads> {
         let pictures = self.image.map(|image| image.rows());

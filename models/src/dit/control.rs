@@ -109,6 +109,15 @@ impl Control {
         }
     }
 
+    /// Latent frames that the network learns beyond those of a clip with `count` reference pictures; -1 of S2V, for which the first of
+    /// the clip's own is the reference picture.
+    pub fn frames_beyond(&self, count: usize) -> isize {
+        match &self.speech {
+            Some(_) => -1,
+            None => self.frames_of_references(count).cast_signed(),
+        }
+    }
+
     /// Blocks of the side chain.
     pub fn side_blocks(&self) -> usize {
         self.side_chain.as_ref().map_or(0, |chain| chain.after.len())

@@ -52,8 +52,15 @@ const ANIMATE: Defaults = Defaults {
 };
 
 /// Those of Wan 2.2 S2V.
-const SPEECH: Defaults =
-    Defaults { frames: 77, steps: 40, shift: 3.0, guidance: 4.5, guidance_high: 4.5, ..WAN };
+const SPEECH: Defaults = Defaults {
+    frames: 77,
+    size: [832, 448],
+    steps: 40,
+    shift: 3.0,
+    guidance: 4.5,
+    guidance_high: 4.5,
+    ..WAN
+};
 
 /// The channels after the noisy ones of image-to-video models.
 const IMAGE: &[Beside] = &[Beside::Mask, Beside::Given];

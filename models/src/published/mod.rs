@@ -49,6 +49,8 @@ struct Refused {
 const TEXT_ENCODER_BYTES: u64 = 11_380_000_000;
 /// Bytes of models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth.
 const CLIP_BYTES: u64 = 4_770_000_000;
+/// Bytes of wav2vec2-large-xlsr-53-english/model.safetensors.
+const SPEECH_ENCODER_BYTES: u64 = 1_270_000_000;
 /// Width of CLIP's states, and their rows for two pictures.
 const CLIP_WIDTH: usize = 1280;
 const ROWS_OF_TWO_PICTURES: usize = 514;
@@ -179,9 +181,10 @@ impl Published {
             Networks::Whole => 1,
             Networks::Pair => 2,
         };
-        let KindFacts { vae, clip_pictures, .. } = self.kind.facts();
+        let KindFacts { vae, clip_pictures, speech, .. } = self.kind.facts();
         let clip = if *clip_pictures > 0 { CLIP_BYTES } else { 0 };
-        self.bytes_a_number * parameters * networks + TEXT_ENCODER_BYTES + vae.file_bytes() + clip
+        let speech = if *speech { SPEECH_ENCODER_BYTES } else { 0 };
+        self.bytes_a_number * parameters * networks + TEXT_ENCODER_BYTES + vae.file_bytes() + clip + speech
     }
 }
 

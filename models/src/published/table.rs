@@ -11,7 +11,7 @@ const SIZE_5B: [usize; 4] = [3072, 14336, 24, 30];
 pub(super) const SIZE_14B: [usize; 4] = [5120, 13824, 40, 40];
 
 /// The models that can be trained.
-pub(super) const MODELS: [Published; 20] = [
+pub(super) const MODELS: [Published; 21] = [
     Published {
         key: "t2v-1.3b",
         title: "Wan 2.1 T2V-1.3B",
@@ -209,6 +209,16 @@ pub(super) const MODELS: [Published; 20] = [
         networks: Networks::Whole,
         size: SIZE_14B,
         repositories: &["Wan-AI/Wan2.2-Animate-14B"],
+        bytes_a_number: 2,
+        reference: false,
+    },
+    Published {
+        key: "s2v-14b",
+        title: "Wan 2.2 S2V-14B",
+        kind: Kind::Speech,
+        networks: Networks::Whole,
+        size: SIZE_14B,
+        repositories: &["Wan-AI/Wan2.2-S2V-14B"],
         bytes_a_number: 2,
         reference: false,
     },

@@ -2,9 +2,9 @@
 
 use std::ops::ControlFlow;
 
-use kernels::Tensor;
-use kernels::resample::{Rgb, rgb_bytes};
+use kernels::resample::{Rgb, rgb_bytes, unfold_pixels};
 use kernels::transfer::{HostStore, Parked};
+use kernels::{DType, Device, Tensor};
 
 use super::bands::Rows;
 use super::parts::History;
@@ -48,6 +48,34 @@ impl Vae {
             }
         }
         leaving.finish()
+    }
+}
+
+impl Vae {
+    /// Decodes scaled latents [1,C,T',H',W'] to pixels [1,3,T,H,W] f32 in -1..1 on `host`: those of [`Vae::decode`], of which the VAE's
+    /// device has a few frames at a time unless they are decoded in tiles.
+    ///
+    /// # Errors
+    /// Those of [`Vae::decode`].
+    pub fn decode_to_host(&self, latents_bcthw: &Tensor, tiling: Tiling, host: &Device) -> Result<Tensor> {
+        let z = self.unscaled(latents_bcthw)?;
+        if self.decoding_tiles(&z, tiling)?.is_some() {
+            drop(z);
+            return Ok(self.decode(latents_bcthw, tiling)?.to_device(host)?);
+        }
+        let z = self.from_latents.forward(z, &mut History::new(0))?;
+        let chunks = (0..z.dim(2)?).map(|i| (i, 1));
+        let mut frames = Vec::new();
+        self.decoder.run_each(&z, (chunks, Rows::All), &mut None, &mut |pixels| {
+            let pixels = unfold_pixels(&pixels.to_dtype(DType::F32)?, self.sizes.patch())?;
+            let sum = pixels.sum_all()?;
+            if !sum.is_shadow() && !sum.to_scalar::<f32>()?.is_finite() {
+                return Err(Error::NotFinite { what: "the decoded video" });
+            }
+            frames.push(pixels.clamp(-1f32, 1f32)?.to_device(host)?);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(Tensor::cat(&frames, 2)?)
     }
 }
 

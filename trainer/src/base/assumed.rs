@@ -41,6 +41,7 @@ impl BaseModel {
             text_encoder: root.join("models_t5_umt5-xxl-enc-bf16.pth"),
             tokenizer: root.join("google/umt5-xxl"),
             clip: (facts.clip_pictures > 0).then_some(clip),
+            speech_encoder: facts.speech.then(|| root.join("wav2vec2-large-xlsr-53-english")),
             boundary: None,
             precision: PrecisionRequest { base, arithmetic, stream, text_base, vae_base }.settle(processor),
             quantised: None,

@@ -6,17 +6,19 @@ use models::Contents;
 use models::expert::Expert;
 use models::published::refused;
 use models::vae::Sizes;
+use models::wav2vec::SpeechEncoder;
 use models::weights::Checkpoint;
 
 use super::{ModelConfig, Part};
 use crate::error::{Error, Result};
 
 /// A part, its folders (the second is the name of the first in older versions), and its key.
-const FOLDERS: [(Part, &[&str]); 4] = [
+const FOLDERS: [(Part, &[&str]); 5] = [
     (Part::Dit, &["diffusion_models", "unet"]),
     (Part::Vae, &["vae"]),
     (Part::TextEncoder, &["text_encoders", "clip"]),
     (Part::Clip, &["clip_vision"]),
+    (Part::SpeechEncoder, &["audio_encoders"]),
 ];
 /// Extensions of weights files.
 const ENDINGS: [&str; 4] = ["safetensors", "pth", "pt", "bin"];
@@ -76,6 +78,13 @@ impl Candidate {
     /// The file at `path`, if it is that part of a Wan model.
     fn of(part: Part, root: &Path, path: PathBuf) -> Option<Self> {
         let file = Checkpoint::open(&root.join(&path)).ok()?;
+        if part == Part::SpeechEncoder {
+            return SpeechEncoder::sizes_at(&root.join(&path), None).is_ok().then_some(Self {
+                part,
+                path,
+                file,
+            });
+        }
         let file = if part == Part::Dit { file.without_model_prefix().ok()? } else { file };
         let fits = match (part, Contents::of(&file)?) {
             (Part::Dit, Contents::Dit) => refused(&file).is_none(),
@@ -113,6 +122,8 @@ struct Asked {
     channels: usize,
     /// Whether it needs CLIP.
     has_image_branch: bool,
+    /// Whether it needs a speech encoder.
+    hears: bool,
 }
 
 impl Asked {
@@ -120,13 +131,15 @@ impl Asked {
         let head = dit.shape("head.head.weight").or(dit.shape("proj_out.weight"))?.first()?;
         let has_image_branch =
             dit.names().any(|name| name.starts_with("img_emb.") || name.contains(".image_embedder."));
-        Some(Self { channels: head / 4, has_image_branch })
+        let hears = dit.contains("casual_audio_encoder.weights");
+        Some(Self { channels: head / 4, has_image_branch, hears })
     }
 
     fn fits(&self, candidate: &Candidate) -> bool {
         match candidate.part {
             Part::Vae => Sizes::detect(&candidate.file).is_ok_and(|(sizes, _)| sizes.latent == self.channels),
             Part::Clip => self.has_image_branch,
+            Part::SpeechEncoder => self.hears,
             _ => true,
         }
     }
@@ -165,6 +178,7 @@ pub(super) fn named(config: &ModelConfig, from: &Path) -> Result<Option<ModelCon
         (of(Part::Vae, &config.vae), config.vae.is_some()),
         (of(Part::TextEncoder, &config.text_encoder), config.text_encoder.is_some()),
         (of(Part::Clip, &config.clip), config.clip.is_some()),
+        (of(Part::SpeechEncoder, &config.speech_encoder), config.speech_encoder.is_some()),
     ];
     if !is_settled && !dits.is_empty() || parts.iter().any(|(files, _)| files.len() > 1) {
         let listed = dits.iter().chain(parts.iter().flat_map(|(files, _)| files));
@@ -179,6 +193,7 @@ pub(super) fn named(config: &ModelConfig, from: &Path) -> Result<Option<ModelCon
             "dit_low" => settled.dit_low = path,
             "vae" => settled.vae = path,
             "text_encoder" => settled.text_encoder = path,
+            "speech_encoder" => settled.speech_encoder = path,
             _ => settled.clip = path,
         }
     }

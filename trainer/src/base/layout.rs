@@ -21,6 +21,8 @@ pub enum Part {
     Tokenizer,
     /// The CLIP vision tower of the image-to-video models of Wan 2.1.
     Clip,
+    /// The speech encoder of S2V.
+    SpeechEncoder,
 }
 
 impl Part {
@@ -32,6 +34,7 @@ impl Part {
             Self::TextEncoder => "text_encoder",
             Self::Tokenizer => "tokenizer",
             Self::Clip => "clip",
+            Self::SpeechEncoder => "speech_encoder",
         }
     }
 }
@@ -167,6 +170,7 @@ fn official(part: Part) -> &'static [&'static str] {
             "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",
             "models_clip_open-clip-xlm-roberta-large-vit-huge-14.safetensors",
         ],
+        Part::SpeechEncoder => &["wav2vec2-large-xlsr-53-english"],
     }
 }
 
@@ -178,5 +182,6 @@ fn diffusers(part: Part) -> &'static [&'static str] {
         Part::TextEncoder => &["text_encoder"],
         Part::Tokenizer => &["tokenizer"],
         Part::Clip => &["image_encoder"],
+        Part::SpeechEncoder => &["audio_encoder", "wav2vec2-large-xlsr-53-english"],
     }
 }

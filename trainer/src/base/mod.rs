@@ -15,10 +15,11 @@ use kernels::Device;
 use models::Contents;
 use models::dit::DitConfig;
 use models::expert::{Expert, Networks};
-use models::published::{Facts, Kind, Published};
+use models::published::{Facts, Published};
 use models::text::{TextEncoder, Tokenizer};
 use models::umt5::SPIECE_TENSOR;
 use models::vae::{Sizes, Vae};
+use models::wav2vec::SpeechEncoder;
 use models::weights::{Checkpoint, Grid, Weights};
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +31,7 @@ use crate::machine::precision::{
 use crate::paths::existing;
 
 pub use dit::{DitFiles, Dits};
-pub use encoders::EncoderSizes;
+pub use encoders::{EncoderSizes, check_speech};
 pub use layout::{Part, locate, locate_dits};
 pub use quantised::{QuantisedCache, QuantisedFolder, WritingBehind};
 pub use trained::Trained;
@@ -64,6 +65,8 @@ pub struct ModelConfig {
     /// The CLIP vision tower, with which the image-to-video models of Wan 2.1 encode pictures: a file, or a diffusers
     /// `image_encoder` folder.
     pub clip: Option<PathBuf>,
+    /// The speech encoder of S2V, `wav2vec2-large-xlsr-53-english`: its `model.safetensors`, or the folder of it.
+    pub speech_encoder: Option<PathBuf>,
     /// Storage of the DiT's weights: `bf16`, `fp8`, `int8`, or `f32`. `fp8` and `int8` quantise the matrices inside the blocks
     /// while they are loaded. Default `bf16`, or `fp8` if the file is fp8; on the CPU `bf16` becomes `f32`.
     pub base: Option<WeightFormat>,
@@ -103,6 +106,9 @@ pub struct BaseModel {
     /// The CLIP vision tower, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip: Option<PathBuf>,
+    /// The speech encoder, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speech_encoder: Option<PathBuf>,
     /// The sigma from which up the expert for high noise is used: from `model_index.json`; in a plan resolved by the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boundary: Option<f64>,
@@ -187,6 +193,10 @@ impl ModelConfig {
                 Err(_) if self.clip.is_none() => None,
                 found => Some(found?),
             },
+            speech_encoder: match part(Part::SpeechEncoder, &self.speech_encoder) {
+                Err(_) if self.speech_encoder.is_none() => None,
+                found => Some(found?),
+            },
             boundary: dits.experts().and(layout.as_ref()).and_then(Layout::boundary),
             quantised: self.quantised_folder(from, &precision),
             precision,
@@ -225,6 +235,7 @@ impl ModelConfig {
             (Wanted::TextEncoder, self.text_encoder.is_some()),
             (Wanted::Tokenizer, self.tokenizer.is_some()),
             (Wanted::Clip, self.clip.is_some()),
+            (Wanted::SpeechEncoder, self.speech_encoder.is_some()),
         ];
         parts.into_iter().filter(|(_, is_named)| !is_named).map(|(part, _)| part).collect()
     }
@@ -238,8 +249,15 @@ impl ModelConfig {
                 clip.display()
             ));
         }
+        if let (Some(encoder), None) = (&self.speech_encoder, &dit.control.speech) {
+            lines.push(format!("model.speech_encoder: {} is not used: only S2V uses one", encoder.display()));
+        }
         let (folder, wanted) = (self.folder.as_ref(), self.wanted(Clips::Some));
-        let is_replaced = wanted.iter().all(|part| *part == Wanted::Clip && dit.image.is_none());
+        let is_replaced = wanted.iter().all(|part| match part {
+            Wanted::Clip => dit.image.is_none(),
+            Wanted::SpeechEncoder => dit.control.speech.is_none(),
+            _ => false,
+        });
         if let Some(folder) = folder.filter(|_| is_replaced) {
             lines.push(format!(
                 "model.folder: only the name of {} is used, since every part is named by a key of its own",
@@ -381,11 +399,6 @@ impl BaseModel {
     /// Those of [`Self::open_dit`], [`Self::check_expert`] and [`Self::check_encoders`].
     pub fn check(&self) -> Result<DitConfig> {
         let (dit, weights) = self.open_dit()?;
-        if dit.kind == Kind::Speech {
-            let why = "this is S2V (speech to video); `tandem probe` runs it, and nothing makes its conditions for training and \
-                       sampling yet: take another model";
-            return Err(Error::Setting { key: "model.dit".into(), why: why.into() });
-        }
         self.check_expert(&weights)?;
         self.check_experts()?;
         self.check_encoders(&dit)?;
@@ -440,6 +453,9 @@ impl BaseModel {
         Contents::TextEncoder.check(&open(&self.text_encoder)?)?;
         if dit.image.is_some() {
             Contents::Clip.check(&open(self.clip()?)?)?;
+        }
+        if let Some(speech) = &dit.control.speech {
+            check_speech(&SpeechEncoder::sizes_at(self.speech_encoder()?, None)?, speech)?;
         }
         Tokenizer::load(&self.tokenizer)?;
         Ok(())

@@ -259,7 +259,7 @@ impl Sample {
             save_latents(path, &done.stepped.latents)?;
         }
         let files = ClipFiles { tiling, bands, fps, formats: &formats };
-        let made = done.stepped.latents.clone();
+        let made = done.stepped.pieces.clone();
         let clips = (done.prompted.as_slice(), made.clone(), skipped.as_slice());
         let written = sample::files(&self.out, clips, "", &mut done.residents, files)?;
         previews.map_or(Ok(()), |previews| previews.remove(&done.prompted))?;
@@ -369,7 +369,7 @@ impl Sample {
         let machine = Machine::here(devices, &Limits::default(), model.precision.dit(), &basis.dit, None);
         let time = estimate::forecast(
             (requests, &skipped),
-            (&basis.dit, &basis.defaults, model.precision.dit().frozen),
+            (&basis.dit, model.precision.dit().frozen),
             (&machine, &devices.split, [job.clip_groups, job.clip_sharing]),
         )?;
         let clips =
@@ -418,7 +418,10 @@ fn attentions(basis: &Basis, requests: &[ClipRequest]) -> Vec<Heads> {
     let mut found = Vec::new();
     for request in requests {
         let (frames, height, width) = request.latents(&basis.dit);
-        for heads in basis.dit.attentions(1, basis.dit.tokens(frames, height, width)) {
+        let tokens = basis.dit.tokens(frames, height, width);
+        let continued = (request.pieces(&basis.dit) > 1)
+            .then(|| basis.dit.attentions(1, tokens + basis.dit.tokens_of_past(height, width)));
+        for heads in basis.dit.attentions(1, tokens).into_iter().chain(continued.into_iter().flatten()) {
             if !found.contains(&heads) {
                 found.push(heads);
             }

@@ -15,6 +15,7 @@ use super::animated::{AnimateKeys, on_black};
 use super::conditions::camera::{self, Pose};
 use super::conditions::fun::FunLatents;
 use super::conditions::{latents, vace};
+use super::heard::SpeechKeys;
 use super::pictures::planes;
 use super::requested::{MASK, mask_of, on_canvas, picture, video};
 use super::{Encoding, GivenFrames, LATENTS, LatentStore, PictureInputs, STATES, mask, storage, to_host};
@@ -35,6 +36,8 @@ pub(super) struct Accompanied {
     poses: Vec<Pose>,
     /// What Animate has besides.
     pub(super) animate: AnimateKeys,
+    /// What S2V hears and sees.
+    pub(super) speech: SpeechKeys,
 }
 
 /// Which conditions of a sample are left out, so that the model still knows what to do without them.
@@ -50,6 +53,8 @@ pub struct LeftOut {
     pub clip: bool,
     /// The motion of faces.
     pub faces: bool,
+    /// The sound.
+    pub audio: bool,
 }
 
 impl LatentStore {
@@ -67,7 +72,8 @@ impl LatentStore {
         let missing = |key: &Key| -> Result<bool> { Ok(self.missing(key)?.is_some()) };
         let (mut by_vae, mut by_clip) = (Vec::new(), Vec::new());
         for (index, own) in self.accompanied.iter().enumerate() {
-            let keys = own.references.iter().chain(&own.control).chain(&own.edited).chain(&own.animate.given);
+            let keys = own.references.iter().chain(&own.control).chain(&own.edited);
+            let keys = keys.chain(&own.animate.given).chain(&own.speech.poses);
             if keys.map(missing).collect::<Result<Vec<_>>>()?.contains(&true) {
                 by_vae.push(index);
             }
@@ -76,7 +82,8 @@ impl LatentStore {
             }
         }
         if by_vae.is_empty() && by_clip.is_empty() {
-            return self.encode_faces(dataset, with);
+            self.encode_faces(dataset, with)?;
+            return self.encode_heard(dataset, with);
         }
         self.cache.check_writable()?;
         hashes.save()?;
@@ -105,7 +112,8 @@ impl LatentStore {
                 with.interrupt.check()?;
             }
         }
-        self.encode_faces(dataset, with)
+        self.encode_faces(dataset, with)?;
+        self.encode_heard(dataset, with)
     }
 
     fn name_accompanied(
@@ -118,6 +126,7 @@ impl LatentStore {
         let clip = dit.image.map(|_| with.clip_identity()).transpose()?;
         let facts = dit.kind.facts();
         let identity = facts.faces.then(|| with.dit_identity()).transpose()?;
+        let speech = facts.speech.then(|| with.speech_identity()).transpose()?;
         let reads_control = facts.faces || facts.beside.contains(&Beside::Control);
         let mut all = Vec::new();
         for window in &dataset.windows {
@@ -154,6 +163,9 @@ impl LatentStore {
             if let Some(dit) = &identity {
                 own.animate = self.name_animated(dataset, window, (&vae, dit), hashes)?;
             }
+            if let Some(speech) = &speech {
+                own.speech = self.name_heard(dataset, window, (&vae, speech), hashes)?;
+            }
             all.push(own);
         }
         self.accompanied = all;
@@ -185,6 +197,7 @@ impl LatentStore {
             let tensor = latents(vae, &pixels)?.squeeze(0)?;
             self.cache.put(key, &[(LATENTS, &to_host(&tensor)?, storage(&tensor))], &BTreeMap::new())?;
         }
+        self.put_poses(dataset, (window, &own.speech), vae)?;
         self.put_given(dataset, (window, &own.animate), vae)
     }
 
@@ -225,6 +238,9 @@ impl LatentStore {
         let [channels, frames, height, width] = latents.dims()[..] else {
             return Err(Error::Tensor(kernels::Error::msg("latents of a clip have four axes")));
         };
+        if dit.kind.facts().speech {
+            return self.heard(&own.speech, &latents, left_out);
+        }
         if dit.kind.facts().faces {
             let continued = self.clips[index].condition.as_ref();
             let cond = Conditioning::new().with_optional(Role::PICTURE, self.seen(index, dit, left_out)?);

@@ -21,6 +21,10 @@ pub struct PictureInputs {
     pub cond: Conditioning<Raw>,
     /// What takes the place of some of [`Self::cond`] beside the negative prompt.
     pub negative: Conditioning<Raw>,
+    /// Clean latents [b, c, 1, h, w] f32 that a clip is decoded behind (S2V: its reference picture).
+    pub lead_bcthw: Option<Tensor>,
+    /// What takes the place of some of [`Self::cond`] in each piece of the clip behind the first; it stays on the host until then.
+    pub later: Vec<Conditioning<Raw>>,
 }
 
 impl PictureInputs {
@@ -36,6 +40,8 @@ impl PictureInputs {
             in_front_bcthw: there(&self.in_front_bcthw)?,
             cond: self.cond.to_device(device)?,
             negative: self.negative.to_device(device)?,
+            lead_bcthw: self.lead_bcthw.clone(),
+            later: self.later.clone(),
         })
     }
 }

@@ -6,6 +6,7 @@ use models::dit::{DitConfig, Pictures};
 use serde::{Deserialize, Serialize};
 
 use super::conditions::given::{CameraPath, GivenConditions};
+use super::length;
 use super::preset::Preset;
 use crate::bounds::{FRAMES, SIDE, SOLVER_STEPS, VOLUME, at_most, near};
 use crate::error::{Error, Result};
@@ -96,11 +97,26 @@ impl ClipRequest {
         dit.control.frames_of_references(self.conditions.references.len())
     }
 
-    /// (frames, height, width) of its latents on their way through `dit`, with those before the clip's own.
+    /// (frames, height, width) of its latents on their way through `dit`, with those before the clip's own; of a clip in pieces, those
+    /// of a piece.
     pub fn latents(&self, dit: &DitConfig) -> (usize, usize, usize) {
         let defaults = dit.kind.facts().whole;
-        let (frames, height, width) = defaults.latents(self.frames, self.height, self.width);
+        let frames = length::of_piece(self, &dit.control);
+        let (frames, height, width) = defaults.latents(frames, self.height, self.width);
         (frames + self.frames_in_front(dit), height, width)
+    }
+
+    /// Pieces that it is made in, one after the other: one, but for long clips of S2V.
+    pub fn pieces(&self, dit: &DitConfig) -> usize {
+        length::pieces(self, &dit.control)
+    }
+
+    /// The same with the length of its audio where it asks for that with 0 frames; checks that its audio is as long as the clip.
+    ///
+    /// # Errors
+    /// Audio that cannot be read or is too short, a size in which clips cannot be continued, and 0 frames of a model that hears nothing.
+    pub fn settled(self, dit: &DitConfig) -> Result<Self> {
+        length::settled(self, dit)
     }
 
     /// The noise levels and timesteps of its steps.
@@ -148,7 +164,7 @@ impl ClipRequest {
     /// This request with the prompt and options of `line` in place of its own:
     /// `--w` width, `--h` height, `--f` frames, `--d` seed, `--s` steps, `--l` guidance, `--lh` guidance of the expert for
     /// high noise where it differs, `--fs` shift, `--i` first picture, `--ei` last picture, `--cv` control clip, `--mk` mask,
-    /// `--hs` factor of VACE's hints, `--fc` face clip, `--bg` background, `--ref` reference picture (any number), `--cam` camera move or file of poses, `--n` negative prompt. Files are looked for
+    /// `--hs` factor of VACE's hints, `--fc` face clip, `--bg` background, `--ref` reference picture (any number), `--cam` camera move or file of poses, `--au` audio, `--pf` frames of a piece, `--n` negative prompt. Files are looked for
     /// from the folder `from`.
     ///
     /// # Errors
@@ -181,6 +197,8 @@ impl ClipRequest {
                 "fc" if !value.is_empty() => request.conditions.faces = Some(from.join(value)),
                 "bg" if !value.is_empty() => request.conditions.background = Some(from.join(value)),
                 "ref" if !value.is_empty() => references.push(from.join(value)),
+                "au" if !value.is_empty() => request.conditions.audio = Some(from.join(value)),
+                "pf" => request.conditions.piece_frames = Some(value.parse().map_err(|_| refuse())?),
                 "cam" if !value.is_empty() => {
                     request.conditions.camera = Some(CameraPath::parse(value, from));
                 }

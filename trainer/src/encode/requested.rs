@@ -15,6 +15,7 @@ use super::conditions::camera::{self, Pose};
 use super::conditions::fun::FunLatents;
 use super::conditions::given::CameraPath;
 use super::conditions::{animate, latents, vace};
+use super::heard_clip::poses_of;
 use super::pictures::planes;
 use super::prompt::ClipRequest;
 use super::{
@@ -25,20 +26,24 @@ use crate::error::{Error, Result};
 /// The entries of the conditions of a request.
 #[derive(Debug, Clone, Default)]
 pub(super) struct RequestKeys {
-    control: Option<Key>,
+    pub(super) control: Option<Key>,
     start: Option<Key>,
     given: Option<Key>,
     /// Of VACE: what is kept and what is generated, and the mask.
     kept_and_made: Option<Key>,
-    references: Vec<Key>,
+    pub(super) references: Vec<Key>,
     states: Option<Key>,
     /// What Animate has besides.
     animate: AnimateKeys,
+    /// What S2V hears.
+    pub(super) audio: Option<Key>,
 }
 
 /// What a key's tensor is made of.
 enum Part<'a> {
     Control(&'a Path),
+    /// A pose clip of S2V.
+    Poses(&'a Path),
     Start(&'a Path),
     Given(&'a Path),
     Edited {
@@ -75,7 +80,7 @@ impl LatentStore {
                 let key = part.key(request, &identity, &mut hashes)?;
                 if self.missing(&key)?.is_some() {
                     let vae = with.residents.vae()?;
-                    let tensors = part.made(request, &vae, dit.kind.facts().whole.fps)?;
+                    let tensors = part.made(request, (&vae, &dit), dit.kind.facts().whole.fps)?;
                     let host = tensors
                         .iter()
                         .map(|(name, x)| Ok((*name, to_host(x)?)))
@@ -90,6 +95,7 @@ impl LatentStore {
         }
         with.residents.rest_encoders()?;
         self.encode_faces_of(requests, &mut hashes, with)?;
+        self.encode_heard_of(requests, &mut hashes, with)?;
         if dit.image.is_some() {
             let identity = with.clip_identity()?;
             for request in requests {
@@ -137,6 +143,9 @@ impl LatentStore {
         let channels = dit.out_channels;
         if dit.kind.facts().faces {
             return self.animated_of(request, &keys, dit);
+        }
+        if dit.kind.facts().speech {
+            return self.heard_of(request, &keys, dit);
         }
         let given = read(&keys.given)?.map(|latents| {
             Ok::<_, Error>((mask(GivenFrames::First, (frames, height, width))?.unsqueeze(0)?, latents))
@@ -213,7 +222,7 @@ impl LatentStore {
             in_front_bcthw: batched(own.in_front_bcthw)?,
             cond: own.cond.try_map(|_, x| x.unsqueeze(0))?,
             negative: Conditioning::new().with(FACES, faces),
-            first_bcthw: None,
+            ..PictureInputs::default()
         })
     }
 
@@ -257,7 +266,7 @@ impl LatentStore {
 }
 
 /// The hash of the clip or picture at `path`.
-fn content_of(path: &Path, hashes: &mut ContentHashes) -> Result<String> {
+pub(super) fn content_of(path: &Path, hashes: &mut ContentHashes) -> Result<String> {
     let media = media_at(path)?.ok_or_else(|| DataError::unreadable(path, "there is no clip or picture"))?;
     Ok(hashes.of(&media)?)
 }
@@ -265,7 +274,7 @@ fn content_of(path: &Path, hashes: &mut ContentHashes) -> Result<String> {
 impl RequestKeys {
     fn put(&mut self, part: &Part, key: Key) {
         match part {
-            Part::Control(_) => self.control = Some(key),
+            Part::Control(_) | Part::Poses(_) => self.control = Some(key),
             Part::Start(_) => self.start = Some(key),
             Part::Given(_) => self.given = Some(key),
             Part::Edited { .. } => self.kept_and_made = Some(key),
@@ -283,8 +292,9 @@ fn parts<'a>(request: &'a ClipRequest, dit: &DitConfig) -> Vec<Part<'a>> {
     let image = request.image.as_deref();
     let edited = Part::Edited { control, mask: given.mask.as_deref() };
     let background = given.background.as_deref().zip(given.mask.as_deref());
-    let parts = [
+    let parts: [Option<Part>; 6] = [
         control.filter(|_| facts.faces || reads(Beside::Control)).map(Part::Control),
+        control.filter(|_| facts.speech).map(Part::Poses),
         image.filter(|_| reads(Beside::Start)).map(Part::Start),
         image.filter(|_| !facts.faces && reads(Beside::Given)).map(Part::Given),
         facts.side_chain.then_some(edited),
@@ -305,7 +315,7 @@ fn seen(request: &ClipRequest) -> Option<&Path> {
 }
 
 /// What distinguishes the conditions of one request from those of another.
-fn named(request: &ClipRequest) -> String {
+pub(super) fn named(request: &ClipRequest) -> String {
     let ClipRequest { image, width, height, frames, conditions, convention, .. } = request;
     format!("{image:?} {conditions:?} {width}x{height}x{frames} {convention:?}")
 }
@@ -317,6 +327,10 @@ impl Part<'_> {
         let mut optional = |path: &Option<&Path>| path.map(&mut content).transpose();
         let (name, content) = match self {
             Self::Control(path) => ("asked control", content(path)?),
+            Self::Poses(path) => {
+                let piece = request.conditions.piece_frames;
+                ("asked poses", format!("{} {piece:?}", content(path)?))
+            }
             Self::Start(path) => ("asked start", content(path)?),
             Self::Given(path) => ("asked given", content(path)?),
             Self::Reference(path) => ("asked reference", content(path)?),
@@ -338,7 +352,7 @@ impl Part<'_> {
     fn made(
         &self,
         request: &ClipRequest,
-        vae: &models::vae::Vae,
+        (vae, dit): (&models::vae::Vae, &DitConfig),
         fps: f64,
     ) -> Result<Vec<(&'static str, Tensor)>> {
         let ClipRequest { width, height, frames, .. } = *request;
@@ -346,6 +360,7 @@ impl Part<'_> {
         let one = |x: Tensor| -> Result<Vec<(&'static str, Tensor)>> { Ok(vec![(LATENTS, x.squeeze(0)?)]) };
         match self {
             Self::Control(path) => one(latents(vae, &video(&read_clip(path, fps, bucket)?)?)?),
+            Self::Poses(path) => one(poses_of(path, request, (vae, dit), fps)?),
             Self::Start(path) | Self::Reference(path) => one(latents(vae, &picture(path, (width, height))?)?),
             Self::Given(path) => {
                 let first = picture(path, (width, height))?.squeeze(0)?.squeeze(1)?;

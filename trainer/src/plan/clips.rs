@@ -71,7 +71,7 @@ pub fn clips_fit(
         encoders: model.encoder_sizes(config)?,
         defaults: *defaults,
         bucket: None,
-        in_front: 0,
+        beyond: 0,
         control: config.control.clone(),
         holds_out: false,
         clips: requests.to_vec(),

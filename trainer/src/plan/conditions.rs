@@ -70,6 +70,12 @@ fn check_set(data: &DataConfig, dit: &DitConfig) -> Result<()> {
              data.references, any of them",
         );
     }
+    if facts.speech && data.import.is_none() && data.frames.iter().any(|frames| *frames < 5) {
+        return refuse(
+            "frames",
+            "of a clip S2V learns the frames behind the first, which is the reference picture: lengths begin at 5",
+        );
+    }
     if facts.faces {
         for (key, folder, what) in [
             ("control", &data.control, "pose clips"),
@@ -185,12 +191,13 @@ pub(super) fn on_host(dit: &DitConfig, latents: (usize, usize, usize), samples: 
     })
 }
 
-/// The most reference pictures of a clip that are frames of its latents: those of VACE, and the one of Animate.
+/// The most latent frames beyond a clip's own: the reference pictures of VACE, and the one of Animate; -1 of S2V, whose first frame is
+/// its reference picture.
 ///
 /// # Errors
 /// Clips with different numbers of them that are to be in one batch.
-pub(super) fn frames_in_front(dataset: &Dataset, dit: &DitConfig, batch: usize) -> Result<usize> {
-    let count = |given: usize| dit.control.frames_of_references(given);
+pub(super) fn frames_beyond(dataset: &Dataset, dit: &DitConfig, batch: usize) -> Result<isize> {
+    let count = |given: usize| dit.control.frames_beyond(given);
     let counts = || dataset.sources.iter().map(|source| count(source.companions.references.len()));
     let (least, most) = (counts().min().unwrap_or(count(0)), counts().max().unwrap_or(count(0)));
     if least != most && batch > 1 {

@@ -5,7 +5,6 @@ use std::fmt;
 use std::num::NonZeroUsize;
 
 use models::dit::{Control, DitConfig};
-use models::published::Defaults;
 use models::weights::Frozen;
 
 use super::SamplePlan;
@@ -72,10 +71,10 @@ impl Shape {
 }
 
 /// Whether the tokens of the model `dit` may be shared by devices: not those of side streams, nor any in front of the latents', nor
-/// those that attend to faces frame by frame.
+/// those that attend to faces or to audio frame by frame.
 fn shares_tokens(dit: &DitConfig) -> bool {
-    let Control { side_chain, reference, animate, .. } = &dit.control;
-    side_chain.is_none() && reference.is_none() && animate.is_none()
+    let Control { side_chain, reference, animate, speech, .. } = &dit.control;
+    side_chain.is_none() && reference.is_none() && animate.is_none() && speech.is_none()
 }
 
 /// What may be tried of `asked` on `stages` devices, the fastest first; of those alike, what takes the least memory.
@@ -202,7 +201,7 @@ fn reason(gain: f64, halves: &[usize]) -> String {
 pub(super) fn with_clip_share(
     settled: Settled,
     (train, sample): (&TrainConfig, &SamplePlan),
-    model: (&DitConfig, &Defaults, Frozen),
+    model: (&DitConfig, Frozen),
     machine: &Machine,
 ) -> Result<Settled> {
     if sample.clips.is_empty() || machine.stages.iter().any(|card| card.name == "cpu") {

@@ -3,6 +3,7 @@
 
 mod assumed;
 mod attached;
+mod clip_shapes;
 mod clips;
 pub mod common;
 mod conditions;
@@ -41,6 +42,7 @@ use crate::recipe::like::Taken;
 use crate::recipe::{CheckpointConfig, ExportConfig, Recipe, RunConfig, TrainConfig, check_bounds};
 use crate::sample::magcache::CacheConfig;
 use crate::sample::{ClipFormat, ClipLayout, PreviewPlan};
+pub(crate) use clip_shapes::in_group;
 pub use clips::{ClipsFit, ClipsOf, clips_fit};
 pub use difference::Difference;
 pub use found::{LongText, TextsToEncode, long_texts, texts_to_encode};
@@ -48,7 +50,6 @@ use layout::with_clip_share;
 pub use layout::{Laid, laid};
 pub use noise_levels::{NoiseLevels, noise_levels};
 pub use overrides::Overrides;
-pub(crate) use rest::in_group;
 pub use rest::{BehindSampling, Rest, Split};
 pub use ways::{Wording, checked};
 
@@ -303,7 +304,7 @@ impl Plan {
         let sample = sample_plan(recipe.sample, clips, (&model, &dit), from)?;
         let devices = overrides.devices(&recipe.devices, dit.layers)?;
         let share = share_of_replica(&train, devices.replicas.named())?;
-        let (shapes, in_front) = shapes::settled((&data, &dataset), (&dit, &defaults), share.batch)?;
+        let (shapes, beyond) = shapes::settled((&data, &dataset), (&dit, &defaults), share.batch)?;
         let networks = (networks(&ranges, &model, &sample), devices.replicas.named());
         let task = task(
             (&model, &dit),
@@ -317,13 +318,13 @@ impl Plan {
         let open = Open::of(&recipe.devices, &recipe.memory);
         let given = (!open.split).then_some(devices.split.as_slice());
         let rest =
-            Rest::of_run((&model, &dit), &sample, (found.held_out, in_front), &shapes, overrides.assume)?;
+            Rest::of_run((&model, &dit), &sample, (found.held_out, beyond), &shapes, overrides.assume)?;
         let run = run_plan(recipe.run, path, seed);
         let has_texts = || has_texts(&run.cache, &model, &dataset, &sample.clips);
         let asked = (&recipe.memory, given, sample.layout);
         let settled = ways::settled(&task, &machine, asked, &shapes, &rest, has_texts)?;
         model.precision.streamed = settled.streamed;
-        let of_model = (&dit, &defaults, task.base.frozen);
+        let of_model = (&dit, task.base.frozen);
         let settled = with_clip_share(settled, (&share, &sample), of_model, &machine)?;
         notes.extend(conditions::on_host(&dit, task.latents, share.batch * share.accumulate));
         notes.extend(time::of_steps(&settled.choice, &task, &machine, overrides.link));

@@ -189,7 +189,7 @@ pub(super) fn settle_ranges(
         train.timesteps.shift = Some(train.timesteps.shift());
     }
     train.picture_share = picture_share(train.picture_share, dit)?;
-    train.drop = train.drop.settled(dit.kind.facts().faces)?;
+    train.drop = train.drop.settled(dit.kind.facts())?;
     train.high_share = high_share(train, model)?;
     let ranges = trained_ranges(model, train.high_share);
     for range in &ranges {
@@ -241,6 +241,7 @@ pub(super) fn task<'a>(
         accumulate: train.accumulate,
         replicas,
         latents: shapes.there.first().or(shapes.possible.first()).map_or((1, 1, 1), |shape| shape.1),
+        continues: false,
         networks,
         decoding: Decoding::Beside,
         rule: optimizer.rule(),

@@ -17,21 +17,22 @@ use models::weights::{Frozen, Weights};
 
 use super::SamplePlan;
 use super::attached::attached;
+use super::clip_shapes::in_group;
 use crate::base::{BaseModel, EncoderSizes};
 use crate::encode::prompt::ClipRequest;
 use crate::encode::{condition_there, conditions::latents_there};
 use crate::error::{Error, Result};
 use crate::machine::forecast::{
     Calls, ClipShape, Decoding, DeviceMemory, Engine, Forecaster, Held, Residuals, ShadowDevice, StageMemory,
-    Task, decoding,
+    Task, continuing, decoding,
 };
 use crate::machine::memory::{Machine, Phase, PhaseForecast, Shapes};
 use crate::machine::precision::Precision;
 use crate::pipeline::held_by;
-use crate::sample::preview_video;
+use crate::sample::{PAST_PIXELS, preview_video};
 
 /// (frames, height, width) of latents.
-type Latents = (usize, usize, usize);
+pub(super) type Latents = (usize, usize, usize);
 
 /// What is made besides steps: by a run, or by `tandem sample`.
 #[derive(Debug, Clone)]
@@ -44,8 +45,9 @@ pub struct Rest {
     pub defaults: Defaults,
     /// The largest bucket; nothing where no clips are encoded.
     pub bucket: Option<Latents>,
-    /// Frames of it that are reference pictures, encoded one by one (VACE, Animate).
-    pub in_front: usize,
+    /// Frames of it beyond those that the VAE makes of a clip: reference pictures, encoded one by one (VACE, Animate); -1 where the first
+    /// of the clip's own is one (S2V).
+    pub beyond: isize,
     /// What the DiT has for conditions, of which some are frames of a clip's latents.
     pub control: Control,
     /// Whether clips are held out.
@@ -93,8 +95,8 @@ pub struct Split<'a> {
 }
 
 impl Rest {
-    /// What a run makes besides steps: clips of `shapes`, of which `in_front` latent
-    /// frames are references, are encoded, `held_out` windows of them are held out, and those of
+    /// What a run makes besides steps: clips of `shapes`, with `beyond` latent
+    /// frames besides their own, are encoded, `held_out` windows of them are held out, and those of
     /// `sample` are sampled. The sizes of the encoders are those of its files, or of the published model that is `assumed`.
     ///
     /// # Errors
@@ -102,7 +104,7 @@ impl Rest {
     pub(super) fn of_run(
         (model, dit): (&BaseModel, &DitConfig),
         sample: &SamplePlan,
-        (held_out, in_front): (usize, usize),
+        (held_out, beyond): (usize, isize),
         shapes: &Shapes,
         assumed: Option<&Published>,
     ) -> Result<Self> {
@@ -118,7 +120,7 @@ impl Rest {
             },
             defaults: *dit.defaults(model.dits.networks()),
             bucket: shapes.there.first().or(shapes.possible.first()).map(|shape| shape.1),
-            in_front,
+            beyond,
             control: dit.control.clone(),
             holds_out: held_out > 0,
             // Full clips take more than those of a preset, and are never in flight with them.
@@ -170,7 +172,7 @@ impl Rest {
     /// A clip of the latents `bucket` through the VAE, and its ends through CLIP beside it: on the first device, and where there is
     /// no CLIP on all behind it that have room.
     pub(super) fn encoding_clips(&self, dit: Split, bucket: Latents) -> Result<PhaseForecast> {
-        let bucket = (bucket.0 - self.in_front, bucket.1, bucket.2);
+        let bucket = (bucket.0.saturating_add_signed(-self.beyond), bucket.1, bucket.2);
         let mut on = vec![(0, self.encoding_a_clip(dit, dit.first(), bucket)?)];
         if self.encoders.clip.is_none() {
             for (_, stages) in dit.machine.devices().into_iter().skip(1) {
@@ -218,6 +220,8 @@ impl Rest {
             }
             Pictures::Condition => {
                 let host = Device::shadow_cpu(None);
+                // S2V's poses have their first frame once more in front, and no frame of their own in their first latent frame.
+                let frames = frames + if self.control.speech.is_some() { TEMPORAL_RATIO } else { 0 };
                 drop(latents_there(&vae, &Tensor::zeros((1, 3, frames, height, width), DType::F32, &host)?)?);
             }
             _ => {
@@ -243,7 +247,8 @@ impl Rest {
     pub fn sampling(&self, dit: Split, clips: &[ClipRequest]) -> Result<PhaseForecast> {
         let shapes = in_group(self.shapes(clips), self.clip_groups);
         let latents = shapes.first().map_or((1, 1, 1), |clip| clip.latents);
-        let task = Task { latents, batch: 1, accumulate: 1, dropout: false, ..dit.task.clone() };
+        let continues = self.continues(clips);
+        let task = Task { latents, continues, batch: 1, accumulate: 1, dropout: false, ..dit.task.clone() };
         let calls = Calls::Clips(shapes);
         let mut most: Option<Vec<StageMemory>> = None;
         for attached in &self.attached {
@@ -295,8 +300,7 @@ impl Rest {
         clips: &[ClipRequest],
         tiling: Tiling,
     ) -> Result<PhaseForecast> {
-        let shapes = self.shapes(clips);
-        let latents = shapes.first().map_or((1, 1, 1), |clip| clip.latents);
+        let (shapes, latents) = (self.shapes(clips), self.decoded(clips));
         let mut devices = Vec::new();
         for (_, stages) in dit.machine.devices() {
             let of_dit = match self.behind_sampling {
@@ -310,7 +314,11 @@ impl Rest {
         let on = |devices: &[(usize, (Engine, u64))]| {
             let (stages, held): (Vec<usize>, Vec<(Engine, u64)>) = devices.iter().copied().unzip();
             let vae = (self.encoders.vae, self.precision.vae());
-            let memory = stages.into_iter().zip(decoding(&held, vae, latents, tiling)?);
+            let mut memory: Vec<_> = stages.into_iter().zip(decoding(&held, vae, latents, tiling)?).collect();
+            if let (Some((_, first)), true) = (memory.first_mut(), self.continues(clips)) {
+                let of_past = continuing(held[0], vae, latents, PAST_PIXELS)?;
+                *first = if first.peak < of_past.peak { of_past } else { first.clone() };
+            }
             Ok::<_, Error>(PhaseForecast::new(Phase::Decoding, dit.machine, memory))
         };
         if devices.len() > 1 && tiling == Tiling::Off && latents.1 >= devices.len() {
@@ -346,38 +354,10 @@ impl Rest {
         Ok(())
     }
 
-    /// (frames, height, width) of the pixels behind latents.
-    fn pixels(&self, (frames, height, width): Latents) -> Latents {
-        let ratio = self.encoders.vae.spatial_ratio();
-        (TEMPORAL_RATIO * (frames - 1) + 1, height * ratio, width * ratio)
-    }
-
-    /// The latents of a clip, with those of its reference pictures where they are frames.
-    fn latents(&self, clip: &ClipRequest) -> Latents {
-        let (frames, height, width) = self.defaults.latents(clip.frames, clip.height, clip.width);
-        (frames + self.control.frames_of_references(clip.conditions.references.len()), height, width)
-    }
-
-    /// `clips` as they take memory, the largest first.
-    fn shapes(&self, clips: &[ClipRequest]) -> Vec<ClipShape> {
-        let shape = |clip: &ClipRequest| ClipShape {
-            latents: self.latents(clip),
-            halves: if clip.guidance == 1.0 && clip.guidance_high == 1.0 { 1 } else { 2 },
-            solver: clip.solver,
-            has_picture: clip.image.is_some(),
-            residuals: self.residuals,
-        };
-        let mut shapes: Vec<ClipShape> = clips.iter().map(shape).collect();
-        shapes.sort_by_key(|ClipShape { latents: (t, h, w), halves, .. }| {
-            std::cmp::Reverse((t * h * w, *halves))
-        });
-        shapes
-    }
-
     /// Bytes that clips hold while they are decoded: noise, latents and conditioning, f32.
     fn held_by(&self, task: &Task, clips: &[ClipShape]) -> u64 {
         let of = |ClipShape { latents: (t, h, w), .. }: &ClipShape| {
-            let cond = task.dit.conditioning((*t, *h, *w));
+            let cond = task.dit.conditioning((*t, *h, *w)).merged(task.dit.continuing((*t, *h, *w)));
             let on_device = cond.iter().filter(|(role, _)| !role.is_on_host());
             let cond: usize = on_device.map(|(_, shape)| shape.iter().product::<usize>()).sum();
             (task.config().in_channels + task.config().out_channels) * t * h * w + 2 * cond
@@ -444,16 +424,6 @@ impl Split<'_> {
             Some(start..*first)
         })
     }
-}
-
-/// Those of `clips`, the largest first, that are in flight on one of `groups` groups of devices at most, as they take memory there:
-/// the halves of the guidance are dealt to the groups in turn.
-pub(crate) fn in_group(clips: Vec<ClipShape>, groups: NonZeroUsize) -> Vec<ClipShape> {
-    if groups.get() == 1 {
-        return clips;
-    }
-    let lanes = clips.iter().map(|clip| clip.halves).sum::<usize>().div_ceil(groups.get());
-    clips.into_iter().take(lanes).map(|clip| ClipShape { halves: 1, ..clip }).collect()
 }
 
 /// The peaks of `stages`, those on one device together.

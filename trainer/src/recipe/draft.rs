@@ -163,6 +163,13 @@ impl Draft {
                 "stills = \"skip\"                  # a clip of one frame teaches no motion".to_owned(),
             );
         }
+        lines.extend(self.companions());
+        lines.join("\n")
+    }
+
+    /// The lines of what accompanies clips.
+    fn companions(&self) -> Vec<String> {
+        let mut lines = Vec::new();
         let facts = self.dit.kind.facts();
         if facts.beside.contains(&Beside::Control) {
             lines.push(
@@ -203,7 +210,15 @@ impl Draft {
                     .to_owned(),
             );
         }
-        lines.join("\n")
+        if facts.speech {
+            lines.push(
+                "# audio = \"audio\"                # an audio file of the same name for each clip, in place of its own track".to_owned(),
+            );
+            lines.push(
+                "# control = \"control\"            # a pose clip of the same name for each clip".to_owned(),
+            );
+        }
+        lines
     }
 
     fn train(&self) -> String {
@@ -216,8 +231,9 @@ impl Draft {
                 "accumulate = 8                   # clips a step, dealt to the experts by their noise"
             }
         };
-        let shift =
-            if self.networks == Networks::Pair || self.dit.pictures() != Pictures::None { 5.0 } else { 3.0 };
+        let is_three = self.networks == Networks::Whole
+            && (self.dit.pictures() == Pictures::None || self.dit.kind.facts().speech);
+        let shift = if is_three { 3.0 } else { 5.0 };
         format!(
             "[train]\nsteps = 2000                     # or epochs = 20\n{accumulate}\ntimesteps = {{ distribution = \"shift\", \
              shift = {shift:.1} }}"
@@ -233,6 +249,7 @@ impl Draft {
             Pictures::Condition => {
                 let facts = self.dit.kind.facts();
                 let with = match (facts.camera, facts.side_chain) {
+                    _ if facts.speech => "--au speech.wav --ref speaker.png",
                     _ if facts.faces => "--cv pose.mp4 --fc face.mp4 --ref character.png",
                     (true, _) => "--i first.png --cam left",
                     (false, true) => "--cv clip.mp4 --mk mask.png",

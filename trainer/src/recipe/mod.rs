@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use data::DataConfig;
 use models::adapter::LoraConfig;
 use models::adapter::files::{Precision, Style};
+use models::published::KindFacts;
 use serde::{Deserialize, Serialize};
 
 use crate::base::ModelConfig;
@@ -144,59 +145,78 @@ impl Default for TrainConfig {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ConditionDropout {
-    /// The control clip. Default 0.1; the pose clip of Animate: 0.
+    /// The control clip, or the pose clip of S2V. Default 0.1; the pose clip of Animate: 0.
     pub control: Option<f64>,
     /// The start picture. Default 0.1; of Animate, the last frame of the clip before, which is the clip's own first frame in training: 0.5.
     pub start: Option<f64>,
-    /// The reference picture. Default 0.1; Animate always has one.
+    /// The reference picture. Default 0.1; Animate and S2V always have one.
     pub reference: Option<f64>,
     /// CLIP's view of a picture. Default 0.1; of Animate 0.
     pub clip: Option<f64>,
     /// The face clip of Animate: its frames are without a face. Default 0.1.
     pub faces: Option<f64>,
+    /// The sound of S2V, as it is beside the negative prompt. Default 0.1.
+    pub audio: Option<f64>,
 }
 
-/// The published fraction of Fun's conditions, and that of Animate's faces.
+/// The published fraction of Fun's conditions, and that of Animate's faces and of S2V's sound.
 const DROP: f64 = 0.1;
 /// Every second sample of Animate begins a clip, the others continue one.
 const DROP_CONTINUED: f64 = 0.5;
 
 impl ConditionDropout {
     /// Each with its key.
-    pub fn each(&self) -> [(&'static str, Option<f64>); 5] {
-        let Self { control, start, reference, clip, faces } = *self;
+    pub fn each(&self) -> [(&'static str, Option<f64>); 6] {
+        let Self { control, start, reference, clip, faces, audio } = *self;
         [
             ("train.drop.control", control),
             ("train.drop.start", start),
             ("train.drop.reference", reference),
             ("train.drop.clip", clip),
             ("train.drop.faces", faces),
+            ("train.drop.audio", audio),
         ]
     }
 
-    /// Each fraction, settled for a model that reads faces (Animate) or one that does not.
+    /// Each fraction, settled for a model with these `facts`.
     ///
     /// # Errors
     /// One of a condition that the model does not have, or always has.
-    pub fn settled(&self, reads_faces: bool) -> Result<Self> {
+    pub fn settled(&self, facts: &KindFacts) -> Result<Self> {
         let refuse = |key: &str, why: &str| Err(Error::Setting { key: key.into(), why: why.into() });
-        let Self { control, start, reference, clip, faces } = *self;
-        if reads_faces && reference.is_some_and(|share| share > 0.0) {
+        let Self { control, start, reference, clip, faces, audio } = *self;
+        let is_set = |share: Option<f64>| share.is_some_and(|share| share > 0.0);
+        if facts.faces && is_set(reference) {
             let why = "Animate always has a reference picture, as its first latent frame; leave it out";
             return refuse("train.drop.reference", why);
         }
-        if !reads_faces && faces.is_some_and(|share| share > 0.0) {
+        if facts.speech && is_set(reference) {
+            return refuse("train.drop.reference", "S2V always has a reference picture; leave it out");
+        }
+        if facts.speech && (is_set(start) || is_set(clip)) {
+            return refuse(
+                "train.drop.start, train.drop.clip",
+                "S2V has no start picture, and no CLIP looks at one; leave them out",
+            );
+        }
+        if !facts.faces && is_set(faces) {
             return refuse("train.drop.faces", "this model reads no faces; leave it out");
         }
-        let or = |asked: Option<f64>, of_animate: f64, of_others: f64| {
-            Some(asked.unwrap_or(if reads_faces { of_animate } else { of_others }))
+        if !facts.speech && is_set(audio) {
+            return refuse("train.drop.audio", "this model hears no speech; leave it out");
+        }
+        let or = |asked: Option<f64>, [of_animate, of_speech, of_others]: [f64; 3]| {
+            let own = if facts.faces { of_animate } else { of_others };
+            Some(asked.unwrap_or(if facts.speech { of_speech } else { own }))
         };
         Ok(Self {
-            control: or(control, 0.0, DROP),
-            start: or(start, DROP_CONTINUED, DROP),
-            reference: or(reference, 0.0, DROP),
-            clip: or(clip, 0.0, DROP),
-            faces: or(faces, DROP, 0.0),
+            control: or(control, [0.0, DROP, DROP]),
+            start: or(start, [DROP_CONTINUED, 0.0, DROP]),
+            reference: or(reference, [0.0, 0.0, DROP]),
+            clip: or(clip, [0.0, 0.0, DROP]),
+            faces: or(faces, [DROP, 0.0, 0.0]),
+            // Plans of models without sound are as they were.
+            audio: facts.speech.then(|| audio.unwrap_or(DROP)),
         })
     }
 }

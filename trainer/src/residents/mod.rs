@@ -24,8 +24,9 @@ use models::dit::DitConfig;
 use models::dit::animate::MotionEncoder;
 use models::text::TextEncoder;
 use models::vae::{TinyDecoder, TinyLatents, Vae};
+use models::wav2vec::SpeechEncoder;
 
-use crate::base::{BaseModel, DitFiles, WritingBehind, check_vae};
+use crate::base::{BaseModel, DitFiles, WritingBehind, check_speech, check_vae};
 use crate::error::Result;
 use crate::learning::NoiseRange;
 use crate::machine::forecast::{Decoding, Networks};
@@ -319,6 +320,20 @@ impl Residents {
         let device = &self.split[0].0; // a settled config has a stage
         let load = || MotionEncoder::load(&weights, &animate.motion, device);
         Ok(Some(self.ui.phase("loading the motion encoder", load)?))
+    }
+
+    /// S2V's speech encoder, in host memory: it is gone when it is dropped.
+    ///
+    /// # Errors
+    /// Files that do not open, and an encoder of other states than the DiT reads.
+    pub fn speech_encoder(&mut self) -> Result<SpeechEncoder> {
+        let path = self.model.speech_encoder()?;
+        let load = || SpeechEncoder::load(path, None, &Device::Cpu);
+        let encoder = self.ui.phase("loading the speech encoder", load)?;
+        if let Some(speech) = &self.dit.control.speech {
+            check_speech(encoder.sizes(), speech)?;
+        }
+        Ok(encoder)
     }
 
     /// The tiny decoder at `path`, which takes `latents`, on the last device, beside everything else.

@@ -239,10 +239,12 @@ impl SampleConfig {
         defaults: &Defaults,
     ) -> Result<Vec<ClipRequest>> {
         let requests = self.prompts.requests(base, from)?;
-        for request in &requests {
-            request.check(defaults.multiple())?;
+        let settled = |request: ClipRequest| {
             request.check_pictures(dit)?;
-        }
-        Ok(requests)
+            let request = request.settled(dit)?;
+            request.check(defaults.multiple())?;
+            Ok(request)
+        };
+        requests.into_iter().map(settled).collect()
     }
 }

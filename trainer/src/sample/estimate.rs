@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use kernels::{DType, Device, Tensor};
 use models::dit::DitConfig;
-use models::published::Defaults;
 use models::weights::Frozen;
 
 use crate::encode::prompt::ClipRequest;
@@ -53,7 +52,7 @@ pub fn time_of_round(halves: &[usize], stages: usize, (groups, sharing): (usize,
 /// When the CPU cannot be measured.
 pub fn forecast(
     (requests, skipped): (&[ClipRequest], &[usize]),
-    (dit, defaults, frozen): (&DitConfig, &Defaults, Frozen),
+    (dit, frozen): (&DitConfig, Frozen),
     (machine, split, [groups, sharing]): (&Machine, &[usize], [NonZeroUsize; 2]),
 ) -> Result<Duration> {
     let cpu = match machine.stages.iter().any(|card| card.name == "cpu") {
@@ -87,10 +86,12 @@ pub fn forecast(
     for (request, skipped) in requests.iter().zip(skipped) {
         // A step that is skipped runs no block.
         let steps = request.steps.saturating_sub(*skipped) as f64;
-        let (frames, height, width) = defaults.latents(request.frames, request.height, request.width);
-        let frames = frames + request.frames_in_front(dit);
-        let of_clip = operations(dit, dit.tokens(frames, height, width));
-        seconds += steps * halves(request) as f64 * slowest(of_clip) * fill;
+        let ((frames, height, width), pieces) = (request.latents(dit), request.pieces(dit));
+        let tokens = dit.tokens(frames, height, width);
+        let past = dit.tokens_of_past(height, width);
+        let of_clip = slowest(operations(dit, tokens));
+        let of_others = (pieces - 1) as f64 * slowest(operations(dit, tokens + past));
+        seconds += steps * halves(request) as f64 * (of_clip + of_others) * fill;
     }
     Ok(Duration::from_secs_f64(seconds.min(1e9)))
 }

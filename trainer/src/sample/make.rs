@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use kernels::Tensor;
 use models::vae::Bands;
 
+use super::pieces::{Growing, Piece};
 use super::preview::Previewing;
 use super::{ClipFiles, Half, Previews, Prompted, Sampled, Session, StepDone, clip_name, write_clips};
 use crate::encode::preset::label;
@@ -34,13 +35,15 @@ pub struct Course<'a> {
 /// What came of the steps of a set of clips.
 #[derive(Debug)]
 pub struct Stepped {
-    /// The latents of each clip, [1, c, t, h, w] f32.
+    /// The latents of each clip, [1, c, t, h, w] f32; of one in pieces, those of all pieces one behind the other.
     pub latents: Vec<Tensor>,
+    /// The same as they are decoded.
+    pub pieces: Vec<Vec<Piece>>,
     /// How the residual of the clip that is measured changed, by step and half of the guidance.
     pub changes: Vec<(usize, Half, Change)>,
 }
 
-/// Goes through all steps of `clips`; `None` where the user broke off.
+/// Goes through all steps of `clips`, piece by piece where they have several; `None` where the user broke off.
 ///
 /// # Errors
 /// When a network fails, and a clip that is not finite.
@@ -50,13 +53,57 @@ pub fn latents(
     course: Course,
     interrupt: &Interrupt,
 ) -> Result<Option<Stepped>> {
+    let numbers: Vec<usize> = (0..clips.len()).collect();
+    let Some((first, changes)) = steps((clips, &numbers), residents, course, interrupt)? else {
+        return Ok(None);
+    };
+    let begun = clips.iter().zip(first).map(|(clip, latents)| Growing::begun(clip, latents));
+    let mut growing = begun.collect::<Result<Vec<_>>>()?;
+    let most = clips.iter().map(|clip| clip.shown.later.len()).max().unwrap_or(0);
+    for index in 1..=most {
+        let going: Vec<usize> =
+            numbers.iter().copied().filter(|clip| clips[*clip].shown.later.len() >= index).collect();
+        residents.ui().note(&format!("piece {} of {}", index + 1, most + 1));
+        let vae = residents.vae()?;
+        for clip in &going {
+            growing[*clip].look_back(&clips[*clip], &vae)?;
+            interrupt.check()?;
+        }
+        drop(vae);
+        let next = going.iter().map(|clip| growing[*clip].next(&clips[*clip], index));
+        let next = next.collect::<Result<Vec<_>>>()?;
+        let skipped: Vec<Vec<usize>> =
+            going.iter().filter_map(|clip| course.skipped.get(*clip).cloned()).collect();
+        let course = Course { skipped: &skipped, measured: None, ..course };
+        let Some((made, _)) = steps((&next, &going), residents, course, interrupt)? else {
+            return Ok(None);
+        };
+        for (clip, latents) in going.into_iter().zip(made) {
+            growing[clip].continued(&clips[clip], latents)?;
+        }
+    }
+    let whole = |own: &Growing| Ok(Tensor::cat(&own.latents, 2)?);
+    let latents = growing.iter().map(whole).collect::<Result<Vec<_>>>()?;
+    Ok(Some(Stepped { latents, pieces: growing.into_iter().map(|own| own.pieces).collect(), changes }))
+}
+
+/// The latents of each clip without those of references, and how the residual of the one that is measured changed.
+type Made = (Vec<Tensor>, Vec<(usize, Half, Change)>);
+
+/// Goes through all steps of `clips`, of which these are the numbers; `None` where the user broke off.
+fn steps(
+    (clips, numbers): (&[Prompted], &[usize]),
+    residents: &mut Residents,
+    course: Course,
+    interrupt: &Interrupt,
+) -> Result<Option<Made>> {
     let mut session = Session::new(clips)?.skipping(course.skipped);
     if let Some(clip) = course.measured {
         session = session.measuring(clip);
     }
     let begin = |previews: Previews| {
         let decoder = residents.tiny_decoder(&previews.plan.decoder, previews.plan.latents())?;
-        previews.begin(decoder, clips)
+        previews.begin(decoder, (clips, numbers))
     };
     let previewing = course.previews.map(begin).transpose()?;
     let (mut failed, mut is_stopped) = (None, false);
@@ -92,7 +139,7 @@ pub fn latents(
     let changes = course.measured.map_or_else(Vec::new, |clip| session.changes(clip).to_vec());
     let latents = session.latents();
     let own = clips.iter().zip(&latents).map(|(clip, latents)| without_references(latents, clip));
-    Ok(Some(Stepped { latents: own.collect::<Result<_>>()?, changes }))
+    Ok(Some((own.collect::<Result<_>>()?, changes)))
 }
 
 /// The latents [1, c, t, h, w] of `clip` without those of reference pictures in front.
@@ -104,23 +151,23 @@ pub(super) fn without_references(latents: &Tensor, clip: &Prompted) -> Result<Te
     })
 }
 
-/// Decodes `latents` and writes the clips into `folder`, each with its prompt behind `prefix` as its title. The paths written,
+/// Decodes `pieces` and writes the clips into `folder`, each with its prompt behind `prefix` as its title. The paths written,
 /// the contact sheet last.
 ///
 /// # Errors
 /// Those of [`write_clips`].
 pub fn files(
     folder: &Path,
-    (clips, latents, skipped): (&[Prompted], Vec<Tensor>, &[Vec<usize>]),
+    (clips, pieces, skipped): (&[Prompted], Vec<Vec<Piece>>, &[Vec<usize>]),
     prefix: &str,
     residents: &mut Residents,
     files: ClipFiles,
 ) -> Result<Vec<PathBuf>> {
-    let sampled = clips.iter().zip(latents).enumerate().map(|(index, (clip, latents))| Sampled {
+    let sampled = clips.iter().zip(pieces).enumerate().map(|(index, (clip, pieces))| Sampled {
         name: clip_name(index, &clip.request.prompt),
         title: format!("{prefix}{}", clip.request.prompt),
         label: label(&clip.request, skipped.get(index).map_or(0, Vec::len)),
-        latents,
+        pieces,
     });
     let ui = residents.ui().clone();
     let vae = Bands::new(residents.vaes(files.bands)?, residents.route())?;

@@ -7,6 +7,7 @@ use kernels::Tensor;
 use models::vae::{Bands, Tiling};
 
 use super::ClipFormat;
+use super::pieces::Piece;
 use super::writer::{self, Written};
 use crate::error::{Error, Result};
 use crate::watch::ui::Ui;
@@ -30,8 +31,8 @@ pub struct Sampled {
     /// How it differs from what the model makes in all of its steps, if it does: in the metadata of its files, and on the
     /// contact sheet.
     pub label: Option<String>,
-    /// [1, c, t, h, w].
-    pub latents: Tensor,
+    /// What it is decoded from, in order.
+    pub pieces: Vec<Piece>,
 }
 
 /// How clips are written.

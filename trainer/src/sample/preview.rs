@@ -117,12 +117,16 @@ impl Previews<'_> {
         Ok(())
     }
 
-    /// Begins to make them with `decoder`.
+    /// Begins to make them of `clips`, of which these are the numbers, with `decoder`.
     ///
     /// # Errors
     /// Conditions without an axis of frames.
-    pub(super) fn begin(&self, decoder: Arc<TinyDecoder>, clips: &[Prompted]) -> Result<Previewing> {
-        let files = clips.iter().enumerate().map(|(index, clip)| self.file(index, clip)).collect();
+    pub(super) fn begin(
+        &self,
+        decoder: Arc<TinyDecoder>,
+        (clips, numbers): (&[Prompted], &[usize]),
+    ) -> Result<Previewing> {
+        let files = clips.iter().zip(numbers).map(|(clip, number)| self.file(*number, clip)).collect();
         let (sender, films) = sync_channel::<(PathBuf, Film)>(WAITING);
         let fps = self.fps;
         let writer = std::thread::spawn(move || {

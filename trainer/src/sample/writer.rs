@@ -8,6 +8,7 @@ use data::{Film, Mp4Writer};
 use models::vae::{Bands, Tiling};
 
 use super::output::clip_file;
+use super::pieces::Piece;
 use super::{ClipFiles, ClipFormat, Sampled};
 use crate::error::{Error, Result};
 use crate::watch::ui::Ui;
@@ -61,17 +62,50 @@ pub(super) fn write(
 
 /// Sends the frames of `clip` to the writer; ends early where it is gone.
 fn decode(vae: &Bands, tiling: Tiling, clip: &Sampled, sender: &Sender<Message>) -> Result<()> {
-    let mut send = |frames| match sender.send(Message::Frames(frames)) {
-        Ok(()) => ControlFlow::Continue(()),
-        Err(_) => ControlFlow::Break(()),
-    };
-    vae.decode_frames(&clip.latents, tiling, &mut send).map_err(|error| match error {
-        models::Error::NotFinite { .. } => Error::NonFiniteVideo { clip: clip.title.clone() },
-        other => other.into(),
-    })?;
+    for piece in &clip.pieces {
+        let (_, _, _, height, width) = piece.latents.dims5()?;
+        let ratio = vae.first().sizes().spatial_ratio();
+        let mut own = Own::of(piece, height * width * ratio * ratio * 3);
+        let mut send = |frames| match sender.send(Message::Frames(own.of_these(frames))) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        };
+        vae.decode_frames(&piece.latents, tiling, &mut send).map_err(|error| match error {
+            models::Error::NotFinite { .. } => Error::NonFiniteVideo { clip: clip.title.clone() },
+            other => other.into(),
+        })?;
+    }
     // A writer that is gone says why when it is joined.
     let _ = sender.send(Message::End);
     Ok(())
+}
+
+/// The frames of a piece that are the clip's.
+pub(crate) struct Own {
+    /// Bytes of a frame.
+    frame: usize,
+    /// Frames that are still left out.
+    before: usize,
+    /// Frames that are still taken.
+    left: usize,
+}
+
+impl Own {
+    /// Of `piece`, whose frames have so many bytes.
+    pub fn of(piece: &Piece, frame: usize) -> Self {
+        Self { frame, before: piece.before, left: piece.frames }
+    }
+
+    /// Those of the next `frames`.
+    pub fn of_these(&mut self, mut frames: Vec<u8>) -> Vec<u8> {
+        let out = self.before.min(frames.len() / self.frame);
+        self.before -= out;
+        frames.drain(..out * self.frame);
+        let taken = self.left.min(frames.len() / self.frame);
+        self.left -= taken;
+        frames.truncate(taken * self.frame);
+        frames
+    }
 }
 
 fn write_all(
@@ -82,7 +116,8 @@ fn write_all(
 ) -> Result<Written> {
     let mut written = Written { films: Vec::new(), files: Vec::new() };
     for clip in clips {
-        let (_, _, _, height, width) = clip.latents.dims5()?;
+        let Some(first) = clip.pieces.first() else { continue };
+        let (_, _, _, height, width) = first.latents.dims5()?;
         let (width, height) = ((width * ratio) as u32, (height * ratio) as u32);
         let mp4 = |path: &Path| Mp4Writer::new(path, width, height, fps);
         let path = clip_file(folder, &clip.name, ClipFormat::Mp4);

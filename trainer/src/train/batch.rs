@@ -354,6 +354,7 @@ impl<'a> Batches<'a> {
             reference: is_left_out(2, self.drop.reference),
             clip: is_left_out(3, self.drop.clip),
             faces: is_left_out(4, self.drop.faces),
+            audio: is_left_out(5, self.drop.audio),
         };
         self.noised(window, (sigma, self.streams.noise(step, slot)), caption, given, left_out)
     }
@@ -370,7 +371,7 @@ impl<'a> Batches<'a> {
     ) -> Result<Sample> {
         let shown = self.encoded.shown_of_window(window, left_out)?;
         let PictureInputs { beside_bcthw, in_front_bcthw, cond, .. } = shown;
-        let x0 = self.encoded.latents(window)?;
+        let x0 = self.encoded.learnt(window)?;
         let x0 = match in_front_bcthw {
             Some(references) => Tensor::cat(&[references, x0], 1)?,
             None => x0,

@@ -60,7 +60,7 @@ impl Run<'_> {
         let previews = plan.sample.preview.as_ref().map(|plan| Previews { plan, folder: &folder, fps });
         let course = Course { skipped: &skipped, measured, clip_adapters, previews, made: None };
         let residents = self.networks.residents_mut();
-        let Some(Stepped { latents, changes }) = sample::latents(&clips, residents, course, interrupt)?
+        let Some(Stepped { pieces, changes, .. }) = sample::latents(&clips, residents, course, interrupt)?
         else {
             return Ok(());
         };
@@ -71,7 +71,7 @@ impl Run<'_> {
         let (bands, formats) = (plan.memory.bands, &plan.sample.formats);
         let files = ClipFiles { tiling: Tiling::Off, bands, fps, formats };
         let written =
-            sample::files(&folder, (&clips, latents, &skipped), &format!("step {step}  "), residents, files)?;
+            sample::files(&folder, (&clips, pieces, &skipped), &format!("step {step}  "), residents, files)?;
         previews.map_or(Ok(()), |previews| previews.remove(&clips))?;
         if let Some(sheet) = written.last() {
             self.log.picture(step, sheet)?;

@@ -22,6 +22,8 @@ pub enum Wanted {
     Tokenizer,
     /// The CLIP vision tower, where the model has one.
     Clip,
+    /// The speech encoder, where the model has one (S2V).
+    SpeechEncoder,
     /// The tiny decoder of previews for latents of 16 channels, from a repository that has it.
     #[value(name = "taew2_1")]
     TinyDecoder21,
@@ -35,7 +37,8 @@ const ALWAYS: [&str; 2] = ["model_index.json", "configuration.json"];
 
 impl Wanted {
     /// All that a model has.
-    pub const ALL: [Self; 5] = [Self::Dit, Self::Vae, Self::TextEncoder, Self::Tokenizer, Self::Clip];
+    pub const ALL: [Self; 6] =
+        [Self::Dit, Self::Vae, Self::TextEncoder, Self::Tokenizer, Self::Clip, Self::SpeechEncoder];
 
     /// Whether the file `name` belongs to this part, in either layout.
     fn takes(self, name: &str) -> bool {
@@ -63,6 +66,7 @@ impl Wanted {
                 (is_model && folder == "image_encoder")
                     || is_top_weights(folder, file, &["models_clip_open-clip"])
             }
+            Self::SpeechEncoder => is_model && folder == "wav2vec2-large-xlsr-53-english",
             Self::TinyDecoder21 => is_weights_of(file, "taew2_1"),
             Self::TinyDecoder22 => is_weights_of(file, "taew2_2"),
         }
@@ -77,6 +81,7 @@ impl Wanted {
             Self::TextEncoder => "text encoder",
             Self::Tokenizer => "tokenizer",
             Self::Clip => "CLIP vision tower",
+            Self::SpeechEncoder => "speech encoder",
             Self::TinyDecoder21 => "taew2_1",
             Self::TinyDecoder22 => "taew2_2",
         }
@@ -95,11 +100,12 @@ fn is_weights_of(file: &str, stem: &str) -> bool {
 /// The files of `wanted`, small ones first, so that errors show early.
 ///
 /// # Errors
-/// The part that has no file; not every model has a CLIP tower.
+/// The part that has no file; not every model has a CLIP tower or a speech encoder.
 pub(super) fn select(files: &[RemoteFile], wanted: &[Wanted]) -> Result<Vec<RemoteFile>, String> {
     let is_weights =
         |file: &RemoteFile| !file.name.ends_with(".json") || file.name.ends_with("tokenizer.json");
-    for part in wanted.iter().filter(|part| **part != Wanted::Clip) {
+    let is_optional = |part: &Wanted| matches!(part, Wanted::Clip | Wanted::SpeechEncoder);
+    for part in wanted.iter().filter(|part| !is_optional(part)) {
         if !files.iter().any(|file| part.takes(&file.name) && is_weights(file)) {
             return Err(part.name().to_owned());
         }

@@ -123,11 +123,13 @@ impl Sample {
             let why = "neither the run nor the recipe has one: give some with --prompt or --prompts".into();
             return Err(Error::Setting { key: "sample.prompts".into(), why }.into());
         }
-        for request in &requests {
-            request.check(defaults.multiple())?;
+        let settled = |request: ClipRequest| {
             request.check_pictures(&basis.dit)?;
-        }
-        Ok(requests)
+            let request = request.settled(&basis.dit)?;
+            request.check(defaults.multiple())?;
+            Ok(request)
+        };
+        requests.into_iter().map(settled).collect()
     }
 
     /// `request` with the options of the command line over it.

@@ -3,12 +3,11 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use kernels::Tensor;
 use models::vae::Bands;
 
 use super::{Done, Sample};
 use crate::error::{Error, Result};
-use crate::sample::{self, ClipFiles, Course, Likeness, clip_files, clip_name};
+use crate::sample::{self, ClipFiles, Course, Likeness, Own, Piece, clip_files, clip_name};
 
 /// The folder of the exact clips, in that of the others.
 const EXACT: &str = "exact";
@@ -31,16 +30,16 @@ impl Sample {
         clip_files(&self.out.join(EXACT), names, formats)
     }
 
-    /// Makes the same clips with every step computed, and holds those that were made, whose latents are `made`, against them.
+    /// Makes the same clips with every step computed, and holds those that were made, which are `made`, against them.
     pub(super) fn compare(
         &self,
         done: &mut Done,
-        made: &[Tensor],
+        made: &[Vec<Piece>],
         files: ClipFiles,
     ) -> Result<Vec<Likeness>> {
         let Done { prompted, residents, interrupt, .. } = done;
         let exact = sample::latents(prompted, residents, Course::default(), interrupt)?;
-        let exact = exact.ok_or(Error::Interrupted)?.latents;
+        let exact = exact.ok_or(Error::Interrupted)?.pieces;
         let folder = self.out.join(EXACT);
         let io = |path: &Path| {
             let path = path.to_owned();
@@ -49,19 +48,24 @@ impl Sample {
         std::fs::create_dir_all(&folder).map_err(io(&folder))?;
         sample::files(&folder, (prompted, exact.clone(), &[]), "exact: ", residents, files)?;
         let vae = Bands::new(residents.vaes(files.bands)?, residents.route())?;
-        let frames = |latents: &Tensor| {
+        let ratio = vae.first().sizes().spatial_ratio();
+        let frames = |pieces: &[Piece]| {
             let mut frames = Vec::new();
-            vae.decode_frames(latents, files.tiling, &mut |bytes| {
-                frames.extend(bytes);
-                ControlFlow::Continue(())
-            })?;
+            for piece in pieces {
+                let (_, _, _, height, width) = piece.latents.dims5()?;
+                let mut own = Own::of(piece, height * width * ratio * ratio * 3);
+                vae.decode_frames(&piece.latents, files.tiling, &mut |bytes| {
+                    frames.extend(own.of_these(bytes));
+                    ControlFlow::Continue(())
+                })?;
+            }
             Ok::<_, Error>(frames)
         };
-        let ratio = vae.first().sizes().spatial_ratio();
         let ui = residents.ui();
         let mut all = Vec::new();
         for (index, (made, exact)) in made.iter().zip(&exact).enumerate() {
-            let (_, _, _, height, width) = made.dims5()?;
+            let Some(first) = made.first() else { continue };
+            let (_, _, _, height, width) = first.latents.dims5()?;
             let likeness = Likeness::of(&frames(made)?, &frames(exact)?, width * ratio, height * ratio);
             let missing = || kernels::Error::msg("clips of unlike sizes were compared");
             let likeness = likeness.ok_or_else(missing)?;

@@ -6,10 +6,10 @@ use clap::Args;
 
 use crate::encode::conditions::given::{CameraPath, GivenConditions};
 
-/// What control models (Fun, VACE, Animate) make clips from, besides prompt and picture.
+/// What control models (Fun, VACE, Animate, S2V) make clips from, besides prompt and picture.
 #[derive(Debug, Default, Args)]
 pub(super) struct ConditionOptions {
-    /// The control clip of Fun-Control or VACE: pose, depth, edges, or a clip to edit; of Animate the pose clip. At least as long as the
+    /// The control clip of Fun-Control or VACE: pose, depth, edges, or a clip to edit; of Animate and S2V the pose clip. At least as long as the
     /// clip that is made.
     #[arg(long, value_name = "FILE")]
     control: Option<PathBuf>,
@@ -26,13 +26,20 @@ pub(super) struct ConditionOptions {
     /// The clip that Animate puts the character into, with --mask; without both it moves the character in its own picture.
     #[arg(long, value_name = "FILE", requires = "mask")]
     background: Option<PathBuf>,
-    /// A reference picture, of Fun-Control V1.1 and A14B and of Animate one, of VACE any number; may be given more than once.
+    /// A reference picture, of Fun-Control V1.1 and A14B, Animate and S2V one, of VACE any number; may be given more than once.
     #[arg(long, value_name = "FILE")]
     reference: Vec<PathBuf>,
     /// The camera path of Fun-Control-Camera: left, right, up, down, left-up, left-down, right-up, right-down, in, out, or a
     /// file with a line of 19 numbers for each frame.
     #[arg(long, value_name = "MOVE_OR_FILE")]
     camera: Option<String>,
+    /// The speech of S2V: WAV, FLAC, MP3, M4A, AAC, Ogg Vorbis, or a video with an audio track. With --frames 0 the clip is as long as
+    /// it; a clip of more than 77 frames is made in pieces, each of which continues the one before.
+    #[arg(long, value_name = "FILE")]
+    audio: Option<PathBuf>,
+    /// Frames of a piece of a long clip of S2V, a multiple of 4. Default 80.
+    #[arg(long, value_name = "FRAMES", requires = "audio")]
+    piece_frames: Option<u32>,
 }
 
 impl ConditionOptions {
@@ -46,6 +53,8 @@ impl ConditionOptions {
             background: self.background.clone(),
             references: self.reference.clone(),
             camera: self.camera.as_deref().map(|text| CameraPath::parse(text, Path::new(""))),
+            audio: self.audio.clone(),
+            piece_frames: self.piece_frames,
         }
     }
 }

@@ -34,6 +34,13 @@ pub struct GivenConditions {
     /// The camera path.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub camera: Option<CameraPath>,
+    /// The speech of S2V: an audio file, or a video with an audio track.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audio: Option<PathBuf>,
+    /// Frames of each piece that S2V makes a long clip in, a multiple of 4; the first three frames of the first are dropped.
+    /// Default 80.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub piece_frames: Option<u32>,
 }
 
 /// Where a camera path is from.
@@ -73,6 +80,8 @@ impl GivenConditions {
             background: self.background.clone().or(other.background),
             references: if self.references.is_empty() { other.references } else { self.references.clone() },
             camera: self.camera.clone().or(other.camera),
+            audio: self.audio.clone().or(other.audio),
+            piece_frames: self.piece_frames.or(other.piece_frames),
         }
     }
 
@@ -81,48 +90,11 @@ impl GivenConditions {
     /// # Errors
     /// A condition that is missing, or that the model has no use for.
     pub fn check(&self, dit: &DitConfig, has_picture: bool) -> Result<()> {
-        let refuse = |why: &str| Err(Error::Setting { key: "conditions of a clip".into(), why: why.into() });
-        let facts = dit.kind.facts();
-        let reads_control = facts.side_chain || facts.faces || facts.beside.contains(&Beside::Control);
-        if self.control.is_some() && !reads_control {
-            return refuse(
-                "this model reads no control clip; leave it out, or take a Fun-Control, VACE or Animate model",
-            );
-        }
-        if self.mask.is_some() && !facts.side_chain && !facts.faces {
-            return refuse("this model reads no mask; leave it out, or take a VACE or Animate model");
-        }
-        if self.hint_scale.is_some() && !facts.side_chain {
-            return refuse("this model has no hints to scale; leave the scale out, or take a VACE model");
-        }
-        if self.hint_scale.is_some_and(|scale| !(0.0..=MAX_HINT_SCALE).contains(&scale)) {
-            return refuse(&format!("the scale of its hints must lie between 0 and {MAX_HINT_SCALE}"));
-        }
-        if (self.faces.is_some() || self.background.is_some()) && !facts.faces {
-            return refuse(
-                "this model reads no face clip and no background; leave them out, or take an Animate model",
-            );
-        }
-        if self.camera.is_some() && !facts.camera {
-            return refuse(
-                "this model reads no camera path; leave it out, or take a Fun-Control-Camera model",
-            );
-        }
-        let most = match (facts.side_chain, dit.control.reference) {
-            (true, _) => MAX_REFERENCES,
-            (false, _) if facts.faces => 1,
-            (false, Some(_)) => 1,
-            (false, None) => 0,
-        };
-        if self.references.len() > most {
-            return refuse(&format!(
-                "{} reference pictures are given and the model reads {most}",
-                self.references.len()
-            ));
-        }
+        self.check_unread(dit)?;
         if dit.pictures() != Pictures::Condition {
             return Ok(());
         }
+        let refuse = |why: &str| Err(refusal(why));
         match dit.kind {
             Kind::FunControl | Kind::FunControlExpert if self.control.is_none() => refuse(
                 "this model makes clips after a control clip: name one (--control, or --cv behind a prompt)",
@@ -146,6 +118,15 @@ impl GivenConditions {
                 "a character is put into a clip with both the clip and a mask of its place: name --background and --mask (--bg and \
                  --mk behind a prompt), or neither",
             ),
+            Kind::Speech if self.audio.is_none() => {
+                refuse("this model speaks what it hears: name the audio (--audio, or --au behind a prompt)")
+            }
+            Kind::Speech if self.references.is_empty() => refuse(
+                "this model needs a picture of who speaks: name one (--reference, or --ref behind a prompt)",
+            ),
+            Kind::Speech if has_picture => refuse(
+                "S2V takes the picture of who speaks as its reference (--reference, or --ref behind a prompt)",
+            ),
             Kind::Vace if has_picture => refuse(
                 "VACE takes pictures as references (--reference, or --ref behind a prompt), or as a control clip with a mask",
             ),
@@ -155,9 +136,68 @@ impl GivenConditions {
             _ => Ok(()),
         }
     }
+
+    /// Checks that the model has a use for each, and that numbers are within their bounds.
+    fn check_unread(&self, dit: &DitConfig) -> Result<()> {
+        let refuse = |why: &str| Err(refusal(why));
+        let facts = dit.kind.facts();
+        let reads_control =
+            facts.side_chain || facts.faces || facts.speech || facts.beside.contains(&Beside::Control);
+        if self.control.is_some() && !reads_control {
+            return refuse(
+                "this model reads no control clip; leave it out, or take a Fun-Control, VACE, Animate or S2V model",
+            );
+        }
+        if self.mask.is_some() && !facts.side_chain && !facts.faces {
+            return refuse("this model reads no mask; leave it out, or take a VACE or Animate model");
+        }
+        if self.hint_scale.is_some() && !facts.side_chain {
+            return refuse("this model has no hints to scale; leave the scale out, or take a VACE model");
+        }
+        if self.hint_scale.is_some_and(|scale| !(0.0..=MAX_HINT_SCALE).contains(&scale)) {
+            return refuse(&format!("the scale of its hints must lie between 0 and {MAX_HINT_SCALE}"));
+        }
+        if (self.faces.is_some() || self.background.is_some()) && !facts.faces {
+            return refuse(
+                "this model reads no face clip and no background; leave them out, or take an Animate model",
+            );
+        }
+        if self.camera.is_some() && !facts.camera {
+            return refuse(
+                "this model reads no camera path; leave it out, or take a Fun-Control-Camera model",
+            );
+        }
+        if (self.audio.is_some() || self.piece_frames.is_some()) && !facts.speech {
+            return refuse("this model hears no speech; leave the audio out, or take an S2V model");
+        }
+        if self.piece_frames.is_some_and(|frames| !(4..=MAX_PIECE).contains(&frames) || frames % 4 != 0) {
+            return refuse(&format!(
+                "the frames of its pieces must be a multiple of 4, and at most {MAX_PIECE}"
+            ));
+        }
+        let most = match (facts.side_chain, dit.control.reference) {
+            (true, _) => MAX_REFERENCES,
+            (false, _) if facts.faces || facts.speech => 1,
+            (false, Some(_)) => 1,
+            (false, None) => 0,
+        };
+        if self.references.len() > most {
+            return refuse(&format!(
+                "{} reference pictures are given and the model reads {most}",
+                self.references.len()
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn refusal(why: &str) -> Error {
+    Error::Setting { key: "conditions of a clip".into(), why: why.into() }
 }
 
 /// The largest factor of hints: beyond it nothing is left of the clip.
 const MAX_HINT_SCALE: f64 = 10.0;
+/// Frames of a piece of a long clip at most: the reference picture of S2V stands at the time of latent frame 30.
+const MAX_PIECE: u32 = 120;
 /// Reference pictures of a clip at most.
 const MAX_REFERENCES: usize = 8;

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use kernels::transfer::Route;
-use kernels::{DType, Tensor};
+use kernels::{DType, Device, Tensor};
 use models::vae::{Bands, Sizes, Tiling, Vae};
 
 use super::{DeviceMemory, Engine, ShadowDevice};
@@ -32,4 +32,25 @@ pub fn decoding(
     let latents = Tensor::zeros(shape, DType::F32, bands.first().device())?;
     bands.decode_frames(&latents, tiling, &mut |_| ControlFlow::Continue(()))?;
     Ok(shadows.iter().map(ShadowDevice::memory).collect())
+}
+
+/// What a device that holds so many bytes besides has at its peak while it decodes latents `[1,C,..]` of the size `latents`, and encodes the
+/// last `past` frames of them again.
+///
+/// # Errors
+/// Sizes that the VAE does not take.
+pub fn continuing(
+    (engine, held): (Engine, u64),
+    (sizes, dtype): (Sizes, DType),
+    (frames, height, width): (usize, usize, usize),
+    past: usize,
+) -> Result<DeviceMemory> {
+    let (shadow, host) = (ShadowDevice::at(engine, 0).holding(held), Device::shadow_cpu(None));
+    let vae = Vae::seeded(sizes, 0, dtype, shadow.device())?;
+    let latents = Tensor::zeros((1, sizes.latent, frames, height, width), DType::F32, &host)?;
+    drop(vae.decode_to_host(&latents, Tiling::Off, &host)?);
+    let side = |latents: usize| latents * sizes.spatial_ratio();
+    let video = Tensor::zeros((1, 3, past, side(height), side(width)), DType::F32, &host)?;
+    drop(vae.encode(&video.to_device(shadow.device())?, Tiling::Off)?.to_dtype(DType::F32)?);
+    Ok(shadow.memory())
 }

@@ -28,7 +28,7 @@ use device::{device_ledger, resident, scene};
 use memo::Memo;
 
 pub use calls::{Calls, ClipShape, Residuals};
-pub use decoding::decoding;
+pub use decoding::{continuing, decoding};
 pub use device::{DeviceMemory, ShadowDevice};
 pub use rehearsal::{Rehearsal, Scene};
 pub use task::{Decoding, Engine, LossTask, Masks, Networks, Task};

@@ -13,6 +13,7 @@ use kernels::random::Key;
 use kernels::transfer::{HostStore, Route};
 use kernels::{DType, Device, Tensor};
 use models::adapter::{Adapters, LoraConfig, Target};
+use models::dit::speech::PAST;
 use models::dit::{BlockPlan, Boundary, Dropout, Gradients, LayerId, NetworkInput, Plans, Role};
 use models::weights::Weights;
 
@@ -285,7 +286,9 @@ impl Rehearsal {
         let others = clips.iter().skip(1).filter(|clip| clip.residuals == Residuals::Kept);
         let of = |clip: &ClipShape| {
             let (frames, height, width) = clip.latents;
-            let shape = (1, config.tokens(frames, height, width), config.dim);
+            let cond = &self.batches[0].input.cond; // a task has a micro-batch
+            let past = if cond.get(PAST).is_some() { config.tokens_of_past(height, width) } else { 0 };
+            let shape = (1, config.tokens(frames, height, width) + past, config.dim);
             let residual = || Tensor::zeros(shape, self.stage.compute(), &self.scene.own);
             (0..clip.halves).map(|_| Ok(residual()?)).collect::<Result<Vec<_>>>()
         };
@@ -336,7 +339,11 @@ fn micro_batch(task: &Task, m: usize, host: &Device) -> Result<MicroBatch> {
         let shape: Vec<usize> = std::iter::once(task.batch).chain(shape).collect();
         Tensor::zeros(shape, DType::F32, host)
     };
-    let cond = task.dit.conditioning(task.latents).try_map(states)?;
+    let mut shapes = task.dit.conditioning(task.latents);
+    if task.continues {
+        shapes = shapes.merged(task.dit.continuing(task.latents));
+    }
+    let cond = shapes.try_map(states)?;
     let timestep = Tensor::full(TIMESTEP, task.batch, &Device::Cpu)?;
     let x_bcthw = video(task.config().in_channels)?;
     let input = NetworkInput { x_bcthw, cond: cond.with(Role::TIMESTEP, timestep) };

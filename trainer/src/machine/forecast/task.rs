@@ -36,6 +36,8 @@ pub struct Task<'a> {
     pub replicas: usize,
     /// (frames, height, width) of the latents of a sample.
     pub latents: (usize, usize, usize),
+    /// Whether its samples are clips that continue others, as the pieces of long clips of S2V do.
+    pub continues: bool,
     /// The networks that are trained.
     pub networks: Networks,
     /// Where the networks are while clips are decoded.
@@ -153,6 +155,7 @@ impl<'a> Task<'a> {
             accumulate: 1,
             replicas: 1,
             latents,
+            continues: false,
             networks: Networks::One,
             decoding: Decoding::Beside,
             rule: OptimizerConfig::default().rule(),

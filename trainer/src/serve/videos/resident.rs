@@ -102,7 +102,7 @@ pub(super) fn make(resident: &mut Option<Resident>, order: Order, ui: &Ui) -> Re
         fps: job.settings.fps,
         formats: &[ClipFormat::Mp4],
     };
-    let written = sample::files(folder, (&prompted, stepped.latents, &[]), "", residents, files)?;
+    let written = sample::files(folder, (&prompted, stepped.pieces, &[]), "", residents, files)?;
     previews.map_or(Ok(()), |previews| previews.remove(&prompted))?;
     // The clip comes before its contact sheet.
     written.into_iter().next().ok_or_else(|| kernels::Error::msg("no clip was written").into())

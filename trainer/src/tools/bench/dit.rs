@@ -133,6 +133,7 @@ impl DitBench<'_> {
             accumulate: step.accumulate,
             replicas: 1,
             latents: (frames, height, width),
+            continues: false,
             networks: step.networks,
             decoding: Decoding::Beside,
             rule: OptimizerConfig::default().rule(),

@@ -70,9 +70,6 @@ fn name(file: &Checkpoint, facts: Facts, path: &Path) -> String {
     if let Some(kind) = published::refused(file).or_else(|| facts.refused()) {
         return format!("{kind}, which Tandem does not train");
     }
-    if facts.speech {
-        return "Wan 2.2 S2V (speech to video), which `tandem probe` runs and Tandem does not train".into();
-    }
     let found: Vec<String> = Published::at(facts, path).into_iter().map(Published::network).collect();
     match found.as_slice() {
         [] => "no published Wan model has these sizes".to_owned(),
