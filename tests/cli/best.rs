@@ -29,6 +29,27 @@ fn checkpoints_are_ranked_by_their_held_out_loss() {
     let files = |one: &serde_json::Value| one["adapters"].as_array().unwrap().len();
     assert!(steps.iter().all(|one| files(one) == 1 && one["checkpoint"].is_string()), "{steps:?}");
 
+    let of = |step: u64| format!("run/checkpoints/step-{step:06}.safetensors");
+    let both = [of(4), of(6)];
+    let output = ["--output", "mean.safetensors", "--precision", "f32"];
+    desk.succeed(&[&["average", &both[0], &both[1]], &output[..]].concat());
+    desk.refuse(
+        &["average", &both[0], &both[1], "--output", "other.safetensors", "--weights", "1"],
+        &["1 numbers for 2"],
+    );
+    let read = |name: &str| kernels::safetensors::load(desk.path(name), &kernels::Device::Cpu).unwrap();
+    for (step, name) in [(4, "four.safetensors"), (6, "six.safetensors")] {
+        desk.succeed(&["export", &of(step), name, "--precision", "f32"]);
+    }
+    let (mean, four, six) = (read("mean.safetensors"), read("four.safetensors"), read("six.safetensors"));
+    for (name, tensor) in &mean {
+        let half = |tensor: &kernels::Tensor| (tensor * 0.5).unwrap();
+        let expected = (half(&four[name]) + half(&six[name])).unwrap();
+        let far = (tensor - expected).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        // Scales are multiplied into the factors of a file: a rounding each.
+        assert!(far < 1e-6, "{name}: {far}");
+    }
+
     let text = desk.succeed(&["best", "run"]).stdout;
     assert!(text.contains("held-out loss") && text.contains("report.html"), "{text}");
     desk.refuse(&["best", "clips"], &["plan.toml"]);

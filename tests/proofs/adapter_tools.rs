@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use kernels::{DType, Device, Tensor, loha, lokr};
 use models::adapter::files::{AdapterFile, LoraPair, read};
-use models::adapter::{ApplyMode, Change, Rank, Source, apply, extract, resize};
+use models::adapter::{ApplyMode, Change, Rank, Source, apply, average, extract, resize};
 use models::dit;
 use models::names;
 use models::weights::{Checkpoint, Copied, Patch, Patches, Weights, write_copy};
@@ -238,5 +238,66 @@ fn extraction_undoes_merging() {
         let expected = (file.modules[&module].delta().unwrap().unwrap() * 0.8).unwrap();
         assert_close(&module, &got.pair.delta().unwrap(), &expected, MERGED);
         assert!(got.energy > 0.999, "{module}: rank 4 holds all of it, {}", got.energy);
+    }
+}
+
+/// Steps of one run have one scale, so the mean of their factors is that of the numbers that were trained.
+#[test]
+fn an_average_is_the_mean_of_every_tensor() {
+    let pair = |name: &str, rank: usize| LoraPair {
+        a: cpu(&format!("{name}.a"), (rank, 6)),
+        b: cpu(&format!("{name}.b"), (5, rank)),
+        alpha: Some(8.0),
+    };
+    let half =
+        |name: &str| lokr::Half::Low(cpu(&format!("{name}.0"), (3, 2)), cpu(&format!("{name}.1"), (2, 3)));
+    let file = |name: &str| {
+        let of = |part: &str| format!("{name}.{part}");
+        let dora = Change::Dora(models::adapter::DoraPair {
+            pair: pair(&of("dora"), 4),
+            magnitude: models::adapter::Magnitude::OfMerged(
+                randn(&of("m"), 5).to_device(&Device::Cpu).unwrap(),
+            ),
+        });
+        let loha = Change::Loha(loha::Factors {
+            w1_a: cpu(&of("1a"), (5, 2)),
+            w1_b: cpu(&of("1b"), (2, 6)),
+            w2_a: cpu(&of("2a"), (5, 2)),
+            w2_b: cpu(&of("2b"), (2, 6)),
+            scale: 0.5,
+        });
+        let lokr = Change::Lokr(lokr::Factors {
+            w1: lokr::Half::Full(cpu(&of("w1"), (2, 2))),
+            w2: half(&of("w2")),
+            scale: 1.0,
+        });
+        let changes = [("lora", pair(&of("lora"), 4).into()), ("dora", dora), ("loha", loha), ("lokr", lokr)];
+        let modules = changes.map(|(module, change)| (module.to_owned(), change)).into();
+        AdapterFile { modules, ..AdapterFile::default() }
+    };
+    let (one, two) = (file("one"), file("two"));
+    let mean = average(&[(one.clone(), 1.0), (two.clone(), 3.0)]).unwrap();
+    for (module, change) in &mean.modules {
+        assert_eq!(
+            (change.kind(), change.scale()),
+            (one.modules[module].kind(), one.modules[module].scale())
+        );
+        let parts = one.modules[module].tensors().into_iter().zip(two.modules[module].tensors());
+        for ((name, tensor), ((_, a), (_, b))) in change.tensors().into_iter().zip(parts) {
+            let expected = ((a * 0.25).unwrap() + (b * 0.75).unwrap()).unwrap();
+            assert_same_bits(&format!("{module}.{name}"), tensor, &expected);
+        }
+    }
+    let mut other = two.clone();
+    other.modules.insert("lora".to_owned(), pair("short", 2).into());
+    let mut fewer = two.clone();
+    fewer.modules.remove("loha");
+    for (second, weight, told) in [
+        (other, 1.0, "lora has not the same kind, rank and scale"),
+        (fewer, 1.0, "only some change loha"),
+        (two, -1.0, "positive sum"),
+    ] {
+        let why = average(&[(one.clone(), 1.0), (second, weight)]).unwrap_err().to_string();
+        assert!(why.contains(told), "{why}");
     }
 }

@@ -121,6 +121,15 @@ impl Change {
         }
     }
 
+    /// What the product of its factors is multiplied by.
+    pub fn scale(&self) -> f64 {
+        match self {
+            Self::Lora(pair) | Self::Dora(DoraPair { pair, .. }) => pair.scale(),
+            Self::Loha(factors) => factors.scale,
+            Self::Lokr(factors) => factors.scale,
+        }
+    }
+
     /// (out, in) of the weight that it changes; a convolution's axes after the first count as one.
     pub fn dims(&self) -> Result<(usize, usize)> {
         Ok(match self {

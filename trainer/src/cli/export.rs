@@ -58,7 +58,7 @@ impl Export {
         let mut adapter = match self.input.parent().filter(|folder| folder.ends_with("checkpoints")) {
             Some(folder) => {
                 let plan = Plan::read(&folder.with_file_name("plan.toml"))?;
-                of_checkpoint(&self.input, self.expert_of(&plan)?, self.how.format)?
+                of_checkpoint(&self.input, expert_of(self.expert, &plan)?, self.how.format)?
             }
             None => self.adapter(ui)?,
         };
@@ -81,20 +81,21 @@ impl Export {
         }
         Ok(adapter)
     }
+}
 
-    /// The expert whose adapter is written: the given one, else the only one that the run trains.
-    fn expert_of(&self, plan: &Plan) -> crate::Result<Option<Expert>> {
-        let refuse = |why: &str| Err(Error::Setting { key: "--expert".into(), why: why.into() });
-        let trained: Vec<Expert> = plan.trained_ranges().into_iter().filter_map(NoiseRange::expert).collect();
-        match (self.expert, trained.as_slice()) {
-            (None, [_, _]) => {
-                refuse("this checkpoint has the adapters of both experts; give `high` or `low`")
-            }
-            (Some(asked), trained) if !trained.contains(&asked) => {
-                refuse(&format!("the run of this checkpoint does not train the expert for {asked} noise"))
-            }
-            (asked, trained) => Ok(asked.or(trained.first().copied())),
+/// The expert that is meant in a checkpoint of `plan`'s run, where `asked` is asked for.
+///
+/// # Errors
+/// One that the run does not train, and none where it trains both.
+pub(super) fn expert_of(asked: Option<Expert>, plan: &Plan) -> crate::Result<Option<Expert>> {
+    let refuse = |why: &str| Err(Error::Setting { key: "--expert".into(), why: why.into() });
+    let trained: Vec<Expert> = plan.trained_ranges().into_iter().filter_map(NoiseRange::expert).collect();
+    match (asked, trained.as_slice()) {
+        (None, [_, _]) => refuse("this checkpoint has the adapters of both experts; give `high` or `low`"),
+        (Some(asked), trained) if !trained.contains(&asked) => {
+            refuse(&format!("the run of this checkpoint does not train the expert for {asked} noise"))
         }
+        (asked, trained) => Ok(asked.or(trained.first().copied())),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The command line: one file a command.
 
 mod adapter_output;
+mod average;
 mod base_dit;
 mod bench;
 mod best;
@@ -95,6 +96,8 @@ enum Command {
     /// Write an adapter file, or the adapter of a checkpoint, in any format.
     #[command(visible_alias = "convert")]
     Export(export::Export),
+    /// Average adapters of several steps of a run.
+    Average(average::Average),
     /// Merge adapters into a model's weights, and write the result.
     Merge(merge::Merge),
     /// Extract a LoRA from the difference of two models.
@@ -135,6 +138,7 @@ impl Arguments {
             Command::Serve(command) => command.run(&ui),
             Command::Calibrate(command) => command.run(&ui),
             Command::Export(command) => command.run(&ui),
+            Command::Average(command) => command.run(&ui),
             Command::Merge(command) => command.run(&ui),
             Command::Extract(command) => command.run(&ui),
             Command::Resize(command) => command.run(&ui),

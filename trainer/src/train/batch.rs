@@ -393,15 +393,18 @@ impl<'a> Batches<'a> {
     }
 
     /// The weights [1, t, h, w] of the `frames` latent frames of a sample of `window`: those in front of the clip's own, of
-    /// references, count whole.
+    /// references, count whole. Where fewer are learnt than the clip has, they are its last.
     fn loss_weights(&self, window: usize, frames: usize) -> Result<Option<Tensor>> {
         let (Some(masks), Some(mask_thw)) = (&self.loss_masks, self.encoded.loss_mask(window)?) else {
             return Ok(None);
         };
         let weights = mask::weights(&mask_thw.unsqueeze(0)?, masks.outside)?.squeeze(0)?;
         let (_, own, height, width) = weights.dims4()?;
+        if frames <= own {
+            return Ok(Some(weights.narrow(1, own - frames, frames)?));
+        }
         let in_front = Tensor::ones((1, frames - own, height, width), DType::F32, &Device::Cpu)?;
-        Ok(Some(if frames > own { Tensor::cat(&[in_front, weights], 1)? } else { weights }))
+        Ok(Some(Tensor::cat(&[in_front, weights], 1)?))
     }
 
     fn set(&self, window: usize) -> &SetFacts {
