@@ -11,6 +11,7 @@ pub mod audio;
 pub mod bucket;
 pub mod cache;
 pub mod captions;
+pub mod checks;
 pub mod clip;
 mod colour;
 pub mod companions;
@@ -40,6 +41,7 @@ pub use audio::{SPEECH_RATE, SpeechTrack, read_speech, speech_seconds};
 pub use bucket::{Bucket, BucketRow, BucketTable, Buckets, Window};
 pub use cache::{Cache, Entry, Lookup, MissReason};
 pub use captions::{CaptionRules, CaptionSource, PerFile, has_trigger};
+pub use checks::{Checked, Finding, check};
 pub use clip::Clip;
 pub use companions::{Accompanying, Companion, Companions};
 pub use config::{

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use image::ImageEncoder;
 
 use crate::clip::cover;
 use crate::decode::{self, Frame, PixelAspect};
@@ -52,6 +53,24 @@ impl Picture {
     pub fn planes(&self) -> Vec<f32> {
         let channel = |channel: usize| self.rgb.iter().skip(channel).step_by(3);
         (0..3).flat_map(|index| channel(index).map(|&value| f32::from(value) / 127.5 - 1.0)).collect()
+    }
+
+    /// The mean of red, green and blue of each pixel.
+    pub(crate) fn grey(&self) -> Vec<u8> {
+        let mean = |pixel: &[u8]| (pixel.iter().map(|value| u16::from(*value)).sum::<u16>() / 3) as u8;
+        self.rgb.chunks_exact(3).map(mean).collect()
+    }
+
+    /// As a PNG file.
+    ///
+    /// # Errors
+    /// None of a picture that fits into memory.
+    pub fn png(&self) -> Result<Vec<u8>> {
+        let mut png = Vec::new();
+        let encoder = image::codecs::png::PngEncoder::new(&mut png);
+        let written = encoder.write_image(&self.rgb, self.width, self.height, image::ExtendedColorType::Rgb8);
+        written.map_err(|error| DataError::unreadable(Path::new("a picture"), error.to_string()))?;
+        Ok(png)
     }
 
     /// Scaled until it just covers `width` x `height`, with an antialiased Lanczos filter, the centre cut out.

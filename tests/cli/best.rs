@@ -6,7 +6,10 @@ use crate::desk::Desk;
 fn checkpoints_are_ranked_by_their_held_out_loss() {
     let desk = Desk::new();
     desk.change("[data]", "[data]\nheld_out = [\"b*\"]");
-    desk.change("steps = 2", "steps = 6\neval_every = 2\n[optimizer]\nlr = 0.02\nwarmup = 0");
+    desk.change(
+        "[train]\nsteps = 2",
+        "[train]\nsteps = 6\neval_every = 2\n[optimizer]\nlr = 0.02\nwarmup = 0",
+    );
     desk.succeed(&["train", "recipe.toml"]);
     let page = std::fs::read_to_string(desk.path("run/report.html")).unwrap();
     assert!(page.contains("ended: step 6 of 6") && page.matches("<svg").count() >= 5, "{page}");

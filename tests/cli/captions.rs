@@ -37,3 +37,20 @@ fn captions_are_listed_with_what_is_odd_about_them() {
     desk.refuse(&["captions", "recipe.toml"], &["data.captions", "keep_tags only has a meaning"]);
     desk.refuse(&["plan", "recipe.toml"], &["data.captions", "keep_tags only has a meaning"]);
 }
+
+/// The page of the checks, beside what is printed.
+#[test]
+fn clips_are_looked_at_before_a_night_is_spent() {
+    let desk = Desk::new();
+    std::fs::copy(desk.path("clips/a.gif"), desk.path("clips/c.gif")).unwrap();
+    desk.write("clips/c.txt", "the first cloud again");
+    let told = desk.succeed(&["cache", "recipe.toml", "--report", "clips.html"]).stdout;
+    assert!(told.contains("c.gif: nearly the same as a.gif"), "{told}");
+    let page = std::fs::read_to_string(desk.path("clips.html")).unwrap();
+    assert!(
+        page.contains("nearly the same as a.gif") && page.matches("data:image/png").count() == 12,
+        "{told}"
+    );
+    assert!(!page.contains("http") && !page.contains("{{"), "the page asks others for something");
+    assert!(!desk.path("cache").join("entries").exists(), "it encodes nothing");
+}

@@ -22,6 +22,7 @@ mod control_models;
 mod control_training;
 mod data_audio;
 mod data_cache;
+mod data_checks;
 mod data_decode;
 mod data_import;
 mod data_limits;

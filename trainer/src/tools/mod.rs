@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod captions;
+pub mod checks;
 pub mod doctor;
 pub mod inspect;
 pub mod launch;
