@@ -14,7 +14,7 @@ pub struct Loss {
     pub d_prediction: Tensor,
 }
 
-/// What an error `e` of an element counts for, without the factor of its sample ([`Penalty::factor`]). `c` is the scale of the
+/// What an error `e` of an element counts for, without the factor of its sample. `c` is the scale of the
 /// sample's errors.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Penalty {

@@ -57,6 +57,28 @@ fn a_short_trial_is_planned_and_its_warm_up_noted() {
     }
 }
 
+/// What a preset says today differs from what it said when a run began: the run goes on with what it began with, and its state
+/// fits.
+#[test]
+fn a_resumed_run_keeps_the_preset_that_it_began_with() {
+    let desk = Desk::new();
+    desk.change("[train]", "[train]\nlike = \"ai-toolkit\"");
+    // As an earlier version had it: moments in 32 bits, no average.
+    let earlier = "[train.ema]\ndecay = 0.0\n[optimizer]\nkind = \"adamw\"\n";
+    desk.change("[checkpoint]", &format!("{earlier}[checkpoint]"));
+    desk.succeed(&["train", "recipe.toml"]);
+    desk.change(earlier, "");
+    desk.change("steps = 2\n", "steps = 4\n");
+    desk.succeed(&["train", "recipe.toml", "--resume"]);
+    let plan = std::fs::read_to_string(desk.path("run/plan.toml")).unwrap();
+    assert!(plan.contains("kind = \"adamw\"\n") && plan.contains("decay = 0.0"), "{plan}");
+    // A new run has what the preset says today.
+    std::fs::remove_dir_all(desk.path("run")).unwrap();
+    desk.succeed(&["train", "recipe.toml"]);
+    let plan = std::fs::read_to_string(desk.path("run/plan.toml")).unwrap();
+    assert!(plan.contains("kind = \"adamw-8bit\"") && plan.contains("decay = 0.99"), "{plan}");
+}
+
 /// The bars of the plan are the shares of its JSON, which sum to one for each network.
 #[test]
 fn a_plan_draws_the_noise_levels() {
@@ -68,7 +90,7 @@ fn a_plan_draws_the_noise_levels() {
     let told = desk.succeed(&PLAN).stdout;
     let bars: Vec<&str> = told.lines().filter(|line| line.starts_with("  sigma 0.")).collect();
     assert_eq!(bars.len(), 16, "{told}");
-    assert!(bars[0].starts_with("  sigma 0.95 .. 1.00") && told.contains("what they count for"), "{told}");
+    assert!(bars[0].starts_with("  sigma 0.95 .. 1.00") && told.contains("and of their weight"), "{told}");
     let longest = bars.iter().map(|line| line.matches('\u{2588}').count()).max().unwrap();
     assert!((20..=40).contains(&longest), "{told}");
     let json: serde_json::Value =

@@ -19,8 +19,8 @@ fn of_network(levels: &NoiseLevels) -> String {
     let NoiseLevels { expert, sigmas, share, weighted } = levels;
     let of = expert.map(|expert| format!(" of the expert for {expert} noise")).unwrap_or_default();
     let is_weighted = share.iter().zip(weighted).any(|(share, weighted)| (share - weighted).abs() > 1e-6);
-    let counts = if is_weighted { ", and what they count for" } else { "" };
-    let mut text = format!("noise levels{of} that samples are drawn at{counts}:\n");
+    let weight = if is_weighted { ", and of their weight (train.timesteps.weighting)" } else { "" };
+    let mut text = format!("noise levels{of}: share of the samples{weight}\n");
     let most = share.iter().chain(weighted).fold(0.0f64, |most, share| most.max(*share));
     for part in (0..share.len()).rev().filter(|part| share[*part] > 0.0) {
         let range = format!("{:.2} .. {:.2}", sigmas[part], sigmas[part + 1]);

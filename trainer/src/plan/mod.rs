@@ -13,6 +13,7 @@ mod layout;
 mod noise_levels;
 mod overrides;
 mod parts;
+mod preset;
 mod rest;
 mod shapes;
 mod time;

@@ -86,6 +86,7 @@ impl RunFolder {
         let folder = Self { root, lock };
         let stored = Plan::read(&folder.plan())?;
         planned.keep_to(&stored);
+        planned.keep_preset_of(&stored)?;
         let plan = &planned.plan;
         let differences = changed_settings(&stored, plan)?;
         let (refused, allowed): (Vec<_>, Vec<_>) =
