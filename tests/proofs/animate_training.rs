@@ -14,6 +14,7 @@ use trainer::encode::prompt::ClipRequest;
 use trainer::encode::{LeftOut, PictureInputs};
 use trainer::plan::Planned;
 use trainer::sample::SampleConfig;
+use trainer::solver::SolverKind;
 use trainer::train;
 use trainer::watch::interrupt::Interrupt;
 use trainer::watch::ui::{Ui, Voice};
@@ -71,6 +72,7 @@ fn the_move_mode_is_trained_as_it_is_sampled() {
     let (planned, mut encoded) = desk.cached();
     let mut request = request(&planned, &desk);
     assert_eq!(request.latents(&planned.dit), (3, 6, 8), "a reference in front of two");
+    assert_eq!(request.solver, SolverKind::DpmPp2m, "as it was published");
     let shown = sampled(&planned, &mut encoded, &request);
     let begins = encoded.shown_of_window(0, BEGINS).unwrap();
     assert_same("begins", &begins, &shown, Tolerance::absolute(0.0));
