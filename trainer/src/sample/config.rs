@@ -28,7 +28,7 @@ pub struct SampleConfig {
     pub negative: String,
     /// `[width, height]` in pixels. Default: the first of `data.sizes`.
     pub size: Option<[u32; 2]>,
-    /// Frames, 4n+1. Default: the longest of `data.frames`.
+    /// Frames, 4n+1; 0 for the length of the audio of S2V. Default: the longest of `data.frames`.
     pub frames: Option<u32>,
     /// An adapter that is applied for clips only, relative to the recipe: with a distilled one they take few `steps`,
     /// mostly with `guidance = 1`. A file of any format, or a PEFT folder. Default: none.
