@@ -3,17 +3,22 @@
 
 use std::path::PathBuf;
 
-use data::{Film, write_webp};
-use kernels::Tensor;
+use data::{Bucket, Film, write_webp};
+use kernels::{DType, Device, Tensor};
 use models::dit::Role;
 use models::dit::animate::{FACES, POSE};
 use models::expert::Networks;
+use models::vae::Tiling;
 use proofs::film::drifting;
-use proofs::{Tolerance, assert_close, assert_same_bits, difference};
+use proofs::{Tolerance, assert_close, assert_same_bits, device, difference, residents};
+use trainer::encode::conditions::given::GivenConditions;
+use trainer::encode::conditions::{animate, latents};
 use trainer::encode::prompt::ClipRequest;
-use trainer::encode::{LeftOut, PictureInputs};
+use trainer::encode::{Encoding, LeftOut, PictureInputs};
 use trainer::plan::Planned;
-use trainer::sample::SampleConfig;
+use trainer::residents::FromFiles;
+use trainer::sample::{self, Course, Prompted, SampleConfig, starting_noise};
+use trainer::solver::SolverKind;
 use trainer::train;
 use trainer::watch::interrupt::Interrupt;
 use trainer::watch::ui::{Ui, Voice};
@@ -71,6 +76,7 @@ fn the_move_mode_is_trained_as_it_is_sampled() {
     let (planned, mut encoded) = desk.cached();
     let mut request = request(&planned, &desk);
     assert_eq!(request.latents(&planned.dit), (3, 6, 8), "a reference in front of two");
+    assert_eq!(request.solver, SolverKind::DpmPp2m, "as it was published");
     let shown = sampled(&planned, &mut encoded, &request);
     let begins = encoded.shown_of_window(0, BEGINS).unwrap();
     assert_same("begins", &begins, &shown, Tolerance::absolute(0.0));
@@ -130,10 +136,75 @@ fn the_replace_mode_is_trained_as_it_is_sampled() {
     assert_same("continues", &encoded.shown_of_window(0, LeftOut::default()).unwrap(), &shown, PICTURE);
 }
 
+/// The second of two pieces, made here by hand: it begins with the last frame of the first, follows the driving clip, which plays back at its
+/// end, and is without the frame that both have.
+#[test]
+fn a_piece_continues_the_one_before_as_the_official_loop_does() {
+    let desk = Desk::new("animate", DATA, "");
+    let (planned, mut encoded) = desk.cached();
+    let (model, dit) = (&planned.plan.model, &planned.dit);
+    let mut whole = request(&planned, &desk);
+    (whole.frames, whole.steps, whole.conditions.piece_frames) = (13, 2, Some(13));
+    let mut request = whole.clone();
+    request.conditions.piece_frames = Some(9);
+    assert_eq!((request.latents(dit), request.pieces(dit), whole.pieces(dit)), ((4, 6, 8), 2, 1));
+    let (ui, interrupt) = (Ui::new(Voice::Json), Interrupt::default());
+    let mut residents = residents(model, dit, device(), &ui);
+    let (range, files) = (model.clip_ranges(dit)[0], model.trained_dit().unwrap().clone());
+    residents.add(FromFiles { range, files, adapters: vec![], for_clips: vec![] });
+    let mut with = Encoding { residents: &mut residents, interrupt: &interrupt };
+    encoded.encode_prompts([request.prompt.as_str(), request.negative.as_str()], &mut with).unwrap();
+    encoded.encode_pictures(&[request.clone(), whole.clone()], &mut with).unwrap();
+    let noise = starting_noise(&request, dit, &device()).unwrap();
+    let clip = [Prompted::new(&request, noise, &encoded, dit).unwrap()];
+    let made = sample::latents(&clip, &mut residents, Course::default(), &interrupt).unwrap().unwrap();
+    let part = |x: &Tensor, start, count| x.narrow(2, start, count).unwrap().contiguous().unwrap();
+    let host = |x: &Tensor| x.to_device(&Device::Cpu).unwrap();
+    let all = host(&made.latents[0]);
+    assert_eq!(all.dims(), [1, 16, 6, 6, 8]);
+    let (first, second) = (part(&all, 0, 3), part(&all, 3, 3));
+
+    // From frame 8 on: to the end of 13, and back.
+    let frames = [8, 9, 10, 11, 12, 11, 10, 9, 8];
+    let along = |x: &Tensor, axis| {
+        let one = |frame: &usize| x.narrow(axis, *frame, 1).unwrap();
+        Tensor::cat(&frames.iter().map(one).collect::<Vec<_>>(), axis).unwrap()
+    };
+    let vae = residents.vae().unwrap();
+    let bucket = Bucket { width: SIZE[0], height: SIZE[1], frames: 13 };
+    let driving = data::read_clip(&desk.place("control").join("clip00.webp"), 30.0, bucket).unwrap();
+    let driving = Tensor::from_vec(driving.planes(), (1, 3, 13, 48, 64), &Device::Cpu).unwrap();
+    let poses = latents(&vae, &along(&driving, 2)).unwrap();
+    let faces = encoded.shown_of(&whole, dit).unwrap().cond.require(FACES).unwrap().clone();
+    let video = host(&vae.decode(&first, Tiling::Off).unwrap());
+    let nothing = Tensor::zeros((1, 3, 8, 48, 64), DType::F32, &Device::Cpu).unwrap();
+    let given = latents(&vae, &Tensor::cat(&[&part(&video, 8, 1), &nothing], 2).unwrap()).unwrap();
+    let mask = animate::mask(None, (9, 6, 8), 1).unwrap();
+    let reference = host(clip[0].shown.in_front_bcthw.as_ref().unwrap());
+    drop(vae);
+    let mut by_hand = clip[0].clone();
+    by_hand.shown.later = Vec::new();
+    by_hand.shown.beside_bcthw = Some(animate::beside(&reference, &mask, &given).unwrap());
+    by_hand.shown.cond = by_hand.shown.cond.with(POSE, poses).with(FACES, along(&faces, 1));
+    let key = kernels::random::Key::new(request.seed, "sample", &[1]);
+    by_hand.noise_bcthw = Tensor::from_vec(key.normals(16 * 4 * 48), (1, 16, 4, 6, 8), &Device::Cpu).unwrap();
+    let again = sample::latents(&[by_hand], &mut residents, Course::default(), &interrupt).unwrap().unwrap();
+    assert_close("second piece", &second, &host(&again.latents[0]), Tolerance::relative(1e-4));
+    assert!(difference(&first, &second).0 > 1e-3);
+    let pieces = &made.pieces[0];
+    assert_eq!([pieces[0].before, pieces[0].frames, pieces[1].before, pieces[1].frames], [0, 9, 1, 4]);
+    assert_same_bits("own", &host(&pieces[1].latents), &second);
+    let odd = ClipRequest {
+        conditions: GivenConditions { piece_frames: Some(8), ..request.conditions.clone() },
+        ..request
+    };
+    assert!(odd.check_pictures(dit).unwrap_err().to_string().contains("4n+1"));
+}
+
 /// A step of a tiny model on its data, with clips made before and after it.
 #[test]
 fn a_tiny_animate_trains_and_samples() {
-    let rest = "[train]\nsteps = 2\n[sample]\nevery = 2\nsteps = 2\nguidance = 2.0\nprompts = [\"a fox dances --f 5 --cv control/clip00.webp \
+    let rest = "[train]\nsteps = 2\n[sample]\nevery = 2\nsteps = 2\nguidance = 2.0\nprompts = [\"a fox dances --f 13 --pf 9 --cv control/clip00.webp \
                 --fc faces/clip00.webp --ref references/clip00.png\"]";
     let desk = Desk::new("animate", DATA, rest);
     let mut planned = desk.plan().unwrap();
@@ -141,8 +212,10 @@ fn a_tiny_animate_trains_and_samples() {
     train::train(&planned, &run, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
     assert!(desk.project.run().join("adapters").read_dir().unwrap().count() > 0);
     let samples = desk.project.run().join("samples/step-000002");
-    let clip = samples.read_dir().unwrap().map(|entry| entry.unwrap().path());
-    assert!(clip.into_iter().any(|path| path.extension().is_some_and(|end| end == "mp4")));
+    let mut clips = samples.read_dir().unwrap().map(|entry| entry.unwrap().path());
+    let clip = clips.find(|path| path.extension().is_some_and(|end| end == "mp4")).unwrap();
+    let probe = data::decode::probe(&data::Media::Video(clip), 30.0).unwrap();
+    assert_eq!(probe.times.len(), 13, "two pieces of nine that share a frame, cut");
 }
 
 /// What Animate cannot learn from is named: no faces, faces that are none, poses that are the clip itself.

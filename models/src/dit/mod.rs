@@ -17,6 +17,7 @@ pub mod control;
 pub mod cross;
 pub mod embed;
 pub mod ffn;
+mod frame_attention;
 pub mod head;
 pub mod input;
 pub mod keep;

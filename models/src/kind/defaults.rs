@@ -2,6 +2,15 @@
 
 use super::PATCH;
 
+/// The solver that a model was published with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PublishedSolver {
+    /// UniPC.
+    UniPc,
+    /// DPM-Solver++ of order 2.
+    DpmPp2m,
+}
+
 /// The settings of a model that apply unless the user says otherwise.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Defaults {
@@ -15,6 +24,8 @@ pub struct Defaults {
     pub size: [u32; 2],
     /// Solver steps.
     pub steps: usize,
+    /// Solver.
+    pub solver: PublishedSolver,
     /// Shift of the sigmas.
     pub shift: f64,
     /// Guidance scale; of two experts, that of the one for low noise.

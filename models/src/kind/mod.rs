@@ -4,7 +4,7 @@
 mod defaults;
 mod table;
 
-pub use defaults::Defaults;
+pub use defaults::{Defaults, PublishedSolver};
 
 use crate::expert::Networks;
 use crate::vae::Generation;

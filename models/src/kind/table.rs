@@ -2,7 +2,7 @@
 //!
 //! Sources: the configs of Wan-Video/Wan2.1 and Wan-Video/Wan2.2 (`wan/configs/`); of Fun the examples of aigc-apps/VideoX-Fun.
 
-use super::{Beside, Defaults, Kind, KindFacts, Pictures};
+use super::{Beside, Defaults, Kind, KindFacts, Pictures, PublishedSolver};
 use crate::vae::Generation;
 
 /// The settings of Wan 2.1's text-to-video models.
@@ -12,6 +12,7 @@ const WAN: Defaults = Defaults {
     frames: 81,
     size: [832, 480],
     steps: 50,
+    solver: PublishedSolver::UniPc,
     shift: 5.0,
     guidance: 5.0,
     guidance_high: 5.0,
@@ -46,6 +47,7 @@ const ANIMATE: Defaults = Defaults {
     frames: 77,
     size: [1280, 720],
     steps: 20,
+    solver: PublishedSolver::DpmPp2m,
     guidance: 1.0,
     guidance_high: 1.0,
     ..WAN

@@ -8,7 +8,7 @@ mod table;
 
 use std::path::Path;
 
-pub use crate::kind::{Beside, Defaults, Facts, Kind, KindFacts};
+pub use crate::kind::{Beside, Defaults, Facts, Kind, KindFacts, PublishedSolver};
 pub use magnitudes::Magnitudes;
 
 use crate::dit::{Animate, CameraSizes, Control, DitConfig, ImageBranch, SideChain, Speech};

@@ -128,7 +128,7 @@ pub struct Sample {
     /// Seed of the starting noise. Default: 42.
     #[arg(long)]
     seed: Option<u64>,
-    /// Solver. Default: unipc.
+    /// Solver. Default: the model's, unipc (Animate: dpmpp2m).
     #[arg(long, value_enum)]
     solver: Option<SolverKind>,
     /// Follow the official or the diffusers grid of sigmas and resizing of pictures. Default: official.

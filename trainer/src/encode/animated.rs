@@ -2,9 +2,11 @@
 //! given of the clip itself. Made the same way for training clips and for clips that are asked for.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use data::{Accompanying, Bucket, Clip, ContentHashes, DataError, Dataset, Key, Picture, Storage, Window};
+use data::{
+    Accompanying, Bucket, Clip, ContentHashes, DataError, Dataset, Key, Picture, Storage, Window, read_clip,
+};
 use kernels::{DType, Device, Tensor};
 use models::dit::animate::{FACES, MotionEncoder, POSE};
 use models::dit::{Conditioning, Raw};
@@ -155,6 +157,48 @@ impl GivenParts {
         let mask = animate::mask(scene.map(|(_, character)| character), (frames, tall, wide), count)?;
         Ok(Self { latents: latents.squeeze(0)?, mask: mask.squeeze(0)? })
     }
+}
+
+/// What is given of a later piece of a clip: nothing, or all around a character in the clip of the replace mode.
+#[derive(Debug, Clone)]
+pub struct LaterScene {
+    /// The latents [1, c, 1, h, w] of the reference picture.
+    pub(super) reference: Tensor,
+    /// Width and height, and frames of the piece.
+    pub(super) bucket: Bucket,
+    /// The frames of the driving clip that it follows.
+    pub(super) frames: Vec<usize>,
+    /// Frames of the whole clip, and how many there are in a second.
+    pub(super) whole: (u32, f64),
+    /// The clip around the character, and the mask of it.
+    pub(super) background: Option<(PathBuf, PathBuf)>,
+}
+
+impl LaterScene {
+    /// The channels [1, 4 + c, 1 + t, h, w] behind the noisy ones, where the frames `known` [1, 3, k, h, w] are the first.
+    ///
+    /// # Errors
+    /// Files that cannot be read, and sizes that the VAE does not take.
+    pub fn beside(&self, vae: &Vae, known: &Tensor) -> Result<Tensor> {
+        let read = |path: &Path| -> Result<Tensor> {
+            let whole = Bucket { frames: self.whole.0, ..self.bucket };
+            frames_of(&video(&read_clip(path, self.whole.1, whole)?)?, &self.frames)
+        };
+        let scene = self.background.as_ref().map(|(around, mask)| -> Result<(Tensor, Tensor)> {
+            let mask = animate::hard(&read(mask)?.mean_keepdim(1)?.affine(0.5, 0.5)?)?;
+            Ok((animate::background(&read(around)?, &mask)?, mask))
+        });
+        let scene = scene.transpose()?;
+        let scene = scene.as_ref().map(|(around, mask)| (around, mask));
+        let GivenParts { latents, mask } = GivenParts::made(vae, self.bucket, scene, Some(known))?;
+        animate::beside(&self.reference, &mask.unsqueeze(0)?, &latents.unsqueeze(0)?)
+    }
+}
+
+/// The frames of these numbers of `video` [1, c, f, h, w].
+pub(super) fn frames_of(video: &Tensor, numbers: &[usize]) -> Result<Tensor> {
+    let one = |number: &usize| video.narrow(2, *number, 1);
+    Ok(Tensor::cat(&numbers.iter().map(one).collect::<kernels::Result<Vec<_>>>()?, 2)?)
 }
 
 impl LatentStore {

@@ -16,7 +16,7 @@ use super::heard::Listener;
 use super::length;
 use super::prompt::ClipRequest;
 use super::requested::{RequestKeys, named, video};
-use super::{Encoding, LATENTS, LatentStore, PictureInputs, STATES, to_host};
+use super::{Encoding, LATENTS, LatentStore, Later, PictureInputs, STATES, to_host};
 use crate::error::{Error, Result};
 
 /// The pixel of a frame without a pose: black.
@@ -85,12 +85,13 @@ impl LatentStore {
             let poses = poses.narrow(2, n * frames, frames)?.contiguous()?;
             Ok(Conditioning::new().with(AUDIO, audio).with(POSE, poses))
         };
+        let later = |n: usize| Ok::<_, Error>(Later { cond: piece(n)?, scene: None });
         let silence = audio.narrow(3, 0, count)?.contiguous()?.zeros_like()?;
         Ok(PictureInputs {
             cond: piece(0)?.with(REFERENCE, lead.squeeze(2)?),
             negative: Conditioning::new().with(AUDIO, silence),
             lead_bcthw: Some(lead),
-            later: (1..request.pieces(dit)).map(piece).collect::<Result<_>>()?,
+            later: (1..request.pieces(dit)).map(later).collect::<Result<_>>()?,
             ..PictureInputs::default()
         })
     }

@@ -1,6 +1,7 @@
-//! How long clips of S2V are: in pieces, each of which continues the one before, and as long as their audio.
+//! How long clips of S2V and Animate are: in pieces, each of which continues the one before; of S2V as long as their audio.
 //!
-//! Source: Wan-Video/Wan2.2 wan/speech2video.py: pieces of `infer_frames` frames; the first three frames of the first are dropped.
+//! Sources: Wan-Video/Wan2.2 wan/speech2video.py: pieces of `infer_frames` frames, of which the first three of the first are dropped;
+//! wan/animate.py: pieces of `clip_len` frames, each of which begins with the last `refert_num` of the one before.
 
 use data::{DataError, speech_seconds};
 use models::dit::speech::{COLUMNS_PER_LATENT, SIDE};
@@ -9,21 +10,33 @@ use models::dit::{Control, DitConfig};
 use super::prompt::ClipRequest;
 use crate::error::{Error, Result};
 
-/// Frames of a piece.
+/// Frames of a piece of S2V, and of one of Animate.
 const PIECE: u32 = 80;
+const ANIMATE_PIECE: u32 = 77;
+/// Frames that a piece of Animate shares with the one before.
+pub(crate) const SHARED: u32 = 1;
 /// Frames at the start of the first piece that are dropped: they are heard, and not shown.
 pub(crate) const DROPPED: u32 = 3;
 
 /// Frames of a piece of `request` as a length of its own, without those that are dropped of the first; the whole clip where it is one.
 pub(crate) fn of_piece(request: &ClipRequest, control: &Control) -> u32 {
-    let most = request.conditions.piece_frames.unwrap_or(PIECE) - DROPPED;
-    if control.speech.is_some() { request.frames.min(most) } else { request.frames }
+    let most = request.conditions.piece_frames;
+    match (&control.speech, &control.animate) {
+        (Some(_), _) => request.frames.min(most.unwrap_or(PIECE) - DROPPED),
+        (None, Some(_)) => request.frames.min(most.unwrap_or(ANIMATE_PIECE)),
+        (None, None) => request.frames,
+    }
 }
 
 /// Pieces of `request`.
 pub(crate) fn pieces(request: &ClipRequest, control: &Control) -> usize {
     let piece = of_piece(request, control);
-    if piece == request.frames { 1 } else { (request.frames + DROPPED).div_ceil(piece + DROPPED) as usize }
+    let count = match &control.speech {
+        _ if piece == request.frames => 1,
+        Some(_) => (request.frames + DROPPED).div_ceil(piece + DROPPED),
+        None => 1 + (request.frames - piece).div_ceil(piece - SHARED),
+    };
+    count as usize
 }
 
 /// See [`ClipRequest::settled`].
@@ -62,6 +75,18 @@ pub(super) fn settled(mut request: ClipRequest, dit: &DitConfig) -> Result<ClipR
         return Err(Error::Setting { key: "size of a clip".into(), why });
     }
     Ok(request)
+}
+
+/// The frames of the driving clip that the piece `index` of a clip of Animate follows, which plays back and forth behind its end.
+pub(super) fn driving(request: &ClipRequest, control: &Control, index: usize) -> Vec<usize> {
+    let (piece, all) = (of_piece(request, control) as usize, request.frames as usize);
+    let around = (2 * all).saturating_sub(2).max(1);
+    let place = |frame: usize| {
+        let at = frame % around;
+        if at < all { at } else { around - at }
+    };
+    let start = index * (piece - SHARED as usize);
+    (start..start + piece).map(place).collect()
 }
 
 /// Frames that each piece of `request` hears and has a pose for.

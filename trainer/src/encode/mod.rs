@@ -27,8 +27,9 @@ use models::vae::Vae;
 use models::weights::Checkpoint;
 
 pub use accompanied::LeftOut;
+pub use animated::LaterScene;
 pub(crate) use picture_inputs::condition_there;
-pub use picture_inputs::{GivenFrames, PictureInputs, condition, mask, with_mask};
+pub use picture_inputs::{GivenFrames, Later, PictureInputs, condition, mask, with_mask};
 
 use crate::base::BaseModel;
 use crate::error::{Error, Result};

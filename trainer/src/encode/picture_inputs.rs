@@ -5,6 +5,7 @@ use models::dit::config::MASK_CHANNELS;
 use models::dit::{Conditioning, Raw};
 use models::vae::{TEMPORAL_RATIO, Tiling, Vae};
 
+use super::animated::LaterScene;
 use crate::error::Result;
 
 /// What a network is shown of a picture, besides noisy latents and text; nothing where it takes none.
@@ -23,8 +24,17 @@ pub struct PictureInputs {
     pub negative: Conditioning<Raw>,
     /// Clean latents [b, c, 1, h, w] f32 that a clip is decoded behind (S2V: its reference picture).
     pub lead_bcthw: Option<Tensor>,
-    /// What takes the place of some of [`Self::cond`] in each piece of the clip behind the first; it stays on the host until then.
-    pub later: Vec<Conditioning<Raw>>,
+    /// What each piece of the clip behind the first is shown; it stays on the host until then.
+    pub later: Vec<Later>,
+}
+
+/// What a piece of a clip behind the first is shown.
+#[derive(Debug, Clone)]
+pub struct Later {
+    /// What takes the place of some of [`PictureInputs::cond`].
+    pub cond: Conditioning<Raw>,
+    /// What Animate is given behind the last frames of the piece before.
+    pub scene: Option<LaterScene>,
 }
 
 impl PictureInputs {

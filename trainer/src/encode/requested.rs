@@ -5,21 +5,23 @@ use std::path::Path;
 
 use data::{Bucket, Clip, ContentHashes, DataError, Key, Media, Picture, Storage, media_at, read_clip};
 use kernels::{DType, Device, Tensor};
-use models::dit::animate::FACES;
+use models::dit::animate::{FACES, POSE};
 use models::dit::control::{CAMERA, CONTEXT, HINT_SCALE, REFERENCE};
 use models::dit::{Conditioning, DitConfig, Pictures, Raw, Role};
 use models::published::Beside;
 
-use super::animated::{AnimateKeys, GivenParts, Shown, motion, on_black};
+use super::animated::{AnimateKeys, GivenParts, LaterScene, Shown, frames_of, motion, on_black};
 use super::conditions::camera::{self, Pose};
 use super::conditions::fun::FunLatents;
 use super::conditions::given::CameraPath;
 use super::conditions::{animate, latents, vace};
 use super::heard_clip::poses_of;
+use super::length;
 use super::pictures::planes;
 use super::prompt::ClipRequest;
 use super::{
-    Encoding, GivenFrames, LATENTS, LatentStore, PictureInputs, STATES, condition, mask, storage, to_host,
+    Encoding, GivenFrames, LATENTS, LatentStore, Later, PictureInputs, STATES, condition, mask, storage,
+    to_host,
 };
 use crate::error::{Error, Result};
 
@@ -77,7 +79,7 @@ impl LatentStore {
         for request in requests {
             let mut keys = RequestKeys::default();
             for part in parts(request, &dit) {
-                let key = part.key(request, &identity, &mut hashes)?;
+                let key = part.key((request, &dit), &identity, &mut hashes)?;
                 if self.missing(&key)?.is_some() {
                     let vae = with.residents.vae()?;
                     let tensors = part.made(request, (&vae, &dit), dit.kind.facts().whole.fps)?;
@@ -206,22 +208,47 @@ impl LatentStore {
         let gone = || Error::CacheEntryGone { why: "a condition of the clip was not encoded".into() };
         let read = |key: Option<&Key>, name: &str| self.tensor(key.ok_or_else(gone)?, name);
         let one = self.states_of(keys, dit)?.map(|states| states.squeeze(0)).transpose()?;
+        let reference = read(keys.references.first(), LATENTS)?;
+        let poses = read(keys.control.as_ref(), LATENTS)?;
+        let faces = read(keys.animate.faces.as_ref(), LATENTS)?;
+        let (count, frames) = (request.pieces(dit), length::of_piece(request, &dit.control));
+        let of_pose = poses.dim(1)? / count;
+        let poses_of = |n: usize| poses.narrow(1, n * of_pose, of_pose)?.contiguous();
+        let faces_of = |n: usize| {
+            let rows = length::driving(request, &dit.control, n).into_iter();
+            Tensor::cat(&rows.map(|row| faces.narrow(0, row, 1)).collect::<kernels::Result<Vec<_>>>()?, 0)
+        };
+        let bucket = Bucket { width: request.width, height: request.height, frames };
+        let fps = dit.kind.facts().whole.fps;
+        let later = |n: usize| -> Result<Later> {
+            let scene = LaterScene {
+                reference: reference.unsqueeze(0)?,
+                bucket,
+                frames: length::driving(request, &dit.control, n),
+                whole: (request.frames, fps),
+                background: request.conditions.background.clone().zip(request.conditions.mask.clone()),
+            };
+            let cond = Conditioning::new().with(POSE, poses_of(n)?.unsqueeze(0)?);
+            Ok(Later { cond: cond.with(FACES, faces_of(n)?.unsqueeze(0)?), scene: Some(scene) })
+        };
+        let later = (1..count).map(later).collect::<Result<Vec<_>>>()?;
         let shown = Shown {
-            reference: read(keys.references.first(), LATENTS)?,
-            poses: read(keys.control.as_ref(), LATENTS)?,
-            faces: read(keys.animate.faces.as_ref(), LATENTS)?,
+            poses: poses_of(0)?,
+            faces: faces_of(0)?,
+            reference,
             mask: read(keys.animate.given.as_ref(), MASK)?,
             given: read(keys.animate.given.as_ref(), LATENTS)?,
             cond: Conditioning::new().with_optional(Role::PICTURE, one),
         };
         let own = shown.inputs()?;
         let batched = |x: Option<Tensor>| x.map(|x| x.unsqueeze(0)).transpose();
-        let faces = self.without_faces(&keys.animate, request.frames as usize)?.unsqueeze(0)?;
+        let nobody = self.without_faces(&keys.animate, frames as usize)?.unsqueeze(0)?;
         Ok(PictureInputs {
             beside_bcthw: batched(own.beside_bcthw)?,
             in_front_bcthw: batched(own.in_front_bcthw)?,
             cond: own.cond.try_map(|_, x| x.unsqueeze(0))?,
-            negative: Conditioning::new().with(FACES, faces),
+            negative: Conditioning::new().with(FACES, nobody),
+            later,
             ..PictureInputs::default()
         })
     }
@@ -321,12 +348,20 @@ pub(super) fn named(request: &ClipRequest) -> String {
 }
 
 impl Part<'_> {
-    fn key(&self, request: &ClipRequest, identity: &str, hashes: &mut ContentHashes) -> Result<Key> {
+    fn key(
+        &self,
+        (request, dit): (&ClipRequest, &DitConfig),
+        identity: &str,
+        hashes: &mut ContentHashes,
+    ) -> Result<Key> {
         let size = format!("{}x{}x{}", request.width, request.height, request.frames);
         let mut content = |path: &Path| content_of(path, hashes);
         let mut optional = |path: &Option<&Path>| path.map(&mut content).transpose();
         let (name, content) = match self {
-            Self::Control(path) => ("asked control", content(path)?),
+            Self::Control(path) => match length::of_piece(request, &dit.control) {
+                whole if whole == request.frames => ("asked control", content(path)?),
+                piece => ("asked control in pieces", format!("{} {piece}", content(path)?)),
+            },
             Self::Poses(path) => {
                 let piece = request.conditions.piece_frames;
                 ("asked poses", format!("{} {piece:?}", content(path)?))
@@ -339,7 +374,9 @@ impl Part<'_> {
             Self::Scene { image, background } => {
                 let (around, mask) = background.unzip();
                 let around = format!("{:?} {:?}", optional(&around)?, optional(&mask)?);
-                ("asked scene", format!("{:?} {around}", optional(image)?))
+                let piece = length::of_piece(request, &dit.control);
+                let piece = if piece == request.frames { String::new() } else { format!(" {piece}") };
+                ("asked scene", format!("{:?} {around}{piece}", optional(image)?))
             }
             Self::Edited { control, mask } => {
                 ("asked edit", format!("{:?} {:?}", optional(control)?, optional(mask)?))
@@ -359,7 +396,15 @@ impl Part<'_> {
         let bucket = Bucket { width, height, frames };
         let one = |x: Tensor| -> Result<Vec<(&'static str, Tensor)>> { Ok(vec![(LATENTS, x.squeeze(0)?)]) };
         match self {
-            Self::Control(path) => one(latents(vae, &video(&read_clip(path, fps, bucket)?)?)?),
+            Self::Control(path) => {
+                let whole = video(&read_clip(path, fps, bucket)?)?;
+                let piece =
+                    |n: usize| latents(vae, &frames_of(&whole, &length::driving(request, &dit.control, n))?);
+                match request.pieces(dit) {
+                    1 => one(latents(vae, &whole)?),
+                    count => one(Tensor::cat(&(0..count).map(piece).collect::<Result<Vec<_>>>()?, 2)?),
+                }
+            }
             Self::Poses(path) => one(poses_of(path, request, (vae, dit), fps)?),
             Self::Start(path) | Self::Reference(path) => one(latents(vae, &picture(path, (width, height))?)?),
             Self::Given(path) => {
@@ -369,10 +414,11 @@ impl Part<'_> {
             Self::OnCanvas(path) => one(latents(vae, &on_canvas(path, (width, height))?)?),
             Self::OnBlack(path) => one(latents(vae, &on_black(path, (width, height))?)?),
             Self::Scene { image, background } => {
+                let piece = Bucket { frames: length::of_piece(request, &dit.control), ..bucket };
                 let known = image.map(|path| picture(path, (width, height))).transpose()?;
                 let scene = background.map(|(around, mask)| -> Result<(Tensor, Tensor)> {
-                    let mask = animate::hard(&mask_of(&read_clip(mask, fps, bucket)?)?)?;
-                    Ok((video(&read_clip(around, fps, bucket)?)?, mask))
+                    let mask = animate::hard(&mask_of(&read_clip(mask, fps, piece)?)?)?;
+                    Ok((video(&read_clip(around, fps, piece)?)?, mask))
                 });
                 let scene = scene.transpose()?;
                 let scene = match &scene {
@@ -381,7 +427,7 @@ impl Part<'_> {
                     None => None,
                 };
                 let scene = scene.as_ref().map(|(around, mask)| (around, *mask));
-                let parts = GivenParts::made(vae, bucket, scene, known.as_ref())?;
+                let parts = GivenParts::made(vae, piece, scene, known.as_ref())?;
                 Ok(vec![(LATENTS, parts.latents), (MASK, parts.mask)])
             }
             Self::Edited { control, mask } => {

@@ -22,6 +22,7 @@ use crate::paths::existing;
 use crate::recipe::TrainConfig;
 use crate::sample::magcache::{CacheConfig, Skips, Table};
 use crate::sample::{PreviewPlan, SampleConfig};
+use crate::solver::SolverKind;
 
 /// The clips of `sample`, as it asks for them and without its preset, for a model of which nothing else says size, frames and seed.
 pub(super) fn requests(
@@ -106,7 +107,7 @@ fn check_preset(sample: &SampleConfig, model: &BaseModel) -> Result<()> {
     };
     let SampleConfig { steps, guidance, guidance_high, shift, solver, .. } = sample;
     let is_set = steps.is_some() || guidance.is_some() || guidance_high.is_some() || shift.is_some();
-    if is_set || *solver != SampleConfig::default().solver {
+    if is_set || solver.is_some_and(|solver| solver != SolverKind::default()) {
         let why = "sets steps, shift, guidance and solver; leave them out, or the preset";
         return refuse("sample.preset", why.into());
     }

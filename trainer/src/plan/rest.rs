@@ -316,7 +316,9 @@ impl Rest {
             let vae = (self.encoders.vae, self.precision.vae());
             let mut memory: Vec<_> = stages.into_iter().zip(decoding(&held, vae, latents, tiling)?).collect();
             if let (Some((_, first)), true) = (memory.first_mut(), self.continues(clips)) {
-                let of_past = continuing(held[0], vae, latents, PAST_PIXELS)?;
+                // Animate encodes a whole piece again.
+                let past = if self.control.speech.is_some() { PAST_PIXELS } else { self.pixels(latents).0 };
+                let of_past = continuing(held[0], vae, latents, past)?;
                 *first = if first.peak < of_past.peak { of_past } else { first.clone() };
             }
             Ok::<_, Error>(PhaseForecast::new(Phase::Decoding, dit.machine, memory))

@@ -28,7 +28,7 @@ pub struct SampleConfig {
     pub negative: String,
     /// `[width, height]` in pixels. Default: the first of `data.sizes`.
     pub size: Option<[u32; 2]>,
-    /// Frames, 4n+1. Default: the longest of `data.frames`.
+    /// Frames, 4n+1; 0 for the length of the audio of S2V. Default: the longest of `data.frames`.
     pub frames: Option<u32>,
     /// An adapter that is applied for clips only, relative to the recipe: with a distilled one they take few `steps`,
     /// mostly with `guidance = 1`. A file of any format, or a PEFT folder. Default: none.
@@ -47,8 +47,8 @@ pub struct SampleConfig {
     pub guidance_high: Option<f64>,
     /// Shift of the sigmas. Default: the model's, 5, or 12 for T2V-A14B; 3 is suggested for 480p.
     pub shift: Option<f64>,
-    /// `unipc`, `euler` or `dpmpp2m`. Default `unipc`.
-    pub solver: SolverKind,
+    /// `unipc`, `euler`, `dpmpp2m` or `lcm`. Default: the model's, `unipc`, or `dpmpp2m` for Animate.
+    pub solver: Option<SolverKind>,
     /// `official` or `diffusers`: whose grid of sigmas, and whose way to scale a picture. Default `official`.
     pub convention: Convention,
     /// Few-step sampling with an adapter that was distilled for it, which `adapter`, or `adapter_high` and `adapter_low`, name:
@@ -181,7 +181,7 @@ impl Default for SampleConfig {
             guidance: None,
             guidance_high: None,
             shift: None,
-            solver: SolverKind::UniPc,
+            solver: None,
             convention: Convention::Official,
             preset: None,
             full_every: 0,
@@ -212,7 +212,7 @@ impl SampleConfig {
             guidance_high: self.guidance_high.or(self.guidance).unwrap_or(defaults.guidance_high),
             shift: self.shift.unwrap_or(defaults.shift),
             seed: self.seed.unwrap_or(seed),
-            solver: self.solver,
+            solver: self.solver.unwrap_or(defaults.solver.into()),
             convention: self.convention,
             high_steps: None,
             preset: None,

@@ -66,7 +66,7 @@ pub fn latents(
         residents.ui().note(&format!("piece {} of {}", index + 1, most + 1));
         let vae = residents.vae()?;
         for clip in &going {
-            growing[*clip].look_back(&clips[*clip], &vae)?;
+            growing[*clip].look_back(&clips[*clip], &vae, index)?;
             interrupt.check()?;
         }
         drop(vae);

@@ -10,6 +10,7 @@ mod sigmas;
 mod unipc;
 
 use kernels::{DType, Tensor};
+use models::published::PublishedSolver;
 use serde::{Deserialize, Serialize};
 
 pub use lcm::FreshNoise;
@@ -33,6 +34,15 @@ pub enum SolverKind {
     /// Back to a clean latent and to the next noise level with fresh noise, on Euler's grid: some models that were distilled
     /// to few steps.
     Lcm,
+}
+
+impl From<PublishedSolver> for SolverKind {
+    fn from(solver: PublishedSolver) -> Self {
+        match solver {
+            PublishedSolver::UniPc => Self::UniPc,
+            PublishedSolver::DpmPp2m => Self::DpmPp2m,
+        }
+    }
 }
 
 /// The grid of sigmas.

@@ -4,11 +4,12 @@
 //! of queries and keys are over single heads; there are no positions and no gate. Source: Wan-Video/Wan2.2
 //! wan/modules/animate/face_blocks.py `FaceBlock`.
 
-use kernels::{Device, Tensor, attention, norm};
+use kernels::{DType, Device, Tensor, attention, norm};
 
 use super::super::base::Base;
 use super::super::causal::{no_modulation, plain_norm};
 use super::super::config::DitConfig;
+use super::super::frame_attention::{FrameAttention, FrameKeys, NormOver};
 use super::super::input::Context;
 use super::super::layer::{Layer, Saved};
 use super::super::layer_id::LayerId;
@@ -30,9 +31,7 @@ pub struct FaceBlock {
     q: Linear,
     kv: Linear,
     out: Linear,
-    norm_q: Tensor,
-    norm_k: Tensor,
-    heads: usize,
+    attention: FrameAttention,
 }
 
 /// What the products and the attention of a forward gave: queries before their norm [b, l, d], the attention's output, frames in
@@ -42,12 +41,10 @@ struct Inner {
     out: attention::Output,
 }
 
-/// The face tokens of all frames behind their norm, [b, 5 t, d], and keys and values before norms, [b, 5 t, d] each.
+/// The face tokens of all frames behind their norm, [b, 5 t, d], and what they are as keys and values.
 struct Faces {
     normed: Tensor,
-    k: Tensor,
-    v: Tensor,
-    frames: usize,
+    keys: FrameKeys,
 }
 
 impl FaceBlock {
@@ -63,15 +60,19 @@ impl FaceBlock {
         device: &Device,
     ) -> Result<Self> {
         let linear = |name: &str| Linear::load(weights, format!("{id}.{name}"), base.frozen, device);
-        let gain = |name: &str| weights.tensor(&format!("{id}.{name}.weight"), kernels::DType::F32, device);
+        let gain = |name: &str| weights.tensor(&format!("{id}.{name}.weight"), DType::F32, device);
         Ok(Self {
             id,
             q: linear("linear1_q")?,
             kv: linear("linear1_kv")?,
             out: linear("linear2")?,
-            norm_q: gain("q_norm")?,
-            norm_k: gain("k_norm")?,
-            heads: config.heads,
+            attention: FrameAttention {
+                norm_q: gain("q_norm")?,
+                norm_k: gain("k_norm")?,
+                heads: config.heads,
+                over: NormOver::Head,
+                eps: EPS,
+            },
         })
     }
 
@@ -84,57 +85,14 @@ impl FaceBlock {
         let normed = plain_norm(&rows, EPS, self.kv.weight().dtype())?;
         let kv = self.kv.forward(&normed, pass)?;
         let half = |start: usize| kv.narrow(2, start, width)?.contiguous();
-        Ok(Faces { k: half(0)?, v: half(width)?, normed, frames })
-    }
-
-    /// Each head of `x` [b, l, d] alone: [b, l, n, h].
-    fn split(&self, x: &Tensor) -> Result<Tensor> {
-        let (batch, tokens, width) = x.dims3()?;
-        Ok(x.reshape((batch, tokens, self.heads, width / self.heads))?)
-    }
-
-    /// Normalised heads of `x` [b, l, d], the frames in the batch: [b t, l / t, n, h].
-    fn queries_or_keys(&self, x: &Tensor, gain: &Tensor, frames: usize) -> Result<Tensor> {
-        by_frame(&norm::rms_norm(&self.split(x)?, gain, EPS, x.dtype())?, frames)
-    }
-
-    /// The gradient of `x` [b, l, d] from that of [`Self::queries_or_keys`].
-    fn normed_backward(&self, x: &Tensor, d: &Tensor, gain: &Tensor) -> Result<Tensor> {
-        let x_blnh = self.split(x)?;
-        let d = d.contiguous()?.reshape(x_blnh.shape())?;
-        Ok(norm::rms_norm_backward(&x_blnh, &d, gain, EPS)?.reshape(x.shape())?)
+        Ok(Faces { keys: FrameKeys { k: half(0)?, v: half(width)?, frames }, normed })
     }
 
     fn attend(&self, x: &Tensor, faces: &Faces, pass: &Pass) -> Result<Inner> {
         let q = self.q.forward(&plain_norm(x, EPS, self.q.weight().dtype())?, pass)?;
-        let [queries, keys, values] = self.heads_of(&q, faces)?;
-        Ok(Inner { q, out: attention::forward(&queries, &keys, &values)? })
+        let out = self.attention.forward(&q, &faces.keys)?;
+        Ok(Inner { q, out })
     }
-
-    fn heads_of(&self, q: &Tensor, faces: &Faces) -> Result<[Tensor; 3]> {
-        let (frames, tokens) = (faces.frames, q.dim(1)?);
-        if !tokens.is_multiple_of(frames) {
-            return Err(Error::Mismatch(format!(
-                "{tokens} tokens and the face tokens of {frames} frames do not fit"
-            )));
-        }
-        Ok([
-            self.queries_or_keys(q, &self.norm_q, frames)?,
-            self.queries_or_keys(&faces.k, &self.norm_k, frames)?,
-            by_frame(&self.split(&faces.v)?, frames)?,
-        ])
-    }
-
-    /// The output of the heads [b t, l / t, n, h] as [b, l, d], like `x`.
-    fn joined(o: &Tensor, x: &Tensor) -> Result<Tensor> {
-        Ok(o.contiguous()?.reshape(x.shape())?)
-    }
-}
-
-/// `x` [b, l, n, h] with the frames in the batch: [b t, l / t, n, h].
-fn by_frame(x: &Tensor, frames: usize) -> Result<Tensor> {
-    let (batch, tokens, heads, size) = x.dims4()?;
-    Ok(x.contiguous()?.reshape((batch * frames, tokens / frames, heads, size))?)
 }
 
 impl Layer for FaceBlock {
@@ -151,7 +109,7 @@ impl Layer for FaceBlock {
     ) -> Result<(Streams, Saved)> {
         let x = streams.main;
         let Inner { q, out } = self.attend(&x, &self.faces(context, pass)?, pass)?;
-        let added = self.out.forward(&Self::joined(&out.o, &x)?, pass)?;
+        let added = self.out.forward(&FrameAttention::joined(&out, &x)?, pass)?;
         streams.main = (&x + added.to_dtype(x.dtype())?)?;
         let tensors = match keep {
             Keep::Input => vec![x],
@@ -177,17 +135,12 @@ impl Layer for FaceBlock {
             _ => self.attend(&x, &faces, pass)?,
         };
         let d_out = d_streams.main.to_dtype(self.out.weight().dtype())?;
-        let d_o = self.out.backward(&Self::joined(&out.o, &x)?, &d_out, pass, gradients)?;
-        let [queries, keys, values] = self.heads_of(&q, &faces)?;
-        let d_o = by_frame(&self.split(&d_o)?, faces.frames)?;
-        let d = attention::backward(&queries, &keys, &values, &out, &d_o)?;
-        drop((queries, keys, values, out, d_o, d_out));
-
-        let dk = self.normed_backward(&faces.k, &d.dk, &self.norm_k)?;
-        let d_kv = Tensor::cat(&[dk, d.dv.contiguous()?.reshape(faces.v.shape())?], 2)?;
+        let d_o = self.out.backward(&FrameAttention::joined(&out, &x)?, &d_out, pass, gradients)?;
+        drop(d_out);
+        let [dq, dk, dv] = self.attention.backward(&q, &faces.keys, out, d_o)?;
+        let d_kv = Tensor::cat(&[dk, dv], 2)?;
         // Faces are frozen: only adapters get a gradient.
         backward_adapters([&self.kv], &faces.normed, &[d_kv], pass, gradients)?;
-        let dq = self.normed_backward(&q, &d.dq, &self.norm_q)?;
         let d_in = self.q.backward(&plain_norm(&x, EPS, q.dtype())?, &dq, pass, gradients)?;
         let onto = d_streams.main;
         d_streams.main = norm::modulated_layer_norm_backward(&x, &d_in, &no_modulation(&x)?, EPS, &onto)?;
@@ -204,7 +157,7 @@ impl Layer for FaceBlock {
     }
 
     fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
-        let Self { q, kv, out, norm_q, norm_k, .. } = self;
+        let Self { q, kv, out, attention: FrameAttention { norm_q, norm_k, .. }, .. } = self;
         let linears = [q, kv, out].into_iter().flat_map(Linear::tensors_mut);
         linears.chain([norm_q, norm_k]).collect()
     }
@@ -217,7 +170,7 @@ impl Layer for FaceBlock {
         for linear in [&mut self.q, &mut self.kv, &mut self.out] {
             linear.reload(weights, changed, frozen)?;
         }
-        for (name, gain) in [("q_norm", &mut self.norm_q), ("k_norm", &mut self.norm_k)] {
+        for (name, gain) in [("q_norm", &mut self.attention.norm_q), ("k_norm", &mut self.attention.norm_k)] {
             weights.reload(&format!("{}.{name}.weight", self.id), changed, gain)?;
         }
         Ok(())

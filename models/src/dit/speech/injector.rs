@@ -7,6 +7,7 @@ use kernels::{DType, Device, Tensor, attention, norm};
 
 use super::super::base::Base;
 use super::super::config::{DitConfig, PATCH};
+use super::super::frame_attention::{FrameAttention, FrameKeys, NormOver};
 use super::super::input::Context;
 use super::super::layer::{Layer, Saved};
 use super::super::layer_id::LayerId;
@@ -29,10 +30,7 @@ pub struct Injector {
     k: Linear,
     v: Linear,
     o: Linear,
-    norm_q: Tensor,
-    norm_k: Tensor,
-    heads: usize,
-    eps: f64,
+    attention: FrameAttention,
 }
 
 /// Queries before their norm [b, l, d], and the attention's output, frames in the batch.
@@ -41,14 +39,12 @@ struct Inner {
     out: attention::Output,
 }
 
-/// Audio tokens of all frames [b, 5 t, d], keys and values of them before norms, and shift and scale [b, t, 1, d].
+/// Audio tokens of all frames [b, 5 t, d], what they are as keys and values, and shift and scale [b, t, 1, d].
 struct Audio {
     tokens: Tensor,
-    k: Tensor,
-    v: Tensor,
+    keys: FrameKeys,
     shift: Tensor,
     scale: Tensor,
-    frames: usize,
 }
 
 impl Injector {
@@ -71,10 +67,13 @@ impl Injector {
             k: linear("k")?,
             v: linear("v")?,
             o: linear("o")?,
-            norm_q: gain("norm_q")?,
-            norm_k: gain("norm_k")?,
-            heads: config.heads,
-            eps: config.eps,
+            attention: FrameAttention {
+                norm_q: gain("norm_q")?,
+                norm_k: gain("norm_k")?,
+                heads: config.heads,
+                over: NormOver::Width,
+                eps: config.eps,
+            },
         })
     }
 
@@ -89,25 +88,7 @@ impl Injector {
         let [k, v] = forward_all([&self.k, &self.v], &tokens, pass)?;
         let own = context.cond.require(INJECTED)?.narrow(1, self.id.index(), 1)?.squeeze(1)?.unsqueeze(2)?;
         let half = |start: usize| own.narrow(3, start, width)?.contiguous();
-        Ok(Audio { tokens, k, v, shift: half(0)?, scale: half(width)?, frames })
-    }
-
-    /// [b, l, d] as heads, the frames in the batch: [b t, l / t, n, h].
-    fn by_frame(&self, x: &Tensor, frames: usize) -> Result<Tensor> {
-        let (batch, tokens, width) = x.dims3()?;
-        let shape = (batch * frames, tokens / frames, self.heads, width / self.heads);
-        Ok(x.contiguous()?.reshape(shape)?)
-    }
-
-    fn heads_of(&self, q: &Tensor, audio: &Audio) -> Result<[Tensor; 3]> {
-        let normed = |x: &Tensor, gain: &Tensor| -> Result<Tensor> {
-            self.by_frame(&norm::rms_norm(x, gain, self.eps, x.dtype())?, audio.frames)
-        };
-        Ok([
-            normed(q, &self.norm_q)?,
-            normed(&audio.k, &self.norm_k)?,
-            self.by_frame(&audio.v, audio.frames)?,
-        ])
+        Ok(Audio { tokens, keys: FrameKeys { k, v, frames }, shift: half(0)?, scale: half(width)? })
     }
 
     fn norm(&self, clip: &Tensor, audio: &Audio) -> Result<Tensor> {
@@ -117,8 +98,8 @@ impl Injector {
 
     fn attend(&self, clip: &Tensor, audio: &Audio, pass: &Pass) -> Result<Inner> {
         let q = self.q.forward(&self.norm(clip, audio)?, pass)?;
-        let [queries, keys, values] = self.heads_of(&q, audio)?;
-        Ok(Inner { q, out: attention::forward(&queries, &keys, &values)? })
+        let out = self.attention.forward(&q, &audio.keys)?;
+        Ok(Inner { q, out })
     }
 }
 
@@ -154,7 +135,7 @@ impl Layer for Injector {
     ) -> Result<(Streams, Saved)> {
         let (clip, rest) = apart(&streams.main, context)?;
         let Inner { q, out } = self.attend(&clip, &self.audio(context, pass)?, pass)?;
-        let added = self.o.forward(&out.o.contiguous()?.reshape(clip.shape())?, pass)?;
+        let added = self.o.forward(&FrameAttention::joined(&out, &clip)?, pass)?;
         streams.main = together((&clip + added.to_dtype(clip.dtype())?)?, rest)?;
         let tensors = match keep {
             Keep::Input => vec![clip],
@@ -181,18 +162,11 @@ impl Layer for Injector {
         };
         let (d_clip, d_rest) = apart(&d_streams.main, context)?;
         let d_out = d_clip.to_dtype(self.o.weight().dtype())?;
-        let o = out.o.contiguous()?.reshape(clip.shape())?;
-        let d_o = self.by_frame(&self.o.backward(&o, &d_out, pass, gradients)?, audio.frames)?;
-        let [queries, keys, values] = self.heads_of(&q, &audio)?;
-        let d = attention::backward(&queries, &keys, &values, &out, &d_o)?;
-        drop((queries, keys, values, out, o, d_o, d_out));
-
-        let like = |d: &Tensor, x: &Tensor| d.contiguous()?.reshape(x.shape());
-        let dk = norm::rms_norm_backward(&audio.k, &like(&d.dk, &audio.k)?, &self.norm_k, self.eps)?;
+        let d_o = self.o.backward(&FrameAttention::joined(&out, &clip)?, &d_out, pass, gradients)?;
+        drop(d_out);
+        let [dq, dk, dv] = self.attention.backward(&q, &audio.keys, out, d_o)?;
         // Audio is frozen: only adapters get a gradient.
-        let d_audio = [dk, like(&d.dv, &audio.v)?];
-        backward_adapters([&self.k, &self.v], &audio.tokens, &d_audio, pass, gradients)?;
-        let dq = norm::rms_norm_backward(&q, &like(&d.dq, &q)?, &self.norm_q, self.eps)?;
+        backward_adapters([&self.k, &self.v], &audio.tokens, &[dk, dv], pass, gradients)?;
         let d_in = self.q.backward(&self.norm(&clip, &audio)?, &dq, pass, gradients)?;
         let d_clip = norm::modulated_layer_norm_backward(&clip, &d_in, &audio.scale, EPS, &d_clip)?;
         d_streams.main = together(d_clip, d_rest)?;
@@ -209,7 +183,7 @@ impl Layer for Injector {
     }
 
     fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
-        let Self { q, k, v, o, norm_q, norm_k, .. } = self;
+        let Self { q, k, v, o, attention: FrameAttention { norm_q, norm_k, .. }, .. } = self;
         let linears = [q, k, v, o].into_iter().flat_map(Linear::tensors_mut);
         linears.chain([norm_q, norm_k]).collect()
     }
@@ -222,7 +196,7 @@ impl Layer for Injector {
         for linear in [&mut self.q, &mut self.k, &mut self.v, &mut self.o] {
             linear.reload(weights, changed, frozen)?;
         }
-        for (name, gain) in [("norm_q", &mut self.norm_q), ("norm_k", &mut self.norm_k)] {
+        for (name, gain) in [("norm_q", &mut self.attention.norm_q), ("norm_k", &mut self.attention.norm_k)] {
             weights.reload(&format!("{}.{name}.weight", self.id), changed, gain)?;
         }
         Ok(())

@@ -37,8 +37,8 @@ pub(super) struct ConditionOptions {
     /// it; a clip of more than 77 frames is made in pieces, each of which continues the one before.
     #[arg(long, value_name = "FILE")]
     audio: Option<PathBuf>,
-    /// Frames of a piece of a long clip of S2V, a multiple of 4. Default 80.
-    #[arg(long, value_name = "FRAMES", requires = "audio")]
+    /// Frames of a piece of a long clip: of S2V a multiple of 4, default 80; of Animate 4n+1, default 77.
+    #[arg(long, value_name = "FRAMES")]
     piece_frames: Option<u32>,
 }
 

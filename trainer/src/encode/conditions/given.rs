@@ -37,8 +37,8 @@ pub struct GivenConditions {
     /// The speech of S2V: an audio file, or a video with an audio track.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audio: Option<PathBuf>,
-    /// Frames of each piece that S2V makes a long clip in, a multiple of 4; the first three frames of the first are dropped.
-    /// Default 80.
+    /// Frames of each piece that a long clip is made in: of S2V a multiple of 4, of which the first three of the first piece are dropped,
+    /// default 80; of Animate 4n+1, of which a piece shares one with the piece before, default 77.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub piece_frames: Option<u32>,
 }
@@ -167,12 +167,19 @@ impl GivenConditions {
                 "this model reads no camera path; leave it out, or take a Fun-Control-Camera model",
             );
         }
-        if (self.audio.is_some() || self.piece_frames.is_some()) && !facts.speech {
+        if self.audio.is_some() && !facts.speech {
             return refuse("this model hears no speech; leave the audio out, or take an S2V model");
         }
-        if self.piece_frames.is_some_and(|frames| !(4..=MAX_PIECE).contains(&frames) || frames % 4 != 0) {
+        if self.piece_frames.is_some() && !facts.speech && !facts.faces {
+            return refuse("this model makes clips in one piece; leave the frames of a piece out");
+        }
+        let rest = u32::from(facts.faces);
+        let is_piece = |frames: u32| (4..=MAX_PIECE + rest).contains(&frames) && frames % 4 == rest;
+        if self.piece_frames.is_some_and(|frames| !is_piece(frames)) {
+            let form = if facts.faces { "of the form 4n+1, at least 5" } else { "a multiple of 4" };
             return refuse(&format!(
-                "the frames of its pieces must be a multiple of 4, and at most {MAX_PIECE}"
+                "the frames of its pieces must be {form}, and at most {}",
+                MAX_PIECE + rest
             ));
         }
         let most = match (facts.side_chain, dit.control.reference) {
