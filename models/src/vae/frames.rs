@@ -52,7 +52,7 @@ impl Vae {
 }
 
 impl Vae {
-    /// Decodes scaled latents [1,C,T',H',W'] to pixels [1,3,T,H,W] f32 in -1..1 on `host`: those of [`Vae::decode`], of which the VAE's
+    /// Decodes scaled latents `[1,C,T',H',W']` to pixels `[1,3,T,H,W]` f32 in -1..1 on `host`: those of [`Vae::decode`], of which the VAE's
     /// device has a few frames at a time unless they are decoded in tiles.
     ///
     /// # Errors
