@@ -38,7 +38,7 @@ pub struct Average {
 const EXAMPLES: &str = "\
 Examples:
   tandem average runs/cat/adapters/cat_step-000750.safetensors runs/cat/adapters/cat_step-001000.safetensors --output cat-mean.safetensors
-  tandem average runs/cat/checkpoints/*.safetensors --output cat-mean.safetensors
+  tandem average runs/cat/checkpoints/step-000750.safetensors runs/cat/checkpoints/step-001000.safetensors --output cat-mean.safetensors
   tandem average a.safetensors b.safetensors --weights 1,3 --output mean.safetensors
 
 The factors are averaged, not their products, so the adapters must be of one run. train.ema keeps an average while it trains.";

@@ -4,7 +4,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 
 /// Size of a chart in pixels; the page scales it.
-const SIZE: (u32, u32) = (680, 240);
+const SIZE: (u32, u32) = (540, 220);
 /// Stands for the colour of text, which the page has for light and dark.
 const INK: RGBColor = RGBColor(1, 1, 1);
 /// Stands for the colour of grids.
@@ -128,7 +128,7 @@ fn draw_lines(
         .bold_line_style(GRID)
         .light_line_style(TRANSPARENT)
         .axis_style(GRID)
-        .label_style(text(12))
+        .label_style(text(13))
         .x_label_formatter(&|x| format!("{x:.0}"))
         .y_label_formatter(&|y| number(*y))
         .x_desc("step")
@@ -165,7 +165,7 @@ fn draw_lines(
         chart
             .configure_series_labels()
             .position(SeriesLabelPosition::UpperRight)
-            .label_font(text(12))
+            .label_font(text(13))
             .draw()?;
     }
     Ok(())
@@ -186,7 +186,7 @@ fn draw_histogram(area: &DrawingArea<SVGBackend, Shift>, label: &str, counts: &[
         .bold_line_style(GRID)
         .light_line_style(TRANSPARENT)
         .axis_style(GRID)
-        .label_style(("sans-serif", 12).into_font().color(&INK))
+        .label_style(("sans-serif", 13).into_font().color(&INK))
         .x_desc(label)
         .y_desc("% of the samples")
         .draw()?;
