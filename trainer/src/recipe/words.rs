@@ -171,7 +171,7 @@ pub const WORDS: [Row; 138] = [
     ("loraplus_lr_ratio", "optimizer.lr_b_ratio", ""),
     ("scale_weight_norms", "optimizer.norm_limit", ""),
     ("ema_decay", "train.ema.decay", ""),
-    ("ema_config", "train.ema", "a table with decay"),
+    ("ema_config", "train.ema.decay", ""),
     ("max_grad_norm", "optimizer.clip_norm", ""),
     ("gradient_clipping", "optimizer.clip_norm", ""),
     // Memory and devices.
