@@ -5,7 +5,7 @@ use std::path::Path;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::charts::{Axis, Mark, Series, histogram, lines};
-use super::history::{History, smoothed, thinned};
+use super::history::{HeldOutRow, History, StepRow, smoothed, thinned};
 use super::scores::Scored;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
@@ -87,10 +87,13 @@ fn link(root: &Path, path: &Path) -> String {
     utf8_percent_encode(&below, NO_LETTER_OF_A_PATH).to_string()
 }
 
+/// A number of each step that has it, over the steps.
+fn column(history: &History, value: impl Fn(&StepRow) -> Option<f64>) -> Vec<(f64, f64)> {
+    history.steps.iter().filter_map(|row| Some((row.step as f64, value(row)?))).collect()
+}
+
 fn charts(history: &History) -> std::result::Result<String, String> {
-    let of = |value: &dyn Fn(&super::history::StepRow) -> Option<f64>| -> Vec<(f64, f64)> {
-        history.steps.iter().filter_map(|row| Some((row.step as f64, value(row)?))).collect()
-    };
+    let of = |value: fn(&StepRow) -> f64| column(history, |row| Some(value(row)));
     let one = |points: Vec<(f64, f64)>| Series {
         name: String::new(),
         points: thinned(&points, POINTS),
@@ -98,11 +101,11 @@ fn charts(history: &History) -> std::result::Result<String, String> {
         mark: Mark::Line,
         band: Vec::new(),
     };
-    let mut drawn = vec![lines("loss", &losses(&of), Axis::Linear)?];
+    let mut drawn = vec![lines("loss", &losses(history), Axis::Linear)?];
     drawn.push(lines("held-out loss", &held_out(history), Axis::Linear)?);
-    drawn.push(lines("learning rate", &[one(of(&|row| Some(row.lr)))], Axis::FromZero)?);
-    drawn.push(lines("gradient norm", &[one(of(&|row| Some(row.grad_norm)))], Axis::FromZero)?);
-    drawn.push(lines("seconds a step", &[one(of(&|row| Some(row.seconds)))], Axis::FromZero)?);
+    drawn.push(lines("learning rate", &[one(of(|row| row.lr))], Axis::FromZero)?);
+    drawn.push(lines("gradient norm", &[one(of(|row| row.grad_norm))], Axis::FromZero)?);
+    drawn.push(lines("seconds a step", &[one(of(|row| row.seconds))], Axis::FromZero)?);
     let mut counts = [0u64; PARTS];
     for sigma in history.steps.iter().flat_map(|row| &row.sigma) {
         counts[((sigma * PARTS as f64) as usize).min(PARTS - 1)] += 1;
@@ -113,8 +116,8 @@ fn charts(history: &History) -> std::result::Result<String, String> {
 }
 
 /// The training loss: each step, and its mean over the newest; of two experts that of each.
-fn losses(of: &dyn Fn(&dyn Fn(&super::history::StepRow) -> Option<f64>) -> Vec<(f64, f64)>) -> Vec<Series> {
-    let all = of(&|row| Some(row.loss));
+fn losses(history: &History) -> Vec<Series> {
+    let all = column(history, |row| Some(row.loss));
     let points = Series {
         name: String::new(),
         points: thinned(&all, 2 * POINTS),
@@ -129,7 +132,7 @@ fn losses(of: &dyn Fn(&dyn Fn(&super::history::StepRow) -> Option<f64>) -> Vec<(
         mark: Mark::Line,
         band: Vec::new(),
     };
-    let expert = |name: &str| of(&|row| row.experts.get(name).map(|own| own.loss));
+    let expert = |name: &str| column(history, |row| row.experts.get(name).map(|own| own.loss));
     let (high, low) = (expert("high"), expert("low"));
     let mean = format!("mean of {SMOOTHED_OVER} steps");
     match high.is_empty() && low.is_empty() {
@@ -147,7 +150,7 @@ fn losses(of: &dyn Fn(&dyn Fn(&super::history::StepRow) -> Option<f64>) -> Vec<(
 
 /// The held-out loss of each network with its band.
 fn held_out(history: &History) -> Vec<Series> {
-    let series = |(index, (expert, rows)): (usize, (&String, &Vec<super::history::HeldOutRow>))| Series {
+    let series = |(index, (expert, rows)): (usize, (&String, &Vec<HeldOutRow>))| Series {
         name: match expert.as_str() {
             "" => "held out, with two standard errors of its change".to_owned(),
             expert => format!("{expert} noise"),
