@@ -307,13 +307,8 @@ impl Plan {
         let share = share_of_replica(&train, devices.replicas.named())?;
         let (shapes, beyond) = shapes::settled((&data, &dataset), (&dit, &defaults), share.batch)?;
         let networks = (networks(&ranges, &model, &sample), devices.replicas.named());
-        let task = task(
-            (&model, &dit),
-            (&adapter, &targets),
-            (&share, &recipe.optimizer),
-            (&shapes, data.loss_masks.as_ref()),
-            networks,
-        );
+        let (learning, of_clips) = ((&share, &recipe.optimizer), (&shapes, data.loss_masks.as_ref()));
+        let task = task((&model, &dit), (&adapter, &targets), learning, of_clips, networks);
         let host = recipe.memory.host_memory.map(|host| host.0);
         let (limits, machine) = overrides.machine(&devices, &task, host);
         let open = Open::of(&recipe.devices, &recipe.memory);
@@ -325,8 +320,7 @@ impl Plan {
         let asked = (&recipe.memory, given, sample.layout);
         let settled = ways::settled(&task, &machine, asked, &shapes, &rest, has_texts)?;
         model.precision.streamed = settled.streamed;
-        let of_model = (&dit, task.base.frozen);
-        let settled = with_clip_share(settled, (&share, &sample), of_model, &machine)?;
+        let settled = with_clip_share(settled, (&share, &sample), (&dit, task.base.frozen), &machine)?;
         notes.extend(conditions::on_host(&dit, task.latents, share.batch * share.accumulate));
         notes.extend(time::of_steps(&settled.choice, &task, &machine, overrides.link));
         let plan = Plan {
