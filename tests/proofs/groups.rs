@@ -54,7 +54,7 @@ fn a_tensor_has_the_rate_of_its_group() {
     }
 }
 
-/// Each tensor of a run with groups moves as in a run of its own rate alone: bit for bit, under every optimiser that may have groups.
+/// Each tensor of a run with groups moves as in a run of its own rate alone, to rounding of the rate, under every optimiser that may have groups.
 #[test]
 fn groups_move_as_runs_of_their_own_rate() {
     let dit = config(2, 24);
