@@ -155,11 +155,11 @@ struct Look {
     /// Frames that the clip has.
     count: usize,
     seen: usize,
-    times: Vec<f64>,
     /// Frames that are black.
     black: usize,
-    /// Mean change of grey from each frame to the next.
-    changes: Vec<f64>,
+    /// When each frame appears that follows another, neither of them black, and its mean change of grey.
+    changes: Vec<(f64, f64)>,
+    /// The last frame, unless that was black.
     last: Option<Vec<u8>>,
     /// The brightest pixel of each row and of each column over all frames.
     rows: Vec<u8>,
@@ -170,9 +170,9 @@ struct Look {
 
 impl Look {
     fn new(count: usize) -> Self {
-        let (times, changes, rows, columns) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (changes, rows, columns) = (Vec::new(), Vec::new(), Vec::new());
         let (shown, hashes) = (Vec::new(), Vec::new());
-        Self { count, seen: 0, times, black: 0, changes, last: None, rows, columns, shown, hashes }
+        Self { count, seen: 0, black: 0, changes, last: None, rows, columns, shown, hashes }
     }
 
     fn at(&mut self, frame: &Frame) {
@@ -180,12 +180,13 @@ impl Look {
         let Some(picture) = Picture::new(frame.width, frame.height, frame.rgb.clone()) else { return };
         let Some(small) = picture.stretched(SIDE, SIDE) else { return };
         let grey = small.grey();
-        self.black += usize::from(mean(grey.iter().map(|value| f64::from(*value))) < BLACK);
-        if let Some(last) = self.last.replace(grey) {
-            let grey = self.last.as_deref().unwrap_or_default();
-            self.changes.push(mean(last.iter().zip(grey).map(|(a, b)| f64::from(a.abs_diff(*b)))));
+        let is_black = mean(grey.iter().map(|value| f64::from(*value))) < BLACK;
+        self.black += usize::from(is_black);
+        if let (Some(last), false) = (&self.last, is_black) {
+            let change = mean(last.iter().zip(&grey).map(|(a, b)| f64::from(a.abs_diff(*b))));
+            self.changes.push((frame.time, change));
         }
-        self.times.push(frame.time);
+        self.last = (!is_black).then_some(grey);
         // In the middle of each of equal parts of the clip.
         let is_shown = (0..SHOWN).any(|part| self.seen == (2 * part + 1) * self.count / (2 * SHOWN));
         if is_shown {
@@ -214,7 +215,7 @@ impl Look {
         if black > 0.0 {
             findings.push(Finding::Black { share: black });
         }
-        let same = self.changes.iter().filter(|change| **change < SAME).count();
+        let same = self.changes.iter().filter(|(_, change)| *change < SAME).count();
         let repeated = same as f64 / self.changes.len().max(1) as f64;
         match is_still || self.changes.is_empty() {
             true => {}
@@ -235,12 +236,13 @@ impl Look {
 
     /// When the scene changes.
     fn cuts(&self) -> Vec<f64> {
-        let mut sorted = self.changes.clone();
+        // Of a clip whose frames repeat, those that do not.
+        let moving = self.changes.iter().map(|(_, change)| *change).filter(|change| *change >= SAME);
+        let mut sorted: Vec<f64> = moving.collect();
         sorted.sort_by(f64::total_cmp);
         let usual = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
         let is_cut = |change: f64| change > CUT.0 && change > CUT.1 * usual;
-        let changes = self.changes.iter().zip(&self.times[1.min(self.times.len())..]);
-        changes.filter(|(change, _)| is_cut(**change)).map(|(_, time)| *time).collect()
+        self.changes.iter().filter(|(_, change)| is_cut(*change)).map(|(time, _)| *time).collect()
     }
 }
 
