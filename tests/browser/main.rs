@@ -239,7 +239,7 @@ fn report(browser: &Browser, server: &Server, page: &dyn Fn(&str)) {
     browser.wait(
         "[...document.querySelectorAll('video')].every((one) => one.readyState >= 2 && one.currentTime > 0)",
     );
-    browser.reads("least");
+    browser.reads("step-000010.safetensors");
     let links = "return [...document.querySelectorAll('a')].map((one) => one.href)";
     let links = browser.run(links);
     let links = links.as_array().unwrap();
