@@ -106,6 +106,8 @@ pub fn serve(settings: Settings, ui: &Ui) -> Result<()> {
     let listener = runtime.block_on(TcpListener::bind(settings.address)).map_err(io)?;
     let address = listener.local_addr().map_err(io)?;
     let server = Arc::new(Server::open(&settings, address)?);
+    // Runs that an earlier server has started have their devices before any clip is made.
+    server.runs.tick()?;
     tell(&server, address, ui);
     let keeper = Arc::clone(&server);
     let complains = ui.clone();
