@@ -242,7 +242,8 @@ fn replace_words(text: &str, words: &BTreeMap<String, String>) -> String {
     let mut replaced = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(next) = rest.chars().next() {
-        let is_inside = |word: &str| is_letter(replaced_end(text, rest)) && is_letter(word.chars().next());
+        let is_inside =
+            |word: &str| is_letter(character_before(text, rest)) && is_letter(word.chars().next());
         let ends_inside =
             |word: &str| is_letter(word.chars().next_back()) && is_letter(rest[word.len()..].chars().next());
         let fits = |word: &&String| rest.starts_with(word.as_str()) && !is_inside(word) && !ends_inside(word);
@@ -261,7 +262,7 @@ fn replace_words(text: &str, words: &BTreeMap<String, String>) -> String {
 }
 
 /// The character of `text` in front of its end `rest`.
-fn replaced_end(text: &str, rest: &str) -> Option<char> {
+fn character_before(text: &str, rest: &str) -> Option<char> {
     text[..text.len() - rest.len()].chars().next_back()
 }
 

@@ -46,12 +46,12 @@ pub struct Series {
     pub band: Vec<f64>,
 }
 
-/// Whether y is drawn by its logarithm.
+/// Where the y axis begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Axis {
-    /// By its value.
-    Linear,
-    /// By its value, from 0 on.
+    /// Below the least value.
+    Close,
+    /// At 0.
     FromZero,
 }
 

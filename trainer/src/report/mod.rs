@@ -3,6 +3,7 @@
 
 mod charts;
 pub mod history;
+pub mod html;
 mod page;
 pub mod scores;
 

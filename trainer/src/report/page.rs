@@ -6,6 +6,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::charts::{Axis, Mark, Series, histogram, lines};
 use super::history::{HeldOutRow, History, StepRow, smoothed, thinned};
+use super::html::{escaped, filled};
 use super::scores::Scored;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
@@ -62,25 +63,6 @@ pub fn page(
     Ok(filled(TEMPLATE, &parts))
 }
 
-/// `template` with `{{name}}` replaced by each part of that name; what is put in is not looked at again.
-fn filled(template: &str, parts: &[(&str, String)]) -> String {
-    let mut page = String::new();
-    let mut pieces = template.split("{{");
-    page.push_str(pieces.next().unwrap_or_default());
-    for piece in pieces {
-        let (name, rest) = piece.split_once("}}").unwrap_or((piece, ""));
-        let part = parts.iter().find(|(own, _)| *own == name);
-        page.push_str(part.map_or("", |(_, text)| text));
-        page.push_str(rest);
-    }
-    page
-}
-
-/// `text` as HTML.
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
 /// `path` below `root` as a link.
 fn link(root: &Path, path: &Path) -> String {
     let below = path.strip_prefix(root).unwrap_or(path).to_string_lossy().replace('\\', "/");
@@ -101,8 +83,8 @@ fn charts(history: &History) -> std::result::Result<String, String> {
         mark: Mark::Line,
         band: Vec::new(),
     };
-    let mut drawn = vec![lines("loss", &losses(history), Axis::Linear)?];
-    drawn.push(lines("held-out loss", &held_out(history), Axis::Linear)?);
+    let mut drawn = vec![lines("loss", &losses(history), Axis::Close)?];
+    drawn.push(lines("held-out loss", &held_out(history), Axis::Close)?);
     drawn.push(lines("learning rate", &[one(of(|row| row.lr))], Axis::FromZero)?);
     drawn.push(lines("gradient norm", &[one(of(|row| row.grad_norm))], Axis::FromZero)?);
     drawn.push(lines("seconds a step", &[one(of(|row| row.seconds))], Axis::FromZero)?);

@@ -4,6 +4,7 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 use data::Checked;
 
 use crate::error::Result;
+use crate::report::html::{escaped, filled};
 
 const TEMPLATE: &str = include_str!("checks.html");
 
@@ -19,9 +20,7 @@ pub fn page(name: &str, checked: &[Checked]) -> Result<String> {
     }
     let summary = format!("{} clips, {} of them with something to look at", checked.len(), found.len());
     let parts = [("name", escaped(name)), ("summary", summary), ("clips", clips)];
-    Ok(parts
-        .iter()
-        .fold(TEMPLATE.to_owned(), |page, (part, text)| page.replace(&format!("{{{{{part}}}}}"), text)))
+    Ok(filled(TEMPLATE, &parts))
 }
 
 fn in_html(clip: &Checked) -> Result<String> {
@@ -38,8 +37,4 @@ fn in_html(clip: &Checked) -> Result<String> {
     }
     html.push_str("</section>\n");
     Ok(html)
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('{', "&#123;")
 }
