@@ -56,8 +56,9 @@ pub use mask::MaskRule;
 pub use media::Media;
 pub use order::{Batch, Cursor, Order, OrderItem};
 pub use out::{
-    Film, Mp4Writer, SheetRow, SheetStyle, contact_sheet, middle_frame, picture_table, titled_sheet,
-    write_commented_gif, write_commented_mp4, write_commented_webp, write_gif, write_mp4, write_webp,
+    Film, Mp4Writer, SheetRow, SheetStyle, contact_sheet, middle_frame, pcm, picture_table, titled_sheet,
+    write_commented_gif, write_commented_mp4, write_commented_webp, write_gif, write_mp4, write_wav,
+    write_webp,
 };
 pub use picture::Picture;
 pub use preview::write_preview;

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use data::{
     DataConfig, Dataset, SPEECH_RATE, SizeMultiple, read_speech, speech_seconds, write_gif, write_mp4,
+    write_wav,
 };
 use proofs::film::drifting;
-use proofs::sound::{add_track, tone, write_wav};
+use proofs::sound::{add_track, tone};
 
 const RATE: f64 = 16.0;
 
@@ -25,14 +26,14 @@ fn files_are_heard_as_mono_at_the_rate_of_speech() {
     for rate in [8000, 16_000, 22_050, 44_100, 48_000] {
         let count = rate as usize * 3 / 2 + 1;
         let (left, right) = (tone(440.0, rate, count, 0.5), vec![0.0; count]);
-        write_wav(&path, &[&left, &right], rate);
+        write_wav(&path, &[&left, &right], rate).unwrap();
         let heard = read_speech(&path).unwrap();
         let expected = (count as f64 * f64::from(SPEECH_RATE) / f64::from(rate)).ceil() as usize;
         assert!(heard.len().abs_diff(expected) <= 1, "{rate}: {} for {expected}", heard.len());
         assert!(off(&heard, 440.0, 0.25) < 2e-3, "{rate}: {}", off(&heard, 440.0, 0.25));
         assert!((speech_seconds(&path).unwrap() - count as f64 / f64::from(rate)).abs() < 1e-6);
     }
-    write_wav(&path, &[&tone(12_000.0, 48_000, 48_000, 0.5)], 48_000);
+    write_wav(&path, &[&tone(12_000.0, 48_000, 48_000, 0.5)], 48_000).unwrap();
     let heard = read_speech(&path).unwrap();
     let loudest = heard[400..heard.len() - 400].iter().fold(0f32, |most, x| most.max(x.abs()));
     assert!(loudest < 1e-3, "12 kHz sounds as something else: {loudest}");
@@ -85,10 +86,10 @@ fn speech_is_found_and_must_be_as_long_as_its_clip() {
     add_track(&clips.join("a.mp4"), &seconds(8), 16_000, 0);
     let text = refused("own");
     assert!(text.contains("0.80 seconds") && text.contains("1.00") && text.contains("a.mp4"), "{text}");
-    write_wav(&clips.join("a.wav"), &[&seconds(10)], 16_000);
+    write_wav(&clips.join("a.wav"), &[&seconds(10)], 16_000).unwrap();
     assert_eq!(path_of("own"), clips.join("a.wav"), "the file beside the clip comes first");
     // A track may end within the last frame.
-    write_wav(&clips.join("a.wav"), &[&seconds(10)[..15_100]], 16_000);
+    write_wav(&clips.join("a.wav"), &[&seconds(10)[..15_100]], 16_000).unwrap();
     assert_eq!(path_of("own"), clips.join("a.wav"));
 
     let audio = root.join("audio");
@@ -98,7 +99,7 @@ fn speech_is_found_and_must_be_as_long_as_its_clip() {
     let text = refused(audio.to_str().unwrap());
     assert!(text.contains("a.mp3") && text.contains("no audio can be read"), "{text}");
     std::fs::remove_file(audio.join("a.mp3")).unwrap();
-    write_wav(&audio.join("a.flac"), &[&seconds(11)], 16_000);
+    write_wav(&audio.join("a.flac"), &[&seconds(11)], 16_000).unwrap();
     assert_eq!(path_of(audio.to_str().unwrap()), audio.join("a.flac"), "by its contents, not its name");
 
     write_gif(&clips.join("b.gif"), &drifting(48, 32, 9), RATE).unwrap();
@@ -117,7 +118,7 @@ fn a_preview_shows_the_waveform_of_speech() {
     std::fs::write(clips.join("a.txt"), "a clip").unwrap();
     // Silent for the first half of the first nine frames, and for the second half of the next.
     let (quiet, loud) = (vec![0.0; 4500], tone(300.0, 16_000, 9000, 0.9));
-    write_wav(&clips.join("a.wav"), &[&[quiet.clone(), loud, quiet].concat()], 16_000);
+    write_wav(&clips.join("a.wav"), &[&[quiet.clone(), loud, quiet].concat()], 16_000).unwrap();
     let text = format!(
         "{{\"folder\": {clips:?}, \"sizes\": [[48, 32]], \"frames\": [9], \"stills\": \"skip\", \"audio\": \"own\", \
          \"extract\": \"sliding\"}}"

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use data::{Cursor, write_webp};
+use data::{Cursor, write_wav, write_webp};
 use kernels::{DType, Device, Tensor};
 use models::dit::animate::POSE;
 use models::dit::control::REFERENCE;
@@ -17,7 +17,7 @@ use models::weights::{TensorSpec, write_safetensors};
 use proofs::film::drifting;
 use proofs::project::Project;
 use proofs::small::{adapters, each_kind, pipeline, random, tensors, trained};
-use proofs::sound::{tone, write_wav};
+use proofs::sound::tone;
 use proofs::{Tolerance, assert_close, assert_same_bits, device, difference, fixture, residents};
 use trainer::encode::conditions::latents;
 use trainer::encode::conditions::speech::{at_middle_rate, of_frames, pose_latents};
@@ -111,7 +111,7 @@ impl Desk {
             .enumerate()
             .map(|(n, x)| x * (n as f32 / 900.0).sin() + 0.1 * (n as f32 / 7.0).cos())
             .collect();
-        write_wav(&self.path(name), &[&samples], 16_000);
+        write_wav(&self.path(name), &[&samples], 16_000).unwrap();
     }
 
     fn plan(&self) -> trainer::Result<Planned> {

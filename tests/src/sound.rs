@@ -1,4 +1,4 @@
-//! Synthetic sounds in files: WAV, and the track of an MP4.
+//! Synthetic sounds, and the track of an MP4.
 
 use std::path::Path;
 
@@ -6,30 +6,6 @@ use std::path::Path;
 pub fn tone(hertz: f64, rate: u32, count: usize, peak: f32) -> Vec<f32> {
     let at = |n: usize| (2.0 * std::f64::consts::PI * hertz * n as f64 / f64::from(rate)).sin() as f32 * peak;
     (0..count).map(at).collect()
-}
-
-/// 16-bit samples, little end first, of `channels` of one length side by side.
-fn pcm(channels: &[&[f32]]) -> Vec<u8> {
-    let frames = 0..channels[0].len();
-    let values = frames.flat_map(|n| channels.iter().map(move |channel| channel[n]));
-    values.flat_map(|value| ((value * 32767.0).round() as i16).to_le_bytes()).collect()
-}
-
-/// Writes a WAV file of 16 bits.
-pub fn write_wav(path: &Path, channels: &[&[f32]], rate: u32) {
-    let (samples, width) = (pcm(channels), 2 * channels.len() as u32);
-    let mut bytes = b"RIFF".to_vec();
-    bytes.extend((36 + samples.len() as u32).to_le_bytes());
-    bytes.extend(b"WAVEfmt \x10\0\0\0\x01\0");
-    bytes.extend((channels.len() as u16).to_le_bytes());
-    bytes.extend(rate.to_le_bytes());
-    bytes.extend((rate * width).to_le_bytes());
-    bytes.extend((width as u16).to_le_bytes());
-    bytes.extend(16u16.to_le_bytes());
-    bytes.extend(b"data");
-    bytes.extend((samples.len() as u32).to_le_bytes());
-    bytes.extend(samples);
-    std::fs::write(path, bytes).unwrap();
 }
 
 fn boxed(name: &[u8; 4], parts: &[&[u8]]) -> Vec<u8> {
@@ -49,7 +25,7 @@ pub fn add_track(path: &Path, samples: &[f32], rate: u32, cut: u32) {
     let size = u32::from_be_bytes(file[at - 4..at].try_into().unwrap()) as usize;
     let old = file[at + 4..at - 4 + size].to_vec();
     file[at..at + 4].copy_from_slice(b"free");
-    let (sound, count) = (pcm(&[samples]), samples.len() as u32);
+    let (sound, count) = (data::pcm(&[samples]), samples.len() as u32);
     let place = file.len() as u32 + 8;
     file.extend(boxed(b"mdat", &[&sound]));
     let seconds = f64::from(count) / f64::from(rate);

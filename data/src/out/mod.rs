@@ -1,15 +1,17 @@
-//! Finished clips out: H.264 MP4, GIF, animated WebP, and contact sheets. No system package is needed for any of them.
+//! Finished clips out: H.264 MP4, GIF, animated WebP, contact sheets, and sound as WAV. No system package is needed for any of them.
 
 mod animated;
 mod h264;
 mod letters;
 mod mp4;
 mod sheet;
+mod wav;
 
 use std::path::{Path, PathBuf};
 
 pub use animated::{write_commented_gif, write_commented_webp, write_gif, write_webp};
 pub use sheet::{SheetRow, SheetStyle, contact_sheet, picture_table, titled_sheet};
+pub use wav::{pcm, write_wav};
 
 use crate::clip::Clip;
 use crate::decode::{self, Frame};

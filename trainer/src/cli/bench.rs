@@ -256,7 +256,7 @@ struct ReplicasArguments {
 #[derive(Debug, Args)]
 struct RunArguments {
     /// The name of sizes.
-    #[arg(long, default_value = "tiny", value_parser = PossibleValuesParser::new(bench::run_presets()))]
+    #[arg(long, default_value = "tiny", value_parser = PossibleValuesParser::new(bench::dit_presets()))]
     model: String,
     /// Temporary folder of files, run and cache: three times the model's size. Default: the system's for temporary files.
     #[arg(long, value_name = "DIR")]

@@ -7,8 +7,6 @@ use std::path::{Path, PathBuf};
 use half::bf16;
 use kernels::random::Key;
 use models::dit::DitConfig;
-use models::umt5::Umt5Sizes;
-use models::vae::Sizes;
 use models::weights::TensorSpec;
 use serde_json::{Map, Value, json};
 
@@ -28,8 +26,16 @@ enum Lifetime {
     Kept,
 }
 
-/// The name of a DiT's file in its folder.
-const DIT: &str = "diffusion_pytorch_model.safetensors";
+/// The name of a DiT's file in its folder; of two experts that of the one for low noise.
+pub(super) const DIT: &str = "diffusion_pytorch_model.safetensors";
+/// That of the expert for high noise.
+pub(super) const HIGH_DIT: &str = "high_noise_model.safetensors";
+/// The names of the other files of a run.
+pub(super) const VAE: &str = "vae.safetensors";
+pub(super) const TEXT_ENCODER: &str = "umt5.safetensors";
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+pub(super) const CLIP: &str = "clip.safetensors";
+pub(super) const SPEECH_ENCODER: &str = "wav2vec.safetensors";
 
 /// Numbers that are written repeatedly: their values do not matter.
 const NUMBERS: usize = 1 << 20;
@@ -79,12 +85,20 @@ impl Made {
         write_random(&self.folder.join(DIT), config.tensors())
     }
 
-    /// Writes the other files that a run needs: `vae.safetensors`, `umt5.safetensors`, and a `tokenizer.json` of a few
-    /// words.
+    /// Writes `tensors` of random numbers in bf16 as the file `name`.
     ///
     /// # Errors
     /// When the disk does not take it.
-    pub fn add_encoders(&self, vae: &Sizes, text: &Umt5Sizes) -> Result<()> {
+    pub fn add(&self, name: &str, tensors: Vec<TensorSpec>) -> Result<()> {
+        let path = self.folder.join(name);
+        write_random(&path, tensors).map_err(|source| Error::Io { action: "write", path, source })
+    }
+
+    /// Writes a tokenizer of a few words.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub fn add_tokenizer(&self) -> Result<()> {
         let words = ["<unk>", "</s>", "a", "bench", "on", "hill", "clip", "number"];
         let vocabulary: Map<String, Value> =
             words.iter().enumerate().map(|(id, word)| ((*word).to_owned(), id.into())).collect();
@@ -93,13 +107,8 @@ impl Made {
             "pre_tokenizer": { "type": "Whitespace" }, "post_processor": null, "decoder": null,
             "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>" },
         });
-        let write = || {
-            write_random(&self.folder.join("vae.safetensors"), vae.tensors())?;
-            write_random(&self.folder.join("umt5.safetensors"), text.tensors())?;
-            fs::write(self.folder.join("tokenizer.json"), tokenizer.to_string())
-        };
-        let io = |source| Error::Io { action: "write a checkpoint to", path: self.folder.clone(), source };
-        write().map_err(io)
+        let path = self.folder.join(TOKENIZER);
+        fs::write(&path, tokenizer.to_string()).map_err(|source| Error::Io { action: "write", path, source })
     }
 }
 

@@ -13,6 +13,7 @@ mod parts;
 mod profile;
 mod replicas;
 mod run;
+mod run_files;
 mod step;
 
 use kernels::random::Key;
@@ -24,7 +25,7 @@ pub use load::{LoadBench, LoadSource, load};
 pub use model::{DitSource, dit_preset, dit_presets, umt5_preset, vae_preset};
 pub use parts::{AttentionBench, VaeBench, attention, text, usual_tiles, vae};
 pub use replicas::{ReplicasBench, Start, replicas};
-pub use run::{RunBench, run_presets, whole};
+pub use run::{RunBench, whole};
 pub use step::{StepBench, step};
 
 use crate::error::Result;

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::rounded;
-use super::run::{RunBench, prepared, step_seconds};
+use super::run::{RunBench, step_seconds};
+use super::run_files::prepared;
 use crate::error::{Error, Result};
 use crate::train::checkpoint;
 use crate::watch::ui::Ui;
