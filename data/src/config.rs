@@ -107,7 +107,7 @@ pub struct DataConfig {
     /// `first`, `last`, `first-last` (all but these frames are generated), `every-4` (all but every fourth). Default: none.
     #[serde(default)]
     pub mask_rules: Vec<MaskRule>,
-    /// Folder of reference pictures for Fun-Control V1.1 and A14B, VACE and Animate: `NAME.png` for the clip `NAME`, or several that end
+    /// Folder of reference pictures for Fun-Control V1.1, A14B and 5B, VACE and Animate: `NAME.png` for the clip `NAME`, or several that end
     /// in `_1`, `_2`, ... Default: none.
     #[serde(default)]
     pub references: Option<PathBuf>,
@@ -206,7 +206,7 @@ pub enum Stills {
     Skip,
 }
 
-/// What both sides of a picture must be a multiple of: the VAE's stride times the patch size (16, or 32 for TI2V-5B).
+/// What both sides of a picture must be a multiple of: the VAE's stride times the patch size (16, or 32 for models of 5B).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SizeMultiple(u32);
 

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use crate::dit::DitConfig;
 use crate::dit::animate::is_blur;
-use crate::kind::Facts;
 use crate::weights::{Checkpoint, Weights};
 use crate::{Contents, Error, Result, names, published};
 
@@ -30,8 +29,7 @@ pub fn open_dit(path: &Path, config_json: Option<&str>) -> Result<(DitConfig, We
     if shape_of("patch_embedding.weight").is_none() {
         return Err(Contents::Dit.refusal(&checkpoint, "patch_embedding.weight"));
     }
-    let by_channels = || Facts::read(shape_of).refused();
-    if let Some(kind) = published::refused(&checkpoint).or_else(by_channels) {
+    if let Some(kind) = published::refused(&checkpoint) {
         return Err(Error::Mismatch(format!(
             "{}: this is {kind}, which Tandem does not train; its adapters are often made on the plain text-to-video or \
              image-to-video model of the same size",

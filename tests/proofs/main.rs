@@ -33,6 +33,7 @@ mod estimate;
 mod experts;
 mod export;
 mod fp8_files;
+mod fun_in_place;
 mod gradients;
 mod groups;
 mod hub;

@@ -278,7 +278,7 @@ fn training_shows_the_first_frame_as_sampling_does() {
     let mut residents = residents(model, dit, device, &ui);
     let mut with = Encoding { residents: &mut residents, interrupt: &interrupt };
     ready.encoded.encode_pictures(std::slice::from_ref(&request), &mut with).unwrap();
-    let sampled = ready.encoded.shown(&request, dit.pictures()).unwrap();
+    let sampled = ready.encoded.shown(&request, dit).unwrap();
     let trained = ready.encoded.ends(0).unwrap();
     let one = |x: &Option<Tensor>| x.as_ref().unwrap().clone();
     assert_same_bits(

@@ -39,6 +39,13 @@ fn the_dits_have_the_published_tensors_and_adapters() {
         ("fun-camera-14b", (1309, 16_898_128_704)),
         ("fun-control-a14b", (1097, 14_289_561_664)),
         ("fun-camera-a14b", (1101, 14_792_233_024)),
+        // TI2V-5B with more channels in, and a reference's convolution or a camera adapter over 16 x 16 pixels.
+        ("fun-inp-5b", (825, 4_999_787_712 + 52 * 4 * 3072)),
+        ("fun-control-5b", (827, 4_999_787_712 + 100 * 4 * 3072 + (48 * 4 + 1) * 3072)),
+        (
+            "fun-camera-5b",
+            (831, 4_999_787_712 + 52 * 4 * 3072 + (24 * 256 * 4 + 1) * 3072 + 2 * (9 * 3072 + 1) * 3072),
+        ),
         ("vace-1.3b", (1264, 2_153_972_032)),
         ("vace-14b", (1331, 17_337_592_896)),
         // The official file has 14 more tensors, constants of the network.

@@ -57,6 +57,21 @@ pub fn each_kind(layers: usize) -> Vec<DitConfig> {
             control: Control { camera: Some(CameraSizes { stride: 8 }), ..Control::default() },
             ..text.clone()
         },
+        DitConfig { kind: Kind::FunInPlace, in_channels: 100, out_channels: 48, ..text.clone() },
+        DitConfig {
+            kind: Kind::FunControlInPlace,
+            in_channels: 148,
+            out_channels: 48,
+            control: Control { reference: Some(48), ..Control::default() },
+            ..text.clone()
+        },
+        DitConfig {
+            kind: Kind::FunCameraInPlace,
+            in_channels: 100,
+            out_channels: 48,
+            control: Control { camera: Some(CameraSizes { stride: 16 }), ..Control::default() },
+            ..text.clone()
+        },
         DitConfig {
             kind: Kind::Vace,
             control: Control { side_chain: SideChain::new(96, 2, layers, None).ok(), ..Control::default() },

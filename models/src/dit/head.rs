@@ -56,10 +56,10 @@ impl Head {
         }
     }
 
-    /// (shift, scale), each [b, g, 1, d]: the head's own rows plus the unprojected time embedding.
+    /// (shift, scale), each [b, g, 1, d], for the tokens of the latents: the head's own rows plus the unprojected time embedding.
     fn modulation(&self, context: &Context) -> Result<(Tensor, Tensor)> {
-        let rows =
-            context.cond.require(Role::TIME)?.unsqueeze(2)?.broadcast_add(&self.modulation.unsqueeze(1)?)?;
+        let time_bgd = of_latent_groups(context.cond.require(Role::TIME)?, &context.positions)?;
+        let rows = time_bgd.unsqueeze(2)?.broadcast_add(&self.modulation.unsqueeze(1)?)?;
         Ok((rows.narrow(2, 0, 1)?.contiguous()?, rows.narrow(2, 1, 1)?.contiguous()?))
     }
 }
@@ -71,6 +71,20 @@ fn of_latents(x: &Tensor, positions: &Positions) -> Result<Tensor> {
     match x.dim(1)? == count {
         true => Ok(x.clone()),
         false => Ok(x.narrow(1, positions.in_front, count)?.contiguous()?),
+    }
+}
+
+/// The rows of a time embedding [b, g, d] that are those of the latents' tokens: all where every token shares one, else without
+/// those of the tokens in front, which are whole groups.
+fn of_latent_groups(time_bgd: &Tensor, positions: &Positions) -> Result<Tensor> {
+    let (groups, (frames, height, width)) = (time_bgd.dim(1)?, positions.grid);
+    let tokens = positions.in_front + frames * (height / PATCH) * (width / PATCH);
+    match (groups, positions.in_front) {
+        (1, _) | (_, 0) => Ok(time_bgd.clone()),
+        (_, in_front) => {
+            let dropped = in_front * groups / tokens;
+            Ok(time_bgd.narrow(1, dropped, groups - dropped)?.contiguous()?)
+        }
     }
 }
 

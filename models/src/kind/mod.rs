@@ -33,6 +33,12 @@ pub enum Kind {
     FunCamera,
     /// Given frames in channels and a camera path: the experts of Wan 2.2 Fun-Control-Camera.
     FunCameraExpert,
+    /// A first picture in channels and in place of the first frame: Wan 2.2 Fun-InP of 5B.
+    FunInPlace,
+    /// A control clip and given frames in channels, of which the first one also takes its place: Wan 2.2 Fun-Control of 5B.
+    FunControlInPlace,
+    /// The same with a camera path for the control clip: Wan 2.2 Fun-Control-Camera of 5B.
+    FunCameraInPlace,
     /// A side chain of blocks over a control clip, its mask and reference pictures: VACE.
     Vace,
     /// A reference picture as the first latent frame, a pose clip, a face clip, and CLIP's states of the reference: Animate of
@@ -55,6 +61,8 @@ pub struct KindFacts {
     pub clip_pictures: usize,
     /// How it takes a picture.
     pub pictures: Pictures,
+    /// Whether a first frame that is given stands, clean, in place of the first noisy one, at timestep 0.
+    pub in_place: bool,
     /// What the channels of its input after the noisy ones are, in their order.
     pub beside: &'static [Beside],
     /// Whether it takes a camera path, through an adapter of its own.

@@ -41,8 +41,6 @@ struct Refused {
     title: &'static str,
     /// Parts of the names of tensors that only this family has.
     marks: &'static [&'static str],
-    /// Channels in and out that only this family has.
-    channels: &'static [(usize, usize)],
 }
 
 /// Bytes of UMT5 in bf16, with its tokenizer: models_t5_umt5-xxl-enc-bf16.pth and google/umt5-xxl/tokenizer.json.
@@ -185,14 +183,6 @@ impl Published {
         let clip = if *clip_pictures > 0 { CLIP_BYTES } else { 0 };
         let speech = if *speech { SPEECH_ENCODER_BYTES } else { 0 };
         self.bytes_a_number * parameters * networks + TEXT_ENCODER_BYTES + vae.file_bytes() + clip + speech
-    }
-}
-
-impl Facts {
-    /// The name of an unsupported network, if its channels identify it.
-    pub fn refused(&self) -> Option<&'static str> {
-        let channels = (self.channels_in, self.channels_out);
-        table::REFUSED.iter().find(|row| row.channels.contains(&channels)).map(|row| row.title)
     }
 }
 

@@ -11,7 +11,7 @@ const SIZE_5B: [usize; 4] = [3072, 14336, 24, 30];
 pub(super) const SIZE_14B: [usize; 4] = [5120, 13824, 40, 40];
 
 /// The models that can be trained.
-pub(super) const MODELS: [Published; 21] = [
+pub(super) const MODELS: [Published; 24] = [
     Published {
         key: "t2v-1.3b",
         title: "Wan 2.1 T2V-1.3B",
@@ -173,6 +173,36 @@ pub(super) const MODELS: [Published; 21] = [
         reference: false,
     },
     Published {
+        key: "fun-inp-5b",
+        title: "Wan 2.2 Fun-5B-InP",
+        kind: Kind::FunInPlace,
+        networks: Networks::Whole,
+        size: SIZE_5B,
+        repositories: &["alibaba-pai/Wan2.2-Fun-5B-InP"],
+        bytes_a_number: 2,
+        reference: false,
+    },
+    Published {
+        key: "fun-control-5b",
+        title: "Wan 2.2 Fun-5B-Control",
+        kind: Kind::FunControlInPlace,
+        networks: Networks::Whole,
+        size: SIZE_5B,
+        repositories: &["alibaba-pai/Wan2.2-Fun-5B-Control"],
+        bytes_a_number: 2,
+        reference: true,
+    },
+    Published {
+        key: "fun-camera-5b",
+        title: "Wan 2.2 Fun-5B-Control-Camera",
+        kind: Kind::FunCameraInPlace,
+        networks: Networks::Whole,
+        size: SIZE_5B,
+        repositories: &["alibaba-pai/Wan2.2-Fun-5B-Control-Camera"],
+        bytes_a_number: 2,
+        reference: false,
+    },
+    Published {
         key: "vace-1.3b",
         title: "Wan 2.1 VACE-1.3B",
         kind: Kind::Vace,
@@ -224,8 +254,8 @@ pub(super) const MODELS: [Published; 21] = [
     },
 ];
 
-/// Unsupported Wan variants, recognised by part of a tensor's name or by channels in and out.
-pub(super) const REFUSED: [Refused; 3] = [
+/// Unsupported Wan variants, recognised by part of a tensor's name.
+pub(super) const REFUSED: [Refused; 2] = [
     Refused {
         title: "WanToDance/Wan-Dancer (music to dance)",
         marks: &[
@@ -235,8 +265,6 @@ pub(super) const REFUSED: [Refused; 3] = [
             "img_emb_refimage.",
             "head_global.",
         ],
-        channels: &[],
     },
-    Refused { title: "a Wan model that listens to audio", marks: &["audio_proj."], channels: &[] },
-    Refused { title: "a Wan Fun model of 5B", marks: &[], channels: &[(100, 48), (148, 48)] },
+    Refused { title: "a Wan model that listens to audio", marks: &["audio_proj."] },
 ];

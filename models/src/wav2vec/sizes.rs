@@ -41,10 +41,11 @@ pub struct SpeechSizes {
     pub groups: usize,
 }
 
-/// The keys of `config.json` that tensors do not show.
+/// The keys of `config.json` that tensors do not show; none of them in that of another model, which may lie beside the file.
 #[derive(Deserialize)]
 struct ConfigFile {
-    num_attention_heads: usize,
+    #[serde(default)]
+    num_attention_heads: Option<usize>,
     #[serde(default)]
     conv_stride: Option<Vec<usize>>,
     #[serde(default)]
@@ -179,7 +180,7 @@ fn detect(checkpoint: &Checkpoint, config: Option<&ConfigFile>) -> Option<Speech
         width,
         inner: axis("encoder.layers.0.feed_forward.intermediate_dense.weight", 0)?,
         layers: layers.count(),
-        heads: config.map_or(width / HEAD, |config| config.num_attention_heads),
+        heads: config.and_then(|config| config.num_attention_heads).unwrap_or(width / HEAD),
         taps: axis(DIRECTION, 2)?,
         groups: width / of_group,
     })

@@ -137,8 +137,8 @@ pub fn check_vae(vae: &Sizes, dit: &DitConfig) -> Result<()> {
         return Ok(());
     }
     let why = format!(
-        "its latents have {} channels, but the DiT takes {}: Wan2.1_VAE (16) belongs to all models but TI2V-5B, \
-         Wan2.2_VAE (48) to that one alone",
+        "its latents have {} channels, but the DiT takes {}: Wan2.1_VAE (16) belongs to all models but those of 5B, \
+         Wan2.2_VAE (48) to those alone",
         vae.latent, dit.out_channels
     );
     Err(Error::Setting { key: "model.vae".into(), why })

@@ -98,15 +98,15 @@ pub struct Sample {
     /// Negative prompt. Default: the one that Wan was published with.
     #[arg(long)]
     negative: Option<String>,
-    /// Width in pixels. Default: what the adapter was trained at, else 832 (TI2V-5B 1280); with a picture, its aspect ratio
+    /// Width in pixels. Default: what the adapter was trained at, else 832 (models of 5B 1280); with a picture, its aspect ratio
     /// at that area.
     #[arg(long)]
     width: Option<u32>,
-    /// Height in pixels. Default: what the adapter was trained at, else 480 (TI2V-5B 704); with a picture, its aspect ratio
+    /// Height in pixels. Default: what the adapter was trained at, else 480 (models of 5B 704); with a picture, its aspect ratio
     /// at that area.
     #[arg(long)]
     height: Option<u32>,
-    /// Frames, 4n+1. Default: what the adapter was trained at, else 81 (TI2V-5B 121).
+    /// Frames, 4n+1. Default: what the adapter was trained at, else 81 (models of 5B 121).
     #[arg(long)]
     frames: Option<u32>,
     /// Few-step sampling with a distilled adapter, which --lora, or --lora-high and --lora-low, name.
@@ -148,7 +148,7 @@ pub struct Sample {
     /// File formats of the clips. Default: mp4.
     #[arg(long, value_enum, value_delimiter = ',')]
     format: Vec<ClipFormat>,
-    /// Frames per second of the files. Default: the model's, 16 (TI2V-5B 24).
+    /// Frames per second of the files. Default: the model's, 16 (models of 5B 24).
     #[arg(long)]
     fps: Option<f64>,
     /// Decode in tiles: needs less memory, may leave faint seams.
@@ -159,7 +159,7 @@ pub struct Sample {
     #[arg(long, value_name = "STEPS", num_args = 0..=1, require_equals = true, default_missing_value = "5",
           value_parser = clap::value_parser!(u32).range(1..), requires = "tiny_decoder")]
     preview: Option<u32>,
-    /// The tiny decoder that makes previews: taew2_1, for TI2V-5B taew2_2, as .pth or .safetensors. A file named lighttae...
+    /// The tiny decoder that makes previews: taew2_1, for models of 5B taew2_2, as .pth or .safetensors. A file named lighttae...
     /// is taken for LightX2V's variant, which decodes latents without scaling. `tandem fetch Kijai/WanVideo_comfy --only taew2_1`
     /// downloads it.
     #[arg(long, value_name = "FILE", requires = "preview")]

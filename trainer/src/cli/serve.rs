@@ -42,7 +42,7 @@ pub struct Serve {
     /// Ask for no token: on this host's own address only.
     #[arg(long)]
     no_token: bool,
-    /// The tiny decoder that makes previews of clips: taew2_1, for TI2V-5B taew2_2, as .pth or .safetensors.
+    /// The tiny decoder that makes previews of clips: taew2_1, for models of 5B taew2_2, as .pth or .safetensors.
     #[arg(long, value_name = "FILE")]
     tiny_decoder: Option<PathBuf>,
 }

@@ -63,7 +63,9 @@ impl LatentStore {
     /// # Errors
     /// Files that cannot be decoded, poses that do not fit their clip, a cache that takes no files.
     pub(super) fn encode_accompanied(&mut self, dataset: &Dataset, with: &mut Encoding) -> Result<()> {
-        if with.residents.dit().pictures() != Pictures::Condition {
+        let facts = with.residents.dit().kind.facts();
+        self.in_place = facts.in_place && facts.beside.contains(&Beside::Given);
+        if facts.pictures != Pictures::Condition {
             return Ok(());
         }
         self.control_model = Some(with.residents.dit().clone());

@@ -55,6 +55,8 @@ pub struct LatentStore {
     requested: BTreeMap<String, requested::RequestKeys>,
     /// The control model that clips were encoded for; nothing for another model.
     control_model: Option<DitConfig>,
+    /// Whether a first frame that is given to the model that clips were encoded for also takes its place.
+    in_place: bool,
     /// The rules that make VACE's masks.
     rules: Vec<MaskRule>,
     /// What accompanies each window, for control models.
@@ -109,6 +111,7 @@ impl LatentStore {
             pictures: BTreeMap::new(),
             requested: BTreeMap::new(),
             control_model: None,
+            in_place: false,
             rules: Vec::new(),
             accompanied: Vec::new(),
             loss_masks: Vec::new(),
@@ -209,6 +212,11 @@ impl LatentStore {
             cond: Conditioning::new().with_optional(Role::PICTURE, of(&keys.states, STATES)?),
             ..PictureInputs::default()
         })
+    }
+
+    /// Whether the first frame of a sample stands, clean, in its own place: for models that are given it beside the noise too.
+    pub fn is_first_in_place(&self, left_out: LeftOut) -> bool {
+        self.in_place && !left_out.start
     }
 
     /// The text states [s, width] of a prompt.

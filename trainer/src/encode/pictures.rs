@@ -6,7 +6,7 @@ use std::path::Path;
 use data::{ContentHashes, DataError, Key, Picture, Storage};
 use kernels::{Device, Tensor};
 use models::clip::{Clip, normalised};
-use models::dit::{Conditioning, Pictures, Role};
+use models::dit::{Conditioning, DitConfig, Pictures, Role};
 use models::vae::{Tiling, Vae};
 
 use super::picture_inputs::{GivenFrames, PictureInputs, condition, with_mask};
@@ -74,27 +74,24 @@ impl LatentStore {
         Ok(())
     }
 
-    /// What the network is shown of the pictures of `request`, a batch of one on the host.
+    /// What the network of `dit` is shown of the pictures of `request`, a batch of one on the host.
     ///
     /// # Errors
     /// When they were not encoded, or an entry was removed or damaged.
-    pub fn shown(&self, request: &ClipRequest, pictures: Pictures) -> Result<PictureInputs> {
+    pub fn shown(&self, request: &ClipRequest, dit: &DitConfig) -> Result<PictureInputs> {
         let Some(keys) = self.pictures.get(&named(request)) else { return Ok(PictureInputs::default()) };
         let latents = self.tensor(&keys.latents, LATENTS)?;
         let states = keys.states.as_ref().map(|key| self.tensor(key, STATES)).transpose()?;
         let states = states.map(|states| states.unsqueeze(0)).transpose()?;
         let cond = Conditioning::new().with_optional(Role::PICTURE, states);
         let ends = if request.last_image.is_some() { GivenFrames::Both } else { GivenFrames::First };
-        Ok(match pictures {
-            Pictures::InPlace => {
-                PictureInputs { first_bcthw: Some(latents.unsqueeze(0)?), cond, ..PictureInputs::default() }
-            }
-            _ => PictureInputs {
-                beside_bcthw: Some(with_mask(&latents, ends)?.unsqueeze(0)?),
-                cond,
-                ..PictureInputs::default()
-            },
-        })
+        let first = dit.kind.facts().in_place.then(|| latents.narrow(1, 0, 1)?.contiguous()?.unsqueeze(0));
+        let beside = match dit.pictures() {
+            Pictures::InPlace => None,
+            _ => Some(with_mask(&latents, ends)?.unsqueeze(0)?),
+        };
+        let first_bcthw = first.transpose()?;
+        Ok(PictureInputs { beside_bcthw: beside, first_bcthw, cond, ..PictureInputs::default() })
     }
 }
 

@@ -127,7 +127,7 @@ impl LatentStore {
     pub fn shown_of(&self, request: &ClipRequest, dit: &DitConfig) -> Result<PictureInputs> {
         match dit.pictures() {
             Pictures::Condition => self.requested(request, dit),
-            pictures => self.shown(request, pictures),
+            _ => self.shown(request, dit),
         }
     }
 
@@ -149,7 +149,10 @@ impl LatentStore {
         if dit.kind.facts().speech {
             return self.heard_of(request, &keys, dit);
         }
-        let given = read(&keys.given)?.map(|latents| {
+        let given = read(&keys.given)?;
+        let first = given.as_ref().filter(|_| dit.kind.facts().in_place);
+        let first_bcthw = first.map(|latents| latents.narrow(2, 0, 1)?.contiguous()).transpose()?;
+        let given = given.map(|latents| {
             Ok::<_, Error>((mask(GivenFrames::First, (frames, height, width))?.unsqueeze(0)?, latents))
         });
         let parts = FunLatents {
@@ -186,7 +189,7 @@ impl LatentStore {
         let cond = cond.with_optional(Role::PICTURE, self.states_of(&keys, dit)?);
         let is_in_front = dit.control.side_chain.is_some() && !references.is_empty();
         let in_front_bcthw = is_in_front.then(|| Tensor::cat(&references, 2)).transpose()?;
-        Ok(PictureInputs { beside_bcthw, cond, in_front_bcthw, ..PictureInputs::default() })
+        Ok(PictureInputs { beside_bcthw, first_bcthw, cond, in_front_bcthw, ..PictureInputs::default() })
     }
 
     /// CLIP's states [1, rows, width] of a request's picture, zeros without one; nothing for a model without them.

@@ -51,7 +51,7 @@ fn check_set(data: &DataConfig, dit: &DitConfig) -> Result<()> {
             "masks" => "this model reads no masks: leave it out, or take a VACE or Animate model",
             "faces" => "this model reads no face clips: leave it out, or take an Animate model",
             "references" => {
-                "this model reads no reference pictures: leave it out, or take Fun-Control V1.1 or A14B, VACE or Animate"
+                "this model reads no reference pictures: leave it out, or take Fun-Control V1.1, A14B or 5B, VACE or Animate"
             }
             _ => "this model reads no camera paths: leave it out, or take a Fun-Control-Camera model",
         };

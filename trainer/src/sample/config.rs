@@ -71,7 +71,7 @@ pub struct SampleConfig {
     /// Solver steps of a clip between two previews of it, `<clip>.preview.mp4` beside the clip, each in place of the one before;
     /// removed when the clip is finished. 0 for none. Default 0.
     pub preview_every: usize,
-    /// The tiny decoder that makes previews, `taew2_1` (TI2V-5B: `taew2_2`) as .pth or .safetensors, relative to the recipe.
+    /// The tiny decoder that makes previews, `taew2_1` (models of 5B: `taew2_2`) as .pth or .safetensors, relative to the recipe.
     /// Default: none.
     pub tiny_decoder: Option<PathBuf>,
     /// Seed of the starting noise. Default: the seed of the run.

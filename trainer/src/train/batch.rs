@@ -379,6 +379,7 @@ impl<'a> Batches<'a> {
         let noise = Tensor::from_vec(noise.normals(x0.elem_count()), x0.shape(), &Device::Cpu)?;
         let mut noisy = ((&x0 * (1.0 - sigma))? + (&noise * sigma)?)?;
         let frames = x0.dim(1)?;
+        let given = if self.encoded.is_first_in_place(left_out) { Given::FirstFrame } else { given };
         let given = if frames > 1 { given } else { Given::Nothing };
         if given == Given::FirstFrame {
             noisy = Tensor::cat(&[x0.narrow(1, 0, 1)?, noisy.narrow(1, 1, frames - 1)?], 1)?;

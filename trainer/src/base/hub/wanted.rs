@@ -27,7 +27,7 @@ pub enum Wanted {
     /// The tiny decoder of previews for latents of 16 channels, from a repository that has it.
     #[value(name = "taew2_1")]
     TinyDecoder21,
-    /// The tiny decoder of previews for TI2V-5B, from a repository that has it.
+    /// The tiny decoder of previews for models of 5B, from a repository that has it.
     #[value(name = "taew2_2")]
     TinyDecoder22,
 }

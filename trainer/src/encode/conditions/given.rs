@@ -96,13 +96,17 @@ impl GivenConditions {
         }
         let refuse = |why: &str| Err(refusal(why));
         match dit.kind {
-            Kind::FunControl | Kind::FunControlExpert if self.control.is_none() => refuse(
-                "this model makes clips after a control clip: name one (--control, or --cv behind a prompt)",
-            ),
-            Kind::FunCamera | Kind::FunCameraExpert if self.camera.is_none() => refuse(
-                "this model makes clips along a camera path: name a move or a file of poses (--camera, or --cam behind a prompt)",
-            ),
-            Kind::FunCamera | Kind::FunCameraExpert if !has_picture => {
+            Kind::FunControl | Kind::FunControlExpert | Kind::FunControlInPlace if self.control.is_none() => {
+                refuse(
+                    "this model makes clips after a control clip: name one (--control, or --cv behind a prompt)",
+                )
+            }
+            Kind::FunCamera | Kind::FunCameraExpert | Kind::FunCameraInPlace if self.camera.is_none() => {
+                refuse(
+                    "this model makes clips along a camera path: name a move or a file of poses (--camera, or --cam behind a prompt)",
+                )
+            }
+            Kind::FunCamera | Kind::FunCameraExpert | Kind::FunCameraInPlace if !has_picture => {
                 refuse("this model moves the camera in a picture: name one (--image, or --i behind a prompt)")
             }
             Kind::Animate if self.control.is_none() => refuse(

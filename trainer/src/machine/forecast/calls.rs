@@ -1,7 +1,8 @@
 //! What is at both ends of calls of the network without a backward: where inputs come from, and what becomes of velocities.
 
 use kernels::{DType, Device, Tensor};
-use models::dit::{Conditioning, NetworkInput, Pictures, Raw};
+use models::dit::{Conditioning, NetworkInput, Raw};
+use models::published::KindFacts;
 
 use crate::error::Result;
 use crate::pipeline::{Blocks, MicroBatch};
@@ -155,16 +156,12 @@ impl<'a> Source<'a> {
 
 impl<'a> Sink<'a> {
     /// For `calls` over samples such as `batch`, on `device`.
-    pub fn new(
-        calls: &Calls,
-        (batch, pictures): (&'a MicroBatch, Pictures),
-        device: &Device,
-    ) -> Result<Self> {
+    pub fn new(calls: &Calls, (batch, facts): (&'a MicroBatch, &KindFacts), device: &Device) -> Result<Self> {
         let Calls::Clips(clips) = calls else { return Ok(Self::Compared(batch)) };
         let channels = batch.target.dim(1)?;
         let state = |clip: &ClipShape| {
             let schedule = Schedule::new(clip.solver, Convention::Official, STEPS, SHIFT)?;
-            let is_in_place = clip.has_picture && pictures == Pictures::InPlace;
+            let is_in_place = clip.has_picture && facts.in_place;
             let picture = ClipShape { latents: (1, clip.latents.1, clip.latents.2), ..*clip };
             let mut state = ClipState {
                 solver: Solver::new(schedule).with_noise(FreshNoise::Seeded(0)),

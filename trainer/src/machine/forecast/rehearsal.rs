@@ -251,7 +251,7 @@ impl Rehearsal {
         let (Scene { index, count, own, .. }, dit) = (&self.scene, &self.stage.dit);
         let label = |label| own.ledger().map(|ledger| ledger.set_label(label));
         label("clips");
-        let sample = (&self.batches[0], dit.config.pictures()); // a task has a micro-batch
+        let sample = (&self.batches[0], dit.config.kind.facts()); // a task has a micro-batch
         let sink = dit.head.as_ref().map(|_| Sink::new(calls, sample, own)).transpose()?;
         let beside = if dit.embedder.is_some() { own } else { &self.scene.host };
         let is_alone = *count == 1;

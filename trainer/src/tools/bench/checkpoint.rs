@@ -35,7 +35,8 @@ pub(super) const VAE: &str = "vae.safetensors";
 pub(super) const TEXT_ENCODER: &str = "umt5.safetensors";
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const CLIP: &str = "clip.safetensors";
-pub(super) const SPEECH_ENCODER: &str = "wav2vec.safetensors";
+/// In a folder of its own: a config.json beside it would be taken for its own.
+pub(super) const SPEECH_ENCODER: &str = "wav2vec/model.safetensors";
 
 /// Numbers that are written repeatedly: their values do not matter.
 const NUMBERS: usize = 1 << 20;
@@ -91,6 +92,13 @@ impl Made {
     /// When the disk does not take it.
     pub fn add(&self, name: &str, tensors: Vec<TensorSpec>) -> Result<()> {
         let path = self.folder.join(name);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(|source| Error::Io {
+                action: "create",
+                path: parent.to_owned(),
+                source,
+            })?;
+        }
         write_random(&path, tensors).map_err(|source| Error::Io { action: "write", path, source })
     }
 

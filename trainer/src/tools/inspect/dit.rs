@@ -26,7 +26,7 @@ pub(super) fn model_of_width(
         (1536, false) => Some("Wan 2.1 T2V-1.3B"),
         (5120, false) => Some("Wan 2.1 14B and the experts of Wan 2.2 A14B"),
         (5120, true) => Some("Wan 2.1 I2V-14B"),
-        (3072, false) => Some("Wan 2.2 TI2V-5B"),
+        (3072, false) => Some("Wan 2.2 TI2V-5B and Fun-5B"),
         _ => None,
     }
 }
@@ -67,7 +67,7 @@ pub(super) fn report(path: &Path, file: &Checkpoint) -> Report {
 
 /// Its name.
 fn name(file: &Checkpoint, facts: Facts, path: &Path) -> String {
-    if let Some(kind) = published::refused(file).or_else(|| facts.refused()) {
+    if let Some(kind) = published::refused(file) {
         return format!("{kind}, which Tandem does not train");
     }
     let found: Vec<String> = Published::at(facts, path).into_iter().map(Published::network).collect();
