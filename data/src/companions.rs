@@ -190,12 +190,15 @@ impl Companion {
     }
 }
 
-/// Checks that each mask in the folder of `config` is that of one of `items`.
-pub(crate) fn check_loss_masks(config: &DataConfig, items: &[Item]) -> Result<()> {
+/// Checks that each mask in the folder of `config` is that of one of `clips`.
+pub(crate) fn check_loss_masks<'a>(
+    config: &DataConfig,
+    clips: impl Iterator<Item = &'a Media>,
+) -> Result<()> {
     let Some(MaskPlace::Folder(folder)) = config.loss_masks.as_ref().map(|masks| &masks.from) else {
         return Ok(());
     };
-    let stems: BTreeSet<PathBuf> = items.iter().map(|item| stem(&item.media, config)).collect();
+    let stems: BTreeSet<PathBuf> = clips.map(|media| stem(media, config)).collect();
     let listing = Listing::of(folder)?;
     let strays = listing.stems().filter(|stem| !stems.contains(stem));
     let strays: Vec<String> = strays.map(|stem| stem.display().to_string()).collect();

@@ -91,6 +91,15 @@ pub struct DataConfig {
     /// Clips kept out of training to measure the held-out loss, by pattern over their paths. Default: none.
     #[serde(default)]
     pub held_out: Vec<String>,
+    /// Clips that are left out, by pattern over their paths. A pattern that matches none is refused. Default: none.
+    #[serde(default)]
+    pub skip: Vec<String>,
+    /// Whether black bars at the edges of clips are cut off before they are scaled. Default `false`.
+    #[serde(default)]
+    pub crop_bars: bool,
+    /// Whether clips are split where the scene changes; what is then too short is left out. Default `false`.
+    #[serde(default)]
+    pub split_cuts: bool,
     /// Folder of control clips (pose, depth, edges, ...) for Fun-Control and VACE, and of pose clips for Animate and S2V: for each clip
     /// one of the same path below it, with any extension, as long as the clip and of its aspect. Default: none.
     #[serde(default)]

@@ -16,13 +16,16 @@ pub mod clip;
 mod colour;
 pub mod companions;
 pub mod config;
+mod crop;
 pub mod dataset;
 pub mod decode;
 pub mod error;
+mod fixes;
 pub mod glob;
 pub mod hashes;
 mod import;
 pub mod key;
+mod look;
 pub mod mask;
 pub mod media;
 pub mod metadata;
@@ -33,6 +36,8 @@ pub mod preview;
 mod random;
 pub mod resample;
 pub mod scan;
+mod skips;
+mod source;
 pub mod tensor;
 mod unusable;
 mod waveform;
@@ -48,7 +53,8 @@ pub use config::{
     AudioSource, DataConfig, EmptyCaptions, Extract, ForExpert, LossMasks, MaskPlace, MaskReduction,
     SetConfig, SetFacts, SizeMultiple, Stills, Unfit,
 };
-pub use dataset::{Dataset, Footage, Source, Watch, clip_frames, read_clip};
+pub use crop::Crop;
+pub use dataset::{Dataset, Footage, Watch, clip_frames, read_clip};
 pub use error::{DataError, Result};
 pub use hashes::ContentHashes;
 pub use key::Key;
@@ -63,4 +69,5 @@ pub use out::{
 pub use picture::Picture;
 pub use preview::write_preview;
 pub use scan::{Item, media_at, scan};
+pub use source::{Scene, Source};
 pub use tensor::{HostTensor, Storage};

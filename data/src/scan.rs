@@ -8,6 +8,7 @@ use crate::config::{DataConfig, EmptyCaptions, MaskPlace, Stills, masked_clip};
 use crate::error::{DataError, Result};
 use crate::media::{Media, PICTURE_EXTENSIONS, VIDEO_EXTENSIONS};
 use crate::metadata;
+use crate::skips::Skips;
 use crate::unusable::{self, Unusable, Why};
 
 /// Marks a folder as a cache (see bford.info/cachedir); such folders are not searched.
@@ -53,7 +54,9 @@ impl Item {
 /// An empty folder, clips whose captions are missing or cannot be read (all named at once, unless they are to be left out),
 /// a metadata file that cannot be used, a held-out pattern that matches nothing, or everything held out.
 pub fn scan(config: &DataConfig) -> Result<Vec<Item>> {
-    let (items, unusable) = find(config, "")?;
+    let mut skips = Skips::default();
+    let Found { items, unusable, .. } = find(config, "", &mut skips)?;
+    skips.check(config, &|_| false, items.iter().map(|item| item.id.as_str()))?;
     if !items.is_empty() {
         check_held_out(config, &items)?;
     }
@@ -61,9 +64,20 @@ pub fn scan(config: &DataConfig) -> Result<Vec<Item>> {
     Ok(items)
 }
 
-/// The clips of a set's folders, with the `set` in front of their names, and those whose captions are missing or cannot be read.
-pub(crate) fn find(config: &DataConfig, set: &str) -> Result<(Vec<Item>, Vec<Unusable>)> {
-    let (mut items, mut unusable) = (Vec::new(), Vec::new());
+/// The clips of folders.
+#[derive(Default)]
+pub(crate) struct Found {
+    /// Those to train on.
+    pub items: Vec<Item>,
+    /// Those whose captions are missing or cannot be read.
+    pub unusable: Vec<Unusable>,
+    /// Those that are left out by name.
+    pub skipped: Vec<Media>,
+}
+
+/// The clips of a set's folders, with the `set` in front of their names.
+pub(crate) fn find(config: &DataConfig, set: &str, skips: &mut Skips) -> Result<Found> {
+    let Found { mut items, mut unusable, mut skipped } = Found::default();
     for folder in &config.folder {
         let label = (config.folder.len() > 1).then(|| slashed(folder));
         let mut listing = Listing::of(folder)?;
@@ -71,25 +85,33 @@ pub(crate) fn find(config: &DataConfig, set: &str) -> Result<(Vec<Item>, Vec<Unu
             listing.leave_out_masks(folder)?;
         }
         let captions = Captions::read(folder, &listing, &config.captions)?;
-        let before = items.len() + unusable.len();
+        let before = items.len() + unusable.len() + skipped.len();
         for (relative, media) in listing.clips {
             if config.stills == Stills::Skip && matches!(media, Media::Still(_)) {
                 continue;
             }
             let places = [(!set.is_empty()).then_some(set), label.as_deref(), Some(&relative)];
             let id = places.into_iter().flatten().collect::<Vec<_>>().join("/");
+            if skips.take(config, &id, set) {
+                skipped.push(media);
+                continue;
+            }
             let found = captions.of(&relative, &media);
             match found.map_err(Why::Fault).and_then(|found| item(config, &id, &media, found)) {
                 Ok(item) => items.push(item),
                 Err(why) => unusable.push(Unusable { id, why }),
             }
         }
-        if items.len() + unusable.len() == before {
+        if items.len() + unusable.len() + skipped.len() == before {
             return Err(DataError::Empty { folder: folder.clone() });
         }
     }
+    if items.is_empty() && unusable.is_empty() && !skipped.is_empty() {
+        let reason = "leaves out every clip, so nothing is left to train on".into();
+        return Err(DataError::Config { key: "skip", reason });
+    }
     items.sort_by(|a, b| a.id.cmp(&b.id));
-    Ok((items, unusable))
+    Ok(Found { items, unusable, skipped })
 }
 
 /// The clip `id` with the captions that were `found`.

@@ -24,6 +24,7 @@ mod data_audio;
 mod data_cache;
 mod data_checks;
 mod data_decode;
+mod data_fixes;
 mod data_import;
 mod data_limits;
 mod data_pipeline;

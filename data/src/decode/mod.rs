@@ -58,14 +58,7 @@ pub struct Probe {
 impl Probe {
     /// Width and height in square pixels, as players show it: pixels that are not square are stretched, none is lost.
     pub fn displayed(&self) -> (u32, u32) {
-        let PixelAspect { width, height } = self.pixel_aspect;
-        let stretched = |side: u32, by: u32, of: u32| {
-            (f64::from(side) * f64::from(by) / f64::from(of)).round().clamp(1.0, f64::from(u32::MAX)) as u32
-        };
-        match width >= height {
-            true => (stretched(self.width, width, height), self.height),
-            false => (self.width, stretched(self.height, height, width)),
-        }
+        self.pixel_aspect.displayed((self.width, self.height))
     }
 }
 

@@ -135,7 +135,7 @@ fn sets_of(reader: &mut Reader, place: &str, index: usize, section: &Section) ->
             config.sizes.len()
         );
         reader.note(format!("{place}: {words}"));
-        sets.push(Set { config, items, short: Short::LeaveOut, set: 0 });
+        sets.push(Set { config, items, skipped: Vec::new(), short: Short::LeaveOut, set: 0 });
     }
     Ok(sets)
 }

@@ -14,6 +14,7 @@ use toml::{Table, Value};
 
 use crate::config::{DataConfig, MAX_REPEATS, SizeMultiple};
 use crate::error::{DataError, Result};
+use crate::media::Media;
 use crate::scan::{Item, caption_of, item_of, media_at};
 
 /// Clips with settings in common.
@@ -23,6 +24,8 @@ pub(crate) struct Set {
     pub config: DataConfig,
     /// The clips.
     pub items: Vec<Item>,
+    /// Those of its folders that are left out by name.
+    pub skipped: Vec<Media>,
     /// What happens to clips that are shorter than every length.
     pub short: Short,
     /// Which of the recipe's sets they belong to.

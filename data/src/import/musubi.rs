@@ -106,7 +106,7 @@ fn sets_of(reader: &mut Reader, place: &str, index: usize, section: &Section) ->
         let config = DataConfig { frames: vec![1], ..base };
         let items = items(reader, &index.to_string())?;
         reader.note(format!("{place}: {} pictures at {} sizes", items.len(), config.sizes.len()));
-        return Ok(vec![Set { config, items, short: Short::Refuse, set: 0 }]);
+        return Ok(vec![Set { config, items, skipped: Vec::new(), short: Short::Refuse, set: 0 }]);
     }
     let config = extraction(reader, place, section, base)?;
     let lengths = match section.frame_extraction.as_str() {
@@ -133,6 +133,7 @@ fn sets_of(reader: &mut Reader, place: &str, index: usize, section: &Section) ->
         sets.push(Set {
             config: DataConfig { frames, ..config.clone() },
             items,
+            skipped: Vec::new(),
             short: Short::LeaveOut,
             set: 0,
         });

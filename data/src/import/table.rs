@@ -29,5 +29,5 @@ pub(super) fn read(reader: &mut Reader) -> Result<Set> {
             reader.fps
         ));
     }
-    Ok(Set { config, items, short: Short::Refuse, set: 0 })
+    Ok(Set { config, items, skipped: Vec::new(), short: Short::Refuse, set: 0 })
 }

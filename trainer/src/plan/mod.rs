@@ -284,7 +284,10 @@ impl Plan {
         model.boundary = model.expert.map(|_| model.boundary_of(&dit));
         let defaults = *dit.defaults(model.dits.networks());
         let mut data = conditions::checked(recipe.data, &dit)?;
-        let watch = Watch { progress, is_stopped: &|| overrides.interrupt.is_asked() };
+        let seed = recipe.run.seed.unwrap_or(42);
+        let run = run_plan(recipe.run, path, seed);
+        let watch =
+            Watch { progress, is_stopped: &|| overrides.interrupt.is_asked(), cache: Some(&run.cache) };
         let missing = missing_clips(&data, from, overrides);
         let (dataset, found) = match missing.is_some() {
             true => no_data(&mut data, &defaults),
@@ -292,10 +295,8 @@ impl Plan {
         };
         notes.extend(missing);
         notes.extend(long_captions(&dataset, &model)?);
-
         let adapter = adapters::settled(recipe.adapter, from)?;
         let targets = targets(&adapter, &recipe.optimizer, (&model, &dit))?;
-        let seed = recipe.run.seed.unwrap_or(42);
         let mut train = recipe.train;
         notes.extend(settle_steps(&mut train, &recipe.optimizer, &dataset, seed)?);
         let ranges = settle_ranges(&mut train, &adapter, &targets, (&model, &dit))?;
@@ -315,7 +316,6 @@ impl Plan {
         let given = (!open.split).then_some(devices.split.as_slice());
         let rest =
             Rest::of_run((&model, &dit), &sample, (found.held_out, beyond), &shapes, overrides.assume)?;
-        let run = run_plan(recipe.run, path, seed);
         let has_texts = || has_texts(&run.cache, &model, &dataset, &sample.clips);
         let asked = (&recipe.memory, given, sample.layout);
         let settled = ways::settled(&task, &machine, asked, &shapes, &rest, has_texts)?;
