@@ -250,6 +250,18 @@ impl SizeMultiple {
     }
 }
 
+/// What a model takes of clips.
+#[derive(Debug, Clone, Copy)]
+pub struct Takes<'a> {
+    /// What both sides must be a multiple of.
+    pub multiple: SizeMultiple,
+    /// Its own frames a second, used where the recipe names none.
+    pub fps: f64,
+    /// Keys of the companions that it reads ([`COMPANION_KEYS`](crate::COMPANION_KEYS)). Those that dataset files and metadata name
+    /// besides are not looked at.
+    pub companions: &'a [&'static str],
+}
+
 /// A bound on sizes and lengths, so that a slip of the keyboard is an answer and not an exhausted memory.
 const MAX_SIDE: u32 = 8192;
 const MAX_FRAMES: u32 = 4097;

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::bucket::{Bucket, BucketTable, Buckets, Window};
 use crate::clip::{Clip, Cutter, Unfinished};
 use crate::companions::{Accompanying, check_loss_masks};
-use crate::config::{DataConfig, SetFacts, SizeMultiple};
+use crate::config::{DataConfig, SetFacts, SizeMultiple, Takes};
 use crate::crop::Crop;
 use crate::decode::{self, Probe};
 use crate::error::{DataError, Result};
@@ -75,7 +75,7 @@ struct Gathered {
 }
 
 impl Gathered {
-    fn of(config: &DataConfig, multiple: SizeMultiple, fps: f64) -> Result<Self> {
+    fn of(config: &DataConfig, model: &Takes) -> Result<Self> {
         let mut all = Self {
             sets: Vec::new(),
             facts: Vec::new(),
@@ -86,7 +86,7 @@ impl Gathered {
         for (number, (own, facts)) in config.expanded()?.into_iter().enumerate() {
             match &own.import {
                 Some(path) => {
-                    let Imported { sets, notes } = import::read(path, &own, multiple, (fps, &facts.name))?;
+                    let Imported { sets, notes } = import::read(path, &own, model, &facts.name)?;
                     let skips = &mut all.skips;
                     let kept = |mut set: Set| {
                         set.items.retain(|item| !skips.take(&own, &item.id, &facts.name));
@@ -96,7 +96,8 @@ impl Gathered {
                     all.notes.extend(notes);
                 }
                 None => {
-                    let Found { items, unusable, skipped } = find(&own, &facts.name, &mut all.skips)?;
+                    let Found { items, unusable, skipped } =
+                        find(&own, (&facts.name, model.companions), &mut all.skips)?;
                     all.unusable.extend(unusable);
                     all.sets.push(Set { config: own, items, skipped, short: Short::Refuse, set: number });
                 }
@@ -134,7 +135,8 @@ struct Reading {
 
 impl Dataset {
     /// Scans, probes and buckets. `model_fps` is the model's own rate, used where the recipe names none;
-    /// `progress(done, total)` is called before each clip and once at the end.
+    /// `progress(done, total)` is called before each clip and once at the end. Companions that dataset files and metadata name are not
+    /// looked at.
     ///
     /// # Errors
     /// Whatever is wrong with the recipe or the clips; clips that cannot be used are all named at once.
@@ -145,22 +147,18 @@ impl Dataset {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
         let mut watch = Watch { progress, is_stopped: &|| false, cache: None };
-        Self::build_watched(config, multiple, model_fps, &mut watch)
+        let model = Takes { multiple, fps: model_fps, companions: &[] };
+        Self::build_watched(config, &model, &mut watch)
     }
 
-    /// [`Dataset::build`] that can be stopped.
+    /// [`Dataset::build`] for a model of which more is known, that can be stopped.
     ///
     /// # Errors
     /// As there, and [`DataError::Stopped`].
-    pub fn build_watched(
-        config: &DataConfig,
-        multiple: SizeMultiple,
-        model_fps: f64,
-        watch: &mut Watch,
-    ) -> Result<Self> {
+    pub fn build_watched(config: &DataConfig, model: &Takes, watch: &mut Watch) -> Result<Self> {
         config.check_source()?;
-        let fps = config.fps.unwrap_or(model_fps);
-        let Gathered { sets, facts, unusable, skips, notes } = Gathered::of(config, multiple, fps)?;
+        let fps = config.fps.unwrap_or(model.fps);
+        let Gathered { sets, facts, unusable, skips, notes } = Gathered::of(config, model)?;
         let looks = sets.iter().any(|set| set.config.crop_bars || set.config.split_cuts);
         let fixes = Fixes::open(watch.cache.filter(|_| looks))?;
         let mut reading = Reading { unusable, skips, fixes };
@@ -177,7 +175,7 @@ impl Dataset {
         };
         let mut done = 0;
         for set in sets {
-            let added = data.add(set, multiple, &mut reading, watch.is_stopped, &mut || {
+            let added = data.add(set, model.multiple, &mut reading, watch.is_stopped, &mut || {
                 (watch.progress)(done, total);
                 done += 1;
             });

@@ -29,6 +29,7 @@ mod look;
 pub mod mask;
 pub mod media;
 pub mod metadata;
+mod named;
 pub mod order;
 pub mod out;
 pub mod picture;
@@ -51,7 +52,7 @@ pub use clip::Clip;
 pub use companions::{Accompanying, Companion, Companions};
 pub use config::{
     AudioSource, DataConfig, EmptyCaptions, Extract, ForExpert, LossMasks, MaskPlace, MaskReduction,
-    SetConfig, SetFacts, SizeMultiple, Stills, Unfit,
+    SetConfig, SetFacts, SizeMultiple, Stills, Takes, Unfit,
 };
 pub use crop::Crop;
 pub use dataset::{Dataset, Footage, Watch, clip_frames, read_clip};
@@ -60,6 +61,7 @@ pub use hashes::ContentHashes;
 pub use key::Key;
 pub use mask::MaskRule;
 pub use media::Media;
+pub use named::{COMPANION_KEYS, Named};
 pub use order::{Batch, Cursor, Order, OrderItem};
 pub use out::{
     Film, Mp4Writer, SheetRow, SheetStyle, contact_sheet, middle_frame, pcm, picture_table, titled_sheet,

@@ -8,6 +8,7 @@ use crate::config::{DataConfig, EmptyCaptions, MaskPlace, Stills, masked_clip};
 use crate::error::{DataError, Result};
 use crate::media::{Media, PICTURE_EXTENSIONS, VIDEO_EXTENSIONS};
 use crate::metadata;
+use crate::named::Named;
 use crate::skips::Skips;
 use crate::unusable::{self, Unusable, Why};
 
@@ -33,6 +34,8 @@ pub struct Item {
     pub set: usize,
     /// Whether the clip only serves to measure the held-out loss.
     pub held_out: bool,
+    /// Files that metadata names as its companions.
+    pub named: Named,
 }
 
 impl Item {
@@ -55,7 +58,7 @@ impl Item {
 /// a metadata file that cannot be used, a held-out pattern that matches nothing, or everything held out.
 pub fn scan(config: &DataConfig) -> Result<Vec<Item>> {
     let mut skips = Skips::default();
-    let Found { items, unusable, .. } = find(config, "", &mut skips)?;
+    let Found { items, unusable, .. } = find(config, ("", &[]), &mut skips)?;
     skips.check(config, &|_| false, items.iter().map(|item| item.id.as_str()))?;
     if !items.is_empty() {
         check_held_out(config, &items)?;
@@ -75,8 +78,13 @@ pub(crate) struct Found {
     pub skipped: Vec<Media>,
 }
 
-/// The clips of a set's folders, with the `set` in front of their names.
-pub(crate) fn find(config: &DataConfig, set: &str, skips: &mut Skips) -> Result<Found> {
+/// The clips of a set's folders, with the `set` in front of their names. Of columns of companions those are read that have the
+/// meaning of one of `keys`.
+pub(crate) fn find(
+    config: &DataConfig,
+    (set, keys): (&str, &[&'static str]),
+    skips: &mut Skips,
+) -> Result<Found> {
     let Found { mut items, mut unusable, mut skipped } = Found::default();
     for folder in &config.folder {
         let label = (config.folder.len() > 1).then(|| slashed(folder));
@@ -84,7 +92,7 @@ pub(crate) fn find(config: &DataConfig, set: &str, skips: &mut Skips) -> Result<
         if config.loss_masks.as_ref().is_some_and(|masks| masks.from == MaskPlace::Beside) {
             listing.leave_out_masks(folder)?;
         }
-        let captions = Captions::read(folder, &listing, &config.captions)?;
+        let captions = Captions::read(folder, &mut listing, &config.captions, keys)?;
         let before = items.len() + unusable.len() + skipped.len();
         for (relative, media) in listing.clips {
             if config.stills == Stills::Skip && matches!(media, Media::Still(_)) {
@@ -98,7 +106,7 @@ pub(crate) fn find(config: &DataConfig, set: &str, skips: &mut Skips) -> Result<
             }
             let found = captions.of(&relative, &media);
             match found.map_err(Why::Fault).and_then(|found| item(config, &id, &media, found)) {
-                Ok(item) => items.push(item),
+                Ok(item) => items.push(Item { named: captions.named(&relative), ..item }),
                 Err(why) => unusable.push(Unusable { id, why }),
             }
         }
@@ -141,7 +149,7 @@ pub(crate) fn item_of(
     let Texts { plain: caption, drawn } = config.captions.texts(front, id, captions)?;
     let variants = if drawn.iter().all(|text| *text == caption) { Vec::new() } else { drawn };
     let (id, found, held_out) = (id.to_owned(), captions.to_vec(), config.is_held_out(id));
-    Ok(Item { id, media, found, caption, variants, repeats, set: 0, held_out })
+    Ok(Item { id, media, found, caption, variants, repeats, set: 0, held_out, named: Named::default() })
 }
 
 pub(crate) fn way_out(source: CaptionSource) -> &'static str {
@@ -354,18 +362,33 @@ struct Captions {
     source: CaptionSource,
     per_file: PerFile,
     by_clip: BTreeMap<String, Vec<String>>,
+    /// The files that accompany clips, by clip.
+    named: BTreeMap<String, Named>,
 }
 
 impl Captions {
-    fn read(folder: &Path, listing: &Listing, rules: &CaptionRules) -> Result<Self> {
+    /// Those of `folder`; files of `listing` that metadata names as companions are no clips and leave it.
+    fn read(
+        folder: &Path,
+        listing: &mut Listing,
+        rules: &CaptionRules,
+        keys: &[&'static str],
+    ) -> Result<Self> {
         let (source, per_file) = (rules.source, rules.per_file);
-        let mut by_clip = BTreeMap::new();
+        let (mut by_clip, mut named, mut companions) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
         if source == CaptionSource::Txt {
-            return Ok(Self { source, per_file, by_clip });
+            return Ok(Self { source, per_file, by_clip, named });
         }
         for (below, path) in &listing.metadata {
-            for row in metadata::read(path)? {
-                let relative = if below.is_empty() { row.file } else { format!("{below}/{}", row.file) };
+            let inside = |file: &str| match below.is_empty() {
+                true => file.to_owned(),
+                false => format!("{below}/{file}"),
+            };
+            for row in metadata::read(path, keys)? {
+                let relative = inside(&row.file);
+                companions.extend(row.companions.iter().map(|(_, file)| inside(file)));
+                let own = Named::of(&row.companions, |file| folder.join(below).join(file));
+                named.insert(relative.clone(), own);
                 if !listing.clips.contains_key(&relative) {
                     let reason = format!("names {relative}, which is not a clip in {}", folder.display());
                     return Err(DataError::Metadata { path: path.clone(), line: row.line, reason });
@@ -376,7 +399,13 @@ impl Captions {
                 }
             }
         }
-        Ok(Self { source, per_file, by_clip })
+        listing.clips.retain(|name, _| !companions.contains(name) || by_clip.contains_key(name));
+        Ok(Self { source, per_file, by_clip, named })
+    }
+
+    /// The files that accompany the clip.
+    fn named(&self, relative: &str) -> Named {
+        self.named.get(relative).cloned().unwrap_or_default()
     }
 
     fn of(&self, relative: &str, media: &Media) -> Result<Option<Vec<String>>> {

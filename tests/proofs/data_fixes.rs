@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use data::{Accompanying, Cache, Clip, Crop, DataConfig, Dataset, SizeMultiple, Watch, write_webp};
+use data::{Accompanying, Cache, Clip, Crop, DataConfig, Dataset, SizeMultiple, Takes, Watch, write_webp};
 use proofs::film::{SCENE_SIZE, brightness, grey, scene};
 use proofs::fixture;
 use proofs::project::Project;
@@ -19,7 +19,8 @@ const BARS: u32 = 8;
 fn build_with(cache: Option<&Path>, config: &Value) -> data::Result<Dataset> {
     let config: DataConfig = serde_json::from_value(config.clone()).unwrap();
     let mut watch = Watch { progress: &mut |_, _| {}, is_stopped: &|| false, cache };
-    Dataset::build_watched(&config, SizeMultiple::new(16), RATE, &mut watch)
+    let model = Takes { multiple: SizeMultiple::new(16), fps: RATE, companions: &[] };
+    Dataset::build_watched(&config, &model, &mut watch)
 }
 
 fn build(config: &Value) -> data::Result<Dataset> {

@@ -27,6 +27,7 @@ mod data_decode;
 mod data_fixes;
 mod data_import;
 mod data_limits;
+mod data_named;
 mod data_pipeline;
 mod data_sets;
 mod dit;

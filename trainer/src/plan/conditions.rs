@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use data::{AudioSource, DataConfig, Dataset, ForExpert, LossMasks, SetConfig};
-use models::dit::{Architecture, DitConfig, Pictures};
+use data::{AudioSource, COMPANION_KEYS, DataConfig, Dataset, ForExpert, LossMasks, SetConfig};
+use models::dit::{Architecture, DitConfig};
 use models::expert::Expert;
 use models::published::Beside;
 
@@ -15,7 +15,7 @@ use crate::learning::NoiseRange;
 /// `data`, if it names the companions that `dit` reads, and no others.
 ///
 /// # Errors
-/// A folder that is missing, or one that the model has no use for.
+/// A folder that the model has no use for.
 pub(super) fn checked(mut data: DataConfig, dit: &DitConfig) -> Result<DataConfig> {
     if dit.kind.facts().speech {
         data.audio.get_or_insert(AudioSource::Own);
@@ -26,11 +26,14 @@ pub(super) fn checked(mut data: DataConfig, dit: &DitConfig) -> Result<DataConfi
     Ok(data)
 }
 
-/// [`checked`] of one set.
-fn check_set(data: &DataConfig, dit: &DitConfig) -> Result<()> {
-    let refuse = |key: &str, why: &str| Err(Error::Setting { key: format!("data.{key}"), why: why.into() });
+/// Keys of the companions that `dit` reads.
+pub(super) fn read_by(dit: &DitConfig) -> Vec<&'static str> {
+    COMPANION_KEYS.into_iter().filter(|key| is_read(dit, key)).collect()
+}
+
+fn is_read(dit: &DitConfig, key: &str) -> bool {
     let facts = dit.kind.facts();
-    let is_read = |key: &str| match key {
+    match key {
         "control" => {
             facts.side_chain || facts.faces || facts.speech || facts.beside.contains(&Beside::Control)
         }
@@ -39,7 +42,14 @@ fn check_set(data: &DataConfig, dit: &DitConfig) -> Result<()> {
         "references" => facts.side_chain || facts.faces || dit.control.reference.is_some(),
         "audio" => facts.speech,
         _ => facts.camera,
-    };
+    }
+}
+
+/// [`checked`] of one set.
+fn check_set(data: &DataConfig, dit: &DitConfig) -> Result<()> {
+    let refuse = |key: &str, why: &str| Err(Error::Setting { key: format!("data.{key}"), why: why.into() });
+    let facts = dit.kind.facts();
+    let is_read = |key: &str| is_read(dit, key);
     if data.audio.is_some() && !is_read("audio") {
         return refuse("audio", "this model hears no speech: leave it out, or take an S2V model");
     }
@@ -60,43 +70,10 @@ fn check_set(data: &DataConfig, dit: &DitConfig) -> Result<()> {
     if !data.mask_rules.is_empty() && !facts.side_chain {
         return refuse("mask_rules", "this model takes no masks by rule: leave it out, or take a VACE model");
     }
-    if dit.pictures() != Pictures::Condition {
-        return Ok(());
-    }
-    if facts.side_chain && data.companions().next().is_none() && data.mask_rules.is_empty() {
-        return refuse(
-            "control",
-            "VACE learns from control clips, masks or reference pictures: name data.control, data.masks, data.mask_rules or \
-             data.references, any of them",
-        );
-    }
     if facts.speech && data.import.is_none() && data.frames.iter().any(|frames| *frames < 5) {
         return refuse(
             "frames",
             "of a clip S2V learns the frames behind the first, which is the reference picture: lengths begin at 5",
-        );
-    }
-    if facts.faces {
-        for (key, folder, what) in [
-            ("control", &data.control, "pose clips"),
-            ("faces", &data.faces, "face clips"),
-            ("references", &data.references, "a picture of each clip's character"),
-        ] {
-            if folder.is_none() {
-                return refuse(
-                    key,
-                    &format!("Animate learns from {what}: name the folder that has one for each clip"),
-                );
-            }
-        }
-    }
-    if facts.camera && data.cameras.is_none() {
-        return refuse("cameras", "this model learns from camera paths: name the folder of the clips' poses");
-    }
-    if facts.beside.contains(&Beside::Control) && data.control.is_none() {
-        return refuse(
-            "control",
-            "this model learns from control clips: name the folder that has one for each clip",
         );
     }
     Ok(())

@@ -14,6 +14,7 @@ mod noise_levels;
 mod overrides;
 mod parts;
 mod preset;
+mod required;
 mod rest;
 mod shapes;
 mod time;
@@ -21,7 +22,7 @@ mod ways;
 
 use std::path::{Path, PathBuf};
 
-use data::{DataConfig, DataError, Dataset, SizeMultiple, Watch};
+use data::{DataConfig, DataError, Dataset, SizeMultiple, Takes, Watch};
 use models::adapter::{LoraConfig, Target};
 use models::dit::DitConfig;
 use models::expert::Expert;
@@ -291,7 +292,7 @@ impl Plan {
         let missing = missing_clips(&data, from, overrides);
         let (dataset, found) = match missing.is_some() {
             true => no_data(&mut data, &defaults),
-            false => read_data(&mut data, from, &defaults, watch)?,
+            false => read_data(&mut data, from, (&dit, &defaults), watch)?,
         };
         notes.extend(missing);
         notes.extend(long_captions(&dataset, &model)?);
@@ -431,7 +432,7 @@ fn check_numbers(recipe: &Recipe) -> Result<()> {
 fn read_data(
     data: &mut DataConfig,
     from: &Path,
-    defaults: &Defaults,
+    (dit, defaults): (&DitConfig, &Defaults),
     mut watch: Watch,
 ) -> Result<(Dataset, DatasetPlan)> {
     conditions::settle_places(data, from);
@@ -439,12 +440,12 @@ fn read_data(
         *import = existing("data.import", from, import)?;
     }
     data.fps.get_or_insert(defaults.fps);
-    let multiple = SizeMultiple::new(defaults.multiple());
-    let dataset =
-        Dataset::build_watched(data, multiple, defaults.fps, &mut watch).map_err(|error| match error {
-            DataError::Stopped => Error::Interrupted,
-            error => error.into(),
-        })?;
+    let (multiple, companions) = (SizeMultiple::new(defaults.multiple()), conditions::read_by(dit));
+    let model = Takes { multiple, fps: defaults.fps, companions: &companions };
+    let dataset = Dataset::build_watched(data, &model, &mut watch).map_err(|error| match error {
+        DataError::Stopped => Error::Interrupted,
+        error => error.into(),
+    })?;
     (data.sizes, data.frames) = (dataset.sizes.clone(), dataset.frames.clone());
     let found = summary(&dataset)?;
     Ok((dataset, found))
