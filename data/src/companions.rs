@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::audio::SpeechTrack;
 use crate::config::{AudioSource, DataConfig, LossMasks, MaskPlace, Stills};
-use crate::decode::{self, Probe};
+use crate::decode::{self, Alpha, Channel, Probe};
 use crate::error::{DataError, Result};
 use crate::media::{Media, PICTURE_EXTENSIONS, VIDEO_EXTENSIONS};
 use crate::named::{AUDIO, CAMERAS, CONTROL, FACES, MASKS, REFERENCES};
@@ -47,6 +47,8 @@ pub struct Companion {
     pub media: Media,
     /// What its file contains.
     pub probe: Probe,
+    /// Which of its channels is meant.
+    pub channel: Channel,
 }
 
 /// Which of a clip's companions.
@@ -74,16 +76,17 @@ enum Shape {
 }
 
 impl Companions {
-    /// Of the clip `item` of `frames` frames and of this displayed size, in the folders of `config`, at `fps` frames a second.
+    /// Of the clip `item`, which contains `own` and has `frames` frames, in the folders of `config`, at `fps` frames a second.
     ///
     /// # Errors
     /// A file that is missing, that cannot be read, or a control clip or mask of another length or aspect than the clip.
     pub(crate) fn of(
         item: &Item,
-        (frames, size): (usize, (u32, u32)),
+        (frames, own): (usize, &Probe),
         config: &DataConfig,
         fps: f64,
     ) -> Result<Self> {
+        let size = own.displayed();
         let stem = stem(&item.media, config);
         let clip = |key: &'static str, folder: &Option<PathBuf>| -> Result<Option<Companion>> {
             let companion = match (item.named.one(key), folder) {
@@ -96,6 +99,7 @@ impl Companions {
             Ok(Some(companion))
         };
         let loss_mask = match &config.loss_masks {
+            Some(LossMasks { from: MaskPlace::Alpha, .. }) => Companion::opaque(item, own)?,
             Some(masks) => {
                 let found = Companion::find(&mask_stem(masks, item, &stem), config, fps)?;
                 found
@@ -146,6 +150,23 @@ impl Companion {
         Self::find(stem, config, fps)?.ok_or_else(|| DataError::unreadable(stem, reason()))
     }
 
+    /// The alpha channel of the clip `item` itself; nothing where it has none.
+    fn opaque(item: &Item, own: &Probe) -> Result<Option<Self>> {
+        let companion = || Self { media: item.media.clone(), probe: own.clone(), channel: Channel::Alpha };
+        match own.alpha {
+            Alpha::None => Ok(None),
+            Alpha::Channel => Ok(Some(companion())),
+            Alpha::Unread => {
+                let reason = format!(
+                    "the alpha of {} is a stream of its own, which ffmpeg does not decode: convert it to ProRes 4444 or animated WebP, or \
+                     put a mask beside it",
+                    own.codec
+                );
+                Err(DataError::unreadable(item.media.path(), reason))
+            }
+        }
+    }
+
     /// The clip or picture at `path`, which a list names.
     fn named(path: &Path, (key, clip): (&str, &str), config: &DataConfig, fps: f64) -> Result<Self> {
         let reason =
@@ -173,7 +194,7 @@ impl Companion {
             probe.times = (0..probe.times.len()).map(|index| index as f64 / rate).collect();
             probe.end = probe.times.len() as f64 / rate;
         }
-        Ok(Some(Self { media, probe }))
+        Ok(Some(Self { media, probe, channel: Channel::Colour }))
     }
 
     /// Checks that it is as long as its clip, or a picture, and of this shape.
@@ -230,7 +251,7 @@ pub(crate) fn check_loss_masks<'a>(
 fn mask_stem(masks: &LossMasks, item: &Item, stem: &Path) -> PathBuf {
     match &masks.from {
         MaskPlace::Folder(folder) => folder.join(stem),
-        MaskPlace::Beside => beside(&item.media, "mask"),
+        MaskPlace::Beside | MaskPlace::Alpha => beside(&item.media, "mask"),
     }
 }
 

@@ -3,20 +3,20 @@
 use std::collections::VecDeque;
 use std::path::Path;
 
-use crate::bucket::{Bucket, BucketTable, Buckets, Window};
+use crate::bucket::{BucketTable, Buckets, Window};
 use crate::clip::{Clip, Cutter, Unfinished};
-use crate::companions::{Accompanying, check_loss_masks};
-use crate::config::{DataConfig, SetFacts, SizeMultiple, Takes};
+use crate::companions::{Accompanying, Companion, check_loss_masks};
+use crate::config::{DataConfig, MaskPlace, SetFacts, SizeMultiple, Takes};
 use crate::crop::Crop;
-use crate::decode::{self, Probe};
+use crate::decode::{self, Channel, Probe};
 use crate::error::{DataError, Result};
 use crate::fixes::Fixes;
 use crate::import::{self, Imported, Set, Short};
 use crate::key::Key;
 use crate::media::Media;
 use crate::order::OrderItem;
-use crate::resample::{frame_count, nearest_frames};
-use crate::scan::{Found, Item, check_held_out, find, media_at, way_out};
+use crate::resample::nearest_frames;
+use crate::scan::{Found, Item, check_held_out, find, way_out};
 use crate::skips::Skips;
 use crate::source::Source;
 use crate::unusable::{self, Unusable, Why};
@@ -126,6 +126,14 @@ struct Filled {
     too_short: Vec<String>,
 }
 
+/// What windows are cut out of.
+struct Track<'a> {
+    media: &'a Media,
+    probe: &'a Probe,
+    crop: Crop,
+    channel: Channel,
+}
+
 /// What is gathered while clips are read.
 struct Reading {
     unusable: Vec<Unusable>,
@@ -195,7 +203,10 @@ impl Dataset {
         }
         let has_masks = data.sources.iter().any(|source| source.companions.loss_mask.is_some());
         if config.loss_masks.is_some() && !has_masks {
-            let reason = "finds no mask of any clip; beside a clip NAME it is called NAME.mask.png";
+            let reason = match config.loss_masks.as_ref().map(|masks| &masks.from) {
+                Some(MaskPlace::Alpha) => "finds no clip with an alpha channel",
+                _ => "finds no mask of any clip; beside a clip NAME it is called NAME.mask.png",
+            };
             return Err(DataError::Config { key: "loss_masks", reason: reason.into() });
         }
         (watch.progress)(total, total);
@@ -370,7 +381,8 @@ impl Dataset {
         windows: &[Window],
     ) -> Result<impl Iterator<Item = Result<Clip>> + use<>> {
         let known = &self.sources[source];
-        self.cut(source, (&known.item.media, &known.probe, known.crop), windows)
+        let (media, probe) = (&known.item.media, &known.probe);
+        self.cut(source, Track { media, probe, crop: known.crop, channel: Channel::Colour }, windows)
     }
 
     /// The same stretches of a companion of the source; nothing where it has none.
@@ -385,7 +397,11 @@ impl Dataset {
     ) -> Result<Option<impl Iterator<Item = Result<Clip>> + use<>>> {
         let companion = self.sources[source].companions.get(which);
         let crop = self.sources[source].crop_of(which);
-        companion.map(|own| self.cut(source, (&own.media, &own.probe, crop), windows)).transpose()
+        let cut = |own: &Companion| {
+            let Companion { media, probe, channel } = own;
+            self.cut(source, Track { media, probe, crop, channel: *channel }, windows)
+        };
+        companion.map(cut).transpose()
     }
 
     /// The source frame of each frame of `window` of a companion of its source, for the key of what is made of it.
@@ -398,17 +414,16 @@ impl Dataset {
 
     /// The key of what `encoder` makes of `window` of a companion of its source, whose bytes have the hash `content`.
     pub fn companion_key(&self, window: &Window, which: Accompanying, content: &str, encoder: &str) -> Key {
-        let content = without_bars(content.to_owned(), self.sources[window.source].crop_of(which));
+        let source = &self.sources[window.source];
+        let is_alpha = source.companions.get(which).is_some_and(|own| own.channel == Channel::Alpha);
+        let content = if is_alpha { format!("{content} alpha") } else { content.to_owned() };
+        let content = without_bars(content, source.crop_of(which));
         Key::clip(&content, &self.companion_frames(window, which), window.bucket, encoder)
     }
 
-    /// The clips of `windows` out of `media`, which belongs to `source`.
-    fn cut(
-        &self,
-        source: usize,
-        (media, probe, crop): (&Media, &Probe, Crop),
-        windows: &[Window],
-    ) -> Result<Cutter> {
+    /// The clips of `windows` out of what belongs to `source`.
+    fn cut(&self, source: usize, track: Track, windows: &[Window]) -> Result<Cutter> {
+        let Track { media, probe, crop, channel } = track;
         let known = &self.sources[source];
         let mut windows: Vec<&Window> = windows.iter().filter(|window| window.source == source).collect();
         windows.sort_by_key(|window| window.start);
@@ -431,7 +446,7 @@ impl Dataset {
             size: (probe.width, probe.height),
             crop,
             pixel_aspect: probe.pixel_aspect,
-            frames: decode::frames(media, probe)?,
+            frames: decode::frames_of(media, probe, channel)?,
             next_frame: 0,
             unfinished,
         })
@@ -441,48 +456,4 @@ impl Dataset {
 /// `content`, and what is cut off it: nothing, where that is nothing, so that entries of earlier versions are found.
 fn without_bars(content: String, crop: Crop) -> String {
     if crop.is_none() { content } else { format!("{content} without {crop}") }
-}
-
-/// The first frames of the file or folder of pictures `path` at `fps` frames a second, scaled and cut to `bucket`. A still is shown
-/// in every frame.
-///
-/// # Errors
-/// A path that is no clip, one that cannot be read, or a clip that is shorter than `bucket`.
-pub fn read_clip(path: &Path, fps: f64, bucket: Bucket) -> Result<Clip> {
-    let media = media_at(path)?.ok_or_else(|| DataError::unreadable(path, "there is no clip or picture"))?;
-    let probe = decode::probe(&media, fps)?;
-    let length = bucket.frames as usize;
-    let frames = if matches!(media, Media::Still(_)) { length } else { frame_count(probe.end, fps) };
-    if frames < length {
-        let reason = format!("it has {frames} frames at {fps} frames a second, and {length} are needed");
-        return Err(DataError::unreadable(path, reason));
-    }
-    let clip = Clip {
-        source: path.display().to_string(),
-        caption: String::new(),
-        bucket,
-        start: 0,
-        pixels: Vec::new(),
-    };
-    let wanted = nearest_frames(&probe.times, fps, 0, length);
-    let mut cutter = Cutter {
-        path: path.to_path_buf(),
-        size: (probe.width, probe.height),
-        crop: Crop::NONE,
-        pixel_aspect: probe.pixel_aspect,
-        frames: decode::frames(&media, &probe)?,
-        next_frame: 0,
-        unfinished: VecDeque::from([Unfinished { clip, wanted, filled: 0 }]),
-    };
-    cutter.next().ok_or_else(|| DataError::unreadable(path, "it holds no frame"))?
-}
-
-/// How many frames the file or folder of pictures `path` has at `fps` frames a second; nothing for a still.
-///
-/// # Errors
-/// As [`read_clip`].
-pub fn clip_frames(path: &Path, fps: f64) -> Result<Option<usize>> {
-    let media = media_at(path)?.ok_or_else(|| DataError::unreadable(path, "there is no clip or picture"))?;
-    let probe = decode::probe(&media, fps)?;
-    Ok((!matches!(media, Media::Still(_))).then(|| frame_count(probe.end, fps)))
 }

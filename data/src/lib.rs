@@ -37,6 +37,7 @@ pub mod preview;
 mod random;
 pub mod resample;
 pub mod scan;
+mod single;
 mod skips;
 mod source;
 pub mod tensor;
@@ -55,7 +56,7 @@ pub use config::{
     SetConfig, SetFacts, SizeMultiple, Stills, Takes, Unfit,
 };
 pub use crop::Crop;
-pub use dataset::{Dataset, Footage, Watch, clip_frames, read_clip};
+pub use dataset::{Dataset, Footage, Watch};
 pub use error::{DataError, Result};
 pub use hashes::ContentHashes;
 pub use key::Key;
@@ -71,5 +72,6 @@ pub use out::{
 pub use picture::Picture;
 pub use preview::write_preview;
 pub use scan::{Item, media_at, scan};
+pub use single::{clip_frames, read_clip};
 pub use source::{Scene, Source};
 pub use tensor::{HostTensor, Storage};

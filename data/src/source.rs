@@ -60,7 +60,7 @@ impl Source {
             Media::Still(_) => 1,
             _ => frame_count(probe.end, fps),
         };
-        let companions = Companions::of(&item, (frames, probe.displayed()), config, fps)?;
+        let companions = Companions::of(&item, (frames, &probe), config, fps)?;
         Ok(Self { item, probe, frames, companions, crop: Crop::NONE, scene: None })
     }
 
