@@ -87,7 +87,6 @@ pub(crate) fn find(
 ) -> Result<Found> {
     let Found { mut items, mut unusable, mut skipped } = Found::default();
     for folder in &config.folder {
-        let label = (config.folder.len() > 1).then(|| slashed(folder));
         let mut listing = Listing::of(folder)?;
         if config.loss_masks.as_ref().is_some_and(|masks| masks.from == MaskPlace::Beside) {
             listing.leave_out_masks(folder)?;
@@ -98,8 +97,7 @@ pub(crate) fn find(
             if config.stills == Stills::Skip && matches!(media, Media::Still(_)) {
                 continue;
             }
-            let places = [(!set.is_empty()).then_some(set), label.as_deref(), Some(&relative)];
-            let id = places.into_iter().flatten().collect::<Vec<_>>().join("/");
+            let id = config.id_of(folder, &relative, set);
             if skips.take(config, &id, set) {
                 skipped.push(media);
                 continue;
@@ -120,6 +118,15 @@ pub(crate) fn find(
     }
     items.sort_by(|a, b| a.id.cmp(&b.id));
     Ok(Found { items, unusable, skipped })
+}
+
+impl DataConfig {
+    /// The name of the clip `relative` of one of the folders, in the set called `set`.
+    pub(crate) fn id_of(&self, folder: &Path, relative: &str, set: &str) -> String {
+        let label = (self.folder.len() > 1).then(|| slashed(folder));
+        let places = [(!set.is_empty()).then_some(set), label.as_deref(), Some(relative)];
+        places.into_iter().flatten().collect::<Vec<_>>().join("/")
+    }
 }
 
 /// The clip `id` with the captions that were `found`.
@@ -186,7 +193,7 @@ pub(crate) fn check_held_out(config: &DataConfig, items: &[Item]) -> Result<()> 
 #[derive(Default)]
 pub(crate) struct Listing {
     /// Clips by relative path.
-    clips: BTreeMap<String, Media>,
+    pub clips: BTreeMap<String, Media>,
     /// Metadata files by relative folder ("" for the top).
     metadata: BTreeMap<String, PathBuf>,
 }
@@ -234,7 +241,7 @@ impl Listing {
     }
 
     /// Leaves out what is the mask of another clip.
-    fn leave_out_masks(&mut self, folder: &Path) -> Result<()> {
+    pub(crate) fn leave_out_masks(&mut self, folder: &Path) -> Result<()> {
         let is_folder = |media: &Media| matches!(media, Media::Pictures { .. });
         let masked: BTreeMap<String, String> = self
             .clips
@@ -358,7 +365,7 @@ fn numbered_pictures(entries: &[(String, PathBuf)]) -> Option<Vec<PathBuf>> {
 }
 
 /// Captions of one data folder.
-struct Captions {
+pub(crate) struct Captions {
     source: CaptionSource,
     per_file: PerFile,
     by_clip: BTreeMap<String, Vec<String>>,
@@ -368,7 +375,7 @@ struct Captions {
 
 impl Captions {
     /// Those of `folder`; files of `listing` that metadata names as companions are no clips and leave it.
-    fn read(
+    pub fn read(
         folder: &Path,
         listing: &mut Listing,
         rules: &CaptionRules,
@@ -401,6 +408,11 @@ impl Captions {
         }
         listing.clips.retain(|name, _| !companions.contains(name) || by_clip.contains_key(name));
         Ok(Self { source, per_file, by_clip, named })
+    }
+
+    /// Whether a metadata file has the caption of the clip.
+    pub fn is_in_metadata(&self, relative: &str) -> bool {
+        self.by_clip.contains_key(relative)
     }
 
     /// The files that accompany the clip.

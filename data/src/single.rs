@@ -9,6 +9,7 @@ use crate::crop::Crop;
 use crate::decode;
 use crate::error::{DataError, Result};
 use crate::media::Media;
+use crate::picture::Picture;
 use crate::resample::{frame_count, nearest_frames};
 use crate::scan::media_at;
 
@@ -54,4 +55,35 @@ pub fn clip_frames(path: &Path, fps: f64) -> Result<Option<usize>> {
     let media = media_at(path)?.ok_or_else(|| DataError::unreadable(path, "there is no clip or picture"))?;
     let probe = decode::probe(&media, fps)?;
     Ok((!matches!(media, Media::Still(_))).then(|| frame_count(probe.end, fps)))
+}
+
+/// `count` pictures of a clip, in the middle of each of as many equal parts, or all frames of a shorter one; none of their sides is
+/// longer than `longest` pixels.
+///
+/// # Errors
+/// A clip that cannot be decoded.
+pub fn pictures_of(media: &Media, count: usize, longest: u32) -> Result<Vec<Picture>> {
+    // The rate of numbered pictures does not matter: frames are counted.
+    let probe = decode::probe(media, 1.0)?;
+    let frames = probe.times.len();
+    let count = count.clamp(1, frames);
+    let mut wanted: VecDeque<usize> = (0..count).map(|part| (2 * part + 1) * frames / (2 * count)).collect();
+    let (width, height) = probe.displayed();
+    let scale = (f64::from(longest) / f64::from(width.max(height))).min(1.0);
+    let [width, height] = [width, height].map(|side| (f64::from(side) * scale).round().max(1.0) as u32);
+    let mut pictures = Vec::with_capacity(count);
+    for (number, frame) in decode::frames(media, &probe)?.enumerate() {
+        let frame = frame?;
+        if wanted.front() != Some(&number) {
+            continue;
+        }
+        wanted.pop_front();
+        let picture = Picture::new(frame.width, frame.height, frame.rgb);
+        let picture = picture.and_then(|picture| picture.stretched(width, height));
+        pictures.push(picture.ok_or_else(|| DataError::unreadable(media.path(), "a frame is incomplete"))?);
+        if wanted.is_empty() {
+            break;
+        }
+    }
+    Ok(pictures)
 }

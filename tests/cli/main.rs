@@ -6,6 +6,7 @@
 mod adapters;
 mod assumed;
 mod best;
+mod captioning;
 mod captions;
 mod clips;
 mod comfy;

@@ -3,14 +3,16 @@
 use std::fs;
 use std::path::Path;
 
-use data::{AudioSource, COMPANION_KEYS, DataConfig, Dataset, ForExpert, LossMasks, SetConfig};
+use data::{AudioSource, COMPANION_KEYS, CaptionFile, DataConfig, Dataset, ForExpert, LossMasks, SetConfig};
 use models::dit::{Architecture, DitConfig};
 use models::expert::Expert;
 use models::published::Beside;
 
+use super::Overrides;
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::learning::NoiseRange;
+use crate::recipe::Recipe;
 
 /// `data`, if it names the companions that `dit` reads, and no others.
 ///
@@ -116,6 +118,16 @@ pub(super) fn settle_places(data: &mut DataConfig, from: &Path) {
     let own = data.folder.iter_mut().chain(companions.into_iter().flatten()).chain(audio).chain(loss_masks);
     let places = own.chain(data.sets.iter_mut().flat_map(SetConfig::places_mut));
     places.for_each(|place| *place = from.join(&*place));
+}
+
+/// The clips of the recipe at `path` with `overrides` on top, and where their captions are or would be.
+///
+/// # Errors
+/// A recipe that cannot be read, and as [`data::caption_files`].
+pub fn caption_files(path: &Path, overrides: &Overrides) -> Result<Vec<CaptionFile>> {
+    let mut data = Recipe::read_with(path, &overrides.settings)?.data;
+    settle_places(&mut data, path.parent().unwrap_or(Path::new("")));
+    Ok(data::caption_files(&data)?)
 }
 
 /// Checks that no clip is driven by itself: a model that reads poses (Animate) would learn to copy.

@@ -46,6 +46,7 @@ use crate::sample::magcache::CacheConfig;
 use crate::sample::{ClipFormat, ClipLayout, PreviewPlan};
 pub(crate) use clip_shapes::in_group;
 pub use clips::{ClipsFit, ClipsOf, clips_fit};
+pub use conditions::caption_files;
 pub use difference::Difference;
 pub use found::{LongText, TextsToEncode, long_texts, texts_to_encode};
 use layout::with_clip_share;
