@@ -56,6 +56,9 @@ pub fn caption_files(config: &DataConfig) -> Result<Vec<CaptionFile>> {
                 "are read from metadata alone, so none is written: set \"auto\" or \"txt\"",
             );
         }
+        if own.folder.iter().any(|folder| folder.extension().is_some_and(|ending| ending == "tar")) {
+            return refuse("folder", "has tar files; captions are only written beside the clips of folders");
+        }
         for folder in &own.folder {
             let mut listing = Listing::of(folder)?;
             if own.loss_masks.as_ref().is_some_and(|masks| masks.from == MaskPlace::Beside) {

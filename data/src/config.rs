@@ -25,7 +25,8 @@ pub use sets::{ForExpert, SetConfig, SetFacts};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// Folder of clips, searched recursively, or a list of folders. No default.
+    /// Folder of clips, searched recursively, or a list of folders. A tar file, or a pattern of some (`shards/*.tar`), is read as a
+    /// folder of its name; `hf://owner/name`, with `@revision` and a folder behind, is a dataset of the hub. No default.
     #[serde(default, deserialize_with = "one_or_many")]
     pub folder: Vec<PathBuf>,
     /// A dataset file of another trainer in place of `folder`: musubi-tuner's TOML or JSONL, diffusion-pipe's TOML,
@@ -133,6 +134,9 @@ pub struct DataConfig {
     /// Default: none.
     #[serde(default)]
     pub cameras: Option<PathBuf>,
+    /// Names of folders of `folder` that stand for something else, an unpacked tar file or a dataset of the hub.
+    #[serde(skip)]
+    pub folder_names: BTreeMap<PathBuf, String>,
     /// Several folders or dataset files in place of `folder` and `import`, each with settings of its own; what a set leaves out
     /// it takes from here. Default: none.
     #[serde(default)]

@@ -17,6 +17,7 @@ use crate::media::Media;
 use crate::order::OrderItem;
 use crate::resample::nearest_frames;
 use crate::scan::{Found, Item, check_held_out, find, way_out};
+use crate::shards;
 use crate::skips::Skips;
 use crate::source::Source;
 use crate::unusable::{self, Unusable, Why};
@@ -48,7 +49,8 @@ pub struct Watch<'a> {
     pub progress: &'a mut dyn FnMut(usize, usize),
     /// Asked after each clip whether to stop.
     pub is_stopped: &'a dyn Fn() -> bool,
-    /// Folder of the cache, in which is kept what `crop_bars` and `split_cuts` saw in clips; without it, clips are decoded each time.
+    /// Folder of the cache, in which is kept what `crop_bars` and `split_cuts` saw in clips, and into which tar files are unpacked.
+    /// Without it, clips are decoded each time, and tar files refused.
     pub cache: Option<&'a Path>,
 }
 
@@ -75,7 +77,7 @@ struct Gathered {
 }
 
 impl Gathered {
-    fn of(config: &DataConfig, model: &Takes) -> Result<Self> {
+    fn of(config: &DataConfig, model: &Takes, cache: Option<&Path>) -> Result<Self> {
         let mut all = Self {
             sets: Vec::new(),
             facts: Vec::new(),
@@ -88,14 +90,18 @@ impl Gathered {
                 Some(path) => {
                     let Imported { sets, notes } = import::read(path, &own, model, &facts.name)?;
                     let skips = &mut all.skips;
-                    let kept = |mut set: Set| {
-                        set.items.retain(|item| !skips.take(&own, &item.id, &facts.name));
-                        Set { set: number, ..set }
+                    let kept = |set: Set| {
+                        let is_left_out = |item: &Item| skips.take(&own, &item.id, &facts.name);
+                        let (skipped, items): (Vec<Item>, Vec<Item>) =
+                            set.items.into_iter().partition(is_left_out);
+                        let skipped = skipped.into_iter().map(|item| item.media).collect();
+                        Set { items, skipped, set: number, ..set }
                     };
                     all.sets.extend(sets.into_iter().map(kept));
                     all.notes.extend(notes);
                 }
                 None => {
+                    let own = shards::unpacked(own, cache)?;
                     let Found { items, unusable, skipped } =
                         find(&own, (&facts.name, model.companions), &mut all.skips)?;
                     all.unusable.extend(unusable);
@@ -166,7 +172,7 @@ impl Dataset {
     pub fn build_watched(config: &DataConfig, model: &Takes, watch: &mut Watch) -> Result<Self> {
         config.check_source()?;
         let fps = config.fps.unwrap_or(model.fps);
-        let Gathered { sets, facts, unusable, skips, notes } = Gathered::of(config, model)?;
+        let Gathered { sets, facts, unusable, skips, notes } = Gathered::of(config, model, watch.cache)?;
         let looks = sets.iter().any(|set| set.config.crop_bars || set.config.split_cuts);
         let fixes = Fixes::open(watch.cache.filter(|_| looks))?;
         let mut reading = Reading { unusable, skips, fixes };

@@ -38,6 +38,7 @@ pub mod preview;
 mod random;
 pub mod resample;
 pub mod scan;
+mod shards;
 mod single;
 mod skips;
 mod source;

@@ -113,7 +113,8 @@ pub(crate) fn find(
         }
     }
     if items.is_empty() && unusable.is_empty() && !skipped.is_empty() {
-        let reason = "leaves out every clip, so nothing is left to train on".into();
+        let folders: Vec<String> = config.folder.iter().map(|folder| folder.display().to_string()).collect();
+        let reason = format!("leaves out every clip in {}: leave out the folder", folders.join(", "));
         return Err(DataError::Config { key: "skip", reason });
     }
     items.sort_by(|a, b| a.id.cmp(&b.id));
@@ -123,7 +124,8 @@ pub(crate) fn find(
 impl DataConfig {
     /// The name of the clip `relative` of one of the folders, in the set called `set`.
     pub(crate) fn id_of(&self, folder: &Path, relative: &str, set: &str) -> String {
-        let label = (self.folder.len() > 1).then(|| slashed(folder));
+        let name = || self.folder_names.get(folder).cloned().unwrap_or_else(|| slashed(folder));
+        let label = (self.folder.len() > 1).then(name);
         let places = [(!set.is_empty()).then_some(set), label.as_deref(), Some(relative)];
         places.into_iter().flatten().collect::<Vec<_>>().join("/")
     }
@@ -451,13 +453,18 @@ pub(crate) fn beside(media: &Media, extension: &str) -> PathBuf {
     }
 }
 
-/// The captions in a JSON file: a list of texts; `None` if there is no such file.
+/// The captions in a JSON file: a list of texts, or an object with one or several; `None` if there is no such file.
 fn listed_captions(path: &Path) -> Result<Option<Vec<String>>> {
     let Some(text) = caption_of(path)? else { return Ok(None) };
     let value = serde_json::from_str(&text).ok();
+    let value: Option<serde_json::Value> = value;
+    let of_object =
+        |value: &serde_json::Value| metadata::CAPTION_COLUMNS.iter().find_map(|key| value.get(key).cloned());
+    let value = value.map(|value| of_object(&value).unwrap_or(value));
     let captions = value.as_ref().and_then(metadata::one_or_several);
     let trimmed = captions.map(|all| all.iter().map(|caption| caption.trim().to_owned()).collect());
-    let reason = "a JSON file of captions must hold a list of texts, such as [\"one\", \"another\"]";
+    let reason = "a JSON file of captions must hold a list of texts, such as [\"one\", \"another\"], or an object with \"caption\", \
+                  \"prompt\" or \"text\"";
     trimmed.map(Some).ok_or_else(|| DataError::unreadable(path, reason))
 }
 

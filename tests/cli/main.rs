@@ -11,6 +11,7 @@ mod captions;
 mod clips;
 mod comfy;
 mod concurrent;
+mod datasets;
 mod desk;
 mod experts;
 mod few_steps;

@@ -106,6 +106,13 @@ fn masks_of_clips_that_are_left_out_are_left_out_too() {
         |skip: &str| build(&config(root.path(), json!({ "skip": [skip], "loss_masks": { "from": masks } })));
     let built = of("cut*").unwrap();
     assert_eq!(built.sources.iter().filter(|source| source.companions.loss_mask.is_some()).count(), 1);
+    let table = "video,prompt\nclips/cut.webp,one\nclips/whole.webp,two\n";
+    std::fs::write(root.path().join("metadata.csv"), table).unwrap();
+    let listed = json!({ "import": root.path().join("metadata.csv"), "sizes": [[96, 64]], "frames": [5],
+        "skip": ["cut*"], "loss_masks": { "from": masks } });
+    let built = build(&listed).unwrap();
+    assert_eq!(ids(&built), ["clips/whole.webp"]);
+    assert!(built.sources[0].companions.loss_mask.is_some());
     clip(&masks, "nobody", |_, _, _| 255);
     assert!(of("cut*").unwrap_err().to_string().contains("no clip of this name for nobody"));
 }

@@ -30,6 +30,7 @@ mod data_limits;
 mod data_named;
 mod data_pipeline;
 mod data_sets;
+mod data_shards;
 mod dit;
 mod estimate;
 mod experts;

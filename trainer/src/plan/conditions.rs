@@ -9,6 +9,7 @@ use models::expert::Expert;
 use models::published::Beside;
 
 use super::Overrides;
+use crate::base::hub::SCHEME;
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::learning::NoiseRange;
@@ -106,6 +107,21 @@ pub(super) fn check_experts(dataset: &Dataset, ranges: &[NoiseRange]) -> Result<
     Ok(())
 }
 
+/// Checks that no folder is a dataset of the hub, whose place is not known here.
+///
+/// # Errors
+/// A dataset of the hub.
+pub(super) fn check_hub(data: &DataConfig) -> Result<()> {
+    let folders = data.folder.iter().chain(data.sets.iter().flat_map(|set| &set.folder));
+    match folders.filter_map(|folder| folder.to_str()).find(|text| text.starts_with(SCHEME)) {
+        Some(text) => {
+            let why = format!("{text} is a dataset of the hub, and a folder on this machine is needed here");
+            Err(Error::Setting { key: "data.folder".into(), why })
+        }
+        None => Ok(()),
+    }
+}
+
 /// Lets the folders of `data` begin in `from`.
 pub(super) fn settle_places(data: &mut DataConfig, from: &Path) {
     let companions =
@@ -126,6 +142,7 @@ pub(super) fn settle_places(data: &mut DataConfig, from: &Path) {
 /// A recipe that cannot be read, and as [`data::caption_files`].
 pub fn caption_files(path: &Path, overrides: &Overrides) -> Result<Vec<CaptionFile>> {
     let mut data = Recipe::read_with(path, &overrides.settings)?.data;
+    check_hub(&data)?;
     settle_places(&mut data, path.parent().unwrap_or(Path::new("")));
     Ok(data::caption_files(&data)?)
 }

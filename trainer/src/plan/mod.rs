@@ -436,6 +436,7 @@ fn read_data(
     (dit, defaults): (&DitConfig, &Defaults),
     mut watch: Watch,
 ) -> Result<(Dataset, DatasetPlan)> {
+    conditions::check_hub(data)?;
     conditions::settle_places(data, from);
     for import in data.sets.iter_mut().filter_map(|set| set.import.as_mut()).chain(&mut data.import) {
         *import = existing("data.import", from, import)?;
