@@ -16,6 +16,7 @@ use crate::config::AudioSource;
 use crate::decode::{check_regular, sound_offset};
 use crate::error::{DataError, Result};
 use crate::media::{Media, VIDEO_EXTENSIONS};
+use crate::named::AUDIO;
 use crate::scan::Item;
 
 /// Samples a second of what is read.
@@ -66,6 +67,13 @@ impl SpeechTrack {
 /// The file with the speech of `item`.
 fn find(item: &Item, stem: &Path, source: &AudioSource) -> Result<PathBuf> {
     let own = item.media.path();
+    if let Some(path) = item.named.one(AUDIO) {
+        let reason = || format!("it is named as data.audio of {}, and there is no such file", item.id);
+        return match path.is_file() {
+            true => Ok(path.to_owned()),
+            false => Err(DataError::unreadable(path, reason())),
+        };
+    }
     match source {
         AudioSource::Folder(folder) => {
             let stem = folder.join(stem);

@@ -6,6 +6,7 @@ use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
 use crate::bucket::Bucket;
+use crate::crop::Crop;
 use crate::decode::{Frame, FrameStream, PixelAspect};
 use crate::error::{DataError, Result};
 
@@ -78,6 +79,8 @@ pub(crate) struct Cutter {
     pub path: std::path::PathBuf,
     /// Size that every frame must have.
     pub size: (u32, u32),
+    /// What is cut off each.
+    pub crop: Crop,
     pub pixel_aspect: PixelAspect,
     pub frames: FrameStream,
     pub next_frame: usize,
@@ -129,7 +132,7 @@ impl Cutter {
         else {
             return Ok(());
         };
-        let pixels = cover(frame, self.pixel_aspect, bucket.width, bucket.height);
+        let pixels = cover(self.crop.of(frame), self.pixel_aspect, bucket.width, bucket.height);
         let pixels = pixels.ok_or_else(|| DataError::unreadable(&self.path, "a frame is incomplete"))?;
         for unfinished in &mut self.unfinished {
             while wants(unfinished) {

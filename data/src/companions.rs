@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::audio::SpeechTrack;
 use crate::config::{AudioSource, DataConfig, LossMasks, MaskPlace, Stills};
-use crate::decode::{self, Probe};
+use crate::decode::{self, Alpha, Channel, Probe};
 use crate::error::{DataError, Result};
 use crate::media::{Media, PICTURE_EXTENSIONS, VIDEO_EXTENSIONS};
+use crate::named::{AUDIO, CAMERAS, CONTROL, FACES, MASKS, REFERENCES};
 use crate::resample::frame_count;
 use crate::scan::{Item, Listing, beside, media_at};
 
@@ -46,6 +47,8 @@ pub struct Companion {
     pub media: Media,
     /// What its file contains.
     pub probe: Probe,
+    /// Which of its channels is meant.
+    pub channel: Channel,
 }
 
 /// Which of a clip's companions.
@@ -61,12 +64,8 @@ pub enum Accompanying {
     LossMask,
 }
 
-/// The key of speech.
-const AUDIO: &str = "audio";
 /// The key of masks of the loss.
 const LOSS_MASKS: &str = "loss_masks";
-/// The key of face clips.
-const FACES: &str = "faces";
 
 /// What a companion must be shaped like.
 #[derive(Debug, Clone, Copy)]
@@ -77,25 +76,30 @@ enum Shape {
 }
 
 impl Companions {
-    /// Of the clip `item` of `frames` frames and of this displayed size, in the folders of `config`, at `fps` frames a second.
+    /// Of the clip `item`, which contains `own` and has `frames` frames, in the folders of `config`, at `fps` frames a second.
     ///
     /// # Errors
     /// A file that is missing, that cannot be read, or a control clip or mask of another length or aspect than the clip.
     pub(crate) fn of(
         item: &Item,
-        (frames, size): (usize, (u32, u32)),
+        (frames, own): (usize, &Probe),
         config: &DataConfig,
         fps: f64,
     ) -> Result<Self> {
+        let size = own.displayed();
         let stem = stem(&item.media, config);
         let clip = |key: &'static str, folder: &Option<PathBuf>| -> Result<Option<Companion>> {
-            let Some(folder) = folder else { return Ok(None) };
-            let companion = Companion::open(&folder.join(&stem), (key, &item.id), config, fps)?;
+            let companion = match (item.named.one(key), folder) {
+                (Some(path), _) => Companion::named(path, (key, &item.id), config, fps)?,
+                (None, Some(folder)) => Companion::open(&folder.join(&stem), (key, &item.id), config, fps)?,
+                (None, None) => return Ok(None),
+            };
             let shape = if key == FACES { Shape::Square } else { Shape::Of(size) };
             companion.check((&item.id, frames, shape), key, fps)?;
             Ok(Some(companion))
         };
         let loss_mask = match &config.loss_masks {
+            Some(LossMasks { from: MaskPlace::Alpha, .. }) => Companion::opaque(item, own)?,
             Some(masks) => {
                 let found = Companion::find(&mask_stem(masks, item, &stem), config, fps)?;
                 found
@@ -107,18 +111,19 @@ impl Companions {
         };
         Ok(Self {
             loss_mask,
-            control: clip("control", &config.control)?,
-            mask: clip("masks", &config.masks)?,
+            control: clip(CONTROL, &config.control)?,
+            mask: clip(MASKS, &config.masks)?,
             faces: clip(FACES, &config.faces)?,
-            references: match &config.references {
-                Some(folder) => references(&folder.join(&stem), &item.id)?,
-                None => Vec::new(),
+            references: match (item.named.all(REFERENCES), &config.references) {
+                ([], None) => Vec::new(),
+                ([], Some(folder)) => references(&folder.join(&stem), &item.id)?,
+                (named, _) => named_pictures(named, &item.id)?,
             },
-            camera: config
-                .cameras
-                .as_ref()
-                .map(|folder| camera(&folder.join(&stem), &item.id))
-                .transpose()?,
+            camera: match (item.named.one(CAMERAS), &config.cameras) {
+                (None, None) => None,
+                (None, Some(folder)) => Some(camera(&folder.join(&stem), &item.id)?),
+                (Some(path), _) => Some(camera_at(path.to_owned(), &item.id)?),
+            },
             speech: config
                 .audio
                 .as_ref()
@@ -145,21 +150,51 @@ impl Companion {
         Self::find(stem, config, fps)?.ok_or_else(|| DataError::unreadable(stem, reason()))
     }
 
+    /// The alpha channel of the clip `item` itself; nothing where it has none.
+    fn opaque(item: &Item, own: &Probe) -> Result<Option<Self>> {
+        let companion = || Self { media: item.media.clone(), probe: own.clone(), channel: Channel::Alpha };
+        match own.alpha {
+            Alpha::None => Ok(None),
+            Alpha::Channel => Ok(Some(companion())),
+            Alpha::Unread => {
+                let reason = format!(
+                    "the alpha of {} is a stream of its own, which ffmpeg does not decode: convert it to ProRes 4444 or animated WebP, or \
+                     put a mask beside it",
+                    own.codec
+                );
+                Err(DataError::unreadable(item.media.path(), reason))
+            }
+        }
+    }
+
+    /// The clip or picture at `path`, which a list names.
+    fn named(path: &Path, (key, clip): (&str, &str), config: &DataConfig, fps: f64) -> Result<Self> {
+        let reason =
+            || format!("it is named as data.{key} of {clip}, and there is no clip or picture of this name");
+        Self::at(path, config, fps)?.ok_or_else(|| DataError::unreadable(path, reason()))
+    }
+
     /// The clip or picture called `stem`, with any extension; nothing where there is none.
     fn find(stem: &Path, config: &DataConfig, fps: f64) -> Result<Option<Self>> {
         let extensions = VIDEO_EXTENSIONS.iter().chain(&PICTURE_EXTENSIONS);
         let files = extensions.map(|extension| with_extension(stem, extension));
         for place in files.chain([stem.to_path_buf()]) {
-            if let Some(media) = media_at(&place)? {
-                let mut probe = decode::probe(&media, config.picture_folder_fps.unwrap_or(fps))?;
-                if let (Some(rate), Media::Video(_) | Media::Animation(_)) = (config.source_fps, &media) {
-                    probe.times = (0..probe.times.len()).map(|index| index as f64 / rate).collect();
-                    probe.end = probe.times.len() as f64 / rate;
-                }
-                return Ok(Some(Self { media, probe }));
+            if let Some(found) = Self::at(&place, config, fps)? {
+                return Ok(Some(found));
             }
         }
         Ok(None)
+    }
+
+    /// The clip or picture at `place`; nothing where there is none.
+    fn at(place: &Path, config: &DataConfig, fps: f64) -> Result<Option<Self>> {
+        let Some(media) = media_at(place)? else { return Ok(None) };
+        let mut probe = decode::probe(&media, config.picture_folder_fps.unwrap_or(fps))?;
+        if let (Some(rate), Media::Video(_) | Media::Animation(_)) = (config.source_fps, &media) {
+            probe.times = (0..probe.times.len()).map(|index| index as f64 / rate).collect();
+            probe.end = probe.times.len() as f64 / rate;
+        }
+        Ok(Some(Self { media, probe, channel: Channel::Colour }))
     }
 
     /// Checks that it is as long as its clip, or a picture, and of this shape.
@@ -190,12 +225,15 @@ impl Companion {
     }
 }
 
-/// Checks that each mask in the folder of `config` is that of one of `items`.
-pub(crate) fn check_loss_masks(config: &DataConfig, items: &[Item]) -> Result<()> {
+/// Checks that each mask in the folder of `config` is that of one of `clips`.
+pub(crate) fn check_loss_masks<'a>(
+    config: &DataConfig,
+    clips: impl Iterator<Item = &'a Media>,
+) -> Result<()> {
     let Some(MaskPlace::Folder(folder)) = config.loss_masks.as_ref().map(|masks| &masks.from) else {
         return Ok(());
     };
-    let stems: BTreeSet<PathBuf> = items.iter().map(|item| stem(&item.media, config)).collect();
+    let stems: BTreeSet<PathBuf> = clips.map(|media| stem(media, config)).collect();
     let listing = Listing::of(folder)?;
     let strays = listing.stems().filter(|stem| !stems.contains(stem));
     let strays: Vec<String> = strays.map(|stem| stem.display().to_string()).collect();
@@ -213,7 +251,7 @@ pub(crate) fn check_loss_masks(config: &DataConfig, items: &[Item]) -> Result<()
 fn mask_stem(masks: &LossMasks, item: &Item, stem: &Path) -> PathBuf {
     match &masks.from {
         MaskPlace::Folder(folder) => folder.join(stem),
-        MaskPlace::Beside => beside(&item.media, "mask"),
+        MaskPlace::Beside | MaskPlace::Alpha => beside(&item.media, "mask"),
     }
 }
 
@@ -260,9 +298,28 @@ fn references(stem: &Path, clip: &str) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Reference pictures that a list names.
+fn named_pictures(named: &[PathBuf], clip: &str) -> Result<Vec<PathBuf>> {
+    if named.len() > MAX_REFERENCES {
+        let reason =
+            format!("{} reference pictures are named, and {MAX_REFERENCES} are the most", named.len());
+        return Err(DataError::unreadable(clip, reason));
+    }
+    match named.iter().find(|path| !path.is_file()) {
+        Some(path) => {
+            let reason = format!("it is named as a reference picture of {clip}, and there is no such file");
+            Err(DataError::unreadable(path, reason))
+        }
+        None => Ok(named.to_vec()),
+    }
+}
+
 /// `NAME.txt`.
 fn camera(stem: &Path, clip: &str) -> Result<PathBuf> {
-    let path = with_extension(stem, "txt");
+    camera_at(with_extension(stem, "txt"), clip)
+}
+
+fn camera_at(path: PathBuf, clip: &str) -> Result<PathBuf> {
     match path.is_file() {
         true => Ok(path),
         false => {
@@ -276,11 +333,11 @@ impl DataConfig {
     /// The folders of companions that are named, each with its key.
     pub fn companions(&self) -> impl Iterator<Item = (&'static str, &PathBuf)> {
         let all = [
-            ("control", &self.control),
-            ("masks", &self.masks),
+            (CONTROL, &self.control),
+            (MASKS, &self.masks),
             (FACES, &self.faces),
-            ("references", &self.references),
-            ("cameras", &self.cameras),
+            (REFERENCES, &self.references),
+            (CAMERAS, &self.cameras),
         ];
         let audio = match &self.audio {
             Some(AudioSource::Folder(folder)) => Some((AUDIO, folder)),
@@ -304,7 +361,7 @@ impl DataConfig {
                 let reason = format!("there is no folder {}", folder.display());
                 return Err(DataError::Config { key, reason });
             }
-            if key == "cameras" && self.stills == Stills::Train {
+            if key == CAMERAS && self.stills == Stills::Train {
                 let reason = "a picture has no camera path: set data.stills = \"skip\"".into();
                 return Err(DataError::Config { key, reason });
             }

@@ -25,7 +25,8 @@ pub use sets::{ForExpert, SetConfig, SetFacts};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// Folder of clips, searched recursively, or a list of folders. No default.
+    /// Folder of clips, searched recursively, or a list of folders. A tar file, or a pattern of some (`shards/*.tar`), is read as a
+    /// folder of its name; `hf://owner/name`, with `@revision` and a folder behind, is a dataset of the hub. No default.
     #[serde(default, deserialize_with = "one_or_many")]
     pub folder: Vec<PathBuf>,
     /// A dataset file of another trainer in place of `folder`: musubi-tuner's TOML or JSONL, diffusion-pipe's TOML,
@@ -91,6 +92,15 @@ pub struct DataConfig {
     /// Clips kept out of training to measure the held-out loss, by pattern over their paths. Default: none.
     #[serde(default)]
     pub held_out: Vec<String>,
+    /// Clips that are left out, by pattern over their paths. A pattern that matches none is refused. Default: none.
+    #[serde(default)]
+    pub skip: Vec<String>,
+    /// Whether black bars at the edges of clips are cut off before they are scaled. Default `false`.
+    #[serde(default)]
+    pub crop_bars: bool,
+    /// Whether clips are split where the scene changes; what is then too short is left out. Default `false`.
+    #[serde(default)]
+    pub split_cuts: bool,
     /// Folder of control clips (pose, depth, edges, ...) for Fun-Control and VACE, and of pose clips for Animate and S2V: for each clip
     /// one of the same path below it, with any extension, as long as the clip and of its aspect. Default: none.
     #[serde(default)]
@@ -124,6 +134,9 @@ pub struct DataConfig {
     /// Default: none.
     #[serde(default)]
     pub cameras: Option<PathBuf>,
+    /// Names of folders of `folder` that stand for something else, an unpacked tar file or a dataset of the hub.
+    #[serde(skip)]
+    pub folder_names: BTreeMap<PathBuf, String>,
     /// Several folders or dataset files in place of `folder` and `import`, each with settings of its own; what a set leaves out
     /// it takes from here. Default: none.
     #[serde(default)]
@@ -239,6 +252,18 @@ impl SizeMultiple {
         }
         if sizes.is_empty() { format!("{0}x{0}", self.0) } else { sizes.join(", ") }
     }
+}
+
+/// What a model takes of clips.
+#[derive(Debug, Clone, Copy)]
+pub struct Takes<'a> {
+    /// What both sides must be a multiple of.
+    pub multiple: SizeMultiple,
+    /// Its own frames a second, used where the recipe names none.
+    pub fps: f64,
+    /// Keys of the companions that it reads ([`COMPANION_KEYS`](crate::COMPANION_KEYS)). Those that dataset files and metadata name
+    /// besides are not looked at.
+    pub companions: &'a [&'static str],
 }
 
 /// A bound on sizes and lengths, so that a slip of the keyboard is an answer and not an exhausted memory.

@@ -1,35 +1,26 @@
 //! The dataset of a recipe's `[data]` section: every clip probed, assigned to a bucket and cut into windows.
 
-use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::path::Path;
 
-use crate::bucket::{Bucket, BucketTable, Buckets, Window};
+use crate::bucket::{BucketTable, Buckets, Window};
 use crate::clip::{Clip, Cutter, Unfinished};
-use crate::companions::{Accompanying, Companions, check_loss_masks};
-use crate::config::{DataConfig, SetFacts, SizeMultiple};
-use crate::decode::{self, Probe};
+use crate::companions::{Accompanying, Companion, check_loss_masks};
+use crate::config::{DataConfig, MaskPlace, SetFacts, SizeMultiple, Takes};
+use crate::crop::Crop;
+use crate::decode::{self, Channel, Probe};
 use crate::error::{DataError, Result};
+use crate::fixes::Fixes;
 use crate::import::{self, Imported, Set, Short};
 use crate::key::Key;
 use crate::media::Media;
 use crate::order::OrderItem;
-use crate::resample::{frame_count, nearest_frames};
-use crate::scan::{Item, check_held_out, find, media_at, way_out};
+use crate::resample::nearest_frames;
+use crate::scan::{Found, Item, check_held_out, find, way_out};
+use crate::shards;
+use crate::skips::Skips;
+use crate::source::Source;
 use crate::unusable::{self, Unusable, Why};
-
-/// One clip with what its file was found to contain.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Source {
-    /// Path, caption, repeats.
-    pub item: Item,
-    /// Size, times (after `source_fps`), codec.
-    pub probe: Probe,
-    /// Frames at the target rate.
-    pub frames: usize,
-    /// What accompanies it.
-    pub companions: Companions,
-}
 
 /// Everything that will be trained on, before a single frame is kept.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,6 +49,9 @@ pub struct Watch<'a> {
     pub progress: &'a mut dyn FnMut(usize, usize),
     /// Asked after each clip whether to stop.
     pub is_stopped: &'a dyn Fn() -> bool,
+    /// Folder of the cache, in which is kept what `crop_bars` and `split_cuts` saw in clips, and into which tar files are unpacked.
+    /// Without it, clips are decoded each time, and tar files refused.
+    pub cache: Option<&'a Path>,
 }
 
 /// How much of the clips' time is trained.
@@ -77,28 +71,50 @@ struct Gathered {
     facts: Vec<SetFacts>,
     /// Those without a caption.
     unusable: Vec<Unusable>,
+    /// Those that are left out by name.
+    skips: Skips,
     notes: Vec<String>,
 }
 
 impl Gathered {
-    fn of(config: &DataConfig, multiple: SizeMultiple, fps: f64) -> Result<Self> {
-        let mut all = Self { sets: Vec::new(), facts: Vec::new(), unusable: Vec::new(), notes: Vec::new() };
+    fn of(config: &DataConfig, model: &Takes, cache: Option<&Path>) -> Result<Self> {
+        let mut all = Self {
+            sets: Vec::new(),
+            facts: Vec::new(),
+            unusable: Vec::new(),
+            skips: Skips::default(),
+            notes: Vec::new(),
+        };
         for (number, (own, facts)) in config.expanded()?.into_iter().enumerate() {
             match &own.import {
                 Some(path) => {
-                    let Imported { sets, notes } = import::read(path, &own, multiple, (fps, &facts.name))?;
-                    all.sets.extend(sets.into_iter().map(|set| Set { set: number, ..set }));
+                    let Imported { sets, notes } = import::read(path, &own, model, &facts.name)?;
+                    let skips = &mut all.skips;
+                    let kept = |set: Set| {
+                        let is_left_out = |item: &Item| skips.take(&own, &item.id, &facts.name);
+                        let (skipped, items): (Vec<Item>, Vec<Item>) =
+                            set.items.into_iter().partition(is_left_out);
+                        let skipped = skipped.into_iter().map(|item| item.media).collect();
+                        Set { items, skipped, set: number, ..set }
+                    };
+                    all.sets.extend(sets.into_iter().map(kept));
                     all.notes.extend(notes);
                 }
                 None => {
-                    let (items, without_caption) = find(&own, &facts.name)?;
-                    all.unusable.extend(without_caption);
-                    all.sets.push(Set { config: own, items, short: Short::Refuse, set: number });
+                    let own = shards::unpacked(own, cache)?;
+                    let Found { items, unusable, skipped } =
+                        find(&own, (&facts.name, model.companions), &mut all.skips)?;
+                    all.unusable.extend(unusable);
+                    all.sets.push(Set { config: own, items, skipped, short: Short::Refuse, set: number });
                 }
             }
             all.facts.push(facts);
         }
         let items: Vec<Item> = all.sets.iter().flat_map(|set| set.items.iter().cloned()).collect();
+        // What a pattern with # is for is only known when clips were split.
+        let is_late =
+            |pattern: &str| pattern.contains('#') && all.sets.iter().any(|set| set.config.split_cuts);
+        all.skips.check(config, &is_late, items.iter().map(|item| item.id.as_str()))?;
         if !items.is_empty() {
             check_held_out(config, &items)?;
         }
@@ -106,9 +122,35 @@ impl Gathered {
     }
 }
 
+/// Which scenes of a clip fill a bucket.
+struct Filled {
+    /// Whether one does, or none was left.
+    is_any: bool,
+    /// Frames of the longest.
+    longest: usize,
+    /// Those that do not, with their lengths.
+    too_short: Vec<String>,
+}
+
+/// What windows are cut out of.
+struct Track<'a> {
+    media: &'a Media,
+    probe: &'a Probe,
+    crop: Crop,
+    channel: Channel,
+}
+
+/// What is gathered while clips are read.
+struct Reading {
+    unusable: Vec<Unusable>,
+    skips: Skips,
+    fixes: Fixes,
+}
+
 impl Dataset {
     /// Scans, probes and buckets. `model_fps` is the model's own rate, used where the recipe names none;
-    /// `progress(done, total)` is called before each clip and once at the end.
+    /// `progress(done, total)` is called before each clip and once at the end. Companions that dataset files and metadata name are not
+    /// looked at.
     ///
     /// # Errors
     /// Whatever is wrong with the recipe or the clips; clips that cannot be used are all named at once.
@@ -118,22 +160,22 @@ impl Dataset {
         model_fps: f64,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
-        Self::build_watched(config, multiple, model_fps, &mut Watch { progress, is_stopped: &|| false })
+        let mut watch = Watch { progress, is_stopped: &|| false, cache: None };
+        let model = Takes { multiple, fps: model_fps, companions: &[] };
+        Self::build_watched(config, &model, &mut watch)
     }
 
-    /// [`Dataset::build`] that can be stopped.
+    /// [`Dataset::build`] for a model of which more is known, that can be stopped.
     ///
     /// # Errors
     /// As there, and [`DataError::Stopped`].
-    pub fn build_watched(
-        config: &DataConfig,
-        multiple: SizeMultiple,
-        model_fps: f64,
-        watch: &mut Watch,
-    ) -> Result<Self> {
+    pub fn build_watched(config: &DataConfig, model: &Takes, watch: &mut Watch) -> Result<Self> {
         config.check_source()?;
-        let fps = config.fps.unwrap_or(model_fps);
-        let Gathered { sets, facts, mut unusable, notes } = Gathered::of(config, multiple, fps)?;
+        let fps = config.fps.unwrap_or(model.fps);
+        let Gathered { sets, facts, unusable, skips, notes } = Gathered::of(config, model, watch.cache)?;
+        let looks = sets.iter().any(|set| set.config.crop_bars || set.config.split_cuts);
+        let fixes = Fixes::open(watch.cache.filter(|_| looks))?;
+        let mut reading = Reading { unusable, skips, fixes };
         let total = sets.iter().map(|set| set.items.len()).sum();
         let mut data = Self {
             sources: Vec::with_capacity(total),
@@ -147,36 +189,48 @@ impl Dataset {
         };
         let mut done = 0;
         for set in sets {
-            data.add(set, multiple, &mut unusable, watch.is_stopped, &mut || {
+            let added = data.add(set, model.multiple, &mut reading, watch.is_stopped, &mut || {
                 (watch.progress)(done, total);
                 done += 1;
-            })?;
+            });
+            if let Err(error) = added {
+                // What stopped is what is told; that nothing could be kept is told by the next start.
+                let _ = reading.fixes.keep();
+                return Err(error);
+            }
         }
-        data.skipped = unusable::settle(unusable, config.bad, way_out(config.captions.source), fps)?;
+        let names = data.sources.iter().map(|source| source.item.id.as_str());
+        reading.skips.check(config, &|_| false, names)?;
+        data.notes.extend(reading.skips.note());
+        data.notes.extend(reading.fixes.notes());
+        data.skipped = unusable::settle(reading.unusable, config.bad, way_out(config.captions.source), fps)?;
         if data.windows.is_empty() && !data.skipped.is_empty() {
             return Err(DataError::Unusable { clips: data.skipped });
         }
         let has_masks = data.sources.iter().any(|source| source.companions.loss_mask.is_some());
         if config.loss_masks.is_some() && !has_masks {
-            let reason = "finds no mask of any clip; beside a clip NAME it is called NAME.mask.png";
+            let reason = match config.loss_masks.as_ref().map(|masks| &masks.from) {
+                Some(MaskPlace::Alpha) => "finds no clip with an alpha channel",
+                _ => "finds no mask of any clip; beside a clip NAME it is called NAME.mask.png",
+            };
             return Err(DataError::Config { key: "loss_masks", reason: reason.into() });
         }
         (watch.progress)(total, total);
         Ok(data)
     }
 
-    /// Adds the clips of a set, those that cannot be used to `unusable`; `begin` is called before each.
+    /// Adds the clips of a set, those that cannot be used to what `reading` gathers; `begin` is called before each.
     fn add(
         &mut self,
         set: Set,
         multiple: SizeMultiple,
-        unusable: &mut Vec<Unusable>,
+        reading: &mut Reading,
         is_stopped: &dyn Fn() -> bool,
         begin: &mut dyn FnMut(),
     ) -> Result<()> {
-        let Set { config, items, short, set } = set;
+        let Set { config, items, skipped, short, set } = set;
         let buckets = Buckets::new(&config, multiple)?;
-        check_loss_masks(&config, &items)?;
+        check_loss_masks(&config, items.iter().map(|item| &item.media).chain(&skipped))?;
         let shortest = buckets.shortest();
         let (sizes, frames) = (&mut self.sizes, &mut self.frames);
         sizes.extend(config.sizes.iter().filter(|size| !sizes.contains(size)).copied().collect::<Vec<_>>());
@@ -188,33 +242,25 @@ impl Dataset {
             item.set = set;
             begin();
             let id = item.id.clone();
-            let source = Source::open(item, &config, self.fps);
+            let opened = Source::open(item, &config, self.fps);
+            let fixed = opened.and_then(|source| reading.fixes.of(source, &config, self.fps));
             // Before a verdict: what stops this program may have stopped ffmpeg too.
             if is_stopped() {
                 return Err(DataError::Stopped);
             }
-            let source = match source {
-                Ok(source) => source,
-                Err(error) => {
-                    unusable.push(Unusable { id, why: Why::Fault(error) });
-                    continue;
+            let scenes = fixed.and_then(|mut scenes| {
+                let set = &self.sets[set].name;
+                scenes.retain(|scene| {
+                    scene.scene.is_none() || !reading.skips.take(&config, &scene.item.id, set)
+                });
+                self.add_scenes(scenes, &buckets)
+            });
+            match (scenes, short) {
+                (Err(error), _) => reading.unusable.push(Unusable { id, why: Why::Fault(error) }),
+                (Ok(Filled { is_any: false, longest, .. }), Short::Refuse) => {
+                    reading.unusable.push(Unusable { id, why: Why::TooShort { frames: longest, shortest } })
                 }
-            };
-            let frames = source.frames;
-            if let Some(reason) = buckets.too_many(frames) {
-                let fault = DataError::unreadable(source.item.media.path(), reason);
-                unusable.push(Unusable { id, why: Why::Fault(fault) });
-                continue;
-            }
-            match (self.add_windows(&source, &buckets), short) {
-                (true, _) => self.sources.push(source),
-                (false, Short::Refuse) => {
-                    unusable.push(Unusable { id, why: Why::TooShort { frames, shortest } })
-                }
-                (false, Short::LeaveOut) => {
-                    let noun = if frames == 1 { "frame" } else { "frames" };
-                    too_short.push(format!("{id} ({frames} {noun})"));
-                }
+                (Ok(Filled { too_short: names, .. }), _) => too_short.extend(names),
             }
         }
         if !too_short.is_empty() {
@@ -224,23 +270,44 @@ impl Dataset {
         Ok(())
     }
 
+    /// Adds a clip, or the scenes of one, and the windows of those that fill a bucket.
+    fn add_scenes(&mut self, scenes: Vec<Source>, buckets: &Buckets) -> Result<Filled> {
+        let mut filled = Filled { is_any: scenes.is_empty(), longest: 0, too_short: Vec::new() };
+        for source in scenes {
+            let frames = source.span().len();
+            if let Some(reason) = buckets.too_many(frames) {
+                return Err(DataError::unreadable(source.item.media.path(), reason));
+            }
+            filled.longest = filled.longest.max(frames);
+            if self.add_windows(&source, buckets) {
+                filled.is_any = true;
+                self.sources.push(source);
+            } else {
+                let noun = if frames == 1 { "frame" } else { "frames" };
+                filled.too_short.push(format!("{} ({frames} {noun})", source.item.id));
+            }
+        }
+        Ok(filled)
+    }
+
     /// Whether the source fills a bucket; if so its windows are added.
     fn add_windows(&mut self, source: &Source, buckets: &Buckets) -> bool {
-        let (width, height) = source.probe.displayed();
+        let ((width, height), span) = (source.displayed(), source.span());
         let bucket = match source.item.media {
             Media::Still(_) => buckets.of_still(width, height),
-            _ => buckets.of_clip(width, height, source.frames),
+            _ => buckets.of_clip(width, height, span.len()),
         };
         let Some(bucket) = bucket else { return false };
-        let starts = buckets.starts(source.frames, bucket.frames as usize);
+        let starts = buckets.starts(span.len(), bucket.frames as usize);
         let index = self.sources.len();
-        self.windows.extend(starts.into_iter().map(|start| Window { source: index, bucket, start }));
+        let window = |start: usize| Window { source: index, bucket, start: span.start + start };
+        self.windows.extend(starts.into_iter().map(window));
         true
     }
 
     /// The table of buckets, for the plan.
     pub fn table(&self) -> BucketTable {
-        let sizes: Vec<(u32, u32)> = self.sources.iter().map(|source| source.probe.displayed()).collect();
+        let sizes: Vec<(u32, u32)> = self.sources.iter().map(Source::displayed).collect();
         BucketTable::new(&self.windows, &sizes)
     }
 
@@ -253,9 +320,11 @@ impl Dataset {
     /// The cache key of a training item: `content` is the hash of its source's bytes ([`crate::ContentHashes`]), `encoder`
     /// an identity of the encoder.
     pub fn key(&self, window: &Window, content: &str, encoder: &str) -> Key {
-        let aspect = self.sources[window.source].probe.pixel_aspect;
+        let source = &self.sources[window.source];
+        let aspect = source.probe.pixel_aspect;
         // Square pixels are left out of the key, so that entries of versions that supported no others are still found.
         let content = if aspect.is_square() { content.to_owned() } else { format!("{content} {aspect}") };
+        let content = without_bars(content, source.crop);
         Key::clip(&content, &self.source_frames(window), window.bucket, encoder)
     }
 
@@ -276,7 +345,7 @@ impl Dataset {
                 frames += to.saturating_sub(from.max(end));
                 end = end.max(to);
             }
-            let found = source.probe.end;
+            let found = source.seconds();
             let trained = (frames as f64 / self.fps).min(found);
             footage.found += found;
             footage.trained += trained;
@@ -318,7 +387,8 @@ impl Dataset {
         windows: &[Window],
     ) -> Result<impl Iterator<Item = Result<Clip>> + use<>> {
         let known = &self.sources[source];
-        self.cut(source, (&known.item.media, &known.probe), windows)
+        let (media, probe) = (&known.item.media, &known.probe);
+        self.cut(source, Track { media, probe, crop: known.crop, channel: Channel::Colour }, windows)
     }
 
     /// The same stretches of a companion of the source; nothing where it has none.
@@ -332,7 +402,12 @@ impl Dataset {
         windows: &[Window],
     ) -> Result<Option<impl Iterator<Item = Result<Clip>> + use<>>> {
         let companion = self.sources[source].companions.get(which);
-        companion.map(|own| self.cut(source, (&own.media, &own.probe), windows)).transpose()
+        let crop = self.sources[source].crop_of(which);
+        let cut = |own: &Companion| {
+            let Companion { media, probe, channel } = own;
+            self.cut(source, Track { media, probe, crop, channel: *channel }, windows)
+        };
+        companion.map(cut).transpose()
     }
 
     /// The source frame of each frame of `window` of a companion of its source, for the key of what is made of it.
@@ -343,8 +418,18 @@ impl Dataset {
         })
     }
 
-    /// The clips of `windows` out of `media`, which belongs to `source`.
-    fn cut(&self, source: usize, (media, probe): (&Media, &Probe), windows: &[Window]) -> Result<Cutter> {
+    /// The key of what `encoder` makes of `window` of a companion of its source, whose bytes have the hash `content`.
+    pub fn companion_key(&self, window: &Window, which: Accompanying, content: &str, encoder: &str) -> Key {
+        let source = &self.sources[window.source];
+        let is_alpha = source.companions.get(which).is_some_and(|own| own.channel == Channel::Alpha);
+        let content = if is_alpha { format!("{content} alpha") } else { content.to_owned() };
+        let content = without_bars(content, source.crop_of(which));
+        Key::clip(&content, &self.companion_frames(window, which), window.bucket, encoder)
+    }
+
+    /// The clips of `windows` out of what belongs to `source`.
+    fn cut(&self, source: usize, track: Track, windows: &[Window]) -> Result<Cutter> {
+        let Track { media, probe, crop, channel } = track;
         let known = &self.sources[source];
         let mut windows: Vec<&Window> = windows.iter().filter(|window| window.source == source).collect();
         windows.sort_by_key(|window| window.start);
@@ -365,80 +450,16 @@ impl Dataset {
         Ok(Cutter {
             path: media.path().to_path_buf(),
             size: (probe.width, probe.height),
+            crop,
             pixel_aspect: probe.pixel_aspect,
-            frames: decode::frames(media, probe)?,
+            frames: decode::frames_of(media, probe, channel)?,
             next_frame: 0,
             unfinished,
         })
     }
 }
 
-/// The first frames of the file or folder of pictures `path` at `fps` frames a second, scaled and cut to `bucket`. A still is shown
-/// in every frame.
-///
-/// # Errors
-/// A path that is no clip, one that cannot be read, or a clip that is shorter than `bucket`.
-pub fn read_clip(path: &Path, fps: f64, bucket: Bucket) -> Result<Clip> {
-    let media = media_at(path)?.ok_or_else(|| DataError::unreadable(path, "there is no clip or picture"))?;
-    let probe = decode::probe(&media, fps)?;
-    let length = bucket.frames as usize;
-    let frames = if matches!(media, Media::Still(_)) { length } else { frame_count(probe.end, fps) };
-    if frames < length {
-        let reason = format!("it has {frames} frames at {fps} frames a second, and {length} are needed");
-        return Err(DataError::unreadable(path, reason));
-    }
-    let clip = Clip {
-        source: path.display().to_string(),
-        caption: String::new(),
-        bucket,
-        start: 0,
-        pixels: Vec::new(),
-    };
-    let wanted = nearest_frames(&probe.times, fps, 0, length);
-    let mut cutter = Cutter {
-        path: path.to_path_buf(),
-        size: (probe.width, probe.height),
-        pixel_aspect: probe.pixel_aspect,
-        frames: decode::frames(&media, &probe)?,
-        next_frame: 0,
-        unfinished: VecDeque::from([Unfinished { clip, wanted, filled: 0 }]),
-    };
-    cutter.next().ok_or_else(|| DataError::unreadable(path, "it holds no frame"))?
-}
-
-/// How many frames the file or folder of pictures `path` has at `fps` frames a second; nothing for a still.
-///
-/// # Errors
-/// As [`read_clip`].
-pub fn clip_frames(path: &Path, fps: f64) -> Result<Option<usize>> {
-    let media = media_at(path)?.ok_or_else(|| DataError::unreadable(path, "there is no clip or picture"))?;
-    let probe = decode::probe(&media, fps)?;
-    Ok((!matches!(media, Media::Still(_))).then(|| frame_count(probe.end, fps)))
-}
-
-impl Source {
-    fn open(item: Item, config: &DataConfig, fps: f64) -> Result<Self> {
-        let mut probe = decode::probe(&item.media, config.picture_folder_fps.unwrap_or(fps))?;
-        if let (Some(rate), Media::Video(_) | Media::Animation(_)) = (config.source_fps, &item.media) {
-            probe.times = (0..probe.times.len()).map(|index| index as f64 / rate).collect();
-            probe.end = probe.times.len() as f64 / rate;
-        }
-        let is_back = |pair: &[f64]| pair[0].partial_cmp(&pair[1]).is_none_or(Ordering::is_gt);
-        if let Some(at) = probe.times.windows(2).position(is_back) {
-            let reason = format!(
-                "the times of its frames do not ascend (frame {} is shown at {:.3} s, the next at {:.3} s): convert it with \
-                 ffmpeg, or say with data.source_fps how many frames a second it has",
-                at + 1,
-                probe.times[at],
-                probe.times[at + 1]
-            );
-            return Err(DataError::unreadable(item.media.path(), reason));
-        }
-        let frames = match item.media {
-            Media::Still(_) => 1,
-            _ => frame_count(probe.end, fps),
-        };
-        let companions = Companions::of(&item, (frames, probe.displayed()), config, fps)?;
-        Ok(Self { item, probe, frames, companions })
-    }
+/// `content`, and what is cut off it: nothing, where that is nothing, so that entries of earlier versions are found.
+fn without_bars(content: String, crop: Crop) -> String {
+    if crop.is_none() { content } else { format!("{content} without {crop}") }
 }

@@ -10,22 +10,27 @@ pub mod atomic;
 pub mod audio;
 pub mod bucket;
 pub mod cache;
+mod caption_files;
 pub mod captions;
 pub mod checks;
 pub mod clip;
 mod colour;
 pub mod companions;
 pub mod config;
+mod crop;
 pub mod dataset;
 pub mod decode;
 pub mod error;
+mod fixes;
 pub mod glob;
 pub mod hashes;
 mod import;
 pub mod key;
+mod look;
 pub mod mask;
 pub mod media;
 pub mod metadata;
+mod named;
 pub mod order;
 pub mod out;
 pub mod picture;
@@ -33,6 +38,10 @@ pub mod preview;
 mod random;
 pub mod resample;
 pub mod scan;
+mod shards;
+mod single;
+mod skips;
+mod source;
 pub mod tensor;
 mod unusable;
 mod waveform;
@@ -40,20 +49,23 @@ mod waveform;
 pub use audio::{SPEECH_RATE, SpeechTrack, read_speech, speech_seconds};
 pub use bucket::{Bucket, BucketRow, BucketTable, Buckets, Window};
 pub use cache::{Cache, Entry, Lookup, MissReason};
+pub use caption_files::{CaptionFile, HasCaption, caption_files};
 pub use captions::{CaptionRules, CaptionSource, PerFile, has_trigger};
 pub use checks::{Checked, Finding, check};
 pub use clip::Clip;
 pub use companions::{Accompanying, Companion, Companions};
 pub use config::{
     AudioSource, DataConfig, EmptyCaptions, Extract, ForExpert, LossMasks, MaskPlace, MaskReduction,
-    SetConfig, SetFacts, SizeMultiple, Stills, Unfit,
+    SetConfig, SetFacts, SizeMultiple, Stills, Takes, Unfit,
 };
-pub use dataset::{Dataset, Footage, Source, Watch, clip_frames, read_clip};
+pub use crop::Crop;
+pub use dataset::{Dataset, Footage, Watch};
 pub use error::{DataError, Result};
 pub use hashes::ContentHashes;
 pub use key::Key;
 pub use mask::MaskRule;
 pub use media::Media;
+pub use named::{COMPANION_KEYS, Named};
 pub use order::{Batch, Cursor, Order, OrderItem};
 pub use out::{
     Film, Mp4Writer, SheetRow, SheetStyle, contact_sheet, middle_frame, pcm, picture_table, titled_sheet,
@@ -63,4 +75,6 @@ pub use out::{
 pub use picture::Picture;
 pub use preview::write_preview;
 pub use scan::{Item, media_at, scan};
+pub use single::{clip_frames, pictures_of, read_clip};
+pub use source::{Scene, Source};
 pub use tensor::{HostTensor, Storage};

@@ -1,11 +1,12 @@
 //! Captions kept in one file per folder: `metadata.jsonl` or `metadata.csv`.
 //!
 //! Column names of the common layouts are all understood: Hugging Face (`file_name`, `text`), DiffSynth (`video`, `prompt`) and
-//! musubi (`video_path`, `caption`). Other columns are ignored.
+//! musubi (`video_path`, `caption`), and columns of files that accompany the clip. Other columns are ignored.
 
 use std::path::Path;
 
 use crate::error::{DataError, Result};
+use crate::named;
 
 /// Names of the column that holds the clip's path, relative to the metadata file.
 pub const FILE_COLUMNS: [&str; 8] =
@@ -22,13 +23,16 @@ pub struct Row {
     pub file: String,
     /// The captions, trimmed: one, or those of a list.
     pub captions: Vec<String>,
+    /// Files that accompany the clip, as they are written, each with the key of `[data]` whose meaning it has.
+    pub companions: Vec<(&'static str, String)>,
 }
 
-/// Reads `metadata.jsonl` or `metadata.csv`, by the extension of `path`.
+/// Reads `metadata.jsonl` or `metadata.csv`, by the extension of `path`. Of columns of companions those are read that have the
+/// meaning of one of `keys`.
 ///
 /// # Errors
 /// [`DataError::Metadata`] naming the line; [`DataError::Io`] when the file cannot be read.
-pub fn read(path: &Path) -> Result<Vec<Row>> {
+pub fn read(path: &Path, keys: &[&'static str]) -> Result<Vec<Row>> {
     crate::decode::check_regular(path)?;
     let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
     let text = std::str::from_utf8(&bytes).map_err(|error| {
@@ -37,18 +41,19 @@ pub fn read(path: &Path) -> Result<Vec<Row>> {
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let rows = if path.extension().is_some_and(|extension| extension == "csv") {
-        parse_csv(text)
+        parse_csv(text, keys)
     } else {
-        parse_jsonl(text)
+        parse_jsonl(text, keys)
     };
     rows.map_err(|(line, reason)| DataError::Metadata { path: path.to_path_buf(), line, reason })
 }
 
-/// Names of the columns of a CSV file that are neither file nor caption; none for JSONL, whose rows may all differ.
+/// Names of the columns of a CSV file that are neither file nor caption nor companions of `keys`; none for JSONL, whose rows may all
+/// differ.
 ///
 /// # Errors
 /// When the file cannot be read.
-pub fn other_columns(path: &Path) -> Result<Vec<String>> {
+pub fn other_columns(path: &Path, keys: &[&'static str]) -> Result<Vec<String>> {
     if path.extension().is_none_or(|extension| extension != "csv") {
         return Ok(Vec::new());
     }
@@ -59,6 +64,7 @@ pub fn other_columns(path: &Path) -> Result<Vec<String>> {
         !title.is_empty()
             && !FILE_COLUMNS.contains(&title.as_str())
             && !CAPTION_COLUMNS.contains(&title.as_str())
+            && !named::columns(keys).any(|(column, _)| column == title)
     };
     Ok(titles.filter(is_other).collect())
 }
@@ -70,7 +76,7 @@ pub type Fault = (usize, String);
 ///
 /// # Errors
 /// The first line that is not an object with a file and a caption, and why.
-pub fn parse_jsonl(text: &str) -> std::result::Result<Vec<Row>, Fault> {
+pub fn parse_jsonl(text: &str, keys: &[&'static str]) -> std::result::Result<Vec<Row>, Fault> {
     let mut rows = Vec::new();
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let line_number = index + 1;
@@ -87,7 +93,16 @@ pub fn parse_jsonl(text: &str) -> std::result::Result<Vec<Row>, Fault> {
         let (name, captions) = field(&CAPTION_COLUMNS)?;
         let captions = one_or_several(captions);
         let why = || (line_number, format!("\"{name}\" is neither a text nor a list of texts"));
-        rows.push(row(line_number, file, captions.ok_or_else(why)?)?);
+        let mut row = row(line_number, file, captions.ok_or_else(why)?)?;
+        for (column, key) in named::columns(keys) {
+            let files = match object.get(column) {
+                None | Some(serde_json::Value::Null) => continue,
+                Some(files) => one_or_several(files),
+            };
+            let why = || (line_number, format!("\"{column}\" is neither a text nor a list of texts"));
+            files.ok_or_else(why)?.iter().try_for_each(|file| row.add(column, key, file))?;
+        }
+        rows.push(row);
     }
     Ok(rows)
 }
@@ -96,7 +111,7 @@ pub fn parse_jsonl(text: &str) -> std::result::Result<Vec<Row>, Fault> {
 ///
 /// # Errors
 /// The first line that does not fit the heading, and why.
-pub fn parse_csv(text: &str) -> std::result::Result<Vec<Row>, Fault> {
+pub fn parse_csv(text: &str, keys: &[&'static str]) -> std::result::Result<Vec<Row>, Fault> {
     let mut records = csv_records(text)?.into_iter();
     let Some((_, heading)) = records.next() else { return Ok(Vec::new()) };
     let column = |names: &[&str]| -> std::result::Result<usize, Fault> {
@@ -104,6 +119,9 @@ pub fn parse_csv(text: &str) -> std::result::Result<Vec<Row>, Fault> {
         found.ok_or_else(|| (1, format!("the heading has none of the columns {}", names.join(", "))))
     };
     let (file, caption) = (column(&FILE_COLUMNS)?, column(&CAPTION_COLUMNS)?);
+    let place = |name: &str| heading.iter().position(|title| title.trim() == name);
+    let companions: Vec<_> =
+        named::columns(keys).filter_map(|(name, key)| Some((name, key, place(name)?))).collect();
     let mut rows = Vec::new();
     for (line, fields) in records {
         if fields.len() != heading.len() {
@@ -115,7 +133,9 @@ pub fn parse_csv(text: &str) -> std::result::Result<Vec<Row>, Fault> {
                 ),
             ));
         }
-        rows.push(row(line, &fields[file], vec![fields[caption].clone()])?);
+        let mut row = row(line, &fields[file], vec![fields[caption].clone()])?;
+        companions.iter().try_for_each(|&(name, key, at)| row.add(name, key, &fields[at]))?;
+        rows.push(row);
     }
     Ok(rows)
 }
@@ -131,13 +151,37 @@ pub(crate) fn one_or_several(value: &serde_json::Value) -> Option<Vec<String>> {
     }
 }
 
-fn row(line: usize, file: &str, captions: Vec<String>) -> std::result::Result<Row, Fault> {
+impl Row {
+    /// Adds a file of the column `column`; an empty one is none.
+    fn add(&mut self, column: &str, key: &'static str, file: &str) -> std::result::Result<(), Fault> {
+        let file = slashed(file);
+        if file.is_empty() {
+            return Ok(());
+        }
+        if key != named::REFERENCES && self.companions.iter().any(|(known, _)| *known == key) {
+            return Err((
+                self.line,
+                format!("names several files as data.{key}, one of them as {column}: keep one"),
+            ));
+        }
+        self.companions.push((key, file));
+        Ok(())
+    }
+}
+
+/// A path as written, with forward slashes and no leading `./`.
+fn slashed(file: &str) -> String {
     let file = file.trim().replace('\\', "/");
-    let file = file.trim_start_matches("./").trim_end_matches('/').to_string();
+    file.trim_start_matches("./").trim_end_matches('/').to_string()
+}
+
+fn row(line: usize, file: &str, captions: Vec<String>) -> std::result::Result<Row, Fault> {
+    let file = slashed(file);
     if file.is_empty() {
         return Err((line, "names no file".into()));
     }
-    Ok(Row { line, file, captions: captions.into_iter().map(|caption| caption.trim().to_owned()).collect() })
+    let captions = captions.into_iter().map(|caption| caption.trim().to_owned()).collect();
+    Ok(Row { line, file, captions, companions: Vec::new() })
 }
 
 /// Records of a CSV text with the line on which each starts; blank lines are skipped.
@@ -203,20 +247,17 @@ mod tests {
     #[test]
     fn csv_quotes_hold_commas_quotes_and_line_breaks() {
         let text = "id,video,prompt\r\n1,a.mp4,\"a cat, \"\"big\"\"\nand red\"\r\n\r\n2,./b\\c.mp4,plain\n";
-        let rows = parse_csv(text).unwrap();
-        assert_eq!(
-            rows[0],
-            Row { line: 2, file: "a.mp4".into(), captions: vec!["a cat, \"big\"\nand red".into()] }
-        );
-        assert_eq!(rows[1], Row { line: 5, file: "b/c.mp4".into(), captions: vec!["plain".into()] });
-        assert_eq!(parse_csv("video,prompt\na.mp4,one, two\n").unwrap_err().0, 2);
-        assert!(parse_csv("video,prompt\na.mp4,\"open").unwrap_err().1.contains("never closed"));
+        let rows = parse_csv(text, &[]).unwrap();
+        assert_eq!(rows[0], row(2, "a.mp4", vec!["a cat, \"big\"\nand red".into()]).unwrap());
+        assert_eq!(rows[1], row(5, "b/c.mp4", vec!["plain".into()]).unwrap());
+        assert_eq!(parse_csv("video,prompt\na.mp4,one, two\n", &[]).unwrap_err().0, 2);
+        assert!(parse_csv("video,prompt\na.mp4,\"open", &[]).unwrap_err().1.contains("never closed"));
     }
 
     #[test]
     fn jsonl_names_the_line_and_the_missing_key() {
-        let fault =
-            parse_jsonl("{\"file_name\": \"a.mp4\", \"text\": \"x\"}\n\n{\"video\": \"b.mp4\"}").unwrap_err();
+        let fault = parse_jsonl("{\"file_name\": \"a.mp4\", \"text\": \"x\"}\n\n{\"video\": \"b.mp4\"}", &[])
+            .unwrap_err();
         assert_eq!(fault.0, 3);
         assert!(fault.1.contains("caption, prompt, text"), "{}", fault.1);
     }

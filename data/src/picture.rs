@@ -73,6 +73,18 @@ impl Picture {
         Ok(png)
     }
 
+    /// As a JPEG file of this quality, 1 to 100.
+    ///
+    /// # Errors
+    /// A side of more than 65,535 pixels.
+    pub fn jpeg(&self, quality: u8) -> Result<Vec<u8>> {
+        let mut jpeg = Vec::new();
+        let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut jpeg, quality);
+        let written = encoder.write_image(&self.rgb, self.width, self.height, image::ExtendedColorType::Rgb8);
+        written.map_err(|error| DataError::unreadable(Path::new("a picture"), error.to_string()))?;
+        Ok(jpeg)
+    }
+
     /// Scaled until it just covers `width` x `height`, with an antialiased Lanczos filter, the centre cut out.
     pub fn covering(&self, width: u32, height: u32) -> Option<Self> {
         let Self { width: w, height: h, rgb } = self.clone();

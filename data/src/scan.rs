@@ -8,6 +8,8 @@ use crate::config::{DataConfig, EmptyCaptions, MaskPlace, Stills, masked_clip};
 use crate::error::{DataError, Result};
 use crate::media::{Media, PICTURE_EXTENSIONS, VIDEO_EXTENSIONS};
 use crate::metadata;
+use crate::named::Named;
+use crate::skips::Skips;
 use crate::unusable::{self, Unusable, Why};
 
 /// Marks a folder as a cache (see bford.info/cachedir); such folders are not searched.
@@ -32,6 +34,8 @@ pub struct Item {
     pub set: usize,
     /// Whether the clip only serves to measure the held-out loss.
     pub held_out: bool,
+    /// Files that metadata names as its companions.
+    pub named: Named,
 }
 
 impl Item {
@@ -53,7 +57,9 @@ impl Item {
 /// An empty folder, clips whose captions are missing or cannot be read (all named at once, unless they are to be left out),
 /// a metadata file that cannot be used, a held-out pattern that matches nothing, or everything held out.
 pub fn scan(config: &DataConfig) -> Result<Vec<Item>> {
-    let (items, unusable) = find(config, "")?;
+    let mut skips = Skips::default();
+    let Found { items, unusable, .. } = find(config, ("", &[]), &mut skips)?;
+    skips.check(config, &|_| false, items.iter().map(|item| item.id.as_str()))?;
     if !items.is_empty() {
         check_held_out(config, &items)?;
     }
@@ -61,35 +67,68 @@ pub fn scan(config: &DataConfig) -> Result<Vec<Item>> {
     Ok(items)
 }
 
-/// The clips of a set's folders, with the `set` in front of their names, and those whose captions are missing or cannot be read.
-pub(crate) fn find(config: &DataConfig, set: &str) -> Result<(Vec<Item>, Vec<Unusable>)> {
-    let (mut items, mut unusable) = (Vec::new(), Vec::new());
+/// The clips of folders.
+#[derive(Default)]
+pub(crate) struct Found {
+    /// Those to train on.
+    pub items: Vec<Item>,
+    /// Those whose captions are missing or cannot be read.
+    pub unusable: Vec<Unusable>,
+    /// Those that are left out by name.
+    pub skipped: Vec<Media>,
+}
+
+/// The clips of a set's folders, with the `set` in front of their names. Of columns of companions those are read that have the
+/// meaning of one of `keys`.
+pub(crate) fn find(
+    config: &DataConfig,
+    (set, keys): (&str, &[&'static str]),
+    skips: &mut Skips,
+) -> Result<Found> {
+    let Found { mut items, mut unusable, mut skipped } = Found::default();
     for folder in &config.folder {
-        let label = (config.folder.len() > 1).then(|| slashed(folder));
         let mut listing = Listing::of(folder)?;
         if config.loss_masks.as_ref().is_some_and(|masks| masks.from == MaskPlace::Beside) {
             listing.leave_out_masks(folder)?;
         }
-        let captions = Captions::read(folder, &listing, &config.captions)?;
-        let before = items.len() + unusable.len();
+        let captions = Captions::read(folder, &mut listing, &config.captions, keys)?;
+        let before = items.len() + unusable.len() + skipped.len();
         for (relative, media) in listing.clips {
             if config.stills == Stills::Skip && matches!(media, Media::Still(_)) {
                 continue;
             }
-            let places = [(!set.is_empty()).then_some(set), label.as_deref(), Some(&relative)];
-            let id = places.into_iter().flatten().collect::<Vec<_>>().join("/");
+            let id = config.id_of(folder, &relative, set);
+            if skips.take(config, &id, set) {
+                skipped.push(media);
+                continue;
+            }
             let found = captions.of(&relative, &media);
             match found.map_err(Why::Fault).and_then(|found| item(config, &id, &media, found)) {
-                Ok(item) => items.push(item),
+                Ok(item) => items.push(Item { named: captions.named(&relative), ..item }),
                 Err(why) => unusable.push(Unusable { id, why }),
             }
         }
-        if items.len() + unusable.len() == before {
+        if items.len() + unusable.len() + skipped.len() == before {
             return Err(DataError::Empty { folder: folder.clone() });
         }
     }
+    if items.is_empty() && unusable.is_empty() && !skipped.is_empty() {
+        let folders: Vec<String> = config.folder.iter().map(|folder| folder.display().to_string()).collect();
+        let reason = format!("leaves out every clip in {}: leave out the folder", folders.join(", "));
+        return Err(DataError::Config { key: "skip", reason });
+    }
     items.sort_by(|a, b| a.id.cmp(&b.id));
-    Ok((items, unusable))
+    Ok(Found { items, unusable, skipped })
+}
+
+impl DataConfig {
+    /// The name of the clip `relative` of one of the folders, in the set called `set`.
+    pub(crate) fn id_of(&self, folder: &Path, relative: &str, set: &str) -> String {
+        let name = || self.folder_names.get(folder).cloned().unwrap_or_else(|| slashed(folder));
+        let label = (self.folder.len() > 1).then(name);
+        let places = [(!set.is_empty()).then_some(set), label.as_deref(), Some(relative)];
+        places.into_iter().flatten().collect::<Vec<_>>().join("/")
+    }
 }
 
 /// The clip `id` with the captions that were `found`.
@@ -119,7 +158,7 @@ pub(crate) fn item_of(
     let Texts { plain: caption, drawn } = config.captions.texts(front, id, captions)?;
     let variants = if drawn.iter().all(|text| *text == caption) { Vec::new() } else { drawn };
     let (id, found, held_out) = (id.to_owned(), captions.to_vec(), config.is_held_out(id));
-    Ok(Item { id, media, found, caption, variants, repeats, set: 0, held_out })
+    Ok(Item { id, media, found, caption, variants, repeats, set: 0, held_out, named: Named::default() })
 }
 
 pub(crate) fn way_out(source: CaptionSource) -> &'static str {
@@ -156,7 +195,7 @@ pub(crate) fn check_held_out(config: &DataConfig, items: &[Item]) -> Result<()> 
 #[derive(Default)]
 pub(crate) struct Listing {
     /// Clips by relative path.
-    clips: BTreeMap<String, Media>,
+    pub clips: BTreeMap<String, Media>,
     /// Metadata files by relative folder ("" for the top).
     metadata: BTreeMap<String, PathBuf>,
 }
@@ -204,7 +243,7 @@ impl Listing {
     }
 
     /// Leaves out what is the mask of another clip.
-    fn leave_out_masks(&mut self, folder: &Path) -> Result<()> {
+    pub(crate) fn leave_out_masks(&mut self, folder: &Path) -> Result<()> {
         let is_folder = |media: &Media| matches!(media, Media::Pictures { .. });
         let masked: BTreeMap<String, String> = self
             .clips
@@ -328,22 +367,37 @@ fn numbered_pictures(entries: &[(String, PathBuf)]) -> Option<Vec<PathBuf>> {
 }
 
 /// Captions of one data folder.
-struct Captions {
+pub(crate) struct Captions {
     source: CaptionSource,
     per_file: PerFile,
     by_clip: BTreeMap<String, Vec<String>>,
+    /// The files that accompany clips, by clip.
+    named: BTreeMap<String, Named>,
 }
 
 impl Captions {
-    fn read(folder: &Path, listing: &Listing, rules: &CaptionRules) -> Result<Self> {
+    /// Those of `folder`; files of `listing` that metadata names as companions are no clips and leave it.
+    pub fn read(
+        folder: &Path,
+        listing: &mut Listing,
+        rules: &CaptionRules,
+        keys: &[&'static str],
+    ) -> Result<Self> {
         let (source, per_file) = (rules.source, rules.per_file);
-        let mut by_clip = BTreeMap::new();
+        let (mut by_clip, mut named, mut companions) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
         if source == CaptionSource::Txt {
-            return Ok(Self { source, per_file, by_clip });
+            return Ok(Self { source, per_file, by_clip, named });
         }
         for (below, path) in &listing.metadata {
-            for row in metadata::read(path)? {
-                let relative = if below.is_empty() { row.file } else { format!("{below}/{}", row.file) };
+            let inside = |file: &str| match below.is_empty() {
+                true => file.to_owned(),
+                false => format!("{below}/{file}"),
+            };
+            for row in metadata::read(path, keys)? {
+                let relative = inside(&row.file);
+                companions.extend(row.companions.iter().map(|(_, file)| inside(file)));
+                let own = Named::of(&row.companions, |file| folder.join(below).join(file));
+                named.insert(relative.clone(), own);
                 if !listing.clips.contains_key(&relative) {
                     let reason = format!("names {relative}, which is not a clip in {}", folder.display());
                     return Err(DataError::Metadata { path: path.clone(), line: row.line, reason });
@@ -354,7 +408,18 @@ impl Captions {
                 }
             }
         }
-        Ok(Self { source, per_file, by_clip })
+        listing.clips.retain(|name, _| !companions.contains(name) || by_clip.contains_key(name));
+        Ok(Self { source, per_file, by_clip, named })
+    }
+
+    /// Whether a metadata file has the caption of the clip.
+    pub fn is_in_metadata(&self, relative: &str) -> bool {
+        self.by_clip.contains_key(relative)
+    }
+
+    /// The files that accompany the clip.
+    fn named(&self, relative: &str) -> Named {
+        self.named.get(relative).cloned().unwrap_or_default()
     }
 
     fn of(&self, relative: &str, media: &Media) -> Result<Option<Vec<String>>> {
@@ -388,13 +453,18 @@ pub(crate) fn beside(media: &Media, extension: &str) -> PathBuf {
     }
 }
 
-/// The captions in a JSON file: a list of texts; `None` if there is no such file.
+/// The captions in a JSON file: a list of texts, or an object with one or several; `None` if there is no such file.
 fn listed_captions(path: &Path) -> Result<Option<Vec<String>>> {
     let Some(text) = caption_of(path)? else { return Ok(None) };
     let value = serde_json::from_str(&text).ok();
+    let value: Option<serde_json::Value> = value;
+    let of_object =
+        |value: &serde_json::Value| metadata::CAPTION_COLUMNS.iter().find_map(|key| value.get(key).cloned());
+    let value = value.map(|value| of_object(&value).unwrap_or(value));
     let captions = value.as_ref().and_then(metadata::one_or_several);
     let trimmed = captions.map(|all| all.iter().map(|caption| caption.trim().to_owned()).collect());
-    let reason = "a JSON file of captions must hold a list of texts, such as [\"one\", \"another\"]";
+    let reason = "a JSON file of captions must hold a list of texts, such as [\"one\", \"another\"], or an object with \"caption\", \
+                  \"prompt\" or \"text\"";
     trimmed.map(Some).ok_or_else(|| DataError::unreadable(path, reason))
 }
 

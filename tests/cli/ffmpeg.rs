@@ -28,8 +28,42 @@ fn desk(times: &[f64], stream: &str) -> Desk {
 
 /// `tandem --json plan` with the fake programs.
 fn plan(desk: &Desk) -> Outcome {
+    run(desk, "plan")
+}
+
+/// `tandem --json` and a command with the fake programs.
+fn run(desk: &Desk, command: &str) -> Outcome {
     let path = format!("{}:{}", desk.path("bin").display(), std::env::var("PATH").unwrap_or_default());
-    desk.command(&["plan", "recipe.toml"]).env("PATH", path).output().unwrap().into()
+    desk.command(&[command, "recipe.toml"]).env("PATH", path).output().unwrap().into()
+}
+
+/// Alpha is asked of ffmpeg where ffprobe reports it, and refused where it is a stream that ffmpeg leaves out.
+#[test]
+fn the_alpha_of_a_video_is_extracted_by_ffmpeg() {
+    let times = [0.0, 0.0625, 0.125, 0.1875, 0.25];
+    let masks = "[data]\nloss_masks = { from = \"alpha\" }";
+    let with = |stream: &str| {
+        let desk = desk(&times, stream);
+        let program = desk.path("bin/ffmpeg");
+        let told = desk.path("told");
+        let script = fs::read_to_string(&program).unwrap();
+        let script =
+            script.replace("#!/bin/sh\n", &format!("#!/bin/sh\necho \"$*\" >> {}\n", told.display()));
+        fs::write(&program, script).unwrap();
+        desk.change("[data]", masks);
+        desk
+    };
+    let prores = with("{\"codec_name\":\"prores\",\"pix_fmt\":\"yuva444p12le\"}");
+    let outcome = run(&prores, "cache");
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let told = fs::read_to_string(prores.path("told")).unwrap();
+    assert_eq!(told.matches("-vf alphaextract").count(), 1, "once for the mask: {told}");
+    assert!(told.lines().any(|line| !line.contains("alphaextract")), "the clip itself: {told}");
+    let vp9 = with("{\"codec_name\":\"vp9\",\"pix_fmt\":\"yuv420p\",\"tags\":{\"alpha_mode\":\"1\"}}");
+    plan(&vp9).assert_refused(&["c.mkv", "the alpha of vp9", "ProRes 4444"]);
+    let none = with("{\"codec_name\":\"hevc\",\"pix_fmt\":\"yuv420p\"}");
+    none.change("folder = \"clips\"", "folder = \"clips\"\nskip = [\"a.gif\"]");
+    plan(&none).assert_refused(&["data.loss_masks", "no clip with an alpha channel"]);
 }
 
 /// Frames that ffprobe lists out of order would be shown in another order than they are decoded in.

@@ -6,10 +6,12 @@
 mod adapters;
 mod assumed;
 mod best;
+mod captioning;
 mod captions;
 mod clips;
 mod comfy;
 mod concurrent;
+mod datasets;
 mod desk;
 mod experts;
 mod few_steps;

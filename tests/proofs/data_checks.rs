@@ -1,28 +1,12 @@
 //! What may be wrong with clips is found, and nothing in those that are fine.
 
 use data::{DataConfig, Dataset, Film, Finding, SizeMultiple, check, write_webp};
-use kernels::random::Key;
+use proofs::film::{SCENE_SIZE as SIZE, grey, scene};
 
 const RATE: f64 = 16.0;
-const SIZE: [u32; 2] = [96, 64];
-
-/// A film of `frames` frames whose pixel (x, y) of frame t is `of(t, x, y)`, a grey.
+/// A film of scenes.
 fn film(frames: usize, of: impl Fn(usize, u32, u32) -> u8) -> Film {
-    let [width, height] = SIZE;
-    let pixels = (0..frames).flat_map(|t| (0..height).flat_map(move |y| (0..width).map(move |x| (t, x, y))));
-    let rgb = pixels.flat_map(|(t, x, y)| [of(t, x, y); 3]).collect();
-    Film::new(width, height, rgb).unwrap()
-}
-
-/// Waves of light of a scene of its own, which drift.
-fn scene(seed: u64) -> impl Fn(usize, u32, u32) -> u8 {
-    let numbers: Vec<f64> = (0..6).map(|i| Key::new(seed, "scene", &[]).uniform(i)).collect();
-    move |t, x, y| {
-        let (x, y, t) = (f64::from(x) / 96.0, f64::from(y) / 64.0, t as f64);
-        let one = (6.0 * (x * numbers[0] * 2.0 + y * numbers[1] * 2.0) + t * 0.35 + 6.0 * numbers[2]).sin();
-        let two = (9.0 * (y * numbers[3] * 2.0 - x * numbers[4]) - t * 0.2 + 6.0 * numbers[5]).sin();
-        (128.0 + 55.0 * one + 50.0 * two) as u8
-    }
+    grey(SIZE, frames, of)
 }
 
 #[test]

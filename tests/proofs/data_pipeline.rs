@@ -282,17 +282,18 @@ proptest! {
 
     #[test]
     fn metadata_readers_never_panic(text in "(?s)[\\PC\\n\\r\",{}:]{0,200}", bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        let _ = data::metadata::parse_csv(&text);
-        let _ = data::metadata::parse_csv(&format!("video,prompt\n{text}"));
-        let _ = data::metadata::parse_jsonl(&text);
-        let _ = data::metadata::parse_jsonl(&String::from_utf8_lossy(&bytes));
+        let keys = &data::COMPANION_KEYS;
+        let _ = data::metadata::parse_csv(&text, keys);
+        let _ = data::metadata::parse_csv(&format!("video,prompt,control\n{text}"), keys);
+        let _ = data::metadata::parse_jsonl(&text, keys);
+        let _ = data::metadata::parse_jsonl(&String::from_utf8_lossy(&bytes), keys);
     }
 
     /// Whatever a caption holds, a CSV that quotes it gives it back.
     #[test]
     fn csv_gives_back_any_quoted_caption(caption in "[a-z\",\\n;é]{1,40}") {
         let text = format!("file_name,caption\na.mp4,\"{}\"\n", caption.replace('"', "\"\""));
-        let rows = data::metadata::parse_csv(&text).unwrap();
+        let rows = data::metadata::parse_csv(&text, &[]).unwrap();
         prop_assert_eq!(&rows[0].captions, &[caption.trim()]);
     }
 }

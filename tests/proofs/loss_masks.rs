@@ -1,6 +1,6 @@
 //! Masks of the loss: found, brought to the latents, and weights of what is learnt.
 
-use data::{DataConfig, Dataset, Film, SheetStyle, SizeMultiple, contact_sheet, write_webp};
+use data::{Accompanying, DataConfig, Dataset, Film, SheetStyle, SizeMultiple, contact_sheet, write_webp};
 use kernels::loss::Reduction;
 use proofs::film::{drifting, flat};
 use proofs::project::{FRAMES, Project, SIZE};
@@ -140,4 +140,79 @@ fn masks_that_fit_no_clip_are_refused_by_name() {
     std::fs::remove_file(stray("nobody.mask.png")).unwrap();
     write_webp(&stray("clip02.mask.webp"), &drifting(SIZE[0] + 16, SIZE[1] + 16, 3), 16.0).unwrap();
     assert!(refused(&project, "{}").contains("must be as long as the clips"));
+}
+
+/// How opaque pixels of the column x are in frame t: the left half always, the right half from the second frame on.
+fn opaque(t: u32, x: u32) -> u8 {
+    if x < SIZE[0] / 2 || t > 0 { 255 } else { 0 }
+}
+
+/// A picture of grey pixels that are as opaque as `opaque` says.
+fn translucent(path: &std::path::Path, t: u32) {
+    image::RgbaImage::from_fn(SIZE[0], SIZE[1], |x, _| image::Rgba([90, 90, 90, opaque(t, x)]))
+        .save(path)
+        .unwrap();
+}
+
+/// An animated PNG of the same.
+fn animated(path: &std::path::Path, frames: u32) {
+    let file = std::fs::File::create(path).unwrap();
+    let mut encoder = png::Encoder::new(file, SIZE[0], SIZE[1]);
+    encoder.set_color(png::ColorType::Rgba);
+    encoder.set_depth(png::BitDepth::Eight);
+    encoder.set_animated(frames, 0).unwrap();
+    encoder.set_frame_delay(1, 16).unwrap();
+    let mut writer = encoder.write_header().unwrap();
+    for t in 0..frames {
+        let pixels = (0..SIZE[0] * SIZE[1]).flat_map(|at| [90, 90, 90, opaque(t, at % SIZE[0])]);
+        writer.write_image_data(&pixels.collect::<Vec<u8>>()).unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+/// The alpha of a still, of an animation and of numbered pictures is a mask of their loss; a clip without alpha counts whole.
+#[test]
+fn alpha_is_a_mask_of_the_loss() {
+    let project = Project::new(
+        &fixture(""),
+        &["a ball", "a fox"],
+        "loss_masks = { from = \"alpha\", outside = 0.25 }\n[train]\naccumulate = 4\n",
+    );
+    let clips = project.clips();
+    let caption = |name: &str| std::fs::write(clips.join(format!("{name}.txt")), "grey").unwrap();
+    std::fs::remove_file(clips.join("clip00.webp")).unwrap();
+    translucent(&clips.join("clip00.png"), 0);
+    animated(&clips.join("moving.png"), FRAMES);
+    std::fs::create_dir(clips.join("numbered")).unwrap();
+    (0..FRAMES).for_each(|t| translucent(&clips.join(format!("numbered/{t:02}.png")), t));
+    ["moving", "numbered"].into_iter().for_each(caption);
+    let planned = planned(&project);
+    let data = step(&planned, 0);
+    let mut seen = Vec::new();
+    for (batch, item) in data.micro_batches.iter().zip(&data.items) {
+        seen.push(item.as_str());
+        let Some(weights) = &batch.objective.weights else {
+            assert_eq!(item, "clip01.webp");
+            continue;
+        };
+        let weights: Vec<f32> = weights.flatten_all().unwrap().to_vec1().unwrap();
+        let is_outside = |at: usize| at < 24 && at % 6 >= 3;
+        let expected: Vec<f32> =
+            (0..weights.len()).map(|at| if is_outside(at) { 0.25 } else { 1.0 }).collect();
+        assert_eq!(weights, expected, "{item}");
+        assert_eq!(weights.len(), if item == "clip00.png" { 24 } else { 48 }, "{item}");
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, ["clip00.png", "clip01.webp", "moving.png", "numbered"]);
+
+    // The clip and its alpha are the same file, and not the same entry.
+    let (dataset, window) = (&planned.dataset, &planned.dataset.windows[0]);
+    let alpha = dataset.companion_key(window, Accompanying::LossMask, "content", "pixels");
+    assert_ne!(dataset.key(window, "content", "pixels"), alpha);
+    for name in ["clip00.png", "moving.png"] {
+        std::fs::remove_file(clips.join(name)).unwrap();
+    }
+    std::fs::remove_dir_all(clips.join("numbered")).unwrap();
+    let Err(error) = Plan::make(&project.recipe(), &mut |_, _| {}) else { panic!("nothing was refused") };
+    assert!(error.to_string().contains("finds no clip with an alpha channel"), "{error}");
 }

@@ -1,6 +1,28 @@
 //! Synthetic films, and how far one is from another.
 
 use data::Film;
+use kernels::random::Key;
+
+/// Width and height of the films of [`scene`].
+pub const SCENE_SIZE: [u32; 2] = [96, 64];
+
+/// A film whose pixel (x, y) of frame t is `of(t, x, y)`, a grey.
+pub fn grey([width, height]: [u32; 2], frames: usize, of: impl Fn(usize, u32, u32) -> u8) -> Film {
+    let pixels = (0..frames).flat_map(|t| (0..height).flat_map(move |y| (0..width).map(move |x| (t, x, y))));
+    let rgb = pixels.flat_map(|(t, x, y)| [of(t, x, y); 3]).collect();
+    Film::new(width, height, rgb).expect("whole frames")
+}
+
+/// Waves of light of a scene of its own, which drift.
+pub fn scene(seed: u64) -> impl Fn(usize, u32, u32) -> u8 {
+    let numbers: Vec<f64> = (0..6).map(|i| Key::new(seed, "scene", &[]).uniform(i)).collect();
+    move |t, x, y| {
+        let (x, y, t) = (f64::from(x) / 96.0, f64::from(y) / 64.0, t as f64);
+        let one = (6.0 * (x * numbers[0] * 2.0 + y * numbers[1] * 2.0) + t * 0.35 + 6.0 * numbers[2]).sin();
+        let two = (9.0 * (y * numbers[3] * 2.0 - x * numbers[4]) - t * 0.2 + 6.0 * numbers[5]).sin();
+        (128.0 + 55.0 * one + 50.0 * two) as u8
+    }
+}
 
 /// The frames of a moving film of the given size: smooth colours that drift, so that codecs have real work and
 /// every frame differs from its neighbours.

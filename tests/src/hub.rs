@@ -128,7 +128,7 @@ impl Repository {
 
     /// What an honest hub answers.
     pub fn honest(&self, request: &Request) -> Reply {
-        if request.path.starts_with("/api/models/") {
+        if ["/api/models/", "/api/datasets/"].iter().any(|start| request.path.starts_with(start)) {
             return self.listing();
         }
         let name = request.path.split_once(&format!("/resolve/{COMMIT}/")).map(|(_, name)| name);

@@ -12,8 +12,9 @@ use crate::error::Result;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LossMasks {
-    /// Where they are: `beside` (`NAME.mask.png`, `NAME.mask.mp4`, ... beside the clip `NAME`), or a folder in which each has the
-    /// path of its clip. A picture is for every frame; a clip must be as long as its clip. Default `beside`.
+    /// Where they are: `beside` (`NAME.mask.png`, `NAME.mask.mp4`, ... beside the clip `NAME`), `alpha` (how opaque the pixels of the
+    /// clips themselves are), or a folder in which each has the path of its clip. A picture is for every frame; a clip must be as
+    /// long as its clip. Default `beside`.
     pub from: MaskPlace,
     /// Weight of black pixels, 0 to 1: the weight of a latent is the larger of this and its mask. Default 0.1.
     pub outside: f64,
@@ -28,16 +29,24 @@ pub enum MaskPlace {
     /// `beside`: beside the clip, with `.mask` behind its name.
     #[default]
     Beside,
+    /// `alpha`: the alpha channel of the clip itself.
+    Alpha,
     /// A folder with a mask of the clip's name for each clip that has one.
     Folder(PathBuf),
 }
 
 /// How [`MaskPlace::Beside`] is written.
 const BESIDE: &str = "beside";
+/// How [`MaskPlace::Alpha`] is written.
+const ALPHA: &str = "alpha";
 
 impl From<PathBuf> for MaskPlace {
     fn from(path: PathBuf) -> Self {
-        if path.as_os_str() == BESIDE { Self::Beside } else { Self::Folder(path) }
+        match path.to_str() {
+            Some(BESIDE) => Self::Beside,
+            Some(ALPHA) => Self::Alpha,
+            _ => Self::Folder(path),
+        }
     }
 }
 
@@ -45,6 +54,7 @@ impl From<MaskPlace> for PathBuf {
     fn from(place: MaskPlace) -> Self {
         match place {
             MaskPlace::Beside => Self::from(BESIDE),
+            MaskPlace::Alpha => Self::from(ALPHA),
             MaskPlace::Folder(folder) => folder,
         }
     }
@@ -86,7 +96,7 @@ impl LossMasks {
     pub fn folder_mut(&mut self) -> Option<&mut PathBuf> {
         match &mut self.from {
             MaskPlace::Folder(folder) => Some(folder),
-            MaskPlace::Beside => None,
+            MaskPlace::Beside | MaskPlace::Alpha => None,
         }
     }
 }

@@ -79,6 +79,15 @@ pub struct SetConfig {
     /// Text in front of its captions.
     #[serde(default)]
     pub caption_prefix: Option<String>,
+    /// Those of its clips that are left out, by pattern.
+    #[serde(default)]
+    pub skip: Option<Vec<String>>,
+    /// Whether black bars are cut off its clips.
+    #[serde(default)]
+    pub crop_bars: Option<bool>,
+    /// Whether its clips are split where the scene changes.
+    #[serde(default)]
+    pub split_cuts: Option<bool>,
     /// Folder of its control clips.
     #[serde(default)]
     pub control: Option<PathBuf>,
@@ -171,6 +180,9 @@ impl SetConfig {
             stills: own.stills.unwrap_or(base.stills),
             captions: own.captions.unwrap_or(base.captions),
             caption_prefix: own.caption_prefix.unwrap_or(base.caption_prefix),
+            skip: own.skip.unwrap_or(base.skip),
+            crop_bars: own.crop_bars.unwrap_or(base.crop_bars),
+            split_cuts: own.split_cuts.unwrap_or(base.split_cuts),
             control: own.control.or(base.control),
             masks: own.masks.or(base.masks),
             faces: own.faces.or(base.faces),

@@ -8,7 +8,8 @@ use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
 use image::{AnimationDecoder, ImageDecoder, ImageFormat, ImageResult, RgbaImage};
 
 use super::{
-    Engine, Frame, FrameStream, MAX_ANIMATED_PIXELS, PixelAspect, Probe, check_webp, picture_limits,
+    Alpha, Channel, Engine, Frame, FrameStream, MAX_ANIMATED_PIXELS, PixelAspect, Probe, check_webp,
+    picture_limits,
 };
 use crate::error::{DataError, Result};
 
@@ -38,7 +39,7 @@ pub fn moves(path: &Path) -> bool {
 
 /// Decodes once, keeping only the times.
 pub(super) fn probe(path: &Path) -> Result<Probe> {
-    let mut animation = Animation::open(path)?;
+    let mut animation = Animation::open(path, Channel::Colour)?;
     let mut size = None;
     let mut times = Vec::new();
     for frame in animation.by_ref() {
@@ -49,46 +50,55 @@ pub(super) fn probe(path: &Path) -> Result<Probe> {
     let (width, height) = size.ok_or_else(|| DataError::unreadable(path, "it holds no frame"))?;
     let codec = format!("animated {}", animation.format);
     let pixel_aspect = PixelAspect::SQUARE;
-    Ok(Probe { width, height, pixel_aspect, times, end: animation.time, codec, engine: Engine::Picture })
+    let (end, alpha) = (animation.time, animation.alpha);
+    Ok(Probe { width, height, pixel_aspect, times, end, codec, engine: Engine::Picture, alpha })
 }
 
 /// Streams the frames, composed as a viewer would see them.
-pub(super) fn frames(path: &Path) -> Result<FrameStream> {
-    Ok(Box::new(Animation::open(path)?))
+pub(super) fn frames(path: &Path, channel: Channel) -> Result<FrameStream> {
+    Ok(Box::new(Animation::open(path, channel)?))
 }
 
 struct Animation {
     path: std::path::PathBuf,
     format: &'static str,
     frames: image::Frames<'static>,
+    channel: Channel,
+    alpha: Alpha,
     /// When the next frame appears, in seconds.
     time: f64,
     failed: bool,
 }
 
 impl Animation {
-    fn open(path: &Path) -> Result<Self> {
+    fn open(path: &Path, channel: Channel) -> Result<Self> {
         let file = File::open(path).map_err(DataError::io("read", path))?;
         let broken = |error: image::ImageError| DataError::unreadable(path, error);
         let guessed = image::ImageReader::new(BufReader::new(file)).with_guessed_format();
         let guessed = guessed.map_err(DataError::io("read", path))?;
-        let (format, frames) = match guessed.format() {
+        let alpha = |decoder: &dyn ImageDecoder| match decoder.color_type().has_alpha() {
+            true => Alpha::Channel,
+            false => Alpha::None,
+        };
+        let (format, alpha, frames) = match guessed.format() {
             Some(ImageFormat::Gif) => {
                 let decoder = limited(path, GifDecoder::new(guessed.into_inner()).map_err(broken)?)?;
-                ("GIF", decoder.into_frames())
+                ("GIF", alpha(&decoder), decoder.into_frames())
             }
             Some(ImageFormat::WebP) => {
                 check_webp(path)?;
                 let decoder = limited(path, WebPDecoder::new(guessed.into_inner()).map_err(broken)?)?;
-                ("WebP", decoder.into_frames())
+                ("WebP", alpha(&decoder), decoder.into_frames())
             }
             Some(ImageFormat::Png) => {
                 let decoder = PngDecoder::with_limits(guessed.into_inner(), image::Limits::default());
-                ("PNG", apng_frames(limited(path, decoder.map_err(broken)?)?).map_err(broken)?)
+                let decoder = limited(path, decoder.map_err(broken)?)?;
+                ("PNG", alpha(&decoder), apng_frames(decoder).map_err(broken)?)
             }
             _ => return Err(DataError::unreadable(path, "its contents are neither GIF, WebP nor PNG")),
         };
-        Ok(Self { path: path.to_path_buf(), format, frames, time: 0.0, failed: false })
+        let path = path.to_path_buf();
+        Ok(Self { path, format, frames, channel, alpha, time: 0.0, failed: false })
     }
 }
 
@@ -121,12 +131,23 @@ impl Iterator for Animation {
         let delay = f64::from(milliseconds) / f64::from(parts.max(1)) / 1000.0;
         let time = self.time;
         self.time += if delay <= UNSPECIFIED_DELAY_S { DEFAULT_DELAY_S } else { delay };
-        Some(Ok(on_white(&frame.into_buffer(), time)))
+        Some(Ok(shown(&frame.into_buffer(), time, self.channel)))
+    }
+}
+
+/// A channel of a picture.
+pub(super) fn shown(rgba: &RgbaImage, time: f64, channel: Channel) -> Frame {
+    match channel {
+        Channel::Colour => on_white(rgba, time),
+        Channel::Alpha => {
+            let rgb = rgba.pixels().flat_map(|pixel| [pixel.0[3]; 3]).collect();
+            Frame { width: rgba.width(), height: rgba.height(), rgb, time }
+        }
     }
 }
 
 /// RGB over white, where transparent parts show the page in a browser.
-pub(super) fn on_white(rgba: &RgbaImage, time: f64) -> Frame {
+fn on_white(rgba: &RgbaImage, time: f64) -> Frame {
     let over = |value: u8, alpha: u8| {
         let alpha = u32::from(alpha);
         ((u32::from(value) * alpha + 255 * (255 - alpha) + 127) / 255) as u8

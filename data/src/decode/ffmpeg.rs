@@ -4,7 +4,7 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-use super::{Engine, Frame, FrameStream, MAX_PIXELS, PixelAspect, Probe};
+use super::{Alpha, Channel, Engine, Frame, FrameStream, MAX_PIXELS, PixelAspect, Probe};
 use crate::error::{DataError, Result};
 
 /// Asks ffprobe for the time of each frame, and ffmpeg for the first one, whose size is the displayed one.
@@ -13,7 +13,7 @@ use crate::error::{DataError, Result};
 pub(super) fn probe(path: &Path, codec: &str) -> Result<Probe> {
     let arguments = ["-v", "error", "-select_streams", "v:0", "-show_entries"];
     let wanted = "frame=best_effort_timestamp_time,pkt_duration_time,duration_time:\
-                  stream=codec_name,width,height,sample_aspect_ratio";
+                  stream=codec_name,width,height,sample_aspect_ratio,pix_fmt:stream_tags=alpha_mode";
     let mut command = program("ffprobe");
     command.args(arguments).arg(wanted).args(["-of", "json"]).arg(input(path));
     let output = command.stdin(Stdio::null()).output().map_err(|error| absent(path, codec, error))?;
@@ -28,11 +28,25 @@ pub(super) fn probe(path: &Path, codec: &str) -> Result<Probe> {
     if times.is_empty() {
         return Err(DataError::unreadable(path, "ffmpeg finds no frame in it"));
     }
-    let first = frames(path, vec![0.0; times.len()])?.next();
+    let first = frames(path, vec![0.0; times.len()], Channel::Colour)?.next();
     let first = first.ok_or_else(|| DataError::unreadable(path, "ffmpeg finds no frame in it"))??;
     let (width, height) = (first.width, first.height);
     let pixel_aspect = pixel_aspect(&report, (width, height));
-    Ok(Probe { width, height, pixel_aspect, times, end, codec: name, engine: Engine::Ffmpeg })
+    let alpha = alpha(&report);
+    Ok(Probe { width, height, pixel_aspect, times, end, codec: name, engine: Engine::Ffmpeg, alpha })
+}
+
+/// Whether ffprobe reports a pixel format with an alpha channel, or one that ffmpeg's own decoder leaves out: that of VP8 and VP9 is
+/// a second stream.
+fn alpha(report: &serde_json::Value) -> Alpha {
+    let text = |path: &str| report.pointer(path).and_then(serde_json::Value::as_str).unwrap_or_default();
+    let format = text("/streams/0/pix_fmt");
+    let with_alpha = ["yuva", "rgba", "argb", "bgra", "abgr", "gbrap", "ya8", "ya16", "pal8"];
+    match with_alpha.iter().any(|start| format.starts_with(start)) {
+        true => Alpha::Channel,
+        false if text("/streams/0/tags/alpha_mode") == "1" => Alpha::Unread,
+        false => Alpha::None,
+    }
 }
 
 /// The pixel aspect of upright frames of the size `upright`, from ffprobe's of the stored ones.
@@ -103,13 +117,15 @@ fn frame_times(report: &serde_json::Value) -> (Vec<f64>, f64) {
     (times, last + last_duration.unwrap_or(mean))
 }
 
-/// Streams every frame as ffmpeg shows it (turned upright), with the times of the probe.
-pub(super) fn frames(path: &Path, times: Vec<f64>) -> Result<FrameStream> {
+/// Streams a channel of every frame as ffmpeg shows it (turned upright), with the times of the probe.
+pub(super) fn frames(path: &Path, times: Vec<f64>, channel: Channel) -> Result<FrameStream> {
     let mut command = program("ffmpeg");
     command.args(["-v", "error", "-nostdin", "-i"]).arg(input(path));
+    command.args(["-map", "0:v:0"]);
+    if channel == Channel::Alpha {
+        command.args(["-vf", "alphaextract"]);
+    }
     command.args([
-        "-map",
-        "0:v:0",
         "-fps_mode",
         "passthrough",
         "-f",

@@ -11,7 +11,7 @@ use openh264::formats::YUVSource;
 
 use super::mp4::Track;
 use super::sps::{self, Sps};
-use super::{Engine, Frame, FrameStream, PixelAspect, Probe};
+use super::{Alpha, Engine, Frame, FrameStream, PixelAspect, Probe};
 use crate::colour::{self, Colour, Planes};
 use crate::error::{DataError, Result};
 
@@ -28,7 +28,7 @@ pub(super) fn probe(path: &Path, track: &Track) -> Result<Probe> {
     let pixel_aspect = if sideways { pixel_aspect.turned() } else { pixel_aspect };
     let times = track.shown.times.iter().copied().flatten().collect();
     let (end, codec) = (track.shown.end, "H.264".to_string());
-    Ok(Probe { width, height, pixel_aspect, times, end, codec, engine: Engine::OpenH264 })
+    Ok(Probe { width, height, pixel_aspect, times, end, codec, engine: Engine::OpenH264, alpha: Alpha::None })
 }
 
 fn header(path: &Path, track: &Track) -> Result<Sps> {

@@ -53,20 +53,35 @@ pub struct Probe {
     pub codec: String,
     /// Who decodes it.
     pub engine: Engine,
+    /// Whether its pixels say how opaque they are.
+    pub alpha: Alpha,
 }
 
 impl Probe {
     /// Width and height in square pixels, as players show it: pixels that are not square are stretched, none is lost.
     pub fn displayed(&self) -> (u32, u32) {
-        let PixelAspect { width, height } = self.pixel_aspect;
-        let stretched = |side: u32, by: u32, of: u32| {
-            (f64::from(side) * f64::from(by) / f64::from(of)).round().clamp(1.0, f64::from(u32::MAX)) as u32
-        };
-        match width >= height {
-            true => (stretched(self.width, width, height), self.height),
-            false => (self.width, stretched(self.height, height, width)),
-        }
+        self.pixel_aspect.displayed((self.width, self.height))
     }
+}
+
+/// Whether the pixels of a file say how opaque they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alpha {
+    /// They do not.
+    None,
+    /// They do. Of a folder of pictures the first decides.
+    Channel,
+    /// They do, in a way that is not decoded.
+    Unread,
+}
+
+/// What is decoded of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Channel {
+    /// Red, green and blue; of pictures as over white.
+    Colour,
+    /// How opaque each pixel is, as a grey: white is opaque.
+    Alpha,
 }
 
 /// Who turns the file into frames.
@@ -175,16 +190,29 @@ pub fn probe(media: &Media, picture_folder_fps: f64) -> Result<Probe> {
     Ok(probe)
 }
 
-/// Starts decoding a clip from its first frame; `probe` must be this file's own.
+/// Starts decoding the colours of a clip from its first frame; `probe` must be this file's own.
 ///
 /// # Errors
 /// Those of [`probe`]; later damage is an error of the stream.
 pub fn frames(media: &Media, probe: &Probe) -> Result<FrameStream> {
+    frames_of(media, probe, Channel::Colour)
+}
+
+/// [`frames`] of one of a clip's channels.
+///
+/// # Errors
+/// As there, and a clip without this channel.
+pub fn frames_of(media: &Media, probe: &Probe, channel: Channel) -> Result<FrameStream> {
+    if channel == Channel::Alpha && probe.alpha != Alpha::Channel {
+        return Err(DataError::unreadable(media.path(), "it has no alpha channel that can be decoded"));
+    }
     match (media, probe.engine) {
-        (Media::Still(path), _) => Ok(pictures::frames(vec![path.clone()], vec![0.0])),
-        (Media::Pictures { files, .. }, _) => Ok(pictures::frames(files.clone(), probe.times.clone())),
-        (Media::Animation(path), _) => animation::frames(path),
-        (Media::Video(path), Engine::Ffmpeg) => ffmpeg::frames(path, probe.times.clone()),
+        (Media::Still(path), _) => Ok(pictures::frames(vec![path.clone()], vec![0.0], channel)),
+        (Media::Pictures { files, .. }, _) => {
+            Ok(pictures::frames(files.clone(), probe.times.clone(), channel))
+        }
+        (Media::Animation(path), _) => animation::frames(path, channel),
+        (Media::Video(path), Engine::Ffmpeg) => ffmpeg::frames(path, probe.times.clone(), channel),
         (Media::Video(path), _) => match mp4::read(path)? {
             mp4::Contents::H264(track) => h264::frames(path, track),
             mp4::Contents::Other(_) => Err(DataError::unreadable(path, "it changed while it was being read")),

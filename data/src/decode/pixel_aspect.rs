@@ -43,6 +43,17 @@ impl PixelAspect {
     pub(crate) fn ratio(self) -> f64 {
         f64::from(self.width) / f64::from(self.height)
     }
+
+    /// Width and height in square pixels of a frame of this many pixels of this shape: they are stretched, none is lost.
+    pub(crate) fn displayed(self, size: (u32, u32)) -> (u32, u32) {
+        let stretched = |side: u32, by: u32, of: u32| {
+            (f64::from(side) * f64::from(by) / f64::from(of)).round().clamp(1.0, f64::from(u32::MAX)) as u32
+        };
+        match self.width >= self.height {
+            true => (stretched(size.0, self.width, self.height), size.1),
+            false => (size.0, stretched(size.1, self.height, self.width)),
+        }
+    }
 }
 
 impl fmt::Display for PixelAspect {

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::{Reader, Set, Short, caption_of, distinct, files_of, name_of, resolution, unknown};
+use super::{Reader, Set, Short, caption_of, distinct, files_of, name_of, resolution};
 use crate::config::{DataConfig, Extract, Stills};
 use crate::error::{DataError, Result};
 use crate::media::Media;
@@ -54,6 +54,7 @@ struct Section {
     caption_prefix: String,
     #[serde(default = "yes")]
     skip_empty_caption: bool,
+    control_path: Option<String>,
 }
 
 fn yes() -> bool {
@@ -72,7 +73,8 @@ pub(super) fn read(reader: &mut Reader, mut table: Table) -> Result<Vec<Set>> {
         };
         let mut merged = table.clone();
         merged.extend(own.clone());
-        reader.ignored(&place, &unknown(&merged, &KNOWN));
+        let ignored = reader.unknown(&merged, &KNOWN, "control_path");
+        reader.ignored(&place, &ignored);
         let section: Section =
             merged.try_into().map_err(|error| reader.fault(format!("{place}: {error}")))?;
         sets.extend(sets_of(reader, &place, index, &section)?);
@@ -126,7 +128,7 @@ fn sets_of(reader: &mut Reader, place: &str, index: usize, section: &Section) ->
             windows: None,
             stride: None,
             stills,
-            ..reader.config()
+            ..reader.with_control(reader.config(), section.control_path.as_ref())
         };
         let items = items(reader, place, &format!("{index}-{at}"), section)?;
         let words = format!(
@@ -135,7 +137,7 @@ fn sets_of(reader: &mut Reader, place: &str, index: usize, section: &Section) ->
             config.sizes.len()
         );
         reader.note(format!("{place}: {words}"));
-        sets.push(Set { config, items, short: Short::LeaveOut, set: 0 });
+        sets.push(Set { config, items, skipped: Vec::new(), short: Short::LeaveOut, set: 0 });
     }
     Ok(sets)
 }

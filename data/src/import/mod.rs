@@ -12,8 +12,11 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
-use crate::config::{DataConfig, MAX_REPEATS, SizeMultiple};
+use crate::config::{DataConfig, MAX_REPEATS, SizeMultiple, Takes};
 use crate::error::{DataError, Result};
+use crate::media::Media;
+use crate::metadata::Row;
+use crate::named::{CONTROL, Named};
 use crate::scan::{Item, caption_of, item_of, media_at};
 
 /// Clips with settings in common.
@@ -23,6 +26,8 @@ pub(crate) struct Set {
     pub config: DataConfig,
     /// The clips.
     pub items: Vec<Item>,
+    /// Those of its folders that are left out by name.
+    pub skipped: Vec<Media>,
     /// What happens to clips that are shorter than every length.
     pub short: Short,
     /// Which of the recipe's sets they belong to.
@@ -56,21 +61,24 @@ struct Reader<'a> {
     /// Target frames a second.
     fps: f64,
     notes: Vec<String>,
+    /// Keys of the companions that the model reads, of those that the file names.
+    keys: &'a [&'static str],
     /// The name of the recipe's set, in front of the names of its clips; empty where there are no sets.
     set: &'a str,
 }
 
-/// Reads the dataset file at `path`, as the recipe's set `set`; its kind is recognised by its extension and its tables.
+/// Reads the dataset file at `path`, as the recipe's set `set`, for a model that takes this; its kind is recognised by its extension and its tables.
 ///
 /// # Errors
 /// If the file is none of these, names clips that do not exist, or has invalid values.
 pub(crate) fn read(
     path: &Path,
     recipe: &DataConfig,
-    multiple: SizeMultiple,
-    (fps, set): (f64, &str),
+    &Takes { multiple, fps, companions: keys }: &Takes,
+    set: &str,
 ) -> Result<Imported> {
-    let mut reader = Reader { path, recipe, multiple, fps, notes: Vec::new(), set };
+    let mut reader =
+        Reader { path, recipe, multiple, fps: recipe.fps.unwrap_or(fps), notes: Vec::new(), keys, set };
     let sets = match path.extension().and_then(|extension| extension.to_str()) {
         Some("toml") => {
             let text = std::fs::read_to_string(path).map_err(DataError::io("read", path))?;
@@ -134,6 +142,34 @@ impl Reader<'_> {
         let id = places.into_iter().filter(|place| !place.is_empty()).collect::<Vec<_>>().join("/");
         let item = item_of(self.recipe, (&id, media), captions, repeats);
         item.map_err(|reason| self.fault(format!("{}: {reason}", file.display())))
+    }
+
+    /// [`Self::item`] of a row of a list, whose files are where `place` says.
+    fn item_of_row(
+        &self,
+        row: &Row,
+        set: &str,
+        repeats: u32,
+        place: impl Fn(&str) -> PathBuf,
+    ) -> Result<Item> {
+        let item = self.item(&place(&row.file), set, &row.file, &row.captions, repeats)?;
+        Ok(Item { named: Named::of(&row.companions, place), ..item })
+    }
+
+    /// The settings `config` with the folder of control clips that the file names, where the model reads them.
+    fn with_control(&self, config: DataConfig, folder: Option<&String>) -> DataConfig {
+        match folder.filter(|_| self.keys.contains(&CONTROL)) {
+            Some(folder) => DataConfig { control: Some(self.locate(folder)), ..config },
+            None => config,
+        }
+    }
+
+    /// Keys of `table` that are not `known`; `control`, the key of control clips, is known where the model reads them.
+    fn unknown(&self, table: &Table, known: &[&str], control: &str) -> Vec<String> {
+        let reads_control = self.keys.contains(&CONTROL);
+        let mut keys = unknown(table, known);
+        keys.retain(|key| key != control || !reads_control);
+        keys
     }
 
     /// Repeats as a whole number of at least one.

@@ -58,6 +58,7 @@ struct Section {
     batch_size: Option<i64>,
     #[serde(default)]
     bucket_no_upscale: bool,
+    control_directory: Option<String>,
 }
 
 fn head() -> String {
@@ -84,7 +85,8 @@ pub(super) fn read(reader: &mut Reader, table: Table) -> Result<Vec<Set>> {
         };
         let mut merged = general.clone();
         merged.extend(own.clone());
-        reader.ignored(&place, &unknown(&merged, &KNOWN));
+        let ignored = reader.unknown(&merged, &KNOWN, "control_directory");
+        reader.ignored(&place, &ignored);
         let section: Section =
             merged.try_into().map_err(|error| reader.fault(format!("{place}: {error}")))?;
         sets.extend(sets_of(reader, &place, index, &section)?);
@@ -97,7 +99,8 @@ pub(super) fn read(reader: &mut Reader, table: Table) -> Result<Vec<Set>> {
 
 fn sets_of(reader: &mut Reader, place: &str, index: usize, section: &Section) -> Result<Vec<Set>> {
     let sizes = sizes(reader, place, section)?;
-    let base = DataConfig { sizes, stills: Stills::Train, ..reader.config() };
+    let base = reader.with_control(reader.config(), section.control_directory.as_ref());
+    let base = DataConfig { sizes, stills: Stills::Train, ..base };
     let is_video = section.video_directory.is_some() || section.video_jsonl_file.is_some();
     tell_what_differs(reader, place, section, is_video);
     // The same file may be in several sets, so each set has a name.
@@ -106,7 +109,7 @@ fn sets_of(reader: &mut Reader, place: &str, index: usize, section: &Section) ->
         let config = DataConfig { frames: vec![1], ..base };
         let items = items(reader, &index.to_string())?;
         reader.note(format!("{place}: {} pictures at {} sizes", items.len(), config.sizes.len()));
-        return Ok(vec![Set { config, items, short: Short::Refuse, set: 0 }]);
+        return Ok(vec![Set { config, items, skipped: Vec::new(), short: Short::Refuse, set: 0 }]);
     }
     let config = extraction(reader, place, section, base)?;
     let lengths = match section.frame_extraction.as_str() {
@@ -133,6 +136,7 @@ fn sets_of(reader: &mut Reader, place: &str, index: usize, section: &Section) ->
         sets.push(Set {
             config: DataConfig { frames, ..config.clone() },
             items,
+            skipped: Vec::new(),
             short: Short::LeaveOut,
             set: 0,
         });
@@ -209,12 +213,9 @@ fn items(reader: &Reader, place: &str, set: &str, section: &Section, is_video: b
         }
         (None, Some(list)) => {
             let list = reader.locate(list);
-            let rows = metadata::read(&list)?;
-            rows.iter()
-                .map(|row| {
-                    reader.item(&beside(reader, &list, &row.file), set, &row.file, &row.captions, repeats)
-                })
-                .collect()
+            let rows = metadata::read(&list, reader.keys)?;
+            let place = |file: &str| beside(reader, &list, file);
+            rows.iter().map(|row| reader.item_of_row(row, set, repeats, place)).collect()
         }
         _ => Err(reader.fault(format!(
             "{place} must name one of image_directory, image_jsonl_file, video_directory, video_jsonl_file"

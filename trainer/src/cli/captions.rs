@@ -1,5 +1,7 @@
 //! `tandem captions`.
 
+mod write;
+
 use std::fmt::Write;
 use std::path::PathBuf;
 
@@ -13,8 +15,10 @@ use super::plan::{make, texts};
 use crate::bytes::Bytes;
 use crate::tools::captions::{ClipTexts, Findings, findings, texts as texts_of};
 use crate::watch::ui::Ui;
+use write::Writing;
 
-/// List the texts that each clip is trained with and how often, and find empty, identical and over-long ones. Nothing is written.
+/// List the texts that each clip is trained with and how often, and find empty, identical and over-long ones; or write captions with
+/// a model that sees pictures.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Captions {
@@ -24,6 +28,8 @@ pub struct Captions {
     #[arg(long)]
     all: bool,
     #[command(flatten)]
+    writing: Writing,
+    #[command(flatten)]
     devices: RecipeDevices,
 }
 
@@ -31,6 +37,7 @@ const EXAMPLES: &str = "\
 Examples:
   tandem captions my.toml
   tandem captions my.toml --all --set data.captions.shuffle_tags=true   # every arrangement of the tags
+  tandem captions my.toml --write --endpoint http://localhost:8000/v1 --model Qwen/Qwen3-VL-8B-Instruct
 
 Every key of a recipe is explained in recipes/README.md.";
 
@@ -38,8 +45,11 @@ Every key of a recipe is explained in recipes/README.md.";
 const LISTED: usize = 3;
 
 impl Captions {
-    /// Prints the list.
+    /// Prints the list, or writes captions.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
+        if self.writing.write {
+            return self.writing.run(&self.recipe, &self.devices.overrides(), ui);
+        }
         let overrides = resolved(&self.recipe, self.devices.overrides(), Missing::Tell, ui)?;
         let planned = make(&self.recipe, &overrides, ui)?;
         let (plan, dataset) = (&planned.plan, &planned.dataset);

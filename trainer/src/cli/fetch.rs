@@ -1,25 +1,27 @@
 //! `tandem fetch`, and models of the hub in other commands.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use data::DataConfig;
 use models::published::Published;
 
-use crate::base::hub::{Hub, HubError, HubId, HubSettings, Wanted};
+use crate::base::hub::{Hub, HubDataset, HubError, HubId, HubSettings, SCHEME, Wanted};
 use crate::base::{Clips, ModelConfig};
 use crate::error::Error;
 use crate::plan::Overrides;
 use crate::recipe::Recipe;
 use crate::watch::ui::Ui;
 
-/// Fetch a model from the Hugging Face hub into its cache. Complete files are kept, interrupted downloads are resumed.
+/// Fetch a model or a dataset from the Hugging Face hub into its cache. Complete files are kept, interrupted downloads are resumed.
 #[derive(Debug, Args)]
 #[command(after_help = ENVIRONMENT)]
 pub struct Fetch {
-    /// The model: owner/name, or owner/name@revision.
+    /// The model: owner/name, or owner/name@revision. Or a dataset: hf://owner/name, with @revision and a folder behind.
     #[arg(value_name = "ID")]
     id: String,
-    /// Only these parts, such as dit_low,vae. Tiny decoders are not fetched unless they are named.
+    /// Only these parts of a model, such as dit_low,vae. Tiny decoders are not fetched unless they are named.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
     only: Vec<Wanted>,
 }
@@ -28,6 +30,7 @@ const ENVIRONMENT: &str = "\
 Examples:
   tandem fetch Wan-AI/Wan2.1-T2V-14B
   tandem fetch Wan-AI/Wan2.2-T2V-A14B --only dit_low,vae
+  tandem fetch hf://owner/clips/train                  (the folder `train` of a dataset)
   tandem fetch Kijai/WanVideo_comfy --only taew2_1     (the tiny decoder of previews)
 
 The variables of Python's huggingface_hub say how the hub is reached and where its cache lies: \
@@ -36,6 +39,9 @@ HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_TOKEN (or the login of huggingface-cli), 
 impl Fetch {
     /// Fetches what is missing and prints the model's folder.
     pub fn run(&self, ui: &Ui) -> anyhow::Result<u8> {
+        if self.id.starts_with(SCHEME) {
+            return self.dataset(ui);
+        }
         let id: HubId = self.id.parse().map_err(Error::from)?;
         let wanted = if self.only.is_empty() { &Wanted::ALL[..] } else { &self.only };
         let folder = hub().fetch(&id, wanted, ui).map_err(Error::from)?;
@@ -43,15 +49,27 @@ impl Fetch {
         ui.tell(&text, &serde_json::json!({ "id": id.to_string(), "folder": folder }));
         Ok(0)
     }
+
+    fn dataset(&self, ui: &Ui) -> anyhow::Result<u8> {
+        if !self.only.is_empty() {
+            let why = "names parts of models, and this is a dataset: put a folder behind its name".into();
+            return Err(Error::Setting { key: "--only".into(), why }.into());
+        }
+        let dataset: HubDataset = self.id.parse().map_err(Error::from)?;
+        let folder = hub().fetch_dataset(&dataset, ui).map_err(Error::from)?;
+        let text = format!("{dataset} is in {}", folder.display());
+        ui.tell(&text, &serde_json::json!({ "id": dataset.to_string(), "folder": folder }));
+        Ok(0)
+    }
 }
 
-/// `overrides` with the folder of the recipe's model, if that is one of the hub: fetched if it is missing (as `missing` says),
-/// or assumed if it is not to be fetched and its sizes are published.
+/// `overrides` with the folders of the recipe's model and datasets that are the hub's: fetched if they are missing (as `missing`
+/// says); a model is assumed if it is not to be fetched and its sizes are published.
 ///
 /// # Errors
 /// If the recipe cannot be read, a device does not exist, or the model cannot be fetched.
 pub fn resolved(recipe: &Path, overrides: Overrides, missing: Missing, ui: &Ui) -> crate::Result<Overrides> {
-    let Recipe { model, sample, devices, .. } = Recipe::read_with(recipe, &overrides.settings)?;
+    let Recipe { model, sample, devices, data, .. } = Recipe::read_with(recipe, &overrides.settings)?;
     // Before anything is downloaded or written. Assumed cards cannot be checked.
     if overrides.cards.is_none() {
         devices.check()?;
@@ -60,6 +78,7 @@ pub fn resolved(recipe: &Path, overrides: Overrides, missing: Missing, ui: &Ui) 
         return Ok(overrides);
     }
     let from = recipe.parent().unwrap_or(Path::new(""));
+    let overrides = Overrides { data_folders: data_folders(&data, missing, ui)?, ..overrides };
     let clips = if sample.prompts.is_empty() { Clips::None } else { Clips::Some };
     match folder(&model, from, clips, missing, ui) {
         Err(Error::Hub(HubError::NotFetched { .. })) if published(&model, from).is_some() => {
@@ -67,6 +86,23 @@ pub fn resolved(recipe: &Path, overrides: Overrides, missing: Missing, ui: &Ui) 
         }
         model_folder => Ok(Overrides { model_folder: model_folder?, ..overrides }),
     }
+}
+
+/// Where the datasets of the hub that `data` names are, by their names.
+fn data_folders(data: &DataConfig, missing: Missing, ui: &Ui) -> crate::Result<BTreeMap<String, PathBuf>> {
+    let mut folders = BTreeMap::new();
+    let named = data.folder.iter().chain(data.sets.iter().flat_map(|set| &set.folder));
+    for text in named.filter_map(|folder| folder.to_str()).filter(|text| text.starts_with(SCHEME)) {
+        let dataset: HubDataset = text.parse()?;
+        let folder = match missing {
+            Missing::Fetch => hub().fetch_dataset(&dataset, ui)?,
+            Missing::Tell => hub()
+                .cached_dataset(&dataset)
+                .ok_or_else(|| HubError::DatasetNotFetched { dataset: dataset.to_string() })?,
+        };
+        folders.insert(text.to_owned(), folder);
+    }
+    Ok(folders)
 }
 
 /// The published model that a recipe in the folder `from` names, whose sizes are known without its files.

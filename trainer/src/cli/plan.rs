@@ -18,7 +18,8 @@ use crate::machine::memory::Cards;
 use crate::plan::{self, Overrides, Planned, TextsToEncode};
 use crate::watch::ui::Ui;
 
-/// Resolve a recipe and print every setting, the memory that it needs and the buckets of the clips. Nothing is written.
+/// Resolve a recipe and print every setting, the memory that it needs and the buckets of the clips. Nothing is written,
+/// except into the cache: unpacked tar files, and the bars and scenes of clips where the recipe asks for them.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Plan {

@@ -136,8 +136,7 @@ impl LatentStore {
             let mut own = Accompanied::default();
             if let (true, Some(control)) = (reads_control, &source.companions.control) {
                 let content = hashes.of(&control.media)?;
-                let frames = dataset.companion_frames(window, Accompanying::Control);
-                own.control = Some(Key::clip(&content, &frames, window.bucket, &vae));
+                own.control = Some(dataset.companion_key(window, Accompanying::Control, &content, &vae));
             }
             let is_side_chain = dit.control.side_chain.is_some();
             if is_side_chain {
@@ -340,8 +339,8 @@ fn edited_key(
     let latents = dataset.key(window, &hashes.of(&source.item.media)?, vae);
     let mut of = |which: Accompanying| -> Result<String> {
         let Some(companion) = source.companions.get(which) else { return Ok("none".to_owned()) };
-        let frames = dataset.companion_frames(window, which);
-        Ok(Key::clip(&hashes.of(&companion.media)?, &frames, window.bucket, "pixels").to_string())
+        let content = hashes.of(&companion.media)?;
+        Ok(dataset.companion_key(window, which, &content, "pixels").to_string())
     };
     let (control, mask) = (of(Accompanying::Control)?, of(Accompanying::Mask)?);
     let rule = rule(rules, latents).map_or_else(String::new, |(rule, _)| rule.to_string());

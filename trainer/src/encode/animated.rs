@@ -213,16 +213,16 @@ impl LatentStore {
         let source = &dataset.sources[window.source];
         let mut own = AnimateKeys { no_face: Some(Key::of(&["no face", dit])), ..AnimateKeys::default() };
         if let Some(faces) = &source.companions.faces {
-            let frames = dataset.companion_frames(window, Accompanying::Faces);
-            let content = Key::clip(&hashes.of(&faces.media)?, &frames, window.bucket, dit);
+            let content = hashes.of(&faces.media)?;
+            let content = dataset.companion_key(window, Accompanying::Faces, &content, dit);
             own.faces = Some(Key::of(&["faces", &content.to_string()]));
         }
         own.has_mask = source.companions.mask.is_some();
         own.given = Some(match &source.companions.mask {
             None => Key::of(&["nothing given", &window.bucket.to_string(), vae]),
             Some(mask) => {
-                let frames = dataset.companion_frames(window, Accompanying::Mask);
-                let mask = Key::clip(&hashes.of(&mask.media)?, &frames, window.bucket, "pixels");
+                let content = hashes.of(&mask.media)?;
+                let mask = dataset.companion_key(window, Accompanying::Mask, &content, "pixels");
                 let clip = dataset.key(window, &hashes.of(&source.item.media)?, vae);
                 Key::of(&["around the character", &clip.to_string(), &mask.to_string()])
             }

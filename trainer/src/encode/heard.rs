@@ -128,8 +128,8 @@ impl LatentStore {
         let frames = format!("{count} frames from {first} at {}", dataset.fps);
         let poses = match &companions.control {
             Some(control) => {
-                let frames = dataset.companion_frames(window, Accompanying::Control);
-                let clip = Key::clip(&hashes.of(&control.media)?, &frames, window.bucket, vae);
+                let content = hashes.of(&control.media)?;
+                let clip = dataset.companion_key(window, Accompanying::Control, &content, vae);
                 Some(Key::of(&["poses behind the first frame", &clip.to_string()]))
             }
             None => None,

@@ -31,8 +31,8 @@ impl LatentStore {
             let companions = &dataset.sources[window.source].companions;
             let key = match companions.get(Accompanying::LossMask) {
                 Some(mask) => {
-                    let frames = dataset.companion_frames(window, Accompanying::LossMask);
-                    let pixels = Key::clip(&hashes.of(&mask.media)?, &frames, window.bucket, "pixels");
+                    let content = hashes.of(&mask.media)?;
+                    let pixels = dataset.companion_key(window, Accompanying::LossMask, &content, "pixels");
                     Some(Key::of(&["loss mask", &pixels.to_string(), &cell.to_string()]))
                 }
                 None => None,

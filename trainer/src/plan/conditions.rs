@@ -3,19 +3,22 @@
 use std::fs;
 use std::path::Path;
 
-use data::{AudioSource, DataConfig, Dataset, ForExpert, LossMasks, SetConfig};
-use models::dit::{Architecture, DitConfig, Pictures};
+use data::{AudioSource, COMPANION_KEYS, CaptionFile, DataConfig, Dataset, ForExpert, LossMasks, SetConfig};
+use models::dit::{Architecture, DitConfig};
 use models::expert::Expert;
 use models::published::Beside;
 
+use super::Overrides;
+use crate::base::hub::SCHEME;
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::learning::NoiseRange;
+use crate::recipe::Recipe;
 
 /// `data`, if it names the companions that `dit` reads, and no others.
 ///
 /// # Errors
-/// A folder that is missing, or one that the model has no use for.
+/// A folder that the model has no use for.
 pub(super) fn checked(mut data: DataConfig, dit: &DitConfig) -> Result<DataConfig> {
     if dit.kind.facts().speech {
         data.audio.get_or_insert(AudioSource::Own);
@@ -26,11 +29,14 @@ pub(super) fn checked(mut data: DataConfig, dit: &DitConfig) -> Result<DataConfi
     Ok(data)
 }
 
-/// [`checked`] of one set.
-fn check_set(data: &DataConfig, dit: &DitConfig) -> Result<()> {
-    let refuse = |key: &str, why: &str| Err(Error::Setting { key: format!("data.{key}"), why: why.into() });
+/// Keys of the companions that `dit` reads.
+pub(super) fn read_by(dit: &DitConfig) -> Vec<&'static str> {
+    COMPANION_KEYS.into_iter().filter(|key| is_read(dit, key)).collect()
+}
+
+fn is_read(dit: &DitConfig, key: &str) -> bool {
     let facts = dit.kind.facts();
-    let is_read = |key: &str| match key {
+    match key {
         "control" => {
             facts.side_chain || facts.faces || facts.speech || facts.beside.contains(&Beside::Control)
         }
@@ -39,7 +45,14 @@ fn check_set(data: &DataConfig, dit: &DitConfig) -> Result<()> {
         "references" => facts.side_chain || facts.faces || dit.control.reference.is_some(),
         "audio" => facts.speech,
         _ => facts.camera,
-    };
+    }
+}
+
+/// [`checked`] of one set.
+fn check_set(data: &DataConfig, dit: &DitConfig) -> Result<()> {
+    let refuse = |key: &str, why: &str| Err(Error::Setting { key: format!("data.{key}"), why: why.into() });
+    let facts = dit.kind.facts();
+    let is_read = |key: &str| is_read(dit, key);
     if data.audio.is_some() && !is_read("audio") {
         return refuse("audio", "this model hears no speech: leave it out, or take an S2V model");
     }
@@ -60,43 +73,10 @@ fn check_set(data: &DataConfig, dit: &DitConfig) -> Result<()> {
     if !data.mask_rules.is_empty() && !facts.side_chain {
         return refuse("mask_rules", "this model takes no masks by rule: leave it out, or take a VACE model");
     }
-    if dit.pictures() != Pictures::Condition {
-        return Ok(());
-    }
-    if facts.side_chain && data.companions().next().is_none() && data.mask_rules.is_empty() {
-        return refuse(
-            "control",
-            "VACE learns from control clips, masks or reference pictures: name data.control, data.masks, data.mask_rules or \
-             data.references, any of them",
-        );
-    }
     if facts.speech && data.import.is_none() && data.frames.iter().any(|frames| *frames < 5) {
         return refuse(
             "frames",
             "of a clip S2V learns the frames behind the first, which is the reference picture: lengths begin at 5",
-        );
-    }
-    if facts.faces {
-        for (key, folder, what) in [
-            ("control", &data.control, "pose clips"),
-            ("faces", &data.faces, "face clips"),
-            ("references", &data.references, "a picture of each clip's character"),
-        ] {
-            if folder.is_none() {
-                return refuse(
-                    key,
-                    &format!("Animate learns from {what}: name the folder that has one for each clip"),
-                );
-            }
-        }
-    }
-    if facts.camera && data.cameras.is_none() {
-        return refuse("cameras", "this model learns from camera paths: name the folder of the clips' poses");
-    }
-    if facts.beside.contains(&Beside::Control) && data.control.is_none() {
-        return refuse(
-            "control",
-            "this model learns from control clips: name the folder that has one for each clip",
         );
     }
     Ok(())
@@ -127,6 +107,21 @@ pub(super) fn check_experts(dataset: &Dataset, ranges: &[NoiseRange]) -> Result<
     Ok(())
 }
 
+/// Checks that no folder is a dataset of the hub, whose place is not known here.
+///
+/// # Errors
+/// A dataset of the hub.
+pub(super) fn check_hub(data: &DataConfig) -> Result<()> {
+    let folders = data.folder.iter().chain(data.sets.iter().flat_map(|set| &set.folder));
+    match folders.filter_map(|folder| folder.to_str()).find(|text| text.starts_with(SCHEME)) {
+        Some(text) => {
+            let why = format!("{text} is a dataset of the hub, and a folder on this machine is needed here");
+            Err(Error::Setting { key: "data.folder".into(), why })
+        }
+        None => Ok(()),
+    }
+}
+
 /// Lets the folders of `data` begin in `from`.
 pub(super) fn settle_places(data: &mut DataConfig, from: &Path) {
     let companions =
@@ -139,6 +134,17 @@ pub(super) fn settle_places(data: &mut DataConfig, from: &Path) {
     let own = data.folder.iter_mut().chain(companions.into_iter().flatten()).chain(audio).chain(loss_masks);
     let places = own.chain(data.sets.iter_mut().flat_map(SetConfig::places_mut));
     places.for_each(|place| *place = from.join(&*place));
+}
+
+/// The clips of the recipe at `path` with `overrides` on top, and where their captions are or would be.
+///
+/// # Errors
+/// A recipe that cannot be read, and as [`data::caption_files`].
+pub fn caption_files(path: &Path, overrides: &Overrides) -> Result<Vec<CaptionFile>> {
+    let mut data = Recipe::read_with(path, &overrides.settings)?.data;
+    check_hub(&data)?;
+    settle_places(&mut data, path.parent().unwrap_or(Path::new("")));
+    Ok(data::caption_files(&data)?)
 }
 
 /// Checks that no clip is driven by itself: a model that reads poses (Animate) would learn to copy.

@@ -48,6 +48,9 @@ fn digest(dataset: &Dataset) -> String {
         }
         // Clips of a single text have the digest that they always had.
         source.item.variants.iter().for_each(|text| hash_text(&mut hash, text));
+        if !source.crop.is_none() {
+            hash_text(&mut hash, &format!("without {}", source.crop));
+        }
         let (bucket, aspect) = (window.bucket, source.probe.pixel_aspect);
         let shape = [bucket.width, bucket.height, bucket.frames, aspect.width, aspect.height];
         let frames = dataset.source_frames(window);
@@ -75,7 +78,7 @@ pub(super) fn former_digest(dataset: &Dataset) -> Option<String> {
     let mut hash = Sha256::new();
     for window in &dataset.windows {
         let source = &dataset.sources[window.source];
-        if !source.probe.pixel_aspect.is_square() {
+        if !source.probe.pixel_aspect.is_square() || !source.crop.is_none() {
             return None;
         }
         let item = &source.item;

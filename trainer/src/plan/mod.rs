@@ -14,6 +14,7 @@ mod noise_levels;
 mod overrides;
 mod parts;
 mod preset;
+mod required;
 mod rest;
 mod shapes;
 mod time;
@@ -21,7 +22,7 @@ mod ways;
 
 use std::path::{Path, PathBuf};
 
-use data::{DataConfig, DataError, Dataset, SizeMultiple, Watch};
+use data::{DataConfig, DataError, Dataset, SizeMultiple, Takes, Watch};
 use models::adapter::{LoraConfig, Target};
 use models::dit::DitConfig;
 use models::expert::Expert;
@@ -45,6 +46,7 @@ use crate::sample::magcache::CacheConfig;
 use crate::sample::{ClipFormat, ClipLayout, PreviewPlan};
 pub(crate) use clip_shapes::in_group;
 pub use clips::{ClipsFit, ClipsOf, clips_fit};
+pub use conditions::caption_files;
 pub use difference::Difference;
 pub use found::{LongText, TextsToEncode, long_texts, texts_to_encode};
 use layout::with_clip_share;
@@ -284,18 +286,19 @@ impl Plan {
         model.boundary = model.expert.map(|_| model.boundary_of(&dit));
         let defaults = *dit.defaults(model.dits.networks());
         let mut data = conditions::checked(recipe.data, &dit)?;
-        let watch = Watch { progress, is_stopped: &|| overrides.interrupt.is_asked() };
+        let seed = recipe.run.seed.unwrap_or(42);
+        let run = run_plan(recipe.run, path, seed);
+        let watch =
+            Watch { progress, is_stopped: &|| overrides.interrupt.is_asked(), cache: Some(&run.cache) };
         let missing = missing_clips(&data, from, overrides);
         let (dataset, found) = match missing.is_some() {
             true => no_data(&mut data, &defaults),
-            false => read_data(&mut data, from, &defaults, watch)?,
+            false => read_data(&mut data, from, (&dit, &defaults), watch)?,
         };
         notes.extend(missing);
         notes.extend(long_captions(&dataset, &model)?);
-
         let adapter = adapters::settled(recipe.adapter, from)?;
         let targets = targets(&adapter, &recipe.optimizer, (&model, &dit))?;
-        let seed = recipe.run.seed.unwrap_or(42);
         let mut train = recipe.train;
         notes.extend(settle_steps(&mut train, &recipe.optimizer, &dataset, seed)?);
         let ranges = settle_ranges(&mut train, &adapter, &targets, (&model, &dit))?;
@@ -315,7 +318,6 @@ impl Plan {
         let given = (!open.split).then_some(devices.split.as_slice());
         let rest =
             Rest::of_run((&model, &dit), &sample, (found.held_out, beyond), &shapes, overrides.assume)?;
-        let run = run_plan(recipe.run, path, seed);
         let has_texts = || has_texts(&run.cache, &model, &dataset, &sample.clips);
         let asked = (&recipe.memory, given, sample.layout);
         let settled = ways::settled(&task, &machine, asked, &shapes, &rest, has_texts)?;
@@ -431,20 +433,21 @@ fn check_numbers(recipe: &Recipe) -> Result<()> {
 fn read_data(
     data: &mut DataConfig,
     from: &Path,
-    defaults: &Defaults,
+    (dit, defaults): (&DitConfig, &Defaults),
     mut watch: Watch,
 ) -> Result<(Dataset, DatasetPlan)> {
+    conditions::check_hub(data)?;
     conditions::settle_places(data, from);
     for import in data.sets.iter_mut().filter_map(|set| set.import.as_mut()).chain(&mut data.import) {
         *import = existing("data.import", from, import)?;
     }
     data.fps.get_or_insert(defaults.fps);
-    let multiple = SizeMultiple::new(defaults.multiple());
-    let dataset =
-        Dataset::build_watched(data, multiple, defaults.fps, &mut watch).map_err(|error| match error {
-            DataError::Stopped => Error::Interrupted,
-            error => error.into(),
-        })?;
+    let (multiple, companions) = (SizeMultiple::new(defaults.multiple()), conditions::read_by(dit));
+    let model = Takes { multiple, fps: defaults.fps, companions: &companions };
+    let dataset = Dataset::build_watched(data, &model, &mut watch).map_err(|error| match error {
+        DataError::Stopped => Error::Interrupted,
+        error => error.into(),
+    })?;
     (data.sizes, data.frames) = (dataset.sizes.clone(), dataset.frames.clone());
     let found = summary(&dataset)?;
     Ok((dataset, found))

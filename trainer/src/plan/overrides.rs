@@ -1,9 +1,12 @@
 //! What a command line says in place of a recipe.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use data::DataConfig;
 use models::published::Published;
 
+use crate::base::hub::SCHEME;
 use crate::bytes::Bytes;
 use crate::error::Result;
 use crate::machine::devices::{DevicesConfig, Limits};
@@ -22,6 +25,8 @@ pub struct Overrides {
     pub memory_limit: Option<Bytes>,
     /// `model.folder`, where the recipe names a model of the hub.
     pub model_folder: Option<PathBuf>,
+    /// Where the datasets of the hub are that `data.folder` and sets name, by their names.
+    pub data_folders: BTreeMap<String, PathBuf>,
     /// Asked while clips are read, which may take long.
     pub interrupt: Interrupt,
     /// `[devices]` of this replica, where it is one of several.
@@ -41,12 +46,33 @@ impl Overrides {
         if let Some(devices) = &self.devices {
             recipe.devices = devices.clone();
         }
+        self.place_datasets(&mut recipe.data);
         recipe.devices.memory_limit = self.memory_limit.or(recipe.devices.memory_limit);
         if let Some(folder) = &self.model_folder {
             recipe.model.folder = Some(folder.clone());
         }
         if let Some(cards) = &self.cards {
             recipe.devices = cards.devices(&recipe.devices);
+        }
+    }
+
+    /// Puts the folders of datasets of the hub in the place of their names.
+    fn place_datasets(&self, data: &mut DataConfig) {
+        let DataConfig { folder, sets, folder_names, .. } = data;
+        for set in sets.iter_mut() {
+            let text = set.folder.first().and_then(|folder| folder.to_str());
+            if let (None, Some(text)) = (&set.name, text.filter(|text| self.data_folders.contains_key(*text)))
+            {
+                set.name = text.rsplit('/').next().map(|name| name.replace(['*', '?'], ""));
+            }
+        }
+        for folder in folder.iter_mut().chain(sets.iter_mut().flat_map(|set| &mut set.folder)) {
+            let Some((text, place)) = folder.to_str().and_then(|text| self.data_folders.get_key_value(text))
+            else {
+                continue;
+            };
+            folder_names.insert(place.clone(), text.trim_start_matches(SCHEME).to_owned());
+            folder.clone_from(place);
         }
     }
 

@@ -5,6 +5,7 @@ use models::dit::DitConfig;
 use models::published::Defaults;
 
 use super::conditions::{check_driving, frames_beyond};
+use super::required;
 use crate::error::Result;
 use crate::machine::memory;
 
@@ -12,12 +13,14 @@ use crate::machine::memory;
 /// and how many these are, see [`models::dit::Control::frames_beyond`].
 ///
 /// # Errors
-/// Clips with different numbers of such frames that are to be in one batch, and clips that are driven by themselves.
+/// Clips without what the model learns from, clips that are driven by themselves, and clips with different numbers of such frames that
+/// are to be in one batch.
 pub(super) fn settled(
     (data, dataset): (&DataConfig, &Dataset),
     (dit, defaults): (&DitConfig, &Defaults),
     batch: usize,
 ) -> Result<(memory::Shapes, isize)> {
+    required::check(data, dataset, dit)?;
     check_driving(dataset, dit)?;
     let beyond = frames_beyond(dataset, dit, batch)?;
     let buckets = dataset.windows.iter().map(|window| window.bucket);

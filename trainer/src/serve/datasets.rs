@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use axum::extract::{Path as UrlPath, State};
 use axum::http::HeaderMap;
-use data::{DataConfig, Dataset, SizeMultiple};
+use data::{DataConfig, Dataset, SizeMultiple, Takes, Watch};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -90,7 +90,7 @@ pub(super) async fn clips(State(server): State<Arc<Server>>, UrlPath(index): Url
         let mut clips = listed(folder.clone(), false);
         clips.extend(listed(folder.join(EXCLUDED), true));
         let (recipe, config) = recipe_for(&server, &folder);
-        let (cut, warnings) = looked_at(&folder, config);
+        let (cut, warnings) = looked_at(&folder, config, &server.places.state.join("clips"));
         Ok(json!({ "clips": clips, "cut": cut, "warnings": warnings, "recipe": recipe }))
     });
     Ok(reply::json(&found.await?))
@@ -113,13 +113,16 @@ fn recipe_for(server: &Server, folder: &Path) -> (Option<String>, Value) {
     }
 }
 
-/// How the clips in `folder` are cut by the settings `config`, by name, and what is wrong with them.
-fn looked_at(folder: &Path, mut config: Value) -> (Value, Vec<String>) {
+/// How the clips in `folder` are cut by the settings `config`, by name, and what is wrong with them. What was seen of clips that are to
+/// lose their bars or to be split is kept in the folder `cache`.
+fn looked_at(folder: &Path, mut config: Value, cache: &Path) -> (Value, Vec<String>) {
     config["folder"] = json!([folder]);
     config["bad"] = json!("skip");
     let config = serde_json::from_value(config);
+    let model = Takes { multiple: SizeMultiple::new(16), fps: FPS, companions: &[] };
+    let mut watch = Watch { progress: &mut |_, _| {}, is_stopped: &|| false, cache: Some(cache) };
     let built = config.map_err(|error| error.to_string()).and_then(|config: DataConfig| {
-        Dataset::build(&config, SizeMultiple::new(16), FPS, &mut |_, _| {}).map_err(|error| error.to_string())
+        Dataset::build_watched(&config, &model, &mut watch).map_err(|error| error.to_string())
     });
     let dataset = match built {
         Ok(dataset) => dataset,

@@ -1,6 +1,7 @@
 //! What looks at things and measures them: bench, probe, doctor, inspect; and launch, which starts replicas.
 
 pub mod bench;
+pub mod captioning;
 pub mod captions;
 pub mod checks;
 pub mod doctor;

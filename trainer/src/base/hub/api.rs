@@ -9,7 +9,7 @@ use ureq::{Agent, Body};
 use super::hash::HashKind;
 use super::redirect::{is_same_origin, resolved};
 use super::settings::HubSettings;
-use super::{HubError, HubId, Result, pause};
+use super::{HubError, HubId, RepoKind, Result, pause};
 use crate::watch::ui::Ui;
 
 /// The longest that a connection is used: a stalled one ends by this, and the next one resumes the download.
@@ -88,14 +88,22 @@ impl<'a> Api<'a> {
 
     /// Address of a file.
     pub fn file_url(&self, id: &HubId, commit: &str, name: &str) -> String {
-        format!("{}/{}/resolve/{commit}/{}", self.settings.endpoint, id.repository, escaped(name))
+        let kind = match id.kind {
+            RepoKind::Model => "",
+            RepoKind::Dataset => "datasets/",
+        };
+        format!("{}/{kind}{}/resolve/{commit}/{}", self.settings.endpoint, id.repository, escaped(name))
     }
 
     /// The files of a revision, with their sizes and hashes.
     pub fn listing(&self, id: &HubId, ui: &Ui) -> Result<Listing> {
         let revision = id.revision.replace('/', "%2F");
-        let url =
-            format!("{}/api/models/{}/revision/{revision}?blobs=true", self.settings.endpoint, id.repository);
+        let kind = match id.kind {
+            RepoKind::Model => "models",
+            RepoKind::Dataset => "datasets",
+        };
+        let (endpoint, name) = (&self.settings.endpoint, &id.repository);
+        let url = format!("{endpoint}/api/{kind}/{name}/revision/{revision}?blobs=true");
         let answer = |why: String| HubError::Answer { url: url.clone(), why };
         let mut failures = 0;
         loop {

@@ -13,6 +13,31 @@ pub enum HubError {
         /// What was given.
         text: String,
     },
+    /// No id of a dataset.
+    #[error(
+        "\"{text}\" is not a dataset of the hub: write hf://owner/name, hf://owner/name@revision or hf://owner/name/folder"
+    )]
+    DatasetId {
+        /// What was given.
+        text: String,
+    },
+    /// A dataset that was never fetched, where nothing is fetched.
+    #[error(
+        "{dataset} is not on this machine yet: `tandem fetch {dataset}` gets it, and so do `tandem cache` and `tandem train`"
+    )]
+    DatasetNotFetched {
+        /// The dataset.
+        dataset: String,
+    },
+    /// A dataset of another kind.
+    #[error(
+        "{dataset} has neither videos, pictures nor tar files there: datasets in Parquet files are not read; look at the folder and \
+         its spelling"
+    )]
+    NoClips {
+        /// The dataset.
+        dataset: String,
+    },
     /// The network must not be used, and the cache lacks the model.
     #[error(
         "{id} is not in the cache, and HF_HUB_OFFLINE says not to ask the hub; unset it, or name a folder on this machine"

@@ -5,6 +5,7 @@
 //! layout of the cache; it neither resumes nor verifies downloads, so they are done here.
 
 mod api;
+mod dataset;
 mod download;
 mod error;
 mod hash;
@@ -17,12 +18,13 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+pub use dataset::{HubDataset, SCHEME};
 pub use error::HubError;
 pub use settings::HubSettings;
 pub use wanted::Wanted;
 
 use crate::watch::ui::Ui;
-use api::Api;
+use api::{Api, RemoteFile};
 use store::Store;
 
 /// The result of asking the hub.
@@ -35,6 +37,17 @@ pub struct HubId {
     pub repository: String,
     /// A branch, a tag or a commit.
     pub revision: String,
+    /// What it is.
+    pub kind: RepoKind,
+}
+
+/// What a repository of the hub holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RepoKind {
+    /// A model.
+    Model,
+    /// A dataset.
+    Dataset,
 }
 
 impl FromStr for HubId {
@@ -49,7 +62,10 @@ impl FromStr for HubId {
         let is_repository =
             repository.split_once('/').is_some_and(|(owner, name)| is_word(owner) && is_word(name));
         match is_repository && revision.split('/').all(is_word) {
-            true => Ok(Self { repository: repository.to_owned(), revision: revision.to_owned() }),
+            true => {
+                let (repository, revision) = (repository.to_owned(), revision.to_owned());
+                Ok(Self { repository, revision, kind: RepoKind::Model })
+            }
             false => Err(HubError::Id { text: text.to_owned() }),
         }
     }
@@ -89,6 +105,17 @@ impl Hub {
     /// A model that the hub does not have or does not give, a connection that does not come about, bytes that are not
     /// the announced ones, a disk that takes no more.
     pub fn fetch(&self, id: &HubId, wanted: &[Wanted], ui: &Ui) -> Result<PathBuf> {
+        let lacks = |what: String| HubError::Lacks { id: id.to_string(), what };
+        self.fetch_files(id, &|files: &[RemoteFile]| wanted::select(files, wanted).map_err(lacks), ui)
+    }
+
+    /// Sees to it that the files that `select` chooses of a repository lie in the cache, and says where.
+    fn fetch_files(
+        &self,
+        id: &HubId,
+        select: &dyn Fn(&[RemoteFile]) -> Result<Vec<RemoteFile>>,
+        ui: &Ui,
+    ) -> Result<PathBuf> {
         let store = Store::new(&self.settings.cache, id);
         if self.settings.is_offline {
             return store.snapshot().ok_or_else(|| HubError::Offline { id: id.to_string() });
@@ -102,9 +129,8 @@ impl Hub {
             }
             (listing, _) => listing?,
         };
-        let files = wanted::select(&listing.files, wanted)
-            .map_err(|what| HubError::Lacks { id: id.to_string(), what })?;
-        let missing: Vec<_> = files.into_iter().filter(|file| !store.has(&listing.commit, file)).collect();
+        let missing: Vec<_> =
+            select(&listing.files)?.into_iter().filter(|file| !store.has(&listing.commit, file)).collect();
         let bytes: u64 = missing.iter().map(|file| file.size).sum();
         if !missing.is_empty() {
             let size = crate::bytes::Bytes(bytes);

@@ -1,4 +1,4 @@
-//! The hub's cache on disk: `models--owner--name/{refs,snapshots,blobs}`, as Python's `huggingface_hub` lays it out.
+//! The hub's cache on disk: `models--owner--name/{refs,snapshots,blobs}` (`datasets--owner--name`), as Python's `huggingface_hub` lays it out.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
 use super::api::RemoteFile;
-use super::{HubError, HubId, Result};
+use super::{HubError, HubId, RepoKind, Result};
 
 /// The cache of one model.
 pub(super) struct Store {
@@ -17,7 +17,11 @@ pub(super) struct Store {
 
 impl Store {
     pub fn new(cache: &Path, id: &HubId) -> Self {
-        let repo = Repo::with_revision(id.repository.clone(), RepoType::Model, id.revision.clone());
+        let kind = match id.kind {
+            RepoKind::Model => RepoType::Model,
+            RepoKind::Dataset => RepoType::Dataset,
+        };
+        let repo = Repo::with_revision(id.repository.clone(), kind, id.revision.clone());
         let folder = cache.join(repo.folder_name());
         Self { repo: Cache::new(cache.to_owned()).repo(repo), folder, id: id.clone() }
     }
