@@ -40,13 +40,13 @@ mod waveform;
 pub use audio::{SPEECH_RATE, SpeechTrack, read_speech, speech_seconds};
 pub use bucket::{Bucket, BucketRow, BucketTable, Buckets, Window};
 pub use cache::{Cache, Entry, Lookup, MissReason};
-pub use captions::{CaptionRules, CaptionSource, PerFile, has_trigger};
+pub use captions::{CaptionRules, CaptionSource, PerFile, has_trigger, with_class};
 pub use checks::{Checked, Finding, check};
 pub use clip::Clip;
 pub use companions::{Accompanying, Companion, Companions};
 pub use config::{
-    AudioSource, DataConfig, EmptyCaptions, Extract, ForExpert, LossMasks, MaskPlace, MaskReduction,
-    SetConfig, SetFacts, SizeMultiple, Stills, Unfit,
+    AudioSource, DataConfig, EmptyCaptions, Extract, ForExpert, LearnFrom, LossMasks, MaskPlace,
+    MaskReduction, SetConfig, SetFacts, SizeMultiple, Stills, Unfit,
 };
 pub use dataset::{Dataset, Footage, Source, Watch, clip_frames, read_clip};
 pub use error::{DataError, Result};

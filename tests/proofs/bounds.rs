@@ -34,7 +34,7 @@ const WHOLE: [&str; 28] = [
     "sample.size = [#, 32]",
     "sample.seed",
 ];
-const REAL: [&str; 29] = [
+const REAL: [&str; 31] = [
     "data.fps",
     "data.source_fps",
     "data.picture_folder_fps",
@@ -55,6 +55,8 @@ const REAL: [&str; 29] = [
     "optimizer.lr_high",
     "optimizer.norm_limit",
     "train.ema.decay",
+    "train.prior.weight",
+    "train.prior.share",
     "optimizer.rate.power",
     "optimizer.rate.warmup_start",
     "optimizer.lr",

@@ -51,6 +51,7 @@ mod overfit;
 mod pictures;
 mod pipeline;
 mod plan;
+mod priors;
 mod probe;
 mod quantised_file;
 mod rates;

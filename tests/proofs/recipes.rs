@@ -125,6 +125,7 @@ fn a_recipe_with_every_key_is_read_and_one_with_another_is_refused() {
         ("train", "drop"),
         ("train", "loss"),
         ("train", "ema"),
+        ("train", "prior"),
         ("optimizer", "rate"),
     ] {
         sections[outer][inner].as_object_mut().unwrap().retain(|_, value| !value.is_null());

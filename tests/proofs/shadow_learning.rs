@@ -17,8 +17,9 @@ fn a_shadow_takes_the_same_of_every_loss() {
     let plain = Task { batch: 2, latents: (3, 16, 24), ..task(&dit, &targets) };
     for penalty in [Penalty::Squared, Penalty::Absolute, Penalty::Huber, Penalty::PseudoHuber] {
         for reduction in [Reduction::Elements, Reduction::Samples, Reduction::Batch] {
-            for masks in [Masks::None, Masks::Given] {
-                let objective = LossTask { penalty, reduction, masks };
+            for (masks, of_base) in [(Masks::None, 0), (Masks::Given, 0), (Masks::None, 2), (Masks::Given, 3)]
+            {
+                let objective = LossTask { penalty, reduction, masks, of_base };
                 let task = Task { objective, ..plain.clone() };
                 assert_shadow(&format!("{objective:?}"), &task, [PLANS[0], PLANS[0]], 5);
             }

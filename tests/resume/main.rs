@@ -19,10 +19,11 @@ mod told;
 const CAPTIONS: [&str; 5] =
     ["a red ball", "two birds fly over the sea", "a fox", "a drifting wave of light", "rain on a window"];
 const STEPS: u64 = 20;
-/// Everything that could tell two runs apart takes part: both dropouts, texts that are drawn, accumulation over the ends of epochs, a
+/// Everything that could tell two runs apart takes part: both dropouts, texts that are drawn, priors, accumulation over the ends of epochs, a
 /// learning rate that depends on the run's length, the held-out loss, clips, all three formats.
 const SETTINGS: &str = r#"
 held_out = ["clip03*"]
+trigger = "sks"
 captions = { templates = ["{caption}", "a film of {caption}", "{caption}, again"] }
 
 [devices]
@@ -38,6 +39,7 @@ batch = 2
 accumulate = 5
 caption_dropout = 0.3
 eval_every = 7
+prior = { weight = 0.5, share = 0.5, class = "a thing" }
 
 [optimizer]
 lr = 1e-2

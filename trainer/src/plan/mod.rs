@@ -18,6 +18,7 @@ mod rest;
 mod shapes;
 mod time;
 mod ways;
+mod work;
 
 use std::path::{Path, PathBuf};
 
@@ -60,6 +61,7 @@ use parts::{
     networks, requests, sample_plan, settle_ranges, settle_steps, share_of_replica, targets, task,
     trained_ranges,
 };
+use work::Work;
 
 /// A settled run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -290,8 +292,7 @@ impl Plan {
             true => no_data(&mut data, &defaults),
             false => read_data(&mut data, from, &defaults, watch)?,
         };
-        notes.extend(missing);
-        notes.extend(long_captions(&dataset, &model)?);
+        notes.extend(missing.into_iter().chain(long_captions(&dataset, &model)?));
 
         let adapter = adapters::settled(recipe.adapter, from)?;
         let targets = targets(&adapter, &recipe.optimizer, (&model, &dit))?;
@@ -307,7 +308,8 @@ impl Plan {
         let share = share_of_replica(&train, devices.replicas.named())?;
         let (shapes, beyond) = shapes::settled((&data, &dataset), (&dit, &defaults), share.batch)?;
         let networks = (networks(&ranges, &model, &sample), devices.replicas.named());
-        let (learning, of_clips) = ((&share, &recipe.optimizer), (&shapes, data.loss_masks.as_ref()));
+        let work = Work::of(&share, &dataset, &data)?;
+        let (learning, of_clips) = ((&share, &recipe.optimizer, &work), (&shapes, data.loss_masks.as_ref()));
         let task = task((&model, &dit), (&adapter, &targets), learning, of_clips, networks);
         let host = recipe.memory.host_memory.map(|host| host.0);
         let (limits, machine) = overrides.machine(&devices, &task, host);
@@ -316,13 +318,13 @@ impl Plan {
         let rest =
             Rest::of_run((&model, &dit), &sample, (found.held_out, beyond), &shapes, overrides.assume)?;
         let run = run_plan(recipe.run, path, seed);
-        let has_texts = || has_texts(&run.cache, &model, &dataset, &sample.clips);
+        let has_texts = || has_texts(&run.cache, &model, (&dataset, &train.prior), &sample.clips);
         let asked = (&recipe.memory, given, sample.layout);
         let settled = ways::settled(&task, &machine, asked, &shapes, &rest, has_texts)?;
         model.precision.streamed = settled.streamed;
-        let settled = with_clip_share(settled, (&share, &sample), (&dit, task.base.frozen), &machine)?;
+        let settled = with_clip_share(settled, (&train, &sample), &work, (&task, &machine))?;
         notes.extend(conditions::on_host(&dit, task.latents, share.batch * share.accumulate));
-        notes.extend(time::of_steps(&settled.choice, &task, &machine, overrides.link));
+        notes.extend(time::notes(&settled.choice, &work, (&task, &machine), overrides.link));
         let plan = Plan {
             tandem: env!("CARGO_PKG_VERSION").to_owned(),
             run,
@@ -361,6 +363,11 @@ impl Plan {
     /// Micro-batches of a step that a replica makes at most.
     pub fn micro_batches_of_replica(&self) -> usize {
         self.train.accumulate.div_ceil(self.devices.replicas.named())
+    }
+
+    /// The same with the priors beside them.
+    pub fn micro_batches_with_priors(&self) -> usize {
+        self.micro_batches_of_replica() * if self.train.prior.is_made() { 2 } else { 1 }
     }
 
     /// The plan as TOML.
@@ -421,6 +428,7 @@ fn check_numbers(recipe: &Recipe) -> Result<()> {
     }
     train.timesteps.check()?;
     train.loss.check()?;
+    train.prior.check()?;
     train.ema.check()?;
     recipe.optimizer.check_average(&train.ema)?;
     recipe.memory.check()?;

@@ -9,6 +9,7 @@ use models::dit::{DitConfig, Pictures};
 use models::expert::Expert;
 use models::published::Defaults;
 
+use super::work::Work;
 use super::{ClipAdapterPlan, SamplePlan};
 use crate::adapters::{self, INIT_FROM, INIT_FROM_HIGH, INIT_FROM_LOW};
 use crate::base::{BaseModel, Trained};
@@ -221,7 +222,7 @@ pub(super) fn targets(
 pub(super) fn task<'a>(
     (model, dit): (&BaseModel, &DitConfig),
     (adapter, targets): (&LoraConfig, &'a [Target]),
-    (train, optimizer): (&TrainConfig, &OptimizerConfig),
+    (train, optimizer, work): (&TrainConfig, &OptimizerConfig, &Work),
     (shapes, masks): (&Shapes, Option<&LossMasks>),
     (networks, replicas): (Networks, usize),
 ) -> Task<'a> {
@@ -229,6 +230,7 @@ pub(super) fn task<'a>(
         penalty: train.loss.penalty(),
         reduction: masks.map_or_else(Reduction::default, mask::reduction),
         masks: masks.map_or(Masks::None, |_| Masks::Given),
+        of_base: work.of_base,
     };
     Task {
         dit: dit.into(),
@@ -239,7 +241,7 @@ pub(super) fn task<'a>(
         rank: adapter.rank(),
         dropout: adapter.dropout > 0.0,
         batch: train.batch,
-        accumulate: train.accumulate,
+        accumulate: work.micro_batches,
         replicas,
         latents: shapes.there.first().or(shapes.possible.first()).map_or((1, 1, 1), |shape| shape.1),
         continues: false,

@@ -21,6 +21,7 @@ use crate::learning::ema::EmaConfig;
 use crate::learning::loss::LossConfig;
 use crate::learning::noise::TimestepConfig;
 use crate::learning::optim::OptimizerConfig;
+use crate::learning::prior::PriorConfig;
 use crate::machine::devices::DevicesConfig;
 use crate::machine::memory::MemoryConfig;
 use crate::recipe::like::{Like, Taken};
@@ -114,6 +115,8 @@ pub struct TrainConfig {
     pub timesteps: TimestepConfig,
     /// What an error counts for.
     pub loss: LossConfig,
+    /// Training on the base's own predictions besides.
+    pub prior: PriorConfig,
     /// An average of the adapters.
     pub ema: EmaConfig,
     /// Steps between two measurements of the held-out loss; 0 for none but the first and last. Default 0.
@@ -134,6 +137,7 @@ impl Default for TrainConfig {
             high_share: None,
             timesteps: TimestepConfig::default(),
             loss: LossConfig::default(),
+            prior: PriorConfig::default(),
             ema: EmaConfig::default(),
             eval_every: 0,
         }

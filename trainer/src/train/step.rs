@@ -48,7 +48,7 @@ impl Run<'_> {
                 replicas.in_step(|replicas| learn(networks, (plan, factor), &data, progress, replicas));
             (learnt, ahead.map(|ahead| ahead.join().unwrap_or_else(|p| std::panic::resume_unwind(p))))
         });
-        let Learnt { loss, grad_norm, lr, experts, by_sigma, replicas } = learnt?;
+        let Learnt { loss, prior, grad_norm, lr, experts, by_sigma, replicas } = learnt?;
         self.ahead = ahead;
 
         let mut updates = self.progress.updates;
@@ -59,6 +59,7 @@ impl Run<'_> {
             step: step + 1,
             epoch: cursor.epoch,
             loss,
+            prior,
             grad_norm,
             lr,
             sigma,
@@ -75,6 +76,8 @@ impl Run<'_> {
 #[derive(Default)]
 struct Learnt {
     loss: f64,
+    /// The loss of the priors, where there were some.
+    prior: Option<f64>,
     grad_norm: f64,
     lr: f64,
     experts: BTreeMap<Expert, ExpertRow>,
@@ -111,7 +114,10 @@ fn learn(
         let own = data.of(expert);
         let outcome = match own.is_empty() {
             true => nothing(optimizer)?,
-            false => pipeline.train(&own, &pipeline.plans(&keeping)?)?,
+            false => {
+                let taught = pipeline.with_base_targets(&own)?;
+                pipeline.train(&taught, &pipeline.plans(&keeping)?)?
+            }
         };
         let losses = exchange.losses(&own, &outcome.losses, &parts)?;
         let not_finite = |error| match error {
@@ -119,12 +125,18 @@ fn learn(
             other => other,
         };
         let loss = sum_of_losses(losses.iter().map(|part| part.loss), step).map_err(not_finite)?;
+        let priors = losses.iter().filter_map(|part| part.prior);
+        let prior = sum_of_losses(priors.clone(), step).map_err(not_finite)?;
         let gradients = exchange.gradients(outcome.gradients, optimizer)?;
         let settings = UpdateSettings { lr, clip_norm: config.clip_norm, step: updates };
         let grad_norm = apply(pipeline, optimizer, &gradients, &settings, |own| exchange.common(own))?;
         learnt.by_sigma.extend(losses.iter().filter_map(|part| part.by_sigma));
         let samples: usize = parts.iter().map(|part| part.samples).sum();
-        learnt.loss += loss * (samples as f64 / all as f64);
+        let share = samples as f64 / all as f64;
+        learnt.loss += loss * share;
+        if priors.count() > 0 {
+            learnt.prior = Some(learnt.prior.unwrap_or(0.0) + prior * share);
+        }
         learnt.grad_norm = learnt.grad_norm.hypot(grad_norm);
         if let Some(expert) = expert.filter(|_| is_pair) {
             let micro_batches = parts.len();

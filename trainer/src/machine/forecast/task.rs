@@ -61,6 +61,8 @@ pub struct LossTask {
     pub reduction: Reduction,
     /// Whether elements have weights.
     pub masks: Masks,
+    /// Micro-batches of a step whose target holds what the base predicts, at most.
+    pub of_base: usize,
 }
 
 /// Whether the clips of a run have masks of the loss.

@@ -58,6 +58,15 @@ impl Choice {
         self.stage_ranges().zip(&machine.stages).map(of_stage).fold(0.0, f64::max)
     }
 
+    /// Estimated seconds of the slowest stage for one call without a backward, if the frozen matrices were stored as `frozen` says.
+    pub fn call_seconds_as(&self, task: &Task, machine: &Machine, frozen: Frozen) -> f64 {
+        let cost = Cost::new(task).with_frozen(frozen);
+        let of_stage = |(blocks, card): (Range<usize>, &Card)| -> f64 {
+            cost.blocks(&blocks) * cost.call_seconds(self.ffn_tokens, card)
+        };
+        self.stage_ranges().zip(&machine.stages).map(of_stage).fold(0.0, f64::max)
+    }
+
     /// What each stage takes of `task`, which may be another bucket than the one that it was chosen for.
     ///
     /// # Errors
