@@ -272,6 +272,7 @@ fn forecast_in_turn(config: &DitConfig) -> Vec<u64> {
         kind: AdapterKind::Lora,
         factor: None,
         rank: 1,
+        ranks: BTreeMap::new(),
         dropout: false,
         batch: 1,
         accumulate: 1,

@@ -5,6 +5,7 @@ mod adapter_apply;
 mod adapter_begin;
 mod adapter_files;
 mod adapter_kinds;
+mod adapter_ranks;
 mod adapter_reading;
 mod adapter_tools;
 mod animate;

@@ -238,6 +238,7 @@ fn forecast(name: &str, recipe: &Recipe, host: u64) -> Forecast {
         kind: recipe.adapter.kind,
         factor: recipe.adapter.factor,
         rank: recipe.adapter.rank(),
+        ranks: BTreeMap::new(),
         dropout: recipe.adapter.dropout > 0.0,
         batch: recipe.train.batch,
         accumulate: recipe.train.accumulate,

@@ -72,7 +72,10 @@ pub fn settled(mut config: LoraConfig, from: &Path) -> Result<LoraConfig> {
         }
     }
     config.rank = Some(settled_rank(&config)?);
-    config.alpha = Some(config.alpha());
+    // Without one, each module's alpha is its own rank.
+    if config.rank_by_module.is_empty() {
+        config.alpha = Some(config.alpha());
+    }
     Ok(config)
 }
 

@@ -177,7 +177,7 @@ fn tell(planned: &Planned, folder: &RunFolder, replicas: &Replicas, ui: &Ui) -> 
         plan.train.steps,
         plan.train.accumulate,
         plan.train.batch,
-        plan.adapter.rank(),
+        plan.adapter.ranks(),
         planned.targets.len(),
         plan.devices.stages.join(" + "),
     ));

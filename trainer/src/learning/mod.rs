@@ -7,6 +7,7 @@ pub mod mask;
 pub mod noise;
 mod noise_range;
 pub mod optim;
+pub mod patterns;
 pub mod prior;
 
 pub use noise_range::NoiseRange;

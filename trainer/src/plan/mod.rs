@@ -404,6 +404,12 @@ fn check_numbers(recipe: &Recipe) -> Result<()> {
     if adapter.rank == Some(0) {
         return refuse("adapter.rank", "must be at least 1");
     }
+    if adapter.rank_by_module.values().any(|rank| *rank == 0) {
+        return refuse("adapter.rank_by_module", "each rank must be at least 1");
+    }
+    if adapter.alpha_by_module.values().any(|alpha| !alpha.is_finite() || *alpha <= 0.0) {
+        return refuse("adapter.alpha_by_module", "each alpha must be a positive number");
+    }
     if adapter.targets.is_empty() {
         return refuse("adapter.targets", "names no module, so nothing would be trained");
     }

@@ -16,7 +16,7 @@ use crate::base::{BaseModel, Trained};
 use crate::encode::prompt::ClipRequest;
 use crate::error::{Error, Result};
 use crate::learning::optim::{NormLimit, OptimizerConfig};
-use crate::learning::{NoiseRange, mask};
+use crate::learning::{NoiseRange, mask, patterns};
 use crate::machine::forecast::{Decoding, LossTask, Masks, Networks, Task};
 use crate::machine::memory::Shapes;
 use crate::paths::existing;
@@ -203,16 +203,18 @@ pub(super) fn settle_ranges(
     Ok(ranges)
 }
 
-/// The modules that get an adapter, of which every learning rate by module names some.
+/// The modules that get an adapter, of which every rank, alpha and learning rate by module names some.
 ///
 /// # Errors
-/// A pattern that names nothing, and learning rates that fit neither adapter nor model.
+/// A pattern that names nothing, two that name one module, and learning rates that fit neither adapter nor model.
 pub(super) fn targets(
     adapter: &LoraConfig,
     optimizer: &OptimizerConfig,
     (model, dit): (&BaseModel, &DitConfig),
 ) -> Result<Vec<Target>> {
     let targets = adapter.select(&dit.adaptable_modules())?;
+    patterns::check("adapter.rank_by_module", adapter.rank_by_module.keys(), &targets, "rank")?;
+    patterns::check("adapter.alpha_by_module", adapter.alpha_by_module.keys(), &targets, "alpha")?;
     let trained = if model.expert.is_some() { model.trained_experts() } else { &[] };
     optimizer.check_groups(adapter.kind, &targets, trained)?;
     Ok(targets)
@@ -239,6 +241,7 @@ pub(super) fn task<'a>(
         kind: adapter.kind,
         factor: adapter.factor,
         rank: adapter.rank(),
+        ranks: adapter.rank_by_module.clone(),
         dropout: adapter.dropout > 0.0,
         batch: train.batch,
         accumulate: work.micro_batches,

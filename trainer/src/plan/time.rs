@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kernels::weight::Format;
+use models::adapter::Target;
 use models::weights::{Frozen, Storage};
 
 use super::work::Work;
@@ -88,7 +89,9 @@ fn replicas(task: &Task, link: f64, own: f64) -> String {
     if task.replicas == 1 {
         return String::new();
     }
-    let numbers: usize = task.targets.iter().map(|target| task.rank * (target.out + target.input)).sum();
+    let lora = task.lora();
+    let rank = |target: &Target| lora.of(&target.module).rank();
+    let numbers: usize = task.targets.iter().map(|t| rank(t) * (t.out + t.input)).sum();
     let bytes = 4.0 * numbers as f64 * task.networks.count() as f64;
     let seconds = exchange_seconds(bytes, task.replicas, link);
     format!(

@@ -121,7 +121,8 @@ pub fn of_checkpoint(checkpoint: &Path, expert: Option<Expert>, style: Style) ->
     let modules = states.keys().filter_map(|name| ends.iter().find_map(|end| name.strip_suffix(end)));
     for module in modules {
         let find = |name: &str| states.get(&format!("{module}.{name}")).map(|state| shown.of(state).clone());
-        let delta = Delta::from_tensors(config.kind, config.scale(), find).ok_or(Error::ForeignCheckpoint)?;
+        let delta = Delta::from_tensors(config.kind, config.of(module).scale(), find)
+            .ok_or(Error::ForeignCheckpoint)?;
         file.modules.insert(module.to_owned(), delta.to_change(None)?);
     }
     if config.kind == AdapterKind::Dora {

@@ -12,7 +12,7 @@ use kernels::optimiser::square_sums;
 use kernels::random::Key;
 use kernels::transfer::{HostStore, Route};
 use kernels::{DType, Device, Tensor};
-use models::adapter::{Adapters, LoraConfig, Target};
+use models::adapter::{Adapters, Target};
 use models::dit::speech::PAST;
 use models::dit::{BlockPlan, Boundary, Dropout, Gradients, LayerId, NetworkInput, Plans, Role};
 use models::weights::Weights;
@@ -363,12 +363,7 @@ fn adapters(task: &Task, blocks: &Range<usize>, device: &Device) -> Result<Adapt
     let ids: Vec<LayerId> = blocks.clone().flat_map(|n| task.dit.layers(n)).collect();
     let is_here = |target: &&Target| ids.iter().any(|id| id.local(&target.module).is_some());
     let targets: Vec<Target> = task.targets.iter().filter(is_here).cloned().collect();
-    Ok(Adapters::fresh(&targets, &lora(task), 0, device)?)
-}
-
-/// The adapters of `task`.
-fn lora(task: &Task) -> LoraConfig {
-    LoraConfig { kind: task.kind, rank: Some(task.rank), factor: task.factor, ..LoraConfig::default() }
+    Ok(Adapters::fresh(&targets, &task.lora(), 0, device)?)
 }
 
 /// The share of the base's prediction in a target of `task`: of masks a number for each latent.

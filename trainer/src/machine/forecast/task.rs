@@ -1,10 +1,11 @@
 //! What is to be forecast: a model, an adapter, a micro-batch.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kernels::device::Repeatability;
 use kernels::loss::{Penalty, Reduction};
-use models::adapter::{AdapterKind, Target};
+use models::adapter::{AdapterKind, LoraConfig, Target};
 use models::dit::{Architecture, Base, DitConfig};
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +27,8 @@ pub struct Task<'a> {
     pub factor: Option<usize>,
     /// Its rank.
     pub rank: usize,
+    /// Ranks of modules by pattern, where they have their own.
+    pub ranks: BTreeMap<String, usize>,
     /// Whether its input is dropped out.
     pub dropout: bool,
     /// Samples of a micro-batch.
@@ -152,6 +155,7 @@ impl<'a> Task<'a> {
             kind: AdapterKind::Lora,
             factor: None,
             rank: 1,
+            ranks: BTreeMap::new(),
             dropout: false,
             batch: 1,
             accumulate: 1,
@@ -173,6 +177,17 @@ impl Task<'_> {
     pub fn tokens(&self) -> usize {
         let (frames, height, width) = self.latents;
         self.config().tokens(frames, height, width)
+    }
+
+    /// Its adapter.
+    pub fn lora(&self) -> LoraConfig {
+        LoraConfig {
+            kind: self.kind,
+            rank: Some(self.rank),
+            rank_by_module: self.ranks.clone(),
+            factor: self.factor,
+            ..LoraConfig::default()
+        }
     }
 
     /// Sizes of the model.

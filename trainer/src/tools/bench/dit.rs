@@ -1,5 +1,6 @@
 //! The DiT, ready to be measured, and a forward.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use kernels::{DType, Device};
@@ -128,6 +129,7 @@ impl DitBench<'_> {
             kind: step.kind,
             factor: None,
             rank: step.rank,
+            ranks: BTreeMap::new(),
             dropout: false,
             batch: step.batch,
             accumulate: step.accumulate,
