@@ -4,7 +4,7 @@ use proofs::project::Project;
 use trainer::plan::Plan;
 
 /// Every key of a recipe that takes a number, as `section.key`, or as a list or table that holds it.
-const WHOLE: [&str; 28] = [
+const WHOLE: [&str; 29] = [
     "run.seed",
     "data.windows",
     "data.stride",
@@ -17,6 +17,7 @@ const WHOLE: [&str; 28] = [
     "train.epochs",
     "train.batch",
     "train.accumulate",
+    "train.tokens_per_step",
     "train.eval_every",
     "optimizer.warmup",
     "optimizer.rate.cycles",

@@ -276,6 +276,7 @@ fn forecast_in_turn(config: &DitConfig) -> Vec<u64> {
         dropout: false,
         batch: 1,
         accumulate: 1,
+        small: None,
         replicas: 1,
         latents: (2, 6, 8),
         continues: false,

@@ -68,6 +68,7 @@ mod shadow_learning;
 mod solver;
 mod speech;
 mod speech_training;
+mod step_tokens;
 mod stream;
 mod streaming;
 mod tensorboard;

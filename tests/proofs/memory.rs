@@ -58,6 +58,7 @@ impl Model {
             dropout: false,
             batch: 1,
             accumulate,
+            small: None,
             replicas: 1,
             latents,
             continues: false,

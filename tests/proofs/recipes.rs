@@ -242,6 +242,7 @@ fn forecast(name: &str, recipe: &Recipe, host: u64) -> Forecast {
         dropout: recipe.adapter.dropout > 0.0,
         batch: recipe.train.batch,
         accumulate: recipe.train.accumulate,
+        small: None,
         replicas: 1,
         latents,
         continues: false,

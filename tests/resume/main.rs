@@ -210,12 +210,12 @@ fn a_run_that_is_killed_twice_ends_as_if_it_never_was() {
     assert_same_run(&project, &STRAIGHT);
 }
 
-/// Both experts in one run, which rarely have the same number of updates: each goes on with its own.
+/// Both experts in one run, which rarely have the same number of updates: each goes on with its own. Steps end by their tokens.
 #[test]
 fn a_run_of_two_experts_that_is_killed_goes_on_as_if_it_never_was() {
     let project = || {
         let folder = proofs::fixture("repo_official_a14b");
-        let settings = SETTINGS.replace("accumulate = 5", "accumulate = 2\nhigh_share = 0.4");
+        let settings = SETTINGS.replace("accumulate = 5", "tokens_per_step = 40\nhigh_share = 0.4");
         let project = Project::of_folder(&folder, proofs::project::SIZE, &CAPTIONS, &settings);
         let recipe = std::fs::read_to_string(project.recipe()).unwrap();
         let both = recipe.replacen("[model]", "[model]\nexpert = \"both\"", 1);

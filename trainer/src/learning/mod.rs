@@ -9,5 +9,6 @@ mod noise_range;
 pub mod optim;
 pub mod patterns;
 pub mod prior;
+pub mod step_size;
 
 pub use noise_range::NoiseRange;

@@ -308,7 +308,7 @@ impl Plan {
         let share = share_of_replica(&train, devices.replicas.named())?;
         let (shapes, beyond) = shapes::settled((&data, &dataset), (&dit, &defaults), share.batch)?;
         let networks = (networks(&ranges, &model, &sample), devices.replicas.named());
-        let work = Work::of(&share, &dataset, &data)?;
+        let work = Work::of(&share, (&dataset, &data, &defaults), devices.replicas.named())?;
         let (learning, of_clips) = ((&share, &recipe.optimizer, &work), (&shapes, data.loss_masks.as_ref()));
         let task = task((&model, &dit), (&adapter, &targets), learning, of_clips, networks);
         let host = recipe.memory.host_memory.map(|host| host.0);
@@ -323,7 +323,7 @@ impl Plan {
         let settled = ways::settled(&task, &machine, asked, &shapes, &rest, has_texts)?;
         model.precision.streamed = settled.streamed;
         let settled = with_clip_share(settled, (&train, &sample), &work, (&task, &machine))?;
-        notes.extend(conditions::on_host(&dit, task.latents, share.batch * share.accumulate));
+        notes.extend(conditions::on_host(&dit, task.latents, share.batch * work.micro_batches));
         notes.extend(time::notes(&settled.choice, &work, (&task, &machine), overrides.link));
         let plan = Plan {
             tandem: env!("CARGO_PKG_VERSION").to_owned(),
@@ -360,14 +360,17 @@ impl Plan {
         trained_ranges(&self.model, self.train.high_share)
     }
 
-    /// Micro-batches of a step that a replica makes at most.
+    /// Micro-batches of clips of a step that a replica makes at most, where `train.accumulate` says how many there are.
     pub fn micro_batches_of_replica(&self) -> usize {
         self.train.accumulate.div_ceil(self.devices.replicas.named())
     }
 
-    /// The same with the priors beside them.
-    pub fn micro_batches_with_priors(&self) -> usize {
-        self.micro_batches_of_replica() * if self.train.prior.is_made() { 2 } else { 1 }
+    /// The most of them that may be under way at once, priors included.
+    pub fn under_way(&self) -> usize {
+        match self.train.tokens_per_step {
+            Some(_) => usize::MAX,
+            None => self.micro_batches_of_replica() * if self.train.prior.is_made() { 2 } else { 1 },
+        }
     }
 
     /// The plan as TOML.
@@ -419,9 +422,7 @@ fn check_numbers(recipe: &Recipe) -> Result<()> {
     if !(0.0..1.0).contains(&adapter.dropout) {
         return refuse("adapter.dropout", "must be at least 0 and below 1");
     }
-    if train.batch == 0 || train.accumulate == 0 || train.steps == 0 {
-        return refuse("train.steps, train.batch, train.accumulate", "must each be at least 1");
-    }
+    train.check_length()?;
     if !(0.0..=1.0).contains(&train.caption_dropout) {
         return refuse("train.caption_dropout", "must lie between 0 and 1");
     }

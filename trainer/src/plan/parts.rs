@@ -245,6 +245,7 @@ pub(super) fn task<'a>(
         dropout: adapter.dropout > 0.0,
         batch: train.batch,
         accumulate: work.micro_batches,
+        small: work.small,
         replicas,
         latents: shapes.there.first().or(shapes.possible.first()).map_or((1, 1, 1), |shape| shape.1),
         continues: false,
@@ -262,6 +263,9 @@ pub(super) fn task<'a>(
 /// # Errors
 /// A replica that would have none.
 pub(super) fn share_of_replica(train: &TrainConfig, replicas: usize) -> Result<TrainConfig> {
+    if train.tokens_per_step.is_some() {
+        return Ok(train.clone());
+    }
     if train.accumulate < replicas {
         let why = format!(
             "{} micro-batch(es) of a step leave replicas without work: it counts those of all {replicas} replicas together, so \

@@ -28,8 +28,7 @@ pub(super) fn of_step(choice: &Choice, work: &Work, (task, machine): (&Task, &Ma
     rounds(work.trained) * choice.seconds + rounds(work.predicted) * of_call
 }
 
-/// Lines about the time of the steps of `task`: of their `work` as [`in_seconds`] has it, and what of it the base's predictions are,
-/// where there are some.
+/// Lines about the time of the steps of `task`: of their `work` as [`in_seconds`] has it, and what else is to be said of it.
 pub(super) fn notes(
     choice: &Choice,
     work: &Work,
@@ -38,7 +37,7 @@ pub(super) fn notes(
 ) -> Vec<String> {
     let frozen = task.base.frozen;
     let seconds = [choice.seconds_as(task, machine, frozen), choice.call_seconds_as(task, machine, frozen)];
-    in_seconds(choice, work, (task, machine), link).into_iter().chain(work.note(seconds)).collect()
+    in_seconds(choice, work, (task, machine), link).into_iter().chain(work.notes(seconds)).collect()
 }
 
 /// A line about the time of the steps of `task` on GPUs, with what replicas exchange over a `link` of so many bytes a second;

@@ -19,6 +19,7 @@ pub fn check(recipe: &Recipe) -> Result<()> {
         ("train.epochs", train.epochs.unwrap_or(0), STEPS),
         ("train.batch", train.batch as u64, BATCH),
         ("train.accumulate", train.accumulate as u64, ACCUMULATE),
+        ("train.tokens_per_step", train.tokens_per_step.unwrap_or(0), TOKENS),
         ("train.eval_every", train.eval_every, STEPS),
         ("adapter.rank", count(adapter.rank), RANK),
         ("adapter.factor", count(adapter.factor), RANK),

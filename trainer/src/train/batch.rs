@@ -1,5 +1,6 @@
 //! From cached items to micro-batches: which items a step sees, and what noise they get.
 
+mod length;
 mod prior;
 mod stack;
 
@@ -24,6 +25,7 @@ use crate::pipeline::{MicroBatch, Objective};
 use crate::plan::Plan;
 use crate::recipe::ConditionDropout;
 use crate::replicas::Share;
+use length::Length;
 use stack::{loss_weights, of_base, stack};
 
 /// What is trained on, in its order.
@@ -35,6 +37,7 @@ pub struct Batches<'a> {
     /// Windows of the held-out loss.
     held_out: Vec<usize>,
     order: Order,
+    length: Length,
     streams: Streams,
     /// The networks that are trained, each with the distribution of its noise levels.
     networks: Vec<(NoiseRange, TimestepConfig)>,
@@ -63,6 +66,8 @@ pub struct StepData {
     pub experts: Vec<Option<Expert>>,
     /// All micro-batches of the step, those of other replicas too.
     pub parts: Vec<Part>,
+    /// Tokens of the clips of the step, where it ends by them.
+    pub tokens: Option<usize>,
     /// Sigma of each sample of the step.
     pub sigmas: Vec<f64>,
     /// Name of the clip of each sample of the step.
@@ -78,6 +83,8 @@ pub struct Part {
     pub expert: Option<Expert>,
     /// How many samples it has.
     pub samples: usize,
+    /// What it counts for in the mean of its network's step: its samples or their tokens.
+    pub counts: usize,
     /// Whether a prior is made beside it, by the same replica.
     pub has_prior: bool,
     /// The replica that makes it.
@@ -88,7 +95,8 @@ impl From<Cursor> for StepData {
     /// Of a step that begins at `cursor` and has nothing yet.
     fn from(cursor: Cursor) -> Self {
         let (micro_batches, experts, parts) = (Vec::new(), Vec::new(), Vec::new());
-        Self { micro_batches, experts, parts, sigmas: Vec::new(), items: Vec::new(), cursor }
+        let (sigmas, items) = (Vec::new(), Vec::new());
+        Self { micro_batches, experts, parts, tokens: None, sigmas, items, cursor }
     }
 }
 
@@ -158,6 +166,7 @@ impl<'a> Batches<'a> {
             trained,
             held_out,
             order,
+            length: Length::of(&plan.train, dataset, encoded)?,
             streams: Streams::new(plan.run.seed),
             networks: plan.trained_ranges().into_iter().map(cut).collect::<Result<_>>()?,
             tokens: match plan.train.timesteps.is_by_size() {
@@ -206,9 +215,10 @@ impl<'a> Batches<'a> {
         accumulate: usize,
         share: Share,
     ) -> Result<StepData> {
-        let batches: Vec<(Batch, Cursor)> = self.order.from(cursor).take(accumulate).collect();
+        let batches = self.batches_from(cursor, accumulate);
         let mut data = StepData::from(cursor);
         data.parts = self.dealt(step, &batches, share);
+        data.tokens = self.length.all_tokens(&batches);
         for (index, (batch, after)) in batches.iter().enumerate() {
             let part = data.parts[index];
             let total: usize = data.parts_of(part.expert).iter().map(|part| part.samples).sum();
@@ -226,7 +236,8 @@ impl<'a> Batches<'a> {
             }
             if part.rank == share.rank {
                 let sigmas = &data.sigmas[first_slot as usize..];
-                let own = self.with_prior(step, (index, first_slot), (batch, sigmas), (part, total))?;
+                let counts: usize = data.parts_of(part.expert).iter().map(|part| part.counts).sum();
+                let own = self.with_prior(step, (index, first_slot), (batch, sigmas), (part, counts))?;
                 data.experts.extend(own.iter().map(|_| part.expert));
                 data.micro_batches.extend(own);
             }
@@ -249,6 +260,7 @@ impl<'a> Batches<'a> {
         let part = |(index, (batch, _)): (usize, &(Batch, Cursor))| Part {
             expert: self.network(step, index, batch).0.expert(),
             samples: batch.items.len(),
+            counts: self.length.counts(batch),
             has_prior: self.has_prior(step, index, batch),
             rank: 0,
         };
@@ -261,39 +273,39 @@ impl<'a> Batches<'a> {
         parts
     }
 
-    /// Micro-batch `index` of step `step`, whose first sample is number `first_slot` of the step, at `sigmas`; its network has
-    /// `total` samples in this step. Behind it the prior beside it, where `part` says that it has one.
+    /// Micro-batch `index` of step `step`, whose first sample is number `first_slot` of the step, at `sigmas`; those of its network
+    /// count for `all` together. Behind it the prior beside it, where `part` says that it has one.
     fn with_prior(
         &self,
         step: u64,
         (index, first_slot): (usize, u64),
         (batch, sigmas): (&Batch, &[f64]),
-        (part, total): (Part, usize),
+        (part, all): (Part, usize),
     ) -> Result<Vec<MicroBatch>> {
         let timesteps = &self.network(step, index, batch).1;
         let slots = (first_slot..).zip(sigmas).zip(&batch.items);
         let sample = |((slot, &sigma), &item)| self.sample(self.trained[item], sigma, step, slot);
         let samples: Vec<Sample> = slots.map(sample).collect::<Result<_>>()?;
-        let mut own = vec![self.micro_batch(&samples, (step, first_slot), timesteps, total)?];
+        // The loss of a micro-batch is a mean over its samples; its share of the step makes that one of the step's.
+        let share = part.counts as f64 / all as f64;
+        let mut own = vec![self.micro_batch(&samples, (step, first_slot), timesteps, share)?];
         if part.has_prior {
             let samples = self.priors(samples, &batch.items)?;
-            own.push(self.micro_batch(&samples, (step, first_slot), timesteps, total)?);
+            own.push(self.micro_batch(&samples, (step, first_slot), timesteps, share)?);
         }
         Ok(own)
     }
 
-    /// `samples`, the first of which is number `first_slot` of step `step`, as a micro-batch.
+    /// `samples`, the first of which is number `first_slot` of step `step`, as a micro-batch that has this share of the step.
     fn micro_batch(
         &self,
         samples: &[Sample],
         (step, first_slot): (u64, u64),
         timesteps: &TimestepConfig,
-        total: usize,
+        share: f64,
     ) -> Result<MicroBatch> {
-        // The loss of a micro-batch is a mean over its samples; its share of the step makes that one of the step's.
-        let part = samples.len() as f64 / total as f64;
         let weight = |sample: &Sample| {
-            timesteps.weight(sample.sigma) * self.loss.factor_at(sample.sigma) * sample.weight * part
+            timesteps.weight(sample.sigma) * self.loss.factor_at(sample.sigma) * sample.weight * share
         };
         let mut micro_batch = stack(samples, weight)?;
         let (penalty, scales) =

@@ -55,6 +55,7 @@ impl Run<'_> {
         experts.iter().for_each(|(expert, row)| *updates.of(*expert) = row.updates);
         self.progress = Progress { step: step + 1, cursor: data.cursor, updates, ..self.progress };
         let (sigma, items, seconds) = (data.sigmas, data.items, started.elapsed().as_secs_f64());
+        let tokens = data.tokens;
         Ok(StepRow {
             step: step + 1,
             epoch: cursor.epoch,
@@ -62,6 +63,7 @@ impl Run<'_> {
             prior,
             grad_norm,
             lr,
+            tokens,
             sigma,
             seconds,
             items,
@@ -101,7 +103,7 @@ fn learn(
     let keeping = plan.memory.keeping();
     let mut learnt = Learnt { lr, ..Learnt::default() };
     let is_pair = networks.len() > 1;
-    let all: usize = data.parts.iter().map(|part| part.samples).sum();
+    let all: usize = data.parts.iter().map(|part| part.counts).sum();
     for index in common_order(networks, replicas)? {
         let expert = networks.range(index).expert();
         let parts = data.parts_of(expert);
@@ -131,8 +133,8 @@ fn learn(
         let settings = UpdateSettings { lr, clip_norm: config.clip_norm, step: updates };
         let grad_norm = apply(pipeline, optimizer, &gradients, &settings, |own| exchange.common(own))?;
         learnt.by_sigma.extend(losses.iter().filter_map(|part| part.by_sigma));
-        let samples: usize = parts.iter().map(|part| part.samples).sum();
-        let share = samples as f64 / all as f64;
+        let counts: usize = parts.iter().map(|part| part.counts).sum();
+        let share = counts as f64 / all as f64;
         learnt.loss += loss * share;
         if priors.count() > 0 {
             learnt.prior = Some(learnt.prior.unwrap_or(0.0) + prior * share);

@@ -26,6 +26,9 @@ pub struct StepRow {
     pub grad_norm: f64,
     /// Learning rate of the step.
     pub lr: f64,
+    /// Tokens of its clips, where steps end by them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<usize>,
     /// Sigma of each sample.
     pub sigma: Vec<f64>,
     /// Wall-clock time of the step.

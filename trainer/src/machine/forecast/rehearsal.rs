@@ -85,8 +85,7 @@ impl Rehearsal {
         let optimizer = Optimizer::of(std::slice::from_ref(&stage), task.rule)?;
         let optimizer = optimizer.averaged(task.ema)?.limited(task.norm_limit);
         optimizer.publish_to(std::slice::from_mut(&mut stage));
-        let batches: Vec<MicroBatch> =
-            (0..task.accumulate).map(|m| micro_batch(task, m, &scene.host)).collect::<Result<_>>()?;
+        let batches = micro_batches(task, &scene)?;
         let boundary = boundary(task, weights, &scene)?;
         let replicas = task.replicas;
         Ok(Self { scene, stage, optimizer, update: None, batches, boundary, replicas })
@@ -221,13 +220,13 @@ impl Rehearsal {
         }
         let Scene { index, count, own, .. } = &self.scene;
         let played = of_base.min(count + BEYOND);
-        let mut targets = Vec::new();
+        let (mut targets, mut held) = (Vec::new(), Vec::new());
         self.label("micro-batches");
         if self.stage.dit.head.is_some() {
             // What more calls would have left.
-            let more = batches[..of_base - played].iter();
+            let more = batches[played..of_base].iter();
             let zeros = |batch: &MicroBatch| Tensor::zeros(batch.target.shape(), DType::F32, own);
-            targets = more.map(zeros).collect::<kernels::Result<_>>()?;
+            held = more.map(zeros).collect::<kernels::Result<_>>()?;
         }
         self.label("activations");
         let all = self.stage.take_trained();
@@ -244,7 +243,10 @@ impl Rehearsal {
         let called = alone::call(&self.stage, self.neighbours(), [*index, *count], calls);
         self.stage.adapters = all;
         called?;
-        batches.iter_mut().zip(targets).for_each(|(batch, target)| batch.target = target);
+        batches
+            .iter_mut()
+            .zip(targets.into_iter().chain(held))
+            .for_each(|(batch, target)| batch.target = target);
         Ok(batches)
     }
 
@@ -373,6 +375,16 @@ fn share_of_base(task: &Task, host: &Device) -> Result<Tensor> {
         Masks::Given => task.latents,
     };
     Ok(Tensor::ones((task.batch, 1, frames, height, width), DType::F32, host)?)
+}
+
+/// The micro-batches of a step of `task` on a stage at `scene`. Those that are played are of the largest clips; small ones are behind
+/// them and wait.
+fn micro_batches(task: &Task, scene: &Scene) -> Result<Vec<MicroBatch>> {
+    let (count, latents) = task.small.map_or((0, task.latents), |small| (small.count, small.latents));
+    let small = Task { latents, ..task.clone() };
+    let all = task.accumulate + count;
+    let large = task.accumulate.max(all.min(scene.count + BEYOND));
+    (0..all).map(|m| micro_batch(if m < large { task } else { &small }, m, &scene.host)).collect()
 }
 
 /// Micro-batch `m` of `task`.

@@ -35,6 +35,8 @@ pub struct Task<'a> {
     pub batch: usize,
     /// Micro-batches of a step.
     pub accumulate: usize,
+    /// Micro-batches of a step besides, whose latents are the smallest that there are.
+    pub small: Option<SmallBatches>,
     /// Replicas that exchange gradients.
     pub replicas: usize,
     /// (frames, height, width) of the latents of a sample.
@@ -53,6 +55,15 @@ pub struct Task<'a> {
     pub norm_limit: Option<NormLimit>,
     /// What errors count for.
     pub objective: LossTask,
+}
+
+/// Micro-batches of the smallest clips, which a step of so many tokens may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SmallBatches {
+    /// How many, at most.
+    pub count: usize,
+    /// (frames, height, width) of their latents.
+    pub latents: (usize, usize, usize),
 }
 
 /// The loss of a step.
@@ -159,6 +170,7 @@ impl<'a> Task<'a> {
             dropout: false,
             batch: 1,
             accumulate: 1,
+            small: None,
             replicas: 1,
             latents,
             continues: false,
@@ -177,6 +189,11 @@ impl Task<'_> {
     pub fn tokens(&self) -> usize {
         let (frames, height, width) = self.latents;
         self.config().tokens(frames, height, width)
+    }
+
+    /// The most micro-batches that may be under way at once, as far as their number says.
+    pub fn under_way(&self) -> usize {
+        if self.small.is_some() { usize::MAX } else { self.accumulate }
     }
 
     /// Its adapter.

@@ -107,7 +107,7 @@ struct Search<'a> {
     cost: Cost,
     machine: &'a Machine,
     options: Vec<BlockPlan>,
-    accumulate: usize,
+    under_way: usize,
     layers: usize,
     known: RefCell<HashMap<Key, StageChoice>>,
 }
@@ -129,7 +129,7 @@ pub fn choose(
         cost: Cost::new(task),
         machine,
         options: options(asked, machine),
-        accumulate: task.accumulate,
+        under_way: task.under_way(),
         layers: task.config().layers,
         known: RefCell::default(),
     };
@@ -355,6 +355,6 @@ impl Search<'_> {
     fn host_share(&self, index: usize, range: &Range<usize>) -> u64 {
         let [own, all] = [range, &(0..self.layers)].map(|range| self.forecaster.streamed_bytes(range));
         let rest = self.machine.host.saturating_sub(all);
-        own + host_shares(rest, self.machine.stages.len(), self.accumulate)[index]
+        own + host_shares(rest, self.machine.stages.len(), self.under_way)[index]
     }
 }

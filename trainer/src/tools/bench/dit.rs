@@ -133,6 +133,7 @@ impl DitBench<'_> {
             dropout: false,
             batch: step.batch,
             accumulate: step.accumulate,
+            small: None,
             replicas: 1,
             latents: (frames, height, width),
             continues: false,
