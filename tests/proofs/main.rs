@@ -7,6 +7,7 @@ mod adapter_files;
 mod adapter_kinds;
 mod adapter_ranks;
 mod adapter_reading;
+mod adapter_start_on;
 mod adapter_tools;
 mod animate;
 mod animate_training;

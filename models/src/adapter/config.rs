@@ -47,6 +47,30 @@ pub struct LoraConfig {
     pub rank_by_module: BTreeMap<String, usize>,
     /// Alphas of some of the modules likewise; the others have `alpha`, which is each one's own rank unless it is set. Default: none.
     pub alpha_by_module: BTreeMap<String, f64>,
+    /// Adapters that are added to the base for the time of the training, so that what is learnt is the difference to both. They are
+    /// not in the files of the run. Default: none.
+    pub start_on: Vec<StartOn>,
+}
+
+/// An adapter that is added to the base for the time of a training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartOn {
+    /// Its file in any format, or its PEFT folder, relative to the recipe.
+    pub path: PathBuf,
+    /// What its changes are multiplied by. Default 1.
+    #[serde(default = "one")]
+    pub strength: f64,
+    /// The expert that it is for, of a model of two. Default: each that is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expert: Option<Expert>,
+    /// SHA-256 of the file, which it must have; a run that goes on must find the file that it began with. Default: as it is found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+fn one() -> f64 {
+    1.0
 }
 
 /// How the delta is scaled.
@@ -73,6 +97,7 @@ impl Default for LoraConfig {
             init_from_low: None,
             rank_by_module: BTreeMap::new(),
             alpha_by_module: BTreeMap::new(),
+            start_on: Vec::new(),
             targets: ["self_attn.[qkvo]", "cross_attn.[qkvo]", "ffn.[02]"].map(String::from).to_vec(),
         }
     }

@@ -197,6 +197,7 @@ pub(super) fn settle_ranges(
     for range in &ranges {
         train.timesteps.within(*range)?;
     }
+    adapters::start_on::check(adapter, &ranges, dit)?;
     for (key, path) in check_beginnings(adapter, &ranges)? {
         adapters::check_beginning(key, path, adapter, (targets, dit))?;
     }

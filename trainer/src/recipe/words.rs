@@ -21,7 +21,7 @@ type Row = (&'static str, &'static str, &'static str);
 
 /// Keys of musubi-tuner, diffusion-pipe, ai-toolkit, DiffSynth-Studio and finetrainers; none of them is a key of ours in the
 /// same section.
-pub const WORDS: [Row; 145] = [
+pub const WORDS: [Row; 146] = [
     // The model.
     ("ckpt_path", "model.folder", ""),
     ("ckpt_dir", "model.folder", ""),
@@ -103,6 +103,7 @@ pub const WORDS: [Row; 145] = [
     ("network_dropout", "adapter.dropout", ""),
     ("network_weights", "adapter.init_from", ""),
     ("lora_checkpoint", "adapter.init_from", ""),
+    ("preset_lora_path", "adapter.start_on", "a list of { path, strength }"),
     ("init_from_existing", "adapter.init_from", ""),
     ("network_module", "adapter.kind", "lora, dora, loha or lokr"),
     ("network_args", "adapter.targets", "the modules that get an adapter"),

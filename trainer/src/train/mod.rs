@@ -35,6 +35,7 @@ pub use folder::{RunFolder, changed_settings, newest};
 pub(crate) use step::{UpdateSettings, update};
 pub(crate) use summary::{held_out_losses, losses};
 
+use crate::adapters::start_on;
 use crate::encode::{Check, Encoding, LatentStore};
 use crate::error::Result;
 use crate::machine::devices;
@@ -159,7 +160,8 @@ fn residents(planned: &Planned, split: Vec<(Device, Range<usize>)>, ui: &Ui) -> 
     let (route, ffn_tokens) = (plan.devices.transfer.into(), Some(plan.memory.ffn_tokens));
     let encoders = Some(planned.forecast.devices_of(Phase::EncodingClips));
     let sharing = Some(plan.memory.clip_sharing);
-    let setup = Setup { route, ffn_tokens, encoders, sharing, ..Setup::default() };
+    let fused = start_on::fused(&plan.adapter, &plan.trained_ranges());
+    let setup = Setup { route, ffn_tokens, encoders, sharing, fused, ..Setup::default() };
     Residents::new((&plan.model, dit), split, residency, setup, ui)
 }
 
