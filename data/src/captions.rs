@@ -232,6 +232,31 @@ pub fn has_trigger(text: &str, word: &str) -> bool {
     text.to_lowercase().contains(&word.to_lowercase())
 }
 
+/// `text` with `class` in the place of the trigger `word`, wherever that stands, in any case.
+///
+/// ```
+/// assert_eq!(data::with_class("Sks, a sks hat", "sks", "a man"), "a man, a a man hat");
+/// ```
+pub fn with_class(text: &str, word: &str, class: &str) -> String {
+    let (length, lower) = (word.chars().count(), word.to_lowercase());
+    let mut replaced = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(next) = rest.chars().next() {
+        let end = rest.char_indices().nth(length).map_or(rest.len(), |(end, _)| end);
+        match length > 0 && rest[..end].to_lowercase() == lower {
+            true => {
+                replaced.push_str(class);
+                rest = &rest[end..];
+            }
+            false => {
+                replaced.push(next);
+                rest = &rest[next.len_utf8()..];
+            }
+        }
+    }
+    replaced
+}
+
 /// `text` with each of `words` replaced, where it is not part of a longer word. All at once: what was put in is not replaced
 /// again, and of words that begin at one place the longest counts.
 fn replace_words(text: &str, words: &BTreeMap<String, String>) -> String {

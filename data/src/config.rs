@@ -14,7 +14,7 @@ use crate::mask::MaskRule;
 
 pub(crate) use loss_masks::masked_clip;
 pub use loss_masks::{LossMasks, MaskPlace, MaskReduction};
-pub use sets::{ForExpert, SetConfig, SetFacts};
+pub use sets::{ForExpert, LearnFrom, SetConfig, SetFacts};
 
 /// What to train on. `[data]` with `folder = "clips"` is enough; every other key has a default.
 ///

@@ -369,9 +369,10 @@ impl Dataset {
         let item = |&index: &usize| {
             let Window { source, bucket, .. } = self.windows[index];
             let Item { repeats, set, .. } = self.sources[source].item;
-            // Sets without a share or an expert of their own are trained as one.
-            let SetFacts { share, expert, .. } = self.sets[set];
-            let pool = if share.is_none() && expert.is_none() { 0 } else { set + 1 };
+            // Sets without a share, an expert or a target of their own are trained as one.
+            let SetFacts { share, expert, target, .. } = self.sets[set];
+            let is_plain = share.is_none() && expert.is_none() && target.is_clip();
+            let pool = if is_plain { 0 } else { set + 1 };
             OrderItem { bucket, repeats, pool, share }
         };
         indices.iter().map(item).collect()

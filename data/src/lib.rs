@@ -50,13 +50,13 @@ pub use audio::{SPEECH_RATE, SpeechTrack, read_speech, speech_seconds};
 pub use bucket::{Bucket, BucketRow, BucketTable, Buckets, Window};
 pub use cache::{Cache, Entry, Lookup, MissReason};
 pub use caption_files::{CaptionFile, HasCaption, caption_files};
-pub use captions::{CaptionRules, CaptionSource, PerFile, has_trigger};
+pub use captions::{CaptionRules, CaptionSource, PerFile, has_trigger, with_class};
 pub use checks::{Checked, Finding, check};
 pub use clip::Clip;
 pub use companions::{Accompanying, Companion, Companions};
 pub use config::{
-    AudioSource, DataConfig, EmptyCaptions, Extract, ForExpert, LossMasks, MaskPlace, MaskReduction,
-    SetConfig, SetFacts, SizeMultiple, Stills, Takes, Unfit,
+    AudioSource, DataConfig, EmptyCaptions, Extract, ForExpert, LearnFrom, LossMasks, MaskPlace,
+    MaskReduction, SetConfig, SetFacts, SizeMultiple, Stills, Takes, Unfit,
 };
 pub use crop::Crop;
 pub use dataset::{Dataset, Footage, Watch};

@@ -4,7 +4,7 @@ use proofs::project::Project;
 use trainer::plan::Plan;
 
 /// Every key of a recipe that takes a number, as `section.key`, or as a list or table that holds it.
-const WHOLE: [&str; 28] = [
+const WHOLE: [&str; 29] = [
     "run.seed",
     "data.windows",
     "data.stride",
@@ -17,6 +17,7 @@ const WHOLE: [&str; 28] = [
     "train.epochs",
     "train.batch",
     "train.accumulate",
+    "train.tokens_per_step",
     "train.eval_every",
     "optimizer.warmup",
     "optimizer.rate.cycles",
@@ -34,7 +35,7 @@ const WHOLE: [&str; 28] = [
     "sample.size = [#, 32]",
     "sample.seed",
 ];
-const REAL: [&str; 29] = [
+const REAL: [&str; 31] = [
     "data.fps",
     "data.source_fps",
     "data.picture_folder_fps",
@@ -55,6 +56,8 @@ const REAL: [&str; 29] = [
     "optimizer.lr_high",
     "optimizer.norm_limit",
     "train.ema.decay",
+    "train.prior.weight",
+    "train.prior.share",
     "optimizer.rate.power",
     "optimizer.rate.warmup_start",
     "optimizer.lr",

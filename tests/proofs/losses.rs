@@ -96,8 +96,9 @@ fn what_a_mask_leaves_out_is_not_learnt() {
     let left: Vec<f32> = (0..2 * 2 * 4 * 6).map(|i| if i % 6 < 3 { 1.0 } else { 0.0 }).collect();
     let left = Tensor::from_vec(left, shape, &device()).unwrap();
     for (penalty, reduction) in PENALTIES.into_iter().flat_map(|p| REDUCTIONS.map(|r| (p, r))) {
-        let of =
-            |weights: Option<Tensor>| batch(Objective { penalty, scale: vec![0.3, 0.1], weights, reduction });
+        let of = |weights: Option<Tensor>| {
+            batch(Objective { penalty, scale: vec![0.3, 0.1], weights, reduction, of_base: None })
+        };
         let what = format!("{penalty:?} {reduction:?}");
         let trained = |batch: &[MicroBatch]| trained(&pipelines[0], batch, BlockPlan::default());
         let plain = trained(&of(None));

@@ -8,6 +8,7 @@ use models::adapter::{AdapterKind, LoraConfig, Target};
 use models::dit::{Base, BlockPlan, DitConfig, Keep, KeepPlace, SideChain, Streamed};
 use models::weights::{Frozen, Storage};
 use proofs::project::Project;
+use std::collections::BTreeMap;
 use trainer::bytes::Bytes;
 use trainer::learning::ema::EmaConfig;
 use trainer::learning::optim::OptimizerConfig;
@@ -53,9 +54,11 @@ impl Model {
             kind: AdapterKind::Lora,
             factor: None,
             rank: 32,
+            ranks: BTreeMap::new(),
             dropout: false,
             batch: 1,
             accumulate,
+            small: None,
             replicas: 1,
             latents,
             continues: false,

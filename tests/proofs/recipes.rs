@@ -125,6 +125,7 @@ fn a_recipe_with_every_key_is_read_and_one_with_another_is_refused() {
         ("train", "drop"),
         ("train", "loss"),
         ("train", "ema"),
+        ("train", "prior"),
         ("optimizer", "rate"),
     ] {
         sections[outer][inner].as_object_mut().unwrap().retain(|_, value| !value.is_null());
@@ -237,9 +238,11 @@ fn forecast(name: &str, recipe: &Recipe, host: u64) -> Forecast {
         kind: recipe.adapter.kind,
         factor: recipe.adapter.factor,
         rank: recipe.adapter.rank(),
+        ranks: BTreeMap::new(),
         dropout: recipe.adapter.dropout > 0.0,
         batch: recipe.train.batch,
         accumulate: recipe.train.accumulate,
+        small: None,
         replicas: 1,
         latents,
         continues: false,

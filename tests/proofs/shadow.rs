@@ -18,11 +18,9 @@ use proofs::small::{adapters, config, each_kind, micro_batch, uniform, weights};
 use trainer::encode::PictureInputs;
 use trainer::encode::prompt::ClipRequest;
 use trainer::learning::NoiseRange;
-use trainer::learning::ema::EmaConfig;
 use trainer::learning::optim::{Optimizer, OptimizerConfig, Step, checked_norm};
 use trainer::machine::forecast::{
-    Calls, ClipShape, Decoding, Engine, Forecaster, Held, LossTask, Neighbours, Networks, Rehearsal,
-    Residuals, Scene, StagePlan, Task, Way,
+    Calls, ClipShape, Engine, Forecaster, Held, Neighbours, Rehearsal, Residuals, Scene, StagePlan, Task, Way,
 };
 use trainer::pipeline::{Pipeline, StepOutcome};
 use trainer::sample::{Prompted, Session};
@@ -105,26 +103,8 @@ fn neighbours(index: usize, count: usize) -> Neighbours {
 }
 
 pub(crate) fn task(dit: impl Into<Arc<dyn Architecture>>, targets: &[Target]) -> Task<'_> {
-    Task {
-        dit: dit.into(),
-        base: Base::F32,
-        targets,
-        kind: AdapterKind::Lora,
-        factor: None,
-        rank: 2,
-        dropout: false,
-        batch: 1,
-        accumulate: 3,
-        replicas: 1,
-        latents: (2, 4, 6),
-        continues: false,
-        networks: Networks::One,
-        decoding: Decoding::Beside,
-        rule: OptimizerConfig::default().rule(),
-        ema: EmaConfig::default(),
-        norm_limit: None,
-        objective: LossTask::default(),
-    }
+    let plain = Task::without_training(dit, Base::F32, (2, 4, 6));
+    Task { targets, rank: 2, accumulate: 3, ..plain }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use models::adapter::LoraConfig;
 use proofs::small::config;
 use trainer::learning::ema::EmaConfig;
 use trainer::learning::optim::{NormLimit, OptimizerConfig, OptimizerKind};
-use trainer::machine::forecast::{LossTask, Masks, StagePlan, Task};
+use trainer::machine::forecast::{LossTask, Masks, SmallBatches, StagePlan, Task};
 
 use crate::shadow::{PLANS, assert_shadow, taken, task};
 
@@ -17,11 +17,27 @@ fn a_shadow_takes_the_same_of_every_loss() {
     let plain = Task { batch: 2, latents: (3, 16, 24), ..task(&dit, &targets) };
     for penalty in [Penalty::Squared, Penalty::Absolute, Penalty::Huber, Penalty::PseudoHuber] {
         for reduction in [Reduction::Elements, Reduction::Samples, Reduction::Batch] {
-            for masks in [Masks::None, Masks::Given] {
-                let objective = LossTask { penalty, reduction, masks };
+            for (masks, of_base) in [(Masks::None, 0), (Masks::Given, 0), (Masks::None, 2), (Masks::Given, 3)]
+            {
+                let objective = LossTask { penalty, reduction, masks, of_base };
                 let task = Task { objective, ..plain.clone() };
                 assert_shadow(&format!("{objective:?}"), &task, [PLANS[0], PLANS[0]], 5);
             }
+        }
+    }
+}
+
+/// A step that ends by its tokens may have many small clips beside a large one.
+#[test]
+fn a_shadow_takes_the_same_of_micro_batches_of_two_sizes() {
+    let dit = config(2, 24);
+    let targets = LoraConfig::default().select(&dit.adaptable_modules()).unwrap();
+    let small = Some(SmallBatches { count: 4, latents: (1, 2, 4) });
+    for of_base in [0, 1, 6] {
+        let objective = LossTask { of_base, ..LossTask::default() };
+        for accumulate in [1, 2] {
+            let task = Task { small, accumulate, objective, ..task(&dit, &targets) };
+            assert_shadow(&format!("{small:?}, {objective:?}"), &task, [PLANS[0], PLANS[2]], 5);
         }
     }
 }

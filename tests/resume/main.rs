@@ -19,10 +19,11 @@ mod told;
 const CAPTIONS: [&str; 5] =
     ["a red ball", "two birds fly over the sea", "a fox", "a drifting wave of light", "rain on a window"];
 const STEPS: u64 = 20;
-/// Everything that could tell two runs apart takes part: both dropouts, texts that are drawn, accumulation over the ends of epochs, a
+/// Everything that could tell two runs apart takes part: both dropouts, texts that are drawn, priors, accumulation over the ends of epochs, a
 /// learning rate that depends on the run's length, the held-out loss, clips, all three formats.
 const SETTINGS: &str = r#"
 held_out = ["clip03*"]
+trigger = "sks"
 captions = { templates = ["{caption}", "a film of {caption}", "{caption}, again"] }
 
 [devices]
@@ -38,6 +39,7 @@ batch = 2
 accumulate = 5
 caption_dropout = 0.3
 eval_every = 7
+prior = { weight = 0.5, share = 0.5, class = "a thing" }
 
 [optimizer]
 lr = 1e-2
@@ -208,12 +210,12 @@ fn a_run_that_is_killed_twice_ends_as_if_it_never_was() {
     assert_same_run(&project, &STRAIGHT);
 }
 
-/// Both experts in one run, which rarely have the same number of updates: each goes on with its own.
+/// Both experts in one run, which rarely have the same number of updates: each goes on with its own. Steps end by their tokens.
 #[test]
 fn a_run_of_two_experts_that_is_killed_goes_on_as_if_it_never_was() {
     let project = || {
         let folder = proofs::fixture("repo_official_a14b");
-        let settings = SETTINGS.replace("accumulate = 5", "accumulate = 2\nhigh_share = 0.4");
+        let settings = SETTINGS.replace("accumulate = 5", "tokens_per_step = 40\nhigh_share = 0.4");
         let project = Project::of_folder(&folder, proofs::project::SIZE, &CAPTIONS, &settings);
         let recipe = std::fs::read_to_string(project.recipe()).unwrap();
         let both = recipe.replacen("[model]", "[model]\nexpert = \"both\"", 1);

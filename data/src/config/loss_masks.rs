@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::refuse;
+use super::{LearnFrom, refuse};
 use crate::error::Result;
 
 /// Masks by which the loss of a clip is weighted: white counts, black counts as little as `outside` says, grey in between. A clip
@@ -18,6 +18,10 @@ pub struct LossMasks {
     pub from: MaskPlace,
     /// Weight of black pixels, 0 to 1: the weight of a latent is the larger of this and its mask. Default 0.1.
     pub outside: f64,
+    /// What the network is to predict outside of the mask: of the `clip`, or what the `base` predicts without the adapter, which then
+    /// changes nothing there; grey is in between. Default `clip`.
+    #[serde(skip_serializing_if = "LearnFrom::is_clip")]
+    pub outside_target: LearnFrom,
     /// What the weighted errors are divided by. Default `sample`.
     pub reduction: MaskReduction,
 }
@@ -75,7 +79,8 @@ pub enum MaskReduction {
 
 impl Default for LossMasks {
     fn default() -> Self {
-        Self { from: MaskPlace::Beside, outside: 0.1, reduction: MaskReduction::Sample }
+        let outside_target = LearnFrom::Clip;
+        Self { from: MaskPlace::Beside, outside: 0.1, outside_target, reduction: MaskReduction::Sample }
     }
 }
 
@@ -83,6 +88,11 @@ impl LossMasks {
     pub(super) fn check(&self) -> Result<()> {
         if !(0.0..=1.0).contains(&self.outside) {
             return refuse("loss_masks", format!("outside is {}; it must be between 0 and 1", self.outside));
+        }
+        if self.outside_target == LearnFrom::Base && self.outside == 0.0 {
+            let why =
+                "outside_target is \"base\", and nothing counts outside with outside = 0: set it above 0";
+            return refuse("loss_masks", why.into());
         }
         match &self.from {
             MaskPlace::Folder(folder) if !folder.is_dir() => {

@@ -45,6 +45,9 @@ pub struct SetConfig {
     /// The expert that it is trained on, of a model with two. Default: both.
     #[serde(default)]
     pub expert: Option<ForExpert>,
+    /// What the network is to predict for its samples. Default `clip`.
+    #[serde(default, skip_serializing_if = "LearnFrom::is_clip")]
+    pub target: LearnFrom,
     /// Target sizes as `[width, height]` in pixels.
     #[serde(default)]
     pub sizes: Option<Vec<[u32; 2]>>,
@@ -118,6 +121,24 @@ pub enum ForExpert {
     Low,
 }
 
+/// Where the target of a prediction is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LearnFrom {
+    /// The clip: noise minus its latents.
+    #[default]
+    Clip,
+    /// The base model: what it predicts without the adapter, so that the adapter changes nothing there.
+    Base,
+}
+
+impl LearnFrom {
+    /// Whether it is the clip.
+    pub fn is_clip(&self) -> bool {
+        *self == Self::Clip
+    }
+}
+
 /// What training has to know of a set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SetFacts {
@@ -129,11 +150,16 @@ pub struct SetFacts {
     pub share: Option<f64>,
     /// The expert that it is trained on, where that is one alone.
     pub expert: Option<ForExpert>,
+    /// Where the targets of its samples are from.
+    pub target: LearnFrom,
+    /// Its trigger.
+    pub trigger: Option<String>,
 }
 
 impl Default for SetFacts {
     fn default() -> Self {
-        Self { name: String::new(), weight: 1.0, share: None, expert: None }
+        let (share, expert, trigger) = (None, None, None);
+        Self { name: String::new(), weight: 1.0, share, expert, target: LearnFrom::Clip, trigger }
     }
 }
 
@@ -206,16 +232,23 @@ impl DataConfig {
     /// Sets that contradict each other or `[data]`.
     pub fn expanded(&self) -> Result<Vec<(Self, SetFacts)>> {
         if self.sets.is_empty() {
-            return Ok(vec![(self.clone(), SetFacts::default())]);
+            let trigger = self.trigger.clone();
+            return Ok(vec![(self.clone(), SetFacts { trigger, ..SetFacts::default() })]);
         }
         self.check_sets()?;
-        let facts = |set: &SetConfig| SetFacts {
-            name: set.name(),
-            weight: set.weight,
-            share: set.share,
-            expert: set.expert,
+        let with_facts = |set: &SetConfig| {
+            let own = set.over(self);
+            let facts = SetFacts {
+                name: set.name(),
+                weight: set.weight,
+                share: set.share,
+                expert: set.expert,
+                target: set.target,
+                trigger: own.trigger.clone(),
+            };
+            (own, facts)
         };
-        Ok(self.sets.iter().map(|set| (set.over(self), facts(set))).collect())
+        Ok(self.sets.iter().map(with_facts).collect())
     }
 
     fn check_sets(&self) -> Result<()> {

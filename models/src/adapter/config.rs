@@ -1,5 +1,6 @@
 //! The `[adapter]` section of a recipe: the kind of the adapters, the modules that get one, and their scale.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,35 @@ pub struct LoraConfig {
     /// `face_adapter.fuser_blocks.` (Animate) or `audio_injector.injector.` (S2V) in front is matched whole (`blocks.1?.ffn.*`), and
     /// face blocks and injectors are matched by such a name alone.
     pub targets: Vec<String>,
+    /// Ranks of some of the modules, by patterns as in `targets`, such as `{ "ffn.*" = 16, "blocks.0.*" = 64 }`; the others have `rank`.
+    /// Default: none.
+    pub rank_by_module: BTreeMap<String, usize>,
+    /// Alphas of some of the modules likewise; the others have `alpha`, which is each one's own rank unless it is set. Default: none.
+    pub alpha_by_module: BTreeMap<String, f64>,
+    /// Adapters that are added to the base for the time of the training, so that what is learnt is the difference to both. They are
+    /// not in the files of the run. Default: none.
+    pub start_on: Vec<StartOn>,
+}
+
+/// An adapter that is added to the base for the time of a training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartOn {
+    /// Its file in any format, or its PEFT folder, relative to the recipe.
+    pub path: PathBuf,
+    /// What its changes are multiplied by. Default 1.
+    #[serde(default = "one")]
+    pub strength: f64,
+    /// The expert that it is for, of a model of two. Default: each that is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expert: Option<Expert>,
+    /// SHA-256 of the file, which it must have; a run that goes on must find the file that it began with. Default: as it is found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+fn one() -> f64 {
+    1.0
 }
 
 /// How the delta is scaled.
@@ -65,6 +95,9 @@ impl Default for LoraConfig {
             init_from: None,
             init_from_high: None,
             init_from_low: None,
+            rank_by_module: BTreeMap::new(),
+            alpha_by_module: BTreeMap::new(),
+            start_on: Vec::new(),
             targets: ["self_attn.[qkvo]", "cross_attn.[qkvo]", "ffn.[02]"].map(String::from).to_vec(),
         }
     }
@@ -82,7 +115,33 @@ pub struct Target {
 }
 
 impl LoraConfig {
-    /// The rank, settled.
+    /// The same for `module`, whose rank and alpha may be its own.
+    #[must_use]
+    pub fn of(&self, module: &str) -> Self {
+        let rank = self.rank_by_module.iter().find(|(pattern, _)| names_module(pattern, module));
+        let alpha = self.alpha_by_module.iter().find(|(pattern, _)| names_module(pattern, module));
+        Self {
+            rank: rank.map(|(_, rank)| *rank).or(self.rank),
+            alpha: alpha.map(|(_, alpha)| *alpha).or(self.alpha),
+            rank_by_module: BTreeMap::new(),
+            alpha_by_module: BTreeMap::new(),
+            ..self.clone()
+        }
+    }
+
+    /// The ranks in words: `32`, or `32 and by module 16, 64`.
+    pub fn ranks(&self) -> String {
+        let mut others: Vec<usize> = self.rank_by_module.values().copied().collect();
+        others.sort_unstable();
+        others.dedup();
+        let others: Vec<String> = others.iter().map(usize::to_string).collect();
+        match others.as_slice() {
+            [] => self.rank().to_string(),
+            _ => format!("{} and by module {}", self.rank(), others.join(", ")),
+        }
+    }
+
+    /// The rank, settled; of modules without one of their own.
     pub fn rank(&self) -> usize {
         self.rank.unwrap_or(32)
     }
@@ -97,7 +156,7 @@ impl LoraConfig {
         own.as_deref().or(self.init_from.as_deref())
     }
 
-    /// Alpha, settled.
+    /// Alpha, settled; of modules without one of their own.
     pub fn alpha(&self) -> f64 {
         self.alpha.unwrap_or(self.rank() as f64)
     }

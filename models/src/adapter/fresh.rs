@@ -70,7 +70,7 @@ impl Adapters {
             }
             return Err(beyond(module));
         }
-        Ok((adapters, outcome.lines(config)))
+        Ok((adapters, outcome.lines()))
     }
 }
 
@@ -92,7 +92,7 @@ pub fn check_beginning(
             Some(target) => {
                 check_width(target, (held.output, held.input))?;
                 if !can_become(kind, config.kind) {
-                    return Err(kinds(config, kind, Some(held.rank), module));
+                    return Err(kinds(&config.of(module), kind, Some(held.rank), module));
                 }
             }
         }
@@ -137,19 +137,18 @@ fn beyond(module: &str) -> Error {
 struct Outcome {
     begun: usize,
     fresh: usize,
-    /// How many modules of each other rank were resized to that of the recipe.
-    ranks: BTreeMap<usize, usize>,
+    /// How many modules came from each rank to each other one, which the recipe names.
+    ranks: BTreeMap<[usize; 2], usize>,
     /// The fraction of the energy that each one of reduced rank keeps.
     kept: Vec<f64>,
     left_out: Vec<String>,
 }
 
 impl Outcome {
-    fn lines(&self, config: &LoraConfig) -> Vec<String> {
-        let rank = config.rank();
+    fn lines(&self) -> Vec<String> {
         let mut lines = vec![format!("{} modules begin with the file's factors", self.begun)];
-        for (old, count) in self.ranks.iter().filter(|(old, _)| **old != rank) {
-            let how = if *old < rank { "by fresh rows that do nothing yet" } else { "by singular values" };
+        for ([old, rank], count) in self.ranks.iter().filter(|([old, rank], _)| old != rank) {
+            let how = if old < rank { "by fresh rows that do nothing yet" } else { "by singular values" };
             lines.push(format!("{count} of them come from rank {old} to rank {rank} {how}"));
         }
         if !self.kept.is_empty() {
@@ -180,13 +179,14 @@ fn begun(
     new: Delta,
     outcome: &mut Outcome,
 ) -> Result<Delta> {
+    let config = &config.of(&target.module);
     check_width(target, change.dims()?)?;
     let refused = || kinds(config, change.kind(), change.rank(), &target.module);
     let scale = config.scale();
     outcome.begun += 1;
     let mut thin = |pair: &LoraPair, fresh: &Factors, may_shrink: bool| -> Result<Factors> {
         let (old, rank) = (pair.rank(), config.rank());
-        *outcome.ranks.entry(old).or_default() += 1;
+        *outcome.ranks.entry([old, rank]).or_default() += 1;
         if old > rank && !may_shrink {
             return Err(Error::Mismatch(format!(
                 "the DoRA to begin from has rank {old}, and its lengths hold for that: set adapter.rank = {old}"
@@ -262,6 +262,7 @@ fn grown(pair: &LoraPair, fresh: &Factors, rank: usize, scale: f64) -> Result<Fa
 
 /// A fresh adapter, on the CPU or a device of shadows.
 fn fresh(target: &Target, config: &LoraConfig, seed: u64, device: &Device) -> Result<Delta> {
+    let config = &config.of(&target.module);
     let (out, input, rank, scale) = (target.out, target.input, config.rank(), config.scale());
     let key = |part: &str| Key::new(seed, "adapter", &[]).child(&format!("{}{part}", target.module), 0);
     let zeros = |rows: usize, columns: usize| Tensor::zeros((rows, columns), DType::F32, device);

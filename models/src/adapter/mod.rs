@@ -9,7 +9,7 @@ mod fresh;
 
 pub use apply::{Applied, ApplyMode, Source, apply, complete};
 pub use average::average;
-pub use config::{LoraConfig, Scaling, Target, names_module};
+pub use config::{LoraConfig, Scaling, StartOn, Target, names_module};
 pub use decompose::{Rank, Reduced, extract, resize};
 pub use fresh::check_beginning;
 

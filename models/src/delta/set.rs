@@ -64,6 +64,12 @@ impl Adapters {
         self.by_module.retain(|_, adapters| !adapters.is_empty());
     }
 
+    /// Removes those that are trained.
+    pub fn drop_trainable(&mut self) {
+        self.by_module.values_mut().for_each(|adapters| adapters.retain(|adapter| !adapter.trainable));
+        self.by_module.retain(|_, adapters| !adapters.is_empty());
+    }
+
     /// The adapters of one module.
     pub fn of(&self, module: &str) -> &[Adapter] {
         self.by_module.get(module).map_or(&[], Vec::as_slice)

@@ -1,5 +1,7 @@
 //! Adapter files as commands and recipes name them: `FILE[:STRENGTH]`.
 
+pub mod start_on;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -71,8 +73,12 @@ pub fn settled(mut config: LoraConfig, from: &Path) -> Result<LoraConfig> {
             *path = existing(key, from, path)?;
         }
     }
+    start_on::settle(&mut config.start_on, from)?;
     config.rank = Some(settled_rank(&config)?);
-    config.alpha = Some(config.alpha());
+    // Without one, each module's alpha is its own rank.
+    if config.rank_by_module.is_empty() {
+        config.alpha = Some(config.alpha());
+    }
     Ok(config)
 }
 

@@ -13,7 +13,7 @@ use super::{USAGE, exit_code, explain};
 use crate::error::Error;
 use crate::machine::replica_devices::visible_gpus;
 use crate::plan::{Overrides, Planned};
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, TrainConfig};
 use crate::replicas::{Launched, Member, Node, Replicas, STOPPED};
 use crate::tools::launch::{Launch, Place};
 use crate::train::{self, Ending, RunFolder, newest};
@@ -169,28 +169,38 @@ impl Train {
 fn tell(planned: &Planned, folder: &RunFolder, replicas: &Replicas, ui: &Ui) -> Result<()> {
     let plan = &planned.plan;
     ui.say(&format!(
-        "{}: {} on {} clips ({} windows), {} steps of {} x {}, rank {} on {} modules, stages {}",
+        "{}: {} on {} clips ({} windows), {} steps of {}, rank {} on {} modules, stages {}",
         plan.run.name,
         plan.model.name,
         plan.dataset.clips,
         plan.dataset.items,
         plan.train.steps,
-        plan.train.accumulate,
-        plan.train.batch,
-        plan.adapter.rank(),
+        step_size(&plan.train),
+        plan.adapter.ranks(),
         planned.targets.len(),
         plan.devices.stages.join(" + "),
     ));
     if replicas.world() > 1 {
-        let most = plan.micro_batches_of_replica();
+        let each = match plan.train.tokens_per_step {
+            Some(_) => "each with its share of a step's micro-batches".to_owned(),
+            None => {
+                let (most, all) = (plan.micro_batches_of_replica(), plan.train.accumulate);
+                format!("each with {most} of a step's {all} micro-batches at most")
+            }
+        };
         let (world, carrier) = (replicas.world(), replicas.carrier());
         let names: String = replicas.names().iter().map(|name| format!("\n  {name}")).collect();
-        ui.say(&format!(
-            "{world} replicas, each with {most} of a step's {} micro-batches at most, exchange gradients over {carrier}:{names}",
-            plan.train.accumulate
-        ));
+        ui.say(&format!("{world} replicas, {each}, exchange gradients over {carrier}:{names}"));
     }
     let experts = experts(plan)?;
     ui.say(&format!("{}\n{experts}run folder: {}", buckets(planned), folder.root().display()));
     Ok(())
+}
+
+/// How long a step is, in words.
+fn step_size(train: &TrainConfig) -> String {
+    match train.tokens_per_step {
+        Some(tokens) => format!("{tokens} tokens, in batches of {}", train.batch),
+        None => format!("{} x {}", train.accumulate, train.batch),
+    }
 }

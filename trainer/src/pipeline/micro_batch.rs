@@ -33,4 +33,7 @@ pub struct Objective {
     pub weights: Option<Tensor>,
     /// How the weighted errors become one number.
     pub reduction: Reduction,
+    /// The share of the base's own prediction in the target, 0 to 1 f32, which broadcasts to [b, c, t, h, w]; `None` where the target
+    /// is that of the clips alone. [`super::Pipeline::with_base_targets`] puts the prediction there.
+    pub of_base: Option<Tensor>,
 }

@@ -5,6 +5,7 @@
 //! over what is still on its way, and devices wait for each other.
 
 pub mod alone;
+mod base_targets;
 mod calls;
 mod groups;
 mod links;
@@ -26,6 +27,7 @@ use models::adapter::Adapters;
 use models::dit::{Architecture, Base, BlockPlan, DitConfig, Gradients, LayerId, LayerWatch, Plans};
 use models::weights::Weights;
 
+pub(crate) use base_targets::target as base_target;
 pub use calls::{Called, Calls, Returns, run_all};
 pub use groups::held_by;
 pub use micro_batch::{MicroBatch, Objective};

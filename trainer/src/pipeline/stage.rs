@@ -122,6 +122,13 @@ impl Stage {
         Ok(())
     }
 
+    /// Takes all adapters out and leaves those that are only applied.
+    pub(crate) fn take_trained(&mut self) -> Adapters {
+        let mut applied = self.adapters.clone();
+        applied.drop_trainable();
+        std::mem::replace(&mut self.adapters, applied)
+    }
+
     /// Puts what this stage uses of `batch` onto its device. Copies from the host wait for the device, so all of them
     /// are made before its first operation.
     pub(super) fn place(&self, batch: &MicroBatch) -> Result<Placed> {

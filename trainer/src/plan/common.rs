@@ -61,8 +61,14 @@ pub fn of_recipe(recipe: &Recipe) -> Result<BTreeMap<String, String>> {
     Ok(common(all))
 }
 
+/// Whether `key` is a path of `adapter.start_on`, whose files are told by their hashes.
+pub(crate) fn is_path_of_start(key: &str) -> bool {
+    key.starts_with("adapter.start_on.") && key.ends_with(".path")
+}
+
 fn common(mut all: BTreeMap<String, String>) -> BTreeMap<String, String> {
     let is_common = |key: &str| COMMON.iter().any(|prefix| key.starts_with(prefix));
-    all.retain(|key, _| is_common(key) && !OWN.iter().any(|own| key.starts_with(own)));
+    let is_own = |key: &str| OWN.iter().any(|own| key.starts_with(own)) || is_path_of_start(key);
+    all.retain(|key, _| is_common(key) && !is_own(key));
     all
 }

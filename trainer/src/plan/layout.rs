@@ -5,14 +5,14 @@ use std::fmt;
 use std::num::NonZeroUsize;
 
 use models::dit::{Control, DitConfig};
-use models::weights::Frozen;
 
-use super::SamplePlan;
 use super::rest::{Rest, Split};
 use super::ways::Wording;
+use super::work::Work;
+use super::{SamplePlan, time};
 use crate::bytes::Bytes;
 use crate::error::{Error, Result};
-use crate::machine::forecast::{Residuals, Way};
+use crate::machine::forecast::{Residuals, Task, Way};
 use crate::machine::memory::{Machine, Phase, PhaseForecast, Settled};
 use crate::recipe::TrainConfig;
 use crate::sample::ClipLayout;
@@ -193,16 +193,16 @@ fn reason(gain: f64, halves: &[usize]) -> String {
     }
 }
 
-/// `settled` with about the share of a run's time that the steps of its clips take on the GPUs of `machine`, with every solver step
-/// computed; without clips there is none, nor for CPUs, whose speed is not known.
+/// `settled` with about the share of a run's time that the solver steps of its clips, each of them computed, take on the GPUs of
+/// `machine` beside the `work` of its own steps; without clips there is none, nor for CPUs, whose speed is not known.
 ///
 /// # Errors
 /// Sizes that the model does not take.
 pub(super) fn with_clip_share(
     settled: Settled,
     (train, sample): (&TrainConfig, &SamplePlan),
-    model: (&DitConfig, Frozen),
-    machine: &Machine,
+    work: &Work,
+    (task, machine): (&Task, &Machine),
 ) -> Result<Settled> {
     if sample.clips.is_empty() || machine.stages.iter().any(|card| card.name == "cpu") {
         return Ok(settled);
@@ -210,9 +210,10 @@ pub(super) fn with_clip_share(
     let computed = vec![0; sample.clips.len()];
     let groups = [settled.clip_groups, settled.clip_sharing];
     let split = (machine, settled.choice.split.as_slice(), groups);
+    let model = (task.config(), task.base.frozen);
     let of_set = estimate::forecast((&sample.clips, &computed), model, split)?.as_secs_f64();
     let sets = 1 + if sample.every == 0 { 1 } else { train.steps.div_ceil(sample.every) };
-    let of_step = settled.choice.seconds * (train.accumulate + machine.stages.len() - 1) as f64;
+    let of_step = time::of_step(&settled.choice, work, (task, machine));
     let (clips, steps) = (sets as f64 * of_set, train.steps as f64 * of_step);
     Ok(settled.with_clip_share(clips / (clips + steps)))
 }

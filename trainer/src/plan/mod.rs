@@ -19,6 +19,7 @@ mod rest;
 mod shapes;
 mod time;
 mod ways;
+mod work;
 
 use std::path::{Path, PathBuf};
 
@@ -62,6 +63,7 @@ use parts::{
     networks, requests, sample_plan, settle_ranges, settle_steps, share_of_replica, targets, task,
     trained_ranges,
 };
+use work::Work;
 
 /// A settled run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -295,8 +297,8 @@ impl Plan {
             true => no_data(&mut data, &defaults),
             false => read_data(&mut data, from, (&dit, &defaults), watch)?,
         };
-        notes.extend(missing);
-        notes.extend(long_captions(&dataset, &model)?);
+        notes.extend(missing.into_iter().chain(long_captions(&dataset, &model)?));
+
         let adapter = adapters::settled(recipe.adapter, from)?;
         let targets = targets(&adapter, &recipe.optimizer, (&model, &dit))?;
         let mut train = recipe.train;
@@ -310,7 +312,8 @@ impl Plan {
         let share = share_of_replica(&train, devices.replicas.named())?;
         let (shapes, beyond) = shapes::settled((&data, &dataset), (&dit, &defaults), share.batch)?;
         let networks = (networks(&ranges, &model, &sample), devices.replicas.named());
-        let (learning, of_clips) = ((&share, &recipe.optimizer), (&shapes, data.loss_masks.as_ref()));
+        let work = Work::of(&share, (&dataset, &data, &defaults), devices.replicas.named())?;
+        let (learning, of_clips) = ((&share, &recipe.optimizer, &work), (&shapes, data.loss_masks.as_ref()));
         let task = task((&model, &dit), (&adapter, &targets), learning, of_clips, networks);
         let host = recipe.memory.host_memory.map(|host| host.0);
         let (limits, machine) = overrides.machine(&devices, &task, host);
@@ -318,13 +321,13 @@ impl Plan {
         let given = (!open.split).then_some(devices.split.as_slice());
         let rest =
             Rest::of_run((&model, &dit), &sample, (found.held_out, beyond), &shapes, overrides.assume)?;
-        let has_texts = || has_texts(&run.cache, &model, &dataset, &sample.clips);
+        let has_texts = || has_texts(&run.cache, &model, (&dataset, &train.prior), &sample.clips);
         let asked = (&recipe.memory, given, sample.layout);
         let settled = ways::settled(&task, &machine, asked, &shapes, &rest, has_texts)?;
         model.precision.streamed = settled.streamed;
-        let settled = with_clip_share(settled, (&share, &sample), (&dit, task.base.frozen), &machine)?;
-        notes.extend(conditions::on_host(&dit, task.latents, share.batch * share.accumulate));
-        notes.extend(time::of_steps(&settled.choice, &task, &machine, overrides.link));
+        let settled = with_clip_share(settled, (&train, &sample), &work, (&task, &machine))?;
+        notes.extend(conditions::on_host(&dit, task.latents, share.batch * work.micro_batches));
+        notes.extend(time::notes(&settled.choice, &work, (&task, &machine), overrides.link));
         let plan = Plan {
             tandem: env!("CARGO_PKG_VERSION").to_owned(),
             run,
@@ -360,9 +363,17 @@ impl Plan {
         trained_ranges(&self.model, self.train.high_share)
     }
 
-    /// Micro-batches of a step that a replica makes at most.
+    /// Micro-batches of clips of a step that a replica makes at most, where `train.accumulate` says how many there are.
     pub fn micro_batches_of_replica(&self) -> usize {
         self.train.accumulate.div_ceil(self.devices.replicas.named())
+    }
+
+    /// The most of them that may be under way at once, priors included.
+    pub fn under_way(&self) -> usize {
+        match self.train.tokens_per_step {
+            Some(_) => usize::MAX,
+            None => self.micro_batches_of_replica() * if self.train.prior.is_made() { 2 } else { 1 },
+        }
     }
 
     /// The plan as TOML.
@@ -399,6 +410,12 @@ fn check_numbers(recipe: &Recipe) -> Result<()> {
     if adapter.rank == Some(0) {
         return refuse("adapter.rank", "must be at least 1");
     }
+    if adapter.rank_by_module.values().any(|rank| *rank == 0) {
+        return refuse("adapter.rank_by_module", "each rank must be at least 1");
+    }
+    if adapter.alpha_by_module.values().any(|alpha| !alpha.is_finite() || *alpha <= 0.0) {
+        return refuse("adapter.alpha_by_module", "each alpha must be a positive number");
+    }
     if adapter.targets.is_empty() {
         return refuse("adapter.targets", "names no module, so nothing would be trained");
     }
@@ -408,9 +425,7 @@ fn check_numbers(recipe: &Recipe) -> Result<()> {
     if !(0.0..1.0).contains(&adapter.dropout) {
         return refuse("adapter.dropout", "must be at least 0 and below 1");
     }
-    if train.batch == 0 || train.accumulate == 0 || train.steps == 0 {
-        return refuse("train.steps, train.batch, train.accumulate", "must each be at least 1");
-    }
+    train.check_length()?;
     if !(0.0..=1.0).contains(&train.caption_dropout) {
         return refuse("train.caption_dropout", "must lie between 0 and 1");
     }
@@ -423,6 +438,7 @@ fn check_numbers(recipe: &Recipe) -> Result<()> {
     }
     train.timesteps.check()?;
     train.loss.check()?;
+    train.prior.check()?;
     train.ema.check()?;
     recipe.optimizer.check_average(&train.ema)?;
     recipe.memory.check()?;

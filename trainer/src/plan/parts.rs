@@ -9,13 +9,14 @@ use models::dit::{DitConfig, Pictures};
 use models::expert::Expert;
 use models::published::Defaults;
 
+use super::work::Work;
 use super::{ClipAdapterPlan, SamplePlan};
 use crate::adapters::{self, INIT_FROM, INIT_FROM_HIGH, INIT_FROM_LOW};
 use crate::base::{BaseModel, Trained};
 use crate::encode::prompt::ClipRequest;
 use crate::error::{Error, Result};
 use crate::learning::optim::{NormLimit, OptimizerConfig};
-use crate::learning::{NoiseRange, mask};
+use crate::learning::{NoiseRange, mask, patterns};
 use crate::machine::forecast::{Decoding, LossTask, Masks, Networks, Task};
 use crate::machine::memory::Shapes;
 use crate::paths::existing;
@@ -196,22 +197,25 @@ pub(super) fn settle_ranges(
     for range in &ranges {
         train.timesteps.within(*range)?;
     }
+    adapters::start_on::check(adapter, &ranges, dit)?;
     for (key, path) in check_beginnings(adapter, &ranges)? {
         adapters::check_beginning(key, path, adapter, (targets, dit))?;
     }
     Ok(ranges)
 }
 
-/// The modules that get an adapter, of which every learning rate by module names some.
+/// The modules that get an adapter, of which every rank, alpha and learning rate by module names some.
 ///
 /// # Errors
-/// A pattern that names nothing, and learning rates that fit neither adapter nor model.
+/// A pattern that names nothing, two that name one module, and learning rates that fit neither adapter nor model.
 pub(super) fn targets(
     adapter: &LoraConfig,
     optimizer: &OptimizerConfig,
     (model, dit): (&BaseModel, &DitConfig),
 ) -> Result<Vec<Target>> {
     let targets = adapter.select(&dit.adaptable_modules())?;
+    patterns::check("adapter.rank_by_module", adapter.rank_by_module.keys(), &targets, "rank")?;
+    patterns::check("adapter.alpha_by_module", adapter.alpha_by_module.keys(), &targets, "alpha")?;
     let trained = if model.expert.is_some() { model.trained_experts() } else { &[] };
     optimizer.check_groups(adapter.kind, &targets, trained)?;
     Ok(targets)
@@ -221,7 +225,7 @@ pub(super) fn targets(
 pub(super) fn task<'a>(
     (model, dit): (&BaseModel, &DitConfig),
     (adapter, targets): (&LoraConfig, &'a [Target]),
-    (train, optimizer): (&TrainConfig, &OptimizerConfig),
+    (train, optimizer, work): (&TrainConfig, &OptimizerConfig, &Work),
     (shapes, masks): (&Shapes, Option<&LossMasks>),
     (networks, replicas): (Networks, usize),
 ) -> Task<'a> {
@@ -229,6 +233,7 @@ pub(super) fn task<'a>(
         penalty: train.loss.penalty(),
         reduction: masks.map_or_else(Reduction::default, mask::reduction),
         masks: masks.map_or(Masks::None, |_| Masks::Given),
+        of_base: work.of_base,
     };
     Task {
         dit: dit.into(),
@@ -237,9 +242,11 @@ pub(super) fn task<'a>(
         kind: adapter.kind,
         factor: adapter.factor,
         rank: adapter.rank(),
+        ranks: adapter.rank_by_module.clone(),
         dropout: adapter.dropout > 0.0,
         batch: train.batch,
-        accumulate: train.accumulate,
+        accumulate: work.micro_batches,
+        small: work.small,
         replicas,
         latents: shapes.there.first().or(shapes.possible.first()).map_or((1, 1, 1), |shape| shape.1),
         continues: false,
@@ -257,6 +264,9 @@ pub(super) fn task<'a>(
 /// # Errors
 /// A replica that would have none.
 pub(super) fn share_of_replica(train: &TrainConfig, replicas: usize) -> Result<TrainConfig> {
+    if train.tokens_per_step.is_some() {
+        return Ok(train.clone());
+    }
     if train.accumulate < replicas {
         let why = format!(
             "{} micro-batch(es) of a step leave replicas without work: it counts those of all {replicas} replicas together, so \

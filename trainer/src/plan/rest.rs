@@ -238,7 +238,14 @@ impl Rest {
 
     /// Held-out clips of the latents `bucket` through the DiT, one at a time.
     pub(super) fn held_out_loss(&self, dit: Split, bucket: Latents) -> Result<PhaseForecast> {
-        let task = Task { latents: bucket, batch: 1, accumulate: 1, dropout: false, ..dit.task.clone() };
+        let task = Task {
+            latents: bucket,
+            batch: 1,
+            accumulate: 1,
+            small: None,
+            dropout: false,
+            ..dit.task.clone()
+        };
         let stages = dit.calls(&Forecaster::new(&task), &Calls::HeldOut, NonZeroUsize::MIN)?;
         Ok(PhaseForecast::new(Phase::HeldOutLoss, dit.machine, by_device(dit.machine, &stages)))
     }
@@ -248,7 +255,15 @@ impl Rest {
         let shapes = in_group(self.shapes(clips), self.clip_groups);
         let latents = shapes.first().map_or((1, 1, 1), |clip| clip.latents);
         let continues = self.continues(clips);
-        let task = Task { latents, continues, batch: 1, accumulate: 1, dropout: false, ..dit.task.clone() };
+        let task = Task {
+            latents,
+            continues,
+            batch: 1,
+            accumulate: 1,
+            small: None,
+            dropout: false,
+            ..dit.task.clone()
+        };
         let calls = Calls::Clips(shapes);
         let mut most: Option<Vec<StageMemory>> = None;
         for attached in &self.attached {

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use kernels::weight::Format;
+use models::adapter::Target;
 use models::weights::{Frozen, Storage};
 
+use super::work::Work;
 use crate::machine::forecast::Task;
 use crate::machine::memory::{Choice, Machine};
 use crate::machine::precision::Arithmetic;
@@ -19,16 +21,44 @@ const LEAST: f64 = 1.0;
 /// What another arithmetic must gain to be mentioned.
 const WORTH: f64 = 1.1;
 
+/// About how many seconds the `work` of a step of `task` takes.
+pub(super) fn of_step(choice: &Choice, work: &Work, (task, machine): (&Task, &Machine)) -> f64 {
+    let of_call = choice.call_seconds_as(task, machine, task.base.frozen);
+    let rounds = |count: f64| if count > 0.0 { count + (machine.stages.len() - 1) as f64 } else { 0.0 };
+    rounds(work.trained) * choice.seconds + rounds(work.predicted) * of_call
+}
+
+/// Lines about the time of the steps of `task`: of their `work` as [`in_seconds`] has it, and what else is to be said of it.
+pub(super) fn notes(
+    choice: &Choice,
+    work: &Work,
+    (task, machine): (&Task, &Machine),
+    link: Option<f64>,
+) -> Vec<String> {
+    let frozen = task.base.frozen;
+    let seconds = [choice.seconds_as(task, machine, frozen), choice.call_seconds_as(task, machine, frozen)];
+    in_seconds(choice, work, (task, machine), link).into_iter().chain(work.notes(seconds)).collect()
+}
+
 /// A line about the time of the steps of `task` on GPUs, with what replicas exchange over a `link` of so many bytes a second;
 /// `None` for CPUs, whose speed is not known, and for steps of no length if no link is asked about.
-pub(super) fn of_steps(choice: &Choice, task: &Task, machine: &Machine, link: Option<f64>) -> Option<String> {
+fn in_seconds(
+    choice: &Choice,
+    work: &Work,
+    (task, machine): (&Task, &Machine),
+    link: Option<f64>,
+) -> Option<String> {
     if machine.stages.iter().any(|card| card.name == "cpu") {
         return None;
     }
     let frozen = task.base.frozen;
     // The first micro-batch goes through all stages before the last one is in the pipeline.
-    let rounds = (task.accumulate + machine.stages.len() - 1) as f64;
-    let seconds = |frozen: Frozen| rounds * choice.seconds_as(task, machine, frozen);
+    let behind = (machine.stages.len() - 1) as f64;
+    let calls = if work.predicted > 0.0 { work.predicted + behind } else { 0.0 };
+    let seconds = |frozen: Frozen| {
+        (work.trained + behind) * choice.seconds_as(task, machine, frozen)
+            + calls * choice.call_seconds_as(task, machine, frozen)
+    };
     let own = seconds(frozen);
     if own < LEAST && link.is_none() {
         return None;
@@ -58,7 +88,9 @@ fn replicas(task: &Task, link: f64, own: f64) -> String {
     if task.replicas == 1 {
         return String::new();
     }
-    let numbers: usize = task.targets.iter().map(|target| task.rank * (target.out + target.input)).sum();
+    let lora = task.lora();
+    let rank = |target: &Target| lora.of(&target.module).rank();
+    let numbers: usize = task.targets.iter().map(|t| rank(t) * (t.out + t.input)).sum();
     let bytes = 4.0 * numbers as f64 * task.networks.count() as f64;
     let seconds = exchange_seconds(bytes, task.replicas, link);
     format!(

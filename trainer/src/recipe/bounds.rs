@@ -19,6 +19,7 @@ pub fn check(recipe: &Recipe) -> Result<()> {
         ("train.epochs", train.epochs.unwrap_or(0), STEPS),
         ("train.batch", train.batch as u64, BATCH),
         ("train.accumulate", train.accumulate as u64, ACCUMULATE),
+        ("train.tokens_per_step", train.tokens_per_step.unwrap_or(0), TOKENS),
         ("train.eval_every", train.eval_every, STEPS),
         ("adapter.rank", count(adapter.rank), RANK),
         ("adapter.factor", count(adapter.factor), RANK),
@@ -40,7 +41,8 @@ pub fn check(recipe: &Recipe) -> Result<()> {
         ("sample.size", width.max(height), SIDE),
         ("sample.frames", u64::from(sample.frames.unwrap_or(0)), FRAMES),
     ];
-    for (key, value, most) in whole {
+    let ranks = adapter.rank_by_module.values().map(|rank| ("adapter.rank_by_module", *rank as u64, RANK));
+    for (key, value, most) in whole.into_iter().chain(ranks) {
         at_most(key, value, most)?;
     }
     let timesteps = &train.timesteps;
@@ -71,6 +73,7 @@ pub fn check(recipe: &Recipe) -> Result<()> {
         ("sample.guidance_high", sample.guidance_high.unwrap_or(0.0)),
         ("sample.shift", sample.shift.unwrap_or(0.0)),
     ];
-    let by_module = optimizer.lr_by_module.values().map(|lr| ("optimizer.lr_by_module", *lr));
-    real.into_iter().chain(by_module).try_for_each(|(key, value)| near(key, value))
+    let rates = optimizer.lr_by_module.values().map(|lr| ("optimizer.lr_by_module", *lr));
+    let alphas = adapter.alpha_by_module.values().map(|alpha| ("adapter.alpha_by_module", *alpha));
+    real.into_iter().chain(rates).chain(alphas).try_for_each(|(key, value)| near(key, value))
 }

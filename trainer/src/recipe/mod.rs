@@ -21,6 +21,8 @@ use crate::learning::ema::EmaConfig;
 use crate::learning::loss::LossConfig;
 use crate::learning::noise::TimestepConfig;
 use crate::learning::optim::OptimizerConfig;
+use crate::learning::prior::PriorConfig;
+use crate::learning::step_size::MeanOver;
 use crate::machine::devices::DevicesConfig;
 use crate::machine::memory::MemoryConfig;
 use crate::recipe::like::{Like, Taken};
@@ -101,6 +103,11 @@ pub struct TrainConfig {
     /// Micro-batches of a step, those of all replicas together; with 2 or more of a replica's own, all its stages work at once.
     /// Default 1.
     pub accumulate: usize,
+    /// Tokens of a step, in place of `accumulate`: it ends with the micro-batch that brings its clips to so many. Default: none.
+    pub tokens_per_step: Option<u64>,
+    /// What the loss of a step is a mean over: its `samples`, or their `tokens`, so that a clip counts by its size and length.
+    /// Default `samples`; with `tokens_per_step` `tokens`.
+    pub mean_over: Option<MeanOver>,
     /// Fraction of the samples whose caption is replaced by the empty prompt, 0 to 1. Default 0.1.
     pub caption_dropout: f64,
     /// Fraction of the samples whose first frame is given clean, to learn its continuation, 0 to 1; TI2V-5B only. Default 0.2.
@@ -114,6 +121,8 @@ pub struct TrainConfig {
     pub timesteps: TimestepConfig,
     /// What an error counts for.
     pub loss: LossConfig,
+    /// Training on the base's own predictions besides.
+    pub prior: PriorConfig,
     /// An average of the adapters.
     pub ema: EmaConfig,
     /// Steps between two measurements of the held-out loss; 0 for none but the first and last. Default 0.
@@ -128,14 +137,50 @@ impl Default for TrainConfig {
             epochs: None,
             batch: 1,
             accumulate: 1,
+            tokens_per_step: None,
+            mean_over: None,
             caption_dropout: 0.1,
             picture_share: None,
             drop: ConditionDropout::default(),
             high_share: None,
             timesteps: TimestepConfig::default(),
             loss: LossConfig::default(),
+            prior: PriorConfig::default(),
             ema: EmaConfig::default(),
             eval_every: 0,
+        }
+    }
+}
+
+impl TrainConfig {
+    /// What the loss of a step is a mean over, settled.
+    pub fn mean_over(&self) -> MeanOver {
+        let default = if self.tokens_per_step.is_some() { MeanOver::Tokens } else { MeanOver::Samples };
+        self.mean_over.unwrap_or(default)
+    }
+
+    /// Checks how long a step is.
+    ///
+    /// # Errors
+    /// Lengths that are 0, and keys that contradict each other.
+    pub fn check_length(&self) -> Result<()> {
+        let refuse = |key: &str, why: &str| Err(Error::Setting { key: key.into(), why: why.into() });
+        if self.batch == 0 || self.accumulate == 0 || self.steps == 0 {
+            return refuse("train.steps, train.batch, train.accumulate", "must each be at least 1");
+        }
+        match self.tokens_per_step {
+            None => Ok(()),
+            Some(0) => refuse("train.tokens_per_step", "must be at least 1"),
+            Some(_) if self.accumulate > 1 => {
+                let why = "says how many micro-batches a step has, and so does train.tokens_per_step: leave out one of the two";
+                refuse("train.accumulate", why)
+            }
+            Some(_) if self.epochs.is_some() => {
+                let why =
+                    "with train.tokens_per_step an epoch has no fixed number of steps: give train.steps";
+                refuse("train.epochs", why)
+            }
+            Some(_) => Ok(()),
         }
     }
 }

@@ -21,7 +21,7 @@ type Row = (&'static str, &'static str, &'static str);
 
 /// Keys of musubi-tuner, diffusion-pipe, ai-toolkit, DiffSynth-Studio and finetrainers; none of them is a key of ours in the
 /// same section.
-pub const WORDS: [Row; 138] = [
+pub const WORDS: [Row; 146] = [
     // The model.
     ("ckpt_path", "model.folder", ""),
     ("ckpt_dir", "model.folder", ""),
@@ -103,6 +103,7 @@ pub const WORDS: [Row; 138] = [
     ("network_dropout", "adapter.dropout", ""),
     ("network_weights", "adapter.init_from", ""),
     ("lora_checkpoint", "adapter.init_from", ""),
+    ("preset_lora_path", "adapter.start_on", "a list of { path, strength }"),
     ("init_from_existing", "adapter.init_from", ""),
     ("network_module", "adapter.kind", "lora, dora, loha or lokr"),
     ("network_args", "adapter.targets", "the modules that get an adapter"),
@@ -152,6 +153,13 @@ pub const WORDS: [Row; 138] = [
     ("huber_c", "train.loss.c", ""),
     ("pseudo_huber_c", "train.loss.c", "with kind = \"pseudo-huber\""),
     ("huber_schedule", "train.loss.c_schedule", ""),
+    ("diff_output_preservation", "train.prior.weight", "with train.prior.class"),
+    ("diff_output_preservation_multiplier", "train.prior.weight", ""),
+    ("diff_output_preservation_class", "train.prior.class", ""),
+    ("blank_prompt_preservation", "train.prior.weight", "without train.prior.class"),
+    ("prior_loss_weight", "train.prior.weight", ""),
+    ("inverted_mask_prior", "data.loss_masks", "with outside_target = \"base\""),
+    ("masked_prior_preservation_weight", "data.loss_masks", "with outside_target = \"base\""),
     ("caption_dropout_rate", "train.caption_dropout", ""),
     ("uncond_fraction", "train.caption_dropout", ""),
     // The optimiser.

@@ -7,8 +7,10 @@ use std::path::PathBuf;
 
 use models::adapter::{Adapters, ApplyMode};
 use models::dit::Base;
+use models::expert::Expert;
 use models::weights::Weights;
 
+use crate::adapters::start_on::{Fused, opened};
 use crate::adapters::{put, source};
 use crate::base::DitFiles;
 use crate::error::Result;
@@ -24,18 +26,23 @@ pub(super) struct ClipAdapter {
 }
 
 impl ClipAdapter {
-    /// Reads the `adapters`, each with its strength, for the network of `files`, which is held as `base` says; `None` where
-    /// there are none.
+    /// Reads the `adapters`, each with its strength, for the network of `files`, which is held as `base` says and has those that are
+    /// `fused` for its expert in its weights; `None` where there are none.
     ///
     /// # Errors
     /// What is no adapter, or one for another model.
-    pub fn open(adapters: &[(PathBuf, f64)], files: &DitFiles, base: Base, ui: &Ui) -> Result<Option<Self>> {
+    pub fn open(
+        adapters: &[(PathBuf, f64)],
+        (files, fused): (&DitFiles, (&[Fused], Option<Expert>)),
+        base: Base,
+        ui: &Ui,
+    ) -> Result<Option<Self>> {
         let read = adapters.iter().map(|(path, strength)| source(path, *strength, ui));
         let sources = read.collect::<Result<Vec<_>>>()?;
         if sources.is_empty() {
             return Ok(None);
         }
-        let ((config, weights), (_, without)) = (files.open()?, files.open()?);
+        let ((config, weights), (_, without)) = (opened(files, fused, ui)?, opened(files, fused, ui)?);
         let (adapters, with) = put(&sources, &config, weights, ApplyMode::Unmerged, ui)?;
         Ok(Some(Self { adapters, with, without, base }))
     }

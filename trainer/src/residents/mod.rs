@@ -26,6 +26,7 @@ use models::text::TextEncoder;
 use models::vae::{TinyDecoder, TinyLatents, Vae};
 use models::wav2vec::SpeechEncoder;
 
+use crate::adapters::start_on::{Fused, opened};
 use crate::base::{BaseModel, DitFiles, WritingBehind, check_speech, check_vae};
 use crate::error::Result;
 use crate::learning::NoiseRange;
@@ -85,6 +86,8 @@ pub struct Setup {
     pub encoders: Option<usize>,
     /// Attentions whose forwards are planned while networks are loaded.
     pub attentions: Vec<Heads>,
+    /// Adapters that are added to the weights of networks as they are read.
+    pub fused: Vec<Fused>,
     /// Devices of a group that share the tokens of a call of a clip, each with the whole network; none where nothing is said.
     pub sharing: Option<NonZeroUsize>,
 }
@@ -219,7 +222,7 @@ impl Residents {
         };
         let files = files.clone();
         self.make_room_for_network(None)?;
-        let (config, weights) = files.open()?;
+        let (config, weights) = opened(&files, (&self.setup.fused, range.expert()), &self.ui)?;
         let pipeline = self.read(&config, weights, adapters)?;
         let (state, adapters, when_idle) = (NetworkState::OnDevices(pipeline), Vec::new(), WhenIdle::Park);
         self.networks.push(Network { range, files, state, adapters, for_clips, when_idle });

@@ -10,6 +10,7 @@ use models::weights::Weights;
 use super::clip_adapter::ClipAdapter;
 use super::{ClipAdapters, Residents, WhenIdle, warm_up};
 use crate::adapters;
+use crate::adapters::start_on::opened;
 use crate::base::{DitFiles, WritingBehind};
 use crate::error::Result;
 use crate::learning::NoiseRange;
@@ -98,7 +99,10 @@ impl Residents {
         let (network, base) = (&self.networks[self.index_of(range)?], self.model.precision.dit());
         // Opened each time: between clips it takes no memory.
         let adapter = match adapters {
-            ClipAdapters::Applied => ClipAdapter::open(&network.for_clips, &network.files, base, &self.ui)?,
+            ClipAdapters::Applied => {
+                let fused = (self.setup.fused.as_slice(), network.range.expert());
+                ClipAdapter::open(&network.for_clips, (&network.files, fused), base, &self.ui)?
+            }
             ClipAdapters::LeftOut => None,
         };
         let sharing = self.setup.sharing.map_or(1, NonZeroUsize::get);
@@ -169,8 +173,8 @@ impl Residents {
                 pipeline
             }
             NetworkState::Files => {
-                let Network { files, adapters, .. } = &self.networks[index];
-                let (config, weights) = files.open()?;
+                let Network { range, files, adapters, .. } = &self.networks[index];
+                let (config, weights) = opened(files, (&self.setup.fused, range.expert()), &self.ui)?;
                 let (adapters, weights) =
                     adapters::put(adapters, &config, weights, ApplyMode::Unmerged, &self.ui)?;
                 self.read(&config, weights, &adapters)?

@@ -1,5 +1,7 @@
 //! From cached items to micro-batches: which items a step sees, and what noise they get.
 
+mod length;
+mod prior;
 mod stack;
 
 use std::collections::BTreeMap;
@@ -14,15 +16,17 @@ use models::dit::{Conditioning, Dropout, Raw, Role};
 use models::expert::Expert;
 
 use crate::encode::{LatentStore, LeftOut, PictureInputs};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::learning::loss::LossConfig;
 use crate::learning::noise::{Place, Streams, TimestepConfig};
+use crate::learning::prior::PriorConfig;
 use crate::learning::{NoiseRange, mask};
 use crate::pipeline::{MicroBatch, Objective};
 use crate::plan::Plan;
 use crate::recipe::ConditionDropout;
 use crate::replicas::Share;
-use stack::{loss_weights, stack};
+use length::Length;
+use stack::{loss_weights, of_base, stack};
 
 /// What is trained on, in its order.
 pub struct Batches<'a> {
@@ -33,6 +37,7 @@ pub struct Batches<'a> {
     /// Windows of the held-out loss.
     held_out: Vec<usize>,
     order: Order,
+    length: Length,
     streams: Streams,
     /// The networks that are trained, each with the distribution of its noise levels.
     networks: Vec<(NoiseRange, TimestepConfig)>,
@@ -43,6 +48,8 @@ pub struct Batches<'a> {
     loss: LossConfig,
     /// Masks by which the loss is weighted.
     loss_masks: Option<LossMasks>,
+    /// What is trained on the base's own predictions besides.
+    prior: PriorConfig,
     caption_dropout: f64,
     adapter_dropout: f64,
     /// Share of the samples that are shown their first frame in place of a noisy one.
@@ -53,12 +60,14 @@ pub struct Batches<'a> {
 
 /// The micro-batches of one step with what the log says of them; of a run on several replicas, one's share of them.
 pub struct StepData {
-    /// What goes into the pipeline.
+    /// What goes into the pipeline; a prior is behind the micro-batch that it is beside.
     pub micro_batches: Vec<MicroBatch>,
     /// The expert that each micro-batch goes to; nothing where the model is whole.
     pub experts: Vec<Option<Expert>>,
     /// All micro-batches of the step, those of other replicas too.
     pub parts: Vec<Part>,
+    /// Tokens of the clips of the step, where it ends by them.
+    pub tokens: Option<usize>,
     /// Sigma of each sample of the step.
     pub sigmas: Vec<f64>,
     /// Name of the clip of each sample of the step.
@@ -74,6 +83,10 @@ pub struct Part {
     pub expert: Option<Expert>,
     /// How many samples it has.
     pub samples: usize,
+    /// What it counts for in the mean of its network's step: its samples or their tokens.
+    pub counts: usize,
+    /// Whether a prior is made beside it, by the same replica.
+    pub has_prior: bool,
     /// The replica that makes it.
     pub rank: usize,
 }
@@ -82,7 +95,8 @@ impl From<Cursor> for StepData {
     /// Of a step that begins at `cursor` and has nothing yet.
     fn from(cursor: Cursor) -> Self {
         let (micro_batches, experts, parts) = (Vec::new(), Vec::new(), Vec::new());
-        Self { micro_batches, experts, parts, sigmas: Vec::new(), items: Vec::new(), cursor }
+        let (sigmas, items) = (Vec::new(), Vec::new());
+        Self { micro_batches, experts, parts, tokens: None, sigmas, items, cursor }
     }
 }
 
@@ -112,6 +126,7 @@ pub struct HeldOut<'a> {
 }
 
 /// A sample before it is stacked with the others of its batch.
+#[derive(Clone)]
 struct Sample {
     noisy: Tensor,
     target: Tensor,
@@ -120,6 +135,10 @@ struct Sample {
     weight: f64,
     /// Weights of its latents [1, t, h, w], where its clip has a mask.
     loss_weights: Option<Tensor>,
+    /// The share of the base's prediction in its target, which broadcasts to [1, t, h, w], where it has one.
+    of_base: Option<Tensor>,
+    /// Its text.
+    caption: String,
     /// All that it is conditioned on but its timestep, without a batch axis.
     cond: Conditioning<Raw>,
     given: Given,
@@ -147,6 +166,7 @@ impl<'a> Batches<'a> {
             trained,
             held_out,
             order,
+            length: Length::of(&plan.train, dataset, encoded)?,
             streams: Streams::new(plan.run.seed),
             networks: plan.trained_ranges().into_iter().map(cut).collect::<Result<_>>()?,
             tokens: match plan.train.timesteps.is_by_size() {
@@ -156,6 +176,7 @@ impl<'a> Batches<'a> {
             high_share: plan.train.high_share.unwrap_or(0.0),
             loss: plan.train.loss.clone(),
             loss_masks: plan.data.loss_masks.clone(),
+            prior: plan.train.prior.clone(),
             caption_dropout: plan.train.caption_dropout,
             adapter_dropout: plan.adapter.dropout,
             picture_share: plan.train.picture_share.unwrap_or(0.0),
@@ -194,9 +215,10 @@ impl<'a> Batches<'a> {
         accumulate: usize,
         share: Share,
     ) -> Result<StepData> {
-        let batches: Vec<(Batch, Cursor)> = self.order.from(cursor).take(accumulate).collect();
+        let batches = self.batches_from(cursor, accumulate);
         let mut data = StepData::from(cursor);
         data.parts = self.dealt(step, &batches, share);
+        data.tokens = self.length.all_tokens(&batches);
         for (index, (batch, after)) in batches.iter().enumerate() {
             let part = data.parts[index];
             let total: usize = data.parts_of(part.expert).iter().map(|part| part.samples).sum();
@@ -214,13 +236,10 @@ impl<'a> Batches<'a> {
             }
             if part.rank == share.rank {
                 let sigmas = &data.sigmas[first_slot as usize..];
-                data.micro_batches.push(self.micro_batch(
-                    step,
-                    (index, first_slot),
-                    (batch, sigmas),
-                    total,
-                )?);
-                data.experts.push(part.expert);
+                let counts: usize = data.parts_of(part.expert).iter().map(|part| part.counts).sum();
+                let own = self.with_prior(step, (index, first_slot), (batch, sigmas), (part, counts))?;
+                data.experts.extend(own.iter().map(|_| part.expert));
+                data.micro_batches.extend(own);
             }
             data.cursor = *after;
         }
@@ -241,6 +260,8 @@ impl<'a> Batches<'a> {
         let part = |(index, (batch, _)): (usize, &(Batch, Cursor))| Part {
             expert: self.network(step, index, batch).0.expert(),
             samples: batch.items.len(),
+            counts: self.length.counts(batch),
+            has_prior: self.has_prior(step, index, batch),
             rank: 0,
         };
         let mut parts: Vec<Part> = batches.iter().enumerate().map(part).collect();
@@ -252,31 +273,47 @@ impl<'a> Batches<'a> {
         parts
     }
 
-    /// Micro-batch `index` of step `step`, whose first sample is number `first_slot` of the step, at `sigmas`; its network has
-    /// `total` samples in this step.
-    fn micro_batch(
+    /// Micro-batch `index` of step `step`, whose first sample is number `first_slot` of the step, at `sigmas`; those of its network
+    /// count for `all` together. Behind it the prior beside it, where `part` says that it has one.
+    fn with_prior(
         &self,
         step: u64,
         (index, first_slot): (usize, u64),
         (batch, sigmas): (&Batch, &[f64]),
-        total: usize,
-    ) -> Result<MicroBatch> {
+        (part, all): (Part, usize),
+    ) -> Result<Vec<MicroBatch>> {
         let timesteps = &self.network(step, index, batch).1;
         let slots = (first_slot..).zip(sigmas).zip(&batch.items);
         let sample = |((slot, &sigma), &item)| self.sample(self.trained[item], sigma, step, slot);
         let samples: Vec<Sample> = slots.map(sample).collect::<Result<_>>()?;
         // The loss of a micro-batch is a mean over its samples; its share of the step makes that one of the step's.
-        let part = samples.len() as f64 / total as f64;
+        let share = part.counts as f64 / all as f64;
+        let mut own = vec![self.micro_batch(&samples, (step, first_slot), timesteps, share)?];
+        if part.has_prior {
+            let samples = self.priors(samples, &batch.items)?;
+            own.push(self.micro_batch(&samples, (step, first_slot), timesteps, share)?);
+        }
+        Ok(own)
+    }
+
+    /// `samples`, the first of which is number `first_slot` of step `step`, as a micro-batch that has this share of the step.
+    fn micro_batch(
+        &self,
+        samples: &[Sample],
+        (step, first_slot): (u64, u64),
+        timesteps: &TimestepConfig,
+        share: f64,
+    ) -> Result<MicroBatch> {
         let weight = |sample: &Sample| {
-            timesteps.weight(sample.sigma) * self.loss.factor_at(sample.sigma) * sample.weight * part
+            timesteps.weight(sample.sigma) * self.loss.factor_at(sample.sigma) * sample.weight * share
         };
-        let mut micro_batch = stack(&samples, weight)?;
+        let mut micro_batch = stack(samples, weight)?;
         let (penalty, scales) =
             (self.loss.penalty(), samples.iter().map(|s| self.loss.scale_at(s.sigma) as f32));
         let scale = if penalty.has_scale() { scales.collect() } else { Vec::new() };
-        let weights = loss_weights(&samples)?;
+        let (weights, of_base) = (loss_weights(samples)?, of_base(samples)?);
         let reduction = self.loss_masks.as_ref().map_or_else(Reduction::default, mask::reduction);
-        micro_batch.objective = Objective { penalty, scale, weights, reduction };
+        micro_batch.objective = Objective { penalty, scale, weights, reduction, of_base };
         if self.adapter_dropout > 0.0 {
             let keys =
                 (0..samples.len() as u64).map(|i| self.streams.dropout(step, first_slot + i)).collect();
@@ -389,23 +426,34 @@ impl<'a> Batches<'a> {
         }
         let cond = cond.with(Role::TEXT, self.encoded.text(caption)?);
         let weight = self.set(window).weight;
-        let loss_weights = self.loss_weights(window, frames)?;
-        Ok(Sample { noisy, target: (noise - x0)?, sigma, weight, loss_weights, cond, given })
+        let mask = self.loss_mask(window, frames)?;
+        let loss_weights = self.loss_masks.as_ref().zip(mask.as_ref());
+        let loss_weights =
+            loss_weights.map(|(masks, mask)| Ok::<_, Error>(mask::weights(mask, masks.outside)?.squeeze(0)?));
+        Ok(Sample {
+            noisy,
+            target: (noise - x0)?,
+            sigma,
+            weight,
+            loss_weights: loss_weights.transpose()?,
+            of_base: self.of_base(window, mask)?,
+            caption: caption.to_owned(),
+            cond,
+            given,
+        })
     }
 
-    /// The weights [1, t, h, w] of the `frames` latent frames of a sample of `window`: those in front of the clip's own, of
-    /// references, count whole. Where fewer are learnt than the clip has, they are its last.
-    fn loss_weights(&self, window: usize, frames: usize) -> Result<Option<Tensor>> {
-        let (Some(masks), Some(mask_thw)) = (&self.loss_masks, self.encoded.loss_mask(window)?) else {
-            return Ok(None);
-        };
-        let weights = mask::weights(&mask_thw.unsqueeze(0)?, masks.outside)?.squeeze(0)?;
-        let (_, own, height, width) = weights.dims4()?;
+    /// The mask [1, t, h, w] of the `frames` latent frames of a sample of `window`, 1 inside: those in front of the clip's own, of
+    /// references, are. Where fewer are learnt than the clip has, they are its last.
+    fn loss_mask(&self, window: usize, frames: usize) -> Result<Option<Tensor>> {
+        let Some(mask_thw) = self.encoded.loss_mask(window)? else { return Ok(None) };
+        let mask = mask_thw.unsqueeze(0)?;
+        let (_, own, height, width) = mask.dims4()?;
         if frames <= own {
-            return Ok(Some(weights.narrow(1, own - frames, frames)?));
+            return Ok(Some(mask.narrow(1, own - frames, frames)?));
         }
         let in_front = Tensor::ones((1, frames - own, height, width), DType::F32, &Device::Cpu)?;
-        Ok(Some(Tensor::cat(&[in_front, weights], 1)?))
+        Ok(Some(Tensor::cat(&[in_front, mask], 1)?))
     }
 
     fn set(&self, window: usize) -> &SetFacts {

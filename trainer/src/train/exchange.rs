@@ -28,6 +28,8 @@ pub(super) struct Exchange<'a> {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct PartLoss {
     pub loss: f64,
+    /// That of the prior beside it.
+    pub prior: Option<f64>,
     /// Mean sigma, and the mean error without weights, as the penalty counts it.
     pub by_sigma: Option<(f64, f64)>,
 }
@@ -47,13 +49,13 @@ impl<'a> Exchange<'a> {
     pub fn losses(&mut self, own: &[MicroBatch], losses: &[Tensor], parts: &[Part]) -> Result<Vec<PartLoss>> {
         let losses = if losses.is_empty() { Vec::new() } else { read_back(losses)? };
         let part = |(batch, &loss): (&MicroBatch, &f64)| -> Result<PartLoss> {
-            Ok(PartLoss { loss, by_sigma: unweighted(batch, loss)? })
+            Ok(PartLoss { loss, prior: None, by_sigma: unweighted(batch, loss)? })
         };
         let own: Vec<PartLoss> = own.iter().zip(&losses).map(part).collect::<Result<_>>()?;
         // The losses were read back, so the devices have made them.
         let mut message = self.begun.elapsed().as_secs_f64().to_le_bytes().to_vec();
         self.begun = Instant::now();
-        for PartLoss { loss, by_sigma } in own {
+        for PartLoss { loss, by_sigma, .. } in own {
             let (sigma, error) = by_sigma.unwrap_or((f64::NAN, f64::NAN));
             message.extend([loss, sigma, error].map(f64::to_le_bytes).as_flattened());
         }
@@ -67,8 +69,10 @@ impl<'a> Exchange<'a> {
             all.push(losses.as_chunks::<NUMBERS>().0.to_vec().into_iter());
         }
         let next = |part: &Part| {
-            let [loss, sigma, error] = all.get_mut(part.rank)?.next()?;
-            Some(PartLoss { loss, by_sigma: sigma.is_finite().then_some((sigma, error)) })
+            let of_rank = all.get_mut(part.rank)?;
+            let [loss, sigma, error] = of_rank.next()?;
+            let prior = if part.has_prior { Some(of_rank.next()?[0]) } else { None };
+            Some(PartLoss { loss, prior, by_sigma: sigma.is_finite().then_some((sigma, error)) })
         };
         let why = || "a replica made fewer micro-batches than were dealt to it".to_owned();
         let losses: Option<Vec<PartLoss>> = parts.iter().map(next).collect();

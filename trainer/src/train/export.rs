@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use models::adapter::files::{self, AdapterFile, Precision, Provenance, Style};
-use models::adapter::{AdapterKind, Adapters, Delta, complete};
+use models::adapter::{AdapterKind, Adapters, Delta, StartOn, complete};
 use models::expert::Expert;
 
 use crate::base::Trained;
@@ -121,7 +121,8 @@ pub fn of_checkpoint(checkpoint: &Path, expert: Option<Expert>, style: Style) ->
     let modules = states.keys().filter_map(|name| ends.iter().find_map(|end| name.strip_suffix(end)));
     for module in modules {
         let find = |name: &str| states.get(&format!("{module}.{name}")).map(|state| shown.of(state).clone());
-        let delta = Delta::from_tensors(config.kind, config.scale(), find).ok_or(Error::ForeignCheckpoint)?;
+        let delta = Delta::from_tensors(config.kind, config.of(module).scale(), find)
+            .ok_or(Error::ForeignCheckpoint)?;
         file.modules.insert(module.to_owned(), delta.to_change(None)?);
     }
     if config.kind == AdapterKind::Dora {
@@ -132,6 +133,13 @@ pub fn of_checkpoint(checkpoint: &Path, expert: Option<Expert>, style: Style) ->
         complete(&mut file, &weights)?;
     }
     Ok(file)
+}
+
+/// An adapter that was added to the base, by name, strength and hash.
+fn in_words(below: &StartOn) -> String {
+    let name = below.path.file_name().unwrap_or(below.path.as_os_str()).to_string_lossy();
+    let hash = below.sha256.as_deref().unwrap_or("unknown");
+    format!("{name} at strength {} (SHA-256 {hash})", below.strength)
 }
 
 /// Where the adapter of a run comes from, after `steps` steps in `epochs` epochs.
@@ -150,6 +158,7 @@ pub fn provenance(plan: &Plan, steps: u64, epochs: u64) -> Result<Provenance> {
         learning_rate: plan.optimizer.lr,
         resolution: largest.map(|&[w, h]| (w as usize, h as usize, frames)),
         plan_hash: plan.hash()?,
+        start_on: plan.adapter.start_on.iter().map(in_words).collect(),
         date: Some(humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string()),
     })
 }

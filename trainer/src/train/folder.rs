@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::plan::common::is_path_of_start;
 use crate::plan::{Difference, Plan, Planned};
 use crate::report;
 use crate::train::checkpoint::{self, Progress};
@@ -283,6 +284,9 @@ fn in_words(difference: &Difference) -> String {
         "dataset.digest" => {
             "dataset.digest: other clips, captions or windows than the run began with".to_owned()
         }
+        key if key.starts_with("adapter.start_on.") && key.ends_with(".sha256") => {
+            format!("{key}: another file than the run began on")
+        }
         _ => difference.to_string(),
     }
 }
@@ -292,6 +296,9 @@ fn in_words(difference: &Difference) -> String {
 fn may_change(stored: &Plan, plan: &Plan, key: &str) -> bool {
     if key == "memory.ffn_tokens" {
         return stored.devices != plan.devices;
+    }
+    if is_path_of_start(key) {
+        return true;
     }
     let is_length = key == "train.steps" && !plan.optimizer.schedule.depends_on_length();
     is_length || (key != "run.seed" && MAY_CHANGE.iter().any(|prefix| key.starts_with(prefix)))

@@ -109,6 +109,7 @@ impl Log {
             ("learning_rate", row.lr as f32),
             ("seconds/step", row.seconds as f32),
         ];
+        values.extend(row.prior.map(|loss| ("loss/prior", loss as f32)));
         for (expert, own) in &row.experts {
             values.extend(match expert {
                 Expert::High => {

@@ -35,6 +35,7 @@ pub use folder::{RunFolder, changed_settings, newest};
 pub(crate) use step::{UpdateSettings, update};
 pub(crate) use summary::{held_out_losses, losses};
 
+use crate::adapters::start_on;
 use crate::encode::{Check, Encoding, LatentStore};
 use crate::error::Result;
 use crate::machine::devices;
@@ -117,7 +118,9 @@ fn cache_with(
     let Planned { plan, dataset, .. } = planned;
     let encoded = LatentStore::open(&plan.run.cache, &plan.model)?.checking(check).sharing(share);
     let mut encoded = encoded.masking(&plan.data.mask_rules);
+    let priors = plan.train.prior.texts(dataset);
     let captions = dataset.sources.iter().flat_map(|source| source.item.texts());
+    let captions = captions.chain(priors.iter().map(String::as_str));
     let prompts = plan.sample.clips.iter().flat_map(|clip| [clip.prompt.as_str(), clip.negative.as_str()]);
     let mut with = Encoding { residents, interrupt };
     // An encoder takes longer to load than to encode all prompts, so these are not dealt out.
@@ -157,7 +160,8 @@ fn residents(planned: &Planned, split: Vec<(Device, Range<usize>)>, ui: &Ui) -> 
     let (route, ffn_tokens) = (plan.devices.transfer.into(), Some(plan.memory.ffn_tokens));
     let encoders = Some(planned.forecast.devices_of(Phase::EncodingClips));
     let sharing = Some(plan.memory.clip_sharing);
-    let setup = Setup { route, ffn_tokens, encoders, sharing, ..Setup::default() };
+    let fused = start_on::fused(&plan.adapter, &plan.trained_ranges());
+    let setup = Setup { route, ffn_tokens, encoders, sharing, fused, ..Setup::default() };
     Residents::new((&plan.model, dit), split, residency, setup, ui)
 }
 

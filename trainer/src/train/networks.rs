@@ -51,7 +51,8 @@ impl TrainedNetworks {
             let mut optimizer = Optimizer::new(pipeline, config.rule())?
                 .averaged(plan.train.ema)?
                 .at_rates(|name| config.factor(name, range.expert()))
-                .limited(config.norm_limit.map(|most| NormLimit { most, scale }));
+                .limited(config.norm_limit.map(|most| NormLimit { most, scale }))
+                .scaled(|module| plan.adapter.of(module).scale());
             if let Some(saved) = saved {
                 let expert = range.expert().filter(|_| ranges.len() > 1);
                 optimizer.restore(checkpoint::part_of(saved, expert))?;

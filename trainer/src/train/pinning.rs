@@ -35,7 +35,7 @@ impl Pinning {
     pub fn start(planned: &Planned, split: &[(Device, Range<usize>)], ui: &Ui) -> Result<Self> {
         let plan = &planned.plan;
         let pinned = plan.memory.pinned.map_or(0, |pinned| pinned.0);
-        let limits = host_shares(pinned, split.len(), plan.micro_batches_of_replica());
+        let limits = host_shares(pinned, split.len(), plan.under_way());
         let mut pinning = Self {
             stores: Vec::new(),
             threads: Vec::new(),

@@ -48,19 +48,22 @@ impl Run<'_> {
                 replicas.in_step(|replicas| learn(networks, (plan, factor), &data, progress, replicas));
             (learnt, ahead.map(|ahead| ahead.join().unwrap_or_else(|p| std::panic::resume_unwind(p))))
         });
-        let Learnt { loss, grad_norm, lr, experts, by_sigma, replicas } = learnt?;
+        let Learnt { loss, prior, grad_norm, lr, experts, by_sigma, replicas } = learnt?;
         self.ahead = ahead;
 
         let mut updates = self.progress.updates;
         experts.iter().for_each(|(expert, row)| *updates.of(*expert) = row.updates);
         self.progress = Progress { step: step + 1, cursor: data.cursor, updates, ..self.progress };
         let (sigma, items, seconds) = (data.sigmas, data.items, started.elapsed().as_secs_f64());
+        let tokens = data.tokens;
         Ok(StepRow {
             step: step + 1,
             epoch: cursor.epoch,
             loss,
+            prior,
             grad_norm,
             lr,
+            tokens,
             sigma,
             seconds,
             items,
@@ -75,6 +78,8 @@ impl Run<'_> {
 #[derive(Default)]
 struct Learnt {
     loss: f64,
+    /// The loss of the priors, where there were some.
+    prior: Option<f64>,
     grad_norm: f64,
     lr: f64,
     experts: BTreeMap<Expert, ExpertRow>,
@@ -98,7 +103,7 @@ fn learn(
     let keeping = plan.memory.keeping();
     let mut learnt = Learnt { lr, ..Learnt::default() };
     let is_pair = networks.len() > 1;
-    let all: usize = data.parts.iter().map(|part| part.samples).sum();
+    let all: usize = data.parts.iter().map(|part| part.counts).sum();
     for index in common_order(networks, replicas)? {
         let expert = networks.range(index).expert();
         let parts = data.parts_of(expert);
@@ -111,7 +116,10 @@ fn learn(
         let own = data.of(expert);
         let outcome = match own.is_empty() {
             true => nothing(optimizer)?,
-            false => pipeline.train(&own, &pipeline.plans(&keeping)?)?,
+            false => {
+                let taught = pipeline.with_base_targets(&own)?;
+                pipeline.train(&taught, &pipeline.plans(&keeping)?)?
+            }
         };
         let losses = exchange.losses(&own, &outcome.losses, &parts)?;
         let not_finite = |error| match error {
@@ -119,12 +127,18 @@ fn learn(
             other => other,
         };
         let loss = sum_of_losses(losses.iter().map(|part| part.loss), step).map_err(not_finite)?;
+        let priors = losses.iter().filter_map(|part| part.prior);
+        let prior = sum_of_losses(priors.clone(), step).map_err(not_finite)?;
         let gradients = exchange.gradients(outcome.gradients, optimizer)?;
         let settings = UpdateSettings { lr, clip_norm: config.clip_norm, step: updates };
         let grad_norm = apply(pipeline, optimizer, &gradients, &settings, |own| exchange.common(own))?;
         learnt.by_sigma.extend(losses.iter().filter_map(|part| part.by_sigma));
-        let samples: usize = parts.iter().map(|part| part.samples).sum();
-        learnt.loss += loss * (samples as f64 / all as f64);
+        let counts: usize = parts.iter().map(|part| part.counts).sum();
+        let share = counts as f64 / all as f64;
+        learnt.loss += loss * share;
+        if priors.count() > 0 {
+            learnt.prior = Some(learnt.prior.unwrap_or(0.0) + prior * share);
+        }
         learnt.grad_norm = learnt.grad_norm.hypot(grad_norm);
         if let Some(expert) = expert.filter(|_| is_pair) {
             let micro_batches = parts.len();

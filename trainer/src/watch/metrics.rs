@@ -19,10 +19,16 @@ pub struct StepRow {
     pub epoch: u64,
     /// Weighted mean squared error of the velocity.
     pub loss: f64,
+    /// That of the priors beside the clips, with its weight, where the step had any; it is not part of `loss`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prior: Option<f64>,
     /// Norm of all gradients together, before clipping.
     pub grad_norm: f64,
     /// Learning rate of the step.
     pub lr: f64,
+    /// Tokens of its clips, where steps end by them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<usize>,
     /// Sigma of each sample.
     pub sigma: Vec<f64>,
     /// Wall-clock time of the step.

@@ -30,9 +30,14 @@ pub struct Provenance {
     pub resolution: Option<(usize, usize, usize)>,
     /// Hash of the settled plan of the run.
     pub plan_hash: String,
+    /// The adapters that were added to the base while it was trained, each with strength and SHA-256.
+    pub start_on: Vec<String>,
     /// When it was written, as ISO 8601; left out if unknown.
     pub date: Option<String>,
 }
+
+/// The string of a header that names the adapters below one.
+pub(super) const START_ON: &str = "tandem.start_on";
 
 impl Provenance {
     /// Header strings: `format`, `tandem.*` and `modelspec.*` for every style, `ss_*` as well for kohya.
@@ -55,6 +60,9 @@ impl Provenance {
         put("modelspec.title", &self.title);
         if let Some(expert) = &self.expert {
             put("tandem.expert", &expert.suffix());
+        }
+        if !self.start_on.is_empty() {
+            put(START_ON, &self.start_on.join(", "));
         }
         if let Some((width, height, frames)) = self.resolution {
             put("tandem.resolution", &format!("{width}x{height}x{frames}"));

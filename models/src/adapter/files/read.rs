@@ -8,6 +8,7 @@ use kernels::{DType, Device, Tensor, loha, lokr};
 use super::error::AdapterFileError;
 use super::keys::{KeyStyle, Part, tensor_of};
 use super::peft::Settings;
+use super::provenance::START_ON;
 use super::sort::{Keys, Sorted, sort};
 use super::{AdapterFile, LoraPair};
 use crate::delta::{Change, DoraPair, Magnitude};
@@ -58,6 +59,12 @@ pub fn read(path: &Path) -> Result<AdapterFile> {
         }
     }
     adapter.notes = reader.notes();
+    if let Some(below) = metadata.get(START_ON) {
+        adapter.notes.push(format!(
+            "{}: it was trained on top of other adapters, which it does not hold: apply them beside it ({below})",
+            path.display()
+        ));
+    }
     adapter.expert = expert.or_else(|| marked_expert(path, &metadata));
     adapter.metadata = metadata;
     Ok(adapter)

@@ -52,6 +52,11 @@ impl Streams {
         Key::new(self.seed, "conditions", &[step, slot])
     }
 
+    /// Whether a micro-batch has a prior beside it, where a fraction `share` of them has.
+    pub fn has_prior(self, step: u64, micro_batch: u64, share: f64) -> bool {
+        Key::new(self.seed, "prior", &[step, micro_batch]).uniform(0) < share
+    }
+
     /// For the dropout of the adapters' input.
     pub fn dropout(self, step: u64, slot: u64) -> Key {
         Key::new(self.seed, "dropout", &[step, slot])

@@ -5,6 +5,7 @@ use models::expert::Expert;
 
 use super::OptimizerConfig;
 use crate::error::{Error, Result};
+use crate::learning::patterns;
 
 /// What the names of the second factor of a LoRA end with.
 const SECOND_FACTOR: &str = ".lora_B.weight";
@@ -63,25 +64,7 @@ impl OptimizerConfig {
                 return refuse(key, format!("no expert for {expert} noise is trained: leave it out"));
             }
         }
-        for target in targets {
-            let named = self.lr_by_module.keys().filter(|pattern| names_module(pattern, &target.module));
-            if let [first, second, ..] = named.collect::<Vec<_>>().as_slice() {
-                let why = format!(
-                    "\"{first}\" and \"{second}\" both name {}, which can have one rate: make one of them narrower",
-                    target.module
-                );
-                return refuse("lr_by_module", why);
-            }
-        }
-        for pattern in self.lr_by_module.keys() {
-            if !targets.iter().any(|target| names_module(pattern, &target.module)) {
-                let first = targets.first().map_or("none", |target| target.module.as_str());
-                let why =
-                    format!("\"{pattern}\" names no module that is trained; the first of them is {first}");
-                return refuse("lr_by_module", why);
-            }
-        }
-        Ok(())
+        patterns::check("optimizer.lr_by_module", self.lr_by_module.keys(), targets, "rate")
     }
 }
 

@@ -33,6 +33,8 @@ pub struct Optimizer {
     /// What the learning rate of a tensor is multiplied by, of those that have another one than the run.
     rates: BTreeMap<String, f64>,
     limit: Option<NormLimit>,
+    /// What the product of the factors of each module is multiplied by.
+    scales: BTreeMap<String, f64>,
 }
 
 /// Which tensor of a state is used.
@@ -90,7 +92,8 @@ impl Optimizer {
             }
         }
         let (globals, rates) = (rule.globals(), BTreeMap::new());
-        Ok(Self { rule, globals, states, ema: EmaConfig::default(), rates, limit: None })
+        let (ema, scales) = (EmaConfig::default(), BTreeMap::new());
+        Ok(Self { rule, globals, states, ema, rates, limit: None, scales })
     }
 
     /// The same with an average of the parameters, where `ema` asks for one.
@@ -117,6 +120,14 @@ impl Optimizer {
     #[must_use]
     pub fn limited(self, limit: Option<NormLimit>) -> Self {
         Self { limit, ..self }
+    }
+
+    /// The same, where the product of the factors of each module is multiplied by `scale` of its name.
+    #[must_use]
+    pub fn scaled(self, scale: impl Fn(&str) -> f64) -> Self {
+        let modules = self.states.keys().filter_map(|name| name.strip_suffix(".lora_A.weight"));
+        let scales = modules.map(|module| (module.to_owned(), scale(module))).collect();
+        Self { scales, ..self }
     }
 
     /// What adapter files hold.
@@ -199,7 +210,7 @@ impl Optimizer {
         let mut by_device: Vec<_> = by_device.into_iter().map(|(_, items)| items).collect();
         self.rule.update(&mut by_device, &mut self.globals, step)?;
         if let Some(limit) = self.limit {
-            limit.apply(&mut self.states)?;
+            limit.apply(&mut self.states, &self.scales)?;
         }
         if self.ema.is_kept() {
             for (state, average) in self.states.values_mut().zip(averages) {

@@ -15,16 +15,17 @@ const NOTHING: f64 = 1e-20;
 pub struct NormLimit {
     /// Frobenius norm of the change that is added to the weight.
     pub most: f64,
-    /// What the product of the factors is multiplied by.
+    /// What the product of the factors is multiplied by, of modules without a scale of their own.
     pub scale: f64,
 }
 
 impl NormLimit {
-    /// Scales both factors of each LoRA of `states` whose change has a larger norm, alike, so that it has this one.
+    /// Scales both factors of each LoRA of `states` whose change has a larger norm, alike, so that it has this one. `scales` are those
+    /// of modules that have their own.
     ///
     /// # Errors
     /// A device that fails.
-    pub fn apply(self, states: &mut BTreeMap<String, State>) -> Result<()> {
+    pub fn apply(self, states: &mut BTreeMap<String, State>, scales: &BTreeMap<String, f64>) -> Result<()> {
         let modules = states.keys().filter_map(|name| name.strip_suffix(FACTORS[0]).map(str::to_owned));
         for module in modules.collect::<Vec<_>>() {
             let names = FACTORS.map(|end| format!("{module}{end}"));
@@ -33,7 +34,8 @@ impl NormLimit {
             let (a, b) = (&a.parameter, &b.parameter);
             let of_a = a.matmul(&a.t()?.contiguous()?)?;
             let of_b = b.t()?.contiguous()?.matmul(b)?;
-            let norm = ((of_a * of_b)?.sum_all()?.maximum(NOTHING)?.sqrt()? * self.scale.abs())?;
+            let scale = scales.get(&module).copied().unwrap_or(self.scale).abs();
+            let norm = ((of_a * of_b)?.sum_all()?.maximum(NOTHING)?.sqrt()? * scale)?;
             let factor = (norm.maximum(self.most)?.recip()? * self.most)?.sqrt()?;
             for name in names {
                 if let Some(state) = states.get_mut(&name) {

@@ -31,7 +31,7 @@ pub use calls::{Calls, ClipShape, Residuals};
 pub use decoding::{continuing, decoding};
 pub use device::{DeviceMemory, ShadowDevice};
 pub use rehearsal::{Rehearsal, Scene};
-pub use task::{Decoding, Engine, LossTask, Masks, Networks, Task};
+pub use task::{Decoding, Engine, LossTask, Masks, Networks, SmallBatches, Task};
 
 use crate::error::{Error, Result};
 use crate::pipeline::ParkedStage;

@@ -12,7 +12,7 @@ use kernels::optimiser::square_sums;
 use kernels::random::Key;
 use kernels::transfer::{HostStore, Route};
 use kernels::{DType, Device, Tensor};
-use models::adapter::{Adapters, LoraConfig, Target};
+use models::adapter::{Adapters, Target};
 use models::dit::speech::PAST;
 use models::dit::{BlockPlan, Boundary, Dropout, Gradients, LayerId, NetworkInput, Plans, Role};
 use models::weights::Weights;
@@ -24,7 +24,9 @@ use crate::error::Result;
 use crate::learning::optim::{Optimizer, Step};
 use crate::pipeline::alone::{self, Neighbours};
 use crate::pipeline::schedule::one_f_one_b;
-use crate::pipeline::{Blocks, MicroBatch, Objective, ParkedStage, Stage, StepOutcome, with_entry};
+use crate::pipeline::{
+    Blocks, MicroBatch, Objective, ParkedStage, Stage, StepOutcome, base_target, run_all, with_entry,
+};
 use crate::replicas::nccl::{Pretended, sum_on_device};
 
 /// Micro-batches that are played beyond those in flight: from then on a stage does the same again and again.
@@ -83,8 +85,7 @@ impl Rehearsal {
         let optimizer = Optimizer::of(std::slice::from_ref(&stage), task.rule)?;
         let optimizer = optimizer.averaged(task.ema)?.limited(task.norm_limit);
         optimizer.publish_to(std::slice::from_mut(&mut stage));
-        let batches: Vec<MicroBatch> =
-            (0..task.accumulate).map(|m| micro_batch(task, m, &scene.host)).collect::<Result<_>>()?;
+        let batches = micro_batches(task, &scene)?;
         let boundary = boundary(task, weights, &scene)?;
         let replicas = task.replicas;
         Ok(Self { scene, stage, optimizer, update: None, batches, boundary, replicas })
@@ -193,7 +194,9 @@ impl Rehearsal {
         let Scene { index, count, .. } = self.scene;
         let played = self.batches.len().min(count - index + BEYOND);
         let ops = &one_f_one_b(count, played)[index];
-        let outcome = alone::play(&self.stage, self.neighbours(), &self.batches, &plans, ops)?;
+        let batches = self.with_base_targets()?;
+        let outcome = alone::play(&self.stage, self.neighbours(), &batches, &plans, ops)?;
+        drop(batches);
         self.label("adapters");
         match (&self.update, self.scene.own.ledger()) {
             (Some(update), Some(ledger)) => ledger.replay(update),
@@ -206,6 +209,45 @@ impl Rehearsal {
             _ => self.updated(&outcome)?,
         }
         Ok(())
+    }
+
+    /// The micro-batches, with targets that the base predicts, as far as its calls are new.
+    fn with_base_targets(&mut self) -> Result<Vec<MicroBatch>> {
+        let mut batches = self.batches.clone();
+        let of_base = batches.iter().filter(|batch| batch.objective.of_base.is_some()).count();
+        if of_base == 0 {
+            return Ok(batches);
+        }
+        let Scene { index, count, own, .. } = &self.scene;
+        let played = of_base.min(count + BEYOND);
+        let (mut targets, mut held) = (Vec::new(), Vec::new());
+        self.label("micro-batches");
+        if self.stage.dit.head.is_some() {
+            // What more calls would have left.
+            let more = batches[played..of_base].iter();
+            let zeros = |batch: &MicroBatch| Tensor::zeros(batch.target.shape(), DType::F32, own);
+            held = more.map(zeros).collect::<kernels::Result<_>>()?;
+        }
+        self.label("activations");
+        let all = self.stage.take_trained();
+        let calls = alone::Calls {
+            count: played,
+            lanes: of_base,
+            input: |m: usize| Ok(batches[m].input.clone()),
+            output: |m: usize, velocity| {
+                targets.push(base_target(&batches[m], velocity)?);
+                Ok(())
+            },
+            blocks: run_all,
+        };
+        let called = alone::call(&self.stage, self.neighbours(), [*index, *count], calls);
+        self.stage.adapters = all;
+        called?;
+        batches
+            .iter_mut()
+            .zip(targets.into_iter().chain(held))
+            .for_each(|(batch, target)| batch.target = target);
+        Ok(batches)
     }
 
     /// The second half of a step: a look at the gradients, the optimiser, and the new parameters to the adapters.
@@ -323,12 +365,26 @@ fn adapters(task: &Task, blocks: &Range<usize>, device: &Device) -> Result<Adapt
     let ids: Vec<LayerId> = blocks.clone().flat_map(|n| task.dit.layers(n)).collect();
     let is_here = |target: &&Target| ids.iter().any(|id| id.local(&target.module).is_some());
     let targets: Vec<Target> = task.targets.iter().filter(is_here).cloned().collect();
-    Ok(Adapters::fresh(&targets, &lora(task), 0, device)?)
+    Ok(Adapters::fresh(&targets, &task.lora(), 0, device)?)
 }
 
-/// The adapters of `task`.
-fn lora(task: &Task) -> LoraConfig {
-    LoraConfig { kind: task.kind, rank: Some(task.rank), factor: task.factor, ..LoraConfig::default() }
+/// The share of the base's prediction in a target of `task`: of masks a number for each latent.
+fn share_of_base(task: &Task, host: &Device) -> Result<Tensor> {
+    let (frames, height, width) = match task.objective.masks {
+        Masks::None => (1, 1, 1),
+        Masks::Given => task.latents,
+    };
+    Ok(Tensor::ones((task.batch, 1, frames, height, width), DType::F32, host)?)
+}
+
+/// The micro-batches of a step of `task` on a stage at `scene`. Those that are played are of the largest clips; small ones are behind
+/// them and wait.
+fn micro_batches(task: &Task, scene: &Scene) -> Result<Vec<MicroBatch>> {
+    let (count, latents) = task.small.map_or((0, task.latents), |small| (small.count, small.latents));
+    let small = Task { latents, ..task.clone() };
+    let all = task.accumulate + count;
+    let large = task.accumulate.max(all.min(scene.count + BEYOND));
+    (0..all).map(|m| micro_batch(if m < large { task } else { &small }, m, &scene.host)).collect()
 }
 
 /// Micro-batch `m` of `task`.
@@ -364,6 +420,7 @@ fn micro_batch(task: &Task, m: usize, host: &Device) -> Result<MicroBatch> {
                 }
             },
             reduction: task.objective.reduction,
+            of_base: (m < task.objective.of_base).then(|| share_of_base(task, host)).transpose()?,
         },
         dropout: task.dropout.then(dropout),
     })

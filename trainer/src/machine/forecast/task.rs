@@ -1,10 +1,11 @@
 //! What is to be forecast: a model, an adapter, a micro-batch.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kernels::device::Repeatability;
 use kernels::loss::{Penalty, Reduction};
-use models::adapter::{AdapterKind, Target};
+use models::adapter::{AdapterKind, LoraConfig, Target};
 use models::dit::{Architecture, Base, DitConfig};
 use serde::{Deserialize, Serialize};
 
@@ -26,12 +27,16 @@ pub struct Task<'a> {
     pub factor: Option<usize>,
     /// Its rank.
     pub rank: usize,
+    /// Ranks of modules by pattern, where they have their own.
+    pub ranks: BTreeMap<String, usize>,
     /// Whether its input is dropped out.
     pub dropout: bool,
     /// Samples of a micro-batch.
     pub batch: usize,
     /// Micro-batches of a step.
     pub accumulate: usize,
+    /// Micro-batches of a step besides, whose latents are the smallest that there are.
+    pub small: Option<SmallBatches>,
     /// Replicas that exchange gradients.
     pub replicas: usize,
     /// (frames, height, width) of the latents of a sample.
@@ -52,6 +57,15 @@ pub struct Task<'a> {
     pub objective: LossTask,
 }
 
+/// Micro-batches of the smallest clips, which a step of so many tokens may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SmallBatches {
+    /// How many, at most.
+    pub count: usize,
+    /// (frames, height, width) of their latents.
+    pub latents: (usize, usize, usize),
+}
+
 /// The loss of a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LossTask {
@@ -61,6 +75,8 @@ pub struct LossTask {
     pub reduction: Reduction,
     /// Whether elements have weights.
     pub masks: Masks,
+    /// Micro-batches of a step whose target holds what the base predicts, at most.
+    pub of_base: usize,
 }
 
 /// Whether the clips of a run have masks of the loss.
@@ -150,9 +166,11 @@ impl<'a> Task<'a> {
             kind: AdapterKind::Lora,
             factor: None,
             rank: 1,
+            ranks: BTreeMap::new(),
             dropout: false,
             batch: 1,
             accumulate: 1,
+            small: None,
             replicas: 1,
             latents,
             continues: false,
@@ -171,6 +189,22 @@ impl Task<'_> {
     pub fn tokens(&self) -> usize {
         let (frames, height, width) = self.latents;
         self.config().tokens(frames, height, width)
+    }
+
+    /// The most micro-batches that may be under way at once, as far as their number says.
+    pub fn under_way(&self) -> usize {
+        if self.small.is_some() { usize::MAX } else { self.accumulate }
+    }
+
+    /// Its adapter.
+    pub fn lora(&self) -> LoraConfig {
+        LoraConfig {
+            kind: self.kind,
+            rank: Some(self.rank),
+            rank_by_module: self.ranks.clone(),
+            factor: self.factor,
+            ..LoraConfig::default()
+        }
     }
 
     /// Sizes of the model.

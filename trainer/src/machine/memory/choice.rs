@@ -58,6 +58,15 @@ impl Choice {
         self.stage_ranges().zip(&machine.stages).map(of_stage).fold(0.0, f64::max)
     }
 
+    /// Estimated seconds of the slowest stage for one call without a backward, if the frozen matrices were stored as `frozen` says.
+    pub fn call_seconds_as(&self, task: &Task, machine: &Machine, frozen: Frozen) -> f64 {
+        let cost = Cost::new(task).with_frozen(frozen);
+        let of_stage = |(blocks, card): (Range<usize>, &Card)| -> f64 {
+            cost.blocks(&blocks) * cost.call_seconds(self.ffn_tokens, card)
+        };
+        self.stage_ranges().zip(&machine.stages).map(of_stage).fold(0.0, f64::max)
+    }
+
     /// What each stage takes of `task`, which may be another bucket than the one that it was chosen for.
     ///
     /// # Errors
@@ -98,7 +107,7 @@ struct Search<'a> {
     cost: Cost,
     machine: &'a Machine,
     options: Vec<BlockPlan>,
-    accumulate: usize,
+    under_way: usize,
     layers: usize,
     known: RefCell<HashMap<Key, StageChoice>>,
 }
@@ -120,7 +129,7 @@ pub fn choose(
         cost: Cost::new(task),
         machine,
         options: options(asked, machine),
-        accumulate: task.accumulate,
+        under_way: task.under_way(),
         layers: task.config().layers,
         known: RefCell::default(),
     };
@@ -346,6 +355,6 @@ impl Search<'_> {
     fn host_share(&self, index: usize, range: &Range<usize>) -> u64 {
         let [own, all] = [range, &(0..self.layers)].map(|range| self.forecaster.streamed_bytes(range));
         let rest = self.machine.host.saturating_sub(all);
-        own + host_shares(rest, self.machine.stages.len(), self.accumulate)[index]
+        own + host_shares(rest, self.machine.stages.len(), self.under_way)[index]
     }
 }

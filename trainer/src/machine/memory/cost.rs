@@ -110,6 +110,12 @@ impl Cost {
         Self { frozen, ..self }
     }
 
+    /// Seconds of a block's forward alone.
+    pub fn call_seconds(&self, ffn_tokens: usize, card: &Card) -> f64 {
+        let work = self.of(self.forward, card) + self.chunks(ffn_tokens) / 3.0;
+        beside(work, self.weights(card))
+    }
+
     /// Seconds of a block's forward and backward on a card.
     pub fn seconds(&self, plan: BlockPlan, ffn_tokens: usize, card: &Card) -> f64 {
         let (backward, kept) = match plan.keep {
@@ -117,17 +123,12 @@ impl Cost {
             Keep::Attention => (self.gradients + self.projections, 2),
             Keep::All => (self.gradients, 3),
         };
-        let of = |work: Work| {
-            (work.products / card.product_ops(self.frozen) + work.attention / card.flops) / REACHED
-        };
-        let chunks = CHUNK * (self.tokens.div_ceil(ffn_tokens.max(1)) - 1) as f64;
-        let forward = of(self.forward) + chunks / 3.0;
-        let backward = of(backward) + chunks * 2.0 / 3.0;
+        let chunks = self.chunks(ffn_tokens);
+        let forward = self.of(self.forward, card) + chunks / 3.0;
+        let backward = self.of(backward, card) + chunks * 2.0 / 3.0;
         let copy = self.bytes[..kept].iter().sum::<f64>() / card.link;
-        let (share, matrices) = self.streamed;
-        // Of a block on average; matrices come in for the forward and for the backward.
-        let weights = share * matrices / card.link;
-        let beside = |work: f64, copy: f64| work + COPY_COST * copy + (copy - LINK_SHARE * work).max(0.0);
+        // Matrices come in for the forward and for the backward.
+        let weights = self.weights(card);
         match plan.place {
             KeepPlace::Device => beside(forward, weights) + beside(backward, weights),
             // Copies out and copies in do not hinder each other.
@@ -135,4 +136,25 @@ impl Cost {
             KeepPlace::HostUntilUsed => beside(forward, copy.max(weights)) + copy + beside(backward, weights),
         }
     }
+
+    /// Seconds of `work`.
+    fn of(&self, work: Work, card: &Card) -> f64 {
+        (work.products / card.product_ops(self.frozen) + work.attention / card.flops) / REACHED
+    }
+
+    /// Seconds that the chunks of a feed-forward layer cost, forward and backward.
+    fn chunks(&self, ffn_tokens: usize) -> f64 {
+        CHUNK * (self.tokens.div_ceil(ffn_tokens.max(1)) - 1) as f64
+    }
+
+    /// Seconds in which the matrices of a block come in from host memory, of a block on average.
+    fn weights(&self, card: &Card) -> f64 {
+        let (share, matrices) = self.streamed;
+        share * matrices / card.link
+    }
+}
+
+/// Seconds of `work` while so many seconds of copying go on beside it.
+fn beside(work: f64, copy: f64) -> f64 {
+    work + COPY_COST * copy + (copy - LINK_SHARE * work).max(0.0)
 }

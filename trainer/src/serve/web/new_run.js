@@ -143,7 +143,7 @@ function promptsOf(recipe) {
 
 function report({ plan, memory: planned, notes }) {
   return [
-    h("p.message.fine", {}, `Fits. ${plan.dataset.clips} clips, ${plan.dataset.items} windows, ${plan.train.steps} steps of ${plan.train.accumulate} x ${plan.train.batch}.`),
+    h("p.message.fine", {}, `Fits. ${plan.dataset.clips} clips, ${plan.dataset.items} windows, ${plan.train.steps} steps of ${plan.train.tokens_per_step ? `${plan.train.tokens_per_step} tokens` : `${plan.train.accumulate} x ${plan.train.batch}`}.`),
     notes.map((note) => h("p.message.note", {}, note)),
     memory(planned),
   ];

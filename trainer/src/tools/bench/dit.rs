@@ -1,5 +1,6 @@
 //! The DiT, ready to be measured, and a forward.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use kernels::{DType, Device};
@@ -128,9 +129,11 @@ impl DitBench<'_> {
             kind: step.kind,
             factor: None,
             rank: step.rank,
+            ranks: BTreeMap::new(),
             dropout: false,
             batch: step.batch,
             accumulate: step.accumulate,
+            small: None,
             replicas: 1,
             latents: (frames, height, width),
             continues: false,

@@ -80,3 +80,20 @@ pub(super) fn loss_weights(samples: &[Sample]) -> Result<Option<Tensor>> {
     let each = samples.iter().map(|sample| sample.loss_weights.as_ref().unwrap_or(&ones));
     Ok(Some(Tensor::stack(&each.collect::<Vec<_>>(), 0)?))
 }
+
+/// The shares of the base's prediction in the targets of a micro-batch, which broadcast to [b, c, t, h, w]; nothing where no sample has
+/// one.
+pub(super) fn of_base(samples: &[Sample]) -> Result<Option<Tensor>> {
+    let Some(some) = samples.iter().find_map(|sample| sample.of_base.as_ref()) else { return Ok(None) };
+    let is_same = |sample: &Sample| sample.of_base.as_ref().is_some_and(|own| own.dims() == some.dims());
+    let (_, frames, height, width) = match samples.iter().all(is_same) {
+        true => some.dims4()?,
+        false => samples[0].target.dims4()?,
+    };
+    let zero = some.zeros_like()?.narrow(1, 0, 1)?.narrow(2, 0, 1)?.narrow(3, 0, 1)?;
+    let each = samples.iter().map(|sample| {
+        let own = sample.of_base.as_ref().unwrap_or(&zero);
+        own.broadcast_as((1, frames, height, width))?.contiguous()
+    });
+    Ok(Some(Tensor::stack(&each.collect::<kernels::Result<Vec<_>>>()?, 0)?))
+}
