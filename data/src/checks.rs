@@ -88,10 +88,8 @@ impl std::fmt::Display for Finding {
                 write!(f, "the scene changes at {}: data.split_cuts = true splits it there", times.join(", "))
             }
             Self::Bars { left, right, top, bottom } => {
-                write!(
-                    f,
-                    "black bars of {top} pixels above, {bottom} below, {left} left, {right} right: data.crop_bars = true cuts them off"
-                )
+                let bars = Crop { left: *left, right: *right, top: *top, bottom: *bottom };
+                write!(f, "black bars ({bars}, in pixels): data.crop_bars = true cuts them off")
             }
             Self::Enlarged { factor } => write!(f, "smaller than it is trained: enlarged {factor:.2} times"),
             Self::Twin { of } => write!(f, "nearly the same as {of}"),

@@ -95,6 +95,14 @@ fn the_journey_on_a_phone_in_the_dark() {
     }
 }
 
+/// What may be wrong with clips, as `tandem cache --report` shows it, on a desk and on a phone.
+#[test]
+fn the_page_of_the_checks_of_clips() {
+    if let Some(browser) = browser() {
+        checks(&browser);
+    }
+}
+
 /// One journey at a time: both train on all cores.
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -250,6 +258,66 @@ fn report(browser: &Browser, server: &Server, page: &dyn Fn(&str)) {
     page("report");
     browser.open(&server.url);
     browser.wait("document.querySelector('[data-run]')");
+}
+
+/// The page of clips of which one is nearly the same as another and one has bars: every clip with its pictures and what was found, whole
+/// in a narrow window too, without a request to anyone.
+fn checks(browser: &Browser) {
+    let home = tempfile::tempdir().unwrap();
+    let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes/first-run");
+    for part in ["clips", "model"] {
+        copy(&recipes.join(part), &home.path().join(part));
+    }
+    let clips = home.path().join("clips");
+    for ending in ["mp4", "txt"] {
+        let to = format!(
+            "a_very_long_name_of_a_clip_that_has_no_room_on_a_phone_and_no_space_to_break_at.{ending}"
+        );
+        fs::copy(clips.join(format!("hop_green.{ending}")), clips.join(to)).unwrap();
+    }
+    let grey =
+        |y: usize, x: usize, t: usize| if (12..52).contains(&y) { (80 + 3 * x + 5 * t) as u8 } else { 4 };
+    let pixels =
+        (0..17).flat_map(|t| (0..64).flat_map(move |y| (0..64).flat_map(move |x| [grey(y, x, t); 3])));
+    let film = data::Film::new(64, 64, pixels.collect()).unwrap();
+    data::write_webp(&clips.join("with_bars.webp"), &film, 16.0).unwrap();
+    fs::write(clips.join("with_bars.txt"), "a gradient").unwrap();
+    let recipe =
+        "[model]\nfolder = \"model\"\n[data]\nfolder = \"clips\"\nsizes = [[64, 64]]\nframes = [5]\n";
+    fs::write(home.path().join("fox.toml"), recipe).unwrap();
+    let written = Command::new(env!("CARGO_BIN_EXE_tandem"))
+        .args(["cache", "fox.toml", "--report", "clips.html"])
+        .current_dir(home.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(written.status.success(), "{}", String::from_utf8_lossy(&written.stderr));
+    for (width, height, theme) in [(1440, 900, Theme::Light), (390, 844, Theme::Dark)] {
+        browser.shape(width, height, theme);
+        browser.open(&format!("file://{}", home.path().join("clips.html").display()));
+        browser.reads("8 clips, ");
+        browser.reads("nearly the same as a_very_long_name");
+        browser.reads("black bars (12 above, 12 below, in pixels)");
+        browser.reads("data.crop_bars = true cuts them off");
+        browser.wait("document.querySelectorAll('section').length === 8");
+        browser.wait(
+            "[...document.querySelectorAll('section')].every((one) => one.querySelectorAll('img').length === 4)",
+        );
+        browser.wait("[...document.images].every((one) => one.complete && one.naturalWidth > 0)");
+        let overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth";
+        assert_eq!(browser.run(overflow), 0, "the page is wider than a window of {width} pixels");
+        let pictures = "return [...document.querySelectorAll('.row')].filter((one) => \
+                        one.scrollWidth > one.clientWidth).length";
+        assert_eq!(browser.run(pictures), 0, "pictures are cut off");
+        let names = "return [...document.querySelectorAll('h1, h2, li')].filter((one) => \
+                     one.scrollWidth > one.clientWidth).map((one) => one.textContent)";
+        assert_eq!(browser.run(names), serde_json::json!([]), "words run out of their card");
+        let asked = "return performance.getEntriesByType('resource').map((one) => one.name)\
+                     .filter((name) => !name.startsWith('data:'))";
+        assert_eq!(browser.run(asked), serde_json::json!([]), "the page asks for something");
+        assert_eq!(browser.complaints(), Vec::<String>::new());
+        browser.picture(&album().join(format!("checks-{width}-{}.png", theme.name())));
+    }
 }
 
 /// A caption, edited in place, and a clip that is left out.

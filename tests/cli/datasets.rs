@@ -50,9 +50,9 @@ fn a_dataset_of_the_hub_is_told_fetched_and_read_as_a_folder() {
     assert!(cached.code == Some(0) && cached.stdout.contains("2 clips are cached"), "{}", cached.stderr);
     assert_eq!(server.asked_for("/a.gif").len(), 1, "what is there is not fetched again");
 
-    // Shards of the hub; the set is called by the folder's name.
+    // Shards of the hub; the set has the name of their folder.
     let sets = "folder = \"hf://someone/clips/train\"";
-    desk.change(sets, "sets = [{ folder = \"hf://someone/clips/shards/*.tar\", name = \"shards\" }]");
+    desk.change(sets, "sets = [{ folder = \"hf://someone/clips/shards/*.tar\" }]");
     let cached = run(&desk, &server, &["cache", "recipe.toml"], "0");
     assert!(cached.code == Some(0) && cached.stdout.contains("2 clips are cached"), "{}", cached.stderr);
     let told = run(&desk, &server, &["captions", "recipe.toml"], "1");

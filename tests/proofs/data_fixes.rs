@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use data::{Accompanying, Cache, Clip, Crop, DataConfig, Dataset, SizeMultiple, Takes, Watch, write_webp};
+use data::{
+    Accompanying, Cache, Clip, Crop, DataConfig, Dataset, Finding, SizeMultiple, Takes, Watch, write_webp,
+};
 use proofs::film::{SCENE_SIZE, brightness, grey, scene};
 use proofs::fixture;
 use proofs::project::Project;
@@ -214,6 +216,26 @@ fn scenes_become_clips_of_their_own() {
     assert!(text.contains("\"cut.webp#7\" matches no clip"), "{text}");
     let text = of(json!({ "split_cuts": true, "frames": [17] })).unwrap_err().to_string();
     assert!(text.contains("cut.webp (14 frames)"), "the longest scene is still too short: {text}");
+}
+
+/// What is cut off or split is not found again, so that the report can be looked at after a fix.
+#[test]
+fn the_checks_look_at_what_is_trained() {
+    let root = folder();
+    let found = |more: Value| {
+        let built = build(&config(root.path(), more)).unwrap();
+        let checked = data::check(&built, &mut || Ok(())).unwrap();
+        let findings = checked.into_iter().flat_map(|clip| clip.findings);
+        let named = |finding| match finding {
+            Finding::Bars { .. } => Some("bars"),
+            Finding::Cuts { .. } => Some("cuts"),
+            _ => None,
+        };
+        findings.filter_map(named).collect::<Vec<_>>()
+    };
+    assert_eq!(found(json!({})), ["bars", "cuts", "cuts"]);
+    assert_eq!(found(json!({ "crop_bars": true })), ["cuts", "cuts"]);
+    assert_eq!(found(json!({ "split_cuts": true })), ["bars"]);
 }
 
 /// Decoding every clip at each start would take minutes; what was seen is kept by content, so another clip is looked at.

@@ -63,7 +63,7 @@ impl Overrides {
             let text = set.folder.first().and_then(|folder| folder.to_str());
             if let (None, Some(text)) = (&set.name, text.filter(|text| self.data_folders.contains_key(*text)))
             {
-                set.name = text.rsplit('/').next().map(|name| name.replace(['*', '?'], ""));
+                set.name = text.rsplit('/').find(|part| !part.contains(['*', '?'])).map(str::to_owned);
             }
         }
         for folder in folder.iter_mut().chain(sets.iter_mut().flat_map(|set| &mut set.folder)) {
