@@ -1,88 +1,15 @@
 //! `tandem captions --write`: frames go to the endpoint that the user names, and captions come back into files.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
-
 use base64::prelude::{BASE64_STANDARD, Engine};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::desk::{Desk, Outcome};
+use crate::endpoint::{Endpoint, Reply};
 
-/// What the endpoint does with a request.
-enum Reply {
-    /// A status with a text.
-    Status(u16, String),
-    /// The connection is closed without an answer.
-    Drop,
-}
-
-impl Reply {
-    fn caption(text: &str) -> Self {
-        Self::Status(
-            200,
-            json!({ "choices": [{ "message": { "role": "assistant", "content": text } }] }).to_string(),
-        )
-    }
-}
-
-struct Request {
-    line: String,
-    headers: String,
-    body: Value,
-}
-
-/// An endpoint on this machine that gives `replies` in turn, and what it was sent.
-struct Endpoint {
-    address: String,
-    seen: Arc<Mutex<Vec<Request>>>,
-}
-
-impl Endpoint {
-    fn new(replies: Vec<Reply>) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let address = format!("http://{}/v1", listener.local_addr().unwrap());
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let known = Arc::clone(&seen);
-        std::thread::spawn(move || {
-            let mut replies = replies.into_iter();
-            for stream in listener.incoming() {
-                serve(&mut stream.unwrap(), &mut replies, &known);
-            }
-        });
-        Self { address, seen }
-    }
-
-    fn count(&self) -> usize {
-        self.seen.lock().unwrap().len()
-    }
-}
-
-/// Answers one request, and closes the connection.
-fn serve(stream: &mut TcpStream, replies: &mut impl Iterator<Item = Reply>, seen: &Mutex<Vec<Request>>) {
-    let mut reader = BufReader::new(stream.try_clone().unwrap());
-    let (mut line, mut headers) = (String::new(), String::new());
-    reader.read_line(&mut line).unwrap();
-    loop {
-        let before = headers.len();
-        reader.read_line(&mut headers).unwrap();
-        if headers[before..].trim().is_empty() {
-            break;
-        }
-    }
-    let headers = headers.to_lowercase();
-    let length = headers.lines().find_map(|line| line.strip_prefix("content-length:")).unwrap();
-    let mut body = vec![0; length.trim().parse().unwrap()];
-    reader.read_exact(&mut body).unwrap();
-    seen.lock().unwrap().push(Request { line, headers, body: serde_json::from_slice(&body).unwrap() });
-    match replies.next().unwrap() {
-        Reply::Drop => {}
-        Reply::Status(status, text) => {
-            let head =
-                format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", text.len());
-            stream.write_all((head + &text).as_bytes()).unwrap();
-        }
-    }
+/// A chat completion that says `text`.
+fn says(text: &str) -> Reply {
+    let message = json!({ "role": "assistant", "content": text });
+    Reply::Status(200, json!({ "choices": [{ "message": message }] }).to_string())
 }
 
 const KEY: &str = "a-key-that-nobody-must-see";
@@ -122,8 +49,8 @@ fn captions_are_written_by_an_endpoint_that_fails_now_and_then() {
     let replies = vec![
         busy(),
         Reply::Drop,
-        Reply::caption("A grey cloud\n drifts. "),
-        Reply::caption("<think>What is it?</think>\n\nA second cloud."),
+        says("A grey cloud\n drifts. "),
+        says("<think>What is it?</think>\n\nA second cloud."),
     ];
     let endpoint = Endpoint::new(replies);
     let outcome = write(&desk, &endpoint.address, &["--frames", "3", "--prompt", "What is it?"]);
@@ -166,12 +93,12 @@ fn captions_are_written_by_an_endpoint_that_fails_now_and_then() {
 fn captioning_goes_on_where_it_ended() {
     let desk = desk();
     let endpoint = Endpoint::new(vec![
-        Reply::caption("one"),
+        says("one"),
         Reply::Status(400, "{\"error\": \"too many pictures\"}".into()),
-        Reply::caption("two"),
-        Reply::caption("three"),
-        Reply::caption("four"),
-        Reply::caption("five"),
+        says("two"),
+        says("three"),
+        says("four"),
+        says("five"),
     ]);
     write(&desk, &endpoint.address, &[]).assert_refused(&["c.gif", "400", "too many pictures"]);
     assert_eq!((caption(&desk, "b").as_deref(), caption(&desk, "c")), (Some("one\n"), None));

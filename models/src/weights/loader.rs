@@ -190,9 +190,9 @@ impl Weights {
         Self::of(Source::Seeded { shapes, seed })
     }
 
-    /// The same weights with `patches`, which are applied when a tensor is read.
+    /// The same weights with `patches` behind those that they have, which are applied when a tensor is read.
     pub fn patched(self, patches: Patches) -> Self {
-        Self { patches, ..self }
+        Self { patches: self.patches.then(patches), ..self }
     }
 
     /// The same weights, whose quantised matrices are read from `file` where it has them, and written there otherwise.

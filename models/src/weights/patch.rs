@@ -23,6 +23,15 @@ impl Patches {
         self.0.entry(name).or_default().push(Arc::new(patch));
     }
 
+    /// These, and then those of `later`.
+    #[must_use]
+    pub(super) fn then(mut self, later: Self) -> Self {
+        for (name, patches) in later.0 {
+            self.0.entry(name).or_default().extend(patches);
+        }
+        self
+    }
+
     /// The tensors that are changed.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)

@@ -1,5 +1,6 @@
 //! Adapter files as commands and recipes name them: `FILE[:STRENGTH]`.
 
+pub mod candidate;
 pub mod start_on;
 
 use std::collections::BTreeSet;

@@ -8,6 +8,7 @@ mod best;
 mod cache;
 mod calibrate;
 mod captions;
+mod compare;
 mod completions;
 mod devices;
 mod doctor;
@@ -85,6 +86,8 @@ enum Command {
     Launch(launch::Launch),
     /// Make clips from prompts, many from one load of the model.
     Sample(Box<sample::Sample>),
+    /// Make the same clips without an adapter and with each of several, side by side.
+    Compare(Box<compare::Compare>),
     /// Tell a run that is training to make clips, save, stop, pause or take another learning rate.
     Tell(tell::Tell),
     /// Rank the checkpoints of a run by their held-out loss.
@@ -133,6 +136,7 @@ impl Arguments {
             Command::Train(command) => command.run(&ui),
             Command::Launch(command) => command.run(&ui),
             Command::Sample(command) => command.run(&ui),
+            Command::Compare(command) => command.run(&ui),
             Command::Tell(command) => command.run(&ui),
             Command::Best(command) => command.run(&ui),
             Command::Serve(command) => command.run(&ui),

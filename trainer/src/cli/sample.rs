@@ -5,6 +5,7 @@ mod clips;
 mod compare;
 mod conditions;
 mod skips;
+mod variants;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};

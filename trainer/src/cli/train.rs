@@ -19,6 +19,7 @@ use crate::tools::launch::{Launch, Place};
 use crate::train::{self, Ending, RunFolder, newest};
 use crate::watch::interrupt::{INTERRUPTED, Interrupt, OnStop};
 use crate::watch::ui::Ui;
+use crate::watch::webhook::Webhook;
 
 /// Train an adapter. Clips that are not cached are encoded first. Ctrl-C finishes the step, saves and stops.
 #[derive(Debug, Args)]
@@ -33,6 +34,12 @@ pub struct Train {
     /// Resume where there is a run to resume, else begin one: for job schedulers that start a job again.
     #[arg(long, conflicts_with = "resume")]
     resume_or_begin: bool,
+    /// Post JSON to this address when the run starts, has made clips, is stopped, finishes or fails: {"event": "clips", ...}.
+    #[arg(long, value_name = "URL", conflicts_with = "webhook_env")]
+    webhook: Option<String>,
+    /// The same for the address in an environment variable: for one that holds a secret, which is written and shown nowhere.
+    #[arg(long, value_name = "NAME")]
+    webhook_env: Option<String>,
     #[command(flatten)]
     devices: RecipeDevices,
     #[command(flatten)]
@@ -46,13 +53,14 @@ Examples:
   tandem train my.toml --resume=runs/my-2    # continue this run
   tandem train my.toml --set train.steps=20  # a quick trial
   tandem --json train my.toml     # a JSON object for each step
+  tandem train my.toml --webhook-env HOOK    # JSON to the address in $HOOK at start, clips, stop, end, failure
 
 Every key of a recipe is explained in recipes/README.md.";
 
 impl Train {
     /// Trains to the end, or until Ctrl-C: alone, as one of several replicas, or by starting them.
     pub fn run(&self, ui: &Ui) -> Result<u8> {
-        let ui = &ui.with_phases();
+        let ui = &self.telling(&ui.with_phases())?;
         let recipe = Recipe::read_with(&self.recipe, &self.devices.overrides().settings)?;
         let (node, member) = match self.replica.launched()? {
             Launched::Replica(member) => (None, Some(member)),
@@ -76,6 +84,22 @@ impl Train {
                 Ok(Launch { arguments, replicas, place, max_restarts: 0 }.run(ui)?)
             }
         }
+    }
+
+    /// `ui`, which also tells the webhook that is asked for. A launcher leaves that to the replica of rank 0.
+    fn telling(&self, ui: &Ui) -> Result<Ui> {
+        let (url, option) = match (&self.webhook, &self.webhook_env) {
+            (Some(url), _) => (url.clone(), "--webhook".to_owned()),
+            (None, Some(name)) => {
+                let url = std::env::var(name).map_err(|_| Error::Setting {
+                    key: "--webhook-env".into(),
+                    why: format!("there is no environment variable {name} with text in it"),
+                })?;
+                (url, format!("--webhook-env {name}"))
+            }
+            (None, None) => return Ok(ui.clone()),
+        };
+        Ok(ui.with_webhook(Webhook::new(&url, &option)?))
     }
 
     /// Trains as `member` of a group of replicas.
@@ -116,6 +140,13 @@ impl Train {
         folder.warning().into_iter().for_each(|line| ui.note(line));
         tell(&planned, &folder, replicas, ui)?;
         let ending = train::train_together(&planned, &folder, replicas, &interrupt, ui);
+        if let Err(error) = &ending {
+            let run = &planned.plan.run.name;
+            ui.event(
+                "failed",
+                serde_json::json!({ "run": run, "folder": folder.root(), "error": error.to_string() }),
+            );
+        }
         let is_over = matches!(ending, Ok(Ending::Finished));
         if replicas.is_first() && is_new && !is_over && folder.is_untouched()? {
             ui.note(&format!("nothing was trained: {} is removed", folder.root().display()));

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod captioning;
 pub mod captions;
 pub mod checks;
+pub mod comparison;
 pub mod doctor;
 pub mod inspect;
 pub mod launch;

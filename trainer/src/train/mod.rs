@@ -271,6 +271,10 @@ impl Run<'_> {
     /// Steps until all are made or the user asks to stop; evaluates, samples and saves where the plan says so.
     fn finish(&mut self, interrupt: &Interrupt) -> Result<Ending> {
         let steps = self.plan.train.steps;
+        let (run, folder) = (&self.plan.run.name, self.folder.root());
+        let begun =
+            serde_json::json!({ "run": run, "folder": folder, "step": self.progress.step, "steps": steps });
+        self.ui.event("started", begun);
         // A run that was stopped before its first step has this row already.
         if self.progress == Progress::default() {
             self.evaluate()?;
@@ -347,6 +351,8 @@ impl Run<'_> {
         if !self.replicas.is_first() {
             return Ok(Ending::Interrupted);
         }
+        let (run, folder) = (&self.plan.run.name, self.folder.root());
+        self.ui.event("stopped", serde_json::json!({ "run": run, "folder": folder, "step": step }));
         self.ui.note(&format!(
             "stopped after step {step} and saved; go on with --resume, or make an adapter file of it:\n  {}",
             export::commands(self.plan, self.folder, step).join("\n  ")

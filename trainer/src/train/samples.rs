@@ -76,6 +76,8 @@ impl Run<'_> {
         if let Some(sheet) = written.last() {
             self.log.picture(step, sheet)?;
             ui.say(&format!("step {step:>6}  clips in {}", folder.display()));
+            let run = &plan.run.name;
+            ui.event("clips", serde_json::json!({ "run": run, "step": step, "files": written }));
         }
         Ok(())
     }

@@ -61,6 +61,7 @@ pub(super) fn tell(plan: &Plan, folder: &RunFolder, end: End, ui: &Ui) -> Result
     lines.push(format!("  plan      {}", shown(&folder.plan())));
     lines.push(format!("another clip, with this adapter and the settings of the run:\n  {command}"));
     ui.tell(&lines.join("\n"), &object);
+    ui.event("finished", object);
     Ok(())
 }
 

@@ -10,6 +10,8 @@ use indicatif::{
     FormattedDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
 };
 
+use super::webhook::Webhook;
+
 /// The format of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Voice {
@@ -28,6 +30,7 @@ pub struct Ui {
     events: Events,
     bars: MultiProgress,
     done: Arc<Mutex<Vec<PhaseDone>>>,
+    webhook: Option<Arc<Webhook>>,
 }
 
 /// What is reported to machines besides results.
@@ -61,6 +64,7 @@ impl Ui {
             events: Events::None,
             bars: MultiProgress::with_draw_target(target),
             done: Arc::default(),
+            webhook: None,
         }
     }
 
@@ -69,6 +73,7 @@ impl Ui {
         Self {
             voice: Voice::Silent,
             bars: MultiProgress::with_draw_target(ProgressDrawTarget::hidden()),
+            webhook: None,
             ..self.clone()
         }
     }
@@ -81,6 +86,19 @@ impl Ui {
     /// The same, which also reports phases to machines: for commands that take long.
     pub fn with_phases(&self) -> Self {
         Self { events: Events::Phases, ..self.clone() }
+    }
+
+    /// The same, whose events are also sent to `webhook`.
+    pub fn with_webhook(&self, webhook: Webhook) -> Self {
+        Self { webhook: Some(Arc::new(webhook)), ..self.clone() }
+    }
+
+    /// Something that happened in a run, for its webhook; nothing without one.
+    pub fn event(&self, name: &str, mut facts: serde_json::Value) {
+        if let Some(webhook) = &self.webhook {
+            facts["event"] = name.into();
+            webhook.tell(facts);
+        }
     }
 
     /// A line for people on standard output; nothing with `--json`.
