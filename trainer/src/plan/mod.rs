@@ -321,7 +321,7 @@ impl Plan {
         let given = (!open.split).then_some(devices.split.as_slice());
         let rest =
             Rest::of_run((&model, &dit), &sample, (found.held_out, beyond), &shapes, overrides.assume)?;
-        let has_texts = || has_texts(&run.cache, &model, (&dataset, &train.prior), &sample.clips);
+        let has_texts = || has_texts(&run.cache, &model, (&dataset, &train), &sample.clips);
         let asked = (&recipe.memory, given, sample.layout);
         let settled = ways::settled(&task, &machine, asked, &shapes, &rest, has_texts)?;
         model.precision.streamed = settled.streamed;
