@@ -97,7 +97,7 @@ fn what_a_mask_leaves_out_is_not_learnt() {
     let left = Tensor::from_vec(left, shape, &device()).unwrap();
     for (penalty, reduction) in PENALTIES.into_iter().flat_map(|p| REDUCTIONS.map(|r| (p, r))) {
         let of = |weights: Option<Tensor>| {
-            batch(Objective { penalty, scale: vec![0.3, 0.1], weights, reduction, of_base: None })
+            batch(Objective { penalty, scale: vec![0.3, 0.1], weights, reduction, ..Objective::default() })
         };
         let what = format!("{penalty:?} {reduction:?}");
         let trained = |batch: &[MicroBatch]| trained(&pipelines[0], batch, BlockPlan::default());

@@ -70,6 +70,7 @@ mod sampling;
 mod saving;
 mod shadow;
 mod shadow_learning;
+mod sliders;
 mod solver;
 mod speech;
 mod speech_training;

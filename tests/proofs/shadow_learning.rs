@@ -17,9 +17,10 @@ fn a_shadow_takes_the_same_of_every_loss() {
     let plain = Task { batch: 2, latents: (3, 16, 24), ..task(&dit, &targets) };
     for penalty in [Penalty::Squared, Penalty::Absolute, Penalty::Huber, Penalty::PseudoHuber] {
         for reduction in [Reduction::Elements, Reduction::Samples, Reduction::Batch] {
-            for (masks, of_base) in [(Masks::None, 0), (Masks::Given, 0), (Masks::None, 2), (Masks::Given, 3)]
-            {
-                let objective = LossTask { penalty, reduction, masks, of_base };
+            let tasks =
+                [(Masks::None, 0, 0), (Masks::Given, 0, 0), (Masks::None, 2, 2), (Masks::Given, 3, 0)];
+            for (masks, of_base, guides) in tasks {
+                let objective = LossTask { penalty, reduction, masks, of_base, guides };
                 let task = Task { objective, ..plain.clone() };
                 assert_shadow(&format!("{objective:?}"), &task, [PLANS[0], PLANS[0]], 5);
             }

@@ -254,6 +254,30 @@ impl Delta {
         Ok(placed)
     }
 
+    /// The same on the same tensors with a strength of 0: it is computed as before and adds zeros, so that what is around it makes the
+    /// same operations.
+    #[must_use]
+    pub fn without_effect(&self) -> Self {
+        let mut delta = self.clone();
+        match &mut delta {
+            Self::Lora(factors) => factors.scale = 0.0,
+            Self::Dora(dora) => dora.strength = 0.0,
+            Self::Loha(factors) => factors.scale = 0.0,
+            Self::Lokr(factors) => factors.scale = 0.0,
+        }
+        delta
+    }
+
+    /// Whether it has no effect, whatever its factors are.
+    pub fn is_off(&self) -> bool {
+        match self {
+            Self::Lora(factors) => factors.scale == 0.0,
+            Self::Dora(dora) => dora.strength == 0.0,
+            Self::Loha(factors) => factors.scale == 0.0,
+            Self::Lokr(factors) => factors.scale == 0.0,
+        }
+    }
+
     /// Computes what it needs of the frozen weight of its layer: for a DoRA the lengths of its rows. Must be called before the
     /// first pass.
     pub fn settle(&mut self, weight: &Weight) -> Result<()> {

@@ -64,10 +64,14 @@ impl Adapters {
         self.by_module.retain(|_, adapters| !adapters.is_empty());
     }
 
-    /// Removes those that are trained.
-    pub fn drop_trainable(&mut self) {
-        self.by_module.values_mut().for_each(|adapters| adapters.retain(|adapter| !adapter.trainable));
-        self.by_module.retain(|_, adapters| !adapters.is_empty());
+    /// The same where those that are trained have no effect ([`Delta::without_effect`]).
+    #[must_use]
+    pub fn trained_off(&self) -> Self {
+        let mut all = self.clone();
+        for adapter in all.by_module.values_mut().flatten().filter(|adapter| adapter.trainable) {
+            adapter.delta = adapter.delta.without_effect();
+        }
+        all
     }
 
     /// The adapters of one module.

@@ -199,7 +199,7 @@ fn captions(planned: &Planned) -> String {
 /// The texts that are encoded for the clips.
 pub fn texts(planned: &Planned) -> TextsToEncode {
     let size = planned.plan.model.precision.text().compute.size_in_bytes();
-    plan::texts_to_encode((&planned.dataset, &planned.plan.train.prior), (planned.dit.text_dim, size))
+    plan::texts_to_encode((&planned.dataset, &planned.plan.train), (planned.dit.text_dim, size))
 }
 
 /// The buckets as a table.

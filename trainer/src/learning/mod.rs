@@ -9,6 +9,7 @@ mod noise_range;
 pub mod optim;
 pub mod patterns;
 pub mod prior;
+pub mod slider;
 pub mod step_size;
 
 pub use noise_range::NoiseRange;

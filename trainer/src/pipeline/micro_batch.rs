@@ -36,4 +36,15 @@ pub struct Objective {
     /// The share of the base's own prediction in the target, 0 to 1 f32, which broadcasts to [b, c, t, h, w]; `None` where the target
     /// is that of the clips alone. [`super::Pipeline::with_base_targets`] puts the prediction there.
     pub of_base: Option<Tensor>,
+    /// What the base predicts for other texts, which is added to what it predicts for the micro-batch's own.
+    pub guides: Vec<Guide>,
+}
+
+/// What the base predicts for another text.
+#[derive(Debug, Clone)]
+pub struct Guide {
+    /// What the prediction of each sample is multiplied by, [b, 1, 1, 1, 1] f32.
+    pub factor: Tensor,
+    /// The text states [b, s, width].
+    pub text: Tensor,
 }

@@ -27,10 +27,10 @@ use models::adapter::Adapters;
 use models::dit::{Architecture, Base, BlockPlan, DitConfig, Gradients, LayerId, LayerWatch, Plans};
 use models::weights::Weights;
 
-pub(crate) use base_targets::target as base_target;
+pub(crate) use base_targets::{Made, calls_of};
 pub use calls::{Called, Calls, Returns, run_all};
 pub use groups::held_by;
-pub use micro_batch::{MicroBatch, Objective};
+pub use micro_batch::{Guide, MicroBatch, Objective};
 pub use models::dit::NetworkInput;
 pub use parking::{ParkedStage, ParkedWeights, WeightParking};
 pub(crate) use residuals::with_entry;

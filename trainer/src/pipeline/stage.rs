@@ -122,11 +122,10 @@ impl Stage {
         Ok(())
     }
 
-    /// Takes all adapters out and leaves those that are only applied.
+    /// Takes all adapters out and leaves the same in their place, of which those that are trained have no effect.
     pub(crate) fn take_trained(&mut self) -> Adapters {
-        let mut applied = self.adapters.clone();
-        applied.drop_trainable();
-        std::mem::replace(&mut self.adapters, applied)
+        let off = self.adapters.trained_off();
+        std::mem::replace(&mut self.adapters, off)
     }
 
     /// Puts what this stage uses of `batch` onto its device. Copies from the host wait for the device, so all of them

@@ -15,7 +15,7 @@ use crate::bytes::hex;
 use crate::encode::LatentStore;
 use crate::encode::prompt::ClipRequest;
 use crate::error::{Error, Result};
-use crate::learning::prior::PriorConfig;
+use crate::recipe::TrainConfig;
 
 /// What `dataset` came to.
 ///
@@ -99,14 +99,14 @@ pub struct TextsToEncode {
     pub bytes: u64,
 }
 
-/// The texts of `dataset` and of its priors, for a network that reads `text_dim` numbers of each token, of `size` bytes each.
+/// The texts of `dataset` and those that `train` has besides, for a network that reads `text_dim` numbers of each token, of `size` bytes each.
 pub fn texts_to_encode(
-    (dataset, prior): (&Dataset, &PriorConfig),
+    (dataset, train): (&Dataset, &TrainConfig),
     (text_dim, size): (usize, usize),
 ) -> TextsToEncode {
-    let priors = prior.texts(dataset);
+    let others = train.texts(dataset);
     let captions = dataset.sources.iter().flat_map(|source| source.item.texts());
-    let texts: BTreeSet<&str> = captions.chain(priors.iter().map(String::as_str)).collect();
+    let texts: BTreeSet<&str> = captions.chain(others.iter().map(String::as_str)).collect();
     let tokens = |text: &str| (text.chars().count() + 2).min(MAX_TOKENS);
     let all: usize = texts.iter().map(|text| tokens(text)).sum();
     TextsToEncode { count: texts.len(), bytes: (all * text_dim * size) as u64 }
@@ -162,23 +162,23 @@ pub(super) fn long_captions(dataset: &Dataset, model: &BaseModel) -> Result<Opti
     }))
 }
 
-/// Whether the cache in `folder` has the states of all texts that a run over `dataset` with its `prior` and `clips` encodes by `model`.
+/// Whether the cache in `folder` has the states of all texts that a run of `train` over `dataset` with `clips` encodes by `model`.
 ///
 /// # Errors
 /// A cache that cannot be read.
 pub(super) fn has_texts(
     folder: &Path,
     model: &BaseModel,
-    (dataset, prior): (&Dataset, &PriorConfig),
+    (dataset, train): (&Dataset, &TrainConfig),
     clips: &[ClipRequest],
 ) -> Result<bool> {
     // To open one is to make its folder, and nothing is known of a model that is assumed.
     if !folder.is_dir() || !model.text_encoder.exists() {
         return Ok(false);
     }
-    let priors = prior.texts(dataset);
+    let others = train.texts(dataset);
     let captions = dataset.sources.iter().flat_map(|source| source.item.texts());
-    let captions = captions.chain(priors.iter().map(String::as_str));
+    let captions = captions.chain(others.iter().map(String::as_str));
     LatentStore::open(folder, model)?.has_prompts(captions.chain(clip_texts(clips)).chain([""]))
 }
 

@@ -315,13 +315,12 @@ impl Plan {
         let work = Work::of(&share, (&dataset, &data, &defaults), devices.replicas.named())?;
         let (learning, of_clips) = ((&share, &recipe.optimizer, &work), (&shapes, data.loss_masks.as_ref()));
         let task = task((&model, &dit), (&adapter, &targets), learning, of_clips, networks);
-        let host = recipe.memory.host_memory.map(|host| host.0);
-        let (limits, machine) = overrides.machine(&devices, &task, host);
+        let (limits, machine) = overrides.machine(&devices, &task, recipe.memory.host_memory);
         let open = Open::of(&recipe.devices, &recipe.memory);
         let given = (!open.split).then_some(devices.split.as_slice());
         let rest =
             Rest::of_run((&model, &dit), &sample, (found.held_out, beyond), &shapes, overrides.assume)?;
-        let has_texts = || has_texts(&run.cache, &model, (&dataset, &train.prior), &sample.clips);
+        let has_texts = || has_texts(&run.cache, &model, (&dataset, &train), &sample.clips);
         let asked = (&recipe.memory, given, sample.layout);
         let settled = ways::settled(&task, &machine, asked, &shapes, &rest, has_texts)?;
         model.precision.streamed = settled.streamed;

@@ -91,8 +91,9 @@ impl Overrides {
         &self,
         devices: &DevicesConfig,
         task: &Task,
-        host: Option<u64>,
+        host: Option<Bytes>,
     ) -> (Limits, Machine) {
+        let host = host.map(|host| host.0);
         match &self.cards {
             Some(cards) => (Limits::default(), cards.machine(devices, task.base, task.config(), host)),
             None => {

@@ -234,6 +234,7 @@ pub(super) fn task<'a>(
         reduction: masks.map_or_else(Reduction::default, mask::reduction),
         masks: masks.map_or(Masks::None, |_| Masks::Given),
         of_base: work.of_base,
+        guides: work.guides,
     };
     Task {
         dit: dit.into(),

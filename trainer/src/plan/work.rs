@@ -5,9 +5,13 @@ use models::published::Defaults;
 
 use crate::bounds::{self, ACCUMULATE};
 use crate::error::Result;
+use crate::learning::slider;
 use crate::learning::step_size::tokens_of;
 use crate::machine::forecast::SmallBatches;
 use crate::recipe::TrainConfig;
+
+/// Predictions for a slider besides that for its own prompt: for both ends.
+const GUIDES: usize = 2;
 
 /// The work of a step.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +22,8 @@ pub(super) struct Work {
     pub small: Option<SmallBatches>,
     /// Predictions of the base, at most.
     pub of_base: usize,
+    /// Predictions of each for other texts, at most.
+    pub guides: usize,
     /// Micro-batches of clips on average, as many of the largest clips as have their tokens.
     pub of_clips: f64,
     /// Micro-batches on average, likewise.
@@ -48,6 +54,7 @@ impl Work {
         replicas: usize,
     ) -> Result<Self> {
         train.prior.check_class(data)?;
+        slider::check(&train.sliders, &train.prior, data)?;
         let OfClips { large, small, on_average, note } = match train.tokens_per_step {
             Some(tokens) => by_tokens(tokens, train.batch, (dataset, data, defaults), replicas)?,
             None => {
@@ -62,12 +69,18 @@ impl Work {
         let is_outside =
             data.loss_masks.as_ref().is_some_and(|masks| masks.outside_target == LearnFrom::Base);
         let of_sets = share_of_sets(dataset);
-        let own = if is_outside { 1.0 } else { of_sets };
+        let guides = if train.sliders.is_empty() { 0 } else { GUIDES };
+        let own = match (guides, is_outside) {
+            (0, true) => 1.0,
+            (0, false) => of_sets,
+            (guides, _) => (1 + guides) as f64,
+        };
         let beside = if prior.is_made() { on_average * prior.share * (1.0 - of_sets) } else { 0.0 };
         Ok(Self {
             micro_batches: large * times,
             small: small.map(|small| SmallBatches { count: small.count * times, ..small }),
             of_base: most * (times - 1) + if own > 0.0 { most } else { 0 },
+            guides,
             of_clips: on_average,
             trained: on_average + beside,
             predicted: on_average * own + beside,
@@ -78,6 +91,9 @@ impl Work {
     /// What is to be said of it, where `[seconds, of_call]` are those of a micro-batch that is trained, and of a prediction.
     pub fn notes(&self, [seconds, of_call]: [f64; 2]) -> Vec<String> {
         let mut notes: Vec<String> = self.note.iter().cloned().collect();
+        if self.guides > 0 {
+            notes.push("train.sliders: their prompts are trained, the captions of the clips are not".into());
+        }
         if self.of_base > 0 {
             let beside = self.trained - self.of_clips;
             let priors = match beside > 0.0 {

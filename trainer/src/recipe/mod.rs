@@ -6,10 +6,11 @@ pub mod draft;
 pub mod like;
 mod words;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use data::DataConfig;
+use data::{DataConfig, Dataset};
 use models::adapter::LoraConfig;
 use models::adapter::files::{Precision, Style};
 use models::published::KindFacts;
@@ -22,6 +23,7 @@ use crate::learning::loss::LossConfig;
 use crate::learning::noise::TimestepConfig;
 use crate::learning::optim::OptimizerConfig;
 use crate::learning::prior::PriorConfig;
+use crate::learning::slider::SliderConfig;
 use crate::learning::step_size::MeanOver;
 use crate::machine::devices::DevicesConfig;
 use crate::machine::memory::MemoryConfig;
@@ -123,6 +125,8 @@ pub struct TrainConfig {
     pub loss: LossConfig,
     /// Training on the base's own predictions besides.
     pub prior: PriorConfig,
+    /// Directions between prompts, which are trained in place of the clips and their captions. Default: none.
+    pub sliders: Vec<SliderConfig>,
     /// An average of the adapters.
     pub ema: EmaConfig,
     /// Steps between two measurements of the held-out loss; 0 for none but the first and last. Default 0.
@@ -146,6 +150,7 @@ impl Default for TrainConfig {
             timesteps: TimestepConfig::default(),
             loss: LossConfig::default(),
             prior: PriorConfig::default(),
+            sliders: Vec::new(),
             ema: EmaConfig::default(),
             eval_every: 0,
         }
@@ -157,6 +162,13 @@ impl TrainConfig {
     pub fn mean_over(&self) -> MeanOver {
         let default = if self.tokens_per_step.is_some() { MeanOver::Tokens } else { MeanOver::Samples };
         self.mean_over.unwrap_or(default)
+    }
+
+    /// Every text that is trained besides the captions of `dataset`: those of priors and sliders.
+    pub fn texts(&self, dataset: &Dataset) -> BTreeSet<String> {
+        let mut texts = self.prior.texts(dataset);
+        texts.extend(self.sliders.iter().flat_map(SliderConfig::prompts).map(str::to_owned));
+        texts
     }
 
     /// Checks how long a step is.

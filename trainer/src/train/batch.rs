@@ -2,6 +2,7 @@
 
 mod length;
 mod prior;
+mod sample;
 mod stack;
 
 use std::collections::BTreeMap;
@@ -10,23 +11,24 @@ use std::collections::btree_map::Entry;
 use data::{Batch, Cursor, Dataset, ForExpert, Item, LossMasks, Order, SetFacts};
 use kernels::loss::Reduction;
 use kernels::random::Key;
-use kernels::{DType, Device, Tensor};
+use models::dit::Dropout;
 use models::dit::config::PATCH;
-use models::dit::{Conditioning, Dropout, Raw, Role};
 use models::expert::Expert;
 
-use crate::encode::{LatentStore, LeftOut, PictureInputs};
-use crate::error::{Error, Result};
+use crate::encode::{LatentStore, LeftOut};
+use crate::error::Result;
 use crate::learning::loss::LossConfig;
 use crate::learning::noise::{Place, Streams, TimestepConfig};
 use crate::learning::prior::PriorConfig;
+use crate::learning::slider::SliderConfig;
 use crate::learning::{NoiseRange, mask};
 use crate::pipeline::{MicroBatch, Objective};
 use crate::plan::Plan;
 use crate::recipe::ConditionDropout;
 use crate::replicas::Share;
 use length::Length;
-use stack::{loss_weights, of_base, stack};
+use sample::{Given, Sample};
+use stack::{guides, loss_weights, of_base, stack};
 
 /// What is trained on, in its order.
 pub struct Batches<'a> {
@@ -50,6 +52,8 @@ pub struct Batches<'a> {
     loss_masks: Option<LossMasks>,
     /// What is trained on the base's own predictions besides.
     prior: PriorConfig,
+    /// Directions between prompts, in place of the clips and their captions.
+    sliders: Vec<SliderConfig>,
     caption_dropout: f64,
     adapter_dropout: f64,
     /// Share of the samples that are shown their first frame in place of a noisy one.
@@ -125,32 +129,6 @@ pub struct HeldOut<'a> {
     pub batch: MicroBatch,
 }
 
-/// A sample before it is stacked with the others of its batch.
-#[derive(Clone)]
-struct Sample {
-    noisy: Tensor,
-    target: Tensor,
-    sigma: f64,
-    /// What its loss is multiplied by: its set's weight.
-    weight: f64,
-    /// Weights of its latents [1, t, h, w], where its clip has a mask.
-    loss_weights: Option<Tensor>,
-    /// The share of the base's prediction in its target, which broadcasts to [1, t, h, w], where it has one.
-    of_base: Option<Tensor>,
-    /// Its text.
-    caption: String,
-    /// All that it is conditioned on but its timestep, without a batch axis.
-    cond: Conditioning<Raw>,
-    given: Given,
-}
-
-/// Whether the first latent frame of a sample is given, in the place of a noisy one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Given {
-    Nothing,
-    FirstFrame,
-}
-
 impl<'a> Batches<'a> {
     /// The items of `dataset`, in the order that the plan's seed gives.
     ///
@@ -177,6 +155,7 @@ impl<'a> Batches<'a> {
             loss: plan.train.loss.clone(),
             loss_masks: plan.data.loss_masks.clone(),
             prior: plan.train.prior.clone(),
+            sliders: plan.train.sliders.clone(),
             caption_dropout: plan.train.caption_dropout,
             adapter_dropout: plan.adapter.dropout,
             picture_share: plan.train.picture_share.unwrap_or(0.0),
@@ -311,9 +290,9 @@ impl<'a> Batches<'a> {
         let (penalty, scales) =
             (self.loss.penalty(), samples.iter().map(|s| self.loss.scale_at(s.sigma) as f32));
         let scale = if penalty.has_scale() { scales.collect() } else { Vec::new() };
-        let (weights, of_base) = (loss_weights(samples)?, of_base(samples)?);
+        let (weights, of_base, guides) = (loss_weights(samples)?, of_base(samples)?, guides(samples)?);
         let reduction = self.loss_masks.as_ref().map_or_else(Reduction::default, mask::reduction);
-        micro_batch.objective = Objective { penalty, scale, weights, reduction, of_base };
+        micro_batch.objective = Objective { penalty, scale, weights, reduction, of_base, guides };
         if self.adapter_dropout > 0.0 {
             let keys =
                 (0..samples.len() as u64).map(|i| self.streams.dropout(step, first_slot + i)).collect();
@@ -373,87 +352,6 @@ impl<'a> Batches<'a> {
     /// How many items are held out.
     pub fn held_out_items(&self) -> usize {
         self.held_out.len()
-    }
-
-    fn sample(&self, window: usize, sigma: f64, step: u64, slot: u64) -> Result<Sample> {
-        let drawn = self.streams.caption(step, slot);
-        let is_dropped = drawn.uniform(0) < self.caption_dropout;
-        let caption = if is_dropped { "" } else { self.item(window).drawn(drawn.uniform(1)) };
-        let given = match self.streams.picture(step, slot).uniform(0) < self.picture_share {
-            true => Given::FirstFrame,
-            false => Given::Nothing,
-        };
-        let drawn = self.streams.conditions(step, slot);
-        let is_left_out = |index: u64, share: Option<f64>| drawn.uniform(index) < share.unwrap_or(0.0);
-        let left_out = LeftOut {
-            control: is_left_out(0, self.drop.control),
-            start: is_left_out(1, self.drop.start),
-            reference: is_left_out(2, self.drop.reference),
-            clip: is_left_out(3, self.drop.clip),
-            faces: is_left_out(4, self.drop.faces),
-            audio: is_left_out(5, self.drop.audio),
-        };
-        self.noised(window, (sigma, self.streams.noise(step, slot)), caption, given, left_out)
-    }
-
-    /// x = (1 - sigma) x0 + sigma noise, and the velocity noise - x0 that leads there; behind x what an image-to-video model
-    /// is shown of the clip's ends. A first frame that is given is clean; of a single frame nothing would be left to learn.
-    fn noised(
-        &self,
-        window: usize,
-        (sigma, noise): (f64, Key),
-        caption: &str,
-        given: Given,
-        left_out: LeftOut,
-    ) -> Result<Sample> {
-        let shown = self.encoded.shown_of_window(window, left_out)?;
-        let PictureInputs { beside_bcthw, in_front_bcthw, cond, .. } = shown;
-        let x0 = self.encoded.learnt(window)?;
-        let x0 = match in_front_bcthw {
-            Some(references) => Tensor::cat(&[references, x0], 1)?,
-            None => x0,
-        };
-        let noise = Tensor::from_vec(noise.normals(x0.elem_count()), x0.shape(), &Device::Cpu)?;
-        let mut noisy = ((&x0 * (1.0 - sigma))? + (&noise * sigma)?)?;
-        let frames = x0.dim(1)?;
-        let given = if self.encoded.is_first_in_place(left_out) { Given::FirstFrame } else { given };
-        let given = if frames > 1 { given } else { Given::Nothing };
-        if given == Given::FirstFrame {
-            noisy = Tensor::cat(&[x0.narrow(1, 0, 1)?, noisy.narrow(1, 1, frames - 1)?], 1)?;
-        }
-        if let Some(beside) = beside_bcthw {
-            noisy = Tensor::cat(&[noisy, beside], 0)?;
-        }
-        let cond = cond.with(Role::TEXT, self.encoded.text(caption)?);
-        let weight = self.set(window).weight;
-        let mask = self.loss_mask(window, frames)?;
-        let loss_weights = self.loss_masks.as_ref().zip(mask.as_ref());
-        let loss_weights =
-            loss_weights.map(|(masks, mask)| Ok::<_, Error>(mask::weights(mask, masks.outside)?.squeeze(0)?));
-        Ok(Sample {
-            noisy,
-            target: (noise - x0)?,
-            sigma,
-            weight,
-            loss_weights: loss_weights.transpose()?,
-            of_base: self.of_base(window, mask)?,
-            caption: caption.to_owned(),
-            cond,
-            given,
-        })
-    }
-
-    /// The mask [1, t, h, w] of the `frames` latent frames of a sample of `window`, 1 inside: those in front of the clip's own, of
-    /// references, are. Where fewer are learnt than the clip has, they are its last.
-    fn loss_mask(&self, window: usize, frames: usize) -> Result<Option<Tensor>> {
-        let Some(mask_thw) = self.encoded.loss_mask(window)? else { return Ok(None) };
-        let mask = mask_thw.unsqueeze(0)?;
-        let (_, own, height, width) = mask.dims4()?;
-        if frames <= own {
-            return Ok(Some(mask.narrow(1, own - frames, frames)?));
-        }
-        let in_front = Tensor::ones((1, frames - own, height, width), DType::F32, &Device::Cpu)?;
-        Ok(Some(Tensor::cat(&[in_front, mask], 1)?))
     }
 
     fn set(&self, window: usize) -> &SetFacts {

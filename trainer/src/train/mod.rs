@@ -118,9 +118,9 @@ fn cache_with(
     let Planned { plan, dataset, .. } = planned;
     let encoded = LatentStore::open(&plan.run.cache, &plan.model)?.checking(check).sharing(share);
     let mut encoded = encoded.masking(&plan.data.mask_rules);
-    let priors = plan.train.prior.texts(dataset);
+    let others = plan.train.texts(dataset);
     let captions = dataset.sources.iter().flat_map(|source| source.item.texts());
-    let captions = captions.chain(priors.iter().map(String::as_str));
+    let captions = captions.chain(others.iter().map(String::as_str));
     let prompts = plan.sample.clips.iter().flat_map(|clip| [clip.prompt.as_str(), clip.negative.as_str()]);
     let mut with = Encoding { residents, interrupt };
     // An encoder takes longer to load than to encode all prompts, so these are not dealt out.

@@ -57,6 +57,11 @@ impl Streams {
         Key::new(self.seed, "prior", &[step, micro_batch]).uniform(0) < share
     }
 
+    /// For which of several sliders a sample is.
+    pub fn slider(self, step: u64, slot: u64) -> Key {
+        Key::new(self.seed, "slider", &[step, slot])
+    }
+
     /// For the dropout of the adapters' input.
     pub fn dropout(self, step: u64, slot: u64) -> Key {
         Key::new(self.seed, "dropout", &[step, slot])

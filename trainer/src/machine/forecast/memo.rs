@@ -31,9 +31,9 @@ struct Known {
 /// A place in [`Known::alike`].
 type Alike = usize;
 
-/// What a layer's forward depends on: what is kept, the bound on the feed-forward layer's tokens, and how many of its adapters are
-/// there.
-type ForwardKey = (Alike, Keep, usize, usize);
+/// What a layer's forward depends on: what is kept, the bound on the feed-forward layer's tokens, and whether its adapters are off, whose
+/// products are scaled.
+type ForwardKey = (Alike, Keep, usize, bool);
 
 /// What its backward depends on: that bound, bytes and gaplessness of what was kept, and whether gradients are there already.
 type BackwardKey = (Alike, usize, Vec<(u64, bool)>, bool);
@@ -150,9 +150,9 @@ impl Layer for Remembered {
         pass: &Pass,
         keep: Keep,
     ) -> models::Result<(Streams, Saved)> {
-        let of = |linear: &&Linear| pass.adapters.of(linear.name()).len();
-        let adapters = self.inner.linears().iter().map(of).sum();
-        let key = (self.alike, keep, pass.ffn_tokens, adapters);
+        let mut linears = self.inner.linears().into_iter();
+        let is_off = linears.any(|one| pass.adapters.of(one.name()).iter().any(|own| own.delta().is_off()));
+        let key = (self.alike, keep, pass.ffn_tokens, is_off);
         let x = streams.main.clone();
         if let Some(known) = self.memo.known(|known| known.forwards.get(&key).cloned()) {
             self.replay(&known.trace);

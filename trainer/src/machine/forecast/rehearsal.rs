@@ -25,7 +25,8 @@ use crate::learning::optim::{Optimizer, Step};
 use crate::pipeline::alone::{self, Neighbours};
 use crate::pipeline::schedule::one_f_one_b;
 use crate::pipeline::{
-    Blocks, MicroBatch, Objective, ParkedStage, Stage, StepOutcome, base_target, run_all, with_entry,
+    Blocks, Guide, Made, MicroBatch, Objective, ParkedStage, Stage, StepOutcome, calls_of, run_all,
+    with_entry,
 };
 use crate::replicas::nccl::{Pretended, sum_on_device};
 
@@ -220,7 +221,7 @@ impl Rehearsal {
         }
         let Scene { index, count, own, .. } = &self.scene;
         let played = of_base.min(count + BEYOND);
-        let (mut targets, mut held) = (Vec::new(), Vec::new());
+        let (mut made, mut held) = (Made::default(), Vec::new());
         self.label("micro-batches");
         if self.stage.dit.head.is_some() {
             // What more calls would have left.
@@ -229,15 +230,12 @@ impl Rehearsal {
             held = more.map(zeros).collect::<kernels::Result<_>>()?;
         }
         self.label("activations");
-        let all = self.stage.take_trained();
+        let (all, calls) = (self.stage.take_trained(), calls_of(&batches[..played]));
         let calls = alone::Calls {
-            count: played,
-            lanes: of_base,
-            input: |m: usize| Ok(batches[m].input.clone()),
-            output: |m: usize, velocity| {
-                targets.push(base_target(&batches[m], velocity)?);
-                Ok(())
-            },
+            count: calls.len(),
+            lanes: usize::MAX,
+            input: |m: usize| Ok(calls[m].input(&batches)),
+            output: |m: usize, velocity| made.take(&batches, calls[m], velocity),
             blocks: run_all,
         };
         let called = alone::call(&self.stage, self.neighbours(), [*index, *count], calls);
@@ -245,7 +243,7 @@ impl Rehearsal {
         called?;
         batches
             .iter_mut()
-            .zip(targets.into_iter().chain(held))
+            .zip(made.targets.into_iter().chain(held))
             .for_each(|(batch, target)| batch.target = target);
         Ok(batches)
     }
@@ -404,6 +402,12 @@ fn micro_batch(task: &Task, m: usize, host: &Device) -> Result<MicroBatch> {
     let x_bcthw = video(task.config().in_channels)?;
     let input = NetworkInput { x_bcthw, cond: cond.with(Role::TIMESTEP, timestep) };
     let key = |sample| Key::new(0, "rehearsal", &[m as u64, sample]);
+    let guide = |text: &Tensor| {
+        let factor = Tensor::ones((task.batch, 1, 1, 1, 1), DType::F32, host)?;
+        Ok(Guide { factor, text: text.clone() })
+    };
+    let texts = input.cond.get(Role::TEXT).into_iter().cycle();
+    let guides: Result<Vec<Guide>> = texts.take(task.objective.guides).map(guide).collect();
     let dropout = || Dropout { p: 0.1, keys: (0..task.batch as u64).map(key).collect() };
     Ok(MicroBatch {
         input,
@@ -420,6 +424,7 @@ fn micro_batch(task: &Task, m: usize, host: &Device) -> Result<MicroBatch> {
                 }
             },
             reduction: task.objective.reduction,
+            guides: guides?,
             of_base: (m < task.objective.of_base).then(|| share_of_base(task, host)).transpose()?,
         },
         dropout: task.dropout.then(dropout),

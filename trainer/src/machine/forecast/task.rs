@@ -77,6 +77,8 @@ pub struct LossTask {
     pub masks: Masks,
     /// Micro-batches of a step whose target holds what the base predicts, at most.
     pub of_base: usize,
+    /// What the base predicts for other texts besides, for each of them.
+    pub guides: usize,
 }
 
 /// Whether the clips of a run have masks of the loss.

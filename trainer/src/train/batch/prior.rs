@@ -1,4 +1,4 @@
-//! What of a step is trained on the base's own predictions: priors beside micro-batches, sets, and what is outside of masks.
+//! What of a step is trained on the base's own predictions: priors beside micro-batches, sliders, sets, and what is outside of masks.
 
 use data::{Batch, LearnFrom};
 use kernels::{DType, Device, Tensor};
@@ -6,6 +6,7 @@ use models::dit::Role;
 
 use super::{Batches, Sample};
 use crate::error::Result;
+use crate::learning::slider::SliderConfig;
 
 impl Batches<'_> {
     /// Whether a prior is beside the micro-batch `index` of step `step`, which has the samples of `batch`.
@@ -26,12 +27,28 @@ impl Batches<'_> {
                 weight: sample.weight * self.prior.weight,
                 loss_weights: None,
                 of_base: Some(whole()?),
+                guides: Vec::new(),
                 cond: sample.cond.with(Role::TEXT, self.encoded.text(&caption)?),
                 caption,
                 ..sample
             })
         };
         samples.into_iter().zip(items).map(of).collect()
+    }
+
+    /// The slider of a sample, where there are sliders.
+    pub(super) fn slider(&self, step: u64, slot: u64) -> Option<&SliderConfig> {
+        let drawn = self.streams.slider(step, slot).uniform(0);
+        self.sliders.get((drawn * self.sliders.len() as f64) as usize)
+    }
+
+    /// `sample`, whose text is the prompt of `slider`, with the target of that.
+    pub(super) fn on_slider(&self, sample: Sample, slider: &SliderConfig) -> Result<Sample> {
+        let guides = vec![
+            (slider.scale, self.encoded.text(&slider.positive)?),
+            (-slider.scale, self.encoded.text(&slider.negative)?),
+        ];
+        Ok(Sample { of_base: Some(whole()?), guides, ..sample })
     }
 
     /// The share of the base's prediction in the target of a sample of `window` with the mask of its loss [1, t, h, w].

@@ -2,11 +2,11 @@
 
 use kernels::{Device, Tensor};
 use models::dit::config::PATCH;
-use models::dit::{Conditioning, Role};
+use models::dit::{Conditioning, Raw, Role};
 
 use super::{Given, Sample};
 use crate::error::Result;
-use crate::pipeline::{MicroBatch, NetworkInput, Objective};
+use crate::pipeline::{Guide, MicroBatch, NetworkInput, Objective};
 
 /// Samples of one size as a micro-batch; `weight` says what a sample counts for.
 pub(super) fn stack(samples: &[Sample], weight: impl Fn(&Sample) -> f64) -> Result<MicroBatch> {
@@ -96,4 +96,22 @@ pub(super) fn of_base(samples: &[Sample]) -> Result<Option<Tensor>> {
         own.broadcast_as((1, frames, height, width))?.contiguous()
     });
     Ok(Some(Tensor::stack(&each.collect::<kernels::Result<Vec<_>>>()?, 0)?))
+}
+
+/// What the base predicts besides for the targets of a micro-batch; nothing where its samples are on no slider.
+pub(super) fn guides(samples: &[Sample]) -> Result<Vec<Guide>> {
+    let count = samples.first().map_or(0, |sample| sample.guides.len());
+    let guide = |index: usize| {
+        let of = |sample: &Sample| sample.guides[index].clone();
+        let (factors, texts): (Vec<f64>, Vec<Tensor>) = samples.iter().map(of).unzip();
+        let factors: Vec<f32> = factors.into_iter().map(|factor| factor as f32).collect();
+        let conds: Vec<_> =
+            texts.into_iter().map(|text| Conditioning::new().with(Role::TEXT, text)).collect();
+        let stacked = Conditioning::<Raw>::stacked(&conds.iter().collect::<Vec<_>>())?;
+        Ok(Guide {
+            factor: Tensor::from_vec(factors, (samples.len(), 1, 1, 1, 1), &Device::Cpu)?,
+            text: stacked.require(Role::TEXT)?.clone(),
+        })
+    };
+    (0..count).map(guide).collect()
 }
