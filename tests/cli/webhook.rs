@@ -54,12 +54,12 @@ fn failures_are_told_and_an_address_that_is_gone_is_no_failure() {
     let endpoint = Endpoint::new(ok(2));
     let words = ["train", "recipe.toml", "--webhook", &endpoint.address];
     let broken =
-        ["--set", "optimizer.lr=1e8", "--set", "train.steps=40", "--set", "checkpoint.every_steps=0"];
+        ["--set", "optimizer.lr=1e3", "--set", "train.steps=40", "--set", "checkpoint.every_steps=0"];
     let outcome = desk.run(&[&words[..], &broken].concat());
     assert_ne!(outcome.code, Some(0), "{}", outcome.stdout);
     let told = events(&endpoint);
     let (name, facts) = told.last().unwrap();
-    let why = facts["error"].as_str().unwrap();
+    let why = facts["error"].as_str().unwrap_or_else(|| panic!("{told:?}\n{outcome:?}"));
     assert!(name == "failed" && outcome.stderr.contains(why), "{told:?}\n{}", outcome.stderr);
 
     let port = {
