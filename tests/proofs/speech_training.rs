@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use data::{Cursor, write_wav, write_webp};
+use kernels::ledger::Ledger;
 use kernels::{DType, Device, Tensor};
 use models::dit::animate::POSE;
 use models::dit::control::REFERENCE;
@@ -23,7 +24,7 @@ use trainer::encode::conditions::latents;
 use trainer::encode::conditions::speech::{at_middle_rate, of_frames, pose_latents};
 use trainer::encode::prompt::ClipRequest;
 use trainer::encode::{Encoding, LatentStore, LeftOut};
-use trainer::plan::{Plan, Planned};
+use trainer::plan::{Plan, Planned, bytes_to_listen};
 use trainer::sample::{self, Course, Prompted, SampleConfig, starting_noise};
 use trainer::train;
 use trainer::train::batch::Batches;
@@ -183,6 +184,21 @@ fn each_frame_is_learnt_with_the_sound_at_its_time() {
     let poses = pose_latents(&vae, &pixels.narrow(2, 1, 4).unwrap().contiguous().unwrap()).unwrap();
     let shown = encoded.shown_of_window(0, LeftOut::default()).unwrap();
     assert_same_bits("poses", shown.cond.require(POSE).unwrap(), &poses.squeeze(0).unwrap());
+}
+
+/// The plan tells what listening takes of host memory: to the byte what the encoder takes, weights and all.
+#[test]
+fn the_plan_tells_what_listening_takes() {
+    let ledger = Ledger::new(1);
+    let encoder = SpeechEncoder::seeded(encoder_sizes(), 0, &Device::counted_cpu(ledger.clone())).unwrap();
+    drop(encoder.encode(&tone(110.0, 16_000, 8_000, 0.4)).unwrap());
+    assert_eq!(bytes_to_listen(encoder_sizes(), 0.5).unwrap(), ledger.peak());
+    let published = bytes_to_listen(SpeechSizes::published(), 5.0).unwrap() as f64 / f64::from(1 << 30);
+    assert!((1.2..2.0).contains(&published), "{published} GiB for five seconds: the weights are 1.17");
+    let planned = Plan::make(&Desk::new("", "").project.recipe(), &mut |_, _| {}).unwrap();
+    let told =
+        planned.notes.iter().filter(|note| note.contains("speech encoder runs on the processor")).count();
+    assert_eq!(told, 1, "{:?}", planned.notes);
 }
 
 /// Micro-batches from clips have the same loss and the same gradients on one stage and on two, and the sound is left out of its share.

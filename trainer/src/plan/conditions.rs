@@ -4,13 +4,12 @@ use std::fs;
 use std::path::Path;
 
 use data::{AudioSource, COMPANION_KEYS, CaptionFile, DataConfig, Dataset, ForExpert, LossMasks, SetConfig};
-use models::dit::{Architecture, DitConfig};
+use models::dit::DitConfig;
 use models::expert::Expert;
 use models::published::Beside;
 
 use super::Overrides;
 use crate::base::hub::SCHEME;
-use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::learning::NoiseRange;
 use crate::recipe::Recipe;
@@ -178,23 +177,6 @@ fn are_same(a: &Path, b: &Path) -> Result<bool> {
         return Ok(false);
     }
     Ok(fs::read(a).map_err(|error| read(a, error))? == fs::read(b).map_err(|error| read(b, error))?)
-}
-
-/// What the conditions that stay on the host take of its memory, in a step of `samples` clips with these latents and in the next, which
-/// is prepared meanwhile; nothing for models without such conditions.
-pub(super) fn on_host(dit: &DitConfig, latents: (usize, usize, usize), samples: usize) -> Option<String> {
-    let conditioning = Architecture::conditioning(dit, latents);
-    let numbers = |shape: &Vec<usize>| shape.iter().product::<usize>() as u64;
-    let of_clip: u64 =
-        conditioning.iter().filter(|(role, _)| role.is_on_host()).map(|(_, shape)| 4 * numbers(shape)).sum();
-    (of_clip > 0).then(|| {
-        let of_steps = 2 * samples as u64 * of_clip;
-        format!(
-            "the rays of a camera path take {} of host memory a clip, and {} for the clips of a step and of the next",
-            Bytes(of_clip),
-            Bytes(of_steps)
-        )
-    })
 }
 
 /// The most latent frames beyond a clip's own: the reference pictures of VACE, and the one of Animate; -1 of S2V, whose first frame is

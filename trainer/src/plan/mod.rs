@@ -11,6 +11,7 @@ mod difference;
 mod found;
 mod layout;
 mod noise_levels;
+mod on_host;
 mod overrides;
 mod parts;
 mod preset;
@@ -53,6 +54,7 @@ pub use found::{LongText, TextsToEncode, long_texts, texts_to_encode};
 use layout::with_clip_share;
 pub use layout::{Laid, laid};
 pub use noise_levels::{NoiseLevels, noise_levels};
+pub use on_host::bytes_to_listen;
 pub use overrides::Overrides;
 pub use rest::{BehindSampling, Rest, Split};
 pub use ways::{Wording, checked};
@@ -325,7 +327,7 @@ impl Plan {
         let settled = ways::settled(&task, &machine, asked, &shapes, &rest, has_texts)?;
         model.precision.streamed = settled.streamed;
         let settled = with_clip_share(settled, (&train, &sample), &work, (&task, &machine))?;
-        notes.extend(conditions::on_host(&dit, task.latents, share.batch * work.micro_batches));
+        notes.extend(on_host::notes(&model, (&dataset, &sample.clips), &task)?);
         notes.extend(time::notes(&settled.choice, &work, (&task, &machine), overrides.link));
         let plan = Plan {
             tandem: env!("CARGO_PKG_VERSION").to_owned(),

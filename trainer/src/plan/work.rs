@@ -146,8 +146,11 @@ fn by_tokens(
     // All but the last micro-batch of a step have fewer tokens than it.
     let own = count.div_ceil(replicas as u64);
     let large = own.min(fewest + 1);
+    let range = |from: u64, to: u64| if from == to { from.to_string() } else { format!("{from} to {to}") };
     let note = format!(
-        "a step ends with the micro-batch that brings it to {tokens} tokens: after {fewest} to {count} of them, of {least} to {most} tokens each"
+        "a step ends with the micro-batch that brings it to {tokens} tokens: {} micro-batches of {} tokens each",
+        range(fewest, count),
+        range(least, most)
     );
     Ok(OfClips {
         large: large as usize,
