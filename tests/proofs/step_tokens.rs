@@ -124,7 +124,7 @@ fn replicas_share_the_steps_of_one() {
 #[test]
 fn a_run_tells_the_tokens_of_its_steps() {
     let (project, mut planned) = planned(&by_tokens("steps = 4\n"));
-    let note = "a step ends with the micro-batch that brings it to 20 tokens: after 2 to 4 of them, of 6 to 12 tokens each";
+    let note = "a step ends with the micro-batch that brings it to 20 tokens: 2 to 4 micro-batches of 6 to 12 tokens each";
     assert!(planned.notes.iter().any(|line| line == note), "{:?}", planned.notes);
     let folder = RunFolder::begin(&mut planned.plan).unwrap();
     train::train(&planned, &folder, &Interrupt::default(), &Ui::new(Voice::Json)).unwrap();
