@@ -67,9 +67,9 @@ fn failures_are_told_and_an_address_that_is_gone_is_no_failure() {
         listener.local_addr().unwrap().port()
     };
     let desk = Desk::new();
-    let gone = format!("http://127.0.0.1:{port}/{SECRET}");
+    let gone = format!("http://localhost:{port}/{SECRET}");
     let outcome = desk.succeed(&["train", "recipe.toml", "--webhook", &gone]);
-    assert!(outcome.stderr.contains("127.0.0.1") && !outcome.stderr.contains(SECRET), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("localhost") && !outcome.stderr.contains(SECRET), "{}", outcome.stderr);
 }
 
 #[test]
