@@ -62,10 +62,10 @@ impl Compare {
         let folders: Vec<PathBuf> =
             columns.iter().map(|(column, _)| sample.out().join(&column.folder)).collect();
         let formats = [ClipFormat::Mp4];
-        sample.check_variants(&folders, &names, &comparison::files(sample.out()))?;
         sample.find_networks(&mut job, ui)?;
         let experts: Vec<_> = job.networks.iter().map(|network| network.range.expert()).collect();
         candidates.iter().try_for_each(|candidate| candidate.check(&job.basis.dit, &experts))?;
+        sample.check_variants(&folders, &names, &comparison::files(sample.out()))?;
         // Its place is that of the largest.
         let largest = candidates.iter().max_by_key(|candidate| candidate.bytes());
         for network in &mut job.networks {

@@ -49,8 +49,8 @@ fn listening(model: &BaseModel, (dataset, clips): (&Dataset, &[ClipRequest])) ->
     let sizes = if path.exists() { SpeechEncoder::sizes_at(path, None)? } else { SpeechSizes::published() };
     let bytes = bytes_to_listen(sizes, seconds)?;
     Ok(Some(format!(
-        "the speech encoder runs on the processor: while clips are listened to it takes up to {} of host memory, for {seconds:.1} s of \
-         sound",
+        "the speech encoder runs on the processor: while clips are listened to it takes {} of host memory, for the {seconds:.1} s of \
+         the longest clip; a longer file of sound takes more",
         Bytes(bytes)
     )))
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use data::{Bucket, Clip, Film, read_clip};
+use data::{Bucket, Clip, Mp4Writer, read_clip};
 use serde_json::json;
 
 use crate::error::{Error, Result};
@@ -63,7 +63,7 @@ impl Comparison<'_> {
             rows.push((prompt.clone(), self.columns.iter().map(middle).collect::<Result<_>>()?));
         }
         data::picture_table(&table, &heads, &rows, CELL)?;
-        data::write_mp4(&film, &self.film(folder)?, self.fps)?;
+        self.write_film(&film, folder)?;
         fs::write(&page, self.page()?).map_err(|source| Error::Io {
             action: "write",
             path: page.clone(),
@@ -73,15 +73,15 @@ impl Comparison<'_> {
     }
 
     /// All clips at once: a row for each prompt, as small as they must be. A clip that is shorter than others stands still at its end.
-    fn film(&self, folder: &Path) -> Result<Film> {
-        let first =
-            path(folder, self.columns.first().ok_or_else(nothing)?, self.clips.first().ok_or_else(nothing)?);
-        let size = data::middle_frame(&first)?;
+    fn write_film(&self, film: &Path, folder: &Path) -> Result<()> {
+        let first = self.columns.first().zip(self.clips.first()).ok_or_else(nothing)?;
+        let size = data::middle_frame(&path(folder, first.0, first.1))?;
         let count = [self.columns.len() as u32, self.clips.len() as u32];
         let share = [0, 1].map(|axis| {
             f64::from(WIDEST[axis] / count[axis]) / f64::from([size.width(), size.height()][axis])
         });
         let scale = share[0].min(share[1]).min(1.0);
+        // H.264 has no odd sides.
         let even = |side: u32| ((f64::from(side) * scale) as u32 & !1).max(2);
         let (width, height) = (even(size.width()), even(size.height()));
         let mut cells = Vec::new();
@@ -91,21 +91,23 @@ impl Comparison<'_> {
             }
         }
         let frames = cells.iter().map(|cell| cell.bucket.frames as usize).max().unwrap_or(1);
-        let (whole, row) = ((width * count[0]) as usize * 3, width as usize * 3);
-        let mut rgb = vec![0; frames * whole * (height * count[1]) as usize];
-        for (index, cell) in cells.iter().enumerate() {
-            let (left, top) =
-                (index % self.columns.len() * row, index / self.columns.len() * height as usize);
-            let own: Vec<&[u8]> = cell.frames().collect();
-            for frame in 0..frames {
-                let Some(picture) = own.get(frame).or(own.last()) else { continue };
-                for (line, pixels) in picture.chunks_exact(row).enumerate() {
-                    let at = (frame * (height * count[1]) as usize + top + line) * whole + left;
-                    rgb[at..at + row].copy_from_slice(pixels);
+        let (line, lines) = (3 * width as usize, height as usize);
+        let whole = line * self.columns.len();
+        let mut writer = Mp4Writer::new(film, width * count[0], height * count[1], self.fps)?;
+        let mut rgb = vec![0; whole * lines * self.clips.len()];
+        for frame in 0..frames {
+            for (index, cell) in cells.iter().enumerate() {
+                let (left, top) = (index % self.columns.len() * line, index / self.columns.len() * lines);
+                let last = (cell.bucket.frames as usize).saturating_sub(1);
+                let Some(picture) = cell.frames().nth(frame.min(last)) else { continue };
+                for (number, pixels) in picture.chunks_exact(line).enumerate() {
+                    let at = (top + number) * whole + left;
+                    rgb[at..at + line].copy_from_slice(pixels);
                 }
             }
+            writer.push(&rgb)?;
         }
-        Film::new(width * count[0], height * count[1], rgb).ok_or_else(nothing)
+        Ok(writer.finish(None)?)
     }
 
     fn cell(&self, path: &Path, (width, height): (u32, u32)) -> Result<Clip> {
